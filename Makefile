@@ -1,0 +1,48 @@
+# moslora: every command a fresh clone needs. Only python3 (3.11 or newer) and make have to be there.
+#
+#   make quickstart    install, then train, score and merge a small real model
+#   make test          install with the development tools, then run the tests
+#   make setup         only the installation of `make test`
+#   make lint          style, types and the import contract
+#
+# Another interpreter: make PYTHON=python3.12 <target>
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: quickstart test setup lint
+
+quickstart: $(VENV)/installed
+	$(BIN)/moslora quickstart
+
+# The heavy tests hold a model each: two workers fit a small machine.
+test: $(VENV)/installed-dev
+	$(BIN)/pytest -n 2 --dist worksteal
+
+setup: $(VENV)/installed-dev
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The stamps: what pyproject.toml asks for is installed again only when it has changed.
+$(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg
+	@echo "Installing moslora and its dependencies into $(VENV); torch is large, so this takes some minutes the first time"
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/pyvenv.cfg
+	@echo "Installing moslora with its development tools into $(VENV); torch is large, so this takes some minutes the first time"
+	$(PIP) install -e '.[dev]'
+	@touch $(VENV)/installed $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "moslora needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@echo "Creating the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
