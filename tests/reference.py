@@ -1,0 +1,86 @@
+"""The authorities: small models, and methods re-derived from their equations in plain tensor algebra."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+
+
+def tiny_llama(
+    *, seed: int = 0, dtype: torch.dtype = torch.float32, vocab_size: int = 320, layers: int = 2
+) -> LlamaForCausalLM:
+    """A random LLaMA with grouped-query attention, large enough weights to make outputs differ."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.to(dtype).eval()
+
+
+def token_batch(model: LlamaForCausalLM, *, rows: int = 3, length: int = 11, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
+
+
+@torch.no_grad()
+def perturb(parameters: Iterable[nn.Parameter], *, seed: int = 0, size: float = 0.05) -> None:
+    """Moves parameters off their start, where B = 0 would hide almost any mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.add_((size * noise).to(parameter))
+
+
+class OfficialLayer(nn.Module):
+    """The released layer's equations: ``result += lora_B(lora_AB(lora_A(dropout(x)))) * scaling``.
+
+    Source: wutaiqiang/MoSLoRA, ``commonsense_reasoning/peft/src/peft/tuners/lora.py``, ``Linear.forward``.
+    """
+
+    def __init__(self, base: nn.Linear, *, a: Tensor, m: Tensor, b: Tensor, scaling: float) -> None:
+        super().__init__()
+        self.base = base
+        self.scaling = scaling
+        self.lora_A = nn.Linear(a.shape[1], a.shape[0], bias=False)
+        self.lora_AB = nn.Linear(m.shape[1], m.shape[0], bias=False)
+        self.lora_B = nn.Linear(b.shape[1], b.shape[0], bias=False)
+        for linear, weight in ((self.lora_A, a), (self.lora_AB, m), (self.lora_B, b)):
+            linear.weight = nn.Parameter(weight.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = F.linear(x, self.base.weight, self.base.bias)
+        result += self.lora_B(self.lora_AB(self.lora_A(x))) * self.scaling
+        return result
+
+
+def regression_loss(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """A non-linear loss of ΔW on fixed data: what an adapter sees of a network around it."""
+    generator = torch.Generator().manual_seed(7)
+    out_features, in_features = weight.shape
+    x = torch.randn(40, in_features, generator=generator, dtype=torch.float64)
+    y = torch.randn(40, out_features, generator=generator, dtype=torch.float64)
+
+    def loss(delta: Tensor) -> Tensor:
+        return ((torch.tanh(x @ (weight + delta).T) - y) ** 2).mean()
+
+    return loss

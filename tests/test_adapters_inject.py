@@ -1,0 +1,138 @@
+"""Injection: what is chosen, what is frozen, what is drawn, and what is said when nothing fits."""
+
+import pytest
+import torch
+from torch import nn
+
+from moslora.adapters import (
+    MIXERS,
+    adapter_state_dict,
+    inject,
+    load_adapter_state_dict,
+    mixers,
+    named_adapters,
+)
+from moslora.model import meta_model
+from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+
+DENSE = {"kind": "dense"}
+
+
+def test_llama_3_8b_has_the_published_number_of_parameters() -> None:
+    """28,311,552 for LoRA r 16 on q, k, v, up, down, and 5 · 16² · 32 = 40,960 for the mixers (released recipe)."""
+    counts = {}
+    for kind in ("identity", "dense"):
+        model = meta_model("meta-llama/Meta-Llama-3-8B")
+        inject(model, rank=16, alpha=32, mixer={"kind": kind}, target_modules=PROJECTIONS)
+        counts[kind] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts == {"identity": 28_311_552, "dense": 28_311_552 + 40_960}
+
+
+def test_a_folded_mixer_costs_nothing_on_the_meta_device_either() -> None:
+    model = meta_model("smollm2-135m-instruct")
+    inject(model, rank=4, alpha=4, mixer={"kind": "dense", "train": "folded"}, target_modules=["q_proj"])
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 30 * 4 * (576 + 576)
+
+
+def test_names_and_expressions_choose_the_same_layers() -> None:
+    by_name, by_expression = tiny_llama(), tiny_llama()
+    options = {"rank": 4, "alpha": 8, "mixer": DENSE}
+    names = inject(by_name, target_modules=["q_proj", "v_proj"], **options)
+    assert names == inject(by_expression, target_modules=r".*\.(q|v)_proj", **options)
+    assert len(names) == 4
+    trainable = {name for name, p in by_name.named_parameters() if p.requires_grad}
+    assert trainable == {f"{n}.{part}" for n in names for part in ("lora_a", "lora_b", "mixer.weight")}
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "qq_proj"], r".*\.nothing", []])
+def test_what_matches_nothing_is_an_error_that_lists_what_there_is(targets: object) -> None:
+    with pytest.raises(ValueError, match=r"this model has down_proj, gate_proj, k_proj, lm_head, o_proj"):
+        inject(tiny_llama(), rank=4, alpha=8, mixer=DENSE, target_modules=targets)  # type: ignore[arg-type]
+
+
+def test_injecting_twice_is_refused() -> None:
+    model = tiny_llama()
+    inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="adapters already"):
+        inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["v_proj"])
+
+
+def test_draws_of_the_factors_depend_on_seed_and_layer_only() -> None:
+    def factors(seed: int, mixer: dict[str, object], targets: list[str]) -> dict[str, torch.Tensor]:
+        model = tiny_llama()
+        torch.manual_seed(int(torch.randint(1000, ())))  # the global generator has no say
+        inject(model, rank=4, alpha=8, mixer=mixer, target_modules=targets, seed=seed)
+        return {name: layer.lora_a.detach() for name, layer in named_adapters(model)}
+
+    first = factors(0, DENSE, ["q_proj", "k_proj"])
+    assert all(first[name].equal(a) for name, a in factors(0, {"kind": "identity"}, ["q_proj"]).items())
+    assert not any(first[name].equal(a) for name, a in factors(1, DENSE, ["q_proj"]).items())
+    q, other = (first[f"model.layers.{i}.self_attn.q_proj"] for i in range(2))
+    assert not q.equal(other)
+
+
+def test_folded_at_init_starts_from_the_same_function_as_learned() -> None:
+    models = {}
+    for train in ("learned", "folded"):
+        model = tiny_llama()
+        inject(model, rank=4, alpha=8, mixer={"kind": "dense", "train": train}, target_modules=["q_proj"])
+        perturb((layer.lora_b for _, layer in named_adapters(model)), size=1)
+        models[train] = model
+    ids = token_batch(models["learned"])
+    torch.testing.assert_close(models["learned"](ids).logits, models["folded"](ids).logits, rtol=1e-5, atol=1e-5)
+    assert not any("mixer" in key for key in adapter_state_dict(models["folded"]))
+
+
+@pytest.mark.parametrize(("m", "b", "message"), [(0.0, True, "saddle"), (1.0, False, "differ from the base")])
+def test_exactly_one_of_b_and_m_starts_at_zero(
+    monkeypatch: pytest.MonkeyPatch, m: float, b: bool, message: str
+) -> None:
+    """A mixer class that declares its start wrongly is found out by its values."""
+
+    class Liar(mixers.DenseMixer):
+        def __init__(self, *, rank: int, rank_out: int | None = None) -> None:
+            super().__init__(rank=rank, rank_out=rank_out)
+            self.zero_at_init = not b
+
+        def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+            nn.init.constant_(self.weight, m)
+
+    monkeypatch.setitem(MIXERS, "liar", Liar)
+    with pytest.raises(ValueError, match=message):
+        inject(tiny_llama(), rank=4, alpha=8, mixer={"kind": "liar"}, target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_adapters_stay_float32_over_any_base_and_every_part_gets_a_gradient(dtype: torch.dtype) -> None:
+    model = tiny_llama(dtype=dtype)
+    inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=PROJECTIONS)
+    perturb((p for p in model.parameters() if p.requires_grad), size=0.1)
+    logits = model(token_batch(model)).logits
+    assert logits.dtype == dtype
+    logits.float().logsumexp(-1).sum().backward()
+    for name, layer in named_adapters(model):
+        for part in (layer.lora_a, layer.lora_b, layer.mixer.weight):
+            assert part.dtype == torch.float32 and part.grad is not None and part.grad.any(), name
+        assert layer.base.weight.grad is None
+
+
+def test_loading_is_strict_and_lists_every_fault() -> None:
+    model = tiny_llama()
+    inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["q_proj"])
+    state = {key: value.clone() + 1 for key, value in adapter_state_dict(model).items()}
+    load_adapter_state_dict(model, state)
+    assert all(value.equal(state[key]) for key, value in adapter_state_dict(model).items())
+
+    first = "model.layers.0.self_attn.q_proj"
+    del state[f"{first}.mixer.weight"]
+    state[f"{first}.lora_a"] = state[f"{first}.lora_a"][:2]
+    state["model.layers.9.lora_a"] = torch.zeros(1)
+    before = {key: value.clone() for key, value in adapter_state_dict(model).items()}
+    with pytest.raises(ValueError) as caught:
+        load_adapter_state_dict(model, state)
+    assert str(caught.value).splitlines() == [
+        f"{first}.lora_a: shape (2, 48), the model has (4, 48)",
+        f"{first}.mixer.weight: missing",
+        "model.layers.9.lora_a: no such adapter weight in this model",
+    ]
+    assert all(value.equal(before[key]) for key, value in adapter_state_dict(model).items())

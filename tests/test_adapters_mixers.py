@@ -1,0 +1,126 @@
+"""The mixers against their definitions, in float64 and with asymmetric, where possible rectangular, matrices."""
+
+import pytest
+import torch
+from torch import nn
+
+from moslora.adapters import MIXERS, AdapterLinear, build_mixer, fold, fold_into_a
+from reference import perturb
+
+CASES = {
+    "identity": {"kind": "identity", "rank": 6},
+    "butterfly": {"kind": "butterfly", "rank": 6, "blocks": 3},
+    "butterfly-normalized": {"kind": "butterfly", "rank": 6, "blocks": 2, "normalize": True},
+    "dense": {"kind": "dense", "rank": 6},
+    "dense-rectangular": {"kind": "dense", "rank": 6, "rank_out": 4},
+    "dense-zeros": {"kind": "dense", "rank": 6, "rank_out": 8, "init": "zeros"},
+}
+
+
+def layer_of(case: str, *, dtype: torch.dtype = torch.float64, bias: bool = True) -> AdapterLinear:
+    torch.manual_seed(0)
+    layer = AdapterLinear(nn.Linear(10, 7, bias=bias), mixer=build_mixer(**CASES[case]), scale=1.7).to(dtype)
+    layer.reset_parameters()
+    perturb([layer.lora_a, layer.lora_b, *layer.mixer.parameters()], size=0.5)
+    return layer
+
+
+def definition(case: str, layer: AdapterLinear) -> torch.Tensor:
+    """M written out from the mixer's definition alone."""
+    rank = layer.mixer.rank_in
+    eye = torch.eye(rank, dtype=torch.float64)
+    match case:
+        case "identity":
+            return eye
+        case "butterfly":
+            return sum(torch.roll(eye, 2 * shift, 0) for shift in range(3))
+        case "butterfly-normalized":
+            return (eye + torch.roll(eye, 3, 0)) / 2
+        case _:
+            return dict(layer.mixer.named_parameters())["weight"].detach()
+
+
+def test_every_registered_mixer_is_covered() -> None:
+    assert {case["kind"] for case in CASES.values()} == set(MIXERS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_matrix_forward_and_delta_agree_with_the_definition(case: str) -> None:
+    layer = layer_of(case)
+    m = definition(case, layer)
+    x = torch.randn(2, 5, 10, dtype=torch.float64)
+    delta = 1.7 * layer.lora_b @ m @ layer.lora_a
+    torch.testing.assert_close(layer.mixer.matrix().double(), m, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(layer(x), layer.base(x) + x @ delta.T, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fold_is_a_plain_lora_pair_with_the_same_delta(case: str) -> None:
+    layer = layer_of(case)
+    pair = fold(layer)
+    torch.testing.assert_close(pair.scale * pair.b @ pair.a, layer.delta_weight(), rtol=1e-10, atol=1e-12)
+    expected_rank = {"butterfly": 2, "butterfly-normalized": 3}.get(case, layer.mixer.rank_out)
+    assert pair.a.shape == (expected_rank, 10) and pair.b.shape == (7, expected_rank)
+
+
+def test_folding_in_place_keeps_the_function_and_refuses_a_rectangle() -> None:
+    layer = layer_of("dense")
+    before = layer.delta_weight().detach().clone()
+    fold_into_a(layer)
+    assert not list(layer.mixer.parameters())
+    torch.testing.assert_close(layer.delta_weight(), before, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="4 × 6"):
+        fold_into_a(layer_of("dense-rectangular"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_one_factor_has_a_gradient_at_the_start(case: str) -> None:
+    layer = AdapterLinear(nn.Linear(10, 7), mixer=build_mixer(**CASES[case]), scale=1.0)
+    layer.reset_parameters()
+    assert not layer.delta_weight().any()
+    layer(torch.randn(5, 10)).square().sum().backward()
+    moved = {name for name, p in layer.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == ({"mixer.weight"} if case == "dense-zeros" else {"lora_b"})
+
+
+def test_gains_of_the_dense_initialisations() -> None:
+    """E‖Mh‖²/‖h‖² = ‖M‖²_F / rank_in, over 300 draws of 16 × 16."""
+    gains = {}
+    for init in ("kaiming", "orthogonal", "identity", "xavier", "normal"):
+        mixer = build_mixer(kind="dense", rank=16, init=init)
+        generator = torch.Generator().manual_seed(3)
+        total = 0.0
+        for _ in range(300):
+            mixer.reset_parameters(generator)
+            total += mixer.matrix().square().sum().item() / 16
+        gains[init] = total / 300
+    assert gains["kaiming"] == pytest.approx(1 / 3, abs=0.005)
+    assert gains["orthogonal"] == pytest.approx(1, abs=1e-5) and gains["identity"] == 1
+    assert gains["xavier"] == pytest.approx(1, abs=0.02) and gains["normal"] == pytest.approx(16, abs=0.3)
+
+
+def test_rectangular_orthogonal_has_orthonormal_rows() -> None:
+    mixer = build_mixer(kind="dense", rank=8, rank_out=5, init="orthogonal")
+    mixer.reset_parameters(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixer.matrix() @ mixer.matrix().T, torch.eye(5), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "butterfly", "rank": 6, "blocks": 4}, "rank 6 does not split into 4 blocks"),
+        ({"kind": "identity", "rank": 6, "rank_out": 4}, "square"),
+        ({"kind": "dense", "rank": 6, "init": "zeros", "train": "frozen"}, "stays zero"),
+        ({"kind": "denes", "rank": 6}, "no mixer is called 'denes'; there are identity, butterfly, dense"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_mixer(**options)  # type: ignore[arg-type]
+
+
+def test_frozen_mixer_has_no_gradient_but_is_kept_in_the_state() -> None:
+    layer = AdapterLinear(nn.Linear(4, 4), mixer=build_mixer(kind="dense", rank=2, train="frozen"), scale=1.0)
+    assert "mixer.weight" in layer.state_dict()
+    assert not layer.mixer.weight.requires_grad
