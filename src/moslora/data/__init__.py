@@ -1,0 +1,1 @@
+"""Sources -> `moslora.tasks.Example` -> token ids and labels."""

@@ -1,0 +1,157 @@
+"""Text to token ids and labels.
+
+Prompt and answer are encoded apart, so that the first answer token, and with it the label mask, is exact. For
+that the prompt has to be a token prefix of the whole text, which the tests check; the one format without this
+property (``Format.joint``) is encoded as one string and split by character offsets.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from moslora.errors import UsageError
+from moslora.prompts import Format
+from moslora.tasks import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, and its by-products stay small
+
+IGNORE_INDEX = -100
+"""Label of a position without loss (PyTorch's default ``ignore_index``)."""
+
+LossOn = Literal["response", "all"]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token ids of one prompt with its answer.
+
+    Attributes:
+        ids: BOS if the tokenizer adds one, prompt, answer, EOS if asked for.
+        answer_start: position of the first answer token.
+        truncated: whether the prompt was cut.
+    """
+
+    ids: list[int]
+    answer_start: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A training row. ``labels[i]`` (not shifted) is ``input_ids[i]``, or `IGNORE_INDEX` for no loss."""
+
+    id: str
+    task: str
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+
+
+class Encoder:
+    """A tokenizer with a length limit that never costs the answer.
+
+    Args:
+        tokenizer: a fast tokenizer. BOS is prepended if, and only if, the tokenizer itself does so.
+        max_length: most tokens of a text, special ones included; None for no limit. A longer text loses the
+            start of its prompt (behind BOS), because the end holds the question and the answer.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None) -> None:
+        if not tokenizer.is_fast:
+            raise UsageError(f"{tokenizer.name_or_path}: moslora needs a fast tokenizer (a tokenizer.json)")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        bos = tokenizer.bos_token_id
+        self._bos = [bos] if bos is not None and tokenizer("a").input_ids[0] == bos else []
+
+    def encode(self, prompt: str, answer: str, *, joint: bool = False, eos: bool = True) -> EncodedText:
+        """One text; see `encode_all`."""
+        return self.encode_all([(prompt, answer)], joint=joint, eos=eos)[0]
+
+    def encode_all(
+        self, texts: Sequence[tuple[str, str]], *, joint: bool = False, eos: bool = True
+    ) -> list[EncodedText]:
+        """Encode (prompt, answer) pairs in batches, which the tokenizer runs in parallel.
+
+        Args:
+            texts: pairs; an answer may be empty.
+            joint: encode each pair as one string; the answer starts at the first token that reaches into it.
+            eos: append the end-of-sequence token, so that a model learns to stop.
+
+        Raises:
+            UsageError: answers alone exceed ``max_length``; it says how many, and what they need.
+        """
+        if joint:
+            pairs = self._split_by_offsets(texts)
+        else:
+            # Options of one question share their prompt, and few labels make all answers: each text once.
+            distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+            ids = dict(zip(distinct, self._token_ids(distinct), strict=True))
+            pairs = [(ids[prompt], ids[answer]) for prompt, answer in texts]
+        end = [self._eos()] if eos else []
+        self._check_room([len(answer) + len(end) for _, answer in pairs])
+        return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = []
+        for begin in range(0, len(texts), _CHUNK):
+            ids += self.tokenizer(texts[begin : begin + _CHUNK], add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _split_by_offsets(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        pairs = []
+        for begin in range(0, len(texts), _CHUNK):
+            chunk = texts[begin : begin + _CHUNK]
+            wholes = [prompt + answer for prompt, answer in chunk]
+            encoded = self.tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
+            ids_and_offsets = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            for (prompt, _), (ids, offsets) in zip(chunk, ids_and_offsets, strict=True):
+                start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+                pairs.append((ids[:start], ids[start:]))
+        return pairs
+
+    def _check_room(self, lengths: list[int]) -> None:
+        needed = [len(self._bos) + length for length in lengths]
+        over = [length for length in needed if self.max_length is not None and length > self.max_length]
+        if over:
+            raise UsageError(
+                f"data.max_length={self.max_length} is too small for {len(over)} of {len(needed)} answers by "
+                f"themselves, and an answer is never cut: the longest needs data.max_length={max(over)}"
+            )
+
+    def _assemble(self, prompt: list[int], answer: list[int]) -> EncodedText:
+        kept = prompt
+        if self.max_length is not None:
+            room = self.max_length - len(self._bos) - len(answer)
+            kept = prompt[max(0, len(prompt) - room) :]
+        start = len(self._bos) + len(kept)
+        return EncodedText([*self._bos, *kept, *answer], start, truncated=len(kept) < len(prompt))
+
+    def _eos(self) -> int:
+        eos: int | None = self.tokenizer.eos_token_id
+        if eos is None:
+            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer names no end-of-sequence token")
+        return eos
+
+
+def encode_examples(examples: Iterable[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
+    """Training rows: the right option with EOS behind it, whose label is kept.
+
+    Args:
+        examples: rows, in the order of the result.
+        format: a value of `moslora.prompts.FORMATS`.
+        encoder: tokenizer and length limit.
+        loss_on: "response" masks the prompt; "all" trains on every token, as LLM-Adapters does.
+    """
+    examples = list(examples)
+    options = [format.train(example) for example in examples]
+    texts = encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
+    rows = []
+    for example, text in zip(examples, texts, strict=True):
+        masked = text.answer_start if loss_on == "response" else 0
+        labels = [IGNORE_INDEX] * masked + text.ids[masked:]
+        rows.append(Encoded(example.id, example.task, text.ids, labels, text.truncated))
+    return rows

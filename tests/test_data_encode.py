@@ -1,0 +1,168 @@
+"""Token ids and label masks: prompt and answer apart give the tokens of the whole text, and answers stay whole."""
+
+from functools import cache
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase
+
+from data_kit import TOKENIZERS, hub_examples, llama3, sample, smollm2
+from evaluation_kit import tokenizer as small_tokenizer
+from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
+from moslora.data.show import show_example
+from moslora.errors import UsageError
+from moslora.prompts import FORMATS, Option
+from moslora.tasks import COMMONSENSE, Example
+
+CLEAN = [(task, format) for format in ("label", "cloze") for task in COMMONSENSE] + [("boolq", "cloze-passage")]
+
+
+@cache
+def questions(task: str) -> list[Example]:
+    """300 of the training set, 100 of the test set, and raw ones where the hub's text differs."""
+    raw = hub_examples(task)[-100:] if task == "hellaswag" else []
+    return sample(task, "train", 300) + sample(task, "test", 100) + raw
+
+
+def texts(task: str, format: str) -> list[Option]:
+    """Every option as evaluated and the right one as trained."""
+    rendered = FORMATS[format]
+    return [option for example in questions(task) for option in (*rendered.options(example), rendered.train(example))]
+
+
+@pytest.mark.parametrize(("task", "format"), CLEAN)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_prompt_is_a_token_prefix_of_the_whole_text(name: str, task: str, format: str) -> None:
+    encoder = Encoder(TOKENIZERS[name](), max_length=None)
+    pairs = [(option.prompt, option.answer) for option in texts(task, format)]
+    assert encoder.encode_all(pairs) == encoder.encode_all(pairs, joint=True)
+
+
+@pytest.mark.parametrize("task", COMMONSENSE)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_one_token_decides_between_labels(name: str, task: str) -> None:
+    """The answers of a question agree but for their last token, one token each: what `rank` compares."""
+    encoder = Encoder(TOKENIZERS[name](), max_length=None)
+    for example in questions(task)[:50]:
+        pairs = [(option.prompt, option.answer) for option in FORMATS["label"].options(example)]
+        answers = [text.ids[text.answer_start :] for text in encoder.encode_all(pairs, eos=False)]
+        assert len({tuple(answer[:-1]) for answer in answers}) == 1
+        assert len({answer[-1] for answer in answers}) == len(answers)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "prompted"),
+    [
+        ("smollm2", ["\n" + 15 * " ", " the"], [":", "\n" + 16 * " "]),
+        ("llama3", [15 * " ", " the"], [":\n", 16 * " "]),
+    ],
+)
+def test_llm_adapters_prompts_are_no_token_prefix(name: str, trained: list[str], prompted: list[str]) -> None:
+    """Where their evaluation leaves what was trained: the last of 16 spaces, and before that the request's line."""
+    tokenizer = TOKENIZERS[name]()
+    encoder, format = Encoder(tokenizer, max_length=None), FORMATS["llm-adapters"]
+    for task in COMMONSENSE:
+        for example in questions(task)[:20]:
+            option = format.train(example)
+            text = encoder.encode(option.prompt, option.answer, joint=True, eos=False)
+            around = [tokenizer.decode([id]) for id in text.ids[text.answer_start - 1 :][:2]]
+            assert around == trained
+            assert encoder.encode(option.prompt, option.answer, eos=False) != text
+
+            prompt = encoder.encode(format.generation_prompt(example), "", eos=False).ids
+            assert [tokenizer.decode([id]) for id in prompt[-2:]] == prompted
+            parted = next(i for i, (a, b) in enumerate(zip(prompt, text.ids, strict=False)) if a != b)
+            assert parted == 18  # behind "… completes the request."
+
+
+def test_llama3_boundary_ids() -> None:
+    """The ids themselves: 394 is 15 spaces, 279 " the"; 338 is 16 spaces, after which it would be 1820 "the"."""
+    tokenizer, format = llama3(), FORMATS["llm-adapters"]
+    example = questions("boolq")[0]
+    option = format.train(example)
+    text = Encoder(tokenizer, max_length=None).encode(option.prompt, option.answer, joint=True, eos=False)
+    assert text.ids[text.answer_start - 1 :][:2] == [394, 279]
+    assert tokenizer(format.generation_prompt(example)).input_ids[-1] == 338
+
+
+def test_training_rows_end_with_eos_and_mask_the_prompt() -> None:
+    tokenizer = smollm2()
+    examples = questions("arc_easy")
+    encoder = Encoder(tokenizer, max_length=512)
+    on_response = encode_examples(examples, FORMATS["label"], encoder, loss_on="response")
+    on_all = encode_examples(examples, FORMATS["label"], encoder, loss_on="all")
+    for example, row, whole in zip(examples, on_response, on_all, strict=True):
+        assert (row.id, row.task, row.truncated) == (example.id, "arc_easy", False)
+        assert row.input_ids == whole.input_ids == whole.labels
+        kept = [label for label in row.labels if label != IGNORE_INDEX]
+        assert row.labels == [IGNORE_INDEX] * (len(row.labels) - len(kept)) + kept
+        option = FORMATS["label"].train(example)
+        assert tokenizer.decode(kept) == option.answer + tokenizer.eos_token
+        assert kept[-1] == row.input_ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_prompt_gives_way_never_the_answer(joint: bool) -> None:
+    tokenizer = smollm2()
+    prompt, answer = "one two three four five six seven\n", "the correct answer is true"
+    whole = Encoder(tokenizer, max_length=None).encode(prompt, answer, joint=joint)
+    assert not whole.truncated
+    length = len(whole.ids)
+    answer_ids = whole.ids[whole.answer_start :]
+    for limit in range(len(answer_ids), length + 2):
+        text = Encoder(tokenizer, max_length=limit).encode(prompt, answer, joint=joint)
+        assert text.ids == whole.ids[max(0, length - limit) :]
+        assert text.ids[text.answer_start :] == answer_ids
+        assert text.truncated == (limit < length)
+    with pytest.raises(UsageError, match=rf"the longest needs data\.max_length={len(answer_ids)}$"):
+        Encoder(tokenizer, max_length=len(answer_ids) - 1).encode(prompt, answer, joint=joint)
+
+
+def test_too_long_answers_are_counted_and_the_mend_is_a_number() -> None:
+    encoder = Encoder(smollm2(), max_length=8)
+    texts = [("q", "short"), ("q", "one two three four five six seven eight nine"), ("q", " ".join("ab" * 20))]
+    needed = max(len(text.ids) - text.answer_start for text in Encoder(smollm2(), max_length=None).encode_all(texts))
+    with pytest.raises(UsageError, match=rf"2 of 3 answers.*data\.max_length={needed}"):
+        encoder.encode_all(texts)
+
+
+def with_bos_and_eos() -> PreTrainedTokenizerBase:
+    """The small tokenizer with a post-processor that wraps every text."""
+    from copy import deepcopy
+
+    tokenizer = deepcopy(small_tokenizer())
+    tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<end>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <end>",
+        special_tokens=[("<bos>", tokenizer.bos_token_id), ("<end>", tokenizer.eos_token_id)],
+    )
+    return tokenizer
+
+
+def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
+    tokenizer = with_bos_and_eos()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    encoder = Encoder(tokenizer, max_length=None)
+    whole = encoder.encode("a red fox sat near", " the bridge")
+    assert whole.ids[0] == bos and whole.ids[-1] == eos
+    assert whole.ids.count(bos) == 1 and whole.ids.count(eos) == 1
+    assert encoder.encode("a red fox sat near", " the bridge", eos=False).ids == whole.ids[:-1]
+    cut = Encoder(tokenizer, max_length=len(whole.ids) - 2).encode("a red fox sat near", " the bridge")
+    assert cut.ids == [bos, *whole.ids[3:]] and cut.truncated
+    assert cut.answer_start == whole.answer_start - 2
+    assert llama3().bos_token_id not in Encoder(llama3(), max_length=None).encode("a", "b").ids
+
+
+def test_show_prints_text_tokens_mask_and_options() -> None:
+    shown = show_example("arc_easy", tokenizer=smollm2(), split="train", row=0, max_length=20)
+    assert shown.startswith(
+        "arc_easy/train/0   format label, 20 tokens, the start of the prompt cut, loss on 7 of them"
+    )
+    assert "loss  ' correct'" in shown and "-  '\\n'" in shown
+    assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
+    with pytest.raises(UsageError, match="rows 0 to 2250, not 5000"):
+        show_example("arc_easy", tokenizer=smollm2(), row=5000)
+    with pytest.raises(UsageError, match="format=cloz: known: label"):
+        show_example("arc_easy", tokenizer=smollm2(), format="cloz")
+    with pytest.raises(UsageError, match="give one set"):
+        show_example("commonsense", tokenizer=smollm2())

@@ -1,0 +1,42 @@
+"""Caps and validation rows: random, reproducible, and never overlapping."""
+
+from dataclasses import replace
+
+import pytest
+
+from evaluation_kit import make_examples
+from moslora.data.select import cap, set_aside
+from moslora.errors import UsageError
+
+EXAMPLES = make_examples("boolq", 40) + make_examples("obqa", 30)
+
+
+def ids(examples: list) -> list[str]:  # type: ignore[type-arg]
+    return [example.id for example in examples]
+
+
+def test_a_cap_draws_from_each_task_and_a_larger_one_keeps_the_smaller() -> None:
+    small, large = cap(EXAMPLES, rows=10, seed=1), cap(EXAMPLES, rows=35, seed=1)
+    assert [sum(e.task == task for e in small) for task in ("boolq", "obqa")] == [10, 10]
+    assert [sum(e.task == task for e in large) for task in ("boolq", "obqa")] == [35, 30]
+    assert set(ids(small)) < set(ids(large))
+    assert ids(small) != ids(EXAMPLES)[:10] + ids(EXAMPLES)[40:50], "a draw, not the beginning"
+    assert ids(small) == sorted(ids(small), key=ids(EXAMPLES).index), "in the source's order"
+    assert ids(cap(EXAMPLES, rows=10, seed=2)) != ids(small)
+    assert len(cap(EXAMPLES, rows={"boolq": 3}, seed=1)) == 33
+    assert cap(EXAMPLES, rows=None, seed=1) == EXAMPLES
+
+
+def test_validation_rows_are_set_aside_with_all_their_repetitions() -> None:
+    repeated = EXAMPLES + [replace(example, id=f"{example.id}-again") for example in EXAMPLES]
+    train, validation = set_aside(repeated, validation_rows=12, seed=0)
+    assert len(validation) == 12
+    originals = {example.id.removesuffix("-again") for example in validation}
+    assert not originals & {example.id.removesuffix("-again") for example in train}
+    assert len(train) == 140 - 2 * len(originals)
+    assert ids(set_aside(repeated, validation_rows=12, seed=1)[1]) != ids(validation)
+
+
+def test_something_has_to_be_left() -> None:
+    with pytest.raises(UsageError, match="validation_rows = 70, but there are 70"):
+        set_aside(EXAMPLES, validation_rows=70, seed=0)

@@ -1,0 +1,144 @@
+"""The real rows: equal to LLM-Adapters' files by git blob id, and to the hub's rows one by one."""
+
+import re
+from typing import Literal
+
+import pytest
+
+from data_kit import hub_examples, rows
+from moslora.data import wheel
+from moslora.data.fetch import DATA_WHEEL
+from moslora.data.sources import blob_id, data_hash, differences, load_examples, load_training, row_counts
+from moslora.errors import UsageError
+from moslora.prompts import instruction, parse_instruction
+from moslora.tasks import COMMONSENSE, TASKS, Split
+
+DIFFERENT = {("hellaswag", "train"), ("winogrande", "train")}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("task", COMMONSENSE)
+def test_git_blob_id(task: str, split: Split) -> None:
+    """14 of LLM-Adapters' 16 files, to the byte; the two others are known to differ, and have to be named."""
+    raw = (task, split) == ("hellaswag", "test")
+    same = blob_id(hub_examples(task) if raw else rows(task, split)) == TASKS[task].blob_ids[split]
+    assert same == ((task, split) not in DIFFERENT)
+    if not same:
+        assert any(line.startswith(f"{task}:") for line in differences("wheel", [task]))
+
+
+def test_blob_id_is_gits() -> None:
+    assert blob_id([]) == "0637a088a01e8ddab3bf3fa98dbe804cbde1a0dc"  # echo -n '[]' | git hash-object --stdin
+
+
+def test_differences_are_said_for_the_chosen_tasks_only() -> None:
+    assert differences("wheel", ["boolq", "piqa", "arc_easy"]) == []
+    assert [line.split(":")[0] for line in differences("wheel", COMMONSENSE)] == ["hellaswag", "winogrande"]
+    assert [line.split(":")[0] for line in differences("hub", COMMONSENSE)] == ["winogrande"]
+    assert "53,990" in differences("wheel", ["winogrande"], winogrande="nested")[0]
+    assert differences("/some/folder", COMMONSENSE) == []
+
+
+@pytest.mark.parametrize("task", COMMONSENSE)
+def test_rows_are_complete_and_their_ids_unique(task: str) -> None:
+    for split, count in TASKS[task].rows.items():
+        examples = rows(task, split)
+        assert [example.id for example in examples] == [f"{task}/{split}/{row}" for row in range(count)]
+        assert all(0 <= example.gold < len(example.choices) <= 5 for example in examples)
+
+
+def clean_hellaswag(text: str) -> str:
+    """The preprocessing that the wheel's makers applied; lm-eval's lacks the first replacement."""
+    text = text.strip().replace(". [title]", ". ").replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+@pytest.mark.parametrize("task", COMMONSENSE)
+def test_hub_rows_and_wheel_rows_are_the_same_examples(task: str) -> None:
+    """On every set's whole validation split; HellaSwag's through the known cleaning."""
+    split: Split = "test" if TASKS[task].splits["test"] == "validation" else "dev"
+    from_hub, from_wheel = hub_examples(task), rows(task, split)
+    assert len(from_hub) == len(from_wheel) == TASKS[task].rows[split]
+    for hub, ours in zip(from_hub, from_wheel, strict=True):
+        assert (hub.id, hub.task, hub.gold) == (ours.id, ours.task, ours.gold)
+        if task == "hellaswag":
+            raw = f"{hub.context}: {hub.meta['ctx_a']} {hub.meta['ctx_b'].capitalize()}"
+            assert f"{ours.context}: {ours.question}" == clean_hellaswag(raw)
+            assert ours.choices == tuple(clean_hellaswag(choice) for choice in hub.choices)
+            continue
+        assert (hub.question, hub.choices) == (ours.question, ours.choices)
+        if task == "boolq":  # the wheel's passage is SuperGLUE's, with the article's title before it
+            assert hub.context is not None and ours.context is not None
+            assert ours.context.endswith(f" -- {hub.context}")
+        else:
+            assert hub.context == ours.context
+
+
+@pytest.mark.parametrize("task", COMMONSENSE)
+def test_every_instruction_is_read_back(task: str) -> None:
+    for example in rows(task, "train"):
+        parsed = parse_instruction(instruction(example), task)
+        assert parsed is not None
+        context, question, choices = parsed
+        assert choices == example.choices
+        if task == "siqa":
+            assert (context, question) == (None, f"{example.context} {example.question}")
+        else:
+            assert question == example.question
+
+
+def test_nested_winogrande_is_the_five_prefixes_one_after_the_other() -> None:
+    xl = rows("winogrande", "train")
+    nested = load_examples("winogrande", "train", source="wheel", winogrande="nested")
+    assert [example.id for example in nested] == [f"winogrande/train/{row}" for row in range(53_990)]
+    times: dict[str, int] = {}
+    for example in nested:
+        times[example.question] = times.get(example.question, 0) + 1
+    expected: dict[str, int] = {}
+    for row, example in enumerate(xl):
+        copies = 1 + sum(row < size for size in (160, 640, 2_558, 10_234))
+        expected[example.question] = expected.get(example.question, 0) + copies
+    assert times == expected
+    assert [e.question for e in nested[-40_398:]] == [e.question for e in xl]
+    assert len(load_examples("winogrande", "test", source="wheel", winogrande="nested")) == 1_267
+
+
+def test_training_is_set_after_set() -> None:
+    examples = load_training(["obqa", "arc_easy"], source="wheel")
+    assert examples == rows("obqa", "train") + rows("arc_easy", "train")
+
+
+def test_data_hash_sees_every_field() -> None:
+    examples = rows("arc_easy", "dev")
+    assert data_hash(examples) == data_hash(list(examples))
+    assert data_hash(examples) != data_hash(examples[::-1])
+    assert data_hash(examples) != data_hash(rows("arc_challenge", "dev"))
+
+
+def test_what_the_wheel_does_not_have_is_said() -> None:
+    with pytest.raises(UsageError, match=r"no split 'dev'.*train, test"):
+        load_examples("boolq", "dev", source="wheel")
+
+
+@pytest.mark.parametrize("winogrande", ["xl", "nested"])
+def test_rows_are_counted_without_loading_them(winogrande: Literal["xl", "nested"]) -> None:
+    counts = row_counts(["winogrande", "obqa"], source="wheel", winogrande=winogrande)
+    assert counts == {
+        task: len(load_examples(task, "train", source="wheel", winogrande=winogrande))
+        for task in ("winogrande", "obqa")
+    }
+
+
+def test_a_damaged_cached_copy_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = rows("arc_challenge", "dev")
+    copies = wheel.home() / "data" / f"test-damage-{DATA_WHEEL.version}"
+    monkeypatch.setattr(wheel, "_cache_key", lambda: copies.name)
+    path = copies / "arc_challenge-dev.jsonl.gz"
+    try:
+        assert wheel.load("arc_challenge", "dev") == good
+        for damaged in (path.read_bytes()[:-100], path.read_bytes()[:3000] + b"\0" * 50, b"", b"no gzip"):
+            path.write_bytes(damaged)
+            assert wheel.load("arc_challenge", "dev") == good
+    finally:
+        path.unlink(missing_ok=True)
+        copies.rmdir()

@@ -1,0 +1,53 @@
+"""The table of the eight sets, and the names that lead to it."""
+
+import pytest
+
+from moslora.errors import UsageError
+from moslora.tasks import COMMONSENSE, TASKS, resolve_tasks
+
+
+def test_the_sets_add_up_to_the_published_mixture() -> None:
+    """commonsense_170k is the eight training sets with WinoGrande's six files; ours has its xl alone."""
+    rows = {name: task.rows["train"] for name, task in TASKS.items()}
+    assert sum(rows.values()) == 147_580
+    all_winogrande = 160 + 640 + 2_558 + 10_234 + 40_398 + 9_248
+    assert sum(rows.values()) - rows["winogrande"] + all_winogrande == 170_420
+    assert sum(task.rows["test"] for task in TASKS.values()) == 22_419
+
+
+def test_every_set_has_rows_and_blob_ids_of_its_splits() -> None:
+    for task in TASKS.values():
+        assert set(task.rows) == set(task.splits)
+        assert set(task.blob_ids) == {"train", "test"}
+        # Where the test set is the public validation split, nothing is left to develop on.
+        assert ("dev" in task.splits) == (task.splits["test"] == "test")
+    ids = [id for task in TASKS.values() for id in task.blob_ids.values()]
+    assert len(set(ids)) == 16 and all(len(id) == 40 for id in ids)
+
+
+@pytest.mark.parametrize(
+    ("names", "resolved"),
+    [
+        ("commonsense", COMMONSENSE),
+        ("piqa", ("piqa",)),
+        ("piqa, boolq,piqa", ("piqa", "boolq")),
+        (["obqa", "commonsense"], ("obqa", *(task for task in COMMONSENSE if task != "obqa"))),
+    ],
+)
+def test_resolve(names: str | list[str], resolved: tuple[str, ...]) -> None:
+    assert resolve_tasks(names) == resolved
+
+
+def test_unknown_names_come_all_at_once_with_the_closest_known_one() -> None:
+    with pytest.raises(UsageError) as error:
+        resolve_tasks("arc_esy,boolq,Hellaswag,xyz")
+    first, second, third = str(error.value).splitlines()
+    assert "'arc_esy'" in first and "did you mean arc_easy?" in first
+    assert "did you mean hellaswag?" in second
+    assert "'xyz'" in third and "did you mean" not in third and "commonsense" in third
+
+
+@pytest.mark.parametrize("names", ["", " , ", []])
+def test_no_name_is_an_error(names: str | list[str]) -> None:
+    with pytest.raises(UsageError, match="no task is named"):
+        resolve_tasks(names)
