@@ -1,0 +1,50 @@
+"""Types of recipe fields beyond numbers and text: task names, module names, sources."""
+
+import re
+from pathlib import PurePath
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, Strict
+
+from moslora.errors import UsageError
+from moslora.tasks import resolve_tasks
+
+
+def _resolved_tasks(value: Any) -> Any:
+    """`commonsense`, `boolq,piqa` or a list, as task names; anything else is left to the check of types."""
+    if not isinstance(value, str | list) or not all(isinstance(name, str) for name in value):
+        return value
+    try:
+        return resolve_tasks(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+def _compiles(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is no regular expression ({error}); mend the pattern") from error
+    return value
+
+
+def source_among(*keywords: str) -> BeforeValidator:
+    """One of the keywords, or a path. A bare word is refused, lest a misspelt keyword pass for a folder."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value not in keywords:
+            path = PurePath(value)
+            if len(path.parts) < 2 and not path.suffix and "/" not in value:
+                raise ValueError(f"is no source; wants {', '.join(keywords)}, or a path such as ./data")
+        return value
+
+    return BeforeValidator(check)
+
+
+# YAML has lists only: `Strict(False)` lets one in where a frozen recipe keeps a tuple. Its items stay strict.
+Share = Annotated[float, Field(ge=0, lt=1)]
+Shares = Annotated[tuple[Share, Share], Strict(False)]
+TaskNames = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_resolved_tasks)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
+Modules = Annotated[Annotated[str, Field(min_length=1)] | Names, BeforeValidator(_compiles)]

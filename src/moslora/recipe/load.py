@@ -1,0 +1,92 @@
+"""From files and overrides to one checked recipe."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from moslora.errors import UsageError
+
+from .faults import fault_lines
+from .layers import Given, lay, read_layers, shown
+from .sections import AdapterSection, Recipe
+from .shipped import find_recipe
+from .yaml_text import parse, render
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe with all that it extends, lay the overrides over it, and check the whole.
+
+    `extends:` takes a path relative to the file, the name of a shipped recipe, or a list of these. They are
+    laid from left to right, then the file itself, then the overrides: mappings merge, all else replaces.
+
+    Args:
+        source: path, or name of a shipped recipe.
+        overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
+
+    Raises:
+        UsageError: with one line for every fault in every file.
+    """
+    path = find_recipe(source)
+    faults: list[str] = []
+    files = read_layers(path, faults)
+    complete = not faults
+    given = lay([_defaults(path), *files, *_overrides(overrides, faults)])
+    faults += fault_lines(given, main=shown(path), complete=complete)
+    if faults:
+        raise UsageError("\n".join(faults))
+    return Recipe.model_validate(given.plain())
+
+
+def copy_recipe(name: str | Path, destination: Path) -> Path:
+    """Copy a recipe, to be changed. One that extends others is written out whole, below its own comment.
+
+    Args:
+        name: name of a shipped recipe, or path.
+        destination: file to write, or folder to write into.
+
+    Raises:
+        UsageError: the recipe cannot be read, or the destination not be written; nothing is overwritten.
+    """
+    source = find_recipe(name)
+    faults: list[str] = []
+    layers = read_layers(source, faults)
+    if faults:
+        raise UsageError("\n".join(faults))
+    text = source.read_text("utf-8")
+    if len(layers) > 1:  # a relative `extends` would lead nowhere from another place
+        header = re.match(r"(#.*\n)*", text)
+        text = (header[0] if header else "") + render(lay(layers).plain())
+    target = destination / source.name if destination.is_dir() else destination
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"{target}: {error.strerror}; give another destination") from error
+    return target
+
+
+def _defaults(path: Path) -> Given:
+    """What a recipe need not say, where a layer has to be laid over it: its name, and the mixer's keys."""
+    mixer = AdapterSection().mixer.model_dump()
+    name = re.sub(r"[^\w.-]", "-", path.stem)
+    return Given.by("default", {"name": name, "model": {}, "adapter": {"mixer": mixer}})
+
+
+def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Given]:
+    """The overrides as one layer; several keys of one mixer then arrive together, in whatever order."""
+    layers = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not all(key.split(".")):
+            faults.append(f"override {argument!r}: wants key.sub=value, such as training.learning_rate=3e-4")
+            continue
+        try:
+            value = parse(text)
+        except ValueError as error:
+            faults.append(f"override {argument!r}: the value is not YAML: {error}")
+            continue
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        layers.append(Given.by("override", value))
+    return [lay(layers)] if layers else []

@@ -1,0 +1,42 @@
+"""The recipes that come with moslora, and how a name or a path becomes a file."""
+
+import difflib
+from pathlib import Path
+
+from moslora.errors import UsageError
+
+
+def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
+    """The file behind a path, or behind the name of a shipped recipe such as `llama3-8b` or `methods/lora`.
+
+    Args:
+        name: path or name; a path that exists wins.
+        beside: folder from which a relative path counts.
+
+    Raises:
+        UsageError: neither; with the closest name.
+    """
+    path = beside / Path(name).expanduser()
+    if path.is_file():
+        return path
+    recipes = _shipped()
+    stem = str(name).removesuffix(".yaml")
+    if stem in recipes:
+        return recipes[stem]
+    close = difflib.get_close_matches(stem.removeprefix("recipes/"), recipes, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(recipes)}"
+    kind = "is a folder, not a recipe" if path.is_dir() else "is neither a file nor a shipped recipe"
+    raise UsageError(f"{name}: {kind}; {hint}")
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Name and first comment line of every shipped recipe, the runnable ones first."""
+    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _shipped().items()]
+
+
+def _shipped() -> dict[str, Path]:
+    package = Path(__file__).parents[1]
+    # A wheel carries the recipes inside the package; in a clone they stand beside src/.
+    root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
+    names = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}
+    return dict(sorted(names.items(), key=lambda item: (item[0].count("/"), item[0])))

@@ -1,0 +1,59 @@
+"""YAML as recipes write it: the safe subset, with `3e-4` a number and a repeated key an error."""
+
+import re
+from typing import Any
+
+import yaml
+
+# YAML 1.1, which PyYAML follows, reads `3e-4` and `1e5` as text, because it asks a float for a point and its
+# exponent for a sign. YAML 1.2 (core schema, section 10.3.2) asks for neither.
+_EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """`yaml.SafeLoader` with the floats of YAML 1.2, and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused by the base class
+            if key_node.value in seen:  # PyYAML would keep the last one without a word
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key_node.value!r} is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """`yaml.SafeDumper` that quotes text which `_Loader` would take for a float and writes lists inline."""
+
+    def represent_inline_list(self, items: list[Any]) -> yaml.Node:
+        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT_FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT_FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(list, _Dumper.represent_inline_list)
+
+
+def parse(text: str) -> Any:
+    """Read one YAML document.
+
+    Raises:
+        ValueError: not YAML; one line, with the place in the text.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{place}{error.problem or error.context}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def render(values: dict[str, Any]) -> str:
+    """Write a mapping so that `parse` gives it back equal; the order of the keys is kept."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
