@@ -1,0 +1,251 @@
+"""The adapter folder, the only thing passed between commands.
+
+``adapter.safetensors``  A, M and B of every adapter
+``recipe.yaml``          the resolved recipe: rebuilds model, tokenizer and adapters
+``manifest.json``        format, base and its fingerprint, step, data hashes, sha256 of every other file
+
+A folder is written beside its place and renamed into it, so that a reader finds a whole one or none.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moslora.adapters import adapter_state_dict, inject, load_adapter_state_dict
+from moslora.errors import MosloraError, UsageError
+from moslora.model import fingerprint, load_base
+from moslora.recipe import Recipe, load_recipe
+
+FORMAT = 1
+WEIGHTS = "adapter.safetensors"
+RECIPE = "recipe.yaml"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """A checked adapter folder: every hash fits."""
+
+    path: Path
+    recipe: Recipe
+    manifest: dict[str, Any]
+
+    def weights(self) -> dict[str, Tensor]:
+        """A, M and B of every adapter, by parameter name."""
+        return load_tensors(self.path / WEIGHTS)
+
+
+def locate_adapter(path: Path) -> Path:
+    """The adapter folder that ``path`` means: itself, a run's ``adapter/``, or the run's newest checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    if (path / "adapter" / MANIFEST).is_file():
+        return path / "adapter"
+    if found := checkpoints(path):
+        return found[-1]
+    if not path.exists():
+        raise UsageError(f"{path}: no such run; {_known_runs(path.parent)}")
+    if (path / "adapter_config.json").is_file():
+        raise UsageError(f"{path}: a PEFT adapter, not an adapter folder of moslora")
+    raise UsageError(f"{path}: neither a run nor an adapter folder (no {MANIFEST}); {_known_runs(path)}")
+
+
+def run_folder(adapter: Path) -> Path:
+    """The run that an adapter folder lies in; the folder itself if it was copied elsewhere."""
+    for parent in (adapter.parent, adapter.parent.parent):
+        if (parent / "run.json").is_file():
+            return parent
+    return adapter
+
+
+def newest_run(runs: Path) -> Path:
+    """The run in ``runs`` that was written to last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [manifest.parent.parent for manifest in runs.glob(f"*/adapter/{MANIFEST}")]
+    if not found:
+        raise UsageError(f"{runs}: no finished run here; name a run or a model, or train one: moslora train RECIPE")
+    return max(found, key=lambda run: (run / "adapter" / MANIFEST).stat().st_mtime)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. Unfinished ones have other names and do not count."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _known_runs(folder: Path) -> str:
+    runs = sorted(str(path.parent) for path in folder.glob("*/run.json"))
+    return "runs here: " + ", ".join(runs) if runs else "there are no runs here"
+
+
+def save_adapter(
+    folder: Path,
+    model: PreTrainedModel,
+    recipe: Recipe,
+    *,
+    facts: Mapping[str, Any],
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Writes ``folder`` in one piece, replacing an older one, and reads the weights back.
+
+    Args:
+        folder: where.
+        model: with adapters.
+        recipe: the resolved recipe that made them.
+        facts: JSON values for the manifest, such as the step and the data hashes.
+        extra: more files of tensors by file name, such as the optimizer's.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in adapter_state_dict(model).items()}
+    with replacing(folder) as scratch:
+        files = {WEIGHTS: state, **(extra or {})}
+        for name, tensors in files.items():
+            save_file(dict(tensors), scratch / name)
+        (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        manifest = {
+            "format": FORMAT,
+            "moslora": version("moslora"),
+            "base": {
+                "name": recipe.model.name,
+                "revision": recipe.model.revision,
+                "fingerprint": fingerprint(model),
+            },
+            **facts,
+            "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
+        }
+        write_json(scratch / MANIFEST, manifest)
+        written = load_tensors(scratch / WEIGHTS)
+        if any(not value.equal(written[key]) for key, value in state.items()):
+            raise MosloraError(f"{folder}: the weights read back differ from those written; is the disk sound?")
+
+
+def open_adapter(folder: Path) -> AdapterFolder:
+    """Reads and checks an adapter folder.
+
+    Raises:
+        UsageError: not an adapter folder, or one of a newer version.
+        MosloraError: a file is missing or was altered.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"{folder}: no {MANIFEST}, so this is not an adapter folder of moslora")
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        written_as, hashes = manifest["format"], manifest["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MosloraError(f"{folder / MANIFEST}: not a manifest ({error!r}); take another checkpoint") from None
+    if written_as > FORMAT:
+        raise UsageError(
+            f"{folder}: written in format {written_as}, this moslora reads up to {FORMAT}; upgrade moslora"
+        )
+    for name, expected in hashes.items():
+        if not (folder / name).is_file():
+            raise MosloraError(f"{folder / name}: missing; take another checkpoint")
+        if sha256(folder / name) != expected:
+            raise MosloraError(f"{folder / name}: altered or truncated (its sha256 differs); take another checkpoint")
+    return AdapterFolder(folder, load_recipe(folder / RECIPE), manifest)
+
+
+def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any) -> PreTrainedModel:
+    """The base of ``folder`` with its adapters, in evaluation mode.
+
+    Args:
+        folder: from :func:`open_adapter`.
+        device: where the model goes.
+        overrides: arguments of :func:`moslora.model.load_base` that differ from the recipe's, such as ``dtype``.
+
+    Raises:
+        UsageError: the base is another one than the adapter was trained on.
+    """
+    model = load_base(**{**folder.recipe.model.model_dump(), **overrides}, device=device)
+    check_base(folder, model)
+    inject(model, **folder.recipe.adapter.model_dump(), seed=folder.recipe.seed)
+    try:
+        load_adapter_state_dict(model, folder.weights())
+    except ValueError as error:
+        raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
+    return model.eval()
+
+
+def check_base(folder: AdapterFolder, model: PreTrainedModel) -> None:
+    """Refuses a base that is not the adapter's own."""
+    base = folder.manifest["base"]
+    if (found := fingerprint(model)) != base["fingerprint"]:
+        raise UsageError(
+            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but the base found is"
+            f" {found}; name the right one with model.name=… or model.revision=…"
+        )
+
+
+def refuse_used(out: Path) -> None:
+    """Refuses an output folder with something in it.
+
+    Raises:
+        UsageError: it is not empty, or a file.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A scratch folder that takes the place of ``folder`` when the block ends well, and is gone otherwise."""
+    scratch = folder.parent / f".{folder.name}.writing-{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for file in scratch.rglob("*"):
+            _sync(file)
+        old = folder.parent / f".{folder.name}.old-{os.getpid()}"
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(scratch, folder)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file, on the CPU."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MosloraError(f"{path}: cannot be read ({error}); take another checkpoint") from None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Forces a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

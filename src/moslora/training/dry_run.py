@@ -1,0 +1,40 @@
+"""What a recipe would train, without weights, data or network: counted on the meta device and from the task table."""
+
+from moslora.adapters import inject
+from moslora.data.sources import row_counts
+from moslora.errors import UsageError
+from moslora.model import meta_model
+from moslora.recipe import Recipe
+from moslora.training.run import describe, step_plan
+
+TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75}
+"""Mean tokens of a row over the eight sets in their natural shares, LLaMA-3's tokenizer: for an estimate only."""
+
+
+def dry_run(recipe: Recipe) -> list[str]:
+    """The run in a few lines: parameters, rows, steps, batches; token counts as estimates.
+
+    Raises:
+        UsageError: no layer matches, or no row would be left to train on.
+    """
+    model = meta_model(recipe.model.name, revision=recipe.model.revision)
+    try:
+        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
+    except ValueError as error:
+        raise UsageError(f"adapter: {error}") from None
+    data, training = recipe.data, recipe.training
+    counts = row_counts(data.tasks, source=data.source, winogrande=data.winogrande)
+    if data.rows is not None:
+        caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
+        counts = {task: min(count, caps.get(task, count)) for task, count in counts.items()}
+    rows = sum(counts.values()) - data.validation_rows
+    if rows < 1:
+        raise UsageError(f"data.validation_rows = {data.validation_rows} leaves no row to train on")
+    plan = step_plan(recipe, rows=rows)
+    tokens = len(plan) * training.global_batch_size * min(TOKENS_PER_ROW[data.format], data.max_length)
+    return [
+        *describe(recipe, model, adapted=adapted, plan=plan),
+        f"{rows:,} training rows from {data.source} ({', '.join(data.tasks)}) in format {data.format};"
+        f" {data.validation_rows} validation rows",
+        f"about {tokens / 1e6:.1f} million tokens (an estimate: nothing was downloaded to count them)",
+    ]

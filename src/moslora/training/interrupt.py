@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM end a run between two steps, with a checkpoint."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+from moslora.errors import MosloraError
+
+
+class Interrupted(MosloraError):
+    """The run was asked to stop and did, with everything saved. Exit code 128 + the signal's number."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class StopRequest:
+    """Notes the first SIGINT or SIGTERM while the block runs; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        print("\nstopping after this step, then saving (Ctrl-C again to stop at once) ...", flush=True)

@@ -1,0 +1,145 @@
+"""The training algorithm. What a run needs around it (folders, data, checkpoints) is in ``run.py``."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from moslora.data.encode import IGNORE_INDEX, Encoded
+from moslora.data.steps import StepPlan, collate, cut, label_count
+from moslora.errors import MosloraError
+from moslora.recipe import TrainingSection
+from moslora.training.optimizer import rate_factor, set_rate, trainable
+from moslora.training.state import seed_step
+
+SKIPS_IN_A_ROW = 10
+"""Overflows the float16 scaler may meet in a row: it halves its scale at each, and 2¹⁶ has 16 halvings."""
+
+
+class Observer(Protocol):
+    """What the loop reports to."""
+
+    def count(self, *, tokens: int, examples: int) -> None: ...
+
+    def log(self, step: int, **values: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one run trains with; the same on every process."""
+
+    accelerator: Accelerator
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    rows: Sequence[Encoded]
+    plan: StepPlan
+    pad_id: int
+    seed: int
+
+
+def train(
+    parts: Parts,
+    settings: TrainingSection,
+    *,
+    first_step: int,
+    observer: Observer,
+    checkpoint: Callable[[int], object],
+    validate: Callable[[int], None],
+    stop_requested: Callable[[], bool],
+) -> int:
+    """Runs the steps from ``first_step`` on.
+
+    Args:
+        parts: model, data and optimizer.
+        settings: the recipe's training section.
+        first_step: optimizer updates already done.
+        observer: is told the work and the metrics.
+        checkpoint: called with the number of updates done, on every process.
+        validate: likewise.
+        stop_requested: asked after each step on every process; one yes stops all.
+
+    Returns:
+        The number of updates done: ``len(parts.plan)``, or fewer after a stop (which left a checkpoint).
+
+    Raises:
+        MosloraError: a loss or gradient is not finite.
+    """
+    optimizer, scaler, total = parts.optimizer, parts.scaler, len(parts.plan)
+    skipped = 0
+    parts.objective.train()
+    for step in range(first_step, total):
+        drawn = [parts.rows[row] for row in parts.plan[step]]
+        seed_step(parts.seed, step=step, process=parts.accelerator.process_index)
+        factor = rate_factor(step, schedule=settings.schedule, warmup_steps=settings.warmup_steps, total_steps=total)
+        set_rate(optimizer, factor)
+
+        loss = accumulate(parts, drawn, micro_batch_size=settings.micro_batch_size)
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
+        # One small reduction a step: the loss of all processes, and whether anyone wants to stop.
+        shared = torch.stack([loss, torch.tensor(float(stop_requested()), device=loss.device)])
+        shared = parts.accelerator.reduce(shared, reduction="sum")
+        finite = bool(torch.isfinite(shared[0]) & torch.isfinite(norm))
+        skipped = 0 if finite else skipped + 1
+        if not finite and (not scaler.is_enabled() or skipped >= SKIPS_IN_A_ROW):
+            raise _not_finite(step, loss=float(shared[0]), norm=float(norm), drawn=drawn)
+
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+        done, stop = step + 1, bool(shared[1])
+        observer.count(tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn))
+        if done % settings.log_every == 0 or done == total:
+            rate = optimizer.param_groups[0]["lr"]
+            observer.log(done, loss=float(shared[0]), grad_norm=float(norm), learning_rate=rate)
+        if done % settings.validate_every == 0 or done == total:
+            validate(done)
+        if stop or done % settings.checkpoint_every == 0 or done == total:
+            checkpoint(done)
+        if stop:
+            return done
+    return total
+
+
+def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int) -> Tensor:
+    """Adds the gradient of one step, and returns this process's share of its loss.
+
+    The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows, wherever they are computed:
+    the number of processes and of micro-batches does not change it.
+
+    Args:
+        drawn: the rows of the whole step, the same on every process.
+        micro_batch_size: rows of one forward pass at most.
+
+    Returns:
+        Float32 scalar; the shares of all processes add up to the step's loss.
+    """
+    accelerator = parts.accelerator
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    # A process without rows (only in a run's last step) still takes part in the gradient reduction.
+    mine = drawn[rank::processes] or [replace(drawn[0], labels=[IGNORE_INDEX] * len(drawn[0].labels))]
+    batches = cut([len(row.input_ids) for row in mine], micro_batch_size=micro_batch_size)
+    share = torch.zeros((), device=accelerator.device)
+    for n, batch in enumerate(batches, start=1):
+        tensors = collate([mine[i] for i in batch], pad_id=parts.pad_id)
+        tensors = {key: value.to(accelerator.device) for key, value in tensors.items()}
+        with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
+            loss = parts.objective(**tensors) / label_count(drawn)
+            # DDP averages the gradients over the processes; here they add up.
+            parts.scaler.scale(loss * processes).backward()
+        share += loss.detach()
+    return share
+
+
+def _not_finite(step: int, *, loss: float, norm: float, drawn: Sequence[Encoded]) -> MosloraError:
+    ids = ", ".join(row.id for row in drawn)
+    return MosloraError(
+        f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite, so the run stops; the last checkpoint"
+        f" is good. Rows of this step: {ids}. Try a lower training.learning_rate, or model.dtype=bfloat16"
+    )

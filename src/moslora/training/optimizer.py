@@ -1,0 +1,79 @@
+"""AdamW over factors and mixers, and the learning rate as a function of the step."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from moslora.adapters import Mixer, named_adapters
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    mixer_learning_rate: float | None,
+    weight_decay: float,
+    mixer_weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) with a group for the factors A and B and one for the mixers.
+
+    The mixer's decay is its own because decay pulls M towards zero, where an adapter cannot move; without it an
+    invertible M keeps its rank under gradient flow.
+
+    Args:
+        model: with adapters; only their trainable parameters are optimised.
+        mixer_learning_rate: ``None`` for the same as the factors'.
+    """
+    mixers = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, Mixer)
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    ]
+    factors = [factor for _, layer in named_adapters(model) for factor in (layer.lora_a, layer.lora_b)]
+    groups = [{"params": factors, "lr": learning_rate, "weight_decay": weight_decay}]
+    if mixers:
+        rate = learning_rate if mixer_learning_rate is None else mixer_learning_rate
+        groups.append({"params": mixers, "lr": rate, "weight_decay": mixer_weight_decay})
+    optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:
+    """Share of the full learning rate at ``step`` (counted from 0): linear warm-up, then the schedule's descent.
+
+    A pure function, so that resuming needs no scheduler state. The same values as transformers'
+    ``get_{linear,cosine,constant}_schedule_with_warmup``.
+    """
+    if step < warmup_steps:
+        return step / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    match schedule:
+        case "linear":
+            return max(0.0, 1 - progress)
+        case "cosine":
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+        case "constant":
+            return 1.0
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's learning rate to ``factor`` times its own full rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def trainable(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
+    """The parameters that ``optimizer`` updates."""
+    for group in optimizer.param_groups:
+        yield from group["params"]

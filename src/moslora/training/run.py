@@ -1,0 +1,266 @@
+"""One training run: from a recipe to a run folder.
+
+``recipe.yaml``  the resolved recipe          ``run.json``       versions, device, data hashes, counts
+``metrics.jsonl``                             ``checkpoints/``   the newest, to go on from
+``adapter/``     the result
+"""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moslora.adapters import inject, named_adapters
+from moslora.checkpoint import save_adapter, write_json
+from moslora.data.encode import Encoded, Encoder, encode_examples
+from moslora.data.select import cap, set_aside
+from moslora.data.sources import data_hash, differences, load_training
+from moslora.data.steps import StepPlan, collate, label_count
+from moslora.errors import MosloraError, UsageError
+from moslora.model import load_base, load_tokenizer, pad_id
+from moslora.prompts import FORMATS
+from moslora.recipe import Recipe, load_recipe
+from moslora.training.interrupt import Interrupted, StopRequest
+from moslora.training.loop import Parts, train
+from moslora.training.objective import LabelLoss, mean_loss
+from moslora.training.optimizer import build_optimizer
+from moslora.training.state import resume, save_checkpoint
+from moslora.training.tracking import Tracker
+
+
+def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
+    """Trains what ``recipe`` describes and returns the folder ``out/adapter``.
+
+    Args:
+        recipe: resolved.
+        out: the run folder.
+        resuming: go on from the newest checkpoint in ``out``; from the start where there is none yet.
+
+    Raises:
+        UsageError: the folder holds another run, or the recipe does not fit its data or model.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        MosloraError: a loss or gradient is not finite, or nothing was learned.
+    """
+    accelerator = Accelerator(mixed_precision="no")  # weights, activations and the scaler are ours
+    say = accelerator.print
+    if accelerator.is_main_process:
+        claim(out, recipe, resuming=resuming)
+    accelerator.wait_for_everyone()
+    set_seed(recipe.seed)
+
+    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
+        tokenizer = load_tokenizer(**_tokenizer_arguments(recipe))
+        data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
+        model = load_base(**recipe.model.model_dump(), device=accelerator.device)
+    try:
+        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
+    except ValueError as error:
+        raise UsageError(f"adapter: {error}") from None
+    optimizer = build_optimizer(model, **_optimizer_arguments(recipe))
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16")
+    start = resume(out, model=model, optimizer=optimizer, scaler=scaler) if resuming else None
+    first_step = start.manifest["step"] if start else 0
+    plan = step_plan(recipe, rows=len(data.rows))
+
+    facts = {"data": data.facts(), "trained_rows": len(data.rows)}
+    if accelerator.is_main_process:
+        write_json(out / "run.json", {**facts, "steps": len(plan), **_machine(accelerator)})
+    for line in (*describe(recipe, model, adapted=adapted, plan=plan), *data.remarks()):
+        say(line)
+    if start:
+        say(f"resuming after step {first_step} of {len(plan)}")
+
+    parts = Parts(
+        accelerator=accelerator,
+        objective=accelerator.prepare_model(LabelLoss(model)),
+        optimizer=optimizer,
+        scaler=scaler,
+        rows=data.rows,
+        plan=plan,
+        pad_id=pad_id(tokenizer),
+        seed=recipe.seed,
+    )
+    tracker = Tracker(out, recipe, first_step=first_step, total_steps=len(plan), active=accelerator.is_main_process)
+
+    def checkpoint(step: int) -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(out, model=model, optimizer=optimizer, scaler=scaler, recipe=recipe, step=step, facts=facts)
+        accelerator.wait_for_everyone()
+
+    def validate(step: int) -> None:
+        if data.validation:
+            loss = validation_loss(parts, data.validation, model, micro_batch_size=recipe.training.micro_batch_size)
+            tracker.record({"step": step, "validation_loss": loss})
+            say(f"step {step}/{len(plan)}  validation_loss {loss:.4f}")
+
+    with StopRequest() as stop:
+        done = train(
+            parts,
+            recipe.training,
+            first_step=first_step,
+            observer=tracker,
+            checkpoint=checkpoint,
+            validate=validate,
+            stop_requested=lambda: bool(stop.signal_number),
+        )
+    tracker.close()
+    if done < len(plan):
+        raise Interrupted(
+            f"stopped after step {done} of {len(plan)}; everything is saved. Go on with: moslora train {out} --resume",
+            signal_number=stop.signal_number or 15,  # another process was asked, not this one
+        )
+    if accelerator.is_main_process:
+        if not any(layer.delta_weight().any() for _, layer in named_adapters(model)):
+            raise MosloraError(
+                f"nothing was learned: after {done} steps every B·M·A is still zero; is training.warmup_steps"
+                f" ({recipe.training.warmup_steps}) longer than the run?"
+            )
+        save_adapter(out / "adapter", model, recipe, facts={**facts, "step": done})
+        say(f"adapter saved in {out / 'adapter'}")
+    accelerator.wait_for_everyone()
+    return out / "adapter"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded rows, and what is to be said of them."""
+
+    rows: list[Encoded]
+    validation: list[Encoded]
+    sha256: str
+    notes: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        return {"sha256": self.sha256, "notes": self.notes}
+
+    def remarks(self) -> list[str]:
+        truncated = sum(row.truncated for row in self.rows)
+        tokens = sum(len(row.input_ids) for row in self.rows)
+        lines = [
+            f"{len(self.rows):,} training rows of {tokens / len(self.rows):.1f} tokens on average, of which"
+            f" {label_count(self.rows) / len(self.rows):.1f} labelled; {len(self.validation)} validation rows"
+        ]
+        if truncated:
+            share = truncated / len(self.rows)
+            lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
+        return lines + [f"note: {note}" for note in self.notes]
+
+
+def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
+    """The rows that ``recipe.data`` describes."""
+    section = recipe.data
+    examples = load_training(section.tasks, source=section.source, winogrande=section.winogrande)
+    chosen = cap(examples, rows=section.rows, seed=recipe.seed)
+    train_examples, validation_examples = set_aside(chosen, validation_rows=section.validation_rows, seed=recipe.seed)
+    format = FORMATS[section.format]
+    return TrainingData(
+        rows=encode_examples(train_examples, format, encoder, loss_on=section.loss_on),
+        validation=encode_examples(validation_examples, format, encoder, loss_on=section.loss_on),
+        sha256=data_hash(train_examples),
+        notes=differences(section.source, section.tasks, winogrande=section.winogrande),
+    )
+
+
+def step_plan(recipe: Recipe, *, rows: int) -> StepPlan:
+    """The steps that ``recipe.training`` makes of ``rows`` training rows."""
+    settings = recipe.training
+    return StepPlan(
+        rows=rows,
+        global_batch_size=settings.global_batch_size,
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        seed=recipe.seed,
+    )
+
+
+def describe(recipe: Recipe, model: PreTrainedModel, *, adapted: list[str], plan: StepPlan) -> list[str]:
+    """What the run is, in a few lines; works on the meta device too."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    settings = recipe.training
+    rate = f"{settings.learning_rate:g}"
+    if settings.mixer_learning_rate is not None:
+        rate += f" (mixer {settings.mixer_learning_rate:g})"
+    return [
+        f"{recipe.model.name} in {recipe.model.dtype}, {len(adapted)} layers adapted with a {recipe.adapter.mixer.kind}"
+        f" mixer, rank {recipe.adapter.rank}",
+        f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
+        f"{len(plan):,} steps of {settings.global_batch_size} rows in micro-batches of at most"
+        f" {settings.micro_batch_size}, learning rate {rate}, {settings.schedule} after {settings.warmup_steps}"
+        " warm-up steps",
+    ]
+
+
+def validation_loss(parts: Parts, rows: list[Encoded], model: PreTrainedModel, *, micro_batch_size: int) -> float:
+    """Mean loss per label token of the validation rows, shared out over the processes."""
+    accelerator = parts.accelerator
+    mine = sorted(rows[accelerator.process_index :: accelerator.num_processes], key=lambda row: len(row.input_ids))
+    batches = []
+    for begin in range(0, len(mine), micro_batch_size):
+        tensors = collate(mine[begin : begin + micro_batch_size], pad_id=parts.pad_id)
+        batches.append({key: value.to(accelerator.device) for key, value in tensors.items()})
+    # The bare model: DDP's forward would wait for processes with more batches.
+    share = mean_loss(LabelLoss(model), batches, labels=label_count(rows))
+    total: Tensor = accelerator.reduce(torch.tensor(share, device=accelerator.device), reduction="sum")
+    return float(total)
+
+
+def claim(out: Path, recipe: Recipe, *, resuming: bool) -> None:
+    """Makes ``out`` the folder of this run, or refuses.
+
+    Raises:
+        UsageError: it holds a run and this is not its continuation.
+    """
+    stored = out / "recipe.yaml"
+    if resuming and stored.exists():
+        if _identity(load_recipe(stored)) != _identity(recipe):
+            raise UsageError(
+                f"{out}: holds a run of another recipe; take its own ({stored}), or another folder with --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(
+            f"{out}: not empty; go on with that run by --resume, choose another folder with --out, or remove it"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    stored.write_text(recipe.to_yaml(), encoding="utf-8")
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that decides what is computed."""
+    told = {"evaluation", "tracking"}
+    seen = {"log_every", "checkpoint_every", "keep_checkpoints", "validate_every"}
+    return recipe.model_dump(exclude={**dict.fromkeys(told, True), "training": seen})
+
+
+def _tokenizer_arguments(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model.model_dump(include={"name", "revision", "trust_remote_code"})
+
+
+def _optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
+    return recipe.training.model_dump(
+        include={
+            "learning_rate",
+            "mixer_learning_rate",
+            "weight_decay",
+            "mixer_weight_decay",
+            "betas",
+            "eps",
+        }
+    )
+
+
+def _machine(accelerator: Accelerator) -> dict[str, Any]:
+    device = accelerator.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "processes": accelerator.num_processes,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("moslora", "torch", "transformers", "accelerate")},
+    }

@@ -1,0 +1,119 @@
+"""What a run tells while it goes: one line on the screen, one in ``metrics.jsonl``, Weights & Biases if asked."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moslora.errors import UsageError
+from moslora.recipe import Recipe
+
+
+class Tracker:
+    """Writes metrics. Speed and time left are measured since this process began, not since the run did.
+
+    Args:
+        run: the run folder.
+        recipe: names the wandb project, if any.
+        first_step: steps done before.
+        total_steps: steps of the whole run.
+        active: false on all processes but the main one, which alone has anything to say.
+    """
+
+    def __init__(self, run: Path, recipe: Recipe, *, first_step: int, total_steps: int, active: bool = True) -> None:
+        self._active = active
+        self._path = run / "metrics.jsonl"
+        self._total = total_steps
+        self._first = first_step
+        self._began = time.perf_counter()
+        self._last = (first_step, self._began)
+        self._tokens = self._examples = 0
+        self._wandb = None
+        if active:
+            _keep_until(self._path, first_step)
+            if recipe.tracking.wandb_project:
+                self._wandb = _start_wandb(recipe, run)
+
+    def count(self, *, tokens: int, examples: int) -> None:
+        """Adds one step's work: real tokens, without padding."""
+        self._tokens += tokens
+        self._examples += examples
+
+    def log(self, step: int, **values: float) -> None:
+        """Records ``values`` after ``step`` updates, with speed and peak memory since the last call."""
+        if not self._active:
+            return
+        now = time.perf_counter()
+        seconds = now - self._last[1]
+        left = (now - self._began) / (step - self._first) * (self._total - step)
+        row = {
+            "step": step,
+            **values,
+            "tokens_per_second": self._tokens / seconds,
+            "examples_per_second": self._examples / seconds,
+            "peak_memory_gb": peak_memory_gb(),
+        }
+        self._last, self._tokens, self._examples = (step, now), 0, 0
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(
+            f"step {step}/{self._total}  {shown}  {row['tokens_per_second']:.0f} tokens/s"
+            f"  {row['examples_per_second']:.1f} examples/s  peak {row['peak_memory_gb']:.1f} GB"
+            f"  {left / 60:.1f} min left",
+            flush=True,
+        )
+        self.record(row)
+
+    def record(self, row: dict[str, Any]) -> None:
+        """One line of ``metrics.jsonl``, without a line on the screen."""
+        if not self._active:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(row, step=row["step"])
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def peak_memory_gb() -> float:
+    """Most memory used so far, in GB: the GPU's where there is one, this process's otherwise."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drops what a killed run logged after its last checkpoint: those steps are done again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:  # the line being written when the run was killed
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _start_wandb(recipe: Recipe, run: Path) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError(
+            "tracking.wandb_project is set, but wandb is not installed; pip install 'moslora[wandb]'"
+        ) from None
+    return wandb.init(
+        project=recipe.tracking.wandb_project,
+        mode=recipe.tracking.wandb_mode or "online",
+        name=recipe.name,
+        dir=run,
+        config=recipe.model_dump(mode="json"),
+    )

@@ -1,0 +1,106 @@
+"""The adapter folder: whole or absent, checked on every opening, found from wherever a user points."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from moslora.adapters import adapter_state_dict
+from moslora.checkpoint import (
+    load_adapted,
+    locate_adapter,
+    newest_run,
+    open_adapter,
+    replacing,
+    run_folder,
+)
+from moslora.errors import MosloraError, UsageError
+from moslora.model import fingerprint, load_base
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "one"))
+
+
+def test_loading_gives_back_every_bit(run: Path) -> None:
+    folder = open_adapter(run / "adapter")
+    loaded = adapter_state_dict(load_adapted(folder))
+    assert loaded.keys() == folder.weights().keys() and len(loaded) == 18
+    assert all(value.equal(loaded[key]) for key, value in folder.weights().items())
+
+
+@pytest.mark.parametrize("file", ["adapter.safetensors", "recipe.yaml"])
+def test_one_changed_byte_is_noticed(run: Path, file: str) -> None:
+    path = run / "adapter" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(MosloraError, match=f"{file}: altered or truncated"):
+        open_adapter(run / "adapter")
+    path.unlink()
+    with pytest.raises(MosloraError, match=f"{file}: missing"):
+        open_adapter(run / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [("{", "not a manifest"), ("[]", "not a manifest"), ('{"format": 9, "sha256": {}}', "written in format 9")],
+)
+def test_manifests_that_are_none_or_newer_are_refused(run: Path, manifest: str, message: str) -> None:
+    (run / "adapter" / "manifest.json").write_text(manifest)
+    with pytest.raises(MosloraError, match=message):
+        open_adapter(run / "adapter")
+
+
+def test_a_run_is_found_from_its_folder_its_adapter_and_its_checkpoints(run: Path) -> None:
+    assert locate_adapter(run) == locate_adapter(run / "adapter") == run / "adapter"
+    step = run / "checkpoints" / "step-20"
+    assert locate_adapter(step) == step
+    assert run_folder(step) == run_folder(run / "adapter") == run
+    shutil.rmtree(run / "adapter")
+    assert locate_adapter(run).name == "step-21", "an unfinished run is its newest checkpoint"
+    with pytest.raises(UsageError, match=r"two: no such run; runs here: .*one"):
+        locate_adapter(run.parent / "two")
+    with pytest.raises(UsageError, match="neither a run nor an adapter folder"):
+        locate_adapter(run.parent)
+
+
+def test_the_newest_run(run: Path, trained: Path) -> None:
+    other = run.parent / "two"
+    shutil.copytree(trained, other)
+    manifest = other / "adapter" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())))
+    assert newest_run(run.parent) == other
+    with pytest.raises(UsageError, match="no finished run here"):
+        newest_run(run)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with replacing(folder) as scratch:
+        (scratch / "a").write_text("first")
+        assert not folder.exists()
+    with pytest.raises(RuntimeError), replacing(folder) as scratch:
+        (scratch / "a").write_text("second")
+        raise RuntimeError
+    assert (folder / "a").read_text() == "first"
+    with replacing(folder) as scratch:
+        (scratch / "b").write_text("third")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "b"]
+
+
+def test_the_fingerprint_is_the_same_in_every_dtype_and_another_for_another_model(world: Path) -> None:
+    name = str(world / "model")
+    in_bfloat16 = load_base(name=name, dtype="bfloat16")
+    in_bfloat16.save_pretrained(world.parent / "in-bfloat16")
+    found = {
+        fingerprint(load_base(name=str(world.parent / "in-bfloat16"), dtype=dtype))
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert found == {fingerprint(in_bfloat16)}
+    with torch.no_grad():
+        in_bfloat16.get_decoder().norm.weight[0] += 0.5
+    assert fingerprint(in_bfloat16) not in found

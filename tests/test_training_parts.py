@@ -1,0 +1,93 @@
+"""The objective and the optimizer against naive computations and transformers' own schedules."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+from moslora.adapters import inject
+from moslora.data.encode import IGNORE_INDEX
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer, rate_factor, set_rate
+from reference import perturb, tiny_llama, token_batch
+
+OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+RATES = {"weight_decay": 0.1, "mixer_weight_decay": 0.0, "betas": (0.9, 0.99), "eps": 1e-7}
+
+
+@pytest.mark.parametrize("adapt_head", [False, True])
+def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(adapt_head: bool) -> None:
+    """Float64, against the whole model's logits, unpadded row by row; also with an adapter on the output layer."""
+    model = tiny_llama(dtype=torch.float64)
+    targets = ["q_proj", "v_proj", *(["lm_head"] if adapt_head else [])]
+    inject(model, **OPTIONS | {"target_modules": targets}, mixer={"kind": "dense"})
+    model.double()
+    perturb((p for p in model.parameters() if p.requires_grad), size=0.2)
+    naive = copy.deepcopy(model)
+    ids = token_batch(model, rows=3, length=12)
+    lengths, begins = (12, 7, 9), (4, 5, 0)
+    labels, mask = torch.full_like(ids, IGNORE_INDEX), torch.zeros_like(ids)
+    for row, (length, begin) in enumerate(zip(lengths, begins, strict=True)):
+        mask[row, :length] = 1
+        labels[row, begin:length] = ids[row, begin:length]
+    loss = LabelLoss(model)(ids, mask, labels)
+    loss.backward()
+
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, (length, begin) in enumerate(zip(lengths, begins, strict=True)):
+        logits = naive(ids[row : row + 1, :length]).logits[0]
+        log_p = torch.log_softmax(logits, -1)
+        for position in range(max(begin, 1), length):
+            expected = expected - log_p[position - 1, ids[row, position]]
+    expected.backward()
+    # The loss itself is taken in float32.
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for (name, mine), (_, other) in zip(model.named_parameters(), naive.named_parameters(), strict=True):
+        if mine.requires_grad:
+            assert (mine.grad - other.grad).abs().max() < 1e-5 * other.grad.abs().max(), name
+
+
+def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter() -> None:
+    model = tiny_llama()
+    inject(model, **OPTIONS, mixer={"kind": "dense"})
+    ids = token_batch(model)
+    loss = LabelLoss(model)(ids, torch.ones_like(ids), torch.full_like(ids, IGNORE_INDEX))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules_are_those_of_transformers(schedule: str) -> None:
+    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = transformers.get_scheduler(name, dummy, num_warmup_steps=3, num_training_steps=20)
+    for step in range(20):
+        mine = rate_factor(step, schedule=schedule, warmup_steps=3, total_steps=20)  # type: ignore[arg-type]
+        assert mine == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), step
+        dummy.step()
+        theirs.step()
+
+
+def test_the_mixer_has_a_rate_and_a_decay_of_its_own() -> None:
+    model = tiny_llama()
+    inject(model, **OPTIONS, mixer={"kind": "dense"})
+    optimizer = build_optimizer(model, learning_rate=1e-3, mixer_learning_rate=5e-3, **RATES)  # type: ignore[arg-type]
+    factors, mixers = optimizer.param_groups
+    assert (len(factors["params"]), len(mixers["params"])) == (8, 4)
+    assert all(p.shape == (4, 4) for p in mixers["params"])
+    assert (factors["weight_decay"], mixers["weight_decay"]) == (0.1, 0.0)
+    set_rate(optimizer, 0.5)
+    assert (factors["lr"], mixers["lr"]) == (5e-4, 2.5e-3)
+
+
+def test_nothing_but_learned_parameters_is_optimised() -> None:
+    model = tiny_llama()
+    inject(model, **OPTIONS, mixer={"kind": "dense", "train": "frozen"})
+    optimizer = build_optimizer(model, learning_rate=1e-3, mixer_learning_rate=None, **RATES)  # type: ignore[arg-type]
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in model.parameters() if p.requires_grad}
+    F.mse_loss(model(token_batch(model)).logits, torch.zeros(())).backward()
+    assert all(p.grad is not None for group in optimizer.param_groups for p in group["params"])

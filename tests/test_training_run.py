@@ -1,0 +1,272 @@
+"""Whole runs on a small random model: exact resuming, equal gradients however the work is shared, faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from moslora.adapters import inject, named_adapters
+from moslora.checkpoint import open_adapter
+from moslora.data.encode import Encoder
+from moslora.data.steps import label_count
+from moslora.errors import MosloraError, UsageError
+from moslora.model import load_base, load_tokenizer
+from moslora.recipe import Recipe
+from moslora.training import loop, train_recipe
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer
+from moslora.training.run import step_plan, training_data
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter.safetensors")
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
+
+
+def steps_logged(run: Path) -> list[dict[str, float]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "per_second" not in k and "memory" not in k} for line in lines
+    ]
+
+
+def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "moslora.cli", *map(str, arguments)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
+    manifest = open_adapter(trained / "adapter").manifest
+    assert manifest["step"] == 21 and manifest["trained_rows"] == 84 and len(manifest["data"]["sha256"]) == 64
+    logged = [row for row in steps_logged(trained) if "loss" in row]
+    assert [row["step"] for row in logged] == [*range(2, 21, 2), 21]
+    assert logged[-1]["loss"] < logged[0]["loss"] - 2
+    validations = [row for row in steps_logged(trained) if "validation_loss" in row]
+    assert [row["step"] for row in validations] == [5, 10, 15, 20, 21]
+    assert validations[-1]["validation_loss"] < validations[0]["validation_loss"]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-20", "step-21"]
+    assert all(value.dtype == torch.float32 and value.any() for value in adapter(trained).values())
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    train_recipe(recipe(), out=tmp_path / "again")
+    assert same_bits(adapter(trained), adapter(tmp_path / "again"))
+    train_recipe(recipe("seed=4"), out=tmp_path / "other")
+    assert not same_bits(adapter(trained), adapter(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("stop_after", [3, 13])
+def test_ctrl_c_saves_and_resuming_ends_with_the_same_bits(
+    trained: Path, world: Path, tmp_path: Path, stop_after: int
+) -> None:
+    """Step 3 is before the first planned checkpoint, step 13 in the middle of the second epoch."""
+    out = tmp_path / "run"
+    process = moslora("train", world / "recipe.yaml", "--out", out, "training.log_every=1")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {stop_after}/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"moslora train {out} --resume" in errors and "Traceback" not in errors
+    assert not (out / "adapter").exists()
+
+    resumed = moslora("train", out, "--resume", "training.log_every=2")
+    output, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    assert "resuming after step" in output
+    assert same_bits(adapter(trained), adapter(out))
+    final = {row["step"]: row.get("loss") for row in steps_logged(trained) if "loss" in row}
+    redone = {row["step"]: row["loss"] for row in steps_logged(out) if "loss" in row}
+    assert all(redone[step] == loss for step, loss in final.items())
+
+
+def test_kill_9_and_resuming_ends_with_the_same_bits(trained: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = moslora("train", world / "recipe.yaml", "--out", out)
+    while not (out / "checkpoints" / "step-8").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)
+    if (out / "adapter").exists():
+        pytest.fail("the run ended before it could be killed")
+    # What a kill in the middle of writing leaves behind is neither read nor in the way.
+    torn = out / "checkpoints" / ".step-99.writing-1"
+    torn.mkdir()
+    (torn / "adapter.safetensors").write_bytes(b"half")
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')
+    resumed = moslora("train", out, "--resume")
+    assert resumed.communicate(timeout=120) and resumed.returncode == 0
+    assert same_bits(adapter(trained), adapter(out))
+    assert [row["step"] for row in steps_logged(out)] == [row["step"] for row in steps_logged(trained)]
+
+
+def gradients(recipe: Recipe, *, global_batch_size: int, micro_batch_size: int) -> dict[str, torch.Tensor]:
+    """The gradient of the first step, as the loop accumulates it, on this process's share of it."""
+    accelerator = Accelerator(cpu=True)
+    tokenizer = load_tokenizer(recipe.model.name)
+    data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
+    model = load_base(**recipe.model.model_dump())
+    inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
+    generator = torch.Generator().manual_seed(0)
+    for _, layer in named_adapters(model):
+        layer.lora_b.data.copy_(0.1 * torch.randn(layer.lora_b.shape, generator=generator))
+    changed = recipe.training.model_copy(update={"global_batch_size": global_batch_size})
+    parts = loop.Parts(
+        accelerator=accelerator,
+        objective=accelerator.prepare_model(LabelLoss(model)),
+        optimizer=build_optimizer(
+            model,
+            learning_rate=1,
+            mixer_learning_rate=None,
+            weight_decay=0,
+            mixer_weight_decay=0,
+            betas=(0.0, 0.0),
+            eps=1,
+        ),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        rows=data.rows,
+        plan=step_plan(recipe.model_copy(update={"training": changed}), rows=len(data.rows)),
+        pad_id=0,
+        seed=0,
+    )
+    drawn = [data.rows[row] for row in parts.plan[0]]
+    assert len({len(row.input_ids) for row in drawn}) > 4 and label_count(drawn) > 16
+    loop.accumulate(parts, drawn, micro_batch_size=micro_batch_size)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Relative to the largest entry of each gradient."""
+    assert one.keys() == other.keys() and len(one) == 18
+    return max(float((one[k] - other[k]).abs().max() / one[k].abs().max()) for k in one)
+
+
+def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    """1 × 16, 4 × 4, and two processes × 8 over gloo, dropout 0: relative 1e-5 in float32."""
+    plain = recipe("adapter.dropout=0")
+    whole = gradients(plain, global_batch_size=16, micro_batch_size=16)
+    assert largest_difference(whole, gradients(plain, global_batch_size=16, micro_batch_size=4)) < 1e-5
+    script = tmp_path / "shared.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        "from moslora.recipe import load_recipe\n"
+        "from safetensors.torch import save_file\n"
+        "from test_training_run import gradients\n"
+        "import torch.distributed as dist\n"
+        f"recipe = load_recipe({str(world / 'recipe.yaml')!r}, ['adapter.dropout=0'])\n"
+        "found = gradients(recipe, global_batch_size=16, micro_batch_size=5)\n"
+        f"save_file(found, {str(tmp_path)!r} + f'/rank-{{dist.get_rank()}}.safetensors')\n"
+        "assert dist.get_world_size() == 2 and dist.get_backend() == 'gloo'\n"
+        "dist.destroy_process_group()\n"
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for rank in range(2):
+        shared = load_file(tmp_path / f"rank-{rank}.safetensors")
+        assert largest_difference(whole, shared) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_bases_train(recipe: MakeRecipe, tmp_path: Path, dtype: str) -> None:
+    out = tmp_path / "run"
+    train_recipe(recipe(f"model.dtype={dtype}", "training.epochs=1"), out=out)
+    logged = [row["loss"] for row in steps_logged(out) if "loss" in row]
+    assert logged[-1] < logged[0] - 0.5
+    assert all(value.dtype == torch.float32 for value in adapter(out).values())
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *, from_step: int, until: int = 10**9) -> None:
+    """Makes the loss of some steps infinite."""
+    calls = {"step": 0}
+    accumulate = loop.accumulate
+
+    def poisoned(*arguments: object, **options: object) -> torch.Tensor:
+        calls["step"] += 1
+        loss = accumulate(*arguments, **options)  # type: ignore[arg-type]
+        parts = arguments[0]
+        if from_step <= calls["step"] < until:
+            next(iter(parts.optimizer.param_groups[0]["params"])).grad.fill_(torch.inf)  # type: ignore[attr-defined]
+        return loss
+
+    monkeypatch.setattr(loop, "accumulate", poisoned)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_with_step_and_rows(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, from_step=6)
+    with pytest.raises(MosloraError, match=r"step 6: .*not finite.*(boolq|arc_easy|obqa)/train/\d+") as caught:
+        train_recipe(recipe(), out=tmp_path / "run")
+    assert str(caught.value).count("/train/") == 8
+    assert open_adapter(tmp_path / "run" / "checkpoints" / "step-4").manifest["step"] == 4
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_the_float16_scaler_may_skip_nine_steps_in_a_row_but_not_ten(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        poison(patch, from_step=3, until=12)
+        train_recipe(recipe("model.dtype=float16"), out=tmp_path / "nine")
+    poison(monkeypatch, from_step=3, until=13)
+    with pytest.raises(MosloraError, match="step 12: "):
+        train_recipe(recipe("model.dtype=float16"), out=tmp_path / "ten")
+
+
+def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    before = (trained / "adapter" / "adapter.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="not empty; go on with that run by --resume"):
+        train_recipe(recipe(), out=trained)
+    with pytest.raises(UsageError, match="holds a run of another recipe"):
+        train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
+    assert (trained / "adapter" / "adapter.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="not empty"):
+        train_recipe(recipe(), out=tmp_path / "file")
+
+
+def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(MosloraError, match="nothing was learned: after 1 steps"):
+        train_recipe(recipe("training.max_steps=1"), out=tmp_path / "run")
+
+
+def test_wandb_offline_gets_the_metrics(recipe: MakeRecipe, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="wandb is an extra")
+    out = tmp_path / "run"
+    train_recipe(recipe("tracking.wandb_project=test", "tracking.wandb_mode=offline", "training.max_steps=4"), out=out)
+    (written,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"learning_rate" in written.read_bytes()
