@@ -1,0 +1,19 @@
+"""Evaluation: multiple-choice questions scored under one of three protocols, with errors and averages."""
+
+from moslora.evaluation.journal import load_predictions
+from moslora.evaluation.predictions import METRICS, PairedDifference, Prediction, paired_difference
+from moslora.evaluation.results import Results, Score, Settings, load_results
+from moslora.evaluation.run import evaluate
+
+__all__ = [
+    "METRICS",
+    "PairedDifference",
+    "Prediction",
+    "Results",
+    "Score",
+    "Settings",
+    "evaluate",
+    "load_predictions",
+    "load_results",
+    "paired_difference",
+]

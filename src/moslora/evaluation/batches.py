@@ -1,0 +1,94 @@
+"""Which sequences share a forward pass: decided by the question ids alone.
+
+In low precision the shapes of a forward pass move its result: kernels choose the order of their sums by the
+shape, and in bfloat16 the same question scored alone or in a batch differs by up to 0.4 in a logit. If the
+flags decided the shapes, a ``--limit`` or a resumed run would change predictions. So the shapes are a
+function of the ids: a task's questions, ordered by the hash of their id, are cut into blocks of a fixed size,
+and a block is computed as a whole. What remains is the batch size, which is recorded with the results.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moslora.tasks import Example
+
+BLOCK_SIZE = 128
+"""Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
+
+PAD_MULTIPLE = 8
+"""Batches are padded to a multiple of this, the width that matrix units like."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a task: ``computed`` goes through the model, ``wanted`` (its beginning) counts."""
+
+    computed: tuple[Example, ...]
+    wanted: tuple[Example, ...]
+
+
+def canonical_order(examples: Sequence[Example]) -> list[Example]:
+    """The examples by the hash of their id: a fixed order in which every beginning is a random sample."""
+    return sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())
+
+
+def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool) -> Iterator[Block]:
+    """Cuts a task into blocks.
+
+    Args:
+        examples: all questions of the task, in any order, whatever the limit: they define the blocks.
+        limit: how many are wanted, the first in canonical order; ``None`` for all.
+        exact: the arithmetic is float32 or wider, so that shapes do not matter: the last block is computed
+            only as far as it is wanted. Otherwise it is computed whole.
+    """
+    ordered = canonical_order(examples)
+    wanted = len(ordered) if limit is None else min(limit, len(ordered))
+    for start in range(0, wanted, BLOCK_SIZE):
+        block = tuple(ordered[start : start + BLOCK_SIZE])
+        kept = block[: wanted - start]
+        yield Block(computed=kept if exact else block, wanted=kept)
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Cuts the sequences of a block into batches of similar length, the longest first.
+
+    Longest first: whatever does not fit into memory says so at once.
+
+    Args:
+        lengths: tokens of every sequence, in the block's order.
+        batch_size: sequences per batch; the last may be smaller.
+
+    Yields:
+        Positions in ``lengths``. Every position comes once.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths keep the block's order
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], *, pad_id: int, multiple: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Pads on the right, where causal attention cannot see it, and masks what it padded.
+
+    Args:
+        sequences: token ids, of any lengths.
+        pad_id: fills the rest.
+        multiple: the length of the result is a multiple of this.
+        device: where the result lies.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (1 for a token, 0 for padding), both int64, shape
+        ``(len(sequences), length)``.
+    """
+    length = -(-max(map(len, sequences)) // multiple) * multiple
+    input_ids = torch.full((len(sequences), length), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        attention_mask[row, : len(sequence)] = 1
+    return input_ids.to(device), attention_mask.to(device)

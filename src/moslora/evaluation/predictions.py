@@ -1,0 +1,147 @@
+"""What a model answered, question by question, what that is worth, and how two models differ on it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moslora.errors import MosloraError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answered to one question: a line of ``predictions.jsonl``.
+
+    Attributes:
+        id: of the example.
+        task: of the example.
+        gold: position of the right option.
+        prediction: position of the option with the best score, the first of equals; generate: of the option
+            that the text names, ``None`` if it names none of the question's.
+        scores: one per option, a log-probability in nats: among the options (rank), or of the option's tokens
+            given the prompt, summed (cloze). Empty for generate.
+        characters: what cloze divides the scores by, one per option. Empty otherwise.
+        text: what generate wrote.
+        answer: what generate found in the text, "" if nothing.
+        truncated: the prompt lost its beginning because it was too long.
+    """
+
+    id: str
+    task: str
+    gold: int
+    prediction: int | None
+    scores: tuple[float, ...] = ()
+    characters: tuple[int, ...] = ()
+    text: str | None = None
+    answer: str | None = None
+    truncated: bool = False
+
+    @property
+    def deciding_scores(self) -> tuple[float, ...]:
+        """The scores behind the primary metric: per character where characters are counted."""
+        if not self.characters:
+            return self.scores
+        return tuple(score / count for score, count in zip(self.scores, self.characters, strict=True))
+
+    @property
+    def margin(self) -> float:
+        """The best deciding score minus the second best."""
+        best, second = sorted(self.deciding_scores, reverse=True)[:2]
+        return best - second
+
+    def to_json(self) -> str:
+        """One line. Fields at their default are left out."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return json.dumps({k: v for k, v in fields.items() if v != defaults[k]}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Prediction":
+        """The inverse of `to_json`: floats come back bit for bit."""
+        values = json.loads(line)
+        for name in ("scores", "characters"):
+            values[name] = tuple(values.get(name, ()))
+        return cls(**values)
+
+
+def argmax(values: Sequence[float]) -> int:
+    """Position of the largest value, the first of equals: the rule of ``numpy.argmax`` and so of lm-eval."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def _log_probability(prediction: Prediction) -> float:
+    best = max(prediction.scores)
+    total = best + math.log(sum(math.exp(score - best) for score in prediction.scores))
+    return prediction.scores[prediction.gold] - total
+
+
+METRICS: Mapping[str, Callable[[Prediction], float]] = {
+    "accuracy": lambda p: float(p.prediction == p.gold),
+    "accuracy_per_character": lambda p: float(argmax(p.deciding_scores) == p.gold),
+    "log_probability": _log_probability,
+}
+"""What one question contributes to each mean.
+
+``accuracy``: 1 if the chosen option is the right one (cloze: lm-eval's ``acc``). ``accuracy_per_character``:
+the same after dividing every score by its option's characters (``acc_norm``). ``log_probability``: of the
+right option among the options, scores[gold] − log Σ exp(scores), in nats; cloze takes the summed scores here,
+not those per character.
+"""
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """x̄ = Σ x / n and its standard error √(Σ (x − x̄)² / (n − 1) / n), ``None`` below two values."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean difference of a metric between two runs on the same questions, and its standard error."""
+
+    n: int
+    difference: float
+    standard_error: float | None
+
+
+def paired_difference(
+    before: Sequence[Prediction], after: Sequence[Prediction], *, metric: str = "accuracy"
+) -> dict[str, PairedDifference]:
+    """``after`` minus ``before``, question by question, per task and for the macro average (key ``macro``).
+
+    With d_i the difference of question i, a task has d̄ = Σ d_i / n and se = √(Σ (d_i − d̄)² / (n − 1) / n).
+    The questions' own difficulty cancels, so that this error is smaller than that of two separate samples.
+    The macro average of k tasks has Σ d̄_t / k and √(Σ se_t²) / k, as the tasks' questions are independent.
+
+    Args:
+        before: predictions of one run.
+        after: predictions of the other, of the same questions in any order.
+        metric: a key of `METRICS`.
+
+    Raises:
+        MosloraError: the two runs answered different questions, or have different gold labels.
+    """
+    first, second = ({p.id: p for p in predictions} for predictions in (before, after))
+    if {i: p.gold for i, p in first.items()} != {i: p.gold for i, p in second.items()}:
+        common = len(first.keys() & second.keys())
+        raise MosloraError(
+            f"a paired difference needs the same questions with the same gold labels: {len(first)} before,"
+            f" {len(second)} after, {common} ids in both; evaluate both with the same tasks, limit and data"
+        )
+    measure = METRICS[metric]
+    differences: dict[str, list[float]] = {}
+    for example_id, prediction in first.items():
+        differences.setdefault(prediction.task, []).append(measure(second[example_id]) - measure(prediction))
+    paired = {task: PairedDifference(len(values), *mean_and_error(values)) for task, values in differences.items()}
+    k = len(paired)
+    errors = [pair.standard_error for pair in paired.values() if pair.standard_error is not None]
+    paired["macro"] = PairedDifference(
+        n=len(first),
+        difference=math.fsum(pair.difference for pair in paired.values()) / k,
+        standard_error=math.sqrt(math.fsum(e * e for e in errors)) / k if len(errors) == k else None,
+    )
+    return paired

