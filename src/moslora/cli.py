@@ -1,0 +1,248 @@
+"""The command line: parses, calls, prints. What it calls is imported when it is called."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moslora.errors import MosloraError, UsageError
+
+if TYPE_CHECKING:
+    from moslora.recipe import Recipe
+
+RUNS = Path("runs")
+"""Where runs go unless --out says otherwise: a folder each, named after the recipe."""
+
+app = typer.Typer(
+    name="moslora",
+    help="Fine-tune LLaMA with MoSLoRA: low-rank adapters with a mixer between the factors, ΔW = s · B · M · A.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="List and copy the recipes that come with moslora.", invoke_without_command=True)
+data_app = typer.Typer(help="Fetch and look at the eight commonsense sets.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+
+Source = Annotated[
+    str, typer.Option("--source", help="wheel (from PyPI), hub, or a file or folder in LLM-Adapters' format.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, the name of one that comes along, or a run to resume.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …, laid over the recipe.")] = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+) -> None:
+    """Train the adapter that a recipe describes."""
+    run = Path(recipe)
+    if resume and (run / "recipe.yaml").is_file():
+        resolved, out = _load_recipe(str(run / "recipe.yaml"), overrides), out or run
+    else:
+        resolved = _load_recipe(recipe, overrides)
+    if dry_run:
+        from moslora.training.dry_run import dry_run as preview
+
+        for line in preview(resolved):
+            print(line)
+        return
+    from moslora.training import train_recipe
+
+    train_recipe(resolved, out=out or RUNS / resolved.name, resuming=resume)
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A run, an adapter folder, a model folder or a hub id. [default: newest run]"),
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="commonsense, or names with commas.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="rank, cloze or generate.")] = None,
+    format: Annotated[str | None, typer.Option(help="label, llm-adapters, cloze or cloze-passage.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Score the base model, without the adapter.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Questions per task.", min=1)] = None,
+    source: Annotated[str | None, typer.Option(help="Where the questions come from, as in a recipe.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most sequences in one forward pass.", min=1)] = None,
+    beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
+    out: Out = None,
+) -> None:
+    """Score a model on the commonsense sets."""
+    from moslora.checkpoint import newest_run
+    from moslora.evaluation.target import evaluate_target, open_target
+    from moslora.tasks import resolve_tasks
+
+    if target is None:
+        target = str(newest_run(RUNS))
+        print(f"newest run: {target}")
+    names = resolve_tasks(tasks) if tasks else None
+    opened = open_target(target, base=base, dtype=dtype, runs=RUNS)
+    results, folder = evaluate_target(
+        opened,
+        tasks=names,
+        protocol=protocol,
+        format=format,
+        limit=limit,
+        source=source,
+        batch_size=batch_size,
+        beams=beams,
+        out=out,
+        progress=lambda task, done, total: print(f"  {task}: {done}/{total}", flush=True),
+    )
+    settings = results.settings
+    print(f"protocol {settings.protocol}, format {settings.format}, {settings.dtype}; shares in percent ± s.e.")
+    _print_table(results.table())
+    if results.drift is not None and results.macro.close_calls:
+        print(
+            f"{results.macro.close_calls} answers are closer than the arithmetic's own noise ({results.drift:.2g});"
+            " --dtype float32 decides them"
+        )
+    print(f"written to {folder}")
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
+    out: Out = None,
+) -> None:
+    """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
+    from moslora.checkpoint import locate_adapter, run_folder
+    from moslora.merge import merge as merge_adapter
+
+    adapter = locate_adapter(run)
+    out = out or run_folder(adapter) / "merged"
+    print(merge_adapter(adapter, out=out))
+    print(f"written to {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
+    format: Annotated[str, typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
+    out: Out = None,
+) -> None:
+    """Write the adapter in the format of another library."""
+    from moslora.checkpoint import locate_adapter, run_folder
+    from moslora.convert import export_peft
+
+    if format != "peft":
+        raise UsageError(f"--format {format}: moslora exports to peft")
+    adapter = locate_adapter(run)
+    print(f"written to {export_peft(adapter, out=out or run_folder(adapter) / 'peft')}")
+
+
+@app.command()
+def quickstart(out: Out = None) -> None:
+    """Train, evaluate and merge a small model on this machine in a quarter of an hour."""
+    from moslora.quickstart import quickstart as run_quickstart
+
+    table, verdict = run_quickstart(out=out or RUNS / "quickstart")
+    _print_table(table)
+    for line in verdict:
+        print(line)
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the recipes that come with moslora."""
+    if context.invoked_subcommand is None:
+        from moslora.recipe import list_recipes
+
+        for name, purpose in list_recipes():
+            print(f"{name:32}{purpose}")
+
+
+@recipes_app.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="Name of a recipe that comes along, or a file.")],
+    destination: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("."),
+) -> None:
+    """Copy a recipe, to be changed."""
+    from moslora.recipe import copy_recipe
+
+    print(f"written to {copy_recipe(name, destination)}")
+
+
+@data_app.command("fetch")
+def fetch(
+    tasks: Annotated[str, typer.Option(help="commonsense, or names with commas.")] = "commonsense",
+    source: Source = "wheel",
+) -> None:
+    """Download the sets into the cache, and count their rows."""
+    from moslora.data.sources import load_examples
+    from moslora.tasks import TASKS, resolve_tasks
+
+    for task in resolve_tasks(tasks):
+        counts = {split: len(load_examples(task, split, source=source)) for split in TASKS[task].splits}
+        print(f"{task:16}" + "  ".join(f"{split} {count:,}" for split, count in counts.items()))
+
+
+@data_app.command("show")
+def show(
+    task: Annotated[str, typer.Argument(help="Name of a set.")],
+    format: Annotated[str, typer.Option(help="label, llm-adapters, cloze or cloze-passage.")] = "label",
+    row: Annotated[int, typer.Option(help="Which row, from 0.", min=0)] = 0,
+    split: Annotated[str, typer.Option(help="train, test or dev.")] = "train",
+    source: Source = "wheel",
+    model: Annotated[str, typer.Option(help="Whose tokenizer.")] = "smollm2-135m-instruct",
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens.", min=1)] = 512,
+    loss_on: Annotated[str, typer.Option(help="response or all.")] = "response",
+) -> None:
+    """Print one example as text, as tokens, and with its label mask."""
+    from moslora.data.show import show_example
+    from moslora.model import load_tokenizer
+
+    print(
+        show_example(
+            task,
+            split=split,
+            row=row,
+            format=format,
+            source=source,
+            tokenizer=load_tokenizer(model),
+            max_length=max_length,
+            loss_on=loss_on,
+        )
+    )
+
+
+def _load_recipe(name: str, overrides: list[str] | None) -> "Recipe":
+    from moslora.recipe import load_recipe
+
+    return load_recipe(name, overrides or ())
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows[1:]:
+        table.add_row(*row)
+    # A table that is piped into a file keeps its columns.
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def main() -> None:
+    """Entry point: faults of use and of the run end in one line each, without a traceback."""
+    try:
+        app()
+    except MosloraError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""The adapter folded into the base's weights: an ordinary Hugging Face model, proved against the adapter.
+
+W' = W + s · B · M · A, tensor by tensor, in float32, cast once. The base is read from its safetensors files and
+never held whole, and the result is written in shards, so that a machine with little memory can merge.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.adapters import LoraPair, fold, named_adapters
+from moslora.card import write_card
+from moslora.checkpoint import (
+    AdapterFolder,
+    load_adapted,
+    open_adapter,
+    refuse_used,
+    replacing,
+    write_json,
+)
+from moslora.data.encode import Encoder
+from moslora.errors import MosloraError, UsageError
+from moslora.model import DTYPES, load_tokenizer, locate
+
+SHARD_BYTES = 10**9
+"""Most bytes of one output file, unless a single tensor is larger."""
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest accepted error of a merged model's log-probabilities, in nats and per position on average."""
+
+PROMPTS = (
+    "Question: Which force pulls a dropped stone to the ground?\nAnswer: gravity",
+    "The kettle was still warm, so she knew that somebody had made tea.",
+    "Below is an instruction that describes a task.\n\n### Response:\nthe correct answer is answer2",
+    "Q: Robin carried the groceries for an old neighbour. How would Robin be described?\nA: kind",
+)
+"""What a merged model is compared on: short, ordinary text, with and without the formats' markers."""
+
+
+class LogProbabilities(NamedTuple):
+    """Of one prompt: ``all`` of shape (length, vocabulary); ``following``, of the tokens that follow, (length - 1,)."""
+
+    all: Tensor
+    following: Tensor
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Merged against adapter model, over all positions of :data:`PROMPTS`.
+
+    Attributes:
+        mean_error: mean |Δ log p| of the token that follows, in nats.
+        max_error: the largest.
+        kl: mean KL(adapter ‖ merged), in nats.
+        ratio: ‖ΔW‖ / ‖W‖, the mean over layers; small ones drown in the rounding of the merge.
+        dtype: of both models.
+    """
+
+    mean_error: float
+    max_error: float
+    kl: float
+    ratio: float
+    dtype: str
+
+    def __str__(self) -> str:
+        return (
+            f"merged against adapter model in {self.dtype}: mean |Δ log p| {self.mean_error:.2g}, largest"
+            f" {self.max_error:.2g}, KL {self.kl:.2g} nats; ‖ΔW‖/‖W‖ {self.ratio:.2%}"
+        )
+
+
+def merge(adapter: Path, *, out: Path) -> Proof:
+    """Writes the merged model to ``out`` and compares it with the adapter model.
+
+    One model is in memory at a time: the adapter model first, for the values to compare with.
+
+    Args:
+        adapter: an adapter folder.
+        out: must not exist yet, or be empty.
+
+    Raises:
+        UsageError: ``out`` is in use, or the base is not the adapter's.
+        MosloraError: the merged model differs by more than its dtype explains; ``out`` is then not written.
+    """
+    folder = open_adapter(adapter)
+    refuse_used(out)
+    section = folder.recipe.model
+    tokenizer = load_tokenizer(**section.model_dump(include={"name", "revision", "trust_remote_code"}))
+    model = load_adapted(folder)
+    expected = _log_probabilities(model, tokenizer)
+    pairs = {name: fold(layer) for name, layer in named_adapters(model)}
+    del model
+    source = base_files(folder)
+    with replacing(out) as scratch:
+        ratio = _write_weights(source, pairs, scratch, dtype=DTYPES[section.dtype])
+        for name in ("config.json", "generation_config.json"):
+            if (source / name).is_file():
+                shutil.copy(source / name, scratch / name)
+        _set_dtype(scratch / "config.json", section.dtype)
+        tokenizer.save_pretrained(scratch)
+        merged = AutoModelForCausalLM.from_pretrained(scratch, dtype=DTYPES[section.dtype]).eval()
+        proof = compare(expected, _log_probabilities(merged, tokenizer), ratio=ratio, dtype=section.dtype)
+        write_card(
+            scratch,
+            folder,
+            kind="Merged weights",
+            use=(
+                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                f'model = AutoModelForCausalLM.from_pretrained("{out.name}")\n'
+                f'tokenizer = AutoTokenizer.from_pretrained("{out.name}")'
+            ),
+            proof=str(proof),
+        )
+    return proof
+
+
+def compare(expected: list[LogProbabilities], found: list[LogProbabilities], *, ratio: float, dtype: str) -> Proof:
+    """Measures what the merge changed.
+
+    Raises:
+        MosloraError: the mean error is beyond :data:`TOLERANCE`.
+    """
+    errors = torch.cat([(one.following - other.following).abs() for one, other in zip(expected, found, strict=True)])
+    divergences = torch.cat(
+        [(one.all.exp() * (one.all - other.all)).sum(-1) for one, other in zip(expected, found, strict=True)]
+    )
+    proof = Proof(
+        mean_error=float(errors.mean()),
+        max_error=float(errors.max()),
+        kl=float(divergences.mean()),
+        ratio=ratio,
+        dtype=dtype,
+    )
+    if not proof.mean_error <= TOLERANCE[dtype]:
+        raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE[dtype]:g}; nothing was written")
+    return proof
+
+
+@torch.inference_mode()
+def _log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[LogProbabilities]:
+    """What ``model`` thinks of :data:`PROMPTS`."""
+    encoder = Encoder(tokenizer, max_length=None)
+    found = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([encoder.encode(prompt, "", eos=False).ids])
+        values = model(input_ids=ids).logits[0].float().log_softmax(-1)
+        found.append(LogProbabilities(all=values, following=values[:-1].gather(1, ids[0, 1:, None])[:, 0]))
+    return found
+
+
+def base_files(folder: AdapterFolder) -> Path:
+    """The local folder with the base's safetensors files; a hub model's is its place in the cache."""
+    recipe = folder.recipe
+    located = locate(recipe.model.name, revision=recipe.model.revision)
+    if Path(located).is_dir():
+        path = Path(located)
+    else:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json"]
+        path = Path(snapshot_download(located, revision=recipe.model.revision, allow_patterns=patterns))
+    if not any(path.glob("*.safetensors")):
+        raise UsageError(f"{path}: no safetensors weights; moslora merges no pickled ones")
+    return path
+
+
+def _tensors(source: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model folder, one at a time."""
+    index = source / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        with safe_open(source / name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield key, file.get_tensor(key)
+
+
+def _write_weights(source: Path, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> float:
+    """Writes the base's tensors with every ΔW added, in shards of at most :data:`SHARD_BYTES`.
+
+    Returns:
+        The mean over the adapted layers of ‖ΔW‖ / ‖W‖.
+    """
+    ratios: dict[str, float] = {}
+    shards: list[list[str]] = []
+    pending: dict[str, Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal pending, size
+        save_file(pending, out / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending, size = {}, 0
+
+    for key, tensor in _tensors(source):
+        name = key.removesuffix(".weight")
+        if name in pairs:
+            a, b, scale = pairs[name]
+            delta, weight = scale * (b @ a), tensor.float()
+            ratios[name] = float(delta.norm() / weight.norm())
+            tensor = weight + delta
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if pending and size + tensor.nbytes > SHARD_BYTES:
+            flush()
+        pending[key] = tensor.contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    flush()
+    if missing := sorted(pairs.keys() - ratios.keys()):
+        raise MosloraError(f"{source}: no weight for the adapted layers {', '.join(missing)}")
+    _name_shards(out, shards, total_bytes=total)
+    return sum(ratios.values()) / len(ratios)
+
+
+def _name_shards(out: Path, shards: list[list[str]], *, total_bytes: int) -> None:
+    """Gives the shards the names that transformers expects, which hold their number."""
+    if len(shards) == 1:
+        (out / "shard-0").rename(out / "model.safetensors")
+        return
+    weight_map = {}
+    for number, keys in enumerate(shards):
+        name = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        (out / f"shard-{number}").rename(out / name)
+        weight_map.update(dict.fromkeys(keys, name))
+    write_json(
+        out / "model.safetensors.index.json", {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    )
+
+
+def _set_dtype(config: Path, dtype: str) -> None:
+    values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    values["dtype"] = dtype
+    values.pop("torch_dtype", None)
+    write_json(config, values)

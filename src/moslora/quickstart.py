@@ -1,0 +1,202 @@
+"""One command from nothing to a merged model: train, evaluate before and after, merge, on this machine's terms."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from moslora.adapters import inject
+from moslora.checkpoint import locate_adapter
+from moslora.data.encode import Encoded
+from moslora.data.steps import collate
+from moslora.evaluation import Prediction, paired_difference
+from moslora.evaluation.results import Results
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.merge import merge
+from moslora.model import load_base
+from moslora.recipe import Recipe, load_recipe
+from moslora.training import train_recipe
+from moslora.training.objective import LabelLoss
+
+RECIPE = "smollm2-135m"
+
+BUDGET_SECONDS = 12 * 60
+"""For training and both evaluations; with loading, merging and a slow minute it stays under a quarter of an hour."""
+
+LEAST_ROWS, LEAST_QUESTIONS = 50, 40
+"""Per task; fewer would show nothing."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the probe measured.
+
+    Attributes:
+        dtype: the faster of bfloat16 and float32.
+        row_seconds: to train on one row.
+        question_seconds: to score one question.
+    """
+
+    dtype: str
+    row_seconds: float
+    question_seconds: float
+
+
+def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[list[str]], list[str]]:
+    """Runs the whole path, or what is left of it, in the folder ``out``.
+
+    Returns:
+        The table (header first) and the verdict's lines.
+    """
+    began = time.monotonic()
+    if (out / "recipe.yaml").exists():
+        recipe = load_recipe(out / "recipe.yaml")
+        say(f"going on with {out} (remove that folder to start anew)")
+    else:
+        recipe = fitting_recipe(say)
+    if not (out / "adapter").exists():
+        train_recipe(recipe, out=out, resuming=out.exists())
+    results = []
+    for base in (True, False):
+        say(f"scoring the {'base' if base else 'tuned'} model ...")
+        target = open_target(str(out), base=base)
+        results.append(evaluate_target(target, say=say, progress=_progress(say))[0])
+        del target
+    if not (out / "merged").exists():
+        say(f"merging into {out / 'merged'} ...")
+        say(str(merge(locate_adapter(out), out=out / "merged")))
+    say(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
+    return comparison(*results), verdict(*results)
+
+
+def fitting_recipe(say: Callable[[str], None]) -> Recipe:
+    """The quickstart's recipe, with fewer rows and questions where this machine would take too long."""
+    recipe = load_recipe(RECIPE)
+    assert isinstance(recipe.data.rows, dict) and recipe.evaluation.limit is not None
+    if torch.cuda.is_available():
+        say(f"using {torch.cuda.get_device_name()}")
+        return recipe
+    say("measuring this machine for a few seconds ...")
+    speed = min((probe(recipe, dtype) for dtype in ("bfloat16", "float32")), key=lambda s: s.row_seconds)
+    rows = sum(recipe.data.rows.values())
+    questions = 2 * recipe.evaluation.limit * len(recipe.evaluation.tasks)
+    seconds = rows * speed.row_seconds + questions * speed.question_seconds
+    say(
+        f"{speed.dtype} is faster here: {1 / speed.row_seconds:.1f} rows/s in training,"
+        f" {1 / speed.question_seconds:.1f} questions/s; the whole would take {seconds / 60:.0f} minutes"
+    )
+    share = min(1.0, BUDGET_SECONDS / seconds)
+    overrides = [f"model.dtype={speed.dtype}"]
+    if share < 1:
+        fewer = {task: max(LEAST_ROWS, int(n * share)) for task, n in recipe.data.rows.items()}
+        limit = max(LEAST_QUESTIONS, int(recipe.evaluation.limit * share))
+        overrides += [f"data.rows.{task}={n}" for task, n in fewer.items()] + [f"evaluation.limit={limit}"]
+        say(
+            f"so it trains on {sum(fewer.values()):,} rows instead of {rows:,} and scores {limit} questions of"
+            f" each task instead of {recipe.evaluation.limit}: expect a smaller gain, less surely"
+        )
+    return load_recipe(RECIPE, overrides)
+
+
+def probe(recipe: Recipe, dtype: str, *, seconds: float = 3.0) -> Speed:
+    """Times a training step and a forward pass on rows like the quickstart's."""
+    model = load_base(**{**recipe.model.model_dump(), "dtype": dtype})
+    inject(model, **recipe.adapter.model_dump())
+    batch = collate([_row(length) for length in (24, 32, 40, 64)] * 4, pad_id=0)
+    step = _time(lambda: LabelLoss(model.train())(**batch).backward(), seconds=seconds)
+    with torch.inference_mode():
+        forward = _time(lambda: LabelLoss(model.eval())(**batch), seconds=seconds / 2)
+    options = 3.1  # per question, over the eight sets
+    return Speed(dtype, row_seconds=step / 16, question_seconds=options * forward / 16)
+
+
+def _row(length: int) -> Encoded:
+    ids = torch.randint(100, 1000, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    return Encoded(id="probe", task="probe", input_ids=ids, labels=[-100] * (length - 9) + ids[-9:], truncated=False)
+
+
+def _time(run: Callable[[], object], *, seconds: float) -> float:
+    """Seconds of one call: the mean of as many as fit, after one to warm up."""
+    run()
+    began, calls = time.perf_counter(), 0
+    while calls < 2 or time.perf_counter() - began < seconds:
+        run()
+        calls += 1
+    return (time.perf_counter() - began) / calls
+
+
+def comparison(base: Results, tuned: Results) -> list[list[str]]:
+    """Task by task: size, majority class, base, tuned, their paired difference, and the right option's log p."""
+    metric = base.settings.primary
+    paired = paired_difference(base.predictions, tuned.predictions, metric=metric)
+    rows = [["task", "n", "majority", "base", "tuned", "difference ± s.e.", "log p base", "log p tuned"]]
+    scores = {
+        **{task: (base.tasks[task], tuned.tasks[task]) for task in base.tasks},
+        "average": (base.macro, tuned.macro),
+    }
+    for task, (before, after) in scores.items():
+        pair = paired["macro" if task == "average" else task]
+        rows.append(
+            [
+                task,
+                f"{before.n:,}",
+                f"{100 * before.majority_class:.1f}",
+                f"{100 * getattr(before, metric):.1f}",
+                f"{100 * getattr(after, metric):.1f}",
+                f"{100 * pair.difference:+.1f} ± {100 * (pair.standard_error or math.nan):.1f}",
+                f"{before.log_probability:.3f}",
+                f"{after.log_probability:.3f}",
+            ]
+        )
+    return rows
+
+
+def verdict(base: Results, tuned: Results) -> list[str]:
+    """What the table says and what it does not, in words."""
+    metric = base.settings.primary
+    gain = paired_difference(base.predictions, tuned.predictions, metric=metric)
+    over_majority = paired_difference(majority(base.predictions), tuned.predictions, metric=metric)
+    better = paired_difference(base.predictions, tuned.predictions, metric="log_probability")["macro"]
+    lines = []
+    for name, pair in (("the base model", gain["macro"]), ("the majority class", over_majority["macro"])):
+        error = pair.standard_error or math.inf
+        sure = pair.difference > 2 * error
+        lines.append(
+            f"average {100 * pair.difference:+.1f} points against {name}: {'above' if sure else 'NOT above'} two"
+            f" standard errors ({200 * error:.1f})"
+        )
+    lines.append(
+        f"log-probability of the right option {better.difference:+.3f} nats:"
+        f" {'higher' if better.difference > 0 else 'NOT higher'} than the base model's"
+    )
+    moved = [
+        task
+        for task, pair in gain.items()
+        if task != "macro" and abs(pair.difference) > 2 * (pair.standard_error or math.inf)
+    ]
+    still = [task for task in base.tasks if task not in moved]
+    if still:
+        lines.append(f"within two standard errors of no change: {', '.join(still)}")
+    return lines
+
+
+def majority(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions of always choosing a task's most frequent right position."""
+    counts: dict[str, dict[int, int]] = {}
+    for p in predictions:
+        counts.setdefault(p.task, {}).setdefault(p.gold, 0)
+        counts[p.task][p.gold] += 1
+    best = {task: max(golds, key=golds.__getitem__) for task, golds in counts.items()}
+    constant = []
+    for p in predictions:
+        positions = range(max(len(p.scores), best[p.task] + 1))
+        scores = tuple(0.0 if i == best[p.task] else -1.0 for i in positions)
+        constant.append(replace(p, prediction=best[p.task], scores=scores, characters=(1,) * len(scores)))
+    return constant
+
+
+def _progress(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    return lambda task, done, total: say(f"  {task}: {done}/{total}") if done == total else None

@@ -1,0 +1,128 @@
+"""The commands as a user types them, wrong turns included: one clear line, an exit code, nothing lost."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moslora.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of one command, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["moslora", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+def test_help_loads_no_tensor_library() -> None:
+    """What makes --help fast; the time itself is a benchmark's matter."""
+    check = (
+        "import sys, moslora.cli; print(sorted({'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_dry_run_of_the_paper_setting_needs_no_hub(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, _ = run(capsys, "train", "llama3-8b", "--dry-run")
+    assert code == 0
+    assert "28,352,512 trainable parameters of 8,058,613,760" in out
+    assert "31,932 steps of 16 rows in micro-batches of at most 4" in out
+    assert "170,300 training rows" in out and "an estimate" in out
+
+
+def test_train_eval_merge_export(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way from a recipe to a merged model, with the defaults of every command."""
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "train", world / "recipe.yaml", "training.epochs=1")[0] == 0
+    code, out, _ = run(capsys, "eval")
+    assert code == 0 and "newest run: runs/small" in out and "macro average" in out
+    code, out, _ = run(capsys, "eval", "--base", "--tasks", "obqa", "--limit", "7")
+    results = json.loads(Path("runs/small/eval/rank-label-float32-base/results.json").read_text())
+    assert code == 0 and results["tasks"]["obqa"]["n"] == 7 and list(results["tasks"]) == ["obqa"]
+    code, out, _ = run(capsys, "merge", "runs/small")
+    assert code == 0 and "mean |Δ log p|" in out and Path("runs/small/merged/model.safetensors").exists()
+    assert "| obqa | 20 |" in Path("runs/small/merged/README.md").read_text()
+    code, out, _ = run(
+        capsys, "eval", "runs/small/merged", "--source", world / "data", "--tasks", "obqa", "--dtype", "float32"
+    )
+    assert code == 0
+    merged = json.loads(Path("runs/eval-merged/rank-label-float32-base/results.json").read_text())
+    tuned = json.loads(Path("runs/small/eval/rank-label-float32/results.json").read_text())
+    assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
+    code, out, _ = run(capsys, "export", "runs/small")
+    assert code == 0 and Path("runs/small/peft/adapter_config.json").exists()
+
+
+def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0 and "llama3-8b" in out and "methods/lora" in out
+    code, out, _ = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)
+    assert code == 0 and (tmp_path / "llama3-8b.yaml").is_file()
+    code, _, err = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)
+    assert code == 2 and "exists" in err
+
+
+WRONG_TURNS = {
+    "no such recipe": (["train", "lama3-8b"], "did you mean llama3-8b?"),
+    "unknown key": (["train", "llama3-8b", "training.learning_rat=1"], "learning_rate"),
+    "wrong type": (["train", "llama3-8b", "training.epochs=many"], "training.epochs = 'many': wants a number"),
+    "no such run": (["eval", "./runs/none"], "no such"),
+    "no such run to merge": (["merge", "runs/none"], "runs/none: no such run"),
+    "unknown task": (["eval", "{run}", "--tasks", "boolk"], "boolq"),
+    "unknown protocol": (["eval", "{run}", "--protocol", "rnk"], "--protocol rnk: none of rank, cloze, generate"),
+    "protocol and format": (
+        ["eval", "{run}", "--protocol", "cloze", "--format", "label"],
+        "take --protocol rank or generate",
+    ),
+    "base of a model": (["eval", "{world}/model", "--base"], "--base goes with a run"),
+    "export to what": (["export", "{run}", "--format", "gguf"], "moslora exports to peft"),
+    "no runs yet": (["eval"], "no finished run here"),
+    "unknown option": (["eval", "--tusks", "boolq"], "--tusks"),
+    "no layer matches": (
+        ["train", "{world}/recipe.yaml", "adapter.target_modules=[q_prj]"],
+        "no linear layer matches q_prj; this model has",
+    ),
+}
+
+
+@pytest.mark.parametrize("turn", WRONG_TURNS)
+def test_wrong_turns_end_in_one_clear_line(
+    capsys: pytest.CaptureFixture[str],
+    trained: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, message = WRONG_TURNS[turn]
+    code, _, err = run(capsys, *(argument.format(run=trained, world=world) for argument in arguments))
+    assert code == 2
+    assert message in err
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors"]
+
+
+@pytest.mark.parametrize("model", ["no-owner/no-model", "nonsense model"])
+def test_a_model_that_is_nowhere_names_the_offline_way(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = run(capsys, "eval", model, "--tasks", "obqa")
+    assert code in (1, 2) and "model.name" in err and ("local folder" in err)

@@ -1,0 +1,135 @@
+"""The merged folder: an ordinary model with W + s · B · M · A inside, and nothing of ours."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evaluation_kit import make_examples
+from moslora import merge as merging
+from moslora.checkpoint import load_adapted, open_adapter
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation import evaluate
+from moslora.merge import merge
+from moslora.recipe import Recipe
+from moslora.training import train_recipe
+
+
+def all_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: value for path in folder.glob("*.safetensors") for key, value in load_file(path).items()}
+
+
+def test_every_weight_is_the_base_plus_s_b_m_a(trained: Path, world: Path, tmp_path: Path) -> None:
+    """Float64 from the files alone; s = α/r = 2."""
+    proof = merge(trained / "adapter", out=tmp_path / "merged")
+    adapter = load_file(trained / "adapter" / "adapter.safetensors")
+    merged, base = all_weights(tmp_path / "merged"), all_weights(world / "model")
+    assert merged.keys() == base.keys()
+    ratios = []
+    for key, weight in base.items():
+        name = key.removesuffix(".weight")
+        expected = weight.double()
+        if f"{name}.lora_a" in adapter:
+            a, m, b = (adapter[f"{name}.{part}"].double() for part in ("lora_a", "mixer.weight", "lora_b"))
+            expected = expected + 2 * b @ m @ a
+            ratios.append((expected - weight).norm() / weight.double().norm())
+        torch.testing.assert_close(merged[key].double(), expected, rtol=1e-6, atol=1e-6, msg=key)
+    assert len(ratios) == 6 and min(ratios) > 0.05
+    assert proof.ratio == pytest.approx(float(sum(ratios) / 6), rel=1e-5)
+    assert proof.mean_error < 1e-5
+
+
+def test_stock_transformers_loads_it_and_nothing_in_it_is_ours(trained: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    merge(trained / "adapter", out=out)
+    stock = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in out.iterdir()} == stock | {"README.md"}
+    config, base_config = (json.loads((f / "config.json").read_text()) for f in (out, world / "model"))
+    assert config == base_config
+    adapted = load_adapted(open_adapter(trained / "adapter"))
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    questions = {task: make_examples(task, 70) for task in ("boolq", "arc_easy", "obqa")}
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    answers = []
+    for one in (adapted, model):
+        results = evaluate(one, tokenizer, questions, protocol="cloze", format="cloze", out=None)
+        answers.append({p.id: p.prediction for p in results.predictions})
+    assert answers[0] == answers[1] and len(answers[0]) == 210
+    assert len(set(answers[0].values())) > 2
+
+
+def test_shards_hold_at_most_the_limit_and_load_together(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    merge(trained / "adapter", out=whole)
+    monkeypatch.setattr(merging, "SHARD_BYTES", 60_000)
+    out = tmp_path / "sharded"
+    merge(trained / "adapter", out=out)
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 3 and shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
+    for path in shards:
+        tensors = load_file(path)
+        assert len(tensors) == 1 or sum(value.nbytes for value in tensors.values()) <= 60_000
+    one, other = all_weights(whole), all_weights(out)
+    assert one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in one.values())
+
+
+def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("model.dtype=bfloat16", "training.epochs=1"), out=run)
+    merge(run / "adapter", out=tmp_path / "merged")
+    adapter, merged = load_file(run / "adapter" / "adapter.safetensors"), all_weights(tmp_path / "merged")
+    base = all_weights(Path(open_adapter(run / "adapter").recipe.model.name))
+    name = "model.layers.1.mlp.down_proj"
+    delta = 2 * adapter[f"{name}.lora_b"] @ (adapter[f"{name}.mixer.weight"] @ adapter[f"{name}.lora_a"])
+    assert merged[f"{name}.weight"].dtype == torch.bfloat16
+    exact = (base[f"{name}.weight"] + delta).bfloat16()
+    # The order of a float32 sum may tip the rounding of a few entries, by one unit at most.
+    assert (merged[f"{name}.weight"] != exact).float().mean() < 0.01
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_wrong_merge_is_refused_and_leaves_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold = merging.fold
+    monkeypatch.setattr(merging, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    with pytest.raises(MosloraError, match=r"beyond the tolerance of 0.0001; nothing was written"):
+        merge(trained / "adapter", out=tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_and_another_base_are_refused(trained: Path, world: Path, tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="not empty; choose another folder"):
+        merge(trained / "adapter", out=tmp_path / "used")
+    run = tmp_path / "run"
+    shutil.copytree(trained / "adapter", run)
+    other = tmp_path / "other"
+    shutil.copytree(world / "model", other)
+    from reference import tiny_llama
+
+    tiny_llama(seed=9, vocab_size=json.loads((other / "config.json").read_text())["vocab_size"]).save_pretrained(other)
+    folder = open_adapter(run)
+    moved = folder.recipe.model_copy(update={"model": folder.recipe.model.model_copy(update={"name": str(other)})})
+    with pytest.raises(UsageError, match=r"trained on .* with fingerprint"):
+        load_adapted(type(folder)(folder.path, moved, folder.manifest))
+
+
+def test_the_card_says_base_data_and_method(trained: Path, tmp_path: Path) -> None:
+    merge(trained / "adapter", out=tmp_path / "merged")
+    card = (tmp_path / "merged" / "README.md").read_text()
+    manifest = open_adapter(trained / "adapter").manifest
+    for said in (manifest["base"]["name"], manifest["data"]["sha256"], "mixer `dense`, rank 4", "Not evaluated yet"):
+        assert said in card
