@@ -12,7 +12,7 @@ from moslora.adapters import (
     mixers,
     named_adapters,
 )
-from moslora.model import meta_model
+from moslora.llama import meta_model
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
 
 DENSE = {"kind": "dense"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from moslora.adapters import adapter_state_dict
 from moslora.checkpoint import (
@@ -17,7 +18,7 @@ from moslora.checkpoint import (
     run_folder,
 )
 from moslora.errors import MosloraError, UsageError
-from moslora.model import fingerprint, load_base
+from moslora.locate import fingerprint
 
 
 @pytest.fixture
@@ -92,15 +93,29 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "b"]
 
 
-def test_the_fingerprint_is_the_same_in_every_dtype_and_another_for_another_model(world: Path) -> None:
-    name = str(world / "model")
-    in_bfloat16 = load_base(name=name, dtype="bfloat16")
-    in_bfloat16.save_pretrained(world.parent / "in-bfloat16")
-    found = {
-        fingerprint(load_base(name=str(world.parent / "in-bfloat16"), dtype=dtype))
-        for dtype in ("float32", "bfloat16", "float16")
-    }
-    assert found == {fingerprint(in_bfloat16)}
-    with torch.no_grad():
-        in_bfloat16.get_decoder().norm.weight[0] += 0.5
-    assert fingerprint(in_bfloat16) not in found
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_run_opens_in_every_dtype_whatever_the_base_is_stored_in(run: Path, dtype: str) -> None:
+    assert load_adapted(open_adapter(run / "adapter"), dtype=dtype).dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("changed", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_one_changed_tensor_makes_another_base(world: Path, tmp_path: Path, changed: str) -> None:
+    """As a fine-tune or a merge under the same name would."""
+    one, other = (Path(shutil.copytree(world / "model", tmp_path / name)) for name in ("one", "other"))
+    assert fingerprint(str(one)) == fingerprint(str(other)) == fingerprint(str(world / "model"))
+    fingerprint.cache_clear()
+    weights = load_file(other / "model.safetensors")
+    weights[changed].view(-1)[0] += 1e-3
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint(str(one)) != fingerprint(str(other))
+
+
+def test_what_a_kill_left_behind_is_cleared_or_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".folder.writing").mkdir()
+    (tmp_path / ".folder.writing" / "half").write_text("x")
+    (tmp_path / ".folder.old").mkdir()
+    (tmp_path / ".folder.old" / "good").write_text("x")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "folder") as scratch:
+        assert not list(scratch.iterdir())
+        raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "good"]

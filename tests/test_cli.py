@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+import huggingface_hub
 import pytest
 
 from moslora.cli import main
@@ -62,7 +64,8 @@ def test_train_eval_merge_export(
         capsys, "eval", "runs/small/merged", "--source", world / "data", "--tasks", "obqa", "--dtype", "float32"
     )
     assert code == 0
-    merged = json.loads(Path("runs/eval-merged/rank-label-float32-base/results.json").read_text())
+    (folder,) = Path("runs").glob("eval-merged-*")
+    merged = json.loads((folder / "rank-label-float32" / "results.json").read_text())
     tuned = json.loads(Path("runs/small/eval/rank-label-float32/results.json").read_text())
     assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
     code, out, _ = run(capsys, "export", "runs/small")
@@ -82,7 +85,13 @@ WRONG_TURNS = {
     "no such recipe": (["train", "lama3-8b"], "did you mean llama3-8b?"),
     "unknown key": (["train", "llama3-8b", "training.learning_rat=1"], "learning_rate"),
     "wrong type": (["train", "llama3-8b", "training.epochs=many"], "training.epochs = 'many': wants a number"),
-    "no such run": (["eval", "./runs/none"], "no such"),
+    "no such run": (["eval", "runs/none"], "runs/none: no such run"),
+    "no such model folder": (["eval", "./none"], "none: no such run"),
+    "unknown dtype": (["eval", "{run}", "--dtype", "bf16"], "--dtype bf16: none of"),
+    "beams of rank": (["eval", "{run}", "--beams", "4"], "protocol rank generates nothing"),
+    "results into a run": (["eval", "{run}", "--out", "{run}"], "not empty"),
+    "seed out of range": (["train", "llama3-8b", "seed=5000000000"], "seed = 5000000000"),
+    "output layer": (["train", "{world}/recipe.yaml", "adapter.target_modules=[lm_head]"], "output layer"),
     "no such run to merge": (["merge", "runs/none"], "runs/none: no such run"),
     "unknown task": (["eval", "{run}", "--tasks", "boolk"], "boolq"),
     "unknown protocol": (["eval", "{run}", "--protocol", "rnk"], "--protocol rnk: none of rank, cloze, generate"),
@@ -118,11 +127,46 @@ def test_wrong_turns_end_in_one_clear_line(
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors"]
 
 
-@pytest.mark.parametrize("model", ["no-owner/no-model", "nonsense model"])
-def test_a_model_that_is_nowhere_names_the_offline_way(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+HUB_ERRORS = {
+    "GatedRepoError": (1, "accept its terms at https://huggingface.co/some/model"),
+    "RepositoryNotFoundError": (1, "neither a local folder nor a model at"),
+    "RevisionNotFoundError": (2, "no such branch, tag or commit"),
+    "RemoteEntryNotFoundError": (2, "no config.json at"),
+    "LocalEntryNotFoundError": (1, "the hub cannot be reached"),
+    "OfflineModeIsEnabled": (1, "the hub cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("error", HUB_ERRORS)
+def test_every_no_of_the_hub_has_its_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/some/model"))
+        kind = getattr(huggingface_hub.errors, error)
+        raise kind("no", response=response) if issubclass(kind, huggingface_hub.errors.HfHubHTTPError) else kind("no")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.chdir(tmp_path)
+    expected, message = HUB_ERRORS[error]
+    code, _, err = run(capsys, "eval", "some/model", "--tasks", "obqa")
+    assert (code, message in err) == (expected, True), err
+
+
+def test_a_failed_start_does_not_claim_the_folder(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, _, err = run(capsys, "eval", model, "--tasks", "obqa")
-    assert code in (1, 2) and "model.name" in err and ("local folder" in err)
+    assert run(capsys, "train", world / "recipe.yaml", "adapter.target_modules=[q_prj]")[0] == 2
+    assert not Path("runs").exists()
+    assert run(capsys, "train", world / "recipe.yaml", "training.max_steps=3")[0] == 0
+
+
+def test_a_model_folder_without_weights_is_said(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/config.json").write_text((world / "model" / "config.json").read_text())
+    code, _, err = run(capsys, "eval", "./model", "--tasks", "obqa")
+    assert code == 2 and "no safetensors weights" in err

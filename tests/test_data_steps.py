@@ -78,7 +78,7 @@ def test_collate_pads_on_the_right_with_ignored_labels() -> None:
         Encoded("a", "t", [5, 6, 7], [IGNORE_INDEX, 6, 7], truncated=False),
         Encoded("b", "t", list(range(9)), [IGNORE_INDEX] * 8 + [8], truncated=False),
     ]
-    batch = collate(rows, pad_id=4)
+    batch = collate(rows, pad_id=4, device=torch.device("cpu"))
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][0].tolist() == [5, 6, 7] + [4] * 13
     assert batch["attention_mask"].sum(1).tolist() == [3, 9]

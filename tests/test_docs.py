@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from moslora.adapters import named_adapters
+from moslora.adapters import inject, named_adapters
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,10 +27,12 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     assert isinstance(model, torch.nn.Module)
     layers = dict(named_adapters(model))
     assert len(layers) == 6
-    start = torch.nn.init.kaiming_uniform_(torch.empty(16, 16), a=5**0.5)
-    for layer in layers.values():
-        assert layer.lora_b.abs().max() > 1e-3, "trained"
-        assert not layer.base.weight.requires_grad
-        assert layer.mixer.weight.shape == start.shape
+    fresh = AutoModelForCausalLM.from_pretrained("model", dtype="float32")
+    inject(fresh, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "k_proj", "v_proj"])
+    start = dict(named_adapters(fresh))
+    for name, layer in layers.items():
+        assert layer.lora_b.abs().max() > 1e-3
+        assert not layer.mixer.weight.equal(start[name].mixer.weight), "M was trained"
+        assert layer.base.weight.equal(start[name].base.weight)
     last = list(layers.values())[-1]
     torch.testing.assert_close(names["delta_weight"], last.delta_weight().detach(), rtol=1e-5, atol=1e-6)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from evaluation_kit import make_examples
-from moslora.evaluation.batches import BLOCK_SIZE, batches, blocks, canonical_order, pad
+from moslora.data.steps import pad
+from moslora.evaluation.batches import BLOCK_SIZE, batches, blocks, canonical_order
 
 
 def test_order_depends_on_ids_alone() -> None:

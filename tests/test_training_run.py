@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,12 +252,51 @@ def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path:
     before = (trained / "adapter" / "adapter.safetensors").read_bytes()
     with pytest.raises(UsageError, match="not empty; go on with that run by --resume"):
         train_recipe(recipe(), out=trained)
-    with pytest.raises(UsageError, match="holds a run of another recipe"):
+    with pytest.raises(UsageError, match=r"another recipe \(training.learning_rate was 0.03, is 1.0\)"):
         train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
     assert (trained / "adapter" / "adapter.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="not empty"):
         train_recipe(recipe(), out=tmp_path / "file")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
+    trained: Path, world: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
+    weights = run / "checkpoints" / "step-21" / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    train_recipe(recipe(), out=run, resuming=True)
+    said = capsys.readouterr().out
+    assert "passed over" in said and "resuming after step 20 of 21" in said
+    assert same_bits(adapter(trained), adapter(run))
+    data = Path(shutil.copytree(world / "data", tmp_path / "data"))
+    out = tmp_path / "other"
+    train_recipe(recipe(f"data.source={data}", "training.max_steps=3"), out=out)
+    rows = data / "boolq" / "train.json"
+    rows.write_text(rows.read_text().replace("question: ", "question: so ", 1))
+    with pytest.raises(UsageError, match="its rows have changed since"):
+        train_recipe(recipe(f"data.source={data}", "training.max_steps=3"), out=out, resuming=True)
+
+
+def test_two_processes_train_as_one(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    """The whole command over gloo, dropout 0: the adapter of one process, up to the order of float32 sums."""
+    train_recipe(recipe("adapter.dropout=0", "training.epochs=1"), out=tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora.cli"]
+    command = [*launch, "train", str(world / "recipe.yaml"), "--out", str(tmp_path / "two"), "adapter.dropout=0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, "training.epochs=1"], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count("adapter saved in") == 1
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    for key, value in one.items():
+        assert (value - two[key]).abs().max() < 2e-3 * value.abs().max(), key
+    for mine, other in zip(steps_logged(tmp_path / "one"), steps_logged(tmp_path / "two"), strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
 
 
 def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path) -> None:

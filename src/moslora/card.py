@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.checkpoint import AdapterFolder, run_folder
+from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.recipe import Recipe
 
 
@@ -22,13 +23,13 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
     base = folder.manifest["base"]
     lines = [
         "---",
-        f"base_model: {base['name']}",
+        f"base_model: {public_name(base['name'])}",
         *(["library_name: peft"] if (out / "adapter_config.json").exists() else ["library_name: transformers"]),
         "tags: [lora, moslora]",
         "---",
         f"# {recipe.name}",
         "",
-        f"{kind} of `{base['name']}`{_revision(base)}, fine-tuned with {_method(recipe)}.",
+        f"{kind} of `{public_name(base['name'])}`{_revision(base)}, fine-tuned with {_method(recipe)}.",
         "",
         "```python",
         use,
@@ -40,7 +41,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
         "",
         "## Evaluation",
         "",
-        *_evaluation(run_folder(folder.path)),
+        *_evaluation(folder),
         "",
         "## Check of this folder",
         "",
@@ -48,6 +49,11 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
         "",
     ]
     (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def public_name(base: str) -> str:
+    """What others know a base by: the built-in model has a name on the hub."""
+    return BUILTIN_ON_THE_HUB if base == BUILTIN else base
 
 
 def _method(recipe: Recipe) -> str:
@@ -58,6 +64,8 @@ def _method(recipe: Recipe) -> str:
 
 
 def _revision(base: dict[str, Any]) -> str:
+    if base["name"] == BUILTIN:
+        return " (its Q4_1 quantisation, dequantised)"
     return f" at revision `{base['revision']}`" if base["revision"] else ""
 
 
@@ -78,26 +86,25 @@ def _training(folder: AdapterFolder) -> list[str]:
     ]
 
 
-def _evaluation(run: Path) -> list[str]:
-    found = sorted(run.glob("eval/*/results.json"))
-    if not found:
-        return ["Not evaluated yet (`moslora eval`)."]
+def _evaluation(folder: AdapterFolder) -> list[str]:
+    """The results of this very adapter, not of the run's other checkpoints or its base."""
     lines: list[str] = []
-    for path in found:
+    for path in sorted(run_folder(folder.path).glob("eval/*/results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         settings = results["settings"]
+        if settings["metadata"].get("adapter") != folder.manifest["sha256"]["adapter.safetensors"]:
+            continue
         metric = settings["primary"]
         lines += [
-            f"Protocol `{settings['protocol']}`, format `{settings['format']}`, metric {metric.replace('_', ' ')}"
-            f" ({path.parent.name}):",
+            f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}, questions from"
+            f" `{settings['metadata']['source']}`, metric: {metric.replace('_', ' ')}.",
             "",
             "| task | n | majority class | score |",
             "|---|---|---|---|",
         ]
-        rows = {**results["tasks"], "macro average": results["macro"]}
         lines += [
             f"| {task} | {score['n']:,} | {100 * score['majority_class']:.1f} % | {100 * score[metric]:.1f} % |"
-            for task, score in rows.items()
+            for task, score in {**results["tasks"], "macro average": results["macro"]}.items()
         ]
         lines.append("")
-    return lines[:-1]
+    return lines[:-1] or ["Not evaluated yet (`moslora eval`)."]

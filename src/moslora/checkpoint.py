@@ -7,7 +7,6 @@
 A folder is written beside its place and renamed into it, so that a reader finds a whole one or none.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -25,8 +24,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, inject, load_adapter_state_dict
+from moslora.data.fetch import sha256
 from moslora.errors import MosloraError, UsageError
-from moslora.model import fingerprint, load_base
+from moslora.locate import fingerprint
+from moslora.model import load_base
 from moslora.recipe import Recipe, load_recipe
 
 FORMAT = 1
@@ -127,7 +128,7 @@ def save_adapter(
             "base": {
                 "name": recipe.model.name,
                 "revision": recipe.model.revision,
-                "fingerprint": fingerprint(model),
+                "fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
             },
             **facts,
             "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
@@ -175,8 +176,8 @@ def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any
     Raises:
         UsageError: the base is another one than the adapter was trained on.
     """
+    check_base(folder)
     model = load_base(**{**folder.recipe.model.model_dump(), **overrides}, device=device)
-    check_base(folder, model)
     inject(model, **folder.recipe.adapter.model_dump(), seed=folder.recipe.seed)
     try:
         load_adapter_state_dict(model, folder.weights())
@@ -185,13 +186,17 @@ def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any
     return model.eval()
 
 
-def check_base(folder: AdapterFolder, model: PreTrainedModel) -> None:
-    """Refuses a base that is not the adapter's own."""
-    base = folder.manifest["base"]
-    if (found := fingerprint(model)) != base["fingerprint"]:
+def check_base(folder: AdapterFolder) -> None:
+    """Refuses a base that is not the one the adapter was trained on.
+
+    Raises:
+        UsageError: the name stands for other weights by now.
+    """
+    base, section = folder.manifest["base"], folder.recipe.model
+    if (found := fingerprint(section.name, revision=section.revision)) != base["fingerprint"]:
         raise UsageError(
-            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but the base found is"
-            f" {found}; name the right one with model.name=… or model.revision=…"
+            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but what lies there now"
+            f" has {found}; put the weights back, or pin the hub's with model.revision"
         )
 
 
@@ -207,26 +212,40 @@ def refuse_used(out: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A scratch folder that takes the place of ``folder`` when the block ends well, and is gone otherwise."""
-    scratch = folder.parent / f".{folder.name}.writing-{os.getpid()}"
+    """A scratch folder that takes the place of ``folder`` when the block ends well, and is gone otherwise.
+
+    What a killed predecessor left is cleared first: its scratch folder, and the old folder that it was replacing.
+    """
+    scratch, old = (folder.parent / f".{folder.name}.{state}" for state in ("writing", "old"))
     shutil.rmtree(scratch, ignore_errors=True)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
         yield scratch
-        for file in scratch.rglob("*"):
-            _sync(file)
-        old = folder.parent / f".{folder.name}.old-{os.getpid()}"
+        for path in (*scratch.rglob("*"), scratch):
+            _sync(path)
         if folder.exists():
             os.replace(folder, old)
         os.replace(scratch, folder)
-        shutil.rmtree(old, ignore_errors=True)
         _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a reader finds the old text or the new one, never a part."""
+    scratch = path.with_name(f".{path.name}.writing")
+    scratch.write_text(text, encoding="utf-8")
+    _sync(scratch)
+    os.replace(scratch, path)
+
+
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """JSON, readable."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -235,11 +254,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise MosloraError(f"{path}: cannot be read ({error}); take another checkpoint") from None
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -83,20 +83,22 @@ def evaluate(
     if target is None:
         target = str(newest_run(RUNS))
         print(f"newest run: {target}")
-    names = resolve_tasks(tasks) if tasks else None
-    opened = open_target(target, base=base, dtype=dtype, runs=RUNS)
-    results, folder = evaluate_target(
-        opened,
-        tasks=names,
-        protocol=protocol,
-        format=format,
-        limit=limit,
-        source=source,
-        batch_size=batch_size,
-        beams=beams,
-        out=out,
-        progress=lambda task, done, total: print(f"  {task}: {done}/{total}", flush=True),
-    )
+    try:
+        results, folder = evaluate_target(
+            open_target(target, base=base, dtype=dtype, runs=RUNS),
+            tasks=resolve_tasks(tasks) if tasks else None,
+            protocol=protocol,
+            format=format,
+            limit=limit,
+            source=source,
+            batch_size=batch_size,
+            beams=beams,
+            out=out,
+            progress=lambda task, done, total: print(f"  {task}: {done}/{total}", flush=True),
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; what was scored is kept, and the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(130) from None
     settings = results.settings
     print(f"protocol {settings.protocol}, format {settings.format}, {settings.dtype}; shares in percent ± s.e.")
     _print_table(results.table())

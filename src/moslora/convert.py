@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moslora.adapters import fold, named_adapters
-from moslora.card import write_card
+from moslora.card import public_name, write_card
 from moslora.checkpoint import load_adapted, open_adapter, refuse_used, replacing, write_json
 
 
@@ -33,7 +33,7 @@ def export_peft(adapter: Path, *, out: Path) -> Path:
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": recipe.model.name,
+        "base_model_name_or_path": public_name(recipe.model.name),
         "revision": recipe.model.revision,
         "r": rank,
         "lora_alpha": first.scale * rank,
@@ -52,7 +52,7 @@ def export_peft(adapter: Path, *, out: Path) -> Path:
             kind="A LoRA adapter",
             use=(
                 "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-                f'base = AutoModelForCausalLM.from_pretrained("{recipe.model.name}")\n'
+                f'base = AutoModelForCausalLM.from_pretrained("{public_name(recipe.model.name)}")\n'
                 f'model = PeftModel.from_pretrained(base, "{out.name}")'
             ),
             proof="The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged.",

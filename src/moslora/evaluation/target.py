@@ -7,81 +7,102 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.checkpoint import load_adapted, locate_adapter, open_adapter, run_folder
+from moslora.checkpoint import AdapterFolder, load_adapted, locate_adapter, open_adapter, refuse_used, run_folder
 from moslora.data.sources import differences, load_examples
 from moslora.errors import UsageError
+from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import Progress, evaluate
-from moslora.model import fingerprint, load_base, load_tokenizer
+from moslora.locate import fingerprint
+from moslora.model import DTYPES, load_base, load_tokenizer
 from moslora.prompts import FORMATS
-from moslora.recipe import PROTOCOLS, EvaluationSection, ModelSection, Recipe
-
-RANK = ("rank", "label")
+from moslora.recipe import PROTOCOLS, DataSection, EvaluationSection, ModelSection
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model to be scored.
+    """A model to be scored, not loaded yet.
 
     Attributes:
-        model: in evaluation mode.
-        tokenizer: its own.
-        identity: what tells it from other models, for the results.
-        recipe: of the run; ``None`` for a model that is nobody's run.
-        folder: where its results go.
+        model: how it is loaded.
+        data: how its rows were rendered.
+        evaluation: how it asks to be scored.
+        max_length: longest question in tokens.
+        source: where its questions come from unless told otherwise.
+        results: folder for its results, one folder in it for each way of scoring.
+        suffix: of those folders' names, for what is not the run's own result.
+        adapter: ``None`` for a base or a model that is nobody's run.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    identity: dict[str, Any]
-    recipe: Recipe | None
-    folder: Path
+    model: ModelSection
+    data: DataSection
+    evaluation: EvaluationSection
+    max_length: int | None
+    source: str
+    results: Path
+    suffix: str
+    adapter: AdapterFolder | None
+
+    def load(self, device: torch.device) -> PreTrainedModel:
+        """The model on ``device``, in evaluation mode."""
+        if self.adapter:
+            return load_adapted(self.adapter, device=device, dtype=self.model.dtype)
+        return load_base(**self.model.model_dump(), device=device)
+
+    def identity(self, device: torch.device) -> dict[str, Any]:
+        """What tells the model, and the arithmetic of its device, from others."""
+        return {
+            "base": self.model.name,
+            "fingerprint": fingerprint(self.model.name, revision=self.model.revision),
+            "adapter": self.adapter.manifest["sha256"]["adapter.safetensors"] if self.adapter else None,
+            "attention": self.model.attention,
+            "device": device.type,
+        }
 
 
 def open_target(target: str, *, base: bool = False, dtype: str | None = None, runs: Path = Path("runs")) -> Target:
-    """Loads what ``target`` names.
+    """What ``target`` names.
 
     Args:
         target: a run, an adapter folder, a model folder, or a hub id.
         base: of a run, the base model without the adapter.
         dtype: other than the recipe's.
-        runs: where results of models that are no runs go.
+        runs: where runs are, and where the results of other models go.
 
     Raises:
         UsageError: it names nothing that can be evaluated.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
+    changes = {"dtype": dtype} if dtype else {}
     path = Path(target).expanduser()
-    if not _is_run(path):
+    if not _meant_as_run(path, runs):
         if base:
             raise UsageError(f"--base goes with a run; {target} has no adapter to leave out")
-        model = load_base(name=target, dtype=dtype or ModelSection(name=target).dtype, device=device)
+        model = ModelSection(name=target).model_copy(update=changes)
         return Target(
             model=model,
-            tokenizer=load_tokenizer(target),
-            identity={"base": target, "fingerprint": fingerprint(model), "adapter": None},
-            recipe=None,
-            folder=runs / f"eval-{path.name}",
+            data=DataSection(),
+            evaluation=EvaluationSection(),
+            max_length=None,
+            source="wheel",
+            results=runs / f"eval-{path.name}-{fingerprint(target)[:8]}",
+            suffix="",
+            adapter=None,
         )
     folder = open_adapter(locate_adapter(path))
     recipe = folder.recipe
-    loading = {"dtype": dtype or recipe.model.dtype}
-    if base:
-        model = load_base(**{**recipe.model.model_dump(), **loading}, device=device)
-    else:
-        model = load_adapted(folder, device=device, **loading)
+    checkpoint = folder.path.name if folder.path.parent.name == "checkpoints" else ""
     return Target(
-        model=model,
-        tokenizer=load_tokenizer(**recipe.model.model_dump(include={"name", "revision", "trust_remote_code"})),
-        identity={
-            "base": recipe.model.name,
-            "fingerprint": folder.manifest["base"]["fingerprint"],
-            "adapter": None if base else folder.manifest["sha256"]["adapter.safetensors"],
-        },
-        recipe=recipe,
-        folder=run_folder(folder.path) / "eval",
+        model=recipe.model.model_copy(update=changes),
+        data=recipe.data,
+        evaluation=recipe.evaluation,
+        max_length=recipe.data.max_length,
+        source=recipe.evaluation_source,
+        results=run_folder(folder.path) / "eval",
+        suffix="-base" if base else checkpoint and f"-{checkpoint}",
+        adapter=None if base else folder,
     )
 
 
@@ -95,70 +116,73 @@ def evaluate_target(
     source: str | None = None,
     batch_size: int | None = None,
     beams: int | None = None,
-    max_length: int | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> tuple[Results, Path]:
-    """Scores ``target``; whatever is ``None`` comes from its recipe, or else has the recipes' default.
+    """Scores ``target``; whatever is ``None`` is as the target asks for.
 
     Returns:
         The results and the folder they lie in.
 
     Raises:
-        UsageError: the format's answers cannot be read by the protocol.
+        UsageError: the format's answers cannot be read by the protocol, or the folder holds something else.
     """
-    recipe = target.recipe
-    section = recipe.evaluation if recipe else EvaluationSection()
-    protocol, format = _reading(recipe, protocol, format)
+    section = target.evaluation
+    protocol, format = _reading(target, protocol, format)
+    if beams is not None and protocol != "generate":
+        raise UsageError(f"--beams {beams}: protocol {protocol} generates nothing; leave it out")
     tasks = tasks or section.tasks
-    source = source or (recipe.evaluation_source if recipe else "wheel")
-    if recipe and source == recipe.data.source and Path(source).expanduser().is_file():
-        raise UsageError(
-            f"{source}: one file has no test rows, and this model was trained on it; name others with --source"
-        )
-    dtype = str(target.model.dtype).removeprefix("torch.")
-    out = out or target.folder / "-".join([protocol, format, dtype, *([] if target.identity["adapter"] else ["base"])])
+    source = source or target.source
+    if source == target.data.source and Path(source).expanduser().is_file():
+        raise UsageError(f"{source}: one file has no test rows, and this model was trained on it; give --source")
+    if out is None:
+        out = target.results / f"{protocol}-{format}-{target.model.dtype}{target.suffix}"
+    if not (out / SETTINGS).exists():
+        refuse_used(out)
     for line in differences(source, [task for task in tasks if task == "hellaswag"]):
         say(f"note: {line}")
+    examples = {task: load_examples(task, "test", source=source) for task in tasks}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = evaluate(
-        target.model,
-        target.tokenizer,
-        {task: load_examples(task, "test", source=source) for task in tasks},
+        target.load(device),
+        load_tokenizer(**target.model.tokenizer()),
+        examples,
         protocol=protocol,
         format=format,
         out=out,
         limit=limit or section.limit,
         batch_size=batch_size or section.batch_size,
         beams=beams or section.beams,
-        max_length=max_length or (recipe.data.max_length if recipe else None),
-        metadata={**target.identity, "source": source},
+        max_length=target.max_length,
+        metadata={**target.identity(device), "source": source},
         progress=progress,
     )
     return results, out
 
 
-def _is_run(path: Path) -> bool:
-    """Whether ``path`` was meant as a run: it is a folder, and not that of a model."""
-    return path.is_dir() and not (path / "config.json").is_file()
+def _meant_as_run(path: Path, runs: Path) -> bool:
+    """Whether ``path`` is a run, or is meant as one though it is not there: a misspelt run is no hub id."""
+    if path.is_dir():
+        return not (path / "config.json").is_file()
+    return path.parent == runs or path.is_absolute() or path.parts[:1] in ((".",), ("..",))
 
 
-def _reading(recipe: Recipe | None, protocol: str | None, format: str | None) -> tuple[str, str]:
-    """Protocol and format that go together, completed from each other and from the recipe."""
+def _reading(target: Target, protocol: str | None, format: str | None) -> tuple[str, str]:
+    """Protocol and format that go together, completed from each other and from the target."""
     if format is not None and format not in FORMATS:
         raise UsageError(f"--format {format}: none of {', '.join(FORMATS)}")
-    if protocol is None and format is None:
-        return (recipe.evaluation.protocol, recipe.data.format) if recipe else RANK
-    if protocol is None:
-        assert format is not None
-        own = recipe.evaluation.protocol if recipe else RANK[0]
-        return (own if own in PROTOCOLS[format] else PROTOCOLS[format][0]), format
+    known = sorted({name for names in PROTOCOLS.values() for name in names})
+    if protocol is not None and protocol not in known:
+        raise UsageError(f"--protocol {protocol}: none of {', '.join(known)}")
+    own: str
     if format is None:
-        own = recipe.data.format if recipe else RANK[1]
-        fitting = [own] if protocol in PROTOCOLS[own] else [f for f in FORMATS if protocol in PROTOCOLS[f]]
-        if not fitting:
-            raise UsageError(f"--protocol {protocol}: none of rank, cloze, generate")
-        return protocol, fitting[0]
+        own = target.data.format
+        protocol = protocol or target.evaluation.protocol
+        return protocol, own if protocol in PROTOCOLS[own] else next(f for f in FORMATS if protocol in PROTOCOLS[f])
+    if protocol is None:
+        own = target.evaluation.protocol
+        return (own if own in PROTOCOLS[format] else PROTOCOLS[format][0]), format
     if protocol not in PROTOCOLS[format]:
         raise UsageError(
             f"--protocol {protocol} cannot read the answers of --format {format};"

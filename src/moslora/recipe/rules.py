@@ -84,10 +84,11 @@ def _data(data: "DataSection") -> Iterator[Conflict]:
                 ("data.tasks", "data.source"),
                 "commonsense_170k is the mix of all eight tasks; set tasks: commonsense, or source: hub",
             )
-        if isinstance(data.rows, dict):
+        if data.rows is not None:
             yield Conflict(
                 ("data.rows", "data.source"),
-                "the rows of commonsense_170k do not name their task; give one number, or source: hub",
+                "a cap is per task, and the rows of commonsense_170k do not name theirs; "
+                "leave rows out and shorten the run by epochs or max_steps, or set source: hub",
             )
         if data.format not in ("label", "llm-adapters"):
             yield Conflict(

@@ -3,7 +3,7 @@
 Checked here: types, ranges and names; `rules` holds what no single field can say.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -50,6 +50,10 @@ class ModelSection(_Section):
 
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Only for authors you trust."""
+
+    def tokenizer(self) -> dict[str, Any]:
+        """The arguments of `moslora.model.load_tokenizer`."""
+        return self.model_dump(include={"name", "revision", "trust_remote_code"})
 
 
 class IdentityMixer(_Section):
@@ -241,7 +245,7 @@ class Recipe(_Section):
     name: str = Field(pattern=r"^\w[\w.-]*$")
     """Name of the run, and of its folder. The name of the recipe file unless given."""
 
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Fixes the start of the adapter, the draw and order of the rows, and dropout."""
 
     model: ModelSection

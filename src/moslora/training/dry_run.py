@@ -1,11 +1,10 @@
 """What a recipe would train, without weights, data or network: counted on the meta device and from the task table."""
 
-from moslora.adapters import inject
 from moslora.data.sources import row_counts
 from moslora.errors import UsageError
-from moslora.model import meta_model
+from moslora.llama import meta_model
 from moslora.recipe import Recipe
-from moslora.training.run import describe, step_plan
+from moslora.training.run import adapt, describe, step_plan
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75}
 """Mean tokens of a row over the eight sets in their natural shares, LLaMA-3's tokenizer: for an estimate only."""
@@ -17,11 +16,8 @@ def dry_run(recipe: Recipe) -> list[str]:
     Raises:
         UsageError: no layer matches, or no row would be left to train on.
     """
-    model = meta_model(recipe.model.name, revision=recipe.model.revision)
-    try:
-        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
-    except ValueError as error:
-        raise UsageError(f"adapter: {error}") from None
+    model = meta_model(**recipe.model.tokenizer())
+    adapted = adapt(model, recipe)
     data, training = recipe.data, recipe.training
     counts = row_counts(data.tasks, source=data.source, winogrande=data.winogrande)
     if data.rows is not None:

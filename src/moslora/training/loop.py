@@ -125,12 +125,12 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int)
     # A process without rows (only in a run's last step) still takes part in the gradient reduction.
     mine = drawn[rank::processes] or [replace(drawn[0], labels=[IGNORE_INDEX] * len(drawn[0].labels))]
     batches = cut([len(row.input_ids) for row in mine], micro_batch_size=micro_batch_size)
+    labels = label_count(drawn)
     share = torch.zeros((), device=accelerator.device)
     for n, batch in enumerate(batches, start=1):
-        tensors = collate([mine[i] for i in batch], pad_id=parts.pad_id)
-        tensors = {key: value.to(accelerator.device) for key, value in tensors.items()}
+        tensors = collate([mine[i] for i in batch], pad_id=parts.pad_id, device=accelerator.device)
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
-            loss = parts.objective(**tensors) / label_count(drawn)
+            loss = parts.objective(**tensors) / labels
             # DDP averages the gradients over the processes; here they add up.
             parts.scaler.scale(loss * processes).backward()
         share += loss.detach()

@@ -6,6 +6,7 @@
 """
 
 import platform
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.adapters import inject, named_adapters
-from moslora.checkpoint import save_adapter, write_json
+from moslora.adapters import AdapterLinear, inject, named_adapters
+from moslora.checkpoint import save_adapter, write_json, write_whole
 from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.select import cap, set_aside
 from moslora.data.sources import data_hash, differences, load_training
@@ -33,6 +34,21 @@ from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.state import resume, save_checkpoint
 from moslora.training.tracking import Tracker
+
+PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""One process, or data parallelism with a whole model in each."""
+
+FREE = (
+    "evaluation.",
+    "tracking.",
+    "model.gradient_checkpointing",
+    "training.micro_batch_size",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.validate_every",
+)
+"""Keys of a recipe that may change when a run is resumed: they decide what is told and kept, or how much memory."""
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
@@ -49,33 +65,36 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         MosloraError: a loss or gradient is not finite, or nothing was learned.
     """
     accelerator = Accelerator(mixed_precision="no")  # weights, activations and the scaler are ours
+    if accelerator.distributed_type not in PLAIN:
+        raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
     say = accelerator.print
     if accelerator.is_main_process:
-        claim(out, recipe, resuming=resuming)
+        refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()
     set_seed(recipe.seed)
 
     with accelerator.main_process_first():  # one process downloads and converts, the others find it done
-        tokenizer = load_tokenizer(**_tokenizer_arguments(recipe))
+        tokenizer = load_tokenizer(**recipe.model.tokenizer())
         data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
         model = load_base(**recipe.model.model_dump(), device=accelerator.device)
-    try:
-        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
-    except ValueError as error:
-        raise UsageError(f"adapter: {error}") from None
+    adapted = adapt(model, recipe)
     optimizer = build_optimizer(model, **_optimizer_arguments(recipe))
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16")
-    start = resume(out, model=model, optimizer=optimizer, scaler=scaler) if resuming else None
-    first_step = start.manifest["step"] if start else 0
     plan = step_plan(recipe, rows=len(data.rows))
-
-    facts = {"data": data.facts(), "trained_rows": len(data.rows)}
+    facts = {"data": data.facts(), "trained_rows": len(data.rows), "processes": accelerator.num_processes}
+    first_step = 0
+    if resuming and (start := resume(out, model=model, optimizer=optimizer, scaler=scaler, say=say)):
+        first_step = start.manifest["step"]
+        _refuse_other_data(out, then=start.manifest["data"], now=data.facts())
+        say(f"resuming after step {first_step} of {len(plan)}")
+        if (before := start.manifest["processes"]) != accelerator.num_processes:
+            say(f"note: {before} processes before, {accelerator.num_processes} now: dropout draws other numbers")
     if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "recipe.yaml", recipe.to_yaml())
         write_json(out / "run.json", {**facts, "steps": len(plan), **_machine(accelerator)})
     for line in (*describe(recipe, model, adapted=adapted, plan=plan), *data.remarks()):
         say(line)
-    if start:
-        say(f"resuming after step {first_step} of {len(plan)}")
 
     parts = Parts(
         accelerator=accelerator,
@@ -100,7 +119,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
             tracker.record({"step": step, "validation_loss": loss})
             say(f"step {step}/{len(plan)}  validation_loss {loss:.4f}")
 
-    with StopRequest() as stop:
+    with closing(tracker), StopRequest() as stop:
         done = train(
             parts,
             recipe.training,
@@ -110,7 +129,6 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
             validate=validate,
             stop_requested=lambda: bool(stop.signal_number),
         )
-    tracker.close()
     if done < len(plan):
         raise Interrupted(
             f"stopped after step {done} of {len(plan)}; everything is saved. Go on with: moslora train {out} --resume",
@@ -136,6 +154,7 @@ class TrainingData:
     validation: list[Encoded]
     sha256: str
     notes: list[str]
+    joins: bool
 
     def facts(self) -> dict[str, Any]:
         return {"sha256": self.sha256, "notes": self.notes}
@@ -147,6 +166,11 @@ class TrainingData:
             f"{len(self.rows):,} training rows of {tokens / len(self.rows):.1f} tokens on average, of which"
             f" {label_count(self.rows) / len(self.rows):.1f} labelled; {len(self.validation)} validation rows"
         ]
+        if self.joins:
+            lines.append(
+                "note: this tokenizer joins the end of a prompt to the answer, so that prompt + answer is encoded"
+                " otherwise as a whole than in its parts; training and scoring here take the parts"
+            )
         if truncated:
             share = truncated / len(self.rows)
             lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
@@ -165,6 +189,7 @@ def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
         validation=encode_examples(validation_examples, format, encoder, loss_on=section.loss_on),
         sha256=data_hash(train_examples),
         notes=differences(section.source, section.tasks, winogrande=section.winogrande),
+        joins=not format.joint and any(encoder.joins(format.train(example)) for example in train_examples[:20]),
     )
 
 
@@ -202,45 +227,66 @@ def validation_loss(parts: Parts, rows: list[Encoded], model: PreTrainedModel, *
     """Mean loss per label token of the validation rows, shared out over the processes."""
     accelerator = parts.accelerator
     mine = sorted(rows[accelerator.process_index :: accelerator.num_processes], key=lambda row: len(row.input_ids))
-    batches = []
-    for begin in range(0, len(mine), micro_batch_size):
-        tensors = collate(mine[begin : begin + micro_batch_size], pad_id=parts.pad_id)
-        batches.append({key: value.to(accelerator.device) for key, value in tensors.items()})
+    batches = [
+        collate(mine[begin : begin + micro_batch_size], pad_id=parts.pad_id, device=accelerator.device)
+        for begin in range(0, len(mine), micro_batch_size)
+    ]
     # The bare model: DDP's forward would wait for processes with more batches.
     share = mean_loss(LabelLoss(model), batches, labels=label_count(rows))
     total: Tensor = accelerator.reduce(torch.tensor(share, device=accelerator.device), reduction="sum")
     return float(total)
 
 
-def claim(out: Path, recipe: Recipe, *, resuming: bool) -> None:
-    """Makes ``out`` the folder of this run, or refuses.
+def adapt(model: PreTrainedModel, recipe: Recipe) -> list[str]:
+    """Puts the recipe's adapters into ``model``.
 
     Raises:
-        UsageError: it holds a run and this is not its continuation.
+        UsageError: no layer matches, or the output layer does, whose weight scoring reads directly.
+    """
+    try:
+        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
+    except ValueError as error:
+        raise UsageError(f"adapter: {error}") from None
+    if isinstance(model.get_output_embeddings(), AdapterLinear):
+        raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; leave it out")
+    return adapted
+
+
+def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
+    """Refuses a folder that is in use for anything but this run.
+
+    Raises:
+        UsageError: it holds another run, or this one is not to be resumed.
     """
     stored = out / "recipe.yaml"
-    if resuming and stored.exists():
-        if _identity(load_recipe(stored)) != _identity(recipe):
+    if not (resuming and stored.exists()):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(
-                f"{out}: holds a run of another recipe; take its own ({stored}), or another folder with --out"
+                f"{out}: not empty; go on with that run by --resume, choose another folder with --out, or remove it"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return
+    then, now = (_flat(one.model_dump()) for one in (load_recipe(stored), recipe))
+    other = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now if then.get(key) != now[key]]
+    if found := [line for line in other if not line.startswith(FREE)]:
         raise UsageError(
-            f"{out}: not empty; go on with that run by --resume, choose another folder with --out, or remove it"
+            f"{out}: holds a run of another recipe ({'; '.join(found)}); take its own ({stored}), or another --out"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    stored.write_text(recipe.to_yaml(), encoding="utf-8")
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """The part of a recipe that decides what is computed."""
-    told = {"evaluation", "tracking"}
-    seen = {"log_every", "checkpoint_every", "keep_checkpoints", "validate_every"}
-    return recipe.model_dump(exclude={**dict.fromkeys(told, True), "training": seen})
+def _refuse_other_data(out: Path, *, then: dict[str, Any], now: dict[str, Any]) -> None:
+    if then["sha256"] != now["sha256"]:
+        raise UsageError(
+            f"{out}: its rows have changed since (sha256 {then['sha256'][:12]}…, now {now['sha256'][:12]}…);"
+            " restore them, or begin anew with another --out"
+        )
 
 
-def _tokenizer_arguments(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model.model_dump(include={"name", "revision", "trust_remote_code"})
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _optimizer_arguments(recipe: Recipe) -> dict[str, Any]:

@@ -7,7 +7,7 @@ What a step does is a function of the weights, the optimizer's moments and (seed
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,26 @@ def save_checkpoint(
 
 
 def resume(
-    run: Path, *, model: PreTrainedModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    run: Path,
+    *,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    say: Callable[[str], object],
 ) -> AdapterFolder | None:
-    """Puts the newest checkpoint into model, optimizer and scaler; ``None`` where there is none yet.
+    """Puts the newest sound checkpoint into model, optimizer and scaler; ``None`` where there is none yet.
+
+    Args:
+        say: is told of checkpoints that are passed over because they are damaged.
 
     Raises:
-        MosloraError: the checkpoint is damaged or does not fit.
+        MosloraError: all checkpoints are damaged, or the newest sound one does not fit.
     """
     found = checkpoints(run)
     if not found:
         return None
-    folder = open_adapter(found[-1])
-    check_base(folder, model)
+    folder = _newest_sound(found, say)
+    check_base(folder)
     try:
         load_adapter_state_dict(model, folder.weights())
         _load_moments(model, optimizer, load_tensors(folder.path / OPTIMIZER))
@@ -85,6 +93,15 @@ def resume(
         raise MosloraError(f"{folder.path}: does not fit this run: {error}") from None
     scaler.load_state_dict(folder.manifest["scaler"])
     return folder
+
+
+def _newest_sound(found: list[Path], say: Callable[[str], object]) -> AdapterFolder:
+    for path in reversed(found):
+        try:
+            return open_adapter(path)
+        except MosloraError as error:
+            say(f"passed over: {error}")
+    raise MosloraError(f"{found[0].parent}: no sound checkpoint is left; begin anew with another --out")
 
 
 def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

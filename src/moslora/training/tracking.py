@@ -1,6 +1,7 @@
 """What a run tells while it goes: one line on the screen, one in ``metrics.jsonl``, Weights & Biases if asked."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -71,6 +72,8 @@ class Tracker:
         """One line of ``metrics.jsonl``, without a line on the screen."""
         if not self._active:
             return
+        # A step that the float16 scaler skips has an infinite norm, which is no JSON.
+        row = {key: value if math.isfinite(value) else None for key, value in row.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._wandb is not None:
@@ -112,7 +115,7 @@ def _start_wandb(recipe: Recipe, run: Path) -> Any:
         ) from None
     return wandb.init(
         project=recipe.tracking.wandb_project,
-        mode=recipe.tracking.wandb_mode or "online",
+        mode=recipe.tracking.wandb_mode,  # None leaves it to wandb's own settings
         name=recipe.name,
         dir=run,
         config=recipe.model_dump(mode="json"),

@@ -1,0 +1,74 @@
+"""The shapes of the Llama family, so that a run can be counted without weights and without a hub."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from moslora.locate import BUILTIN, locate
+
+LLAMA_SHAPES: dict[str, dict[str, Any]] = {
+    "Meta-Llama-3-8B": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "Meta-Llama-3-70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "Llama-3.2-1B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "Llama-3.2-3B": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    BUILTIN: {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+}
+"""Shapes of the Llama family by the last part of the hub id, so that a dry run needs no hub."""
+
+
+def meta_model(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's modules without its weights, on the meta device: for counting.
+
+    A local folder's own ``config.json`` counts. Otherwise :data:`LLAMA_SHAPES`, where the name is known
+    (``-Instruct`` and the 3.1 releases share the shapes of their bases), or the hub's ``config.json``.
+    """
+    short = name.rpartition("/")[2].removesuffix("-Instruct").replace("Llama-3.1-", "Meta-Llama-3-")
+    short = short.replace("Meta-Meta-", "Meta-")
+    if short in LLAMA_SHAPES and not Path(name).expanduser().is_dir():
+        config = LlamaConfig(**LLAMA_SHAPES[short])
+    else:
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(locate(name, revision=revision), **options)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model

