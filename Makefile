@@ -17,9 +17,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
 
-# The heavy tests hold a model each: two workers fit a small machine.
+# The heavy tests hold a model each: two workers fit a small machine, with a thread each so as not to wait for each other.
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 setup: $(VENV)/installed-dev
 

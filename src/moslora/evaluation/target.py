@@ -165,7 +165,7 @@ def _meant_as_run(path: Path, runs: Path) -> bool:
     """Whether ``path`` is a run, or is meant as one though it is not there: a misspelt run is no hub id."""
     if path.is_dir():
         return not (path / "config.json").is_file()
-    return path.parent == runs or path.is_absolute() or path.parts[:1] in ((".",), ("..",))
+    return path.parent == runs
 
 
 def _reading(target: Target, protocol: str | None, format: str | None) -> tuple[str, str]:
