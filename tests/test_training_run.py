@@ -25,7 +25,8 @@ from moslora.recipe import Recipe
 from moslora.training import loop, train_recipe
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
-from moslora.training.run import step_plan, training_data
+from moslora.training.rows import training_data
+from moslora.training.run import step_plan
 
 MakeRecipe = Callable[..., Recipe]
 

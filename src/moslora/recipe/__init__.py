@@ -10,11 +10,11 @@ from .sections import (
     EvaluationSection,
     IdentityMixer,
     ModelSection,
-    Recipe,
     TrackingSection,
     TrainingSection,
 )
 from .shipped import find_recipe, list_recipes
+from .whole import Recipe
 
 __all__ = [
     "PROTOCOLS",

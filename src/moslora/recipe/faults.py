@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from .layers import Given
 from .rules import Conflict
-from .sections import Recipe
+from .whole import Recipe
 
 KeyPath = tuple[str, ...]
 

@@ -8,8 +8,9 @@ from moslora.errors import UsageError
 
 from .faults import fault_lines
 from .layers import Given, lay, read_layers, shown
-from .sections import AdapterSection, Recipe
+from .sections import AdapterSection
 from .shipped import find_recipe
+from .whole import Recipe
 from .yaml_text import parse, render
 
 

@@ -2,19 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from moslora.tasks import COMMONSENSE
 
-if TYPE_CHECKING:
-    from .sections import (
-        AdapterSection,
-        DataSection,
-        EvaluationSection,
-        Recipe,
-        TrackingSection,
-        TrainingSection,
-    )
+from .sections import AdapterSection, DataSection, EvaluationSection, TrackingSection, TrainingSection
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -38,16 +29,23 @@ class Conflict:
     message: str
 
 
-def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
-    """All combinations in `recipe` that cannot work."""
-    yield from _adapter(recipe.adapter)
-    yield from _data(recipe.data)
-    yield from _training(recipe.training)
-    yield from _evaluation(recipe.evaluation, recipe.data)
-    yield from _tracking(recipe.tracking)
+def conflicts(
+    *,
+    adapter: AdapterSection,
+    data: DataSection,
+    training: TrainingSection,
+    evaluation: EvaluationSection,
+    tracking: TrackingSection,
+) -> Iterator[Conflict]:
+    """All combinations that cannot work."""
+    yield from _adapter(adapter)
+    yield from _data(data)
+    yield from _training(training)
+    yield from _evaluation(evaluation, data)
+    yield from _tracking(tracking)
 
 
-def _adapter(adapter: "AdapterSection") -> Iterator[Conflict]:
+def _adapter(adapter: AdapterSection) -> Iterator[Conflict]:
     mixer, rank, rank_out = adapter.mixer, adapter.rank, adapter.rank_out
     rectangular = rank_out is not None and rank_out != rank
     square = mixer.train == "folded" if mixer.kind == "dense" else True
@@ -71,7 +69,7 @@ def _adapter(adapter: "AdapterSection") -> Iterator[Conflict]:
         )
 
 
-def _data(data: "DataSection") -> Iterator[Conflict]:
+def _data(data: DataSection) -> Iterator[Conflict]:
     if isinstance(data.rows, dict):
         for task in (task for task in data.rows if task not in data.tasks):
             yield Conflict(
@@ -98,12 +96,12 @@ def _data(data: "DataSection") -> Iterator[Conflict]:
             )
 
 
-def _training(training: "TrainingSection") -> Iterator[Conflict]:
+def _training(training: TrainingSection) -> Iterator[Conflict]:
     if training.epochs is None and training.max_steps is None:
         yield Conflict(("training.epochs", "training.max_steps"), "the run would never end; give epochs or max_steps")
 
 
-def _evaluation(evaluation: "EvaluationSection", data: "DataSection") -> Iterator[Conflict]:
+def _evaluation(evaluation: EvaluationSection, data: DataSection) -> Iterator[Conflict]:
     protocols = PROTOCOLS[data.format]
     if evaluation.protocol not in protocols:
         yield Conflict(
@@ -118,7 +116,7 @@ def _evaluation(evaluation: "EvaluationSection", data: "DataSection") -> Iterato
         )
 
 
-def _tracking(tracking: "TrackingSection") -> Iterator[Conflict]:
+def _tracking(tracking: TrackingSection) -> Iterator[Conflict]:
     if tracking.wandb_mode is not None and tracking.wandb_project is None:
         yield Conflict(
             ("tracking.wandb_mode", "tracking.wandb_project"),

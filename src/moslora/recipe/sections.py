@@ -1,9 +1,9 @@
 """The sections of a recipe, by concern. The text under each field is its documentation and its help text.
 
-Checked here: types, ranges and names; `rules` holds what no single field can say.
+Checked here: types, ranges and names; `rules` holds what no single field can say, and `whole` puts them together.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,24 +13,22 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from moslora.tasks import COMMONSENSE
 
 from .fields import Modules, Share, Shares, TaskNames, source_among
-from .rules import conflicts
-from .yaml_text import render
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """What all sections share: an unknown key is an error, and nothing changes once it is checked."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """The frozen base model."""
 
     name: str = Field(min_length=1)
@@ -56,14 +54,14 @@ class ModelSection(_Section):
         return self.model_dump(include={"name", "revision", "trust_remote_code"})
 
 
-class IdentityMixer(_Section):
+class IdentityMixer(Section):
     """M = I: plain LoRA (arXiv 2106.09685)."""
 
     kind: Literal["identity"]
     """Which mixer stands between the factors."""
 
 
-class ButterflyMixer(_Section):
+class ButterflyMixer(Section):
     """M = 1_{k×k} ⊗ I_{r/k}, fixed: two-subspace mixing for k = 2 (arXiv 2406.11909). ΔW has rank r/k."""
 
     kind: Literal["butterfly"]
@@ -76,7 +74,7 @@ class ButterflyMixer(_Section):
     """Divide M by k, which makes it an orthogonal projector."""
 
 
-class DenseMixer(_Section):
+class DenseMixer(Section):
     """A dense M (rank_out × rank): MoSLoRA (arXiv 2406.11909) and, with a zero start, FLoRA (2405.14739)."""
 
     kind: Literal["dense"]
@@ -89,7 +87,7 @@ class DenseMixer(_Section):
     """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, where M becomes I."""
 
 
-class AdapterSection(_Section):
+class AdapterSection(Section):
     """The adapter on each chosen linear layer, ΔW = (alpha / rank) · B · M · A."""
 
     rank: PositiveInt = 16
@@ -118,7 +116,7 @@ class AdapterSection(_Section):
     """M, the one part in which the methods differ."""
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """The training rows, and how a question becomes text."""
 
     source: Annotated[str, source_among("wheel", "hub", "commonsense_170k")] = "hub"
@@ -151,7 +149,7 @@ class DataSection(_Section):
     """Tokens that count in the loss: those of the answer, or the question's as well."""
 
 
-class TrainingSection(_Section):
+class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
     epochs: PositiveFloat | None = 3.0
@@ -206,7 +204,7 @@ class TrainingSection(_Section):
     """Steps between lines of progress and of metrics.jsonl."""
 
 
-class EvaluationSection(_Section):
+class EvaluationSection(Section):
     """The test: which questions, and how an answer is read off the model."""
 
     tasks: TaskNames = COMMONSENSE
@@ -229,7 +227,7 @@ class EvaluationSection(_Section):
     """Where the questions come from, as in `data.source`; null for the same place as the training rows."""
 
 
-class TrackingSection(_Section):
+class TrackingSection(Section):
     """Where metrics go besides the run folder."""
 
     wandb_project: str | None = Field(default=None, min_length=1)
@@ -237,39 +235,3 @@ class TrackingSection(_Section):
 
     wandb_mode: Literal["online", "offline"] | None = None
     """`offline` writes to disk, for a later `wandb sync`; null for `online`."""
-
-
-class Recipe(_Section):
-    """One run, resolved: what it starts from, what it does, and how it is measured."""
-
-    name: str = Field(pattern=r"^\w[\w.-]*$")
-    """Name of the run, and of its folder. The name of the recipe file unless given."""
-
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Fixes the start of the adapter, the draw and order of the rows, and dropout."""
-
-    model: ModelSection
-    adapter: AdapterSection = AdapterSection()
-    data: DataSection = DataSection()
-    training: TrainingSection = TrainingSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    tracking: TrackingSection = TrackingSection()
-
-    @property
-    def evaluation_source(self) -> str:
-        """Where the test questions come from; commonsense_170k, a training mix, is tested on the hub's."""
-        if self.evaluation.source is not None:
-            return self.evaluation.source
-        return "hub" if self.data.source == "commonsense_170k" else self.data.source
-
-    def to_yaml(self) -> str:
-        """The recipe with every field written out, in declared order. `load_recipe` gives it back equal."""
-        return render(self.model_dump(mode="json"))
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        found = list(conflicts(self))
-        if found:
-            text = "\n".join(f"{conflict.paths[0]}: {conflict.message}" for conflict in found)
-            raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
-        return self

@@ -7,7 +7,6 @@
 
 import platform
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,35 +19,22 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject, named_adapters
 from moslora.checkpoint import save_adapter, write_json, write_whole
-from moslora.data.encode import Encoded, Encoder, encode_examples
-from moslora.data.select import cap, set_aside
-from moslora.data.sources import data_hash, differences, load_training
+from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.model import load_base, load_tokenizer, pad_id
-from moslora.prompts import FORMATS
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import Recipe
+from moslora.training.folder import refuse_other_data, refuse_other_run
 from moslora.training.interrupt import Interrupted, StopRequest
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
+from moslora.training.rows import training_data
 from moslora.training.state import resume, save_checkpoint
 from moslora.training.tracking import Tracker
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or data parallelism with a whole model in each."""
-
-FREE = (
-    "evaluation.",
-    "tracking.",
-    "model.gradient_checkpointing",
-    "training.micro_batch_size",
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.validate_every",
-)
-"""Keys of a recipe that may change when a run is resumed: they decide what is told and kept, or how much memory."""
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
@@ -85,7 +71,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     first_step = 0
     if resuming and (start := resume(out, model=model, optimizer=optimizer, scaler=scaler, say=say)):
         first_step = start.manifest["step"]
-        _refuse_other_data(out, then=start.manifest["data"], now=data.facts())
+        refuse_other_data(out, then=start.manifest["data"], now=data.facts())
         say(f"resuming after step {first_step} of {len(plan)}")
         if (before := start.manifest["processes"]) != accelerator.num_processes:
             say(f"note: {before} processes before, {accelerator.num_processes} now: dropout draws other numbers")
@@ -146,53 +132,6 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     return out / "adapter"
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """Encoded rows, and what is to be said of them."""
-
-    rows: list[Encoded]
-    validation: list[Encoded]
-    sha256: str
-    notes: list[str]
-    joins: bool
-
-    def facts(self) -> dict[str, Any]:
-        return {"sha256": self.sha256, "notes": self.notes}
-
-    def remarks(self) -> list[str]:
-        truncated = sum(row.truncated for row in self.rows)
-        tokens = sum(len(row.input_ids) for row in self.rows)
-        lines = [
-            f"{len(self.rows):,} training rows of {tokens / len(self.rows):.1f} tokens on average, of which"
-            f" {label_count(self.rows) / len(self.rows):.1f} labelled; {len(self.validation)} validation rows"
-        ]
-        if self.joins:
-            lines.append(
-                "note: this tokenizer joins the end of a prompt to the answer, so that prompt + answer is encoded"
-                " otherwise as a whole than in its parts; training and scoring here take the parts"
-            )
-        if truncated:
-            share = truncated / len(self.rows)
-            lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
-        return lines + [f"note: {note}" for note in self.notes]
-
-
-def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
-    """The rows that ``recipe.data`` describes."""
-    section = recipe.data
-    examples = load_training(section.tasks, source=section.source, winogrande=section.winogrande)
-    chosen = cap(examples, rows=section.rows, seed=recipe.seed)
-    train_examples, validation_examples = set_aside(chosen, validation_rows=section.validation_rows, seed=recipe.seed)
-    format = FORMATS[section.format]
-    return TrainingData(
-        rows=encode_examples(train_examples, format, encoder, loss_on=section.loss_on),
-        validation=encode_examples(validation_examples, format, encoder, loss_on=section.loss_on),
-        sha256=data_hash(train_examples),
-        notes=differences(section.source, section.tasks, winogrande=section.winogrande),
-        joins=not format.joint and any(encoder.joins(format.train(example)) for example in train_examples[:20]),
-    )
-
-
 def step_plan(recipe: Recipe, *, rows: int) -> StepPlan:
     """The steps that ``recipe.training`` makes of ``rows`` training rows."""
     settings = recipe.training
@@ -250,43 +189,6 @@ def adapt(model: PreTrainedModel, recipe: Recipe) -> list[str]:
     if isinstance(model.get_output_embeddings(), AdapterLinear):
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; leave it out")
     return adapted
-
-
-def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
-    """Refuses a folder that is in use for anything but this run.
-
-    Raises:
-        UsageError: it holds another run, or this one is not to be resumed.
-    """
-    stored = out / "recipe.yaml"
-    if not (resuming and stored.exists()):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(
-                f"{out}: not empty; go on with that run by --resume, choose another folder with --out, or remove it"
-            )
-        return
-    then, now = (_flat(one.model_dump()) for one in (load_recipe(stored), recipe))
-    other = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now if then.get(key) != now[key]]
-    if found := [line for line in other if not line.startswith(FREE)]:
-        raise UsageError(
-            f"{out}: holds a run of another recipe ({'; '.join(found)}); take its own ({stored}), or another --out"
-        )
-
-
-def _refuse_other_data(out: Path, *, then: dict[str, Any], now: dict[str, Any]) -> None:
-    if then["sha256"] != now["sha256"]:
-        raise UsageError(
-            f"{out}: its rows have changed since (sha256 {then['sha256'][:12]}…, now {now['sha256'][:12]}…);"
-            " restore them, or begin anew with another --out"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
