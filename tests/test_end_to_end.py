@@ -72,7 +72,7 @@ def test_every_mixer_had_a_gradient_and_moved(run: Path) -> None:
     section = folder.recipe.adapter
     start = load_base(**folder.recipe.model.model_dump())
     adapted = inject(start, **section.model_dump(), seed=folder.recipe.seed)
-    assert len(adapted) == 20 * 5
+    assert len(adapted) == 30 * 5
     weights, first = folder.weights(), adapter_state_dict(start)
     moments = load_tensors(run / "checkpoints" / "step-6" / "optimizer.safetensors")
     for name in adapted:

@@ -78,7 +78,7 @@ def test_the_majority_class_is_one_position_for_all_questions_of_a_task() -> Non
     assert all(p.deciding_scores.index(max(p.deciding_scores)) == 0 for p in constant)
 
 
-@pytest.mark.parametrize(("row_seconds", "whole"), [(0.001, True), (0.15, False)])
+@pytest.mark.parametrize(("row_seconds", "whole"), [(0.001, True), (0.1, False)])
 def test_a_slow_machine_gets_fewer_rows_and_is_told(
     monkeypatch: pytest.MonkeyPatch, row_seconds: float, whole: bool
 ) -> None:
@@ -95,6 +95,6 @@ def test_a_slow_machine_gets_fewer_rows_and_is_told(
         return
     assert any("instead of" in line for line in said)
     rows, questions = sum(recipe.data.rows.values()), 2 * 8 * recipe.evaluation.limit
-    assert (rows + questions) * row_seconds <= module.BUDGET_SECONDS * 1.2
+    assert (rows + questions) * row_seconds <= module.BUDGET_SECONDS + 1
     assert rows < sum(full.data.rows.values()) and recipe.evaluation.limit % BLOCK_SIZE == 0
     assert all(count >= module.LEAST_ROWS for count in recipe.data.rows.values())

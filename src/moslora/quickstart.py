@@ -1,6 +1,11 @@
 """One command from nothing to a merged model: train, evaluate before and after, merge, on this machine's terms."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +15,8 @@ import torch
 
 from moslora.adapters import inject
 from moslora.checkpoint import locate_adapter
-from moslora.data.encode import Encoded
-from moslora.data.steps import collate
+from moslora.data.encode import IGNORE_INDEX, Encoded
+from moslora.data.steps import collate, cut
 from moslora.errors import MosloraError
 from moslora.evaluation import PairedDifference, Prediction, paired_difference
 from moslora.evaluation.batches import BLOCK_SIZE
@@ -20,17 +25,26 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import Recipe, load_recipe
-from moslora.training import train_recipe
 from moslora.training.interrupt import Interrupted
 from moslora.training.objective import LabelLoss
 
 RECIPE = "smollm2-135m"
 
-BUDGET_SECONDS = 12 * 60
-"""For training and both evaluations; with loading, merging and a slow minute it stays under a quarter of an hour."""
+BUDGET_SECONDS = 14 * 60
+"""For training and both evaluations by the probe's estimate, which is cautious about the evaluations."""
 
 LEAST_ROWS, LEAST_QUESTIONS = 50, 40
 """Per task; fewer would show nothing."""
+
+
+LENGTHS = (13, 15, 17, 18, 20, 21, 23, 24, 26, 28, 30, 33, 38, 46, 60, 104)
+"""Tokens of typical rows, for the probe: sixteen quantiles of the quickstart's own."""
+
+OPTIONS = 3.1
+"""Options of a question, on average over the eight sets."""
+
+CROWDING = 1.15
+"""How much longer a step takes while the other cores work, too, and the gradients are reduced."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +75,7 @@ def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[l
     else:
         recipe = fitting_recipe(say)
     if not (out / "adapter").exists():
-        try:
-            train_recipe(recipe, out=out, resuming=out.exists())
-        except Interrupted as stopped:
-            message = "stopped; everything is saved, and the same command goes on from there"
-            raise Interrupted(message, signal_number=stopped.exit_code - 128) from None
+        _train(recipe, out)
     results = []
     for base in (True, False):
         say(f"scoring the {'base' if base else 'tuned'} model ...")
@@ -90,39 +100,90 @@ def fitting_recipe(say: Callable[[str], None]) -> Recipe:
     speed = min((probe(recipe, dtype) for dtype in ("bfloat16", "float32")), key=lambda s: s.row_seconds)
     # In low precision a block of questions is scored whole, though only a part may be wanted.
     block = BLOCK_SIZE if speed.dtype == "bfloat16" else 1
-    questions = 2 * len(recipe.evaluation.tasks) * (-(-limit // block) * block)
-    seconds = sum(rows.values()) * speed.row_seconds + questions * speed.question_seconds
+    scoring = 2 * len(recipe.evaluation.tasks) * speed.question_seconds  # seconds for one question of each task
+    affordable = int(BUDGET_SECONDS / 2 / scoring) // block * block
+    questions = min(limit, max(affordable, block, LEAST_QUESTIONS))
+    training = sum(rows.values()) * speed.row_seconds
+    share = min(1.0, max(0.0, BUDGET_SECONDS - questions * scoring) / training)
+    fewer = {task: max(LEAST_ROWS, int(n * share)) for task, n in rows.items()}
     say(
         f"{speed.dtype} is faster here: {1 / speed.row_seconds:.1f} rows/s in training,"
-        f" {1 / speed.question_seconds:.1f} questions/s; the whole would take {seconds / 60:.0f} minutes"
+        f" {1 / speed.question_seconds:.1f} questions/s"
     )
-    overrides = [f"model.dtype={speed.dtype}"]
-    if (share := BUDGET_SECONDS / seconds) < 1:
-        fewer = {task: max(LEAST_ROWS, int(n * share)) for task, n in rows.items()}
-        questions = max(block, LEAST_QUESTIONS, int(limit * share) // block * block)
-        overrides += [f"data.rows.{task}={n}" for task, n in fewer.items()] + [f"evaluation.limit={questions}"]
+    if (fewer, questions) != (rows, limit):
         say(
-            f"so it trains on {sum(fewer.values()):,} rows instead of {sum(rows.values()):,} and scores {questions}"
-            f" questions of each task instead of {limit}: expect a smaller gain, less surely"
+            f"the whole would take {(training + limit * scoring) / 60:.0f} minutes, so it trains on"
+            f" {sum(fewer.values()):,} rows instead of {sum(rows.values()):,} and scores {questions} questions of each"
+            f" task instead of {limit}: expect a smaller gain, less surely"
         )
-    return load_recipe(RECIPE, overrides)
+    changes = [f"data.rows.{task}={n}" for task, n in fewer.items()]
+    return load_recipe(RECIPE, [f"model.dtype={speed.dtype}", f"evaluation.limit={questions}", *changes])
+
+
+def _train(recipe: Recipe, out: Path) -> None:
+    """Trains in processes of one thread each where there is no GPU: two of them do a third more than two threads."""
+    processes = worker_processes()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{recipe.name}.yaml"
+        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += ["-m", "moslora.cli", "train", str(file), "--out", str(out)]
+        command += ["--resume"] if (out / "recipe.yaml").exists() else []
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads_each(processes)))
+        if not torch.cuda.is_available():
+            environment["ACCELERATE_USE_CPU"] = "true"
+        worker = subprocess.Popen(command, env=environment)
+        try:
+            code = worker.wait()
+        except KeyboardInterrupt:  # the workers finish their step and save
+            worker.terminate()
+            worker.wait()
+            message = "stopped; everything is saved, and the same command goes on from there"
+            raise Interrupted(message, signal_number=signal.SIGINT) from None
+    if code:
+        raise MosloraError(f"training ended with exit code {code}; the lines above say why")
+
+
+def worker_processes() -> int:
+    """One on a GPU, otherwise one per core up to four, each with its share of a step's rows."""
+    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+
+
+def threads_each(processes: int) -> int:
+    """The cores, shared out."""
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 def probe(recipe: Recipe, dtype: str, *, seconds: float = 3.0) -> Speed:
-    """Times a training step and a forward pass on rows like the quickstart's."""
+    """Times a training step and a forward pass on rows as long as the quickstart's, cut as in training."""
     model = load_base(**{**recipe.model.model_dump(), "dtype": dtype})
     inject(model, **recipe.adapter.model_dump())
-    batch = collate([_row(length) for length in (16, 24, 24, 32)] * 4, pad_id=0, device=torch.device("cpu"))
-    step = _time(lambda: LabelLoss(model.train())(**batch).backward(), seconds=seconds)
+    rows = [_row(length) for length in LENGTHS]
+    batches = [
+        collate([rows[i] for i in batch], pad_id=0, device=torch.device("cpu"))
+        for batch in cut(LENGTHS, micro_batch_size=recipe.training.micro_batch_size)
+    ]
+    objective = LabelLoss(model)
+    processes, threads = worker_processes(), torch.get_num_threads()
+    torch.set_num_threads(threads_each(processes))
+    objective.train()
+    step = _time(lambda: [objective(**batch).backward() for batch in batches], seconds=seconds)
+    torch.set_num_threads(threads)
+    objective.eval()
     with torch.inference_mode():
-        forward = _time(lambda: LabelLoss(model.eval())(**batch), seconds=seconds / 2)
-    options = 3.1  # per question, over the eight sets
-    return Speed(dtype, row_seconds=step / 16, question_seconds=options * forward / 16)
+        forward = _time(lambda: [objective(**batch) for batch in batches], seconds=seconds / 2)
+    return Speed(
+        dtype,
+        row_seconds=CROWDING * step / processes / len(rows),
+        question_seconds=OPTIONS * forward / len(rows),
+    )
 
 
 def _row(length: int) -> Encoded:
-    ids = torch.randint(100, 1000, (length,), generator=torch.Generator().manual_seed(length)).tolist()
-    return Encoded(id="probe", task="probe", input_ids=ids, labels=[-100] * (length - 9) + ids[-9:], truncated=False)
+    ids = list(range(100, 100 + length))
+    return Encoded(
+        id="probe", task="probe", input_ids=ids, labels=[IGNORE_INDEX] * (length - 6) + ids[-6:], truncated=False
+    )
 
 
 def _time(run: Callable[[], object], *, seconds: float) -> float:
