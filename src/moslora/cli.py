@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moslora.errors import MosloraError, UsageError
+from moslora.launch import is_main_process
 
 if TYPE_CHECKING:
     from moslora.recipe import Recipe
@@ -241,8 +242,9 @@ def main() -> None:
     try:
         app()
     except MosloraError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        if is_main_process():
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

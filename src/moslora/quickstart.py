@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from moslora.evaluation import PairedDifference, Prediction, paired_difference
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.results import Results
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.launch import run_in_processes
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import Recipe, load_recipe
@@ -123,22 +123,18 @@ def fitting_recipe(say: Callable[[str], None]) -> Recipe:
 def _train(recipe: Recipe, out: Path) -> None:
     """Trains in processes of one thread each where there is no GPU: two of them do a third more than two threads."""
     processes = worker_processes()
+    environment = {"OMP_NUM_THREADS": str(threads_each(processes))}
+    if not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{recipe.name}.yaml"
         file.write_text(recipe.to_yaml(), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += ["-m", "moslora.cli", "train", str(file), "--out", str(out)]
+        command = [sys.executable, "-m", "moslora.cli", "train", str(file), "--out", str(out)]
         command += ["--resume"] if (out / "recipe.yaml").exists() else []
-        environment = dict(os.environ, OMP_NUM_THREADS=str(threads_each(processes)))
-        if not torch.cuda.is_available():
-            environment["ACCELERATE_USE_CPU"] = "true"
-        worker = subprocess.Popen(command, env=environment)
         try:
-            code = worker.wait()
-        except KeyboardInterrupt:  # the workers finish their step and save
-            worker.terminate()
-            worker.wait()
-            message = "stopped; everything is saved, and the same command goes on from there"
+            code = run_in_processes(command, processes=processes, environment=environment)
+        except KeyboardInterrupt:
+            message = "stopped; what was done is saved, and the same command goes on from there"
             raise Interrupted(message, signal_number=signal.SIGINT) from None
     if code:
         raise MosloraError(f"training ended with exit code {code}; the lines above say why")

@@ -16,10 +16,15 @@ class Interrupted(MosloraError):
 
 
 class StopRequest:
-    """Notes the first SIGINT or SIGTERM while the block runs; a second Ctrl-C stops at once."""
+    """Notes the first SIGINT or SIGTERM while the block runs; a second Ctrl-C stops at once.
 
-    def __init__(self) -> None:
+    Args:
+        speaks: whether this process says so.
+    """
+
+    def __init__(self, *, speaks: bool = True) -> None:
         self.signal_number = 0
+        self._speaks = speaks
 
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -34,5 +39,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_number = number
-        print("\nstopping after this step, then saving (Ctrl-C again to stop at once) ...", flush=True)
+        if not self.signal_number and self._speaks:
+            print("\nstopping after this step, then saving (Ctrl-C again to stop at once) ...", flush=True)
+        self.signal_number = self.signal_number or number

@@ -105,7 +105,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
             tracker.record({"step": step, "validation_loss": loss})
             say(f"step {step}/{len(plan)}  validation_loss {loss:.4f}")
 
-    with closing(tracker), StopRequest() as stop:
+    with closing(tracker), StopRequest(speaks=accelerator.is_main_process) as stop:
         done = train(
             parts,
             recipe.training,
