@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a run between two steps, with a checkpoint."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
@@ -40,5 +41,6 @@ class StopRequest:
         if self.signal_number and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.signal_number and self._speaks:
-            print("\nstopping after this step, then saving (Ctrl-C again to stop at once) ...", flush=True)
+            # Not print: a handler may interrupt one, and buffered streams refuse to be entered twice.
+            os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
         self.signal_number = self.signal_number or number
