@@ -80,6 +80,7 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache  # tokenizer, weights and fingerprint each locate the model; a refusal is not remembered
 def _ask_hub(name: str, revision: str | None) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
