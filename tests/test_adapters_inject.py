@@ -8,7 +8,6 @@ from moslora.adapters import (
     MIXERS,
     adapter_state_dict,
     inject,
-    load_adapter_state_dict,
     mixers,
     named_adapters,
 )
@@ -117,22 +116,24 @@ def test_adapters_stay_float32_over_any_base_and_every_part_gets_a_gradient(dtyp
 
 
 def test_loading_is_strict_and_lists_every_fault() -> None:
+    options = {"rank": 4, "alpha": 8, "mixer": DENSE, "target_modules": ["q_proj"]}
     model = tiny_llama()
-    inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["q_proj"])
+    inject(model, **options)
     state = {key: value.clone() + 1 for key, value in adapter_state_dict(model).items()}
-    load_adapter_state_dict(model, state)
-    assert all(value.equal(state[key]) for key, value in adapter_state_dict(model).items())
+    loaded = tiny_llama()
+    inject(loaded, **options, state=state)
+    assert all(value.equal(state[key]) for key, value in adapter_state_dict(loaded).items())
 
     first = "model.layers.0.self_attn.q_proj"
     del state[f"{first}.mixer.weight"]
     state[f"{first}.lora_a"] = state[f"{first}.lora_a"][:2]
     state["model.layers.9.lora_a"] = torch.zeros(1)
-    before = {key: value.clone() for key, value in adapter_state_dict(model).items()}
+    untouched = tiny_llama()
     with pytest.raises(ValueError) as caught:
-        load_adapter_state_dict(model, state)
+        inject(untouched, **options, state=state)
     assert str(caught.value).splitlines() == [
         f"{first}.lora_a: shape (2, 48), the model has (4, 48)",
         f"{first}.mixer.weight: missing",
         "model.layers.9.lora_a: no such adapter weight in this model",
     ]
-    assert all(value.equal(before[key]) for key, value in adapter_state_dict(model).items())
+    assert not any(True for _ in named_adapters(untouched))

@@ -11,6 +11,10 @@ CASES = {
     "identity": {"kind": "identity", "rank": 6},
     "butterfly": {"kind": "butterfly", "rank": 6, "blocks": 3},
     "butterfly-normalized": {"kind": "butterfly", "rank": 6, "blocks": 2, "normalize": True},
+    "hadamard": {"kind": "hadamard", "rank": 8, "blocks": 4},
+    "kronecker": {"kind": "kronecker", "rank": 6, "blocks": 3},
+    "diagonal": {"kind": "diagonal", "rank": 6},
+    "input-split": {"kind": "input-split", "rank": 6, "blocks": 2},
     "dense": {"kind": "dense", "rank": 6},
     "dense-rectangular": {"kind": "dense", "rank": 6, "rank_out": 4},
     "dense-zeros": {"kind": "dense", "rank": 6, "rank_out": 8, "init": "zeros"},
@@ -36,12 +40,31 @@ def definition(case: str, layer: AdapterLinear) -> torch.Tensor:
             return sum(torch.roll(eye, 2 * shift, 0) for shift in range(3))
         case "butterfly-normalized":
             return (eye + torch.roll(eye, 3, 0)) / 2
+        case "hadamard":
+            signs = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
+            return torch.kron(torch.tensor(signs, dtype=torch.float64), eye[:2, :2]) / 2
+        case "kronecker":
+            g = layer.mixer.weight.detach()
+            return torch.cat([torch.cat([g[i, j] * eye[:2, :2] for j in range(3)], 1) for i in range(3)])
+        case "diagonal":
+            return torch.diag(layer.mixer.weight.detach())
+        case "input-split":
+            return eye
         case _:
             return dict(layer.mixer.named_parameters())["weight"].detach()
 
 
-def test_every_registered_mixer_is_covered() -> None:
-    assert {case["kind"] for case in CASES.values()} == set(MIXERS)
+def whole_a(case: str, layer: AdapterLinear) -> torch.Tensor:
+    """A as a matrix over all input features."""
+    a = layer.lora_a.detach()
+    if case != "input-split":
+        return a
+    zeros = torch.zeros(3, 5, dtype=a.dtype)
+    return torch.cat([torch.cat([a[:3], zeros], 1), torch.cat([zeros, a[3:]], 1)])
+
+
+def test_every_static_mixer_is_covered() -> None:
+    assert {case["kind"] for case in CASES.values()} == {kind for kind, mixer in MIXERS.items() if not mixer.routes}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -49,7 +72,7 @@ def test_matrix_forward_and_delta_agree_with_the_definition(case: str) -> None:
     layer = layer_of(case)
     m = definition(case, layer)
     x = torch.randn(2, 5, 10, dtype=torch.float64)
-    delta = 1.7 * layer.lora_b @ m @ layer.lora_a
+    delta = 1.7 * layer.lora_b @ m @ whole_a(case, layer)
     torch.testing.assert_close(layer.mixer.matrix().double(), m, rtol=0, atol=1e-12)
     torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(layer(x), layer.base(x) + x @ delta.T, rtol=1e-10, atol=1e-12)
@@ -81,7 +104,7 @@ def test_only_one_factor_has_a_gradient_at_the_start(case: str) -> None:
     assert not layer.delta_weight().any()
     layer(torch.randn(5, 10)).square().sum().backward()
     moved = {name for name, p in layer.named_parameters() if p.grad is not None and p.grad.any()}
-    assert moved == ({"mixer.weight"} if case == "dense-zeros" else {"lora_b"})
+    assert moved == ({"mixer.weight"} if case in ("dense-zeros", "diagonal") else {"lora_b"})
 
 
 def test_gains_of_the_dense_initialisations() -> None:
@@ -112,7 +135,7 @@ def test_rectangular_orthogonal_has_orthonormal_rows() -> None:
         ({"kind": "butterfly", "rank": 6, "blocks": 4}, "rank 6 does not split into 4 blocks"),
         ({"kind": "identity", "rank": 6, "rank_out": 4}, "square"),
         ({"kind": "dense", "rank": 6, "init": "zeros", "train": "frozen"}, "stays zero"),
-        ({"kind": "denes", "rank": 6}, "no mixer is called 'denes'; there are identity, butterfly, dense"),
+        ({"kind": "denes", "rank": 6}, "no mixer is called 'denes'; there are identity, butterfly, hadamard"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, object], message: str) -> None:

@@ -13,7 +13,8 @@ from moslora.training.optimizer import build_optimizer, rate_factor, set_rate
 from reference import perturb, tiny_llama, token_batch
 
 OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-RATES = {"weight_decay": 0.1, "mixer_weight_decay": 0.0, "betas": (0.9, 0.99), "eps": 1e-7}
+NO_TASK = torch.tensor([8])
+RATES = {"lora_plus_ratio": 1.0, "weight_decay": 0.1, "mixer_weight_decay": 0.0, "betas": (0.9, 0.99), "eps": 1e-7}
 
 
 @pytest.mark.parametrize("adapt_head", [False, True])
@@ -31,7 +32,7 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
     for row, (length, begin) in enumerate(zip(lengths, begins, strict=True)):
         mask[row, :length] = 1
         labels[row, begin:length] = ids[row, begin:length]
-    loss = LabelLoss(model)(ids, mask, labels)
+    loss, _ = LabelLoss(model)(ids, mask, labels, NO_TASK)
     loss.backward()
 
     expected = torch.zeros((), dtype=torch.float64)
@@ -52,7 +53,7 @@ def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter()
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
     ids = token_batch(model)
-    loss = LabelLoss(model)(ids, torch.ones_like(ids), torch.full_like(ids, IGNORE_INDEX))
+    loss, _ = LabelLoss(model)(ids, torch.ones_like(ids), torch.full_like(ids, IGNORE_INDEX), NO_TASK)
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
@@ -74,12 +75,12 @@ def test_the_mixer_has_a_rate_and_a_decay_of_its_own() -> None:
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
     optimizer = build_optimizer(model, learning_rate=1e-3, mixer_learning_rate=5e-3, **RATES)  # type: ignore[arg-type]
-    factors, mixers = optimizer.param_groups
-    assert (len(factors["params"]), len(mixers["params"])) == (8, 4)
+    a, b, mixers = optimizer.param_groups
+    assert (len(a["params"]), len(b["params"]), len(mixers["params"])) == (4, 4, 4)
     assert all(p.shape == (4, 4) for p in mixers["params"])
-    assert (factors["weight_decay"], mixers["weight_decay"]) == (0.1, 0.0)
+    assert (a["weight_decay"], b["weight_decay"], mixers["weight_decay"]) == (0.1, 0.1, 0.0)
     set_rate(optimizer, 0.5)
-    assert (factors["lr"], mixers["lr"]) == (5e-4, 2.5e-3)
+    assert (a["lr"], b["lr"], mixers["lr"]) == (5e-4, 5e-4, 2.5e-3)
 
 
 def test_nothing_but_learned_parameters_is_optimised() -> None:

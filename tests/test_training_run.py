@@ -144,6 +144,7 @@ def gradients(recipe: Recipe, *, global_batch_size: int, micro_batch_size: int) 
         optimizer=build_optimizer(
             model,
             learning_rate=1,
+            lora_plus_ratio=1.0,
             mixer_learning_rate=None,
             weight_decay=0,
             mixer_weight_decay=0,

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.adapters import adapter_state_dict, inject, load_adapter_state_dict
+from moslora.adapters import adapter_state_dict, inject
 from moslora.data.fetch import sha256
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
@@ -178,9 +178,8 @@ def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any
     """
     check_base(folder)
     model = load_base(**{**folder.recipe.model.model_dump(), **overrides}, device=device)
-    inject(model, **folder.recipe.adapter.model_dump(), seed=folder.recipe.seed)
     try:
-        load_adapter_state_dict(model, folder.weights())
+        inject(model, **folder.recipe.adapter.model_dump(), state=folder.weights())
     except ValueError as error:
         raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
     return model.eval()

@@ -211,10 +211,9 @@ def _write_weights(files: Sequence[Path], pairs: Mapping[str, LoraPair], out: Pa
     for key, tensor in _tensors(files):
         name = key.removesuffix(".weight")
         if name in pairs:
-            a, b, scale = pairs[name]
-            delta, weight = scale * (b @ a), tensor.float()
-            ratios[name] = float(delta.norm() / weight.norm())
-            tensor = weight + delta
+            weight = tensor.float()
+            tensor = pairs[name].adapted(weight)
+            ratios[name] = float((tensor - weight).norm() / weight.norm())
         if tensor.is_floating_point():
             tensor = tensor.to(dtype)
         if pending and size + tensor.nbytes > SHARD_BYTES:

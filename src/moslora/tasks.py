@@ -192,6 +192,11 @@ COMMONSENSE: tuple[str, ...] = tuple(TASKS)
 """The group ``commonsense``, in the order of LLM-Adapters' tables."""
 
 
+def task_number(name: str) -> int:
+    """Place of a task among the eight, from 0; behind them all for a row that belongs to none."""
+    return COMMONSENSE.index(name) if name in TASKS else len(COMMONSENSE)
+
+
 def resolve_tasks(names: str | Sequence[str]) -> tuple[str, ...]:
     """The task names behind ``"commonsense"``, ``"boolq,piqa"`` or a list of such; each once, order kept.
 

@@ -6,28 +6,56 @@
 
 from moslora.adapters.fold import LoraPair, fold, fold_into_a
 from moslora.adapters.inject import (
+    adapter_penalty,
     adapter_state_dict,
     build_mixer,
+    describe_batch,
     inject,
-    load_adapter_state_dict,
     named_adapters,
 )
 from moslora.adapters.linear import AdapterLinear
-from moslora.adapters.mixers import MIXERS, ButterflyMixer, DenseMixer, IdentityMixer, Mixer
+from moslora.adapters.magnitude import Magnitude
+from moslora.adapters.mixers import (
+    MIXERS,
+    ButterflyMixer,
+    DenseMixer,
+    DiagonalMixer,
+    Gate,
+    GateInsideMixer,
+    HadamardMixer,
+    IdentityMixer,
+    InputSplitMixer,
+    KroneckerMixer,
+    Mixer,
+    NotMergeable,
+    TaskGateMixer,
+    TokenGateMixer,
+)
 
 __all__ = [
     "MIXERS",
     "AdapterLinear",
     "ButterflyMixer",
     "DenseMixer",
+    "DiagonalMixer",
+    "Gate",
+    "GateInsideMixer",
+    "HadamardMixer",
     "IdentityMixer",
+    "InputSplitMixer",
+    "KroneckerMixer",
     "LoraPair",
+    "Magnitude",
     "Mixer",
+    "NotMergeable",
+    "TaskGateMixer",
+    "TokenGateMixer",
+    "adapter_penalty",
     "adapter_state_dict",
     "build_mixer",
+    "describe_batch",
     "fold",
     "fold_into_a",
     "inject",
-    "load_adapter_state_dict",
     "named_adapters",
 ]

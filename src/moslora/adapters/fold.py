@@ -10,18 +10,49 @@ from moslora.adapters.mixers import IdentityMixer
 
 
 class LoraPair(NamedTuple):
-    """ΔW = scale · b · a, with ``a (r, in_features)`` and ``b (out_features, r)``."""
+    """ΔW = scale · b · a, with ``a (r, in_features)`` and ``b (out_features, r)``.
+
+    ``magnitude (out_features,)`` makes it DoRA's W' = magnitude ∘ (W + ΔW) / ‖W + ΔW‖, row by row.
+    """
 
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
+
+    def delta(self) -> Tensor:
+        """ΔW, shape ``(out_features, in_features)``."""
+        return self.scale * (self.b @ self.a)
+
+    def adapted(self, weight: Tensor) -> Tensor:
+        """The weight with the adapter in it, in the dtype of ``weight``; both ``(out_features, in_features)``."""
+        moved = weight + self.delta().to(weight)
+        if self.magnitude is None:
+            return moved
+        return (self.magnitude.to(weight) / moved.norm(dim=1))[:, None] * moved
+
+    def compact(self) -> "LoraPair":
+        """The same ΔW without the rows of ``a`` that are all zero, such as AdaLoRA's dropped ones; one stays always."""
+        kept = self.a.any(dim=1)
+        kept[0] |= not kept.any()
+        return self._replace(a=self.a[kept], b=self.b[:, kept])
 
 
 @torch.no_grad()
 def fold(layer: AdapterLinear) -> LoraPair:
-    """The plain LoRA pair with the ΔW of ``layer``: (M · A, B), of rank r/k for a butterfly."""
+    """The plain LoRA pair with the ΔW of ``layer``: (M · A, B), of rank r/k for a butterfly.
+
+    Where the adapter began with a part of the base's weight, that part is taken off again: [M · A; start_a] and
+    [B | −start_b], of rank 2r, belong to the weight as it was loaded.
+
+    Raises:
+        NotMergeable: M depends on the input or on a task that was not named.
+    """
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
-    return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale)
+    if layer.start_a is not None and layer.start_b is not None:
+        a, b = torch.cat([a, layer.start_a]), torch.cat([b, -layer.start_b], dim=1)
+    magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
+    return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)
 
 
 @torch.no_grad()

@@ -1,20 +1,34 @@
 """Puts adapters into any model made of linear layers, and finds them again by type, never by name."""
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.fold import fold_into_a
 from moslora.adapters.linear import AdapterLinear
-from moslora.adapters.mixers import MIXERS, Mixer
+from moslora.adapters.magnitude import Magnitude
+from moslora.adapters.mixers import MIXERS, Gate, Mixer
+from moslora.adapters.start import draw, fold_at_init, leave_residual, remember_start, take_principal_part
+
+Scaling = Literal["lora", "rslora"]
+Start = Literal["lora", "pissa"]
 
 
-def build_mixer(*, rank: int, rank_out: int | None = None, kind: str, **options: Any) -> Mixer:
+def _weight(base: nn.Module) -> Tensor:
+    weight = base.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def build_mixer(
+    *, rank: int, kind: str, rank_out: int | None = None, in_features: int | None = None, **options: Any
+) -> Mixer:
     """The mixer that the registry knows as ``kind``; ``options`` are its own keyword arguments.
+
+    Args:
+        in_features: of the layer; needed where a router reads its input.
 
     Raises:
         ValueError: no such kind, or options that do not go together.
@@ -22,6 +36,8 @@ def build_mixer(*, rank: int, rank_out: int | None = None, kind: str, **options:
     """
     if kind not in MIXERS:
         raise ValueError(f"no mixer is called {kind!r}; there are {', '.join(MIXERS)}")
+    if MIXERS[kind].reads_input:
+        options["in_features"] = in_features
     return MIXERS[kind](rank=rank, rank_out=rank_out, **options)
 
 
@@ -34,7 +50,12 @@ def inject(
     target_modules: Sequence[str] | str,
     dropout: float = 0.0,
     rank_out: int | None = None,
+    scaling: Scaling = "lora",
+    start: Start = "lora",
+    dora: bool = False,
     seed: int = 0,
+    state: Mapping[str, Tensor] | None = None,
+    weight_of: Callable[[nn.Module], Tensor] = _weight,
 ) -> list[str]:
     """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place and freezes all else.
 
@@ -44,38 +65,68 @@ def inject(
     Args:
         model: any module; layers with ``in_features`` and ``out_features`` can be adapted.
         rank: r, rows of A.
-        alpha: α; the scale is s = α / rank.
+        alpha: α.
         mixer: ``{"kind": name, **options}``, see :data:`moslora.adapters.mixers.MIXERS`.
         target_modules: a list of last name components (``["q_proj", "v_proj"]``), or one regular expression
             that has to match a module's whole dotted name.
         dropout: on the adapter's input.
         rank_out: columns of B, for a rectangular mixer; ``rank`` if ``None``.
+        scaling: s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732).
+        start: ``lora``, ΔW = 0; ``pissa``, the base's principal part, which then leaves the base (arXiv 2404.02948).
+        dora: whether to learn the length of the adapted weight's rows apart (DoRA, arXiv 2402.09353).
         seed: of the draws.
+        state: the adapters' weights from :func:`adapter_state_dict` instead of a draw.
+        weight_of: the float weight of a base layer, which DoRA measures; its ``weight`` unless given.
 
     Returns:
         The names of the adapted modules, in the model's order.
 
     Raises:
-        ValueError: nothing matches (the message lists the linear layers there are), a listed name matches
-            nothing, the model has adapters already, or the start would not be one from which training moves.
+        ValueError: nothing matches (the message lists the linear layers there are), a listed name matches nothing, the
+            model has adapters already, the start would not be one from which training moves, ``state`` does not fit
+            (every fault listed), or the parts do not go together.
     """
     if any(True for _ in named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
     names = _match(model, target_modules)
     # All layers are built before the first one is put in place: a fault leaves the model as it was.
-    layers = {}
+    layers: dict[str, AdapterLinear] = {}
     for name in names:
         base = model.get_submodule(name)
-        layers[name] = AdapterLinear(
-            base,
-            mixer=build_mixer(rank=rank, rank_out=rank_out, **mixer),
-            scale=alpha / rank,
-            dropout=dropout,
-        )
-        _start(layers[name], name=name, seed=seed, device=next(base.parameters()).device)
-        layers[name].train(base.training)
+        features = int(base.in_features)  # type: ignore[arg-type]
+        try:
+            layers[name] = AdapterLinear(
+                base,
+                mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=features, **mixer),
+                scale=alpha / (rank if scaling == "lora" else rank**0.5),
+                dropout=dropout,
+                magnitude=Magnitude(int(base.out_features)) if dora else None,  # type: ignore[arg-type]
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    for name, layer in layers.items():
+        on_meta = _device(layer).type == "meta"
+        if layer.magnitude is not None and not on_meta:
+            layer.magnitude.measure(weight_of(layer.base))
+            layer.magnitude.reset_parameters()
+        if state is None and not on_meta:
+            draw(layer, name=name, seed=seed)
+            if start == "pissa":
+                take_principal_part(layer, name=name)
+        fold_at_init(layer, drawn=state is None and not on_meta)
+        if start == "pissa":
+            remember_start(layer)
+    if state is not None:
+        _load(layers, state)
     model.requires_grad_(False)
     for name, layer in layers.items():
+        layer.train(layer.base.training)
+        device = _device(layer)
+        _move(layer, device)
+        if start == "pissa" and device.type != "meta":
+            leave_residual(layer)
+            if layer.magnitude is not None:
+                layer.magnitude.measure(weight_of(layer.base))
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     return names
@@ -89,9 +140,36 @@ def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What training may have changed and a checkpoint has to keep: A, M and B of every adapter, not the base."""
+    """What training may have changed and a checkpoint has to keep: all of every adapter but its base."""
+    return _state(dict(named_adapters(model)))
+
+
+def adapter_penalty(model: nn.Module) -> Tensor | None:
+    """The mean over the adapters of what their mixers add to the loss; ``None`` where they add nothing.
+
+    To be asked once after every forward pass in training.
+    """
+    layers = [layer for _, layer in named_adapters(model)]
+    penalties = [penalty for layer in layers if (penalty := layer.penalty()) is not None]
+    return torch.stack(penalties).sum() / len(layers) if penalties else None
+
+
+def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Tensor | None = None) -> None:
+    """Tells the gates what the next forward passes are about.
+
+    Args:
+        model: with adapters; without gates nothing happens.
+        tokens: true where there is a token and no padding, shape ``(batch, length)``; ``None`` for everywhere.
+        tasks: number of each row's task, int64 of shape ``(batch,)``, or ``(1,)`` for one task in all rows.
+    """
+    for module in model.modules():
+        if isinstance(module, Gate):
+            module.tokens, module.tasks = tokens, tasks
+
+
+def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for name, layer in named_adapters(model):
+    for name, layer in layers.items():
         for key, value in layer.state_dict(prefix=f"{name}.").items():
             if not key.startswith(f"{name}.base."):
                 state[key] = value
@@ -99,13 +177,13 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copies ``state`` into the adapters of ``model``, strictly.
+def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> None:
+    """Copies ``state`` into ``layers``, strictly.
 
     Raises:
         ValueError: missing or surplus keys, or another shape; all of them listed.
     """
-    own = adapter_state_dict(model)
+    own = _state(layers)
     faults = [f"{key}: missing" for key in own.keys() - state.keys()]
     faults += [f"{key}: no such adapter weight in this model" for key in state.keys() - own.keys()]
     faults += [
@@ -140,27 +218,17 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
     return matched
 
 
-def _start(layer: AdapterLinear, *, name: str, seed: int, device: torch.device) -> None:
-    """Draws the start on the CPU, checks it, and moves the adapter to its base's device."""
-    if device.type != "meta":
-        _draw(layer, name=name, seed=seed)
+def _device(layer: AdapterLinear) -> torch.device:
+    return next(layer.base.parameters()).device
+
+
+def _move(layer: AdapterLinear, device: torch.device) -> None:
+    """The adapter beside its base, which stays where it is."""
     layer.lora_a = nn.Parameter(layer.lora_a.detach().to(device))
     layer.lora_b = nn.Parameter(layer.lora_b.detach().to(device))
     layer.mixer.to(device)
-    if layer.mixer.folds_at_init:
-        fold_into_a(layer)
-
-
-def _draw(layer: AdapterLinear, *, name: str, seed: int) -> None:
-    layer.reset_parameters(_generator(seed, name, "factors"), _generator(seed, name, "mixer"))
-    b_is_zero = not layer.lora_b.any()
-    m_is_zero = not layer.mixer.matrix().any()
-    if b_is_zero and m_is_zero:
-        raise ValueError(f"{name}: B and M both start at zero, a saddle where every gradient vanishes")
-    if not b_is_zero and not m_is_zero:
-        raise ValueError(f"{name}: neither B nor M starts at zero, so the start would differ from the base")
-
-
-def _generator(seed: int, name: str, part: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{name}/{part}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    if layer.magnitude is not None:
+        layer.magnitude.to(device)
+    for name, buffer in (("start_a", layer.start_a), ("start_b", layer.start_b)):
+        if buffer is not None:
+            layer.register_buffer(name, buffer.to(device))

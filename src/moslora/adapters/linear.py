@@ -1,12 +1,12 @@
 """The one adapter layer: a frozen linear map and beside it s · B · M · A."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import Mixer
+from moslora.adapters.mixers.base import kaiming
 
 
 class AdapterLinear(nn.Module):
@@ -16,50 +16,115 @@ class AdapterLinear(nn.Module):
     one adapter class whatever the base. The factors are kept in float32 and cast to the dtype of ``x`` for
     the product; the activations are never cast up.
 
-    Shapes: ``lora_a (mixer.rank_in, in_features)``, ``lora_b (out_features, mixer.rank_out)``.
+    Shapes: ``lora_a mixer.shape_of_a(in_features)``, mostly ``(mixer.rank_in, in_features)``;
+    ``lora_b (out_features, mixer.rank_out)``.
 
     Start (arXiv 2106.09685 section 4.1, microsoft/LoRA): A ~ U(±1/√in_features). B = 0, or, where the mixer
-    starts at zero, B ~ U(±1/√rank_out): exactly one of B and M is zero, so ΔW = 0 and gradients flow.
+    starts at zero, B ~ U(±1/√rank_out): exactly one of B and M is zero, so ΔW = 0 and gradients flow. A mixer may ask
+    for normal draws instead (``factor_std``).
+
+    Where the adapter begins with a part of the base's weight (PiSSA, `moslora.adapters.start`), that part has left the
+    base, and ``start_a (r, in_features)`` and ``start_b (out_features, r)`` remember it.
 
     Args:
         base: the linear map to adapt, with ``in_features`` and ``out_features``. It is frozen here.
         mixer: M.
         scale: s; α/r in LoRA.
         dropout: probability of dropping an entry of ``x`` on the adapter's path.
+        magnitude: for DoRA; then y = x · W'ᵀ + bias with W' = m ∘ (W + ΔW) / ‖W + ΔW‖.
+
+    Raises:
+        ValueError: a magnitude over a mixer that routes, or features that do not fit the mixer.
     """
 
-    def __init__(self, base: nn.Module, *, mixer: Mixer, scale: float, dropout: float = 0.0) -> None:
+    start_a: Tensor | None
+    start_b: Tensor | None
+
+    def __init__(
+        self,
+        base: nn.Module,
+        *,
+        mixer: Mixer,
+        scale: float,
+        dropout: float = 0.0,
+        magnitude: Magnitude | None = None,
+    ) -> None:
         super().__init__()
+        if magnitude is not None and mixer.routes:
+            raise ValueError("a magnitude needs one ΔW to normalise by, and a gate has another for every token or task")
         self.in_features = int(base.in_features)  # type: ignore[arg-type]
         self.out_features = int(base.out_features)  # type: ignore[arg-type]
         self.scale = scale
         self.base = base.requires_grad_(False)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.lora_a = nn.Parameter(torch.empty(mixer.rank_in, self.in_features))
+        self.lora_a = nn.Parameter(torch.empty(mixer.shape_of_a(self.in_features)))
         self.mixer = mixer
         self.lora_b = nn.Parameter(torch.empty(self.out_features, mixer.rank_out))
+        self.magnitude = magnitude
+        self.register_buffer("start_a", None)
+        self.register_buffer("start_b", None)
 
     def reset_parameters(
         self, generator: torch.Generator | None = None, mixer_generator: torch.Generator | None = None
     ) -> None:
         """Draws the start. M has a generator of its own so that A and B do not depend on the mixer's kind."""
-        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5), generator=generator)
+        self._draw(self.lora_a, generator)
         if self.mixer.zero_at_init:
-            nn.init.kaiming_uniform_(self.lora_b, a=math.sqrt(5), generator=generator)
+            self._draw(self.lora_b, generator)
         else:
             nn.init.zeros_(self.lora_b)
         self.mixer.reset_parameters(mixer_generator)
 
+    def _draw(self, factor: Tensor, generator: torch.Generator | None) -> None:
+        if self.mixer.factor_std is None:
+            kaiming(factor, generator)
+        else:
+            nn.init.normal_(factor, std=self.mixer.factor_std, generator=generator)
+
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        h = F.linear(self.dropout(x), self.lora_a.to(x.dtype))  # (..., rank_in)
-        u = self.mixer(h) * self.scale  # (..., rank_out): the scale where the tensor is smallest
-        return self.base(x) + F.linear(u, self.lora_b.to(x.dtype))
+        dropped = self.dropout(x)
+        h = self.mixer.project(dropped, self.lora_a.to(x.dtype))  # (..., rank_in)
+        u = self.mixer(h, x) * self.scale  # (..., rank_out): the scale where the tensor is smallest
+        delta = F.linear(u, self.lora_b.to(x.dtype))
+        y: Tensor = self.base(x)
+        return y + delta if self.magnitude is None else self._rescaled(y, delta, dropped)
+
+    def _rescaled(self, y: Tensor, delta: Tensor, dropped: Tensor) -> Tensor:
+        """g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖; as in the released code, dropout also acts on (g − 1) ∘ W x."""
+        assert self.magnitude is not None
+        a, b = self.mixer.fold(self.lora_a, self.lora_b)
+        gain = self.magnitude(a=a, b=b, base_of_a=self._without_bias(a.detach().to(y.dtype)), scale=self.scale)
+        if self.training and isinstance(self.dropout, nn.Dropout):
+            plain = self._without_bias(dropped)
+        else:
+            bias = getattr(self.base, "bias", None)
+            plain = y if bias is None else y - bias
+        return y + (gain - 1).to(y.dtype) * plain + gain.to(y.dtype) * delta
+
+    def _without_bias(self, x: Tensor) -> Tensor:
+        """W x, shape ``(..., out_features)``."""
+        y: Tensor = self.base(x)
+        bias = getattr(self.base, "bias", None)
+        return y if bias is None else y - bias
 
     def delta_weight(self) -> Tensor:
-        """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32)."""
+        """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32).
+
+        Counted from the weight as it was loaded, without the start that has left the base, and before a magnitude.
+
+        Raises:
+            NotMergeable: the mixer depends on the input or on a task that was not named.
+        """
         a, b = self.mixer.fold(self.lora_a, self.lora_b)
-        return self.scale * (b @ a)
+        delta = self.scale * (b @ a)
+        if self.start_a is None or self.start_b is None:
+            return delta
+        return delta - self.scale * (self.start_b @ self.start_a)
+
+    def penalty(self) -> Tensor | None:
+        """What the mixer adds to the loss after a forward pass in training; ``None`` for nothing."""
+        return self.mixer.penalty(self.lora_a, self.lora_b)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}"

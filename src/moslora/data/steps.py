@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
+from moslora.tasks import task_number
 
 PAD_MULTIPLE = 8
 """Batches are padded to a multiple of this many tokens, the granule of matrix units."""
@@ -128,13 +129,14 @@ def collate(rows: Sequence[Encoded], *, pad_id: int, device: torch.device) -> di
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels``, each int64 of shape ``(rows, length)``; the length is the
-        longest row's, rounded up to :data:`PAD_MULTIPLE`.
+        longest row's, rounded up to :data:`PAD_MULTIPLE`. ``tasks``, int64 of shape ``(rows,)``, their tasks' numbers.
     """
     input_ids, attention_mask = pad(
         [row.input_ids for row in rows], pad_id=pad_id, multiple=PAD_MULTIPLE, device=device
     )
     labels, _ = pad([row.labels for row in rows], pad_id=IGNORE_INDEX, multiple=PAD_MULTIPLE, device=device)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    tasks = torch.tensor([task_number(row.task) for row in rows], device=device)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "tasks": tasks}
 
 
 def label_count(rows: Sequence[Encoded]) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.adapters import describe_batch
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError
@@ -21,7 +22,7 @@ from moslora.evaluation.rank import Rank
 from moslora.evaluation.results import Results, Settings, summarise
 from moslora.model import output_weight
 from moslora.prompts import FORMATS
-from moslora.tasks import Example
+from moslora.tasks import Example, task_number
 
 DRIFT_SAMPLE = 8
 """Questions of each task that are scored once more alone, to see how far the shapes move a margin."""
@@ -110,9 +111,15 @@ def evaluate(
     journal = Journal(out, settings)
     with torch.inference_mode():
         for task, task_blocks in plan.items():
+            _name_task(model, task)
             _score_task(task, task_blocks, scorer=scorer, journal=journal, progress=progress)
         predictions = [journal.predictions[e.id] for part in plan.values() for b in part for e in b.wanted]
-        drifts = {task: _drift(scorer, part, journal) for task, part in plan.items()} if batched else None
+        drifts = None
+        if batched:
+            drifts = {}
+            for task, part in plan.items():
+                _name_task(model, task)
+                drifts[task] = _drift(scorer, part, journal)
     results = summarise(settings, predictions, limit=limit, drifts=drifts)
     journal.finish(results)
     return results
@@ -185,6 +192,11 @@ def _score_task(
         done += len(block.wanted)
         if progress is not None:
             progress(task, done, total)
+
+
+def _name_task(model: PreTrainedModel, task: str) -> None:
+    """Tells the mixers that route by it which task is scored."""
+    describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))
 
 
 def _drift(scorer: Scorer, task_blocks: Sequence[Block], journal: Journal) -> float:

@@ -1,15 +1,25 @@
 """The recipe: everything that one run is made of, checked before anything is loaded."""
 
 from .load import copy_recipe, load_recipe
+from .mixers import (
+    ButterflyMixer,
+    DenseMixer,
+    DiagonalMixer,
+    GateInsideMixer,
+    HadamardMixer,
+    IdentityMixer,
+    InputSplitMixer,
+    KroneckerMixer,
+    TaskGateMixer,
+    TokenGateMixer,
+)
 from .rules import PROTOCOLS
 from .sections import (
     AdapterSection,
-    ButterflyMixer,
     DataSection,
-    DenseMixer,
     EvaluationSection,
-    IdentityMixer,
     ModelSection,
+    RankBudgetSection,
     TrackingSection,
     TrainingSection,
 )
@@ -22,10 +32,18 @@ __all__ = [
     "ButterflyMixer",
     "DataSection",
     "DenseMixer",
+    "DiagonalMixer",
     "EvaluationSection",
+    "GateInsideMixer",
+    "HadamardMixer",
     "IdentityMixer",
+    "InputSplitMixer",
+    "KroneckerMixer",
     "ModelSection",
+    "RankBudgetSection",
     "Recipe",
+    "TaskGateMixer",
+    "TokenGateMixer",
     "TrackingSection",
     "TrainingSection",
     "copy_recipe",

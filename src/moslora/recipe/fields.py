@@ -1,13 +1,21 @@
-"""Types of recipe fields beyond numbers and text: task names, module names, sources."""
+"""What the sections of a recipe are made of: their base, and types of fields beyond numbers and text."""
 
 import re
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from moslora.errors import UsageError
 from moslora.tasks import resolve_tasks
+
+
+class Section(BaseModel):
+    """What all sections share: an unknown key is an error, and nothing changes once it is checked."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _resolved_tasks(value: Any) -> Any:

@@ -16,6 +16,13 @@ PROTOCOLS = {
 """Data format -> the protocols that can read its answers: a label is ranked or generated, text is scored."""
 
 
+GATES = ("token-gate", "gate-inside", "task-gate")
+"""Mixers that are no one matrix."""
+
+INVERTIBLE = ("identity", "hadamard", "kronecker", "dense")
+"""Mixers that start with an inverse."""
+
+
 @dataclass(frozen=True)
 class Conflict:
     """Fields that do not go together.
@@ -38,14 +45,16 @@ def conflicts(
     tracking: TrackingSection,
 ) -> Iterator[Conflict]:
     """All combinations that cannot work."""
-    yield from _adapter(adapter)
+    yield from _mixer(adapter)
+    yield from _composition(adapter)
+    yield from _budget(adapter, training)
     yield from _data(data)
     yield from _training(training)
     yield from _evaluation(evaluation, data)
     yield from _tracking(tracking)
 
 
-def _adapter(adapter: AdapterSection) -> Iterator[Conflict]:
+def _mixer(adapter: AdapterSection) -> Iterator[Conflict]:
     mixer, rank, rank_out = adapter.mixer, adapter.rank, adapter.rank_out
     rectangular = rank_out is not None and rank_out != rank
     square = mixer.train == "folded" if mixer.kind == "dense" else True
@@ -55,10 +64,20 @@ def _adapter(adapter: AdapterSection) -> Iterator[Conflict]:
             ("adapter.rank_out", "adapter.rank", f"adapter.mixer.{field}"),
             f"a mixer that is {what} is square; leave rank_out out, or make it equal to rank = {rank}",
         )
-    if mixer.kind == "butterfly" and rank % mixer.blocks:
+    for field in ("blocks", "experts"):
+        if rank % (count := getattr(mixer, field, 1)):
+            yield Conflict(
+                (f"adapter.mixer.{field}", "adapter.rank"),
+                f"rank = {rank} does not divide into {count} equal {field}; choose a divisor of the rank",
+            )
+    if mixer.kind == "hadamard" and mixer.blocks & (mixer.blocks - 1):
         yield Conflict(
-            ("adapter.mixer.blocks", "adapter.rank"),
-            f"rank = {rank} does not divide into {mixer.blocks} equal blocks; choose a divisor of the rank",
+            ("adapter.mixer.blocks",), f"a Hadamard matrix of {mixer.blocks} is not built here; take a power of two"
+        )
+    if mixer.kind == "token-gate" and mixer.top_k is not None and mixer.top_k >= mixer.experts:
+        yield Conflict(
+            ("adapter.mixer.top_k", "adapter.mixer.experts"),
+            f"{mixer.top_k} of {mixer.experts} experts is no choice; take fewer, or null for all",
         )
     if mixer.kind == "dense" and mixer.init == "zeros" and mixer.train != "learned":
         # Frozen, B·0·A stays zero and passes no gradient to A and B. Folded, A would start at zero beside a
@@ -66,6 +85,45 @@ def _adapter(adapter: AdapterSection) -> Iterator[Conflict]:
         yield Conflict(
             ("adapter.mixer.init", "adapter.mixer.train"),
             f"a mixer of zeros that is {mixer.train} passes nothing on; take another init, or train: learned",
+        )
+
+
+def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
+    mixer = adapter.mixer
+    if adapter.dora and mixer.kind in GATES:
+        yield Conflict(
+            ("adapter.dora", "adapter.mixer.kind"),
+            f"DoRA normalises by one ΔW, and {mixer.kind} has another for every token or task; set dora: false",
+        )
+    if adapter.start == "pissa":
+        invertible = mixer.kind in INVERTIBLE and getattr(mixer, "init", "") != "zeros"
+        rectangular = adapter.rank_out not in (None, adapter.rank)
+        if not invertible or rectangular:
+            yield Conflict(
+                ("adapter.start", "adapter.mixer.kind"),
+                "a PiSSA start divides by M, which must be square and have an inverse; "
+                f"take one of {', '.join(INVERTIBLE)} (dense: not from zeros), or start: lora",
+            )
+
+
+def _budget(adapter: AdapterSection, training: TrainingSection) -> Iterator[Conflict]:
+    budget = training.rank_budget
+    if budget is None:
+        return
+    if adapter.mixer.kind != "diagonal":
+        yield Conflict(
+            ("training.rank_budget", "adapter.mixer.kind"),
+            f"a budget drops entries of a diagonal mixer, and this one is {adapter.mixer.kind}; set it to null",
+        )
+    elif budget.target_rank > adapter.rank:
+        yield Conflict(
+            ("training.rank_budget.target_rank", "adapter.rank"),
+            f"more than the rank at the start, {adapter.rank}; take that or less",
+        )
+    if budget.warmup_share + budget.final_share >= 1:
+        yield Conflict(
+            ("training.rank_budget.final_share", "training.rank_budget.warmup_share"),
+            "warm-up and final phase fill the whole run; together they must be less than 1",
         )
 
 

@@ -5,27 +5,12 @@ Checked here: types, ranges and names; `rules` holds what no single field can sa
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from moslora.tasks import COMMONSENSE
 
-from .fields import Modules, Share, Shares, TaskNames, source_among
-
-
-class Section(BaseModel):
-    """What all sections share: an unknown key is an error, and nothing changes once it is checked."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+from .fields import Modules, Section, Share, Shares, TaskNames, source_among
+from .mixers import DenseMixer, Mixer
 
 
 class ModelSection(Section):
@@ -54,41 +39,8 @@ class ModelSection(Section):
         return self.model_dump(include={"name", "revision", "trust_remote_code"})
 
 
-class IdentityMixer(Section):
-    """M = I: plain LoRA (arXiv 2106.09685)."""
-
-    kind: Literal["identity"]
-    """Which mixer stands between the factors."""
-
-
-class ButterflyMixer(Section):
-    """M = 1_{k×k} ⊗ I_{r/k}, fixed: two-subspace mixing for k = 2 (arXiv 2406.11909). ΔW has rank r/k."""
-
-    kind: Literal["butterfly"]
-    """Which mixer stands between the factors."""
-
-    blocks: int = Field(default=2, ge=2)
-    """Number k of subspaces; it divides the rank."""
-
-    normalize: bool = False
-    """Divide M by k, which makes it an orthogonal projector."""
-
-
-class DenseMixer(Section):
-    """A dense M (rank_out × rank): MoSLoRA (arXiv 2406.11909) and, with a zero start, FLoRA (2405.14739)."""
-
-    kind: Literal["dense"]
-    """Which mixer stands between the factors."""
-
-    init: Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros"] = "kaiming"
-    """How M starts. B starts at zero, except with `zeros`, where M does and B is drawn instead."""
-
-    train: Literal["learned", "frozen", "folded"] = "learned"
-    """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, where M becomes I."""
-
-
 class AdapterSection(Section):
-    """The adapter on each chosen linear layer, ΔW = (alpha / rank) · B · M · A."""
+    """The adapter on each chosen linear layer, ΔW = s · B · M · A."""
 
     rank: PositiveInt = 16
     """Rows of A: the width into which the input is projected."""
@@ -97,7 +49,10 @@ class AdapterSection(Section):
     """Columns of B, where a dense mixer is rectangular; null for `rank`."""
 
     alpha: PositiveFloat = 32.0
-    """Scale of the adapter, as a multiple of its rank: s = alpha / rank."""
+    """Sets the adapter's scale s, by `scaling`."""
+
+    scaling: Literal["lora", "rslora"] = "lora"
+    """`lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
 
     dropout: Share = 0.05
     """Share of the adapter's inputs set to zero in training."""
@@ -112,7 +67,13 @@ class AdapterSection(Section):
     """Linear layers to adapt: a list of last components of their names, or a regular expression that matches
     the whole dotted name."""
 
-    mixer: IdentityMixer | ButterflyMixer | DenseMixer = Field(default=DenseMixer(kind="dense"), discriminator="kind")
+    start: Literal["lora", "pissa"] = "lora"
+    """`lora`: ΔW = 0. `pissa`: the base's principal part, which leaves the base (arXiv 2404.02948)."""
+
+    dora: bool = False
+    """Learn the length of each row of the adapted weight apart from its direction (DoRA, arXiv 2402.09353)."""
+
+    mixer: Mixer = Field(default=DenseMixer(kind="dense"), discriminator="kind")
     """M, the one part in which the methods differ."""
 
 
@@ -149,6 +110,25 @@ class DataSection(Section):
     """Tokens that count in the loss: those of the answer, or the question's as well."""
 
 
+class RankBudgetSection(Section):
+    """AdaLoRA's schedule (arXiv 2303.10512, section 3.3): the entries that `diagonal` mixers keep, fewer and fewer."""
+
+    target_rank: PositiveInt
+    """Entries per layer that stay in the end, on average over the layers."""
+
+    warmup_share: Share = 0.1
+    """Share of the run before the first entry goes."""
+
+    final_share: Share = 0.3
+    """Share of the run at its end in which the choice is fixed; one step at least."""
+
+    interval: PositiveInt = 1
+    """Steps between two choices."""
+
+    betas: Shares = (0.85, 0.85)
+    """Decay rates of the running importance and of its uncertainty."""
+
+
 class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
@@ -166,6 +146,9 @@ class TrainingSection(Section):
 
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of A and B."""
+
+    lora_plus_ratio: PositiveFloat = 1.0
+    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354)."""
 
     mixer_learning_rate: PositiveFloat | None = None
     """Peak learning rate of a learned M; null for `learning_rate`."""
@@ -190,6 +173,9 @@ class TrainingSection(Section):
 
     eps: PositiveFloat = 1e-8
     """AdamW's addend to the root of the second moment."""
+
+    rank_budget: RankBudgetSection | None = None
+    """For `diagonal` mixers, which entries stay; null for all."""
 
     checkpoint_every: PositiveInt = 200
     """Steps between checkpoints. The last step has one always."""

@@ -5,13 +5,13 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from .fields import Section
 from .rules import conflicts
 from .sections import (
     AdapterSection,
     DataSection,
     EvaluationSection,
     ModelSection,
-    Section,
     TrackingSection,
     TrainingSection,
 )

@@ -1,5 +1,6 @@
 """The training algorithm. What a run needs around it (folders, data, checkpoints) is in ``run.py``."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -40,6 +41,8 @@ class Parts:
     plan: StepPlan
     pad_id: int
     seed: int
+    after_update: Callable[[int], dict[str, float]] = lambda step: {}
+    """Called after every update with its number, gradients still in place; returns metrics."""
 
 
 def train(
@@ -78,26 +81,29 @@ def train(
         factor = rate_factor(step, schedule=settings.schedule, warmup_steps=settings.warmup_steps, total_steps=total)
         set_rate(optimizer, factor)
 
-        loss = accumulate(parts, drawn, micro_batch_size=settings.micro_batch_size)
+        losses = accumulate(parts, drawn, micro_batch_size=settings.micro_batch_size)
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
-        # One small reduction a step: the loss of all processes, and whether anyone wants to stop.
-        shared = torch.stack([loss, torch.tensor(float(stop_requested()), device=loss.device)])
-        shared = parts.accelerator.reduce(shared, reduction="sum")
-        finite = bool(torch.isfinite(shared[0]) & torch.isfinite(norm))
+        # One small reduction a step: the losses of all processes, and whether anyone wants to stop.
+        shared = torch.cat([losses, losses.new_tensor([stop_requested()])])
+        loss, penalty, stop = parts.accelerator.reduce(shared, reduction="sum").tolist()
+        finite = math.isfinite(loss + penalty) and bool(torch.isfinite(norm))
         skipped = 0 if finite else skipped + 1
         if not finite and (not scaler.is_enabled() or skipped >= SKIPS_IN_A_ROW):
-            raise _not_finite(step, loss=float(shared[0]), norm=float(norm), drawn=drawn)
+            raise _not_finite(step, loss=loss + penalty, norm=float(norm), drawn=drawn)
 
+        done = step + 1
         scaler.step(optimizer)
         scaler.update()
+        extras = parts.after_update(done) if finite else {}
         optimizer.zero_grad()
 
-        done, stop = step + 1, bool(shared[1])
         observer.count(tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn))
         if done % settings.log_every == 0 or done == total:
             rate = optimizer.param_groups[0]["lr"]
-            observer.log(done, loss=float(shared[0]), grad_norm=float(norm), learning_rate=rate)
+            if penalty:
+                extras["penalty"] = penalty
+            observer.log(done, loss=loss, grad_norm=float(norm), learning_rate=rate, **extras)
         if done % settings.validate_every == 0 or done == total:
             validate(done)
         if stop or done % settings.checkpoint_every == 0 or done == total:
@@ -111,29 +117,32 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int)
     """Adds the gradient of one step, and returns this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows, wherever they are computed:
-    the number of processes and of micro-batches does not change it.
+    the number of processes and of micro-batches does not change it. A mixer's penalty is averaged over the
+    micro-batches by their tokens; the balance of a gate, no linear function of the rows, is each micro-batch's own.
 
     Args:
         drawn: the rows of the whole step, the same on every process.
         micro_batch_size: rows of one forward pass at most.
 
     Returns:
-        Float32 scalar; the shares of all processes add up to the step's loss.
+        Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
     """
     accelerator = parts.accelerator
     rank, processes = accelerator.process_index, accelerator.num_processes
     # A process without rows (only in a run's last step) still takes part in the gradient reduction.
     mine = drawn[rank::processes] or [replace(drawn[0], labels=[IGNORE_INDEX] * len(drawn[0].labels))]
     batches = cut([len(row.input_ids) for row in mine], micro_batch_size=micro_batch_size)
-    labels = label_count(drawn)
-    share = torch.zeros((), device=accelerator.device)
+    labels, tokens = label_count(drawn), sum(len(row.input_ids) for row in drawn)
+    share = torch.zeros(2, device=accelerator.device)
     for n, batch in enumerate(batches, start=1):
         tensors = collate([mine[i] for i in batch], pad_id=parts.pad_id, device=accelerator.device)
+        weight = sum(len(mine[i].input_ids) for i in batch) / tokens if rank < len(drawn) else 0.0
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
-            loss = parts.objective(**tensors) / labels
+            loss, penalty = parts.objective(**tensors)
+            loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they add up.
-            parts.scaler.scale(loss * processes).backward()
-        share += loss.detach()
+            parts.scaler.scale((loss + penalty) * processes).backward()
+        share += torch.stack([loss.detach(), penalty.detach()])
     return share
 
 

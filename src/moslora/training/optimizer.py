@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from moslora.adapters import Mixer, named_adapters
+from moslora.adapters import Magnitude, Mixer, named_adapters
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -16,37 +16,46 @@ def build_optimizer(
     model: nn.Module,
     *,
     learning_rate: float,
+    lora_plus_ratio: float,
     mixer_learning_rate: float | None,
     weight_decay: float,
     mixer_weight_decay: float,
     betas: tuple[float, float],
     eps: float,
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) with a group for the factors A and B and one for the mixers.
+    """AdamW (arXiv 1711.05101) with groups for the factors A and B, for the mixers, and for DoRA's magnitudes.
 
     The mixer's decay is its own because decay pulls M towards zero, where an adapter cannot move; without it an
-    invertible M keeps its rank under gradient flow.
+    invertible M keeps its rank under gradient flow. Magnitudes are lengths of rows and never decay.
 
     Args:
         model: with adapters; only their trainable parameters are optimised.
-        mixer_learning_rate: ``None`` for the same as the factors'.
+        learning_rate: of A, and of the magnitudes.
+        lora_plus_ratio: learning rate of B over that of A (LoRA+, arXiv 2402.12354).
+        mixer_learning_rate: ``None`` for A's.
     """
-    mixers = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, Mixer)
-        for parameter in module.parameters()
-        if parameter.requires_grad
+    layers = [layer for _, layer in named_adapters(model)]
+    mixer_rate = learning_rate if mixer_learning_rate is None else mixer_learning_rate
+    groups = [
+        {"params": [layer.lora_a for layer in layers], "lr": learning_rate, "weight_decay": weight_decay},
+        {
+            "params": [layer.lora_b for layer in layers],
+            "lr": learning_rate * lora_plus_ratio,
+            "weight_decay": weight_decay,
+        },
+        {"params": _learned(model, Mixer), "lr": mixer_rate, "weight_decay": mixer_weight_decay},
+        {"params": _learned(model, Magnitude), "lr": learning_rate, "weight_decay": 0.0},
     ]
-    factors = [factor for _, layer in named_adapters(model) for factor in (layer.lora_a, layer.lora_b)]
-    groups = [{"params": factors, "lr": learning_rate, "weight_decay": weight_decay}]
-    if mixers:
-        rate = learning_rate if mixer_learning_rate is None else mixer_learning_rate
-        groups.append({"params": mixers, "lr": rate, "weight_decay": mixer_weight_decay})
-    optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, eps=eps)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _learned(model: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter]:
+    """The trainable parameters of all modules of one class."""
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:

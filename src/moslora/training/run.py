@@ -18,19 +18,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject, named_adapters
-from moslora.checkpoint import save_adapter, write_json, write_whole
+from moslora.checkpoint import AdapterFolder, check_base, save_adapter, write_json, write_whole
 from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.model import load_base, load_tokenizer, pad_id
 from moslora.recipe import Recipe
+from moslora.training.budget import RankBudget
 from moslora.training.folder import refuse_other_data, refuse_other_run
 from moslora.training.interrupt import Interrupted, StopRequest
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
-from moslora.training.state import resume, save_checkpoint
+from moslora.training.state import newest_checkpoint, restore, save_checkpoint
 from moslora.training.tracking import Tracker
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -63,13 +64,18 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         tokenizer = load_tokenizer(**recipe.model.tokenizer())
         data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
         model = load_base(**recipe.model.model_dump(), device=accelerator.device)
-    adapted = adapt(model, recipe)
+    start = newest_checkpoint(out, say=say) if resuming else None
+    if start:
+        check_base(start)
+    adapted = adapt(model, recipe, start)
     optimizer = build_optimizer(model, **_optimizer_arguments(recipe))
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16")
     plan = step_plan(recipe, rows=len(data.rows))
+    budget = rank_budget(model, recipe, total=len(plan))
     facts = {"data": data.facts(), "trained_rows": len(data.rows), "processes": accelerator.num_processes}
     first_step = 0
-    if resuming and (start := resume(out, model=model, optimizer=optimizer, scaler=scaler, say=say)):
+    if start:
+        restore(start, model=model, optimizer=optimizer, scaler=scaler, budget=budget)
         first_step = start.manifest["step"]
         refuse_other_data(out, then=start.manifest["data"], now=data.facts())
         say(f"resuming after step {first_step} of {len(plan)}")
@@ -91,12 +97,22 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         plan=plan,
         pad_id=pad_id(tokenizer),
         seed=recipe.seed,
+        **({"after_update": budget.update} if budget else {}),
     )
     tracker = Tracker(out, recipe, first_step=first_step, total_steps=len(plan), active=accelerator.is_main_process)
 
     def checkpoint(step: int) -> None:
         if accelerator.is_main_process:
-            save_checkpoint(out, model=model, optimizer=optimizer, scaler=scaler, recipe=recipe, step=step, facts=facts)
+            save_checkpoint(
+                out,
+                model=model,
+                optimizer=optimizer,
+                scaler=scaler,
+                budget=budget,
+                recipe=recipe,
+                step=step,
+                facts=facts,
+            )
         accelerator.wait_for_everyone()
 
     def validate(step: int) -> None:
@@ -121,7 +137,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
             signal_number=stop.signal_number or 15,  # another process was asked, not this one
         )
     if accelerator.is_main_process:
-        if not any(layer.delta_weight().any() for _, layer in named_adapters(model)):
+        if not any(_moved(layer) for _, layer in named_adapters(model)):
             raise MosloraError(
                 f"nothing was learned: after {done} steps every B·M·A is still zero; is training.warmup_steps"
                 f" ({recipe.training.warmup_steps}) longer than the run?"
@@ -176,25 +192,59 @@ def validation_loss(parts: Parts, rows: list[Encoded], model: PreTrainedModel, *
     return float(total)
 
 
-def adapt(model: PreTrainedModel, recipe: Recipe) -> list[str]:
-    """Puts the recipe's adapters into ``model``.
+def adapt(model: PreTrainedModel, recipe: Recipe, start: AdapterFolder | None = None) -> list[str]:
+    """Puts the recipe's adapters into ``model``, with the weights of ``start`` if there is one.
 
     Raises:
+        MosloraError: ``start`` does not fit.
         UsageError: no layer matches, or the output layer does, whose weight scoring reads directly.
     """
+    state = start.weights() if start else None
     try:
-        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
+        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed, state=state)
     except ValueError as error:
+        if start:
+            raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
         raise UsageError(f"adapter: {error}") from None
     if isinstance(model.get_output_embeddings(), AdapterLinear):
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; leave it out")
     return adapted
 
 
+def rank_budget(model: PreTrainedModel, recipe: Recipe, *, total: int) -> RankBudget | None:
+    """The recipe's rank budget over ``total`` steps; ``None`` where it has none.
+
+    Raises:
+        UsageError: it does not fit the run.
+    """
+    section = recipe.training.rank_budget
+    if section is None:
+        return None
+    try:
+        return RankBudget(
+            model,
+            target_rank=section.target_rank,
+            warmup=round(section.warmup_share * total),
+            final=max(1, round(section.final_share * total)),
+            interval=section.interval,
+            betas=section.betas,
+            total=total,
+        )
+    except ValueError as error:
+        raise UsageError(f"training.rank_budget: {error}") from None
+
+
+def _moved(layer: AdapterLinear) -> bool:
+    """Whether training has left the start, where ΔW = 0; a gate, which has no ΔW, starts from B = 0."""
+    moved = layer.lora_b if layer.mixer.routes else layer.delta_weight()
+    return bool(moved.any())
+
+
 def _optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
     return recipe.training.model_dump(
         include={
             "learning_rate",
+            "lora_plus_ratio",
             "mixer_learning_rate",
             "weight_decay",
             "mixer_weight_decay",

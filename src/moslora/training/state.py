@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.adapters import load_adapter_state_dict
 from moslora.checkpoint import (
     AdapterFolder,
-    check_base,
     checkpoints,
     load_tensors,
     open_adapter,
@@ -26,8 +24,10 @@ from moslora.checkpoint import (
 )
 from moslora.errors import MosloraError
 from moslora.recipe import Recipe
+from moslora.training.budget import RankBudget
 
 OPTIMIZER = "optimizer.safetensors"
+BUDGET = "rank_budget.safetensors"
 
 
 def seed_step(seed: int, *, step: int, process: int) -> None:
@@ -42,6 +42,7 @@ def save_checkpoint(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    budget: RankBudget | None,
     recipe: Recipe,
     step: int,
     facts: Mapping[str, Any],
@@ -53,55 +54,61 @@ def save_checkpoint(
         facts: for the manifest.
     """
     folder = run / "checkpoints" / f"step-{step}"
+    extra = {OPTIMIZER: _moments(model, optimizer)}
+    if budget is not None:
+        extra[BUDGET] = budget.state_dict()
     save_adapter(
         folder,
         model,
         recipe,
         facts={**facts, "step": step, "scaler": scaler.state_dict()},
-        extra={OPTIMIZER: _moments(model, optimizer)},
+        extra=extra,
     )
     for old in checkpoints(run)[: -recipe.training.keep_checkpoints]:
         shutil.rmtree(old)
     return folder
 
 
-def resume(
-    run: Path,
-    *,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    say: Callable[[str], object],
-) -> AdapterFolder | None:
-    """Puts the newest sound checkpoint into model, optimizer and scaler; ``None`` where there is none yet.
+def newest_checkpoint(run: Path, *, say: Callable[[str], object]) -> AdapterFolder | None:
+    """The newest sound checkpoint of ``run``; ``None`` where there is none yet.
 
     Args:
         say: is told of checkpoints that are passed over because they are damaged.
 
     Raises:
-        MosloraError: all checkpoints are damaged, or the newest sound one does not fit.
+        MosloraError: all checkpoints are damaged.
     """
     found = checkpoints(run)
-    if not found:
-        return None
-    folder = _newest_sound(found, say)
-    check_base(folder)
-    try:
-        load_adapter_state_dict(model, folder.weights())
-        _load_moments(model, optimizer, load_tensors(folder.path / OPTIMIZER))
-    except (ValueError, KeyError) as error:
-        raise MosloraError(f"{folder.path}: does not fit this run: {error}") from None
-    scaler.load_state_dict(folder.manifest["scaler"])
-    return folder
-
-
-def _newest_sound(found: list[Path], say: Callable[[str], object]) -> AdapterFolder:
     for path in reversed(found):
         try:
             return open_adapter(path)
         except MosloraError as error:
             say(f"passed over: {error}")
-    raise MosloraError(f"{found[0].parent}: no sound checkpoint is left; begin anew with another --out")
+    if found:
+        raise MosloraError(f"{found[0].parent}: no sound checkpoint is left; begin anew with another --out")
+    return None
+
+
+def restore(
+    folder: AdapterFolder,
+    *,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    budget: RankBudget | None,
+) -> None:
+    """Puts what a checkpoint keeps beside the adapter's weights into optimizer, scaler and budget.
+
+    Raises:
+        MosloraError: it does not fit this run.
+    """
+    try:
+        _load_moments(model, optimizer, load_tensors(folder.path / OPTIMIZER))
+        if budget is not None:
+            budget.load_state_dict(load_tensors(folder.path / BUDGET))
+    except (ValueError, KeyError) as error:
+        raise MosloraError(f"{folder.path}: does not fit this run: {error}") from None
+    scaler.load_state_dict(folder.manifest["scaler"])
 
 
 def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,0 +1,49 @@
+"""DoRA's magnitude: the length of each row of the adapted weight, learned apart from its direction."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Magnitude(nn.Module):
+    """m of W' = m ∘ (W + ΔW) / ‖W + ΔW‖, row by row; m starts as ‖W‖ (DoRA, arXiv 2402.09353, equation 5).
+
+    The norm is a constant to the gradient (its section 4.3). It is computed without W + ΔW, from
+
+        ‖wᵢ + δᵢ‖² = ‖wᵢ‖² + 2 wᵢ·δᵢ + ‖δᵢ‖²,   δᵢ = s · bᵢ · a,
+
+    whose middle term needs W · aᵀ only, r columns that the frozen base itself computes, whatever its precision.
+
+    Shape: ``weight`` m is ``(out_features,)``.
+    """
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features))
+        self.register_buffer("squared_norms", torch.empty(out_features), persistent=False)
+
+    squared_norms: Tensor
+
+    @torch.no_grad()
+    def measure(self, weight: Tensor) -> None:
+        """Notes ‖wᵢ‖² of the base's weight, shape ``(out_features, in_features)``."""
+        self.squared_norms.copy_(weight.to(self.squared_norms.dtype).square().sum(1))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """m = ‖W‖, after :meth:`measure`."""
+        self.weight.copy_(self.squared_norms.sqrt())
+
+    def forward(self, *, a: Tensor, b: Tensor, base_of_a: Tensor, scale: float) -> Tensor:
+        """m / ‖W + s · b · a‖, shape ``(out_features,)``.
+
+        Args:
+            a: shape ``(r, in_features)``.
+            b: shape ``(out_features, r)``.
+            base_of_a: a · Wᵀ, shape ``(r, out_features)``.
+            scale: s.
+        """
+        with torch.no_grad():
+            cross = (base_of_a.T.to(b) * b).sum(1)
+            delta = ((b @ (a @ a.T)) * b).sum(1)
+            norms = (self.squared_norms + 2 * scale * cross + scale**2 * delta).sqrt()
+        return self.weight / norms

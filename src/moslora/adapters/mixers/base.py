@@ -1,0 +1,134 @@
+"""What a mixer is. The convention of the whole package (PyTorch): ``h = x Aᵀ`` has shape ``(..., rank_in)`` and the
+mixer maps it to ``u = h Mᵀ`` of shape ``(..., rank_out)``. The MoSLoRA paper (arXiv 2406.11909) writes row vectors, so
+its W is Mᵀ here; its released code stores ``lora_AB.weight``, which *is* M.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NotMergeable(ValueError):
+    """There is no single matrix M: it depends on the input, or on a task that nobody has named."""
+
+
+class Mixer(nn.Module, ABC):
+    """A linear map M between the two factors of an adapter; it owns nothing as large as a factor.
+
+    A subclass gives ``forward`` and ``matrix``. The other methods say how the factors around M are laid out, drawn
+    and folded, and hold for most mixers as they are.
+
+    Attributes:
+        rank_in: columns of M, rows of ``lora_a``.
+        rank_out: rows of M, columns of ``lora_b``.
+        zero_at_init: whether M starts at zero. Then ``lora_b`` must not (and the other way round).
+        folds_at_init: whether M is multiplied into ``lora_a`` once, right after the draw, and then gone.
+        routes: whether M depends on the input or the task, so that the layer is no fixed linear map.
+        reads_input: whether the constructor takes ``in_features``, because a router reads the layer's input.
+        factor_std: standard deviation of the normal draw of ``lora_a`` (and of ``lora_b`` if ``zero_at_init``);
+            ``None`` for LoRA's U(±1/√columns).
+    """
+
+    zero_at_init = False
+    folds_at_init = False
+    routes = False
+    reads_input = False
+    factor_std: float | None = None
+
+    def __init__(self, *, rank: int, rank_out: int | None = None) -> None:
+        super().__init__()
+        self.rank_in = rank
+        self.rank_out = rank if rank_out is None else rank_out
+
+    @abstractmethod
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """u = h Mᵀ.
+
+        Args:
+            h: shape ``(..., rank_in)``, in the compute dtype.
+            x: the layer's input before dropout, shape ``(..., in_features)``; only routers look at it.
+
+        Returns:
+            Shape ``(..., rank_out)``, in the dtype of ``h``.
+        """
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """M itself, float32 (float64 stays), shape ``(rank_out, rank_in)``.
+
+        Raises:
+            NotMergeable: there is no single M.
+        """
+
+    def shape_of_a(self, in_features: int) -> tuple[int, int]:
+        """Shape of ``lora_a``.
+
+        Raises:
+            ValueError: these features do not fit the mixer.
+        """
+        return self.rank_in, in_features
+
+    def project(self, x: Tensor, lora_a: Tensor) -> Tensor:
+        """h = x Aᵀ, shape ``(..., in_features)`` to ``(..., rank_in)``; both arguments in the compute dtype."""
+        return F.linear(x, lora_a)
+
+    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        """The plain LoRA pair with the same product: B · M · A = B · (M · A), exactly.
+
+        Args:
+            lora_a: shape ``shape_of_a(in_features)``.
+            lora_b: shape ``(out_features, rank_out)``.
+
+        Returns:
+            ``(a, b)`` of shapes ``(r, in_features)`` and ``(out_features, r)``, r ≤ rank_out.
+
+        Raises:
+            NotMergeable: there is no single M.
+        """
+        return self.matrix().to(lora_a) @ lora_a, lora_b
+
+    def starts_at_zero(self) -> bool:
+        """Whether M is zero now; asked once, after the draw."""
+        return not self.matrix().any()
+
+    def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
+        """What the method adds to the loss for this layer, a float32 scalar; ``None`` for nothing.
+
+        Asked once after every forward pass in training.
+        """
+        return None
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws M anew. Nothing to draw where M is fixed by its definition."""
+
+    def extra_repr(self) -> str:
+        return f"rank_in={self.rank_in}, rank_out={self.rank_out}"
+
+
+def refuse_rectangle(mixer: Mixer, name: str) -> None:
+    """Refuses ``rank_out`` other than ``rank``, where M is square by its definition.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if mixer.rank_out != mixer.rank_in:
+        raise ValueError(f"the {name} mixer is square, but rank_out is {mixer.rank_out} and rank {mixer.rank_in}")
+
+
+def refuse_uneven(rank: int, blocks: int, what: str = "blocks") -> None:
+    """Refuses a number of blocks that does not divide the rank.
+
+    Raises:
+        ValueError: it does not, or there are fewer than two.
+    """
+    if blocks < 2 or rank % blocks:
+        raise ValueError(f"rank {rank} does not split into {blocks} {what} of equal size (two or more)")
+
+
+@torch.no_grad()
+def kaiming(weight: Tensor, generator: torch.Generator | None) -> None:
+    """Draws U(±1/√columns), as ``nn.Linear`` and LoRA start (``kaiming_uniform_`` with a = √5)."""
+    nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)

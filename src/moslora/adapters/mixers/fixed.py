@@ -1,0 +1,134 @@
+"""Mixers that are fixed by their definition: nothing in them is learned."""
+
+import torch
+from torch import Tensor
+
+from moslora.adapters.mixers.base import Mixer, refuse_rectangle, refuse_uneven
+
+
+class IdentityMixer(Mixer):
+    """M = I: plain LoRA (arXiv 2106.09685).
+
+    It is also what is left of a mixture of LoRA experts without its gate: with A = [A₁; …; Aₖ] and
+    B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ = B A.
+    """
+
+    def __init__(self, *, rank: int, rank_out: int | None = None) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        refuse_rectangle(self, "identity")
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return h
+
+    def matrix(self) -> Tensor:
+        return torch.eye(self.rank_in)
+
+    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        return lora_a, lora_b
+
+
+class InputSplitMixer(Mixer):
+    """M = I over a block-diagonal A: every expert reads its own slice of the input.
+
+    x = [x¹ … xᵏ], and ΔW = s · [B₁A₁ | … | BₖAₖ] with Aᵢ of shape (r/k, in/k) and Bᵢ of shape (out, r/k): splitting d
+    instead of r. A has in · r/k numbers, a k-th of LoRA's. With one B for all slices it would be LoRA exactly.
+
+    Args:
+        rank: r over all experts, a multiple of ``blocks``.
+        blocks: k, the number of slices.
+    """
+
+    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        refuse_rectangle(self, "input-split")
+        refuse_uneven(rank, blocks)
+        self.blocks = blocks
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return h
+
+    def matrix(self) -> Tensor:
+        return torch.eye(self.rank_in)
+
+    def shape_of_a(self, in_features: int) -> tuple[int, int]:
+        if in_features % self.blocks:
+            raise ValueError(f"{in_features} input features do not split into {self.blocks} equal slices")
+        return self.rank_in, in_features // self.blocks
+
+    def project(self, x: Tensor, lora_a: Tensor) -> Tensor:
+        slices = x.unflatten(-1, (self.blocks, -1)).unsqueeze(-2)  # (..., k, 1, in/k)
+        experts = lora_a.unflatten(0, (self.blocks, -1)).mT  # (k, in/k, r/k)
+        return (slices @ experts).flatten(-3)  # (..., r)
+
+    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        """A written out, shape ``(r, in_features)``, zeros off the diagonal blocks."""
+        return torch.block_diag(*lora_a.chunk(self.blocks)), lora_b
+
+
+class ButterflyMixer(Mixer):
+    """M = 1ₖₖ ⊗ I: every expert's A meets every expert's B (two-subspace mixing for k = 2).
+
+    With A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ] the product is (B₁ + … + Bₖ)(A₁ + … + Aₖ), so the update has
+    rank r/k, and training it is training LoRA of rank r/k at k times the learning rate (same s).
+    Source: arXiv 2406.11909, section 3, "butterfly factor".
+
+    Args:
+        rank: r, a multiple of ``blocks``.
+        blocks: k, the number of subspaces.
+        normalize: M / k, an orthogonal projector: the released code's 1/√k on each side.
+    """
+
+    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2, normalize: bool = False) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        refuse_rectangle(self, "butterfly")
+        refuse_uneven(rank, blocks)
+        self.blocks = blocks
+        self.gain = 1 / blocks if normalize else 1.0
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        mixed = h.unflatten(-1, (self.blocks, -1)).sum(-2) * self.gain  # (..., r/k)
+        return mixed.repeat(*(1,) * (h.dim() - 1), self.blocks)
+
+    def matrix(self) -> Tensor:
+        ones = torch.ones(self.blocks, self.blocks)
+        return torch.kron(ones, torch.eye(self.rank_in // self.blocks)) * self.gain
+
+    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        """(A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k; the gain goes into A."""
+        a = lora_a.unflatten(0, (self.blocks, -1)).sum(0) * self.gain
+        return a, lora_b.unflatten(1, (self.blocks, -1)).sum(1)
+
+
+class HadamardMixer(Mixer):
+    """M = Hₖ/√k ⊗ I, [[I, I], [I, −I]]/√2 for k = 2: a butterfly that mixes and keeps the rank.
+
+    M is orthogonal, so under plain gradient descent this is LoRA started from M · A, and under Adam it is not.
+
+    Args:
+        rank: r, a multiple of ``blocks``.
+        blocks: k, a power of two: the order of Sylvester's matrix Hₖ.
+    """
+
+    signs: Tensor
+
+    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        refuse_rectangle(self, "hadamard")
+        if blocks & (blocks - 1):
+            raise ValueError(f"a Hadamard matrix of {blocks} blocks is not built here; take a power of two")
+        refuse_uneven(rank, blocks)
+        self.blocks = blocks
+        signs = torch.ones(1, 1)
+        while len(signs) < blocks:
+            signs = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), signs)
+        # Signs alone, exact in every dtype; 1/√k is multiplied on in the dtype of the product.
+        self.register_buffer("signs", signs, persistent=False)
+        self.gain = blocks**-0.5
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        blocks = h.unflatten(-1, (self.blocks, -1))  # (..., k, r/k)
+        return (self.signs.to(h.dtype) @ blocks).flatten(-2) * self.gain
+
+    def matrix(self) -> Tensor:
+        eye = torch.eye(self.rank_in // self.blocks, dtype=self.signs.dtype, device=self.signs.device)
+        return torch.kron(self.signs, eye) * self.gain

@@ -1,0 +1,206 @@
+"""Mixers that route: LoRA experts weighted by the input or by the task, M(x) = G(x) ⊗ I.
+
+The rank is split among k experts, A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ] with r/k rows and columns each, so that all
+methods have the same rank and the same scale s = α/r. (LoRAMoE and MoLA count r per expert and scale by α/r of that:
+k times our rank and alpha.) All experts run as one: a product x Aᵀ for all of them, a weight on each block of it, and
+one product with Bᵀ. Nothing loops over experts and no token is sorted.
+
+A router reads x before dropout, as in the released code of LoRAMoE and MoLA; its softmax is taken in float32.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_rectangle, refuse_uneven
+
+
+class Gate(Mixer):
+    """What all gates share: k experts of rank r/k, and what they are told of a batch.
+
+    Args:
+        rank: r over all experts, a multiple of ``experts``.
+        experts: k.
+
+    Attributes:
+        tokens: of the batch to come, true where there is a token, shape ``(batch, length)``; ``None`` for all.
+        tasks: of the batch to come, int64 numbers of shape ``(batch,)``, or ``(1,)`` for a batch of one task.
+    """
+
+    routes = True
+    tokens: Tensor | None = None
+    tasks: Tensor | None = None
+
+    def __init__(self, *, rank: int, rank_out: int | None = None, experts: int = 4) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        refuse_rectangle(self, "gated")
+        refuse_uneven(rank, experts, "experts")
+        self.experts = experts
+
+    def starts_at_zero(self) -> bool:
+        return False  # no softmax is zero
+
+    def _blocks(self, h: Tensor) -> Tensor:
+        """``(..., r)`` to ``(..., k, r/k)``."""
+        return h.unflatten(-1, (self.experts, -1))
+
+
+class TokenGateMixer(Gate):
+    """M(x) = diag(p(x)) ⊗ I with p(x) = softmax(R x): LoRA as the expert of a mixture, a gate for each token.
+
+    Dense, all experts weigh in (LoRAMoE, arXiv 2312.09979); with ``top_k`` the largest weights alone, scaled to sum to
+    one (MoLA, arXiv 2402.08562). The penalty keeps the load even. With Pᵢ the mean of pᵢ over the micro-batch's tokens
+    and fᵢ expert i's share of their top-k places, it is β · Varᵢ(Pᵢ) / Meanᵢ(Pᵢ)² where dense (LoRAMoE's, without its
+    task types), and β · k · Σᵢ fᵢ Pᵢ with ``top_k`` (Switch, arXiv 2101.03961, section 2.2).
+
+    Shape: the router ``weight`` R is ``(experts, in_features)``.
+
+    Args:
+        rank: r over all experts.
+        in_features: of the layer.
+        experts: k.
+        top_k: experts a token is given to; ``None`` for all.
+        balance: β; 0 for no penalty.
+
+    Raises:
+        ValueError: more places than experts.
+    """
+
+    reads_input = True
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        in_features: int,
+        rank_out: int | None = None,
+        experts: int = 4,
+        top_k: int | None = None,
+        balance: float = 0.0,
+    ) -> None:
+        super().__init__(rank=rank, rank_out=rank_out, experts=experts)
+        if top_k is not None and not 1 <= top_k < experts:
+            raise ValueError(f"top_k = {top_k} of {experts} experts; take 1 to {experts - 1}, or none for all")
+        self.top_k = top_k
+        self.balance = balance
+        self.weight = nn.Parameter(torch.empty(experts, in_features))
+        self._penalty: Tensor | None = None
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        p = F.linear(x, self.weight.to(x.dtype)).float().softmax(-1)  # (..., k)
+        gates = p if self.top_k is None else _keep_largest(p, self.top_k)
+        if self.training and self.balance:
+            self._penalty = self.balance * self._imbalance(p, gates)
+        return (self._blocks(h) * gates.to(h.dtype).unsqueeze(-1)).flatten(-2)
+
+    def matrix(self) -> Tensor:
+        raise NotMergeable("a token gate: M depends on the input x, a different one for every token")
+
+    def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
+        penalty, self._penalty = self._penalty, None
+        return penalty
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        kaiming(self.weight, generator)
+
+    def _imbalance(self, p: Tensor, gates: Tensor) -> Tensor:
+        """From ``(..., k)`` to a scalar; padding does not count."""
+        if self.tokens is not None:
+            p, gates = p[self.tokens], gates[self.tokens]
+        mean = p.flatten(0, -2).mean(0)
+        if self.top_k is None:
+            return mean.var() / mean.mean().square()
+        share = (gates > 0).flatten(0, -2).float().mean(0) / self.top_k
+        return self.experts * (share * mean).sum()
+
+
+class GateInsideMixer(Gate):
+    """M(x) = g_B(x) g_A(x)ᵀ ⊗ I: a gate on the experts of A and another on those of B.
+
+    ΔW(x) = s Σᵢⱼ g_B,ⱼ g_A,ᵢ Bⱼ Aᵢ: the mixture moved inside LoRA, from which the MoSLoRA paper starts (arXiv
+    2406.11909, section 3). All gates at one make it the butterfly. There is no released code with the gates in place.
+
+    Shape: ``router_a`` and ``router_b`` are ``(experts, in_features)``.
+
+    Args:
+        rank: r over all experts.
+        in_features: of the layer.
+        experts: k.
+    """
+
+    reads_input = True
+
+    def __init__(self, *, rank: int, in_features: int, rank_out: int | None = None, experts: int = 4) -> None:
+        super().__init__(rank=rank, rank_out=rank_out, experts=experts)
+        self.router_a = nn.Parameter(torch.empty(experts, in_features))
+        self.router_b = nn.Parameter(torch.empty(experts, in_features))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        routers = torch.cat([self.router_a, self.router_b]).to(x.dtype)
+        gates = F.linear(x, routers).float().unflatten(-1, (2, -1)).softmax(-1).to(h.dtype)  # (..., 2, k)
+        mixed = gates[..., :1, :] @ self._blocks(h)  # (..., 1, r/k)
+        return (gates[..., 1, :].unsqueeze(-1) * mixed).flatten(-2)
+
+    def matrix(self) -> Tensor:
+        raise NotMergeable("gates on A and B: M depends on the input x, a different one for every token")
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        kaiming(self.router_a, generator)
+        kaiming(self.router_b, generator)
+
+
+class TaskGateMixer(Gate):
+    """M(task) = diag(softmax(G e_task)) ⊗ I: experts weighted by the task alone (MOELoRA, arXiv 2310.18339).
+
+    Once the task is named M is one matrix, and the adapter merges. A starts as N(0, 0.01²), as in the released code.
+
+    Shapes: ``embedding`` is ``(task_count, embedding_size)``, ``weight`` G ``(experts, embedding_size)``.
+
+    Args:
+        rank: r over all experts.
+        experts: k.
+        task_count: tasks there are, numbered from 0: the eight sets, and one more for rows of none of them.
+        embedding_size: of e_task.
+    """
+
+    factor_std = 0.01
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        rank_out: int | None = None,
+        experts: int = 4,
+        task_count: int = 9,
+        embedding_size: int = 64,
+    ) -> None:
+        super().__init__(rank=rank, rank_out=rank_out, experts=experts)
+        self.embedding = nn.Parameter(torch.empty(task_count, embedding_size))
+        self.weight = nn.Parameter(torch.empty(experts, embedding_size))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        gates = self._gates().to(h.dtype)  # (batch or 1, k)
+        gates = gates.view(-1, *(1,) * (h.dim() - 2), self.experts, 1)
+        return (self._blocks(h) * gates).flatten(-2)
+
+    def matrix(self) -> Tensor:
+        gates = self._gates()
+        if len(gates) > 1:
+            raise NotMergeable("a task gate: M depends on the task, and a batch of several tasks was named")
+        eye = torch.eye(self.rank_in // self.experts, dtype=gates.dtype, device=gates.device)
+        return torch.kron(gates[0].diag(), eye)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.normal_(self.embedding, generator=generator)
+        kaiming(self.weight, generator)
+
+    def _gates(self) -> Tensor:
+        if self.tasks is None:
+            raise NotMergeable("a task gate: M depends on the task, and none was named")
+        return F.linear(self.embedding[self.tasks], self.weight).softmax(-1)
+
+
+def _keep_largest(p: Tensor, count: int) -> Tensor:
+    """The ``count`` largest of the last dimension scaled to sum to one, zeros elsewhere."""
+    values, places = p.topk(count, dim=-1)
+    return torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))

@@ -1,0 +1,144 @@
+"""Mixers that are one learned matrix, the same for every input."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moslora.adapters.mixers.base import Mixer, kaiming, refuse_rectangle, refuse_uneven
+
+DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros"]
+DenseTraining = Literal["learned", "frozen", "folded"]
+
+
+class DenseMixer(Mixer):
+    """M dense, square or rectangular: MoSLoRA (arXiv 2406.11909); starting at zero, FLoRA's 2-D core (2405.14739).
+
+    The starting values and their gain E‖Mh‖²/‖h‖²: ``kaiming`` U(±1/√rank_in), as released, 1/3;
+    ``orthogonal`` and ``identity`` 1; ``xavier`` about 1; ``normal`` N(0, 1) rank_out; ``zeros`` 0.
+
+    Args:
+        rank: rank_in.
+        rank_out: rows of M; ``None`` for a square one.
+        init: how M starts.
+        train: ``learned`` trains M; ``frozen`` keeps its first value; ``folded`` multiplies the first value
+            into ``lora_a`` and continues as LoRA. The last two are the controls that tell what learning adds.
+
+    Raises:
+        ValueError: a zero mixer that is not learned.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        rank_out: int | None = None,
+        init: DenseInit = "kaiming",
+        train: DenseTraining = "learned",
+    ) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        if init == "zeros" and train != "learned":
+            raise ValueError(f"a mixer that starts at zero and is {train} stays zero: nothing would be learned")
+        self.init = init
+        self.zero_at_init = init == "zeros"
+        self.folds_at_init = train == "folded"
+        self.weight = nn.Parameter(torch.empty(self.rank_out, self.rank_in), requires_grad=train == "learned")
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        # The small matrix is cast, never the activations: M keeps a float32 master because a step of
+        # 3e-4 on an entry near 1 is lost in bfloat16, whose spacing there is 7.8e-3.
+        return F.linear(h, self.weight.to(h.dtype))
+
+    def matrix(self) -> Tensor:
+        return self.weight
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        with torch.no_grad():
+            match self.init:
+                case "kaiming":
+                    kaiming(self.weight, generator)
+                case "orthogonal":
+                    nn.init.orthogonal_(self.weight, generator=generator)
+                case "identity":
+                    nn.init.eye_(self.weight)
+                case "xavier":
+                    nn.init.xavier_uniform_(self.weight, generator=generator)
+                case "normal":
+                    nn.init.normal_(self.weight, generator=generator)
+                case "zeros":
+                    nn.init.zeros_(self.weight)
+
+
+class DiagonalMixer(Mixer):
+    """M = diag(e), e starting at zero: AdaLoRA's ΔW = P Λ Q with P = B, Λ = M, Q = A (arXiv 2303.10512).
+
+    A and B start as N(0, 0.02²) and are pulled towards orthonormal rows and columns by the penalty
+
+        γ/2 · (‖A Aᵀ − I‖_F + ‖Bᵀ B − I‖_F),
+
+    the plain norm as in the released code (the paper squares it). Which entries of e stay is decided outside, by
+    `moslora.training.budget`, which zeroes the others; the scale stays α/r of the r at the start, however few survive
+    (the released code divides by r + 1e-5, a relative 6e-7 at r = 16).
+
+    Args:
+        rank: r at the start.
+        orthogonality: γ; 0 for none.
+    """
+
+    zero_at_init = True
+    factor_std = 0.02
+
+    def __init__(self, *, rank: int, rank_out: int | None = None, orthogonality: float = 0.1) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        refuse_rectangle(self, "diagonal")
+        self.orthogonality = orthogonality
+        self.weight = nn.Parameter(torch.empty(rank))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return h * self.weight.to(h.dtype)
+
+    def matrix(self) -> Tensor:
+        return self.weight.diag()
+
+    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        """(diag(e) · A, B); a dropped entry of e leaves a row of zeros."""
+        return self.weight.to(lora_a)[:, None] * lora_a, lora_b
+
+    def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
+        if not self.orthogonality:
+            return None
+        eye = torch.eye(self.rank_in, dtype=lora_a.dtype, device=lora_a.device)
+        apart = (lora_a @ lora_a.T - eye).norm() + (lora_b.T @ lora_b - eye).norm()
+        return self.orthogonality / 2 * apart
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class KroneckerMixer(Mixer):
+    """M = G ⊗ I with a learned G (k × k): the butterfly's pattern, every weight its own.
+
+    Between LoRA (G = I), two-subspace mixing (G all ones) and MoSLoRA, whose M has r² weights instead of k².
+
+    Args:
+        rank: r, a multiple of ``blocks``.
+        blocks: k.
+    """
+
+    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 4) -> None:
+        super().__init__(rank=rank, rank_out=rank_out)
+        refuse_rectangle(self, "kronecker")
+        refuse_uneven(rank, blocks)
+        self.blocks = blocks
+        self.weight = nn.Parameter(torch.empty(blocks, blocks))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return (self.weight.to(h.dtype) @ h.unflatten(-1, (self.blocks, -1))).flatten(-2)
+
+    def matrix(self) -> Tensor:
+        eye = torch.eye(self.rank_in // self.blocks, dtype=self.weight.dtype, device=self.weight.device)
+        return torch.kron(self.weight, eye)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.orthogonal_(self.weight, generator=generator)

@@ -1,0 +1,99 @@
+"""How an adapter starts: drawn with ΔW = 0, or with the base's own principal part (PiSSA)."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from moslora.adapters.fold import fold_into_a
+from moslora.adapters.linear import AdapterLinear
+from moslora.adapters.mixers import IdentityMixer
+
+
+def draw(layer: AdapterLinear, *, name: str, seed: int) -> None:
+    """Draws A, B and M and checks that training can move from there.
+
+    Args:
+        layer: on the CPU.
+        name: of the layer, part of the seed: its draw does not depend on which other layers there are.
+        seed: of the run.
+
+    Raises:
+        ValueError: B and M are both zero, or neither is.
+    """
+    layer.reset_parameters(_generator(seed, name, "factors"), _generator(seed, name, "mixer"))
+    b_is_zero = not layer.lora_b.any()
+    m_is_zero = layer.mixer.starts_at_zero()
+    if b_is_zero and m_is_zero:
+        raise ValueError(f"{name}: B and M both start at zero, a saddle where every gradient vanishes")
+    if not b_is_zero and not m_is_zero:
+        raise ValueError(f"{name}: neither B nor M starts at zero, so the start would differ from the base")
+
+
+@torch.no_grad()
+def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
+    """s · B · M · A = the best rank-r approximation of W (PiSSA, arXiv 2404.02948): with W = U S Vᵀ,
+
+        A = √(S/s) Vᵀ,   B = U √(S/s) M⁻¹,
+
+    over the r largest singular values. W − s · B · M · A is to stay in the base (:func:`leave_residual`).
+
+    Args:
+        layer: drawn; M keeps its draw.
+        name: of the layer, for messages.
+
+    Raises:
+        ValueError: M has no inverse, or the base is quantised or smaller than the rank.
+    """
+    rank, weight = layer.mixer.rank_in, layer.base.weight
+    full = (layer.out_features, layer.in_features)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.shape != full:
+        raise ValueError(f"{name}: a PiSSA start takes its part out of the base's weight, which must not be quantised")
+    if rank > min(full):
+        raise ValueError(f"{name}: rank {rank} is more than a weight of {full[0]} × {full[1]} has")
+    if layer.mixer.routes or layer.lora_a.shape != (rank, full[1]) or layer.mixer.rank_out != rank:
+        raise ValueError(f"{name}: a PiSSA start needs a square M between full factors")
+    m = layer.mixer.matrix().double()
+    if torch.linalg.matrix_rank(m) < rank:
+        raise ValueError(f"{name}: a PiSSA start needs an M with an inverse, and this one has none")
+    u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
+    root = (s[:rank] / layer.scale).sqrt()
+    layer.lora_a.copy_(root[:, None] * v[:rank])
+    layer.lora_b.copy_((u[:, :rank] * root).double().cpu() @ torch.linalg.inv(m))
+
+
+@torch.no_grad()
+def remember_start(layer: AdapterLinear) -> None:
+    """Notes the folded factors as they are now as what has to leave the base."""
+    a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
+    layer.register_buffer("start_a", a.detach().clone())
+    layer.register_buffer("start_b", b.detach().clone())
+
+
+@torch.no_grad()
+def leave_residual(layer: AdapterLinear) -> None:
+    """W ← W − s · start_b · start_a, in float32 and cast once."""
+    weight = layer.base.weight
+    assert isinstance(weight, nn.Parameter) and layer.start_a is not None and layer.start_b is not None
+    part = layer.scale * (layer.start_b @ layer.start_a)
+    weight.copy_(weight.float() - part.to(weight.device))
+
+
+def fold_at_init(layer: AdapterLinear, *, drawn: bool) -> None:
+    """Ends the life of a mixer that exists for the start alone.
+
+    Args:
+        layer: its mixer is replaced by the identity.
+        drawn: whether A still has to take M in; false where A was read from a file.
+    """
+    if not layer.mixer.folds_at_init:
+        return
+    if drawn:
+        fold_into_a(layer)
+    else:
+        layer.mixer = IdentityMixer(rank=layer.mixer.rank_in)
+
+
+def _generator(seed: int, name: str, part: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}/{part}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

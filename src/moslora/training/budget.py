@@ -1,0 +1,148 @@
+"""AdaLoRA's rank budget (arXiv 2303.10512, section 3.3): which entries of the diagonal mixers stay.
+
+An entry eᵢ with its row aᵢ of A and its column bᵢ of B is a triplet. Its importance is
+
+    S = s(e) + mean_j s(aⱼ) + mean_j s(bⱼ),   s = Ī · Ū,   I = |p · ∂L/∂p|,
+    Ī ← β₁ Ī + (1 − β₁) I,   Ū ← β₂ Ū + (1 − β₂) |I − Ī|,
+
+and of all triplets of all layers the b(t) most important keep their e; that of the others becomes zero. It still
+receives a gradient and may come back, until the last phase, in which the choice is fixed.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from moslora.adapters import AdapterLinear, DiagonalMixer, named_adapters
+
+
+def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, total: int) -> int:
+    """b(t): entries kept after ``step`` updates of ``total``.
+
+    ``first`` up to ``warmup`` updates, ``target`` in the last ``final`` ones, and between them the descent
+    target + (first − target) · (1 − (step − warmup) / (total − final − warmup))³, rounded down.
+    """
+    if step <= warmup:
+        return first
+    if step > total - final:
+        return target
+    left = 1 - (step - warmup) / (total - final - warmup)
+    return int(target + (first - target) * left**3)
+
+
+class RankBudget:
+    """Keeps the most important entries of a model's diagonal mixers, fewer and fewer.
+
+    Args:
+        model: all its adapters have a :class:`moslora.adapters.DiagonalMixer`.
+        target_rank: entries per layer that stay in the end, on average over the layers.
+        warmup: updates before the first entry goes.
+        final: updates at the end, at least one, in which the choice is fixed.
+        interval: updates between two choices.
+        betas: β₁ and β₂.
+        total: updates of the whole run.
+
+    Raises:
+        ValueError: another mixer, a target above the start, or phases longer than the run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        target_rank: int,
+        warmup: int,
+        final: int,
+        interval: int,
+        betas: tuple[float, float],
+        total: int,
+    ) -> None:
+        self.layers = list(named_adapters(model))
+        for name, layer in self.layers:
+            if not isinstance(layer.mixer, DiagonalMixer):
+                raise ValueError(f"{name}: a rank budget needs diagonal mixers")
+            if target_rank > layer.mixer.rank_in:
+                raise ValueError(f"target_rank = {target_rank} is more than the rank, {layer.mixer.rank_in}")
+        if final < 1 or warmup + final >= total:
+            raise ValueError(f"warm-up {warmup} and final phase {final} leave no step between them of {total}")
+        self.first = sum(layer.mixer.rank_in for _, layer in self.layers)
+        self.target = target_rank * len(self.layers)
+        self.warmup, self.final, self.interval, self.betas, self.total = warmup, final, interval, betas, total
+        self._means = {name: torch.zeros_like(p) for name, p in self._parameters()}
+        self._spreads = {name: torch.zeros_like(p) for name, p in self._parameters()}
+
+    def _parameters(self) -> list[tuple[str, Tensor]]:
+        return [
+            (f"{name}.{part}", parameter)
+            for name, layer in self.layers
+            for part, parameter in (("lora_a", layer.lora_a), ("lora_b", layer.lora_b), ("e", _diagonal(layer)))
+        ]
+
+    @torch.no_grad()
+    def update(self, step: int) -> dict[str, float]:
+        """Scores and prunes after update number ``step`` (from 1), with its gradients still in place.
+
+        Returns:
+            Metrics: the budget b(t) as ``rank_budget``.
+        """
+        fixed = step > self.total - self.final
+        if not fixed:
+            self._score()
+        budget = budget_at(
+            step, first=self.first, target=self.target, warmup=self.warmup, final=self.final, total=self.total
+        )
+        if fixed or (step > self.warmup and step % self.interval == 0):
+            self._keep(budget)
+        return {"rank_budget": budget}
+
+    def _score(self) -> None:
+        beta_mean, beta_spread = self.betas
+        for name, parameter in self._parameters():
+            assert parameter.grad is not None
+            importance = (parameter * parameter.grad).abs()
+            mean = self._means[name].lerp_(importance, 1 - beta_mean)
+            self._spreads[name].lerp_((importance - mean).abs(), 1 - beta_spread)
+
+    def scores(self) -> Tensor:
+        """S of every triplet, layer after layer, shape ``(first,)``."""
+        parts = []
+        for name, _ in self.layers:
+            keys = [f"{name}.{part}" for part in ("lora_a", "lora_b", "e")]
+            a, b, e = (self._means[key] * self._spreads[key] for key in keys)
+            parts.append(e + a.mean(1) + b.mean(0))
+        return torch.cat(parts)
+
+    def _keep(self, count: int) -> None:
+        """Zeroes all entries but the ``count`` most important. Equal ones stay in the layers' order: exactly ``count``
+        survive, also where all scores are equal, on every process the same."""
+        scores = self.scores()
+        order = scores.argsort(descending=True, stable=True)
+        kept = torch.zeros_like(scores, dtype=torch.bool)
+        kept[order[:count]] = True
+        masks = kept.split([layer.mixer.rank_in for _, layer in self.layers])
+        for (_, layer), mask in zip(self.layers, masks, strict=True):
+            _diagonal(layer).mul_(mask)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running scores. The choice of the final phase follows from them, since they rest by then."""
+        return {
+            f"{name}:{part}": value.detach().cpu().contiguous()
+            for part, values in (("mean", self._means), ("spread", self._spreads))
+            for name, value in values.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what :meth:`state_dict` gave.
+
+        Raises:
+            KeyError: a score is missing.
+        """
+        for part, values in (("mean", self._means), ("spread", self._spreads)):
+            for name, value in values.items():
+                value.copy_(state[f"{name}:{part}"])
+
+
+def _diagonal(layer: AdapterLinear) -> Tensor:
+    assert isinstance(layer.mixer, DiagonalMixer)
+    return layer.mixer.weight
