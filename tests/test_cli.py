@@ -70,6 +70,10 @@ def test_train_eval_merge_export(
     assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
     code, out, _ = run(capsys, "export", "runs/small")
     assert code == 0 and Path("runs/small/peft/adapter_config.json").exists()
+    code, out, _ = run(capsys, "import", "runs/small/peft")
+    assert code == 0 and "log p differ by" in out and "written to runs/peft" in out
+    code, out, _ = run(capsys, "eval", "runs/peft", "--source", world / "data", "--tasks", "obqa")
+    assert code == 0 and Path("runs/peft/eval/rank-label-bfloat16/results.json").exists()
 
 
 def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -101,6 +105,9 @@ WRONG_TURNS = {
     ),
     "base of a model": (["eval", "{world}/model", "--base"], "--base goes with a run"),
     "export to what": (["export", "{run}", "--format", "gguf"], "moslora exports to peft"),
+    "import of what": (["import", "none"], "none: no such folder"),
+    "import of a run": (["import", "{run}"], "so no LoRA adapter"),
+    "import into what": (["import", "none", "--dtype", "int8"], "--dtype int8: none of"),
     "no runs yet": (["eval"], "no finished run here"),
     "unknown option": (["eval", "--tusks", "boolq"], "--tusks"),
     "no layer matches": (

@@ -71,6 +71,9 @@ def _revision(base: dict[str, Any]) -> str:
 
 def _training(folder: AdapterFolder) -> list[str]:
     recipe, manifest = folder.recipe, folder.manifest
+    if imported := manifest.get("imported"):
+        files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["sha256"].items())
+        return [f"Imported from {imported['format']}'s format: {files}. How it was trained is not recorded there."]
     training = recipe.training
     return [
         f"- data: {', '.join(recipe.data.tasks)} from `{recipe.data.source}`, format `{recipe.data.format}`,"

@@ -64,7 +64,7 @@ def locate_adapter(path: Path) -> Path:
     if not path.exists():
         raise UsageError(f"{path}: no such run; {_known_runs(path.parent)}")
     if (path / "adapter_config.json").is_file():
-        raise UsageError(f"{path}: a PEFT adapter, not an adapter folder of moslora")
+        raise UsageError(f"{path}: a PEFT adapter, not an adapter folder of moslora; read it by moslora import {path}")
     raise UsageError(f"{path}: neither a run nor an adapter folder (no {MANIFEST}); {_known_runs(path)}")
 
 

@@ -148,6 +148,27 @@ def export(
     print(f"written to {out}")
 
 
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.* in it.")],
+    base: Annotated[str | None, typer.Option(help="The base model. [default: the one that the source names]")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="What the run loads its base in: bfloat16, float16, float32.")
+    ] = "bfloat16",
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder. [default: runs/NAME OF THE SOURCE]")] = None,
+) -> None:
+    """Read an adapter of the MoSLoRA repository, or a LoRA of PEFT, as a run of ours.
+
+    A checkpoint of the Trainer (pytorch_model.bin) works too. Everything has to be understood, or nothing is written,
+    and what was written is compared with the source's own equations.
+    """
+    from moslora.convert import import_adapter
+
+    out = out or RUNS / source.resolve().name
+    print(import_adapter(source, out=out, base=base, dtype=dtype))
+    print(f"written to {out}")
+
+
 @app.command()
 def quickstart(out: Out = None) -> None:
     """Train, evaluate and merge a small model on this machine in a quarter of an hour."""

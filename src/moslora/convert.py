@@ -1,13 +1,55 @@
-"""Adapters in the formats of others."""
+"""Adapters in the formats of others: written for them, and read from them."""
 
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from moslora.adapters import inject, load_adapter_state_dict
 from moslora.card import public_name, write_card
-from moslora.checkpoint import load_adapted, open_adapter, refuse_used, replacing, write_json
+from moslora.checkpoint import load_adapted, open_adapter, refuse_used, replacing, save_adapter, write_json
+from moslora.data.fetch import sha256
+from moslora.errors import MosloraError, UsageError
 from moslora.folded import lora_pairs
+from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
+from moslora.llama import meta_model
+from moslora.model import DTYPES, load_base, load_tokenizer
+from moslora.probe import LogProbabilities, log_probabilities
+from moslora.recipe import Recipe
+
+TOLERANCE = 1e-5
+"""Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
+
+SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True)
+class ImportProof:
+    """An imported adapter against its source's equations, in float32 over :data:`moslora.probe.PROMPTS`.
+
+    Attributes:
+        layers: adapted layers.
+        error: max |Δ log p| / max |log p|.
+        effect: the same between the base alone and the source: what there was to import.
+    """
+
+    layers: int
+    error: float
+    effect: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layers} layers imported; against the source's equations in float32: log p differ by"
+            f" {self.error:.2g} of the largest, the adapter itself moves them by {self.effect:.2g}"
+            + ("" if self.effect else "; WARNING: it changes nothing, so was it trained?")
+        )
 
 
 def export_peft(adapter: Path, *, out: Path, task: str | None = None, compact: bool = False) -> Path:
@@ -81,3 +123,132 @@ def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
     components = {name.rpartition(".")[2] for name in adapted}
     meant = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
     return sorted(components if len(meant) == len(adapted) else adapted)
+
+
+def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: str = "bfloat16") -> ImportProof:
+    """Writes a foreign LoRA adapter as a run with an adapter folder, and proves what was written.
+
+    The proof takes the base in float32: 4 bytes of memory a parameter, one model at a time.
+
+    Args:
+        source: a folder with ``adapter_config.json`` and the weights (`moslora.foreign`).
+        out: the run folder; must not exist yet, or be empty.
+        base: the base model, where it is not the one that the settings name.
+        dtype: what the run's recipe loads the base in.
+
+    Raises:
+        UsageError: ``out`` is in use, or the adapter is none that moslora can hold; one line for each fault.
+        MosloraError: a file cannot be read, or what was written computes something else; ``out`` is then not written.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
+    refuse_used(out)
+    adapter = read_adapter(source)
+    faults = adapter.faults()
+    section = _model_section(adapter, base)
+    if section["name"]:
+        try:
+            meta = meta_model(**section)
+            faults += adapter.faults_on(meta)
+        except MosloraError as error:
+            hint = "" if base else f" ({CONFIG} names this base; --base names another)"
+            if not faults:
+                raise type(error)(f"{error}{hint}") from None
+            faults.append(f"{error}{hint}")
+    else:
+        faults.append(f"{adapter.config_path}: names no base model; name it with --base")
+    if faults:
+        more = [f"… and {len(faults) - SHOWN_FAULTS} more faults"] if len(faults) > SHOWN_FAULTS else []
+        raise UsageError("\n".join([*faults[:SHOWN_FAULTS], *more]))
+    layers = adapter.layers()
+    recipe = Recipe.model_validate(
+        {
+            "name": re.sub(r"[^\w.-]", "-", source.resolve().name).lstrip(".-") or "imported",
+            "model": {**section, "dtype": dtype},
+            "adapter": {
+                "rank": adapter.config["r"],
+                "alpha": adapter.scale * adapter.config["r"],
+                "dropout": float(adapter.config.get("lora_dropout") or 0),
+                "target_modules": _targets_of_inject(meta, list(layers)),
+                "mixer": {"kind": "dense" if adapter.mixed else "identity"},
+            },
+            "data": {"format": "llm-adapters"} if adapter.official else {},
+        }
+    )
+    tokenizer = load_tokenizer(**recipe.model.tokenizer())
+    model = load_base(**{**recipe.model.model_dump(), "dtype": "float32"})
+    without = log_probabilities(model, tokenizer)
+    with _applied(model, layers, scale=adapter.scale):
+        expected = log_probabilities(model, tokenizer)
+    inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
+    load_adapter_state_dict(model, _our_state(layers))
+    facts = {
+        "imported": {
+            "format": "MoSLoRA" if adapter.official else "PEFT",
+            "sha256": {path.name: sha256(path) for path in (adapter.config_path, adapter.weights_path)},
+        }
+    }
+    with replacing(out) as scratch:
+        save_adapter(scratch / "adapter", model, recipe, facts=facts)
+        del model
+        write_json(scratch / "run.json", {**facts, "moslora": version("moslora")})
+        written = load_adapted(open_adapter(scratch / "adapter"), dtype="float32")
+        found = log_probabilities(written, tokenizer)
+        proof = ImportProof(
+            layers=len(layers), error=_difference(found, expected), effect=_difference(without, expected)
+        )
+        if not proof.error <= TOLERANCE:
+            raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE:g}; nothing was written")
+    return proof
+
+
+def _model_section(adapter: ForeignAdapter, base: str | None) -> dict[str, Any]:
+    """Name and revision of the base: ``base``, or what the settings name."""
+    if base is not None:
+        return {"name": base, "revision": None}
+    return {"name": adapter.config.get("base_model_name_or_path"), "revision": adapter.config.get("revision")}
+
+
+def _our_state(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """The factors under the names that they have here."""
+    state: dict[str, Tensor] = {}
+    for name, (a, m, b) in layers.items():
+        state |= {f"{name}.lora_a": a, f"{name}.lora_b": b}
+        if m is not None:
+            state[f"{name}.mixer.weight"] = m
+    return state
+
+
+@contextmanager
+def _applied(model: nn.Module, layers: Mapping[str, Factors], *, scale: float) -> Iterator[None]:
+    """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to the base's layers, without our adapters."""
+
+    def add(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        weights = [weight for weight in factors if weight is not None]
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = inputs[0]
+            for weight in weights:
+                x = F.linear(x, weight)
+            return output + scale * x
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(add(factors)) for name, factors in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _difference(ours: list[LogProbabilities], theirs: list[LogProbabilities]) -> float:
+    """max |Δ log p| / max |log p| over all prompts, positions and tokens."""
+    differences = [float((one.all - other.all).abs().max()) for one, other in zip(ours, theirs, strict=True)]
+    return max(differences) / max(float(one.all.abs().max()) for one in theirs)
+
+
+def _targets_of_inject(model: nn.Module, adapted: list[str]) -> list[str] | str:
+    """The ``target_modules`` by which `moslora.adapters.inject` finds exactly these layers."""
+    targets = _target_modules(model, adapted)
+    return "|".join(map(re.escape, targets)) if any("." in target for target in targets) else targets

@@ -9,14 +9,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import LoraPair, named_adapters
 from moslora.card import write_card
@@ -27,11 +25,11 @@ from moslora.checkpoint import (
     replacing,
     write_json,
 )
-from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.folded import lora_pairs
 from moslora.locate import weight_files
 from moslora.model import DTYPES, load_base, load_tokenizer
+from moslora.probe import LogProbabilities, log_probabilities
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
@@ -39,28 +37,12 @@ SHARD_BYTES = 10**9
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.03}
 """Largest accepted error of a merged model's log-probabilities, in nats and per position on average."""
 
-PROMPTS = (
-    "Question: Which force pulls a dropped stone to the ground?\nAnswer: gravity",
-    "The kettle was still warm, so she knew that somebody had made tea.",
-    "Below is an instruction that describes a task.\n\n### Response:\nthe correct answer is answer2",
-    "Q: Robin carried the groceries for an old neighbour. How would Robin be described?\nA: kind",
-)
-"""What a merged model is compared on: short, ordinary text, with and without the formats' markers."""
-
-
-class LogProbabilities(NamedTuple):
-    """Of one prompt: ``all`` of shape (length, vocabulary); ``following``, of the tokens that follow, (length - 1,)."""
-
-    all: Tensor
-    following: Tensor
-
-
 WARNING = "; WARNING: that is no more than the rounding of the merge, so keep the adapter or merge in float32"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Merged against adapter model, over all positions of :data:`PROMPTS`.
+    """Merged against adapter model, over all positions of :data:`moslora.probe.PROMPTS`.
 
     Attributes:
         mean_error: mean |Δ log p| of the token that follows, in nats.
@@ -104,11 +86,11 @@ def merge(adapter: Path, *, out: Path) -> Proof:
     section = folder.recipe.model
     tokenizer = load_tokenizer(**section.tokenizer())
     model = load_adapted(folder)
-    adapted = _log_probabilities(model, tokenizer)
+    adapted = log_probabilities(model, tokenizer)
     pairs = lora_pairs(model, path=folder.path)
     for _, layer in named_adapters(model):
         layer.scale = 0.0
-    base = _log_probabilities(model, tokenizer)
+    base = log_probabilities(model, tokenizer)
     del model
     files = weight_files(section.name, revision=section.revision)
     with replacing(out) as scratch:
@@ -122,7 +104,7 @@ def merge(adapter: Path, *, out: Path) -> Proof:
         proof = compare(
             base=base,
             adapted=adapted,
-            merged=_log_probabilities(merged, tokenizer),
+            merged=log_probabilities(merged, tokenizer),
             ratio=ratio,
             dtype=section.dtype,
         )
@@ -170,18 +152,6 @@ def compare(
     if not proof.mean_error <= TOLERANCE[dtype]:
         raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE[dtype]:g}; nothing was written")
     return proof
-
-
-@torch.inference_mode()
-def _log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[LogProbabilities]:
-    """What ``model`` thinks of :data:`PROMPTS`."""
-    encoder = Encoder(tokenizer, max_length=None)
-    found = []
-    for prompt in PROMPTS:
-        ids = torch.tensor([encoder.encode(prompt, "", eos=False).ids])
-        values = model(input_ids=ids).logits[0].float().log_softmax(-1)
-        found.append(LogProbabilities(all=values, following=values[:-1].gather(1, ids[0, 1:, None])[:, 0]))
-    return found
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:

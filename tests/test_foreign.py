@@ -1,0 +1,332 @@
+"""Adapters of others as runs of ours: computed as by their own equations and libraries, or refused whole."""
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from moslora import convert
+from moslora.checkpoint import load_adapted, locate_adapter, open_adapter
+from moslora.convert import export_peft, import_adapter
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.merge import merge
+from moslora.model import load_base
+from reference import OfficialLayer, perturb, token_batch
+
+RANK, ALPHA, TARGETS = 4, 6, ["q_proj", "v_proj", "down_proj"]
+
+OFFICIAL = {
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "enable_lora": None,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "lora_alpha": ALPHA,
+    "lora_dropout": 0.05,
+    "lora_use_mixer": True,
+    "merge_weights": False,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "r": RANK,
+    "target_modules": TARGETS,
+    "task_type": "CAUSAL_LM",
+}
+"""Every setting of the repository's LoraConfig (``commonsense_reasoning/peft/src/peft/tuners/lora.py``)."""
+
+Altered = Callable[[dict[str, Any], dict[str, Tensor]], object]
+
+
+def fresh(world: Path) -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
+
+
+def official_model(world: Path) -> tuple[LlamaForCausalLM, dict[str, Tensor]]:
+    """The base with the repository's layers in it, M far from symmetric, and the weights as its PEFT names them."""
+    model = fresh(world)
+    generator = torch.Generator().manual_seed(5)
+    state = {}
+    for name, base in list(model.named_modules()):
+        if not name.endswith(tuple(TARGETS)):
+            continue
+        assert isinstance(base, nn.Linear)
+        shapes = {"a": (RANK, base.in_features), "m": (RANK, RANK), "b": (base.out_features, RANK)}
+        factors = {key: torch.randn(shape, generator=generator) / shape[1] ** 0.5 for key, shape in shapes.items()}
+        layer = OfficialLayer(base, **factors, scaling=ALPHA / RANK)
+        perturb([layer.lora_A.weight, layer.lora_AB.weight, layer.lora_B.weight])
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+        for part in ("lora_A", "lora_AB", "lora_B"):
+            weight = layer.get_submodule(part).weight
+            state[f"base_model.model.{name}.{part}.weight"] = weight.detach().clone()
+    assert len(state) == 18
+    return model, state
+
+
+def write_source(
+    folder: Path, config: dict[str, Any], state: dict[str, Tensor], *, file: str = "adapter_model.bin"
+) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save = save_file if file.endswith(".safetensors") else torch.save
+    save(state, folder / file)
+    return folder
+
+
+@torch.inference_mode()
+def logits(model: nn.Module) -> Tensor:
+    return model(token_batch(model)).logits  # type: ignore[arg-type]
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return float((one - other).abs().max() / other.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("file", ["adapter_model.bin", "adapter_model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("default", [False, True], ids=["peft-0.3", "named-default"])
+def test_an_official_checkpoint_computes_what_its_layers_do(
+    world: Path, tmp_path: Path, file: str, default: bool
+) -> None:
+    model, state = official_model(world)
+    if default:
+        state = {key.replace(".weight", ".default.weight"): value for key, value in state.items()}
+    source = write_source(tmp_path / "source", OFFICIAL, state, file=file)
+    if file == "pytorch_model.bin":  # a trainer's checkpoint: its settings lie in the folder above
+        (source / "checkpoint-200").mkdir()
+        shutil.move(source / file, source / "checkpoint-200")
+        source = source / "checkpoint-200"
+    run = tmp_path / "run"
+    proof = import_adapter(source, out=run, base=str(world / "model"))
+    assert proof.layers == 6 and proof.error <= 1e-5 and proof.effect > 0.05
+    folder = open_adapter(locate_adapter(run))
+    expected = logits(model)
+    assert close(logits(load_adapted(folder, dtype="float32")), expected)
+    assert not close(logits(fresh(world)), expected)
+    recipe = folder.recipe
+    assert (recipe.name, recipe.data.format, recipe.evaluation.protocol) == (source.name, "llm-adapters", "rank")
+    assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (RANK, ALPHA, 0.05)
+    assert recipe.adapter.mixer.kind == "dense" and set(recipe.adapter.target_modules) == set(TARGETS)
+
+
+def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) -> None:
+    model, state = official_model(world)
+    source = write_source(tmp_path / "source", {**OFFICIAL, "base_model_name_or_path": str(world / "model")}, state)
+    run = tmp_path / "runs" / "run"
+    import_adapter(source, out=run, dtype="float32")
+    expected = logits(model)
+    merge(run / "adapter", out=run / "merged")
+    assert close(logits(AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32).eval()), expected)
+    export_peft(run / "adapter", out=run / "peft")
+    assert close(logits(peft.PeftModel.from_pretrained(fresh(world), run / "peft").eval()), expected)
+    for folder in ("merged", "peft"):
+        assert "Imported from MoSLoRA's format: `adapter_config.json`" in (run / folder / "README.md").read_text()
+    target = open_target(str(run), runs=tmp_path / "runs")
+    results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"), say=str)
+    assert results.tasks["obqa"].n == 20 and where == run / "eval" / "rank-llm-adapters-float32"
+    import_adapter(run / "peft", out=tmp_path / "again")
+    assert close(logits(load_adapted(open_adapter(tmp_path / "again" / "adapter"), dtype="float32")), expected)
+
+
+PEFT = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "one layer": {"layers_to_transform": [1], "layers_pattern": "layers"},
+    "a pattern": {"target_modules": r".*\.1\.(self_attn\.k_proj|mlp\.up_proj)"},
+    "all but": {"exclude_modules": ["model.layers.0.self_attn.q_proj"]},
+}
+
+
+@pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("kind", PEFT)
+def test_a_stock_peft_adapter_computes_what_peft_does(
+    world: Path, tmp_path: Path, kind: str, safetensors: bool
+) -> None:
+    config = peft.LoraConfig(
+        **{"target_modules": TARGETS, **PEFT[kind]}, r=3, lora_alpha=5, lora_dropout=0.1, task_type="CAUSAL_LM"
+    )
+    theirs = peft.get_peft_model(fresh(world), config)
+    perturb(p for name, p in theirs.named_parameters() if "lora_" in name)
+    theirs.save_pretrained(tmp_path / "source")
+    if not safetensors:
+        file = tmp_path / "source" / "adapter_model.safetensors"
+        torch.save(load_file(file), tmp_path / "source" / "adapter_model.bin")
+        file.unlink()
+    import_adapter(tmp_path / "source", out=tmp_path / "run")
+    folder = open_adapter(tmp_path / "run" / "adapter")
+    expected = logits(theirs.eval())
+    assert close(logits(load_adapted(folder, dtype="float32")), expected)
+    assert not close(logits(fresh(world)), expected)
+    assert folder.recipe.adapter.mixer.kind == "identity" and folder.recipe.data.format == "label"
+
+
+LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
+
+
+def setting(**values: object) -> Altered:
+    return lambda config, state: config.update(values)
+
+
+def without(*parts: str, layer: str = LAYER) -> Altered:
+    return lambda config, state: [state.pop(f"{layer}.{part}.weight") for part in parts]
+
+
+def renamed(old: str, new: str) -> Altered:
+    return lambda config, state: state.update({f"{LAYER}.{new}": state.pop(f"{LAYER}.{old}")})
+
+
+def weight(part: str, change: Callable[[Tensor], Tensor]) -> Altered:
+    return lambda config, state: state.update({f"{LAYER}.{part}.weight": change(state[f"{LAYER}.{part}.weight"])})
+
+
+def no_mixer(config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    for key in [key for key in state if "lora_AB" in key]:
+        del state[key]
+
+
+REFUSED: dict[str, tuple[Altered, str]] = {
+    "bias": (setting(bias="lora_only"), "bias = 'lora_only': not supported: trained biases"),
+    "modules_to_save": (setting(modules_to_save=["embed_tokens"]), "modules_to_save"),
+    "dora": (setting(use_dora=True), "use_dora = True: not supported"),
+    "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "one rank for all layers"),
+    "alpha_pattern": (setting(alpha_pattern={"q_proj": 8}), "one scale for all layers"),
+    "fan_in_fan_out": (setting(fan_in_fan_out=True), "fan_in_fan_out = True"),
+    "merged linear": (setting(enable_lora=[True, False, True]), "enable_lora"),
+    "pissa": (setting(init_lora_weights="pissa"), "may change the base's weights"),
+    "what is not known": (setting(use_magic=1), "use_magic = 1: not supported: moslora does not know"),
+    "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': wants 'LORA'"),
+    "no rank": (setting(r=None), "r = None: wants a positive whole number"),
+    "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: wants a positive number"),
+    "broken pattern": (setting(target_modules="(q_proj"), "target_modules = '(q_proj': wants a list of names, or"),
+    "another rank": (setting(r=5), r"q_proj.lora_AB: shape (4, 4), but r and the base make it (5, 5)"),
+    "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "down_proj: has weights, but adapter_config.json"),
+    "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it, but it has"),
+    "a mixer that is not said": (setting(lora_use_mixer=False), "has lora_AB, but adapter_config.json no"),
+    "a mixer that is not there": (no_mixer, "no lora_AB, but adapter_config.json has lora_use_mixer = true"),
+    "a mixer on some layers": (without("lora_AB"), "lora_AB is missing on 1 of 6 layers"),
+    "A without B": (without("lora_B"), "q_proj: lora_B is missing beside its lora_A, lora_AB"),
+    "B without A": (without("lora_A"), "q_proj: lora_A is missing beside its lora_AB, lora_B"),
+    "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "q_proj: adapter_config.json adapts it, but"),
+    "a renamed key": (renamed("lora_AB.weight", "lora_ab.weight"), "lora_ab.weight: no weight of a LoRA layer"),
+    "another adapter's key": (renamed("lora_A.weight", "lora_A.other.weight"), "lora_A.other.weight: no weight of"),
+    "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: no weight of a"),
+    "a key twice": (
+        lambda c, s: s.update({f"{LAYER}.lora_A.default.weight": torch.ones(4, 48)}),
+        "lora_A.default.weight: comes twice",
+    ),
+    "another shape": (weight("lora_B", lambda b: b.T.contiguous()), "q_proj.lora_B: shape (4, 48), but r and the"),
+    "nan": (weight("lora_AB", lambda m: m * float("nan")), "q_proj.lora_AB.weight: holds NaN"),
+    "whole numbers": (weight("lora_AB", lambda m: m.to(torch.int32)), "q_proj.lora_AB.weight: holds NaN, infinities"),
+    "an empty adapter": (lambda c, s: s.clear(), "no LoRA weight in it"),
+    "no base": (setting(base_model_name_or_path=None), "names no base model; name it with --base"),
+    "a base that is gone": (
+        setting(base_model_name_or_path="/gone"),
+        "/gone: no such folder (adapter_config.json names",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_wholly_understood_is_refused(world: Path, tmp_path: Path, case: str) -> None:
+    alter, message = REFUSED[case]
+    config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
+    state = official_model(world)[1]
+    alter(config, state)
+    source = write_source(tmp_path / "source", config, state)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        import_adapter(source, out=tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
+    theirs = peft.get_peft_model(fresh(world), peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    theirs.save_pretrained(tmp_path / "source")
+    with pytest.raises(UsageError, match="lm_head: the output layer"):
+        import_adapter(tmp_path / "source", out=tmp_path / "run")
+
+
+def test_all_faults_come_at_once(world: Path, tmp_path: Path) -> None:
+    config = {**OFFICIAL, "use_dora": True, "bias": "all", "base_model_name_or_path": str(world / "model")}
+    state = official_model(world)[1]
+    without("lora_B")(config, state)
+    weight("lora_A", lambda a: a[:, :-1].contiguous())(config, state)
+    with pytest.raises(UsageError) as refused:
+        import_adapter(write_source(tmp_path / "source", config, state), out=tmp_path / "run")
+    assert len(str(refused.value).splitlines()) == 4
+
+
+class Trap:
+    """A pickle that writes a file when it is opened by a reader that runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return Path.write_text, (self.path, "run")  # type: ignore[return-value]
+
+
+def test_code_in_a_pickle_is_not_run(world: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    state = {**official_model(world)[1], "trap": Trap(ran)}
+    config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
+    source = write_source(tmp_path / "source", config, state)  # type: ignore[arg-type]
+    with pytest.raises(MosloraError, match="refused, nothing of it was run: it holds more than tensors") as refused:
+        import_adapter(source, out=tmp_path / "run")
+    assert refused.value.exit_code == 1 and len(str(refused.value).splitlines()) == 1
+    (source / "adapter_model.bin").write_bytes(pickle.dumps(Trap(ran)))  # not even torch's container
+    with pytest.raises(MosloraError, match="refused, nothing of it was run"):
+        import_adapter(source, out=tmp_path / "run")
+    assert not ran.exists() and not (tmp_path / "run").exists()
+    torch.load(write_source(tmp_path / "other", config, state) / "adapter_model.bin", weights_only=False)  # type: ignore[arg-type]
+    assert ran.read_text() == "run", "the trap works"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"text"], ids=["empty", "torn", "text"])
+def test_files_that_are_none_are_said(world: Path, tmp_path: Path, content: bytes) -> None:
+    source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
+    (source / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(MosloraError, match=r"adapter_model.bin: (refused|cannot be read)") as refused:
+        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+    assert len(str(refused.value).splitlines()) == 1
+    torch.save([1, 2], source / "adapter_model.bin")
+    with pytest.raises(MosloraError, match="holds no dictionary of tensors"):
+        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+    (source / "adapter_model.bin").unlink()
+    with pytest.raises(UsageError, match="so no LoRA adapter"):
+        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+
+
+def transposed(state: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    return lambda layers: {k: v.T.contiguous() if "mixer" in k else v for k, v in state(layers).items()}
+
+
+def test_a_wrong_import_is_refused_and_leaves_nothing(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M read as its transpose, which has the right shape: the proof sees it."""
+    source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
+    monkeypatch.setattr(convert, "_our_state", transposed(convert._our_state))
+    with pytest.raises(MosloraError, match=r"beyond the tolerance of 1e-05; nothing was written"):
+        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_float16_weights_and_a_folder_in_use(world: Path, tmp_path: Path) -> None:
+    state = {key: value.half() for key, value in official_model(world)[1].items()}
+    source = write_source(tmp_path / "source", OFFICIAL, state)
+    with pytest.raises(UsageError, match="not empty"):
+        import_adapter(source, out=source, base=str(world / "model"))
+    import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+    weights = open_adapter(tmp_path / "run" / "adapter").weights()
+    m = weights[f"{LAYER.removeprefix('base_model.model.')}.mixer.weight"]
+    assert m.dtype == torch.float32 and m.equal(state[f"{LAYER}.lora_AB.weight"].float())
+    assert load_base(name=str(world / "model"), dtype="float32").dtype == torch.float32
