@@ -33,6 +33,10 @@ Source = Annotated[
 ]
 Task = Annotated[str | None, typer.Option("--task", help="Of a task gate: the one task that the result is for.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
+Push = Annotated[
+    str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to this repository on the hub.")
+]
+Public = Annotated[bool, typer.Option("--public", help="With --push: for everybody to see. [default: private]")]
 
 
 @app.command()
@@ -116,15 +120,19 @@ def evaluate(
 def merge(
     run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
     out: Out = None,
+    push: Push = None,
+    public: Public = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
     from moslora.checkpoint import locate_adapter, run_folder
     from moslora.merge import merge as merge_adapter
 
+    _check_push(push, public)
     adapter = locate_adapter(run)
     out = out or run_folder(adapter) / "merged"
     print(merge_adapter(adapter, out=out))
     print(f"written to {out}")
+    _push(out, push, public)
 
 
 @app.command()
@@ -136,6 +144,8 @@ def export(
         bool, typer.Option("--compact", help="Leave out rows that are zero, such as those AdaLoRA dropped.")
     ] = False,
     out: Out = None,
+    push: Push = None,
+    public: Public = False,
 ) -> None:
     """Write the adapter in the format of another library."""
     from moslora.checkpoint import locate_adapter, run_folder
@@ -143,9 +153,11 @@ def export(
 
     if format != "peft":
         raise UsageError(f"--format {format}: moslora exports to peft")
+    _check_push(push, public)
     adapter = locate_adapter(run)
     out = export_peft(adapter, out=out or run_folder(adapter) / "peft", task=task, compact=compact)
     print(f"written to {out}")
+    _push(out, push, public)
 
 
 @app.command("import")
@@ -242,6 +254,19 @@ def show(
             loss_on=loss_on,
         )
     )
+
+
+def _check_push(repo: str | None, public: bool) -> None:
+    from moslora.publish import check_repository
+
+    check_repository(repo, public=public)
+
+
+def _push(folder: Path, repo: str | None, public: bool) -> None:
+    from moslora.publish import push
+
+    if repo is not None:
+        print(f"uploaded to {push(folder, repo, public=public)}")
 
 
 def _load_recipe(name: str, overrides: list[str] | None) -> "Recipe":
