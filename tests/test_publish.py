@@ -107,7 +107,7 @@ def test_every_no_has_its_line_and_the_folder_stays(
     code, said, err = run(capsys, "export", trained, "--out", out, "--push", "me/mine")
     assert code == 1 and f"written to {out}" in said and "uploaded" not in said
     assert len(err.splitlines()) == 1 and message in err
-    assert err.rstrip().endswith(f"{out} is whole and stays; upload it later: hf upload me/mine {out}")
+    assert err.rstrip().endswith(f"{out} is whole and stays; upload it later: hf upload me/mine {out} --private")
     assert not made.files and (out / "adapter_model.safetensors").is_file()
 
 

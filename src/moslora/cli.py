@@ -117,6 +117,39 @@ def evaluate(
 
 
 @app.command()
+def ask(
+    target: Annotated[str, typer.Argument(help="A run, an adapter folder, a model folder or a hub id.")],
+    question: Annotated[str | None, typer.Option(help="The question. [default: read from the terminal]")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="One of its options; give two or more.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Whose prompt. [default: boolq for yes and no or true and false, else arc_easy]"),
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="rank or cloze. [default: the run's]")] = None,
+    format: Annotated[str | None, typer.Option(help="label, llm-adapters or cloze. [default: the run's]")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+) -> None:
+    """Answer a question of yours: its options with their probabilities, the likeliest first.
+
+    Without --question it is read, a line, then the options, one a line, up to an empty line. It is put as a question of
+    ARC is (Question: …, with any number of options), or of BoolQ (yes or no). Any other set's prompt is had by --task:
+    winogrande's sentence has a _ where the options go, hellaswag's text begins with its activity and a colon.
+    """
+    from moslora.evaluation.ask import ask as ask_target
+    from moslora.evaluation.ask import read_typed
+    from moslora.evaluation.target import open_target
+
+    opened = open_target(target, base=base, dtype=dtype, runs=RUNS)
+    if question is None or (not option and task != "boolq"):
+        question, option = read_typed(sys.stdin, question=question, options=option or ())
+    answers = ask_target(opened, question=question, options=option or (), task=task, protocol=protocol, format=format)
+    print(answers)
+    for answer in answers.options:
+        print(f"{answer.probability:7.1%}  log p {answer.log_probability:8.3f}  {answer.option}")
+
+
+@app.command()
 def merge(
     run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
     out: Out = None,

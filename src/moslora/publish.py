@@ -44,7 +44,8 @@ def push(folder: Path, repo: str, *, public: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    later = f"{folder} is whole and stays; upload it later: hf upload {repo} {folder}"
+    visibility = "" if public else " --private"
+    later = f"{folder} is whole and stays; upload it later: hf upload {repo} {folder}{visibility}"
     api = HfApi()
     try:
         address = str(api.create_repo(repo, private=not public, exist_ok=True))

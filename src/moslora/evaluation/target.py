@@ -129,7 +129,7 @@ def evaluate_target(
         UsageError: the format's answers cannot be read by the protocol, or the folder holds something else.
     """
     section = target.evaluation
-    protocol, format = _reading(target, protocol, format)
+    protocol, format = reading(target, protocol, format)
     if beams is not None and protocol != "generate":
         raise UsageError(f"--beams {beams}: protocol {protocol} generates nothing; leave it out")
     tasks = tasks or section.tasks
@@ -168,7 +168,7 @@ def _meant_as_run(path: Path, runs: Path) -> bool:
     return path.parent == runs
 
 
-def _reading(target: Target, protocol: str | None, format: str | None) -> tuple[str, str]:
+def reading(target: Target, protocol: str | None, format: str | None) -> tuple[str, str]:
     """Protocol and format that go together, completed from each other and from the target."""
     if format is not None and format not in FORMATS:
         raise UsageError(f"--format {format}: none of {', '.join(FORMATS)}")

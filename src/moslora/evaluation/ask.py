@@ -1,0 +1,162 @@
+"""A question typed in, scored as `moslora.evaluation.run` scores the sets' own.
+
+    probability_j = exp(s_j) / Σ_i exp(s_i)
+
+s is what decides under the protocol: an option's log-probability (``rank``, of its label), or that of its text per
+character (``cloze``), so that the likeliest option is the one that ``moslora eval`` would count as the answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TextIO
+
+import torch
+
+from moslora.data.encode import Encoder
+from moslora.errors import UsageError
+from moslora.evaluation.predictions import Prediction
+from moslora.evaluation.run import make_scorer
+from moslora.evaluation.target import Target, reading
+from moslora.model import load_tokenizer
+from moslora.tasks import Example, resolve_tasks
+
+TRUTHS = (("true", "false"), ("yes", "no"))
+"""The options of a question of BoolQ's kind, in its order."""
+
+
+class Answer(NamedTuple):
+    """An option, its probability among the options, and its log-probability in nats, of label or whole text."""
+
+    option: str
+    probability: float
+    log_probability: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The options, the likeliest first, and how they were scored."""
+
+    options: tuple[Answer, ...]
+    prediction: Prediction
+    protocol: str
+    format: str
+
+    def __str__(self) -> str:
+        of = "option's text, per character" if self.prediction.characters else "option's label"
+        cut = "; the question is longer than max_length, so its beginning was cut" if self.prediction.truncated else ""
+        return (
+            f"protocol {self.protocol}, format {self.format}, asked as {self.prediction.task}; probability: softmax of"
+            f" the log-probability of the {of}{cut}"
+        )
+
+
+def ask(
+    target: Target,
+    *,
+    question: str,
+    options: Sequence[str],
+    task: str | None = None,
+    protocol: str | None = None,
+    format: str | None = None,
+) -> Answers:
+    """Scores the options of one question.
+
+    Args:
+        target: the model.
+        question: see :func:`as_example`.
+        options: see :func:`as_example`.
+        task: see :func:`as_example`.
+        protocol: ``rank`` or ``cloze``; ``None`` for the target's own, and for rank where that is generate.
+        format: of the prompt; ``None`` for the target's own.
+
+    Raises:
+        UsageError: no question that can be asked, or protocol generate, which has no probabilities.
+        MosloraError: the protocol cannot score these options.
+    """
+    example, names = as_example(question, options, task=task)
+    if protocol == "generate":
+        raise UsageError("--protocol generate: writes a text and has no probabilities; take rank")
+    protocol, rendered = reading(target, protocol, format)
+    protocol = "rank" if protocol == "generate" else protocol  # both read the formats with labels
+    if format is None and rendered == "cloze-passage":
+        rendered = "cloze"  # the same but for BoolQ's passage, which a typed question has not
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = make_scorer(
+        protocol,
+        model=target.load(device),
+        encoder=Encoder(load_tokenizer(**target.model.tokenizer()), max_length=target.max_length),
+        format=rendered,
+        batch_size=target.evaluation.batch_size,
+        beams=1,
+    )
+    with torch.inference_mode():
+        (prediction,) = scorer.score([example])
+    probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
+    answers = map(Answer, names, probabilities, prediction.scores)
+    best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: of equals the first, as in eval
+    return Answers(tuple(best_first), prediction, protocol, rendered)
+
+
+def as_example(question: str, options: Sequence[str], *, task: str | None = None) -> tuple[Example, tuple[str, ...]]:
+    """A question in the shape of one of the sets', and its options as they were typed, in the order of its choices.
+
+    Args:
+        question: in the task's own shape: WinoGrande's has a "_", HellaSwag's begins with its activity and ": ".
+        options: two or more; for BoolQ true and false, yes and no, or none.
+        task: whose prompt; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
+
+    Raises:
+        UsageError: what is missing, or does not fit the task.
+    """
+    question, options = question.strip(), [option.strip() for option in options]
+    if not question:
+        raise UsageError("the question is empty; give it by --question, or type it")
+    if not all(options):
+        raise UsageError("an option is empty; leave it out, or fill it in")
+    if len(set(options)) < len(options):
+        raise UsageError(f"an option comes twice among {', '.join(options)}; leave one out")
+    truths = [option.lower() for option in options]
+    order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
+    if task is None:
+        task = "boolq" if order else "arc_easy"
+    elif len(resolve_tasks(task)) > 1:
+        raise UsageError(f"--task {task}: a question is asked in the way of one task; name one")
+    (task,) = resolve_tasks(task)
+    if task == "boolq":
+        if options and order is None:
+            raise UsageError(
+                "task boolq: its options are yes and no, or true and false; leave them out, or name a task"
+            )
+        names = tuple(options[truths.index(word)] for word in order) if order else TRUTHS[0]
+        return Example("question", task, question.rstrip("? "), TRUTHS[0], 0), names
+    if len(options) < 2:
+        raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one a line")
+    context = None
+    if task == "winogrande" and question.count("_") != 1:
+        raise UsageError("task winogrande: the sentence needs one _, where the options go")
+    if task == "hellaswag":
+        context, found, question = question.partition(": ")
+        if not found:
+            raise UsageError("task hellaswag: the text begins with its activity and a colon, as in 'Baking: She takes'")
+    return Example("question", task, question, tuple(options), 0, context), tuple(options)
+
+
+def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:
+    """What was not given is read: the question, a line; the options, one a line up to an empty one or the end.
+
+    A person at a terminal is told what to type.
+    """
+
+    def line(prompt: str) -> str:
+        if stream.isatty():
+            print(prompt, end="", flush=True)
+        try:
+            return stream.readline().strip()
+        except UnicodeDecodeError:
+            raise UsageError("what was typed is no UTF-8 text") from None
+
+    asked = line("question: ") if question is None else question
+    given = list(options)
+    while asked and not options and (option := line(f"option {len(given) + 1} (none: done): ")):
+        given.append(option)
+    return asked, given
