@@ -188,10 +188,10 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error: ")[2].splitlines() or ["not a pickle of tensors"]
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise MosloraError(
-            f"{path}: refused, nothing of it was run: it holds more than tensors ({reason[0].strip()}); save the"
-            " weights as safetensors"
+            f"{path}: refused, nothing of it was run: it holds more than tensors"
+            f" ({named[1] if named else 'no pickle that torch knows'}); save the weights as safetensors"
         ) from None
     except Exception as error:  # broken bytes end the reader in whatever way they lead it
         raise MosloraError(f"{path}: cannot be read ({type(error).__name__}); is the file whole?") from None
