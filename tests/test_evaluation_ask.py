@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from moslora.evaluation import evaluate
 from moslora.evaluation.ask import as_example, ask, read_typed
 from moslora.evaluation.target import open_target
 from moslora.model import load_tokenizer
+from moslora.recipe import Recipe
 from moslora.tasks import Example
+from moslora.training import train_recipe
 from test_cli import run
 
 SHAPES = {
@@ -73,6 +76,23 @@ def test_an_adapter_a_base_and_a_model_answer_each_for_itself(trained: Path, wor
     model = ask(open_target(str(world / "model"), dtype="float32"), **asked, format="label")
     assert tuned.prediction.scores != base.prediction.scores == model.prediction.scores
     assert {(a.protocol, a.format, a.prediction.task) for a in (tuned, base, model)} == {("rank", "label", "arc_easy")}
+
+
+def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    overrides = ("training.epochs=1", "training.learning_rate=0.1", "adapter.mixer={kind: task-gate, experts: 2}")
+    train_recipe(recipe(*overrides), out=tmp_path / "run")
+    target = open_target(str(tmp_path / "run"))
+    scores = []
+    for task in ("arc_easy", "obqa"):  # one template for both, so that the gate alone tells them apart
+        example = replace(make_examples("obqa", 1)[0], task=task)
+        found = ask(target, question=example.question, options=example.choices, task=task).prediction.scores
+        model = load_adapted(open_adapter(tmp_path / "run" / "adapter"))
+        (expected,) = evaluate(
+            model, tokenizer(), {task: [example]}, protocol="rank", format="label", max_length=target.max_length
+        ).predictions
+        assert found == expected.scores
+        scores.append(found)
+    assert scores[0] != scores[1]
 
 
 def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained: Path) -> None:

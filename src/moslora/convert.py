@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters import inject, load_adapter_state_dict
+from moslora.adapters import inject
 from moslora.card import public_name, write_card
 from moslora.checkpoint import load_adapted, open_adapter, refuse_used, replacing, save_adapter, write_json
 from moslora.data.fetch import sha256
@@ -180,8 +180,7 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
     without = log_probabilities(model, tokenizer)
     with _applied(model, layers, scale=adapter.scale):
         expected = log_probabilities(model, tokenizer)
-    inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
-    load_adapter_state_dict(model, _our_state(layers))
+    inject(model, **recipe.adapter.model_dump(), state=_our_state(layers))
     facts = {
         "imported": {
             "format": "MoSLoRA" if adapter.official else "PEFT",

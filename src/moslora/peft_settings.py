@@ -38,7 +38,7 @@ _UNSUPPORTED = {
     "fan_in_fan_out": "transposed base weights are not supported",
     "modules_to_save": "whole modules were trained beside the adapter, and moslora keeps none",
     "rank_pattern": "moslora has one rank for all layers",
-    "use_dora": "DoRA's column norms are no part of B · M · A",
+    "use_dora": "DoRA's magnitudes are no part of B · M · A",
 }
 """Settings that are refused unless they are off, and why. One that is listed nowhere is refused likewise."""
 

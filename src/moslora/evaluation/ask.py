@@ -15,7 +15,7 @@ import torch
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.run import make_scorer
+from moslora.evaluation.run import make_scorer, name_task
 from moslora.evaluation.target import Target, reading
 from moslora.model import load_tokenizer
 from moslora.tasks import Example, resolve_tasks
@@ -80,10 +80,11 @@ def ask(
     protocol = "rank" if protocol == "generate" else protocol  # both read the formats with labels
     if format is None and rendered == "cloze-passage":
         rendered = "cloze"  # the same but for BoolQ's passage, which a typed question has not
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = target.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    name_task(model, example.task)
     scorer = make_scorer(
         protocol,
-        model=target.load(device),
+        model=model,
         encoder=Encoder(load_tokenizer(**target.model.tokenizer()), max_length=target.max_length),
         format=rendered,
         batch_size=target.evaluation.batch_size,

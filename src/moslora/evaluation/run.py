@@ -111,14 +111,14 @@ def evaluate(
     journal = Journal(out, settings)
     with torch.inference_mode():
         for task, task_blocks in plan.items():
-            _name_task(model, task)
+            name_task(model, task)
             _score_task(task, task_blocks, scorer=scorer, journal=journal, progress=progress)
         predictions = [journal.predictions[e.id] for part in plan.values() for b in part for e in b.wanted]
         drifts = None
         if batched:
             drifts = {}
             for task, part in plan.items():
-                _name_task(model, task)
+                name_task(model, task)
                 drifts[task] = _drift(scorer, part, journal)
     results = summarise(settings, predictions, limit=limit, drifts=drifts)
     journal.finish(results)
@@ -194,7 +194,7 @@ def _score_task(
             progress(task, done, total)
 
 
-def _name_task(model: PreTrainedModel, task: str) -> None:
+def name_task(model: PreTrainedModel, task: str) -> None:
     """Tells the mixers that route by it which task is scored."""
     describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))
 
