@@ -2,6 +2,7 @@
 #
 #   make quickstart    install, then train, score and merge a small real model
 #   make test          install with the development tools, then run the tests
+#   make proof         the figures and tables of docs/proof.md, computed anew
 #   make setup         only the installation of `make test`
 #   make lint          style, types and the import contract
 #
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test setup lint
+.PHONY: quickstart test proof setup lint
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -20,6 +21,9 @@ quickstart: $(VENV)/installed
 # The heavy tests hold a model each: two workers fit a small machine, with a thread each so as not to wait for each other.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+proof: $(VENV)/installed-plots
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/proof.py
 
 setup: $(VENV)/installed-dev
 
@@ -38,6 +42,11 @@ $(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "Installing moslora with its development tools into $(VENV); torch is large, so this takes some minutes the first time"
 	$(PIP) install -e '.[dev]'
+	@touch $(VENV)/installed $@
+
+$(VENV)/installed-plots: pyproject.toml | $(VENV)/pyvenv.cfg
+	@echo "Installing moslora with matplotlib into $(VENV); torch is large, so this takes some minutes the first time"
+	$(PIP) install -e '.[plots]'
 	@touch $(VENV)/installed $@
 
 $(VENV)/pyvenv.cfg:

@@ -1,0 +1,156 @@
+"""What is held against what: mixers against LoRA or one another, butterflies against their twins."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from moslora.adapters import ButterflyMixer
+from trajectories import (
+    RANK,
+    Start,
+    Trajectory,
+    dense,
+    distance,
+    draw_a,
+    draw_kaiming,
+    draw_orthogonal,
+    draw_signed_permutation,
+    folded,
+    lora,
+    loss,
+    train,
+)
+from update_rules import Rule
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A mixer and what it is held against, under the same rule but for A's learning rate times ``rate_a``."""
+
+    label: str
+    start: Start
+    twin: Start
+    rate_a: float = 1.0
+
+    def distances(self, rule: Rule) -> Tensor:
+        """After each step; shape ``(STEPS,)``."""
+        return distance(train(self.start, rule), train(self.twin, replace(rule, rate_a=self.rate_a)))
+
+
+@cache
+def comparisons() -> dict[str, Comparison]:
+    """Mixers against LoRA from Â = M · A where the label says nothing else."""
+    a, wide = draw_a(), draw_a(RANK + 2)
+    q, p, kaiming = draw_orthogonal(), draw_signed_permutation(), draw_kaiming()
+    double = tuple(2 * m for m in q)
+    rows = tuple(m[:RANK] for m in draw_orthogonal(RANK + 2))
+    half = tuple(m[:, : RANK // 2] @ k[: RANK // 2] for m, k in zip(q, draw_orthogonal(seed=5), strict=True))
+    eyes = identities()
+
+    def against_lora(label: str, start: Start, rate_a: float = 1.0) -> Comparison:
+        return Comparison(label, start, folded(start), rate_a)
+
+    return {
+        "Q": against_lora("orthogonal Q, fixed", dense(a, q, learned=False)),
+        "Q or none": Comparison("orthogonal Q, fixed; LoRA from A itself", dense(a, q, learned=False), lora(a)),
+        "P": against_lora("signed permutation P, fixed", dense(a, p, learned=False)),
+        "R": against_lora(f"orthonormal rows R ({RANK} × {RANK + 2}), fixed", dense(wide, rows, learned=False)),
+        "half": against_lora("singular values 1, 1, 0, 0, fixed", dense(a, half, learned=False)),
+        "2Q rated": against_lora("2Q, fixed; LoRA with 4 × the rate of A", dense(a, double, learned=False), 4.0),
+        "2Q": against_lora("2Q, fixed", dense(a, double, learned=False)),
+        "K": against_lora("Kaiming K, fixed", dense(a, kaiming, learned=False)),
+        "Q learned": against_lora("orthogonal, learned", dense(a, q, learned=True)),
+        "I learned": against_lora("identity, learned", dense(a, eyes, learned=True)),
+        "K learned": against_lora("Kaiming, learned", dense(a, kaiming, learned=True)),
+        "Q or I learned": Comparison(
+            "orthogonal against identity, both learned",
+            dense(a, q, learned=True),
+            dense(a, eyes, learned=True),
+        ),
+    }
+
+
+def identities() -> tuple[Tensor, ...]:
+    return tuple(torch.eye(RANK, dtype=torch.float64) for _ in draw_a())
+
+
+def butterfly(*, normalize: bool) -> Start:
+    """Two-subspace mixing of rank 2 · RANK; normalised, M is halved."""
+    a = draw_a(2 * RANK)
+    return Start(a, tuple(ButterflyMixer(rank=len(factor), normalize=normalize) for factor in a))
+
+
+def half_rank(start: Start, *, normalize: bool) -> Start:
+    """The butterfly's twin of rank RANK: from A₁ + A₂; normalised, from (A₁ + A₂) / √2."""
+    return folded(start, gain=2**0.5 if normalize else 1.0)
+
+
+def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
+    """The rule under which the twin takes the butterfly's steps.
+
+    Either half of a factor sees ``scale`` times the twin's gradient, and the sum of both counts ``scale`` times in the
+    twin's factor. An update that does not know the gradient's size passes the first of these by. Muon's polar factor
+    of two equal halves is either half's over √2.
+    """
+    scale = 2**-0.5 if normalize else 1.0
+    rate = 2 * scale * (scale if rule.kind == "sgd" else 1) * (2**-0.5 if rule.kind == "muon" else 1)
+    return replace(
+        rule,
+        lr=rule.lr * rate,
+        decay=rule.decay / rate,
+        eps=rule.eps / scale,
+        clip_norm=rule.clip_norm / (2**0.5 * scale),
+        clip_value=rule.clip_value / scale,
+    )
+
+
+def butterfly_distances(rule: Rule, *, normalize: bool) -> tuple[Tensor, Tensor]:
+    """The butterfly against LoRA of half its rank: under the twin's rule, and under its own; ``(STEPS,)`` each."""
+    start = butterfly(normalize=normalize)
+    path, twin = train(start, rule), half_rank(start, normalize=normalize)
+    other, same = (train(twin, choice) for choice in (twin_rule(rule, normalize=normalize), rule))
+    return distance(path, other), distance(path, same)
+
+
+def smallest_growth(trajectory: Trajectory, start: Start) -> Tensor:
+    """eig_min(M Mᵀ − M₀ M₀ᵀ) after each step, the smaller of the layers'; shape ``(steps,)``."""
+    first = [mixer.matrix().detach() for mixer in start.mixers]
+    growth = [
+        torch.stack([layer.m @ layer.m.T - m @ m.T for layer, m in zip(layers, first, strict=True)])
+        for layers in trajectory.layers
+    ]
+    return torch.linalg.eigvalsh(torch.stack(growth)).amin((1, 2))
+
+
+def drift(trajectory: Trajectory, start: Start) -> Tensor:
+    """‖(BᵀB − M Mᵀ) − (its start)‖ after each step, Frobenius over both layers; shape ``(steps,)``."""
+    first = [mixer.matrix().detach() for mixer in start.mixers]
+    changes = [
+        torch.stack([s.b.T @ s.b - s.m @ s.m.T + m @ m.T for s, m in zip(layers, first, strict=True)])
+        for layers in trajectory.layers
+    ]
+    return torch.stack(changes).flatten(1).norm(dim=1)
+
+
+def start_matters(rule: Rule, *, draws: int, after: tuple[int, ...]) -> dict[int, tuple[float, float]]:
+    """Loss of a learned mixer from an orthogonal start minus that from the identity, over draws of A and Q.
+
+    Args:
+        draws: pairs; both of a pair share A.
+        after: the steps at which the loss is taken.
+
+    Returns:
+        For each of these steps the mean of the differences and its standard error.
+    """
+    differences = []
+    for seed in range(draws):
+        a = draw_a(seed=100 + 2 * seed)
+        turned, plain = draw_orthogonal(seed=101 + 2 * seed), identities()
+        paths = [train(dense(a, m, learned=True), rule).deltas for m in (turned, plain)]
+        losses = [[loss(path[step - 1]) for step in after] for path in paths]
+        differences.append([one - other for one, other in zip(*losses, strict=True)])
+    values = torch.tensor(differences, dtype=torch.float64)
+    mean, error = values.mean(0).tolist(), (values.std(0) / draws**0.5).tolist()
+    return dict(zip(after, zip(mean, error, strict=True), strict=True))

@@ -1,0 +1,278 @@
+"""The figures and tables of docs/proof.md, computed and written in place: ``make proof``."""
+
+import argparse
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+import torch
+
+matplotlib.use("svg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from comparisons import (
+    butterfly_distances,
+    comparisons,
+    drift,
+    smallest_growth,
+    start_matters,
+    twin_rule,
+)
+from trajectories import ROUNDING, STEPS, train
+from update_rules import (
+    ADAM,
+    ADAMW,
+    CLIP_NORM,
+    CLIP_VALUE,
+    ELEMENTWISE,
+    EQUIVARIANT,
+    LION,
+    MUON,
+    NESTEROV,
+    SGD,
+    TORCH_MUON,
+)
+
+DOCS = Path(__file__).parents[1] / "docs"
+FLOOR = 1e-17
+"""Where a distance of exactly zero is drawn."""
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+
+STYLE = {
+    "figure.dpi": 100,
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "savefig.facecolor": "white",
+    # The same bytes from the same numbers: fixed ids here, no date in the metadata.
+    "svg.hashsalt": "moslora",
+}
+
+Distances = dict[str, dict[str, torch.Tensor]]
+"""By rule and comparison: the distance after each step."""
+
+
+def measure() -> Distances:
+    rules = (*EQUIVARIANT, *ELEMENTWISE, TORCH_MUON)
+    return {rule.name: {key: pair.distances(rule) for key, pair in comparisons().items()} for rule in rules}
+
+
+def draw_distances(found: Distances) -> Figure:
+    """Distance over steps: a panel a rule, a line a mixer."""
+    lines = {
+        "Q": (BLUE, "-", "orthogonal, fixed"),
+        "P": (GREEN, "-", "signed permutation, fixed"),
+        "R": (SKY, "-", "orthonormal rows, fixed"),
+        "K": (RED, "-", "Kaiming, fixed"),
+        "Q learned": (BLUE, "--", "orthogonal, learned"),
+        "K learned": (RED, "--", "Kaiming, learned"),
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(10, 7), sharex=True, sharey=True)
+    steps = range(1, STEPS + 1)
+    for axis, rule in zip(axes.flat, (SGD, NESTEROV, MUON, CLIP_VALUE, ADAM, LION), strict=True):
+        for key, (colour, dashes, label) in lines.items():
+            axis.plot(steps, found[rule.name][key].clamp(min=FLOOR), dashes, color=colour, label=label)
+        axis.set(title=rule.name, xscale="log", yscale="log", xlim=(1, STEPS), ylim=(FLOOR / 2, 5))
+        axis.set_xticks([1, 2, 5, 10, 20, STEPS], ["1", "2", "5", "10", "20", str(STEPS)])
+        axis.set_xticks([], minor=True)
+        axis.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
+        axis.axhspan(FLOOR / 2, ROUNDING, color="#f2f2f2", zorder=0)
+    axes[0, 0].text(50, 2e-11, "equal to rounding", ha="right", va="top", color="#555555", fontsize=9)
+    for row, kind in enumerate(("commutes with rotations", "works entry by entry")):
+        axes[row, 0].set_ylabel(f"update {kind}\n\nrelative distance of ΔW")
+    for axis in axes[1]:
+        axis.set_xlabel("step")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=9.5)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    return figure
+
+
+def draw_heat_map(found: Distances) -> Figure:
+    """The largest distance of each comparison under each rule."""
+    pairs = comparisons()
+    rules = [rule.name for rule in (*EQUIVARIANT, *ELEMENTWISE)]
+    largest = torch.tensor([[found[rule][key].max().item() for rule in rules] for key in pairs])
+    figure, axis = plt.subplots(figsize=(10, 6))
+    # The darkest end for what is equal, so that the two kinds part in a grey print as well.
+    image = axis.imshow(largest.clamp(min=FLOOR).log10(), cmap="cividis", vmin=-16, vmax=0, aspect="auto")
+    for row, values in enumerate(largest.tolist()):
+        for column, value in enumerate(values):
+            colour = "white" if value < ROUNDING else "black"
+            axis.text(column, row, short(value), ha="center", va="center", color=colour, fontsize=9)
+    axis.set_xticks(range(len(rules)), [name.replace(" ", "\n") for name in rules], fontsize=9)
+    axis.set_yticks(range(len(pairs)), [pair.label for pair in pairs.values()])
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
+    axis.set_xticks([column + 0.5 for column in range(len(rules) - 1)], minor=True)
+    axis.set_yticks([row + 0.5 for row in range(len(pairs) - 1)], minor=True)
+    axis.grid(which="minor", color="white", linewidth=1.2)
+    axis.tick_params(which="minor", length=0)
+    axis.axvline(len(EQUIVARIANT) - 0.5, color="white", linewidth=6)
+    bar = figure.colorbar(image, ax=axis, fraction=0.025, pad=0.02, ticks=[-16, -12, -8, -4, 0])
+    bar.ax.set_yticklabels(["10⁻¹⁶", "10⁻¹²", "10⁻⁸", "10⁻⁴", "1"])
+    bar.outline.set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def draw_conservation() -> tuple[Figure, list[list[str]]]:
+    """How M Mᵀ grows, and how far BᵀB − M Mᵀ drifts, while the rate is halved and the path refined."""
+    start = comparisons()["Q learned"].start
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
+    rows = []
+    for rule, colours in ((SGD, ("#08306b", BLUE, SKY)), (ADAM, ("#7f3b08", RED, ORANGE))):
+        previous = None
+        for repeat, colour, dashes in zip((1, 2, 4), colours, ("-", "--", ":"), strict=True):
+            path = train(start, rule, repeat=repeat)
+            time = torch.arange(1, STEPS * repeat + 1) / (STEPS * repeat)
+            growth, drifted = smallest_growth(path, start), drift(path, start)
+            label = f"{rule.name}, rate {rule.lr / repeat:g}"
+            left.plot(time, growth, dashes, color=colour, label=label)
+            right.plot(time, drifted.clamp(min=1e-5), dashes, color=colour, label=label)
+            largest = drifted.max().item()
+            ratio = "" if previous is None else f"{previous / largest:.2f}"
+            rows.append([rule.name, f"{rule.lr / repeat:g}", f"{largest:.4f}", ratio, f"{growth.min().item():.1e}"])
+            previous = largest
+    left.axhline(0, color=BLACK, linewidth=0.8)
+    left.set(title="smallest eigenvalue of MMᵀ − M₀M₀ᵀ", xlabel="rate × steps, as a share of the whole")
+    right.set(title="drift of BᵀB − MMᵀ", xlabel="rate × steps, as a share of the whole", yscale="log")
+    right.set_ylim(1e-5, 3)
+    right.legend(fontsize=9, loc="lower right")
+    figure.tight_layout()
+    return figure, rows
+
+
+def draw_butterfly() -> Figure:
+    """Two-subspace mixing against LoRA of half the rank, under the twin's rule and under its own."""
+    kinds = ((False, BLUE, "plain"), (True, ORANGE, "normalised"))
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.9), sharey=True)
+    for axis, rule in zip(axes, (CLIP_NORM, ADAMW, MUON), strict=True):
+        for normalize, colour, kind in kinds:
+            pair = butterfly_distances(rule, normalize=normalize)
+            for values, dashes, against in zip(pair, ("-", "--"), ("twin’s rule", "same rule"), strict=True):
+                line = values.clamp(min=FLOOR)
+                axis.plot(range(1, STEPS + 1), line, dashes, color=colour, label=f"{kind}, {against}")
+        axis.set(title=rule.name, yscale="log", ylim=(FLOOR / 2, 5), xlim=(1, STEPS), xlabel="step")
+        axis.set_xticks([1, 20, 40, 60])
+        axis.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
+        axis.axhspan(FLOOR / 2, ROUNDING, color="#f2f2f2", zorder=0)
+    axes[0].set_ylabel("relative distance of ΔW")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    return figure
+
+
+def short(value: float) -> str:
+    """0.23, 4e-3, 5e-16: what a cell of a table has room for."""
+    if value == 0:
+        return "0"
+    if value >= 0.01:
+        return f"{value:.2f}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown; the first column is text, the others are numbers."""
+    header = list(header)
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tables(found: Distances) -> dict[str, str]:
+    rules = (*EQUIVARIANT, *ELEMENTWISE, TORCH_MUON)
+    largest = [
+        [pair.label, *(short(found[rule.name][key].max().item()) for rule in rules)]
+        for key, pair in comparisons().items()
+    ]
+    shown = (1, 2, 3, 10, STEPS)
+    first = [
+        [f"{comparisons()[key].label}, {rule.name}", *(short(found[rule.name][key][t - 1].item()) for t in shown)]
+        for key in ("K", "Q learned", "K learned")
+        for rule in (SGD, ADAM)
+    ]
+    twins = []
+    for rule in (*EQUIVARIANT, *ELEMENTWISE):
+        row = [rule.name]
+        for normalize in (False, True):
+            rate = twin_rule(rule, normalize=normalize).lr / rule.lr
+            twin, same = butterfly_distances(rule, normalize=normalize)
+            row += [f"{rate:.3g}", short(twin.max().item()), short(same.max().item())]
+        twins.append(row)
+    luck = [
+        [rule.name, *(f"{1e3 * mean:+.2f} ± {1e3 * error:.2f}" for mean, error in values.values())]
+        for rule, values in [(ADAM, start_matters(ADAM, draws=100, after=(10, STEPS)))]
+    ]
+    return {
+        "largest": table(["", *(rule.name for rule in rules)], largest),
+        "first": table(["", *(f"step {t}" for t in shown)], first),
+        "twins": table(
+            ["", "plain: rate ×", "distance", "same rule", "normalised: rate ×", "distance", "same rule"], twins
+        ),
+        "starts": table(["1000 × (loss of orthogonal − loss of identity)", "step 10", f"step {STEPS}"], luck),
+    }
+
+
+def replace_between(text: str, name: str, block: str) -> str:
+    """The text with ``block`` between the comments ``table: name`` and ``end``."""
+    pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.S)
+    text, count = pattern.subn(lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text)
+    if count != 1:
+        raise SystemExit(f"docs/proof.md has {count} places for the table {name}, not one")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder with proof.md, which the figures go beside")
+    parser.add_argument("--format", default="svg", choices=["svg", "png"], help="of the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    plt.style.use(STYLE)
+    found = measure()
+    conservation, drifts = draw_conservation()
+    figures = {
+        "distances": draw_distances(found),
+        "heat-map": draw_heat_map(found),
+        "conservation": conservation,
+        "butterfly": draw_butterfly(),
+    }
+    folder = arguments.out / "proof"
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        metadata = {"Date": None} if arguments.format == "svg" else None
+        figure.savefig(folder / f"{name}.{arguments.format}", metadata=metadata)
+    blocks = tables(found)
+    blocks["drift"] = table(["", "rate", "largest drift", "ratio", "smallest eigenvalue"], drifts)
+    page = arguments.out / "proof.md"
+    text = page.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        print(f"\n{name}\n\n{block}")
+        text = replace_between(text, name, block)
+    page.write_text(text, encoding="utf-8")
+    print(f"\nwritten: {page} and {len(figures)} figures in {folder}")
+
+
+if __name__ == "__main__":
+    main()

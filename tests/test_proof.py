@@ -1,0 +1,296 @@
+"""Every claim of docs/proof.md: the same trajectory (1e-10, float64), or apart by 10⁶ times SGD's rounding."""
+
+import re
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from comparisons import (
+    butterfly,
+    butterfly_distances,
+    comparisons,
+    drift,
+    half_rank,
+    identities,
+    smallest_growth,
+    twin_rule,
+)
+from trajectories import (
+    RANK,
+    ROUNDING,
+    SCALE,
+    Trajectory,
+    dense,
+    distance,
+    draw_a,
+    draw_kaiming,
+    draw_orthogonal,
+    draw_signed_permutation,
+    folded,
+    lora,
+    loss,
+    train,
+)
+from update_rules import (
+    ADAM,
+    ADAMW,
+    CLIP_VALUE,
+    ELEMENTWISE,
+    EQUIVARIANT,
+    LION,
+    MOMENTUM,
+    MUON,
+    NESTEROV,
+    SGD,
+    TORCH_MUON,
+    Lion,
+    Rule,
+    polar,
+)
+
+RULES = (*EQUIVARIANT, *ELEMENTWISE)
+SAME = ("Q", "Q or none", "R", "half", "Q or I learned")
+"""The same under every equivariant rule, and not under the others."""
+AGAINST_LORA = ("Q", "P", "R", "half", "2Q", "K", "Q learned", "I learned", "K learned")
+
+by_name = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+@cache
+def distances(key: str, rule: Rule) -> Tensor:
+    return comparisons()[key].distances(rule)
+
+
+def far() -> float:
+    return 1e6 * max(distances("Q", SGD).max().item(), 1e-16)
+
+
+def generic(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@by_name
+def test_training_moves(rule: Rule) -> None:
+    """A distance of zero between two adapters that stand still would say nothing."""
+    path = train(lora(draw_a()), rule)
+    assert loss(path.deltas[-1]) < 0.5 * loss(torch.zeros_like(path.deltas[0]))
+    assert path.deltas[-1].norm() > 1
+
+
+@pytest.mark.parametrize("key", SAME)
+@by_name
+def test_singular_values_of_one_are_invisible_to_equivariant_updates_only(rule: Rule, key: str) -> None:
+    largest = distances(key, rule).max().item()
+    if rule in EQUIVARIANT:
+        assert largest <= ROUNDING
+    else:
+        assert largest >= max(far(), 1e-2)
+
+
+@by_name
+def test_signed_permutations_are_invisible_to_all(rule: Rule) -> None:
+    assert distances("P", rule).max() <= ROUNDING
+
+
+@by_name
+@pytest.mark.parametrize("key", ["2Q", "K", "Q learned", "I learned", "K learned"])
+def test_other_mixers_train_differently(rule: Rule, key: str) -> None:
+    assert distances(key, rule).max() >= max(far(), 1e-2)
+
+
+def test_orthonormal_columns_fold_into_either_side() -> None:
+    """M of 6 × 4: into A, LoRA of rank 6 from MA; into B, which is zero, LoRA of rank 4 from A itself."""
+    tall = dense(draw_a(), tuple(m[:, :RANK] for m in draw_orthogonal(RANK + 2)), learned=False)
+    for rule in EQUIVARIANT:
+        path = train(tall, rule)
+        assert distance(path, train(folded(tall), rule)).max() <= ROUNDING
+        assert distance(path, train(lora(draw_a()), rule)).max() <= ROUNDING
+    assert distance(train(tall, ADAM), train(folded(tall), ADAM)).max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", [NESTEROV, MUON], ids=lambda rule: rule.name)
+def test_a_rate_of_its_own_for_a_changes_nothing(rule: Rule) -> None:
+    pair, own = comparisons()["Q"], replace(rule, rate_a=3.0)
+    assert distance(train(pair.start, own), train(pair.twin, own)).max() <= ROUNDING
+    assert distance(train(pair.start, own), train(pair.start, rule)).max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", [SGD, MOMENTUM, NESTEROV], ids=lambda rule: rule.name)
+def test_scaled_orthogonal_is_lora_with_another_rate_of_a(rule: Rule) -> None:
+    assert distances("2Q rated", rule).max() <= ROUNDING
+
+
+def test_scaled_mixers_under_updates_that_do_not_know_the_gradients_size() -> None:
+    """The rate of A is multiplied by c, not c²; Adam's eps for A divided by it."""
+    turned = dense(draw_a(), tuple(2 * m for m in draw_orthogonal()), learned=False)
+    permuted = dense(draw_a(), tuple(2 * m for m in draw_signed_permutation()), learned=False)
+    for start, rule in ((turned, MUON), (permuted, ADAM), (permuted, ADAMW), (permuted, LION)):
+        path = train(start, rule)
+        assert distance(path, train(folded(start), replace(rule, rate_a=2.0, eps_a=0.5))).max() <= ROUNDING
+        assert distance(path, train(folded(start), replace(rule, rate_a=4.0))).max() > 1e-2
+
+
+@by_name
+def test_the_first_step_does_not_see_the_mixer(rule: Rule) -> None:
+    """B = 0: the gradients of A and M are zero, and so are their updates; the second step sees a learned M."""
+    for key in AGAINST_LORA:
+        assert distances(key, rule)[0] <= ROUNDING
+    start = comparisons()["K learned"].start
+    first = train(start, replace(rule, decay=0.0)).layers[0]
+    for layer, a, mixer in zip(first, start.a, start.mixers, strict=True):
+        assert layer.a.equal(a)
+        assert layer.m.equal(mixer.matrix())
+        assert layer.b.norm() > 1e-3
+    for key in ("Q learned", "I learned", "K learned"):
+        assert distances(key, rule)[1] >= far()
+
+
+def test_the_second_step_differs_by_the_square_of_the_rate() -> None:
+    values = [distances("Q learned", replace(SGD, lr=SGD.lr / k))[1].item() for k in (8, 16, 32)]
+    assert [a / b for a, b in pairwise(values)] == pytest.approx([4, 4], rel=0.05)
+
+
+def test_one_step_from_anywhere_is_the_formula() -> None:
+    """LoRA's ΔW minus the mixer's: B₁ [η (MMᵀ − I) X + η X Aᵀ (A − η MᵀX)], X = BᵀG, from autograd and from algebra."""
+    a, m, b, w = (generic(*shape, seed=k) for k, shape in enumerate(((4, 7), (3, 4), (5, 3), (5, 7))))
+    x, eta = generic(20, 7, seed=9), 0.1
+
+    def step(*factors: Tensor) -> list[Tensor]:
+        leaves = [factor.clone().requires_grad_() for factor in factors]
+        delta = torch.linalg.multi_dot([*leaves])
+        torch.tanh(x @ (w + delta).T).square().sum().div(20).backward()
+        return [leaf.detach() - eta * leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    mixed = torch.linalg.multi_dot(step(b, m, a))
+    plain = torch.linalg.multi_dot(step(b, m @ a))
+    delta = (b @ m @ a).requires_grad_()
+    torch.tanh(x @ (w + delta).T).square().sum().div(20).backward()
+    assert delta.grad is not None
+    pull = b.T @ delta.grad
+    b1 = b - eta * delta.grad @ a.T @ m.T
+    expected = b1 @ (eta * (m @ m.T - torch.eye(3)) @ pull + eta * pull @ a.T @ (a - eta * m.T @ pull))
+    torch.testing.assert_close(plain - mixed, expected, rtol=1e-10, atol=1e-12)
+    assert expected.norm() > 1e-3
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("rule", [SGD, NESTEROV, MUON, CLIP_VALUE, ADAM], ids=lambda rule: rule.name)
+def test_only_mtm_of_the_start_matters(rule: Rule, learned: bool) -> None:
+    """B₀ = 0: (A, M₀) starts as (A, PM₀) does, and M₀ = USVᵀ from A as S from VᵀA, for orthogonal P."""
+    a, ms = draw_a(), draw_kaiming()
+    _, s, vh = zip(*(torch.linalg.svd(m) for m in ms), strict=True)
+    path = train(dense(a, ms, learned=learned), rule)
+    turned = dense(a, tuple(p @ m for p, m in zip(draw_orthogonal(seed=8), ms, strict=True)), learned=learned)
+    rotated = tuple(v @ factor for v, factor in zip(vh, a, strict=True))
+    values = dense(rotated, tuple(torch.diag(sigma) for sigma in s), learned=learned)
+    for other in (turned, values):
+        largest = distance(path, train(other, rule)).max()
+        assert largest <= ROUNDING if rule in EQUIVARIANT else largest > 1e-2
+
+
+def change_of(path: Trajectory) -> list[Tensor]:
+    """The change of BᵀB − MMᵀ from step to step, first layer."""
+    layers = [state[0] for state in path.layers]
+    invariants = [layer.b.T @ layer.b - layer.m @ layer.m.T for layer in layers]
+    return [after - before for before, after in pairwise(invariants)]
+
+
+def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate() -> None:
+    """BᵀB − MMᵀ changes by η² (∂Bᵀ∂B − ∂M∂Mᵀ), and by nothing else; AAᵀ − MᵀM likewise."""
+    path = train(comparisons()["K learned"].start, SGD)
+    layers = [state[0] for state in path.layers]
+    for before, after, change in zip(layers, layers[1:], change_of(path), strict=False):
+        a, m, b = after.a - before.a, after.m - before.m, after.b - before.b
+        torch.testing.assert_close(change, b.T @ b - m @ m.T, rtol=0, atol=1e-14)
+        sides = [layer.a @ layer.a.T - layer.m.T @ layer.m for layer in (before, after)]
+        torch.testing.assert_close(sides[1] - sides[0], a @ a.T - m.T @ m, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("key", ["Q learned", "K learned"])
+def test_an_unlearned_direction_is_kept_by_small_steps_of_sgd_but_not_of_adam(key: str) -> None:
+    """Halving SGD's rate halves the drift of BᵀB − MMᵀ, which bounds what MMᵀ − M₀M₀ᵀ can fall below zero."""
+    start = comparisons()[key].start
+    paths = [train(start, SGD, repeat=repeat) for repeat in (1, 2, 4)]
+    drifts = [drift(path, start).max().item() for path in paths]
+    assert [a / b for a, b in pairwise(drifts)] == pytest.approx([2, 2], rel=0.1)
+    falls = [-smallest_growth(path, start).min().item() for path in paths]
+    for fall, moved in zip(falls, drifts, strict=True):
+        assert fall <= moved
+    assert falls[0] > 2 * falls[1] > 4 * falls[2]
+    assert smallest_growth(paths[-1], start)[-1] > 0
+    signs = [train(start, ADAM, repeat=repeat) for repeat in (1, 2, 4)]
+    drifts = [drift(path, start).max().item() for path in signs]
+    falls = [-smallest_growth(path, start).min().item() for path in signs]
+    assert min(drifts) > 0.5
+    assert min(falls) > 5e-3
+    assert falls[2] > 0.5 * falls[0]
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalised"])
+@by_name
+def test_two_subspaces_are_lora_of_half_the_rank_at_another_rate(rule: Rule, normalize: bool) -> None:
+    twin = twin_rule(rule, normalize=normalize)
+    expected = {"sgd": 1.0, "muon": 1.0} if normalize else {"muon": 2**0.5}
+    assert twin.lr / rule.lr == pytest.approx(expected.get(rule.kind, 2**0.5 if normalize else 2.0))
+    with_twin, with_same = butterfly_distances(rule, normalize=normalize)
+    assert with_twin.max() <= ROUNDING
+    if normalize and rule in EQUIVARIANT:
+        assert with_same.max() <= ROUNDING
+    else:
+        assert with_same.max() >= far()
+
+
+def test_what_two_subspaces_do_not_use() -> None:
+    """A₁ − A₂ never moves, and ΔW has half the rank."""
+    start = butterfly(normalize=False)
+    path = train(start, SGD)
+    for layer, a in zip(path.layers[-1], start.a, strict=True):
+        torch.testing.assert_close(layer.a[:RANK] - layer.a[RANK:], a[:RANK] - a[RANK:], rtol=0, atol=1e-13)
+        values = torch.linalg.svdvals(SCALE * layer.b @ layer.m @ layer.a)
+        assert values[RANK - 1] > 1e-3
+        assert values[RANK] <= ROUNDING
+    assert [len(a) for a in half_rank(start, normalize=False).a] == [RANK, RANK]
+
+
+def test_an_invertible_mixer_reaches_what_lora_reaches() -> None:
+    """D = PQ is B · M · A with B = P and A = M⁻¹Q; two subspaces reach half that rank alone."""
+    p, q = generic(9, RANK, seed=1), generic(RANK, 7, seed=2)
+    for m in (*draw_kaiming(), *draw_orthogonal(), *draw_signed_permutation(), *identities()):
+        torch.testing.assert_close(p @ m @ torch.linalg.solve(m, q), p @ q, rtol=1e-10, atol=1e-10)
+    butterfly_m = butterfly(normalize=False).mixers[0].matrix()
+    assert torch.linalg.matrix_rank(butterfly_m) == RANK == len(butterfly_m) // 2
+
+
+def test_polar_factor_and_lion_are_what_they_are_called() -> None:
+    x, q = generic(4, 7, seed=3), draw_orthogonal()[0]
+    torch.testing.assert_close(polar(x) @ polar(x).T, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.linalg.eigvalsh(x @ polar(x).T)[0] > 0
+    torch.testing.assert_close(polar(q @ x), q @ polar(x), rtol=0, atol=1e-12)
+    assert polar(torch.zeros(3, 5)).norm() == 0
+    parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    lion = Lion([{"params": [parameter], "lr": 0.1, "weight_decay": 0.5}])
+    for gradient, expected in ((2.0, 0.95 - 0.1), (-0.1, 0.95 * 0.85 - 0.1), (-0.5, 0.95 * 0.7075 + 0.1)):
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        lion.step()
+        assert parameter.item() == pytest.approx(expected)
+
+
+def test_torchs_muon_is_not_exact() -> None:
+    """It iterates in bfloat16: the same trajectory to two or three digits only."""
+    largest = distances("Q", TORCH_MUON).max()
+    assert 1e6 * distances("Q", MUON).max() < largest < 0.1
+
+
+def test_the_page_shows_what_the_command_makes() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "proof.md").read_text(encoding="utf-8")
+    figures = re.findall(r"!\[[^\]]+\]\((proof/[\w-]+\.svg)\)", page)
+    assert {Path(figure).name for figure in figures} == {file.name for file in (root / "docs" / "proof").iterdir()}
+    for pair in comparisons().values():
+        assert f"\n| {pair.label} |" in page
+    assert "\nproof:" in (root / "Makefile").read_text(encoding="utf-8")
