@@ -18,7 +18,6 @@ from trajectories import (
     draw_orthogonal,
     draw_signed_permutation,
     folded,
-    lora,
     loss,
     train,
 )
@@ -36,7 +35,11 @@ class Comparison:
 
     def distances(self, rule: Rule) -> Tensor:
         """After each step; shape ``(STEPS,)``."""
-        return distance(train(self.start, rule), train(self.twin, replace(rule, rate_a=self.rate_a)))
+        return distance(_path(self.start, rule), _path(self.twin, replace(rule, rate_a=self.rate_a)))
+
+
+# Several comparisons share a start, and LoRA from it.
+_path = cache(train)
 
 
 @cache
@@ -49,26 +52,26 @@ def comparisons() -> dict[str, Comparison]:
     half = tuple(m[:, : RANK // 2] @ k[: RANK // 2] for m, k in zip(q, draw_orthogonal(seed=5), strict=True))
     eyes = identities()
 
-    def against_lora(label: str, start: Start, rate_a: float = 1.0) -> Comparison:
-        return Comparison(label, start, folded(start), rate_a)
+    plain, turned, scaled = (dense(a, m, learned=False) for m in (eyes, q, double))
+    learned, from_eyes, from_kaiming = (dense(a, m, learned=True) for m in (q, eyes, kaiming))
+    lora_a, lora_turned, lora_scaled, lora_kaiming = map(folded, (plain, turned, scaled, from_kaiming))
+
+    def against_lora(label: str, start: Start) -> Comparison:
+        return Comparison(label, start, folded(start))
 
     return {
-        "Q": against_lora("orthogonal Q, fixed", dense(a, q, learned=False)),
-        "Q or none": Comparison("orthogonal Q, fixed; LoRA from A itself", dense(a, q, learned=False), lora(a)),
+        "Q": Comparison("orthogonal Q, fixed", turned, lora_turned),
+        "Q or none": Comparison("orthogonal Q, fixed; LoRA from A itself", turned, lora_a),
         "P": against_lora("signed permutation P, fixed", dense(a, p, learned=False)),
         "R": against_lora(f"orthonormal rows R ({RANK} × {RANK + 2}), fixed", dense(wide, rows, learned=False)),
         "half": against_lora("singular values 1, 1, 0, 0, fixed", dense(a, half, learned=False)),
-        "2Q rated": against_lora("2Q, fixed; LoRA with 4 × the rate of A", dense(a, double, learned=False), 4.0),
-        "2Q": against_lora("2Q, fixed", dense(a, double, learned=False)),
-        "K": against_lora("Kaiming K, fixed", dense(a, kaiming, learned=False)),
-        "Q learned": against_lora("orthogonal, learned", dense(a, q, learned=True)),
-        "I learned": against_lora("identity, learned", dense(a, eyes, learned=True)),
-        "K learned": against_lora("Kaiming, learned", dense(a, kaiming, learned=True)),
-        "Q or I learned": Comparison(
-            "orthogonal against identity, both learned",
-            dense(a, q, learned=True),
-            dense(a, eyes, learned=True),
-        ),
+        "2Q rated": Comparison("2Q, fixed; LoRA with 4 × the rate of A", scaled, lora_scaled, rate_a=4.0),
+        "2Q": Comparison("2Q, fixed", scaled, lora_scaled),
+        "K": Comparison("Kaiming K, fixed", dense(a, kaiming, learned=False), lora_kaiming),
+        "Q learned": Comparison("orthogonal, learned", learned, lora_turned),
+        "I learned": Comparison("identity, learned", from_eyes, lora_a),
+        "K learned": Comparison("Kaiming, learned", from_kaiming, lora_kaiming),
+        "Q or I learned": Comparison("orthogonal against identity, both learned", learned, from_eyes),
     }
 
 

@@ -1,6 +1,5 @@
 """The figures and tables of docs/proof.md, computed and written in place: ``make proof``."""
 
-import argparse
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,14 +40,13 @@ FLOOR = 1e-17
 """Where a distance of exactly zero is drawn."""
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
+BLACK, ORANGE, SKY, GREEN, BLUE, RED = (
     "#000000",
     "#E69F00",
     "#56B4E9",
     "#009E73",
     "#0072B2",
     "#D55E00",
-    "#CC79A7",
 )
 
 STYLE = {
@@ -131,6 +129,7 @@ def draw_heat_map(found: Distances) -> Figure:
     axis.axvline(len(EQUIVARIANT) - 0.5, color="white", linewidth=6)
     bar = figure.colorbar(image, ax=axis, fraction=0.025, pad=0.02, ticks=[-16, -12, -8, -4, 0])
     bar.ax.set_yticklabels(["10⁻¹⁶", "10⁻¹²", "10⁻⁸", "10⁻⁴", "1"])
+    bar.set_label("largest relative distance")
     bar.outline.set_visible(False)
     figure.tight_layout()
     return figure
@@ -244,10 +243,6 @@ def replace_between(text: str, name: str, block: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder with proof.md, which the figures go beside")
-    parser.add_argument("--format", default="svg", choices=["svg", "png"], help="of the figures")
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
     plt.style.use(STYLE)
     found = measure()
@@ -258,14 +253,13 @@ def main() -> None:
         "conservation": conservation,
         "butterfly": draw_butterfly(),
     }
-    folder = arguments.out / "proof"
+    folder = DOCS / "proof"
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        metadata = {"Date": None} if arguments.format == "svg" else None
-        figure.savefig(folder / f"{name}.{arguments.format}", metadata=metadata)
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     blocks = tables(found)
     blocks["drift"] = table(["", "rate", "largest drift", "ratio", "smallest eigenvalue"], drifts)
-    page = arguments.out / "proof.md"
+    page = DOCS / "proof.md"
     text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():
         print(f"\n{name}\n\n{block}")

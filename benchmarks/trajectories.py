@@ -23,7 +23,8 @@ ROUNDING = 1e-10
 """Trajectories closer than this (relative, float64) are called the same."""
 
 
-class Start(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Start:
     """A and the mixer of both layers; B starts at zero."""
 
     a: tuple[Tensor, ...]
