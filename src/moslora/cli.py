@@ -289,6 +289,37 @@ def show(
     )
 
 
+@data_app.command("audit")
+def audit(
+    tasks: Annotated[str, typer.Option(help="commonsense, or names with commas.")] = "commonsense",
+    source: Source = "wheel",
+    model: Annotated[str, typer.Option(help="Whose tokenizer.")] = "smollm2-135m-instruct",
+    format: Annotated[str, typer.Option(help="label, llm-adapters, cloze or cloze-passage.")] = "label",
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens.", min=1)] = 512,
+    json: Annotated[Path | None, typer.Option("--json", help="File for all counts.")] = None,
+) -> None:
+    """Count lengths, repeated rows, conflicting answers, and test questions in the training rows."""
+    from moslora.data.audit_text import audit_report
+    from moslora.model import load_tokenizer
+    from moslora.tasks import resolve_tasks
+
+    report = audit_report(
+        resolve_tasks(tasks),
+        source=source,
+        tokenizer=load_tokenizer(model),
+        format=format,
+        max_length=max_length,
+    )
+    _print_table(report.table)
+    for line in report.lines:
+        print(line)
+    if json is not None:
+        from moslora.checkpoint import write_json
+
+        write_json(json, report.counts)
+        print(f"written to {json}")
+
+
 def _check_push(repo: str | None, public: bool) -> None:
     from moslora.publish import check_repository
 

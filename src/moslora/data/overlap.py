@@ -1,0 +1,83 @@
+"""Rows that say the same, whatever their source: by content, not by id.
+
+Two texts are the same if their words are: lower-cased, of word characters only. Options are the same in any order,
+and the answer is the right option's text. So a row counts as the same behind other punctuation, other numbers of
+its options, or another set's name.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from moslora.prompts import labels, parse_instruction
+from moslora.prompts.instructions import full_question
+from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
+
+_WORD = re.compile(r"\w+")
+
+
+class Content(NamedTuple):
+    """What a row says, normalised.
+
+    Attributes:
+        question: behind its context where every format shows that (SIQA, HellaSwag); BoolQ's without the passage,
+            which not every source has. The whole text of an instruction that follows no template.
+        choices: sorted; none for an instruction that follows no template.
+        answer: the right choice, or the response of an instruction.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+
+
+def content(example: Example) -> Content:
+    """What ``example`` says, an instruction row read back to its question and choices where it can be."""
+    example = read_back(example)
+    choices = [normal(choice) for choice in example.choices]
+    answer = choices[example.gold]
+    listed = () if example.task == INSTRUCTION else tuple(sorted(choices))
+    return Content(_question(example), listed, answer)
+
+
+def leaked(rows: Iterable[Example], others: Iterable[Example]) -> frozenset[str]:
+    """The ids of those ``rows`` whose question, choices and answer are also one of ``others``.
+
+    One pass over each. Only rows whose question is found are compared further, so that a training set of 150,000
+    rows takes a few seconds.
+    """
+    asked: dict[str, list[Example]] = {}
+    for row in rows:
+        asked.setdefault(_question(read_back(row)), []).append(row)
+    said = {content(other) for other in others if _question(read_back(other)) in asked}
+    questions = {key.question for key in said}
+    return frozenset(row.id for key in questions for row in asked[key] if content(row) in said)
+
+
+def read_back(example: Example) -> Example:
+    """An instruction row as the question in its text, if that follows a template; any other row as it is.
+
+    SIQA, ARC and OpenBookQA share a template, so the task of what comes back is one of these and not to be relied on;
+    question and choices are right for all. The answer is the option that the response names last.
+    """
+    if example.task != INSTRUCTION:
+        return example
+    for task in COMMONSENSE:
+        if (parsed := parse_instruction(example.question, task)) is None:
+            continue
+        context, question, choices = parsed
+        found = replace(example, task=task, question=question, choices=choices, gold=0, context=context)
+        named = normal(example.choices[example.gold]).rpartition(" ")[2]
+        names = labels(found)
+        return replace(found, gold=names.index(named)) if named in names else example
+    return example
+
+
+def normal(text: str) -> str:
+    """The words of ``text``: lower case, runs of word characters, one space between."""
+    return " ".join(_WORD.findall(text.lower()))
+
+
+def _question(example: Example) -> str:
+    return normal(full_question(example))
