@@ -263,7 +263,7 @@ def test_all_faults_of_all_files_come_at_once(write):
             "top.yaml: model.name = 3: wants text",
             "top.yaml: learning_rate = 0.0003: unknown key; did you mean training.learning_rate?",
             "top.yaml: data.foo = [1]: unknown key; known are source, tasks, format, max_length, rows, "
-            "validation_rows, winogrande, loss_on",
+            "validation_rows, winogrande, drop_leaks, loss_on",
             "override: adapter.mixer.blocks = 2: unknown key; known are kind, init, train",
             "override: evaluation.batch_size = 0: wants a number > 0",
             "override 'nonsense': wants key.sub=value, such as training.learning_rate=3e-4",

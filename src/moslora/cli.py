@@ -108,6 +108,8 @@ def evaluate(
     settings = results.settings
     print(f"protocol {settings.protocol}, format {settings.format}, {settings.dtype}; shares in percent ± s.e.")
     _print_table(results.table())
+    if leaks := results.leak_line():
+        print(leaks)
     if results.drift is not None and results.macro.close_calls:
         print(
             f"{results.macro.close_calls} answers are closer than the arithmetic's own noise ({results.drift:.2g});"

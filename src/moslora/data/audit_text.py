@@ -110,9 +110,7 @@ def _length_notes(name: str, lengths: Lengths | None, max_length: int) -> list[s
     if lengths is None or not lengths.over:
         return []
     if lengths.no_room:
-        return [
-            f"{name}: answers longer than {max_length} tokens by themselves, which training refuses: {lengths.no_room:,}"
-        ]
+        return [f"{name}: answers over {max_length} tokens by themselves, which training refuses: {lengths.no_room:,}"]
     line = f"{name}: rows over {max_length} tokens: {lengths.over:,}; the start of their question is cut, no answer"
     if lengths.end_cut:
         line += f" (cutting the end would take from {lengths.end_cut:,} answers, and all of {lengths.end_gone:,})"

@@ -1,10 +1,64 @@
-"""Which of a source's training rows a run sees: a cap per task, and rows set aside for validation."""
+"""Which of a source's training rows a run sees: a cap per task, rows set aside for validation, leaks left out."""
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from moslora.data.overlap import leaked, read_back
+from moslora.data.sources import load_examples, load_training
 from moslora.errors import UsageError
-from moslora.tasks import Example
+from moslora.recipe import Recipe
+from moslora.tasks import INSTRUCTION, Example
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a run.
+
+    Attributes:
+        training: trained on.
+        validation: set aside from the training rows.
+        leaks: task -> rows left out of ``training`` because they are test rows, where there are any; ``None`` where
+            the recipe does not ask for that.
+        incomparable: instructions in ``training`` that follow no template, so that no leak was looked for in them.
+    """
+
+    training: list[Example]
+    validation: list[Example]
+    leaks: dict[str, int] | None = None
+    incomparable: int = 0
+
+
+def select(recipe: Recipe) -> Selection:
+    """The rows that ``recipe.data`` describes.
+
+    Leaks are left out last, so that two runs which differ in this alone share every other row.
+
+    Raises:
+        UsageError: nothing is left to train on, or leaks are to be left out and there are no test rows.
+    """
+    section = recipe.data
+    examples = load_training(section.tasks, source=section.source, winogrande=section.winogrande)
+    chosen = cap(examples, rows=section.rows, seed=recipe.seed)
+    training, validation = set_aside(chosen, validation_rows=section.validation_rows, seed=recipe.seed)
+    if not section.drop_leaks:
+        return Selection(training, validation)
+    source = recipe.evaluation_source
+    if source == section.source and Path(source).expanduser().is_file():
+        raise UsageError(f"data.drop_leaks: {source} is one file and has no test rows; set evaluation.source")
+    test = [example for task in recipe.evaluation.tasks for example in load_examples(task, "test", source=source)]
+    ids = leaked(training, test)
+    kept = [example for example in training if example.id not in ids]
+    if not kept:
+        raise UsageError(f"data.drop_leaks: every training row is also a test row of {source}; is it the same data?")
+    return Selection(
+        kept,
+        validation,
+        leaks=dict(Counter(example.task for example in training if example.id in ids)),
+        incomparable=sum(read_back(example).task == INSTRUCTION for example in kept),
+    )
 
 
 def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:

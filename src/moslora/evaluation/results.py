@@ -138,6 +138,36 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Leaks:
+    """Questions that the training rows give away: with their choices and the right answer.
+
+    Attributes:
+        compared_with: the training rows, in words.
+        ids: of these questions, asked or not.
+    """
+
+    compared_with: str
+    ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class WithoutLeaks:
+    """The numbers once more, of the questions that the training rows do not give away.
+
+    Attributes:
+        compared_with: the training rows, in words.
+        leaks: task -> questions left out.
+        tasks: by task; none of a task whose questions are all leaks.
+        macro: every task the same weight; ``None`` if a task has no question left.
+    """
+
+    compared_with: str
+    leaks: Mapping[str, int]
+    tasks: Mapping[str, Score]
+    macro: Score | None
+
+
+@dataclass(frozen=True)
 class Results:
     """One evaluation, as ``results.json`` holds it.
 
@@ -147,6 +177,7 @@ class Results:
         tasks: by task, in the order asked for.
         macro: every task the same weight.
         micro: every question the same weight.
+        without_leaks: ``None`` where the training rows were not there to compare with.
         predictions: of the questions asked for; not in ``results.json``.
     """
 
@@ -155,6 +186,7 @@ class Results:
     tasks: Mapping[str, Score]
     macro: Score
     micro: Score
+    without_leaks: WithoutLeaks | None = None
     predictions: tuple[Prediction, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @property
@@ -166,6 +198,19 @@ class Results:
         """The text of ``results.json``. Numbers that the protocol does not have are left out."""
         fields = {name: value for name, value in vars(self).items() if name != "predictions"}
         return json.dumps(fields, default=_known, indent=2, ensure_ascii=False) + "\n"
+
+    def leak_line(self) -> str | None:
+        """The primary metric without the leaks, in percent; ``None`` if there are none."""
+        found = self.without_leaks
+        if found is None or not any(found.leaks.values()):
+            return None
+        counts = {task: count for task, count in found.leaks.items() if count}
+        scores = {**{task: found.tasks.get(task) for task in counts}, "macro average": found.macro}
+        values = (_percent(getattr(score, self.settings.primary, None)) for score in scores.values())
+        return (
+            f"questions among {found.compared_with}: {', '.join(f'{task} {count}' for task, count in counts.items())};"
+            f" without them: {', '.join(f'{name} {value}' for name, value in zip(scores, values, strict=True))}"
+        )
 
     def table(self) -> list[list[str]]:
         """Header, one row per task, macro, micro: shares in percent, ± one standard error."""
@@ -198,6 +243,7 @@ def summarise(
     *,
     limit: int | None,
     drifts: Mapping[str, float] | None,
+    leaks: Leaks | None = None,
 ) -> Results:
     """All numbers of an evaluation; tasks in the order of the predictions; ``drifts`` by task."""
     by_task: dict[str, list[Prediction]] = {}
@@ -211,7 +257,21 @@ def summarise(
         tasks=tasks,
         macro=average(scores, [1 / len(scores)] * len(scores)),
         micro=average(scores, [score.n / len(predictions) for score in scores]),
+        without_leaks=_without(leaks, by_task, drifts) if leaks else None,
         predictions=tuple(predictions),
+    )
+
+
+def _without(
+    leaks: Leaks, by_task: Mapping[str, Sequence[Prediction]], drifts: Mapping[str, float] | None
+) -> WithoutLeaks:
+    kept = {task: [p for p in rows if p.id not in leaks.ids] for task, rows in by_task.items()}
+    tasks = {task: score_task(rows, drift=drifts[task] if drifts else None) for task, rows in kept.items() if rows}
+    return WithoutLeaks(
+        compared_with=leaks.compared_with,
+        leaks={task: len(rows) - len(kept[task]) for task, rows in by_task.items()},
+        tasks=tasks,
+        macro=average(list(tasks.values()), [1 / len(tasks)] * len(tasks)) if len(tasks) == len(by_task) else None,
     )
 
 
@@ -228,16 +288,23 @@ def load_results(path: Path) -> Results:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         values["settings"] = Settings(**values["settings"])
-        values["tasks"] = {task: Score(**score) for task, score in values["tasks"].items()}
+        values["tasks"] = _scores(values["tasks"])
+        if found := values.get("without_leaks"):
+            macro = Score(**found["macro"]) if found["macro"] else None
+            values["without_leaks"] = WithoutLeaks(**found | {"tasks": _scores(found["tasks"]), "macro": macro})
         return Results(**values | {name: Score(**values[name]) for name in ("macro", "micro")})
     except (ValueError, KeyError, TypeError) as error:
         raise MosloraError(f"{file}: not the results of an evaluation ({error}); evaluate again") from None
 
 
+def _scores(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
+    return {task: Score(**score) for task, score in values.items()}
+
+
 def _known(value: Any) -> Any:
-    """A dataclass as a dict. ``None`` fields are left out, except in the settings, where it is a value."""
+    """A dataclass as a dict. ``None`` fields of scores are left out; elsewhere it is a value."""
     fields = vars(value)
-    return fields if isinstance(value, Settings) else {k: v for k, v in fields.items() if v is not None}
+    return {k: v for k, v in fields.items() if v is not None} if isinstance(value, Score) else fields
 
 
 def _percent(share: float | None, error: float | None = None) -> str:

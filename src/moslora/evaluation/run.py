@@ -19,7 +19,7 @@ from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
-from moslora.evaluation.results import Results, Settings, summarise
+from moslora.evaluation.results import Leaks, Results, Settings, summarise
 from moslora.model import output_weight
 from moslora.prompts import FORMATS
 from moslora.tasks import Example, task_number
@@ -63,6 +63,7 @@ def evaluate(
     beams: int = 1,
     max_length: int | None = 512,
     metadata: Mapping[str, Any] | None = None,
+    leaks: Leaks | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Scores ``model`` on multiple-choice questions.
@@ -82,6 +83,8 @@ def evaluate(
         max_length: longest sequence in tokens; a longer prompt loses its beginning.
         metadata: tells this model from others, and no time of day; JSON values. Kept with the results, and a
             folder made under other metadata is refused.
+        leaks: questions that training gave away, without which the results are given as well. No part of the
+            settings, as no prediction depends on it. ``None`` where they are not known.
         progress: called after every block.
 
     Raises:
@@ -120,7 +123,7 @@ def evaluate(
             for task, part in plan.items():
                 name_task(model, task)
                 drifts[task] = _drift(scorer, part, journal)
-    results = summarise(settings, predictions, limit=limit, drifts=drifts)
+    results = summarise(settings, predictions, limit=limit, drifts=drifts, leaks=leaks)
     journal.finish(results)
     return results
 

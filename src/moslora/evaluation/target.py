@@ -12,6 +12,7 @@ from moslora.checkpoint import AdapterFolder, load_adapted, locate_adapter, open
 from moslora.data.sources import differences, load_examples
 from moslora.errors import UsageError
 from moslora.evaluation.journal import SETTINGS
+from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import Progress, evaluate
 from moslora.locate import fingerprint
@@ -33,6 +34,7 @@ class Target:
         results: folder for its results, one folder in it for each way of scoring.
         suffix: of those folders' names, for what is not the run's own result.
         adapter: ``None`` for a base or a model that is nobody's run.
+        run: the run it belongs to, also as its base; ``None`` for a model that is nobody's run.
     """
 
     model: ModelSection
@@ -43,6 +45,7 @@ class Target:
     results: Path
     suffix: str
     adapter: AdapterFolder | None
+    run: AdapterFolder | None
 
     def load(self, device: torch.device) -> PreTrainedModel:
         """The model on ``device``, in evaluation mode."""
@@ -90,6 +93,7 @@ def open_target(target: str, *, base: bool = False, dtype: str | None = None, ru
             results=runs / f"eval-{path.name}-{fingerprint(target)[:8]}",
             suffix="",
             adapter=None,
+            run=None,
         )
     folder = open_adapter(locate_adapter(path))
     recipe = folder.recipe
@@ -103,6 +107,7 @@ def open_target(target: str, *, base: bool = False, dtype: str | None = None, ru
         results=run_folder(folder.path) / "eval",
         suffix="-base" if base else checkpoint and f"-{checkpoint}",
         adapter=None if base else folder,
+        run=folder,
     )
 
 
@@ -156,6 +161,7 @@ def evaluate_target(
         beams=beams or section.beams,
         max_length=target.max_length,
         metadata={**target.identity(device), "source": source},
+        leaks=find_leaks(target.run, examples, source=source, say=say),
         progress=progress,
     )
     return results, out

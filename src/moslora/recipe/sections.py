@@ -106,6 +106,10 @@ class DataSection(Section):
     """WinoGrande's 40,398 training rows, or its sizes xs to xl one after the other as in LLM-Adapters, where
     the smaller ones repeat rows of the larger."""
 
+    drop_leaks: bool = False
+    """Leave out training rows that are also a test row of the evaluation's source and tasks: the same question, the
+    same choices in any order, and the same answer, by their words in lower case. Rows set aside for validation stay."""
+
     loss_on: Literal["response", "all"] = "response"
     """Tokens that count in the loss: those of the answer, or the question's as well."""
 

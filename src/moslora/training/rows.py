@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moslora.data.encode import Encoded, Encoder, encode_examples
-from moslora.data.select import cap, set_aside
-from moslora.data.sources import data_hash, differences, load_training
+from moslora.data.select import Selection, select
+from moslora.data.sources import data_hash, differences
 from moslora.data.steps import label_count
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe
@@ -20,9 +20,10 @@ class TrainingData:
     sha256: str
     notes: list[str]
     joins: bool
+    leaks: dict[str, int] | None
 
     def facts(self) -> dict[str, Any]:
-        return {"sha256": self.sha256, "notes": self.notes}
+        return {"sha256": self.sha256, "notes": self.notes, "leaks_left_out": self.leaks}
 
     def remarks(self) -> list[str]:
         truncated = sum(row.truncated for row in self.rows)
@@ -45,14 +46,23 @@ class TrainingData:
 def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
     """The rows that ``recipe.data`` describes."""
     section = recipe.data
-    examples = load_training(section.tasks, source=section.source, winogrande=section.winogrande)
-    chosen = cap(examples, rows=section.rows, seed=recipe.seed)
-    train_examples, validation_examples = set_aside(chosen, validation_rows=section.validation_rows, seed=recipe.seed)
+    selection = select(recipe)
     format = FORMATS[section.format]
     return TrainingData(
-        rows=encode_examples(train_examples, format, encoder, loss_on=section.loss_on),
-        validation=encode_examples(validation_examples, format, encoder, loss_on=section.loss_on),
-        sha256=data_hash(train_examples),
-        notes=differences(section.source, section.tasks, winogrande=section.winogrande),
-        joins=not format.joint and any(encoder.joins(format.train(example)) for example in train_examples[:20]),
+        rows=encode_examples(selection.training, format, encoder, loss_on=section.loss_on),
+        validation=encode_examples(selection.validation, format, encoder, loss_on=section.loss_on),
+        sha256=data_hash(selection.training),
+        notes=[*differences(section.source, section.tasks, winogrande=section.winogrande), *_leak_notes(selection)],
+        joins=not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20]),
+        leaks=selection.leaks,
     )
+
+
+def _leak_notes(selection: Selection) -> list[str]:
+    if selection.leaks is None:
+        return []
+    each = ", ".join(f"{task} {count:,}" for task, count in selection.leaks.items())
+    lines = [f"data.drop_leaks: rows left out because they are test rows: {each or 'none'}"]
+    if selection.incomparable:
+        lines.append(f"data.drop_leaks: {selection.incomparable:,} instructions of no known template were not compared")
+    return lines
