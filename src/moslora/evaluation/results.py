@@ -206,10 +206,14 @@ class Results:
             return None
         counts = {task: count for task, count in found.leaks.items() if count}
         scores = {**{task: found.tasks.get(task) for task in counts}, "macro average": found.macro}
-        values = (_percent(getattr(score, self.settings.primary, None)) for score in scores.values())
+        error = self.settings.primary.replace("accuracy", "standard_error")
+        values = [
+            f"{name} {_percent(getattr(score, self.settings.primary, None), getattr(score, error, None))}"
+            for name, score in scores.items()
+        ]
         return (
             f"questions among {found.compared_with}: {', '.join(f'{task} {count}' for task, count in counts.items())};"
-            f" without them: {', '.join(f'{name} {value}' for name, value in zip(scores, values, strict=True))}"
+            f" {self.settings.primary.replace('_', ' ')} without them: {', '.join(values)}"
         )
 
     def table(self) -> list[list[str]]:
