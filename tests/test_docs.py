@@ -1,6 +1,8 @@
-"""The documents' code runs."""
+"""The documents' code runs, and what they show is what comes out."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from moslora.adapters import inject, named_adapters
+from moslora.data.local import read_file
+from moslora.prompts import FORMATS
+from test_cli import run
+from test_data_audit import COUNTED
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +42,57 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
         assert layer.base.weight.equal(start[name].base.weight)
     last = list(layers.values())[-1]
     torch.testing.assert_close(names["delta_weight"], last.delta_weight().detach(), rtol=1e-5, atol=1e-6)
+
+
+DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_the_data_pages_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them; the audits on one set where the page takes eight."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (row,) = re.findall(r"```json\n(.*?)```", DATA_PAGE, re.S)
+    (tmp_path / "mine.jsonl").write_text(row * 1_000, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", DATA_PAGE, re.S) for line in block.splitlines()]
+    assert len(lines) == 8
+    for line in lines:
+        command = shlex.split(line, comments=True)[1:]
+        command += ["--tasks", "obqa"] if "audit" in command else ["--dry-run"] if "train" in command else []
+        code, _, err = run(capsys, *command)
+        assert code == 0, (line, err)
+    assert json.loads(Path("audit.json").read_text(encoding="utf-8"))["tasks"]["obqa"]["overlap"]["leaks"] == 14
+
+
+def test_the_data_pages_formats_are_the_formats() -> None:
+    (example,) = (e for e in read_file(ROOT / "data" / "sample.jsonl", "train") if "door from slamming" in e.question)
+    shown = re.findall(r"```text\n(.*?)\n```", DATA_PAGE, re.S)
+    for name, text in zip(("label", "llm-adapters", "cloze"), shown, strict=False):
+        option = FORMATS[name].train(example)
+        assert text == option.prompt + option.answer
+
+
+def test_the_data_pages_table_has_the_counts() -> None:
+    for task, (
+        _,
+        same,
+        choices,
+        leaks,
+        elsewhere,
+        repeated,
+        and_choices,
+        conflicts,
+        in_test,
+        majority,
+    ) in COUNTED.items():
+        (line,) = (line for line in DATA_PAGE.splitlines() if line.startswith(f"{task} "))
+        cells = line.replace(",", "").split()[-5:]
+        assert cells == [
+            f"{repeated}/{and_choices}/{conflicts}",
+            str(in_test),
+            f"{same}/{choices}/{leaks}",
+            f"{elsewhere}/0",
+            str(majority),
+        ]

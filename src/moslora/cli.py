@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 recipes_app = typer.Typer(help="List and copy the recipes that come with moslora.", invoke_without_command=True)
-data_app = typer.Typer(help="Fetch and look at the eight commonsense sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch, look at and audit the eight commonsense sets.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 
