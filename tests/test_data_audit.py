@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from data_kit import rows, sample, smollm2
+from moslora.data import hub
 from moslora.data.audit import Overlap, audit, count_lengths, count_overlaps, read
 from moslora.data.audit_text import audit_report
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
+from moslora.data.local import example_from_row
 from moslora.data.overlap import content, leaked, normal, read_back
+from moslora.data.sources import MIXTURE
 from moslora.errors import UsageError
 from moslora.prompts import FORMATS, llm_adapters_row
 from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
@@ -207,6 +210,18 @@ def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:
     assert (overlap.train_questions, overlap.train_choices, overlap.conflicts, overlap.free) == (129, 43, 1, 0)
 
 
+def test_the_mixture_is_compared_with_the_hubs_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows of OpenBookQA name no set, so their leaks show as elsewhere."""
+    mixture = [llm_adapters_row(row) for row in (*TRAIN, *rows("boolq", "train")[:3])]
+    read_mixture = [example_from_row(row, split="train", number=number) for number, row in enumerate(mixture)]
+    monkeypatch.setattr(hub, "load_mixture", lambda: read_mixture)
+    monkeypatch.setattr(hub, "load", lambda task, split: TEST)
+    training, test = read(["obqa"], source=MIXTURE)
+    assert {task: len(found) for task, found in training.items()} == {"obqa": 0, INSTRUCTION: 7}
+    found = count_overlaps(training, test)["obqa"]
+    assert (found.in_train, found.elsewhere, found.elsewhere_leaks) == (0, 4, 1)
+
+
 def test_what_an_instruction_row_says() -> None:
     question = TRAIN[0]
     text = llm_adapters_row(question)["instruction"]
@@ -269,3 +284,6 @@ def test_the_command_prints_a_table_and_writes_every_count(
     assert max(map(len, out.split("\nq: ")[0].splitlines())) <= 120
     code, _, err = run(capsys, "data", "audit", *options, "--format", "labels")
     assert code == 2 and "--format labels: none of" in err
+    for wrong in (tmp_path, tmp_path / "none" / "audit.json"):
+        code, _, err = run(capsys, "data", "audit", *options, "--json", wrong)
+        assert code == 2 and "give a file in a folder that exists" in err

@@ -305,6 +305,8 @@ def audit(
     from moslora.model import load_tokenizer
     from moslora.tasks import resolve_tasks
 
+    if json is not None and (json.is_dir() or not json.parent.is_dir()):
+        raise UsageError(f"--json {json}: give a file in a folder that exists")
     report = audit_report(
         resolve_tasks(tasks),
         source=source,

@@ -123,7 +123,8 @@ def read(tasks: Sequence[str], *, source: str) -> tuple[Rows, Rows]:
         names = (*tasks, INSTRUCTION)
         training: dict[str, list[Example]] = {task: [] for task in names}
         for example in load_training(tasks, source=source):
-            training[example.task].append(example)
+            if example.task in training:  # the mixture holds all eight, whatever the tasks
+                training[example.task].append(example)
         test = {task: load_examples(task, "test", source="hub") for task in tasks} if source == MIXTURE else {}
     else:
         names = tuple(tasks)
