@@ -35,6 +35,8 @@ def find_leaks(
 
 
 def _trained_on(run: AdapterFolder) -> tuple[list[Example], str]:
+    if "data" not in run.manifest:
+        raise UsageError(f"{run.path}: an imported adapter, which does not say what it was trained on")
     rows = select(run.recipe).training
     if data_hash(rows) != run.manifest["data"]["sha256"]:
         raise UsageError(f"{run.recipe.data.source}: its rows have changed since this run was trained on them")
