@@ -2,7 +2,7 @@
 
 ``adapter.safetensors``  A, M and B of every adapter
 ``recipe.yaml``          the resolved recipe: rebuilds model, tokenizer and adapters
-``manifest.json``        format, base and its fingerprint, step, data hashes, sha256 of every other file
+``manifest.json``        format, base and its fingerprint, step, data hashes, sha256 of every other file and of itself
 
 A folder is written beside its place and renamed into it, so that a reader finds a whole one or none.
 """
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,15 +25,14 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, inject
 from moslora.data.fetch import sha256
+from moslora.disk import LOCK, held, writing
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
+from moslora.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, load_written, read_manifest, with_own_hash
 from moslora.model import load_base
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import Recipe
 
-FORMAT = 1
-WEIGHTS = "adapter.safetensors"
-RECIPE = "recipe.yaml"
-MANIFEST = "manifest.json"
+RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,17 @@ def locate_adapter(path: Path) -> Path:
         raise UsageError(f"{path}: no such run; {_known_runs(path.parent)}")
     if (path / "adapter_config.json").is_file():
         raise UsageError(f"{path}: a PEFT adapter, not an adapter folder of moslora; read it by moslora import {path}")
+    if (path / "config.json").is_file():
+        raise UsageError(f"{path}: a model, without an adapter in it; name a run or an adapter folder")
+    if (path / RECIPE).is_file():
+        raise UsageError(f"{path}: this run has no checkpoint yet; go on with it: moslora train {path} --resume")
     raise UsageError(f"{path}: neither a run nor an adapter folder (no {MANIFEST}); {_known_runs(path)}")
 
 
 def run_folder(adapter: Path) -> Path:
     """The run that an adapter folder lies in; the folder itself if it was copied elsewhere."""
     for parent in (adapter.parent, adapter.parent.parent):
-        if (parent / "run.json").is_file():
+        if (parent / RUN).is_file():
             return parent
     return adapter
 
@@ -95,7 +98,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def _known_runs(folder: Path) -> str:
-    runs = sorted(str(path.parent) for path in folder.glob("*/run.json"))
+    runs = sorted(str(path.parent) for path in folder.glob(f"*/{RUN}"))
     return "runs here: " + ", ".join(runs) if runs else "there are no runs here"
 
 
@@ -133,7 +136,7 @@ def save_adapter(
             **facts,
             "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
         }
-        write_json(scratch / MANIFEST, manifest)
+        write_json(scratch / MANIFEST, with_own_hash(manifest))
         written = load_tensors(scratch / WEIGHTS)
         if any(not value.equal(written[key]) for key, value in state.items()):
             raise MosloraError(f"{folder}: the weights read back differ from those written; is the disk sound?")
@@ -146,23 +149,29 @@ def open_adapter(folder: Path) -> AdapterFolder:
         UsageError: not an adapter folder, or one of a newer version.
         MosloraError: a file is missing or was altered.
     """
-    if not (folder / MANIFEST).is_file():
-        raise UsageError(f"{folder}: no {MANIFEST}, so this is not an adapter folder of moslora")
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        written_as, hashes = manifest["format"], manifest["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MosloraError(f"{folder / MANIFEST}: not a manifest ({error!r}); take another checkpoint") from None
-    if written_as > FORMAT:
-        raise UsageError(
-            f"{folder}: written in format {written_as}, this moslora reads up to {FORMAT}; upgrade moslora"
-        )
-    for name, expected in hashes.items():
+    manifest = read_manifest(folder)
+    for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file():
             raise MosloraError(f"{folder / name}: missing; take another checkpoint")
         if sha256(folder / name) != expected:
             raise MosloraError(f"{folder / name}: altered or truncated (its sha256 differs); take another checkpoint")
-    return AdapterFolder(folder, load_recipe(folder / RECIPE), manifest)
+    return AdapterFolder(folder, load_written(folder / RECIPE, by=manifest["moslora"]), manifest)
+
+
+def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a run was begun with, to go on with it.
+
+    Raises:
+        UsageError: ``run`` is no run, or its recipe cannot be read here.
+    """
+    if not (run / RECIPE).is_file():
+        locate_adapter(run)  # says what the folder is instead
+        raise UsageError(f"{run}: an adapter folder without its run, so there is nothing to resume; name the run")
+    try:
+        by = json.loads((run / RUN).read_text(encoding="utf-8"))["moslora"]
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it was written
+        by = None
+    return load_written(run / RECIPE, overrides, by=by)
 
 
 def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any) -> PreTrainedModel:
@@ -205,8 +214,15 @@ def refuse_used(out: Path) -> None:
     Raises:
         UsageError: it is not empty, or a file.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: a file, not a folder; choose another with --out")
+    if in_use(out):
         raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
+
+
+def in_use(folder: Path) -> bool:
+    """Whether anything but a lock is in ``folder``."""
+    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
 
 
 @contextmanager
@@ -214,32 +230,41 @@ def replacing(folder: Path) -> Iterator[Path]:
     """A scratch folder that takes the place of ``folder`` when the block ends well, and is gone otherwise.
 
     What a killed predecessor left is cleared first: its scratch folder, and the old folder that it was replacing.
+
+    Raises:
+        UsageError: another process is writing the same folder, or this is no place to write to.
+        DiskFull: no room.
     """
-    scratch, old = (folder.parent / f".{folder.name}.{state}" for state in ("writing", "old"))
-    shutil.rmtree(scratch, ignore_errors=True)
-    if old.exists() and not folder.exists():
-        os.replace(old, folder)
-    shutil.rmtree(old, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        for path in (*scratch.rglob("*"), scratch):
-            _sync(path)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(scratch, folder)
-        _sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
+    with held(folder, lock=folder.parent / f".{folder.name}{LOCK}"), writing(folder):
+        scratch, old = (folder.parent / f".{folder.name}.{state}" for state in ("writing", "old"))
         shutil.rmtree(scratch, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(old, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+            for path in (*scratch.rglob("*"), scratch):
+                _sync(path)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(scratch, folder)
+            _sync(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that a reader finds the old text or the new one, never a part."""
     scratch = path.with_name(f".{path.name}.writing")
-    scratch.write_text(text, encoding="utf-8")
-    _sync(scratch)
-    os.replace(scratch, path)
+    with writing(path):
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            _sync(scratch)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,12 +1,16 @@
 """The command line: parses, calls, prints. What it calls is imported when it is called."""
 
+import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, Terminated, UsageError, stopped
 from moslora.launch import is_main_process
 
 if TYPE_CHECKING:
@@ -15,8 +19,25 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 """Where runs go unless --out says otherwise: a folder each, named after the recipe."""
 
+
+class Commands(TyperGroup):
+    """The commands, with what ends one early turned into its line; Typer by itself exits without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt as stop:
+            raise stopped("stopped; nothing was left half written", stop) from None
+        except BrokenPipeError:  # the reader of `moslora … | head` has seen enough
+            _drop_output()
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        return result
+
+
 app = typer.Typer(
     name="moslora",
+    cls=Commands,
     help="Fine-tune LLaMA with MoSLoRA: low-rank adapters with a mixer between the factors, ΔW = s · B · M · A.",
     no_args_is_help=True,
     add_completion=True,
@@ -49,8 +70,10 @@ def train(
 ) -> None:
     """Train the adapter that a recipe describes."""
     run = Path(recipe)
-    if resume and (run / "recipe.yaml").is_file():
-        resolved, out = _load_recipe(str(run / "recipe.yaml"), overrides), out or run
+    if resume and run.is_dir():
+        from moslora.checkpoint import stored_recipe
+
+        resolved, out = stored_recipe(run, overrides or ()), out or run
     else:
         resolved = _load_recipe(recipe, overrides)
     if dry_run:
@@ -102,9 +125,8 @@ def evaluate(
             out=out,
             progress=lambda task, done, total: print(f"  {task}: {done}/{total}", flush=True),
         )
-    except KeyboardInterrupt:
-        print("\nstopped; what was scored is kept, and the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        raise stopped("stopped; what was scored is kept, and the same command goes on from there", stop) from None
     settings = results.settings
     print(f"protocol {settings.protocol}, format {settings.format}, {settings.dtype}; shares in percent ± s.e.")
     _print_table(results.table())
@@ -357,15 +379,40 @@ def _print_table(rows: list[list[str]]) -> None:
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
+def _drop_output() -> None:
+    """Lets Python's last flush go nowhere, where the output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 def main() -> None:
-    """Entry point: faults of use and of the run end in one line each, without a traceback."""
+    """Entry point: faults of use, of the run and of the disk end in one line each, without a traceback."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except MosloraError as error:
-        if is_main_process():
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error)
+    except KeyboardInterrupt as stop:  # before a command began
+        _end(stopped("stopped", stop))
+    except Exception as error:
+        from moslora.disk import disk_fault
+
+        if (fault := disk_fault(error)) is None:
+            raise  # a mistake of ours, which must be seen
+        _end(fault)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end(error: MosloraError) -> NoReturn:
+    """Says what ended the command, on the process that speaks for all, and exits with its code."""
+    if is_main_process():
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

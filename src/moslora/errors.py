@@ -1,8 +1,10 @@
-"""The two ways in which a command may end badly without a traceback.
+"""The ways in which a command may end badly without a traceback.
 
 A message is one clear line: what is wrong, where, and the mend. Several faults found together are
 several lines of one error, so that a user repairs them in one go.
 """
+
+import signal
 
 
 class MosloraError(Exception):
@@ -15,3 +17,21 @@ class UsageError(MosloraError):
     """A wrong use: the recipe, an option or a path has to change before a retry. Exit code 2."""
 
     exit_code = 2
+
+
+class Interrupted(MosloraError):
+    """Asked to stop, by Ctrl-C or SIGTERM, and did. Exit code 128 + the signal's number."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would have been, so that whatever cleans up after the one does after the other."""
+
+
+def stopped(message: str, by: KeyboardInterrupt) -> Interrupted:
+    """``message`` with the exit code of what stopped the command."""
+    number = signal.SIGTERM if isinstance(by, Terminated) else signal.SIGINT
+    return Interrupted(message, signal_number=number)

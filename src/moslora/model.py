@@ -3,11 +3,13 @@
 import sys
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from moslora.disk import disk_fault
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import locate
 
@@ -73,7 +75,7 @@ def load_base(
             use_safetensors=True,
             device_map={"": device} if device.type == "cuda" else None,  # not through the host's memory
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load(name, "model", error) from None
     _refuse_unusual_output(model, name)
     if gradient_checkpointing:
@@ -93,7 +95,7 @@ def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
 
 def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return MosloraError(f"model.name = {name}: its {what} cannot be loaded: {reason}")
+    return disk_fault(error) or MosloraError(f"model.name = {name}: its {what} cannot be loaded: {reason}")
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

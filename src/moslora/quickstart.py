@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -13,10 +12,10 @@ from pathlib import Path
 import torch
 
 from moslora.adapters import inject
-from moslora.checkpoint import locate_adapter
+from moslora.checkpoint import locate_adapter, refuse_used
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, stopped
 from moslora.evaluation import PairedDifference, Prediction, paired_difference
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.results import Results
@@ -25,7 +24,6 @@ from moslora.launch import run_in_processes
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import Recipe, load_recipe
-from moslora.training.interrupt import Interrupted
 from moslora.training.objective import LabelLoss
 
 RECIPE = "smollm2-135m"
@@ -67,12 +65,24 @@ def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[l
 
     Returns:
         The table (header first) and the verdict's lines.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; training was told to save first.
+        UsageError: ``out`` holds something else.
     """
+    try:
+        return _quickstart(out, say)
+    except KeyboardInterrupt as stop:
+        raise stopped("stopped; what was done is saved, and the same command goes on from there", stop) from None
+
+
+def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]], list[str]]:
     began = time.monotonic()
     if (out / "recipe.yaml").exists():
         recipe = load_recipe(out / "recipe.yaml")
         say(f"going on with {out} (remove that folder to start anew)")
     else:
+        refuse_used(out)
         recipe = fitting_recipe(say)
     if not (out / "adapter").exists():
         _train(recipe, out)
@@ -131,11 +141,7 @@ def _train(recipe: Recipe, out: Path) -> None:
         file.write_text(recipe.to_yaml(), encoding="utf-8")
         command = [sys.executable, "-m", "moslora.cli", "train", str(file), "--out", str(out)]
         command += ["--resume"] if (out / "recipe.yaml").exists() else []
-        try:
-            code = run_in_processes(command, processes=processes, environment=environment)
-        except KeyboardInterrupt:
-            message = "stopped; what was done is saved, and the same command goes on from there"
-            raise Interrupted(message, signal_number=signal.SIGINT) from None
+        code = run_in_processes(command, processes=processes, environment=environment)
     if code:
         raise MosloraError(f"training ended with exit code {code}; the lines above say why")
 

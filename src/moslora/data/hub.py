@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from moslora.data.local import example_from_row
+from moslora.data.reach import prefer_cache_if_unreachable
+from moslora.disk import disk_fault
 from moslora.errors import MosloraError
 from moslora.tasks import TASKS, Example, Hub, Split
 
@@ -35,6 +37,7 @@ def example_from_hub(task: str, id: str, row: dict[str, Any]) -> Example:
 
 
 def _rows(hub: Hub, split: str, *, expected: int) -> list[dict[str, Any]]:
+    prefer_cache_if_unreachable()  # before the import below, which looks at what it sets
     import datasets  # seconds to import, and only this source needs it
 
     files = {split: hub.data_files[split]} if hub.data_files else None
@@ -42,6 +45,8 @@ def _rows(hub: Hub, split: str, *, expected: int) -> list[dict[str, Any]]:
         loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, data_files=files, split=split)
         rows = cast(list[dict[str, Any]], loaded.to_list())
     except Exception as error:  # offline, gated, moved, proxy: the libraries raise dozens of types for it
+        if fault := disk_fault(error):
+            raise fault from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MosloraError(
             f"could not load {_page(hub)} ({reason}): check the network and, if the page asks for it, "

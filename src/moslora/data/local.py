@@ -150,6 +150,8 @@ def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, json.loads(line)
                 except json.JSONDecodeError as error:
                     yield number, ValueError(f"malformed JSON ({error.msg}, column {error.colno})")
+                except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
+                    yield number, ValueError(f"malformed JSON ({error})")
     else:
         yield from _parsed_array(text)
 
@@ -172,6 +174,9 @@ def _parsed_array(text: str) -> Iterator[tuple[int, Any]]:
             row, end = decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
             yield error.lineno, ValueError(f"malformed JSON ({error.msg}, column {error.colno})")
+            return
+        except (ValueError, RecursionError) as error:
+            yield line, ValueError(f"malformed JSON ({error})")
             return
         yield line, row
         position = _skip_space(text, end)

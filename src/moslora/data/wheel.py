@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from moslora.data.fetch import DATA_WHEEL, fetch_wheel, home
+from moslora.disk import writing
 from moslora.errors import MosloraError
 from moslora.tasks import TASKS, Example, Split
 
@@ -80,12 +81,13 @@ def _read_copy(path: Path) -> list[Example]:
 
 
 def _write_copy(examples: list[Example], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    os.close(handle)
-    with gzip.open(name, "wt", compresslevel=1, encoding="utf-8") as file:
-        file.writelines(json.dumps(vars(example)) + "\n" for example in examples)
-    os.replace(name, path)  # whole or not at all, whoever else writes it
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".copy-") as folder:
+            copy = Path(folder) / path.name
+            with gzip.open(copy, "wt", compresslevel=1, encoding="utf-8") as file:
+                file.writelines(json.dumps(vars(example)) + "\n" for example in examples)
+            os.replace(copy, path)  # whole or not at all, whoever else writes it
 
 
 def _documents(task: str, split: Split) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.checkpoint import write_whole
+from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import RESULTS, Results, Settings
@@ -41,7 +42,8 @@ class Journal:
         self.predictions: dict[str, Prediction] = {}
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         now: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
         then = _read_settings(folder)
         if then is not None:
@@ -57,7 +59,8 @@ class Journal:
         self.predictions.update((p.id, p) for p in predictions)
         if self.folder is None or not predictions:
             return
-        with (self.folder / PREDICTIONS).open("a", encoding="utf-8") as file:
+        path = self.folder / PREDICTIONS
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write("".join(p.to_json() + "\n" for p in predictions))
             file.flush()
             os.fsync(file.fileno())

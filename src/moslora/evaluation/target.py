@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from moslora.checkpoint import AdapterFolder, load_adapted, locate_adapter, open_adapter, refuse_used, run_folder
 from moslora.data.sources import differences, load_examples
+from moslora.disk import held
 from moslora.errors import UsageError
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
@@ -149,21 +150,21 @@ def evaluate_target(
         say(f"note: {line}")
     examples = {task: load_examples(task, "test", source=source) for task in tasks}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    results = evaluate(
-        target.load(device),
-        load_tokenizer(**target.model.tokenizer()),
-        examples,
-        protocol=protocol,
-        format=format,
-        out=out,
-        limit=limit or section.limit,
-        batch_size=batch_size or section.batch_size,
-        beams=beams or section.beams,
-        max_length=target.max_length,
-        metadata={**target.identity(device), "source": source},
-        leaks=find_leaks(target.run, examples, source=source, say=say),
-        progress=progress,
-    )
+    with held(out):
+        results = evaluate(
+            target.load(device),
+            load_tokenizer(**target.model.tokenizer()),
+            examples,
+            protocol=protocol,
+            format=format,
+            out=out,
+            limit=limit or section.limit,
+            batch_size=batch_size or section.batch_size,
+            beams=beams or section.beams,
+            max_length=target.max_length,
+            metadata={**target.identity(device), "source": source},
+            progress=progress,
+        )
     return results, out
 
 

@@ -10,8 +10,18 @@ import yaml
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
 
 
+_MOST_NODES = 10_000
+"""Values of a document with its aliases written out: a few lines of aliases to aliases stand for billions."""
+
+
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` with the floats of YAML 1.2, and without repeated keys."""
+    """`yaml.SafeLoader` with the floats of YAML 1.2, and without repeated keys or aliases beyond measure."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _size(node, {}) > _MOST_NODES:
+            raise yaml.YAMLError(f"with its aliases written out it has more than {_MOST_NODES:,} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -24,6 +34,17 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def _size(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """How many values `node` stands for; infinitely many where it holds itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if node not in known:
+        known[node] = float("inf")  # for those inside it
+        inside = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[node] = 1 + sum(_size(part, known) for part in inside)
+    return known[node]
 
 
 class _Dumper(yaml.SafeDumper):

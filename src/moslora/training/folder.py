@@ -1,10 +1,14 @@
-"""Whose folder a run writes into: refused before anything is loaded, where it is not this run's."""
+"""Whose folder a run writes into, and on how many devices: refused before anything is loaded, where it cannot work."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from moslora.checkpoint import in_use, stored_recipe
 from moslora.errors import UsageError
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import Recipe
 
 FREE = (
     "evaluation.",
@@ -27,16 +31,31 @@ def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
     """
     stored = out / "recipe.yaml"
     if not (resuming and stored.exists()):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if in_use(out):
             raise UsageError(
                 f"{out}: not empty; go on with that run by --resume, choose another folder with --out, or remove it"
             )
         return
-    then, now = (_flat(one.model_dump()) for one in (load_recipe(stored), recipe))
+    then, now = (_flat(one.model_dump()) for one in (stored_recipe(out), recipe))
     other = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now if then.get(key) != now[key]]
     if found := [line for line in other if not line.startswith(FREE)]:
         raise UsageError(
             f"{out}: holds a run of another recipe ({'; '.join(found)}); take its own ({stored}), or another --out"
+        )
+
+
+def refuse_too_many_processes() -> None:
+    """Refuses more processes on this machine than it has GPUs: two on one would run out of memory, or hang.
+
+    Raises:
+        UsageError: there are.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if torch.cuda.is_available() and not on_cpu and here > (devices := torch.cuda.device_count()):
+        raise UsageError(
+            f"{here} processes on this machine, but {devices} GPU{'s' * (devices != 1)}; start {devices}"
+            f" (--num_processes {devices}, or --nproc-per-node {devices})"
         )
 
 

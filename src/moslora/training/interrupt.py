@@ -5,16 +5,6 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
-from moslora.errors import MosloraError
-
-
-class Interrupted(MosloraError):
-    """The run was asked to stop and did, with everything saved. Exit code 128 + the signal's number."""
-
-    def __init__(self, message: str, *, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
-
 
 class StopRequest:
     """Notes the first SIGINT or SIGTERM while the block runs; a second Ctrl-C stops at once.

@@ -6,7 +6,7 @@
 """
 
 import platform
-from contextlib import closing
+from contextlib import closing, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from moslora.adapters import AdapterLinear, inject, named_adapters
 from moslora.checkpoint import AdapterFolder, check_base, save_adapter, write_json, write_whole
 from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
-from moslora.errors import MosloraError, UsageError
+from moslora.disk import DiskFull, held
+from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.model import load_base, load_tokenizer, pad_id
 from moslora.recipe import Recipe
 from moslora.training.budget import RankBudget
-from moslora.training.folder import refuse_other_data, refuse_other_run
-from moslora.training.interrupt import Interrupted, StopRequest
+from moslora.training.folder import refuse_other_data, refuse_other_run, refuse_too_many_processes
+from moslora.training.interrupt import StopRequest
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
@@ -47,13 +48,23 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         resuming: go on from the newest checkpoint in ``out``; from the start where there is none yet.
 
     Raises:
-        UsageError: the folder holds another run, or the recipe does not fit its data or model.
+        UsageError: the folder holds another run or is being written, or the recipe does not fit its data or model.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        DiskFull: no room; the last checkpoint is sound.
         MosloraError: a loss or gradient is not finite, or nothing was learned.
     """
+    refuse_too_many_processes()
     accelerator = Accelerator(mixed_precision="no")  # weights, activations and the scaler are ours
     if accelerator.distributed_type not in PLAIN:
         raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
+    with held(out) if accelerator.is_main_process else nullcontext():
+        try:
+            return _train(accelerator, recipe, out=out, resuming=resuming)
+        except DiskFull as full:
+            raise DiskFull(full.path, full.reason, then=f"go on: moslora train {out} --resume") from None
+
+
+def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: bool) -> Path:
     say = accelerator.print
     if accelerator.is_main_process:
         refuse_other_run(out, recipe, resuming=resuming)

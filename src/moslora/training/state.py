@@ -22,7 +22,8 @@ from moslora.checkpoint import (
     open_adapter,
     save_adapter,
 )
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, UsageError
+from moslora.manifest import MANIFEST
 from moslora.recipe import Recipe
 from moslora.training.budget import RankBudget
 
@@ -83,6 +84,8 @@ def newest_checkpoint(run: Path, *, say: Callable[[str], object]) -> AdapterFold
         try:
             return open_adapter(path)
         except MosloraError as error:
+            if isinstance(error, UsageError) and (path / MANIFEST).is_file():
+                raise  # not damaged: a newer version wrote it
             say(f"passed over: {error}")
     if found:
         raise MosloraError(f"{found[0].parent}: no sound checkpoint is left; begin anew with another --out")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 
+from moslora.checkpoint import write_whole
+from moslora.disk import writing
 from moslora.errors import UsageError
 from moslora.recipe import Recipe
 
@@ -60,13 +63,12 @@ class Tracker:
         }
         self._last, self._tokens, self._examples = (step, now), 0, 0
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        print(
+        self.record(row)
+        _tell(
             f"step {step}/{self._total}  {shown}  {row['tokens_per_second']:.0f} tokens/s"
             f"  {row['examples_per_second']:.1f} examples/s  peak {row['peak_memory_gb']:.1f} GB"
-            f"  {left / 60:.1f} min left",
-            flush=True,
+            f"  {left / 60:.1f} min left"
         )
-        self.record(row)
 
     def record(self, row: dict[str, Any]) -> None:
         """One line of ``metrics.jsonl``, without a line on the screen."""
@@ -74,7 +76,7 @@ class Tracker:
             return
         # A step that the float16 scaler skips has an infinite norm, which is no JSON.
         row = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._wandb is not None:
             self._wandb.log(row, step=row["step"])
@@ -82,6 +84,14 @@ class Tracker:
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _tell(line: str) -> None:
+    """Prints ``line``. A reader who has gone, at a closed pipe or terminal, does not end the run."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def peak_memory_gb() -> float:
@@ -103,7 +113,7 @@ def _keep_until(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:  # the line being written when the run was killed
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    write_whole(path, "".join(kept))
 
 
 def _start_wandb(recipe: Recipe, run: Path) -> Any:
