@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, inject
 from moslora.data.fetch import sha256
-from moslora.disk import LOCK, held, writing
+from moslora.disk import LOCK, held, refuse_file, writing
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
 from moslora.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, load_written, read_manifest, with_own_hash
@@ -164,9 +164,11 @@ def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: ``run`` is no run, or its recipe cannot be read here.
     """
+    if (run / MANIFEST).is_file():
+        raise UsageError(f"{run}: an adapter folder or a checkpoint; name the run that it lies in, to go on with that")
     if not (run / RECIPE).is_file():
         locate_adapter(run)  # says what the folder is instead
-        raise UsageError(f"{run}: an adapter folder without its run, so there is nothing to resume; name the run")
+        raise UsageError(f"{run / RECIPE}: missing, so this run cannot go on; put it back from one of its checkpoints")
     try:
         by = json.loads((run / RUN).read_text(encoding="utf-8"))["moslora"]
     except (OSError, ValueError, KeyError, TypeError):  # killed before it was written
@@ -212,10 +214,9 @@ def refuse_used(out: Path) -> None:
     """Refuses an output folder with something in it.
 
     Raises:
-        UsageError: it is not empty, or a file.
+        UsageError: it is not empty, or it or one that it lies in is a file.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file, not a folder; choose another with --out")
+    refuse_file(out)
     if in_use(out):
         raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
 

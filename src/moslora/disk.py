@@ -90,6 +90,17 @@ def writing(path: Path) -> Iterator[None]:
         raise fault from None
 
 
+def refuse_file(folder: Path) -> None:
+    """Refuses what cannot be a folder.
+
+    Raises:
+        UsageError: it, or one that it lies in, is a file.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there}: a file, not a folder; choose another with --out")
+
+
 @contextmanager
 def held(folder: Path, *, lock: Path | None = None) -> Iterator[None]:
     """Holds ``folder`` for this process while the block runs; the system lets go of it whenever the process ends.
@@ -103,8 +114,7 @@ def held(folder: Path, *, lock: Path | None = None) -> Iterator[None]:
     Raises:
         UsageError: another process holds it, or it cannot be a folder here.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a file, not a folder; choose another with --out")
+    refuse_file(folder)
     lock = lock or folder / LOCK
     made = [parent for parent in lock.parents if not parent.exists()]
     with writing(folder):

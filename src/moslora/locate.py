@@ -38,6 +38,8 @@ def locate(name: str, *, revision: str | None = None) -> str:
         if not (path / "config.json").is_file():
             raise UsageError(f"{path}: no config.json, so this is not a Hugging Face model folder")
         return str(path)
+    if path.is_file():
+        raise UsageError(f"{path}: a file; name the folder that holds the model")
     if path.is_absolute() or name.startswith(("./", "../", "~")):
         raise UsageError(f"model.name = {name}: no such folder")
     _ask_hub(name, revision)

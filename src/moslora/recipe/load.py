@@ -61,9 +61,14 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
-            file.write(text)
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:
+                target.unlink()
+                raise
     except OSError as error:
-        raise UsageError(f"{target}: {error.strerror}; give another destination") from error
+        raise UsageError(f"{error.filename or target}: {error.strerror}; give another destination") from error
     return target
 
 

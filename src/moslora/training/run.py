@@ -6,6 +6,7 @@
 """
 
 import platform
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +34,7 @@ from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
 from moslora.training.state import newest_checkpoint, restore, save_checkpoint
-from moslora.training.tracking import Tracker
+from moslora.training.tracking import Tracker, tell
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or data parallelism with a whole model in each."""
@@ -65,7 +66,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
 
 
 def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: bool) -> Path:
-    say = accelerator.print
+    say: Callable[[str], None] = tell if accelerator.is_main_process else lambda line: None
     if accelerator.is_main_process:
         refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()

@@ -64,7 +64,7 @@ class Tracker:
         self._last, self._tokens, self._examples = (step, now), 0, 0
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.record(row)
-        _tell(
+        tell(
             f"step {step}/{self._total}  {shown}  {row['tokens_per_second']:.0f} tokens/s"
             f"  {row['examples_per_second']:.1f} examples/s  peak {row['peak_memory_gb']:.1f} GB"
             f"  {left / 60:.1f} min left"
@@ -86,7 +86,7 @@ class Tracker:
             self._wandb.finish()
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
     """Prints ``line``. A reader who has gone, at a closed pipe or terminal, does not end the run."""
     try:
         print(line, flush=True)
