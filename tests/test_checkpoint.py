@@ -1,5 +1,6 @@
 """The adapter folder: whole or absent, checked on every opening, found from wherever a user points."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -53,6 +54,31 @@ def test_one_changed_byte_is_noticed(run: Path, file: str) -> None:
 def test_manifests_that_are_none_or_newer_are_refused(run: Path, manifest: str, message: str) -> None:
     (run / "adapter" / "manifest.json").write_text(manifest)
     with pytest.raises(MosloraError, match=message):
+        open_adapter(run / "adapter")
+
+
+def test_every_value_of_the_manifest_is_under_its_hash(run: Path) -> None:
+    path = run / "adapter" / "manifest.json"
+    good = json.loads(path.read_text())
+    canonical = json.dumps({k: v for k, v in good.items() if k != "manifest_sha256"}, sort_keys=True, separators=",:")
+    assert good["manifest_sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert good.keys() >= {"format", "moslora", "base", "data", "trained_rows", "processes", "step", "sha256"}
+    for key, value in good.items():
+        changed = {**value, "more": 1} if isinstance(value, dict) else f"{value}0"
+        path.write_text(json.dumps({**good, key: int(changed) if isinstance(value, int) else changed}))
+        with pytest.raises(MosloraError, match="altered" if key != "format" else "upgrade moslora"):
+            open_adapter(run / "adapter")
+    path.write_text(json.dumps(dict(reversed(good.items()))))
+    open_adapter(run / "adapter")  # the order of keys and the white space are not under it
+
+
+def test_a_manifest_of_format_1_which_had_no_hash_is_read(run: Path) -> None:
+    path = run / "adapter" / "manifest.json"
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "manifest_sha256"}
+    path.write_text(json.dumps({**old, "format": 1}))
+    assert open_adapter(run / "adapter").manifest["step"] == 21
+    path.write_text(json.dumps({**old, "format": 2}))
+    with pytest.raises(MosloraError, match="not a manifest"):
         open_adapter(run / "adapter")
 
 

@@ -28,6 +28,7 @@ import test_cli
 from evaluation_kit import make_examples
 from moslora import manifest
 from moslora.data import fetch, reach
+from moslora.evaluation.target import evaluate_target, open_target
 from moslora.manifest import with_own_hash
 from moslora.prompts import llm_adapters_row
 from test_data_fetch import make_wheel
@@ -400,7 +401,7 @@ RECIPES = {
     "an alias to itself": Turn(
         "train r.yaml", 2, "with its aliases written out it has more than", file("r.yaml", "data: &d {rows: *d}")
     ),
-    "deep nesting": Turn("train r.yaml", 2, "r.yaml: is not YAML", file("r.yaml", "a: " + "[" * 3000)),
+    "deep nesting": Turn("train r.yaml", 2, "r.yaml: is not YAML: its brackets", file("r.yaml", "a: " + "[" * 3000)),
     "a binary file": Turn("train r.yaml", 2, "r.yaml: is not YAML", file("r.yaml", b"\x7fELF\x00\x01\xff")),
     "not UTF-8": Turn("train r.yaml", 2, "'utf-8' codec can't decode", file("r.yaml", "name: é".encode("latin-1"))),
     "a folder": Turn("train f", 2, "f: is a folder, not a recipe", folder("f")),
@@ -747,6 +748,39 @@ DATA = {
 }
 
 EVALUATION = {
+    "binary predictions": Turn(
+        "eval runs/one --limit 2",
+        1,
+        "predictions.jsonl:1: not a prediction",
+        lambda scene: [
+            scene.copy(scene.run, "runs/one"),
+            evaluate_target(open_target("runs/one"), limit=2, say=lambda line: None),
+            scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", b"\xff\x00\n"),
+        ],
+    ),
+    "predictions that are none": Turn(
+        "eval runs/one --limit 2",
+        1,
+        "predictions.jsonl:1: not a prediction",
+        lambda scene: [
+            scene.copy(scene.run, "runs/one"),
+            evaluate_target(open_target("runs/one"), limit=2, say=lambda line: None),
+            scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", "[]\n"),
+        ],
+    ),
+    "damaged results, merged": Turn(
+        "merge runs/one",
+        1,
+        "runs/one/eval/x/results.json: not results",
+        both(a_run, file("runs/one/eval/x/results.json", "[]")),
+    ),
+    "out of GPU memory": Turn(
+        "eval {run} --limit 2 --out e",
+        1,
+        "out of GPU memory with batches of 32 sequences; take a smaller --batch-size",
+        raising("moslora.evaluation.run._score_task", torch.OutOfMemoryError),
+        leaves=True,
+    ),
     "unknown format": Turn("eval {run} --format lable", 2, "--format lable: none of label"),
     "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
     "other settings": Turn(
@@ -807,6 +841,13 @@ OUTPUT = {
     "out is being written": Turn(HERE, 2, "run: another process is writing here; wait", locked("run/.lock")),
     "resumed while it runs": Turn(
         "train runs/one --resume", 2, "runs/one: another process is writing here", both(a_run, locked("runs/one/.lock"))
+    ),
+    "out of GPU memory": Turn(
+        HERE,
+        1,
+        "out of GPU memory with micro-batches of 3 rows; take a smaller training.micro_batch_size",
+        raising("moslora.training.loop.accumulate", torch.OutOfMemoryError),
+        leaves=True,
     ),
     "disk full at the start": Turn(
         HERE,

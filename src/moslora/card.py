@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.checkpoint import AdapterFolder, run_folder
+from moslora.errors import MosloraError
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.recipe import Recipe
 
@@ -93,9 +94,13 @@ def _evaluation(folder: AdapterFolder) -> list[str]:
     """The results of this very adapter, not of the run's other checkpoints or its base."""
     lines: list[str] = []
     for path in sorted(run_folder(folder.path).glob("eval/*/results.json")):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        settings = results["settings"]
-        if settings["metadata"].get("adapter") != folder.manifest["sha256"]["adapter.safetensors"]:
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            settings = results["settings"]
+            adapter = settings["metadata"].get("adapter")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MosloraError(f"{path}: not results ({error!r}); remove its folder, or evaluate again") from None
+        if adapter != folder.manifest["sha256"]["adapter.safetensors"]:
             continue
         metric = settings["primary"]
         lines += [

@@ -15,7 +15,8 @@ from moslora.adapters import inject
 from moslora.checkpoint import locate_adapter, refuse_used
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
-from moslora.errors import MosloraError, stopped
+from moslora.disk import held
+from moslora.errors import MosloraError, UsageError, stopped
 from moslora.evaluation import PairedDifference, Prediction, paired_difference
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.results import Results
@@ -78,6 +79,8 @@ def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[l
 
 def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]], list[str]]:
     began = time.monotonic()
+    with held(out):  # a look before the measuring: training holds the folder by itself
+        pass
     if (out / "recipe.yaml").exists():
         recipe = load_recipe(out / "recipe.yaml")
         say(f"going on with {out} (remove that folder to start anew)")
@@ -143,7 +146,8 @@ def _train(recipe: Recipe, out: Path) -> None:
         command += ["--resume"] if (out / "recipe.yaml").exists() else []
         code = run_in_processes(command, processes=processes, environment=environment)
     if code:
-        raise MosloraError(f"training ended with exit code {code}; the lines above say why")
+        fault = UsageError if code == UsageError.exit_code else MosloraError
+        raise fault(f"training ended with exit code {code}; the lines above say why")
 
 
 def worker_processes() -> int:

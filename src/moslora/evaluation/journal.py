@@ -82,10 +82,11 @@ def load_predictions(path: Path) -> list[Prediction]:
     if not file.is_file():
         raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
     predictions: dict[str, Prediction] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    # A byte that is no UTF-8 becomes a character that is no part of any prediction, and is named with its line.
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
         try:
             prediction = Prediction.from_json(line)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise MosloraError(
                 f"{file}:{number}: not a prediction ({error}); remove the folder, evaluate again"
             ) from None

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from moslora.checkpoint import AdapterFolder, load_adapted, locate_adapter, open_adapter, refuse_used, run_folder
 from moslora.data.sources import differences, load_examples
 from moslora.disk import held
-from moslora.errors import UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
@@ -133,6 +133,7 @@ def evaluate_target(
 
     Raises:
         UsageError: the format's answers cannot be read by the protocol, or the folder holds something else.
+        MosloraError: the GPU's memory does not suffice.
     """
     section = target.evaluation
     protocol, format = reading(target, protocol, format)
@@ -150,21 +151,27 @@ def evaluate_target(
         say(f"note: {line}")
     examples = {task: load_examples(task, "test", source=source) for task in tasks}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_size = batch_size or section.batch_size
     with held(out):
-        results = evaluate(
-            target.load(device),
-            load_tokenizer(**target.model.tokenizer()),
-            examples,
-            protocol=protocol,
-            format=format,
-            out=out,
-            limit=limit or section.limit,
-            batch_size=batch_size or section.batch_size,
-            beams=beams or section.beams,
-            max_length=target.max_length,
-            metadata={**target.identity(device), "source": source},
-            progress=progress,
-        )
+        try:
+            results = evaluate(
+                target.load(device),
+                load_tokenizer(**target.model.tokenizer()),
+                examples,
+                protocol=protocol,
+                format=format,
+                out=out,
+                limit=limit or section.limit,
+                batch_size=batch_size,
+                beams=beams or section.beams,
+                max_length=target.max_length,
+                metadata={**target.identity(device), "source": source},
+                progress=progress,
+            )
+        except torch.OutOfMemoryError:
+            raise MosloraError(
+                f"out of GPU memory with batches of {batch_size} sequences; take a smaller --batch-size"
+            ) from None
     return results, out
 
 

@@ -71,7 +71,9 @@ def parse(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ValueError(f"{place}{error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError("its brackets or indents are nested too deeply") from None
+    except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 

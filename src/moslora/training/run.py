@@ -52,7 +52,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         UsageError: the folder holds another run or is being written, or the recipe does not fit its data or model.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         DiskFull: no room; the last checkpoint is sound.
-        MosloraError: a loss or gradient is not finite, or nothing was learned.
+        MosloraError: a loss or gradient is not finite, nothing was learned, or the GPU's memory does not suffice.
     """
     refuse_too_many_processes()
     accelerator = Accelerator(mixed_precision="no")  # weights, activations and the scaler are ours
@@ -63,6 +63,13 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
             return _train(accelerator, recipe, out=out, resuming=resuming)
         except DiskFull as full:
             raise DiskFull(full.path, full.reason, then=f"go on: moslora train {out} --resume") from None
+        except torch.OutOfMemoryError:
+            if not accelerator.is_main_process:
+                raise  # the main process, which speaks for all, may know nothing of it
+            raise MosloraError(
+                f"out of GPU memory with micro-batches of {recipe.training.micro_batch_size} rows; take a smaller"
+                " training.micro_batch_size (the gradients stay the same), or model.gradient_checkpointing=true"
+            ) from None
 
 
 def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: bool) -> Path:

@@ -107,11 +107,11 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:  # the line being written when the run was killed
+        except (ValueError, KeyError, TypeError):  # such as the line being written when the run was killed
             continue
     write_whole(path, "".join(kept))
 
