@@ -446,8 +446,8 @@ RECIPES = {
     "copy below a file": Turn("recipes copy llama3-8b f/r.yaml", 2, "f: File exists", file("f", "")),
     "copy to a full disk": Turn(
         "recipes copy llama3-8b r.yaml",
-        2,
-        "r.yaml: File too large; give another destination",
+        1,
+        "r.yaml: File too large; free some space there",
         limited("moslora.recipe.load.read_layers", size=100),
     ),
 }
@@ -523,7 +523,7 @@ MODELS = {
     "disk full in a download": Turn(
         f"{HERE} model.name=some/model",
         1,
-        "No space left on device; free some space there",
+        "hub: No space left on device; free some space there, then give the same command again",
         raising("huggingface_hub.hf_hub_download", NO_SPACE),
     ),
     "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "nor a hub id (owner/name)"),
@@ -542,7 +542,7 @@ MODELS = {
 ADAPTERS = {
     f"{what}, {command}": Turn(line.format(path), 2, says, make)
     for what, path, make, says in (
-        ("no such run", "runs/none", a_run, "runs/none"),
+        ("no such run", "runs/none", a_run, "runs/none: no such run; runs here: runs/one"),
         ("a PEFT adapter", "peft", file("peft/adapter_config.json", "{}"), "a PEFT adapter, not an adapter folder"),
         ("an empty folder", "f", folder("f"), "f: neither a run nor an adapter folder (no manifest.json)"),
         ("a file", "f", file("f", ""), "f"),
@@ -852,7 +852,7 @@ OUTPUT = {
     "disk full at the start": Turn(
         HERE,
         1,
-        "run/recipe.yaml: File too large; free some space there, then go on: moslora train run --resume",
+        "run/recipe.yaml: File too large; free some space there, then give the same command again",
         limited("moslora.training.run.adapt", size=500),
     ),
     "disk full in a checkpoint": Turn(

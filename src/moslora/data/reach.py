@@ -1,6 +1,7 @@
 """Whether the hub answers, found out in one request: its libraries try six times, for 23 seconds, file by file."""
 
 import functools
+from pathlib import Path
 
 _SECONDS = 5.0  # for a connection, which a network that drops packets would hold up for minutes
 
@@ -17,3 +18,10 @@ def prefer_cache_if_unreachable() -> None:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception:  # the HTTP library's own types, which changed with huggingface_hub's versions
         constants.HF_HUB_OFFLINE = True
+
+
+def hub_cache() -> Path:
+    """Where the hub's libraries put what they download: named where it is full or may not be written."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from moslora.disk import DiskFull, disk_fault
 from moslora.errors import UsageError
 
 from .faults import fault_lines
@@ -47,6 +48,7 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
 
     Raises:
         UsageError: the recipe cannot be read, or the destination not be written; nothing is overwritten.
+        DiskFull: no room for it.
     """
     source = find_recipe(name)
     faults: list[str] = []
@@ -68,6 +70,8 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
                 target.unlink()
                 raise
     except OSError as error:
+        if isinstance(fault := disk_fault(error, target), DiskFull):
+            raise fault from error
         raise UsageError(f"{error.filename or target}: {error.strerror}; give another destination") from error
     return target
 

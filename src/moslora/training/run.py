@@ -62,6 +62,8 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         try:
             return _train(accelerator, recipe, out=out, resuming=resuming)
         except DiskFull as full:
+            if not (out / "recipe.yaml").exists():  # nothing to go on with yet
+                raise
             raise DiskFull(full.path, full.reason, then=f"go on: moslora train {out} --resume") from None
         except torch.OutOfMemoryError:
             if not accelerator.is_main_process:
