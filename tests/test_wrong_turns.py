@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,8 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    failed = pytest.main([__file__, "-q", "-k", "one_clear_line"])
+    with redirect_stdout(sys.stderr):
+        failed = pytest.main([__file__, "-q", "-k", "one_clear_line"])
     if not failed:
         print(sys.modules["test_wrong_turns"].markdown())
     sys.exit(failed)

@@ -1,6 +1,7 @@
 """The base model and its tokenizer, loaded; and the two things that training and scoring ask of a model."""
 
 import sys
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from moslora.data.reach import hub_cache
 from moslora.disk import disk_fault
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import locate
@@ -95,9 +97,9 @@ def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
 
 def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return disk_fault(error) or MosloraError(
-        f"model.name = {name}: its {what} cannot be loaded: {reason}; mend it, or name another"
-    )
+    place = Path(name) if Path(name).is_dir() else hub_cache()
+    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; mend it, or name another"
+    return disk_fault(error, place) or MosloraError(message)
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
