@@ -166,6 +166,7 @@ def evaluate_target(
                 beams=beams or section.beams,
                 max_length=target.max_length,
                 metadata={**target.identity(device), "source": source},
+                leaks=find_leaks(target.run, examples, source=source, say=say),
                 progress=progress,
             )
         except torch.OutOfMemoryError:
