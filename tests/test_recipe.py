@@ -40,7 +40,7 @@ from moslora.tasks import COMMONSENSE
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-MODELS = ["llama3-8b", "llama3.2-1b", "smollm2-135m"]
+MODELS = ["llama3-8b", "llama3-8b-nf4", "llama3.2-1b", "smollm2-135m"]
 METHODS = {
     "methods/adalora": (
         DiagonalMixer(kind="diagonal"),
@@ -154,6 +154,14 @@ def test_llama3_8b_is_the_setting_of_the_paper():
     assert (training.weight_decay, training.max_grad_norm, training.betas) == (0, 1, (0.9, 0.999))
     assert recipe.model.dtype == "bfloat16"
     assert recipe.evaluation_source == "hub"
+
+
+def test_llama3_8b_nf4_is_the_same_setting_over_a_base_as_in_qlora():
+    recipe, plain = load_recipe("llama3-8b-nf4"), load_recipe("llama3-8b")
+    qlora = {"quantization": "nf4", "double_quantization": True, "dtype": "bfloat16", "gradient_checkpointing": True}
+    assert recipe == plain.model_copy(
+        update={"name": "llama3-8b-nf4", "model": plain.model.model_copy(update={**qlora})}
+    )
 
 
 def test_wheel_carries_the_recipes_where_the_package_looks_for_them():
@@ -513,6 +521,11 @@ def test_override_may_hold_an_equals_sign_and_null(write):
         (["data.format=llm-adapters", "evaluation.protocol=cloze"], "evaluation.protocol = 'cloze': "),
         (["evaluation.beams=4"], "evaluation.beams = 4: protocol rank generates nothing"),
         (["tracking.wandb_mode=offline"], "tracking.wandb_mode = 'offline': wandb needs a project"),
+        (["model.double_quantization=false"], "model.double_quantization = False: is an option of nf4"),
+        (
+            ["model.quantization=int8", "model.quantization_storage=bfloat16"],
+            "model.quantization_storage = 'bfloat16': is an option of nf4",
+        ),
     ],
 )
 def test_impossible_combination(write, overrides, message):
@@ -534,6 +547,7 @@ def test_impossible_combination(write, overrides, message):
         ["data.format=cloze-passage", "evaluation.protocol=cloze"],
         ["data.source=commonsense_170k", "data.format=llm-adapters"],
         ["tracking.wandb_project=p", "tracking.wandb_mode=offline"],
+        ["model.quantization=nf4", "model.double_quantization=false", "model.quantization_storage=bfloat16"],
     ],
 )
 def test_possible_combination(write, overrides):

@@ -103,8 +103,10 @@ def _evaluation(folder: AdapterFolder) -> list[str]:
         if adapter != folder.manifest["sha256"]["adapter.safetensors"]:
             continue
         metric = settings["primary"]
+        quantization = settings["metadata"].get("quantization")
         lines += [
-            f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}, questions from"
+            f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}"
+            f"{f' on the {quantization} base' if quantization else ''}, questions from"
             f" `{settings['metadata']['source']}`, metric: {metric.replace('_', ' ')}.",
             "",
             "| task | n | majority class | score |",

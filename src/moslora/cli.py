@@ -128,7 +128,7 @@ def evaluate(
     except KeyboardInterrupt as stop:
         raise stopped("stopped; what was scored is kept, and the same command goes on from there", stop) from None
     settings = results.settings
-    print(f"protocol {settings.protocol}, format {settings.format}, {settings.dtype}; shares in percent ± s.e.")
+    print(f"protocol {settings.protocol}, format {settings.format}, {settings.precision}; shares in percent ± s.e.")
     _print_table(results.table())
     if leaks := results.leak_line():
         print(leaks)
@@ -176,6 +176,9 @@ def ask(
 @app.command()
 def merge(
     run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
+    onto: Annotated[
+        str, typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them.")
+    ] = "original",
     out: Out = None,
     push: Push = None,
     public: Public = False,
@@ -187,7 +190,7 @@ def merge(
     _check_push(push, public)
     adapter = locate_adapter(run)
     out = out or run_folder(adapter) / "merged"
-    print(merge_adapter(adapter, out=out))
+    print(merge_adapter(adapter, out=out, onto=onto))
     print(f"written to {out}")
     _push(out, push, public)
 

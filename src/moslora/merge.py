@@ -2,111 +2,102 @@
 
 W' = W + s · B · M · A, tensor by tensor, in float32, cast once. The base is read from its safetensors files and
 never held whole, and the result is written in shards, so that a machine with little memory can merge.
+
+An adapter of a quantised base has two W to go onto: the checkpoint's own (``original``), or the rounded ones that it
+met in training (``dequantized``). The result is not quantised either way.
 """
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from moslora.adapters import LoraPair, named_adapters
+from moslora.adapters import AdapterLinear, LoraPair
+from moslora.agreement import Proof, compare
 from moslora.card import write_card
 from moslora.checkpoint import (
+    AdapterFolder,
     load_adapted,
     open_adapter,
     refuse_used,
     replacing,
     write_json,
 )
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, UsageError
 from moslora.folded import lora_pairs
 from moslora.locate import weight_files
-from moslora.model import DTYPES, load_base, load_tokenizer
-from moslora.probe import LogProbabilities, log_probabilities
+from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, quantized_layers
+from moslora.probe import log_probabilities
+
+ONTO = ("original", "dequantized")
+"""Which weights of a quantised base the adapter is added to."""
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.03}
-"""Largest accepted error of a merged model's log-probabilities, in nats and per position on average."""
 
-WARNING = "; WARNING: that is no more than the rounding of the merge, so keep the adapter or merge in float32"
-
-
-@dataclass(frozen=True)
-class Proof:
-    """Merged against adapter model, over all positions of :data:`moslora.probe.PROMPTS`.
-
-    Attributes:
-        mean_error: mean |Δ log p| of the token that follows, in nats.
-        max_error: the largest.
-        kl: mean KL(adapter ‖ merged), in nats.
-        effect: mean |Δ log p| between the base and the adapter model: what there was to preserve.
-        ratio: ‖ΔW‖ / ‖W‖, the mean over layers; small ones drown in the rounding of the merge.
-        dtype: of both models.
-    """
-
-    mean_error: float
-    max_error: float
-    kl: float
-    effect: float
-    ratio: float
-    dtype: str
-
-    def __str__(self) -> str:
-        return (
-            f"merged against adapter model in {self.dtype}: mean |Δ log p| {self.mean_error:.2g}, largest"
-            f" {self.max_error:.2g}, KL {self.kl:.2g} nats; the adapter itself moves them by {self.effect:.2g}"
-            f" (‖ΔW‖/‖W‖ {self.ratio:.2%})" + ("" if self.mean_error < self.effect else WARNING)
-        )
-
-
-def merge(adapter: Path, *, out: Path) -> Proof:
+def merge(adapter: Path, *, out: Path, onto: str = "original") -> Proof:
     """Writes the merged model to ``out`` and compares it with the adapter model.
 
-    One model is in memory at a time: the adapter model first, for the values to compare with.
+    One model is in memory at a time: the adapter model first, for the values to compare with. Only ``dequantized``
+    keeps the quantised layers as well.
 
     Args:
         adapter: an adapter folder.
         out: must not exist yet, or be empty.
+        onto: ``original`` for the checkpoint's weights, ``dequantized`` for those of the quantised base.
 
     Raises:
-        UsageError: ``out`` is in use, or the base is not the adapter's.
+        UsageError: ``out`` is in use, the base is not the adapter's, or ``onto`` does not fit it.
         MosloraError: the merged model differs by more than its dtype explains; ``out`` is then not written.
     """
     folder = open_adapter(adapter)
-    refuse_used(out)
     section = folder.recipe.model
+    if onto not in ONTO:
+        raise UsageError(f"--onto {onto}: none of {', '.join(ONTO)}")
+    if onto == "dequantized" and section.quantization is None:
+        raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised, so there is only --onto original")
+    refuse_used(out)
     tokenizer = load_tokenizer(**section.tokenizer())
     model = load_adapted(folder)
     adapted = log_probabilities(model, tokenizer)
     pairs = lora_pairs(model, path=folder.path)
-    for _, layer in named_adapters(model):
-        layer.scale = 0.0
-    base = log_probabilities(model, tokenizer)
     del model
+    model = load_base(**section.model_dump())
+    base = log_probabilities(model, tokenizer)
+    layers = quantized_layers(model) if onto == "dequantized" else {}
+    del model
+    expected = adapted
+    if section.quantization is not None:
+        expected = log_probabilities(_unquantized(folder, layers), tokenizer)
     files = weight_files(section.name, revision=section.revision)
     with replacing(out) as scratch:
-        ratio = _write_weights(files, pairs, scratch, dtype=DTYPES[section.dtype])
+        ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype])
+        layers = {}
         for path in sorted(files[0].parent.iterdir()):
             if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
                 shutil.copy(path, scratch / path.name)
         _set_dtype(scratch / "config.json", section.dtype)
         tokenizer.save_pretrained(scratch)
-        merged = load_base(**{**section.model_dump(), "name": str(scratch), "revision": None})
+        merged = load_base(
+            **{**section.model_dump(), "name": str(scratch), "revision": None, "quantization": None},
+        )
         proof = compare(
             base=base,
             adapted=adapted,
+            expected=expected,
             merged=log_probabilities(merged, tokenizer),
             ratio=ratio,
             dtype=section.dtype,
+            quantization=section.quantization,
+            onto=onto,
         )
         write_card(
             scratch,
@@ -122,36 +113,15 @@ def merge(adapter: Path, *, out: Path) -> Proof:
     return proof
 
 
-def compare(
-    *,
-    base: list[LogProbabilities],
-    adapted: list[LogProbabilities],
-    merged: list[LogProbabilities],
-    ratio: float,
-    dtype: str,
-) -> Proof:
-    """Measures what the merge changed, and what the adapter had changed.
-
-    Raises:
-        MosloraError: the mean error is beyond :data:`TOLERANCE`.
-    """
-
-    def differences(others: list[LogProbabilities]) -> Tensor:
-        return torch.cat([(one.following - other.following).abs() for one, other in zip(adapted, others, strict=True)])
-
-    errors = differences(merged)
-    divergences = [(one.all.exp() * (one.all - other.all)).sum(-1) for one, other in zip(adapted, merged, strict=True)]
-    proof = Proof(
-        mean_error=float(errors.mean()),
-        max_error=float(errors.max()),
-        kl=float(torch.cat(divergences).mean()),
-        effect=float(differences(base).mean()),
-        ratio=ratio,
-        dtype=dtype,
-    )
-    if not proof.mean_error <= TOLERANCE[dtype]:
-        raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE[dtype]:g}; nothing was written")
-    return proof
+def _unquantized(folder: AdapterFolder, layers: Mapping[str, nn.Module]) -> PreTrainedModel:
+    """The adapter model on a base that is not quantised, with the weights of ``layers`` in place of its own."""
+    model = load_adapted(folder, quantization=None)
+    for name, layer in layers.items():
+        plain = model.get_submodule(name)
+        plain = plain.base if isinstance(plain, AdapterLinear) else plain
+        with torch.no_grad():
+            plain.get_parameter("weight").copy_(dequantize(layer))
+    return model
 
 
 def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -162,13 +132,28 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
                 yield key, file.get_tensor(key)
 
 
-def _write_weights(files: Sequence[Path], pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> float:
+def _write_weights(
+    files: Sequence[Path],
+    pairs: Mapping[str, LoraPair],
+    out: Path,
+    *,
+    layers: Mapping[str, nn.Module],
+    dtype: torch.dtype,
+) -> float:
     """Writes the base's tensors with every ΔW added, in shards of at most :data:`SHARD_BYTES`.
+
+    Args:
+        files: the base's.
+        pairs: ΔW by layer.
+        out: the folder.
+        layers: quantised layers whose weights take the place of those in the files.
+        dtype: of what is written.
 
     Returns:
         The mean over the adapted layers of ‖ΔW‖ / ‖W‖.
     """
     ratios: dict[str, float] = {}
+    replaced: set[str] = set()
     shards: list[list[str]] = []
     pending: dict[str, Tensor] = {}
     size = total = 0
@@ -181,6 +166,9 @@ def _write_weights(files: Sequence[Path], pairs: Mapping[str, LoraPair], out: Pa
 
     for key, tensor in _tensors(files):
         name = key.removesuffix(".weight")
+        if name in layers:
+            tensor = dequantize(layers[name])
+            replaced.add(name)
         if name in pairs:
             weight = tensor.float()
             tensor = pairs[name].adapted(weight)
@@ -193,8 +181,8 @@ def _write_weights(files: Sequence[Path], pairs: Mapping[str, LoraPair], out: Pa
         size += tensor.nbytes
         total += tensor.nbytes
     flush()
-    if missing := sorted(pairs.keys() - ratios.keys()):
-        raise MosloraError(f"{files[0].parent}: no weight for the adapted layers {', '.join(missing)}")
+    if missing := sorted((pairs.keys() - ratios.keys()) | (layers.keys() - replaced)):
+        raise MosloraError(f"{files[0].parent}: no weight for the layers {', '.join(missing)}")
     _name_shards(out, shards, total_bytes=total)
     return sum(ratios.values()) / len(ratios)
 

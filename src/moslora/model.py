@@ -1,12 +1,18 @@
-"""The base model and its tokenizer, loaded; and the two things that training and scoring ask of a model."""
+"""The base model, quantised if asked, and its tokenizer; and the two things that training and scoring ask of a model.
 
+The only module that knows bitsandbytes, which is optional.
+"""
+
+import functools
+import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -47,6 +53,9 @@ def load_base(
     *,
     name: str,
     dtype: str,
+    quantization: str | None = None,
+    double_quantization: bool = True,
+    quantization_storage: str = "uint8",
     attention: str = "sdpa",
     revision: str | None = None,
     gradient_checkpointing: bool = False,
@@ -57,9 +66,16 @@ def load_base(
 
     The dtype is always passed on: transformers 5 would otherwise take the checkpoint's.
 
+    Args:
+        quantization: ``nf4`` or ``int8`` for linear layers of bitsandbytes; the output layer and the embeddings,
+            tied or not, stay in ``dtype``, which is also that of the computation.
+        double_quantization: of nf4: its scales in 8 bits.
+        quantization_storage: of nf4: the type as which the packed weights lie in memory.
+
     Raises:
         MosloraError: absent, gated, or no network.
-        UsageError: the dtype does not work on the device, or the logits are not the output layer's.
+        UsageError: the dtype does not work on the device, the logits are not the output layer's, bitsandbytes is
+            missing, or the checkpoint is quantised already.
     """
     device = torch.device(device)
     # Emulated bfloat16 works and is slower than anything else; it must not count.
@@ -67,23 +83,108 @@ def load_base(
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
     if not sys.stderr.isatty():
         disable_progress_bar()
+    changes: dict[str, Any] = {}
+    if quantization is not None:
+        changes["quantization_config"] = _quantization_config(
+            quantization, dtype=DTYPES[dtype], double=double_quantization, storage=quantization_storage
+        )
+        if device.type == "cpu":
+            _note_cpu_kernels(quantization)
+    # On a GPU not through the host's memory. bitsandbytes left to itself would take the first GPU, on the CPU too.
+    if quantization is not None or device.type == "cuda":
+        changes["device_map"] = {"": device}
+    source = locate(name, revision=revision)
     try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None) is not None:
+            raise UsageError(
+                f"model.name = {name}: its weights are quantised already; name the original, and model.quantization"
+            )
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            locate(name, revision=revision),
+            source,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            device_map={"": device} if device.type == "cuda" else None,  # not through the host's memory
+            **changes,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load(name, "model", error) from None
     _refuse_unusual_output(model, name)
+    for layer in quantized_layers(model).values():
+        # On CPUs with AVX512-BF16 a Linear4bit would repack its weight in its first forward pass in evaluation mode,
+        # for good: with scales rounded to bfloat16, and through a kernel without a gradient.
+        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if gradient_checkpointing:
         # Non-reentrant: the reentrant form sees only frozen inputs and would drop every adapter gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(device).eval()  # type: ignore[arg-type]
+    if quantization is None:
+        model.to(device)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def _quantization_config(quantization: str, *, dtype: torch.dtype, double: bool, storage: str) -> BitsAndBytesConfig:
+    """What transformers asks bitsandbytes for.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    # It warns of optional kernels at its import, and of casts in every int8 layer: _note_cpu_kernels says it once.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            f"model.quantization = {quantization}: bitsandbytes is not installed; pip install 'moslora[4bit]'"
+        ) from None
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_quant_storage=storage,
+    )
+
+
+@functools.cache  # once per process
+def _note_cpu_kernels(quantization: str) -> None:
+    casts = "; in evaluation it rounds the inputs of these layers to 8 bits" if quantization == "int8" else ""
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        print(f"note: {quantization} on a CPU: bitsandbytes unpacks every weight for each use, which is slow{casts}")
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of ``model`` whose weights bitsandbytes keeps as codes, by dotted name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(hasattr(getattr(module, "weight", None), mark) for mark in ("quant_state", "SCB"))
+    }
+
+
+@torch.no_grad()
+def dequantize(base: nn.Module) -> Tensor:
+    """W of base(x) = x Wᵀ + bias: float32, shape ``(out_features, in_features)``, whatever the layer stores.
+
+    NF4: the values as the forward pass sees them, rounded to the dtype of the computation. Int8: code · scale / 127,
+    which the forward pass rounds to that dtype, or multiplies with inputs that it has rounded to 8 bits as well.
+
+    Args:
+        base: ``nn.Linear``, or bitsandbytes' ``Linear4bit`` or ``Linear8bitLt``.
+    """
+    weight: Any = base.weight
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state).float()
+    if hasattr(weight, "SCB"):
+        # The first forward pass moves the scales from the weight to the layer's state.
+        scales: Tensor = base.state.SCB if weight.SCB is None else weight.SCB  # type: ignore[union-attr, assignment]
+        return weight.data.float() * (scales.float() / 127).unsqueeze(1)
+    return weight.detach().float()
 
 
 def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:

@@ -136,6 +136,12 @@ class Settings:
     data: Mapping[str, str]
     metadata: Mapping[str, Any]
 
+    @property
+    def precision(self) -> str:
+        """The dtype, and how the base is quantised where the caller says that it is."""
+        quantization = self.metadata.get("quantization")
+        return f"{self.dtype} on {quantization}" if quantization else self.dtype
+
 
 @dataclass(frozen=True)
 class Leaks:

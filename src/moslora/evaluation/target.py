@@ -61,6 +61,8 @@ class Target:
             "fingerprint": fingerprint(self.model.name, revision=self.model.revision),
             "adapter": self.adapter.manifest["sha256"]["adapter.safetensors"] if self.adapter else None,
             "attention": self.model.attention,
+            "quantization": self.model.quantization,
+            **({"double_quantization": self.model.double_quantization} if self.model.quantization == "nf4" else {}),
             "device": device.type,
         }
 
@@ -144,7 +146,7 @@ def evaluate_target(
     if source == target.data.source and Path(source).expanduser().is_file():
         raise UsageError(f"{source}: one file has no test rows, and this model was trained on it; give --source")
     if out is None:
-        out = target.results / f"{protocol}-{format}-{target.model.dtype}{target.suffix}"
+        out = target.results / f"{protocol}-{format}-{target.model.precision}{target.suffix}"
     if not (out / SETTINGS).exists():
         refuse_used(out)
     for line in differences(source, [task for task in tasks if task == "hellaswag"]):

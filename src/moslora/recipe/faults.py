@@ -108,7 +108,7 @@ def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]
             here = here[key]
         here.pop(last, None)
     # These two have no default, and no rule reads them.
-    return copy | {"name": "unknown", "model": {"name": "unknown"}}
+    return copy | {"name": "unknown", "model": {**copy.get("model", {}), "name": "unknown"}}
 
 
 def _distance(given: Given, path: KeyPath, main: str) -> int:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from moslora.tasks import COMMONSENSE
 
-from .sections import AdapterSection, DataSection, EvaluationSection, TrackingSection, TrainingSection
+from .sections import (
+    AdapterSection,
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    TrackingSection,
+    TrainingSection,
+)
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -38,6 +45,7 @@ class Conflict:
 
 def conflicts(
     *,
+    model: ModelSection,
     adapter: AdapterSection,
     data: DataSection,
     training: TrainingSection,
@@ -45,6 +53,7 @@ def conflicts(
     tracking: TrackingSection,
 ) -> Iterator[Conflict]:
     """All combinations that cannot work."""
+    yield from _model(model)
     yield from _mixer(adapter)
     yield from _composition(adapter)
     yield from _budget(adapter, training)
@@ -52,6 +61,16 @@ def conflicts(
     yield from _training(training)
     yield from _evaluation(evaluation, data)
     yield from _tracking(tracking)
+
+
+def _model(model: ModelSection) -> Iterator[Conflict]:
+    if model.quantization != "nf4":
+        for field in ("double_quantization", "quantization_storage"):
+            if getattr(model, field) != ModelSection.model_fields[field].default:
+                yield Conflict(
+                    (f"model.{field}", "model.quantization"),
+                    f"is an option of nf4; leave {field} out, or set model.quantization: nf4",
+                )
 
 
 def _mixer(adapter: AdapterSection) -> Iterator[Conflict]:

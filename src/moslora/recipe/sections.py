@@ -25,6 +25,17 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the base weights and of the computation. The adapter's weights are float32 always."""
 
+    quantization: Literal["nf4", "int8"] | None = None
+    """Keep the base's linear layers in 4 bits (NF4, arXiv 2305.14314) or 8 (LLM.int8(), 2208.07339); `dtype` is then
+    that of the computation, the embeddings and the output layer. Needs bitsandbytes."""
+
+    double_quantization: bool = True
+    """Of NF4: keep the scales of its blocks in 8 bits, too."""
+
+    quantization_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
+    """Of NF4: the type as which its packed bytes lie in memory, without effect on any value. FSDP shards only
+    floating-point tensors, and wants `dtype` here."""
+
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Torch's fused attention, or the written-out one, which is slower and takes more memory."""
 
@@ -33,6 +44,11 @@ class ModelSection(Section):
 
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Only for authors you trust."""
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic in one word, for names: `bfloat16`, or `nf4-bfloat16` where the base is quantised."""
+        return f"{self.quantization}-{self.dtype}" if self.quantization else self.dtype
 
     def tokenizer(self) -> dict[str, Any]:
         """The arguments of `moslora.model.load_tokenizer`."""

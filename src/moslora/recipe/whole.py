@@ -49,6 +49,7 @@ class Recipe(Section):
     def _possible(self) -> Self:
         found = list(
             conflicts(
+                model=self.model,
                 adapter=self.adapter,
                 data=self.data,
                 training=self.training,

@@ -104,8 +104,9 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
             say(f"note: {before} processes before, {accelerator.num_processes} now: dropout draws other numbers")
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
+        quantized = recipe.model.quantization is not None
         write_whole(out / "recipe.yaml", recipe.to_yaml())
-        write_json(out / "run.json", {**facts, "steps": len(plan), **_machine(accelerator)})
+        write_json(out / "run.json", {**facts, "steps": len(plan), **_machine(accelerator, quantized=quantized)})
     for line in (*describe(recipe, model, adapted=adapted, plan=plan), *data.remarks()):
         say(line)
 
@@ -183,15 +184,15 @@ def step_plan(recipe: Recipe, *, rows: int) -> StepPlan:
 
 def describe(recipe: Recipe, model: PreTrainedModel, *, adapted: list[str], plan: StepPlan) -> list[str]:
     """What the run is, in a few lines; works on the meta device too."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    # Not numel(): a packed weight has fewer entries than the layer has parameters.
+    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     settings = recipe.training
     rate = f"{settings.learning_rate:g}"
     if settings.mixer_learning_rate is not None:
         rate += f" (mixer {settings.mixer_learning_rate:g})"
     return [
-        f"{recipe.model.name} in {recipe.model.dtype}, {len(adapted)} layers adapted with a {recipe.adapter.mixer.kind}"
-        f" mixer, rank {recipe.adapter.rank}",
+        f"{recipe.model.name} in {recipe.model.precision}, {len(adapted)} layers adapted with a"
+        f" {recipe.adapter.mixer.kind} mixer, rank {recipe.adapter.rank}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
         f"{len(plan):,} steps of {settings.global_batch_size} rows in micro-batches of at most"
         f" {settings.micro_batch_size}, learning rate {rate}, {settings.schedule} after {settings.warmup_steps}"
@@ -275,11 +276,12 @@ def _optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
     )
 
 
-def _machine(accelerator: Accelerator) -> dict[str, Any]:
+def _machine(accelerator: Accelerator, *, quantized: bool) -> dict[str, Any]:
     device = accelerator.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "processes": accelerator.num_processes,
         "python": platform.python_version(),
         **{name: version(name) for name in ("moslora", "torch", "transformers", "accelerate")},
+        **({"bitsandbytes": version("bitsandbytes")} if quantized else {}),
     }
