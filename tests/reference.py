@@ -11,14 +11,21 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
 
 def tiny_llama(
-    *, seed: int = 0, dtype: torch.dtype = torch.float32, vocab_size: int = 320, layers: int = 2
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    vocab_size: int = 320,
+    layers: int = 2,
+    hidden_size: int = 48,
+    intermediate_size: int = 80,
+    tied: bool = False,
 ) -> LlamaForCausalLM:
     """A random LLaMA with grouped-query attention, large enough weights to make outputs differ."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=48,
-        intermediate_size=80,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -27,7 +34,7 @@ def tiny_llama(
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():

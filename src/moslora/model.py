@@ -74,8 +74,8 @@ def load_base(
 
     Raises:
         MosloraError: absent, gated, or no network.
-        UsageError: the dtype does not work on the device, the logits are not the output layer's, bitsandbytes is
-            missing, or the checkpoint is quantised already.
+        UsageError: the dtype or the quantisation does not work on the device, the logits are not the output layer's,
+            bitsandbytes is missing, or the checkpoint is quantised already.
     """
     device = torch.device(device)
     # Emulated bfloat16 works and is slower than anything else; it must not count.
@@ -112,10 +112,8 @@ def load_base(
     except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load(name, "model", error) from None
     _refuse_unusual_output(model, name)
-    for layer in quantized_layers(model).values():
-        # On CPUs with AVX512-BF16 a Linear4bit would repack its weight in its first forward pass in evaluation mode,
-        # for good: with scales rounded to bfloat16, and through a kernel without a gradient.
-        layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if quantization == "nf4" and device.type == "cpu":
+        _mend_cpu_layers(model, name)
     if gradient_checkpointing:
         # Non-reentrant: the reentrant form sees only frozen inputs and would drop every adapter gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -147,6 +145,25 @@ def _quantization_config(quantization: str, *, dtype: torch.dtype, double: bool,
         bnb_4bit_use_double_quant=double,
         bnb_4bit_quant_storage=storage,
     )
+
+
+def _mend_cpu_layers(model: PreTrainedModel, name: str) -> None:
+    """Two traps of bitsandbytes' 4-bit layers on a CPU (0.50.2).
+
+    Raises:
+        UsageError: a layer's inputs do not fill whole blocks of 64.
+    """
+    layer: Any
+    for path, layer in quantized_layers(model).items():
+        # Packed as one row of blocks, but unpacked with blocks of its own for every row: wrong scales, in silence.
+        if layer.in_features % 64:
+            raise UsageError(
+                f"model.quantization = nf4: {path} of {name} has {layer.in_features} inputs, not a multiple of 64,"
+                " which bitsandbytes unpacks wrongly on a CPU; take int8 or null, or a GPU"
+            )
+        # Where the CPU has AVX512-BF16, the first forward pass in evaluation mode would repack the weight for good:
+        # with scales rounded to bfloat16, and through a kernel that has no gradient.
+        layer.support_avx512bf16_for_cpu = False
 
 
 @functools.cache  # once per process
