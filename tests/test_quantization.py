@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,7 +27,8 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.locate import fingerprint
 from moslora.merge import merge
 from moslora.model import dequantize, load_base, output_weight, quantized_layers
-from moslora.recipe import Recipe, load_recipe
+from moslora.quickstart import probe, quickstart
+from moslora.recipe import load_recipe
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
@@ -322,13 +324,28 @@ def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_export_is_the_adapter_alone(runs: Path, tmp_path: Path, kind: str) -> None:
+def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path: Path, kind: str) -> None:
     assert run("export", runs / kind, "--out", tmp_path / "peft") == 0
-    exported, trained = load_file(tmp_path / "peft" / "adapter_model.safetensors"), adapter(runs / kind)
-    name = "model.layers.1.mlp.down_proj"
-    a, b = (exported[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
-    torch.testing.assert_close(a, trained[f"{name}.mixer.weight"] @ trained[f"{name}.lora_a"])
-    assert b.equal(trained[f"{name}.lora_b"])
+    folder = open_adapter(runs / kind / "adapter")
+    ours, base = load_adapted(folder), load_base(**folder.recipe.model.model_dump())
+    ids = token_batch(base)
+    without = base(ids).logits
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    with torch.inference_mode():
+        expected = ours(ids).logits
+        # Over int8 a last bit may round an input of the next layer to another of its 255 values.
+        bound = {"nf4": 1e-4, "int8": 5e-2}[kind] * float((expected - without).abs().max())
+        assert (theirs(ids).logits - expected).abs().max() < bound
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_quickstart_runs_over_a_quantised_base(runs: Path, tmp_path: Path, kind: str) -> None:
+    out = Path(shutil.copytree(runs / kind, tmp_path / kind))
+    said: list[str] = []
+    table, lines = quickstart(out=out, say=said.append)
+    assert len(table) == 5 and lines and any(f"against the adapter model on {kind}" in line for line in said)
+    assert (out / "merged" / "model.safetensors").is_file()
+    assert probe(load_recipe(runs / f"{kind}.yaml"), "float32", seconds=0.01).row_seconds > 0
 
 
 # What cannot be
@@ -393,7 +410,7 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(models: Path, tmp_pat
             load_base(name=str(tmp_path / "packed"), dtype="float32", **options)  # type: ignore[arg-type]
 
 
-def test_another_quantisation_is_another_run(runs: Path, recipe: Callable[..., Recipe]) -> None:
+def test_another_quantisation_is_another_run(runs: Path) -> None:
     other = load_recipe(runs / "nf4.yaml", ["model.quantization=int8"])
     with pytest.raises(UsageError, match=r"another recipe \(model.quantization was nf4, is int8\)"):
         train_recipe(other, out=runs / "nf4", resuming=True)
