@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM
 
 from moslora.adapters import inject, named_adapters
+from moslora.cli import app
 from moslora.data.local import read_file
 from moslora.prompts import FORMATS
+from moslora.recipe import load_recipe
 from test_cli import run
 from test_data_audit import COUNTED
 
@@ -96,3 +99,21 @@ def test_the_data_pages_table_has_the_counts() -> None:
             f"{elsewhere}/0",
             str(majority),
         ]
+
+
+def test_every_command_of_the_merging_page_is_one() -> None:
+    """Parsed by the command line itself; recipes and their overrides are resolved."""
+    text = (ROOT / "docs" / "merging.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
+    # Variables of a shell loop stand for one of their values.
+    loops = dict(re.findall(r"for (\w+) in (\w+)", blocks))
+    lines = [re.sub(r"\$(\w+)", lambda found: loops[found[1]], line) for line in blocks.splitlines()]
+    commands = [line.strip().removeprefix("nice ") for line in lines if re.match(r"\s*(nice )?moslora ", line)]
+    commands += re.findall(r"`(moslora [^`]+)`", text)
+    assert len(commands) > 8
+    group = typer.main.get_command(app)
+    for command in commands:
+        _, name, *arguments = shlex.split(command, comments=True)
+        context = group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
+        if name == "train":
+            load_recipe(context.params["recipe"], context.params["overrides"])

@@ -557,7 +557,7 @@ def test_possible_combination(write, overrides):
 def test_combinations_are_reported_beside_wrong_fields_unless_they_share_one(write):
     path = write(
         a="""
-            model: {name: 3}
+            model: {name: 3, double_quantization: false}
             adapter: {rank: 9, target_modules: [1], mixer: {kind: butterfly, blocks: two}}
             training: {epochs: null, eps: small}
         """
@@ -567,6 +567,8 @@ def test_combinations_are_reported_beside_wrong_fields_unless_they_share_one(wri
         "a.yaml: adapter.target_modules.0 = 1: wants text",
         "a.yaml: adapter.mixer.blocks = 'two': wants a whole number",
         "a.yaml: training.eps = 'small': wants a number",
+        "a.yaml: model.double_quantization = False: is an option of nf4; leave double_quantization out, "
+        "or set model.quantization: nf4",
         "a.yaml: training.epochs = None: the run would never end; give epochs or max_steps",
     ]
 
