@@ -106,7 +106,7 @@ def test_every_command_of_the_merging_page_is_one() -> None:
     text = (ROOT / "docs" / "merging.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
     # Variables of a shell loop stand for one of their values.
-    loops = dict(re.findall(r"for (\w+) in (\w+)", blocks))
+    loops = dict(re.findall(r"for (\w+) in (\S+)", blocks))
     lines = [re.sub(r"\$(\w+)", lambda found: loops[found[1]], line) for line in blocks.splitlines()]
     commands = [line.strip().removeprefix("nice ") for line in lines if re.match(r"\s*(nice )?moslora ", line)]
     commands += re.findall(r"`(moslora [^`]+)`", text)

@@ -27,7 +27,7 @@ class Proof:
         kl: mean KL(adapter ‖ merged), in nats.
         flips: share of positions where another token is the likeliest.
         rounding: the part of ``mean_error`` that is the merge's own: against the adapter beside the same weights,
-            unquantised. The rest is the quantisation that the merged model is free of.
+            unquantised. The rest comes of the base's quantisation.
         effect: mean |Δ log p| between the base and the adapter model: what there was to preserve.
         ratio: ‖ΔW‖ / ‖W‖, the mean over layers; small ones drown in the rounding of the merge.
         dtype: of both models.
