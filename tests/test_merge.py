@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation_kit import make_examples
+from moslora import folded
 from moslora import merge as merging
+from moslora.adapters import fold
 from moslora.checkpoint import load_adapted, open_adapter
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import evaluate
@@ -100,11 +102,40 @@ def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("adapter.start=pissa",),
+        ("adapter.dora=true",),
+        ("adapter.dora=true", "adapter.start=pissa", "adapter.scaling=rslora", "adapter.alpha=4"),
+        ("adapter.mixer.kind=input-split",),
+        ("adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"),
+    ],
+)
+def test_what_is_composed_with_the_mixer_is_in_the_merged_weights(
+    recipe: Callable[..., Recipe], tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """The proof compares the logits; what the adapter does is far larger than what they may differ by."""
+    train_recipe(recipe("training.epochs=1", *overrides), out=tmp_path / "run")
+    proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    assert proof.max_error < 1e-4 and proof.effect > 0.05
+
+
+def test_a_task_gate_merges_for_the_task_that_is_named(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
+    for task in ("boolq", "obqa"):
+        assert merge(run / "adapter", out=tmp_path / task, task=task).max_error < 1e-4
+    one, other = all_weights(tmp_path / "boolq"), all_weights(tmp_path / "obqa")
+    assert sum(not value.equal(other[key]) for key, value in one.items()) == 6
+    with pytest.raises(UsageError, match="none was named; name one with --task"):
+        merge(run / "adapter", out=tmp_path / "none")
+
+
 def test_a_wrong_merge_is_refused_and_leaves_nothing(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fold = merging.fold
-    monkeypatch.setattr(merging, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    monkeypatch.setattr(folded, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
     with pytest.raises(MosloraError, match=r"beyond the tolerance of 0.0001; nothing was written"):
         merge(trained / "adapter", out=tmp_path / "merged")
     assert not list(tmp_path.iterdir())
@@ -140,5 +171,10 @@ def test_the_card_says_base_data_and_method(trained: Path, tmp_path: Path) -> No
     merge(trained / "adapter", out=tmp_path / "merged")
     card = (tmp_path / "merged" / "README.md").read_text()
     manifest = open_adapter(trained / "adapter").manifest
-    for said in (manifest["base"]["name"], manifest["data"]["sha256"], "mixer `dense`, rank 4", "Not evaluated yet"):
+    for said in (
+        manifest["base"]["name"],
+        manifest["data"]["sha256"],
+        "mixer dense, rank 4, s = 8",
+        "Not evaluated yet",
+    ):
         assert said in card

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from evaluation_kit import tokenizer
+from moslora import folded
 from moslora import merge as merging
-from moslora.adapters import AdapterLinear, adapter_state_dict, inject, named_adapters
-from moslora.agreement import PROMPTS
+from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, named_adapters
 from moslora.checkpoint import load_adapted, open_adapter
 from moslora.cli import main
 from moslora.errors import MosloraError, UsageError
@@ -27,6 +27,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.locate import fingerprint
 from moslora.merge import merge
 from moslora.model import dequantize, load_base, output_weight, quantized_layers
+from moslora.probe import PROMPTS
 from moslora.quickstart import probe, quickstart
 from moslora.recipe import load_recipe
 from moslora.training import train_recipe
@@ -168,7 +169,8 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
     for model in (quantized, plain):
         assert len(inject(model, **options)) == 10  # type: ignore[arg-type]
         perturb(adapter_state_dict(model).values(), seed=1)
-        LabelLoss(model).train()(ids, torch.ones_like(ids), ids).backward()
+        loss, _ = LabelLoss(model).train()(ids, torch.ones_like(ids), ids, torch.tensor([8]))
+        loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     one, other = gradients
     assert one.keys() == other.keys() == adapter_state_dict(plain).keys() and len(one) == 30
@@ -316,8 +318,7 @@ def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
 def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
 ) -> None:
-    fold = merging.fold
-    monkeypatch.setattr(merging, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    monkeypatch.setattr(folded, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
     with pytest.raises(MosloraError, match=r"beyond the tolerance of 0.0001; nothing was written"):
         merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
     assert not list(tmp_path.iterdir())

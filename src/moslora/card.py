@@ -58,10 +58,7 @@ def public_name(base: str) -> str:
 
 
 def _method(recipe: Recipe) -> str:
-    adapter = recipe.adapter
-    return (
-        f"ΔW = s · B · M · A (mixer `{adapter.mixer.kind}`, rank {adapter.rank}, s = {adapter.alpha:g}/{adapter.rank})"
-    )
+    return f"ΔW = s · B · M · A ({recipe.adapter.summary()})"
 
 
 def _revision(base: dict[str, Any]) -> str:

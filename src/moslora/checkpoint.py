@@ -29,7 +29,7 @@ from moslora.disk import LOCK, held, refuse_file, writing
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
 from moslora.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, load_written, read_manifest, with_own_hash
-from moslora.model import load_base
+from moslora.model import dequantize, load_base
 from moslora.recipe import Recipe
 
 RUN = "run.json"
@@ -190,7 +190,7 @@ def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any
     check_base(folder)
     model = load_base(**{**folder.recipe.model.model_dump(), **overrides}, device=device)
     try:
-        inject(model, **folder.recipe.adapter.model_dump(), state=folder.weights())
+        inject(model, **folder.recipe.adapter.model_dump(), state=folder.weights(), weight_of=dequantize)
     except ValueError as error:
         raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
     return model.eval()

@@ -179,6 +179,7 @@ def merge(
     onto: Annotated[
         str, typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them.")
     ] = "original",
+    task: Task = None,
     out: Out = None,
     push: Push = None,
     public: Public = False,
@@ -190,7 +191,7 @@ def merge(
     _check_push(push, public)
     adapter = locate_adapter(run)
     out = out or run_folder(adapter) / "merged"
-    print(merge_adapter(adapter, out=out, onto=onto))
+    print(merge_adapter(adapter, out=out, onto=onto, task=task))
     print(f"written to {out}")
     _push(out, push, public)
 

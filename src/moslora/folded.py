@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
-from moslora.adapters import LoraPair, NotMergeable, TaskGateMixer, describe_batch, fold, named_adapters
+from moslora.adapters import LoraPair, NotMergeable, TaskGateMixer, fold, named_adapters
 from moslora.errors import UsageError
-from moslora.tasks import resolve_tasks, task_number
+from moslora.model import name_task
+from moslora.tasks import resolve_tasks
 
 
 def lora_pairs(model: PreTrainedModel, *, path: Path, task: str | None = None) -> dict[str, LoraPair]:
@@ -28,7 +28,7 @@ def lora_pairs(model: PreTrainedModel, *, path: Path, task: str | None = None) -
             raise UsageError(f"--task {task}: name one task; a merged model has one weight for all its inputs")
         if not gated:
             raise UsageError(f"{path}: --task {task}: no gate here depends on the task; leave it out")
-        describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))
+        name_task(model, task)
     pairs = {}
     for name, layer in layers.items():
         try:

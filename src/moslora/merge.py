@@ -33,7 +33,7 @@ from moslora.checkpoint import (
 from moslora.errors import MosloraError, UsageError
 from moslora.folded import lora_pairs
 from moslora.locate import weight_files
-from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, quantized_layers
+from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, name_task, quantized_layers
 from moslora.probe import log_probabilities
 
 ONTO = ("original", "dequantized")
@@ -43,7 +43,7 @@ SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
 
 
-def merge(adapter: Path, *, out: Path, onto: str = "original") -> Proof:
+def merge(adapter: Path, *, out: Path, onto: str = "original", task: str | None = None) -> Proof:
     """Writes the merged model to ``out`` and compares it with the adapter model.
 
     One model is in memory at a time: the adapter model first, for the values to compare with. Only ``dequantized``
@@ -53,9 +53,11 @@ def merge(adapter: Path, *, out: Path, onto: str = "original") -> Proof:
         adapter: an adapter folder.
         out: must not exist yet, or be empty.
         onto: ``original`` for the checkpoint's weights, ``dequantized`` for those of the quantised base.
+        task: the one that a task gate is fixed to.
 
     Raises:
-        UsageError: ``out`` is in use, the base is not the adapter's, or ``onto`` does not fit it.
+        UsageError: ``out`` is in use, the base is not the adapter's, ``onto`` does not fit it, or the mixer is no one
+            matrix.
         MosloraError: the merged model differs by more than its dtype explains; ``out`` is then not written.
     """
     folder = open_adapter(adapter)
@@ -67,8 +69,8 @@ def merge(adapter: Path, *, out: Path, onto: str = "original") -> Proof:
     refuse_used(out)
     tokenizer = load_tokenizer(**section.tokenizer())
     model = load_adapted(folder)
+    pairs = lora_pairs(model, path=folder.path, task=task)
     adapted = log_probabilities(model, tokenizer)
-    pairs = lora_pairs(model, path=folder.path)
     del model
     model = load_base(**section.model_dump())
     base = log_probabilities(model, tokenizer)
@@ -76,7 +78,7 @@ def merge(adapter: Path, *, out: Path, onto: str = "original") -> Proof:
     del model
     expected = adapted
     if section.quantization is not None:
-        expected = log_probabilities(_unquantized(folder, layers), tokenizer)
+        expected = log_probabilities(_unquantized(folder, layers, task=task), tokenizer)
     files = weight_files(section.name, revision=section.revision)
     with replacing(out) as scratch:
         ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype])
@@ -113,14 +115,18 @@ def merge(adapter: Path, *, out: Path, onto: str = "original") -> Proof:
     return proof
 
 
-def _unquantized(folder: AdapterFolder, layers: Mapping[str, nn.Module]) -> PreTrainedModel:
+@torch.no_grad()
+def _unquantized(folder: AdapterFolder, layers: Mapping[str, nn.Module], *, task: str | None) -> PreTrainedModel:
     """The adapter model on a base that is not quantised, with the weights of ``layers`` in place of its own."""
     model = load_adapted(folder, quantization=None)
     for name, layer in layers.items():
-        plain = model.get_submodule(name)
-        plain = plain.base if isinstance(plain, AdapterLinear) else plain
-        with torch.no_grad():
-            plain.get_parameter("weight").copy_(dequantize(layer))
+        place, weight = model.get_submodule(name), dequantize(layer)
+        plain = place.base if isinstance(place, AdapterLinear) else place
+        plain.get_parameter("weight").copy_(weight)
+        if isinstance(place, AdapterLinear) and place.magnitude is not None:
+            place.magnitude.measure(weight)
+    if task is not None:
+        name_task(model, task)
     return model
 
 

@@ -16,10 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from moslora.adapters import describe_batch
 from moslora.data.reach import hub_cache
 from moslora.disk import disk_fault
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import locate
+from moslora.tasks import task_number
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -234,6 +236,11 @@ def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     decoder = model.get_decoder()
     hidden: Tensor = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     return hidden
+
+
+def name_task(model: PreTrainedModel, task: str) -> None:
+    """Tells the mixers that route by the task which one the next forward passes are about."""
+    describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))
 
 
 def output_weight(model: PreTrainedModel) -> Tensor:

@@ -173,7 +173,7 @@ def probe(recipe: Recipe, dtype: str, *, seconds: float = 3.0) -> Speed:
     processes, threads = worker_processes(), torch.get_num_threads()
     torch.set_num_threads(threads_each(processes))
     objective.train()
-    step = _time(lambda: [objective(**batch).backward() for batch in batches], seconds=seconds)
+    step = _time(lambda: [sum(objective(**batch)).backward() for batch in batches], seconds=seconds)
     torch.set_num_threads(threads)
     objective.eval()
     with torch.inference_mode():

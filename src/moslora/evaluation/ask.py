@@ -15,9 +15,9 @@ import torch
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.run import make_scorer, name_task
+from moslora.evaluation.run import make_scorer
 from moslora.evaluation.target import Target, reading
-from moslora.model import load_tokenizer
+from moslora.model import load_tokenizer, name_task
 from moslora.tasks import Example, resolve_tasks
 
 TRUTHS = (("true", "false"), ("yes", "no"))

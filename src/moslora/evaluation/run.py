@@ -9,7 +9,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import describe_batch
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError
@@ -20,9 +19,9 @@ from moslora.evaluation.journal import Journal
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.results import Leaks, Results, Settings, summarise
-from moslora.model import output_weight
+from moslora.model import name_task, output_weight
 from moslora.prompts import FORMATS
-from moslora.tasks import Example, task_number
+from moslora.tasks import Example
 
 DRIFT_SAMPLE = 8
 """Questions of each task that are scored once more alone, to see how far the shapes move a margin."""
@@ -196,11 +195,6 @@ def _score_task(
         done += len(block.wanted)
         if progress is not None:
             progress(task, done, total)
-
-
-def name_task(model: PreTrainedModel, task: str) -> None:
-    """Tells the mixers that route by it which task is scored."""
-    describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))
 
 
 def _drift(scorer: Scorer, task_blocks: Sequence[Block], journal: Journal) -> float:

@@ -92,6 +92,13 @@ class AdapterSection(Section):
     mixer: Mixer = Field(default=DenseMixer(kind="dense"), discriminator="kind")
     """M, the one part in which the methods differ."""
 
+    def summary(self) -> str:
+        """The method in a few words."""
+        ranks = f"{self.rank}" if self.rank_out in (None, self.rank) else f"{self.rank} to {self.rank_out}"
+        root = "√" if self.scaling == "rslora" else ""
+        parts = [f"mixer {self.mixer.kind}", f"rank {ranks}", f"s = {self.alpha:g}/{root}{self.rank}"]
+        return ", ".join(parts + ["PiSSA start"] * (self.start == "pissa") + ["DoRA"] * self.dora)
+
 
 class DataSection(Section):
     """The training rows, and how a question becomes text."""

@@ -24,7 +24,7 @@ from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.disk import DiskFull, held
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.model import load_base, load_tokenizer, pad_id
+from moslora.model import dequantize, load_base, load_tokenizer, pad_id
 from moslora.recipe import Recipe
 from moslora.training.budget import RankBudget
 from moslora.training.folder import refuse_other_data, refuse_other_run, refuse_too_many_processes
@@ -191,8 +191,7 @@ def describe(recipe: Recipe, model: PreTrainedModel, *, adapted: list[str], plan
     if settings.mixer_learning_rate is not None:
         rate += f" (mixer {settings.mixer_learning_rate:g})"
     return [
-        f"{recipe.model.name} in {recipe.model.precision}, {len(adapted)} layers adapted with a"
-        f" {recipe.adapter.mixer.kind} mixer, rank {recipe.adapter.rank}",
+        f"{recipe.model.name} in {recipe.model.precision}, {len(adapted)} layers adapted: {recipe.adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
         f"{len(plan):,} steps of {settings.global_batch_size} rows in micro-batches of at most"
         f" {settings.micro_batch_size}, learning rate {rate}, {settings.schedule} after {settings.warmup_steps}"
@@ -223,7 +222,7 @@ def adapt(model: PreTrainedModel, recipe: Recipe, start: AdapterFolder | None = 
     """
     state = start.weights() if start else None
     try:
-        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed, state=state)
+        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed, state=state, weight_of=dequantize)
     except ValueError as error:
         if start:
             raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
