@@ -5,8 +5,11 @@ methods have the same rank and the same scale s = α/r. (LoRAMoE and MoLA count 
 k times our rank and alpha.) All experts run as one: a product x Aᵀ for all of them, a weight on each block of it, and
 one product with Bᵀ. Nothing loops over experts and no token is sorted.
 
-A router reads x before dropout, as in the released code of LoRAMoE and MoLA; its softmax is taken in float32.
+A router reads x before dropout, as in the released code of LoRAMoE and MoLA; its softmax is taken in float32 (float64
+stays).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +62,12 @@ class TokenGateMixer(Gate):
         rank: r over all experts.
         in_features: of the layer.
         experts: k.
-        top_k: experts a token is given to; ``None`` for all.
+        top_k: experts a token is given to, two or more: one alone always weighs 1, and its router would learn nothing
+            from the loss. ``None`` for all.
         balance: β; 0 for no penalty.
 
     Raises:
-        ValueError: more places than experts.
+        ValueError: ``top_k`` is 1, or no fewer than the experts.
     """
 
     reads_input = True
@@ -79,18 +83,24 @@ class TokenGateMixer(Gate):
         balance: float = 0.0,
     ) -> None:
         super().__init__(rank=rank, rank_out=rank_out, experts=experts)
-        if top_k is not None and not 1 <= top_k < experts:
-            raise ValueError(f"top_k = {top_k} of {experts} experts; take 1 to {experts - 1}, or none for all")
+        if top_k is not None and not 2 <= top_k < experts:
+            raise ValueError(
+                f"top_k = {top_k} of {experts} experts: the weights of two or more, but not of all, are compared"
+            )
         self.top_k = top_k
         self.balance = balance
         self.weight = nn.Parameter(torch.empty(experts, in_features))
         self._penalty: Tensor | None = None
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        p = F.linear(x, self.weight.to(x.dtype)).float().softmax(-1)  # (..., k)
+        p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
         gates = p if self.top_k is None else _keep_largest(p, self.top_k)
         if self.training and self.balance:
-            self._penalty = self.balance * self._imbalance(p, gates)
+            penalty = self.balance * self._imbalance(p, gates)
+            # Within a backward pass this is gradient checkpointing's recomputation. It must repeat every operation, but
+            # a penalty kept from it would count twice, and its graph keep alive what the checkpoint is there to free.
+            if torch._C._current_graph_task_id() == -1:
+                self._penalty = penalty
         return (self._blocks(h) * gates.to(h.dtype).unsqueeze(-1)).flatten(-2)
 
     def matrix(self) -> Tensor:
@@ -98,10 +108,19 @@ class TokenGateMixer(Gate):
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
         penalty, self._penalty = self._penalty, None
+        if penalty is not None and torch.is_grad_enabled() and not penalty.requires_grad:
+            raise RuntimeError(
+                "the penalty was computed without gradients, so that no router would learn from it; with gradient"
+                " checkpointing, set use_reentrant=False"
+            )
         return penalty
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         kaiming(self.weight, generator)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the penalty of the last forward pass: it belongs to a graph, which no copy can take along."""
+        return {**self.__dict__, "_penalty": None}
 
     def _imbalance(self, p: Tensor, gates: Tensor) -> Tensor:
         """From ``(..., k)`` to a scalar; padding does not count."""
@@ -110,7 +129,7 @@ class TokenGateMixer(Gate):
         mean = p.flatten(0, -2).mean(0)
         if self.top_k is None:
             return mean.var() / mean.mean().square()
-        share = (gates > 0).flatten(0, -2).float().mean(0) / self.top_k
+        share = (gates > 0).flatten(0, -2).to(p.dtype).mean(0) / self.top_k
         return self.experts * (share * mean).sum()
 
 
@@ -137,7 +156,7 @@ class GateInsideMixer(Gate):
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         routers = torch.cat([self.router_a, self.router_b]).to(x.dtype)
-        gates = F.linear(x, routers).float().unflatten(-1, (2, -1)).softmax(-1).to(h.dtype)  # (..., 2, k)
+        gates = _softmax(F.linear(x, routers).unflatten(-1, (2, -1))).to(h.dtype)  # (..., 2, k)
         mixed = gates[..., :1, :] @ self._blocks(h)  # (..., 1, r/k)
         return (gates[..., 1, :].unsqueeze(-1) * mixed).flatten(-2)
 
@@ -198,6 +217,11 @@ class TaskGateMixer(Gate):
         if self.tasks is None:
             raise NotMergeable("a task gate: M depends on the task, and none was named")
         return F.linear(self.embedding[self.tasks], self.weight).softmax(-1)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension, in float32 or what is wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
 
 def _keep_largest(p: Tensor, count: int) -> Tensor:

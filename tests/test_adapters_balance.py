@@ -1,0 +1,130 @@
+"""What a gate on tokens adds to the loss to keep its experts' load even, and when it may be asked for."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moslora.adapters import AdapterLinear, adapter_penalty, build_mixer, describe_batch, inject, named_adapters
+from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+
+IN = 10
+
+
+def trained_layer(*, top_k: int | None, balance: float = 0.3) -> AdapterLinear:
+    """Perturbed, in float64 and in training."""
+    torch.manual_seed(0)
+    mixer = build_mixer(kind="token-gate", rank=8, in_features=IN, experts=4, top_k=top_k, balance=balance)
+    layer = AdapterLinear(nn.Linear(IN, 7), mixer=mixer, scale=1.7).double()
+    layer.reset_parameters()
+    perturb([layer.lora_a, layer.lora_b, *layer.mixer.parameters()], size=0.7)
+    return layer.train()
+
+
+@pytest.mark.parametrize("top_k", [None, 2, 3])
+@pytest.mark.parametrize("padded", [False, True])
+def test_balance_penalty_by_hand(top_k: int | None, padded: bool) -> None:
+    """k Σ fᵢ Pᵢ over the chosen places (Switch), Var(P)/Mean(P)² over all (LoRAMoE); padding does not count."""
+    layer = trained_layer(top_k=top_k)
+    x = torch.randn(2, 6, IN, dtype=torch.float64)
+    tokens = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]).bool()
+    describe_batch(layer, tokens=tokens if padded else None)
+    layer(x)
+    weight = layer.mixer.weight.detach().clone().requires_grad_()
+    kept = [x[i, j] for i in range(2) for j in range(6) if tokens[i, j] or not padded]
+    p = [torch.softmax(weight @ token, 0) for token in kept]
+    mean = torch.stack(p).mean(0)
+    if top_k is None:
+        centre = mean.sum() / 4
+        expected = 0.3 * ((mean - centre) ** 2).sum() / 3 / centre**2
+    else:
+        places = torch.zeros(4, dtype=torch.float64)
+        for gates in p:
+            for expert in sorted(range(4), key=lambda i: -gates[i].item())[:top_k]:
+                places[expert] += 1
+        expected = 0.3 * 4 * (places / places.sum() * mean).sum()
+    penalty = adapter_penalty(layer)
+    torch.testing.assert_close(penalty, expected, rtol=1e-10, atol=0)
+    assert adapter_penalty(layer) is None  # asked once, it is gone
+    penalty.backward()
+    expected.backward()
+    torch.testing.assert_close(layer.mixer.weight.grad, weight.grad, rtol=1e-9, atol=1e-12)
+    assert weight.grad.any() and layer.lora_a.grad is None
+
+
+def test_even_routing_has_the_least_penalty() -> None:
+    """Switch's is one where all experts are alike, LoRAMoE's zero."""
+    for top_k, least in ((2, 0.3), (None, 0.0)):
+        layer = trained_layer(top_k=top_k)
+        nn.init.zeros_(layer.mixer.weight)
+        layer(torch.randn(2, 6, IN, dtype=torch.float64))
+        assert adapter_penalty(layer).item() == pytest.approx(least)
+
+
+def test_no_penalty_in_evaluation_nor_without_balance() -> None:
+    x = torch.randn(2, 6, IN, dtype=torch.float64)
+    for layer in (trained_layer(top_k=2).eval(), trained_layer(top_k=2, balance=0.0)):
+        layer(x)
+        assert adapter_penalty(layer) is None
+
+
+def test_the_penalty_is_the_mean_over_the_layers() -> None:
+    model = tiny_llama().train()
+    mixer = {"kind": "token-gate", "experts": 2, "balance": 1.0}
+    inject(model, rank=4, alpha=8, mixer=mixer, target_modules=PROJECTIONS)
+    perturb((p for p in model.parameters() if p.requires_grad), size=0.3)
+    model(token_batch(model))
+    parts = [layer.penalty() for _, layer in named_adapters(model)]
+    model(token_batch(model))
+    torch.testing.assert_close(adapter_penalty(model), torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("mixer", [{"top_k": 2, "balance": 0.5}, {"balance": 0.5}])
+def test_gradient_checkpointing_changes_nothing(mixer: dict[str, object]) -> None:
+    """Loss, penalty and every gradient over two steps; the recomputation leaves no second penalty and its graph."""
+
+    def run(checkpointing: bool) -> tuple[list[float], list[Tensor]]:
+        model = tiny_llama()
+        inject(model, rank=4, alpha=8, mixer={"kind": "token-gate", "experts": 4, **mixer}, target_modules=PROJECTIONS)
+        perturb((p for p in model.parameters() if p.requires_grad), size=0.3)
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        ids, values = token_batch(model), []
+        tokens = torch.ones_like(ids).bool()
+        tokens[0, 7:] = False
+        for _ in range(2):
+            describe_batch(model, tokens=tokens)
+            loss = model(ids).logits.logsumexp(-1).sum()
+            penalty = adapter_penalty(model)
+            (loss / 100 + penalty).backward()
+            values += [loss.item(), penalty.item()]
+            assert adapter_penalty(model) is None
+        return values, [p.grad for p in model.parameters() if p.requires_grad]
+
+    (values, grads), (expected, expected_grads) = run(True), run(False)
+    assert values == pytest.approx(expected, rel=1e-6)
+    for mine, other in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:
+    """Reentrant checkpointing runs the first forward pass without gradients."""
+    model = tiny_llama()
+    inject(
+        model, rank=4, alpha=8, mixer={"kind": "token-gate", "experts": 4, "balance": 1.0}, target_modules=["q_proj"]
+    )
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    model(token_batch(model))
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        adapter_penalty(model)
+
+
+def test_a_layer_can_be_copied_between_forward_and_penalty() -> None:
+    layer = trained_layer(top_k=None)
+    layer(torch.randn(2, 6, IN, dtype=torch.float64))
+    assert adapter_penalty(copy.deepcopy(layer)) is None
+    assert adapter_penalty(layer) is not None
