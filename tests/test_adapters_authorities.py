@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import peft
+import peft.optimizers
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moslora.adapters import AdapterLinear, build_mixer, inject, named_adapters
+from moslora.adapters import AdapterLinear, build_mixer, fold, inject, named_adapters
+from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, OfficialLayer, perturb, regression_loss, tiny_llama, token_batch
 
 STEPS = 10
@@ -26,37 +28,158 @@ def train(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[], t
     return losses
 
 
-def test_identity_is_stock_peft_lora() -> None:
-    """Forward, gradients and ten AdamW steps, float32, dropout 0."""
-    ours, theirs = tiny_llama(), tiny_llama()
-    inject(ours, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS)
-    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=PROJECTIONS)
-    theirs = peft.get_peft_model(theirs, config)
-    stock = theirs.base_model.model
-    perturb((layer.lora_b for _, layer in named_adapters(ours)), size=0.2)
-    pairs = []
+def stock_twin(
+    ours: nn.Module, theirs: nn.Module, **config: object
+) -> tuple[nn.Module, list[tuple[nn.Parameter, ...]]]:
+    """Stock PEFT around ``theirs``, and the pairs of parameters that mean the same, ours and theirs."""
+    names = [name for name, _ in named_adapters(ours)]
+    options = {"r": 4, "lora_alpha": 8, "target_modules": names, **config}
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(**options))
+    pairs: list[tuple[nn.Parameter, ...]] = []
     for name, layer in named_adapters(ours):
-        module = stock.get_submodule(name)
-        for mine, other in ((layer.lora_a, module.lora_A), (layer.lora_b, module.lora_B)):
-            other["default"].weight.data.copy_(mine.data)
-            pairs.append((mine, other["default"].weight))
-    ids = token_batch(ours)
+        module = theirs.base_model.model.get_submodule(name)
+        pairs += [(layer.lora_a, module.lora_A["default"].weight), (layer.lora_b, module.lora_B["default"].weight)]
+        if layer.magnitude is not None:
+            pairs.append((layer.magnitude.weight, module.lora_magnitude_vector["default"].weight))
+    return theirs, pairs
 
-    def loss(model: nn.Module) -> Callable[[], torch.Tensor]:
-        return lambda: F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
-    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=1e-5)
-    loss(ours)().backward()
-    loss(theirs)().backward()
+def perturb_alike(pairs: list[tuple[nn.Parameter, ...]]) -> None:
+    perturb((mine for mine, _ in pairs), size=0.2)
     for mine, other in pairs:
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-6)
+        other.data.copy_(mine.data)
+
+
+def language_loss(model: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+VARIANTS = {
+    "lora": ({}, {}),
+    "rslora": ({"scaling": "rslora", "alpha": 4}, {"use_rslora": True, "lora_alpha": 4}),
+    "dora": ({"dora": True}, {"use_dora": True}),
+    "pissa": ({"start": "pissa"}, {"init_lora_weights": "pissa"}),
+    "pissa-dora-rslora": (
+        {"start": "pissa", "dora": True, "scaling": "rslora", "alpha": 4},
+        {"init_lora_weights": "pissa", "use_dora": True, "use_rslora": True, "lora_alpha": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_identity_is_stock_peft(variant: str) -> None:
+    """Start, forward, gradients and ten AdamW steps, float32, dropout 0."""
+    mine_is, theirs_is = VARIANTS[variant]
+    ours, theirs = tiny_llama(), tiny_llama()
+    options = {"alpha": 8, **mine_is}
+    inject(ours, rank=4, mixer={"kind": "identity"}, target_modules=PROJECTIONS, **options)
+    theirs, pairs = stock_twin(ours, theirs, **theirs_is)
+    for name, layer in named_adapters(ours):
+        module = theirs.base_model.model.get_submodule(name)
+        torch.testing.assert_close(layer.base.weight, module.base_layer.weight, rtol=1e-5, atol=1e-6)
+        if "pissa" in variant:  # a singular vector's sign is free
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            sign = (layer.lora_a * a).sum(1).sign()
+            torch.testing.assert_close(layer.lora_a, sign[:, None] * a, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(layer.lora_b, b * sign, rtol=1e-4, atol=1e-5)
+        if layer.magnitude is not None:
+            stock = module.lora_magnitude_vector["default"].weight
+            torch.testing.assert_close(layer.magnitude.weight, stock, rtol=1e-5, atol=1e-6)
+    ids = token_batch(ours)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=2e-5)
+    perturb_alike(pairs)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=2e-5)
+    assert not torch.allclose(ours(ids).logits, tiny_llama()(ids).logits, atol=0.1)
+    language_loss(ours, ids)().backward()
+    language_loss(theirs, ids)().backward()
+    for mine, other in pairs:
+        assert mine.grad.any()
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
     start = [mine.detach().clone() for mine, _ in pairs]
-    losses = train(ours, [mine for mine, _ in pairs], loss(ours))
-    assert losses == pytest.approx(train(theirs, [other for _, other in pairs], loss(theirs)), rel=1e-5)
+    losses = train(ours, [mine for mine, _ in pairs], language_loss(ours, ids))
+    expected = train(theirs, [other for _, other in pairs], language_loss(theirs, ids))
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert losses[-1] < losses[0] - 0.1
     for (mine, other), first in zip(pairs, start, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=5e-5)
         assert (mine - first).abs().max() > 1e-2
+
+
+def test_a_rate_of_its_own_for_b_is_stock_peft_lora_plus() -> None:
+    ours, theirs = tiny_llama(), tiny_llama()
+    inject(ours, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS)
+    theirs, pairs = stock_twin(ours, theirs)
+    perturb_alike(pairs)
+    mine = build_optimizer(
+        ours,
+        learning_rate=2e-3,
+        lora_plus_ratio=8,
+        mixer_learning_rate=None,
+        weight_decay=0.1,
+        mixer_weight_decay=0.0,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+    )
+    stock = peft.optimizers.create_loraplus_optimizer(
+        theirs,
+        torch.optim.AdamW,
+        lr=2e-3,
+        loraplus_lr_ratio=8,
+        loraplus_weight_decay=0.1,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+    )
+    ids = token_batch(ours)
+    start = [mine.detach().clone() for mine, _ in pairs]
+    for model, optimizer in ((ours, mine), (theirs, stock)):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            language_loss(model, ids)().backward()
+            optimizer.step()
+    for (a_or_b, other), first in zip(pairs, start, strict=True):
+        torch.testing.assert_close(a_or_b, other, rtol=1e-5, atol=5e-5)
+        assert (a_or_b - first).abs().max() > 1e-2
+    (a, _), (b, _) = pairs[:2]
+    assert (b - start[1]).abs().mean() > 4 * (a - start[0]).abs().mean()
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
+
+
+def test_dora_with_bias_and_dropout_in_training_is_stock_peft() -> None:
+    """Both draw one mask a layer from the global generator: the same after the same seed."""
+    ours, theirs = two_layers(), two_layers()
+    mixer = {"kind": "identity"}
+    inject(ours, rank=4, alpha=8, mixer=mixer, target_modules=["0", "2"], dora=True, dropout=0.3)
+    theirs, pairs = stock_twin(ours, theirs, use_dora=True, lora_dropout=0.3)
+    perturb_alike(pairs)
+    x = torch.randn(20, 12)
+    outputs = []
+    for model in (ours.train(), theirs.train()):
+        torch.manual_seed(4)
+        outputs.append(model(x))
+        outputs[-1].square().sum().backward()
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours(x), outputs[0])  # another mask
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_dora_with_a_mixer_is_stock_peft_dora_of_the_folded_pair() -> None:
+    ours, theirs = two_layers(), two_layers()
+    inject(ours, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["0", "2"], dora=True)
+    perturb((p for p in ours.parameters() if p.requires_grad), size=0.3)
+    theirs, pairs = stock_twin(ours, theirs, use_dora=True)
+    folded = [fold(layer) for _, layer in named_adapters(ours)]
+    values = [value for pair in folded for value in (pair.a, pair.b, pair.magnitude)]
+    for (_, other), value in zip(pairs, values, strict=True):
+        other.data.copy_(value)
+    x = torch.randn(20, 12)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours(x), two_layers()(x), atol=0.1)
 
 
 def test_dense_is_the_released_layer() -> None:

@@ -29,7 +29,8 @@ class LoraPair(NamedTuple):
         moved = weight + self.delta().to(weight)
         if self.magnitude is None:
             return moved
-        return (self.magnitude.to(weight) / moved.norm(dim=1))[:, None] * moved
+        norms = moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)  # a row of zeros stays one
+        return (self.magnitude.to(weight) / norms)[:, None] * moved
 
     def compact(self) -> "LoraPair":
         """The same ΔW without the rows of ``a`` that are all zero, such as AdaLoRA's dropped ones; one stays always."""
@@ -60,9 +61,11 @@ def fold_into_a(layer: AdapterLinear) -> None:
     """A ← M · A and M ← I, in place: the same function now, another path from the next step on.
 
     Raises:
-        ValueError: the mixer is rectangular, so that A would change its shape.
+        ValueError: the mixer is rectangular or splits the input, so that A would change its shape.
     """
     mixer = layer.mixer
+    if layer.lora_a.shape[1] != layer.in_features:
+        raise ValueError("a mixer that splits the input does not fold in place: A would grow to the whole input")
     if mixer.rank_in != mixer.rank_out:
         raise ValueError(f"only a square mixer folds in place; this one is {mixer.rank_out} × {mixer.rank_in}")
     layer.lora_a.copy_(mixer.matrix().to(layer.lora_a) @ layer.lora_a)

@@ -115,7 +115,7 @@ def inject(
                 take_principal_part(layer, name=name)
         fold_at_init(layer, drawn=state is None and not on_meta)
         if start == "pissa":
-            remember_start(layer)
+            remember_start(layer, name=name)
     if state is not None:
         _load(layers, state)
     model.requires_grad_(False)

@@ -11,7 +11,8 @@ class Magnitude(nn.Module):
 
         ‖wᵢ + δᵢ‖² = ‖wᵢ‖² + 2 wᵢ·δᵢ + ‖δᵢ‖²,   δᵢ = s · bᵢ · a,
 
-    whose middle term needs W · aᵀ only, r columns that the frozen base itself computes, whatever its precision.
+    whose middle term needs W · aᵀ only, r columns that the frozen base itself computes, whatever its precision. The sum
+    says nothing about a row shorter than √eps times wᵢ, which the terms' rounding hides: it counts as that long.
 
     Shape: ``weight`` m is ``(out_features,)``.
     """
@@ -45,5 +46,8 @@ class Magnitude(nn.Module):
         with torch.no_grad():
             cross = (base_of_a.T.to(b) * b).sum(1)
             delta = ((b @ (a @ a.T)) * b).sum(1)
-            norms = (self.squared_norms + 2 * scale * cross + scale**2 * delta).sqrt()
+            squares = self.squared_norms + 2 * scale * cross + scale**2 * delta
+            kind = torch.finfo(squares.dtype)
+            # A row of zeros has the length 0 and m = 0; its gain has to be 0 and not 0/0.
+            norms = squares.maximum(kind.eps * self.squared_norms).clamp_min(kind.tiny).sqrt()
         return self.weight / norms

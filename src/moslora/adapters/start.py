@@ -45,10 +45,8 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
     Raises:
         ValueError: M has no inverse, or the base is quantised or smaller than the rank.
     """
-    rank, weight = layer.mixer.rank_in, layer.base.weight
+    rank, weight = layer.mixer.rank_in, _float_weight(layer, name)
     full = (layer.out_features, layer.in_features)
-    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.shape != full:
-        raise ValueError(f"{name}: a PiSSA start takes its part out of the base's weight, which must not be quantised")
     if rank > min(full):
         raise ValueError(f"{name}: rank {rank} is more than a weight of {full[0]} × {full[1]} has")
     if layer.mixer.routes or layer.lora_a.shape != (rank, full[1]) or layer.mixer.rank_out != rank:
@@ -63,8 +61,13 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
 
 
 @torch.no_grad()
-def remember_start(layer: AdapterLinear) -> None:
-    """Notes the folded factors as they are now as what has to leave the base."""
+def remember_start(layer: AdapterLinear, *, name: str) -> None:
+    """Notes the folded factors as they are now as what has to leave the base.
+
+    Raises:
+        ValueError: the base is quantised, so that nothing can leave it.
+    """
+    _float_weight(layer, name)
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
     layer.register_buffer("start_a", a.detach().clone())
     layer.register_buffer("start_b", b.detach().clone())
@@ -72,11 +75,15 @@ def remember_start(layer: AdapterLinear) -> None:
 
 @torch.no_grad()
 def leave_residual(layer: AdapterLinear) -> None:
-    """W ← W − s · start_b · start_a, in float32 and cast once."""
+    """W ← W − s · start_b · start_a, in float32 and cast once.
+
+    The base gets a new tensor: another module may share the old one, as an embedding does with a tied output layer.
+    """
     weight = layer.base.weight
     assert isinstance(weight, nn.Parameter) and layer.start_a is not None and layer.start_b is not None
     part = layer.scale * (layer.start_b @ layer.start_a)
-    weight.copy_(weight.float() - part.to(weight.device))
+    residual = (weight.float() - part.to(weight.device)).to(weight.dtype)
+    layer.base.weight = nn.Parameter(residual, requires_grad=False)
 
 
 def fold_at_init(layer: AdapterLinear, *, drawn: bool) -> None:
@@ -92,6 +99,14 @@ def fold_at_init(layer: AdapterLinear, *, drawn: bool) -> None:
         fold_into_a(layer)
     else:
         layer.mixer = IdentityMixer(rank=layer.mixer.rank_in)
+
+
+def _float_weight(layer: AdapterLinear, name: str) -> torch.Tensor:
+    weight = getattr(layer.base, "weight", None)
+    full = (layer.out_features, layer.in_features)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.shape != full:
+        raise ValueError(f"{name}: a PiSSA start takes its part out of the base's weight, which must not be quantised")
+    return weight
 
 
 def _generator(seed: int, name: str, part: str) -> torch.Generator:
