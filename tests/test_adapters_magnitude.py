@@ -1,0 +1,175 @@
+"""DoRA re-derived, and the norm that is never computed from W + ΔW against the one that is."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moslora.adapters import AdapterLinear, LoraPair, Magnitude, build_mixer, fold, inject
+from reference import perturb, tiny_llama, token_batch
+
+MIXERS = {
+    "identity": {"kind": "identity"},
+    "butterfly": {"kind": "butterfly"},
+    "hadamard": {"kind": "hadamard"},
+    "kronecker": {"kind": "kronecker", "blocks": 2},
+    "dense": {"kind": "dense"},
+    "dense-rectangular": {"kind": "dense", "rank_out": 3},
+    "diagonal": {"kind": "diagonal"},
+    "input-split": {"kind": "input-split"},
+}
+
+
+def layer_of(mixer: dict[str, object], *, bias: bool = True, dropout: float = 0.0) -> AdapterLinear:
+    """Perturbed, in float64."""
+    torch.manual_seed(0)
+    layer = AdapterLinear(
+        nn.Linear(10, 7, bias=bias),
+        mixer=build_mixer(rank=4, **mixer),  # type: ignore[arg-type]
+        scale=1.7,
+        magnitude=Magnitude(7),
+        dropout=dropout,
+    ).double()
+    layer.reset_parameters()
+    assert layer.magnitude is not None
+    layer.magnitude.measure(layer.base.weight)
+    layer.magnitude.reset_parameters()
+    perturb([layer.lora_a, layer.lora_b, *layer.mixer.parameters(), layer.magnitude.weight], size=0.4)
+    return layer
+
+
+def row_norms(layer: AdapterLinear) -> Tensor:
+    return (layer.base.weight + layer.delta_weight()).norm(dim=1).detach()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("case", MIXERS)
+def test_forward_and_gradients_are_equation_five_with_the_norm_held(case: str, bias: bool) -> None:
+    """y = x · (m ∘ (W + ΔW) / ‖W + ΔW‖)ᵀ + bias, all gradients by autograd through this, the norm a constant."""
+    layer = layer_of(MIXERS[case], bias=bias)
+    x = torch.randn(3, 5, 10, dtype=torch.float64, requires_grad=True)
+    parameters = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    y = layer(x)
+    moved = layer.base.weight + layer.delta_weight()
+    expected = F.linear(x, (layer.magnitude.weight / row_norms(layer))[:, None] * moved, layer.base.bias)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-11)
+    mine = torch.autograd.grad(torch.tanh(y).square().sum(), parameters)
+    theirs = torch.autograd.grad(torch.tanh(expected).square().sum(), parameters)
+    for one, other in zip(mine, theirs, strict=True):
+        assert other.any()
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_rows_keep_the_length_m_wherever_the_direction_goes() -> None:
+    layer = layer_of({"kind": "dense"})
+    weight = fold(layer).adapted(layer.base.weight)
+    torch.testing.assert_close(weight.norm(dim=1), layer.magnitude.weight.abs(), rtol=1e-10, atol=0)
+
+
+def test_dropout_in_training_acts_on_what_the_adapter_adds() -> None:
+    """y = W x + bias + (g − 1) ∘ W x̃ + g ∘ ΔW x̃ with the dropped x̃; no dropout in evaluation."""
+    layer = layer_of({"kind": "dense"}, dropout=0.5)
+    x = torch.randn(6, 10, dtype=torch.float64)
+    torch.manual_seed(3)
+    dropped = F.dropout(x, 0.5)
+    gain = layer.magnitude.weight / row_norms(layer)
+    weight, delta = layer.base.weight, layer.delta_weight()
+    expected = layer.base(x) + (gain - 1) * (dropped @ weight.T) + gain * (dropped @ delta.T)
+    torch.manual_seed(3)
+    torch.testing.assert_close(layer.train()(x), expected, rtol=1e-10, atol=1e-11)
+    whole = layer.base(x) + (gain - 1) * (x @ weight.T) + gain * (x @ delta.T)
+    torch.testing.assert_close(layer.eval()(x), whole, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3), (torch.float16, 4e-4)])
+@pytest.mark.parametrize("ratio", [0.03, 0.3, 3.0])
+def test_norm_by_expansion_is_the_norm(dtype: torch.dtype, tolerance: float, ratio: float) -> None:
+    """‖ΔW‖ up to three times ‖W‖, 256 × 192: the error of W · aᵀ in the base's dtype is all there is."""
+    torch.manual_seed(0)
+    layer = AdapterLinear(
+        nn.Linear(192, 256).to(dtype), mixer=build_mixer(kind="dense", rank=8), scale=2.0, magnitude=Magnitude(256)
+    )
+    layer.reset_parameters()
+    nn.init.normal_(layer.lora_b)
+    layer.magnitude.measure(layer.base.weight)
+    layer.lora_b.data *= ratio * layer.base.weight.float().norm() / layer.delta_weight().norm()
+    nn.init.ones_(layer.magnitude.weight)
+    a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
+    base_of_a = layer.base(a.to(dtype)) - layer.base.bias
+    norms = 1 / layer.magnitude(a=a, b=b, base_of_a=base_of_a.detach(), scale=2.0)
+    exact = (layer.base.weight.double() + layer.delta_weight().double()).norm(dim=1)
+    assert (norms / exact - 1).abs().max() < tolerance
+
+
+def test_bfloat16_model_agrees_with_float32() -> None:
+    outputs = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_llama(dtype=dtype)
+        inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "down_proj"], dora=True)
+        perturb((p for p in model.parameters() if p.requires_grad), size=0.05)
+        outputs[dtype] = model(token_batch(model)).logits.float().log_softmax(-1)
+    plain = {dtype: tiny_llama(dtype=dtype)(token_batch(model)).logits.float().log_softmax(-1) for dtype in outputs}
+    rounding = (plain[torch.bfloat16] - plain[torch.float32]).abs().mean()
+    error = (outputs[torch.bfloat16] - outputs[torch.float32]).abs().mean()
+    assert error < 2 * rounding
+    assert (outputs[torch.float32] - plain[torch.float32]).abs().mean() > 5 * error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_that_cancels_the_weight_stays_finite(dtype: torch.dtype) -> None:
+    """ΔW = −W: what remains is rounding, whose square may come out below zero."""
+    torch.manual_seed(0)
+    layer = AdapterLinear(
+        nn.Linear(6, 9).to(dtype), mixer=build_mixer(kind="identity", rank=6), scale=1.0, magnitude=Magnitude(9)
+    )
+    layer.magnitude.measure(layer.base.weight)
+    layer.magnitude.reset_parameters()
+    layer.lora_a.data.copy_(torch.linalg.qr(torch.randn(6, 6)).Q)
+    layer.lora_b.data.copy_(-layer.base.weight.float() @ layer.lora_a.T)
+    x = torch.randn(4, 6, dtype=dtype)
+    y = layer(x)
+    y.float().square().sum().backward()
+    for value in (y, layer.lora_a.grad, layer.lora_b.grad, layer.magnitude.weight.grad):
+        assert value.isfinite().all()
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    """Pruned and padded models have them: m = 0 over a length of 0."""
+    layer = layer_of({"kind": "dense"}, bias=False)
+    layer.base.weight.data[2] = 0
+    layer.lora_b.data.zero_()
+    layer.magnitude.measure(layer.base.weight)
+    layer.magnitude.reset_parameters()
+    x = torch.randn(4, 10, dtype=torch.float64)
+    y = layer(x)
+    torch.testing.assert_close(y, layer.base(x), rtol=1e-10, atol=1e-12)
+    y.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters() if p.requires_grad)
+    torch.testing.assert_close(fold(layer).adapted(layer.base.weight), layer.base.weight, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["token-gate", "gate-inside", "task-gate"])
+def test_a_gate_has_no_one_row_to_measure(kind: str) -> None:
+    with pytest.raises(ValueError, match="another for every token or task"):
+        AdapterLinear(
+            nn.Linear(10, 7),
+            mixer=build_mixer(kind=kind, rank=4, in_features=10),
+            scale=1.0,
+            magnitude=Magnitude(7),
+        )
+
+
+def test_compact_drops_the_rows_of_zeros_and_keeps_one() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 6), torch.randn(4, 5)
+    a[1] = a[3] = 0
+    a[4, :5] = 0  # almost a row of zeros
+    b[:, 0] = 0  # a column of zeros is no reason
+    pair = LoraPair(a, b, 1.5, torch.ones(4))
+    small = pair.compact()
+    assert small.a.equal(a[[0, 2, 4]]) and small.b.equal(b[:, [0, 2, 4]])
+    assert small.magnitude is pair.magnitude and small.scale == 1.5
+    torch.testing.assert_close(small.delta(), pair.delta())
+    nothing = LoraPair(torch.zeros(3, 6), b[:, :3], 1.5).compact()
+    assert nothing.a.shape == (1, 6) and nothing.b.shape == (4, 1) and not nothing.delta().any()
+    assert nothing.compact().a.shape == (1, 6)

@@ -1,0 +1,158 @@
+"""The PiSSA start: what is taken, that it leaves the base once, and that the folded weight is the whole again."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moslora.adapters import DenseMixer, adapter_state_dict, fold, inject, named_adapters
+from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+
+INVERTIBLE: dict[str, dict[str, object]] = {
+    "identity": {"kind": "identity"},
+    "hadamard": {"kind": "hadamard", "blocks": 4},
+    "kronecker": {"kind": "kronecker", "blocks": 2},
+    "dense": {"kind": "dense"},
+    "dense-orthogonal": {"kind": "dense", "init": "orthogonal"},
+    "dense-frozen": {"kind": "dense", "train": "frozen"},
+    "dense-folded": {"kind": "dense", "train": "folded"},
+}
+LAYER = "model.layers.0.self_attn.k_proj"
+
+
+def adapted(mixer: dict[str, object], **options: object) -> nn.Module:
+    model = tiny_llama()
+    choice = {"rank": 4, "alpha": 8, "target_modules": PROJECTIONS, "start": "pissa", **options}
+    inject(model, mixer=mixer, **choice)  # type: ignore[arg-type]
+    return model
+
+
+def perturbed(mixer: dict[str, object], **options: object) -> nn.Module:
+    model = adapted(mixer, **options)
+    perturb((p for p in model.parameters() if p.requires_grad), size=0.1)
+    return model
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("case", INVERTIBLE)
+def test_the_start_is_the_base_split_into_principal_part_and_residual(case: str, dora: bool) -> None:
+    """s · B · M · A is Eckart and Young's best approximation, from an SVD in float64; the model still the base."""
+    model, base = adapted(INVERTIBLE[case], dora=dora), tiny_llama()
+    for name, layer in named_adapters(model):
+        weight = base.get_submodule(name).weight.double()
+        u, s, v = torch.linalg.svd(weight)
+        best = u[:, :4] * s[:4] @ v[:4]
+        a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
+        m = layer.mixer.matrix().double()
+        part = 2.0 * layer.lora_b.double() @ m @ layer.lora_a.double()
+        torch.testing.assert_close(2.0 * b.double() @ a.double(), part, rtol=0, atol=2e-6)
+        torch.testing.assert_close(part, best, rtol=0, atol=2e-5)
+        torch.testing.assert_close(layer.base.weight.double(), weight - part, rtol=0, atol=2e-6)
+        torch.testing.assert_close(layer.delta_weight(), torch.zeros_like(layer.base.weight), rtol=0, atol=1e-6)
+        if not (isinstance(layer.mixer, DenseMixer) or case == "dense-folded"):
+            # Without a draw in between, the singular values are shared evenly.
+            torch.testing.assert_close(layer.lora_a.norm(dim=1).double() ** 2 * 2, s[:4], rtol=1e-4, atol=0)
+    ids = token_batch(base)
+    torch.testing.assert_close(model(ids).logits, base(ids).logits, rtol=1e-5, atol=3e-5)
+
+
+def test_bfloat16_keeps_the_sum_to_the_rounding_of_the_residual() -> None:
+    model, base = tiny_llama(dtype=torch.bfloat16), tiny_llama(dtype=torch.bfloat16)
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS, start="pissa")
+    for name, layer in named_adapters(model):
+        assert layer.base.weight.dtype == torch.bfloat16 and layer.lora_a.dtype == torch.float32
+        weight = base.get_submodule(name).weight.float()
+        whole = layer.base.weight.float() + layer.scale * layer.start_b @ layer.start_a
+        assert (whole - weight).abs().max() <= 2**-8 * layer.base.weight.float().abs().max()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("case", INVERTIBLE)
+def test_a_saved_adapter_on_a_fresh_base_is_the_same_model_to_the_bit(case: str, dora: bool) -> None:
+    """So the same part has left the base, once."""
+    model = perturbed(INVERTIBLE[case], dora=dora)
+    state = {key: value.clone() for key, value in adapter_state_dict(model).items()}
+    assert f"{LAYER}.start_a" in state and f"{LAYER}.start_b" in state
+    again = adapted(INVERTIBLE[case], dora=dora, state=state)
+    ids = token_batch(model)
+    assert again(ids).logits.equal(model(ids).logits)
+    assert not torch.allclose(model(ids).logits, tiny_llama()(ids).logits, atol=0.1)
+    for (_, one), (_, other) in zip(named_adapters(model), named_adapters(again), strict=True):
+        assert one.base.weight.equal(other.base.weight)
+    assert all(value.equal(state[key]) for key, value in adapter_state_dict(again).items())
+
+
+@pytest.mark.parametrize("start", ["lora", "pissa"])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("case", INVERTIBLE)
+def test_the_folded_pair_makes_the_adapter_model_from_the_base(case: str, dora: bool, start: str) -> None:
+    model, merged = perturbed(INVERTIBLE[case], dora=dora, start=start), tiny_llama()
+    for name, layer in named_adapters(model):
+        weight = merged.get_submodule(name).weight
+        pair = fold(layer)
+        assert pair.a.shape[0] == (8 if start == "pissa" else 4) and (pair.magnitude is not None) == dora
+        torch.testing.assert_close(pair.delta(), layer.delta_weight(), rtol=0, atol=2e-6)
+        if not dora:
+            torch.testing.assert_close(pair.adapted(weight), weight + layer.delta_weight(), rtol=0, atol=2e-6)
+        weight.data.copy_(pair.adapted(weight))
+    ids = token_batch(model)
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-5, atol=5e-5)
+
+
+class Packed(nn.Module):
+    """A base whose weight is whole numbers in another shape, as 4-bit layers keep theirs."""
+
+    def __init__(self, *, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 12, 9
+        self.weight = nn.Parameter(torch.ones(shape, dtype=dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :9]
+
+
+@pytest.mark.parametrize(
+    ("mixer", "options", "message"),
+    [
+        ({"kind": "butterfly"}, {}, "an M with an inverse"),
+        ({"kind": "dense", "init": "zeros"}, {}, "an M with an inverse|saddle|neither B nor M"),
+        ({"kind": "diagonal"}, {}, "an M with an inverse"),
+        ({"kind": "token-gate"}, {}, "a square M"),
+        ({"kind": "gate-inside"}, {}, "a square M"),
+        ({"kind": "task-gate"}, {}, "a square M"),
+        ({"kind": "input-split"}, {}, "a square M between full factors"),
+        ({"kind": "dense"}, {"rank_out": 2}, "a square M"),
+        ({"kind": "dense"}, {"rank": 32}, "rank 32 is more than a weight of 24 × 48 has"),
+    ],
+)
+def test_what_has_no_principal_start_is_refused_and_nothing_changes(
+    mixer: dict[str, object], options: dict[str, object], message: str
+) -> None:
+    model = tiny_llama()
+    choice = {"rank": 4, "alpha": 8, "target_modules": ["k_proj"], **options}
+    with pytest.raises(ValueError, match=rf"{LAYER}.*({message})"):
+        inject(model, mixer=mixer, start="pissa", **choice)  # type: ignore[arg-type]
+    for key, value in tiny_llama().state_dict().items():
+        assert model.state_dict()[key].equal(value)
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (54, 1)])
+@pytest.mark.parametrize("loading", [False, True])
+def test_a_packed_base_is_refused_drawing_and_loading(loading: bool, shape: tuple[int, ...]) -> None:
+    """An int8 weight of the full shape too: taking a float part from it would round to nothing, silently."""
+    options = {"rank": 4, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": ["0"], "start": "pissa"}
+    plain = nn.Sequential(nn.Linear(12, 9))
+    inject(plain, **options)  # type: ignore[arg-type]
+    model = nn.Sequential(Packed(shape=shape, dtype=torch.int8))
+    with pytest.raises(ValueError, match="must not be quantised"):
+        inject(model, **options, state=adapter_state_dict(plain) if loading else None)  # type: ignore[arg-type]
+    assert model[0].weight.eq(1).all()
+
+
+def test_an_embedding_tied_to_the_output_layer_keeps_its_weight() -> None:
+    model = tiny_llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    ids = token_batch(model)
+    before, embedding = model(ids).logits, model.model.embed_tokens.weight.clone()
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["lm_head"], start="pissa")
+    assert model.model.embed_tokens.weight.equal(embedding)
+    torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=2e-5)
