@@ -18,7 +18,10 @@ Start = Literal["lora", "pissa"]
 
 def _weight(base: nn.Module) -> Tensor:
     weight = base.weight
-    assert isinstance(weight, Tensor)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise ValueError(
+            "DoRA measures the base's float weight and this one is quantised; name the float one: weight_of"
+        )
     return weight
 
 

@@ -126,10 +126,10 @@ class TokenGateMixer(Gate):
         """From ``(..., k)`` to a scalar; padding does not count."""
         if self.tokens is not None:
             p, gates = p[self.tokens], gates[self.tokens]
-        mean = p.flatten(0, -2).mean(0)
+        mean = p.reshape(-1, self.experts).mean(0)
         if self.top_k is None:
             return mean.var() / mean.mean().square()
-        share = (gates > 0).flatten(0, -2).to(p.dtype).mean(0) / self.top_k
+        share = (gates > 0).reshape(-1, self.experts).to(p.dtype).mean(0) / self.top_k
         return self.experts * (share * mean).sum()
 
 

@@ -1,0 +1,199 @@
+"""Nothing is dropped in silence: every part of every method learns, is kept and is asked for, whatever the base."""
+
+import copy
+from collections.abc import Callable
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from torch import Tensor, nn
+
+from moslora.adapters import MIXERS, adapter_penalty, adapter_state_dict, describe_batch, inject, named_adapters
+from reference import perturb
+
+KINDS: dict[str, dict[str, object]] = {
+    **{kind: {"kind": kind} for kind in MIXERS},
+    "butterfly-normalized": {"kind": "butterfly", "normalize": True},
+    "dense-frozen": {"kind": "dense", "train": "frozen"},
+    "dense-folded": {"kind": "dense", "train": "folded"},
+    "flora": {"kind": "dense", "init": "zeros"},
+    "token-gate": {"kind": "token-gate", "balance": 0.1},
+    "top-k": {"kind": "token-gate", "top_k": 2, "balance": 0.1},
+    "task-gate": {"kind": "task-gate", "task_count": 2, "embedding_size": 5},
+}
+PARTS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "rslora": {"scaling": "rslora"},
+    "dora": {"dora": True},
+    "pissa": {"start": "pissa"},
+    "pissa-dora": {"start": "pissa", "dora": True},
+}
+ROUTING = {"token-gate", "top-k", "gate-inside", "task-gate"}
+INVERTIBLE = {"identity", "hadamard", "kronecker", "dense", "dense-frozen", "dense-folded"}
+
+
+def goes_together(kind: str, part: str) -> bool:
+    return not ("dora" in part and kind in ROUTING) and not ("pissa" in part and kind not in INVERTIBLE)
+
+
+CASES = [(kind, part) for kind in KINDS for part in PARTS if goes_together(kind, part)]
+
+
+def float_net(dtype: torch.dtype) -> Callable[[], nn.Sequential]:
+    def build() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(64, 64, bias=False), nn.Tanh(), nn.Linear(64, 32)).to(dtype)
+
+    return build
+
+
+def packed_net(bits: int) -> nn.Sequential:
+    """bitsandbytes' own layers, quantised on the CPU from the float network."""
+    net = float_net(torch.float32)()
+    for i in (0, 2):
+        plain = net[i]
+        size = (plain.in_features, plain.out_features, plain.bias is not None)
+        if bits == 4:
+            layer = bnb.nn.Linear4bit(*size, compute_dtype=torch.float32, quant_type="nf4")
+        else:
+            layer = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False)
+        layer.load_state_dict(plain.state_dict())
+        # On a CPU with AVX512-BF16, an evaluation would repack a 4-bit weight into a form without a gradient, for good.
+        layer.support_avx512bf16_for_cpu = False
+        net[i] = layer.to("cpu")
+    return net
+
+
+def dequantised(layer: nn.Module) -> Tensor:
+    if isinstance(layer, bnb.nn.Linear4bit):
+        return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+        return layer.weight.data * (scale / 127)[:, None]
+    return layer.weight
+
+
+def adapt(net: nn.Sequential, kind: str, part: str, state: dict[str, Tensor] | None = None) -> nn.Sequential:
+    options = {"rank": 8, "alpha": 8, "target_modules": ["0", "2"], "state": state, "weight_of": dequantised}
+    inject(net, mixer=KINDS[kind], **options, **PARTS[part])  # type: ignore[arg-type]
+    describe_batch(net, tasks=torch.tensor([0, 1, 1]))
+    return net
+
+
+def learned_parts(net: nn.Sequential) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+
+
+def check(build: Callable[[], nn.Sequential], kind: str, part: str, dtype: torch.dtype) -> None:
+    """Gradients, what is saved, what is read again, and what a missing key says."""
+    net = adapt(build(), kind, part).train()
+    x = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    perturb(learned_parts(net).values(), size=0.1)
+    y = net(x)
+    assert y.dtype == dtype
+    loss = y.float().square().mean()
+    penalty = adapter_penalty(net)
+    assert (penalty is not None) == (kind in {"token-gate", "top-k", "diagonal"})
+    loss.backward()  # without the penalty: the loss alone has to reach every part
+    mixers = {"identity": 0, "butterfly": 0, "butterfly-normalized": 0, "hadamard": 0, "input-split": 0}
+    mixers |= {"dense-frozen": 0, "dense-folded": 0, "gate-inside": 2, "task-gate": 2}
+    assert len(learned_parts(net)) == 2 * (2 + mixers.get(kind, 1) + ("dora" in part))
+    for name, parameter in learned_parts(net).items():
+        assert parameter.dtype == torch.float32, name
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert all(p.grad is None for _, layer in named_adapters(net) for p in layer.base.parameters())
+
+    state = {key: value.clone() for key, value in adapter_state_dict(net).items()}
+    assert learned_parts(net).keys() <= state.keys()
+    again = adapt(build(), kind, part, state)
+    assert adapter_state_dict(again).keys() == state.keys()
+    assert all(value.equal(state[key]) for key, value in adapter_state_dict(again).items())
+    assert again.eval()(x).equal(net.eval()(x))
+    assert copy.deepcopy(net)(x).equal(net(x))
+    for key in state:
+        with pytest.raises(ValueError, match=rf"{key}: missing"):
+            adapt(build(), kind, part, {other: value for other, value in state.items() if other != key})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "part"), CASES)
+def test_every_part_learns_is_kept_and_is_asked_for(kind: str, part: str, dtype: torch.dtype) -> None:
+    check(float_net(dtype), kind, part, dtype)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind, part in CASES if "pissa" not in part])
+def test_also_over_a_quantised_base(kind: str, part: str, bits: int) -> None:
+    check(lambda: packed_net(bits), kind, part, torch.float32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_principal_part_leaves_a_quantised_base(bits: int) -> None:
+    state = adapter_state_dict(adapt(float_net(torch.float32)(), "dense", "pissa"))
+    for given in (None, state):
+        with pytest.raises(ValueError, match="must not be quantised"):
+            adapt(packed_net(bits), "dense", "pissa", given)
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(4, 1e-5), (8, 2e-2)])
+def test_dora_over_a_quantised_base_is_dora_of_its_float_weight(bits: int, tolerance: float) -> None:
+    """8-bit layers also round what they multiply, a hundredth of the largest entry."""
+    net = adapt(packed_net(bits), "dense", "dora")
+    plain = float_net(torch.float32)()
+    for i in (0, 2):
+        plain[i].weight.data.copy_(dequantised(net[i].base))
+    plain = adapt(plain, "dense", "dora")
+    for model in (net, plain):
+        perturb(learned_parts(model).values(), size=0.1)
+    x = torch.randn(20, 64)
+    assert ((net(x) - plain(x)).norm() / plain(x).norm()).item() < tolerance
+
+
+def test_without_a_float_weight_dora_says_so() -> None:
+    """Packed numbers are no lengths: the caller has to name the weight."""
+    options = {"rank": 8, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": ["0"], "dora": True}
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match="weight_of"):
+            inject(packed_net(bits), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (kind, shape)
+        for kind in KINDS
+        for shape in [(64,), (1, 64), (3, 64), (1, 1, 64), (2, 3, 4, 64)]
+        if kind != "task-gate" or len(shape) > 1  # tasks are of rows
+    ],
+)
+def test_any_shape_of_input(kind: str, shape: tuple[int, ...]) -> None:
+    """Row by row the same values as in one flat batch."""
+    net = adapt(float_net(torch.float32)(), kind, "plain")
+    perturb(learned_parts(net).values(), size=0.3)
+    describe_batch(net, tasks=torch.tensor([1]))
+    x = torch.randn(shape)
+    y = net(x)
+    assert y.shape == (*shape[:-1], 32)
+    torch.testing.assert_close(y.reshape(-1, 32), net(x.reshape(-1, 64)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_in_training_and_an_evaluation_agree_without_dropout(kind: str) -> None:
+    net = adapt(float_net(torch.float32)(), kind, "plain")
+    perturb(learned_parts(net).values(), size=0.3)
+    x = torch.randn(3, 5, 64)
+    assert net.train()(x).equal(net.eval()(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_computes_in_bfloat16_over_float32_weights(kind: str) -> None:
+    net = adapt(float_net(torch.float32)(), kind, "plain").train()
+    perturb(learned_parts(net).values(), size=0.1)
+    x = torch.randn(3, 5, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = net(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), net(x), rtol=0, atol=0.1)
+    y.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in learned_parts(net).values())
