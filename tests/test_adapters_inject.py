@@ -1,5 +1,7 @@
 """Injection: what is chosen, what is frozen, what is drawn, and what is said when nothing fits."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +27,50 @@ def test_llama_3_8b_has_the_published_number_of_parameters() -> None:
         inject(model, rank=16, alpha=32, mixer={"kind": kind}, target_modules=PROJECTIONS)
         counts[kind] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counts == {"identity": 28_311_552, "dense": 28_311_552 + 40_960}
+
+
+SHAPES = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 14336), (14336, 4096)]
+"""(in, out) of q, k, v, up and down in LLaMA-3-8B."""
+LORA = 32 * sum(16 * (d + o) for d, o in SHAPES)
+COUNTS: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
+    # mixer, other options, what there is besides or instead of LoRA's, by the formula of each method
+    "identity": ({}, {}, 0),
+    "butterfly": ({}, {}, 0),
+    "hadamard": ({}, {}, 0),
+    "kronecker": ({"blocks": 4}, {}, 32 * 5 * 4 * 4),
+    "dense": ({}, {}, 32 * 5 * 16 * 16),
+    "dense-rectangular": ({"kind": "dense"}, {"rank_out": 8}, 32 * sum(16 * 8 - 8 * o for _, o in SHAPES)),
+    "dense-frozen": ({"kind": "dense", "train": "frozen"}, {}, 0),
+    "dense-folded": ({"kind": "dense", "train": "folded"}, {}, 0),
+    "dense-dora": ({"kind": "dense"}, {"dora": True}, 32 * (5 * 16 * 16 + sum(o for _, o in SHAPES))),
+    "dense-pissa": ({"kind": "dense"}, {"start": "pissa"}, 32 * 5 * 16 * 16),
+    "diagonal": ({}, {}, 32 * 5 * 16),
+    "input-split": ({"blocks": 2}, {}, -32 * sum(16 * d // 2 for d, _ in SHAPES)),
+    "token-gate": ({"experts": 4}, {}, 32 * sum(4 * d for d, _ in SHAPES)),
+    "token-gate-top-2": ({"kind": "token-gate", "experts": 4, "top_k": 2}, {}, 32 * sum(4 * d for d, _ in SHAPES)),
+    "gate-inside": ({"experts": 4}, {}, 32 * sum(2 * 4 * d for d, _ in SHAPES)),
+    "task-gate": ({"experts": 4, "task_count": 9, "embedding_size": 64}, {}, 32 * 5 * (9 * 64 + 4 * 64)),
+}
+
+
+@pytest.fixture(scope="module")
+def llama_3_8b() -> nn.Module:
+    return meta_model("meta-llama/Meta-Llama-3-8B")
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_every_method_has_the_parameters_of_its_formula(case: str, llama_3_8b: nn.Module) -> None:
+    """On the shapes of LLaMA-3-8B, r = 16; nothing is allocated."""
+    mixer, options, beyond = COUNTS[case]
+    model = copy.deepcopy(llama_3_8b)
+    inject(model, rank=16, alpha=32, mixer={"kind": case, **mixer}, target_modules=PROJECTIONS, **options)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == LORA + beyond
+    assert all(p.device.type == "meta" for p in trained)
+
+
+def test_the_count_covers_every_kind() -> None:
+    assert {str(mixer.get("kind", case)) for case, (mixer, _, _) in COUNTS.items()} == set(MIXERS)
 
 
 def test_a_folded_mixer_costs_nothing_on_the_meta_device_either() -> None:
@@ -68,6 +114,41 @@ def test_draws_of_the_factors_depend_on_seed_and_layer_only() -> None:
     assert not any(first[name].equal(a) for name, a in factors(1, DENSE, ["q_proj"]).items())
     q, other = (first[f"model.layers.{i}.self_attn.q_proj"] for i in range(2))
     assert not q.equal(other)
+
+
+def test_one_seed_draws_one_a_whatever_the_mixer() -> None:
+    """Controls share A: all kinds but those whose method prescribes another draw or another shape."""
+
+    def first_a(mixer: dict[str, object], **options: object) -> torch.Tensor:
+        model = tiny_llama()
+        inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["up_proj"], seed=5, **options)
+        return next(layer.lora_a.detach() for _, layer in named_adapters(model))
+
+    lora = first_a({"kind": "identity"})
+    others = {kind for kind, mixer in MIXERS.items() if mixer.factor_std is not None} | {"input-split"}
+    assert others == {"diagonal", "task-gate", "input-split"}
+    for kind in MIXERS.keys() - others:
+        assert first_a({"kind": kind}).equal(lora), kind
+    assert first_a({"kind": "dense", "init": "zeros"}).equal(lora)
+    assert first_a({"kind": "dense", "train": "frozen"}).equal(lora)
+    assert first_a(DENSE, dora=True).equal(lora) and first_a(DENSE, scaling="rslora").equal(lora)
+    assert first_a({"kind": "token-gate", "top_k": 2}).equal(lora)
+    for kind in others:
+        assert not first_a({"kind": kind})[:, :8].equal(lora[:, :8]), kind
+
+
+def test_spread_of_the_draws_where_the_mixer_starts_at_zero() -> None:
+    """FLoRA: B ~ U(±1/√r) as A ~ U(±1/√in); AdaLoRA: both N(0, 0.02²)."""
+    drawn = {}
+    for name, mixer in {"flora": {"kind": "dense", "init": "zeros"}, "adalora": {"kind": "diagonal"}}.items():
+        model = tiny_llama()
+        inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["up_proj"])
+        layer = next(named_adapters(model))[1]
+        drawn[name] = layer.lora_a.detach(), layer.lora_b.detach()
+    for factor, limit in zip(drawn["flora"], (48**-0.5, 4**-0.5), strict=True):
+        assert factor.abs().max() <= limit and factor.std().item() == pytest.approx(limit / 3**0.5, rel=0.1)
+    for factor in drawn["adalora"]:
+        assert factor.std().item() == pytest.approx(0.02, rel=0.15) and factor.abs().max() > 0.04
 
 
 def test_folded_at_init_starts_from_the_same_function_as_learned() -> None:

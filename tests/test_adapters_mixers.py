@@ -147,3 +147,62 @@ def test_frozen_mixer_has_no_gradient_but_is_kept_in_the_state() -> None:
     layer = AdapterLinear(nn.Linear(4, 4), mixer=build_mixer(kind="dense", rank=2, train="frozen"), scale=1.0)
     assert "mixer.weight" in layer.state_dict()
     assert not layer.mixer.weight.requires_grad
+
+
+def test_input_split_has_one_block_of_experts_for_each_slice() -> None:
+    """ΔW[:, slice i] = s · Bᵢ Aᵢ; every expert's gradient comes from its own slice alone."""
+    layer = layer_of("input-split")
+    delta = layer.delta_weight()
+    for i, (rows, slice_) in enumerate([(slice(0, 3), slice(0, 5)), (slice(3, 6), slice(5, 10))]):
+        part = 1.7 * layer.lora_b[:, rows] @ layer.lora_a[rows]
+        torch.testing.assert_close(delta[:, slice_], part, rtol=1e-10, atol=1e-12)
+        x = torch.zeros(4, 10, dtype=torch.float64)
+        x[:, slice_] = torch.randn(4, 5, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad(layer(x).square().sum(), [layer.lora_a])
+        assert [bool(half.any()) for half in gradient.chunk(2)] == [i == 0, i == 1]
+    assert torch.linalg.matrix_rank(delta[:, :5]) == 3 and torch.linalg.matrix_rank(delta) == 6
+
+
+def test_input_split_with_one_b_for_all_slices_is_lora() -> None:
+    """Σᵢ B Aⁱ xⁱ = B [A¹ | A²] x."""
+    layer = layer_of("input-split")
+    layer.lora_b.data[:, 3:] = layer.lora_b[:, :3]
+    lora = AdapterLinear(layer.base, mixer=build_mixer(kind="identity", rank=3), scale=1.7).double()
+    lora.lora_a.data.copy_(torch.cat([layer.lora_a[:3], layer.lora_a[3:]], 1))
+    lora.lora_b.data.copy_(layer.lora_b[:, :3])
+    x = torch.randn(2, 5, 10, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), lora(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 8])
+def test_hadamard_is_orthogonal_and_keeps_lengths(blocks: int) -> None:
+    mixer = build_mixer(kind="hadamard", rank=16, blocks=blocks)
+    m = mixer.matrix().double()
+    torch.testing.assert_close(m @ m.T, torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert m.count_nonzero() == 16 * blocks
+    h = torch.randn(5, 16)
+    torch.testing.assert_close(mixer(h, h).norm(dim=1), h.norm(dim=1))
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_kronecker_is_torch_kron_of_its_weight(blocks: int) -> None:
+    mixer = build_mixer(kind="kronecker", rank=8, blocks=blocks).double()
+    perturb([mixer.weight], size=1)
+    m = torch.kron(mixer.weight, torch.eye(8 // blocks, dtype=torch.float64))
+    assert not m.equal(m.T)
+    h = torch.randn(3, 8, dtype=torch.float64)
+    torch.testing.assert_close(mixer(h, h), h @ m.T, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(mixer.matrix(), m, rtol=0, atol=0)
+
+
+def test_flora_is_the_core_read_from_its_tucker_form() -> None:
+    """ΔW = s · P₁ Gᵀ P₀ᵀ with P₀ (in × r₀), P₁ (out × r₁), G (r₀ × r₁): A = P₀ᵀ, B = P₁, M = Gᵀ."""
+    layer = layer_of("dense-rectangular")
+    core, p0, p1 = layer.mixer.weight.T, layer.lora_a.T, layer.lora_b
+    delta = 1.7 * torch.einsum("ij,di,oj->od", core, p0, p1)
+    torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)
+
+
+def test_what_splits_the_input_does_not_fold_in_place() -> None:
+    with pytest.raises(ValueError, match="splits the input"):
+        fold_into_a(layer_of("input-split"))

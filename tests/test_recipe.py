@@ -491,6 +491,10 @@ def test_override_may_hold_an_equals_sign_and_null(write):
             "adapter.mixer.blocks = 3: rank = 16 does not divide into 3 equal blocks",
         ),
         (
+            ["adapter.mixer.kind=token-gate", "adapter.mixer.top_k=1"],
+            "adapter.mixer.top_k = 1: no router learns to choose 1 of 4 experts",
+        ),
+        (
             ["adapter.mixer={kind: dense, init: zeros, train: frozen}"],
             "adapter.mixer.init = 'zeros': a mixer of zeros that is frozen passes nothing on",
         ),

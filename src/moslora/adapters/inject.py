@@ -62,8 +62,8 @@ def inject(
 ) -> list[str]:
     """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place and freezes all else.
 
-    Each layer draws from generators of its own, seeded by ``seed`` and the layer's name. So A and B are the
-    same whatever the mixer, whichever other layers are adapted, and on every device.
+    Each layer draws from generators of its own, seeded by ``seed`` and the layer's name. So A is the same for every
+    mixer that keeps LoRA's draw of it, whichever other layers are adapted, and on every device.
 
     Args:
         model: any module; layers with ``in_features`` and ``out_features`` can be adapted.

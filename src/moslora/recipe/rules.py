@@ -93,10 +93,11 @@ def _mixer(adapter: AdapterSection) -> Iterator[Conflict]:
         yield Conflict(
             ("adapter.mixer.blocks",), f"a Hadamard matrix of {mixer.blocks} is not built here; take a power of two"
         )
-    if mixer.kind == "token-gate" and mixer.top_k is not None and mixer.top_k >= mixer.experts:
+    if mixer.kind == "token-gate" and mixer.top_k is not None and not 2 <= mixer.top_k < mixer.experts:
         yield Conflict(
             ("adapter.mixer.top_k", "adapter.mixer.experts"),
-            f"{mixer.top_k} of {mixer.experts} experts is no choice; take fewer, or null for all",
+            # One expert's weight, scaled to sum to one, is 1 whatever the router says.
+            f"no router learns to choose {mixer.top_k} of {mixer.experts} experts; take two or more, or null for all",
         )
     if mixer.kind == "dense" and mixer.init == "zeros" and mixer.train != "learned":
         # Frozen, B·0·A stays zero and passes no gradient to A and B. Folded, A would start at zero beside a
