@@ -6,7 +6,8 @@ An entry eᵢ with its row aᵢ of A and its column bᵢ of B is a triplet. Its 
     Ī ← β₁ Ī + (1 − β₁) I,   Ū ← β₂ Ū + (1 − β₂) |I − Ī|,
 
 and of all triplets of all layers the b(t) most important keep their e; that of the others becomes zero. It still
-receives a gradient and may come back, until the last phase, in which the choice is fixed.
+receives a gradient and may come back, until the last phase. Its choice is made after update total − final, from the
+scores of the updates before that one, as in the released code and in PEFT; every update that follows keeps it.
 """
 
 from collections.abc import Mapping
@@ -65,7 +66,10 @@ class RankBudget:
             if target_rank > layer.mixer.rank_in:
                 raise ValueError(f"target_rank = {target_rank} is more than the rank, {layer.mixer.rank_in}")
         if final < 1 or warmup + final >= total:
-            raise ValueError(f"warm-up {warmup} and final phase {final} leave no step between them of {total}")
+            raise ValueError(
+                f"a warm-up of {warmup} and a final phase of {final} steps leave none of {total} between them;"
+                " lengthen the run, or shorten them"
+            )
         self.first = sum(layer.mixer.rank_in for _, layer in self.layers)
         self.target = target_rank * len(self.layers)
         self.warmup, self.final, self.interval, self.betas, self.total = warmup, final, interval, betas, total
@@ -80,14 +84,18 @@ class RankBudget:
         ]
 
     @torch.no_grad()
-    def update(self, step: int) -> dict[str, float]:
+    def update(self, step: int, *, skipped: bool = False) -> dict[str, float]:
         """Scores and prunes after update number ``step`` (from 1), with its gradients still in place.
+
+        Args:
+            step: number of the update.
+            skipped: by the float16 scaler, because a gradient overflowed; the choice is due then too, but no score.
 
         Returns:
             Metrics: the budget b(t) as ``rank_budget``.
         """
-        fixed = step > self.total - self.final
-        if not fixed:
+        fixed = step >= self.total - self.final
+        if not (fixed or skipped):
             self._score()
         budget = budget_at(
             step, first=self.first, target=self.target, warmup=self.warmup, final=self.final, total=self.total
@@ -115,7 +123,7 @@ class RankBudget:
 
     def _keep(self, count: int) -> None:
         """Zeroes all entries but the ``count`` most important. Equal ones stay in the layers' order: exactly ``count``
-        survive, also where all scores are equal, on every process the same."""
+        survive, also where all scores are equal (PEFT drops all that tie), on every process the same."""
         scores = self.scores()
         order = scores.argsort(descending=True, stable=True)
         kept = torch.zeros_like(scores, dtype=torch.bool)

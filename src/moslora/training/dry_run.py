@@ -4,7 +4,7 @@ from moslora.data.sources import row_counts
 from moslora.errors import UsageError
 from moslora.llama import meta_model
 from moslora.recipe import Recipe
-from moslora.training.run import adapt, describe, step_plan
+from moslora.training.run import adapt, describe, rank_budget, step_plan
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75}
 """Mean tokens of a row over the eight sets in their natural shares, LLaMA-3's tokenizer: for an estimate only."""
@@ -14,7 +14,7 @@ def dry_run(recipe: Recipe) -> list[str]:
     """The run in a few lines: parameters, rows, steps, batches; token counts as estimates.
 
     Raises:
-        UsageError: no layer matches, or no row would be left to train on.
+        UsageError: no layer matches, no row would be left to train on, or a rank budget does not fit the run.
     """
     model = meta_model(**recipe.model.tokenizer())
     adapted = adapt(model, recipe)
@@ -27,6 +27,7 @@ def dry_run(recipe: Recipe) -> list[str]:
     if rows < 1:
         raise UsageError(f"data.validation_rows = {data.validation_rows} leaves no row to train on")
     plan = step_plan(recipe, rows=rows)
+    rank_budget(model, recipe, total=len(plan))
     tokens = len(plan) * training.global_batch_size * min(TOKENS_PER_ROW[data.format], data.max_length)
     return [
         *describe(recipe, model, adapted=adapted, plan=plan),

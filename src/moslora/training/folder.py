@@ -37,7 +37,9 @@ def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
             )
         return
     then, now = (_flat(one.model_dump()) for one in (stored_recipe(out), recipe))
-    other = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in now if then.get(key) != now[key]]
+    # A section that one of the two has not got is missing there key by key.
+    keys = dict.fromkeys((*now, *then))
+    other = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
     if found := [line for line in other if not line.startswith(FREE)]:
         raise UsageError(
             f"{out}: holds a run of another recipe ({'; '.join(found)}); take its own ({stored}), or another --out"

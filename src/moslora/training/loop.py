@@ -29,6 +29,13 @@ class Observer(Protocol):
     def log(self, step: int, **values: float) -> None: ...
 
 
+class AfterUpdate(Protocol):
+    """Called after every update with its number, gradients still in place; ``skipped`` where the float16 scaler met an
+    overflow and left the weights alone. Returns metrics."""
+
+    def __call__(self, step: int, *, skipped: bool) -> dict[str, float]: ...
+
+
 @dataclass(frozen=True)
 class Parts:
     """What one run trains with; the same on every process."""
@@ -41,8 +48,7 @@ class Parts:
     plan: StepPlan
     pad_id: int
     seed: int
-    after_update: Callable[[int], dict[str, float]] = lambda step: {}
-    """Called after every update with its number, gradients still in place; returns metrics."""
+    after_update: AfterUpdate = lambda step, *, skipped: {}
 
 
 def train(
@@ -95,7 +101,7 @@ def train(
         done = step + 1
         scaler.step(optimizer)
         scaler.update()
-        extras = parts.after_update(done) if finite else {}
+        extras = parts.after_update(done, skipped=not finite)
         optimizer.zero_grad()
 
         observer.count(tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn))

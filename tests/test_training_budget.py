@@ -1,0 +1,288 @@
+"""The rank budget against stock PEFT's AdaLoRA, against its equations in plain float64."""
+
+from collections.abc import Callable
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moslora.adapters import adapter_penalty, inject, named_adapters
+from moslora.recipe import Recipe
+from moslora.training.budget import RankBudget, budget_at
+from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+
+MakeRecipe = Callable[..., Recipe]
+ALPHA, RANK, TARGET, BETAS = 16.0, 6, 2, (0.85, 0.7)
+DIAGONAL = {"kind": "diagonal", "orthogonality": 0.2}
+
+
+def adapted(*, targets: list[str] = PROJECTIONS, rank: int = RANK, move: bool = False) -> nn.Module:
+    """The tiny LLaMA in float64 with diagonal mixers; ``move`` takes A, B and e off their start."""
+    model = tiny_llama(dtype=torch.float64)
+    inject(model, rank=rank, alpha=ALPHA, mixer=DIAGONAL, target_modules=targets)
+    model.double()
+    if move:
+        perturb((p for p in model.parameters() if p.requires_grad), size=0.3)
+    return model
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """In the dtype of the logits; transformers' own goes through float32."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def label_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    return next_token_loss(model(ids).logits, ids)
+
+
+def entries(model: nn.Module) -> Tensor:
+    """e of all layers, one after the other."""
+    return torch.cat([layer.mixer.weight.detach() for _, layer in named_adapters(model)])
+
+
+def survivors(model: nn.Module) -> int:
+    return int(entries(model).count_nonzero())
+
+
+def budget_of(model: nn.Module, **changes: object) -> RankBudget:
+    options = {"target_rank": TARGET, "warmup": 3, "final": 5, "interval": 2, "betas": BETAS, "total": 25}
+    return RankBudget(model, **(options | changes))  # type: ignore[arg-type]
+
+
+# The schedule
+
+
+def test_the_budget_is_the_cubic_descent_of_the_paper() -> None:
+    """By hand: b(11) = 80 + 40 (69/70)³ = 118.3, b(30) = 80 + 40 (5/7)³ = 94.6, b(50) = 80 + 40 (3/7)³ = 83.1."""
+    plan = {"first": 120, "target": 80, "warmup": 10, "final": 20, "total": 100}
+    assert [budget_at(step, **plan) for step in (0, 10, 11, 30, 50, 80, 81, 100)] == [
+        120, 120, 118, 94, 83, 80, 80, 80,
+    ]  # fmt: skip
+    path = [budget_at(step, **plan) for step in range(101)]
+    assert path == sorted(path, reverse=True) and set(path[80:]) == {80} and path[79] >= 80
+
+
+@pytest.mark.parametrize(("warmup", "final", "total"), [(0, 1, 2), (3, 5, 25), (0, 9, 10), (8, 1, 10), (50, 30, 1000)])
+def test_the_budget_is_that_of_peft(warmup: int, final: int, total: int) -> None:
+    model = tiny_llama(layers=1)
+    config = peft.AdaLoraConfig(
+        init_r=RANK, target_r=TARGET, tinit=warmup, tfinal=final, deltaT=1, total_step=total, target_modules=PROJECTIONS
+    )
+    schedule = peft.get_peft_model(model, config).base_model.rankallocator.budget_schedule
+    for step in range(total + 1):
+        mine = budget_at(step, first=RANK * 5, target=TARGET * 5, warmup=warmup, final=final, total=total)
+        assert mine == schedule(step)[0], step
+
+
+# The choice
+
+
+def test_training_is_stock_peft_adalora_to_the_last_entry() -> None:
+    """25 AdamW steps with penalty and pruning in float64: A, B and e to 1e-9 and the same survivors after every one.
+
+    PEFT's scale α/(r + 1e-5) is taken over here. Seeds and sizes leave no two scores equal: at a tie PEFT masks all.
+    """
+    ours, theirs = adapted(), tiny_llama(dtype=torch.float64)
+    config = peft.AdaLoraConfig(
+        init_r=RANK,
+        target_r=TARGET,
+        tinit=3,
+        tfinal=5,
+        deltaT=2,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        orth_reg_weight=DIAGONAL["orthogonality"],
+        total_step=25,
+        lora_alpha=ALPHA,
+        lora_dropout=0.0,
+        target_modules=PROJECTIONS,
+        task_type="CAUSAL_LM",  # without it PEFT leaves the penalty out
+    )
+    theirs.loss_function = lambda logits, labels, **_: next_token_loss(logits, labels)
+    theirs = peft.get_peft_model(theirs, config).double()
+    pairs = []
+    for name, layer in named_adapters(ours):
+        layer.scale = ALPHA / (RANK + 1e-5)
+        module = theirs.base_model.model.get_submodule(name)
+        other = [getattr(module, part)["default"] for part in ("lora_A", "lora_B", "lora_E")]
+        for mine, stock in zip((layer.lora_a, layer.lora_b, layer.mixer.weight), other, strict=True):
+            stock.data.copy_(mine.data.view_as(stock))
+            pairs.append((mine, stock))
+    budget = budget_of(ours)
+    ids = token_batch(ours)  # type: ignore[arg-type]
+    optimizers = [torch.optim.AdamW(part, lr=2e-2, weight_decay=0.1) for part in zip(*pairs, strict=True)]
+    counts = []
+    for step in range(1, 26):
+        penalty = adapter_penalty(ours)
+        assert penalty is not None
+        loss = label_loss(ours, ids) + penalty
+        other_loss = theirs(input_ids=ids, labels=ids).loss
+        assert loss.item() == pytest.approx(other_loss.item(), rel=1e-9), step
+        loss.backward()
+        other_loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        budget.update(step)
+        theirs.base_model.update_and_allocate(step)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for mine, stock in pairs:
+            torch.testing.assert_close(mine, stock.view_as(mine), rtol=1e-9, atol=1e-9, msg=f"step {step}")
+            assert mine.ne(0).equal(stock.view_as(mine).ne(0)), step
+        counts.append(survivors(ours))
+    assert counts[:3] == [60] * 3 and counts[19:] == [20] * 6 and len(set(counts)) > 6
+
+
+def test_scores_are_the_equations() -> None:
+    """Six steps written out parameter by parameter, with weights and gradients kept; betas that differ."""
+    model = adapted(targets=["q_proj", "down_proj"], rank=4, move=True)
+    budget = budget_of(model, warmup=100, final=1, total=1000)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    layers = [layer for _, layer in named_adapters(model)]
+    history: list[list[list[Tensor]]] = []
+    for step in range(1, 7):
+        label_loss(model, token_batch(model, seed=step)).backward()  # type: ignore[arg-type]
+        optimizer.step()
+        history.append([[p.detach() * p.grad for p in (x.lora_a, x.lora_b, x.mixer.weight)] for x in layers])
+        budget.update(step)
+        optimizer.zero_grad()
+    expected = []
+    for number in range(len(layers)):
+        for i in range(4):
+            triplet = 0.0
+            for part, reduce in ((0, torch.mean), (1, torch.mean), (2, torch.sum)):
+                mean = spread = 0.0
+                for products in history:
+                    product = products[number][part]
+                    value = product[:, i] if part == 1 else product[i]
+                    mean = BETAS[0] * mean + (1 - BETAS[0]) * value.abs()
+                    spread = BETAS[1] * spread + (1 - BETAS[1]) * (value.abs() - mean).abs()
+                triplet += float(reduce(mean * spread))
+            expected.append(triplet)
+    assert budget.scores().tolist() == pytest.approx(expected, rel=1e-12)
+    assert min(expected) > 0 and len(set(expected)) == len(expected)
+
+
+@pytest.mark.parametrize("target", [1, 2, RANK])
+@pytest.mark.parametrize("tied", [False, True])
+def test_exactly_the_budget_survives_every_choice(target: int, tied: bool) -> None:
+    """Also with all scores equal, and with a target that equals the start; the survivors are the most important."""
+    model = adapted(targets=["q_proj", "v_proj"], move=True)
+    budget = budget_of(model, target_rank=target, interval=1, total=12, warmup=2, final=3)
+    for step in range(1, 13):
+        perturb([layer.mixer.weight for _, layer in named_adapters(model)], seed=step)  # dropped ones come back
+        assert survivors(model) == 4 * RANK
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.grad = torch.zeros_like(p) if tied else torch.randn_like(p)
+        before = entries(model)
+        wanted = budget.update(step)["rank_budget"]
+        kept = entries(model) != 0
+        assert survivors(model) == wanted
+        assert entries(model)[kept].equal(before[kept])
+        if tied:
+            assert kept[: int(wanted)].all()
+        elif wanted < 4 * RANK:
+            assert budget.scores()[kept].min() > budget.scores()[~kept].max()
+    assert wanted == 4 * target
+
+
+def test_between_choices_and_in_the_warm_up_nothing_is_dropped_and_in_the_end_nothing_changes() -> None:
+    model = adapted(targets=["q_proj", "v_proj"], move=True)
+    budget = budget_of(model, interval=4, total=20, warmup=5, final=6)
+    choices = {}
+    for step in range(1, 21):
+        perturb([layer.mixer.weight for _, layer in named_adapters(model)], seed=step)
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.grad = torch.randn_like(p)
+        scores = budget.scores()
+        budget.update(step)
+        choices[step] = (survivors(model), (entries(model) != 0).tolist())
+        assert budget.scores().equal(scores) == (step >= 14), step
+    dropped = {step for step, (count, _) in choices.items() if count < 4 * RANK}
+    assert dropped == {8, 12, *range(14, 21)}
+    assert len({str(kept) for step, (_, kept) in choices.items() if step >= 14}) == 1
+    assert choices[14][0] == 4 * TARGET
+
+
+def test_a_state_carries_the_scores_and_a_part_of_it_is_refused() -> None:
+    model = adapted(targets=["q_proj"], move=True)
+    budget = budget_of(model)
+    for p in (p for p in model.parameters() if p.requires_grad):
+        p.grad = torch.randn_like(p)
+    budget.update(1)
+    state = {key: value.clone() for key, value in budget.state_dict().items()}
+    assert len(state) == 2 * 3 * 2
+    other = budget_of(model)
+    assert not other.scores().any()
+    other.load_state_dict(state)
+    assert other.scores().equal(budget.scores())
+    state.popitem()
+    with pytest.raises(KeyError):
+        other.load_state_dict(state)
+
+
+# What surrounds it
+
+
+def test_the_start_is_the_base_and_the_scale_stays_that_of_the_first_rank() -> None:
+    model, base = adapted(), tiny_llama(dtype=torch.float64)
+    ids = token_batch(base)
+    assert model(ids).logits.equal(base(ids).logits)
+    assert all(not layer.delta_weight().any() for _, layer in named_adapters(model))
+    perturb((layer.mixer.weight for _, layer in named_adapters(model)), size=1.0)
+    _, layer = next(named_adapters(model))
+    with torch.no_grad():
+        layer.mixer.weight[2:] = 0
+    by_hand = sum(layer.mixer.weight[i] * torch.outer(layer.lora_b[:, i], layer.lora_a[i]) for i in range(2))
+    torch.testing.assert_close(layer.delta_weight(), ALPHA / RANK * by_hand, rtol=1e-12, atol=1e-15)
+
+
+def test_the_penalty_alone_makes_factors_orthonormal() -> None:
+    model = adapted(targets=["q_proj"])
+    layers = [layer for _, layer in named_adapters(model)]
+    eye = torch.eye(RANK, dtype=torch.float64)
+
+    def apart() -> list[float]:
+        return [
+            float((gram - eye).norm().detach())
+            for layer in layers
+            for gram in (layer.lora_a @ layer.lora_a.T, layer.lora_b.T @ layer.lora_b)
+        ]
+
+    first = apart()
+    penalty = adapter_penalty(model)
+    assert penalty is not None and penalty.item() == pytest.approx(0.2 * sum(first) / len(first), rel=1e-12)
+    assert min(first) > 2
+    optimizer = torch.optim.Adam([p for layer in layers for p in (layer.lora_a, layer.lora_b)], lr=5e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
+    for _ in range(300):
+        optimizer.zero_grad()
+        penalty = adapter_penalty(model)
+        assert penalty is not None
+        penalty.backward()
+        optimizer.step()
+        schedule.step()
+    assert max(apart()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_rank": RANK + 1}, "target_rank = 7 is more than the rank, 6"),
+        ({"warmup": 20}, "warm-up of 20 and a final phase of 5 steps"),
+        ({"final": 25, "warmup": 0}, "warm-up of 0 and a final phase of 25 steps"),
+        ({"final": 0}, "warm-up of 3 and a final phase of 0 steps"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        budget_of(adapted(), **changes)
+
+
+def test_another_mixer_is_refused() -> None:
+    model = tiny_llama()
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj: a rank budget needs diagonal mixers"):
+        budget_of(model)

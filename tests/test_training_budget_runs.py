@@ -1,0 +1,183 @@
+"""Whole runs with a rank budget: 6 layers of rank 4, 10 updates, the first entries gone after update 5, the choice
+fixed after update 8.
+"""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from moslora.errors import MosloraError, UsageError
+from moslora.recipe import Recipe, load_recipe
+from moslora.training import loop, train_recipe
+from moslora.training.budget import RankBudget, budget_at
+from moslora.training.interrupt import Interrupted
+
+MakeRecipe = Callable[..., Recipe]
+RUN = (
+    "adapter.mixer={kind: diagonal, orthogonality: 0.1}",
+    "training.rank_budget={target_rank: 2, warmup_share: 0.4, final_share: 0.2}",
+    "training.epochs=null",
+    "training.max_steps=10",
+    "training.log_every=1",
+)
+
+
+def kept(folder: Path) -> list[list[bool]]:
+    weights = load_file(folder / "adapter.safetensors")
+    return [(value != 0).tolist() for key, value in sorted(weights.items()) if key.endswith("mixer.weight")]
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def same_files(one: Path, other: Path, *names: str) -> bool:
+    files = [(load_file(one / name), load_file(other / name)) for name in names]
+    return all(
+        mine.keys() == theirs.keys() and all(value.equal(theirs[key]) for key, value in mine.items())
+        for mine, theirs in files
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with all its checkpoints."""
+    out = tmp_path_factory.mktemp("budget") / "run"
+    every = ("training.checkpoint_every=1", "training.keep_checkpoints=99")
+    train_recipe(load_recipe(world / "recipe.yaml", (*RUN, *every)), out=out)
+    return out
+
+
+def test_a_run_ends_with_the_target_and_logs_its_way(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = [sum(map(sum, kept(straight / "checkpoints" / f"step-{step}"))) for step in range(1, 11)]
+    plan = {"first": 24, "target": 12, "warmup": 4, "final": 2, "total": 10}
+    assert counts[1:] == [budget_at(step, **plan) for step in range(2, 11)] == [24, 24, 24, 17, 13, 12, 12, 12, 12]
+    assert counts[0] == 0, "the first update has the learning rate zero"
+    assert kept(straight / "checkpoints" / "step-8") == kept(straight / "adapter")
+    rows = logged(straight)
+    assert [row["rank_budget"] for row in rows] == [24, *counts[1:]]
+    assert all(0 < row["penalty"] < 1 for row in rows)
+
+
+@pytest.mark.parametrize("step", [3, 6, 8, 9])
+def test_a_run_resumed_in_any_phase_ends_with_the_same_bits(
+    straight: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    """Adapter, moments and scores, in the warm-up, the descent, at the choice and behind it."""
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
+    for later in range(step + 1, 11):
+        shutil.rmtree(run / "checkpoints" / f"step-{later}")
+    train_recipe(recipe(*RUN), out=run, resuming=True)
+    said = capsys.readouterr().out
+    assert f"resuming after step {step} of 10" in said
+    assert "step 10/10" in said and "rank_budget 12 " in said and "penalty 0." in said
+    assert same_files(straight / "adapter", run / "adapter", "adapter.safetensors")
+    last = "checkpoints/step-10"
+    names = ("adapter.safetensors", "optimizer.safetensors", "rank_budget.safetensors")
+    assert same_files(straight / last, run / last, *names)
+    speed = {"tokens_per_second", "examples_per_second", "peak_memory_gb"}
+    told = [[{k: v for k, v in row.items() if k not in speed} for row in logged(folder)] for folder in (straight, run)]
+    assert told[0] == told[1]
+
+
+def test_a_run_stopped_by_a_signal_in_the_descent_goes_on_with_the_same_bits(
+    straight: Path, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = RankBudget.update
+
+    def interrupted(self: RankBudget, step: int, *, skipped: bool) -> dict[str, float]:
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, step, skipped=skipped)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RankBudget, "update", interrupted)
+        with pytest.raises(Interrupted, match="stopped after step 6 of 10"):
+            train_recipe(recipe(*RUN), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter").exists()
+    train_recipe(recipe(*RUN), out=tmp_path / "run", resuming=True)
+    assert same_files(straight / "adapter", tmp_path / "run" / "adapter", "adapter.safetensors")
+
+
+def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
+    straight: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is 3"):
+        train_recipe(recipe(*RUN, "training.rank_budget.target_rank=3"), out=run, resuming=True)
+    with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is None"):
+        train_recipe(recipe(*RUN, "training.rank_budget=null"), out=run, resuming=True)
+    newest = run / "checkpoints" / "step-10"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["sha256"]["rank_budget.safetensors"]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    (newest / "rank_budget.safetensors").unlink()
+    with pytest.raises(MosloraError, match=r"rank_budget\.safetensors: cannot be read"):
+        train_recipe(recipe(*RUN), out=run, resuming=True)
+
+
+def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"training\.rank_budget: a warm-up of 0 and a final phase of 1 steps leave"):
+        train_recipe(recipe(*RUN, "training.max_steps=1"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor]) -> None:
+    """Makes the gradients of these steps infinite or not a number, and notes the scores after every update."""
+    accumulate, update = loop.accumulate, RankBudget.update
+    calls = {"step": 0}
+
+    def poisoned(parts: loop.Parts, *arguments: object, **options: object) -> Tensor:
+        calls["step"] += 1
+        losses = accumulate(parts, *arguments, **options)  # type: ignore[arg-type]
+        if calls["step"] in steps:
+            for p in parts.optimizer.param_groups[0]["params"]:
+                p.grad.fill_(torch.inf)
+            losses.fill_(torch.nan)
+        return losses
+
+    def watched(self: RankBudget, step: int, *, skipped: bool) -> dict[str, float]:
+        metrics = update(self, step, skipped=skipped)
+        seen.append(self.scores().clone())
+        return metrics
+
+    monkeypatch.setattr(loop, "accumulate", poisoned)
+    monkeypatch.setattr(RankBudget, "update", watched)
+
+
+def test_a_run_that_diverges_stops_with_finite_scores_in_its_last_checkpoint(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    poison(monkeypatch, {6}, seen)
+    with pytest.raises(MosloraError, match=r"step 6: loss nan, .*the last checkpoint is good"):
+        train_recipe(recipe(*RUN), out=tmp_path / "run")
+    assert len(seen) == 5 and seen[-1].isfinite().all() and seen[-1].any()
+    state = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "rank_budget.safetensors")
+    assert all(value.isfinite().all() for value in state.values()) and any(value.any() for value in state.values())
+
+
+def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skipped: one in the descent, and the whole final phase with the step of the choice."""
+    seen: list[Tensor] = []
+    poison(monkeypatch, {6, 8, 9, 10}, seen)
+    train_recipe(recipe(*RUN, "model.dtype=float16"), out=tmp_path / "run")
+    assert all(scores.isfinite().all() for scores in seen) and len(seen) == 10
+    same = [after.equal(before) for before, after in pairwise(seen)]
+    assert [number for number, rests in enumerate(same, start=2) if rests] == [6, 8, 9, 10]
+    assert sum(map(sum, kept(tmp_path / "run" / "adapter"))) == 12
+    rows = logged(tmp_path / "run")
+    assert [row["rank_budget"] for row in rows][4:] == [17, 13, 12, 12, 12, 12]
+    assert rows[5]["penalty"] is None and rows[5]["loss"] is None
