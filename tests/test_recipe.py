@@ -35,6 +35,7 @@ from moslora.recipe import (
     list_recipes,
     load_recipe,
 )
+from moslora.recipe.rules import GATES, INVERTIBLE
 from moslora.recipe.sections import AdapterSection, DataSection
 from moslora.tasks import COMMONSENSE
 
@@ -66,6 +67,8 @@ METHODS = {
     "methods/controls/two-subspace-normalized": (ButterflyMixer(kind="butterfly", blocks=2, normalize=True), {}),
 }
 """Method -> its mixer, and whatever else it changes."""
+
+BUDGET = "training.rank_budget={target_rank: 4}"
 
 
 @pytest.fixture
@@ -210,6 +213,25 @@ def test_floats_as_people_write_them(write, text, value):
         ("adapter.target_modules=[]", "adapter.target_modules = []: wants text or at least 1 item"),
         ("adapter.target_modules=[q_proj, 3]", "adapter.target_modules.1 = 3: wants text"),
         ("adapter.mixer.kind=moe", f"adapter.mixer.kind = 'moe': wants {', '.join(map(repr, MIXERS))}"),
+        ("adapter.mixer={kind: token-gate, top_k: 0}", "adapter.mixer.top_k = 0: wants a number > 0"),
+        ("adapter.mixer={kind: task-gate, experts: 1}", "adapter.mixer.experts = 1: wants a number >= 2"),
+        (
+            "adapter.mixer={kind: diagonal, orthogonality: -1}",
+            "adapter.mixer.orthogonality = -1: wants a number >= 0.0",
+        ),
+        ("adapter.scaling=rs", "adapter.scaling = 'rs': wants 'lora' or 'rslora'"),
+        ("adapter.start=svd", "adapter.start = 'svd': wants 'lora' or 'pissa'"),
+        ("adapter.dora=1", "adapter.dora = 1: wants true or false"),
+        ("training.lora_plus_ratio=0", "training.lora_plus_ratio = 0: wants a number > 0.0"),
+        ("training.rank_budget={target_rank: 0}", "training.rank_budget.target_rank = 0: wants a number > 0"),
+        (
+            "training.rank_budget={interval: 2}",
+            "training.rank_budget.target_rank: is missing; give it here, or extend a recipe that does",
+        ),
+        (
+            "training.rank_budget={target_rank: 4, final_share: 1}",
+            "training.rank_budget.final_share = 1: wants a number < 1.0",
+        ),
         ("data.rows=many", "data.rows = 'many': wants a whole number or a mapping"),
         ("data.rows={boolq: 0}", "data.rows.boolq = 0: wants a number > 0"),
         ("data.tasks=3", "data.tasks = 3: wants a list"),
@@ -530,6 +552,82 @@ def test_override_may_hold_an_equals_sign_and_null(write):
             ["model.quantization=int8", "model.quantization_storage=bfloat16"],
             "model.quantization_storage = 'bfloat16': is an option of nf4",
         ),
+        (
+            ["adapter.mixer={kind: kronecker, blocks: 5}"],
+            "adapter.mixer.blocks = 5: rank = 16 does not divide into 5 equal blocks",
+        ),
+        (
+            ["adapter.mixer={kind: input-split, blocks: 3}"],
+            "adapter.mixer.blocks = 3: rank = 16 does not divide into 3 equal blocks",
+        ),
+        *(
+            (
+                [f"adapter.mixer={{kind: {kind}, experts: 3}}"],
+                "adapter.mixer.experts = 3: rank = 16 does not divide into 3 equal experts",
+            )
+            for kind in GATES
+        ),
+        *(
+            ([f"adapter.mixer.kind={kind}", "adapter.rank_out=8"], f"adapter.rank_out = 8: a mixer that is {kind}")
+            for kind in MIXERS
+            if kind != "dense"
+        ),
+        (
+            ["adapter.rank=12", "adapter.mixer={kind: hadamard, blocks: 6}"],
+            "adapter.mixer.blocks = 6: a Hadamard matrix of 6 is not built here",
+        ),
+        (
+            ["adapter.mixer={kind: token-gate, experts: 4, top_k: 4}"],
+            "adapter.mixer.top_k = 4: 4 of 4 experts is no choice",
+        ),
+        (
+            ["adapter.mixer={kind: token-gate, experts: 2, top_k: 5}"],
+            "adapter.mixer.top_k = 5: 5 of 2 experts is no choice",
+        ),
+        *(
+            (
+                ["adapter.dora=true", f"adapter.mixer.kind={kind}"],
+                f"adapter.dora = True: DoRA normalises by one ΔW, and {kind} has another",
+            )
+            for kind in GATES
+        ),
+        *(
+            (["adapter.start=pissa", f"adapter.mixer={mixer}"], "adapter.start = 'pissa': a PiSSA start divides by M")
+            for mixer in (
+                "{kind: butterfly}",
+                "{kind: diagonal}",
+                "{kind: input-split}",
+                "{kind: dense, init: zeros}",
+                *(f"{{kind: {kind}}}" for kind in GATES),
+            )
+        ),
+        (["adapter.start=pissa", "adapter.rank_out=8"], "adapter.start = 'pissa': a PiSSA start divides by M"),
+        *(
+            (
+                [BUDGET, f"adapter.mixer.kind={kind}"],
+                "training.rank_budget = {'target_rank': 4}: a budget drops entries of a diagonal mixer, "
+                f"and this one is {kind}",
+            )
+            for kind in MIXERS
+            if kind != "diagonal"
+        ),
+        (
+            [BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=3"],
+            "training.rank_budget.target_rank = 4: more than the rank at the start, 3",
+        ),
+        (
+            [
+                BUDGET,
+                "adapter.mixer.kind=diagonal",
+                "training.rank_budget.warmup_share=0.5",
+                "training.rank_budget.final_share=0.5",
+            ],
+            "training.rank_budget.final_share = 0.5: warm-up and final phase fill the whole run",
+        ),
+        (
+            [BUDGET, "adapter.mixer.kind=diagonal", "training.rank_budget.final_share=0.95"],
+            "training.rank_budget.final_share = 0.95: warm-up and final phase fill the whole run",
+        ),
     ],
 )
 def test_impossible_combination(write, overrides, message):
@@ -552,6 +650,13 @@ def test_impossible_combination(write, overrides, message):
         ["data.source=commonsense_170k", "data.format=llm-adapters"],
         ["tracking.wandb_project=p", "tracking.wandb_mode=offline"],
         ["model.quantization=nf4", "model.double_quantization=false", "model.quantization_storage=bfloat16"],
+        [BUDGET, "adapter.mixer.kind=diagonal"],
+        [BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=4", "adapter.dora=true"],
+        ["adapter.mixer={kind: token-gate, experts: 4, top_k: 3, balance: 0.1}"],
+        ["adapter.mixer={kind: hadamard, blocks: 16}"],
+        *(["adapter.start=pissa", f"adapter.mixer.kind={kind}"] for kind in INVERTIBLE),
+        ["adapter.start=pissa", "adapter.dora=true", "adapter.mixer={kind: dense, init: orthogonal}"],
+        *(["adapter.dora=true", f"adapter.mixer.kind={kind}"] for kind in MIXERS if kind not in GATES),
     ],
 )
 def test_possible_combination(write, overrides):

@@ -1,15 +1,16 @@
 """The objective and the optimizer against naive computations and transformers' own schedules."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from moslora.adapters import inject
+from moslora.adapters import MIXERS, inject
 from moslora.data.encode import IGNORE_INDEX
 from moslora.training.objective import LabelLoss
-from moslora.training.optimizer import build_optimizer, rate_factor, set_rate
+from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
 from reference import perturb, tiny_llama, token_batch
 
 OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -81,6 +82,49 @@ def test_the_mixer_has_a_rate_and_a_decay_of_its_own() -> None:
     assert (a["weight_decay"], b["weight_decay"], mixers["weight_decay"]) == (0.1, 0.1, 0.0)
     set_rate(optimizer, 0.5)
     assert (a["lr"], b["lr"], mixers["lr"]) == (5e-4, 5e-4, 2.5e-3)
+
+
+KINDS = [{"kind": kind} for kind in MIXERS] + [{"kind": "token-gate", "top_k": 1, "balance": 0.1}]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("mixer", KINDS, ids=lambda mixer: "-".join(map(str, mixer.values())))
+def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, Any], dora: bool) -> None:
+    """Adam's first step is the rate itself, whatever the gradient; the decay is rate · λ · weight. For every mixer.
+
+    A at 1e-3, B at 8 times that (LoRA+), M at 5e-3, the magnitudes at A's rate without decay, all halved by a schedule.
+    """
+    if dora and MIXERS[mixer["kind"]].routes:
+        pytest.skip("a gate has no one ΔW")
+    model = tiny_llama().double()
+    inject(model, **OPTIONS, mixer=mixer, dora=dora)
+    model.double()
+    learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    perturb(learned.values(), size=0.2)
+    optimizer = build_optimizer(
+        model,
+        learning_rate=1e-3,
+        lora_plus_ratio=8.0,
+        mixer_learning_rate=5e-3,
+        weight_decay=0.1,
+        mixer_weight_decay=0.3,
+        betas=(0.9, 0.99),
+        eps=1e-30,
+    )
+    assert sorted(map(id, trainable(optimizer))) == sorted(map(id, learned.values()))
+    set_rate(optimizer, rate_factor(10, schedule="linear", warmup_steps=0, total_steps=20))
+    for p in learned.values():
+        p.grad = torch.randn_like(p)
+    before = {name: p.detach().clone() for name, p in learned.items()}
+    optimizer.step()
+    for name, p in learned.items():
+        part = name.split(".", 5)[-1]
+        rate, decay = {"lora_a": (1e-3, 0.1), "lora_b": (8e-3, 0.1), "magnitude.weight": (1e-3, 0.0)}.get(
+            part, (5e-3, 0.3)
+        )
+        assert part in ("lora_a", "lora_b", "magnitude.weight") or part.startswith("mixer."), part
+        expected = before[name] * (1 - rate / 2 * decay) - rate / 2 * p.grad.sign()  # type: ignore[union-attr]
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-10, atol=1e-12, msg=name)
 
 
 def test_nothing_but_learned_parameters_is_optimised() -> None:
