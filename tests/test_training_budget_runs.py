@@ -18,6 +18,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
+from moslora.training.dry_run import dry_run
 from moslora.training.interrupt import Interrupted
 
 MakeRecipe = Callable[..., Recipe]
@@ -130,6 +131,8 @@ def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe
     with pytest.raises(UsageError, match=r"training\.rank_budget: a warm-up of 0 and a final phase of 1 steps leave"):
         train_recipe(recipe(*RUN, "training.max_steps=1"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match=r"training\.rank_budget: a warm-up of 0 and a final phase of 1 steps leave"):
+        dry_run(recipe(*RUN, "training.max_steps=1", "data.source=hub"))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor]) -> None:

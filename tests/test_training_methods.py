@@ -176,6 +176,21 @@ def test_it_resumes_to_the_same_bits(finished: Callable[[str], Done], tmp_path: 
     assert [row["loss"] for row in metrics(run)] == [row["loss"] for row in metrics(done.out)]
 
 
+def test_a_part_taken_out_of_a_rounded_base_leaves_it_the_same_again(world: Path, tmp_path: Path) -> None:
+    """PiSSA under DoRA in bfloat16, where the residual is rounded: resumed bit for bit, and reloaded."""
+    parts = ("adapter.dora=true", "model.dtype=bfloat16", "training.keep_checkpoints=9")
+    recipe = recipe_of("methods/pissa", world, tmp_path, *parts)
+    train_recipe(recipe, out=tmp_path / "run")
+    again = Path(shutil.copytree(tmp_path / "run", tmp_path / "again"))
+    for later in ("adapter", "checkpoints/step-6", "checkpoints/step-8"):
+        shutil.rmtree(again / later)
+    train_recipe(recipe, out=again, resuming=True)
+    one, other = (load_file(run / "adapter" / "adapter.safetensors") for run in (tmp_path / "run", again))
+    assert all(value.equal(other[key]) for key, value in one.items())
+    models = [load_adapted(open_adapter(run / "adapter")) for run in (tmp_path / "run", again)]
+    assert logits_of(models[0]).equal(logits_of(models[1]))
+
+
 # The task gate
 
 
