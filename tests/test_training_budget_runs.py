@@ -20,6 +20,7 @@ from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
 from moslora.training.dry_run import dry_run
 from moslora.training.interrupt import Interrupted
+from moslora.training.tracking import Tracker
 
 MakeRecipe = Callable[..., Recipe]
 RUN = (
@@ -125,6 +126,14 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     (newest / "rank_budget.safetensors").unlink()
     with pytest.raises(MosloraError, match=r"rank_budget\.safetensors: cannot be read"):
         train_recipe(recipe(*RUN), out=run, resuming=True)
+
+
+def test_the_progress_line_shows_a_large_budget_in_full(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LLaMA-3-8B at rank 64 has 10,240 entries, which four digits would round."""
+    Tracker(tmp_path, recipe(*RUN), first_step=0, total_steps=10).log(1, loss=1.23456, rank_budget=10_239)
+    assert "step 1/10  loss 1.235  rank_budget 10,239  " in capsys.readouterr().out
 
 
 def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:

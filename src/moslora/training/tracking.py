@@ -62,7 +62,9 @@ class Tracker:
             "peak_memory_gb": peak_memory_gb(),
         }
         self._last, self._tokens, self._examples = (step, now), 0, 0
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        shown = "  ".join(
+            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items()
+        )
         self.record(row)
         tell(
             f"step {step}/{self._total}  {shown}  {row['tokens_per_second']:.0f} tokens/s"
