@@ -716,7 +716,10 @@ def positive(**limits):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    name=st.one_of(st.text(min_size=1), st.sampled_from(["3e-4", "1e5", "yes", "null", "1_0", "a: b", "- x"])),
+    name=st.one_of(
+        st.text(min_size=1),
+        st.sampled_from(["3e-4", "1e5", "yes", "null", "1_0", "a: b", "- x", "\x85", "x\u2028y", "\u2029"]),
+    ),
     modules=st.one_of(st.just(r".*\.(q|v)_proj"), st.lists(st.text("aq1e5_-. ", min_size=1), min_size=1).map(tuple)),
     rank=st.integers(1, 10**9),
     alpha=positive(),

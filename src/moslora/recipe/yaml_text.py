@@ -53,10 +53,16 @@ class _Dumper(yaml.SafeDumper):
     def represent_inline_list(self, items: list[Any]) -> yaml.Node:
         return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
+    def represent_text(self, text: str) -> yaml.Node:
+        # PyYAML writes these line breaks as they are and reads them back as others; within double quotes it escapes.
+        style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT_FLOAT, list("-+.0123456789"))
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT_FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(list, _Dumper.represent_inline_list)
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def parse(text: str) -> Any:
