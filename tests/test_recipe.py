@@ -578,11 +578,11 @@ def test_override_may_hold_an_equals_sign_and_null(write):
         ),
         (
             ["adapter.mixer={kind: token-gate, experts: 4, top_k: 4}"],
-            "adapter.mixer.top_k = 4: 4 of 4 experts is no choice",
+            "adapter.mixer.top_k = 4: no router learns to choose 4 of 4",
         ),
         (
             ["adapter.mixer={kind: token-gate, experts: 2, top_k: 5}"],
-            "adapter.mixer.top_k = 5: 5 of 2 experts is no choice",
+            "adapter.mixer.top_k = 5: no router learns to choose 5 of 2",
         ),
         *(
             (

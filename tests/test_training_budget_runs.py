@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.manifest import OWN_HASH, with_own_hash
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
 from moslora.training.dry_run import dry_run
-from moslora.training.interrupt import Interrupted
 from moslora.training.tracking import Tracker
 
 MakeRecipe = Callable[..., Recipe]
@@ -121,8 +121,8 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
         train_recipe(recipe(*RUN, "training.rank_budget=null"), out=run, resuming=True)
     newest = run / "checkpoints" / "step-10"
     manifest = json.loads((newest / "manifest.json").read_text())
-    del manifest["sha256"]["rank_budget.safetensors"]
-    (newest / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["sha256"]["rank_budget.safetensors"], manifest[OWN_HASH]
+    (newest / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
     (newest / "rank_budget.safetensors").unlink()
     with pytest.raises(MosloraError, match=r"rank_budget\.safetensors: cannot be read"):
         train_recipe(recipe(*RUN), out=run, resuming=True)

@@ -84,7 +84,7 @@ def test_the_mixer_has_a_rate_and_a_decay_of_its_own() -> None:
     assert (a["lr"], b["lr"], mixers["lr"]) == (5e-4, 5e-4, 2.5e-3)
 
 
-KINDS = [{"kind": kind} for kind in MIXERS] + [{"kind": "token-gate", "top_k": 1, "balance": 0.1}]
+KINDS = [{"kind": kind} for kind in MIXERS] + [{"kind": "token-gate", "top_k": 2, "balance": 0.1}]
 
 
 @pytest.mark.parametrize(
