@@ -44,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="List and copy the recipes that come with moslora.", invoke_without_command=True)
+recipes_app = typer.Typer(help="List, show and copy the recipes that come with moslora.", invoke_without_command=True)
 data_app = typer.Typer(help="Fetch, look at and audit the eight commonsense sets.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
@@ -265,13 +265,37 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command("copy")
 def copy(
-    name: Annotated[str, typer.Argument(help="Name of a recipe that comes along, or a file.")],
+    name: Annotated[str, typer.Argument(help="Name of a recipe that comes along, a file, or a run.")],
     destination: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("."),
 ) -> None:
     """Copy a recipe, to be changed."""
     from moslora.recipe import copy_recipe
 
-    print(f"written to {copy_recipe(name, destination)}")
+    print(f"written to {copy_recipe(_recipe_file(name), destination)}")
+
+
+@recipes_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a recipe that comes along, a file, or a run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …, laid over the recipe.")] = None,
+) -> None:
+    """Print every value of a recipe, and the file that it comes from."""
+    from moslora.recipe import trace_recipe
+
+    rows = trace_recipe(_recipe_file(name), overrides or ())
+    keys, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for key, value, origin in rows:
+        print(f"{key:{keys}}  {value:{min(values, 36)}}  {origin}")
+
+
+@recipes_app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipe files, for editors."""
+    import json
+
+    from moslora.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
 
 
 @data_app.command("fetch")
@@ -367,6 +391,12 @@ def _load_recipe(name: str, overrides: list[str] | None) -> "Recipe":
     from moslora.recipe import load_recipe
 
     return load_recipe(name, overrides or ())
+
+
+def _recipe_file(name: str) -> str:
+    """The recipe of a run, where `name` is one; unlike `Path.is_file`, this lets any text pass."""
+    inside = os.path.join(name, "recipe.yaml")
+    return inside if os.path.isfile(inside) else name
 
 
 def _print_table(rows: list[list[str]]) -> None:

@@ -1,6 +1,6 @@
 """The recipe: everything that one run is made of, checked before anything is loaded."""
 
-from .load import copy_recipe, load_recipe
+from .load import copy_recipe, load_recipe, trace_recipe
 from .mixers import (
     ButterflyMixer,
     DenseMixer,
@@ -14,6 +14,7 @@ from .mixers import (
     TokenGateMixer,
 )
 from .rules import PROTOCOLS
+from .schema import recipe_schema
 from .sections import (
     AdapterSection,
     DataSection,
@@ -50,4 +51,6 @@ __all__ = [
     "find_recipe",
     "list_recipes",
     "load_recipe",
+    "recipe_schema",
+    "trace_recipe",
 ]

@@ -4,10 +4,10 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
 from moslora.errors import UsageError
-from moslora.tasks import resolve_tasks
+from moslora.tasks import COMMONSENSE, resolve_tasks
 
 
 class Section(BaseModel):
@@ -53,6 +53,12 @@ def source_among(*keywords: str) -> BeforeValidator:
 # YAML has lists only: `Strict(False)` lets one in where a frozen recipe keeps a tuple. Its items stay strict.
 Share = Annotated[float, Field(ge=0, lt=1)]
 Shares = Annotated[tuple[Share, Share], Strict(False)]
-TaskNames = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_resolved_tasks)]
+_TASK_NAME = {"anyOf": [{"enum": ["commonsense", *COMMONSENSE]}, {"type": "string", "pattern": ","}]}
+TaskNames = Annotated[
+    tuple[str, ...],
+    Strict(False),
+    BeforeValidator(_resolved_tasks),
+    WithJsonSchema({"anyOf": [*_TASK_NAME["anyOf"], {"type": "array", "items": _TASK_NAME, "minItems": 1}]}),
+]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
 Modules = Annotated[Annotated[str, Field(min_length=1)] | Names, BeforeValidator(_compiles)]

@@ -1,8 +1,9 @@
 """From files and overrides to one checked recipe."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from moslora.disk import DiskFull, disk_fault
 from moslora.errors import UsageError
@@ -12,7 +13,7 @@ from .layers import Given, lay, read_layers, shown
 from .sections import AdapterSection
 from .shipped import find_recipe
 from .whole import Recipe
-from .yaml_text import parse, render
+from .yaml_text import parse, render, render_inline
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -28,15 +29,34 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: with one line for every fault in every file.
     """
-    path = find_recipe(source)
-    faults: list[str] = []
-    files = read_layers(path, faults)
-    complete = not faults
-    given = lay([_defaults(path), *files, *_overrides(overrides, faults)])
-    faults += fault_lines(given, main=shown(path), complete=complete)
-    if faults:
-        raise UsageError("\n".join(faults))
-    return Recipe.model_validate(given.plain())
+    return Recipe.model_validate(_checked(source, overrides).plain())
+
+
+def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
+    """Every value of a recipe, in declared order, and where it comes from.
+
+    Args:
+        source: as in `load_recipe`.
+        overrides: as in `load_recipe`.
+
+    Returns:
+        (dotted key, value in YAML on one line, origin); the origin is a file, "override" or "default".
+
+    Raises:
+        UsageError: with one line for every fault in every file.
+    """
+    given = _checked(source, overrides)
+
+    def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
+        for key, value in values.items():
+            here = (*path, key)
+            if isinstance(value, dict) and value:
+                yield from leaves(value, here)
+            else:
+                trail = given.trail(here)
+                yield ".".join(here), render_inline(value), trail[-1].origin if len(trail) > len(here) else "default"
+
+    return list(leaves(Recipe.model_validate(given.plain()).model_dump(mode="json")))
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:
@@ -74,6 +94,19 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
             raise fault from error
         raise UsageError(f"{error.filename or target}: {error.strerror}; give another destination") from error
     return target
+
+
+def _checked(source: str | Path, overrides: Sequence[str]) -> Given:
+    """The merged layers of a recipe in which no fault was found."""
+    path = find_recipe(source)
+    faults: list[str] = []
+    files = read_layers(path, faults)
+    complete = not faults
+    given = lay([_defaults(path), *files, *_overrides(overrides, faults)])
+    faults += fault_lines(given, main=shown(path), complete=complete)
+    if faults:
+        raise UsageError("\n".join(faults))
+    return given
 
 
 def _defaults(path: Path) -> Given:

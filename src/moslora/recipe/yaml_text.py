@@ -1,5 +1,6 @@
 """YAML as recipes write it: the safe subset, with `3e-4` a number and a repeated key an error."""
 
+import json
 import re
 from typing import Any
 
@@ -86,3 +87,10 @@ def parse(text: str) -> Any:
 def render(values: dict[str, Any]) -> str:
     """Write a mapping so that `parse` gives it back equal; the order of the keys is kept."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def render_inline(value: Any) -> str:
+    """Write any value on one line, so that `parse` gives it back equal."""
+    options: dict[str, Any] = {"default_flow_style": True, "allow_unicode": True, "width": float("inf")}
+    text = yaml.dump(value, Dumper=_Dumper, **options).removesuffix("\n").removesuffix("\n...")
+    return text if text.isprintable() else json.dumps(value)  # JSON escapes line ends, and is YAML
