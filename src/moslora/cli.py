@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from moslora import completion
+from moslora.completion import RUNS
 from moslora.errors import MosloraError, Terminated, UsageError, stopped
 from moslora.launch import is_main_process
 
 if TYPE_CHECKING:
     from moslora.recipe import Recipe
-
-RUNS = Path("runs")
-"""Where runs go unless --out says otherwise: a folder each, named after the recipe."""
 
 
 class Commands(TyperGroup):
@@ -49,8 +48,24 @@ data_app = typer.Typer(help="Fetch, look at and audit the eight commonsense sets
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 
+_sources, _dtypes = completion.among("wheel", "hub"), completion.among("bfloat16", "float16", "float32")
 Source = Annotated[
-    str, typer.Option("--source", help="wheel (from PyPI), hub, or a file or folder in LLM-Adapters' format.")
+    str,
+    typer.Option(
+        "--source",
+        help="wheel (from PyPI), hub, or a file or folder in LLM-Adapters' format.",
+        autocompletion=_sources,
+    ),
+]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a recipe that comes along, a file, or a run.", autocompletion=completion.recipes_and_runs
+    ),
+]
+Run = Annotated[
+    Path,
+    typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs),
 ]
 Task = Annotated[str | None, typer.Option("--task", help="Of a task gate: the one task that the result is for.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
@@ -62,7 +77,13 @@ Public = Annotated[bool, typer.Option("--public", help="With --push: for everybo
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, the name of one that comes along, or a run to resume.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe file, the name of one that comes along, or a run to resume.",
+            autocompletion=completion.recipes_and_runs,
+        ),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …, laid over the recipe.")] = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
@@ -91,15 +112,27 @@ def train(
 def evaluate(
     target: Annotated[
         str | None,
-        typer.Argument(help="A run, an adapter folder, a model folder or a hub id. [default: newest run]"),
+        typer.Argument(
+            help="A run, an adapter folder, a model folder or a hub id. [default: newest run]",
+            autocompletion=completion.runs,
+        ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="commonsense, or names with commas.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="rank, cloze or generate.")] = None,
-    format: Annotated[str | None, typer.Option(help="label, llm-adapters, cloze or cloze-passage.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="commonsense, or names with commas.", autocompletion=completion.tasks)
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="rank, cloze or generate.", autocompletion=completion.protocols)
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="Score the base model, without the adapter.")] = False,
     limit: Annotated[int | None, typer.Option(help="Questions per task.", min=1)] = None,
-    source: Annotated[str | None, typer.Option(help="Where the questions come from, as in a recipe.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where the questions come from, as in a recipe.", autocompletion=_sources)
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.", autocompletion=_dtypes)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most sequences in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: Out = None,
@@ -142,17 +175,28 @@ def evaluate(
 
 @app.command()
 def ask(
-    target: Annotated[str, typer.Argument(help="A run, an adapter folder, a model folder or a hub id.")],
+    target: Annotated[
+        str,
+        typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs),
+    ],
     question: Annotated[str | None, typer.Option(help="The question. [default: read from the terminal]")] = None,
     option: Annotated[list[str] | None, typer.Option(help="One of its options; give two or more.")] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Whose prompt. [default: boolq for yes and no or true and false, else arc_easy]"),
+        typer.Option(
+            help="Whose prompt. [default: boolq for yes and no or true and false, else arc_easy]",
+            autocompletion=completion.task,
+        ),
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="rank or cloze. [default: the run's]")] = None,
-    format: Annotated[str | None, typer.Option(help="label, llm-adapters or cloze. [default: the run's]")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="rank or cloze. [default: the run's]", autocompletion=completion.protocols)
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="label, llm-adapters or cloze. [default: the run's]", autocompletion=completion.formats),
+    ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32.", autocompletion=_dtypes)] = None,
 ) -> None:
     """Answer a question of yours: its options with their probabilities, the likeliest first.
 
@@ -175,7 +219,7 @@ def ask(
 
 @app.command()
 def merge(
-    run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
+    run: Run,
     onto: Annotated[
         str, typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them.")
     ] = "original",
@@ -198,8 +242,11 @@ def merge(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.")],
-    format: Annotated[str, typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
+    run: Run,
+    format: Annotated[
+        str,
+        typer.Option(help="peft: a plain LoRA with the mixer folded in.", autocompletion=completion.among("peft")),
+    ] = "peft",
     task: Task = None,
     compact: Annotated[
         bool, typer.Option("--compact", help="Leave out rows that are zero, such as those AdaLoRA dropped.")
@@ -265,7 +312,7 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command("copy")
 def copy(
-    name: Annotated[str, typer.Argument(help="Name of a recipe that comes along, a file, or a run.")],
+    name: RecipeName,
     destination: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("."),
 ) -> None:
     """Copy a recipe, to be changed."""
@@ -276,7 +323,7 @@ def copy(
 
 @recipes_app.command("show")
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="Name of a recipe that comes along, a file, or a run.")],
+    name: RecipeName,
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value …, laid over the recipe.")] = None,
 ) -> None:
     """Print every value of a recipe, and the file that it comes from."""
@@ -300,7 +347,9 @@ def schema() -> None:
 
 @data_app.command("fetch")
 def fetch(
-    tasks: Annotated[str, typer.Option(help="commonsense, or names with commas.")] = "commonsense",
+    tasks: Annotated[
+        str, typer.Option(help="commonsense, or names with commas.", autocompletion=completion.tasks)
+    ] = "commonsense",
     source: Source = "wheel",
 ) -> None:
     """Download the sets into the cache, and count their rows."""
@@ -314,14 +363,21 @@ def fetch(
 
 @data_app.command("show")
 def show(
-    task: Annotated[str, typer.Argument(help="Name of a set.")],
-    format: Annotated[str, typer.Option(help="label, llm-adapters, cloze or cloze-passage.")] = "label",
+    task: Annotated[str, typer.Argument(help="Name of a set.", autocompletion=completion.task)],
+    format: Annotated[
+        str,
+        typer.Option(help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
+    ] = "label",
     row: Annotated[int, typer.Option(help="Which row, from 0.", min=0)] = 0,
-    split: Annotated[str, typer.Option(help="train, test or dev.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="train, test or dev.", autocompletion=completion.among("train", "test", "dev"))
+    ] = "train",
     source: Source = "wheel",
     model: Annotated[str, typer.Option(help="Whose tokenizer.")] = "smollm2-135m-instruct",
     max_length: Annotated[int, typer.Option(help="Longest row in tokens.", min=1)] = 512,
-    loss_on: Annotated[str, typer.Option(help="response or all.")] = "response",
+    loss_on: Annotated[
+        str, typer.Option(help="response or all.", autocompletion=completion.among("response", "all"))
+    ] = "response",
 ) -> None:
     """Print one example as text, as tokens, and with its label mask."""
     from moslora.data.show import show_example

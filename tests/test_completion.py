@@ -1,0 +1,90 @@
+"""What <Tab> offers, asked the way bash asks: the line so far in the environment, the candidates on stdout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moslora.cli import main
+from moslora.prompts import FORMATS
+from moslora.recipe import PROTOCOLS, list_recipes
+from moslora.tasks import COMMONSENSE
+
+
+def question(line: str) -> dict[str, str]:
+    """The environment in which the candidates for the last word of ``line`` are printed."""
+    return {
+        "_MOSLORA_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+    }
+
+
+RECIPES = [name for name, _ in list_recipes()]
+LINES = {
+    "moslora train ": [*RECIPES, "mine.yaml", "runs/later", "runs/early"],
+    "moslora train ll": ["llama3-8b", "llama3.2-1b"],
+    "moslora train methods/controls/": ["methods/controls/moslora-folded", "methods/controls/moslora-frozen"],
+    "moslora train m": [*(name for name in RECIPES if name.startswith("methods")), "mine.yaml"],
+    "moslora recipes copy smol": ["smollm2-135m"],
+    "moslora recipes show runs/": ["runs/later", "runs/early"],
+    "moslora eval ": ["runs/later", "runs/early"],
+    "moslora merge runs/e": ["runs/early"],
+    "moslora export runs/l": ["runs/later"],
+    "moslora eval --tasks ": ["commonsense", *COMMONSENSE],
+    "moslora eval --tasks arc": ["arc_easy", "arc_challenge"],
+    "moslora eval --tasks arc_easy,obqa,arc": ["arc_easy,obqa,arc_challenge"],
+    "moslora data fetch --tasks boolq,p": ["boolq,piqa"],
+    "moslora data show w": ["winogrande"],
+    "moslora eval --protocol ": ["rank", "generate", "cloze"],
+    "moslora eval --format ": list(FORMATS),
+    "moslora data show boolq --format cl": ["cloze", "cloze-passage"],
+    "moslora eval --dtype f": ["float16", "float32"],
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_tab(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for age, run in enumerate(("later", "early", "nothing")):
+        folder = tmp_path / "runs" / run
+        folder.mkdir(parents=True)
+        if run != "nothing":
+            (folder / "recipe.yaml").touch()
+            os.utime(folder / "recipe.yaml", (1_000 - age, 1_000 - age))
+    (tmp_path / "mine.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["moslora"])
+    for name, value in question(line).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.split() == LINES[line]
+
+
+def test_protocols_are_all_offered() -> None:
+    assert set(LINES["moslora eval --protocol "]) == {name for names in PROTOCOLS.values() for name in names}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "moslora train ll",
+        "moslora eval ",
+        "moslora eval --tasks a",
+        "moslora eval --format l",
+        "moslora eval --protocol ",
+    ],
+)
+def test_tab_loads_no_tensor_library(line: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['moslora']; from moslora.cli import main\n"
+        "try: main()\n"
+        "finally: print({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules), file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | question(line), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.stderr.strip() == "set()"
+    assert ran.returncode == 0 and bool(ran.stdout.strip()) == (line != "moslora eval ")
