@@ -1,6 +1,6 @@
 """The shapes of the Llama family, so that a run can be counted without weights and without a hub."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def meta_model(name: str, *, revision: str | None = None, trust_remote_code: boo
     """
     short = name.rpartition("/")[2].removesuffix("-Instruct").replace("Llama-3.1-", "Meta-Llama-3-")
     short = short.replace("Meta-Meta-", "Meta-")
-    if short in LLAMA_SHAPES and not Path(name).expanduser().is_dir():
+    if short in LLAMA_SHAPES and not os.path.isdir(os.path.expanduser(name)):
         config = LlamaConfig(**LLAMA_SHAPES[short])
     else:
         options = {"revision": revision, "trust_remote_code": trust_remote_code}

@@ -33,8 +33,8 @@ def locate(name: str, *, revision: str | None = None) -> str:
     """
     if name == BUILTIN:
         return str(_builtin_folder())
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         if not (path / "config.json").is_file():
             raise UsageError(f"{path}: no config.json, so this is not a Hugging Face model folder")
         return str(path)

@@ -92,10 +92,15 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
     missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
     if missing:
         raise ValueError(f"no text under {', '.join(missing)}; a row has instruction, input, output, answer")
+    broken = [key for key in ("instruction", "output", "answer") if re.search("[\ud800-\udfff]", row[key])]
+    if broken:
+        raise ValueError(
+            f"half a surrogate pair (\\ud800 to \\udfff) in {', '.join(broken)}; write the character itself"
+        )
     if row.get("input"):
         raise ValueError('"input" must be empty: no format renders it; put its text into the instruction')
     named = row.get("task", task)
-    if named is not None and named not in TASKS:
+    if named is not None and (not isinstance(named, str) or named not in TASKS):
         raise ValueError(f"unknown task {named!r}: known: {', '.join(COMMONSENSE)}")
     if task is not None and named != task:
         raise ValueError(f'"task" is {named!r} in a file of {task}')
@@ -139,7 +144,7 @@ def _bare(row: dict[str, str], split: Split, number: int) -> Example:
 def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
     """(line, row) pairs; in place of a row that is no JSON, a ValueError that says why."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     if path.suffix == ".jsonl":

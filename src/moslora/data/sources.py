@@ -5,6 +5,7 @@ The three give the same `Example`; what differs between their text and LLM-Adapt
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -84,8 +85,8 @@ def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "x
 
 
 def _existing(source: str) -> Path:
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(source))
+    if not os.path.exists(path):
         raise UsageError(f"data.source={source}: no such file or folder (nor one of the names wheel, hub)")
     return path
 

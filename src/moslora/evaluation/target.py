@@ -1,5 +1,6 @@
 """What ``moslora eval`` is pointed at, and what it does with it: a run, an adapter folder, or any model."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def open_target(target: str, *, base: bool = False, dtype: str | None = None, ru
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
     changes = {"dtype": dtype} if dtype else {}
-    path = Path(target).expanduser()
+    path = Path(os.path.expanduser(target))
     if not _meant_as_run(path, runs):
         if base:
             raise UsageError(f"--base goes with a run; {target} has no adapter to leave out")
@@ -143,7 +144,7 @@ def evaluate_target(
         raise UsageError(f"--beams {beams}: protocol {protocol} generates nothing; leave it out")
     tasks = tasks or section.tasks
     source = source or target.source
-    if source == target.data.source and Path(source).expanduser().is_file():
+    if source == target.data.source and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: one file has no test rows, and this model was trained on it; give --source")
     if out is None:
         out = target.results / f"{protocol}-{format}-{target.model.precision}{target.suffix}"
@@ -180,7 +181,7 @@ def evaluate_target(
 
 def _meant_as_run(path: Path, runs: Path) -> bool:
     """Whether ``path`` is a run, or is meant as one though it is not there: a misspelt run is no hub id."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return not (path / "config.json").is_file()
     return path.parent == runs
 

@@ -100,6 +100,8 @@ class ClozeFormat(Format):
                 "instruction: use format label, or name its set (key 'task', or a folder of the set's name)"
             )
         rendered = self.renderers[example.task](example)
+        if any(not answer.strip() or not characters for _, answer, characters in rendered):
+            raise UsageError(f"{example.id}: an option without text, which format {self.name} cannot score")
         return tuple(
             _trimmed(Option(prompt=prompt, answer=answer, label=label, characters=characters))
             for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True)

@@ -50,7 +50,7 @@ class _Numbered:
         _, _, named = text.rpartition("Answer format: ")
         count = named.count("/") + 1
         ending = self._ending(count)
-        if count > self.most or not (text.startswith(self.head) and text.endswith(ending)):
+        if not 2 <= count <= self.most or not (text.startswith(self.head) and text.endswith(ending)):
             return None
         rest = text.removeprefix(self.head).removesuffix(ending)
         pieces = []

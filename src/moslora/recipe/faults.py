@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from .layers import Given
 from .rules import Conflict
+from .shipped import printable
 from .whole import Recipe
 
 KeyPath = tuple[str, ...]
@@ -132,7 +133,7 @@ def _line(given: Given, path: KeyPath, message: str, main: str) -> str:
         value = value[int(key)] if isinstance(value, list) else _MISSING
     text = repr(value)
     shown = "" if value is _MISSING else f" = {text if len(text) <= 80 else f'{text[:79]}…'}"
-    return f"{origin}: {'.'.join(path)}{shown}: {message}"
+    return f"{origin}: {'.'.join(map(printable, path))}{shown}: {message}"
 
 
 def _message(errors: list[ErrorDetails]) -> str:

@@ -32,7 +32,7 @@ def _compiles(value: Any) -> Any:
     if isinstance(value, str):
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is no regular expression ({error}); mend the pattern") from error
     return value
 

@@ -13,7 +13,7 @@ from .layers import Given, lay, read_layers, shown
 from .sections import AdapterSection
 from .shipped import find_recipe
 from .whole import Recipe
-from .yaml_text import parse, render, render_inline
+from .yaml_text import DEEPEST, parse, render, render_inline
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -105,7 +105,7 @@ def _checked(source: str | Path, overrides: Sequence[str]) -> Given:
     given = lay([_defaults(path), *files, *_overrides(overrides, faults)])
     faults += fault_lines(given, main=shown(path), complete=complete)
     if faults:
-        raise UsageError("\n".join(faults))
+        raise UsageError("\n".join(dict.fromkeys(faults)))
     return given
 
 
@@ -121,7 +121,8 @@ def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Given]:
     layers = []
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        if not equals or not all(key.split(".")):
+        parts = key.split(".")
+        if not equals or not all(parts) or not key.isprintable() or len(parts) > DEEPEST:
             faults.append(f"override {argument!r}: wants key.sub=value, such as training.learning_rate=3e-4")
             continue
         try:
@@ -129,7 +130,7 @@ def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Given]:
         except ValueError as error:
             faults.append(f"override {argument!r}: the value is not YAML: {error}")
             continue
-        for part in reversed(key.split(".")):
+        for part in reversed(parts):
             value = {part: value}
         layers.append(Given.by("override", value))
     return [lay(layers)] if layers else []

@@ -13,6 +13,7 @@ from .sections import (
     TrackingSection,
     TrainingSection,
 )
+from .shipped import printable
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -152,7 +153,7 @@ def _data(data: DataSection) -> Iterator[Conflict]:
         for task in (task for task in data.rows if task not in data.tasks):
             yield Conflict(
                 (f"data.rows.{task}", "data.tasks"),
-                f"{task} is not trained on; data.tasks has {', '.join(data.tasks)}",
+                f"{printable(task)} is not trained on; data.tasks has {', '.join(data.tasks)}",
             )
     if data.source == "commonsense_170k":
         if set(data.tasks) != set(COMMONSENSE):

@@ -1,6 +1,7 @@
 """The recipes that come with moslora, and how a name or a path becomes a file."""
 
 import difflib
+import os
 from pathlib import Path
 
 from moslora.errors import UsageError
@@ -16,8 +17,9 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
     Raises:
         UsageError: neither; with the closest name.
     """
-    path = beside / Path(name).expanduser()
-    if path.is_file():
+    # os.path lets any text pass, where pathlib fails on a user who does not exist or a name that is too long.
+    path = beside / os.path.expanduser(name)
+    if os.path.isfile(path):
         return path
     recipes = _shipped()
     stem = str(name).removesuffix(".yaml")
@@ -27,8 +29,13 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
         raise UsageError(f"{name}: is a run, not a recipe; go on with it by --resume, or name its {name}/recipe.yaml")
     close = difflib.get_close_matches(stem.removeprefix("recipes/"), recipes, n=1)
     hint = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(recipes)}"
-    kind = "is a folder, not a recipe" if path.is_dir() else "is neither a file nor a shipped recipe"
-    raise UsageError(f"{name}: {kind}; {hint}")
+    kind = "is a folder, not a recipe" if os.path.isdir(path) else "is neither a file nor a shipped recipe"
+    raise UsageError(f"{printable(str(name))}: {kind}; {hint}")
+
+
+def printable(text: str) -> str:
+    """The text itself, or quoted with escapes where it is empty or would break a line of output."""
+    return text if text and text.isprintable() else repr(text)
 
 
 def list_recipes() -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """YAML as recipes write it: the safe subset, with `3e-4` a number and a repeated key an error."""
 
-import json
 import re
 from typing import Any
 
@@ -9,6 +8,12 @@ import yaml
 # YAML 1.1, which PyYAML follows, reads `3e-4` and `1e5` as text, because it asks a float for a point and its
 # exponent for a sign. YAML 1.2 (core schema, section 10.3.2) asks for neither.
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
+
+DEEPEST = 50
+"""Levels of a document, of which a recipe needs five."""
+
+LARGEST = 100_000
+"""Values of a document, of which a recipe needs a hundred."""
 
 
 _MOST_NODES = 10_000
@@ -49,14 +54,14 @@ def _size(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """`yaml.SafeDumper` that quotes text which `_Loader` would take for a float and writes lists inline."""
+    """`yaml.SafeDumper` whose text comes back as it was, and whose lists are inline."""
 
     def represent_inline_list(self, items: list[Any]) -> yaml.Node:
         return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
     def represent_text(self, text: str) -> yaml.Node:
-        # PyYAML writes these line breaks as they are and reads them back as others; within double quotes it escapes.
-        style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+        # Only double quotes have escapes: in single ones a line end such as U+0085 comes back as another character.
+        style = None if text.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -73,7 +78,9 @@ def parse(text: str) -> Any:
         ValueError: not YAML; one line, with the place in the text.
     """
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        _refuse_unwieldy(value)
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -84,6 +91,29 @@ def parse(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
+def _refuse_unwieldy(value: Any) -> None:
+    """Refuses what cannot be walked or shown: aliases that hold themselves or multiply, numbers without end."""
+    sizes: dict[int, int] = {}
+
+    def size(value: Any, depth: int) -> int:
+        if depth > DEEPEST:
+            raise ValueError(f"is nested more than {DEEPEST} levels deep, or an alias holds itself")
+        if isinstance(value, int) and value.bit_length() > 4096:
+            raise ValueError("a whole number of more than 4096 bits")
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            raise ValueError(f"{value!r} holds half a surrogate pair, which is no character")
+        if not isinstance(value, dict | list | tuple | set):
+            return 1
+        if id(value) not in sizes:
+            items = [*value, *value.values()] if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size(item, depth + 1) for item in items)
+            if sizes[id(value)] > LARGEST:
+                raise ValueError(f"has more than {LARGEST:,} values, aliases counted each time")
+        return sizes[id(value)]
+
+    size(value, 0)
+
+
 def render(values: dict[str, Any]) -> str:
     """Write a mapping so that `parse` gives it back equal; the order of the keys is kept."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
@@ -91,6 +121,9 @@ def render(values: dict[str, Any]) -> str:
 
 def render_inline(value: Any) -> str:
     """Write any value on one line, so that `parse` gives it back equal."""
-    options: dict[str, Any] = {"default_flow_style": True, "allow_unicode": True, "width": float("inf")}
-    text = yaml.dump(value, Dumper=_Dumper, **options).removesuffix("\n").removesuffix("\n...")
-    return text if text.isprintable() else json.dumps(value)  # JSON escapes line ends, and is YAML
+    options: dict[str, Any] = {"Dumper": _Dumper, "default_flow_style": True, "width": float("inf")}
+    for as_it_is in (True, False):  # or with escapes, where a character of it would break the line
+        text = yaml.dump(value, allow_unicode=as_it_is, **options).removesuffix("\n").removesuffix("\n...")
+        if text.isprintable():
+            break
+    return text
