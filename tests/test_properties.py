@@ -1,0 +1,361 @@
+"""Whatever a user writes: a recipe, an override or a row of data is taken whole, or refused in lines that say where.
+
+Nothing else may happen: no other exception, no line without its place, no half-written file or output. The inputs are
+random, near what is right: right and wrong keys, values of every YAML or JSON type, text of every kind. They are the
+same in every run (`derandomize`), so that a change cannot fail by chance; the examples written out are what was found.
+"""
+
+import io
+import json
+import sys
+import tempfile
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from moslora.cli import main
+from moslora.data.local import read_file
+from moslora.errors import MosloraError, UsageError
+from moslora.prompts import FORMATS, LabelFormat, answer_pattern, llm_adapters_row
+from moslora.recipe import find_recipe, load_recipe, recipe_schema, trace_recipe
+from moslora.recipe.yaml_text import parse, render_inline
+from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
+
+SCHEMA = recipe_schema()
+LLAMA = str(find_recipe("llama3-8b"))
+quick = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
+)
+
+TEXT = st.one_of(
+    st.text(max_size=12), st.sampled_from(["", " ", "~x", "a" * 300, "\\0", "a\nb", "é\u2028", "\ud800", "(", "1e400"])
+)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 40), st.integers(), st.floats(), TEXT, st.dates(), st.binary(max_size=3)
+)
+KEYS = st.one_of(st.text(max_size=8), st.integers(), st.booleans(), st.none())
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
+)
+
+
+def near(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that the schema of a field describes, as far as single values go."""
+    if "$ref" in schema:
+        return near(SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")])
+    if "anyOf" in schema:
+        return st.one_of(*map(near, schema["anyOf"]))
+    if "const" in schema:
+        return st.just(schema["const"])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    match schema["type"]:
+        case "null":
+            return st.none()
+        case "boolean":
+            return st.booleans()
+        case "integer":
+            return st.integers(max(schema.get("minimum", 0), schema.get("exclusiveMinimum", 0)), 64)
+        case "number":
+            return st.floats(0, 0.99) | st.integers(0, 9)
+        case "string":
+            return st.sampled_from(["./x.json", "hub", "wheel", "boolq,piqa", "offline", "x"]) | TEXT
+        case "array" if "prefixItems" in schema:
+            return st.tuples(*map(near, schema["prefixItems"])).map(list)
+        case "array":
+            return st.lists(near(schema["items"]), max_size=3)
+    if not schema.get("properties"):
+        return st.dictionaries(st.sampled_from(COMMONSENSE) | TEXT, st.integers(-1, 9), max_size=3)
+    fields = {key: near(value) for key, value in schema["properties"].items() if key != "extends"}
+    fixed = {key: fields.pop(key) for key, value in schema["properties"].items() if "const" in value}
+    return st.fixed_dictionaries(fixed, optional=fields)
+
+
+def _spoiled(value: Any, draw: Any) -> Any:
+    """`value` with something of it replaced, dropped, misspelt or moved."""
+    if not isinstance(value, dict) or not value or draw(st.integers(0, 3)) == 0:
+        return draw(ANYTHING)
+    if not (known := [key for key in value if isinstance(key, str)]):
+        return value
+    key = draw(st.sampled_from(known))
+    changed = dict(value)
+    match draw(st.integers(0, 4)):
+        case 0:
+            changed[draw(KEYS)] = changed.pop(key)
+        case 1:
+            changed[key[:-1]] = changed[key]
+        case 2:
+            changed |= {str(inner): 1 for inner in value[key]} if isinstance(value[key], dict) else {}
+        case _:
+            changed[key] = _spoiled(value[key], draw)
+    return changed
+
+
+@st.composite
+def recipes(draw: Any) -> dict[Any, Any]:
+    """A mapping near the schema, with none to three things wrong, and nearly always a model."""
+    value = draw(near(SCHEMA))
+    if draw(st.integers(0, 9)):
+        value["model"] = {**value.get("model", {}), "name": "x"}
+    for _ in range(draw(st.integers(0, 3))):
+        value = _spoiled(value, draw)
+    return value
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["moslora", *arguments])
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0), out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()
+
+
+def check_lines(error: MosloraError, *places: str) -> None:
+    """Every line says where, in printable text, and what: nothing is empty and nothing runs on."""
+    lines = str(error).split("\n")
+    for line in lines:
+        assert line.isprintable(), line
+        assert line.startswith(places), line
+        assert len(line.partition(": ")[2]) > 8, line
+    assert len(set(lines)) == len(lines), lines
+
+
+def check_recipe(path: Path, *overrides: str, places: tuple[str, ...]) -> None:
+    """A recipe is one or is refused; the commands that print or copy it agree, and do all or nothing."""
+    try:
+        recipe = load_recipe(path, overrides)
+    except UsageError as error:
+        check_lines(error, *places)
+        code, out, err = command("recipes", "show", "--", str(path), *overrides)
+        assert (code, out) == (2, "") and err == "".join(f"error: {line}\n" for line in str(error).split("\n"))
+    else:
+        again = path.with_name("again.yaml")
+        again.write_text(recipe.to_yaml(), encoding="utf-8")
+        assert load_recipe(again) == recipe
+        rows = trace_recipe(path, overrides)
+        assert {origin for _, _, origin in rows} <= {str(path), "base.yaml", LLAMA, "override", "default"}
+        code, out, err = command("recipes", "show", "--", str(path), *overrides)
+        assert (code, err) == (0, "") and len(out.splitlines()) == len(rows)
+    copy = path.with_name("copy.yaml")
+    code, out, err = command("recipes", "copy", str(path), str(copy))
+    assert (code == 0) == copy.exists() and bool(out) == (code == 0) and bool(err) == (code != 0)
+    if code == 0:
+        assert parse(copy.read_text(encoding="utf-8")) is not None
+        copy.unlink()
+
+
+def written(value: Any) -> str:
+    return yaml.dump(value, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder() -> Any:
+    """A working directory for all examples."""
+    with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
+        yield
+
+
+@settings(quick, max_examples=150)
+@given(value=recipes(), base=st.none() | recipes(), name=st.sampled_from(["base.yaml", "llama3-8b", "a"]) | ANYTHING)
+def test_any_recipe_file_is_read_or_refused(value: Any, base: Any, name: Any) -> None:
+    if base is not None:
+        Path("base.yaml").write_text(written(base), encoding="utf-8", errors="surrogatepass")
+        if isinstance(value, dict):
+            value = value | {"extends": name}
+    Path("any.yaml").write_text(written(value), encoding="utf-8", errors="surrogatepass")
+    check_recipe(Path("any.yaml"), places=("any.yaml: ", "base.yaml: "))
+
+
+@settings(quick, max_examples=100)
+@given(text=st.text(max_size=60) | st.text("{}[]:,-&*!|>'\"#%@ \n\tab1~", max_size=40) | st.binary(max_size=30))
+@example(text="training: &a {x: *a}")
+@example(text="&a [*a]")
+@example(text="model: " + "{a: " * 400 + "1" + "}" * 400)
+@example(text="seed: 0x" + "f" * 5000)
+@example(text="training: {epochs: 0x" + "f" * 300 + "}")
+@example(text="model: {name: 2001-99-99}")
+@example(text="? {a: b}\n: c")
+@example(text="model: {name: x}\nadapter: {target_modules: 'a{99999999999999999999}'}")
+@example(text="model: {name: x}\nadapter: {target_modules: '" + "(" * 3000 + ")" * 3000 + "'}")
+@example(text='model: {name: x}\n"a\\nb": 1')
+@example(text='model: {name: x}\n"\\ud800": 1')
+@example(text='model: {name: "\\ud800"}')
+@example(text='model: {name: "\\x85", revision: "a\\n b\\u2028\\ufeff\\xa0"}')
+@example(text='extends: "a\\0b"')
+@example(text="extends: ~nobody-at-all")
+@example(text="extends: " + "a" * 300)
+def test_any_text_is_a_recipe_or_refused(text: str | bytes) -> None:
+    content = text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+    Path("any.yaml").write_bytes(content)
+    check_recipe(Path("any.yaml"), places=("any.yaml: ",))
+
+
+DOTTED = [key for key, _, _ in trace_recipe("smollm2-135m")]
+
+
+@settings(quick, max_examples=150)
+@given(
+    overrides=st.lists(
+        st.tuples(
+            st.sampled_from(DOTTED) | st.sampled_from(DOTTED).map(lambda key: key[:-1]) | st.text(max_size=10),
+            st.sampled_from(["=", "", "==", "=:"]),
+            SCALARS.map(lambda value: written(value).split("\n")[0])
+            | st.text(max_size=20)
+            | st.sampled_from(["{", "[]"]),
+        ).map("".join),
+        max_size=3,
+    )
+)
+@example(overrides=[".".join("a" * 3000) + "=1"])
+@example(overrides=["a" * 3000 + "=1"])
+@example(overrides=["seed=0x" + "f" * 5000])
+@example(overrides=["training.epochs=&a {b: *a}"])
+@example(overrides=["model.name=\ud800"])
+@example(overrides=["a\nb=1", "\ud800=1", "=", ""])
+@example(overrides=["name=a\u2028b", 'tracking.wandb_project="a\\nb"'])
+@example(overrides=["extends=llama3-8b"])
+def test_any_override_is_laid_or_refused(overrides: list[str]) -> None:
+    Path("any.yaml").write_text("model: {name: x}", encoding="utf-8")
+    check_recipe(Path("any.yaml"), *overrides, places=("override", "any.yaml: "))
+
+
+@settings(quick, max_examples=60)
+@given(value=near(SCHEMA))
+def test_what_the_schema_describes_fails_by_values_alone(value: Any) -> None:
+    """No key that the schema has is unknown to the loader."""
+    Path("any.yaml").write_text(written(value | {"name": "x"}), encoding="utf-8", errors="surrogatepass")
+    try:
+        load_recipe(Path("any.yaml"))
+    except UsageError as error:
+        unknown = [line for line in str(error).splitlines() if "unknown key" in line]
+        assert not unknown
+
+
+@settings(quick, max_examples=150)
+@given(value=st.recursive(st.text(st.characters(exclude_categories=["Cs"])), lambda inner: st.lists(inner, max_size=3)))
+def test_any_text_fits_on_one_line_and_comes_back(value: Any) -> None:
+    line = render_inline(value)
+    assert line.isprintable() and parse(line) == value
+
+
+# Rows of data
+
+LABELS = st.sampled_from(["true", "false", "answer1", "answer2", "ending4", "option1", "solution2", "x", ""])
+INSTRUCTIONS = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(
+        [
+            "Please answer the following question with true or false, question: ",
+            "Please choose the correct answer to the question: ",
+            "Please choose the correct ending to complete the given sentence: ",
+            "",
+        ]
+    ),
+    TEXT,
+    st.sampled_from(["?", "\n\nAnswer1: a Answer2: b", "\n\nEnding1: a Ending2: b", "\n\nAnswer1: a", ""]),
+    st.sampled_from(
+        [
+            "\n\nAnswer format: true/false",
+            "\n\nAnswer format: answer1/answer2",
+            "\n\nAnswer format: answer1",
+            "Answer format: ",
+            "",
+        ]
+    ),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+ROWS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "instruction": INSTRUCTIONS,
+            "input": st.just(""),
+            "output": st.builds("the correct answer is {}".format, LABELS) | TEXT,
+            "answer": LABELS,
+        },
+        optional={"task": st.sampled_from([*COMMONSENSE, "bolq"]) | JSON},
+    ),
+    st.fixed_dictionaries({}, optional=dict.fromkeys(["instruction", "input", "output", "answer", "task"], JSON)),
+    JSON,
+)
+GOOD = {"instruction": "i", "input": "", "output": "o", "answer": "a"}
+
+
+def check_example(found: Example) -> None:
+    """An example that every format renders or refuses, and that writes back as text."""
+    assert 0 <= found.gold < len(found.choices)
+    json.dumps(llm_adapters_row(found), ensure_ascii=False).encode()
+    for format in FORMATS.values():
+        try:
+            options = format.options(found)
+        except MosloraError as error:
+            check_lines(error, found.id)
+        else:
+            assert len(options) == len(found.choices)
+            assert isinstance(format, LabelFormat) or all(option.characters > 0 for option in options)
+    if found.task != INSTRUCTION:
+        assert len(found.choices) > 1, "a question with one option asks nothing"
+        assert answer_pattern(found.task).search(llm_adapters_row(found)["output"])
+
+
+@settings(quick, max_examples=250)
+@given(rows=st.lists(ROWS, max_size=4), jsonl=st.booleans(), task=st.none() | st.sampled_from(COMMONSENSE))
+@example(rows=[{**GOOD, "task": ["boolq"]}], jsonl=True, task=None)
+@example(rows=[{**GOOD, "task": {}}], jsonl=False, task=None)
+@example(rows=[{**GOOD, "output": "\ud800"}], jsonl=True, task=None)
+@example(rows=[{**GOOD, "task": "\ud800\n"}], jsonl=True, task=None)
+@example(rows=[{**GOOD, "output": ""}], jsonl=True, task=None)
+@example(rows=[{**GOOD, "instruction": "\u2028"}], jsonl=True, task=None)
+def test_any_rows_are_read_or_refused(rows: list[Any], jsonl: bool, task: str | None) -> None:
+    path = Path("rows.jsonl" if jsonl else "rows.json")
+    text = "".join(json.dumps(row) + "\n" for row in rows) if jsonl else json.dumps(rows, indent=1)
+    path.write_text(text, encoding="utf-8")
+    try:
+        examples = read_file(path, "train", task=task)
+    except MosloraError as error:
+        if len(rows):
+            check_lines(error, *(f"{path}:{line}: " for line in range(1, text.count("\n") + 2)))
+        else:
+            check_lines(error, f"{path}: ")
+    else:
+        assert len(examples) == len(rows)
+        for row, found in zip(rows, examples, strict=True):
+            check_example(found)
+            rendered = llm_adapters_row(found)
+            assert (rendered["instruction"], rendered["output"]) == (row["instruction"], row["output"])
+
+
+@settings(quick, max_examples=150)
+@given(
+    text=st.text(max_size=40) | st.text('{}[]",:\\ \n1eu', max_size=40) | st.binary(max_size=20),
+    jsonl=st.booleans(),
+)
+@example(text="[" * 100_000, jsonl=True)
+@example(text="[" * 100_000, jsonl=False)
+@example(text='{"a":' * 100_000, jsonl=False)
+@example(text="9" * 5000, jsonl=True)
+@example(text="[" + "9" * 5000, jsonl=False)
+@example(text="\ufeff" + json.dumps(GOOD), jsonl=True)
+@example(text="\ufeff[]", jsonl=False)
+def test_any_text_is_rows_or_refused(text: str | bytes, jsonl: bool) -> None:
+    path = Path("rows.jsonl" if jsonl else "rows.json")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass"))
+    try:
+        examples = read_file(path, "train")
+    except MosloraError as error:
+        check_lines(error, str(path))
+    else:
+        for found in examples:
+            check_example(found)
