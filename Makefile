@@ -5,6 +5,7 @@
 #   make proof         the figures and tables of docs/proof.md, computed anew
 #   make setup         only the installation of `make test`
 #   make lint          style, types and the import contract
+#   make docs          docs/recipes.md, written anew from the recipe's models
 #
 # Another interpreter: make PYTHON=python3.12 <target>
 
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test proof setup lint
+.PHONY: quickstart test proof setup lint docs
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -32,6 +33,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m moslora.recipe.reference > docs/recipes.md.new
+	mv docs/recipes.md.new docs/recipes.md
 
 # The stamps: what pyproject.toml asks for is installed again only when it has changed.
 $(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg
