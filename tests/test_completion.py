@@ -26,7 +26,7 @@ RECIPES = [name for name, _ in list_recipes()]
 LINES = {
     "moslora train ": [*RECIPES, "mine.yaml", "runs/later", "runs/early"],
     "moslora train ll": ["llama3-8b", "llama3.2-1b"],
-    "moslora train methods/controls/": ["methods/controls/moslora-folded", "methods/controls/moslora-frozen"],
+    "moslora train methods/controls/moslora": ["methods/controls/moslora-folded", "methods/controls/moslora-frozen"],
     "moslora train m": [*(name for name in RECIPES if name.startswith("methods")), "mine.yaml"],
     "moslora recipes copy smol": ["smollm2-135m"],
     "moslora recipes show runs/": ["runs/later", "runs/early"],

@@ -1,0 +1,222 @@
+"""Every command in the documents is one that works.
+
+Of each line in each ```bash block of README.md, CONTRIBUTING.md, docs/, recipes/README.md and data/README.md:
+
+* `moslora …` parses: the command and its options exist, required arguments are there; the recipe that it names loads,
+  with its overrides; tasks, protocol, format and dtype are known. `make …` names a target of the Makefile.
+* Then it is run, unless a comment `<!-- not run here: REASON -->` stands before the block. The lines of a page run one
+  after the other in one folder, its ```python blocks among them, and have to succeed. What is put in place of the large
+  and the far: `runs/NAME` is a finished run of the small model of conftest.py; `train` of anything else than a run
+  becomes a dry run, for which the hub is off; `data show` and `data audit` read the small set and tokenizer; `ask` is
+  given its question; `import` takes what `export` wrote. `make …` and `moslora quickstart` are not run: their own tests
+  do, or they are this test.
+
+A command that is anything else needs the comment, and so does one in a block of another kind. The pages in `ELSEWHERE`
+are run by the test named there, and parsed here.
+"""
+
+import io
+import math
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from moslora.cli import app, main
+from moslora.model import DTYPES
+from moslora.prompts import FORMATS
+from moslora.recipe import PROTOCOLS, list_recipes, load_recipe
+from moslora.tasks import TASKS, resolve_tasks
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES += [ROOT / "recipes" / "README.md", ROOT / "data" / "README.md"]
+ELSEWHERE = {
+    "docs/data.md": "test_docs.py, test_the_data_pages_commands_run",
+    "docs/library.md": "test_docs.py, test_the_library_page_trains_with_the_trainer_of_transformers",
+}
+BLOCK = re.compile(r"^(?:<!-- not run here: (?P<reason>.*?) -->\n+)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+SHIPPED = {name for name, _ in list_recipes()}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; ``reason`` says why it is not run."""
+
+    kind: str
+    text: str
+    reason: str | None
+
+    def commands(self) -> Iterator[list[str]]:
+        for line in self.text.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+def blocks(page: Path) -> list[Block]:
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [Block(match["kind"], match["text"], match["reason"]) for match in found]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command behind `moslora`, and its parameters; fails where typer does."""
+    command: Any = typer.main.get_command(app)
+    names = []
+    while getattr(command, "commands", None) and words and not words[0].startswith("-"):
+        names.append(words[0])
+        command, words = command.commands[words[0]], words[1:]
+    if ">" in words:
+        words = words[: words.index(">")]
+    if not names:
+        assert words == ["--help"] or words == ["--install-completion"], words
+        return "", {}
+    return " ".join(names), command.make_context(names[-1], list(words)).params
+
+
+def check(words: list[str]) -> None:
+    """Everything that can be known of a command without running it."""
+    if words[0] == "make":
+        assert set(words[1:]) <= set(TARGETS), words
+        return
+    command, given = parsed(words[1:])
+    recipe = given.get("recipe") if command == "train" else given.get("name")
+    if recipe in SHIPPED:
+        load_recipe(recipe, given.get("overrides") or ())
+    else:
+        assert recipe is None or recipe.startswith("runs/") or recipe.endswith(".yaml"), words
+    if given.get("tasks"):
+        resolve_tasks(given["tasks"])
+    assert given.get("task") is None or given["task"] in TASKS, words
+    assert given.get("format") in (None, "peft", *FORMATS), words
+    assert given.get("protocol") is None or any(given["protocol"] in names for names in PROTOCOLS.values()), words
+    assert given.get("dtype") is None or given["dtype"] in DTYPES, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_parses(page: Path) -> None:
+    for block in blocks(page):
+        if block.kind in ("sh", "shell", "console", "zsh"):
+            pytest.fail(f"{block.text}: tag it bash, which is run")
+        if block.kind != "bash":
+            shown = [
+                line for line in block.text.splitlines() if re.match(r"(\$ )?(moslora|make|pip|python3?) \S", line)
+            ]
+            assert not shown or block.kind == "python", f"commands in a block that is not run: {shown}"
+            continue
+        for words in block.commands():
+            if words[0] in ("moslora", "make"):
+                check(words)
+            else:
+                assert block.reason, f"{words}: only moslora and make run here; say why not: <!-- not run here: … -->"
+
+
+def small(words: list[str], world: Path) -> list[str] | None:
+    """The command on the small model, or None if it is not run."""
+    command, given = parsed(words)
+    extra: list[str] = []
+    match command:
+        case "quickstart" | "":
+            return None
+        case "train" if not given["resume"] and not given["dry_run"]:
+            extra = ["--dry-run"]
+        case "data show":
+            extra = ["--source", f"{world}/data", "--model", f"{world}/model"]
+        case "data audit":
+            extra = ["--source", f"{world}/data", "--model", f"{world}/model", "--tasks", "obqa"]
+        case "ask":
+            extra = ["--question", "is it a bird", "--option", "yes", "--option", "no"]
+        case "import":
+            return ["import", "runs/llama3-8b/peft", "--out", "runs/imported"]
+    return [*words, *extra]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in ELSEWHERE], ids=name_of)
+def test_every_command_runs(
+    page: Path,
+    world: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for run in set(re.findall(r"\bruns/([\w.-]+)", page.read_text(encoding="utf-8"))):
+        shutil.copytree(trained, tmp_path / "runs" / run)
+    names: dict[str, object] = {}
+    for block in blocks(page):
+        if block.reason:
+            continue
+        if block.kind == "python":
+            exec(block.text.replace("bfloat16", "float32"), names)
+        for words in block.commands() if block.kind == "bash" else ():
+            into = words[words.index(">") + 1] if ">" in words else None
+            command = (
+                small(words[1 : words.index(">")] if into else words[1:], world) if words[0] == "moslora" else None
+            )
+            if command is None:
+                continue
+            monkeypatch.setattr(sys, "argv", ["moslora", *command])
+            out = io.StringIO()
+            with redirect_stdout(out):
+                try:
+                    main()
+                except SystemExit as ended:
+                    assert not ended.code, (words, capsys.readouterr().err)
+            assert out.getvalue().strip(), f"{words} says nothing"
+            if into:
+                Path(into).write_text(out.getvalue(), encoding="utf-8")
+
+
+def test_yaml_blocks_of_the_recipes_page_are_recipes(tmp_path: Path) -> None:
+    shown = [block.text for block in blocks(ROOT / "recipes" / "README.md") if block.kind == "yaml"]
+    assert len(shown) > 1
+    for text in shown:
+        (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
+        assert load_recipe(tmp_path / "shown.yaml").name == "shown"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page: Path) -> None:
+    """Links between documents, with the heading that they point at."""
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = target.partition("#")
+        found = page.parent / path if path else page
+        assert found.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.M)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
+def test_sampling_error_of_the_published_shares() -> None:
+    """√(p(1 − p)/n) set by set and √(Σ se²)/8 of the average, from the sets' own sizes."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    (head,) = (row for row in rows if "boolq" in row)
+    (shares,) = (row for row in rows if row[0].startswith("MoSLoRA r 32"))
+    (errors,) = (row for row in rows if row[0].startswith("sampling error"))
+    assert head[1:-1] and set(head[1:-1]) == set(TASKS)
+    p = [float(cell) / 100 for cell in shares[1:]]
+    found = [
+        math.sqrt(share * (1 - share) / TASKS[t].rows["test"]) for t, share in zip(head[1:-1], p[:-1], strict=True)
+    ]
+    found.append(math.sqrt(sum(error**2 for error in found)) / len(found))
+    assert [f"{100 * error:.2f}" for error in found] == errors[1:]
+    assert f"{100 * sum(p[:-1]) / 8:.2f}" == shares[-1]
+    assert f"{100 * math.sqrt(2) * found[-1]:.2f}" in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
