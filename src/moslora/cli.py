@@ -399,10 +399,14 @@ def show(
 
 @data_app.command("audit")
 def audit(
-    tasks: Annotated[str, typer.Option(help="commonsense, or names with commas.")] = "commonsense",
+    tasks: Annotated[
+        str, typer.Option(help="commonsense, or names with commas.", autocompletion=completion.tasks)
+    ] = "commonsense",
     source: Source = "wheel",
     model: Annotated[str, typer.Option(help="Whose tokenizer.")] = "smollm2-135m-instruct",
-    format: Annotated[str, typer.Option(help="label, llm-adapters, cloze or cloze-passage.")] = "label",
+    format: Annotated[
+        str, typer.Option(help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats)
+    ] = "label",
     max_length: Annotated[int, typer.Option(help="Longest row in tokens.", min=1)] = 512,
     json: Annotated[Path | None, typer.Option("--json", help="File for all counts.")] = None,
 ) -> None:
