@@ -32,7 +32,9 @@ def _compiles(value: Any) -> Any:
     if isinstance(value, str):
         try:
             re.compile(value)
-        except (re.error, OverflowError, RecursionError) as error:
+        except RecursionError:  # whose own words depend on where it struck
+            raise ValueError("is no regular expression (nested too deep); mend the pattern") from None
+        except (re.error, OverflowError) as error:
             raise ValueError(f"is no regular expression ({error}); mend the pattern") from error
     return value
 

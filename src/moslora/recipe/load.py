@@ -1,5 +1,6 @@
 """From files and overrides to one checked recipe."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     if len(layers) > 1:  # a relative `extends` would lead nowhere from another place
         header = re.match(r"(#.*\n)*", text)
         text = (header[0] if header else "") + render(lay(layers).plain())
-    target = destination / source.name if destination.is_dir() else destination
+    target = destination / source.name if os.path.isdir(destination) else destination
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:

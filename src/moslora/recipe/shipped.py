@@ -25,7 +25,7 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
     stem = str(name).removesuffix(".yaml")
     if stem in recipes:
         return recipes[stem]
-    if (path / "recipe.yaml").is_file():
+    if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; go on with it by --resume, or name its {name}/recipe.yaml")
     close = difflib.get_close_matches(stem.removeprefix("recipes/"), recipes, n=1)
     hint = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(recipes)}"
