@@ -25,7 +25,7 @@ def question(line: str) -> dict[str, str]:
 RECIPES = [name for name, _ in list_recipes()]
 LINES = {
     "moslora train ": [*RECIPES, "mine.yaml", "runs/later", "runs/early"],
-    "moslora train ll": ["llama3-8b", "llama3.2-1b"],
+    "moslora train ll": [name for name in RECIPES if name.startswith("ll")],
     "moslora train methods/controls/moslora": ["methods/controls/moslora-folded", "methods/controls/moslora-frozen"],
     "moslora train m": [*(name for name in RECIPES if name.startswith("methods")), "mine.yaml"],
     "moslora recipes copy smol": ["smollm2-135m"],
