@@ -56,9 +56,10 @@ class InputSplitMixer(Mixer):
         return self.rank_in, in_features // self.blocks
 
     def project(self, x: Tensor, lora_a: Tensor) -> Tensor:
-        slices = x.unflatten(-1, (self.blocks, -1)).unsqueeze(-2)  # (..., k, 1, in/k)
-        experts = lora_a.unflatten(0, (self.blocks, -1)).mT  # (k, in/k, r/k)
-        return (slices @ experts).flatten(-3)  # (..., r)
+        slices = x.unflatten(-1, (self.blocks, -1))  # (..., k, in/k)
+        experts = lora_a.unflatten(0, (self.blocks, -1))  # (k, r/k, in/k)
+        # Not as a broadcast product, which would repeat the experts for every token.
+        return torch.einsum("...ki,kri->...kr", slices, experts).flatten(-2)  # (..., r)
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """A written out, shape ``(r, in_features)``, zeros off the diagonal blocks."""
