@@ -6,6 +6,8 @@
 #   make setup         only the installation of `make test`
 #   make lint          style, types and the import contract
 #   make docs          docs/recipes.md, written anew from the recipe's models
+#   make methods       train and examine every method on the quickstart's model: a table for docs/methods.md
+#   make experts       time fused against sequential experts: another (both want a machine that does nothing else)
 #
 # Another interpreter: make PYTHON=python3.12 <target>
 
@@ -14,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test proof setup lint docs
+.PHONY: quickstart test proof setup lint docs methods experts
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -37,6 +39,12 @@ lint: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m moslora.recipe.reference > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
+
+methods: $(VENV)/installed
+	$(BIN)/python benchmarks/methods.py
+
+experts: $(VENV)/installed
+	$(BIN)/python benchmarks/experts.py
 
 # The stamps: what pyproject.toml asks for is installed again only when it has changed.
 $(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg

@@ -1,0 +1,287 @@
+"""All that is asked of one method's finished run: counted, timed, resumed, evaluated, merged and exported.
+
+A process of its own, started by methods.py: ``python benchmarks/examine.py METHOD FOLDER SETTINGS``.
+"""
+
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from moslora.adapters import named_adapters
+from moslora.cli import app
+from moslora.data.encode import Encoder
+from moslora.errors import MosloraError
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.llama import meta_model
+from moslora.model import load_base, load_tokenizer, pad_id
+from moslora.recipe import Recipe, load_recipe
+from moslora.training import train_recipe
+from moslora.training.loop import Parts, train
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer
+from moslora.training.rows import training_data
+from moslora.training.run import adapt, rank_budget, step_plan
+from report import alternate, machine
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one adapted layer: its features, and what the recipe says of its adapter."""
+
+    d_in: int
+    d_out: int
+    r: int
+    r_out: int
+    k: int
+    d_e: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe under ``methods/``, and its trainable parameters per layer beside LoRA's r · (d_in + d_out)."""
+
+    recipe: str
+    formula: str
+    added: Callable[[Sizes], int]
+
+
+METHODS = (
+    Method("lora", "0", lambda s: 0),
+    Method("lora-moe-dense", "k · d_in", lambda s: s.k * s.d_in),
+    Method("lora-moe-topk", "k · d_in", lambda s: s.k * s.d_in),
+    Method("moelora", "(k + 9) · d_e", lambda s: (s.k + 9) * s.d_e),
+    Method("gate-inside", "2k · d_in", lambda s: 2 * s.k * s.d_in),
+    Method("input-split", "−r · d_in · (1 − 1/k)", lambda s: -s.r * (s.d_in - s.d_in // s.k)),
+    Method("two-subspace", "0", lambda s: 0),
+    Method("controls/two-subspace-normalized", "0", lambda s: 0),
+    Method("controls/two-subspace-hadamard", "0", lambda s: 0),
+    Method("kronecker", "k²", lambda s: s.k**2),
+    Method("moslora", "r²", lambda s: s.r**2),
+    Method("controls/moslora-frozen", "0", lambda s: 0),
+    Method("controls/moslora-folded", "0", lambda s: 0),
+    Method("flora", "r · r_out − (r − r_out) · d_out", lambda s: s.r * s.r_out - (s.r - s.r_out) * s.d_out),
+    Method("adalora", "r", lambda s: s.r),
+    Method("rslora", "0", lambda s: 0),
+    Method("lora-plus", "0", lambda s: 0),
+    Method("pissa", "0", lambda s: 0),
+    Method("dora", "d_out", lambda s: s.d_out),
+)
+"""In the order of docs/methods.md, which derives the formulas."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is done for one method; results of other settings do not count.
+
+    Attributes:
+        base: the recipe with the model.
+        steps: of the run whose memory is measured; it is stopped after half of them, and resumed.
+        pairs: timed steps of the method, each beside one of LoRA.
+        rows: of a step.
+        questions: scored per task.
+    """
+
+    base: str
+    steps: int
+    pairs: int
+    rows: int
+    questions: int
+
+
+WARMUP = 2
+"""Steps of both that are not timed."""
+
+TASKS = ("arc_easy", "obqa")
+"""Two, so that a task gate has something to tell apart."""
+
+
+def recipe_text(method: str, settings: Settings, *, steps: int) -> str:
+    """The recipe of one method over the base, cut short."""
+    sections = {
+        "extends": [settings.base, f"methods/{method}"],
+        "name": method.replace("/", "-"),
+        "data": {"tasks": list(TASKS), "rows": settings.rows * steps, "validation_rows": 0},
+        "training": {
+            "epochs": None,
+            "max_steps": steps,
+            "global_batch_size": settings.rows,
+            "micro_batch_size": settings.rows,
+            "warmup_steps": 1,
+            "log_every": 1,
+            "checkpoint_every": steps // 2,
+        },
+        "evaluation": {"tasks": list(TASKS), "limit": settings.questions},
+    }
+    return json.dumps(sections)  # JSON is YAML
+
+
+def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
+    """What there is to say about the run in ``folder/run``."""
+    run, resumed = folder / "run", folder / "resumed"
+    recipe = load_recipe(run / "recipe.yaml")
+    found = {
+        "mixer": recipe.adapter.mixer.kind,
+        "parameters": parameters(method, recipe),
+        "seconds": times(method, folder, settings),
+        "machine": machine(),
+        "resumed_difference": resume(run, resumed, step=settings.steps // 2),
+        "questions": reload_and_evaluate(resumed),
+        "becomes": {command: becomes(command, run, folder / command) for command in ("merge", "export")},
+    }
+    shutil.rmtree(resumed)
+    return found
+
+
+def times(method: Method, folder: Path, settings: Settings) -> tuple[list[float], list[float]]:
+    """Seconds of LoRA's steps and of the method's, in turns."""
+    accelerator = Accelerator(mixed_precision="no")
+    steppers = []
+    for n, name in enumerate(("lora", method.recipe)):
+        file = folder / f"timed-{n}.yaml"
+        file.write_text(recipe_text(name, settings, steps=WARMUP + settings.pairs), encoding="utf-8")
+        steppers.append(Stepper(load_recipe(file), accelerator))
+    return alternate(steppers[0].step, steppers[1].step, repetitions=settings.pairs, warmup=WARMUP)
+
+
+def resume(run: Path, out: Path, *, step: int) -> float:
+    """Goes on in ``out`` from a checkpoint of ``run``, as after a crash behind it.
+
+    Returns:
+        The largest difference between the two runs' adapters.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    for name in ("recipe.yaml", "run.json", "metrics.jsonl"):
+        shutil.copy(run / name, out / name)
+    checkpoint = Path("checkpoints") / f"step-{step}"
+    shutil.copytree(run / checkpoint, out / checkpoint)
+    train_recipe(load_recipe(out / "recipe.yaml"), out=out, resuming=True)
+    ours, whole = (load_file(path / "adapter" / "adapter.safetensors") for path in (out, run))
+    if ours.keys() != whole.keys():
+        raise RuntimeError("the resumed run has other weights than the whole one")
+    return max(float((ours[key] - whole[key]).abs().max()) for key in whole)
+
+
+def reload_and_evaluate(run: Path) -> dict[str, int]:
+    """The number of questions scored, by task; in float32, where that is not always a whole block of them."""
+    results, _ = evaluate_target(open_target(str(run), dtype="float32"))
+    if not all(torch.isfinite(torch.tensor(p.scores)).all() for p in results.predictions):
+        raise RuntimeError("a score is not finite")
+    return {task: score.n for task, score in results.tasks.items()}
+
+
+def parameters(method: Method, recipe: Recipe) -> dict[str, int]:
+    """LoRA's trainable parameters by r · (d_in + d_out), what the method's formula adds, and what there is.
+
+    Raises:
+        RuntimeError: the formula is wrong.
+    """
+    model = meta_model(**recipe.model.tokenizer())
+    adapt(model, recipe)
+    section = recipe.adapter
+    sizes = [
+        Sizes(
+            d_in=layer.in_features,
+            d_out=layer.out_features,
+            r=section.rank,
+            r_out=section.rank_out or section.rank,
+            k=getattr(section.mixer, "experts", getattr(section.mixer, "blocks", 1)),
+            d_e=getattr(section.mixer, "embedding_size", 0),
+        )
+        for _, layer in named_adapters(model)
+    ]
+    lora = sum(s.r * (s.d_in + s.d_out) for s in sizes)
+    added = sum(method.added(s) for s in sizes)
+    counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if lora + added != counted:
+        raise RuntimeError(f"{method.recipe}: {lora:,} + {added:,} by the formula, {counted:,} counted")
+    return {"lora": lora, "added": added, "counted": counted}
+
+
+class Stepper:
+    """A method's training, one step at a time, by the training loop itself."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        tokenizer = load_tokenizer(**recipe.model.tokenizer())
+        data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
+        model = load_base(**recipe.model.model_dump(), device=accelerator.device)
+        adapt(model, recipe)
+        options = set(inspect.signature(build_optimizer).parameters) - {"model"}
+        plan = step_plan(recipe, rows=len(data.rows))
+        budget = rank_budget(model, recipe, total=len(plan))
+        self.settings = recipe.training
+        self.done = 0
+        self.parts = Parts(
+            accelerator=accelerator,
+            objective=accelerator.prepare_model(LabelLoss(model)),
+            optimizer=build_optimizer(model, **recipe.training.model_dump(include=options)),
+            scaler=torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
+            rows=data.rows,
+            plan=plan,
+            pad_id=pad_id(tokenizer),
+            seed=recipe.seed,
+            **({"after_update": budget.update} if budget else {}),
+        )
+
+    def step(self) -> None:
+        """The next one: a run that is asked to stop after it."""
+        self.done = train(
+            self.parts,
+            self.settings,
+            first_step=self.done,
+            observer=Silent(),
+            checkpoint=lambda step: None,
+            validate=lambda step: None,
+            stop_requested=lambda: True,
+        )
+
+
+class Silent:
+    """An observer that tells nobody."""
+
+    def count(self, *, tokens: int, examples: int) -> None: ...
+
+    def log(self, step: int, **values: float) -> None: ...
+
+
+def becomes(command: str, run: Path, out: Path) -> dict[str, str]:
+    """What ``moslora merge`` or ``moslora export`` makes of a run: ``yes``, ``per task`` or ``no``, and its words."""
+    said, code = _moslora(command, run, out)
+    if code == 0:
+        return {"verdict": "yes", "said": said}
+    refusal = said
+    if "--task" in refusal:
+        said, code = _moslora(command, run, out, "--task", TASKS[0])
+        if code == 0:
+            return {"verdict": "per task", "said": refusal}
+        refusal += f"; with --task: {said}"
+    return {"verdict": "no", "said": refusal}
+
+
+def _moslora(command: str, run: Path, out: Path, *options: str) -> tuple[str, int]:
+    """The command's last line and exit code; what it wrote is removed."""
+    result = CliRunner().invoke(app, [command, str(run), "--out", str(out), *options])
+    shutil.rmtree(out, ignore_errors=True)
+    if isinstance(result.exception, MosloraError):
+        return str(result.exception).replace(f"{run / 'adapter'}: ", ""), result.exception.exit_code
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    words = [line.strip("│ ") for line in result.output.splitlines() if line.strip("│╭╰─╮╯ ")]
+    return words[0 if result.exit_code == 0 else -1], result.exit_code
+
+
+if __name__ == "__main__":
+    name, folder, settings = sys.argv[1:]
+    (method,) = (method for method in METHODS if method.recipe == name)
+    found = examine(method, Path(folder), Settings(**json.loads(settings)))
+    (Path(folder) / "examined.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,170 @@
+"""Every method recipe on one real model: trained, resumed, reloaded, evaluated, merged and exported.
+
+    python benchmarks/methods.py                        # all of them; what was measured before is kept
+    python benchmarks/methods.py --methods lora moslora --print-only
+
+A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
+the second, examine.py, does the rest, and times the method's training step and LoRA's in turns, on the same rows.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from examine import METHODS, Method, Settings, recipe_text
+from report import markdown, spread, write_between
+
+ROOT = Path(__file__).parents[1]
+TABLE = "methods table"
+
+
+def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
+    """Everything about one method, from its file if it was measured before.
+
+    Raises:
+        RuntimeError: a process failed; its log is named.
+    """
+    folder = work / method.recipe.replace("/", "-")
+    stored = folder / "result.json"
+    if stored.exists():
+        found: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8"))
+        if found["settings"] == asdict(settings):
+            print(f"{method.recipe}: measured before")
+            return found
+    print(f"{method.recipe} ...", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    recipe = _write(folder / "recipe.yaml", recipe_text(method.recipe, settings, steps=settings.steps))
+    # LoRA twice: what its second run differs by is what the others' differences have to exceed.
+    runs = ["run", "repeated"] if method.recipe == "lora" else ["run"]
+    for run in runs:
+        _process(["-m", "moslora.cli", "train", str(recipe), "--out", str(folder / run)], folder / f"{run}.log")
+    peaks = [_peak_memory(folder / run) for run in runs]
+    examine = [str(Path(__file__).with_name("examine.py")), method.recipe, str(folder), json.dumps(asdict(settings))]
+    _process(examine, folder / "examine.log")
+    found = {
+        **json.loads((folder / "examined.json").read_text(encoding="utf-8")),
+        "peak_memory_gb": peaks,
+        "settings": asdict(settings),
+    }
+    printed = re.search(r"([\d,]+) trainable parameters", (folder / "run.log").read_text(encoding="utf-8"))
+    trained = int(printed[1].replace(",", "")) if printed else None
+    if trained != found["parameters"]["counted"]:
+        raise RuntimeError(f"{method.recipe}: the run says {trained} trainable parameters, not {found['parameters']}")
+    _write(stored, json.dumps(found, indent=1, ensure_ascii=False))
+    return found
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown, with the refusals under the table.
+
+    Args:
+        results: by recipe; LoRA's among them.
+    """
+    header = ["recipe `methods/…`", "mixer", "trainable parameters beside LoRA's", "step time / LoRA's"]
+    header += ["peak memory / LoRA's", "merges", "exports", "resumed"]
+    rows, refusals = [header], []
+    baseline = results["lora"]["peak_memory_gb"][0]
+    for method in METHODS:
+        if method.recipe not in results:
+            continue
+        found = results[method.recipe]
+        lora, own = found["seconds"]
+        difference = found["resumed_difference"]
+        merge, export = found["becomes"]["merge"], found["becomes"]["export"]
+        added = f"{found['parameters']['added']:+,}".replace("-", "−").replace("+0", "0")
+        rows.append(
+            [
+                f"`{method.recipe}`",
+                found["mixer"],
+                added if method.formula == "0" else f"{method.formula} = {added}",
+                spread([b / a for a, b in zip(lora, own, strict=True)]),
+                f"{found['peak_memory_gb'][-1] / baseline:.2f}",
+                merge["verdict"],
+                export["verdict"],
+                "same bits" if difference == 0 else f"within {difference:.1g}",
+            ]
+        )
+        said = [] if merge["verdict"] == "yes" else [merge["said"]]
+        said += [] if export["verdict"] == "yes" or export["said"] in said else [export["said"]]
+        refusals += [f"- `{method.recipe}`: “{words}”" for words in said]
+    settings, lora = Settings(**results["lora"]["settings"]), results["lora"]["parameters"]["lora"]
+    machines = " / ".join(sorted({found["machine"] for found in results.values()}))
+    notes = (
+        f"`{settings.base}`, {lora:,} trainable parameters with LoRA; counted in the model and equal to the formula,"
+        f" summed over the layers. Step time: median (quartiles) of {settings.pairs} pairs of steps of {settings.rows}"
+        " rows, the method's and LoRA's in turns on the same rows; LoRA's own line is LoRA against LoRA, the noise."
+        f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"
+        " included); LoRA's own line is its second run. Resumed: the adapter of a run that went on from the"
+        f" checkpoint at its half, against that of the uninterrupted run. {machines}."
+    )
+    parts = [markdown(rows), notes]
+    if refusals:
+        parts.append("What is refused, in the commands' words:\n\n" + "\n".join(refusals))
+    return "\n\n".join(parts)
+
+
+def _peak_memory(run: Path) -> float:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return max(float(row["peak_memory_gb"]) for row in map(json.loads, lines) if "peak_memory_gb" in row)
+
+
+def _process(arguments: Sequence[str], log: Path) -> None:
+    with log.open("w", encoding="utf-8") as file:
+        code = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-3:])
+        raise RuntimeError(f"exit code {code}, see {log}:\n{tail}")
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def main() -> int:
+    names = [method.recipe for method in METHODS]
+    parser = argparse.ArgumentParser(description="Train, examine and time every method recipe on one model.")
+    parser.add_argument("--base", default="smollm2-135m", help="recipe with the model (%(default)s)")
+    parser.add_argument("--methods", nargs="+", default=names, choices=names, metavar="METHOD", help="LoRA always is")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each run (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=12, help="timed steps (%(default)s)")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a step (%(default)s)")
+    parser.add_argument("--questions", type=int, default=8, help="scored questions per task (%(default)s)")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / "methods", help="keeps the results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "methods.md", help="gets the table")
+    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
+    given = parser.parse_args()
+    # A file is meant from here, not from the folder of the recipes that extend it.
+    base = str(Path(given.base).resolve()) if Path(given.base).is_file() else given.base
+    settings = Settings(base=base, steps=given.steps, pairs=given.pairs, rows=given.rows, questions=given.questions)
+    by_name = {method.recipe: method for method in METHODS}
+    results, faults = {}, []
+    for name in [name for name in names if name == "lora" or name in given.methods]:
+        try:
+            results[name] = measure(by_name[name], given.work, settings)
+        except RuntimeError as error:
+            faults.append(f"{name}: {error}")
+            print(f"error: {faults[-1]}", file=sys.stderr)
+    if "lora" not in results:
+        return 1
+    text = table(results)
+    print(text)
+    if faults:
+        print(f"{len(faults)} methods failed, so {given.docs} keeps its table", file=sys.stderr)
+        return 1
+    if not given.print_only:
+        write_between(given.docs, TABLE, text)
+        print(f"written to {given.docs}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

