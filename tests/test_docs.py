@@ -117,3 +117,18 @@ def test_every_command_of_the_merging_page_is_one() -> None:
         context = group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
         if name == "train":
             load_recipe(context.params["recipe"], context.params["overrides"])
+
+
+def test_contributing_shows_the_lines_of_the_files_it_names() -> None:
+    """Every block stands, as it is, in one of the files named above it in its step."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text[text.index("## Adding a mixer") :].split("\n## ")[0]
+    steps = re.split(r"^\*\*\d", section, flags=re.M)[1:]
+    assert len(steps) == 6
+    for step in steps:
+        named = [ROOT / name for name in re.findall(r"`([\w./-]+\.(?:py|yaml|md))`", step) if "/" in name]
+        files = [path.read_text(encoding="utf-8") for path in named]
+        blocks = re.findall(r"```\w+\n(.*?)```", step, re.S)
+        assert blocks
+        for block in blocks:
+            assert any(block in file for file in files), block

@@ -1,5 +1,6 @@
 """Tables on the screen."""
 
+
 def print_table(rows: list[list[str]]) -> None:
     """Prints ``rows``, the first of which is the header; all columns but the first are flush right."""
     from rich.console import Console
