@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--base", default="smollm2-135m", help="recipe with the model (%(default)s)")
     parser.add_argument("--no-model", action="store_true", help="only the layers")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a layer's forward pass (%(default)s)")
-    parser.add_argument("--repetitions", type=int, default=15, help="timed pairs (%(default)s)")
+    parser.add_argument("--repetitions", type=int, default=9, help="timed pairs (%(default)s)")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "methods.md", help="gets the table")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
