@@ -54,7 +54,8 @@ class SequentialExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``."""
         y: Tensor = self.base(x)
-        p = F.linear(x, self.router.to(x.dtype)).float().softmax(-1)  # (..., k)
+        logits = F.linear(x, self.router.to(x.dtype))
+        p = logits.to(torch.promote_types(x.dtype, torch.float32)).softmax(-1)  # (..., k)
         return y + (self._all(x, p) if self.top_k is None else self._chosen(x, p, self.top_k))
 
     def _all(self, x: Tensor, p: Tensor) -> Tensor:
@@ -171,20 +172,22 @@ def ratios(steps: tuple[Callable[[], None], Callable[[], None]], *, repetitions:
 
 def table(*, layers: Sequence[tuple[int, int]], base: str | None, repetitions: int, tokens: int) -> str:
     """The measurement, as Markdown."""
-    kinds = [("dense", lambda k: None), ("top-k", lambda k: max(1, k // 2))]
+    # A choice of one expert is none: its weight, scaled to sum to one, is 1 whatever the router says.
+    kinds = [("dense", EXPERTS, lambda k: None), ("top-k", EXPERTS[1:], lambda k: k // 2)]
     rows = [["", "gate", *(f"k = {k}" for k in EXPERTS)]]
     for d_in, d_out in layers:
-        for name, top_k in kinds:
-            cells = []
-            for k in EXPERTS:
+        for name, counts, top_k in kinds:
+            cells = ["–"] * (len(EXPERTS) - len(counts))
+            for k in counts:
                 check(fused_layer(d_in, d_out, k, top_k(k), dtype=torch.bfloat16))
                 cells.append(ratios(layer_steps(d_in, d_out, k, top_k(k), tokens=tokens), repetitions=repetitions))
             rows.append([f"one layer, {d_in} → {d_out}", name, *cells])
             print(rows[-1], flush=True)
     if base is not None:
-        for name, top_k in kinds:
-            steps = [ratios(model_steps(base, k, top_k(k)), repetitions=repetitions) for k in EXPERTS]
-            rows.append([f"training step of `{base}`", name, *steps])
+        for name, counts, top_k in kinds:
+            cells = ["–"] * (len(EXPERTS) - len(counts))
+            cells += [ratios(model_steps(base, k, top_k(k)), repetitions=repetitions) for k in counts]
+            rows.append([f"training step of `{base}`", name, *cells])
             print(rows[-1], flush=True)
     notes = (
         f"Step time of the sequential program over that of the fused one: median (quartiles) of {repetitions} pairs,"

@@ -13,7 +13,7 @@ Of each line in each ```bash block of README.md, CONTRIBUTING.md, docs/, recipes
   run: their own tests do, or they are this test.
 
 A command that is anything else needs the comment, and so does one in a block of another kind. The pages in `ELSEWHERE`
-are run by the test named there, and parsed here.
+are run by the test named there, and parsed here. A ```py block is an excerpt of a file and not run.
 """
 
 import io
