@@ -87,6 +87,33 @@ def test_fold_is_a_plain_lora_pair_with_the_same_delta(case: str) -> None:
     assert pair.a.shape == (expected_rank, 10) and pair.b.shape == (7, expected_rank)
 
 
+@pytest.mark.parametrize("case", ["dense", "dense-rectangular"])
+def test_gradients_of_the_folded_pairs_pull_back_to_the_factors(case: str) -> None:
+    """With Ã = M A as a leaf: ∂A = Mᵀ ∂Ã, ∂M = ∂Ã Aᵀ. With B̃ = B M: ∂B = ∂B̃ Mᵀ, ∂M = Bᵀ ∂B̃."""
+    layer = layer_of(case)
+    a, m, b = (p.detach() for p in (layer.lora_a, layer.mixer.matrix(), layer.lora_b))
+    x = torch.randn(30, 10, dtype=torch.float64)
+    torch.tanh(layer(x)).square().sum().backward()
+
+    def pulled(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        left, right = left.requires_grad_(), right.requires_grad_()
+        torch.tanh(layer.base(x) + 1.7 * x @ right.T @ left.T).square().sum().backward()
+        assert left.grad is not None and right.grad is not None
+        return left.grad, right.grad
+
+    d_b, d_ma = pulled(b.clone(), m @ a)
+    d_bm, d_a = pulled(b @ m, a.clone())
+    for mine, expected in (
+        (layer.lora_a.grad, m.T @ d_ma),
+        (layer.mixer.weight.grad, d_ma @ a.T),
+        (layer.lora_b.grad, d_b),
+        (layer.lora_a.grad, d_a),
+        (layer.mixer.weight.grad, b.T @ d_bm),
+        (layer.lora_b.grad, d_bm @ m.T),
+    ):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_folding_in_place_keeps_the_function_and_refuses_a_rectangle() -> None:
     layer = layer_of("dense")
     before = layer.delta_weight().detach().clone()
