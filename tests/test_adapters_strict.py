@@ -15,8 +15,9 @@ from reference import perturb
 KINDS: dict[str, dict[str, object]] = {
     **{kind: {"kind": kind} for kind in MIXERS},
     "butterfly-normalized": {"kind": "butterfly", "normalize": True},
-    "dense-frozen": {"kind": "dense", "train": "frozen"},
-    "dense-folded": {"kind": "dense", "train": "folded"},
+    "dense-orthogonal": {"kind": "dense", "init": "orthogonal"},
+    "dense-frozen": {"kind": "dense", "init": "orthogonal", "train": "frozen"},
+    "dense-folded": {"kind": "dense", "init": "orthogonal", "train": "folded"},
     "flora": {"kind": "dense", "init": "zeros"},
     "token-gate": {"kind": "token-gate", "balance": 0.1},
     "top-k": {"kind": "token-gate", "top_k": 2, "balance": 0.1},
@@ -30,7 +31,7 @@ PARTS: dict[str, dict[str, object]] = {
     "pissa-dora": {"start": "pissa", "dora": True},
 }
 ROUTING = {"token-gate", "top-k", "gate-inside", "task-gate"}
-INVERTIBLE = {"identity", "hadamard", "kronecker", "dense", "dense-frozen", "dense-folded"}
+INVERTIBLE = {"identity", "hadamard", "kronecker", "dense-orthogonal", "dense-frozen", "dense-folded"}
 
 
 def goes_together(kind: str, part: str) -> bool:
@@ -130,10 +131,10 @@ def test_also_over_a_quantised_base(kind: str, part: str, bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_no_principal_part_leaves_a_quantised_base(bits: int) -> None:
-    state = adapter_state_dict(adapt(float_net(torch.float32)(), "dense", "pissa"))
+    state = adapter_state_dict(adapt(float_net(torch.float32)(), "dense-orthogonal", "pissa"))
     for given in (None, state):
         with pytest.raises(ValueError, match="must not be quantised"):
-            adapt(packed_net(bits), "dense", "pissa", given)
+            adapt(packed_net(bits), "dense-orthogonal", "pissa", given)
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 1e-5), (8, 2e-2)])

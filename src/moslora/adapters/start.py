@@ -9,6 +9,9 @@ from moslora.adapters.fold import fold_into_a
 from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.mixers import IdentityMixer
 
+MAX_CONDITION = 10
+"""The most ‖M‖ · ‖M⁻¹‖ of a PiSSA start: it multiplies the rounding of the product, 1/256 in bfloat16."""
+
 
 def draw(layer: AdapterLinear, *, name: str, seed: int) -> None:
     """Draws A, B and M and checks that training can move from there.
@@ -43,7 +46,7 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
         name: of the layer, for messages.
 
     Raises:
-        ValueError: M has no inverse, or the base is quantised or smaller than the rank.
+        ValueError: M has no inverse or a bad one, or the base is quantised or smaller than the rank.
     """
     rank, weight = layer.mixer.rank_in, _float_weight(layer, name)
     full = (layer.out_features, layer.in_features)
@@ -52,8 +55,12 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
     if layer.mixer.routes or layer.lora_a.shape != (rank, full[1]) or layer.mixer.rank_out != rank:
         raise ValueError(f"{name}: a PiSSA start needs a square M between full factors")
     m = layer.mixer.matrix().double()
-    if torch.linalg.matrix_rank(m) < rank:
-        raise ValueError(f"{name}: a PiSSA start needs an M with an inverse, and this one has none")
+    condition = float(torch.linalg.cond(m))
+    if not condition <= MAX_CONDITION:
+        raise ValueError(
+            f"{name}: a PiSSA start puts the inverse of M into B, and this M has none or one that rounding would spoil"
+            f" (condition number {condition:.3g}, at most {MAX_CONDITION}); take an M that starts orthogonal"
+        )
     u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (s[:rank] / layer.scale).sqrt()
     layer.lora_a.copy_(root[:, None] * v[:rank])
