@@ -46,7 +46,8 @@ def test_balance_penalty_by_hand(top_k: int | None, padded: bool) -> None:
         expected = 0.3 * 4 * (places / places.sum() * mean).sum()
     penalty = adapter_penalty(layer)
     torch.testing.assert_close(penalty, expected, rtol=1e-10, atol=0)
-    assert adapter_penalty(layer) is None  # asked once, it is gone
+    with pytest.raises(RuntimeError, match="describe_batch"):
+        adapter_penalty(layer)  # asked once, it is gone
     penalty.backward()
     expected.backward()
     torch.testing.assert_close(layer.mixer.weight.grad, weight.grad, rtol=1e-9, atol=1e-12)
@@ -58,6 +59,7 @@ def test_even_routing_has_the_least_penalty() -> None:
     for top_k, least in ((2, 0.3), (None, 0.0)):
         layer = trained_layer(top_k=top_k)
         nn.init.zeros_(layer.mixer.weight)
+        describe_batch(layer)
         layer(torch.randn(2, 6, IN, dtype=torch.float64))
         assert adapter_penalty(layer).item() == pytest.approx(least)
 
@@ -74,8 +76,10 @@ def test_the_penalty_is_the_mean_over_the_layers() -> None:
     mixer = {"kind": "token-gate", "experts": 2, "balance": 1.0}
     inject(model, rank=4, alpha=8, mixer=mixer, target_modules=PROJECTIONS)
     perturb((p for p in model.parameters() if p.requires_grad), size=0.3)
+    describe_batch(model)
     model(token_batch(model))
     parts = [layer.penalty() for _, layer in named_adapters(model)]
+    describe_batch(model)
     model(token_batch(model))
     torch.testing.assert_close(adapter_penalty(model), torch.stack(parts).mean())
 
@@ -100,7 +104,8 @@ def test_gradient_checkpointing_changes_nothing(mixer: dict[str, object]) -> Non
             penalty = adapter_penalty(model)
             (loss / 100 + penalty).backward()
             values += [loss.item(), penalty.item()]
-            assert adapter_penalty(model) is None
+            with pytest.raises(RuntimeError, match="describe_batch"):
+                adapter_penalty(model)
         return values, [p.grad for p in model.parameters() if p.requires_grad]
 
     (values, grads), (expected, expected_grads) = run(True), run(False)
@@ -118,6 +123,7 @@ def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:
     model.train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.enable_input_require_grads()
+    describe_batch(model)
     model(token_batch(model))
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         adapter_penalty(model)
@@ -125,6 +131,40 @@ def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:
 
 def test_a_layer_can_be_copied_between_forward_and_penalty() -> None:
     layer = trained_layer(top_k=None)
+    describe_batch(layer)
     layer(torch.randn(2, 6, IN, dtype=torch.float64))
-    assert adapter_penalty(copy.deepcopy(layer)) is None
+    with pytest.raises(RuntimeError, match="describe_batch"):
+        adapter_penalty(copy.deepcopy(layer))
     assert adapter_penalty(layer) is not None
+
+
+def test_the_penalty_is_of_the_one_pass_that_was_announced() -> None:
+    """A pass that nobody announced leaves none, and keeps no graph alive."""
+    layer = trained_layer(top_k=2)
+    first, second = torch.randn(2, 2, 6, IN, dtype=torch.float64)
+    layer(first)
+    with pytest.raises(RuntimeError, match="describe_batch"):
+        adapter_penalty(layer)
+    describe_batch(layer)
+    layer(first)
+    expected = adapter_penalty(layer)
+    describe_batch(layer)
+    layer(first)
+    layer(second)
+    assert adapter_penalty(layer).item() == expected.item()
+
+
+def test_padding_does_not_make_the_device_wait() -> None:
+    """On a GPU a boolean index waits until the device has counted; the tokens weigh instead. Flat rows do as well."""
+    layer = trained_layer(top_k=2)
+    x = torch.randn(2, 6, IN, dtype=torch.float64)
+    tokens = torch.arange(6).expand(2, 6) < 4
+    describe_batch(layer, tokens=tokens)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        layer(x)
+    operations = {event.key for event in profile.key_averages()}
+    assert "aten::softmax" in operations and not operations & {"aten::nonzero", "aten::item", "aten::masked_select"}
+    penalty = adapter_penalty(layer)
+    describe_batch(layer, tokens=tokens)
+    layer(x.flatten(0, 1))
+    torch.testing.assert_close(adapter_penalty(layer), penalty)

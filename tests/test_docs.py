@@ -28,6 +28,7 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     (tmp_path / "model").symlink_to(world / "model")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.S)
+    *blocks, gates = blocks
     assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
@@ -45,6 +46,10 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
         assert layer.base.weight.equal(start[name].base.weight)
     last = list(layers.values())[-1]
     torch.testing.assert_close(names["delta_weight"], last.delta_weight().detach(), rtol=1e-5, atol=1e-6)
+    exec(gates, names)
+    assert isinstance(names["model"], torch.nn.Module)
+    # Nothing but the penalty moves a router where B is zero.
+    assert all(layer.mixer.weight.grad.any() for _, layer in named_adapters(names["model"]))
 
 
 DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

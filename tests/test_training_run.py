@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from moslora.adapters import inject, named_adapters
+from moslora.adapters import Gate, inject, named_adapters
 from moslora.checkpoint import open_adapter
 from moslora.data.encode import Encoder
 from moslora.data.steps import label_count
@@ -171,6 +171,8 @@ def gradients(recipe: Recipe, *, global_batch_size: int, micro_batch_size: int) 
     drawn = [data.rows[row] for row in parts.plan[0]]
     assert len({len(row.input_ids) for row in drawn}) > 4 and label_count(drawn) > 16
     losses = loop.accumulate(parts, drawn, micro_batch_size=micro_batch_size)
+    gates = [module for module in model.modules() if isinstance(module, Gate)]
+    assert all(gate.tokens is None and gate.tasks is None for gate in gates)  # the batch's, and it is over
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     loss, penalty = accelerator.reduce(losses)

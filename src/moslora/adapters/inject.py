@@ -150,7 +150,10 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def adapter_penalty(model: nn.Module) -> Tensor | None:
     """The mean over the adapters of what their mixers add to the loss; ``None`` where they add nothing.
 
-    To be asked once after every forward pass in training.
+    To be asked once after every forward pass in training, which :func:`describe_batch` announces.
+
+    Raises:
+        RuntimeError: a gate with a penalty was told of no batch since it was asked last.
     """
     layers = [layer for _, layer in named_adapters(model)]
     penalties = [penalty for layer in layers if (penalty := layer.penalty()) is not None]
@@ -158,7 +161,7 @@ def adapter_penalty(model: nn.Module) -> Tensor | None:
 
 
 def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Tensor | None = None) -> None:
-    """Tells the gates what the next forward passes are about.
+    """Tells the gates what the next forward passes are about, until they are told something else.
 
     Args:
         model: with adapters; without gates nothing happens.
@@ -167,7 +170,7 @@ def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Ten
     """
     for module in model.modules():
         if isinstance(module, Gate):
-            module.tokens, module.tasks = tokens, tasks
+            module.describe(tokens=tokens, tasks=tasks)
 
 
 def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:

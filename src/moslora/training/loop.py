@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from moslora.adapters import describe_batch
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import StepPlan, collate, cut, label_count
 from moslora.errors import MosloraError
@@ -148,6 +149,7 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int)
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they add up.
             parts.scaler.scale((loss + penalty) * processes).backward()
+        describe_batch(parts.objective)  # what is computed next is of no batch
         share += torch.stack([loss.detach(), penalty.detach()])
     return share
 

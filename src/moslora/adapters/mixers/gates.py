@@ -40,6 +40,10 @@ class Gate(Mixer):
         refuse_uneven(rank, experts, "experts")
         self.experts = experts
 
+    def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
+        """Takes note of the batch to come."""
+        self.tokens, self.tasks = tokens, tasks
+
     def starts_at_zero(self) -> bool:
         return False  # no softmax is zero
 
@@ -89,26 +93,37 @@ class TokenGateMixer(Gate):
             )
         self.top_k = top_k
         self.balance = balance
-        self.weight = nn.Parameter(torch.empty(experts, in_features))
+        self.weight = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
         self._penalty: Tensor | None = None
+        self._awaits_batch = False
+
+    def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
+        super().describe(tokens=tokens, tasks=tasks)
+        self._penalty, self._awaits_batch = None, True
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
         gates = p if self.top_k is None else _keep_largest(p, self.top_k)
         if self.training and self.balance:
             penalty = self.balance * self._imbalance(p, gates)
-            # Within a backward pass this is gradient checkpointing's recomputation. It must repeat every operation, but
-            # a penalty kept from it would count twice, and its graph keep alive what the checkpoint is there to free.
-            if torch._C._current_graph_task_id() == -1:
-                self._penalty = penalty
+            # Gradient checkpointing's recomputation comes here again and must repeat every operation, but a penalty
+            # kept from it would count twice, and its graph keep alive what the checkpoint is there to free.
+            if self._awaits_batch:
+                self._penalty, self._awaits_batch = penalty, False
         return (self._blocks(h) * gates.to(h.dtype).unsqueeze(-1)).flatten(-2)
 
     def matrix(self) -> Tensor:
         raise NotMergeable("a token gate: M depends on the input x, a different one for every token")
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
+        if not (self.training and self.balance):
+            return None
         penalty, self._penalty = self._penalty, None
-        if penalty is not None and torch.is_grad_enabled() and not penalty.requires_grad:
+        if penalty is None:
+            raise RuntimeError(
+                "no penalty to ask for: call describe_batch before every forward pass, and ask once after it"
+            )
+        if torch.is_grad_enabled() and not penalty.requires_grad:
             raise RuntimeError(
                 "the penalty was computed without gradients, so that no router would learn from it; with gradient"
                 " checkpointing, set use_reentrant=False"
@@ -124,13 +139,19 @@ class TokenGateMixer(Gate):
 
     def _imbalance(self, p: Tensor, gates: Tensor) -> Tensor:
         """From ``(..., k)`` to a scalar; padding does not count."""
-        if self.tokens is not None:
-            p, gates = p[self.tokens], gates[self.tokens]
-        mean = p.reshape(-1, self.experts).mean(0)
+        mean = self._mean(p)
         if self.top_k is None:
             return mean.var() / mean.mean().square()
-        share = (gates > 0).reshape(-1, self.experts).to(p.dtype).mean(0) / self.top_k
+        share = self._mean((gates > 0).to(p.dtype)) / self.top_k
         return self.experts * (share * mean).sum()
+
+    def _mean(self, of_tokens: Tensor) -> Tensor:
+        """From ``(..., k)`` to ``(k,)``. Weighted, not indexed: the device need not say how many tokens there are."""
+        rows = of_tokens.reshape(-1, self.experts)
+        if self.tokens is None:
+            return rows.mean(0)
+        tokens = self.tokens.reshape(-1).to(rows.dtype)
+        return tokens / tokens.sum() @ rows
 
 
 class GateInsideMixer(Gate):
@@ -151,8 +172,8 @@ class GateInsideMixer(Gate):
 
     def __init__(self, *, rank: int, in_features: int, rank_out: int | None = None, experts: int = 4) -> None:
         super().__init__(rank=rank, rank_out=rank_out, experts=experts)
-        self.router_a = nn.Parameter(torch.empty(experts, in_features))
-        self.router_b = nn.Parameter(torch.empty(experts, in_features))
+        self.router_a = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
+        self.router_b = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         routers = torch.cat([self.router_a, self.router_b]).to(x.dtype)
@@ -194,8 +215,8 @@ class TaskGateMixer(Gate):
         embedding_size: int = 64,
     ) -> None:
         super().__init__(rank=rank, rank_out=rank_out, experts=experts)
-        self.embedding = nn.Parameter(torch.empty(task_count, embedding_size))
-        self.weight = nn.Parameter(torch.empty(experts, embedding_size))
+        self.embedding = nn.Parameter(torch.empty(task_count, embedding_size, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.empty(experts, embedding_size, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         gates = self._gates().to(h.dtype)  # (batch or 1, k)
