@@ -43,7 +43,7 @@ COUNTS: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
     "dense-frozen": ({"kind": "dense", "train": "frozen"}, {}, 0),
     "dense-folded": ({"kind": "dense", "train": "folded"}, {}, 0),
     "dense-dora": ({"kind": "dense"}, {"dora": True}, 32 * (5 * 16 * 16 + sum(o for _, o in SHAPES))),
-    "dense-pissa": ({"kind": "dense"}, {"start": "pissa"}, 32 * 5 * 16 * 16),
+    "dense-pissa": ({"kind": "dense", "init": "orthogonal"}, {"start": "pissa"}, 32 * 5 * 16 * 16),
     "diagonal": ({}, {}, 32 * 5 * 16),
     "input-split": ({"blocks": 2}, {}, -32 * sum(16 * d // 2 for d, _ in SHAPES)),
     "token-gate": ({"experts": 4}, {}, 32 * sum(4 * d for d, _ in SHAPES)),
@@ -100,6 +100,28 @@ def test_injecting_twice_is_refused() -> None:
     inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["q_proj"])
     with pytest.raises(ValueError, match="adapters already"):
         inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["v_proj"])
+
+
+def test_a_layer_in_two_places_is_refused() -> None:
+    """The adapter would be in one of them only."""
+    model = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "block": nn.ModuleDict({"v_proj": nn.Linear(8, 8)})})
+    model["block"]["q_proj"] = model["q_proj"]
+    with pytest.raises(ValueError, match=r"q_proj and block\.q_proj are one shared module"):
+        inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["q_proj"])
+    assert inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["v_proj"]) == ["block.v_proj"]
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_adapters_are_float32_whatever_the_default(kind: str) -> None:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        net = nn.Sequential(nn.Linear(8, 8))
+        inject(net, rank=4, alpha=8, mixer={"kind": kind}, target_modules=["0"], dora=not MIXERS[kind].routes)
+    finally:
+        torch.set_default_dtype(before)
+    assert net[0].base.weight.dtype == torch.bfloat16
+    assert {value.dtype for value in adapter_state_dict(net).values()} == {torch.float32}
 
 
 def test_draws_of_the_factors_depend_on_seed_and_layer_only() -> None:

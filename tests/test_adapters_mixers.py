@@ -10,7 +10,7 @@ from reference import perturb
 CASES = {
     "identity": {"kind": "identity", "rank": 6},
     "butterfly": {"kind": "butterfly", "rank": 6, "blocks": 3},
-    "butterfly-normalized": {"kind": "butterfly", "rank": 6, "blocks": 2, "normalize": True},
+    "butterfly-normalized": {"kind": "butterfly", "rank": 6, "blocks": 3, "normalize": True},
     "hadamard": {"kind": "hadamard", "rank": 8, "blocks": 4},
     "kronecker": {"kind": "kronecker", "rank": 6, "blocks": 3},
     "diagonal": {"kind": "diagonal", "rank": 6},
@@ -39,7 +39,7 @@ def definition(case: str, layer: AdapterLinear) -> torch.Tensor:
         case "butterfly":
             return sum(torch.roll(eye, 2 * shift, 0) for shift in range(3))
         case "butterfly-normalized":
-            return (eye + torch.roll(eye, 3, 0)) / 2
+            return sum(torch.roll(eye, 2 * shift, 0) for shift in range(3)) / 3
         case "hadamard":
             signs = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
             return torch.kron(torch.tensor(signs, dtype=torch.float64), eye[:2, :2]) / 2
@@ -83,7 +83,7 @@ def test_fold_is_a_plain_lora_pair_with_the_same_delta(case: str) -> None:
     layer = layer_of(case)
     pair = fold(layer)
     torch.testing.assert_close(pair.scale * pair.b @ pair.a, layer.delta_weight(), rtol=1e-10, atol=1e-12)
-    expected_rank = {"butterfly": 2, "butterfly-normalized": 3}.get(case, layer.mixer.rank_out)
+    expected_rank = {"butterfly": 2, "butterfly-normalized": 2}.get(case, layer.mixer.rank_out)
     assert pair.a.shape == (expected_rank, 10) and pair.b.shape == (7, expected_rank)
 
 

@@ -92,6 +92,7 @@ def inject(
     if any(True for _ in named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
     names = _match(model, target_modules)
+    _refuse_shared(model, names)
     # All layers are built before the first one is put in place: a fault leaves the model as it was.
     layers: dict[str, AdapterLinear] = {}
     for name in names:
@@ -222,6 +223,14 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
         wanted = ", ".join(unmatched) or "an empty list"
         raise ValueError(f"no linear layer matches {wanted}; this model has {', '.join(there) or 'none'}")
     return matched
+
+
+def _refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuses a module that the model has under several names: an adapter in one place would not be in the other."""
+    chosen = {model.get_submodule(name): name for name in names}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if chosen.get(module, name) != name:
+            raise ValueError(f"{chosen[module]} and {name} are one shared module; name layers that are not shared")
 
 
 def _device(layer: AdapterLinear) -> torch.device:

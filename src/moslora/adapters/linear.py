@@ -57,9 +57,9 @@ class AdapterLinear(nn.Module):
         self.scale = scale
         self.base = base.requires_grad_(False)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.lora_a = nn.Parameter(torch.empty(mixer.shape_of_a(self.in_features)))
+        self.lora_a = nn.Parameter(torch.empty(mixer.shape_of_a(self.in_features), dtype=torch.float32))
         self.mixer = mixer
-        self.lora_b = nn.Parameter(torch.empty(self.out_features, mixer.rank_out))
+        self.lora_b = nn.Parameter(torch.empty(self.out_features, mixer.rank_out, dtype=torch.float32))
         self.magnitude = magnitude
         self.register_buffer("start_a", None)
         self.register_buffer("start_b", None)
@@ -93,8 +93,10 @@ class AdapterLinear(nn.Module):
     def _rescaled(self, y: Tensor, delta: Tensor, dropped: Tensor) -> Tensor:
         """g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖; as in the released code, dropout also acts on (g − 1) ∘ W x."""
         assert self.magnitude is not None
-        a, b = self.mixer.fold(self.lora_a, self.lora_b)
-        gain = self.magnitude(a=a, b=b, base_of_a=self._without_bias(a.detach().to(y.dtype)), scale=self.scale)
+        with torch.no_grad():  # the norm is a constant to the gradient
+            a, b = self.mixer.fold(self.lora_a, self.lora_b)
+            base_of_a = self._without_bias(a.to(y.dtype))
+        gain = self.magnitude(a=a, b=b, base_of_a=base_of_a, scale=self.scale)
         if self.training and isinstance(self.dropout, nn.Dropout):
             plain = self._without_bias(dropped)
         else:

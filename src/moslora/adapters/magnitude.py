@@ -19,8 +19,8 @@ class Magnitude(nn.Module):
 
     def __init__(self, out_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features))
-        self.register_buffer("squared_norms", torch.empty(out_features), persistent=False)
+        self.weight = nn.Parameter(torch.empty(out_features, dtype=torch.float32))
+        self.register_buffer("squared_norms", torch.empty(out_features, dtype=torch.float32), persistent=False)
 
     squared_norms: Tensor
 

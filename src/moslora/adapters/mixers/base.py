@@ -57,7 +57,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def matrix(self) -> Tensor:
-        """M itself, float32 (float64 stays), shape ``(rank_out, rank_in)``.
+        """M itself, in float32 or float64, shape ``(rank_out, rank_in)``.
 
         Raises:
             NotMergeable: there is no single M.

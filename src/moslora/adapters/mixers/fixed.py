@@ -91,7 +91,7 @@ class ButterflyMixer(Mixer):
         return mixed.repeat(*(1,) * (h.dim() - 1), self.blocks)
 
     def matrix(self) -> Tensor:
-        ones = torch.ones(self.blocks, self.blocks)
+        ones = torch.ones(self.blocks, self.blocks, dtype=torch.float64)  # 1/3 is another number in float32
         return torch.kron(ones, torch.eye(self.rank_in // self.blocks)) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:

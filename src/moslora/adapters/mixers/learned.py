@@ -43,7 +43,8 @@ class DenseMixer(Mixer):
         self.init = init
         self.zero_at_init = init == "zeros"
         self.folds_at_init = train == "folded"
-        self.weight = nn.Parameter(torch.empty(self.rank_out, self.rank_in), requires_grad=train == "learned")
+        empty = torch.empty(self.rank_out, self.rank_in, dtype=torch.float32)
+        self.weight = nn.Parameter(empty, requires_grad=train == "learned")
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         # The small matrix is cast, never the activations: M keeps a float32 master because a step of
@@ -93,7 +94,7 @@ class DiagonalMixer(Mixer):
         super().__init__(rank=rank, rank_out=rank_out)
         refuse_rectangle(self, "diagonal")
         self.orthogonality = orthogonality
-        self.weight = nn.Parameter(torch.empty(rank))
+        self.weight = nn.Parameter(torch.empty(rank, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         return h * self.weight.to(h.dtype)
@@ -131,7 +132,7 @@ class KroneckerMixer(Mixer):
         refuse_rectangle(self, "kronecker")
         refuse_uneven(rank, blocks)
         self.blocks = blocks
-        self.weight = nn.Parameter(torch.empty(blocks, blocks))
+        self.weight = nn.Parameter(torch.empty(blocks, blocks, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         return (self.weight.to(h.dtype) @ h.unflatten(-1, (self.blocks, -1))).flatten(-2)
