@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,13 @@ from moslora.adapters import adapter_state_dict
 from moslora.checkpoint import (
     load_adapted,
     locate_adapter,
+    new_folder,
     newest_run,
     open_adapter,
     replacing,
     run_folder,
 )
+from moslora.disk import held
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
 
@@ -145,3 +149,87 @@ def test_what_a_kill_left_behind_is_cleared_or_put_back(tmp_path: Path) -> None:
         assert not list(scratch.iterdir())
         raise RuntimeError
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "good"]
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    with pytest.raises(RuntimeError), new_folder(out) as scratch:
+        (scratch / "a").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with new_folder(out) as scratch:
+        (scratch / "a").write_text("whole")
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "out", "a"]
+    with pytest.raises(UsageError, match="out: not empty"), new_folder(out):
+        pytest.fail("never begins")
+    assert (out / "a").read_text() == "whole"
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path: Path, there: bool) -> None:
+    """At any time, by a program that knows of no locks; and the two kinds of locks keep ours from it."""
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    with pytest.raises(UsageError, match="out: not empty"), new_folder(out) as scratch:
+        with pytest.raises(UsageError, match="another process is writing here"), held(out):
+            pytest.fail("as training and evaluation do")
+        with pytest.raises(UsageError, match="another process is writing here"), new_folder(out):
+            pytest.fail("as another merge does")
+        (scratch / "ours").touch()
+        (out / "theirs").write_text("precious")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+    assert (out / "theirs").read_text() == "precious"
+
+
+def test_what_comes_in_the_very_last_moment_stays_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "theirs").touch()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    with pytest.raises(UsageError, match="out: another process wrote here meanwhile"), new_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+@pytest.mark.parametrize("name", ["out", ".", "link"])
+def test_a_folder_that_is_there_stays_the_same_one(tmp_path: Path, name: str) -> None:
+    """A mount point cannot be replaced at all, and a shell in the folder would stand in one that is gone."""
+    here = tmp_path / "out"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(here)
+    before = here.stat().st_ino
+    with chdir(here if name == "." else tmp_path), new_folder(Path(name)) as scratch:
+        (scratch / "config.json").touch()
+        (scratch / "sub").mkdir()
+        (scratch / "sub" / "a").touch()
+        assert scratch.parent == here, "on the same file system"
+    assert here.stat().st_ino == before and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in here.rglob("*")) == ["a", "config.json", "sub"]
+
+
+def test_a_link_to_a_folder_to_come_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "out")
+    with new_folder(tmp_path / "link") as scratch:
+        (scratch / "a").touch()
+    assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "far" / "out").iterdir()] == ["a"]
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises(UsageError, match="Too many levels of symbolic links; name"), new_folder(tmp_path / "round"):
+        pass
+
+
+def test_what_a_killed_writer_of_a_new_folder_left_is_cleared(tmp_path: Path) -> None:
+    for name in (".new.writing", "new", "there/.moslora.writing"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (".new.writing/half", "new/.lock", ".new.lock", "there/.moslora.writing/half", "there/.lock"):
+        (tmp_path / name).touch()
+    for name in ("new", "there"):
+        with new_folder(tmp_path / name) as scratch:
+            (scratch / "a").touch()
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "there"]

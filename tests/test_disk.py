@@ -26,6 +26,8 @@ def caused(error: Exception, cause: BaseException) -> Exception:
         (caused(RuntimeError("generating failed"), OSError(errno.ENOSPC, "x")), DiskFull),
         (PermissionError(errno.EACCES, "x"), UsageError),
         (OSError(errno.EROFS, "x"), UsageError),
+        (OSError(errno.EBUSY, "x"), UsageError),
+        (OSError(errno.EXDEV, "x"), UsageError),
         (OSError(errno.EIO, "x"), MosloraError),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation_kit import make_examples
-from moslora import folded
+from moslora import convert, folded
 from moslora import merge as merging
 from moslora.adapters import fold
 from moslora.checkpoint import load_adapted, open_adapter
+from moslora.convert import export_peft
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import evaluate
+from moslora.folded import lora_pairs
 from moslora.locate import fingerprint
 from moslora.merge import merge
 from moslora.recipe import Recipe
@@ -157,6 +160,51 @@ def test_a_folder_in_use_and_another_base_are_refused(
     fingerprint.cache_clear()
     with pytest.raises(UsageError, match=r"trained on .* with fingerprint"):
         merge(run / "adapter", out=tmp_path / "twice")
+
+
+@pytest.mark.parametrize("write", [merge, export_peft])
+def test_what_comes_into_the_folder_during_the_work_stays(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
+) -> None:
+    out = tmp_path / "out"
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        out.mkdir(exist_ok=True)
+        (out / "theirs.txt").write_text("precious")
+        return lora_pairs(*arguments, **options)
+
+    monkeypatch.setattr(merging, "lora_pairs", meanwhile)
+    monkeypatch.setattr(convert, "lora_pairs", meanwhile)
+    with pytest.raises(UsageError, match="out: not empty"):
+        write(trained / "adapter", out=out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs.txt"]
+
+
+def test_a_second_merge_into_the_same_folder_is_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(UsageError, match="out: another process is writing here"):
+            export_peft(trained / "adapter", out=out)
+        return lora_pairs(*arguments, **options)
+
+    monkeypatch.setattr(merging, "lora_pairs", meanwhile)
+    merge(trained / "adapter", out=out)
+    assert (out / "config.json").exists() and not (out / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("write", [merge, export_peft])
+def test_the_working_folder_can_be_written_into(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
+) -> None:
+    """It stays the one that the shell stands in, and the card has its name."""
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    write(trained / "adapter", out=Path("."))
+    assert '"here")\n' in Path("README.md").read_text()
+    assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_a_merge_that_drowns_in_rounding_is_said(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

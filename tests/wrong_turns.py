@@ -875,6 +875,15 @@ OUTPUT = {
     "merge into a file": Turn("merge {run} --out m", 2, "m: a file, not a folder", file("m", "")),
     "merge below a file": Turn("merge {run} --out f/m", 2, "f: a file, not a folder; choose another", file("f", "")),
     "merge being written": Turn("merge {run} --out m", 2, "m: another process is writing here", locked(".m.lock")),
+    "merge into a run that trains": Turn(
+        "merge {run} --out m", 2, "m: another process is writing here", locked("m/.lock")
+    ),
+    "merge into a link that leads nowhere": Turn(
+        "merge {run} --out m",
+        2,
+        "m: Too many levels of symbolic links; name a path",
+        lambda scene: (scene.here / "m").symlink_to("m"),
+    ),
     "merge, disk full": Turn(
         "merge {run} --out m",
         1,
@@ -898,11 +907,14 @@ OUTPUT = {
     ),
     "export into a file": Turn("export {run} --out m", 2, "m: a file, not a folder", file("m", "")),
     "export being written": Turn("export {run} --out m", 2, "m: another process is writing here", locked(".m.lock")),
+    "export into a run that trains": Turn(
+        "export {run} --out m", 2, "m: another process is writing here", locked("m/.lock")
+    ),
     "export, disk full": Turn(
         "export {run} --out m",
         1,
         "m: File too large; free some space there",
-        limited("moslora.convert.replacing", size=1_000),
+        limited("moslora.convert.new_folder", size=1_000),
     ),
     "quickstart into what is used": Turn(
         "quickstart --out q", 2, "q: not empty; choose another folder", file("q/mine.txt", "x")

@@ -7,12 +7,13 @@
 A folder is written beside its place and renamed into it, so that a reader finds a whole one or none.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, inject
 from moslora.data.fetch import sha256
-from moslora.disk import LOCK, held, refuse_file, writing
+from moslora.disk import LOCK, held, refuse_file, resolved, writing
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
 from moslora.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, load_written, read_manifest, with_own_hash
@@ -33,6 +34,12 @@ from moslora.model import dequantize, load_base
 from moslora.recipe import Recipe
 
 RUN = "run.json"
+
+SCRATCH = ".moslora.writing"
+"""What is not yet whole in a folder that was there before."""
+
+MARKS = ("config.json", "adapter_config.json", "adapter")
+"""By these a reader takes a folder for what it is: the last to be there."""
 
 
 @dataclass(frozen=True)
@@ -221,15 +228,77 @@ def refuse_used(out: Path) -> None:
         raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
 
 
-def in_use(folder: Path) -> bool:
-    """Whether anything but a lock is in ``folder``."""
-    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+def in_use(folder: Path, *, besides: Sequence[str] = (LOCK,)) -> bool:
+    """Whether anything but ``besides`` is in ``folder``."""
+    return folder.is_dir() and any(path.name not in besides for path in folder.iterdir())
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder whose content is what ``out`` holds once the block has ended well; it is gone otherwise.
+
+    ``out`` is held from before it is looked at until it is written, and looked at again before: what another process
+    put there is never replaced. One that does not exist appears in one piece. One that does stays the same folder, as
+    it may be a mount point, or where the shell stands: what was written is moved into it, :data:`MARKS` last.
+
+    Raises:
+        UsageError: ``out`` is in use, another process is writing there, or it is no place to write to.
+        DiskFull: no room.
+    """
+    with writing(out):
+        place = resolved(out)
+    beside, lock = (place.parent / f".{place.name}{suffix}" for suffix in (".writing", LOCK))
+    # With one of these the folder is another writer's, made for the lock inside, and perhaps left when that was killed.
+    stays = place.is_dir() and not (beside.exists() or lock.exists())
+    scratch = place / SCRATCH if stays else beside
+    with ExitStack() as locks:
+        if not stays:
+            locks.enter_context(held(out, lock=lock))
+        inside = locks.enter_context(ExitStack())
+        inside.enter_context(held(out, lock=place / LOCK))
+        _refuse_others(out, place)
+        try:
+            with writing(out):
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir()
+            yield scratch
+            with writing(out):
+                _sync_all(scratch)
+                _refuse_others(out, place)
+                if stays:
+                    for path in sorted(scratch.iterdir(), key=lambda path: path.name in MARKS):
+                        os.replace(path, place / path.name)
+                    scratch.rmdir()
+                    _sync(place)
+                else:
+                    inside.close()
+                    _rename(scratch, place, out)
+                    _sync(place.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_others(out: Path, place: Path) -> None:
+    """Refuses ``out`` if more is in it than what `new_folder` puts there."""
+    if in_use(place, besides=(LOCK, SCRATCH)):
+        refuse_used(out)
+
+
+def _rename(scratch: Path, place: Path, out: Path) -> None:
+    """Renames, which the system does over an empty folder and refuses over any other."""
+    try:
+        os.replace(scratch, place)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UsageError(f"{out}: another process wrote here meanwhile; choose another folder with --out") from None
+        raise
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A scratch folder that takes the place of ``folder`` when the block ends well, and is gone otherwise.
 
+    For folders inside of one that is held, where an older ``folder`` is meant to go: see `new_folder` for any other.
     What a killed predecessor left is cleared first: its scratch folder, and the old folder that it was replacing.
 
     Raises:
@@ -245,8 +314,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         scratch.mkdir()
         try:
             yield scratch
-            for path in (*scratch.rglob("*"), scratch):
-                _sync(path)
+            _sync_all(scratch)
             if folder.exists():
                 os.replace(folder, old)
             os.replace(scratch, folder)
@@ -279,6 +347,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise MosloraError(f"{path}: cannot be read ({error}); take another checkpoint") from None
+
+
+def _sync_all(folder: Path) -> None:
+    """Forces everything in ``folder`` to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

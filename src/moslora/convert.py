@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from moslora.adapters import inject
 from moslora.card import public_name, write_card
-from moslora.checkpoint import load_adapted, open_adapter, refuse_used, replacing, save_adapter, write_json
+from moslora.checkpoint import load_adapted, new_folder, open_adapter, save_adapter, write_json
 from moslora.data.fetch import sha256
+from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.folded import lora_pairs
 from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
@@ -70,51 +71,51 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, compact: b
         UsageError: ``out`` is in use, the base is not the adapter's, or the mixer is no single matrix.
     """
     folder = open_adapter(adapter)
-    refuse_used(out)
-    model = load_adapted(folder)
-    pairs = lora_pairs(model, path=folder.path, task=task)
-    if compact:
-        pairs = {name: pair.compact() for name, pair in pairs.items()}
-    first = next(iter(pairs.values()))
-    rank = max(pair.a.shape[0] for pair in pairs.values())
-    others = {name: pair.a.shape[0] for name, pair in pairs.items() if pair.a.shape[0] != rank}
-    tensors = {}
-    for name, pair in pairs.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
-        if pair.magnitude is not None:
-            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude
-    recipe = folder.recipe
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": public_name(recipe.model.name),
-        "revision": recipe.model.revision,
-        "r": rank,
-        "lora_alpha": first.scale * rank,
-        "rank_pattern": others,
-        "alpha_pattern": {name: first.scale * own for name, own in others.items()},
-        "use_dora": first.magnitude is not None,
-        "lora_dropout": recipe.adapter.dropout,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": _target_modules(model, list(pairs)),
-    }
-    with replacing(out) as scratch:
-        save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(scratch / "adapter_config.json", config)
-        write_card(
-            scratch,
-            folder,
-            kind="A LoRA adapter",
-            use=(
-                "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-                f'base = AutoModelForCausalLM.from_pretrained("{public_name(recipe.model.name)}")\n'
-                f'model = PeftModel.from_pretrained(base, "{out.name}")'
-            ),
-            proof="The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged.",
-        )
+    with new_folder(out) as scratch:
+        model = load_adapted(folder)
+        pairs = lora_pairs(model, path=folder.path, task=task)
+        if compact:
+            pairs = {name: pair.compact() for name, pair in pairs.items()}
+        first = next(iter(pairs.values()))
+        rank = max(pair.a.shape[0] for pair in pairs.values())
+        others = {name: pair.a.shape[0] for name, pair in pairs.items() if pair.a.shape[0] != rank}
+        tensors = {}
+        for name, pair in pairs.items():
+            tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
+            if pair.magnitude is not None:
+                tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude
+        recipe = folder.recipe
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": public_name(recipe.model.name),
+            "revision": recipe.model.revision,
+            "r": rank,
+            "lora_alpha": first.scale * rank,
+            "rank_pattern": others,
+            "alpha_pattern": {name: first.scale * own for name, own in others.items()},
+            "use_dora": first.magnitude is not None,
+            "lora_dropout": recipe.adapter.dropout,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "target_modules": _target_modules(model, list(pairs)),
+        }
+        with writing(out):
+            save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+            write_json(scratch / "adapter_config.json", config)
+            write_card(
+                scratch,
+                folder,
+                kind="A LoRA adapter",
+                use=(
+                    "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+                    f'base = AutoModelForCausalLM.from_pretrained("{public_name(recipe.model.name)}")\n'
+                    f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
+                ),
+                proof="The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged.",
+            )
     return out
 
 
@@ -142,62 +143,62 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
-    refuse_used(out)
-    adapter = read_adapter(source)
-    faults = adapter.faults()
-    section = _model_section(adapter, base)
-    if section["name"]:
-        try:
-            meta = meta_model(**section)
-            faults += adapter.faults_on(meta)
-        except MosloraError as error:
-            hint = "" if base else f" ({CONFIG} names this base; --base names another)"
-            if not faults:
-                raise type(error)(f"{error}{hint}") from None
-            faults.append(f"{error}{hint}")
-    else:
-        faults.append(f"{adapter.config_path}: names no base model; name it with --base")
-    if faults:
-        more = [f"… and {len(faults) - SHOWN_FAULTS} more faults"] if len(faults) > SHOWN_FAULTS else []
-        raise UsageError("\n".join([*faults[:SHOWN_FAULTS], *more]))
-    layers = adapter.layers()
-    recipe = Recipe.model_validate(
-        {
-            "name": re.sub(r"[^\w.-]", "-", source.resolve().name).lstrip(".-") or "imported",
-            "model": {**section, "dtype": dtype},
-            "adapter": {
-                "rank": adapter.config["r"],
-                "alpha": adapter.scale * adapter.config["r"],
-                "dropout": float(adapter.config.get("lora_dropout") or 0),
-                "target_modules": _targets_of_inject(meta, list(layers)),
-                "mixer": {"kind": "dense" if adapter.mixed else "identity"},
-            },
-            "data": {"format": "llm-adapters"} if adapter.official else {},
-        }
-    )
-    tokenizer = load_tokenizer(**recipe.model.tokenizer())
-    model = load_base(**{**recipe.model.model_dump(), "dtype": "float32"})
-    without = log_probabilities(model, tokenizer)
-    with _applied(model, layers, scale=adapter.scale):
-        expected = log_probabilities(model, tokenizer)
-    inject(model, **recipe.adapter.model_dump(), state=_our_state(layers))
-    facts = {
-        "imported": {
-            "format": "MoSLoRA" if adapter.official else "PEFT",
-            "sha256": {path.name: sha256(path) for path in (adapter.config_path, adapter.weights_path)},
-        }
-    }
-    with replacing(out) as scratch:
-        save_adapter(scratch / "adapter", model, recipe, facts=facts)
-        del model
-        write_json(scratch / "run.json", {**facts, "moslora": version("moslora")})
-        written = load_adapted(open_adapter(scratch / "adapter"), dtype="float32")
-        found = log_probabilities(written, tokenizer)
-        proof = ImportProof(
-            layers=len(layers), error=_difference(found, expected), effect=_difference(without, expected)
+    with new_folder(out) as scratch:
+        adapter = read_adapter(source)
+        faults = adapter.faults()
+        section = _model_section(adapter, base)
+        if section["name"]:
+            try:
+                meta = meta_model(**section)
+                faults += adapter.faults_on(meta)
+            except MosloraError as error:
+                hint = "" if base else f" ({CONFIG} names this base; --base names another)"
+                if not faults:
+                    raise type(error)(f"{error}{hint}") from None
+                faults.append(f"{error}{hint}")
+        else:
+            faults.append(f"{adapter.config_path}: names no base model; name it with --base")
+        if faults:
+            more = [f"… and {len(faults) - SHOWN_FAULTS} more faults"] if len(faults) > SHOWN_FAULTS else []
+            raise UsageError("\n".join([*faults[:SHOWN_FAULTS], *more]))
+        layers = adapter.layers()
+        recipe = Recipe.model_validate(
+            {
+                "name": re.sub(r"[^\w.-]", "-", source.resolve().name).lstrip(".-") or "imported",
+                "model": {**section, "dtype": dtype},
+                "adapter": {
+                    "rank": adapter.config["r"],
+                    "alpha": adapter.scale * adapter.config["r"],
+                    "dropout": float(adapter.config.get("lora_dropout") or 0),
+                    "target_modules": _targets_of_inject(meta, list(layers)),
+                    "mixer": {"kind": "dense" if adapter.mixed else "identity"},
+                },
+                "data": {"format": "llm-adapters"} if adapter.official else {},
+            }
         )
-        if not proof.error <= TOLERANCE:
-            raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE:g}; nothing was written")
+        tokenizer = load_tokenizer(**recipe.model.tokenizer())
+        model = load_base(**{**recipe.model.model_dump(), "dtype": "float32"})
+        without = log_probabilities(model, tokenizer)
+        with _applied(model, layers, scale=adapter.scale):
+            expected = log_probabilities(model, tokenizer)
+        inject(model, **recipe.adapter.model_dump(), state=_our_state(layers))
+        facts = {
+            "imported": {
+                "format": "MoSLoRA" if adapter.official else "PEFT",
+                "sha256": {path.name: sha256(path) for path in (adapter.config_path, adapter.weights_path)},
+            }
+        }
+        with writing(out):
+            save_adapter(scratch / "adapter", model, recipe, facts=facts)
+            del model
+            write_json(scratch / "run.json", {**facts, "moslora": version("moslora")})
+            written = load_adapted(open_adapter(scratch / "adapter"), dtype="float32")
+            found = log_probabilities(written, tokenizer)
+            proof = ImportProof(
+                layers=len(layers), error=_difference(found, expected), effect=_difference(without, expected)
+            )
+            if not proof.error <= TOLERANCE:
+                raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE:g}; nothing was written")
     return proof
 
 

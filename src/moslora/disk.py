@@ -24,6 +24,8 @@ FORBIDDEN = (
     errno.EEXIST,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EBUSY,
+    errno.EXDEV,
 )
 FAILING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ESTALE)
 
@@ -88,6 +90,18 @@ def writing(path: Path) -> Iterator[None]:
         if (fault := disk_fault(error, path)) is None:
             raise
         raise fault from None
+
+
+def resolved(path: Path) -> Path:
+    """Where ``path`` leads: absolute, and without symbolic links.
+
+    Raises:
+        OSError: they lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:  # of Python before 3.13, which then leaves such a path as it is
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def refuse_file(folder: Path) -> None:

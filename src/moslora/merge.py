@@ -25,11 +25,11 @@ from moslora.card import write_card
 from moslora.checkpoint import (
     AdapterFolder,
     load_adapted,
+    new_folder,
     open_adapter,
-    refuse_used,
-    replacing,
     write_json,
 )
+from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.folded import lora_pairs
 from moslora.locate import weight_files
@@ -66,52 +66,53 @@ def merge(adapter: Path, *, out: Path, onto: str = "original", task: str | None 
         raise UsageError(f"--onto {onto}: none of {', '.join(ONTO)}")
     if onto == "dequantized" and section.quantization is None:
         raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised, so there is only --onto original")
-    refuse_used(out)
-    tokenizer = load_tokenizer(**section.tokenizer())
-    model = load_adapted(folder)
-    pairs = lora_pairs(model, path=folder.path, task=task)
-    adapted = log_probabilities(model, tokenizer)
-    del model
-    model = load_base(**section.model_dump())
-    base = log_probabilities(model, tokenizer)
-    layers = quantized_layers(model) if onto == "dequantized" else {}
-    del model
-    expected = adapted
-    if section.quantization is not None:
-        expected = log_probabilities(_unquantized(folder, layers, task=task), tokenizer)
-    files = weight_files(section.name, revision=section.revision)
-    with replacing(out) as scratch:
-        ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype])
-        layers = {}
-        for path in sorted(files[0].parent.iterdir()):
-            if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
-                shutil.copy(path, scratch / path.name)
-        _set_dtype(scratch / "config.json", section.dtype)
-        tokenizer.save_pretrained(scratch)
-        merged = load_base(
-            **{**section.model_dump(), "name": str(scratch), "revision": None, "quantization": None},
-        )
-        proof = compare(
-            base=base,
-            adapted=adapted,
-            expected=expected,
-            merged=log_probabilities(merged, tokenizer),
-            ratio=ratio,
-            dtype=section.dtype,
-            quantization=section.quantization,
-            onto=onto,
-        )
-        write_card(
-            scratch,
-            folder,
-            kind="Merged weights",
-            use=(
-                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                f'model = AutoModelForCausalLM.from_pretrained("{out.name}")\n'
-                f'tokenizer = AutoTokenizer.from_pretrained("{out.name}")'
-            ),
-            proof=str(proof),
-        )
+    with new_folder(out) as scratch:
+        name = out.resolve().name
+        tokenizer = load_tokenizer(**section.tokenizer())
+        model = load_adapted(folder)
+        pairs = lora_pairs(model, path=folder.path, task=task)
+        adapted = log_probabilities(model, tokenizer)
+        del model
+        model = load_base(**section.model_dump())
+        base = log_probabilities(model, tokenizer)
+        layers = quantized_layers(model) if onto == "dequantized" else {}
+        del model
+        expected = adapted
+        if section.quantization is not None:
+            expected = log_probabilities(_unquantized(folder, layers, task=task), tokenizer)
+        files = weight_files(section.name, revision=section.revision)
+        with writing(out):
+            ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype])
+            layers = {}
+            for path in sorted(files[0].parent.iterdir()):
+                if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
+                    shutil.copy(path, scratch / path.name)
+            _set_dtype(scratch / "config.json", section.dtype)
+            tokenizer.save_pretrained(scratch)
+            merged = load_base(
+                **{**section.model_dump(), "name": str(scratch), "revision": None, "quantization": None},
+            )
+            proof = compare(
+                base=base,
+                adapted=adapted,
+                expected=expected,
+                merged=log_probabilities(merged, tokenizer),
+                ratio=ratio,
+                dtype=section.dtype,
+                quantization=section.quantization,
+                onto=onto,
+            )
+            write_card(
+                scratch,
+                folder,
+                kind="Merged weights",
+                use=(
+                    "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                    f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+                    f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
+                ),
+                proof=str(proof),
+            )
     return proof
 
 
