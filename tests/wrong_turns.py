@@ -460,8 +460,26 @@ MODELS = {
     "no safetensors": Turn(
         "eval model --tasks obqa",
         2,
-        "no safetensors weights; moslora reads no pickled ones",
+        "no safetensors weights (model.safetensors, or model.safetensors.index.json); moslora reads no pickled",
         a_model(lambda model: (model / "model.safetensors").unlink()),
+    ),
+    "an index that is none": Turn(
+        "eval model --tasks obqa",
+        1,
+        "model.safetensors.index.json: not an index of weights",
+        both(
+            a_model(lambda model: (model / "model.safetensors").unlink()),
+            file("model/model.safetensors.index.json", "[]"),
+        ),
+    ),
+    "a shard that is missing": Turn(
+        "eval model --tasks obqa",
+        1,
+        "model.safetensors.index.json: names a.safetensors, which is not there",
+        both(
+            a_model(lambda model: (model / "model.safetensors").unlink()),
+            file("model/model.safetensors.index.json", '{"weight_map": {"lm_head.weight": "a.safetensors"}}'),
+        ),
     ),
     "truncated weights": Turn(
         "eval model --tasks obqa", 1, "model.safetensors: cannot be read", a_model(cut("model.safetensors"))

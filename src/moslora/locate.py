@@ -2,9 +2,11 @@
 
 import functools
 import hashlib
+import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ BUILTIN = "smollm2-135m-instruct"
 
 BUILTIN_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Its original, of which the built-in weights are the Q4_1 quantisation."""
+
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""A model's weights in one file, or the file that names its shards: in this order, as transformers looks for them."""
 
 
 def locate(name: str, *, revision: str | None = None) -> str:
@@ -49,26 +55,49 @@ def locate(name: str, *, revision: str | None = None) -> str:
 def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
     """The safetensors files of a model on this disk; those of a hub model are downloaded first if need be.
 
+    Those that transformers loads, and no others that may lie beside them, such as Meta's ``consolidated.safetensors``.
+
     Raises:
         UsageError: the model has none.
+        MosloraError: its index is damaged, or names a file that is not there.
     """
     located = locate(name, revision=revision)
-    folder = Path(located)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        patterns = ["*.safetensors", "*.json", "*.py"]
-        try:
-            folder = Path(snapshot_download(located, revision=revision, allow_patterns=patterns))
-        except (OSError, ValueError) as error:  # its files are asked for one by one: each may be the first to fail
-            raise disk_fault(error, hub_cache()) or MosloraError(
-                f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network,"
-                " and give the same command again: what has arrived is kept"
-            ) from None
-    files = tuple(sorted(folder.glob("*.safetensors")))
-    if not files:
-        raise UsageError(f"{folder}: no safetensors weights; moslora reads no pickled ones")
+    local = Path(located).is_dir()
+    folder = Path(located) if local else _download(located, revision, (WHOLE, "*.json", "*.py"))
+    if (folder / WHOLE).is_file():
+        return (folder / WHOLE,)
+    if not (folder / INDEX).is_file():
+        raise UsageError(f"{folder}: no safetensors weights ({WHOLE}, or {INDEX}); moslora reads no pickled ones")
+    files = _indexed(folder / INDEX)
+    if not local:
+        _download(located, revision, [file.name for file in files])
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise MosloraError(f"{folder / INDEX}: names {missing[0]}, which is not there; fetch the model anew")
     return files
+
+
+def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder in the hub's cache with those files of the model that match."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:  # its files are asked for one by one: each may be the first to fail
+        raise disk_fault(error, hub_cache()) or MosloraError(
+            f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network,"
+            " and give the same command again: what has arrived is kept"
+        ) from None
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    """The shards that an index names, by name."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return tuple(index.parent / name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise disk_fault(error, index) or MosloraError(
+            f"{index}: not an index of weights ({type(error).__name__}); fetch the model anew"
+        ) from None
 
 
 @functools.cache
