@@ -163,10 +163,49 @@ def own_base(change: Callable[[Path], object]) -> Maker:
     return make
 
 
-def another_tensor(model: Path) -> None:
-    tensors = load_file(model / "model.safetensors")
-    tensors["model.norm.weight"][0] += 1
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """A model's weights changed."""
+
+    def apply(model: Path) -> None:
+        found = load_file(model / "model.safetensors")
+        change(found)
+        save_file(found, model / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+another_tensor = tensors(lambda found: found["model.norm.weight"][0].add_(1))
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    """A model's config.json changed."""
+
+    def apply(model: Path) -> None:
+        values = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(values | changes))
+
+    return apply
+
+
+def a_peft_adapter(scene: Scene) -> None:
+    """A LoRA on the queries of the world's model."""
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    scene.write("peft/adapter_config.json", json.dumps(settings))
+    factors = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{factor}.weight": torch.ones(shape)
+        for layer in range(2)
+        for factor, shape in (("A", (2, 48)), ("B", (48, 2)))
+    }
+    save_file(factors, scene.here / "peft/adapter_model.safetensors")
+
+
+BAD_CONFIGS = (
+    ("malformed config", lambda model: (model / "config.json").write_text("{"), "config.json"),
+    ("unknown kind of model", config(model_type="lama"), "lama"),
+    ("config of a wrong type", config(num_attention_heads="x"), "num_attention_heads"),
+    ("config that does not divide", config(num_attention_heads=7), "(7)"),
+)
+"""A model that cannot be built: what is wrong, how it came about, and what the line says."""
 
 
 def a_model(change: Callable[[Path], object]) -> Maker:
@@ -492,6 +531,40 @@ MODELS = {
         1,
         "model.name = model: its",
         a_model(lambda model: (model / "config.json").write_text("{")),
+    ),
+    **{
+        f"{what}, {command}": Turn(line, 1, says, both(a_peft_adapter, a_model(change)))
+        for what, change, says in BAD_CONFIGS
+        for command, line in (
+            ("trained", f"{HERE} model.name=model"),
+            ("counted", "train {world}/recipe.yaml --dry-run model.name=model"),
+            ("evaluated", "eval model --tasks obqa --source {world}/data --out e"),
+            ("imported onto", "import peft --base model --out r"),
+        )
+    },
+    "a tensor of another shape": Turn(
+        "eval model --tasks obqa --source {world}/data --out e",
+        1,
+        "config.json: model.norm.weight has shape (3,), the model (48,); fetch the model anew",
+        a_model(tensors(lambda found: found.update({"model.norm.weight": torch.ones(3)}))),
+    ),
+    "missing tensors": Turn(
+        f"{HERE} model.name=model",
+        1,
+        "config.json: model.layers.0.self_attn.q_proj.weight is missing (and 1 more such tensors); fetch the model",
+        a_model(
+            tensors(
+                lambda found: [
+                    found.pop(key) for key in ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight")
+                ]
+            )
+        ),
+    ),
+    "a tokenizer that is none": Turn(
+        "eval model --tasks obqa --source {world}/data --out e",
+        1,
+        "model.name = model: its tokenizer cannot be loaded: KeyError",
+        a_model(lambda model: (model / "tokenizer.json").write_text("{}")),
     ),
     "no tokenizer": Turn(
         f"{HERE} model.name=model",

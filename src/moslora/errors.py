@@ -32,8 +32,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first; its type, where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error of a library says first, with the line that a colon announces; its type, where it says nothing."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def stopped(message: str, by: KeyboardInterrupt) -> Interrupted:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from moslora.locate import BUILTIN, locate
+from moslora.model import loading
 
 LLAMA_SHAPES: dict[str, dict[str, Any]] = {
     "Meta-Llama-3-8B": {
@@ -61,14 +62,18 @@ def meta_model(name: str, *, revision: str | None = None, trust_remote_code: boo
 
     A local folder's own ``config.json`` counts. Otherwise :data:`LLAMA_SHAPES`, where the name is known
     (``-Instruct`` and the 3.1 releases share the shapes of their bases), or the hub's ``config.json``.
+
+    Raises:
+        MosloraError: it has no model that can be built.
     """
     short = name.rpartition("/")[2].removesuffix("-Instruct").replace("Llama-3.1-", "Meta-Llama-3-")
     short = short.replace("Meta-Meta-", "Meta-")
     if short in LLAMA_SHAPES and not os.path.isdir(os.path.expanduser(name)):
         config = LlamaConfig(**LLAMA_SHAPES[short])
     else:
-        options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        config = AutoConfig.from_pretrained(locate(name, revision=revision), **options)
-    with torch.device("meta"):
+        source = locate(name, revision=revision)
+        with loading(name, "config.json"):
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    with loading(name, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model

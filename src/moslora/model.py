@@ -6,6 +6,8 @@ The only module that knows bitsandbytes, which is optional.
 import functools
 import logging
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,33 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of ``name``: a hub id, a local folder, or :data:`BUILTIN`."""
     source = locate(name, revision=revision)
-    try:
+    with loading(name, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name, "tokenizer", error) from None
     return tokenizer
+
+
+@contextmanager
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turns whatever a damaged or unknown model makes the libraries raise in the block into one line.
+
+    Their errors have no base in common: a file that is not what it should be shows as an error of a key, a type or an
+    attribute, from deep inside them.
+
+    Args:
+        name: of the model.
+        what: is loaded, in a word.
+
+    Raises:
+        MosloraError: it cannot be loaded. What ran out of the GPU's memory is left to the caller.
+    """
+    try:
+        yield
+    except (MosloraError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _cannot_load(name, what, error) from None
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -96,23 +118,26 @@ def load_base(
     if quantization is not None or device.type == "cuda":
         changes["device_map"] = {"": device}
     source = locate(name, revision=revision)
-    try:
+    with loading(name, "model"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
             raise UsageError(
                 f"model.name = {name}: its weights are quantised already; name the original, and model.quantization"
             )
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # only in order to name them
             **changes,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _cannot_load(name, "model", error) from None
+    model: PreTrainedModel
+    model, info = loaded
+    _refuse_incomplete(name, missing=sorted(info["missing_keys"]), mismatched=sorted(info["mismatched_keys"]))
     _refuse_unusual_output(model, name)
     if quantization == "nf4" and device.type == "cpu":
         _mend_cpu_layers(model, name)
@@ -206,6 +231,31 @@ def dequantize(base: nn.Module) -> Tensor:
     return weight.detach().float()
 
 
+def _refuse_incomplete(
+    name: str, *, missing: Sequence[str], mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+) -> None:
+    """Refuses a checkpoint that does not fill its model: transformers fills the rest with random numbers.
+
+    A tied output layer is not missing: it is the embedding.
+
+    Args:
+        name: of the model.
+        missing: names of its tensors that the checkpoint has not.
+        mismatched: name, shape in the checkpoint, shape in the model.
+
+    Raises:
+        MosloraError: there are any.
+    """
+    faults = [f"{key} is missing" for key in missing]
+    faults += [f"{key} has shape {tuple(there)}, the model {tuple(wanted)}" for key, there, wanted in mismatched]
+    if faults:
+        more = f" (and {len(faults) - 1} more such tensors)" if len(faults) > 1 else ""
+        raise MosloraError(
+            f"model.name = {name}: its weights do not fit its config.json: {faults[0]}{more}; fetch the model anew,"
+            " or name another"
+        )
+
+
 def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
     """Loss and scores here are hidden · weightᵀ; a model that does more behind it would be wrong in silence."""
     changes = [key for key in LOGIT_CHANGES if getattr(model.config, key, None) not in (None, 1.0)]
@@ -217,7 +267,10 @@ def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
 
 def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
     place = Path(name) if Path(name).is_dir() else hub_cache()
-    message = f"model.name = {name}: its {what} cannot be loaded: {first_line(error)}; mend it, or name another"
+    reason = first_line(error).rstrip(".")
+    if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text says little without the type
+        reason = f"{type(error).__name__}: {reason}"
+    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; mend it, or name another"
     return disk_fault(error, place) or MosloraError(message)
 
 
