@@ -59,6 +59,7 @@ def conflicts(
     yield from _composition(adapter)
     yield from _budget(adapter, training)
     yield from _data(data)
+    yield from _tasks(adapter, data)
     yield from _training(training)
     yield from _evaluation(evaluation, data)
     yield from _tracking(tracking)
@@ -173,6 +174,16 @@ def _data(data: DataSection) -> Iterator[Conflict]:
                 "the rows of commonsense_170k are instructions answered by a label; "
                 "set format: label or llm-adapters, or source: hub",
             )
+
+
+def _tasks(adapter: AdapterSection, data: DataSection) -> Iterator[Conflict]:
+    if adapter.mixer.kind == "task-gate" and data.source == "commonsense_170k":
+        # Half of the sets share a template, so that their rows would all train the embedding for rows of no set.
+        yield Conflict(
+            ("data.source", "adapter.mixer.kind"),
+            "a task gate learns an embedding for each task, and the rows of commonsense_170k do not name theirs "
+            "(those of siqa, arc_easy, arc_challenge and obqa look alike); set data.source: hub",
+        )
 
 
 def _training(training: TrainingSection) -> Iterator[Conflict]:
