@@ -54,6 +54,11 @@ class AdapterFolder:
         """A, M and B of every adapter, by parameter name."""
         return load_tensors(self.path / WEIGHTS)
 
+    def trained_tasks(self) -> tuple[str, ...] | None:
+        """The tasks whose embedding a task gate has trained; ``None`` for other mixers, or where not recorded."""
+        counts = self.manifest.get("data", {}).get("tasks")
+        return tuple(counts) if counts is not None and self.recipe.adapter.mixer.kind == "task-gate" else None
+
 
 def locate_adapter(path: Path) -> Path:
     """The adapter folder that ``path`` means: itself, a run's ``adapter/``, or the run's newest checkpoint.

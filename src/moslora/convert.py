@@ -18,7 +18,7 @@ from moslora.checkpoint import load_adapted, new_folder, open_adapter, save_adap
 from moslora.data.fetch import sha256
 from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
-from moslora.folded import lora_pairs
+from moslora.folded import fixed_task, lora_pairs
 from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
 from moslora.llama import meta_model
 from moslora.model import DTYPES, load_base, load_tokenizer
@@ -68,9 +68,11 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, compact: b
             stand in PEFT's ``rank_pattern`` and ``alpha_pattern``, which not every reader knows.
 
     Raises:
-        UsageError: ``out`` is in use, the base is not the adapter's, or the mixer is no single matrix.
+        UsageError: ``out`` is in use, the base is not the adapter's, the mixer is no single matrix, or its gate was not
+            trained on the task.
     """
     folder = open_adapter(adapter)
+    task = fixed_task(folder, task)
     with new_folder(out) as scratch:
         model = load_adapted(folder)
         pairs = lora_pairs(model, path=folder.path, task=task)

@@ -31,7 +31,7 @@ from moslora.checkpoint import (
 )
 from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
-from moslora.folded import lora_pairs
+from moslora.folded import fixed_task, lora_pairs
 from moslora.locate import weight_files
 from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, name_task, quantized_layers
 from moslora.probe import log_probabilities
@@ -56,8 +56,8 @@ def merge(adapter: Path, *, out: Path, onto: str = "original", task: str | None 
         task: the one that a task gate is fixed to.
 
     Raises:
-        UsageError: ``out`` is in use, the base is not the adapter's, ``onto`` does not fit it, or the mixer is no one
-            matrix.
+        UsageError: ``out`` is in use, the base is not the adapter's, ``onto`` does not fit it, the mixer is no one
+            matrix, or its gate was not trained on the task.
         MosloraError: the merged model differs by more than its dtype explains; ``out`` is then not written.
     """
     folder = open_adapter(adapter)
@@ -66,6 +66,7 @@ def merge(adapter: Path, *, out: Path, onto: str = "original", task: str | None 
         raise UsageError(f"--onto {onto}: none of {', '.join(ONTO)}")
     if onto == "dequantized" and section.quantization is None:
         raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised, so there is only --onto original")
+    task = fixed_task(folder, task)
     with new_folder(out) as scratch:
         name = out.resolve().name
         tokenizer = load_tokenizer(**section.tokenizer())

@@ -17,6 +17,7 @@ from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
 from moslora.evaluation.target import Target, reading
+from moslora.folded import refuse_untrained
 from moslora.model import load_tokenizer, name_task
 from moslora.tasks import Example, resolve_tasks
 
@@ -70,12 +71,15 @@ def ask(
         format: of the prompt; ``None`` for the target's own.
 
     Raises:
-        UsageError: no question that can be asked, or protocol generate, which has no probabilities.
+        UsageError: no question that can be asked, a task that a gate was not trained on, or protocol generate, which
+            has no probabilities.
         MosloraError: the protocol cannot score these options.
     """
     example, names = as_example(question, options, task=task)
     if protocol == "generate":
         raise UsageError("--protocol generate: writes a text and has no probabilities; take rank")
+    if target.adapter:
+        refuse_untrained(target.adapter, example.task)
     protocol, rendered = reading(target, protocol, format)
     protocol = "rank" if protocol == "generate" else protocol  # both read the formats with labels
     if format is None and rendered == "cloze-passage":

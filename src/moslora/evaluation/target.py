@@ -152,6 +152,13 @@ def evaluate_target(
         refuse_used(out)
     for line in differences(source, [task for task in tasks if task == "hellaswag"]):
         say(f"note: {line}")
+    trained = target.adapter.trained_tasks() if target.adapter else None
+    # A note only: a recipe's evaluation has all eight sets unless told otherwise, and their other scores are good.
+    if trained is not None and (others := [task for task in tasks if task not in trained]):
+        say(
+            f"note: the gate was never trained on {', '.join(others)} (but on {', '.join(trained)}): scored there with"
+            " the embedding that was drawn at the start"
+        )
     examples = {task: load_examples(task, "test", source=source) for task in tasks}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = batch_size or section.batch_size

@@ -1,14 +1,16 @@
 """The rows of a run: loaded, capped, split, encoded, and what is to be said of them."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.select import Selection, select
 from moslora.data.sources import data_hash, differences
-from moslora.data.steps import label_count
+from moslora.data.steps import StepPlan, label_count
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe
+from moslora.tasks import INSTRUCTION, task_number
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,12 @@ class TrainingData:
     joins: bool
     leaks: dict[str, int] | None
 
-    def facts(self) -> dict[str, Any]:
-        return {"sha256": self.sha256, "notes": self.notes, "leaks_left_out": self.leaks}
+    def facts(self, plan: StepPlan) -> dict[str, Any]:
+        """For the manifest; ``tasks`` counts the rows that the steps of ``plan`` draw of each, which may be fewer tasks
+        than there are rows of, where the run is short."""
+        drawn = Counter(self.rows[row].task for step in range(len(plan)) for row in plan[step])
+        tasks = {task: drawn[task] for task in sorted(drawn, key=task_number)}
+        return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
 
     def remarks(self) -> list[str]:
         truncated = sum(row.truncated for row in self.rows)
@@ -52,7 +58,11 @@ def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
         rows=encode_examples(selection.training, format, encoder, loss_on=section.loss_on),
         validation=encode_examples(selection.validation, format, encoder, loss_on=section.loss_on),
         sha256=data_hash(selection.training),
-        notes=[*differences(section.source, section.tasks, winogrande=section.winogrande), *_leak_notes(selection)],
+        notes=[
+            *differences(section.source, section.tasks, winogrande=section.winogrande),
+            *_leak_notes(selection),
+            *_gate_notes(recipe, selection),
+        ],
         joins=not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20]),
         leaks=selection.leaks,
     )
@@ -66,3 +76,13 @@ def _leak_notes(selection: Selection) -> list[str]:
     if selection.incomparable:
         lines.append(f"data.drop_leaks: {selection.incomparable:,} instructions of no known template were not compared")
     return lines
+
+
+def _gate_notes(recipe: Recipe, selection: Selection) -> list[str]:
+    nameless = sum(example.task == INSTRUCTION for example in selection.training)
+    if recipe.adapter.mixer.kind != "task-gate" or not nameless:
+        return []
+    return [
+        f"{nameless:,} rows name no set: they train the gate's embedding for rows of none, which no evaluation and no"
+        ' merge takes; where they are of one, give them the key "task"'
+    ]

@@ -93,12 +93,12 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16")
     plan = step_plan(recipe, rows=len(data.rows))
     budget = rank_budget(model, recipe, total=len(plan))
-    facts = {"data": data.facts(), "trained_rows": len(data.rows), "processes": accelerator.num_processes}
+    facts = {"data": data.facts(plan), "trained_rows": len(data.rows), "processes": accelerator.num_processes}
     first_step = 0
     if start:
         restore(start, model=model, optimizer=optimizer, scaler=scaler, budget=budget)
         first_step = start.manifest["step"]
-        refuse_other_data(out, then=start.manifest["data"], now=data.facts())
+        refuse_other_data(out, then=start.manifest["data"], now=facts["data"])
         say(f"resuming after step {first_step} of {len(plan)}")
         if (before := start.manifest["processes"]) != accelerator.num_processes:
             say(f"note: {before} processes before, {accelerator.num_processes} now: dropout draws other numbers")

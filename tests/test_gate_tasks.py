@@ -1,0 +1,144 @@
+"""Which tasks a task gate was trained on: recorded with the run, and asked wherever one task is meant."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from moslora import cli
+from moslora.adapters import adapter_state_dict, inject
+from moslora.checkpoint import open_adapter
+from moslora.convert import export_peft
+from moslora.data.encode import Encoded
+from moslora.data.steps import StepPlan
+from moslora.errors import UsageError
+from moslora.evaluation.ask import ask
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.manifest import OWN_HASH, with_own_hash
+from moslora.merge import merge
+from moslora.model import load_base
+from moslora.recipe import Recipe, load_recipe
+from moslora.tasks import COMMONSENSE, INSTRUCTION
+from moslora.training import train_recipe
+from moslora.training.rows import TrainingData
+
+GATE = ("adapter.mixer.kind=task-gate", "training.epochs=1")
+ASKED = {"question": "what did the old fox sing about", "options": ["rain", "two stone birds"]}
+
+
+@pytest.fixture(scope="module")
+def two_of_three(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two of the world's tasks, which evaluates all three."""
+    out = tmp_path_factory.mktemp("gate") / "run"
+    train_recipe(load_recipe(world / "recipe.yaml", [*GATE, "data.tasks=[obqa, boolq]"]), out=out)
+    return out
+
+
+def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Path) -> None:
+    folder = open_adapter(two_of_three / "adapter")
+    recorded = folder.manifest["data"]["tasks"]
+    assert sum(recorded.values()) == folder.manifest["trained_rows"] == 54
+    fresh = load_base(**folder.recipe.model.model_dump())
+    inject(fresh, **folder.recipe.adapter.model_dump(), seed=folder.recipe.seed)
+    end = load_file(two_of_three / "adapter" / "adapter.safetensors")
+    for key, start in adapter_state_dict(fresh).items():
+        if key.endswith("embedding"):
+            moved = (end[key] != start).any(1).nonzero().flatten().tolist()
+            assert [COMMONSENSE[number] for number in moved] == list(recorded) == ["boolq", "obqa"]
+    assert json.loads((two_of_three / "run.json").read_text())["data"]["tasks"] == recorded
+
+
+def test_only_rows_that_a_step_draws_count() -> None:
+    rows = [Encoded(f"{task}/train/{n}", task, [1], [1], False) for task in ("piqa", "boolq") for n in range(3)]
+    rows.append(Encoded("instruction/train/6", INSTRUCTION, [1], [1], False))
+    data = TrainingData(rows=rows, validation=[], sha256="", notes=[], joins=False, leaks=None)
+    short = StepPlan(rows=7, global_batch_size=1, epochs=None, max_steps=1, seed=0)
+    assert data.facts(short)["tasks"] == {rows[short[0][0]].task: 1}
+    twice = StepPlan(rows=7, global_batch_size=4, epochs=2, max_steps=None, seed=0)
+    assert list(data.facts(twice)["tasks"].items()) == [("boolq", 6), ("piqa", 6), (INSTRUCTION, 2)]
+
+
+def test_merge_and_export_refuse_a_task_that_was_not_trained(two_of_three: Path, tmp_path: Path) -> None:
+    adapter = two_of_three / "adapter"
+    for write in (export_peft, merge):
+        with pytest.raises(UsageError) as caught:
+            write(adapter, out=tmp_path / "out", task="piqa")
+        assert str(caught.value) == (
+            f"{adapter}: its gate was never trained on piqa; name one that it was trained on with --task: boolq, obqa"
+        )
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_task_with_a_blank_or_twice_is_that_task(two_of_three: Path, tmp_path: Path) -> None:
+    folders = [
+        export_peft(two_of_three / "adapter", out=tmp_path / f"{n}", task=task)
+        for n, task in enumerate(("obqa", " obqa,", "obqa,obqa", "boolq"))
+    ]
+    plain, *others, another = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    assert all(value.equal(other[key]) for other in others for key, value in plain.items())
+    assert any(not value.equal(another[key]) for key, value in plain.items())
+
+
+def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three: Path) -> None:
+    gated = open_target(str(two_of_three))
+    with pytest.raises(UsageError, match=r"never trained on arc_easy; name one .* with --task: boolq, obqa"):
+        ask(gated, **ASKED)
+    assert ask(gated, **ASKED, task="obqa").prediction.task == "obqa"
+    assert ask(open_target(str(two_of_three), base=True), **ASKED).prediction.task == "arc_easy"
+
+
+def test_eval_scores_every_task_and_says_which_were_not_trained(two_of_three: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    target = open_target(str(two_of_three))
+    results, _ = evaluate_target(target, limit=2, out=tmp_path / "e", say=said.append)
+    assert list(results.tasks) == ["boolq", "arc_easy", "obqa"]
+    (line,) = [line for line in said if "gate" in line]
+    assert line.startswith("note: the gate was never trained on arc_easy (but on boolq, obqa): ")
+    for changed in (open_target(str(two_of_three), base=True), target):
+        said.clear()
+        tasks = ("obqa",) if changed is target else None
+        evaluate_target(changed, tasks=tasks, limit=2, out=tmp_path / changed.suffix.strip("-") / "x", say=said.append)
+        assert not [line for line in said if "gate" in line]
+
+
+def test_rows_of_no_set_are_told_while_training_and_serve_no_task(
+    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mixed file whose rows of obqa do not name it: they could be of any of four sets."""
+    source = tmp_path / "mixed.json"
+    rows = json.loads((Path(recipe().data.source) / "openbookqa" / "train.json").read_text())
+    source.write_text(json.dumps(rows))
+    run = tmp_path / "run"
+    overrides = (f"data.source={source}", "data.tasks=obqa", "data.validation_rows=4")
+    train_recipe(recipe(*GATE, *overrides), out=run)
+    assert "note: 26 rows name no set: they train the gate's embedding for rows of none" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="never trained on obqa; its rows named no set; train it anew"):
+        merge(run / "adapter", out=tmp_path / "merged", task="obqa")
+    train_recipe(recipe(*overrides, "training.epochs=1"), out=tmp_path / "dense")
+    assert "name no set" not in capsys.readouterr().out
+
+
+def test_what_an_older_version_wrote_serves_as_before(two_of_three: Path, tmp_path: Path) -> None:
+    """Its manifest does not say which tasks were trained."""
+    adapter = two_of_three / "adapter"
+    old = tmp_path / "old"
+    old.mkdir()
+    for path in adapter.iterdir():
+        (old / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["data"]["tasks"], manifest[OWN_HASH]
+    (old / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
+    assert export_peft(old, out=tmp_path / "out", task="piqa").is_dir()
+
+
+def test_the_command_says_it_in_one_line(
+    two_of_three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moslora", "merge", str(two_of_three), "--task", "siqa"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "never trained on siqa" in line
