@@ -1,5 +1,6 @@
 """The rank budget against stock PEFT's AdaLoRA, against its equations in plain float64."""
 
+import re
 from collections.abc import Callable
 
 import peft
@@ -218,9 +219,12 @@ def test_a_state_carries_the_scores_and_a_part_of_it_is_refused() -> None:
     assert not other.scores().any()
     other.load_state_dict(state)
     assert other.scores().equal(budget.scores())
-    state.popitem()
-    with pytest.raises(KeyError):
-        other.load_state_dict(state)
+    first = next(iter(state))
+    wrong = {key: value for key, value in state.items() if key != first} | {"x:mean": state[first]}
+    with pytest.raises(ValueError, match=rf"missing: {re.escape(first)}; of nothing in this run: x:mean"):
+        other.load_state_dict(wrong)
+    with pytest.raises(ValueError, match=rf"of another shape: {re.escape(first)} \(1, "):
+        other.load_state_dict(state | {first: state[first][:1]})
 
 
 # What surrounds it

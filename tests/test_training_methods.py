@@ -160,9 +160,7 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
     assert not scores
 
 
-@pytest.mark.parametrize(
-    "method", [f"methods/{name}" for name in ("adalora", "dora", "lora-moe-topk", "lora-plus", "moelora", "pissa")]
-)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("step", [3, 6])
 def test_it_resumes_to_the_same_bits(finished: Callable[[str], Done], tmp_path: Path, method: str, step: int) -> None:
     """Adapter and optimizer, from the checkpoints that the straight run left."""

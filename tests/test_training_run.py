@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,13 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from moslora.adapters import Gate, inject, named_adapters
 from moslora.checkpoint import open_adapter
 from moslora.data.encode import Encoder
+from moslora.data.fetch import sha256
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
+from moslora.manifest import OWN_HASH, with_own_hash
 from moslora.model import load_base, load_tokenizer
 from moslora.recipe import Recipe
 from moslora.training import loop, train_recipe
@@ -294,6 +297,59 @@ def test_the_float16_scaler_may_skip_nine_steps_in_a_row_but_not_ten(
     poison(monkeypatch, from_step=3, until=13)
     with pytest.raises(MosloraError, match="step 12: "):
         train_recipe(recipe("model.dtype=float16"), out=tmp_path / "ten")
+
+
+def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first checkpoint, after step 4, was written before any parameter had moments."""
+    half = recipe("model.dtype=float16", "training.keep_checkpoints=9")
+    with monkeypatch.context() as patch:
+        poison(patch, from_step=1, until=6)
+        train_recipe(half, out=tmp_path / "straight")
+    run = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
+    moments = load_file(run / "checkpoints" / "step-4" / "optimizer.safetensors")
+    assert len(moments) == 6 * 3 * 3 and not any(value.any() for value in moments.values())
+    for later in ("adapter", *(f"checkpoints/step-{step}" for step in (8, 12, 16, 20, 21))):
+        shutil.rmtree(run / later)
+    poison(monkeypatch, from_step=1, until=2)  # the fifth step of all
+    train_recipe(half, out=run, resuming=True)
+    assert same_bits(adapter(tmp_path / "straight"), adapter(run))
+
+
+def with_moments(run: Path, moments: dict[str, torch.Tensor]) -> None:
+    """Puts others into the newest checkpoint, as if they had been written with it."""
+    folder = run / "checkpoints" / "step-21"
+    save_file(moments, folder / "optimizer.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[OWN_HASH]
+    manifest["sha256"]["optimizer.safetensors"] = sha256(folder / "optimizer.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
+
+
+def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Without the mixers' own, Adam would begin anew for M alone."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    moments = load_file(run / "checkpoints" / "step-21" / "optimizer.safetensors")
+    first = "model.layers.0.mlp.down_proj"
+    stranger = {"model.layers.9.x.lora_a:step": torch.zeros(())}
+    short = {f"{first}.lora_b:exp_avg": moments[f"{first}.lora_b:exp_avg"][:, :3].contiguous()}
+    without = {key: value for key, value in moments.items() if ".mixer." not in key}
+    assert len(moments) - len(without) == 18
+    named = ", ".join(f"{first}.mixer.weight:{moment}" for moment in ("exp_avg", "exp_avg_sq", "step"))
+    for state, line in {
+        "missing": (without, f"missing: {named}, … and 15 more"),
+        "both": (without | stranger, "… and 15 more; of nothing in this run: model.layers.9.x.lora_a:step"),
+        "shape": (moments | short, rf"of another shape: {first}.lora_b:exp_avg (48, 3), here (48, 4)"),
+    }.values():
+        with_moments(run, state)
+        with pytest.raises(MosloraError, match=rf"step-21: does not fit this run: .*{re.escape(line)}$"):
+            train_recipe(recipe(), out=run, resuming=True)
+    with_moments(run, moments)
+    train_recipe(recipe(), out=run, resuming=True)
+    assert same_bits(adapter(trained), adapter(run))
 
 
 def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path: Path) -> None:

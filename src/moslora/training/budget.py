@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters import AdapterLinear, DiagonalMixer, named_adapters
+from moslora.training.strict import refuse_misfit
 
 
 def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, total: int) -> int:
@@ -144,8 +145,9 @@ class RankBudget:
         """Takes what :meth:`state_dict` gave.
 
         Raises:
-            KeyError: a score is missing.
+            ValueError: scores are missing, surplus, or of another shape.
         """
+        refuse_misfit(state, self.state_dict())
         for part, values in (("mean", self._means), ("spread", self._spreads)):
             for name, value in values.items():
                 value.copy_(state[f"{name}:{part}"])

@@ -26,6 +26,8 @@ from moslora.errors import MosloraError, UsageError
 from moslora.manifest import MANIFEST
 from moslora.recipe import Recipe
 from moslora.training.budget import RankBudget
+from moslora.training.optimizer import trainable
+from moslora.training.strict import refuse_misfit
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
@@ -109,22 +111,40 @@ def restore(
         _load_moments(model, optimizer, load_tensors(folder.path / OPTIMIZER))
         if budget is not None:
             budget.load_state_dict(load_tensors(folder.path / BUDGET))
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise MosloraError(f"{folder.path}: does not fit this run: {error}") from None
     scaler.load_state_dict(folder.manifest["scaler"])
 
 
 def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by ``parameter name:moment``."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    """AdamW's tensors of every optimised parameter by ``parameter name:moment``.
+
+    One without a gradient so far has none yet (after updates that the float16 scaler skipped, say), and gets the zeros
+    with which AdamW would begin: so what is not in the file is missing.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}:{moment}": value.detach().cpu().contiguous()
-        for parameter, moments in optimizer.state.items()
-        for moment, value in moments.items()
+        for parameter in trainable(optimizer)
+        for moment, value in (optimizer.state.get(parameter) or _fresh(parameter)).items()
+    }
+
+
+def _fresh(parameter: Tensor) -> dict[str, Tensor]:
+    return {
+        "step": torch.zeros(()),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
     }
 
 
 def _load_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
+    """Takes what :func:`_moments` gave.
+
+    Raises:
+        ValueError: moments are missing, surplus, or of another shape.
+    """
+    refuse_misfit(saved, _moments(model, optimizer))
     parameters = dict(model.named_parameters())
     for key, value in saved.items():
         name, _, moment = key.rpartition(":")
