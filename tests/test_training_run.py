@@ -27,6 +27,7 @@ from moslora.manifest import OWN_HASH, with_own_hash
 from moslora.model import load_base, load_tokenizer
 from moslora.recipe import Recipe
 from moslora.training import loop, train_recipe
+from moslora.training.folder import other_shares
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
@@ -315,6 +316,46 @@ def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(
     poison(monkeypatch, from_step=1, until=2)  # the fifth step of all
     train_recipe(half, out=run, resuming=True)
     assert same_bits(adapter(tmp_path / "straight"), adapter(run))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        ((), "note: 3 rows in a micro-batch before, 5 now: dropout draws other numbers"),
+        (("adapter.dropout=0",), None),
+        (("adapter.mixer={kind: token-gate}",), "note: 3 rows in a micro-batch before, 5 now: dropout draws"),
+        (("adapter.dropout=0", "adapter.mixer={kind: token-gate, top_k: 2}"), None),
+    ],
+)
+def test_micro_batches_of_another_size_are_told_where_dropout_draws_by_them(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], note: str | None
+) -> None:
+    short = (*overrides, "training.max_steps=4", "training.checkpoint_every=3")
+    train_recipe(recipe(*short), out=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
+    capsys.readouterr()
+    train_recipe(recipe(*short, "training.micro_batch_size=5"), out=tmp_path / "run", resuming=True)
+    said = capsys.readouterr().out
+    assert "resuming after step 3 of 4" in said
+    assert note in said if note else "note: " not in said
+
+
+def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over_them(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """They would change what is minimised: `test_the_balance_of_a_gate_alone_depends_on_the_micro_batches`."""
+    gate = ("adapter.mixer={kind: token-gate, balance: 0.01}", "training.max_steps=4")
+    train_recipe(recipe(*gate), out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"another recipe \(training\.micro_batch_size was 3, is 5\); take its own"):
+        train_recipe(recipe(*gate, "training.micro_batch_size=5"), out=tmp_path / "run", resuming=True)
+
+
+def test_another_number_of_processes_is_told_with_what_it_changes(recipe: MakeRecipe) -> None:
+    balanced = recipe("adapter.mixer={kind: token-gate, balance: 0.01}")
+    assert other_shares(balanced, then=(2, 3), now=(1, 3)) == [
+        "2 processes before, 1 now: dropout draws other numbers, the gate's balance is over other rows"
+    ]
+    assert other_shares(recipe("adapter.dropout=0"), then=(2, 3), now=(1, 3)) == []
 
 
 def with_moments(run: Path, moments: dict[str, torch.Tensor]) -> None:

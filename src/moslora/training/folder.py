@@ -14,13 +14,15 @@ FREE = (
     "evaluation.",
     "tracking.",
     "model.gradient_checkpointing",
-    "training.micro_batch_size",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.validate_every",
 )
-"""Keys of a recipe that may change when a run is resumed: they decide what is told and kept, or how much memory."""
+"""Keys of a recipe that may change when a run is resumed: they decide what is told and kept, or how much memory.
+:data:`MICRO_BATCH` may as well, but for a gate's balance."""
+
+MICRO_BATCH = "training.micro_batch_size"
 
 
 def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
@@ -40,10 +42,33 @@ def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
     # A section that one of the two has not got is missing there key by key.
     keys = dict.fromkeys((*now, *then))
     other = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
-    if found := [line for line in other if not line.startswith(FREE)]:
+    free = FREE if balance(recipe) else (*FREE, MICRO_BATCH)
+    if found := [line for line in other if not line.startswith(free)]:
         raise UsageError(
             f"{out}: holds a run of another recipe ({'; '.join(found)}); take its own ({stored}), or another --out"
         )
+
+
+def balance(recipe: Recipe) -> float:
+    """Weight of a gate's balance: a part of the loss that every micro-batch takes over its own rows."""
+    return getattr(recipe.adapter.mixer, "balance", 0.0)
+
+
+def other_shares(recipe: Recipe, *, then: tuple[int, int], now: tuple[int, int]) -> list[str]:
+    """What becomes of a resumed run whose steps are shared out otherwise than before; nothing where they are not.
+
+    Args:
+        recipe: the run's.
+        then: processes, and rows of a micro-batch at most.
+        now: likewise.
+    """
+    effects = ["dropout draws other numbers"] * (recipe.adapter.dropout > 0)
+    effects += ["the gate's balance is over other rows"] * (balance(recipe) > 0)
+    return [
+        f"{before} {what} before, {after} now: {', '.join(effects)}"
+        for what, before, after in zip(("processes", "rows in a micro-batch"), then, now, strict=True)
+        if before != after and effects
+    ]
 
 
 def refuse_too_many_processes() -> None:

@@ -27,7 +27,13 @@ from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.model import dequantize, load_base, load_tokenizer, pad_id
 from moslora.recipe import Recipe
 from moslora.training.budget import RankBudget
-from moslora.training.folder import refuse_other_data, refuse_other_run, refuse_too_many_processes
+from moslora.training.folder import (
+    balance,
+    other_shares,
+    refuse_other_data,
+    refuse_other_run,
+    refuse_too_many_processes,
+)
 from moslora.training.interrupt import StopRequest
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss, mean_loss
@@ -68,9 +74,10 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         except torch.OutOfMemoryError:
             if not accelerator.is_main_process:
                 raise  # the main process, which speaks for all, may know nothing of it
+            same = "another objective by the gate's balance" if balance(recipe) else "the gradients stay the same"
             raise MosloraError(
                 f"out of GPU memory with micro-batches of {recipe.training.micro_batch_size} rows; take a smaller"
-                " training.micro_batch_size (the gradients stay the same), or model.gradient_checkpointing=true"
+                f" training.micro_batch_size ({same}), or model.gradient_checkpointing=true"
             ) from None
 
 
@@ -100,8 +107,10 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
         first_step = start.manifest["step"]
         refuse_other_data(out, then=start.manifest["data"], now=facts["data"])
         say(f"resuming after step {first_step} of {len(plan)}")
-        if (before := start.manifest["processes"]) != accelerator.num_processes:
-            say(f"note: {before} processes before, {accelerator.num_processes} now: dropout draws other numbers")
+        then = start.manifest["processes"], start.recipe.training.micro_batch_size
+        now = accelerator.num_processes, recipe.training.micro_batch_size
+        for line in other_shares(recipe, then=then, now=now):
+            say(f"note: {line}")
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         quantized = recipe.model.quantization is not None
