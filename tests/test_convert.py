@@ -31,7 +31,7 @@ MIXERS = {
     "rslora": (["adapter.scaling=rslora", "adapter.alpha=4"], 4),
     "pissa": (["adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
     "dora": (["adapter.dora=true"], 4),
-    "dora-pissa": (["adapter.dora=true", "adapter.start=pissa"], 8),
+    "dora-pissa": (["adapter.dora=true", "adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
 }
 
 

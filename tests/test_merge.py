@@ -108,9 +108,15 @@ def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("adapter.start=pissa",),
+        ("adapter.start=pissa", "adapter.mixer.init=orthogonal"),
         ("adapter.dora=true",),
-        ("adapter.dora=true", "adapter.start=pissa", "adapter.scaling=rslora", "adapter.alpha=4"),
+        (
+            "adapter.dora=true",
+            "adapter.start=pissa",
+            "adapter.mixer.init=orthogonal",
+            "adapter.scaling=rslora",
+            "adapter.alpha=4",
+        ),
         ("adapter.mixer.kind=input-split",),
         ("adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"),
     ],

@@ -35,7 +35,7 @@ from moslora.recipe import (
     list_recipes,
     load_recipe,
 )
-from moslora.recipe.rules import GATES, INVERTIBLE
+from moslora.recipe.rules import GATES, INVERTIBLE, WELL_CONDITIONED
 from moslora.recipe.sections import AdapterSection, DataSection
 from moslora.tasks import COMMONSENSE
 
@@ -603,11 +603,22 @@ def test_override_may_hold_an_equals_sign_and_null(write):
                 "{kind: butterfly}",
                 "{kind: diagonal}",
                 "{kind: input-split}",
-                "{kind: dense, init: zeros}",
                 *(f"{{kind: {kind}}}" for kind in GATES),
             )
         ),
         (["adapter.start=pissa", "adapter.rank_out=8"], "adapter.start = 'pissa': a PiSSA start divides by M"),
+        *(
+            (
+                ["adapter.start=pissa", f"adapter.mixer={{kind: dense, {option}}}"],
+                f"adapter.start = 'pissa': a PiSSA start divides by M, and one from {init} has no inverse or one that "
+                "rounding would spoil; set adapter.mixer.init: orthogonal or identity",
+            )
+            for option, init in [
+                *((f"init: {init}", init) for init in ("kaiming", "xavier", "normal", "zeros")),
+                ("train: learned", "kaiming"),
+                ("train: folded", "kaiming"),
+            ]
+        ),
         *(
             (
                 [BUDGET, f"adapter.mixer.kind={kind}"],
@@ -661,8 +672,9 @@ def test_impossible_combination(write, overrides, message):
         [BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=4", "adapter.dora=true"],
         ["adapter.mixer={kind: token-gate, experts: 4, top_k: 3, balance: 0.1}"],
         ["adapter.mixer={kind: hadamard, blocks: 16}"],
-        *(["adapter.start=pissa", f"adapter.mixer.kind={kind}"] for kind in INVERTIBLE),
-        ["adapter.start=pissa", "adapter.dora=true", "adapter.mixer={kind: dense, init: orthogonal}"],
+        *(["adapter.start=pissa", f"adapter.mixer.kind={kind}"] for kind in INVERTIBLE if kind != "dense"),
+        *(["adapter.start=pissa", f"adapter.mixer={{kind: dense, init: {init}}}"] for init in WELL_CONDITIONED),
+        ["adapter.start=pissa", "adapter.dora=true", "adapter.mixer={kind: dense, init: orthogonal, train: folded}"],
         *(["adapter.dora=true", f"adapter.mixer.kind={kind}"] for kind in MIXERS if kind not in GATES),
     ],
 )

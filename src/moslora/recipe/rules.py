@@ -30,6 +30,9 @@ GATES = ("token-gate", "gate-inside", "task-gate")
 INVERTIBLE = ("identity", "hadamard", "kronecker", "dense")
 """Mixers that start with an inverse."""
 
+WELL_CONDITIONED = ("orthogonal", "identity")
+"""Starts of a dense mixer whose inverse is no larger than itself."""
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -118,13 +121,19 @@ def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
             f"DoRA normalises by one ΔW, and {mixer.kind} has another for every token or task; set dora: false",
         )
     if adapter.start == "pissa":
-        invertible = mixer.kind in INVERTIBLE and getattr(mixer, "init", "") != "zeros"
-        rectangular = adapter.rank_out not in (None, adapter.rank)
-        if not invertible or rectangular:
+        if mixer.kind not in INVERTIBLE or adapter.rank_out not in (None, adapter.rank):
             yield Conflict(
                 ("adapter.start", "adapter.mixer.kind"),
                 "a PiSSA start divides by M, which must be square and have an inverse; "
-                f"take one of {', '.join(INVERTIBLE)} (dense: not from zeros), or start: lora",
+                f"take one of {', '.join(INVERTIBLE)}, or start: lora",
+            )
+        elif mixer.kind == "dense" and mixer.init not in WELL_CONDITIONED:
+            # A random matrix has small singular values, so that its inverse is large and B · M · A a difference of
+            # large numbers: in bfloat16 no longer the part that has left the base.
+            yield Conflict(
+                ("adapter.start", "adapter.mixer.init"),
+                f"a PiSSA start divides by M, and one from {mixer.init} has no inverse or one that rounding would "
+                f"spoil; set adapter.mixer.init: {' or '.join(WELL_CONDITIONED)}, or start: lora",
             )
 
 

@@ -84,7 +84,8 @@ class AdapterSection(Section):
     the whole dotted name."""
 
     start: Literal["lora", "pissa"] = "lora"
-    """`lora`: ΔW = 0. `pissa`: the base's principal part, which leaves the base (arXiv 2404.02948)."""
+    """`lora`: ΔW = 0. `pissa`: the base's principal part, which leaves the base (arXiv 2404.02948); a dense mixer has
+    to start `orthogonal` or from the `identity` for it."""
 
     dora: bool = False
     """Learn the length of each row of the adapted weight apart from its direction (DoRA, arXiv 2402.09353)."""
