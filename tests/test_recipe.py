@@ -37,6 +37,7 @@ from moslora.recipe import (
 )
 from moslora.recipe.rules import GATES, INVERTIBLE, WELL_CONDITIONED
 from moslora.recipe.sections import AdapterSection, DataSection
+from moslora.recipe.yaml_text import MOST_LEVELS, MOST_VALUES, parse
 from moslora.tasks import COMMONSENSE
 
 ROOT = Path(__file__).parents[1]
@@ -408,7 +409,18 @@ def test_overrides_of_one_mixer_come_in_any_order(write, order):
         ),
         ("model:\n  name: x\n  name: y", "is not YAML: line 3, column 3: the key 'name' is given twice"),
         ("a: !!python/name:os.system", "is not YAML: line 1, column 4: could not determine a constructor"),
-        ("[" * 5000, "is not YAML: "),
+        ("[" * 5000, "is not YAML: its brackets or indents are nested too deeply"),
+        (
+            "a: " + "[" * MOST_LEVELS + "x" + "]" * MOST_LEVELS,
+            f"is not YAML: is nested more than {MOST_LEVELS} levels deep",
+        ),
+        ("seed: 0x" + "f" * 1025, "is not YAML: a whole number of more than 4096 bits"),
+        ('name: "\\ud800"', "is not YAML: '\\ud800' holds half a surrogate pair, which is no character"),
+        (
+            "a: [" + "x, " * (MOST_VALUES - 2) + "]",
+            "is not YAML: with its aliases written out it has more than 10,000 values",
+        ),
+        ("a: &a [*a]", "is not YAML: with its aliases written out it has more than 10,000 values"),
         ("seed: \x00", "is not YAML: "),
         ("", "is empty; a recipe is a mapping of sections"),
         ("# only a comment\n", "is empty; a recipe is a mapping of sections"),
@@ -843,3 +855,11 @@ def test_copy_of_what_cannot_be_read(write, tmp_path):
     with pytest.raises(UsageError, match=r"a\.yaml: extends = gone\.yaml: is neither"):
         copy_recipe(path, tmp_path / "b.yaml")
     assert not (tmp_path / "b.yaml").exists()
+
+
+def test_a_document_may_be_as_large_and_as_deep_as_that() -> None:
+    deep = "[" * (MOST_LEVELS - 1) + "x" + "]" * (MOST_LEVELS - 1)
+    assert parse(f"a: {deep}")["a"] == parse(deep)
+    # The mapping, its key, the list and every x of it.
+    assert len(parse("a: [" + "x, " * (MOST_VALUES - 3) + "]")["a"]) == MOST_VALUES - 3
+    assert parse("seed: 0x" + "f" * 1024)["seed"] == 2**4096 - 1

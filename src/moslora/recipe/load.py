@@ -14,7 +14,7 @@ from .layers import Given, lay, read_layers, shown
 from .sections import AdapterSection
 from .shipped import find_recipe
 from .whole import Recipe
-from .yaml_text import DEEPEST, parse, render, render_inline
+from .yaml_text import MOST_LEVELS, parse, render, render_inline
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -123,7 +123,7 @@ def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Given]:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         parts = key.split(".")
-        if not equals or not all(parts) or not key.isprintable() or len(parts) > DEEPEST:
+        if not equals or not all(parts) or not key.isprintable() or len(parts) > MOST_LEVELS:
             faults.append(f"override {argument!r}: wants key.sub=value, such as training.learning_rate=3e-4")
             continue
         try:

@@ -9,15 +9,12 @@ import yaml
 # exponent for a sign. YAML 1.2 (core schema, section 10.3.2) asks for neither.
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
 
-DEEPEST = 50
-"""Levels of a document, of which a recipe needs five."""
+MOST_LEVELS = 50
+"""Of a document; a recipe needs five."""
 
-LARGEST = 100_000
-"""Values of a document, of which a recipe needs a hundred."""
-
-
-_MOST_NODES = 10_000
-"""Values of a document with its aliases written out: a few lines of aliases to aliases stand for billions."""
+MOST_VALUES = 10_000
+"""Of a document with its aliases written out, since a few lines of aliases to aliases stand for billions; a recipe
+needs a hundred."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,8 +22,8 @@ class _Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
-        if node is not None and _size(node, {}) > _MOST_NODES:
-            raise yaml.YAMLError(f"with its aliases written out it has more than {_MOST_NODES:,} values")
+        if node is not None and _size(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"with its aliases written out it has more than {MOST_VALUES:,} values")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -91,27 +88,17 @@ def parse(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def _refuse_unwieldy(value: Any) -> None:
-    """Refuses what cannot be walked or shown: aliases that hold themselves or multiply, numbers without end."""
-    sizes: dict[int, int] = {}
-
-    def size(value: Any, depth: int) -> int:
-        if depth > DEEPEST:
-            raise ValueError(f"is nested more than {DEEPEST} levels deep, or an alias holds itself")
-        if isinstance(value, int) and value.bit_length() > 4096:
-            raise ValueError("a whole number of more than 4096 bits")
-        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-            raise ValueError(f"{value!r} holds half a surrogate pair, which is no character")
-        if not isinstance(value, dict | list | tuple | set):
-            return 1
-        if id(value) not in sizes:
-            items = [*value, *value.values()] if isinstance(value, dict) else value
-            sizes[id(value)] = 1 + sum(size(item, depth + 1) for item in items)
-            if sizes[id(value)] > LARGEST:
-                raise ValueError(f"has more than {LARGEST:,} values, aliases counted each time")
-        return sizes[id(value)]
-
-    size(value, 0)
+def _refuse_unwieldy(value: Any, level: int = 0) -> None:
+    """Refuses what cannot be walked or shown; aliases were counted before, so that there is an end to it."""
+    if level > MOST_LEVELS:
+        raise ValueError(f"is nested more than {MOST_LEVELS} levels deep")
+    if isinstance(value, int) and value.bit_length() > 4096:
+        raise ValueError("a whole number of more than 4096 bits")
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{value!r} holds half a surrogate pair, which is no character")
+    if isinstance(value, dict | list | tuple | set):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            _refuse_unwieldy(item, level + 1)
 
 
 def render(values: dict[str, Any]) -> str:
