@@ -17,7 +17,7 @@ from moslora.card import public_name, write_card
 from moslora.checkpoint import load_adapted, new_folder, open_adapter, save_adapter, write_json
 from moslora.data.fetch import sha256
 from moslora.disk import writing
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, capped
 from moslora.folded import fixed_task, lora_pairs
 from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
 from moslora.llama import meta_model
@@ -27,8 +27,6 @@ from moslora.recipe import Recipe
 
 TOLERANCE = 1e-5
 """Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
-
-SHOWN_FAULTS = 20
 
 
 @dataclass(frozen=True)
@@ -161,8 +159,7 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
         else:
             faults.append(f"{adapter.config_path}: names no base model; name it with --base")
         if faults:
-            more = [f"… and {len(faults) - SHOWN_FAULTS} more faults"] if len(faults) > SHOWN_FAULTS else []
-            raise UsageError("\n".join([*faults[:SHOWN_FAULTS], *more]))
+            raise UsageError(capped(faults))
         layers = adapter.layers()
         recipe = Recipe.model_validate(
             {

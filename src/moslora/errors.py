@@ -5,6 +5,7 @@ several lines of one error, so that a user repairs them in one go.
 """
 
 import signal
+from collections.abc import Sequence
 
 
 class MosloraError(Exception):
@@ -29,6 +30,16 @@ class Interrupted(MosloraError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would have been, so that whatever cleans up after the one does after the other."""
+
+
+SHOWN_FAULTS = 20
+"""Lines of one error; more help nobody."""
+
+
+def capped(faults: Sequence[str]) -> str:
+    """A line for each fault, up to :data:`SHOWN_FAULTS`, and how many more there are."""
+    more = len(faults) - SHOWN_FAULTS
+    return "\n".join([*faults[:SHOWN_FAULTS], *([f"… and {more} more fault{'s' * (more > 1)}"] if more > 0 else [])])
 
 
 def first_line(error: BaseException) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import UsageError
+from moslora.errors import UsageError, capped
 from moslora.prompts import RESPONSE_LEAD, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example, Split
 
-_SHOWN_FAULTS = 20
 _SPACE = re.compile(r"\s*")
 
 
@@ -55,7 +54,7 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
         task: the set that all rows are of, where the file's place says so.
 
     Raises:
-        UsageError: all faults with file and line, up to 20 of them.
+        UsageError: all faults with file and line, capped.
     """
     examples, faults = [], []
     for number, (line, row) in enumerate(_parsed(path)):
@@ -68,10 +67,7 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
     if not examples and not faults:
         faults.append(f"{path}: no rows in it")
     if faults:
-        shown = faults[:_SHOWN_FAULTS]
-        if len(faults) > len(shown):
-            shown.append(f"… and {len(faults) - len(shown)} more faults")
-        raise UsageError("\n".join(shown))
+        raise UsageError(capped(faults))
     return examples
 
 
