@@ -207,6 +207,20 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "no rank": (setting(r=None), "r = None: wants a positive whole number"),
     "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: wants a positive number"),
     "broken pattern": (setting(target_modules="(q_proj"), "target_modules = '(q_proj': wants a list of names, or"),
+    "broken pattern of layers": (
+        setting(layers_to_transform=[1], layers_pattern=["("]),
+        "layers_pattern = ['(']: wants regular expressions without groups",
+    ),
+    "a pattern of layers with a group": (
+        setting(layers_to_transform=[1], layers_pattern="(layers)"),
+        "layers_pattern = '(layers)': wants regular expressions without groups",
+    ),
+    "a pattern nested too deep": (setting(target_modules="(" * 3000 + ")" * 3000), ": wants a list of names, or"),
+    "alpha of 400 digits": (setting(lora_alpha=10**400), "0: wants a positive number"),
+    "alpha that no scale holds": (setting(lora_alpha=5e-324), "lora_alpha = 5e-324: wants a positive number"),
+    "a mixer that is text": (setting(lora_use_mixer="no"), "lora_use_mixer = 'no': wants true or false"),
+    "a base that is no text": (setting(base_model_name_or_path=["x"]), "base_model_name_or_path = ['x']: wants text"),
+    "a setting that does not print": (setting(**{"a\ud800": 1}), "'a\\ud800' = 1: not supported"),
     "another rank": (setting(r=5), r"q_proj.lora_AB: shape (4, 4), but r and the base make it (5, 5)"),
     "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "down_proj: has weights, but adapter_config.json"),
     "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it, but it has"),
@@ -245,6 +259,31 @@ def test_what_is_not_wholly_understood_is_refused(world: Path, tmp_path: Path, c
     with pytest.raises(UsageError, match=re.escape(message)):
         import_adapter(source, out=tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_quantised_base_is_refused_with_its_mend(world: Path, tmp_path: Path) -> None:
+    """As the settings of a QLoRA name it; the recipe's words, `model.quantization`, would lead nowhere here."""
+    base = Path(shutil.copytree(world / "model", tmp_path / "quantised"))
+    config = json.loads((base / "config.json").read_text())
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
+    source = write_source(
+        tmp_path / "source", {**OFFICIAL, "base_model_name_or_path": str(base)}, official_model(world)[1]
+    )
+    for named in (None, str(base)):
+        with pytest.raises(UsageError) as refused:
+            import_adapter(source, out=tmp_path / "run", base=named)
+        assert str(refused.value) == (
+            f"{base}: its weights are quantised already; name the original with --base ORIGINAL"
+        )
+    assert import_adapter(source, out=tmp_path / "run", base=str(world / "model")).layers == 6
+
+
+def test_settings_that_are_brackets_alone_are_one_line(world: Path, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
+    (source / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(MosloraError, match=r"adapter_config.json: cannot be read \(its brackets are nested too deeply"):
+        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
 
 
 def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ same in every run (`derandomize`), so that a change cannot fail by chance; the e
 
 import io
 import json
+import shutil
 import sys
 import tempfile
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -17,10 +18,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from moslora.adapters import inject, named_adapters
 from moslora.cli import main
+from moslora.convert import import_adapter
 from moslora.data.local import read_file
 from moslora.errors import MosloraError, UsageError
+from moslora.model import load_base
 from moslora.prompts import FORMATS, LabelFormat, answer_pattern, llm_adapters_row
 from moslora.recipe import find_recipe, load_recipe, recipe_schema, trace_recipe
 from moslora.recipe.yaml_text import parse, render_inline
@@ -359,3 +364,93 @@ def test_any_text_is_rows_or_refused(text: str | bytes, jsonl: bool) -> None:
     else:
         for found in examples:
             check_example(found)
+
+
+# Adapters of others
+
+PATTERNS = st.sampled_from(["q_proj", r".*\.q_proj", "(", "(a)", "a{99999999999999999999}", "layers", "", "\\1"]) | TEXT
+CONFIGS = st.fixed_dictionaries(
+    {
+        "peft_type": st.just("LORA"),
+        "r": st.sampled_from([4, 4, 4, 10**400]) | JSON,
+        "lora_alpha": st.integers(1, 64) | st.floats(allow_nan=True) | st.sampled_from([10**400, 5e-324]) | JSON,
+        "target_modules": st.just(["q_proj", "v_proj", "down_proj"]) | st.lists(PATTERNS, max_size=3) | PATTERNS | JSON,
+    },
+    optional={
+        "base_model_name_or_path": TEXT | JSON,
+        "bias": st.just("none") | JSON,
+        "exclude_modules": st.lists(PATTERNS, max_size=2) | PATTERNS | JSON,
+        "fan_in_fan_out": st.booleans() | JSON,
+        "init_lora_weights": st.booleans() | st.sampled_from(["gaussian", "pissa"]) | JSON,
+        "layers_pattern": st.lists(PATTERNS, max_size=2) | PATTERNS | JSON,
+        "layers_to_transform": st.lists(st.integers(-1, 3), max_size=3) | st.integers() | JSON,
+        "lora_dropout": st.floats(0, 1.1) | JSON,
+        "lora_use_mixer": st.booleans() | JSON,
+        "rank_pattern": st.just({}) | JSON,
+        "revision": TEXT | JSON,
+        "task_type": st.sampled_from(["CAUSAL_LM", None, "SEQ_CLS"]) | JSON,
+        "use_dora": st.booleans() | JSON,
+        "use_rslora": st.booleans() | JSON,
+        "\ud800": JSON,
+        "x\ny": JSON,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def source(world: Path, folder: Any) -> Path:
+    """A LoRA of rank 4 on the small model; its settings are written anew for each example."""
+    model = load_base(name=str(world / "model"), dtype="float32")
+    inject(model, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=["q_proj", "v_proj", "down_proj"])
+    tensors = {
+        f"base_model.model.{name}.lora_{part}.weight": weight.detach()
+        for name, layer in named_adapters(model)
+        for part, weight in (("A", layer.lora_a), ("B", layer.lora_b))
+    }
+    Path("source").mkdir()
+    save_file(tensors, "source/adapter_model.safetensors")
+    return Path("source")
+
+
+@settings(quick, max_examples=200)
+@given(config=CONFIGS | JSON | st.dictionaries(TEXT, JSON, max_size=4), named=st.booleans())
+@example(config={"r": 4, "lora_alpha": 10**400, "target_modules": ["q_proj"], "peft_type": "LORA"}, named=True)
+@example(
+    config={
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "layers_to_transform": [1],
+        "layers_pattern": ["("],
+        "peft_type": "LORA",
+    },
+    named=True,
+)
+@example(
+    config={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "peft_type": "LORA"},
+    named=True,
+)
+def test_any_settings_of_an_adapter_are_read_or_refused(source: Path, world: Path, config: Any, named: bool) -> None:
+    if named and isinstance(config, dict):
+        config = config | {"base_model_name_or_path": str(world / "model")}
+    (source / "adapter_config.json").write_text(json.dumps(config))
+    try:
+        import_adapter(source, out=Path("imported"), base=None if named else str(world / "model"))
+    except MosloraError as error:
+        check_lines(error, f"{source}/", f"{world / 'model'}: ", "… and ")
+        assert not Path("imported").exists()
+    else:
+        shutil.rmtree("imported")
+
+
+@settings(quick, max_examples=100)
+@given(text=st.text(max_size=40) | st.text('{}[]",:\\ \n1eu', max_size=40) | st.binary(max_size=20))
+@example(text="[" * 100_000)
+@example(text='{"a":' * 100_000)
+@example(text="9" * 5000)
+def test_any_text_is_settings_or_refused(source: Path, text: str | bytes) -> None:
+    content = text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+    (source / "adapter_config.json").write_bytes(content)
+    with pytest.raises(MosloraError) as refused:
+        import_adapter(source, out=Path("imported"))
+    check_lines(refused.value, f"{source}/")

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from moslora.adapters import inject
 from moslora.card import public_name, write_card
@@ -145,21 +146,7 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
         raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
     with new_folder(out) as scratch:
         adapter = read_adapter(source)
-        faults = adapter.faults()
-        section = _model_section(adapter, base)
-        if section["name"]:
-            try:
-                meta = meta_model(**section)
-                faults += adapter.faults_on(meta)
-            except MosloraError as error:
-                hint = "" if base else f" ({CONFIG} names this base; --base names another)"
-                if not faults:
-                    raise type(error)(f"{error}{hint}") from None
-                faults.append(f"{error}{hint}")
-        else:
-            faults.append(f"{adapter.config_path}: names no base model; name it with --base")
-        if faults:
-            raise UsageError(capped(faults))
+        section, meta = _base(adapter, base)
         layers = adapter.layers()
         recipe = Recipe.model_validate(
             {
@@ -201,11 +188,28 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
     return proof
 
 
-def _model_section(adapter: ForeignAdapter, base: str | None) -> dict[str, Any]:
-    """Name and revision of the base: ``base``, or what the settings name."""
-    if base is not None:
-        return {"name": base, "revision": None}
-    return {"name": adapter.config.get("base_model_name_or_path"), "revision": adapter.config.get("revision")}
+def _base(adapter: ForeignAdapter, base: str | None) -> tuple[dict[str, Any], PreTrainedModel]:
+    """Name and revision of ``base``, or of what the settings name, and its modules on the meta device.
+
+    Raises:
+        UsageError: the adapter is none that moslora can hold, or none of this base; one line for each fault.
+    """
+    faults = adapter.faults()
+    section: dict[str, Any] = adapter.base if base is None else {"name": base, "revision": None}
+    if not section["name"]:
+        raise UsageError(capped([*faults, f"{adapter.config_path}: names no base model; name it with --base"]))
+    hint = "" if base else f" ({CONFIG} names this base; --base names another)"
+    try:
+        meta = meta_model(**section)
+    except MosloraError as error:
+        if not faults:
+            raise type(error)(f"{error}{hint}") from None
+        raise UsageError(capped([*faults, f"{error}{hint}"])) from None
+    if getattr(meta.config, "quantization_config", None) is not None:
+        faults.append(f"{section['name']}: its weights are quantised already; name the original with --base ORIGINAL")
+    if faults := [*faults, *adapter.faults_on(meta)]:
+        raise UsageError(capped(faults))
+    return section, meta
 
 
 def _our_state(layers: Mapping[str, Factors]) -> dict[str, Tensor]:

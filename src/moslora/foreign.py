@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.checkpoint import load_tensors
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, first_line
 from moslora.peft_settings import adapts, malformed, unsupported
 
 CONFIG = "adapter_config.json"
@@ -63,6 +63,15 @@ class ForeignAdapter:
         """s."""
         rank = self.config["r"]
         return float(self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank))
+
+    @property
+    def base(self) -> dict[str, str | None]:
+        """Name and revision of the base, as far as the settings name it."""
+        keys = {"name": "base_model_name_or_path", "revision": "revision"}
+        values = {name: self.config.get(key) for name, key in keys.items()}
+        return {
+            name: value if isinstance(value, str) and value.isprintable() else None for name, value in values.items()
+        }
 
     def layers(self) -> dict[str, Factors]:
         """Every adapted layer of the base, by name. For an adapter without faults."""
@@ -174,8 +183,10 @@ def read_adapter(folder: Path) -> ForeignAdapter:
         raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy the one of the training run here")
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
+    except RecursionError:  # whose own words depend on where it struck
+        raise MosloraError(f"{config}: cannot be read (its brackets are nested too deeply)") from None
     except (OSError, ValueError) as error:
-        raise MosloraError(f"{config}: cannot be read ({error})") from None
+        raise MosloraError(f"{config}: cannot be read ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise MosloraError(f"{config}: holds no settings")
     return ForeignAdapter(config, weights, values, _load(weights))

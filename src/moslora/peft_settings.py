@@ -49,46 +49,70 @@ _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 def malformed(config: Mapping[str, Any]) -> Iterator[str]:
     """Settings without which nothing else can be judged."""
 
-    def number(key: str) -> bool:
+    def number(key: str, *, least: float, most: float) -> bool:
         value = config.get(key)
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-    def names(key: str) -> bool:
-        value = config.get(key)
-        if isinstance(value, str):
-            try:
-                re.compile(value)
-            except re.error:
-                return False
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+        return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
     def whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
+
+    def modules(value: Any) -> bool:
+        if isinstance(value, str):
+            return _groups(value) is not None
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+    def patterns(value: Any) -> bool:
+        ones = value if isinstance(value, list) else [value]
+        return all(isinstance(one, str) and _groups(_numbered(one)) == 1 for one in ones)
 
     layers = config.get("layers_to_transform")
     wanted = {
         "peft_type": (config.get("peft_type") == "LORA", "'LORA'"),
         "task_type": (config.get("task_type") in (None, "CAUSAL_LM"), "'CAUSAL_LM'"),
         "r": (whole(config.get("r")) and config["r"] > 0, "a positive whole number"),
-        "lora_alpha": (number("lora_alpha") and config["lora_alpha"] > 0, "a positive number"),
+        "lora_alpha": (number("lora_alpha", least=1e-30, most=1e30), "a positive number, 1e-30 to 1e30"),
         "lora_dropout": (
-            config.get("lora_dropout") is None or (number("lora_dropout") and 0 <= config["lora_dropout"] < 1),
+            config.get("lora_dropout") is None or number("lora_dropout", least=0, most=math.nextafter(1, 0)),
             "a number from 0 to below 1",
         ),
-        "target_modules": (names("target_modules"), "a list of names, or a regular expression"),
+        "target_modules": (modules(config.get("target_modules")), "a list of names, or a regular expression"),
+        "exclude_modules": (
+            config.get("exclude_modules") is None or modules(config["exclude_modules"]),
+            "a list of names, or a regular expression",
+        ),
         "layers_to_transform": (
             layers is None or whole(layers) or (isinstance(layers, list) and all(map(whole, layers))),
             "numbers of layers",
         ),
+        "layers_pattern": (
+            config.get("layers_pattern") is None or patterns(config["layers_pattern"]),
+            "regular expressions without groups, one or a list of them",
+        ),
         **{
-            key: (config.get(key) is None or names(key), "a list of names, or a regular expression")
-            for key in ("exclude_modules", "layers_pattern")
+            key: (config.get(key) is None or isinstance(config[key], bool), "true or false")
+            for key in ("lora_use_mixer", "use_rslora")
         },
-        **{key: (isinstance(config.get(key), str | None), "text") for key in ("base_model_name_or_path", "revision")},
+        **{
+            key: (config.get(key) is None or (isinstance(config[key], str) and config[key].isprintable()), "text")
+            for key in ("base_model_name_or_path", "revision")
+        },
     }
     for key, (fits, want) in wanted.items():
         if not fits:
             yield f"{key} = {config.get(key)!r}: wants {want}"
+
+
+def _groups(pattern: str) -> int | None:
+    """How many groups a regular expression has; ``None`` where it is none."""
+    try:
+        return re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError):
+        return None
+
+
+def _numbered(pattern: str) -> str:
+    """Where in a layer's name its number stands, after one of ``layers_pattern``: the one group."""
+    return rf".*\.{pattern}\.(\d+)\."
 
 
 def unsupported(config: Mapping[str, Any]) -> Iterator[str]:
@@ -100,6 +124,7 @@ def unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         )
     for key, value in config.items():
         if key not in _READ | _WITHOUT_EFFECT and value and value != "none":
+            key = key if key.isprintable() else repr(key)
             yield f"{key} = {value!r}: not supported: {_UNSUPPORTED.get(key, 'moslora does not know this setting')}"
 
 
@@ -115,7 +140,7 @@ def adapts(config: Mapping[str, Any], name: str, *, official: bool) -> bool:
         return True
     patterns = config.get("layers_pattern") or [r"[^.]*"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := re.match(rf".*\.{pattern}\.(\d+)\.", name):
+        if match := re.match(_numbered(pattern), name):
             return int(match[1]) in ([layers] if isinstance(layers, int) else layers)
     return False
 
