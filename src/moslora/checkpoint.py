@@ -29,7 +29,7 @@ from moslora.data.fetch import sha256
 from moslora.disk import LOCK, held, refuse_file, resolved, writing
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
-from moslora.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, load_written, read_manifest, with_own_hash
+from moslora.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, load_written, read_manifest, with_own_hash
 from moslora.model import dequantize, load_base
 from moslora.recipe import Recipe
 
@@ -154,8 +154,12 @@ def save_adapter(
             raise MosloraError(f"{folder}: the weights read back differ from those written; is the disk sound?")
 
 
-def open_adapter(folder: Path) -> AdapterFolder:
+def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:
     """Reads and checks an adapter folder.
+
+    Args:
+        folder: the adapter folder.
+        trust_remote_code: whether the base's own Python code may be run; the stored recipe cannot allow it.
 
     Raises:
         UsageError: not an adapter folder, or one of a newer version.
@@ -167,11 +171,12 @@ def open_adapter(folder: Path) -> AdapterFolder:
             raise MosloraError(f"{folder / name}: missing; take another checkpoint")
         if sha256(folder / name) != expected:
             raise MosloraError(f"{folder / name}: altered or truncated (its sha256 differs); take another checkpoint")
-    return AdapterFolder(folder, load_written(folder / RECIPE, by=manifest["moslora"]), manifest)
+    overrides = (f"{TRUST}=true",) if trust_remote_code else ()
+    return AdapterFolder(folder, load_written(folder / RECIPE, overrides, by=manifest["moslora"]), manifest)
 
 
 def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a run was begun with, to go on with it.
+    """The recipe that a run was begun with, to go on with it; what it trusted, ``overrides`` have to say again.
 
     Raises:
         UsageError: ``run`` is no run, or its recipe cannot be read here.

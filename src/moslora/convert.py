@@ -52,7 +52,9 @@ class ImportProof:
         )
 
 
-def export_peft(adapter: Path, *, out: Path, task: str | None = None, compact: bool = False) -> Path:
+def export_peft(
+    adapter: Path, *, out: Path, task: str | None = None, compact: bool = False, trust_remote_code: bool = False
+) -> Path:
     """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW.
 
     Whatever reads PEFT adapters (PEFT, vLLM, converters) reads it; nothing in it tells of a mixer. The rank is M's
@@ -65,12 +67,13 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, compact: b
         task: the one that a task gate is fixed to.
         compact: leave out rows that are zero, such as AdaLoRA's dropped ones, each layer by itself; the ranks then
             stand in PEFT's ``rank_pattern`` and ``alpha_pattern``, which not every reader knows.
+        trust_remote_code: whether the base's own Python code may be run.
 
     Raises:
         UsageError: ``out`` is in use, the base is not the adapter's, the mixer is no single matrix, or its gate was not
             trained on the task.
     """
-    folder = open_adapter(adapter)
+    folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     task = fixed_task(folder, task)
     with new_folder(out) as scratch:
         model = load_adapted(folder)
@@ -127,7 +130,14 @@ def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
     return sorted(components if len(meant) == len(adapted) else adapted)
 
 
-def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: str = "bfloat16") -> ImportProof:
+def import_adapter(
+    source: Path,
+    *,
+    out: Path,
+    base: str | None = None,
+    dtype: str = "bfloat16",
+    trust_remote_code: bool = False,
+) -> ImportProof:
     """Writes a foreign LoRA adapter as a run with an adapter folder, and proves what was written.
 
     The proof takes the base in float32: 4 bytes of memory a parameter, one model at a time.
@@ -137,6 +147,7 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
         out: the run folder; must not exist yet, or be empty.
         base: the base model, where it is not the one that the settings name.
         dtype: what the run's recipe loads the base in.
+        trust_remote_code: whether the base's own Python code may be run.
 
     Raises:
         UsageError: ``out`` is in use, or the adapter is none that moslora can hold; one line for each fault.
@@ -146,7 +157,7 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
         raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
     with new_folder(out) as scratch:
         adapter = read_adapter(source)
-        section, meta = _base(adapter, base)
+        section, meta = _base(adapter, base, trust_remote_code=trust_remote_code)
         layers = adapter.layers()
         recipe = Recipe.model_validate(
             {
@@ -178,7 +189,8 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
             save_adapter(scratch / "adapter", model, recipe, facts=facts)
             del model
             write_json(scratch / "run.json", {**facts, "moslora": version("moslora")})
-            written = load_adapted(open_adapter(scratch / "adapter"), dtype="float32")
+            folder = open_adapter(scratch / "adapter", trust_remote_code=trust_remote_code)
+            written = load_adapted(folder, dtype="float32")
             found = log_probabilities(written, tokenizer)
             proof = ImportProof(
                 layers=len(layers), error=_difference(found, expected), effect=_difference(without, expected)
@@ -188,7 +200,9 @@ def import_adapter(source: Path, *, out: Path, base: str | None = None, dtype: s
     return proof
 
 
-def _base(adapter: ForeignAdapter, base: str | None) -> tuple[dict[str, Any], PreTrainedModel]:
+def _base(
+    adapter: ForeignAdapter, base: str | None, *, trust_remote_code: bool
+) -> tuple[dict[str, Any], PreTrainedModel]:
     """Name and revision of ``base``, or of what the settings name, and its modules on the meta device.
 
     Raises:
@@ -196,6 +210,7 @@ def _base(adapter: ForeignAdapter, base: str | None) -> tuple[dict[str, Any], Pr
     """
     faults = adapter.faults()
     section: dict[str, Any] = adapter.base if base is None else {"name": base, "revision": None}
+    section = {**section, "trust_remote_code": trust_remote_code}
     if not section["name"]:
         raise UsageError(capped([*faults, f"{adapter.config_path}: names no base model; name it with --base"]))
     hint = "" if base else f" ({CONFIG} names this base; --base names another)"

@@ -20,6 +20,9 @@ RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 OWN_HASH = "manifest_sha256"
 
+TRUST = "model.trust_remote_code"
+"""The one key of a recipe that is not taken from what was stored."""
+
 
 def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """``manifest`` with the hash of its content under :data:`OWN_HASH`."""
@@ -29,11 +32,14 @@ def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def load_written(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
     """A recipe that moslora ``by`` wrote.
 
+    It may have come from anybody, and opening it is no word of trust: whatever it says, the base's own Python code is
+    run only if ``overrides`` say so.
+
     Raises:
         UsageError: it does not hold here; where a newer version wrote it, that is the reason.
     """
     try:
-        return load_recipe(path, overrides)
+        return load_recipe(path, [f"{TRUST}=false", *overrides])
     except UsageError as fault:
         if by is None or not _newer(by):
             raise

@@ -43,7 +43,9 @@ SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
 
 
-def merge(adapter: Path, *, out: Path, onto: str = "original", task: str | None = None) -> Proof:
+def merge(
+    adapter: Path, *, out: Path, onto: str = "original", task: str | None = None, trust_remote_code: bool = False
+) -> Proof:
     """Writes the merged model to ``out`` and compares it with the adapter model.
 
     One model is in memory at a time: the adapter model first, for the values to compare with. Only ``dequantized``
@@ -54,13 +56,14 @@ def merge(adapter: Path, *, out: Path, onto: str = "original", task: str | None 
         out: must not exist yet, or be empty.
         onto: ``original`` for the checkpoint's weights, ``dequantized`` for those of the quantised base.
         task: the one that a task gate is fixed to.
+        trust_remote_code: whether the base's own Python code may be run.
 
     Raises:
         UsageError: ``out`` is in use, the base is not the adapter's, ``onto`` does not fit it, the mixer is no one
             matrix, or its gate was not trained on the task.
         MosloraError: the merged model differs by more than its dtype explains; ``out`` is then not written.
     """
-    folder = open_adapter(adapter)
+    folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     section = folder.recipe.model
     if onto not in ONTO:
         raise UsageError(f"--onto {onto}: none of {', '.join(ONTO)}")

@@ -55,6 +55,7 @@ def loading(name: str, what: str) -> Iterator[None]:
         what: is loaded, in a word.
 
     Raises:
+        UsageError: it comes with Python code, which nobody said to trust.
         MosloraError: it cannot be loaded. What ran out of the GPU's memory is left to the caller.
     """
     try:
@@ -270,6 +271,11 @@ def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
     reason = first_line(error).rstrip(".")
     if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text says little without the type
         reason = f"{type(error).__name__}: {reason}"
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return UsageError(
+            f"model.name = {name}: its {what} comes with Python code; if you trust its authors, let it run with"
+            " --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
+        )
     message = f"model.name = {name}: its {what} cannot be loaded: {reason}; mend it, or name another"
     return disk_fault(error, place) or MosloraError(message)
 

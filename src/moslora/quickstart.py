@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from moslora.adapters import inject
-from moslora.checkpoint import locate_adapter, refuse_used
+from moslora.checkpoint import locate_adapter, refuse_used, stored_recipe
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
 from moslora.disk import held
@@ -82,7 +82,7 @@ def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]],
     with held(out):  # a look before the measuring: training holds the folder by itself
         pass
     if (out / "recipe.yaml").exists():
-        recipe = load_recipe(out / "recipe.yaml")
+        recipe = stored_recipe(out)
         say(f"going on with {out} (remove that folder to start anew)")
     else:
         refuse_used(out)

@@ -8,7 +8,7 @@ import typer
 
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
-from moslora.cli.options import SOURCES, DType, Out, Overrides, Public, Push, Run, Task
+from moslora.cli.options import SOURCES, DType, Out, Overrides, Public, Push, Run, Task, Trust
 from moslora.cli.table import print_table
 from moslora.errors import UsageError, stopped
 
@@ -79,6 +79,7 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(help="Most sequences in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: Out = None,
+    trust: Trust = False,
 ) -> None:
     """Score a model on the commonsense sets."""
     from moslora.checkpoint import newest_run
@@ -90,7 +91,7 @@ def evaluate(
         print(f"newest run: {target}")
     try:
         results, folder = evaluate_target(
-            open_target(target, base=base, dtype=dtype, runs=RUNS),
+            open_target(target, base=base, dtype=dtype, runs=RUNS, trust_remote_code=trust),
             tasks=resolve_tasks(tasks) if tasks else None,
             protocol=protocol,
             format=format,
@@ -140,6 +141,7 @@ def ask(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
     dtype: DType = None,
+    trust: Trust = False,
 ) -> None:
     """Answer a question of yours: its options with their probabilities, the likeliest first.
 
@@ -151,7 +153,7 @@ def ask(
     from moslora.evaluation.ask import read_typed
     from moslora.evaluation.target import open_target
 
-    opened = open_target(target, base=base, dtype=dtype, runs=RUNS)
+    opened = open_target(target, base=base, dtype=dtype, runs=RUNS, trust_remote_code=trust)
     if question is None or (not option and task != "boolq"):
         question, option = read_typed(sys.stdin, question=question, options=option or ())
     answers = ask_target(opened, question=question, options=option or (), task=task, protocol=protocol, format=format)
@@ -170,6 +172,7 @@ def merge(
     out: Out = None,
     push: Push = None,
     public: Public = False,
+    trust: Trust = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
     from moslora.checkpoint import locate_adapter, run_folder
@@ -178,7 +181,7 @@ def merge(
     _check_push(push, public)
     adapter = locate_adapter(run)
     out = out or run_folder(adapter) / "merged"
-    print(merge_adapter(adapter, out=out, onto=onto, task=task))
+    print(merge_adapter(adapter, out=out, onto=onto, task=task, trust_remote_code=trust))
     print(f"written to {out}")
     _push(out, push, public)
 
@@ -197,6 +200,7 @@ def export(
     out: Out = None,
     push: Push = None,
     public: Public = False,
+    trust: Trust = False,
 ) -> None:
     """Write the adapter in the format of another library."""
     from moslora.checkpoint import locate_adapter, run_folder
@@ -206,7 +210,9 @@ def export(
         raise UsageError(f"--format {format}: moslora exports to peft")
     _check_push(push, public)
     adapter = locate_adapter(run)
-    out = export_peft(adapter, out=out or run_folder(adapter) / "peft", task=task, compact=compact)
+    out = export_peft(
+        adapter, out=out or run_folder(adapter) / "peft", task=task, compact=compact, trust_remote_code=trust
+    )
     print(f"written to {out}")
     _push(out, push, public)
 
@@ -219,6 +225,7 @@ def import_(
         str, typer.Option(help="What the run loads its base in: bfloat16, float16, float32.")
     ] = "bfloat16",
     out: Annotated[Path | None, typer.Option("--out", help="Run folder. [default: runs/NAME OF THE SOURCE]")] = None,
+    trust: Trust = False,
 ) -> None:
     """Read an adapter of the MoSLoRA repository, or a LoRA of PEFT, as a run of ours.
 
@@ -228,7 +235,7 @@ def import_(
     from moslora.convert import import_adapter
 
     out = out or RUNS / source.resolve().name
-    print(import_adapter(source, out=out, base=base, dtype=dtype))
+    print(import_adapter(source, out=out, base=base, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}")
 
 

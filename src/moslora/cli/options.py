@@ -29,6 +29,12 @@ Run = Annotated[
     typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs),
 ]
 Task = Annotated[str | None, typer.Option("--task", help="Of a task gate: the one task that the result is for.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the Python code that the base comes with. Only for authors you trust."
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
 Push = Annotated[
     str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to this repository on the hub.")

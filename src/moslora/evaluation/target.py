@@ -68,7 +68,14 @@ class Target:
         }
 
 
-def open_target(target: str, *, base: bool = False, dtype: str | None = None, runs: Path = Path("runs")) -> Target:
+def open_target(
+    target: str,
+    *,
+    base: bool = False,
+    dtype: str | None = None,
+    runs: Path = Path("runs"),
+    trust_remote_code: bool = False,
+) -> Target:
     """What ``target`` names.
 
     Args:
@@ -76,6 +83,7 @@ def open_target(target: str, *, base: bool = False, dtype: str | None = None, ru
         base: of a run, the base model without the adapter.
         dtype: other than the recipe's.
         runs: where runs are, and where the results of other models go.
+        trust_remote_code: whether the model's own Python code may be run; no run's recipe can allow it.
 
     Raises:
         UsageError: it names nothing that can be evaluated.
@@ -87,7 +95,7 @@ def open_target(target: str, *, base: bool = False, dtype: str | None = None, ru
     if not _meant_as_run(path, runs):
         if base:
             raise UsageError(f"--base goes with a run; {target} has no adapter to leave out")
-        model = ModelSection(name=target).model_copy(update=changes)
+        model = ModelSection(name=target, trust_remote_code=trust_remote_code).model_copy(update=changes)
         return Target(
             model=model,
             data=DataSection(),
@@ -99,7 +107,7 @@ def open_target(target: str, *, base: bool = False, dtype: str | None = None, ru
             adapter=None,
             run=None,
         )
-    folder = open_adapter(locate_adapter(path))
+    folder = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
     recipe = folder.recipe
     checkpoint = folder.path.name if folder.path.parent.name == "checkpoints" else ""
     return Target(

@@ -43,7 +43,8 @@ class ModelSection(Section):
     """Compute activations again in the backward pass: about a third more time for much less memory."""
 
     trust_remote_code: bool = False
-    """Run the Python code that comes with the model. Only for authors you trust."""
+    """Run the Python code that comes with the model. Only for authors you trust. A run is trained with it, and grants
+    nothing later: what opens the run anew asks for `--trust-remote-code`, or for this key behind `train --resume`."""
 
     @property
     def precision(self) -> str:

@@ -14,6 +14,7 @@ FREE = (
     "evaluation.",
     "tracking.",
     "model.gradient_checkpointing",
+    "model.trust_remote_code",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
