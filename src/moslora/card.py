@@ -1,10 +1,12 @@
 """The model card that goes with what is given away: base, method, data, protocol, results."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from moslora.checkpoint import AdapterFolder, run_folder
+from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.recipe import Recipe
@@ -24,7 +26,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
     base = folder.manifest["base"]
     lines = [
         "---",
-        f"base_model: {public_name(base['name'])}",
+        *([] if _is_local(base["name"]) else [f"base_model: {public_name(base['name'])}"]),
         *(["library_name: peft"] if (out / "adapter_config.json").exists() else ["library_name: transformers"]),
         "tags: [lora, moslora]",
         "---",
@@ -53,8 +55,33 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
 
 
 def public_name(base: str) -> str:
-    """What others know a base by: the built-in model has a name on the hub."""
-    return BUILTIN_ON_THE_HUB if base == BUILTIN else base
+    """What others know a base by: the hub's name of the built-in model, and of a local folder its last component."""
+    return BUILTIN_ON_THE_HUB if base == BUILTIN else _last(base) if _is_local(base) else base
+
+
+def _is_local(base: str) -> bool:
+    """Whether a base's name is a folder here (`moslora.locate.locate`), or was one."""
+    path = Path(os.path.expanduser(base))
+    return base != BUILTIN and (path.is_dir() or path.is_absolute() or base.startswith(("./", "../", "~")))
+
+
+def _last(path: str) -> str:
+    return Path(os.path.expanduser(path)).resolve().name
+
+
+def _shown_source(source: str) -> str:
+    """A source of rows as a recipe may name it; where a local one lies is nobody's business."""
+    return source if source in ("wheel", "hub", MIXTURE) else f"./{_last(source)}"
+
+
+def _shown_recipe(recipe: Recipe) -> str:
+    name, data, evaluation = recipe.model.name, recipe.data, recipe.evaluation
+    shown = {
+        "model": recipe.model.model_copy(update={"name": f"./{_last(name)}" if _is_local(name) else name}),
+        "data": data.model_copy(update={"source": _shown_source(data.source)}),
+        "evaluation": evaluation.model_copy(update={"source": evaluation.source and _shown_source(evaluation.source)}),
+    }
+    return recipe.model_copy(update=shown).to_yaml().rstrip()
 
 
 def _method(recipe: Recipe) -> str:
@@ -74,15 +101,15 @@ def _training(folder: AdapterFolder) -> list[str]:
         return [f"Imported from {imported['format']}'s format: {files}. How it was trained is not recorded there."]
     training = recipe.training
     return [
-        f"- data: {', '.join(recipe.data.tasks)} from `{recipe.data.source}`, format `{recipe.data.format}`,"
-        f" {manifest['trained_rows']:,} rows, sha256 `{manifest['data']['sha256']}`",
+        f"- data: {', '.join(recipe.data.tasks)} from `{_shown_source(recipe.data.source)}`,"
+        f" format `{recipe.data.format}`, {manifest['trained_rows']:,} rows, sha256 `{manifest['data']['sha256']}`",
         *(f"- {note}" for note in manifest["data"]["notes"]),
         f"- {manifest['step']:,} steps of {training.global_batch_size} rows, learning rate"
         f" {training.learning_rate:g} ({training.schedule}), loss on {recipe.data.loss_on}, seed {recipe.seed}",
         f"- moslora {manifest['moslora']}; the whole recipe:",
         "",
         "```yaml",
-        recipe.to_yaml().rstrip(),
+        _shown_recipe(recipe),
         "```",
     ]
 
@@ -104,7 +131,7 @@ def _evaluation(folder: AdapterFolder) -> list[str]:
         lines += [
             f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}"
             f"{f' on the {quantization} base' if quantization else ''}, questions from"
-            f" `{settings['metadata']['source']}`, metric: {metric.replace('_', ' ')}.",
+            f" `{_shown_source(settings['metadata']['source'])}`, metric: {metric.replace('_', ' ')}.",
             "",
             "| task | n | majority class | score |",
             "|---|---|---|---|",

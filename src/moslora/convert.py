@@ -22,6 +22,7 @@ from moslora.errors import MosloraError, UsageError, capped
 from moslora.folded import fixed_task, lora_pairs
 from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
 from moslora.llama import meta_model
+from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.model import DTYPES, load_base, load_tokenizer
 from moslora.probe import LogProbabilities, log_probabilities
 from moslora.recipe import Recipe
@@ -93,7 +94,7 @@ def export_peft(
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": public_name(recipe.model.name),
+            "base_model_name_or_path": BUILTIN_ON_THE_HUB if recipe.model.name == BUILTIN else recipe.model.name,
             "revision": recipe.model.revision,
             "r": rank,
             "lora_alpha": first.scale * rank,
