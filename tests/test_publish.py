@@ -1,5 +1,6 @@
-"""--push: the finished folder goes to the hub as it is, and whatever the hub says, it stays where it is."""
+"""--push: whatever the hub refuses it refuses before the work, as far as it can; the folder stays where it is."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +8,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import RepoUrl
+from huggingface_hub import CommitOperationAdd, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+from moslora.publish import push
 from test_cli import run
 
 
@@ -21,6 +23,7 @@ class Hub:
         self.fails = fails or {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.files: dict[str, bytes] = {}
+        """What was uploaded."""
 
     def __call__(self) -> "Hub":
         return self
@@ -39,9 +42,14 @@ class Hub:
         self._called("model_info", repo_id=repo_id)
         return SimpleNamespace(private=self.private)
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        self._called("upload_folder", repo_id=repo_id)
-        self.files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+    def create_commit(
+        self, repo_id: str, operations: list[CommitOperationAdd], *, commit_message: str
+    ) -> SimpleNamespace:
+        self._called("create_commit", repo_id=repo_id)
+        for operation in operations:
+            with operation.as_file() as file:
+                self.files[operation.path_in_repo] = file.read()
+        return SimpleNamespace(repo_url=RepoUrl(f"https://huggingface.co/{repo_id}"))
 
 
 Use = Callable[..., Hub]
@@ -64,14 +72,30 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("command", ["merge", "export"])
 @pytest.mark.parametrize("public", [False, True], ids=["private", "public"])
 def test_the_folder_is_uploaded_whole(
-    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, hub: Use, command: str, public: bool
+    capsys: pytest.CaptureFixture[str], trained: Path, world: Path, tmp_path: Path, hub: Use, command: str, public: bool
 ) -> None:
     made = hub()
     flags = ["--public"] if public else []
     code, out, _ = run(capsys, command, trained, "--out", tmp_path / "out", "--push", "me/mine", *flags)
     assert code == 0 and out.splitlines()[-1] == "uploaded to https://huggingface.co/me/mine"
     assert made.calls[0] == ("create_repo", {"repo_id": "me/mine", "private": not public, "exist_ok": True})
-    assert made.files == contents(tmp_path / "out") and len(made.files) > 2 and "README.md" in made.files
+    assert [call for call, _ in made.calls] == ["create_repo", "model_info", "create_commit"]
+    written = contents(tmp_path / "out")
+    if command == "export":  # where the base lies here is nothing to others
+        config = json.loads(written["adapter_config.json"])
+        assert config["base_model_name_or_path"] == str(world / "model")
+        assert json.loads(made.files["adapter_config.json"]) == config | {"base_model_name_or_path": "model"}
+        written["adapter_config.json"] = made.files["adapter_config.json"]
+    assert made.files == written and len(made.files) > 2 and "README.md" in made.files
+    assert not [name for name, content in made.files.items() if str(world).encode() in content]
+
+
+def test_sub_folders_are_uploaded(tmp_path: Path, hub: Use) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_text("x")
+    made = hub()
+    assert push(tmp_path, "me/mine", public=False) == "https://huggingface.co/me/mine"
+    assert made.files == {"a/b/c": b"x"}
 
 
 def answered(status: int) -> HfHubHTTPError:
@@ -80,28 +104,65 @@ def answered(status: int) -> HfHubHTTPError:
     return error
 
 
-class ConnectError(Exception):
-    """As the HTTP library's: of no class that the hub's client names."""
+class TransportError(Exception):
+    """As the HTTP library's, which is not the same in all versions of the hub's client."""
 
 
-REFUSALS: dict[str, tuple[dict[str, Exception], str]] = {
+class ConnectError(TransportError):
+    """One of its kinds."""
+
+
+METADATA = ValueError('Invalid metadata in README.md.\n- "base_model" must be a string\n- and more')
+BEFORE: dict[str, tuple[dict[str, Exception], str]] = {
     "no token": ({"create_repo": LocalTokenNotFoundError("no")}, "no token; log in with `hf auth login`"),
-    "no valid token": ({"create_repo": answered(401)}, "no valid token of yours; log in with `hf auth login`"),
-    "no permission": ({"create_repo": answered(403)}, "your token may not write there"),
-    "no permission to upload": ({"upload_folder": answered(403)}, "your token may not write there"),
-    "no owner": ({"create_repo": answered(404)}, "no such owner"),
-    "server": ({"upload_folder": answered(500)}, "the hub says no (HTTP 500)"),
-    "offline": ({"create_repo": OfflineModeIsEnabled("offline")}, "HF_HUB_OFFLINE is set"),
-    "no network": ({"create_repo": ConnectError("no name\nmore")}, "cannot be reached (ConnectError: no name)"),
-    "network lost": ({"upload_folder": TimeoutError()}, "the hub cannot be reached (TimeoutError: )"),
+    "no valid token": (
+        {"create_repo": answered(401)},
+        "the hub knows no valid token of yours; log in with `hf auth login`",
+    ),
+    "no permission": (
+        {"create_repo": answered(403)},
+        "your token may not write there; take one with the right to write, or a repository of your own",
+    ),
+    "no owner": ({"create_repo": answered(404)}, "no such owner, or nothing that your token may see"),
+    "offline": ({"create_repo": OfflineModeIsEnabled("offline")}, "HF_HUB_OFFLINE is set; unset it"),
+    "no network": (
+        {"create_repo": ConnectError("no name\nmore")},
+        "the hub cannot be reached (ConnectError: no name)",
+    ),
+    "no answer": ({"model_info": TimeoutError()}, "the hub cannot be reached (TimeoutError)"),
+}
+AFTER: dict[str, tuple[dict[str, Exception], str]] = {
+    "no permission to upload": ({"create_commit": answered(403)}, "your token may not write there"),
+    "server": ({"create_commit": answered(500)}, "the hub says no (HTTP 500)"),
+    "network lost": (
+        {"create_commit": ConnectionResetError("reset")},
+        "cannot be reached (ConnectionResetError: reset)",
+    ),
+    "metadata": (
+        {"create_commit": METADATA},
+        'the hub refuses README.md: Invalid metadata in README.md. - "base_model" must be a string - and more. ',
+    ),
+    "anything else": ({"create_commit": KeyError("oid")}, "the upload failed (KeyError: 'oid')"),
 }
 
 
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_every_no_has_its_line_and_the_folder_stays(
+@pytest.mark.parametrize("refusal", BEFORE)
+@pytest.mark.parametrize("command", ["merge", "export"])
+def test_what_the_hub_refuses_is_said_before_the_work(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, hub: Use, command: str, refusal: str
+) -> None:
+    fails, message = BEFORE[refusal]
+    made = hub(fails=fails)
+    code, said, err = run(capsys, command, trained, "--out", tmp_path / "out", "--push", "me/mine")
+    assert (code, said, err) == (1, "", f"error: --push me/mine: {message}\n")
+    assert not made.files and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("refusal", AFTER)
+def test_what_it_refuses_afterwards_leaves_the_folder_as_it_is(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, hub: Use, refusal: str
 ) -> None:
-    fails, message = REFUSALS[refusal]
+    fails, message = AFTER[refusal]
     made = hub(fails=fails)
     out = tmp_path / "out"
     code, said, err = run(capsys, "export", trained, "--out", out, "--push", "me/mine")
@@ -111,14 +172,32 @@ def test_every_no_has_its_line_and_the_folder_stays(
     assert not made.files and (out / "adapter_model.safetensors").is_file()
 
 
-def test_a_public_repository_is_not_taken_for_a_private_one(
+def test_a_repository_that_others_see_differently_is_refused_before_the_work(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, hub: Use
 ) -> None:
+    out = tmp_path / "out"
+    for private, flags, message in (
+        (False, [], "is public already; say so with --public"),
+        (True, ["--public"], "is private already; open it in its settings (https://huggingface.co/me/mine/settings)"),
+    ):
+        made = hub(private=private)
+        code, _, err = run(capsys, "export", trained, "--out", out, "--push", "me/mine", *flags)
+        assert code == 2 and message in err and not made.files and not out.exists()
     made = hub(private=False)
-    code, _, err = run(capsys, "export", trained, "--out", tmp_path / "out", "--push", "me/mine")
-    assert code == 2 and "is public already, say so with --public" in err and not made.files
-    code, _, _ = run(capsys, "export", trained, "--out", tmp_path / "again", "--push", "me/mine", "--public")
+    code, _, _ = run(capsys, "export", trained, "--out", out, "--push", "me/mine", "--public")
     assert code == 0 and made.files
+
+
+def test_no_repository_is_made_for_what_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, hub: Use
+) -> None:
+    made = hub()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine").touch()
+    for command in ("merge", "export"):
+        for words in ((trained, "--out", tmp_path / "used"), (tmp_path / "none",)):
+            assert run(capsys, command, *words, "--push", "me/mine")[0] == 2
+    assert not made.calls
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,23 @@
 """A finished folder on the Hugging Face hub."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from moslora.errors import MosloraError, UsageError
+from moslora.card import public_name
+from moslora.errors import MosloraError, UsageError, first_line
 
 
 def check_repository(repo: str | None, *, public: bool) -> None:
-    """Refuses what cannot be a repository, before hours of work are put into what should go there.
+    """Makes the model repository ``repo`` if need be, before hours of work are put into what should go there.
 
     Raises:
-        UsageError: no name of the form owner/name, or ``public`` without one.
+        UsageError: no name of the form owner/name, ``public`` without one, or the repository is there and seen by
+            others than ``public`` says.
+        MosloraError: no network, no token, or no permission.
     """
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not re-exported
 
@@ -24,48 +31,84 @@ def check_repository(repo: str | None, *, public: bool) -> None:
         raise UsageError(f"--push {repo}: no name of a repository; give it as owner/name") from None
     if "/" not in repo:
         raise UsageError(f"--push {repo}: whose? give it as owner/name")
+    with _refusals(repo):
+        api = HfApi()
+        address = api.create_repo(repo, private=not public, exist_ok=True)
+        private = api.model_info(repo).private
+    if private and public:
+        raise UsageError(
+            f"--push {repo}: that repository is private already; open it in its settings ({address}/settings), or leave"
+            " --public out"
+        )
+    if not private and not public:
+        raise UsageError(f"--push {repo}: that repository is public already; say so with --public, or name another")
 
 
 def push(folder: Path, repo: str, *, public: bool) -> str:
-    """Uploads ``folder`` as one commit of the model repository ``repo``, which is made if need be.
+    """Uploads ``folder`` as one commit of the model repository ``repo``.
 
     Args:
         folder: written and proved.
-        repo: owner/name.
-        public: whether everybody may see it.
+        repo: owner/name, as `check_repository` left it.
+        public: whether everybody may see it; for the line that says how to upload it later.
 
     Returns:
         Its address.
 
     Raises:
-        UsageError: the repository is public already, and ``public`` does not say so.
-        MosloraError: no network, no token, or no permission. ``folder`` stays as it is.
+        MosloraError: the hub does not take it. ``folder`` stays as it is.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     visibility = "" if public else " --private"
-    later = f"{folder} is whole and stays; upload it later: hf upload {repo} {folder}{visibility}"
-    api = HfApi()
+    with _refusals(repo, f". {folder} is whole and stays; upload it later: hf upload {repo} {folder}{visibility}"):
+        added = [
+            CommitOperationAdd(path.relative_to(folder).as_posix(), _published(path))
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        ]
+        return str(HfApi().create_commit(repo, added, commit_message="Upload by moslora").repo_url)
+
+
+def _published(path: Path) -> Path | bytes:
+    """What others get of a file: it as it is, but for the place of a local base, which PEFT needs here alone."""
+    if path.name != "adapter_config.json":
+        return path
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = public_name(config["base_model_name_or_path"])
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@contextmanager
+def _refusals(repo: str, then: str = "") -> Iterator[None]:
+    """One line for whatever the hub, or the way to it, refuses inside the block; ``then`` at its end."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
     try:
-        address = str(api.create_repo(repo, private=not public, exist_ok=True))
-        if not public and not api.model_info(repo).private:
-            raise UsageError(f"--push {repo}: that repository is public already, say so with --public; {later}")
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by moslora")
+        yield
     except LocalTokenNotFoundError:
-        raise MosloraError(f"--push {repo}: no token; log in with `hf auth login`. {later}") from None
+        reason = "no token; log in with `hf auth login`"
     except OfflineModeIsEnabled:
-        raise MosloraError(f"--push {repo}: HF_HUB_OFFLINE is set; unset it. {later}") from None
+        reason = "HF_HUB_OFFLINE is set; unset it"
     except HfHubHTTPError as error:
-        raise MosloraError(f"--push {repo}: {_refusal(error.response.status_code)}. {later}") from None
-    except UsageError:
-        raise
-    except Exception as error:  # the errors of the hub's HTTP library have no base that is the same in all its versions
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise MosloraError(
-            f"--push {repo}: the hub cannot be reached ({type(error).__name__}: {reason}). {later}"
-        ) from None
-    return address
+        reason = _refusal(error.response.status_code)
+    except ValueError as error:
+        about = "README.md: " if "README.md" in str(error) else ""
+        reason = f"the hub refuses {about or 'the folder: '}{' '.join(str(error).split())}"
+    except Exception as error:
+        name, text = type(error).__name__, first_line(error)
+        said = name if text == name else f"{name}: {text}"
+        reason = f"the hub cannot be reached ({said})" if _unreachable(error) else f"the upload failed ({said})"
+    else:
+        return
+    raise MosloraError(f"--push {repo}: {reason}{then}")
+
+
+def _unreachable(error: Exception) -> bool:
+    """Whether no answer came; the hub's HTTP library changes with its versions, the name of this base has not."""
+    return isinstance(error, ConnectionError | TimeoutError) or any(
+        kind.__name__ == "TransportError" for kind in type(error).__mro__
+    )
 
 
 def _refusal(status: int) -> str:

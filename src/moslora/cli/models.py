@@ -178,9 +178,9 @@ def merge(
     from moslora.checkpoint import locate_adapter, run_folder
     from moslora.merge import merge as merge_adapter
 
-    _check_push(push, public)
     adapter = locate_adapter(run)
     out = out or run_folder(adapter) / "merged"
+    _check_push(push, public, out)
     print(merge_adapter(adapter, out=out, onto=onto, task=task, trust_remote_code=trust))
     print(f"written to {out}")
     _push(out, push, public)
@@ -208,11 +208,10 @@ def export(
 
     if format != "peft":
         raise UsageError(f"--format {format}: moslora exports to peft")
-    _check_push(push, public)
     adapter = locate_adapter(run)
-    out = export_peft(
-        adapter, out=out or run_folder(adapter) / "peft", task=task, compact=compact, trust_remote_code=trust
-    )
+    out = out or run_folder(adapter) / "peft"
+    _check_push(push, public, out)
+    export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust)
     print(f"written to {out}")
     _push(out, push, public)
 
@@ -250,9 +249,11 @@ def quickstart(out: Out = None) -> None:
         print(line)
 
 
-def _check_push(repo: str | None, public: bool) -> None:
+def _check_push(repo: str | None, public: bool, out: Path) -> None:
+    from moslora.checkpoint import refuse_used
     from moslora.publish import check_repository
 
+    refuse_used(out)  # before a repository is made for what cannot be written
     check_repository(repo, public=public)
 
 
