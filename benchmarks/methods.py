@@ -45,7 +45,7 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     # LoRA twice: what its second run differs by is what the others' differences have to exceed.
     runs = ["run", "repeated"] if method.recipe == "lora" else ["run"]
     for run in runs:
-        _process(["-m", "moslora.cli", "train", str(recipe), "--out", str(folder / run)], folder / f"{run}.log")
+        _process(["-m", "moslora", "train", str(recipe), "--out", str(folder / run)], folder / f"{run}.log")
     peaks = [_peak_memory(folder / run) for run in runs]
     examine = [str(Path(__file__).with_name("examine.py")), method.recipe, str(folder), json.dumps(asdict(settings))]
     _process(examine, folder / "examine.log")

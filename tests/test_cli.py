@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,13 @@ def test_help_loads_no_tensor_library() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_version_and_help_on_every_way_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[:2] == (0, f"moslora {version('moslora')}\n")
+    module = subprocess.run([sys.executable, "-m", "moslora", "-h"], capture_output=True, text=True, check=True).stdout
+    assert module == run(capsys, "--help")[1]
+    assert module.startswith("Usage: moslora ")
 
 
 def test_dry_run_of_the_paper_setting_needs_no_hub(

@@ -60,7 +60,7 @@ def test_ctrl_c_lets_all_save_before_it_returns(tmp_path: Path) -> None:
 def test_only_the_main_process_speaks_of_faults(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", rank)
     ran = subprocess.run(
-        [sys.executable, "-m", "moslora.cli", "train", "no-such-recipe"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "moslora", "train", "no-such-recipe"], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 2
     assert ("no-such-recipe" in ran.stderr) == (rank == "0")

@@ -53,7 +53,7 @@ def steps_logged(run: Path) -> list[dict[str, float]]:
 
 def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "moslora.cli", *map(str, arguments)],
+        [sys.executable, "-m", "moslora", *map(str, arguments)],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -428,7 +428,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
 def test_two_processes_train_as_one(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
     """The whole command over gloo, dropout 0: the adapter of one process, up to the order of float32 sums."""
     train_recipe(recipe("adapter.dropout=0", "training.epochs=1"), out=tmp_path / "one")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora.cli"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora"]
     command = [*launch, "train", str(world / "recipe.yaml"), "--out", str(tmp_path / "two"), "adapter.dropout=0"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(

@@ -114,7 +114,7 @@ def test_a_reader_that_went_away_sees_no_traceback(command: str, code: int) -> N
     reading, writing = os.pipe()
     os.close(reading)
     ran = subprocess.run(
-        [sys.executable, "-m", "moslora.cli", command], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "moslora", command], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(writing)
     assert (ran.returncode, ran.stderr) == (code, "")
@@ -124,7 +124,7 @@ def test_training_outlives_its_reader(scene: Scene) -> None:
     """`moslora train … | head -1`: the lines have no reader, the run has its result."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "moslora.cli", "train", str(scene.world / "recipe.yaml"), "--out", "run"]
+    command = [sys.executable, "-m", "moslora", "train", str(scene.world / "recipe.yaml"), "--out", "run"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     os.close(writing)

@@ -162,7 +162,7 @@ def _quantization_config(quantization: str, *, dtype: torch.dtype, double: bool,
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UsageError(
-            f"model.quantization = {quantization}: bitsandbytes is not installed; pip install 'moslora[4bit]'"
+            f"model.quantization = {quantization}: bitsandbytes is not installed; pip install bitsandbytes"
         ) from None
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)

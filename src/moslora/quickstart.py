@@ -142,7 +142,7 @@ def _train(recipe: Recipe, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{recipe.name}.yaml"
         file.write_text(recipe.to_yaml(), encoding="utf-8")
-        command = [sys.executable, "-m", "moslora.cli", "train", str(file), "--out", str(out)]
+        command = [sys.executable, "-m", "moslora", "train", str(file), "--out", str(out)]
         command += ["--resume"] if (out / "recipe.yaml").exists() else []
         code = run_in_processes(command, processes=processes, environment=environment)
     if code:

@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+from importlib.metadata import version
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -34,10 +35,28 @@ app = typer.Typer(
     cls=Commands,
     help="Fine-tune LLaMA with MoSLoRA: low-rank adapters with a mixer between the factors, ΔW = s · B · M · A.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"moslora {version('moslora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(models.app)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
@@ -56,7 +75,7 @@ def main() -> None:
     """Entry point: faults of use, of the run and of the disk end in one line each, without a traceback."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        app(prog_name="moslora")  # also where Python was told to run the module
     except MosloraError as error:
         _end(error)
     except KeyboardInterrupt as stop:  # before a command began

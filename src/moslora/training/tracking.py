@@ -122,9 +122,7 @@ def _start_wandb(recipe: Recipe, run: Path) -> Any:
     try:
         import wandb
     except ImportError:
-        raise UsageError(
-            "tracking.wandb_project is set, but wandb is not installed; pip install 'moslora[wandb]'"
-        ) from None
+        raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
     return wandb.init(
         project=recipe.tracking.wandb_project,
         mode=recipe.tracking.wandb_mode,  # None leaves it to wandb's own settings

@@ -1,3 +1,0 @@
-from moslora.cli import main
-
-main()
