@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,10 +33,14 @@ def build_optimizer(
         learning_rate: of A, and of the magnitudes.
         lora_plus_ratio: learning rate of B over that of A (LoRA+, arXiv 2402.12354).
         mixer_learning_rate: ``None`` for A's.
+
+    Raises:
+        ValueError: a parameter in less than float32, whose spacing next to 1 (7.8e-3 in bfloat16) swallows the
+            small steps of a learned M.
     """
     layers = [layer for _, layer in named_adapters(model)]
     mixer_rate = learning_rate if mixer_learning_rate is None else mixer_learning_rate
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [layer.lora_a for layer in layers], "lr": learning_rate, "weight_decay": weight_decay},
         {
             "params": [layer.lora_b for layer in layers],
@@ -46,6 +50,14 @@ def build_optimizer(
         {"params": _learned(model, Mixer), "lr": mixer_rate, "weight_decay": mixer_weight_decay},
         {"params": _learned(model, Magnitude), "lr": learning_rate, "weight_decay": 0.0},
     ]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    low = [p for group in groups for p in group["params"] if torch.finfo(p.dtype).bits < 32]
+    if low:
+        more = f" (and {len(low) - 1} more)" if len(low) > 1 else ""
+        raise ValueError(
+            f"{names[low[0]]} is {str(low[0].dtype).removeprefix('torch.')}{more}: small updates would be rounded away;"
+            " keep the adapters in float32"
+        )
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, eps=eps)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
