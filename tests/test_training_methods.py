@@ -19,6 +19,7 @@ from moslora.data.sources import load_examples
 from moslora.data.steps import collate
 from moslora.evaluation.run import evaluate
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.llama import meta_model
 from moslora.model import load_base
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe, list_recipes, load_recipe
@@ -26,6 +27,8 @@ from moslora.tasks import task_number
 from moslora.training import run as run_module
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
+from moslora.training.run import adapt, step_plan
+from moslora.training.summary import describe
 from reference import perturb
 
 METHODS = [name for name, _ in list_recipes() if name.startswith("methods/")]
@@ -127,6 +130,39 @@ def test_it_logs_its_penalty_and_its_budget_where_it_has_them(finished: Callable
         assert 0 < row.get("penalty", 1) < float("inf")
     if method == "methods/adalora":
         assert rows[0]["rank_budget"] == 48 and rows[-1]["rank_budget"] == 24
+
+
+RESTS = ("lora", "dora", "lora-plus", "pissa", "rslora", "input-split", "two-subspace")
+"""Methods in whose mixer nothing is learned; all controls are such."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], method: str) -> None:
+    """Against what the run moved: a mixer's own rate and decay are told where one has weights that training changes."""
+    done = finished(method)
+    end = load_file(done.out / "adapter" / "adapter.safetensors")
+    learns = any(".mixer." in key and not key.endswith(FIXED.get(method, ("nothing",))) for key in end)
+    name = method.removeprefix("methods/")
+    assert learns == (name not in RESTS and not name.startswith("controls/"))
+
+    def said(**changes: float) -> list[str]:
+        training = done.recipe.training.model_copy(update=changes)
+        recipe = done.recipe.model_copy(update={"training": training})
+        model = meta_model(**recipe.model.tokenizer())
+        adapted = adapt(model, recipe)
+        return describe(recipe, model, adapted=adapted, plan=step_plan(recipe, rows=84))
+
+    plus = "B × 16" if method == "methods/lora-plus" else ""
+    plain = said()
+    assert len(plain) == 3 and f"learning rate 0.03{f' ({plus})' if plus else ''}, linear" in plain[2]
+    own = said(mixer_learning_rate=1e-3, mixer_weight_decay=0.5)
+    if learns:
+        assert len(own) == 3 and f"learning rate 0.03 ({f'{plus}, ' if plus else ''}mixer 0.001), linear" in own[2]
+    else:
+        assert own[:3] == plain and own[3:] == [
+            "note: training.mixer_learning_rate = 0.001 has no effect: nothing of this mixer is learned",
+            "note: training.mixer_weight_decay = 0.5 has no effect: nothing of this mixer is learned",
+        ]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,7 +4,8 @@ from moslora.data.sources import row_counts
 from moslora.errors import UsageError
 from moslora.llama import meta_model
 from moslora.recipe import Recipe
-from moslora.training.run import adapt, describe, rank_budget, step_plan
+from moslora.training.run import adapt, rank_budget, step_plan
+from moslora.training.summary import describe
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75}
 """Mean tokens of a row over the eight sets in their natural shares, LLaMA-3's tokenizer: for an estimate only."""

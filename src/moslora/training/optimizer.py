@@ -64,6 +64,11 @@ def build_optimizer(
     return optimizer
 
 
+def mixer_learns(model: nn.Module) -> bool:
+    """Whether any mixer has something to learn, so that a rate and a decay of its own have an effect."""
+    return bool(_learned(model, Mixer))
+
+
 def _learned(model: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter]:
     """The trainable parameters of all modules of one class."""
     modules = [module for module in model.modules() if isinstance(module, kind)]

@@ -40,6 +40,7 @@ from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
 from moslora.training.state import newest_checkpoint, restore, save_checkpoint
+from moslora.training.summary import describe
 from moslora.training.tracking import Tracker, tell
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -189,23 +190,6 @@ def step_plan(recipe: Recipe, *, rows: int) -> StepPlan:
         max_steps=settings.max_steps,
         seed=recipe.seed,
     )
-
-
-def describe(recipe: Recipe, model: PreTrainedModel, *, adapted: list[str], plan: StepPlan) -> list[str]:
-    """What the run is, in a few lines; works on the meta device too."""
-    # Not numel(): a packed weight has fewer entries than the layer has parameters.
-    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
-    settings = recipe.training
-    rate = f"{settings.learning_rate:g}"
-    if settings.mixer_learning_rate is not None:
-        rate += f" (mixer {settings.mixer_learning_rate:g})"
-    return [
-        f"{recipe.model.name} in {recipe.model.precision}, {len(adapted)} layers adapted: {recipe.adapter.summary()}",
-        f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
-        f"{len(plan):,} steps of {settings.global_batch_size} rows in micro-batches of at most"
-        f" {settings.micro_batch_size}, learning rate {rate}, {settings.schedule} after {settings.warmup_steps}"
-        " warm-up steps",
-    ]
 
 
 def validation_loss(parts: Parts, rows: list[Encoded], model: PreTrainedModel, *, micro_batch_size: int) -> float:
