@@ -1,0 +1,88 @@
+"""The recipe's floor may not import torch, so it repeats a few facts of the mixers; here they are held together."""
+
+import inspect
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from moslora.adapters import inject
+from moslora.adapters.inject import build_mixer
+from moslora.adapters.mixers import MIXERS
+from moslora.adapters.start import MAX_CONDITION
+from moslora.recipe.mixers import Mixer
+from moslora.recipe.rules import GATES, INVERTIBLE, WELL_CONDITIONED
+from moslora.recipe.sections import AdapterSection
+from moslora.tasks import COMMONSENSE, INSTRUCTION, task_number
+from reference import tiny_llama
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    get_args(section.model_fields["kind"].annotation)[0]: section for section in get_args(Mixer)
+}
+FROM_ELSEWHERE = {"rank", "rank_out", "in_features", "task_count"}
+"""Arguments of a mixer that no section gives: the adapter's, the layer's, and the number of tasks there are."""
+
+
+def defaults(kind: str) -> dict[str, object]:
+    parameters = inspect.signature(MIXERS[kind]).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name not in FROM_ELSEWHERE}
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_a_section_has_the_options_and_the_defaults_of_its_mixer(kind: str) -> None:
+    section = SECTIONS[kind].model_validate({"kind": kind})
+    assert section.model_dump(exclude={"kind"}) == defaults(kind)
+
+
+def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_them() -> None:
+    """Dropout is 0.05 in a recipe, the paper's, and none for a caller who names none."""
+    own = AdapterSection().model_dump()
+    parameters = inspect.signature(inject).parameters
+    assert own.keys() <= parameters.keys()
+    other = {
+        name: (own[name], parameters[name].default)
+        for name in own
+        if parameters[name].default not in (inspect.Parameter.empty, own[name])
+    }
+    assert other == {"dropout": (0.05, 0.0)}
+
+
+def test_gates_are_the_mixers_that_route() -> None:
+    assert {*GATES} == {kind for kind, mixer in MIXERS.items() if mixer.routes}
+    assert all("experts" in defaults(kind) for kind in GATES)
+
+
+def test_a_task_gate_has_an_embedding_for_every_task_and_one_for_rows_of_none() -> None:
+    count = inspect.signature(MIXERS["task-gate"]).parameters["task_count"].default
+    numbers = [task_number(name) for name in (*COMMONSENSE, INSTRUCTION)]
+    assert numbers == list(range(count))
+
+
+@pytest.mark.parametrize("rank", [4, 16, 64])
+@pytest.mark.parametrize("kind", MIXERS)
+def test_a_mixer_may_start_from_the_bases_own_part_if_its_inverse_is_a_good_one(kind: str, rank: int) -> None:
+    """Whatever the draw, what the rules let pass has a condition number that the start takes; not so the rest."""
+    section = SECTIONS[kind]
+    choices = section.model_fields["init"].annotation if "init" in section.model_fields else None
+    for init in get_args(choices) or (None,):
+        conditions = []
+        for seed in range(20):
+            mixer = build_mixer(kind=kind, rank=rank, in_features=8, **({"init": init} if init else {}))
+            mixer.reset_parameters(torch.Generator().manual_seed(seed))
+            if not mixer.routes:
+                conditions.append(float(torch.linalg.cond(mixer.matrix().double())))
+        if kind in INVERTIBLE and init in (None, *WELL_CONDITIONED):
+            assert max(conditions) < 1.001 < MAX_CONDITION
+        elif kind != "input-split":  # whose A is no whole one
+            assert not all(value <= MAX_CONDITION for value in conditions) or MIXERS[kind].routes, init
+
+
+def test_the_start_takes_what_the_rules_let_pass() -> None:
+    for kind in INVERTIBLE:
+        for init in WELL_CONDITIONED if kind == "dense" else (None,):
+            mixer = {"kind": kind, **({"init": init} if init else {})}
+            inject(tiny_llama(), rank=4, alpha=4, mixer=mixer, target_modules=["q_proj"], start="pissa")
+    for kind in MIXERS.keys() - INVERTIBLE:
+        with pytest.raises(ValueError, match="a PiSSA start"):
+            inject(tiny_llama(), rank=4, alpha=4, mixer={"kind": kind}, target_modules=["q_proj"], start="pissa")
