@@ -52,9 +52,7 @@ def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, proto
         format=format,
     )
     model = load_adapted(open_adapter(trained / "adapter"))
-    results = evaluate(
-        model, tokenizer(), {task: [example]}, protocol=protocol, format=format, max_length=target.max_length
-    )
+    results = evaluate(model, tokenizer(), {task: [example]}, protocol=protocol, format=format)
     (expected,) = results.predictions
     assert answers.prediction.scores == expected.scores and answers.prediction.characters == expected.characters
     lengths = expected.characters or (1,) * len(expected.scores)
@@ -87,9 +85,7 @@ def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: P
         example = replace(make_examples("obqa", 1)[0], task=task)
         found = ask(target, question=example.question, options=example.choices, task=task).prediction.scores
         model = load_adapted(open_adapter(tmp_path / "run" / "adapter"))
-        (expected,) = evaluate(
-            model, tokenizer(), {task: [example]}, protocol="rank", format="label", max_length=target.max_length
-        ).predictions
+        (expected,) = evaluate(model, tokenizer(), {task: [example]}, protocol="rank", format="label").predictions
         assert found == expected.scores
         scores.append(found)
     assert scores[0] != scores[1]

@@ -296,6 +296,12 @@ def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     return hidden
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model was made for; ``None`` where its config does not say."""
+    length = getattr(model.config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
 def name_task(model: PreTrainedModel, task: str) -> None:
     """Tells the mixers that route by the task which one the next forward passes are about."""
     describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))

@@ -107,6 +107,10 @@ def evaluate(
     settings = results.settings
     print(f"protocol {settings.protocol}, format {settings.format}, {settings.precision}; shares in percent ± s.e.")
     print_table(results.table())
+    if cut := results.macro.truncated:
+        print(
+            f"{cut:,} questions have over {settings.max_length} tokens and lost their beginning; evaluation.max_length"
+        )
     if leaks := results.leak_line():
         print(leaks)
     if results.drift is not None and results.macro.close_calls:

@@ -57,13 +57,17 @@ class Encoder:
         tokenizer: a fast tokenizer. BOS is prepended if, and only if, the tokenizer itself does so.
         max_length: most tokens of a text, special ones included; None for no limit. A longer text loses the
             start of its prompt (behind BOS), because the end holds the question and the answer.
+        key: of the recipe, which sets the limit; for messages.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None, key: str = "data.max_length"
+    ) -> None:
         if not tokenizer.is_fast:
             raise UsageError(f"{tokenizer.name_or_path}: moslora needs a fast tokenizer (a tokenizer.json)")
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self._key = key
         bos = tokenizer.bos_token_id
         self._bos = [bos] if bos is not None and tokenizer("a").input_ids[0] == bos else []
 
@@ -123,8 +127,8 @@ class Encoder:
         over = [length for length in needed if self.max_length is not None and length > self.max_length]
         if over:
             raise UsageError(
-                f"data.max_length={self.max_length} is too small for {len(over)} of {len(needed)} answers by "
-                f"themselves, and an answer is never cut: the longest needs data.max_length={max(over)}"
+                f"{self._key}={self.max_length} is too small for {len(over)} of {len(needed)} answers by "
+                f"themselves, and an answer is never cut: the longest needs {self._key}={max(over)}"
             )
 
     def _assemble(self, prompt: list[int], answer: list[int]) -> EncodedText:

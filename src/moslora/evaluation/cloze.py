@@ -58,7 +58,7 @@ class Cloze:
         if any(text.answer_start == 0 for text in texts):
             raise MosloraError(
                 f"{example.id}: no token of the prompt is left beside an option of"
-                f" {max(len(text.ids) for text in texts)} tokens; give a larger data.max_length"
+                f" {max(len(text.ids) for text in texts)} tokens; give a larger evaluation.max_length"
             )
         return texts
 

@@ -120,7 +120,7 @@ class Settings:
         batch_size: sequences per forward pass.
         block_size: questions per block.
         beams: of generate; ``None`` otherwise.
-        max_length: longest sequence in tokens; ``None`` for no bound.
+        max_length: longest sequence in tokens; ``None`` for no bound, of a model that names no context.
         data: task -> sha256 of all its questions.
         metadata: what the caller says of the model: all that tells one model from another, no time of day.
     """

@@ -19,9 +19,12 @@ from moslora.evaluation.journal import Journal
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.results import Leaks, Results, Settings, summarise
-from moslora.model import name_task, output_weight
+from moslora.model import context_length, name_task, output_weight
 from moslora.prompts import FORMATS
 from moslora.tasks import Example
+
+MAX_LENGTH = "evaluation.max_length"
+"""What cuts a question, in a recipe: `data.max_length` is of the training rows alone."""
 
 DRIFT_SAMPLE = 8
 """Questions of each task that are scored once more alone, to see how far the shapes move a margin."""
@@ -60,7 +63,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 32,
     beams: int = 1,
-    max_length: int | None = 512,
+    max_length: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     leaks: Leaks | None = None,
     progress: Progress | None = None,
@@ -79,7 +82,7 @@ def evaluate(
         limit: questions per task, the first in canonical order; ``None`` for all.
         batch_size: sequences per forward pass (cloze: a sequence is one option).
         beams: of generate, where 1 is greedy; no other protocol reads it.
-        max_length: longest sequence in tokens; a longer prompt loses its beginning.
+        max_length: longest sequence in tokens; a longer prompt loses its beginning. ``None`` for the model's context.
         metadata: tells this model from others, and no time of day; JSON values. Kept with the results, and a
             folder made under other metadata is refused.
         leaks: questions that training gave away, without which the results are given as well. No part of the
@@ -91,7 +94,8 @@ def evaluate(
         MosloraError: a module in training mode, or tasks without questions that the protocol can score.
     """
     refuse_training_mode(model)
-    encoder = Encoder(tokenizer, max_length=max_length)
+    max_length = max_length or context_length(model)
+    encoder = Encoder(tokenizer, max_length=max_length, key=MAX_LENGTH)
     scorer = make_scorer(protocol, model=model, encoder=encoder, format=format, batch_size=batch_size, beams=beams)
     _refuse_unusable(examples, limit=limit, scorer=scorer)
     dtype = output_weight(model).dtype

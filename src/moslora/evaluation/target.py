@@ -31,7 +31,6 @@ class Target:
         model: how it is loaded.
         data: how its rows were rendered.
         evaluation: how it asks to be scored.
-        max_length: longest question in tokens.
         source: where its questions come from unless told otherwise.
         results: folder for its results, one folder in it for each way of scoring.
         suffix: of those folders' names, for what is not the run's own result.
@@ -42,7 +41,6 @@ class Target:
     model: ModelSection
     data: DataSection
     evaluation: EvaluationSection
-    max_length: int | None
     source: str
     results: Path
     suffix: str
@@ -100,7 +98,6 @@ def open_target(
             model=model,
             data=DataSection(),
             evaluation=EvaluationSection(),
-            max_length=None,
             source="wheel",
             results=runs / f"eval-{path.name}-{fingerprint(target)[:8]}",
             suffix="",
@@ -114,7 +111,6 @@ def open_target(
         model=recipe.model.model_copy(update=changes),
         data=recipe.data,
         evaluation=recipe.evaluation,
-        max_length=recipe.data.max_length,
         source=recipe.evaluation_source,
         results=run_folder(folder.path) / "eval",
         suffix="-base" if base else checkpoint and f"-{checkpoint}",
@@ -182,7 +178,7 @@ def evaluate_target(
                 limit=limit or section.limit,
                 batch_size=batch_size,
                 beams=beams or section.beams,
-                max_length=target.max_length,
+                max_length=section.max_length,
                 metadata={**target.identity(device), "source": source},
                 leaks=find_leaks(target.run, examples, source=source, say=say),
                 progress=progress,

@@ -239,6 +239,9 @@ class EvaluationSection(Section):
     beams: PositiveInt = 1
     """Beams of `generate`; 1 is greedy. LLM-Adapters takes 4."""
 
+    max_length: PositiveInt | None = None
+    """Longest question with its answer in tokens. A longer one loses its start; null for the model's context."""
+
     source: Annotated[str | None, source_among("wheel", "hub")] = None
     """Where the questions come from, as in `data.source`; null for the same place as the training rows."""
 

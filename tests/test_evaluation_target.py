@@ -1,0 +1,40 @@
+"""What `moslora eval` is pointed at: a run, its base and its merged model are asked the same, and nothing in vain."""
+
+from pathlib import Path
+
+import pytest
+
+from moslora.evaluation import Results
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.merge import merge
+from moslora.training import train_recipe
+from test_cli import run
+from test_training_run import MakeRecipe
+
+
+def evaluated(target: str, tmp_path: Path, world: Path, **options: object) -> Results:
+    opened = open_target(target, dtype="float32", runs=tmp_path / "runs", **options)
+    return evaluate_target(opened, source=str(world / "data"), tasks=("obqa",), say=lambda line: None)[0]
+
+
+def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(
+    recipe: MakeRecipe, world: Path, tmp_path: Path
+) -> None:
+    """The limit of the training rows cuts no question: every one here is longer."""
+    train_recipe(recipe("data.max_length=24", "training.max_steps=6"), out=tmp_path / "run")
+    merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    runs, merged = (evaluated(str(tmp_path / name), tmp_path, world) for name in ("run", "merged"))
+    base = evaluated(str(tmp_path / "run"), tmp_path, world, base=True)
+    assert {results.settings.max_length for results in (runs, merged, base)} == {512}, "the model's context"
+    assert not any(prediction.truncated for results in (runs, merged, base) for prediction in results.predictions)
+    theirs = {prediction.id: prediction.scores for prediction in merged.predictions}
+    for prediction in runs.predictions:
+        assert prediction.scores == pytest.approx(theirs[prediction.id], abs=1e-4)
+
+
+def test_a_limit_of_the_evaluation_cuts_and_says_so(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_recipe(recipe("evaluation.max_length=24", "training.max_steps=3"), out=tmp_path / "run")
+    code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa")
+    assert code == 0 and "20 questions have over 24 tokens and lost their beginning" in out
