@@ -69,6 +69,7 @@ METHODS = (
     Method("moslora", "r²", lambda s: s.r**2),
     Method("controls/moslora-frozen", "0", lambda s: 0),
     Method("controls/moslora-folded", "0", lambda s: 0),
+    Method("controls/lora-scaled", "0", lambda s: 0),
     Method("flora", "r · r_out − (r − r_out) · d_out", lambda s: s.r * s.r_out - (s.r - s.r_out) * s.d_out),
     Method("adalora", "r", lambda s: s.r),
     Method("rslora", "0", lambda s: 0),

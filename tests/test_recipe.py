@@ -62,6 +62,7 @@ METHODS = {
     "methods/pissa": (IdentityMixer(kind="identity"), {"adapter": {"start": "pissa"}}),
     "methods/rslora": (IdentityMixer(kind="identity"), {"adapter": {"scaling": "rslora"}}),
     "methods/two-subspace": (ButterflyMixer(kind="butterfly", blocks=2), {}),
+    "methods/controls/lora-scaled": (IdentityMixer(kind="identity"), {"adapter": {"alpha": 18.475}}),
     "methods/controls/moslora-folded": (DenseMixer(kind="dense", init="kaiming", train="folded"), {}),
     "methods/controls/moslora-frozen": (DenseMixer(kind="dense", init="kaiming", train="frozen"), {}),
     "methods/controls/two-subspace-hadamard": (HadamardMixer(kind="hadamard", blocks=2), {}),
@@ -119,6 +120,15 @@ def test_any_method_lies_over_any_model_and_changes_nothing_else(write, model, m
     if budget := expected["training"]["rank_budget"]:
         budget["betas"] = (0.85, 0.85)
     assert recipe.model_dump() == expected
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_scaled_lora_has_the_models_alpha_over_the_root_of_three(write, model):
+    alphas = [
+        load_recipe(write(both=f"extends: [{model}, {method}]")).adapter.alpha
+        for method in ("methods/moslora", "methods/controls/lora-scaled")
+    ]
+    assert alphas[1] * 3**0.5 == pytest.approx(alphas[0], rel=1e-4)
 
 
 def test_method_alone_says_that_it_has_no_model(monkeypatch):
