@@ -35,11 +35,11 @@ class Comparison:
 
     def distances(self, rule: Rule) -> Tensor:
         """After each step; shape ``(STEPS,)``."""
-        return distance(_path(self.start, rule), _path(self.twin, replace(rule, rate_a=self.rate_a)))
+        return distance(path(self.start, rule), path(self.twin, replace(rule, rate_a=self.rate_a)))
 
 
-# Several comparisons share a start, and LoRA from it.
-_path = cache(train)
+# Several comparisons share a start, and LoRA from it; tables and figures share the comparisons.
+path = cache(train)
 
 
 @cache
@@ -109,12 +109,13 @@ def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
     )
 
 
+@cache
 def butterfly_distances(rule: Rule, *, normalize: bool) -> tuple[Tensor, Tensor]:
     """The butterfly against LoRA of half its rank: under the twin's rule, and under its own; ``(STEPS,)`` each."""
     start = butterfly(normalize=normalize)
-    path, twin = train(start, rule), half_rank(start, normalize=normalize)
+    mixed, twin = train(start, rule), half_rank(start, normalize=normalize)
     other, same = (train(twin, choice) for choice in (twin_rule(rule, normalize=normalize), rule))
-    return distance(path, other), distance(path, same)
+    return distance(mixed, other), distance(mixed, same)
 
 
 def smallest_growth(trajectory: Trajectory, start: Start) -> Tensor:
@@ -152,7 +153,7 @@ def start_matters(rule: Rule, *, draws: int, after: tuple[int, ...]) -> dict[int
         a = draw_a(seed=100 + 2 * seed)
         turned, plain = draw_orthogonal(seed=101 + 2 * seed), identities()
         paths = [train(dense(a, m, learned=True), rule).deltas for m in (turned, plain)]
-        losses = [[loss(path[step - 1]) for step in after] for path in paths]
+        losses = [[loss(deltas[step - 1]) for step in after] for deltas in paths]
         differences.append([one - other for one, other in zip(*losses, strict=True)])
     values = torch.tensor(differences, dtype=torch.float64)
     mean, error = values.mean(0).tolist(), (values.std(0) / draws**0.5).tolist()

@@ -1,7 +1,6 @@
 """The figures and tables of docs/proof.md, computed and written in place: ``make proof``."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -12,15 +11,18 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from comparisons import (
-    butterfly_distances,
-    comparisons,
-    drift,
-    smallest_growth,
-    start_matters,
-    twin_rule,
+from comparisons import butterfly_distances, comparisons, drift, path, smallest_growth
+from proof_tables import (
+    Distances,
+    drift_table,
+    first_table,
+    largest_table,
+    measure,
+    short,
+    starts_table,
+    twins_table,
 )
-from trajectories import ROUNDING, STEPS, train
+from trajectories import ROUNDING, STEPS
 from update_rules import (
     ADAM,
     ADAMW,
@@ -32,7 +34,6 @@ from update_rules import (
     MUON,
     NESTEROV,
     SGD,
-    TORCH_MUON,
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -64,14 +65,6 @@ STYLE = {
     # The same bytes from the same numbers: fixed ids here, no date in the metadata.
     "svg.hashsalt": "moslora",
 }
-
-Distances = dict[str, dict[str, torch.Tensor]]
-"""By rule and comparison: the distance after each step."""
-
-
-def measure() -> Distances:
-    rules = (*EQUIVARIANT, *ELEMENTWISE, TORCH_MUON)
-    return {rule.name: {key: pair.distances(rule) for key, pair in comparisons().items()} for rule in rules}
 
 
 def draw_distances(found: Distances) -> Figure:
@@ -135,31 +128,24 @@ def draw_heat_map(found: Distances) -> Figure:
     return figure
 
 
-def draw_conservation() -> tuple[Figure, list[list[str]]]:
+def draw_conservation() -> Figure:
     """How M Mᵀ grows, and how far BᵀB − M Mᵀ drifts, while the rate is halved and the path refined."""
     start = comparisons()["Q learned"].start
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
-    rows = []
     for rule, colours in ((SGD, ("#08306b", BLUE, SKY)), (ADAM, ("#7f3b08", RED, ORANGE))):
-        previous = None
         for repeat, colour, dashes in zip((1, 2, 4), colours, ("-", "--", ":"), strict=True):
-            path = train(start, rule, repeat=repeat)
+            taken = path(start, rule, repeat=repeat)
             time = torch.arange(1, STEPS * repeat + 1) / (STEPS * repeat)
-            growth, drifted = smallest_growth(path, start), drift(path, start)
             label = f"{rule.name}, rate {rule.lr / repeat:g}"
-            left.plot(time, growth, dashes, color=colour, label=label)
-            right.plot(time, drifted.clamp(min=1e-5), dashes, color=colour, label=label)
-            largest = drifted.max().item()
-            ratio = "" if previous is None else f"{previous / largest:.2f}"
-            rows.append([rule.name, f"{rule.lr / repeat:g}", f"{largest:.4f}", ratio, f"{growth.min().item():.1e}"])
-            previous = largest
+            left.plot(time, smallest_growth(taken, start), dashes, color=colour, label=label)
+            right.plot(time, drift(taken, start).clamp(min=1e-5), dashes, color=colour, label=label)
     left.axhline(0, color=BLACK, linewidth=0.8)
     left.set(title="smallest eigenvalue of MMᵀ − M₀M₀ᵀ", xlabel="rate × steps, as a share of the whole")
     right.set(title="drift of BᵀB − MMᵀ", xlabel="rate × steps, as a share of the whole", yscale="log")
     right.set_ylim(1e-5, 3)
     right.legend(fontsize=9, loc="lower right")
     figure.tight_layout()
-    return figure, rows
+    return figure
 
 
 def draw_butterfly() -> Figure:
@@ -182,57 +168,6 @@ def draw_butterfly() -> Figure:
     return figure
 
 
-def short(value: float) -> str:
-    """0.23, 4e-3, 5e-16: what a cell of a table has room for."""
-    if value == 0:
-        return "0"
-    if value >= 0.01:
-        return f"{value:.2f}"
-    mantissa, exponent = f"{value:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Markdown; the first column is text, the others are numbers."""
-    header = list(header)
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def tables(found: Distances) -> dict[str, str]:
-    rules = (*EQUIVARIANT, *ELEMENTWISE, TORCH_MUON)
-    largest = [
-        [pair.label, *(short(found[rule.name][key].max().item()) for rule in rules)]
-        for key, pair in comparisons().items()
-    ]
-    shown = (1, 2, 3, 10, STEPS)
-    first = [
-        [f"{comparisons()[key].label}, {rule.name}", *(short(found[rule.name][key][t - 1].item()) for t in shown)]
-        for key in ("K", "Q learned", "K learned")
-        for rule in (SGD, ADAM)
-    ]
-    twins = []
-    for rule in (*EQUIVARIANT, *ELEMENTWISE):
-        row = [rule.name]
-        for normalize in (False, True):
-            rate = twin_rule(rule, normalize=normalize).lr / rule.lr
-            twin, same = butterfly_distances(rule, normalize=normalize)
-            row += [f"{rate:.3g}", short(twin.max().item()), short(same.max().item())]
-        twins.append(row)
-    luck = [
-        [rule.name, *(f"{1e3 * mean:+.2f} ± {1e3 * error:.2f}" for mean, error in values.values())]
-        for rule, values in [(ADAM, start_matters(ADAM, draws=100, after=(10, STEPS)))]
-    ]
-    return {
-        "largest": table(["", *(rule.name for rule in rules)], largest),
-        "first": table(["", *(f"step {t}" for t in shown)], first),
-        "twins": table(
-            ["", "plain: rate ×", "distance", "same rule", "normalised: rate ×", "distance", "same rule"], twins
-        ),
-        "starts": table(["1000 × (loss of orthogonal − loss of identity)", "step 10", f"step {STEPS}"], luck),
-    }
-
-
 def replace_between(text: str, name: str, block: str) -> str:
     """The text with ``block`` between the comments ``table: name`` and ``end``."""
     pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.S)
@@ -246,19 +181,23 @@ def main() -> None:
     torch.set_num_threads(1)
     plt.style.use(STYLE)
     found = measure()
-    conservation, drifts = draw_conservation()
     figures = {
         "distances": draw_distances(found),
         "heat-map": draw_heat_map(found),
-        "conservation": conservation,
+        "conservation": draw_conservation(),
         "butterfly": draw_butterfly(),
     }
     folder = DOCS / "proof"
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    blocks = tables(found)
-    blocks["drift"] = table(["", "rate", "largest drift", "ratio", "smallest eigenvalue"], drifts)
+    blocks = {
+        "largest": largest_table(found),
+        "first": first_table(found),
+        "twins": twins_table(),
+        "starts": starts_table(),
+        "drift": drift_table(),
+    }
     page = DOCS / "proof.md"
     text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():

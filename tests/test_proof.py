@@ -17,9 +17,11 @@ from comparisons import (
     drift,
     half_rank,
     identities,
+    path,
     smallest_growth,
     twin_rule,
 )
+from proof_tables import drift_table, first_table, largest_table, measure, twins_table
 from trajectories import (
     RANK,
     ROUNDING,
@@ -77,9 +79,9 @@ def generic(*shape: int, seed: int) -> Tensor:
 @by_name
 def test_training_moves(rule: Rule) -> None:
     """A distance of zero between two adapters that stand still would say nothing."""
-    path = train(lora(draw_a()), rule)
-    assert loss(path.deltas[-1]) < 0.5 * loss(torch.zeros_like(path.deltas[0]))
-    assert path.deltas[-1].norm() > 1
+    deltas = train(lora(draw_a()), rule).deltas
+    assert loss(deltas[-1]) < 0.5 * loss(torch.zeros_like(deltas[0]))
+    assert deltas[-1].norm() > 1
 
 
 @pytest.mark.parametrize("key", SAME)
@@ -107,9 +109,9 @@ def test_orthonormal_columns_fold_into_either_side() -> None:
     """M of 6 × 4: into A, LoRA of rank 6 from MA; into B, which is zero, LoRA of rank 4 from A itself."""
     tall = dense(draw_a(), tuple(m[:, :RANK] for m in draw_orthogonal(RANK + 2)), learned=False)
     for rule in EQUIVARIANT:
-        path = train(tall, rule)
-        assert distance(path, train(folded(tall), rule)).max() <= ROUNDING
-        assert distance(path, train(lora(draw_a()), rule)).max() <= ROUNDING
+        mixed = train(tall, rule)
+        assert distance(mixed, train(folded(tall), rule)).max() <= ROUNDING
+        assert distance(mixed, train(lora(draw_a()), rule)).max() <= ROUNDING
     assert distance(train(tall, ADAM), train(folded(tall), ADAM)).max() > 1e-2
 
 
@@ -130,9 +132,9 @@ def test_scaled_mixers_under_updates_that_do_not_know_the_gradients_size() -> No
     turned = dense(draw_a(), tuple(2 * m for m in draw_orthogonal()), learned=False)
     permuted = dense(draw_a(), tuple(2 * m for m in draw_signed_permutation()), learned=False)
     for start, rule in ((turned, MUON), (permuted, ADAM), (permuted, ADAMW), (permuted, LION)):
-        path = train(start, rule)
-        assert distance(path, train(folded(start), replace(rule, rate_a=2.0, eps_a=0.5))).max() <= ROUNDING
-        assert distance(path, train(folded(start), replace(rule, rate_a=4.0))).max() > 1e-2
+        mixed = train(start, rule)
+        assert distance(mixed, train(folded(start), replace(rule, rate_a=2.0, eps_a=0.5))).max() <= ROUNDING
+        assert distance(mixed, train(folded(start), replace(rule, rate_a=4.0))).max() > 1e-2
 
 
 @by_name
@@ -184,27 +186,27 @@ def test_only_mtm_of_the_start_matters(rule: Rule, learned: bool) -> None:
     """B₀ = 0: (A, M₀) starts as (A, PM₀) does, and M₀ = USVᵀ from A as S from VᵀA, for orthogonal P."""
     a, ms = draw_a(), draw_kaiming()
     _, s, vh = zip(*(torch.linalg.svd(m) for m in ms), strict=True)
-    path = train(dense(a, ms, learned=learned), rule)
+    mixed = train(dense(a, ms, learned=learned), rule)
     turned = dense(a, tuple(p @ m for p, m in zip(draw_orthogonal(seed=8), ms, strict=True)), learned=learned)
     rotated = tuple(v @ factor for v, factor in zip(vh, a, strict=True))
     values = dense(rotated, tuple(torch.diag(sigma) for sigma in s), learned=learned)
     for other in (turned, values):
-        largest = distance(path, train(other, rule)).max()
+        largest = distance(mixed, train(other, rule)).max()
         assert largest <= ROUNDING if rule in EQUIVARIANT else largest > 1e-2
 
 
-def change_of(path: Trajectory) -> list[Tensor]:
+def change_of(trajectory: Trajectory) -> list[Tensor]:
     """The change of BᵀB − MMᵀ from step to step, first layer."""
-    layers = [state[0] for state in path.layers]
+    layers = [state[0] for state in trajectory.layers]
     invariants = [layer.b.T @ layer.b - layer.m @ layer.m.T for layer in layers]
     return [after - before for before, after in pairwise(invariants)]
 
 
 def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate() -> None:
     """BᵀB − MMᵀ changes by η² (∂Bᵀ∂B − ∂M∂Mᵀ), and by nothing else; AAᵀ − MᵀM likewise."""
-    path = train(comparisons()["K learned"].start, SGD)
-    layers = [state[0] for state in path.layers]
-    for before, after, change in zip(layers, layers[1:], change_of(path), strict=False):
+    learned = path(comparisons()["K learned"].start, SGD)
+    layers = [state[0] for state in learned.layers]
+    for before, after, change in zip(layers, layers[1:], change_of(learned), strict=False):
         a, m, b = after.a - before.a, after.m - before.m, after.b - before.b
         torch.testing.assert_close(change, b.T @ b - m @ m.T, rtol=0, atol=1e-14)
         sides = [layer.a @ layer.a.T - layer.m.T @ layer.m for layer in (before, after)]
@@ -215,17 +217,17 @@ def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate() -> None:
 def test_an_unlearned_direction_is_kept_by_small_steps_of_sgd_but_not_of_adam(key: str) -> None:
     """Halving SGD's rate halves the drift of BᵀB − MMᵀ, which bounds what MMᵀ − M₀M₀ᵀ can fall below zero."""
     start = comparisons()[key].start
-    paths = [train(start, SGD, repeat=repeat) for repeat in (1, 2, 4)]
-    drifts = [drift(path, start).max().item() for path in paths]
+    paths = [path(start, SGD, repeat=repeat) for repeat in (1, 2, 4)]
+    drifts = [drift(one, start).max().item() for one in paths]
     assert [a / b for a, b in pairwise(drifts)] == pytest.approx([2, 2], rel=0.1)
-    falls = [-smallest_growth(path, start).min().item() for path in paths]
+    falls = [-smallest_growth(one, start).min().item() for one in paths]
     for fall, moved in zip(falls, drifts, strict=True):
         assert fall <= moved
     assert falls[0] > 2 * falls[1] > 4 * falls[2]
     assert smallest_growth(paths[-1], start)[-1] > 0
-    signs = [train(start, ADAM, repeat=repeat) for repeat in (1, 2, 4)]
-    drifts = [drift(path, start).max().item() for path in signs]
-    falls = [-smallest_growth(path, start).min().item() for path in signs]
+    signs = [path(start, ADAM, repeat=repeat) for repeat in (1, 2, 4)]
+    drifts = [drift(one, start).max().item() for one in signs]
+    falls = [-smallest_growth(one, start).min().item() for one in signs]
     assert min(drifts) > 0.5
     assert min(falls) > 5e-3
     assert falls[2] > 0.5 * falls[0]
@@ -248,8 +250,8 @@ def test_two_subspaces_are_lora_of_half_the_rank_at_another_rate(rule: Rule, nor
 def test_what_two_subspaces_do_not_use() -> None:
     """A₁ − A₂ never moves, and ΔW has half the rank."""
     start = butterfly(normalize=False)
-    path = train(start, SGD)
-    for layer, a in zip(path.layers[-1], start.a, strict=True):
+    last = train(start, SGD).layers[-1]
+    for layer, a in zip(last, start.a, strict=True):
         torch.testing.assert_close(layer.a[:RANK] - layer.a[RANK:], a[:RANK] - a[RANK:], rtol=0, atol=1e-13)
         values = torch.linalg.svdvals(SCALE * layer.b @ layer.m @ layer.a)
         assert values[RANK - 1] > 1e-3
@@ -286,11 +288,81 @@ def test_torchs_muon_is_not_exact() -> None:
     assert 1e6 * distances("Q", MUON).max() < largest < 0.1
 
 
+PAGE = (Path(__file__).parents[1] / "docs" / "proof.md").read_text(encoding="utf-8")
+
+
+def rows_of(block: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.strip().splitlines()]
+
+
+def page_table(name: str) -> list[list[str]]:
+    return rows_of(PAGE.split(f"<!-- table: {name} -->")[1].split("<!-- end -->")[0])
+
+
+def step_of_the_last_digit(cell: str) -> float:
+    digits, _, exponent = cell.partition("e")
+    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+
+
+def agree(shown: str, made: str, *, factor: float = 1.0) -> bool:
+    """Text is the same; a number is rounding where the other is, and else off by one in its last digit or a factor."""
+    try:
+        one, other = float(shown), float(made)
+    except ValueError:
+        return shown == made
+    if abs(other) <= ROUNDING or abs(one) <= ROUNDING:
+        return max(abs(one), abs(other)) <= ROUNDING
+    near = abs(one - other) < 1.5 * min(step_of_the_last_digit(shown), step_of_the_last_digit(made))
+    return near or (one * other > 0 and max(one / other, other / one) < factor)
+
+
+TABLES = {
+    "largest": lambda: largest_table(measure()),
+    "first": lambda: first_table(measure()),
+    "twins": twins_table,
+    "drift": drift_table,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_number_of_the_page_is_what_the_command_computes(name: str) -> None:
+    """As printed; torch's Muon, which rounds to bfloat16 as the processor does, within a factor of two."""
+    shown, made = page_table(name), rows_of(TABLES[name]())
+    assert [len(row) for row in shown] == [len(row) for row in made]
+    columns = made[0]
+    for row, expected in zip(shown, made, strict=True):
+        for column, cell, number in zip(columns, row, expected, strict=True):
+            factor = 2.0 if column == TORCH_MUON.name else 1.0
+            assert agree(cell, number, factor=factor), (expected[0], column, cell, number)
+
+
+@pytest.mark.parametrize(
+    ("shown", "made", "same"),
+    [
+        ("2e-16", "0", True),
+        ("2e-16", "9e-16", True),
+        ("2e-16", "0.01", False),
+        ("0", "7e-4", False),
+        ("0.22", "0.23", True),
+        ("0.22", "0.24", False),
+        ("7e-4", "8e-4", True),
+        ("7e-4", "7e-3", False),
+        ("7e-3", "2e-2", False),
+        ("9e-3", "0.01", True),
+        ("-2.4e-04", "-2.5e-04", True),
+        ("-2.4e-04", "2.4e-04", False),
+        ("0.0348", "0.0360", False),
+        ("", "2.04", False),
+        ("Adam", "Lion", False),
+    ],
+)
+def test_cells_agree_to_their_digits(shown: str, made: str, same: bool) -> None:
+    assert agree(shown, made) == agree(made, shown) == same
+
+
 def test_the_page_shows_what_the_command_makes() -> None:
     root = Path(__file__).parents[1]
-    page = (root / "docs" / "proof.md").read_text(encoding="utf-8")
-    figures = re.findall(r"!\[[^\]]+\]\((proof/[\w-]+\.svg)\)", page)
+    figures = re.findall(r"!\[[^\]]+\]\((proof/[\w-]+\.svg)\)", PAGE)
     assert {Path(figure).name for figure in figures} == {file.name for file in (root / "docs" / "proof").iterdir()}
-    for pair in comparisons().values():
-        assert f"\n| {pair.label} |" in page
+    assert {"starts", *TABLES} == set(re.findall(r"<!-- table: (\w+) -->", PAGE))
     assert "\nproof:" in (root / "Makefile").read_text(encoding="utf-8")
