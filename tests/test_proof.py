@@ -19,6 +19,7 @@ from comparisons import (
     identities,
     path,
     smallest_growth,
+    start_matters,
     twin_rule,
 )
 from proof_tables import drift_table, first_table, largest_table, measure, twins_table
@@ -26,6 +27,7 @@ from trajectories import (
     RANK,
     ROUNDING,
     SCALE,
+    STEPS,
     Trajectory,
     dense,
     distance,
@@ -286,6 +288,23 @@ def test_torchs_muon_is_not_exact() -> None:
     """It iterates in bfloat16: the same trajectory to two or three digits only."""
     largest = distances("Q", TORCH_MUON).max()
     assert 1e6 * distances("Q", MUON).max() < largest < 0.1
+
+
+def test_adam_tells_an_orthogonal_start_from_the_identity_and_sgd_does_not() -> None:
+    """The signs that section 6 reads from its table, from the first of its draws, which agree with its numbers."""
+    draws, after = 30, (10, STEPS)
+    (early, early_error), (late, late_error) = start_matters(ADAM, draws=draws, after=after).values()
+    assert early > 2 * early_error > 0
+    assert late < -2 * late_error < 0
+    label, *cells = page_table("starts")[-1]
+    assert label == ADAM.name
+    for cell, mean, error in zip(cells, (early, late), (early_error, late_error), strict=True):
+        shown, shown_error = (float(part) / 1e3 for part in cell.split(" ± "))
+        assert abs(shown - mean) < 2 * error
+        assert shown_error == pytest.approx(error * (draws / 100) ** 0.5, rel=0.5)
+    for mean, error in start_matters(SGD, draws=3, after=after).values():
+        assert abs(mean) <= ROUNDING
+        assert error <= ROUNDING
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "proof.md").read_text(encoding="utf-8")
