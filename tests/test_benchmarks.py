@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from moslora.adapters import MIXERS
+from moslora.adapters import MIXERS, describe_batch, inject
 from moslora.errors import UsageError
 from moslora.recipe import list_recipes, load_recipe
 
@@ -66,6 +67,40 @@ def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
             else:
                 with pytest.raises(UsageError):
                     load_recipe(tmp_path / "recipe.yaml", overrides)
+
+
+def first_step(method: str, folder: Path) -> float:
+    """How far one step of AdamW takes the output of a layer with the recipe's adapter, in the norm over 512 tokens."""
+    (folder / "recipe.yaml").write_text(f"extends: [smollm2-135m, {method}]", encoding="utf-8")
+    section = load_recipe(folder / "recipe.yaml", ["adapter.target_modules=[q_proj]"]).adapter
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"q_proj": nn.Linear(576, 576, bias=False)})
+    x, goal = torch.randn(8, 64, 576), torch.randn(576, 3) @ torch.randn(3, 576) / 24
+    inject(model, **section.model_dump(), seed=0)
+    describe_batch(model, tasks=torch.arange(8))
+    layer = model["q_proj"]
+    before = layer(x)
+    (before - layer.base(x) - x @ goal.T).square().mean().backward()
+    torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=1e-3, weight_decay=0).step()
+    return (layer(x) - before).norm().item()
+
+
+def test_gates_begin_with_smaller_steps_than_lora(tmp_path: Path) -> None:
+    """A quarter, a third, a fifth, a twentieth: the shares of the page, on random rows; and what has LoRA's gain."""
+    shares = {
+        "lora-moe-dense": 1 / 4,
+        "lora-moe-topk": 1 / 3,
+        "gate-inside": 1 / 5,
+        "moelora": 1 / 20,
+        "controls/lora-scaled": 3**-0.5,
+        "input-split": 1,
+        "kronecker": 1,
+    }
+    lora = first_step("methods/lora", tmp_path)
+    found = {name: first_step(f"methods/{name}", tmp_path) / lora for name in shares}
+    assert found == pytest.approx(shares, rel=0.4)
+    assert found["lora-moe-topk"] > 1.15 * found["lora-moe-dense"]
+    assert first_step("methods/moslora", tmp_path) == first_step("methods/controls/moslora-folded", tmp_path)
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(2, None), (4, None), (4, 2), (8, 3)])
