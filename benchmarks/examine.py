@@ -132,6 +132,7 @@ def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
     recipe = load_recipe(run / "recipe.yaml")
     found = {
         "mixer": recipe.adapter.mixer.kind,
+        "dropout": recipe.adapter.dropout,
         "parameters": parameters(method, recipe),
         "seconds": times(method, folder, settings),
         "machine": machine(),

@@ -98,9 +98,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     settings, lora = Settings(**results["lora"]["settings"]), results["lora"]["parameters"]["lora"]
     machines = " / ".join(sorted({found["machine"] for found in results.values()}))
     notes = (
-        f"`{settings.base}`, {lora:,} trainable parameters with LoRA; counted in the model and equal to the formula,"
-        f" summed over the layers. Step time: median (quartiles) of {settings.pairs} pairs of steps of {settings.rows}"
-        " rows, the method's and LoRA's in turns on the same rows; LoRA's own line is LoRA against LoRA, the noise."
+        f"`{settings.base}`, dropout {results['lora']['dropout']:g}, {lora:,} trainable parameters with LoRA; counted in"
+        " the model and equal to the formula, summed over the layers. Step time: median (quartiles) of"
+        f" {settings.pairs} pairs of steps of {settings.rows} rows, the method's and LoRA's in turns on the same rows;"
+        " LoRA's own line is LoRA against LoRA, the noise."
         f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"
         " included); LoRA's own line is its second run. Resumed: the adapter of a run that went on from the"
         f" checkpoint at its half, against that of the uninterrupted run. {machines}."

@@ -103,6 +103,28 @@ def test_gates_begin_with_smaller_steps_than_lora(tmp_path: Path) -> None:
     assert first_step("methods/moslora", tmp_path) == first_step("methods/controls/moslora-folded", tmp_path)
 
 
+class CountedLinear(nn.Linear):
+    """Notes the shapes that it multiplies."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = [*getattr(self, "seen", []), tuple(x.shape)]
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("dropout", "training"), [(0.1, True), (0.1, False), (0.0, True)])
+def test_dora_multiplies_by_the_base_as_often_as_the_page_says(dropout: float, training: bool) -> None:
+    model = nn.ModuleDict({"q_proj": CountedLinear(24, 40)})
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"], dropout=dropout, dora=True)
+    base = model.train(training)["q_proj"].base
+    base.seen = []
+    model["q_proj"](torch.randn(3, 5, 24))
+    assert sorted(base.seen) == sorted([(3, 5, 24), (4, 24), *[(3, 5, 24)] * (dropout > 0 and training)])
+
+
+def test_the_caption_has_the_dropout_of_the_recipe() -> None:
+    assert f"`smollm2-135m`, dropout {load_recipe('smollm2-135m').adapter.dropout:g}, " in PAGE
+
+
 @pytest.mark.parametrize(("experts", "top_k"), [(2, None), (4, None), (4, 2), (8, 3)])
 def test_sequential_experts_compute_what_the_fused_ones_do(experts: int, top_k: int | None) -> None:
     check(fused_layer(24, 40, experts, top_k, dtype=torch.float32))
@@ -143,3 +165,4 @@ def test_methods_are_measured_once_and_written_down(
     assert [row[5:] for row in rows] == [["yes", "yes", "same bits |"], ["no", "no", "same bits |"]]
     assert rows[1][2] == f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
     assert "M depends on the input x" in page.read_text(encoding="utf-8")
+    assert f"`{world / 'recipe.yaml'}`, dropout 0.1, " in page.read_text(encoding="utf-8")
