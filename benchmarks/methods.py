@@ -1,6 +1,6 @@
 """Every method recipe on one real model: trained, resumed, reloaded, evaluated, merged and exported.
 
-    python benchmarks/methods.py                        # all of them; what was measured before is kept
+    python benchmarks/methods.py    # all of them; what was measured before, of the same code, is kept
     python benchmarks/methods.py --methods lora moslora --print-only
 
 A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
@@ -15,27 +15,30 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import moslora
 from examine import METHODS, Method, Settings, recipe_text
-from report import markdown, spread, write_between
+from moslora.recipe import load_recipe
+from report import machine, markdown, spread, write_between
 
 ROOT = Path(__file__).parents[1]
 TABLE = "methods table"
 
 
 def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
-    """Everything about one method, from its file if it was measured before.
+    """Everything about one method, from its file if it was measured before under the same key.
 
     Raises:
         RuntimeError: a process failed; its log is named.
     """
     folder = work / method.recipe.replace("/", "-")
-    stored = folder / "result.json"
+    stored, own_key = folder / "result.json", key(method, work, settings)
     if stored.exists():
         found: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8"))
-        if found["settings"] == asdict(settings):
+        if found.get("key") == own_key:
             print(f"{method.recipe}: measured before")
             return found
     print(f"{method.recipe} ...", flush=True)
@@ -53,6 +56,7 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
         **json.loads((folder / "examined.json").read_text(encoding="utf-8")),
         "peak_memory_gb": peaks,
         "settings": asdict(settings),
+        "key": own_key,
     }
     printed = re.search(r"([\d,]+) trainable parameters", (folder / "run.log").read_text(encoding="utf-8"))
     trained = int(printed[1].replace(",", "")) if printed else None
@@ -60,6 +64,27 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
         raise RuntimeError(f"{method.recipe}: the run says {trained} trainable parameters, not {found['parameters']}")
     _write(stored, json.dumps(found, indent=1, ensure_ascii=False))
     return found
+
+
+def key(method: Method, work: Path, settings: Settings) -> str:
+    """What a result hangs on: the settings, the method's recipe and LoRA's in full, the code, and the machine."""
+    parts = [json.dumps(asdict(settings)), machine()]
+    work.mkdir(parents=True, exist_ok=True)
+    for name in (method.recipe, "lora"):
+        recipe = _write(work / "recipe.yaml", recipe_text(name, settings, steps=settings.steps))
+        parts.append(load_recipe(recipe).model_dump_json())
+    parts += [f"{file.name} {sha256(file.read_bytes()).hexdigest()}" for file in sources()]
+    return sha256("\n".join(parts).encode()).hexdigest()
+
+
+def sources() -> list[Path]:
+    """The package, and what measures it."""
+    here = Path(__file__)
+    return [
+        *sorted(Path(moslora.__file__).parent.rglob("*.py")),
+        here.with_name("examine.py"),
+        here.with_name("report.py"),
+    ]
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -98,8 +123,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     settings, lora = Settings(**results["lora"]["settings"]), results["lora"]["parameters"]["lora"]
     machines = " / ".join(sorted({found["machine"] for found in results.values()}))
     notes = (
-        f"`{settings.base}`, dropout {results['lora']['dropout']:g}, {lora:,} trainable parameters with LoRA; counted in"
-        " the model and equal to the formula, summed over the layers. Step time: median (quartiles) of"
+        f"`{settings.base}`, dropout {results['lora']['dropout']:g}, {lora:,} trainable parameters with LoRA; counted"
+        " in the model and equal to the formula, summed over the layers. Step time: median (quartiles) of"
         f" {settings.pairs} pairs of steps of {settings.rows} rows, the method's and LoRA's in turns on the same rows;"
         " LoRA's own line is LoRA against LoRA, the noise."
         f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,40 @@ def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None
         write_between(path, "y", "new")
 
 
+def refuse_to_run(arguments: list[str], log: Path) -> None:
+    raise RuntimeError("asked to run")
+
+
+def test_a_result_counts_for_its_code_recipe_settings_and_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "moslora"
+    (package / "part").mkdir(parents=True)
+    for name in ("__init__.py", "part/deep.py"):
+        (package / name).write_text("one", encoding="utf-8")
+    monkeypatch.setattr(methods.moslora, "__file__", str(package / "__init__.py"))
+    base = tmp_path / "base.yaml"
+    base.write_text("extends: smollm2-135m", encoding="utf-8")
+    settings = Settings(base=str(base), steps=4, pairs=2, rows=2, questions=2)
+    (lora, moslora) = (method for method in METHODS if method.recipe in ("lora", "moslora"))
+
+    def key(method=lora, settings=settings) -> str:
+        return methods.key(method, tmp_path / "work", settings)
+
+    keys = [key(), key(moslora), key(settings=replace(settings, pairs=3))]
+    assert key() == keys[0]
+    base.write_text("{extends: smollm2-135m, training: {learning_rate: 1e-3}}", encoding="utf-8")
+    keys.append(key())
+    (package / "part" / "deep.py").write_text("two", encoding="utf-8")
+    keys.append(key())
+    (package / "new.py").write_text("", encoding="utf-8")
+    keys.append(key())
+    monkeypatch.setattr(methods, "machine", lambda: "another machine")
+    keys.append(key())
+    assert len(set(keys)) == len(keys) == 7
+    assert {"examine.py", "report.py"} < {file.name for file in methods.sources()}
+
+
 def test_methods_are_measured_once_and_written_down(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +195,12 @@ def test_methods_are_measured_once_and_written_down(
     assert "before" not in capsys.readouterr().out
     assert methods.main() == 0
     assert capsys.readouterr().out.count("measured before") == 2
+    with monkeypatch.context() as other:
+        other.setattr(methods, "machine", lambda: "another machine")
+        other.setattr(methods, "_process", refuse_to_run)
+        assert methods.main() == 1
+        said = capsys.readouterr()
+        assert "measured before" not in said.out and said.err.count("asked to run") == 2
     rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == ["| `lora`", "| `lora-moe-topk`"]
     assert [row[5:] for row in rows] == [["yes", "yes", "same bits |"], ["no", "no", "same bits |"]]
