@@ -340,7 +340,10 @@ def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_quickstart_runs_over_a_quantised_base(runs: Path, tmp_path: Path, kind: str) -> None:
+def test_the_quickstart_runs_over_a_quantised_base(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("moslora.quickstart.RECIPE", runs / f"{kind}.yaml")
     out = Path(shutil.copytree(runs / kind, tmp_path / kind))
     said: list[str] = []
     table, lines = quickstart(out=out, say=said.append)

@@ -1,15 +1,17 @@
 """The quickstart's arithmetic: what fits into the time, the table, and a verdict that can say no."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moslora import quickstart as module
+from moslora.errors import UsageError
 from moslora.evaluation import Prediction
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.results import Results, Settings, summarise
-from moslora.quickstart import Speed, comparison, fitting_recipe, majority, verdict
+from moslora.quickstart import Speed, begun_recipe, comparison, fitting_recipe, majority, verdict
 from moslora.recipe import load_recipe
 
 
@@ -98,3 +100,14 @@ def test_a_slow_machine_gets_fewer_rows_and_is_told(
     assert (rows + questions) * row_seconds <= module.BUDGET_SECONDS + 1
     assert rows < sum(full.data.rows.values()) and recipe.evaluation.limit % BLOCK_SIZE == 0
     assert all(count >= module.LEAST_ROWS for count in recipe.data.rows.values())
+
+
+def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(tmp_path: Path) -> None:
+    fitted = ["model.dtype=float32", "data.rows.boolq=60", "evaluation.limit=40", "training.micro_batch_size=8"]
+    recipe = load_recipe(module.RECIPE, fitted)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert begun_recipe(tmp_path) == recipe
+    for override, sections in (("seed=5", "seed"), ("adapter.rank=8", "adapter"), ("data.max_length=9", "data")):
+        (tmp_path / "recipe.yaml").write_text(load_recipe(module.RECIPE, [*fitted, override]).to_yaml())
+        with pytest.raises(UsageError, match=rf"holds a run of another recipe than the quickstart's \({sections}\)"):
+            begun_recipe(tmp_path)

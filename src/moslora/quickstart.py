@@ -82,7 +82,7 @@ def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]],
     with held(out):  # a look before the measuring: training holds the folder by itself
         pass
     if (out / "recipe.yaml").exists():
-        recipe = stored_recipe(out)
+        recipe = begun_recipe(out)
         say(f"going on with {out} (remove that folder to start anew)")
     else:
         refuse_used(out)
@@ -98,6 +98,28 @@ def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]],
         say(str(merge(locate_adapter(out), out=out / "merged")))
     say(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
     return comparison(*results), verdict(*results)
+
+
+def begun_recipe(out: Path) -> Recipe:
+    """The recipe of the quickstart that was begun in ``out``, whatever was decided for the machine then.
+
+    Raises:
+        UsageError: the run there is none of the quickstart.
+    """
+    found, own = stored_recipe(out), load_recipe(RECIPE)
+    decided = {
+        "model": own.model.model_copy(update={"dtype": found.model.dtype}),
+        "data": own.data.model_copy(update={"rows": found.data.rows}),
+        "training": own.training.model_copy(update={"micro_batch_size": found.training.micro_batch_size}),
+        "evaluation": own.evaluation.model_copy(update={"limit": found.evaluation.limit}),
+    }
+    then, now = found.model_dump(), own.model_copy(update=decided).model_dump()
+    if other := [key for key in now if then[key] != now[key]]:
+        raise UsageError(
+            f"{out}: holds a run of another recipe than the quickstart's ({', '.join(other)}); choose another folder"
+            " with --out"
+        )
+    return found
 
 
 def fitting_recipe(say: Callable[[str], None]) -> Recipe:
