@@ -284,6 +284,7 @@ def test_the_command_prints_a_table_and_writes_every_count(
     assert max(map(len, out.split("\nq: ")[0].splitlines())) <= 120
     code, _, err = run(capsys, "data", "audit", *options, "--format", "labels")
     assert code == 2 and "--format labels: none of" in err
+    assert run(capsys, "data", "audit", *options, "--json", tmp_path / "audit.json")[0] == 0, "over an earlier one"
     for wrong in (tmp_path, tmp_path / "none" / "audit.json"):
         code, _, err = run(capsys, "data", "audit", *options, "--json", wrong)
         assert code == 2 and "give a file in a folder that exists" in err

@@ -402,6 +402,8 @@ DENIED = functools.partial(PermissionError, errno.EACCES, "Permission denied")
 HERE = "train {world}/recipe.yaml --out run"
 """A training run that would go well."""
 
+AUDIT = "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json"
+
 BOMB = "l0: &l0 [x, x]\n" + "".join(f"l{i}: &l{i} [*l{i - 1}, *l{i - 1}]\n" for i in range(1, 40))
 STRANGE = "model: {name: x}\nextends: [{}]\n"
 
@@ -830,6 +832,10 @@ DATA = {
         "No space left on device; free some space there",
         raising("datasets.load_dataset", NO_SPACE),
     ),
+    "audit over a file": Turn(
+        AUDIT, 2, "--json a.json: there already, and no earlier audit", file("a.json", '{"source": "mine"}')
+    ),
+    "audit over what is no JSON": Turn(AUDIT, 2, "--json a.json: there already", file("a.json", b"\xff")),
     "row beyond the last": Turn(
         "data show obqa --source {world}/data --model {world}/model --row 99", 2, "obqa train has rows 0 to 29, not 99"
     ),

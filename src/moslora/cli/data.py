@@ -8,7 +8,6 @@ import typer
 from moslora.cli import completion
 from moslora.cli.options import Format, MaxLength, Source, Tasks, Tokenizer
 from moslora.cli.table import print_table
-from moslora.errors import UsageError
 
 app = typer.Typer(help="Fetch, look at and audit the eight commonsense sets.", no_args_is_help=True)
 
@@ -70,12 +69,12 @@ def audit(
     json: Annotated[Path | None, typer.Option("--json", help="File for all counts.")] = None,
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions in the training rows."""
-    from moslora.data.audit_text import audit_report
+    from moslora.data.audit_text import audit_report, refuse_other_file
     from moslora.model import load_tokenizer
     from moslora.tasks import resolve_tasks
 
-    if json is not None and (json.is_dir() or not json.parent.is_dir()):
-        raise UsageError(f"--json {json}: give a file in a folder that exists")
+    if json is not None:
+        refuse_other_file(json)
     report = audit_report(
         resolve_tasks(tasks),
         source=source,

@@ -1,8 +1,10 @@
 """What `moslora data audit` prints: one table, and a line in words for each thing that is off."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moslora.data import audit
@@ -23,6 +25,10 @@ LEGEND = (
 )
 
 
+COUNTS = {"source", "tokenizer", "format", "max_length", "tasks", "notes"}
+"""Keys of what is written."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What is printed, a table and lines below it, and the same counts as JSON values."""
@@ -30,6 +36,24 @@ class Report:
     table: list[list[str]]
     lines: list[str]
     counts: dict[str, Any]
+
+
+def refuse_other_file(path: Path) -> None:
+    """Refuses to write the counts over a file that holds anything but those of an earlier audit.
+
+    Raises:
+        UsageError: it does, or no file can be there.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"--json {path}: give a file in a folder that exists")
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not (isinstance(found, dict) and found.keys() == COUNTS):
+        raise UsageError(f"--json {path}: there already, and no earlier audit; give another file, or remove it")
 
 
 def audit_report(
