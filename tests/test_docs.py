@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from transformers import AutoModelForCausalLM
 
 from moslora.adapters import inject, named_adapters
-from moslora.cli import app
 from moslora.data.local import read_file
 from moslora.prompts import FORMATS
-from moslora.recipe import load_recipe
 from test_cli import run
 from test_data_audit import COUNTED
 
@@ -76,8 +73,8 @@ def test_the_data_pages_commands_run(
 
 def test_the_data_pages_formats_are_the_formats() -> None:
     (example,) = (e for e in read_file(ROOT / "data" / "sample.jsonl", "train") if "door from slamming" in e.question)
-    shown = re.findall(r"```text\n(.*?)\n```", DATA_PAGE, re.S)
-    for name, text in zip(("label", "llm-adapters", "cloze"), shown, strict=False):
+    *shown, _ = re.findall(r"```text\n(.*?)\n```", DATA_PAGE, re.S)  # the last is the audit's table
+    for name, text in zip(("label", "llm-adapters", "cloze"), shown, strict=True):
         option = FORMATS[name].train(example)
         assert text == option.prompt + option.answer
 
@@ -106,22 +103,14 @@ def test_the_data_pages_table_has_the_counts() -> None:
         ]
 
 
-def test_every_command_of_the_merging_page_is_one() -> None:
-    """Parsed by the command line itself; recipes and their overrides are resolved."""
-    text = (ROOT / "docs" / "merging.md").read_text(encoding="utf-8")
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
-    # Variables of a shell loop stand for one of their values.
-    loops = dict(re.findall(r"for (\w+) in (\S+)", blocks))
-    lines = [re.sub(r"\$(\w+)", lambda found: loops[found[1]], line) for line in blocks.splitlines()]
-    commands = [line.strip().removeprefix("nice ") for line in lines if re.match(r"\s*(nice )?moslora ", line)]
-    commands += re.findall(r"`(moslora [^`]+)`", text)
-    assert len(commands) > 8
-    group = typer.main.get_command(app)
-    for command in commands:
-        _, name, *arguments = shlex.split(command, comments=True)
-        context = group.commands[name].make_context(name, arguments)  # type: ignore[attr-defined]
-        if name == "train":
-            load_recipe(context.params["recipe"], context.params["overrides"])
+def test_the_readme_names_every_module_and_document() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"src/moslora/\n(.*?)^tests/", text, re.S | re.M)
+    for path in (ROOT / "src" / "moslora").iterdir():
+        name = f"{path.name}/" if path.is_dir() else path.name
+        assert re.search(rf"(?<![\w.]){re.escape(name)}", tree) or name.startswith("__"), name
+    for path in ROOT.glob("docs/*.md"):
+        assert f"| [docs/{path.name}](docs/{path.name}) |" in text, path.name
 
 
 def test_contributing_shows_the_lines_of_the_files_it_names() -> None:

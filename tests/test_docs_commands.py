@@ -9,10 +9,11 @@ Of each line in each ```bash block of README.md, CONTRIBUTING.md, docs/, recipes
   and the far: `runs/NAME` is a finished run of the small model of conftest.py; `train` of anything else than a run
   becomes a dry run, for which the hub is off; `data show` and `data audit` read the small set and tokenizer; `ask` is
   given its question; `import` takes what `export` wrote; `merge` and `export` write into the folder, and over what they
-  wrote before. `make …`, `moslora quickstart` and `merge --onto dequantized` (the small base is not quantised) are not
-  run: their own tests do, or they are this test.
+  wrote before, and with `--onto dequantized` they read a run over an int8 base. `make …` and `moslora quickstart` are
+  not run: their own tests do, or they are this test.
 
-A command that is anything else needs the comment, and so does one in a block of another kind. The pages in `ELSEWHERE`
+A command that is anything else needs the comment, and so does one in a block of another kind. Of a shell's loop, which
+needs it too, the first value is parsed. So are the commands in the text, `moslora … --option`. The pages in `ELSEWHERE`
 are run by the test named there, and parsed here. A ```py block is an excerpt of a file and not run.
 """
 
@@ -31,21 +32,24 @@ from typing import Any
 import pytest
 import typer.main
 
+import test_docs
 from moslora.cli import app, main
 from moslora.model import DTYPES
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, list_recipes, load_recipe
 from moslora.tasks import TASKS, resolve_tasks
+from moslora.training import train_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES += [ROOT / "recipes" / "README.md", ROOT / "data" / "README.md"]
 ELSEWHERE = {
-    "docs/data.md": "test_docs.py, test_the_data_pages_commands_run",
-    "docs/library.md": "test_docs.py, test_the_library_page_trains_with_the_trainer_of_transformers",
+    "docs/data.md": test_docs.test_the_data_pages_commands_run,
+    "docs/library.md": test_docs.test_the_library_page_trains_with_the_trainer_of_transformers,
 }
 BLOCK = re.compile(r"^(?:<!-- not run here: (?P<reason>.*?) -->\n+)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+QUANTISED = "runs/over-int8"
 SHIPPED = {name for name, _ in list_recipes()}
 
 
@@ -58,7 +62,9 @@ class Block:
     reason: str | None
 
     def commands(self) -> Iterator[list[str]]:
-        for line in self.text.replace("\\\n", " ").splitlines():
+        text = self.text.replace("\\\n", " ")
+        loops = dict(re.findall(r"for (\w+) in ([^\s;]+)", text))
+        for line in re.sub(r"\$(\w+)", lambda found: loops[found[1]], text).splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
 
@@ -119,10 +125,21 @@ def test_every_command_parses(page: Path) -> None:
             continue
         for words in block.commands():
             if words[0] in ("moslora", "make"):
-                if not (block.reason and any("$" in word for word in words)):  # a loop over values of the shell's
-                    check(words)
+                check(words)
             else:
                 assert block.reason, f"{words}: only moslora and make run here; say why not: <!-- not run here: … -->"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_in_the_text_parses(page: Path) -> None:
+    """Or is a command's name alone."""
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"`(moslora [^`\n]+)`", BLOCK.sub("", text)):
+        words = shlex.split(line)
+        if any("-" in word or "/" in word for word in words[1:]):
+            check(words)
+        else:
+            typer.main.get_command(app).main([*words[1:], "--help"], standalone_mode=False)
 
 
 def small(words: list[str], world: Path) -> list[str] | None:
@@ -140,15 +157,24 @@ def small(words: list[str], world: Path) -> list[str] | None:
             extra = ["--source", f"{world}/data", "--model", f"{world}/model", "--tasks", "obqa"]
         case "ask":
             extra = ["--question", "is it a bird", "--option", "yes", "--option", "no"]
-        case "merge" if given["onto"] == "dequantized":
-            return None
         case "merge" | "export":
+            if given.get("onto") == "dequantized":
+                words = [QUANTISED if word == str(given["run"]) else word for word in words]
+            run = parsed(words)[1]["run"]
             for name in ("merged", "peft", "out"):
-                shutil.rmtree(Path(given["run"]) / name, ignore_errors=True)
-            extra = ["--out", f"{given['run']}/out"] if given["out"] else []
+                shutil.rmtree(run / name, ignore_errors=True)
+            extra = ["--out", f"{run}/out"] if given["out"] else []
         case "import":
             return ["import", "runs/llama3-8b/peft", "--out", "runs/imported"]
     return [*words, *extra]
+
+
+@pytest.fixture(scope="module")
+def quantised(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over a base in 8 bits; read only."""
+    out = tmp_path_factory.mktemp("quantised") / "run"
+    train_recipe(load_recipe(world / "recipe.yaml", ["model.quantization=int8", "training.max_steps=3"]), out=out)
+    return out
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in ELSEWHERE], ids=name_of)
@@ -156,6 +182,7 @@ def test_every_command_runs(
     page: Path,
     world: Path,
     trained: Path,
+    quantised: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -164,6 +191,7 @@ def test_every_command_runs(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for run in set(re.findall(r"\bruns/([\w.-]+)", page.read_text(encoding="utf-8"))):
         shutil.copytree(trained, tmp_path / "runs" / run)
+    shutil.copytree(quantised, tmp_path / QUANTISED)
     names: dict[str, object] = {}
     for block in blocks(page):
         if block.reason:
