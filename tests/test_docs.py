@@ -73,7 +73,8 @@ def test_the_data_pages_commands_run(
 
 def test_the_data_pages_formats_are_the_formats() -> None:
     (example,) = (e for e in read_file(ROOT / "data" / "sample.jsonl", "train") if "door from slamming" in e.question)
-    *shown, _ = re.findall(r"```text\n(.*?)\n```", DATA_PAGE, re.S)  # the last is the audit's table
+    (section,) = re.findall(r"^## Formats\n(.*?)^## ", DATA_PAGE, re.S | re.M)
+    shown = re.findall(r"```text\n(.*?)\n```", section, re.S)
     for name, text in zip(("label", "llm-adapters", "cloze"), shown, strict=True):
         option = FORMATS[name].train(example)
         assert text == option.prompt + option.answer
