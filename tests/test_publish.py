@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+from moslora.data import reach
 from moslora.publish import push
 from test_cli import run
 
@@ -229,3 +230,23 @@ def test_without_push_nothing_is_asked_of_the_hub(
     made = hub()
     assert run(capsys, "export", trained, "--out", tmp_path / "out")[0] == 0
     assert not made.calls
+
+
+def test_a_hub_that_was_slow_for_the_base_is_asked_again(
+    capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, hub: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody set HF_HUB_OFFLINE, so the upload does not find it set."""
+    offline = OfflineModeIsEnabled("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(reach, "_set_here", [True])
+    made = hub()
+    called = made._called
+
+    def strict(method: str, **arguments: Any) -> None:
+        if huggingface_hub.constants.is_offline_mode():
+            raise offline
+        called(method, **arguments)
+
+    monkeypatch.setattr(made, "_called", strict)
+    code, _, errors = run(capsys, "export", trained, "--out", tmp_path / "out", "--push", "me/mine")
+    assert code == 0, errors

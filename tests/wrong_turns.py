@@ -326,6 +326,7 @@ def hub_says(name: str) -> Maker:
 def no_network(scene: Scene) -> None:
     """REAL: the hub's address is one where nobody listens."""
     reach.prefer_cache_if_unreachable.cache_clear()
+    scene.patch.setattr(reach, "_set_here", [])
     scene.patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     scene.patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     scene.patch.setenv("HF_HOME", str(scene.here / "hf"))

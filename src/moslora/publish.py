@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moslora.card import public_name
+from moslora.data.reach import try_again
 from moslora.errors import MosloraError, UsageError, first_line
 
 
@@ -84,6 +85,7 @@ def _refusals(repo: str, then: str = "") -> Iterator[None]:
     """One line for whatever the hub, or the way to it, refuses inside the block; ``then`` at its end."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    try_again()  # the base may have come from the cache since, because the hub was slow for a moment
     try:
         yield
     except LocalTokenNotFoundError:

@@ -3,6 +3,9 @@
 import functools
 from pathlib import Path
 
+_set_here: list[bool] = []
+"""Not empty where it was this module that put the hub's libraries offline."""
+
 _SECONDS = 5.0  # for a connection, which a network that drops packets would hold up for minutes
 
 
@@ -14,10 +17,26 @@ def prefer_cache_if_unreachable() -> None:
     """
     from huggingface_hub import constants, get_session
 
+    if constants.HF_HUB_OFFLINE:  # the user's own word
+        return
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception:  # the HTTP library's own types, which changed with huggingface_hub's versions
         constants.HF_HUB_OFFLINE = True
+        _set_here.append(True)
+
+
+def try_again() -> None:
+    """Takes back what `prefer_cache_if_unreachable` found out: for what a cache cannot do, hours after one slow answer.
+
+    A user's HF_HUB_OFFLINE stays.
+    """
+    from huggingface_hub import constants
+
+    if _set_here:
+        constants.HF_HUB_OFFLINE = False
+        _set_here.clear()
+    prefer_cache_if_unreachable.cache_clear()
 
 
 def hub_cache() -> Path:
