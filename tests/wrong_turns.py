@@ -845,6 +845,8 @@ DATA = {
     ),
 }
 
+ASKED = "ask {run} --question why --option a --option b"
+
 EVALUATION = {
     "binary predictions": Turn(
         "eval runs/one --limit 2",
@@ -880,6 +882,46 @@ EVALUATION = {
         leaves=True,
     ),
     "unknown format": Turn("eval {run} --format lable", 2, "--format lable: none of label"),
+    **{
+        f"{option} {value}, before a download": Turn(
+            f"eval some/model {option} {value}", 2, says, hub_says("LocalEntryNotFoundError")
+        )
+        for option, value, says in (
+            ("--tasks", "boolk", "did you mean boolq?"),
+            ("--protocol", "rnk", "--protocol rnk: none of"),
+            ("--format", "lable", "--format lable: none of"),
+            ("--beams", "4", "protocol rank generates nothing"),
+        )
+    },
+    "no such source, before the weights": Turn(
+        "eval some/model --source ./none",
+        2,
+        "./none: no such file or folder",
+        both(
+            lambda scene: scene.patch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: "config.json"),
+            raising("huggingface_hub.snapshot_download", lambda: AssertionError("asked for the weights")),
+        ),
+    ),
+    "one option, before a download": Turn(
+        "ask some/model --question why --option a", 2, "1 option given", hub_says("LocalEntryNotFoundError")
+    ),
+    "tasks that are none": Turn("eval {run} --tasks ", 2, "no task is named: give some of boolq"),
+    "source that is none": Turn("eval {run} --source ", 2, "no such file or folder"),
+    **{
+        f"no room for the model, {name}": Turn(
+            command,
+            1,
+            "does not fit into this GPU's memory; take a recipe with model.quantization, or the CPU: CUDA_VISIBLE",
+            raising("moslora.evaluation.target.load_adapted", torch.OutOfMemoryError),
+        )
+        for name, command in (("evaluated", "eval {run} --limit 2 --out e"), ("asked", ASKED))
+    },
+    "no room for a question": Turn(
+        ASKED,
+        1,
+        "out of GPU memory for this question; make it shorter, or take the CPU",
+        raising("moslora.evaluation.rank.Rank.score", torch.OutOfMemoryError),
+    ),
     "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
     "other settings": Turn(
         "eval runs/one --limit 2 --batch-size 4",

@@ -86,13 +86,14 @@ def evaluate(
     from moslora.evaluation.target import evaluate_target, open_target
     from moslora.tasks import resolve_tasks
 
+    named = None if tasks is None else resolve_tasks(tasks)
     if target is None:
         target = str(newest_run(RUNS))
         print(f"newest run: {target}")
     try:
         results, folder = evaluate_target(
             open_target(target, base=base, dtype=dtype, runs=RUNS, trust_remote_code=trust),
-            tasks=resolve_tasks(tasks) if tasks else None,
+            tasks=named,
             protocol=protocol,
             format=format,
             limit=limit,

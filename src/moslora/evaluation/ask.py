@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 import torch
 
 from moslora.data.encode import Encoder
-from moslora.errors import UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
 from moslora.evaluation.target import Target, reading
@@ -73,7 +73,7 @@ def ask(
     Raises:
         UsageError: no question that can be asked, a task that a gate was not trained on, or protocol generate, which
             has no probabilities.
-        MosloraError: the protocol cannot score these options.
+        MosloraError: the protocol cannot score these options, or the GPU's memory does not suffice.
     """
     example, names = as_example(question, options, task=task)
     if protocol == "generate":
@@ -96,8 +96,13 @@ def ask(
         batch_size=target.evaluation.batch_size,
         beams=1,
     )
-    with torch.inference_mode():
-        (prediction,) = scorer.score([example])
+    try:
+        with torch.inference_mode():
+            (prediction,) = scorer.score([example])
+    except torch.OutOfMemoryError:
+        raise MosloraError(
+            "out of GPU memory for this question; make it shorter, or take the CPU: CUDA_VISIBLE_DEVICES=''"
+        ) from None
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
     best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: of equals the first, as in eval

@@ -17,7 +17,7 @@ from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import Progress, evaluate
-from moslora.locate import fingerprint
+from moslora.locate import fingerprint, locate
 from moslora.model import DTYPES, load_base, load_tokenizer
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, DataSection, EvaluationSection, ModelSection
@@ -32,8 +32,8 @@ class Target:
         data: how its rows were rendered.
         evaluation: how it asks to be scored.
         source: where its questions come from unless told otherwise.
-        results: folder for its results, one folder in it for each way of scoring.
-        suffix: of those folders' names, for what is not the run's own result.
+        runs: where runs are.
+        suffix: of the names of its results' folders, for what is not the run's own result.
         adapter: ``None`` for a base or a model that is nobody's run.
         run: the run it belongs to, also as its base; ``None`` for a model that is nobody's run.
     """
@@ -42,16 +42,34 @@ class Target:
     data: DataSection
     evaluation: EvaluationSection
     source: str
-    results: Path
+    runs: Path
     suffix: str
     adapter: AdapterFolder | None
     run: AdapterFolder | None
 
+    @property
+    def results(self) -> Path:
+        """Folder for its results, one folder in it for each way of scoring. A model of the hub is downloaded for it."""
+        if self.run:
+            return run_folder(self.run.path) / "eval"
+        name = Path(os.path.expanduser(self.model.name)).name
+        return self.runs / f"eval-{name}-{fingerprint(self.model.name)[:8]}"
+
     def load(self, device: torch.device) -> PreTrainedModel:
-        """The model on ``device``, in evaluation mode."""
-        if self.adapter:
-            return load_adapted(self.adapter, device=device, dtype=self.model.dtype)
-        return load_base(**self.model.model_dump(), device=device)
+        """The model on ``device``, in evaluation mode.
+
+        Raises:
+            MosloraError: it does not fit into the GPU's memory.
+        """
+        try:
+            if self.adapter:
+                return load_adapted(self.adapter, device=device, dtype=self.model.dtype)
+            return load_base(**self.model.model_dump(), device=device)
+        except torch.OutOfMemoryError:
+            raise MosloraError(
+                f"{self.model.name} in {self.model.precision} does not fit into this GPU's memory; take a recipe with"
+                " model.quantization, or the CPU: CUDA_VISIBLE_DEVICES=''"
+            ) from None
 
     def identity(self, device: torch.device) -> dict[str, Any]:
         """What tells the model, and the arithmetic of its device, from others."""
@@ -99,7 +117,7 @@ def open_target(
             data=DataSection(),
             evaluation=EvaluationSection(),
             source="wheel",
-            results=runs / f"eval-{path.name}-{fingerprint(target)[:8]}",
+            runs=runs,
             suffix="",
             adapter=None,
             run=None,
@@ -112,7 +130,7 @@ def open_target(
         data=recipe.data,
         evaluation=recipe.evaluation,
         source=recipe.evaluation_source,
-        results=run_folder(folder.path) / "eval",
+        runs=runs,
         suffix="-base" if base else checkpoint and f"-{checkpoint}",
         adapter=None if base else folder,
         run=folder,
@@ -146,14 +164,16 @@ def evaluate_target(
     protocol, format = reading(target, protocol, format)
     if beams is not None and protocol != "generate":
         raise UsageError(f"--beams {beams}: protocol {protocol} generates nothing; leave it out")
-    tasks = tasks or section.tasks
-    source = source or target.source
+    tasks = section.tasks if tasks is None else tasks
+    source = target.source if source is None else source
     if source == target.data.source and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: one file has no test rows, and this model was trained on it; give --source")
-    if out is None:
-        out = target.results / f"{protocol}-{format}-{target.model.precision}{target.suffix}"
-    if not (out / SETTINGS).exists():
-        refuse_used(out)
+    if out is not None:
+        _refuse_used(out)
+    if target.run is None:
+        locate(
+            target.model.name, revision=target.model.revision
+        )  # a misspelt one is noticed before the data's download
     for line in differences(source, [task for task in tasks if task == "hellaswag"]):
         say(f"note: {line}")
     trained = target.adapter.trained_tasks() if target.adapter else None
@@ -164,12 +184,16 @@ def evaluate_target(
             " the embedding that was drawn at the start"
         )
     examples = {task: load_examples(task, "test", source=source) for task in tasks}
+    if out is None:
+        out = target.results / f"{protocol}-{format}-{target.model.precision}{target.suffix}"
+        _refuse_used(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = batch_size or section.batch_size
     with held(out):
+        model = target.load(device)
         try:
             results = evaluate(
-                target.load(device),
+                model,
                 load_tokenizer(**target.model.tokenizer()),
                 examples,
                 protocol=protocol,
@@ -188,6 +212,12 @@ def evaluate_target(
                 f"out of GPU memory with batches of {batch_size} sequences; take a smaller --batch-size"
             ) from None
     return results, out
+
+
+def _refuse_used(out: Path) -> None:
+    """Refuses a folder that is in use for anything but results."""
+    if not (out / SETTINGS).exists():
+        refuse_used(out)
 
 
 def _meant_as_run(path: Path, runs: Path) -> bool:
