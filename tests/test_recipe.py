@@ -314,6 +314,32 @@ def test_all_faults_of_all_files_come_at_once(write):
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapter.r=8", "adapter.r = 8: unknown key; did you mean rank?"),
+        ("adapter.lora_alpha=8", "adapter.lora_alpha = 8: unknown key; did you mean alpha?"),
+        ("lora_dropout=0", "lora_dropout = 0: unknown key; did you mean adapter.dropout?"),
+        ("training.lr=1e-4", "training.lr = 0.0001: unknown key; did you mean learning_rate?"),
+        ("lr=1e-4", "lr = 0.0001: unknown key; did you mean training.learning_rate?"),
+    ],
+)
+def test_names_of_other_tools_are_known_where_a_key_is_not(write, override, message):
+    assert faults(write(a="model: {name: x}"), override) == [f"override: {message}"]
+
+
+@pytest.mark.parametrize(("kind", "meant"), [("moslora", "dense"), ("lora", "identity"), ("kroneker", "kronecker")])
+def test_wrong_mixer_names_the_closest(write, kind, meant):
+    (line,) = faults(write(a="model: {name: x}"), f"adapter.mixer.kind={kind}")
+    assert line.endswith(f"'task-gate'; did you mean {meant}?")
+
+
+def test_misspelt_extends_is_the_only_fault(write):
+    """Not what the extended recipe would have given: it is unknown which one that is."""
+    path = write(a="extend: smollm2-135m\nadapter: {rank: 8}")
+    assert faults(path) == ["a.yaml: extend = 'smollm2-135m': unknown key; did you mean extends?"]
+
+
 def test_key_that_is_no_text_is_unknown(write):
     (line,) = faults(write(a="model: {name: x}\n1: 2"))
     assert line.startswith("a.yaml: 1 = 2: unknown key")
@@ -464,10 +490,18 @@ def test_faults_of_readable_files_come_beside_unreadable_ones(write):
     assert lines[2] == "top.yaml: seed = 'x': wants a whole number"
 
 
-@pytest.mark.parametrize("name", ["llama-8b", "recipes/llama3-8.yaml"])
-def test_no_such_recipe_names_the_closest(write, name):
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("llama-8b", "llama3-8b"),
+        ("recipes/llama3-8.yaml", "llama3-8b"),
+        ("lora", "methods/lora"),
+        ("moslora-frozen", "methods/controls/moslora-frozen"),
+    ],
+)
+def test_no_such_recipe_names_the_closest(write, name, meant):
     write(a="")
-    assert faults(name) == [f"{name}: is neither a file nor a shipped recipe; did you mean llama3-8b?"]
+    assert faults(name) == [f"{name}: is neither a file nor a shipped recipe; did you mean {meant}?"]
 
 
 def test_folder_is_no_recipe(tmp_path):

@@ -1,6 +1,7 @@
 """From pydantic's errors to lines to act on: `file: key.path = value: what is wrong; the mend`."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any, get_args
@@ -38,6 +39,17 @@ _WANTED = {
     "union_tag_invalid": "{expected_tags}",
 }
 """Pydantic's error types -> what the field wants, with its context filled in."""
+
+
+_NAMES_ELSEWHERE = {
+    "lora": "identity",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lr": "learning_rate",
+    "moslora": "dense",
+    "r": "rank",
+}
+"""What other tools and papers call a key or a mixer -> what it is called here."""
 
 
 def fault_lines(given: Given, *, main: str, complete: bool) -> Iterator[str]:
@@ -146,15 +158,20 @@ def _message(errors: list[ErrorDetails]) -> str:
         return _unknown(first["loc"])
     if first["type"] == "value_error":
         return "; ".join(str(first["ctx"]["error"]).splitlines())
+    hint = ""
+    if first["type"] == "union_tag_invalid":
+        close = _closest(first["ctx"]["tag"], re.findall(r"'(.*?)'", first["ctx"]["expected_tags"]))
+        hint = "".join(f"; did you mean {kind}?" for kind in close)
     wanted = [_WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {})) for error in errors]
-    return f"wants {' or '.join(dict.fromkeys(wanted))}"
+    return f"wants {' or '.join(dict.fromkeys(wanted))}{hint}"
 
 
 def _unknown(location: tuple[str | int, ...]) -> str:
     *section, key = map(str, location)
     models = dict(_models(Recipe))
     known = list(models[tuple(section)].model_fields)
-    close = difflib.get_close_matches(key, known, n=1)
+    close = _closest(key, known)
+    key = _NAMES_ELSEWHERE.get(key, key)
     # The right key in the wrong section, such as `learning_rate` at the top level.
     elsewhere = [
         ".".join((*at, key))
@@ -164,6 +181,11 @@ def _unknown(location: tuple[str | int, ...]) -> str:
     if close or elsewhere:
         return f"unknown key; did you mean {(close or elsewhere)[0]}?"
     return f"unknown key; known are {', '.join(known)}"
+
+
+def _closest(word: str, known: Iterable[str]) -> list[str]:
+    """What `word` was likely meant to be, if anything."""
+    return difflib.get_close_matches(_NAMES_ELSEWHERE.get(word, word), list(known), n=1)
 
 
 def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:

@@ -1,5 +1,6 @@
 """Layers of a recipe: each value with the place that gave it, and how one layer lies over another."""
 
+import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -83,6 +84,9 @@ def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> 
         faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, chain[chain.index(chain[-1]) :]))}")
         return []
     values = _read(path, faults)
+    for key in difflib.get_close_matches("extends", map(str, values.keys() - {"extends"}), cutoff=0.8):
+        # Taken out, so that what the meant recipe has is not said to be missing.
+        faults.append(f"{origin}: {key} = {values.pop(key)!r}: unknown key; did you mean extends?")
     extends = values.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

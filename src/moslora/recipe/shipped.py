@@ -27,8 +27,9 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
         return recipes[stem]
     if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; go on with it by --resume, or name its {name}/recipe.yaml")
-    close = difflib.get_close_matches(stem.removeprefix("recipes/"), recipes, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(recipes)}"
+    known = {name.rpartition("/")[2]: name for name in recipes} | {name: name for name in recipes}
+    close = difflib.get_close_matches(stem.removeprefix("recipes/"), known, n=1)
+    hint = f"did you mean {known[close[0]]}?" if close else f"shipped are {', '.join(recipes)}"
     kind = "is a folder, not a recipe" if os.path.isdir(path) else "is neither a file nor a shipped recipe"
     raise UsageError(f"{printable(str(name))}: {kind}; {hint}")
 
