@@ -533,12 +533,23 @@ def test_name_of_the_run_comes_from_the_file(write, tmp_path):
         ("data.tasks=[boolq", "override 'data.tasks=[boolq': the value is not YAML: line 1, column 7: "),
         ("training.epoch=3", "override: training.epoch = 3: unknown key; did you mean epochs?"),
         ("training.epochs.x=3", "override: training.epochs = {'x': 3}: wants a number"),
-        ("extends=x", "override: extends = 'x': unknown key"),
+        ("methods/dora", "override 'methods/dora': a recipe is laid over another by a file"),
+        ("extends=methods/dora", "override 'extends=methods/dora': a recipe is laid over another by a file"),
     ],
 )
 def test_wrong_override(write, override, message):
     (line,) = faults(write(a="model: {name: x}"), override)
     assert line.startswith(message)
+
+
+@pytest.mark.parametrize("override", ["methods/dora", "extends=methods/dora", "extends=[methods/dora]"])
+def test_a_recipe_in_the_place_of_an_override_is_told_the_file_to_write(write, override):
+    """And the file that the line spells out is one."""
+    write(a="")
+    (line,) = faults("smollm2-135m", override)
+    text = line.rpartition("write into it: ")[2]
+    assert text == "extends: [smollm2-135m, methods/dora]"
+    assert load_recipe(write(mine=text)).adapter.dora
 
 
 def test_override_may_hold_an_equals_sign_and_null(write):

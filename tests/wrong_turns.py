@@ -472,6 +472,9 @@ RECIPES = {
     ),
     "no end": Turn("train llama3-8b training.epochs=null", 2, "the run would never end; give epochs or max_steps"),
     "override without =": Turn("train llama3-8b training.epochs", 2, "override 'training.epochs': wants key.sub=value"),
+    "a method as an override": Turn(
+        "train smollm2-135m methods/dora", 2, "write into it: extends: [smollm2-135m, methods/dora]"
+    ),
     "override without a key": Turn("train llama3-8b =3", 2, "override '=3': wants key.sub=value"),
     "override is no YAML": Turn("train llama3-8b seed=[", 2, "override 'seed=[': the value is not YAML"),
     "several faults": Turn("train llama3-8b seed=-1 training.epochs=no", 2, "training.epochs = False: wants a number"),

@@ -103,7 +103,7 @@ def _checked(source: str | Path, overrides: Sequence[str]) -> Given:
     faults: list[str] = []
     files = read_layers(path, faults)
     complete = not faults
-    given = lay([_defaults(path), *files, *_overrides(overrides, faults)])
+    given = lay([_defaults(path), *files, *_overrides(overrides, faults, over=source)])
     faults += fault_lines(given, main=shown(path), complete=complete)
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
@@ -117,12 +117,18 @@ def _defaults(path: Path) -> Given:
     return Given.by("default", {"name": name, "model": {}, "adapter": {"mixer": mixer}})
 
 
-def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Given]:
+def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path) -> list[Given]:
     """The overrides as one layer; several keys of one mixer then arrive together, in whatever order."""
     layers = []
     for argument in arguments:
         key, equals, text = argument.partition("=")
         parts = key.split(".")
+        if recipe := _recipe_meant(key, text):
+            faults.append(
+                f"override {argument!r}: a recipe is laid over another by a file, which is then trained; write into it:"
+                f" extends: [{over}, {recipe}]"
+            )
+            continue
         if not equals or not all(parts) or not key.isprintable() or len(parts) > MOST_LEVELS:
             faults.append(f"override {argument!r}: wants key.sub=value, such as training.learning_rate=3e-4")
             continue
@@ -135,3 +141,13 @@ def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Given]:
             value = {part: value}
         layers.append(Given.by("override", value))
     return [lay(layers)] if layers else []
+
+
+def _recipe_meant(key: str, value: str) -> str:
+    """The recipe that was given where an override belongs, by its name alone or behind `extends=`; else nothing."""
+    if key == "extends":
+        return value.strip("[] ")
+    try:
+        return key if not value and find_recipe(key) else ""
+    except UsageError:
+        return ""
