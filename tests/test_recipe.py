@@ -552,6 +552,15 @@ def test_a_recipe_in_the_place_of_an_override_is_told_the_file_to_write(write, o
     assert load_recipe(write(mine=text)).adapter.dora
 
 
+@pytest.mark.parametrize(("word", "kind"), [("butterfly", "butterfly"), ("moslora", "dense")])
+def test_a_mixer_by_its_name_alone_is_told_the_key(write, word, kind):
+    path = write(a="model: {name: x}")
+    assert faults(path, f"adapter.mixer={word}") == [
+        f"override: adapter.mixer = {word!r}: wants a mapping of keys; did you mean adapter.mixer.kind={kind}?"
+    ]
+    assert load_recipe(path, [f"adapter.mixer.kind={kind}"]).adapter.mixer.kind == kind
+
+
 def test_override_may_hold_an_equals_sign_and_null(write):
     recipe = load_recipe(
         write(a="model: {name: x, revision: y}"), ["adapter.target_modules=a=b", "model.revision=null"]

@@ -162,6 +162,8 @@ def _message(errors: list[ErrorDetails]) -> str:
     if first["type"] == "union_tag_invalid":
         close = _closest(first["ctx"]["tag"], re.findall(r"'(.*?)'", first["ctx"]["expected_tags"]))
         hint = "".join(f"; did you mean {kind}?" for kind in close)
+    elif first["loc"] == ("adapter", "mixer") and isinstance(word := first["input"], str):
+        hint = f"; did you mean adapter.mixer.kind={_NAMES_ELSEWHERE.get(word, word)}?"
     wanted = [_WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {})) for error in errors]
     return f"wants {' or '.join(dict.fromkeys(wanted))}{hint}"
 

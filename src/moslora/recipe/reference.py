@@ -55,7 +55,7 @@ def _default(field: dict[str, Any]) -> str:
         return "required"
     value = field["default"]
     if isinstance(value, dict):
-        return f"`{value['kind']}`" if "kind" in value else "–"
+        return f"`{{kind: {value['kind']}}}`" if "kind" in value else "–"
     return f"`{render_inline(value)}`"
 
 
