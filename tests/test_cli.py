@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 
 from moslora.cli import main
+from moslora.recipe import list_recipes
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -86,7 +87,10 @@ def test_train_eval_merge_export(
 
 def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = run(capsys, "recipes")
-    assert code == 0 and "llama3-8b" in out and "methods/lora" in out
+    assert code == 0 and run(capsys, "recipes", "list") == (0, out, "")
+    names = [line.partition("  ")[0] for line in out.splitlines()]
+    assert names == [name for name, _ in list_recipes()], "two blanks behind the longest name"
+    assert len({len(line) - len(line.partition("  ")[2].lstrip()) for line in out.splitlines()}) == 1
     code, out, _ = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)
     assert code == 0 and (tmp_path / "llama3-8b.yaml").is_file()
     code, _, err = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)

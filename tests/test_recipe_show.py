@@ -103,3 +103,12 @@ def test_faults_come_without_any_output(capsys: pytest.CaptureFixture[str]) -> N
     code, out, err = show(capsys, "smollm2-135m", "training.learning_rat=1", "seed=-1")
     assert (code, out) == (2, "")
     assert "learning_rate?" in err and "seed = -1" in err
+
+
+def test_a_method_is_shown_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """With everything that it has over a recipe that gives one, which is then the only origin besides."""
+    code, out, err = show(capsys, "methods/dora")
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert lines["model.name"].split(maxsplit=2)[1:] == ["none", "missing: to train, lay it over a recipe with a model"]
+    assert [key for key, line in lines.items() if "methods/dora.yaml" in line] == ["adapter.dora", "adapter.mixer.kind"]

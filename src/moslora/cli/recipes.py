@@ -15,10 +15,18 @@ app = typer.Typer(help="List, show and copy the recipes that come with moslora."
 def recipes(context: typer.Context) -> None:
     """List the recipes that come with moslora."""
     if context.invoked_subcommand is None:
-        from moslora.recipe import list_recipes
+        list_all()
 
-        for name, purpose in list_recipes():
-            print(f"{name:32}{purpose}")
+
+@app.command("list")
+def list_all() -> None:
+    """List the recipes; so does `moslora recipes` alone."""
+    from moslora.recipe import list_recipes
+
+    found = list_recipes()
+    width = max(len(name) for name, _ in found)
+    for name, purpose in found:
+        print(f"{name:{width}}  {purpose}")
 
 
 @app.command("copy")

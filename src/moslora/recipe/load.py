@@ -16,6 +16,9 @@ from .shipped import find_recipe
 from .whole import Recipe
 from .yaml_text import MOST_LEVELS, parse, render, render_inline
 
+NO_MODEL = Given.by("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
+"""Beneath a recipe that is only looked at."""
+
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with all that it extends, lay the overrides over it, and check the whole.
@@ -36,6 +39,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
     """Every value of a recipe, in declared order, and where it comes from.
 
+    One without a model, such as a method's, is shown as well: what it has over a recipe that gives one.
+
     Args:
         source: as in `load_recipe`.
         overrides: as in `load_recipe`.
@@ -46,7 +51,7 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
     Raises:
         UsageError: with one line for every fault in every file.
     """
-    given = _checked(source, overrides)
+    given = _checked(source, overrides, beneath=[NO_MODEL])
 
     def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
         for key, value in values.items():
@@ -97,13 +102,13 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     return target
 
 
-def _checked(source: str | Path, overrides: Sequence[str]) -> Given:
-    """The merged layers of a recipe in which no fault was found."""
+def _checked(source: str | Path, overrides: Sequence[str], *, beneath: Sequence[Given] = ()) -> Given:
+    """The merged layers of a recipe, over those `beneath`, in which no fault was found."""
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults)
     complete = not faults
-    given = lay([_defaults(path), *files, *_overrides(overrides, faults, over=source)])
+    given = lay([_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)])
     faults += fault_lines(given, main=shown(path), complete=complete)
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
