@@ -97,6 +97,15 @@ def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_p
     assert code == 2 and "exists" in err
 
 
+@pytest.mark.parametrize("command", ["train", "recipes show"])
+def test_who_puts_dashes_before_a_value_is_shown_how_it_is_typed(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    code, _, err = run(capsys, *command.split(), "smollm2-135m", "--learning_rate", "1e-4")
+    assert code == 2 and "No such option: --learning_rate" in err
+    assert f"Usage: moslora {command} [OPTIONS]" in err and " [training.learning_rate=1e-4]...\n" in err
+
+
 WRONG_TURNS = {  # run with many more in test_wrong_turns.py
     "no such recipe": (["train", "lama3-8b"], "did you mean llama3-8b?"),
     "unknown key": (["train", "llama3-8b", "training.learning_rat=1"], "learning_rate"),

@@ -50,4 +50,8 @@ Format = Annotated[
 Tokenizer = Annotated[str, typer.Option("--model", help="Whose tokenizer.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Longest row in tokens.", min=1)]
 DType = Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.", autocompletion=DTYPES)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.sub=value …, laid over the recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    # The usage line, which every wrong option shows, then tells those who put dashes before a value what to type.
+    typer.Argument(metavar="training.learning_rate=1e-4", help="key.sub=value …, laid over the recipe."),
+]
