@@ -414,6 +414,7 @@ def source(world: Path, folder: Any) -> Path:
 
 @settings(quick, max_examples=200)
 @given(config=CONFIGS | JSON | st.dictionaries(TEXT, JSON, max_size=4), named=st.booleans())
+@example(config={"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "(" * 3000 + ")" * 3000}, named=True)
 @example(config={"r": 4, "lora_alpha": 10**400, "target_modules": ["q_proj"], "peft_type": "LORA"}, named=True)
 @example(
     config={

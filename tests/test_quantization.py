@@ -383,17 +383,6 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(
     assert f"in {kind}-float32" in capsys.readouterr().out
 
 
-def test_merging_onto_what_is_not_there(
-    runs: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "merged"
-    assert run("merge", trained, "--onto", "dequantized", "--out", out) == 2
-    assert "is not quantised, so there is only --onto original" in one_line(capsys)
-    assert run("merge", runs / "nf4", "--onto", "quantized", "--out", out) == 2
-    assert "--onto quantized: none of original, dequantized" in one_line(capsys)
-    assert not out.exists()
-
-
 def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
     """48 inputs are no whole block. On the day that bitsandbytes unpacks them rightly, the refusal may go."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import test_cli
+import test_foreign
+import test_publish
 from evaluation_kit import make_examples
 from moslora import manifest
 from moslora.data import fetch, reach
@@ -374,6 +377,28 @@ def on_a_gpu(scene: Scene) -> None:
     scene.patch.setattr("accelerate.Accelerator.device", torch.device("cuda"))
 
 
+def without_bitsandbytes(scene: Scene) -> None:
+    """SIMULATED: importing it fails, as where it is not installed."""
+    scene.patch.setitem(sys.modules, "bitsandbytes", None)
+
+
+def quantised(model: Path) -> None:
+    """The settings of a checkpoint whose weights are in 4 bits."""
+    values = json.loads((model / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (model / "config.json").write_text(json.dumps(values))
+
+
+def source(alter: test_foreign.Altered = lambda config, state: None) -> Maker:
+    """A LoRA of another program in ``source``, with something changed."""
+    return lambda scene: test_foreign.altered_source(scene.here / "source", scene.world, alter)
+
+
+def hub(**options: Any) -> Maker:
+    """SIMULATED: the hub of `test_publish`."""
+    return lambda scene: scene.patch.setattr(huggingface_hub, "HfApi", test_publish.Hub(**options))
+
+
 def row(**changes: Any) -> str:
     return json.dumps({**llm_adapters_row(make_examples("obqa", 1)[0]), "task": "obqa", **changes})
 
@@ -403,6 +428,7 @@ DENIED = functools.partial(PermissionError, errno.EACCES, "Permission denied")
 HERE = "train {world}/recipe.yaml --out run"
 """A training run that would go well."""
 
+SETTINGS = "source/adapter_config.json"
 AUDIT = "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json"
 
 BOMB = "l0: &l0 [x, x]\n" + "".join(f"l{i}: &l{i} [*l{i - 1}, *l{i - 1}]\n" for i in range(1, 40))
@@ -625,6 +651,19 @@ MODELS = {
     ),
     "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "nor a hub id (owner/name)"),
     "no bfloat16": Turn(f"{HERE} model.dtype=bfloat16", 2, "this GPU has no bfloat16; use model.dtype=", on_a_gpu),
+    "4 bits without bitsandbytes": Turn(
+        f"{HERE} model.quantization=nf4",
+        2,
+        "model.quantization = nf4: bitsandbytes is not installed; pip install",
+        without_bitsandbytes,
+    ),
+    "8 bits without bitsandbytes": Turn(
+        f"{HERE} model.quantization=int8", 2, "int8: bitsandbytes is not installed; pip install", without_bitsandbytes
+    ),
+    "4 bits of odd widths on a CPU": Turn(f"{HERE} model.quantization=nf4", 2, "has 48 inputs, not a multiple of 64"),
+    "quantised already": Turn(
+        f"{HERE} model.name=model", 2, "its weights are quantised already; name the original", a_model(quantised)
+    ),
     "more processes than GPUs": Turn(
         HERE, 2, "4 processes on this machine, but 2 GPUs; start 2", both(gpus(2), environment(WORLD_SIZE="4"))
     ),
@@ -651,6 +690,13 @@ ADAPTERS = {
         ("exported", "export {}"),
     )
 } | {
+    "onto what is not quantised": Turn(
+        "merge {run} --onto dequantized --out m", 2, "is not quantised, so there is only --onto original"
+    ),
+    "onto what is unknown": Turn(
+        "merge {run} --onto quantized --out m", 2, "--onto quantized: none of original, dequantized"
+    ),
+    "exported to an unknown format": Turn("export {run} --format gguf --out m", 2, "moslora exports to peft"),
     "a model, resumed": Turn("train {world}/model --resume", 2, "model: a model, without an adapter in it"),
     "a model, merged": Turn("merge {world}/model", 2, "model: a model, without an adapter in it"),
     "a model, exported": Turn("export {world}/model", 2, "model: a model, without an adapter in it"),
@@ -1140,6 +1186,92 @@ STOPS = {
     ),
 }
 
+IMPORTS = {
+    "no such folder": Turn("import none", 2, "none: no such folder"),
+    "no weights": Turn(
+        "import f", 2, "f: none of adapter_model.safetensors, adapter_model.bin, pytorch_model.bin in it", folder("f")
+    ),
+    "no settings": Turn(
+        "import source",
+        2,
+        "source: no adapter_config.json, here or in the folder above",
+        both(source(), lambda scene: (scene.here / "source" / "adapter_config.json").unlink()),
+    ),
+    "settings that are no JSON": Turn(
+        "import source", 1, "adapter_config.json: cannot be read", both(source(), file(SETTINGS, "{"))
+    ),
+    "settings nested too deep": Turn(
+        "import source",
+        1,
+        "adapter_config.json: cannot be read (its brackets are nested too deeply)",
+        both(source(), file(SETTINGS, "[" * 100_000)),
+    ),
+    "settings that are a list": Turn(
+        "import source", 1, "adapter_config.json: holds no settings", both(source(), file(SETTINGS, "[]"))
+    ),
+    "weights that are none": Turn(
+        "import source", 1, "adapter_model.bin: cannot be read", both(source(), file("source/adapter_model.bin", ""))
+    ),
+    "code among the weights": Turn(
+        "import source",
+        1,
+        "refused, nothing of it was run: it holds more than tensors",
+        source(lambda config, state: state.update(trap=test_foreign.Trap(Path("ran")))),  # type: ignore[arg-type]
+    ),
+    "a quantised base": Turn(
+        "import source --base model",
+        2,
+        "model: its weights are quantised already; name the original with --base ORIGINAL",
+        both(source(), a_model(quantised)),
+    ),
+    "unknown dtype": Turn("import source --dtype float8", 2, "--dtype float8: none of", source()),
+    "into what is used": Turn("import source --out source", 2, "source: not empty; choose another folder", source()),
+    "into a folder being written": Turn(
+        "import source --out m", 2, "m: another process is writing here", both(source(), locked("m/.lock"))
+    ),
+    "disk full": Turn(
+        "import source --out m",
+        1,
+        "File too large; free some space there",
+        both(source(), limited("moslora.convert.save_adapter", size=1_000)),
+    ),
+    **{
+        name: Turn("import source --out m", 2, message, source(alter))
+        for name, (alter, message) in test_foreign.REFUSED.items()
+    },
+}
+
+PUSHES = {
+    f"{what}, {command}": Turn(f"{command} {{run}} --out m {options}", code, says, make)
+    for what, options, code, says, make in (
+        ("no name", "--push a+b/c", 2, "--push a+b/c: no name of a repository; give it as owner/name", hub()),
+        ("no owner's name", "--push mine", 2, "--push mine: whose? give it as owner/name", hub()),
+        ("public, and no repository", "--public", 2, "--public: goes with --push REPO", hub()),
+        (
+            "public already",
+            "--push me/mine",
+            2,
+            "is public already; say so with --public, or name another",
+            hub(private=False),
+        ),
+        (
+            "private already",
+            "--push me/mine --public",
+            2,
+            "is private already; open it in its settings (https://huggingface.co/me/mine/settings), or leave --public",
+            hub(private=True),
+        ),
+        *(
+            (name, "--push me/mine", 1, f"--push me/mine: {message}", hub(fails=fails))
+            for name, (fails, message) in test_publish.BEFORE.items()
+        ),
+    )
+    for command in ("merge", "export")
+} | {
+    name: Turn("export {run} --out m --push me/mine", 1, message, hub(fails=fails), leaves=True)
+    for name, (fails, message) in test_publish.AFTER.items()
+}
+
 TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Recipes and the command line": RECIPES,
     "Base models": MODELS,
@@ -1147,6 +1279,8 @@ TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Data": DATA,
     "Evaluation": EVALUATION,
     "Output folders and disks": OUTPUT,
+    "Adapters of others": IMPORTS,
+    "The hub": PUSHES,
     "Stops": STOPS,
     "Arguments": {
         name: Turn(" ".join(arguments), 2, message) for name, (arguments, message) in test_cli.WRONG_TURNS.items()
