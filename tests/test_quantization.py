@@ -345,6 +345,8 @@ def test_the_quickstart_runs_over_a_quantised_base(
 ) -> None:
     monkeypatch.setattr("moslora.quickstart.RECIPE", runs / f"{kind}.yaml")
     out = Path(shutil.copytree(runs / kind, tmp_path / kind))
+    (out / "merged").mkdir()
+    (out / "merged" / ".lock").touch()  # as a killed merge leaves it
     said: list[str] = []
     table, lines = quickstart(out=out, say=said.append)
     assert len(table) == 5 and lines and any(f"against the adapter model on {kind}" in line for line in said)

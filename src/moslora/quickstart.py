@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from moslora.adapters import inject
-from moslora.checkpoint import locate_adapter, refuse_used, stored_recipe
+from moslora.checkpoint import in_use, locate_adapter, refuse_used, stored_recipe
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
 from moslora.disk import held
@@ -93,7 +93,7 @@ def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]],
     for base in (True, False):
         say(f"scoring the {'base' if base else 'tuned'} model ...")
         results.append(evaluate_target(open_target(str(out), base=base), say=say, progress=_progress(say))[0])
-    if not (out / "merged").exists():
+    if not in_use(out / "merged"):  # a killed merge leaves its lock
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(locate_adapter(out), out=out / "merged")))
     say(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
