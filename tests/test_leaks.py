@@ -13,8 +13,9 @@ from moslora.data.select import select
 from moslora.data.sources import data_hash
 from moslora.errors import UsageError
 from moslora.evaluation import Prediction, load_results
-from moslora.evaluation.results import Leaks, Settings, summarise
+from moslora.evaluation.results import Settings, summarise
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.without_leaks import Leaks
 from moslora.prompts import llm_adapters_row
 from moslora.recipe import Recipe
 from moslora.tasks import TASKS

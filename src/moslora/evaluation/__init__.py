@@ -2,8 +2,9 @@
 
 from moslora.evaluation.journal import load_predictions
 from moslora.evaluation.predictions import METRICS, PairedDifference, Prediction, paired_difference
-from moslora.evaluation.results import Results, Score, Settings, load_results
+from moslora.evaluation.results import Results, Settings, load_results
 from moslora.evaluation.run import evaluate
+from moslora.evaluation.scores import Score
 
 __all__ = [
     "METRICS",

@@ -8,7 +8,7 @@ from moslora.data.overlap import leaked
 from moslora.data.select import select
 from moslora.data.sources import data_hash, load_training
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.evaluation.results import Leaks
+from moslora.evaluation.without_leaks import Leaks
 from moslora.tasks import Example
 
 

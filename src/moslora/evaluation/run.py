@@ -18,7 +18,8 @@ from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
-from moslora.evaluation.results import Leaks, Results, Settings, summarise
+from moslora.evaluation.results import Results, Settings, summarise
+from moslora.evaluation.without_leaks import Leaks
 from moslora.model import context_length, name_task, output_weight
 from moslora.prompts import FORMATS
 from moslora.tasks import Example
