@@ -14,6 +14,7 @@ from moslora.evaluation import Prediction, Results, evaluate, load_predictions, 
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.rank import Rank
+from moslora.evaluation.without_leaks import Leaks
 
 RANK: dict[str, Any] = {"protocol": "rank", "format": "label"}
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
@@ -81,6 +82,37 @@ def test_a_folder_is_continued_towards_more_questions_and_tasks(tmp_path: Path) 
     fewer = evaluate(model, tokenizer(), {"boolq": examples["boolq"]}, out=tmp_path, limit=10, **RANK)
     assert {task: score.n for task, score in fewer.tasks.items()} == {"boolq": 10}
     assert len(load_predictions(tmp_path)) == 80
+
+
+def rounded(results: bytes) -> Any:
+    return json.loads(results, parse_float=lambda text: round(float(text), 4))
+
+
+def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
+    """In whatever pieces, they are those of one evaluation; a narrower one takes nothing away."""
+    model = make_model()
+    examples = {task: make_examples(task, 40) for task in ("piqa", "boolq", "obqa")}
+    ids = {task: {example.id for example in examples[task][::3]} for task in examples}
+    leaks = Leaks("the rows", frozenset().union(*ids.values()))
+
+    def into(name: str, *tasks: str, limit: int | None = None) -> bytes:
+        asked = {task: examples[task] for task in tasks}
+        evaluate(model, tokenizer(), asked, out=tmp_path / name, limit=limit, leaks=leaks, **RANK)
+        return (tmp_path / name / "results.json").read_bytes()
+
+    whole = into("whole", *examples)
+    assert into("whole", "obqa", limit=2) == whole
+    assert into("whole", "boolq") == whole
+    assert json.loads(whole)["without_leaks"]["leaks"] == {task: 14 for task in examples}
+    into("pieces", "piqa", "boolq", limit=30)
+    into("pieces", "boolq", limit=10)
+    mixed = json.loads(into("pieces", "obqa"))
+    assert {task: score["n"] for task, score in mixed["tasks"].items()} == {"piqa": 30, "boolq": 30, "obqa": 40}
+    assert mixed["limit"] is None and mixed["micro"]["n"] == 100 and set(mixed["settings"]["data"]) == set(examples)
+    assert rounded(into("pieces", "piqa", "boolq")) == rounded(whole), "but for the order in which sums are taken"
+    (tmp_path / "pieces" / "predictions.jsonl").unlink()
+    alone = json.loads(into("pieces", "obqa"))
+    assert list(alone["tasks"]) == ["obqa"], "the others' predictions are gone"
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What `moslora eval` is pointed at: a run, its base and its merged model are asked the same, and nothing in vain."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moslora.evaluation import Results
+from moslora.evaluation import Results, load_predictions
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.merge import merge
 from moslora.training import train_recipe
@@ -38,3 +40,25 @@ def test_a_limit_of_the_evaluation_cuts_and_says_so(
     train_recipe(recipe("evaluation.max_length=24", "training.max_steps=3"), out=tmp_path / "run")
     code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa")
     assert code == 0 and "20 questions have over 24 tokens and lost their beginning" in out
+
+
+def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card of what is given away has all that was evaluated."""
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    opened = open_target(str(copy))
+    limited = replace(opened, evaluation=opened.evaluation.model_copy(update={"limit": 7}))
+    results, _ = evaluate_target(limited, say=lambda line: None)
+    assert {score.n for score in results.tasks.values()} == {7}
+    results, _ = evaluate_target(limited, limit="all", say=lambda line: None)
+    assert {score.n for score in results.tasks.values()} == {20}
+    code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
+    assert code == 0 and "whose results.json has 60 questions, of earlier evaluations too" in out
+    code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "all")
+    assert code == 0 and len(load_predictions(copy / "eval" / "rank-label-float32")) == 60
+    assert run(capsys, "export", copy)[0] == 0
+    card = (copy / "peft" / "README.md").read_text()
+    assert (
+        all(f"| {task} | 20 |" in card for task in ("boolq", "arc_easy", "obqa")) and "| macro average | 60 |" in card
+    )

@@ -976,6 +976,7 @@ EVALUATION = {
         "out of GPU memory for this question; make it shorter, or take the CPU",
         raising("moslora.evaluation.rank.Rank.score", torch.OutOfMemoryError),
     ),
+    "limit that is none": Turn("eval {run} --limit some", 2, "--limit some: give a number of questions"),
     "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
     "other settings": Turn(
         "eval runs/one --limit 2 --batch-size 4",

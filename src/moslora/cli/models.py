@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -71,7 +71,7 @@ def evaluate(
         typer.Option(help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Score the base model, without the adapter.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Questions per task.", min=1)] = None,
+    limit: Annotated[str | None, typer.Option(help="Questions per task, or all.", metavar="NUMBER|all")] = None,
     source: Annotated[
         str | None, typer.Option(help="Where the questions come from, as in a recipe.", autocompletion=SOURCES)
     ] = None,
@@ -83,9 +83,11 @@ def evaluate(
 ) -> None:
     """Score a model on the commonsense sets."""
     from moslora.checkpoint import newest_run
+    from moslora.evaluation import load_results
     from moslora.evaluation.target import evaluate_target, open_target
     from moslora.tasks import resolve_tasks
 
+    most = _limit(limit)
     named = None if tasks is None else resolve_tasks(tasks)
     if target is None:
         target = str(newest_run(RUNS))
@@ -96,7 +98,7 @@ def evaluate(
             tasks=named,
             protocol=protocol,
             format=format,
-            limit=limit,
+            limit=most,
             source=source,
             batch_size=batch_size,
             beams=beams,
@@ -119,7 +121,9 @@ def evaluate(
             f"{results.macro.close_calls} answers are closer than the arithmetic's own noise ({results.drift:.2g});"
             " --dtype float32 decides them"
         )
-    print(f"written to {folder}")
+    held = load_results(folder).macro.n
+    more = f", whose results.json has {held:,} questions, of earlier evaluations too" if held > results.macro.n else ""
+    print(f"written to {folder}{more}")
 
 
 @app.command()
@@ -252,6 +256,20 @@ def quickstart(out: Out = None) -> None:
     print_table(table)
     for line in verdict:
         print(line)
+
+
+def _limit(text: str | None) -> "int | Literal['all'] | None":
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
+    try:
+        number = int(text)
+    except ValueError:  # also for a number of thousands of digits
+        number = 0
+    if number < 1:
+        raise UsageError(f"--limit {text}: give a number of questions per task from 1 on, or all")
+    return number
 
 
 def _check_push(repo: str | None, public: bool, out: Path) -> None:

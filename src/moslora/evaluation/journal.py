@@ -2,12 +2,13 @@
 
 ``settings.json``      what the predictions depend on; written first
 ``predictions.jsonl``  one line per question, appended and synced block by block
-``results.json``       the numbers, written last and in one piece
+``results.json``       the numbers of all evaluations in the folder, written last and in one piece
 """
 
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from moslora.checkpoint import write_whole
 from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.results import RESULTS, Results, Settings
+from moslora.evaluation.results import RESULTS, Results, Settings, joined, load_results
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"
@@ -66,9 +67,21 @@ class Journal:
             os.fsync(file.fileno())
 
     def finish(self, results: Results) -> None:
-        """Writes ``results.json``."""
+        """Writes ``results.json``: of all questions evaluated here, so that a look at a few takes nothing away."""
         if self.folder is not None:
-            write_whole(self.folder / RESULTS, results.to_json())
+            write_whole(self.folder / RESULTS, self._with_earlier(self.folder, results).to_json())
+
+    def _with_earlier(self, folder: Path, results: Results) -> Results:
+        try:
+            before = load_results(folder)
+        except MosloraError:  # none, or damaged: it is written anew
+            return results
+        then, now = (
+            json.loads(json.dumps({**dataclasses.asdict(one.settings), "data": None})) for one in (before, results)
+        )
+        answered = Counter(prediction.task for prediction in self.predictions.values())
+        kept = all(answered[task] >= score.n for task, score in before.tasks.items())
+        return joined(before, results) if then == now and kept else results
 
 
 def load_predictions(path: Path) -> list[Prediction]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.scores import Score, average, percent, score_task
-from moslora.evaluation.without_leaks import Leaks, WithoutLeaks, without
+from moslora.evaluation.scores import Score, macro, micro, percent, score_task
+from moslora.evaluation.without_leaks import Leaks, WithoutLeaks, joined_leaks, without
 
 RESULTS = "results.json"
 
@@ -59,7 +59,7 @@ class Results:
 
     Attributes:
         settings: under which it was made.
-        limit: questions per task, ``None`` for all.
+        limit: most questions of a task, ``None`` for all.
         tasks: by task, in the order asked for.
         macro: every task the same weight.
         micro: every question the same weight.
@@ -132,10 +132,32 @@ def summarise(
         settings=settings,
         limit=limit,
         tasks=tasks,
-        macro=average(scores, [1 / len(scores)] * len(scores)),
-        micro=average(scores, [score.n / len(predictions) for score in scores]),
+        macro=macro(scores),
+        micro=micro(scores),
         without_leaks=without(leaks, by_task, drifts) if leaks else None,
         predictions=tuple(predictions),
+    )
+
+
+def joined(before: Results, now: Results) -> Results:
+    """``now``, with the tasks that only ``before`` has, or has more questions of; without the predictions.
+
+    Questions are taken in one fixed order, so that the wider of two evaluations of a task holds the narrower.
+
+    Args:
+        before: of an earlier evaluation under the same settings.
+        now: of this one.
+    """
+    new = [task for task, score in now.tasks.items() if task not in before.tasks or score.n >= before.tasks[task].n]
+    tasks = {**before.tasks, **{task: now.tasks[task] for task in new}}
+    limits = [results.limit for results, counts in ((before, tasks.keys() - new), (now, new)) if counts]
+    return Results(
+        settings=dataclasses.replace(now.settings, data={**before.settings.data, **now.settings.data}),
+        limit=None if None in limits else max(limit for limit in limits if limit is not None),
+        tasks=tasks,
+        macro=macro(list(tasks.values())),
+        micro=micro(list(tasks.values())),
+        without_leaks=joined_leaks(before.without_leaks, now.without_leaks, new=new, tasks=list(tasks)),
     )
 
 

@@ -100,6 +100,17 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     )
 
 
+def macro(scores: Sequence[Score]) -> Score:
+    """Every task the same weight."""
+    return average(scores, [1 / len(scores)] * len(scores))
+
+
+def micro(scores: Sequence[Score]) -> Score:
+    """Every question the same weight."""
+    total = sum(score.n for score in scores)
+    return average(scores, [score.n / total for score in scores])
+
+
 def percent(share: float | None, error: float | None = None) -> str:
     """0.6615 as ``66.2``, with an error of 0.021 as ``66.2 ± 2.1``."""
     if share is None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -143,7 +143,7 @@ def evaluate_target(
     tasks: tuple[str, ...] | None = None,
     protocol: str | None = None,
     format: str | None = None,
-    limit: int | None = None,
+    limit: int | Literal["all"] | None = None,
     source: str | None = None,
     batch_size: int | None = None,
     beams: int | None = None,
@@ -151,7 +151,7 @@ def evaluate_target(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> tuple[Results, Path]:
-    """Scores ``target``; whatever is ``None`` is as the target asks for.
+    """Scores ``target``; whatever is ``None`` is as the target asks for, a ``limit`` of "all" lifts its own.
 
     Returns:
         The results and the folder they lie in.
@@ -199,7 +199,7 @@ def evaluate_target(
                 protocol=protocol,
                 format=format,
                 out=out,
-                limit=limit or section.limit,
+                limit=section.limit if limit is None else None if limit == "all" else limit,
                 batch_size=batch_size,
                 beams=beams or section.beams,
                 max_length=section.max_length,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.scores import Score, average, percent, score_task
+from moslora.evaluation.scores import Score, macro, percent, score_task
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,26 @@ def without(
         compared_with=leaks.compared_with,
         leaks={task: len(rows) - len(kept[task]) for task, rows in by_task.items()},
         tasks=tasks,
-        macro=average(list(tasks.values()), [1 / len(tasks)] * len(tasks)) if len(tasks) == len(by_task) else None,
+        macro=macro(list(tasks.values())) if len(tasks) == len(by_task) else None,
+    )
+
+
+def joined_leaks(
+    before: WithoutLeaks | None, now: WithoutLeaks | None, *, new: Sequence[str], tasks: Sequence[str]
+) -> WithoutLeaks | None:
+    """Those of ``tasks``: of the ``new`` ones from ``now``, of the others from ``before``.
+
+    Returns:
+        ``None`` where they are not known of some.
+    """
+    sides = {task: now if task in new else before for task in tasks}
+    known = [side for side in sides.values() if side is not None]
+    if len(known) < len(tasks):
+        return None
+    scores = {task: side.tasks[task] for task, side in zip(tasks, known, strict=True) if task in side.tasks}
+    return WithoutLeaks(
+        compared_with=" and ".join(dict.fromkeys(side.compared_with for side in known)),
+        leaks={task: side.leaks[task] for task, side in zip(tasks, known, strict=True)},
+        tasks=scores,
+        macro=macro(list(scores.values())) if len(scores) == len(tasks) else None,
     )
