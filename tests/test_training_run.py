@@ -332,7 +332,8 @@ def test_micro_batches_of_another_size_are_told_where_dropout_draws_by_them(
 ) -> None:
     short = (*overrides, "training.max_steps=4", "training.checkpoint_every=3")
     train_recipe(recipe(*short), out=tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
+    for later in ("adapter", "checkpoints/step-4"):
+        shutil.rmtree(tmp_path / "run" / later)
     capsys.readouterr()
     train_recipe(recipe(*short, "training.micro_batch_size=5"), out=tmp_path / "run", resuming=True)
     said = capsys.readouterr().out
@@ -373,6 +374,7 @@ def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(
 ) -> None:
     """Without the mixers' own, Adam would begin anew for M alone."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
     moments = load_file(run / "checkpoints" / "step-21" / "optimizer.safetensors")
     first = "model.layers.0.mlp.down_proj"
     stranger = {"model.layers.9.x.lora_a:step": torch.zeros(())}
@@ -390,6 +392,53 @@ def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(
             train_recipe(recipe(), out=run, resuming=True)
     with_moments(run, moments)
     train_recipe(recipe(), out=run, resuming=True)
+    assert same_bits(adapter(trained), adapter(run))
+
+
+def files(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("checkpoints", ["kept", "removed"])
+def test_a_finished_run_is_not_trained_again(
+    trained: Path,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoints: str,
+) -> None:
+    """Whether or not there is a checkpoint to go on from; and it is known before anything is loaded."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    if checkpoints == "removed":
+        shutil.rmtree(run / "checkpoints")
+    before = files(run)
+    monkeypatch.setattr("moslora.training.run.load_tokenizer", lambda **_: pytest.fail("loaded"))
+    assert train_recipe(recipe(), out=run, resuming=True) == run / "adapter"
+    assert (
+        capsys.readouterr().out == f"{run}: finished, 21 of 21 steps; to train anew, name another folder with --out\n"
+    )
+    assert files(run) == before
+
+
+def test_a_run_without_a_checkpoint_begins_and_says_so(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for later in ("adapter", "checkpoints"):
+        shutil.rmtree(run / later)
+    train_recipe(recipe(), out=run, resuming=True)
+    assert capsys.readouterr().out.startswith("note: no checkpoint yet; beginning at step 0\n")
+    assert same_bits(adapter(trained), adapter(run))
+
+
+def test_a_damaged_result_is_made_again_from_the_last_checkpoint(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "adapter" / "adapter.safetensors").unlink()
+    train_recipe(recipe(), out=run, resuming=True)
+    assert "adapter.safetensors: missing" in (said := capsys.readouterr().out) and "after step 21 of 21" in said
     assert same_bits(adapter(trained), adapter(run))
 
 
@@ -419,6 +468,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
     data = Path(shutil.copytree(world / "data", tmp_path / "data"))
     out = tmp_path / "other"
     train_recipe(recipe(f"data.source={data}", "training.max_steps=3"), out=out)
+    shutil.rmtree(out / "adapter")
     rows = data / "boolq" / "train.json"
     rows.write_text(rows.read_text().replace("question: ", "question: so ", 1))
     with pytest.raises(UsageError, match="its rows have changed since"):

@@ -792,7 +792,11 @@ ADAPTERS = {
         "train runs/one --resume",
         1,
         "no sound checkpoint is left; begin anew with another --out",
-        lambda scene: [flipped("optimizer.safetensors")(path) for path in (a_run(scene) / "checkpoints").iterdir()],
+        lambda scene: [
+            flipped("recipe.yaml")(path)
+            for run in [a_run(scene)]
+            for path in (run / "adapter", *(run / "checkpoints").iterdir())
+        ],
     ),
     "resumed with another recipe": Turn(
         "train runs/one --resume seed=5", 2, "holds a run of another recipe (seed was 3, is 5)", a_run

@@ -39,7 +39,7 @@ from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
-from moslora.training.state import newest_checkpoint, restore, save_checkpoint
+from moslora.training.state import RESULT, newest_saved, restore, save_checkpoint
 from moslora.training.summary import describe
 from moslora.training.tracking import Tracker, tell
 
@@ -53,7 +53,8 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     Args:
         recipe: resolved.
         out: the run folder.
-        resuming: go on from the newest checkpoint in ``out``; from the start where there is none yet.
+        resuming: go on from the newest checkpoint in ``out``; from the start where there is none yet, and not at all
+            where the run is finished.
 
     Raises:
         UsageError: the folder holds another run or is being written, or the recipe does not fit its data or model.
@@ -87,28 +88,34 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     if accelerator.is_main_process:
         refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()
+    saved = newest_saved(out, say=say) if resuming else None
+    if saved and saved.path.name == RESULT:
+        steps = f", {done} of {done} steps" if (done := saved.manifest.get("step")) else ""  # none of an imported one
+        say(f"{out}: finished{steps}; to train anew, name another folder with --out")
+        return saved.path
+    if resuming and not saved:
+        say("note: no checkpoint yet; beginning at step 0")
     set_seed(recipe.seed)
 
     with accelerator.main_process_first():  # one process downloads and converts, the others find it done
         tokenizer = load_tokenizer(**recipe.model.tokenizer())
         data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
         model = load_base(**recipe.model.model_dump(), device=accelerator.device)
-    start = newest_checkpoint(out, say=say) if resuming else None
-    if start:
-        check_base(start)
-    adapted = adapt(model, recipe, start)
+    if saved:
+        check_base(saved)
+    adapted = adapt(model, recipe, saved)
     optimizer = build_optimizer(model, **_optimizer_arguments(recipe))
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16")
     plan = step_plan(recipe, rows=len(data.rows))
     budget = rank_budget(model, recipe, total=len(plan))
     facts = {"data": data.facts(plan), "trained_rows": len(data.rows), "processes": accelerator.num_processes}
     first_step = 0
-    if start:
-        restore(start, model=model, optimizer=optimizer, scaler=scaler, budget=budget)
-        first_step = start.manifest["step"]
-        refuse_other_data(out, then=start.manifest["data"], now=facts["data"])
+    if saved:
+        restore(saved, model=model, optimizer=optimizer, scaler=scaler, budget=budget)
+        first_step = saved.manifest["step"]
+        refuse_other_data(out, then=saved.manifest["data"], now=facts["data"])
         say(f"resuming after step {first_step} of {len(plan)}")
-        then = start.manifest["processes"], start.recipe.training.micro_batch_size
+        then = saved.manifest["processes"], saved.recipe.training.micro_batch_size
         now = accelerator.num_processes, recipe.training.micro_batch_size
         for line in other_shares(recipe, then=then, now=now):
             say(f"note: {line}")
@@ -174,10 +181,10 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
                 f"nothing was learned: after {done} steps every B·M·A is still zero; is training.warmup_steps"
                 f" ({recipe.training.warmup_steps}) longer than the run?"
             )
-        save_adapter(out / "adapter", model, recipe, facts={**facts, "step": done})
-        say(f"adapter saved in {out / 'adapter'}")
+        save_adapter(out / RESULT, model, recipe, facts={**facts, "step": done})
+        say(f"adapter saved in {out / RESULT}")
     accelerator.wait_for_everyone()
-    return out / "adapter"
+    return out / RESULT
 
 
 def step_plan(recipe: Recipe, *, rows: int) -> StepPlan:

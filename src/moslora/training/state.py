@@ -32,6 +32,9 @@ from moslora.training.strict import refuse_misfit
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
 
+RESULT = "adapter"
+"""Of a finished run."""
+
 
 def seed_step(seed: int, *, step: int, process: int) -> None:
     """Seeds every device's default generator for one step of one process (dropout draws from it)."""
@@ -72,16 +75,17 @@ def save_checkpoint(
     return folder
 
 
-def newest_checkpoint(run: Path, *, say: Callable[[str], object]) -> AdapterFolder | None:
-    """The newest sound checkpoint of ``run``; ``None`` where there is none yet.
+def newest_saved(run: Path, *, say: Callable[[str], object]) -> AdapterFolder | None:
+    """The result of ``run``, or else its newest sound checkpoint; ``None`` where there is none yet.
 
     Args:
-        say: is told of checkpoints that are passed over because they are damaged.
+        say: is told of what is passed over because it is damaged.
 
     Raises:
-        MosloraError: all checkpoints are damaged.
+        MosloraError: all that there is is damaged.
     """
-    found = checkpoints(run)
+    result = run / RESULT
+    found = [*checkpoints(run), *([result] if result.is_dir() else [])]
     for path in reversed(found):
         try:
             return open_adapter(path)
@@ -90,7 +94,7 @@ def newest_checkpoint(run: Path, *, say: Callable[[str], object]) -> AdapterFold
                 raise  # not damaged: a newer version wrote it
             say(f"passed over: {error}")
     if found:
-        raise MosloraError(f"{found[0].parent}: no sound checkpoint is left; begin anew with another --out")
+        raise MosloraError(f"{run}: no sound checkpoint is left; begin anew with another --out")
     return None
 
 
