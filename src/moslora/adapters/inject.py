@@ -11,6 +11,7 @@ from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS, Gate, Mixer
 from moslora.adapters.start import draw, fold_at_init, leave_residual, remember_start, take_principal_part
+from moslora.errors import capped
 
 Scaling = Literal["lora", "rslora"]
 Start = Literal["lora", "pissa"]
@@ -199,7 +200,7 @@ def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> N
         if state[key].shape != own[key].shape
     ]
     if faults:
-        raise ValueError("\n".join(sorted(faults)))
+        raise ValueError(capped(sorted(faults)))
     for key, value in own.items():
         value.copy_(state[key])
 
