@@ -70,7 +70,7 @@ def test_leaks_are_left_out_and_recorded(
     assert manifest["trained_rows"] == 87 and manifest["data"]["leaks_left_out"] == {"obqa": 3}
     assert manifest["data"]["sha256"] == data_hash(rows.training) != data_hash(all_rows.training)
     assert json.loads((out / "run.json").read_text())["data"] == manifest["data"]
-    with pytest.raises(UsageError, match=r"data\.drop_leaks was True, is False"):
+    with pytest.raises(UsageError, match=r"data\.drop_leaks was true, is false"):
         train_recipe(plain, out=out, resuming=True)
 
     results, _ = evaluate_target(open_target(str(out)))

@@ -117,7 +117,7 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     run = Path(shutil.copytree(straight, tmp_path / "run"))
     with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is 3"):
         train_recipe(recipe(*RUN, "training.rank_budget.target_rank=3"), out=run, resuming=True)
-    with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is None"):
+    with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is null"):
         train_recipe(recipe(*RUN, "training.rank_budget=null"), out=run, resuming=True)
     shutil.rmtree(run / "adapter")
     newest = run / "checkpoints" / "step-10"

@@ -25,7 +25,7 @@ from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.manifest import OWN_HASH, with_own_hash
 from moslora.model import load_base, load_tokenizer
-from moslora.recipe import Recipe
+from moslora.recipe import Recipe, load_recipe
 from moslora.training import loop, train_recipe
 from moslora.training.folder import other_shares
 from moslora.training.objective import LabelLoss
@@ -347,7 +347,7 @@ def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over
     """They would change what is minimised: `test_the_balance_of_a_gate_alone_depends_on_the_micro_batches`."""
     gate = ("adapter.mixer={kind: token-gate, balance: 0.01}", "training.max_steps=4")
     train_recipe(recipe(*gate), out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"another recipe \(training\.micro_batch_size was 3, is 5\); take its own"):
+    with pytest.raises(UsageError, match=r"another recipe \(training\.micro_batch_size was 3, is 5\); moslora train"):
         train_recipe(recipe(*gate, "training.micro_batch_size=5"), out=tmp_path / "run", resuming=True)
 
 
@@ -429,6 +429,51 @@ def test_a_run_without_a_checkpoint_begins_and_says_so(
         shutil.rmtree(run / later)
     train_recipe(recipe(), out=run, resuming=True)
     assert capsys.readouterr().out.startswith("note: no checkpoint yet; beginning at step 0\n")
+    assert same_bits(adapter(trained), adapter(run))
+
+
+def edit(run: Path, **changes: str) -> None:
+    """The run's own recipe, as by hand."""
+    (run / "recipe.yaml").write_text(
+        load_recipe(run / "recipe.yaml", [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]).to_yaml()
+    )
+
+
+@pytest.mark.parametrize("saved", ["adapter", "checkpoints/step-21"])
+def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained: Path, tmp_path: Path, saved: str) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    if saved != "adapter":
+        shutil.rmtree(run / "adapter")
+    edit(run, adapter__rank="8", training__log_every="1")
+    before = files(run)
+    with pytest.raises(UsageError) as caught:
+        train_recipe(load_recipe(run / "recipe.yaml"), out=run, resuming=True)
+    assert str(caught.value) == (
+        f"{run / saved}: trained by another recipe (adapter.rank was 4, is 8); put the run's back as in"
+        f" {run / saved}/recipe.yaml, or begin anew with another --out"
+    )
+    assert files(run) == before
+
+
+def test_a_few_changes_are_named_as_a_recipe_writes_them(trained: Path, recipe: MakeRecipe) -> None:
+    other = recipe("seed=5", "model.revision=x", "adapter.dora=true", "adapter.mixer={kind: diagonal}", "data.rows=3")
+    with pytest.raises(UsageError) as caught:
+        train_recipe(other, out=trained, resuming=True)
+    assert str(caught.value) == (
+        f"{trained}: holds a run of another recipe (seed was 3, is 5; model.revision was null, is x; adapter.dora was"
+        f" false, is true; … and 5 more); moslora train {trained} --resume goes on with it as it was, another --out"
+        " begins anew"
+    )
+
+
+def test_a_run_goes_on_with_its_rows_in_another_place(
+    trained: Path, world: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for later in ("adapter", "checkpoints/step-21"):
+        shutil.rmtree(run / later)
+    data = shutil.copytree(world / "data", tmp_path / "data")
+    train_recipe(recipe(f"data.source={data}"), out=run, resuming=True)
     assert same_bits(adapter(trained), adapter(run))
 
 

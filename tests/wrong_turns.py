@@ -801,6 +801,14 @@ ADAPTERS = {
     "resumed with another recipe": Turn(
         "train runs/one --resume seed=5", 2, "holds a run of another recipe (seed was 3, is 5)", a_run
     ),
+    "resumed with its recipe edited": Turn(
+        "train runs/one --resume",
+        2,
+        "runs/one/adapter: trained by another recipe (adapter.rank was 4, is 8); put the run's back as in",
+        lambda scene: [
+            path.write_text(path.read_text().replace("rank: 4", "rank: 8")) for path in [a_run(scene) / "recipe.yaml"]
+        ],
+    ),
 }
 
 DATA = {

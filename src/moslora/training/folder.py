@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 
-from moslora.checkpoint import in_use, stored_recipe
+from moslora.checkpoint import AdapterFolder, in_use, stored_recipe
 from moslora.errors import UsageError
+from moslora.manifest import RECIPE
 from moslora.recipe import Recipe
+from moslora.recipe.yaml_text import render_inline
+from moslora.training.strict import some
 
 FREE = (
+    "data.source",
     "evaluation.",
     "tracking.",
     "model.gradient_checkpointing",
@@ -20,7 +24,8 @@ FREE = (
     "training.keep_checkpoints",
     "training.validate_every",
 )
-"""Keys of a recipe that may change when a run is resumed: they decide what is told and kept, or how much memory.
+"""Keys of a recipe that may change when a run is resumed: they decide what is told and kept, or how much memory;
+and where the rows lie, which are compared themselves.
 :data:`MICRO_BATCH` may as well, but for a gate's balance."""
 
 MICRO_BATCH = "training.micro_batch_size"
@@ -39,15 +44,40 @@ def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
                 f"{out}: not empty; go on with that run by --resume, choose another folder with --out, or remove it"
             )
         return
-    then, now = (_flat(one.model_dump()) for one in (stored_recipe(out), recipe))
-    # A section that one of the two has not got is missing there key by key.
-    keys = dict.fromkeys((*now, *then))
-    other = [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
-    free = FREE if balance(recipe) else (*FREE, MICRO_BATCH)
-    if found := [line for line in other if not line.startswith(free)]:
+    if other := _changes(stored_recipe(out), recipe):
         raise UsageError(
-            f"{out}: holds a run of another recipe ({'; '.join(found)}); take its own ({stored}), or another --out"
+            f"{out}: holds a run of another recipe ({other}); moslora train {out} --resume goes on with it as it was,"
+            " another --out begins anew"
         )
+
+
+def refuse_other_recipe(saved: AdapterFolder, recipe: Recipe) -> None:
+    """Refuses a run's recipe that is no longer the one which ``saved`` was trained by: the file may have been edited.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if other := _changes(saved.recipe, recipe):
+        raise UsageError(
+            f"{saved.path}: trained by another recipe ({other}); put the run's back as in {saved.path / RECIPE}, or"
+            " begin anew with another --out"
+        )
+
+
+def _changes(then: Recipe, now: Recipe) -> str:
+    """What makes of a run another one, as text; empty if nothing does."""
+    before, after = (_flat(recipe.model_dump(mode="json")) for recipe in (then, now))
+    free = FREE if balance(now) else (*FREE, MICRO_BATCH)
+    # A section that one of the two has not got is missing there key by key.
+    keys = [key for key in dict.fromkeys((*after, *before)) if not key.startswith(free)]
+    return some(
+        [
+            f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}"
+            for key in keys
+            if before.get(key) != after.get(key)
+        ],
+        separator="; ",
+    )
 
 
 def balance(recipe: Recipe) -> float:

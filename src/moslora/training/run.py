@@ -31,6 +31,7 @@ from moslora.training.folder import (
     balance,
     other_shares,
     refuse_other_data,
+    refuse_other_recipe,
     refuse_other_run,
     refuse_too_many_processes,
 )
@@ -89,6 +90,8 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
         refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()
     saved = newest_saved(out, say=say) if resuming else None
+    if saved:
+        refuse_other_recipe(saved, recipe)
     if saved and saved.path.name == RESULT:
         steps = f", {done} of {done} steps" if (done := saved.manifest.get("step")) else ""  # none of an imported one
         say(f"{out}: finished{steps}; to train anew, name another folder with --out")

@@ -1,11 +1,11 @@
 """What a checkpoint keeps beside the weights has to be all that a run needs, and nothing else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 SHOWN = 3
-"""Keys that a message names; a large model has thousands."""
+"""Things of a kind that a message names; a large model has thousands of tensors."""
 
 
 def refuse_misfit(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -25,11 +25,11 @@ def refuse_misfit(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         "of nothing in this run": saved.keys() - common,
         "of another shape": shapes,
     }
-    if lines := [f"{what}: {some}" for what, keys in faults.items() if (some := _some(keys))]:
+    if lines := [f"{what}: {named}" for what, keys in faults.items() if (named := some(sorted(keys)))]:
         raise ValueError("; ".join(lines))
 
 
-def _some(keys: Iterable[str]) -> str:
-    first = sorted(keys)
-    more = [f"… and {len(first) - SHOWN} more"] if len(first) > SHOWN else []
-    return ", ".join([*first[:SHOWN], *more])
+def some(items: Sequence[str], *, separator: str = ", ") -> str:
+    """The first few, and how many more there are."""
+    more = [f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return separator.join([*items[:SHOWN], *more])
