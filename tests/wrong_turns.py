@@ -1014,6 +1014,12 @@ EVALUATION = {
         "runs/one/eval/rank-label-float32: not empty",
         both(a_run, file("runs/one/eval/rank-label-float32/predictions.jsonl", "{}\n")),
     ),
+    "out in a place of the system's": Turn(
+        "train {world}/recipe.yaml --out /proc/x", 2, "/proc/x: nothing can be made here; choose another folder"
+    ),
+    "merged into a place of the system's": Turn(
+        "merge {run} --out /proc/x", 2, "/proc/x: nothing can be made here; choose another folder"
+    ),
     "out is a file": Turn("eval {run} --out f", 2, "f: a file, not a folder; choose another", file("f", "")),
     "out is being written": Turn(
         "eval {run} --limit 2 --out e", 2, "e: another process is writing here", locked("e/.lock")

@@ -132,11 +132,13 @@ def held(folder: Path, *, lock: Path | None = None) -> Iterator[None]:
     lock = lock or folder / LOCK
     made = [parent for parent in lock.parents if not parent.exists()]
     with writing(folder):
-        lock.parent.mkdir(parents=True, exist_ok=True)
         holder = FileLock(lock, blocking=False)
         try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
             holder.acquire()
-        except Timeout:
+        except (FileNotFoundError, Timeout):
+            if not lock.exists():  # a place such as /proc, where the system makes nothing
+                raise UsageError(f"{folder}: nothing can be made here; choose another folder with --out") from None
             raise UsageError(
                 f"{folder}: another process is writing here; wait for it to end, or choose another folder with --out"
             ) from None
