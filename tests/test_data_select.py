@@ -38,5 +38,5 @@ def test_validation_rows_are_set_aside_with_all_their_repetitions() -> None:
 
 
 def test_something_has_to_be_left() -> None:
-    with pytest.raises(UsageError, match="validation_rows = 70, but there are 70"):
+    with pytest.raises(UsageError, match="70 of 70 rows set aside leave none to train on"):
         set_aside(EXAMPLES, validation_rows=70, seed=0)

@@ -62,7 +62,7 @@ def test_the_data_pages_commands_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     lines = [line for block in re.findall(r"```bash\n(.*?)```", DATA_PAGE, re.S) for line in block.splitlines()]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         command = shlex.split(line, comments=True)[1:]
         command += ["--tasks", "obqa"] if "audit" in command else ["--dry-run"] if "train" in command else []

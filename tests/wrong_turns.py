@@ -854,7 +854,16 @@ DATA = {
     "a folder of another layout": Turn(
         f"{HERE} data.source=./f", 2, "no boolq/train.json or .jsonl in it", folder("f")
     ),
-    "no rows left": Turn(f"{HERE} data.validation_rows=500", 2, "there are 90 training rows in all; set fewer aside"),
+    "no rows left": Turn(f"{HERE} data.validation_rows=500", 2, "500 of 90 rows set aside leave none to train on; set fewer"),
+    "no rows left, counted": Turn(
+        "train {world}/recipe.yaml --dry-run data.source=d.jsonl", 2, "6 of 1 rows set aside", file("d.jsonl", row())
+    ),
+    "own rows in the quickstart's format": Turn(
+        f"{HERE} data.source=d.jsonl data.format=cloze evaluation.protocol=cloze data.validation_rows=1",
+        2,
+        "use format label (in a recipe data.format=label evaluation.protocol=rank)",
+        file("d.jsonl", 2 * (row(instruction="Name a planet.", output="Mars", answer="Mars", task=None) + "\n")),
+    ),
     "answers too long": Turn(f"{HERE} data.max_length=2", 2, "data.max_length=2 is too small for"),
     "test rows trained on": Turn("eval {run} --source {world}/data/openbookqa/train.json", 2, "no row is of boolq"),
     "no test split": Turn(

@@ -87,15 +87,24 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
     Raises:
         UsageError: nothing would be left to train on.
     """
-    if validation_rows >= len(examples):
-        raise UsageError(
-            f"data.validation_rows = {validation_rows}, but there are {len(examples)} training rows in all;"
-            " set fewer aside"
-        )
+    refuse_all_set_aside(len(examples), validation_rows=validation_rows)
     chosen = set(random.Random(f"{seed}/validation").sample(range(len(examples)), validation_rows))
     validation = [example for position, example in enumerate(examples) if position in chosen]
     said = {_content(example) for example in validation}
     return [example for example in examples if _content(example) not in said], validation
+
+
+def refuse_all_set_aside(rows: int, *, validation_rows: int) -> None:
+    """Refuses to set so many of ``rows`` aside that there is nothing to train on.
+
+    Raises:
+        UsageError: it would be so.
+    """
+    if validation_rows >= rows:
+        raise UsageError(
+            f"data.validation_rows: {validation_rows:,} of {rows:,} rows set aside leave none to train on; set fewer"
+            " aside"
+        )
 
 
 def _content(example: Example) -> tuple[object, ...]:

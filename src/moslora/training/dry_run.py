@@ -1,7 +1,7 @@
 """What a recipe would train, without weights, data or network: counted on the meta device and from the task table."""
 
+from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
-from moslora.errors import UsageError
 from moslora.llama import meta_model
 from moslora.recipe import Recipe
 from moslora.training.run import adapt, rank_budget, step_plan
@@ -24,9 +24,8 @@ def dry_run(recipe: Recipe) -> list[str]:
     if data.rows is not None:
         caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
         counts = {task: min(count, caps.get(task, count)) for task, count in counts.items()}
+    refuse_all_set_aside(sum(counts.values()), validation_rows=data.validation_rows)
     rows = sum(counts.values()) - data.validation_rows
-    if rows < 1:
-        raise UsageError(f"data.validation_rows = {data.validation_rows} leaves no row to train on")
     plan = step_plan(recipe, rows=rows)
     rank_budget(model, recipe, total=len(plan))
     tokens = len(plan) * training.global_batch_size * min(TOKENS_PER_ROW[data.format], data.max_length)
