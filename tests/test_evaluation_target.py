@@ -34,6 +34,22 @@ def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(
         assert prediction.scores == pytest.approx(theirs[prediction.id], abs=1e-4)
 
 
+def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
+    trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    (newest,) = sorted((copy / "checkpoints").iterdir())[-1:]
+    options = ("--tasks", "obqa", "--limit", "2")
+    assert "not finished" not in run(capsys, "eval", copy, *options)[1]
+    shutil.rmtree(copy / "adapter")
+    assert f"note: {copy} is not finished: this is its {newest.name}\n" in run(capsys, "eval", copy, *options)[1]
+    assert "not finished" not in run(capsys, "eval", newest, *options)[1]
+    said = "note: a model does not say how it is to be asked: protocol rank, or give --protocol\n"
+    options = (*options, "--source", world / "data", "--out")
+    assert said in run(capsys, "eval", world / "model", *options, tmp_path / "one")[1]
+    assert said not in run(capsys, "eval", world / "model", "--protocol", "rank", *options, tmp_path / "two")[1]
+
+
 def test_a_limit_of_the_evaluation_cuts_and_says_so(
     recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

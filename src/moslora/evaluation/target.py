@@ -17,10 +17,10 @@ from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import Progress, evaluate
-from moslora.locate import fingerprint, locate
+from moslora.locate import BUILTIN, fingerprint, locate
 from moslora.model import DTYPES, load_base, load_tokenizer
 from moslora.prompts import FORMATS
-from moslora.recipe import PROTOCOLS, DataSection, EvaluationSection, ModelSection
+from moslora.recipe import PROTOCOLS, DataSection, EvaluationSection, ModelSection, list_recipes
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Target:
         suffix: of the names of its results' folders, for what is not the run's own result.
         adapter: ``None`` for a base or a model that is nobody's run.
         run: the run it belongs to, also as its base; ``None`` for a model that is nobody's run.
+        remark: what whoever named it should know.
     """
 
     model: ModelSection
@@ -46,6 +47,7 @@ class Target:
     suffix: str
     adapter: AdapterFolder | None
     run: AdapterFolder | None
+    remark: str = ""
 
     @property
     def results(self) -> Path:
@@ -111,6 +113,7 @@ def open_target(
     if not _meant_as_run(path, runs):
         if base:
             raise UsageError(f"--base goes with a run; {target} has no adapter to leave out")
+        _refuse_no_model(target, path, runs)
         model = ModelSection(name=target, trust_remote_code=trust_remote_code).model_copy(update=changes)
         return Target(
             model=model,
@@ -134,6 +137,7 @@ def open_target(
         suffix="-base" if base else checkpoint and f"-{checkpoint}",
         adapter=None if base else folder,
         run=folder,
+        remark=f"{path} is not finished: this is its {checkpoint}" if checkpoint and folder.path != path else "",
     )
 
 
@@ -161,6 +165,10 @@ def evaluate_target(
         MosloraError: the GPU's memory does not suffice.
     """
     section = target.evaluation
+    if target.remark:
+        say(f"note: {target.remark}")
+    if target.run is None and protocol is None and format is None:
+        say(f"note: a model does not say how it is to be asked: protocol {section.protocol}, or give --protocol")
     protocol, format = reading(target, protocol, format)
     if beams is not None and protocol != "generate":
         raise UsageError(f"--beams {beams}: protocol {protocol} generates nothing; leave it out")
@@ -225,6 +233,18 @@ def _meant_as_run(path: Path, runs: Path) -> bool:
     if os.path.isdir(path):
         return not (path / "config.json").is_file()
     return path.parent == runs
+
+
+def _refuse_no_model(target: str, path: Path, runs: Path) -> None:
+    """Refuses what is no folder and cannot be meant as a hub id, before the hub is asked."""
+    if os.path.isdir(path) or target == BUILTIN:
+        return
+    if os.path.isdir(runs / path):
+        raise UsageError(f"{target}: no folder and no model; did you mean {runs / path}?")
+    if any(target == name for name, _ in list_recipes()):
+        raise UsageError(f"{target}: a recipe, and what is scored is a run of one, or a model")
+    if any(letter.isspace() for letter in target):
+        raise UsageError(f"{target}: no folder, and no hub id has blanks; a question goes behind --question")
 
 
 def reading(target: Target, protocol: str | None, format: str | None) -> tuple[str, str]:
