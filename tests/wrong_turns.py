@@ -860,7 +860,9 @@ DATA = {
     "a folder of another layout": Turn(
         f"{HERE} data.source=./f", 2, "no boolq/train.json or .jsonl in it", folder("f")
     ),
-    "no rows left": Turn(f"{HERE} data.validation_rows=500", 2, "500 of 90 rows set aside leave none to train on; set fewer"),
+    "no rows left": Turn(
+        f"{HERE} data.validation_rows=500", 2, "500 of 90 rows set aside leave none to train on; set fewer"
+    ),
     "no rows left, counted": Turn(
         "train {world}/recipe.yaml --dry-run data.source=d.jsonl", 2, "6 of 1 rows set aside", file("d.jsonl", row())
     ),

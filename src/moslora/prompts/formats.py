@@ -97,8 +97,8 @@ class ClozeFormat(Format):
         if example.task not in self.renderers:
             raise UsageError(
                 f"{example.id}: format {self.name} needs a row of one of the eight sets, this is a bare "
-                "instruction: use format label (in a recipe data.format=label evaluation.protocol=rank), or name its set"
-                " (key 'task', or a folder of the set's name)"
+                "instruction: use format label (in a recipe data.format=label evaluation.protocol=rank), or name its"
+                " set (key 'task', or a folder of the set's name)"
             )
         rendered = self.renderers[example.task](example)
         if any(not answer.strip() or not characters for _, answer, characters in rendered):
