@@ -135,6 +135,10 @@ WRONG_TURNS = {  # run with many more in test_wrong_turns.py
         ["train", "{world}/recipe.yaml", "adapter.target_modules=[q_prj]"],
         "no linear layer matches q_prj; this model has",
     ),
+    "names as one text": (
+        ["train", "{world}/recipe.yaml", "adapter.target_modules=q_proj,v_proj"],
+        "matches the regular expression q_proj,v_proj as a whole (names are a list, such as [q_proj, v_proj]); this",
+    ),
 }
 
 

@@ -214,7 +214,8 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
     ]
     if isinstance(target_modules, str):
         matched = [name for name in linear if re.fullmatch(target_modules, name)]
-        unmatched = [] if matched else [target_modules]
+        as_text = f"the regular expression {target_modules} as a whole (names are a list, such as [q_proj, v_proj])"
+        unmatched = [] if matched else [as_text]
     else:
         matched = [name for name in linear if name.rpartition(".")[2] in target_modules]
         found = {name.rpartition(".")[2] for name in matched}
