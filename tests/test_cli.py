@@ -106,6 +106,21 @@ def test_who_puts_dashes_before_a_value_is_shown_how_it_is_typed(
     assert f"Usage: moslora {command} [OPTIONS]" in err and " [training.learning_rate=1e-4]...\n" in err
 
 
+def test_numbers_beyond_their_whole_are_noted(capsys: pytest.CaptureFixture[str], world: Path) -> None:
+    """The world's narrowest layer is the values', 48 to 24; after 9 steps of warm-up in 9 nothing is left to fall."""
+    command = ("train", world / "recipe.yaml", "--dry-run", "training.max_steps=9")
+    code, out, _ = run(capsys, *command, "adapter.rank=25", "training.warmup_steps=9")
+    assert code == 0
+    assert "\nnote: training.warmup_steps = 9 of 9 steps: the learning rate only rises\n" in out
+    assert (
+        "note: adapter.rank = 25 is more than the rank of any ΔW of model.layers.0.self_attn.v_proj, at most 24\n"
+        in out
+    )
+    assert "\nabout 7,600 tokens (an estimate" in out, "9 steps of 8 rows of 105 tokens"
+    code, out, _ = run(capsys, *command, "adapter.rank=24", "training.warmup_steps=8")
+    assert code == 0 and "note: " not in out
+
+
 WRONG_TURNS = {  # run with many more in test_wrong_turns.py
     "no such recipe": (["train", "lama3-8b"], "did you mean llama3-8b?"),
     "unknown key": (["train", "llama3-8b", "training.learning_rat=1"], "learning_rate"),

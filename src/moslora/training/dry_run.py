@@ -33,5 +33,5 @@ def dry_run(recipe: Recipe) -> list[str]:
         *describe(recipe, model, adapted=adapted, plan=plan),
         f"{rows:,} training rows from {data.source} ({', '.join(data.tasks)}) in format {data.format};"
         f" {data.validation_rows} validation rows" + ("; less the leaks, not counted yet" if data.drop_leaks else ""),
-        f"about {tokens / 1e6:.1f} million tokens (an estimate: nothing was downloaded to count them)",
+        f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
     ]

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from moslora.adapters import named_adapters
 from moslora.data.steps import StepPlan
 from moslora.recipe import Recipe, TrainingSection
 from moslora.training.optimizer import mixer_learns
@@ -20,6 +21,7 @@ def describe(recipe: Recipe, model: PreTrainedModel, *, adapted: list[str], plan
         f" {settings.micro_batch_size}, learning rate {rates}, {settings.schedule} after {settings.warmup_steps}"
         " warm-up steps",
         *notes,
+        *_beyond(recipe, model, steps=len(plan)),
     ]
 
 
@@ -35,3 +37,14 @@ def _rates(settings: TrainingSection, *, learned: bool) -> tuple[str, list[str]]
         if value and not learned
     ]
     return f"{settings.learning_rate:g}" + (f" ({', '.join(parts)})" if parts else ""), notes
+
+
+def _beyond(recipe: Recipe, model: PreTrainedModel, *, steps: int) -> list[str]:
+    """Notes on numbers that are larger than what they are a part of."""
+    notes = []
+    if (warmup := recipe.training.warmup_steps) >= steps:
+        notes.append(f"note: training.warmup_steps = {warmup:,} of {steps:,} steps: the learning rate only rises")
+    width, name = min((min(layer.in_features, layer.out_features), name) for name, layer in named_adapters(model))
+    if (rank := recipe.adapter.rank) > width:
+        notes.append(f"note: adapter.rank = {rank:,} is more than the rank of any ΔW of {name}, at most {width:,}")
+    return notes
