@@ -109,6 +109,15 @@ def test_a_lock_without_a_process_is_not_in_the_way(scene: Scene, capsys: pytest
     assert not list(scene.here.rglob("*.lock"))
 
 
+def test_tensors_that_are_missing_are_told_once(scene: Scene) -> None:
+    """In a process of its own, where transformers would print a table of them as well."""
+    turn = TABLE["Base models"]["missing tensors"]
+    turn.make(scene)
+    command = [sys.executable, "-m", "moslora", *turn.command.format(world=scene.world).split(" ")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 1) and turn.says in ran.stderr, ran.stderr
+
+
 @pytest.mark.parametrize(("command", "code"), [("recipes", 141), ("--help", 1)])
 def test_a_reader_that_went_away_sees_no_traceback(command: str, code: int) -> None:
     reading, writing = os.pipe()

@@ -66,6 +66,21 @@ def loading(name: str, what: str) -> Iterator[None]:
         raise _cannot_load(name, what, error) from None
 
 
+@contextmanager
+def _no_table_of_tensors() -> Iterator[None]:
+    """Keeps transformers from printing a table of missing and misshapen tensors: they are refused in one line here."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_table)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_table)
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to fill batches with. Padding is masked and its labels ignored by position, so any valid id serves."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -119,7 +134,7 @@ def load_base(
     if quantization is not None or device.type == "cuda":
         changes["device_map"] = {"": device}
     source = locate(name, revision=revision)
-    with loading(name, "model"):
+    with loading(name, "model"), _no_table_of_tensors():
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
             raise UsageError(
