@@ -166,6 +166,22 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (out / "a").read_text() == "whole"
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_as_open_to_others_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    """Of every writer; safetensors' own are private."""
+    before = os.umask(umask)
+    try:
+        for write in (new_folder, replacing):
+            with write(tmp_path / write.__name__) as scratch:
+                (scratch / "sub").mkdir()
+                save_file({"x": torch.ones(1)}, scratch / "sub" / "a.safetensors")
+                (scratch / "b.json").touch()
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 4 and {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
 def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path: Path, there: bool) -> None:
     """At any time, by a program that knows of no locks; and the two kinds of locks keep ours from it."""

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -360,8 +360,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _sync_all(folder: Path) -> None:
-    """Forces everything in ``folder`` to the disk."""
+    """Forces everything in ``folder`` to the disk, its files as open to others as itself.
+
+    safetensors writes what nobody else may read, whatever the umask says, which made the folder's mode.
+    """
+    mode = folder.stat().st_mode & 0o666
     for path in (*folder.rglob("*"), folder):
+        if path.is_file() and path.stat().st_mode & 0o777 != mode:
+            with suppress(OSError):  # a file system without modes
+                path.chmod(mode)
         _sync(path)
 
 
