@@ -1132,6 +1132,12 @@ OUTPUT = {
         "m: File too large; free some space there",
         limited("moslora.merge._set_dtype", size=1_000),
     ),
+    "merge, disk full at the config": Turn(
+        "merge {run} --out m",
+        1,
+        "error: m: File too large; free some space there",
+        limited("moslora.merge._set_dtype", size=100),
+    ),
     "export into what is used": Turn(
         "export {run} --out m", 2, "m: not empty; choose another folder", file("m/mine.txt", "x")
     ),
@@ -1268,7 +1274,7 @@ IMPORTS = {
     "disk full": Turn(
         "import source --out m",
         1,
-        "File too large; free some space there",
+        "error: m: File too large; free some space there",
         both(source(), limited("moslora.convert.save_adapter", size=1_000)),
     ),
     **{

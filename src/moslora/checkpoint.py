@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, inject
 from moslora.data.fetch import sha256
-from moslora.disk import LOCK, held, refuse_file, resolved, writing
+from moslora.disk import LOCK, DiskFull, held, refuse_file, resolved, writing
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
 from moslora.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, load_written, read_manifest, with_own_hash
@@ -271,7 +271,12 @@ def new_folder(out: Path) -> Iterator[Path]:
             with writing(out):
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir()
-            yield scratch
+            try:
+                yield scratch
+            except DiskFull as full:
+                if scratch not in Path(full.path).parents:
+                    raise  # another disk's, such as the cache's
+                raise DiskFull(out, full.reason) from None
             with writing(out):
                 _sync_all(scratch)
                 _refuse_others(out, place)
