@@ -222,6 +222,25 @@ def test_a_merge_that_drowns_in_rounding_is_said(recipe: Callable[..., Recipe], 
     proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
     assert proof.effect < proof.mean_error and "WARNING" in str(proof)
     assert "WARNING" in (tmp_path / "merged" / "README.md").read_text()
+    assert "merge with --dtype float32" in str(proof)
+
+
+def test_the_dtype_that_is_asked_for_is_that_of_weights_config_and_proof(
+    recipe: Callable[..., Recipe], world: Path, tmp_path: Path
+) -> None:
+    """What drowns in bfloat16 is kept by float32: every entry is the base's plus s·B·M·A."""
+    weak = recipe("model.dtype=bfloat16", "training.max_steps=3", "training.learning_rate=1e-5")
+    train_recipe(weak, out=tmp_path / "run")
+    proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged", dtype="float32")
+    assert proof.dtype == "float32" and 100 * proof.mean_error < proof.effect and "WARNING" not in str(proof)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter.safetensors")
+    merged, base = all_weights(tmp_path / "merged"), all_weights(world / "model")
+    name = "model.layers.1.mlp.down_proj"
+    delta = 2 * adapter[f"{name}.lora_b"] @ (adapter[f"{name}.mixer.weight"] @ adapter[f"{name}.lora_a"])
+    assert merged[f"{name}.weight"].dtype == torch.float32
+    assert (merged[f"{name}.weight"] - base[f"{name}.weight"] - delta).norm() < 1e-2 * delta.norm()
+    assert "  dtype: bfloat16\n" in (tmp_path / "merged" / "README.md").read_text(), "as it was trained"
 
 
 def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from moslora.probe import LogProbabilities
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.03}
 """Largest accepted error by rounding of a merged model's log-probabilities, in nats and per position on average."""
 
-DROWNED = "; WARNING: that is no more than the rounding of the merge, so keep the adapter or merge in float32"
+DROWNED = "; WARNING: that is no more than the rounding of the merge, so keep the adapter or merge with --dtype float32"
 MISPLACED = (
     "; WARNING: the base's quantisation moves them as much, so measure both ways of merging, or keep the adapter"
 )

@@ -44,7 +44,13 @@ SHARD_BYTES = 10**9
 
 
 def merge(
-    adapter: Path, *, out: Path, onto: str = "original", task: str | None = None, trust_remote_code: bool = False
+    adapter: Path,
+    *,
+    out: Path,
+    onto: str = "original",
+    task: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Proof:
     """Writes the merged model to ``out`` and compares it with the adapter model.
 
@@ -56,15 +62,18 @@ def merge(
         out: must not exist yet, or be empty.
         onto: ``original`` for the checkpoint's weights, ``dequantized`` for those of the quantised base.
         task: the one that a task gate is fixed to.
+        dtype: what the weights are written in, and both models compared in, if not the recipe's.
         trust_remote_code: whether the base's own Python code may be run.
 
     Raises:
         UsageError: ``out`` is in use, the base is not the adapter's, ``onto`` does not fit it, the mixer is no one
-            matrix, or its gate was not trained on the task.
+            matrix, its gate was not trained on the task, or ``dtype`` is none.
         MosloraError: the merged model differs by more than its dtype explains; ``out`` is then not written.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
-    section = folder.recipe.model
+    if dtype not in (None, *DTYPES):
+        raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
+    section = folder.recipe.model.model_copy(update={"dtype": dtype} if dtype else {})
     if onto not in ONTO:
         raise UsageError(f"--onto {onto}: none of {', '.join(ONTO)}")
     if onto == "dequantized" and section.quantization is None:
@@ -73,7 +82,7 @@ def merge(
     with new_folder(out) as scratch:
         name = out.resolve().name
         tokenizer = load_tokenizer(**section.tokenizer())
-        model = load_adapted(folder)
+        model = load_adapted(folder, dtype=section.dtype)
         pairs = lora_pairs(model, path=folder.path, task=task)
         adapted = log_probabilities(model, tokenizer)
         del model
@@ -83,7 +92,7 @@ def merge(
         del model
         expected = adapted
         if section.quantization is not None:
-            expected = log_probabilities(_unquantized(folder, layers, task=task), tokenizer)
+            expected = log_probabilities(_unquantized(folder, layers, task=task, dtype=section.dtype), tokenizer)
         files = weight_files(section.name, revision=section.revision)
         with writing(out):
             ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype])
@@ -121,9 +130,11 @@ def merge(
 
 
 @torch.no_grad()
-def _unquantized(folder: AdapterFolder, layers: Mapping[str, nn.Module], *, task: str | None) -> PreTrainedModel:
+def _unquantized(
+    folder: AdapterFolder, layers: Mapping[str, nn.Module], *, task: str | None, dtype: str
+) -> PreTrainedModel:
     """The adapter model on a base that is not quantised, with the weights of ``layers`` in place of its own."""
-    model = load_adapted(folder, quantization=None)
+    model = load_adapted(folder, quantization=None, dtype=dtype)
     for name, layer in layers.items():
         place, weight = model.get_submodule(name), dequantize(layer)
         plain = place.base if isinstance(place, AdapterLinear) else place

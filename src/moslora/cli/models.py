@@ -178,6 +178,7 @@ def merge(
         str, typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them.")
     ] = "original",
     task: Task = None,
+    dtype: DType = None,
     out: Out = None,
     push: Push = None,
     public: Public = False,
@@ -190,7 +191,7 @@ def merge(
     adapter = locate_adapter(run)
     out = out or run_folder(adapter) / "merged"
     _check_push(push, public, out)
-    print(merge_adapter(adapter, out=out, onto=onto, task=task, trust_remote_code=trust))
+    print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}")
     _push(out, push, public)
 
