@@ -21,6 +21,8 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.merge import merge
 from moslora.model import load_base
+from moslora.recipe import Recipe
+from moslora.training import train_recipe
 from reference import OfficialLayer, perturb, token_batch
 
 RANK, ALPHA, TARGETS = 4, 6, ["q_proj", "v_proj", "down_proj"]
@@ -221,7 +223,7 @@ REFUSED: dict[str, tuple[Altered, str]] = {
         setting(layers_to_transform=[1], layers_pattern="(layers)"),
         "layers_pattern = '(layers)': wants regular expressions without groups",
     ),
-    "alpha of 400 digits": (setting(lora_alpha=10**400), "0: wants a positive number"),
+    "alpha of 400 digits": (setting(lora_alpha=10**400), "00000…: wants a positive number"),
     "alpha that no scale holds": (setting(lora_alpha=5e-324), "lora_alpha = 5e-324: wants a positive number"),
     "a mixer that is text": (setting(lora_use_mixer="no"), "lora_use_mixer = 'no': wants true or false"),
     "a base that is no text": (setting(base_model_name_or_path=["x"]), "base_model_name_or_path = ['x']: wants text"),
@@ -288,13 +290,39 @@ def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
 
 
 def test_all_faults_come_at_once(world: Path, tmp_path: Path) -> None:
-    config = {**OFFICIAL, "use_dora": True, "bias": "all", "base_model_name_or_path": str(world / "model")}
-    state = official_model(world)[1]
-    without("lora_B")(config, state)
-    weight("lora_A", lambda a: a[:, :-1].contiguous())(config, state)
+    """Of the settings; then of the weights, which a setting that is not read may explain."""
+    fits = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
+    for config in ({**fits, "use_dora": True, "bias": "all"}, fits):
+        state = official_model(world)[1]
+        without("lora_B")(config, state)
+        weight("lora_A", lambda a: a[:, :-1].contiguous())(config, state)
+        source = write_source(tmp_path / f"source-{len(config)}", config, state)
+        with pytest.raises(UsageError) as refused:
+            import_adapter(source, out=tmp_path / "run")
+        assert len(str(refused.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "compact", "settings"),
+    [
+        (
+            ("adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"),
+            True,
+            ("rank_pattern", "alpha_pattern"),
+        ),
+        (("adapter.dora=true",), False, ("use_dora",)),
+    ],
+)
+def test_an_export_of_ours_that_is_no_plain_lora_is_refused_in_short_lines(
+    recipe: Callable[..., Recipe], tmp_path: Path, overrides: tuple[str, ...], compact: bool, settings: tuple[str, ...]
+) -> None:
+    train_recipe(recipe("training.epochs=1", *overrides), out=tmp_path / "run")
+    source = export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft", compact=compact)
     with pytest.raises(UsageError) as refused:
-        import_adapter(write_source(tmp_path / "source", config, state), out=tmp_path / "run")
-    assert len(str(refused.value).splitlines()) == 4
+        import_adapter(source, out=tmp_path / "imported")
+    lines = str(refused.value).replace(str(source), "").splitlines()
+    assert [line.split(" = ")[0] for line in lines] == [f"/adapter_config.json: {setting}" for setting in settings]
+    assert all(len(line) < 220 for line in lines)
 
 
 class Trap:

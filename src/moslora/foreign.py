@@ -85,15 +85,15 @@ class ForeignAdapter:
         }
 
     def faults(self) -> list[str]:
-        """A line for everything that is wrong with settings and weights, whatever the base."""
-        return [
-            *(f"{self.config_path}: {fault}" for fault in (*malformed(self.config), *unsupported(self.config))),
-            *(f"{self.weights_path}: {fault}" for fault in self._weight_faults()),
-        ]
+        """A line for everything that is wrong with the settings, or else with the weights, whatever the base."""
+        return self._setting_faults() or [f"{self.weights_path}: {fault}" for fault in self._weight_faults()]
 
     def faults_on(self, base: PreTrainedModel) -> list[str]:
-        """A line for everything in which the adapter does not fit ``base``, which may lie on the meta device."""
-        if any(malformed(self.config)):
+        """A line for everything in which the adapter does not fit ``base``, which may lie on the meta device.
+
+        None where the settings are refused: most of these would only say so again, weight by weight.
+        """
+        if self._setting_faults():
             return []
         linear = {
             name: (module.in_features, module.out_features)
@@ -129,6 +129,9 @@ class ForeignAdapter:
                 for name in parts.keys() & linear.keys() - chosen
             ]
         return sorted(faults)
+
+    def _setting_faults(self) -> list[str]:
+        return [f"{self.config_path}: {fault}" for fault in (*malformed(self.config), *unsupported(self.config))]
 
     def _parts(self) -> dict[str, dict[str, Tensor]]:
         """layer -> "A", "AB", "B" -> weight, as far as they are there."""

@@ -37,7 +37,7 @@ _UNSUPPORTED = {
     "bias": "trained biases are no part of B · M · A",
     "fan_in_fan_out": "transposed base weights are not supported",
     "modules_to_save": "whole modules were trained beside the adapter, and moslora keeps none",
-    "rank_pattern": "moslora has one rank for all layers",
+    "rank_pattern": "moslora has one rank for all layers; if it exported this, export without --compact",
     "use_dora": "DoRA's magnitudes are no part of B · M · A",
 }
 """Settings that are refused unless they are off, and why. One that is listed nowhere is refused likewise."""
@@ -99,7 +99,13 @@ def malformed(config: Mapping[str, Any]) -> Iterator[str]:
     }
     for key, (fits, want) in wanted.items():
         if not fits:
-            yield f"{key} = {config.get(key)!r}: wants {want}"
+            yield f"{key} = {_shown(config.get(key))}: wants {want}"
+
+
+def _shown(value: Any) -> str:
+    """A value in Python's words, of which a pattern for every layer would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _groups(pattern: str) -> int | None:
@@ -119,13 +125,14 @@ def unsupported(config: Mapping[str, Any]) -> Iterator[str]:
     """Settings of adapters that are more, or other, than B · M · A."""
     if config.get("init_lora_weights") not in _STARTS:
         yield (
-            f"init_lora_weights = {config['init_lora_weights']!r}: such a start may change the base's weights, so that"
-            " the adapter fits no other; convert it to a plain LoRA with PEFT first"
+            f"init_lora_weights = {_shown(config['init_lora_weights'])}: such a start may change the base's weights, so"
+            " that the adapter fits no other; convert it to a plain LoRA with PEFT first"
         )
     for key, value in config.items():
         if key not in _READ | _WITHOUT_EFFECT and value and value != "none":
             key = key if key.isprintable() else repr(key)
-            yield f"{key} = {value!r}: not supported: {_UNSUPPORTED.get(key, 'moslora does not know this setting')}"
+            reason = _UNSUPPORTED.get(key, "moslora does not know this setting")
+            yield f"{key} = {_shown(value)}: not supported: {reason}"
 
 
 def adapts(config: Mapping[str, Any], name: str, *, official: bool) -> bool:

@@ -239,7 +239,8 @@ def import_(
     """Read an adapter of the MoSLoRA repository, or a LoRA of PEFT, as a run of ours.
 
     A checkpoint of the Trainer (pytorch_model.bin) works too. Everything has to be understood, or nothing is written,
-    and what was written is compared with the source's own equations.
+    and what was written is compared with the source's own equations. Not read: DoRA, a rank or scale for each layer
+    (as export --compact writes), trained biases or whole modules, PiSSA and other starts that change the base.
     """
     from moslora.convert import import_adapter
 
