@@ -27,6 +27,7 @@ from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB, fingerprint
 from moslora.merge import merge
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
+from test_cli import run as cli
 
 
 def all_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -169,6 +170,31 @@ def test_a_folder_in_use_and_another_base_are_refused(
     fingerprint.cache_clear()
     with pytest.raises(UsageError, match=r"trained on .* with fingerprint"):
         merge(run / "adapter", out=tmp_path / "twice")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "doing", "made"),
+    [("merge", "merged", "merging", "a merge"), ("export", "peft", "exporting", "an export")],
+)
+def test_an_unfinished_run_is_said_to_be_one_then_and_later(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str, doing: str, made: str
+) -> None:
+    """As after Ctrl-C at step 20 of 21, and then to the end."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for gone in ("adapter", "checkpoints/step-21"):
+        shutil.rmtree(run / gone)
+    code, said, _ = cli(capsys, command, str(run))
+    assert code == 0 and said.startswith(f"note: {run} is unfinished: {doing} step 20 of 21\n")
+    shutil.copytree(trained, run, dirs_exist_ok=True)
+    code, _, errors = cli(capsys, command, str(run))
+    assert code == 2 and errors == (
+        f"error: {run / name}: holds {made} of step 20; choose another folder with --out, or remove it\n"
+    )
+    shutil.rmtree(run / name)
+    code, said, _ = cli(capsys, command, str(run))
+    assert code == 0 and "note" not in said
+    code, said, _ = cli(capsys, command, str(run / "checkpoints" / "step-20"), "--out", str(tmp_path / "named"))
+    assert code == 0 and "note" not in said, "it was asked for"
 
 
 @pytest.mark.parametrize("write", [merge, export_peft])

@@ -177,6 +177,16 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return apply
 
 
+def made(of: str) -> Callable[[Path], None]:
+    """A model's weights, saying what they were made of."""
+
+    def apply(model: Path) -> None:
+        found = load_file(model / "model.safetensors")
+        save_file(found, model / "model.safetensors", metadata={"format": "pt", "moslora": of})
+
+    return apply
+
+
 another_tensor = tensors(lambda found: found["model.norm.weight"][0].add_(1))
 
 
@@ -1104,6 +1114,24 @@ OUTPUT = {
     ),
     "merge into what is used": Turn(
         "merge {run} --out m", 2, "m: not empty; choose another folder", file("m/mine.txt", "x")
+    ),
+    "merge into a merge": Turn(
+        "merge {run} --out m",
+        2,
+        "m: holds a merge of step 14; choose another folder with --out, or remove it",
+        lambda scene: [
+            shutil.copytree(scene.world / "model", scene.here / "m"),
+            made("a merge of step 14")(scene.here / "m"),
+        ],
+    ),
+    "merge into a merge of words unfit to print": Turn(
+        "merge {run} --out m",
+        2,
+        "m: not empty; choose another folder with --out",
+        lambda scene: [shutil.copytree(scene.world / "model", scene.here / "m"), made("a\nb")(scene.here / "m")],
+    ),
+    "merge into damaged weights": Turn(
+        "merge {run} --out m", 2, "m: not empty; choose another", file("m/model.safetensors", "x")
     ),
     "merge into a file": Turn("merge {run} --out m", 2, "m: a file, not a folder", file("m", "")),
     "merge below a file": Turn("merge {run} --out f/m", 2, "f: a file, not a folder; choose another", file("f", "")),

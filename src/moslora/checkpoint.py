@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -34,6 +34,9 @@ from moslora.model import dequantize, load_base
 from moslora.recipe import Recipe
 
 RUN = "run.json"
+
+MADE = "moslora"
+"""Key of the metadata of merged and exported weights, for what they were made of."""
 
 SCRATCH = ".moslora.writing"
 """What is not yet whole in a folder that was there before."""
@@ -53,6 +56,12 @@ class AdapterFolder:
     def weights(self) -> dict[str, Tensor]:
         """A, M and B of every adapter, by parameter name."""
         return load_tensors(self.path / WEIGHTS)
+
+    def metadata(self, kind: str, *, task: str | None) -> dict[str, str]:
+        """What goes into the header of weights that are made of this adapter, for :func:`refuse_used` to tell."""
+        step = self.manifest.get("step")
+        made = f"{kind} of {'an imported adapter' if step is None else f'step {step}'}{f' for {task}' if task else ''}"
+        return {"format": "pt", MADE: made}
 
     def trained_tasks(self) -> tuple[str, ...] | None:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers, or where not recorded."""
@@ -81,6 +90,23 @@ def locate_adapter(path: Path) -> Path:
     if (path / RECIPE).is_file():
         raise UsageError(f"{path}: this run has no checkpoint yet; go on with it: moslora train {path} --resume")
     raise UsageError(f"{path}: neither a run nor an adapter folder (no {MANIFEST}); {_known_runs(path)}")
+
+
+def progress(run: Path, adapter: Path) -> str | None:
+    """How far ``run`` is, where ``adapter`` is only the newest of its checkpoints, for want of a result."""
+    if adapter.parent != run / "checkpoints":
+        return None
+    steps = _run_facts(run).get("steps")
+    return adapter.name.replace("-", " ") + (f" of {steps}" if steps else "")
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    """What run.json says; nothing where the run was killed before it was written."""
+    try:
+        facts = json.loads((run / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def run_folder(adapter: Path) -> Path:
@@ -186,11 +212,7 @@ def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not (run / RECIPE).is_file():
         locate_adapter(run)  # says what the folder is instead
         raise UsageError(f"{run / RECIPE}: missing, so this run cannot go on; put it back from one of its checkpoints")
-    try:
-        by = json.loads((run / RUN).read_text(encoding="utf-8"))["moslora"]
-    except (OSError, ValueError, KeyError, TypeError):  # killed before it was written
-        by = None
-    return load_written(run / RECIPE, overrides, by=by)
+    return load_written(run / RECIPE, overrides, by=_run_facts(run).get("moslora"))
 
 
 def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any) -> PreTrainedModel:
@@ -235,7 +257,16 @@ def refuse_used(out: Path) -> None:
     """
     refuse_file(out)
     if in_use(out):
-        raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
+        raise UsageError(f"{out}: {_content(out)}; choose another folder with --out, or remove it")
+
+
+def _content(folder: Path) -> str:
+    """What is in a folder in use, as far as weights in it tell."""
+    for path in sorted(folder.glob("*.safetensors"))[:1]:
+        with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+            made = (file.metadata() or {}).get(MADE, "")
+            return f"holds {made}" if made and made.isprintable() else "not empty"
+    return "not empty"
 
 
 def in_use(folder: Path, *, besides: Sequence[str] = (LOCK,)) -> bool:

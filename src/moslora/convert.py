@@ -108,7 +108,8 @@ def export_peft(
             "target_modules": _target_modules(model, list(pairs)),
         }
         with writing(out):
-            save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+            metadata = folder.metadata("an export", task=task)
+            save_file(tensors, scratch / "adapter_model.safetensors", metadata=metadata)
             write_json(scratch / "adapter_config.json", config)
             write_card(
                 scratch,

@@ -95,7 +95,8 @@ def merge(
             expected = log_probabilities(_unquantized(folder, layers, task=task, dtype=section.dtype), tokenizer)
         files = weight_files(section.name, revision=section.revision)
         with writing(out):
-            ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype])
+            metadata = folder.metadata("a merge", task=task)
+            ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype], metadata=metadata)
             layers = {}
             for path in sorted(files[0].parent.iterdir()):
                 if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
@@ -161,6 +162,7 @@ def _write_weights(
     *,
     layers: Mapping[str, nn.Module],
     dtype: torch.dtype,
+    metadata: Mapping[str, str],
 ) -> float:
     """Writes the base's tensors with every ΔW added, in shards of at most :data:`SHARD_BYTES`.
 
@@ -170,6 +172,7 @@ def _write_weights(
         out: the folder.
         layers: quantised layers whose weights take the place of those in the files.
         dtype: of what is written.
+        metadata: of every file.
 
     Returns:
         The mean over the adapted layers of ‖ΔW‖ / ‖W‖.
@@ -182,7 +185,7 @@ def _write_weights(
 
     def flush() -> None:
         nonlocal pending, size
-        save_file(pending, out / f"shard-{len(shards)}", metadata={"format": "pt"})
+        save_file(pending, out / f"shard-{len(shards)}", metadata=dict(metadata))
         shards.append(list(pending))
         pending, size = {}, 0
 

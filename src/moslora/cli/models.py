@@ -185,11 +185,9 @@ def merge(
     trust: Trust = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
-    from moslora.checkpoint import locate_adapter, run_folder
     from moslora.merge import merge as merge_adapter
 
-    adapter = locate_adapter(run)
-    out = out or run_folder(adapter) / "merged"
+    adapter, out = _adapter(run, out, name="merged", doing="merging")
     _check_push(push, public, out)
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}")
@@ -213,13 +211,11 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write the adapter in the format of another library."""
-    from moslora.checkpoint import locate_adapter, run_folder
     from moslora.convert import export_peft
 
     if format != "peft":
         raise UsageError(f"--format {format}: moslora exports to peft")
-    adapter = locate_adapter(run)
-    out = out or run_folder(adapter) / "peft"
+    adapter, out = _adapter(run, out, name="peft", doing="exporting")
     _check_push(push, public, out)
     export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust)
     print(f"written to {out}")
@@ -272,6 +268,16 @@ def _limit(text: str | None) -> "int | Literal['all'] | None":
     if number < 1:
         raise UsageError(f"--limit {text}: give a number of questions per task from 1 on, or all")
     return number
+
+
+def _adapter(run: Path, out: Path | None, *, name: str, doing: str) -> tuple[Path, Path]:
+    """The adapter folder behind `run`, with a note where that is unfinished; and `out`, or the folder `name` there."""
+    from moslora.checkpoint import locate_adapter, progress, run_folder
+
+    adapter = locate_adapter(run)
+    if step := progress(run, adapter):
+        print(f"note: {run} is unfinished: {doing} {step}")
+    return adapter, out or run_folder(adapter) / name
 
 
 def _check_push(repo: str | None, public: bool, out: Path) -> None:
