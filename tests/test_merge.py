@@ -197,6 +197,20 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     assert code == 0 and "note" not in said, "it was asked for"
 
 
+def test_each_task_of_a_gate_has_a_folder_of_its_own(
+    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
+    for command, name, made in (("merge", "merged", "a merge"), ("export", "peft", "an export")):
+        for task in ("boolq", "obqa"):
+            assert cli(capsys, command, run, "--task", task)[0] == 0
+            assert (run / f"{name}-{task}" / "README.md").is_file()
+        code, _, errors = cli(capsys, command, run, "--task", "obqa")
+        assert code == 2 and f"{name}-obqa: holds {made} of step 11 for obqa; choose" in errors
+    assert not (run / "merged").exists() and not (run / "peft").exists()
+
+
 @pytest.mark.parametrize("write", [merge, export_peft])
 def test_what_comes_into_the_folder_during_the_work_stays(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]

@@ -179,7 +179,9 @@ def merge(
     ] = "original",
     task: Task = None,
     dtype: DType = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/merged[-TASK]]")
+    ] = None,
     push: Push = None,
     public: Public = False,
     trust: Trust = False,
@@ -187,7 +189,7 @@ def merge(
     """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
     from moslora.merge import merge as merge_adapter
 
-    adapter, out = _adapter(run, out, name="merged", doing="merging")
+    adapter, out = _adapter(run, out, task, name="merged", doing="merging")
     _check_push(push, public, out)
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}")
@@ -205,7 +207,7 @@ def export(
     compact: Annotated[
         bool, typer.Option("--compact", help="Leave out rows that are zero, such as those AdaLoRA dropped.")
     ] = False,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/peft[-TASK]]")] = None,
     push: Push = None,
     public: Public = False,
     trust: Trust = False,
@@ -215,7 +217,7 @@ def export(
 
     if format != "peft":
         raise UsageError(f"--format {format}: moslora exports to peft")
-    adapter, out = _adapter(run, out, name="peft", doing="exporting")
+    adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
     _check_push(push, public, out)
     export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust)
     print(f"written to {out}")
@@ -270,14 +272,16 @@ def _limit(text: str | None) -> "int | Literal['all'] | None":
     return number
 
 
-def _adapter(run: Path, out: Path | None, *, name: str, doing: str) -> tuple[Path, Path]:
-    """The adapter folder behind `run`, with a note where that is unfinished; and `out`, or the folder `name` there."""
+def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
+    """The adapter folder behind `run`, with a note where that is unfinished; and `out`, or the run's folder for it."""
     from moslora.checkpoint import locate_adapter, progress, run_folder
+    from moslora.tasks import resolve_tasks
 
     adapter = locate_adapter(run)
     if step := progress(run, adapter):
         print(f"note: {run} is unfinished: {doing} {step}")
-    return adapter, out or run_folder(adapter) / name
+    tasks = () if task is None else resolve_tasks(task)
+    return adapter, out or run_folder(adapter) / "-".join((name, *tasks))
 
 
 def _check_push(repo: str | None, public: bool, out: Path) -> None:
