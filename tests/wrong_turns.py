@@ -1261,6 +1261,26 @@ STOPS = {
 
 IMPORTS = {
     "no such folder": Turn("import none", 2, "none: no such folder"),
+    "an id of the hub": Turn(
+        "import me/adapter",
+        2,
+        "me/adapter: no such folder; if it is on the hub, fetch it first: hf download me/adapter --local-dir FOLDER",
+    ),
+    "a run of ours": Turn("import runs/one", 2, "runs/one: is a run of moslora already; evaluate, merge or", a_run),
+    "an adapter of ours": Turn("import {run}/adapter", 2, "adapter: is a run of moslora already"),
+    "a base that cannot be reached": Turn(
+        "import source",
+        1,
+        "error: some/model: the hub cannot be reached and the model is not in the cache; go online, or name a local"
+        " folder: --base /path/to/model (adapter_config.json names this base; --base names another)",
+        both(source(test_foreign.setting(base_model_name_or_path="some/model")), hub_says("LocalEntryNotFoundError")),
+    ),
+    "no room for the base": Turn(
+        "import source --base some/model",
+        1,
+        "hub: No space left on device; free some space there",
+        both(source(), raising("huggingface_hub.hf_hub_download", NO_SPACE)),
+    ),
     "no weights": Turn(
         "import f", 2, "f: none of adapter_model.safetensors, adapter_model.bin, pytorch_model.bin in it", folder("f")
     ),

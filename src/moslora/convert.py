@@ -157,8 +157,8 @@ def import_adapter(
     """
     if dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: none of {', '.join(DTYPES)}")
+    adapter = read_adapter(source)
     with new_folder(out) as scratch:
-        adapter = read_adapter(source)
         section, meta = _base(adapter, base, trust_remote_code=trust_remote_code)
         layers = adapter.layers()
         recipe = Recipe.model_validate(
@@ -175,8 +175,9 @@ def import_adapter(
                 "data": {"format": "llm-adapters"} if adapter.official else {},
             }
         )
-        tokenizer = load_tokenizer(**recipe.model.tokenizer())
-        model = load_base(**{**recipe.model.model_dump(), "dtype": "float32"})
+        with _opening_base(named=base is not None):
+            tokenizer = load_tokenizer(**recipe.model.tokenizer())
+            model = load_base(**{**recipe.model.model_dump(), "dtype": "float32"})
         without = log_probabilities(model, tokenizer)
         with _applied(model, layers, scale=adapter.scale):
             expected = log_probabilities(model, tokenizer)
@@ -215,18 +216,33 @@ def _base(
     section = {**section, "trust_remote_code": trust_remote_code}
     if not section["name"]:
         raise UsageError(capped([*faults, f"{adapter.config_path}: names no base model; name it with --base"]))
-    hint = "" if base else f" ({CONFIG} names this base; --base names another)"
     try:
-        meta = meta_model(**section)
+        with _opening_base(named=base is not None):
+            meta = meta_model(**section)
     except MosloraError as error:
         if not faults:
-            raise type(error)(f"{error}{hint}") from None
-        raise UsageError(capped([*faults, f"{error}{hint}"])) from None
+            raise
+        raise UsageError(capped([*faults, str(error)])) from None
     if getattr(meta.config, "quantization_config", None) is not None:
         faults.append(f"{section['name']}: its weights are quantised already; name the original with --base ORIGINAL")
     if faults := [*faults, *adapter.faults_on(meta)]:
         raise UsageError(capped(faults))
     return section, meta
+
+
+@contextmanager
+def _opening_base(*, named: bool) -> Iterator[None]:
+    """Says what is wrong with the base in terms of ``--base``: there is no recipe yet whose ``model.name`` could change.
+
+    Args:
+        named: by the user, and not by the settings.
+    """
+    try:
+        yield
+    except MosloraError as error:
+        said = str(error).removeprefix("model.name = ").replace("model.name=/", "--base /")
+        error.args = (said if named else f"{said} ({CONFIG} names this base; --base names another)",)
+        raise
 
 
 def _our_state(layers: Mapping[str, Factors]) -> dict[str, Tensor]:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.checkpoint import load_tensors
+from moslora.checkpoint import RUN, load_tensors
 from moslora.errors import MosloraError, UsageError, first_line
+from moslora.manifest import MANIFEST
 from moslora.peft_settings import adapts, malformed, unsupported
 
 CONFIG = "adapter_config.json"
@@ -177,7 +178,11 @@ def read_adapter(folder: Path) -> ForeignAdapter:
         MosloraError: a file cannot be read, or holds anything but tensors.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+        of_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder))
+        mend = f"; if it is on the hub, fetch it first: hf download {folder} --local-dir FOLDER" if of_the_hub else ""
+        raise UsageError(f"{folder}: no such folder{mend}")
+    if any((folder / name).is_file() for name in (RUN, MANIFEST)):
+        raise UsageError(f"{folder}: is a run of moslora already; evaluate, merge or export it as it is")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise UsageError(f"{folder}: none of {', '.join(WEIGHTS)} in it, so no LoRA adapter")
