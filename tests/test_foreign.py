@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from moslora import convert
-from moslora.checkpoint import load_adapted, locate_adapter, open_adapter
+from moslora.checkpoint import load_adapted, locate_adapter, newest_run, open_adapter
+from moslora.cli.completion import runs
 from moslora.convert import export_peft, import_adapter
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
@@ -24,6 +26,7 @@ from moslora.model import load_base
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
 from reference import OfficialLayer, perturb, token_batch
+from test_cli import run as cli
 
 RANK, ALPHA, TARGETS = 4, 6, ["q_proj", "v_proj", "down_proj"]
 
@@ -117,6 +120,20 @@ def test_an_official_checkpoint_computes_what_its_layers_do(
     assert (recipe.name, recipe.data.format, recipe.evaluation.protocol) == (source.name, "llm-adapters", "rank")
     assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (RANK, ALPHA, 0.05)
     assert recipe.adapter.mixer.kind == "dense" and set(recipe.adapter.target_modules) == set(TARGETS)
+
+
+def test_an_import_is_a_run_wherever_runs_are_named(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_source(tmp_path / "theirs", OFFICIAL, official_model(world)[1])
+    assert cli(capsys, "import", source, "--base", world / "model", "--dtype", "float32")[0] == 0
+    assert [name for name, _ in runs("")] == ["runs/theirs"] and newest_run(Path("runs")) == Path("runs/theirs")
+    assert "runs/theirs" in cli(capsys, "eval", "runs/x")[2]
+    code, said, _ = cli(capsys, "recipes", "show", "runs/theirs")
+    assert code == 0 and re.search(r"^adapter\.mixer\.kind +dense +runs/theirs/recipe.yaml$", said, re.M)
+    shown = Path("runs/theirs/recipe.yaml").read_bytes()
+    assert shown == Path("runs/theirs/adapter/recipe.yaml").read_bytes()
 
 
 def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ import test_foreign
 import test_publish
 from evaluation_kit import make_examples
 from moslora import manifest
+from moslora.convert import import_adapter
 from moslora.data import fetch, reach
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.manifest import with_own_hash
@@ -402,6 +403,12 @@ def quantised(model: Path) -> None:
 def source(alter: test_foreign.Altered = lambda config, state: None) -> Maker:
     """A LoRA of another program in ``source``, with something changed."""
     return lambda scene: test_foreign.altered_source(scene.here / "source", scene.world, alter)
+
+
+def imported(scene: Scene) -> None:
+    """That LoRA as a run."""
+    source()(scene)
+    import_adapter(scene.here / "source", out=scene.here / "runs" / "source")
 
 
 def hub(**options: Any) -> Maker:
@@ -1261,6 +1268,18 @@ STOPS = {
 
 IMPORTS = {
     "no such folder": Turn("import none", 2, "none: no such folder"),
+    **{
+        f"an import, {how}": Turn(
+            f"train {command} --resume",
+            2,
+            "runs/source: an imported adapter, without a training to go on with; evaluate, merge or export it",
+            imported,
+        )
+        for how, command in (
+            ("resumed", "runs/source"),
+            ("trained over", "runs/source/recipe.yaml --out runs/source"),
+        )
+    },
     "an id of the hub": Turn(
         "import me/adapter",
         2,

@@ -205,10 +205,12 @@ def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that a run was begun with, to go on with it; what it trusted, ``overrides`` have to say again.
 
     Raises:
-        UsageError: ``run`` is no run, or its recipe cannot be read here.
+        UsageError: ``run`` is no run, or one that was imported, or its recipe cannot be read here.
     """
     if (run / MANIFEST).is_file():
         raise UsageError(f"{run}: an adapter folder or a checkpoint; name the run that it lies in, to go on with that")
+    if "imported" in _run_facts(run):
+        raise UsageError(f"{run}: an imported adapter, without a training to go on with; evaluate, merge or export it")
     if not (run / RECIPE).is_file():
         locate_adapter(run)  # says what the folder is instead
         raise UsageError(f"{run / RECIPE}: missing, so this run cannot go on; put it back from one of its checkpoints")

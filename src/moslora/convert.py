@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import inject
 from moslora.card import public_name, write_card
-from moslora.checkpoint import load_adapted, new_folder, open_adapter, save_adapter, write_json
+from moslora.checkpoint import RUN, load_adapted, new_folder, open_adapter, save_adapter, write_json, write_whole
 from moslora.data.fetch import sha256
 from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError, capped
@@ -23,6 +23,7 @@ from moslora.folded import fixed_task, lora_pairs
 from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
 from moslora.llama import meta_model
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.manifest import RECIPE
 from moslora.model import DTYPES, load_base, load_tokenizer
 from moslora.probe import LogProbabilities, log_probabilities
 from moslora.recipe import Recipe
@@ -191,7 +192,8 @@ def import_adapter(
         with writing(out):
             save_adapter(scratch / "adapter", model, recipe, facts=facts)
             del model
-            write_json(scratch / "run.json", {**facts, "moslora": version("moslora")})
+            write_whole(scratch / RECIPE, recipe.to_yaml())
+            write_json(scratch / RUN, {**facts, "moslora": version("moslora")})
             folder = open_adapter(scratch / "adapter", trust_remote_code=trust_remote_code)
             written = load_adapted(folder, dtype="float32")
             found = log_probabilities(written, tokenizer)
@@ -232,7 +234,7 @@ def _base(
 
 @contextmanager
 def _opening_base(*, named: bool) -> Iterator[None]:
-    """Says what is wrong with the base in terms of ``--base``: there is no recipe yet whose ``model.name`` could change.
+    """Says what is wrong with the base in terms of ``--base``, as no recipe is there whose ``model.name`` could change.
 
     Args:
         named: by the user, and not by the settings.
