@@ -713,6 +713,24 @@ ADAPTERS = {
         ("exported", "export {}"),
     )
 } | {
+    "a run's name, merged": Turn("merge one", 2, "one: no such run; did you mean runs/one?", a_run),
+    "the folder of all runs, merged": Turn("merge .", 2, "(no manifest.json); runs here: runs/one", a_run),
+    **{
+        f"{what}, merged": Turn(
+            f"merge runs/one/{path}",
+            2,
+            f"runs/one/{path}: {says}; checkpoints here: runs/one/checkpoints/step-20, runs/one/checkpoints/step-21",
+            a_run,
+        )
+        for what, path, says in (
+            ("the folder of checkpoints", "checkpoints", "neither a run nor an adapter folder (no manifest.json)"),
+            ("a checkpoint that was dropped", "checkpoints/step-4", "no such run"),
+            ("a checkpoint without its folder", "step-21", "no such run"),
+        )
+    },
+    "an adapter of a run that is not there, merged": Turn(
+        "merge runs/none/adapter", 2, "runs/none/adapter: no such run; runs here: runs/one", a_run
+    ),
     "onto what is not quantised": Turn(
         "merge {run} --onto dequantized --out m", 2, "is not quantised, so there is only --onto original"
     ),

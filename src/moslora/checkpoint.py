@@ -82,7 +82,7 @@ def locate_adapter(path: Path) -> Path:
     if found := checkpoints(path):
         return found[-1]
     if not path.exists():
-        raise UsageError(f"{path}: no such run; {_known_runs(path.parent)}")
+        raise UsageError(f"{path}: no such run; {_known_runs(path)}")
     if (path / "adapter_config.json").is_file():
         raise UsageError(f"{path}: a PEFT adapter, not an adapter folder of moslora; read it by moslora import {path}")
     if (path / "config.json").is_file():
@@ -135,9 +135,17 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _known_runs(folder: Path) -> str:
-    runs = sorted(str(path.parent) for path in folder.glob(f"*/{RUN}"))
-    return "runs here: " + ", ".join(runs) if runs else "there are no runs here"
+def _known_runs(path: Path) -> str:
+    """What there is in place of ``path``: a run of that name, or else the checkpoints or runs nearest to it."""
+    folder = next(place for place in (path, *path.parents) if place.is_dir())
+    runs = sorted(found.parent for place in (folder, folder / "runs") for found in place.glob(f"*/{RUN}"))
+    if named := [run for run in runs if run.name == path.name]:
+        return f"did you mean {named[0]}?"
+    steps = checkpoints(folder.parent if folder.name == "checkpoints" else folder)
+    for what, found in (("checkpoints", steps), ("runs", runs)):
+        if found:
+            return f"{what} here: {', '.join(map(str, found))}"
+    return "there are no runs here"
 
 
 def save_adapter(
