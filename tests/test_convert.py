@@ -1,8 +1,10 @@
 """The exported adapter in stock PEFT."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -57,6 +59,19 @@ def test_stock_peft_computes_the_same(recipe: Callable[..., Recipe], tmp_path: P
     parts = {key.removesuffix(".weight").rpartition(".")[2] for key in load_file(out / "adapter_model.safetensors")}
     assert parts == {"lora_A", "lora_B", *(["lora_magnitude_vector"] if "dora" in mixer else [])}
     assert not any("mixer" in key for key in config)
+
+
+def test_the_page_on_merging_loads_the_export(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first block for PEFT, in the dtype of the small run's recipe."""
+    monkeypatch.chdir(tmp_path)
+    export_peft(trained / "adapter", out=Path("runs/NAME/peft"))
+    page = (Path(__file__).parents[1] / "docs" / "merging.md").read_text(encoding="utf-8")
+    (block, *_) = re.findall(r"```python\n(.*?)```", page[page.index("## PEFT adapters") :], re.S)
+    names: dict[str, Any] = {}
+    exec(block.replace("bfloat16", "float32"), names)
+    ours = load_adapted(open_adapter(trained / "adapter"))
+    ids = token_batch(ours)
+    torch.testing.assert_close(names["model"](ids).logits, ours(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_compact_keeps_the_rows_that_the_budget_kept(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

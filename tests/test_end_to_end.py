@@ -1,7 +1,11 @@
 """The real 135M model on the real data: a short run, its merge, and predictions that have to be the same."""
 
+import io
+import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -9,12 +13,14 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.checkpoint import load_adapted, load_tensors, open_adapter, save_adapter
+from moslora.convert import export_peft
 from moslora.data.sources import load_examples
 from moslora.evaluation import Prediction, evaluate
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import load_recipe
 from moslora.training import train_recipe
+from reference import token_batch
 
 TASKS, QUESTIONS = ("boolq", "winogrande", "siqa", "obqa"), 51
 """The sets with short rows, as float32 is slow without a GPU; 204 questions in all."""
@@ -65,6 +71,20 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp
     base = predictions(adapted, tokenizer, limit=12)
     assert sum(p.prediction != mine[i].prediction for i, p in base.items()) > 3, "the adapter changed answers"
     assert all(len({p.prediction for p in mine.values() if p.task == task}) > 1 for task in TASKS)
+
+
+def test_the_exports_card_names_the_folder_over_which_peft_computes_the_same(run: Path, tmp_path: Path) -> None:
+    """The built-in base's, whose name on the hub stands for other weights."""
+    card = (export_peft(run / "adapter", out=tmp_path / "peft") / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r'`python -c "(.*?)"`', card)
+    with redirect_stdout(io.StringIO()) as said:
+        exec(code, {})
+    base = AutoModelForCausalLM.from_pretrained(said.getvalue().strip(), dtype=torch.float32)
+    ours = load_adapted(open_adapter(run / "adapter"), dtype="float32")
+    ids = token_batch(ours)
+    expected, without = ours(ids).logits, base(ids).logits
+    found = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()(ids).logits
+    assert 1e-3 * (expected - without).abs().max() > (found - expected).abs().max()
 
 
 def test_every_mixer_had_a_gradient_and_moved(run: Path) -> None:

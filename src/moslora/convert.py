@@ -32,6 +32,13 @@ TOLERANCE = 1e-5
 """Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
 
 
+OTHER_WEIGHTS = (
+    " The hub's weights are not the ones it was trained on, their Q4_1 quantisation: the same logits come over the"
+    f" folder that `python -c \"from moslora.locate import locate; print(locate('{BUILTIN}'))\"` names."
+)
+"""Of an export whose base the hub has in another precision only."""
+
+
 @dataclass(frozen=True)
 class ImportProof:
     """An imported adapter against its source's equations, in float32 over :data:`moslora.probe.PROMPTS`.
@@ -121,7 +128,8 @@ def export_peft(
                     f'base = AutoModelForCausalLM.from_pretrained("{public_name(recipe.model.name)}")\n'
                     f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
                 ),
-                proof="The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged.",
+                proof="The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
+                + (OTHER_WEIGHTS if recipe.model.name == BUILTIN else ""),
             )
     return out
 
