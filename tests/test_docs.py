@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from moslora.adapters import inject, named_adapters
 from moslora.data.local import read_file
 from moslora.prompts import FORMATS
+from moslora.recipe import load_recipe
 from test_cli import run
 from test_data_audit import COUNTED
 
@@ -112,6 +113,13 @@ def test_the_readme_names_every_module_and_document() -> None:
         assert re.search(rf"(?<![\w.]){re.escape(name)}", tree) or name.startswith("__"), name
     for path in ROOT.glob("docs/*.md"):
         assert f"| [docs/{path.name}](docs/{path.name}) |" in text, path.name
+
+
+def test_the_readme_has_the_rows_of_the_quickstarts_recipe() -> None:
+    data = load_recipe("smollm2-135m").data
+    assert isinstance(data.rows, dict)
+    said = f"Of the recipe's {sum(data.rows.values()):,} rows, {data.validation_rows} of them for validation"
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_contributing_shows_the_lines_of_the_files_it_names() -> None:
