@@ -207,3 +207,17 @@ def test_methods_are_measured_once_and_written_down(
     assert rows[1][2] == f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
     assert "M depends on the input x" in page.read_text(encoding="utf-8")
     assert f"`{world / 'recipe.yaml'}`, dropout 0.1, " in page.read_text(encoding="utf-8")
+
+
+PLACES = re.compile(r"<!-- ([\w-]+ table) -->(.*?)<!-- /\1 -->", re.S)
+
+
+def test_every_table_of_a_document_is_measured() -> None:
+    """Between its markers each has a header, a row and the machine it is from, and no word that stands in for them."""
+    found = {}
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        found |= dict(PLACES.findall(page.read_text(encoding="utf-8")))
+    assert found.keys() == {"methods table", "experts table"}
+    for name, text in found.items():
+        assert "not measured yet" not in text, name
+        assert len(re.findall(r"^\| .* \|$", text, re.M)) > 2 and "torch " in text, name
