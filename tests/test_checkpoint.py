@@ -12,18 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moslora.adapters import adapter_state_dict
-from moslora.checkpoint import (
-    load_adapted,
-    locate_adapter,
-    new_folder,
-    newest_run,
-    open_adapter,
-    replacing,
-    run_folder,
-)
+from moslora.checkpoint import load_adapted, open_adapter
 from moslora.disk import held
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
+from moslora.output import new_folder, replacing
+from moslora.runs import locate_adapter, newest_run, run_folder
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from moslora import convert
-from moslora.checkpoint import load_adapted, locate_adapter, newest_run, open_adapter
+from moslora.checkpoint import load_adapted, open_adapter
 from moslora.cli.completion import runs
 from moslora.convert import export_peft, import_adapter
 from moslora.errors import MosloraError, UsageError
@@ -24,6 +24,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import Recipe
+from moslora.runs import locate_adapter, newest_run
 from moslora.training import train_recipe
 from reference import OfficialLayer, perturb, token_batch
 from test_cli import run as cli

@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from moslora.checkpoint import AdapterFolder, run_folder
+from moslora.checkpoint import AdapterFolder
 from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.recipe import Recipe
+from moslora.runs import run_folder
 
 
 def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: str) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import inject
 from moslora.card import public_name, write_card
-from moslora.checkpoint import RUN, load_adapted, new_folder, open_adapter, save_adapter, write_json, write_whole
+from moslora.checkpoint import load_adapted, open_adapter, save_adapter
 from moslora.data.fetch import sha256
 from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError, capped
@@ -25,8 +25,10 @@ from moslora.llama import meta_model
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.manifest import RECIPE
 from moslora.model import DTYPES, load_base, load_tokenizer
+from moslora.output import new_folder, write_json, write_whole
 from moslora.probe import LogProbabilities, log_probabilities
 from moslora.recipe import Recipe
+from moslora.runs import RUN
 
 TOLERANCE = 1e-5
 """Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.checkpoint import RUN, load_tensors
+from moslora.checkpoint import load_tensors
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.manifest import MANIFEST
 from moslora.peft_settings import adapts, malformed, unsupported
+from moslora.runs import RUN
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")

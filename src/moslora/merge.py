@@ -22,18 +22,13 @@ from transformers import PreTrainedModel
 from moslora.adapters import AdapterLinear, LoraPair
 from moslora.agreement import Proof, compare
 from moslora.card import write_card
-from moslora.checkpoint import (
-    AdapterFolder,
-    load_adapted,
-    new_folder,
-    open_adapter,
-    write_json,
-)
+from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
 from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.folded import fixed_task, lora_pairs
 from moslora.locate import weight_files
 from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, name_task, quantized_layers
+from moslora.output import new_folder, write_json
 from moslora.probe import log_probabilities
 
 ONTO = ("original", "dequantized")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from moslora.adapters import inject
-from moslora.checkpoint import in_use, locate_adapter, refuse_used, stored_recipe
+from moslora.checkpoint import stored_recipe
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
 from moslora.disk import held
@@ -24,7 +24,9 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.launch import run_in_processes
 from moslora.merge import merge
 from moslora.model import load_base
+from moslora.output import in_use, refuse_used
 from moslora.recipe import Recipe, load_recipe
+from moslora.runs import locate_adapter
 from moslora.training.objective import LabelLoss
 
 RECIPE = "smollm2-135m"

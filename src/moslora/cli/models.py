@@ -82,9 +82,9 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Score a model on the commonsense sets."""
-    from moslora.checkpoint import newest_run
     from moslora.evaluation import load_results
     from moslora.evaluation.target import evaluate_target, open_target
+    from moslora.runs import newest_run
     from moslora.tasks import resolve_tasks
 
     most = _limit(limit)
@@ -274,7 +274,7 @@ def _limit(text: str | None) -> "int | Literal['all'] | None":
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder behind `run`, with a note where that is unfinished; and `out`, or the run's folder for it."""
-    from moslora.checkpoint import locate_adapter, progress, run_folder
+    from moslora.runs import locate_adapter, progress, run_folder
     from moslora.tasks import resolve_tasks
 
     adapter = locate_adapter(run)
@@ -285,7 +285,7 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
 
 
 def _check_push(repo: str | None, public: bool, out: Path) -> None:
-    from moslora.checkpoint import refuse_used
+    from moslora.output import refuse_used
     from moslora.publish import check_repository
 
     refuse_used(out)  # before a repository is made for what cannot be written

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moslora.checkpoint import write_whole
 from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import RESULTS, Results, Settings, joined, load_results
+from moslora.output import write_whole
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from moslora.checkpoint import AdapterFolder, load_adapted, locate_adapter, open_adapter, refuse_used, run_folder
+from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
 from moslora.data.sources import differences, load_examples, tested_on
 from moslora.disk import held
 from moslora.errors import MosloraError, UsageError
@@ -19,8 +19,10 @@ from moslora.evaluation.results import Results
 from moslora.evaluation.run import Progress, evaluate
 from moslora.locate import BUILTIN, fingerprint, locate
 from moslora.model import DTYPES, load_base, load_tokenizer
+from moslora.output import refuse_used
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, DataSection, EvaluationSection, ModelSection, list_recipes
+from moslora.runs import locate_adapter, run_folder
 
 
 @dataclass(frozen=True)

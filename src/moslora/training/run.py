@@ -19,12 +19,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject, named_adapters
-from moslora.checkpoint import AdapterFolder, check_base, save_adapter, write_json, write_whole
+from moslora.checkpoint import AdapterFolder, check_base, save_adapter
 from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.disk import DiskFull, held
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.model import dequantize, load_base, load_tokenizer, pad_id
+from moslora.output import write_json, write_whole
 from moslora.recipe import Recipe
 from moslora.training.budget import RankBudget
 from moslora.training.folder import (

@@ -15,16 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.checkpoint import (
-    AdapterFolder,
-    checkpoints,
-    load_tensors,
-    open_adapter,
-    save_adapter,
-)
+from moslora.checkpoint import AdapterFolder, load_tensors, open_adapter, save_adapter
 from moslora.errors import MosloraError, UsageError
 from moslora.manifest import MANIFEST
 from moslora.recipe import Recipe
+from moslora.runs import checkpoints
 from moslora.training.budget import RankBudget
 from moslora.training.optimizer import trainable
 from moslora.training.strict import refuse_misfit

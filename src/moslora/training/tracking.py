@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from moslora.checkpoint import write_whole
 from moslora.disk import writing
 from moslora.errors import UsageError
+from moslora.output import write_whole
 from moslora.recipe import Recipe
 
 

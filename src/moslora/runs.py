@@ -1,0 +1,90 @@
+"""Where runs and their adapters lie, and what there is in place of one that was meant."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from moslora.errors import UsageError
+from moslora.manifest import MANIFEST, RECIPE
+
+RUN = "run.json"
+
+
+def locate_adapter(path: Path) -> Path:
+    """The adapter folder that ``path`` means: itself, a run's ``adapter/``, or the run's newest checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    if (path / "adapter" / MANIFEST).is_file():
+        return path / "adapter"
+    if found := checkpoints(path):
+        return found[-1]
+    if not path.exists():
+        raise UsageError(f"{path}: no such run; {_known_runs(path)}")
+    if (path / "adapter_config.json").is_file():
+        raise UsageError(f"{path}: a PEFT adapter, not an adapter folder of moslora; read it by moslora import {path}")
+    if (path / "config.json").is_file():
+        raise UsageError(f"{path}: a model, without an adapter in it; name a run or an adapter folder")
+    if (path / RECIPE).is_file():
+        raise UsageError(f"{path}: this run has no checkpoint yet; go on with it: moslora train {path} --resume")
+    raise UsageError(f"{path}: neither a run nor an adapter folder (no {MANIFEST}); {_known_runs(path)}")
+
+
+def progress(run: Path, adapter: Path) -> str | None:
+    """How far ``run`` is, where ``adapter`` is only the newest of its checkpoints, for want of a result."""
+    if adapter.parent != run / "checkpoints":
+        return None
+    steps = run_facts(run).get("steps")
+    return adapter.name.replace("-", " ") + (f" of {steps}" if steps else "")
+
+
+def run_facts(run: Path) -> dict[str, Any]:
+    """What run.json says; nothing where the run was killed before it was written."""
+    try:
+        facts = json.loads((run / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def run_folder(adapter: Path) -> Path:
+    """The run that an adapter folder lies in; the folder itself if it was copied elsewhere."""
+    for parent in (adapter.parent, adapter.parent.parent):
+        if (parent / RUN).is_file():
+            return parent
+    return adapter
+
+
+def newest_run(runs: Path) -> Path:
+    """The run in ``runs`` that was written to last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [manifest.parent.parent for manifest in runs.glob(f"*/adapter/{MANIFEST}")]
+    if not found:
+        raise UsageError(f"{runs}: no finished run here; name a run or a model, or train one: moslora train RECIPE")
+    return max(found, key=lambda run: (run / "adapter" / MANIFEST).stat().st_mtime)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. Unfinished ones have other names and do not count."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _known_runs(path: Path) -> str:
+    """What there is in place of ``path``: a run of that name, or else the checkpoints or runs nearest to it."""
+    folder = next(place for place in (path, *path.parents) if place.is_dir())
+    runs = sorted(found.parent for place in (folder, folder / "runs") for found in place.glob(f"*/{RUN}"))
+    if named := [run for run in runs if run.name == path.name]:
+        return f"did you mean {named[0]}?"
+    steps = checkpoints(folder.parent if folder.name == "checkpoints" else folder)
+    for what, found in (("checkpoints", steps), ("runs", runs)):
+        if found:
+            return f"{what} here: {', '.join(map(str, found))}"
+    return "there are no runs here"
