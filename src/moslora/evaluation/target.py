@@ -180,10 +180,8 @@ def evaluate_target(
         raise UsageError(f"{source}: one file has no test rows, and this model was trained on it; give --source")
     if out is not None:
         _refuse_used(out)
-    if target.run is None:
-        locate(
-            target.model.name, revision=target.model.revision
-        )  # a misspelt one is noticed before the data's download
+    if target.run is None:  # a misspelt one is noticed before the data's download
+        locate(target.model.name, revision=target.model.revision)
     for line in differences(source, [task for task in tasks if task == "hellaswag"]):
         say(f"note: {line}")
     trained = target.adapter.trained_tasks() if target.adapter else None
