@@ -24,10 +24,10 @@ class TrainingData:
     joins: bool
     leaks: dict[str, int] | None
 
-    def facts(self, plan: StepPlan) -> dict[str, Any]:
-        """For the manifest; ``tasks`` counts the rows that the steps of ``plan`` draw of each, which may be fewer tasks
-        than there are rows of, where the run is short."""
-        drawn = Counter(self.rows[row].task for step in range(len(plan)) for row in plan[step])
+    def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
+        """For the manifest; ``tasks`` counts the rows of each that the first ``steps`` of ``plan`` draw, which may be
+        fewer tasks than there are rows of, where the run is short or not over."""
+        drawn = Counter(self.rows[row].task for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in sorted(drawn, key=task_number)}
         return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
 

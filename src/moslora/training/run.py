@@ -112,12 +112,16 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16")
     plan = step_plan(recipe, rows=len(data.rows))
     budget = rank_budget(model, recipe, total=len(plan))
-    facts = {"data": data.facts(plan), "trained_rows": len(data.rows), "processes": accelerator.num_processes}
+    shared = {"trained_rows": len(data.rows), "processes": accelerator.num_processes}
+
+    def facts(steps: int) -> dict[str, Any]:
+        return {"data": data.facts(plan, steps=steps), **shared}
+
     first_step = 0
     if saved:
         restore(saved, model=model, optimizer=optimizer, scaler=scaler, budget=budget)
         first_step = saved.manifest["step"]
-        refuse_other_data(out, then=saved.manifest["data"], now=facts["data"])
+        refuse_other_data(out, then=saved.manifest["data"], now=data.facts(plan, steps=0))
         say(f"resuming after step {first_step} of {len(plan)}")
         then = saved.manifest["processes"], saved.recipe.training.micro_batch_size
         now = accelerator.num_processes, recipe.training.micro_batch_size
@@ -127,7 +131,9 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
         out.mkdir(parents=True, exist_ok=True)
         quantized = recipe.model.quantization is not None
         write_whole(out / "recipe.yaml", recipe.to_yaml())
-        write_json(out / "run.json", {**facts, "steps": len(plan), **_machine(accelerator, quantized=quantized)})
+        write_json(
+            out / "run.json", {**facts(len(plan)), "steps": len(plan), **_machine(accelerator, quantized=quantized)}
+        )
     for line in (*describe(recipe, model, adapted=adapted, plan=plan), *data.remarks()):
         say(line)
 
@@ -154,7 +160,7 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
                 budget=budget,
                 recipe=recipe,
                 step=step,
-                facts=facts,
+                facts=facts(step),
             )
         accelerator.wait_for_everyone()
 
@@ -185,7 +191,7 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
                 f"nothing was learned: after {done} steps every B·M·A is still zero; is training.warmup_steps"
                 f" ({recipe.training.warmup_steps}) longer than the run?"
             )
-        save_adapter(out / RESULT, model, recipe, facts={**facts, "step": done})
+        save_adapter(out / RESULT, model, recipe, facts={**facts(done), "step": done})
         say(f"adapter saved in {out / RESULT}")
     accelerator.wait_for_everyone()
     return out / RESULT
