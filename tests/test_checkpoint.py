@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from moslora.adapters import adapter_state_dict
 from moslora.checkpoint import load_adapted, open_adapter
-from moslora.disk import held
+from moslora.disk import LOCK, held
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
-from moslora.output import new_folder, replacing
+from moslora.output import SCRATCH, new_folder, refuse_used, replacing
 from moslora.runs import locate_adapter, newest_run, run_folder
 
 
@@ -174,6 +174,18 @@ def test_files_are_as_open_to_others_as_the_umask_says(tmp_path: Path, umask: in
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 4 and {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
+def test_what_a_killed_write_left_in_a_folder_is_no_use_of_it(tmp_path: Path) -> None:
+    (tmp_path / SCRATCH).mkdir()
+    (tmp_path / SCRATCH / "half").touch()
+    (tmp_path / LOCK).touch()
+    refuse_used(tmp_path)
+    with new_folder(tmp_path) as scratch:
+        (scratch / "whole").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["whole"]
+    with pytest.raises(UsageError, match="not empty"):
+        refuse_used(tmp_path)
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])

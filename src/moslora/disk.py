@@ -136,9 +136,9 @@ def held(folder: Path, *, lock: Path | None = None) -> Iterator[None]:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             holder.acquire()
-        except (FileNotFoundError, Timeout):
-            if not lock.exists():  # a place such as /proc, where the system makes nothing
-                raise UsageError(f"{folder}: nothing can be made here; choose another folder with --out") from None
+        except FileNotFoundError:  # a place such as /proc, where the system makes nothing
+            raise UsageError(f"{folder}: nothing can be made here; choose another folder with --out") from None
+        except Timeout:
             raise UsageError(
                 f"{folder}: another process is writing here; wait for it to end, or choose another folder with --out"
             ) from None

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ def _content(folder: Path) -> str:
     return "not empty"
 
 
-def in_use(folder: Path, *, besides: Sequence[str] = (LOCK,)) -> bool:
-    """Whether anything but ``besides`` is in ``folder``."""
-    return folder.is_dir() and any(path.name not in besides for path in folder.iterdir())
+def in_use(folder: Path) -> bool:
+    """Whether there is anything in ``folder`` but what `new_folder` puts there before it is done."""
+    return folder.is_dir() and any(path.name not in (LOCK, SCRATCH) for path in folder.iterdir())
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             locks.enter_context(held(out, lock=lock))
         inside = locks.enter_context(ExitStack())
         inside.enter_context(held(out, lock=place / LOCK))
-        _refuse_others(out, place)
+        refuse_used(out)
         try:
             with writing(out):
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -85,7 +85,7 @@ def new_folder(out: Path) -> Iterator[Path]:
                 raise DiskFull(out, full.reason) from None
             with writing(out):
                 sync_all(scratch)
-                _refuse_others(out, place)
+                refuse_used(out)
                 if stays:
                     for path in sorted(scratch.iterdir(), key=lambda path: path.name in MARKS):
                         os.replace(path, place / path.name)
@@ -97,12 +97,6 @@ def new_folder(out: Path) -> Iterator[Path]:
                     _sync(place.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _refuse_others(out: Path, place: Path) -> None:
-    """Refuses ``out`` if more is in it than what `new_folder` puts there."""
-    if in_use(place, besides=(LOCK, SCRATCH)):
-        refuse_used(out)
 
 
 def _rename(scratch: Path, place: Path, out: Path) -> None:
