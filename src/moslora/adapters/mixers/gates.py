@@ -146,12 +146,12 @@ class TokenGateMixer(Gate):
         return self.experts * (share * mean).sum()
 
     def _mean(self, of_tokens: Tensor) -> Tensor:
-        """From ``(..., k)`` to ``(k,)``. Weighted, not indexed: the device need not say how many tokens there are."""
+        """From ``(..., k)`` to ``(k,)``. Filled, not indexed: the device need not say how many tokens there are."""
         rows = of_tokens.reshape(-1, self.experts)
         if self.tokens is None:
             return rows.mean(0)
-        tokens = self.tokens.reshape(-1).to(rows.dtype)
-        return tokens / tokens.sum() @ rows
+        tokens = self.tokens.reshape(-1)
+        return rows.masked_fill(~tokens[:, None], 0).sum(0) / tokens.sum()
 
 
 class GateInsideMixer(Gate):
