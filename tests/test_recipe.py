@@ -353,6 +353,11 @@ def test_long_value_is_cut(write):
 # Extending
 
 
+def test_a_key_of_bytes_is_an_unknown_one(write):
+    (line,) = faults(write(a="model: {name: x}\n!!binary ZXh0ZW5kcw==: 1"))
+    assert "b'extends'" in line
+
+
 def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
     path = write(
         left="model: {name: left}\ntraining: {epochs: 1, max_steps: 1, warmup_steps: 1, log_every: 1}",
@@ -559,6 +564,7 @@ def test_a_mixer_by_its_name_alone_is_told_the_key(write, word, kind):
         f"override: adapter.mixer = {word!r}: wants a mapping of keys; did you mean adapter.mixer.kind={kind}?"
     ]
     assert load_recipe(path, [f"adapter.mixer.kind={kind}"]).adapter.mixer.kind == kind
+    assert faults(path, "adapter.mixer=foo") == ["override: adapter.mixer = 'foo': wants a mapping of keys"]
 
 
 def test_override_may_hold_an_equals_sign_and_null(write):

@@ -163,7 +163,8 @@ def _message(errors: list[ErrorDetails]) -> str:
         close = _closest(first["ctx"]["tag"], re.findall(r"'(.*?)'", first["ctx"]["expected_tags"]))
         hint = "".join(f"; did you mean {kind}?" for kind in close)
     elif first["loc"] == ("adapter", "mixer") and isinstance(word := first["input"], str):
-        hint = f"; did you mean adapter.mixer.kind={_NAMES_ELSEWHERE.get(word, word)}?"
+        kinds = [at[2] for at, _ in _models(Recipe) if at[:2] == ("adapter", "mixer") and len(at) > 2]
+        hint = "".join(f"; did you mean adapter.mixer.kind={kind}?" for kind in _closest(word, kinds))
     wanted = [_WANTED.get(error["type"], error["msg"]).format(**error.get("ctx", {})) for error in errors]
     return f"wants {' or '.join(dict.fromkeys(wanted))}{hint}"
 

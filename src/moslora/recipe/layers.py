@@ -84,7 +84,8 @@ def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> 
         faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, chain[chain.index(chain[-1]) :]))}")
         return []
     values = _read(path, faults)
-    for key in difflib.get_close_matches("extends", map(str, values.keys() - {"extends"}), cutoff=0.8):
+    others = [key for key in values if isinstance(key, str) and key != "extends"]
+    for key in difflib.get_close_matches("extends", others, cutoff=0.8):
         # Taken out, so that what the meant recipe has is not said to be missing.
         faults.append(f"{origin}: {key} = {values.pop(key)!r}: unknown key; did you mean extends?")
     extends = values.pop("extends", [])
