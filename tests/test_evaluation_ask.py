@@ -38,6 +38,13 @@ def softmax(scores: tuple[float, ...]) -> list[float]:
     return [math.exp(score) / total for score in scores]
 
 
+def test_a_limit_too_small_is_named_by_its_own_key(trained: Path) -> None:
+    target = open_target(str(trained))
+    short = replace(target, evaluation=target.evaluation.model_copy(update={"max_length": 2}))
+    with pytest.raises(UsageError, match=r"^evaluation\.max_length=2 is too small"):
+        ask(short, question="what did the old fox sing about", options=["rain", "two stone birds"])
+
+
 @pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("rank", "llm-adapters"), ("cloze", "cloze")])
 @pytest.mark.parametrize("task", SHAPES)
 def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, protocol: str, format: str) -> None:

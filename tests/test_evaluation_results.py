@@ -1,6 +1,7 @@
 """Numbers against numpy."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,9 @@ def test_table() -> None:
 def test_results_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no results here"):
         load_results(tmp_path)
-    (tmp_path / "results.json").write_text('{"tasks": {}}')
-    with pytest.raises(MosloraError, match="not the results of an evaluation"):
-        load_results(tmp_path)
+    settings = {name: None for name in ("protocol", "format", "primary", "dtype", "batch_size", "block_size")}
+    settings |= {"beams": None, "max_length": None, "data": {}, "metadata": {}}
+    for text in ('{"tasks": {}}', json.dumps({"settings": settings, "tasks": []}), "[" * 100_000):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(MosloraError, match="not the results of an evaluation"):
+            load_results(tmp_path)

@@ -12,13 +12,12 @@ from typing import NamedTuple, TextIO
 
 import torch
 
-from moslora.data.encode import Encoder
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.run import make_scorer
+from moslora.evaluation.run import make_scorer, question_encoder
 from moslora.evaluation.target import Target, reading
 from moslora.folded import refuse_untrained
-from moslora.model import context_length, load_tokenizer, name_task
+from moslora.model import load_tokenizer, name_task
 from moslora.tasks import Example, resolve_tasks
 
 TRUTHS = (("true", "false"), ("yes", "no"))
@@ -89,8 +88,8 @@ def ask(
     scorer = make_scorer(
         protocol,
         model=model,
-        encoder=Encoder(
-            load_tokenizer(**target.model.tokenizer()), max_length=target.evaluation.max_length or context_length(model)
+        encoder=question_encoder(
+            model, load_tokenizer(**target.model.tokenizer()), max_length=target.evaluation.max_length
         ),
         format=rendered,
         batch_size=target.evaluation.batch_size,

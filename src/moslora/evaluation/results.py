@@ -59,7 +59,7 @@ class Results:
 
     Attributes:
         settings: under which it was made.
-        limit: most questions of a task, ``None`` for all.
+        limits: task -> most questions asked for, ``None`` for all.
         tasks: by task, in the order asked for.
         macro: every task the same weight.
         micro: every question the same weight.
@@ -68,7 +68,7 @@ class Results:
     """
 
     settings: Settings
-    limit: int | None
+    limits: Mapping[str, int | None]
     tasks: Mapping[str, Score]
     macro: Score
     micro: Score
@@ -130,7 +130,7 @@ def summarise(
     scores = list(tasks.values())
     return Results(
         settings=settings,
-        limit=limit,
+        limits=dict.fromkeys(tasks, limit),
         tasks=tasks,
         macro=macro(scores),
         micro=micro(scores),
@@ -150,10 +150,9 @@ def joined(before: Results, now: Results) -> Results:
     """
     new = [task for task, score in now.tasks.items() if task not in before.tasks or score.n >= before.tasks[task].n]
     tasks = {**before.tasks, **{task: now.tasks[task] for task in new}}
-    limits = [results.limit for results, counts in ((before, tasks.keys() - new), (now, new)) if counts]
     return Results(
         settings=dataclasses.replace(now.settings, data={**before.settings.data, **now.settings.data}),
-        limit=None if None in limits else max(limit for limit in limits if limit is not None),
+        limits={task: (now if task in new else before).limits[task] for task in tasks},
         tasks=tasks,
         macro=macro(list(tasks.values())),
         micro=micro(list(tasks.values())),
@@ -175,11 +174,12 @@ def load_results(path: Path) -> Results:
         values = json.loads(file.read_text(encoding="utf-8"))
         values["settings"] = Settings(**values["settings"])
         values["tasks"] = _scores(values["tasks"])
+        values["limits"] = {task: values["limits"][task] for task in values["tasks"]}
         if found := values.get("without_leaks"):
             macro = Score(**found["macro"]) if found["macro"] else None
             values["without_leaks"] = WithoutLeaks(**found | {"tasks": _scores(found["tasks"]), "macro": macro})
         return Results(**values | {name: Score(**values[name]) for name in ("macro", "micro")})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MosloraError(f"{file}: not the results of an evaluation ({error}); evaluate again") from None
 
 

@@ -95,8 +95,7 @@ def evaluate(
         MosloraError: a module in training mode, or tasks without questions that the protocol can score.
     """
     refuse_training_mode(model)
-    max_length = max_length or context_length(model)
-    encoder = Encoder(tokenizer, max_length=max_length, key=MAX_LENGTH)
+    encoder = question_encoder(model, tokenizer, max_length=max_length)
     scorer = make_scorer(protocol, model=model, encoder=encoder, format=format, batch_size=batch_size, beams=beams)
     _refuse_unusable(examples, limit=limit, scorer=scorer)
     dtype = output_weight(model).dtype
@@ -108,7 +107,7 @@ def evaluate(
         batch_size=scorer.batch_size,
         block_size=BLOCK_SIZE,
         beams=beams if protocol == "generate" else None,
-        max_length=max_length,
+        max_length=encoder.max_length,
         data={task: data_hash(questions) for task, questions in examples.items()},
         metadata=metadata or {},
     )
@@ -131,6 +130,11 @@ def evaluate(
     results = summarise(settings, predictions, limit=limit, drifts=drifts, leaks=leaks)
     journal.finish(results)
     return results
+
+
+def question_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> Encoder:
+    """For questions of at most ``max_length`` tokens; ``None`` for the model's context."""
+    return Encoder(tokenizer, max_length=max_length or context_length(model), key=MAX_LENGTH)
 
 
 def make_scorer(
