@@ -1,6 +1,7 @@
 """--push: whatever the hub refuses it refuses before the work, as far as it can; the folder stays where it is."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from moslora.data import reach
+from moslora.errors import MosloraError
 from moslora.publish import push
 from test_cli import run
 
@@ -157,8 +159,31 @@ def test_what_it_refuses_afterwards_leaves_the_folder_as_it_is(
     code, said, err = run(capsys, "export", trained, "--out", out, "--push", "me/mine")
     assert code == 1 and f"written to {out}" in said and "uploaded" not in said
     assert len(err.splitlines()) == 1 and message in err
-    assert err.rstrip().endswith(f"{out} is whole and stays; upload it later: hf upload me/mine {out} --private")
+    assert err.rstrip().endswith(f"{out} is whole and stays; for another try, give the same command another --out")
     assert not made.files and (out / "adapter_model.safetensors").is_file()
+    made.fails = {}
+    assert run(capsys, "export", trained, "--out", tmp_path / "again", "--push", "me/mine")[0] == 0 and made.files
+
+
+@pytest.mark.parametrize(("public", "flag"), [(False, ["--private"]), (True, [])])
+def test_a_folder_that_may_be_seen_as_it_is_can_be_uploaded_by_the_line_that_is_told(
+    tmp_path: Path, hub: Use, public: bool, flag: list[str]
+) -> None:
+    hub(fails={"create_commit": answered(500)})
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    told = "whole and stays; upload it later: "
+    with pytest.raises(MosloraError, match=told) as refused:
+        push(folder, "me/mine", public=public)
+    assert shlex.split(str(refused.value).split(told)[1]) == ["hf", "upload", "me/mine", str(folder), *flag]
+    base = {"base_model_name_or_path": "owner/model"}
+    (folder / "adapter_config.json").write_text(json.dumps(base))
+    with pytest.raises(MosloraError, match=told):
+        push(folder, "me/mine", public=public)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    with pytest.raises(MosloraError, match=r"another --out$"):
+        push(folder, "me/mine", public=public)
 
 
 def test_a_public_repository_takes_what_is_said_to_be_public(

@@ -1,6 +1,7 @@
 """A finished folder on the Hugging Face hub."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,13 +62,13 @@ def push(folder: Path, repo: str, *, public: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    visibility = "" if public else " --private"
-    with _refusals(repo, f". {folder} is whole and stays; upload it later: hf upload {repo} {folder}{visibility}"):
-        added = [
-            CommitOperationAdd(path.relative_to(folder).as_posix(), _published(path))
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ]
+    files = {path: _published(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    command = shlex.join(["hf", "upload", repo, str(folder), *([] if public else ["--private"])])
+    # Uploaded as it lies there, the folder would tell everybody what `_published` keeps back.
+    as_it_lies = all(path == content for path, content in files.items())
+    later = f"upload it later: {command}" if as_it_lies else "for another try, give the same command another --out"
+    with _refusals(repo, f". {folder} is whole and stays; {later}"):
+        added = [CommitOperationAdd(path.relative_to(folder).as_posix(), content) for path, content in files.items()]
         return str(HfApi().create_commit(repo, added, commit_message="Upload by moslora").repo_url)
 
 
@@ -76,7 +77,10 @@ def _published(path: Path) -> Path | bytes:
     if path.name != "adapter_config.json":
         return path
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = public_name(config["base_model_name_or_path"])
+    base = config["base_model_name_or_path"]
+    if public_name(base) == base:
+        return path
+    config["base_model_name_or_path"] = public_name(base)
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
