@@ -12,12 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moslora.adapters import adapter_state_dict
-from moslora.checkpoint import load_adapted, open_adapter
+from moslora.checkpoint import load_adapted, open_adapter, stored_recipe
+from moslora.data.fetch import sha256
 from moslora.disk import LOCK, held
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
+from moslora.manifest import OWN_HASH, with_own_hash
 from moslora.output import SCRATCH, new_folder, refuse_used, replacing
+from moslora.recipe import load_recipe
 from moslora.runs import locate_adapter, newest_run, run_folder
+from test_cli import run as cli
 
 
 @pytest.fixture
@@ -43,6 +47,37 @@ def test_one_changed_byte_is_noticed(run: Path, file: str) -> None:
     path.unlink()
     with pytest.raises(MosloraError, match=f"{file}: missing"):
         open_adapter(run / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        (("adapter.start=pissa", "adapter.mixer.init=kaiming"), "a PiSSA start divides by M, and one from kaiming"),
+        (
+            ("adapter.mixer.kind=task-gate", "data.source=commonsense_170k", "data.tasks=commonsense"),
+            "a task gate learns an embedding for each task",
+        ),
+    ],
+)
+def test_an_adapter_from_before_a_rule_of_beginning_opens_and_no_other_begins(
+    world: Path, run: Path, capsys: pytest.CaptureFixture[str], choice: tuple[str, ...], told: str
+) -> None:
+    """Its recipe is under its hash, and so beyond all mending."""
+    with pytest.raises(UsageError, match=told):
+        load_recipe(world / "recipe.yaml", choice)
+    folder = run / "adapter"
+    for place in (run, folder):
+        (place / "recipe.yaml").write_text(load_recipe(world / "recipe.yaml", choice, written=True).to_yaml())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["recipe.yaml"] = sha256(folder / "recipe.yaml")
+    del manifest[OWN_HASH]
+    (folder / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
+    opened = open_adapter(folder).recipe
+    assert opened == stored_recipe(run) and opened.adapter.mixer.kind == ("dense" if "PiSSA" in told else "task-gate")
+    code, _, errors = cli(capsys, "train", folder / "recipe.yaml", "--out", run.parent / "two")
+    assert code == 2 and told in errors and not (run.parent / "two").exists()
+    with pytest.raises(UsageError, match="wants 'lora' or 'pissa'"):
+        stored_recipe(run, ["adapter.start=svd"])
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_written(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
-    """A recipe that moslora ``by`` wrote.
+    """A recipe that moslora ``by`` wrote, and perhaps trained by before there were all of today's rules.
 
     It may have come from anybody, and opening it is no word of trust: whatever it says, the base's own Python code is
     run only if ``overrides`` say so.
@@ -39,7 +39,7 @@ def load_written(path: Path, overrides: Sequence[str] = (), *, by: str | None) -
         UsageError: it does not hold here; where a newer version wrote it, that is the reason.
     """
     try:
-        return load_recipe(path, [f"{TRUST}=false", *overrides])
+        return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
     except UsageError as fault:
         if by is None or not _newer(by):
             raise

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, get_args
 
@@ -52,16 +52,17 @@ _NAMES_ELSEWHERE = {
 """What other tools and papers call a key or a mixer -> what it is called here."""
 
 
-def fault_lines(given: Given, *, main: str, complete: bool) -> Iterator[str]:
+def fault_lines(given: Given, *, main: str, complete: bool, context: Mapping[str, bool] | None = None) -> Iterator[str]:
     """A line for each fault of a recipe, and none for a good one.
 
     Args:
         given: the merged layers.
         main: the recipe's own file, blamed for what no file gives.
         complete: whether all its files could be read; if not, what is missing may stand in one of them.
+        context: of the validation.
     """
     values = given.plain()
-    errors = _errors(values)
+    errors = _errors(values, context)
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         if error["type"] != "conflict":
@@ -76,16 +77,16 @@ def fault_lines(given: Given, *, main: str, complete: bool) -> Iterator[str]:
             yield _line(given, (*path, *tag), _message(found), main)
 
     # Pydantic looks at combinations only when all fields are right: have it look without the wrong ones.
-    for conflict in _conflicts(_errors(_without(values, wrong)) if wrong else errors):
+    for conflict in _conflicts(_errors(_without(values, wrong), context) if wrong else errors):
         paths = [tuple(path.split(".")) for path in conflict.paths]
         if complete and not any(_overlap(path, other) for path in paths for other in wrong):
             blamed = min(paths, key=lambda path: _distance(given, path, main))
             yield _line(given, blamed, conflict.message, main)
 
 
-def _errors(values: Any) -> list[ErrorDetails]:
+def _errors(values: Any, context: Mapping[str, bool] | None) -> list[ErrorDetails]:
     try:
-        Recipe.model_validate(values)
+        Recipe.model_validate(values, context=context)
     except ValidationError as error:
         return error.errors(include_url=False)
     return []

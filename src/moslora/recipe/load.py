@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from .faults import fault_lines
 from .layers import Given, lay, read_layers, shown
 from .sections import AdapterSection
 from .shipped import find_recipe
-from .whole import Recipe
+from .whole import WRITTEN, Recipe
 from .yaml_text import MOST_LEVELS, parse, render, render_inline
 
 NO_MODEL = Given.by("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
 """Beneath a recipe that is only looked at."""
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: bool = False) -> Recipe:
     """Read a recipe with all that it extends, lay the overrides over it, and check the whole.
 
     `extends:` takes a path relative to the file, the name of a shipped recipe, or a list of these. They are
@@ -29,11 +29,13 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         source: path, or name of a shipped recipe.
         overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
+        written: it is that of a training which has begun, so that rules of beginning one do not concern it.
 
     Raises:
         UsageError: with one line for every fault in every file.
     """
-    return Recipe.model_validate(_checked(source, overrides).plain())
+    context = WRITTEN if written else None
+    return Recipe.model_validate(_checked(source, overrides, context=context).plain(), context=context)
 
 
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
@@ -102,14 +104,20 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     return target
 
 
-def _checked(source: str | Path, overrides: Sequence[str], *, beneath: Sequence[Given] = ()) -> Given:
+def _checked(
+    source: str | Path,
+    overrides: Sequence[str],
+    *,
+    beneath: Sequence[Given] = (),
+    context: Mapping[str, bool] | None = None,
+) -> Given:
     """The merged layers of a recipe, over those `beneath`, in which no fault was found."""
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults)
     complete = not faults
     given = lay([_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)])
-    faults += fault_lines(given, main=shown(path), complete=complete)
+    faults += fault_lines(given, main=shown(path), complete=complete, context=context)
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
     return given

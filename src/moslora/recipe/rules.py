@@ -41,10 +41,13 @@ class Conflict:
     Attributes:
         paths: dotted key paths of all fields involved, the one to mend by preference first.
         message: what is wrong; the mend.
+        beginning: nothing fails, but no training should begin so. What was trained before there was the rule is still
+            opened, whose recipe nobody can mend: it is under its hash.
     """
 
     paths: tuple[str, ...]
     message: str
+    beginning: bool = False
 
 
 def conflicts(
@@ -134,6 +137,7 @@ def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
                 ("adapter.start", "adapter.mixer.init"),
                 f"a PiSSA start divides by M, and one from {mixer.init} has no inverse or one that rounding would "
                 f"spoil; set adapter.mixer.init: {' or '.join(WELL_CONDITIONED)}, or start: lora",
+                beginning=True,
             )
 
 
@@ -192,6 +196,7 @@ def _tasks(adapter: AdapterSection, data: DataSection) -> Iterator[Conflict]:
             ("data.source", "adapter.mixer.kind"),
             "a task gate learns an embedding for each task, and the rows of commonsense_170k do not name theirs "
             "(those of siqa, arc_easy, arc_challenge and obqa look alike); set data.source: hub",
+            beginning=True,
         )
 
 

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from .fields import Section
@@ -16,6 +16,9 @@ from .sections import (
     TrainingSection,
 )
 from .yaml_text import render
+
+WRITTEN = {"written": True}
+"""Pydantic's context for the recipe of a training that has begun, which the rules of beginning one do not concern."""
 
 
 class Recipe(Section):
@@ -46,9 +49,10 @@ class Recipe(Section):
         return render(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        found = list(
-            conflicts(
+    def _possible(self, info: ValidationInfo) -> Self:
+        found = [
+            conflict
+            for conflict in conflicts(
                 model=self.model,
                 adapter=self.adapter,
                 data=self.data,
@@ -56,7 +60,8 @@ class Recipe(Section):
                 evaluation=self.evaluation,
                 tracking=self.tracking,
             )
-        )
+            if not (conflict.beginning and info.context == WRITTEN)
+        ]
         if found:
             text = "\n".join(f"{conflict.paths[0]}: {conflict.message}" for conflict in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
