@@ -133,7 +133,7 @@ def test_at_most_twenty_faults_are_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         read_file(write(tmp_path / "rows.jsonl", [{}] * 25), "train")
     lines = str(error.value).splitlines()
-    assert len(lines) == 21 and lines[-1] == "… and 5 more faults"
+    assert len(lines) == 21 and lines[-1] == "… and 5 more"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from moslora.errors import SHOWN_FAULTS, capped
     [
         (1, "fault 0"),
         (SHOWN_FAULTS, f"fault {SHOWN_FAULTS - 1}"),
-        (SHOWN_FAULTS + 1, "… and 1 more fault"),
-        (SHOWN_FAULTS + 7, "… and 7 more faults"),
+        (SHOWN_FAULTS + 1, "… and 1 more"),
+        (SHOWN_FAULTS + 7, "… and 7 more"),
     ],
 )
 def test_many_faults_are_so_many_lines_and_a_count(count: int, last: str) -> None:

@@ -141,7 +141,7 @@ def test_parameters_in_less_than_float32_are_refused(dtype: torch.dtype) -> None
     with pytest.raises(ValueError, match=rf"^{first}\.mixer\.weight is {name}: .*; keep the adapters in float32$"):
         build_optimizer(model, **rates)  # type: ignore[arg-type]
     model.to(dtype)
-    with pytest.raises(ValueError, match=rf"^{first}\.lora_a is {name} \(and 11 more\): "):
+    with pytest.raises(ValueError, match=rf"^{first}\.lora_a is {name}, .*, … and 9 more: small"):
         build_optimizer(model, **rates)  # type: ignore[arg-type]
     build_optimizer(model.double(), **rates)  # type: ignore[arg-type]
 

@@ -600,7 +600,7 @@ MODELS = {
     "missing tensors": Turn(
         f"{HERE} model.name=model",
         1,
-        "config.json: model.layers.0.self_attn.q_proj.weight is missing (and 1 more such tensors); fetch the model",
+        "config.json: model.layers.0.self_attn.q_proj.weight is missing; model.norm.weight is missing; fetch the",
         a_model(
             tensors(
                 lambda found: [

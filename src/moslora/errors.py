@@ -32,14 +32,22 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would have been, so that whatever cleans up after the one does after the other."""
 
 
+SHOWN = 3
+"""Things of a kind that a line names; a large model has thousands of tensors."""
+
 SHOWN_FAULTS = 20
 """Lines of one error; more help nobody."""
 
 
+def some(items: Sequence[str], *, separator: str = ", ", most: int = SHOWN) -> str:
+    """The first few, and how many more there are."""
+    more = [f"… and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*items[:most], *more])
+
+
 def capped(faults: Sequence[str]) -> str:
     """A line for each fault, up to :data:`SHOWN_FAULTS`, and how many more there are."""
-    more = len(faults) - SHOWN_FAULTS
-    return "\n".join([*faults[:SHOWN_FAULTS], *([f"… and {more} more fault{'s' * (more > 1)}"] if more > 0 else [])])
+    return some(faults, separator="\n", most=SHOWN_FAULTS)
 
 
 def first_line(error: BaseException) -> str:

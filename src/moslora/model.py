@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from moslora.adapters import describe_batch
 from moslora.data.reach import hub_cache
 from moslora.disk import disk_fault
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.locate import locate
 from moslora.tasks import task_number
 
@@ -265,10 +265,9 @@ def _refuse_incomplete(
     faults = [f"{key} is missing" for key in missing]
     faults += [f"{key} has shape {tuple(there)}, the model {tuple(wanted)}" for key, there, wanted in mismatched]
     if faults:
-        more = f" (and {len(faults) - 1} more such tensors)" if len(faults) > 1 else ""
         raise MosloraError(
-            f"model.name = {name}: its weights do not fit its config.json: {faults[0]}{more}; fetch the model anew,"
-            " or name another"
+            f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')}; fetch the"
+            " model anew, or name another"
         )
 
 

@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import UsageError
+from moslora.errors import UsageError, some
 from moslora.manifest import MANIFEST, RECIPE
 
 RUN = "run.json"
+
+KNOWN = 10
+"""Runs or checkpoints that are named where another was meant."""
 
 
 def locate_adapter(path: Path) -> Path:
@@ -86,5 +89,5 @@ def _known_runs(path: Path) -> str:
     steps = checkpoints(folder.parent if folder.name == "checkpoints" else folder)
     for what, found in (("checkpoints", steps), ("runs", runs)):
         if found:
-            return f"{what} here: {', '.join(map(str, found))}"
+            return f"{what} here: {some(list(map(str, found)), most=KNOWN)}"
     return "there are no runs here"

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from moslora.checkpoint import AdapterFolder, stored_recipe
-from moslora.errors import UsageError
+from moslora.errors import UsageError, some
 from moslora.manifest import RECIPE
 from moslora.output import in_use
 from moslora.recipe import Recipe
 from moslora.recipe.yaml_text import render_inline
-from moslora.training.strict import some
 
 FREE = (
     "data.source",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from moslora.adapters import Magnitude, Mixer, named_adapters
+from moslora.errors import some
 
 Schedule = Literal["linear", "cosine", "constant"]
 
@@ -53,11 +54,8 @@ def build_optimizer(
     names = {parameter: name for name, parameter in model.named_parameters()}
     low = [p for group in groups for p in group["params"] if torch.finfo(p.dtype).bits < 32]
     if low:
-        more = f" (and {len(low) - 1} more)" if len(low) > 1 else ""
-        raise ValueError(
-            f"{names[low[0]]} is {str(low[0].dtype).removeprefix('torch.')}{more}: small updates would be rounded away;"
-            " keep the adapters in float32"
-        )
+        named = some([f"{names[p]} is {str(p.dtype).removeprefix('torch.')}" for p in low])
+        raise ValueError(f"{named}: small updates would be rounded away; keep the adapters in float32")
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, eps=eps)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

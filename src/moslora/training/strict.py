@@ -1,11 +1,10 @@
 """What a checkpoint keeps beside the weights has to be all that a run needs, and nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
-SHOWN = 3
-"""Things of a kind that a message names; a large model has thousands of tensors."""
+from moslora.errors import some
 
 
 def refuse_misfit(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -27,9 +26,3 @@ def refuse_misfit(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     }
     if lines := [f"{what}: {named}" for what, keys in faults.items() if (named := some(sorted(keys)))]:
         raise ValueError("; ".join(lines))
-
-
-def some(items: Sequence[str], *, separator: str = ", ") -> str:
-    """The first few, and how many more there are."""
-    more = [f"… and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return separator.join([*items[:SHOWN], *more])
