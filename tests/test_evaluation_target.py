@@ -40,10 +40,12 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     (newest,) = sorted((copy / "checkpoints").iterdir())[-1:]
     options = ("--tasks", "obqa", "--limit", "2")
-    assert "not finished" not in run(capsys, "eval", copy, *options)[1]
+    assert "is unfinished" not in run(capsys, "eval", copy, *options)[1]
     shutil.rmtree(copy / "adapter")
-    assert f"note: {copy} is not finished: this is its {newest.name}\n" in run(capsys, "eval", copy, *options)[1]
-    assert "not finished" not in run(capsys, "eval", newest, *options)[1]
+    assert newest.name == "step-21"
+    assert f"note: {copy} is unfinished: scoring step 21 of 21\n" in run(capsys, "eval", copy, *options)[1]
+    for named in ([newest], [copy, "--base"]):
+        assert "is unfinished" not in run(capsys, "eval", *named, *options)[1]
     said = "note: a model does not say how it is to be asked: protocol rank, or give --protocol\n"
     options = (*options, "--source", world / "data", "--out")
     assert said in run(capsys, "eval", world / "model", *options, tmp_path / "one")[1]

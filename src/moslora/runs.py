@@ -37,12 +37,12 @@ def locate_adapter(path: Path) -> Path:
     raise UsageError(f"{path}: neither a run nor an adapter folder (no {MANIFEST}); {_known_runs(path)}")
 
 
-def progress(run: Path, adapter: Path) -> str | None:
-    """How far ``run`` is, where ``adapter`` is only the newest of its checkpoints, for want of a result."""
+def unfinished(run: Path, adapter: Path, *, doing: str) -> str:
+    """What to say before ``doing`` where ``adapter`` is only the newest checkpoint of ``run``, for want of a result."""
     if adapter.parent != run / "checkpoints":
-        return None
+        return ""
     steps = run_facts(run).get("steps")
-    return adapter.name.replace("-", " ") + (f" of {steps}" if steps else "")
+    return f"{run} is unfinished: {doing} {adapter.name.replace('-', ' ')}" + (f" of {steps}" if steps else "")
 
 
 def run_facts(run: Path) -> dict[str, Any]:

@@ -274,12 +274,12 @@ def _limit(text: str | None) -> "int | Literal['all'] | None":
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder behind `run`, with a note where that is unfinished; and `out`, or the run's folder for it."""
-    from moslora.runs import locate_adapter, progress, run_folder
+    from moslora.runs import locate_adapter, run_folder, unfinished
     from moslora.tasks import resolve_tasks
 
     adapter = locate_adapter(run)
-    if step := progress(run, adapter):
-        print(f"note: {run} is unfinished: {doing} {step}")
+    if remark := unfinished(run, adapter, doing=doing):
+        print(f"note: {remark}")
     tasks = () if task is None else resolve_tasks(task)
     return adapter, out or run_folder(adapter) / "-".join((name, *tasks))
 

@@ -22,7 +22,7 @@ from moslora.model import DTYPES, load_base, load_tokenizer
 from moslora.output import refuse_used
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, DataSection, EvaluationSection, ModelSection, list_recipes
-from moslora.runs import locate_adapter, run_folder
+from moslora.runs import locate_adapter, run_folder, unfinished
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def open_target(
         suffix="-base" if base else checkpoint and f"-{checkpoint}",
         adapter=None if base else folder,
         run=folder,
-        remark=f"{path} is not finished: this is its {checkpoint}" if checkpoint and folder.path != path else "",
+        remark="" if base else unfinished(path, folder.path, doing="scoring"),
     )
 
 
