@@ -671,7 +671,12 @@ MODELS = {
     ),
     "a method's name for a model's": Turn("ask methods/lora", 2, "methods/lora: a recipe, and what is scored is a run"),
     "a run's name without its folder": Turn("eval one", 2, "no folder and no model; did you mean runs/one?", a_run),
-    "a question for a model": Turn("ask Is\tice\thot?", 2, "no hub id has blanks; a question goes behind --question"),
+    **{
+        f"a question for a model, {command}": Turn(
+            f"{command} Is\tice\thot?", 2, "no hub id has blanks; name a run, a model folder or a hub id"
+        )
+        for command in ("ask", "eval")
+    },
     "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "nor a hub id (owner/name)"),
     "no bfloat16": Turn(f"{HERE} model.dtype=bfloat16", 2, "this GPU has no bfloat16; use model.dtype=", on_a_gpu),
     "4 bits without bitsandbytes": Turn(

@@ -244,7 +244,7 @@ def _refuse_no_model(target: str, path: Path, runs: Path) -> None:
     if any(target == name for name, _ in list_recipes()):
         raise UsageError(f"{target}: a recipe, and what is scored is a run of one, or a model")
     if any(letter.isspace() for letter in target):
-        raise UsageError(f"{target}: no folder, and no hub id has blanks; a question goes behind --question")
+        raise UsageError(f"{target}: no folder, and no hub id has blanks; name a run, a model folder or a hub id")
 
 
 def reading(target: Target, protocol: str | None, format: str | None) -> tuple[str, str]:
