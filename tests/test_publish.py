@@ -15,6 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from moslora.data import reach
 from moslora.errors import MosloraError
 from moslora.publish import push
+from moslora.recipe import Recipe
+from moslora.training import train_recipe
 from test_cli import run
 
 
@@ -206,6 +208,38 @@ def test_no_repository_is_made_for_what_cannot_be_written(
         for flags in (["--push", "a b/c"], ["--push", "mine"], ["--public"]):
             assert run(capsys, command, trained, "--out", tmp_path / "out", *flags)[0] == 2
     assert not made.calls
+
+
+@pytest.mark.parametrize(
+    ("command", "mend"),
+    [
+        (["merge", "--onto", "typo"], "--onto typo: none of"),
+        (["merge", "--onto", "dequantized"], "only --onto original"),
+        (["merge", "--dtype", "typo"], "--dtype typo: none of"),
+        *(([command, "--task", "boolq"], "no gate here depends on the task") for command in ("merge", "export")),
+        *(([command, "--task", "typo"], "typo") for command in ("merge", "export")),
+        (["export", "--format", "typo"], "--format typo"),
+    ],
+)
+def test_no_repository_is_made_for_what_is_refused_by_a_look_at_it(
+    capsys: pytest.CaptureFixture[str], trained: Path, hub: Use, command: list[str], mend: str
+) -> None:
+    made = hub()
+    code, _, errors = run(capsys, command[0], trained, *command[1:], "--push", "me/mine")
+    assert code == 2 and mend in errors and not made.calls
+
+
+@pytest.mark.parametrize("mixer", ["token-gate", "gate-inside", "task-gate"])
+def test_no_repository_is_made_for_what_is_no_one_weight(
+    capsys: pytest.CaptureFixture[str], recipe: Callable[..., Recipe], tmp_path: Path, hub: Use, mixer: str
+) -> None:
+    made = hub()
+    train_recipe(recipe("training.max_steps=3", f"adapter.mixer.kind={mixer}"), out=tmp_path / "run")
+    for command in ("merge", "export"):
+        code, _, errors = run(capsys, command, tmp_path / "run", "--push", "me/mine")
+        assert code == 2 and "cannot become one weight" in errors and not made.calls
+    if mixer == "task-gate":
+        assert run(capsys, "export", tmp_path / "run", "--task", "obqa", "--push", "me/mine")[0] == 0 and made.files
 
 
 def test_without_push_nothing_is_asked_of_the_hub(

@@ -1,39 +1,24 @@
-"""A loaded model's adapters as plain LoRA pairs, or the reason why there are none."""
-
-from pathlib import Path
+"""A loaded model's adapters as plain LoRA pairs, or, before anything is loaded, the reason why there are none."""
 
 from transformers import PreTrainedModel
 
-from moslora.adapters import LoraPair, NotMergeable, TaskGateMixer, fold, named_adapters
+from moslora.adapters import MIXERS, LoraPair, NotMergeable, build_mixer, fold, named_adapters
 from moslora.checkpoint import AdapterFolder
 from moslora.errors import UsageError
 from moslora.model import name_task
 from moslora.tasks import TASKS, resolve_tasks
 
 
-def lora_pairs(model: PreTrainedModel, *, path: Path, task: str | None = None) -> dict[str, LoraPair]:
+def lora_pairs(model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
     """Every adapter of ``model`` folded, by the name of its layer.
 
     Args:
         model: with adapters; told of ``task``, so that it computes from now on what the pairs say.
-        path: the adapter folder, for messages.
-        task: the one that a task gate is fixed to, from :func:`fixed_task`.
-
-    Raises:
-        UsageError: a mixer depends on its input, or on a task where none is named.
+        task: the one that a task gate is fixed to, from :func:`fixed_task`, which has refused what has no pairs.
     """
-    layers = dict(named_adapters(model))
-    gated = any(isinstance(layer.mixer, TaskGateMixer) for layer in layers.values())
     if task is not None:
         name_task(model, task)
-    pairs = {}
-    for name, layer in layers.items():
-        try:
-            pairs[name] = fold(layer)
-        except NotMergeable as error:
-            mend = "name one with --task" if gated else "keep the adapter folder, which evaluates as it is"
-            raise UsageError(f"{path}: cannot become one weight: {name} has {error}; {mend}") from None
-    return pairs
+    return {name: fold(layer) for name, layer in named_adapters(model)}
 
 
 def fixed_task(folder: AdapterFolder, task: str | None) -> str | None:
@@ -44,9 +29,11 @@ def fixed_task(folder: AdapterFolder, task: str | None) -> str | None:
         task: as it was typed; ``None`` for none.
 
     Raises:
-        UsageError: several tasks, one where no gate asks for it, or one that the gate has not been trained on.
+        UsageError: several tasks, one where no gate asks for it, or one that the gate has not been trained on; none,
+            where the mixer depends on it; or the mixer depends on its input.
     """
     if task is None:
+        _refuse_gate(folder)
         return None
     names = resolve_tasks(task)
     if len(names) > 1:
@@ -55,6 +42,19 @@ def fixed_task(folder: AdapterFolder, task: str | None) -> str | None:
         raise UsageError(f"{folder.path}: --task {task}: no gate here depends on the task; leave it out")
     refuse_untrained(folder, names[0])
     return names[0]
+
+
+def _refuse_gate(folder: AdapterFolder) -> None:
+    """Refuses a mixer that is no one matrix as long as no task is named."""
+    section = folder.recipe.adapter
+    if not MIXERS[section.mixer.kind].routes:
+        return
+    try:
+        build_mixer(rank=section.rank, in_features=1, **section.mixer.model_dump()).matrix()
+    except NotMergeable as error:
+        gated = section.mixer.kind == "task-gate"
+        mend = "name one with --task" if gated else "keep the adapter folder, which evaluates as it is"
+        raise UsageError(f"{folder.path}: cannot become one weight: it has {error}; {mend}") from None
 
 
 def refuse_untrained(folder: AdapterFolder, task: str) -> None:

@@ -1,6 +1,7 @@
 """The commands on recipes, runs and models: ``train`` to ``import``, and the quickstart."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -190,8 +191,10 @@ def merge(
     from moslora.merge import merge as merge_adapter
 
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
-    _check_push(push, public, out)
-    print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
+    check = _push_check(push, public, out)
+    print(
+        merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust, before_work=check)
+    )
     print(f"written to {out}")
     _push(out, push, public)
 
@@ -218,8 +221,8 @@ def export(
     if format != "peft":
         raise UsageError(f"--format {format}: moslora exports to peft")
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
-    _check_push(push, public, out)
-    export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust)
+    check = _push_check(push, public, out)
+    export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust, before_work=check)
     print(f"written to {out}")
     _push(out, push, public)
 
@@ -284,12 +287,16 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
     return adapter, out or run_folder(adapter) / "-".join((name, *tasks))
 
 
-def _check_push(repo: str | None, public: bool, out: Path) -> None:
+def _push_check(repo: str | None, public: bool, out: Path) -> Callable[[], None]:
+    """What is to be called when no cheap refusal is left: no repository is made for what cannot be written."""
     from moslora.output import refuse_used
     from moslora.publish import check_repository
 
-    refuse_used(out)  # before a repository is made for what cannot be written
-    check_repository(repo, public=public)
+    def check() -> None:
+        refuse_used(out)
+        check_repository(repo, public=public)
+
+    return check
 
 
 def _push(folder: Path, repo: str | None, public: bool) -> None:
