@@ -1,12 +1,14 @@
 """What the system refuses becomes a line with a path, whoever raised it; anything else stays what it is."""
 
 import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import safetensors
+from filelock import FileLock, Timeout
 
 from moslora.disk import DiskFull, disk_fault, held, writing
 from moslora.errors import MosloraError, UsageError
@@ -77,3 +79,18 @@ def test_folders_made_for_the_lock_alone_are_gone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"file: a file, not a folder"), held(tmp_path / "file" / "b"):
         pass
+
+
+def test_a_lock_let_go_of_at_this_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder took the folder with it, too."""
+    acquire, refusals = FileLock.acquire, iter([Timeout("x"), None])
+
+    def once_refused(self: FileLock) -> object:
+        if refusal := next(refusals):
+            shutil.rmtree(tmp_path / "a")
+            raise refusal
+        return acquire(self)
+
+    monkeypatch.setattr(FileLock, "acquire", once_refused)
+    with held(tmp_path / "a"):
+        assert (tmp_path / "a" / ".lock").exists()

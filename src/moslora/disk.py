@@ -133,15 +133,20 @@ def held(folder: Path, *, lock: Path | None = None) -> Iterator[None]:
     made = [parent for parent in lock.parents if not parent.exists()]
     with writing(folder):
         holder = FileLock(lock, blocking=False)
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            holder.acquire()
-        except FileNotFoundError:  # a place such as /proc, where the system makes nothing
-            raise UsageError(f"{folder}: nothing can be made here; choose another folder with --out") from None
-        except Timeout:
-            raise UsageError(
-                f"{folder}: another process is writing here; wait for it to end, or choose another folder with --out"
-            ) from None
+        # Twice: where no lock is there now, another process may have just let go of it, with the folder made for it.
+        for first in (True, False):
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                holder.acquire()
+                break
+            except (FileNotFoundError, Timeout):
+                if lock.exists():
+                    raise UsageError(
+                        f"{folder}: another process is writing here; wait for it to end, or choose another folder with"
+                        " --out"
+                    ) from None
+                if not first:  # a place such as /proc, where the system makes nothing
+                    raise UsageError(f"{folder}: nothing can be made here; choose another folder with --out") from None
     try:
         yield
     finally:
