@@ -608,7 +608,7 @@ def test_override_may_hold_an_equals_sign_and_null(write):
             ["adapter.mixer={kind: dense, init: zeros, train: folded}"],
             "adapter.mixer.init = 'zeros': a mixer of zeros that is folded passes nothing on",
         ),
-        (["data.tasks=boolq", "data.rows={piqa: 3}"], "data.rows.piqa = 3: piqa is not trained on"),
+        (["data.rows={bolq: 3}"], "data.rows.bolq = 3: no such task; there are boolq, piqa"),
         (
             ["data.source=commonsense_170k", "data.tasks=boolq"],
             "data.tasks = 'boolq': commonsense_170k is the mix of all eight tasks",
@@ -739,6 +739,7 @@ def test_impossible_combination(write, overrides, message):
     "overrides",
     [
         ["adapter.rank_out=8"],
+        ["data.tasks=boolq", "data.rows={boolq: 5, piqa: 3}"],
         ["adapter.rank_out=16", "adapter.mixer.train=folded"],
         ["adapter.mixer.kind=identity", "adapter.rank_out=16"],
         ["adapter.mixer.init=zeros"],

@@ -645,7 +645,10 @@ MODELS = {
         hub_says("RevisionNotFoundError"),
     ),
     "not in the cache": Turn(
-        f"{HERE} model.name=some/model", 1, "or name a local folder: model.name=", hub_says("LocalEntryNotFoundError")
+        f"{HERE} model.name=some/model",
+        1,
+        "go online, or name a local folder in its place",
+        hub_says("LocalEntryNotFoundError"),
     ),
     "offline mode": Turn(
         f"{HERE} model.name=some/model", 1, "the hub cannot be reached", hub_says("OfflineModeIsEnabled")
@@ -1314,7 +1317,7 @@ IMPORTS = {
         "import source",
         1,
         "error: some/model: the hub cannot be reached and the model is not in the cache; go online, or name a local"
-        " folder: --base /path/to/model (adapter_config.json names this base; --base names another)",
+        " folder in its place (adapter_config.json names this base; --base names another)",
         both(source(test_foreign.setting(base_model_name_or_path="some/model")), hub_says("LocalEntryNotFoundError")),
     ),
     "no room for the base": Turn(

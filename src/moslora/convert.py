@@ -260,7 +260,7 @@ def _opening_base(*, named: bool) -> Iterator[None]:
     try:
         yield
     except MosloraError as error:
-        said = str(error).removeprefix("model.name = ").replace("model.name=/", "--base /")
+        said = str(error).removeprefix("model.name = ")
         error.args = (said if named else f"{said} ({CONFIG} names this base; --base names another)",)
         raise
 

@@ -144,7 +144,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
 
     prefer_cache_if_unreachable()
     page = f"https://huggingface.co/{name}"
-    offline = "or name a local folder: model.name=/path/to/model"
+    offline = "or name a local folder in its place"
     try:
         hf_hub_download(name, "config.json", revision=revision)
     except GatedRepoError:

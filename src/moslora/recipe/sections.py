@@ -122,7 +122,8 @@ class DataSection(Section):
     """Longest row in tokens. A longer one loses the start of its question, never its answer."""
 
     rows: PositiveInt | dict[str, PositiveInt] | None = None
-    """At most this many rows of each task, or a mapping from task to number; null for all. The seed draws."""
+    """At most this many rows of each task, or a mapping from task to number; null for all. The seed draws.
+    Numbers of tasks that are not in `tasks` have no effect."""
 
     validation_rows: NonNegativeInt = 120
     """Rows set aside from the training rows for the validation loss. The test rows are never touched."""
