@@ -149,8 +149,8 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int)
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they add up.
             parts.scaler.scale((loss + penalty) * processes).backward()
-        describe_batch(parts.objective)  # what is computed next is of no batch
         share += torch.stack([loss.detach(), penalty.detach()])
+    describe_batch(parts.objective)  # what is computed next is of no batch
     return share
 
 
