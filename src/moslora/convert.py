@@ -93,8 +93,8 @@ def export_peft(
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     task = fixed_task(folder, task)
-    before_work()
     with new_folder(out) as scratch:
+        before_work()
         model = load_adapted(folder)
         pairs = lora_pairs(model, task=task)
         if compact:

@@ -76,8 +76,8 @@ def merge(
     if onto == "dequantized" and section.quantization is None:
         raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised, so there is only --onto original")
     task = fixed_task(folder, task)
-    before_work()
     with new_folder(out) as scratch:
+        before_work()
         name = out.resolve().name
         tokenizer = load_tokenizer(**section.tokenizer())
         model = load_adapted(folder, dtype=section.dtype)

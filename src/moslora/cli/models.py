@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -191,7 +192,7 @@ def merge(
     from moslora.merge import merge as merge_adapter
 
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
-    check = _push_check(push, public, out)
+    check = _push_check(push, public)
     print(
         merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust, before_work=check)
     )
@@ -221,7 +222,7 @@ def export(
     if format != "peft":
         raise UsageError(f"--format {format}: moslora exports to peft")
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
-    check = _push_check(push, public, out)
+    check = _push_check(push, public)
     export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust, before_work=check)
     print(f"written to {out}")
     _push(out, push, public)
@@ -287,16 +288,11 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
     return adapter, out or run_folder(adapter) / "-".join((name, *tasks))
 
 
-def _push_check(repo: str | None, public: bool, out: Path) -> Callable[[], None]:
+def _push_check(repo: str | None, public: bool) -> Callable[[], None]:
     """What is to be called when no cheap refusal is left: no repository is made for what cannot be written."""
-    from moslora.output import refuse_used
     from moslora.publish import check_repository
 
-    def check() -> None:
-        refuse_used(out)
-        check_repository(repo, public=public)
-
-    return check
+    return partial(check_repository, repo, public=public)
 
 
 def _push(folder: Path, repo: str | None, public: bool) -> None:
