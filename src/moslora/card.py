@@ -8,7 +8,7 @@ from typing import Any
 from moslora.checkpoint import AdapterFolder
 from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
-from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
 from moslora.recipe import Recipe
 from moslora.runs import run_folder
 
@@ -62,8 +62,7 @@ def public_name(base: str) -> str:
 
 def _is_local(base: str) -> bool:
     """Whether a base's name is a folder here (`moslora.locate.locate`), or was one."""
-    path = Path(os.path.expanduser(base))
-    return base != BUILTIN and (path.is_dir() or path.is_absolute() or base.startswith(("./", "../", "~")))
+    return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
 
 
 def _last(path: str) -> str:

@@ -47,10 +47,15 @@ def locate(name: str, *, revision: str | None = None) -> str:
         return str(path)
     if path.is_file():
         raise UsageError(f"{path}: a file; name the folder that holds the model")
-    if path.is_absolute() or name.startswith(("./", "../", "~")):
+    if written_as_path(name):
         raise UsageError(f"model.name = {name}: no such folder")
     _ask_hub(name, revision)
     return name
+
+
+def written_as_path(name: str) -> bool:
+    """Whether a model's name can be no hub id, whatever lies there."""
+    return os.path.isabs(os.path.expanduser(name)) or name.startswith(("./", "../", "~"))
 
 
 def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:

@@ -10,6 +10,9 @@ from moslora.manifest import MANIFEST, RECIPE
 
 RUN = "run.json"
 
+RESULT = "adapter"
+"""Folder in a finished run."""
+
 KNOWN = 10
 """Runs or checkpoints that are named where another was meant."""
 
@@ -22,8 +25,8 @@ def locate_adapter(path: Path) -> Path:
     """
     if (path / MANIFEST).is_file():
         return path
-    if (path / "adapter" / MANIFEST).is_file():
-        return path / "adapter"
+    if (path / RESULT / MANIFEST).is_file():
+        return path / RESULT
     if found := checkpoints(path):
         return found[-1]
     if not path.exists():
@@ -68,10 +71,10 @@ def newest_run(runs: Path) -> Path:
     Raises:
         UsageError: there is none.
     """
-    found = [manifest.parent.parent for manifest in runs.glob(f"*/adapter/{MANIFEST}")]
+    found = [manifest.parent.parent for manifest in runs.glob(f"*/{RESULT}/{MANIFEST}")]
     if not found:
         raise UsageError(f"{runs}: no finished run here; name a run or a model, or train one: moslora train RECIPE")
-    return max(found, key=lambda run: (run / "adapter" / MANIFEST).stat().st_mtime)
+    return max(found, key=lambda run: (run / RESULT / MANIFEST).stat().st_mtime)
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -37,7 +37,7 @@ def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
     Raises:
         UsageError: it holds another run, or this one is not to be resumed.
     """
-    stored = out / "recipe.yaml"
+    stored = out / RECIPE
     if not (resuming and stored.exists()):
         if in_use(out):
             raise UsageError(
@@ -117,15 +117,15 @@ def refuse_too_many_processes() -> None:
         )
 
 
-def refuse_other_data(out: Path, *, then: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_other_data(out: Path, *, then: str, now: str) -> None:
     """Refuses to go on with other rows than a run began with.
 
     Raises:
         UsageError: they have changed.
     """
-    if then["sha256"] != now["sha256"]:
+    if then != now:
         raise UsageError(
-            f"{out}: its rows have changed since (sha256 {then['sha256'][:12]}…, now {now['sha256'][:12]}…);"
+            f"{out}: its rows have changed since (sha256 {then[:12]}…, now {now[:12]}…);"
             " restore them, or begin anew with another --out"
         )
 

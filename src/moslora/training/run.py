@@ -24,9 +24,11 @@ from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.disk import DiskFull, held
 from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.manifest import RECIPE
 from moslora.model import dequantize, load_base, load_tokenizer, pad_id
 from moslora.output import write_json, write_whole
 from moslora.recipe import Recipe
+from moslora.runs import RESULT, RUN
 from moslora.training.budget import RankBudget
 from moslora.training.folder import (
     balance,
@@ -41,7 +43,7 @@ from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
-from moslora.training.state import RESULT, newest_saved, restore, save_checkpoint
+from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.summary import describe
 from moslora.training.tracking import Tracker, tell
 
@@ -72,7 +74,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         try:
             return _train(accelerator, recipe, out=out, resuming=resuming)
         except DiskFull as full:
-            if not (out / "recipe.yaml").exists():  # nothing to go on with yet
+            if not (out / RECIPE).exists():  # nothing to go on with yet
                 raise
             raise DiskFull(full.path, full.reason, then=f"go on: moslora train {out} --resume") from None
         except torch.OutOfMemoryError:
@@ -121,7 +123,7 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     if saved:
         restore(saved, model=model, optimizer=optimizer, scaler=scaler, budget=budget)
         first_step = saved.manifest["step"]
-        refuse_other_data(out, then=saved.manifest["data"], now=data.facts(plan, steps=0))
+        refuse_other_data(out, then=saved.manifest["data"]["sha256"], now=data.sha256)
         say(f"resuming after step {first_step} of {len(plan)}")
         then = saved.manifest["processes"], saved.recipe.training.micro_batch_size
         now = accelerator.num_processes, recipe.training.micro_batch_size
@@ -130,10 +132,8 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         quantized = recipe.model.quantization is not None
-        write_whole(out / "recipe.yaml", recipe.to_yaml())
-        write_json(
-            out / "run.json", {**facts(len(plan)), "steps": len(plan), **_machine(accelerator, quantized=quantized)}
-        )
+        write_whole(out / RECIPE, recipe.to_yaml())
+        write_json(out / RUN, {**facts(len(plan)), "steps": len(plan), **_machine(accelerator, quantized=quantized)})
     for line in (*describe(recipe, model, adapted=adapted, plan=plan), *data.remarks()):
         say(line)
 

@@ -19,16 +19,13 @@ from moslora.checkpoint import AdapterFolder, load_tensors, open_adapter, save_a
 from moslora.errors import MosloraError, UsageError
 from moslora.manifest import MANIFEST
 from moslora.recipe import Recipe
-from moslora.runs import checkpoints
+from moslora.runs import RESULT, checkpoints
 from moslora.training.budget import RankBudget
 from moslora.training.optimizer import trainable
 from moslora.training.strict import refuse_misfit
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
-
-RESULT = "adapter"
-"""Of a finished run."""
 
 
 def seed_step(seed: int, *, step: int, process: int) -> None:
