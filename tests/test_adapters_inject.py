@@ -14,6 +14,7 @@ from moslora.adapters import (
     named_adapters,
 )
 from moslora.llama import meta_model
+from moslora.recipe import ModelSection
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
 
 DENSE = {"kind": "dense"}
@@ -23,7 +24,7 @@ def test_llama_3_8b_has_the_published_number_of_parameters() -> None:
     """28,311,552 for LoRA r 16 on q, k, v, up, down, and 5 · 16² · 32 = 40,960 for the mixers (released recipe)."""
     counts = {}
     for kind in ("identity", "dense"):
-        model = meta_model("meta-llama/Meta-Llama-3-8B")
+        model = meta_model(ModelSection(name="meta-llama/Meta-Llama-3-8B"))
         inject(model, rank=16, alpha=32, mixer={"kind": kind}, target_modules=PROJECTIONS)
         counts[kind] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counts == {"identity": 28_311_552, "dense": 28_311_552 + 40_960}
@@ -55,7 +56,7 @@ COUNTS: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
 
 @pytest.fixture(scope="module")
 def llama_3_8b() -> nn.Module:
-    return meta_model("meta-llama/Meta-Llama-3-8B")
+    return meta_model(ModelSection(name="meta-llama/Meta-Llama-3-8B"))
 
 
 @pytest.mark.parametrize("case", COUNTS)
@@ -74,7 +75,7 @@ def test_the_count_covers_every_kind() -> None:
 
 
 def test_a_folded_mixer_costs_nothing_on_the_meta_device_either() -> None:
-    model = meta_model("smollm2-135m-instruct")
+    model = meta_model(ModelSection(name="smollm2-135m-instruct"))
     inject(model, rank=4, alpha=4, mixer={"kind": "dense", "train": "folded"}, target_modules=["q_proj"])
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 30 * 4 * (576 + 576)
 

@@ -45,7 +45,7 @@ def test_stock_peft_computes_the_same(recipe: Callable[..., Recipe], tmp_path: P
     export_peft(run / "adapter", out=out)
     folder = open_adapter(run / "adapter")
     ours = load_adapted(folder)
-    base = load_base(**folder.recipe.model.model_dump())
+    base = load_base(folder.recipe.model)
     ids = token_batch(base)
     without = base(ids).logits
     theirs = peft.PeftModel.from_pretrained(base, out).eval()
@@ -83,7 +83,7 @@ def test_compact_keeps_the_rows_that_the_budget_kept(recipe: Callable[..., Recip
         key.removesuffix(".mixer.weight"): int(e.count_nonzero()) for key, e in folder.weights().items() if "mix" in key
     }
     assert sum(kept.values()) == 2 * len(kept)
-    base = load_base(**folder.recipe.model.model_dump())
+    base = load_base(folder.recipe.model)
     ids = token_batch(base)
     logits = []
     for compact in (False, True):
@@ -92,7 +92,7 @@ def test_compact_keeps_the_rows_that_the_budget_kept(recipe: Callable[..., Recip
         tensors = load_file(out / "adapter_model.safetensors")
         ranks = {name: len(tensors[f"base_model.model.{name}.lora_A.weight"]) for name in kept}
         assert ranks == ({name: max(count, 1) for name, count in kept.items()} if compact else dict.fromkeys(kept, 4))
-        model = peft.PeftModel.from_pretrained(load_base(**folder.recipe.model.model_dump()), out).eval()
+        model = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), out).eval()
         logits.append(model(ids).logits)
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logits[1], load_adapted(folder)(ids).logits, rtol=1e-5, atol=1e-5)
@@ -125,7 +125,7 @@ def test_a_task_gate_becomes_one_weight_for_each_task(recipe: Callable[..., Reci
     seen = []
     for task in ("boolq", "obqa"):
         export_peft(folder.path, out=tmp_path / task, task=task)
-        model = peft.PeftModel.from_pretrained(load_base(**folder.recipe.model.model_dump()), tmp_path / task).eval()
+        model = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), tmp_path / task).eval()
         describe_batch(ours, tasks=torch.tensor([task_number(task)]))
         seen.append(model(ids).logits)
         torch.testing.assert_close(seen[-1], ours(ids).logits, rtol=1e-5, atol=1e-5)
@@ -147,7 +147,7 @@ def test_layers_that_share_a_name_with_others_are_named_in_full(recipe: Callable
     export_peft(run / "adapter", out=tmp_path / "peft")
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["model.layers.1.self_attn.q_proj"]
-    base = load_base(**open_adapter(run / "adapter").recipe.model.model_dump())
+    base = load_base(open_adapter(run / "adapter").recipe.model)
     model = peft.PeftModel.from_pretrained(base, tmp_path / "peft")
     found = [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
     assert found == ["base_model.model.model.layers.1.self_attn.q_proj"]

@@ -44,10 +44,10 @@ def test_a_wheel_is_downloaded_once(shelf: Path, capsys: pytest.CaptureFixture[s
     tiny = make_wheel(shelf)
     path = fetch_wheel(tiny)
     assert path == home() / "wheels" / "tiny_thing-1.0-py3-none-any.whl"
-    assert "fetching tiny-thing 1.0" in capsys.readouterr().err
+    assert "fetching tiny-thing 1.0" in capsys.readouterr().out
     (shelf / path.name).unlink()  # a second download would now fail
     assert fetch_wheel(tiny) == path
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
@@ -57,7 +57,7 @@ def test_a_damaged_wheel_is_fetched_again(shelf: Path, capsys: pytest.CaptureFix
     good = path.read_bytes()
     path.write_bytes(good[:-1] + b"?")
     assert fetch_wheel(tiny).read_bytes() == good
-    assert "damaged" in capsys.readouterr().err
+    assert "damaged" in capsys.readouterr().out
 
 
 def test_another_hash_is_refused_and_nothing_kept(shelf: Path) -> None:

@@ -90,7 +90,7 @@ def test_the_exports_card_names_the_folder_over_which_peft_computes_the_same(run
 def test_every_mixer_had_a_gradient_and_moved(run: Path) -> None:
     folder = open_adapter(run / "adapter")
     section = folder.recipe.adapter
-    start = load_base(**folder.recipe.model.model_dump())
+    start = load_base(folder.recipe.model)
     adapted = inject(start, **section.model_dump(), seed=folder.recipe.seed)
     assert len(adapted) == 30 * 5
     weights, first = folder.weights(), adapter_state_dict(start)

@@ -195,5 +195,5 @@ def test_the_tokenizer_of_the_kit_is_the_worlds(world: Path) -> None:
     """What the comparison with `evaluate` takes for granted: the run's tokenizer is the kit's."""
     texts = ["a red fox", "### Response:\nthe correct answer is answer2"]
     loaded = open_target(str(world / "model")).model
-    theirs = load_tokenizer(**loaded.tokenizer())
+    theirs = load_tokenizer(loaded)
     assert [theirs(text).input_ids for text in texts] == [tokenizer()(text).input_ids for text in texts]

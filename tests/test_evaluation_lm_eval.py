@@ -18,6 +18,7 @@ from moslora.data.wheel import hub_rows
 from moslora.evaluation import evaluate
 from moslora.locate import BUILTIN
 from moslora.model import load_base, load_tokenizer
+from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
@@ -103,4 +104,5 @@ def test_acc_and_acc_norm_are_those_of_lm_eval(task: str) -> None:
 @pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")
 @pytest.mark.parametrize("task", COMMONSENSE)
 def test_acc_and_acc_norm_are_those_of_lm_eval_on_a_real_model(task: str) -> None:
-    assert_equal(task, load_base(name=BUILTIN, dtype="float32"), load_tokenizer(BUILTIN))
+    section = ModelSection(name=BUILTIN, dtype="float32")
+    assert_equal(task, load_base(section), load_tokenizer(section))

@@ -16,7 +16,7 @@ from test_training_run import MakeRecipe
 
 def evaluated(target: str, tmp_path: Path, world: Path, **options: object) -> Results:
     opened = open_target(target, dtype="float32", runs=tmp_path / "runs", **options)
-    return evaluate_target(opened, source=str(world / "data"), tasks=("obqa",), say=lambda line: None)[0]
+    return evaluate_target(opened, source=str(world / "data"), tasks=("obqa",))[0]
 
 
 def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(
@@ -67,9 +67,9 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     opened = open_target(str(copy))
     limited = replace(opened, evaluation=opened.evaluation.model_copy(update={"limit": 7}))
-    results, _ = evaluate_target(limited, say=lambda line: None)
+    results, _ = evaluate_target(limited)
     assert {score.n for score in results.tasks.values()} == {7}
-    results, _ = evaluate_target(limited, limit="all", say=lambda line: None)
+    results, _ = evaluate_target(limited, limit="all")
     assert {score.n for score in results.tasks.values()} == {20}
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
     assert code == 0 and "whose results.json has 60 questions, of earlier evaluations too" in out

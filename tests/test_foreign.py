@@ -23,7 +23,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.merge import merge
 from moslora.model import load_base
-from moslora.recipe import Recipe
+from moslora.recipe import ModelSection, Recipe
 from moslora.runs import locate_adapter, newest_run
 from moslora.training import train_recipe
 from reference import OfficialLayer, perturb, token_batch
@@ -150,7 +150,7 @@ def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) ->
     for folder in ("merged", "peft"):
         assert "Imported from MoSLoRA's format: `adapter_config.json`" in (run / folder / "README.md").read_text()
     target = open_target(str(run), runs=tmp_path / "runs")
-    results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"), say=str)
+    results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"))
     assert results.tasks["obqa"].n == 20 and where == run / "eval" / "rank-llm-adapters-float32"
     import_adapter(run / "peft", out=tmp_path / "again")
     assert close(logits(load_adapted(open_adapter(tmp_path / "again" / "adapter"), dtype="float32")), expected)
@@ -410,4 +410,4 @@ def test_float16_weights_and_a_folder_in_use(world: Path, tmp_path: Path) -> Non
     weights = open_adapter(tmp_path / "run" / "adapter").weights()
     m = weights[f"{LAYER.removeprefix('base_model.model.')}.mixer.weight"]
     assert m.dtype == torch.float32 and m.equal(state[f"{LAYER}.lora_AB.weight"].float())
-    assert load_base(name=str(world / "model"), dtype="float32").dtype == torch.float32
+    assert load_base(ModelSection(name=str(world / "model"), dtype="float32")).dtype == torch.float32

@@ -159,26 +159,27 @@ def test_results_with_and_without_leaks(
 
 
 def test_training_rows_that_are_gone_or_changed_are_no_failure(
-    recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path
+    recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, said = tmp_path / "run", []
+    out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted, f"evaluation.source={world / 'data'}"), out=out)
     rewrite(planted / "boolq" / "train.json", lambda rows: rows[:-1])
-    results, folder = evaluate_target(open_target(str(out)), say=said.append)
+    capsys.readouterr()
+    results, folder = evaluate_target(open_target(str(out)))
     assert results.without_leaks is None and results.leak_line() is None
-    assert said == [
+    assert capsys.readouterr().out == (
         "note: whether training gave questions away is not known: "
-        f"{planted}: its rows have changed since this run was trained on them"
-    ]
+        f"{planted}: its rows have changed since this run was trained on them\n"
+    )
     assert json.loads((folder / "results.json").read_text())["without_leaks"] is None
     assert load_results(folder) == results
     shutil.rmtree(planted)
-    again, _ = evaluate_target(open_target(str(out)), say=said.append)
-    assert again == results and "no such file or folder" in said[-1]
+    again, _ = evaluate_target(open_target(str(out)))
+    assert again == results and "no such file or folder" in capsys.readouterr().out
 
 
 def test_a_model_of_nobodys_run_is_compared_with_the_sources_training_rows(
-    world: Path, planted: Path, tmp_path: Path
+    world: Path, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = open_target(str(world / "model"), dtype="float32", runs=tmp_path)
     results, _ = evaluate_target(model, tasks=("obqa",), source=str(planted), out=tmp_path / "a")
@@ -188,9 +189,8 @@ def test_a_model_of_nobodys_run_is_compared_with_the_sources_training_rows(
     single = tmp_path / "rows.jsonl"
     rows = [llm_adapters_row(example) for example in make_examples("boolq", 5)]
     single.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    said: list[str] = []
-    results, _ = evaluate_target(model, tasks=("boolq",), source=str(single), out=tmp_path / "b", say=said.append)
-    assert results.without_leaks is None and "no training rows beside its questions" in said[-1]
+    results, _ = evaluate_target(model, tasks=("boolq",), source=str(single), out=tmp_path / "b")
+    assert results.without_leaks is None and "no training rows beside its questions" in capsys.readouterr().out
 
 
 def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:

@@ -285,7 +285,7 @@ def test_the_dtype_that_is_asked_for_is_that_of_weights_config_and_proof(
 
 def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:
     """The place of a local base or file is nothing to others; a local base is none for the hub's list of bases."""
-    evaluate_target(open_target(str(trained)), tasks=("obqa",), limit=2, out=tmp_path / "run" / "eval" / "x", say=str)
+    evaluate_target(open_target(str(trained)), tasks=("obqa",), limit=2, out=tmp_path / "run" / "eval" / "x")
     shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)
     merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
     export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft")

@@ -27,7 +27,7 @@ from moslora.data.local import read_file
 from moslora.errors import MosloraError, UsageError
 from moslora.model import load_base
 from moslora.prompts import FORMATS, LabelFormat, answer_pattern, llm_adapters_row
-from moslora.recipe import find_recipe, load_recipe, recipe_schema, trace_recipe
+from moslora.recipe import ModelSection, find_recipe, load_recipe, recipe_schema, trace_recipe
 from moslora.recipe.yaml_text import parse, render_inline
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
@@ -404,7 +404,7 @@ CONFIGS = st.fixed_dictionaries(
 @pytest.fixture(scope="module")
 def source(world: Path, folder: Any) -> Path:
     """A LoRA of rank 4 on the small model; its settings are written anew for each example."""
-    model = load_base(name=str(world / "model"), dtype="float32")
+    model = load_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=["q_proj", "v_proj", "down_proj"])
     tensors = {
         f"base_model.model.{name}.lora_{part}.weight": weight.detach()

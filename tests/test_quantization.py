@@ -29,7 +29,7 @@ from moslora.merge import merge
 from moslora.model import dequantize, load_base, output_weight, quantized_layers
 from moslora.probe import PROMPTS
 from moslora.quickstart import probe, quickstart
-from moslora.recipe import load_recipe
+from moslora.recipe import ModelSection, load_recipe
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
@@ -82,7 +82,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 )
 def test_dequantize_gives_the_weight_of_the_forward_pass(models: Path, dtype: str, options: dict[str, object]) -> None:
     """Against base(I) = Wᵀ, in both modes: an identity is exact in 8 bits too."""
-    model = load_base(name=str(models / "plain"), dtype=dtype, **options)  # type: ignore[arg-type]
+    model = load_base(ModelSection(name=str(models / "plain"), dtype=dtype, **options))  # type: ignore[arg-type]
     original = weights(models / "plain")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert len(layers) == 2 * 7 + 1
@@ -107,7 +107,7 @@ def test_dequantize_gives_the_weight_of_the_forward_pass(models: Path, dtype: st
 def test_embeddings_and_output_layer_stay_as_they_are(models: Path, kind: str, name: str) -> None:
     base = str(models / name)
     before = fingerprint(base)
-    model = load_base(name=base, dtype="float32", quantization=kind)
+    model = load_base(ModelSection(name=base, dtype="float32", quantization=kind))
     fingerprint.cache_clear()
     assert fingerprint(base) == before
     assert len(quantized_layers(model)) == 14 and not any("lm_head" in layer for layer in quantized_layers(model))
@@ -119,8 +119,8 @@ def test_embeddings_and_output_layer_stay_as_they_are(models: Path, kind: str, n
 
 def test_storage_changes_the_bytes_and_no_value(models: Path) -> None:
     name = str(models / "plain")
-    packed = load_base(name=name, dtype="bfloat16", quantization="nf4")
-    wide = load_base(name=name, dtype="bfloat16", quantization="nf4", quantization_storage="bfloat16")
+    packed = load_base(ModelSection(name=name, dtype="bfloat16", quantization="nf4"))
+    wide = load_base(ModelSection(name=name, dtype="bfloat16", quantization="nf4", quantization_storage="bfloat16"))
     ids = token_batch(packed)
     assert packed(ids).logits.equal(wide(ids).logits)
     key = "model.layers.0.self_attn.q_proj"
@@ -136,7 +136,7 @@ def tiny_parameters(models: Path) -> int:
 @pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
 def test_an_evaluation_in_between_takes_no_gradient_away(models: Path, inference: Callable[[], object]) -> None:
     """bitsandbytes would repack a layer in its first evaluation, and have no gradient after it."""
-    model = load_base(name=str(models / "plain"), dtype="bfloat16", quantization="nf4")
+    model = load_base(ModelSection(name=str(models / "plain"), dtype="bfloat16", quantization="nf4"))
     layer = next(iter(quantized_layers(model).values()))
     x = torch.randn(5, 64, dtype=torch.bfloat16)
     before = layer.train()(x)
@@ -160,8 +160,9 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
     """The released code drops the mixer over an 8-bit base. In training both kinds compute with W as dequantised."""
     options = {"rank": 4, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": PROJECTIONS}
     name = str(models / "plain")
-    quantized = load_base(name=name, dtype="float32", quantization=kind, gradient_checkpointing=checkpointing)
-    plain = load_base(name=name, dtype="float32")
+    section = ModelSection(name=name, dtype="float32", gradient_checkpointing=checkpointing)
+    quantized = load_base(section.model_copy(update={"quantization": kind}))
+    plain = load_base(ModelSection(name=name, dtype="float32"))
     for path, layer in quantized_layers(quantized).items():
         plain.get_submodule(path).weight.data.copy_(dequantize(layer))
     ids = token_batch(plain)
@@ -183,7 +184,7 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
 def test_a_run_changes_every_factor_and_mixer_and_nothing_else(runs: Path, kind: str) -> None:
     folder = open_adapter(runs / kind / "adapter")
     section = folder.recipe
-    start = load_base(**section.model.model_dump())
+    start = load_base(section.model)
     before = {name: dequantize(layer) for name, layer in quantized_layers(start).items()}
     inject(start, **section.adapter.model_dump(), seed=section.seed)
     trained, first = folder.weights(), adapter_state_dict(start)
@@ -243,7 +244,7 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, world: P
     for base in (False, True):
         target = open_target(str(run), base=base)
         assert len(quantized_layers(target.load(torch.device("cpu")))) == 14
-        results, out = evaluate_target(target, tasks=("obqa",), say=lambda line: None)
+        results, out = evaluate_target(target, tasks=("obqa",))
         assert out.name == f"rank-label-{kind}-float32" + ("-base" if base else "")
         assert results.settings.metadata["quantization"] == kind and results.settings.precision == f"float32 on {kind}"
         scores[base] = [p.scores for p in results.predictions]
@@ -263,7 +264,7 @@ def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
     out = tmp_path / "merged"
     proof = merge(runs / kind / "adapter", out=out, onto=onto)
     trained, merged, original = adapter(runs / kind), weights(out), weights(models / "plain")
-    base = load_base(name=str(models / "plain"), dtype="float32", quantization=kind)
+    base = load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization=kind))
     layers = quantized_layers(base)
     changed = set()
     assert merged.keys() == original.keys()
@@ -296,7 +297,7 @@ def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
     """Each number again, from logits over all positions."""
     proof = merge(runs / "nf4" / "adapter", out=tmp_path / "merged")
     adapted = load_adapted(open_adapter(runs / "nf4" / "adapter"))
-    base = load_base(**open_adapter(runs / "nf4" / "adapter").recipe.model.model_dump())
+    base = load_base(open_adapter(runs / "nf4" / "adapter").recipe.model)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     errors, effects, kls, flips = [], [], [], []
     with torch.inference_mode():
@@ -328,7 +329,7 @@ def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
 def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path: Path, kind: str) -> None:
     assert run("export", runs / kind, "--out", tmp_path / "peft") == 0
     folder = open_adapter(runs / kind / "adapter")
-    ours, base = load_adapted(folder), load_base(**folder.recipe.model.model_dump())
+    ours, base = load_adapted(folder), load_base(folder.recipe.model)
     ids = token_batch(base)
     without = base(ids).logits
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
@@ -341,15 +342,14 @@ def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_quickstart_runs_over_a_quantised_base(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     monkeypatch.setattr("moslora.quickstart.RECIPE", runs / f"{kind}.yaml")
     out = Path(shutil.copytree(runs / kind, tmp_path / kind))
     (out / "merged").mkdir()
     (out / "merged" / ".lock").touch()  # as a killed merge leaves it
-    said: list[str] = []
-    table, lines = quickstart(out=out, say=said.append)
-    assert len(table) == 5 and lines and any(f"against the adapter model on {kind}" in line for line in said)
+    table, lines = quickstart(out=out)
+    assert len(table) == 5 and lines and f"against the adapter model on {kind}" in capsys.readouterr().out
     assert (out / "merged" / "model.safetensors").is_file()
     assert probe(load_recipe(runs / f"{kind}.yaml"), "float32", seconds=0.01).row_seconds > 0
 
@@ -390,8 +390,8 @@ def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     with pytest.raises(UsageError, match=r"q_proj of .* has 48 inputs, not a multiple of 64"):
-        load_base(name=str(world / "model"), dtype="float32", quantization="nf4")
-    assert quantized_layers(load_base(name=str(world / "model"), dtype="float32", quantization="int8"))
+        load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="nf4"))
+    assert quantized_layers(load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="int8")))
     packed, state = quantize_4bit(torch.ones(48, 80), quant_type="nf4")
     state.absmax = torch.arange(60.0)
     unpacked = dequantize_4bit(packed, state)
@@ -399,10 +399,11 @@ def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
 
 
 def test_a_checkpoint_that_is_quantised_already_is_refused(models: Path, tmp_path: Path) -> None:
-    load_base(name=str(models / "plain"), dtype="float32", quantization="nf4").save_pretrained(tmp_path / "packed")
+    section = ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4")
+    load_base(section).save_pretrained(tmp_path / "packed")
     for options in ({}, {"quantization": "nf4"}):
         with pytest.raises(UsageError, match="its weights are quantised already; name the original"):
-            load_base(name=str(tmp_path / "packed"), dtype="float32", **options)  # type: ignore[arg-type]
+            load_base(ModelSection(name=str(tmp_path / "packed"), dtype="float32", **options))  # type: ignore[arg-type]
 
 
 def test_another_quantisation_is_another_run(runs: Path) -> None:

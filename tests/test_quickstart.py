@@ -82,20 +82,20 @@ def test_the_majority_class_is_one_position_for_all_questions_of_a_task() -> Non
 
 @pytest.mark.parametrize(("row_seconds", "whole"), [(0.001, True), (0.1, False)])
 def test_a_slow_machine_gets_fewer_rows_and_is_told(
-    monkeypatch: pytest.MonkeyPatch, row_seconds: float, whole: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row_seconds: float, whole: bool
 ) -> None:
     speeds = {"bfloat16": row_seconds, "float32": 2 * row_seconds}
     monkeypatch.setattr(
         module, "probe", lambda recipe, dtype: Speed(dtype, speeds[dtype], question_seconds=row_seconds)
     )
     monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
-    said: list[str] = []
-    recipe, full = fitting_recipe(said.append), load_recipe(module.RECIPE)
-    assert recipe.model.dtype == "bfloat16" and any("bfloat16 is faster here" in line for line in said)
+    recipe, full = fitting_recipe(), load_recipe(module.RECIPE)
+    said = capsys.readouterr().out
+    assert recipe.model.dtype == "bfloat16" and "bfloat16 is faster here" in said
     if whole:
         assert recipe.data == full.data and recipe.evaluation == full.evaluation
         return
-    assert any("instead of" in line for line in said)
+    assert "instead of" in said
     rows, questions = sum(recipe.data.rows.values()), 2 * 8 * recipe.evaluation.limit
     assert (rows + questions) * row_seconds <= module.BUDGET_SECONDS + 1
     assert rows < sum(full.data.rows.values()) and recipe.evaluation.limit % BLOCK_SIZE == 0

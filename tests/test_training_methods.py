@@ -112,7 +112,7 @@ def test_it_trains_every_weight_that_it_has(finished: Callable[[str], Done], met
     assert rows[0]["loss"] == pytest.approx(metrics(finished("methods/lora").out)[0]["loss"], abs=0.03)
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert sum(row["loss"] for row in rows[-3:]) < sum(row["loss"] for row in rows[:3])
-    fresh = load_base(**done.recipe.model.model_dump())
+    fresh = load_base(done.recipe.model)
     inject(fresh, **done.recipe.adapter.model_dump(), seed=done.recipe.seed)
     start, end = adapter_state_dict(fresh), load_file(done.out / "adapter" / "adapter.safetensors")
     assert start.keys() == end.keys()
@@ -148,7 +148,7 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
     def said(**changes: float) -> list[str]:
         training = done.recipe.training.model_copy(update=changes)
         recipe = done.recipe.model_copy(update={"training": training})
-        model = meta_model(**recipe.model.tokenizer())
+        model = meta_model(recipe.model)
         adapted = adapt(model, recipe)
         return describe(recipe, model, adapted=adapted, plan=step_plan(recipe, rows=84))
 
@@ -169,7 +169,7 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
 def test_it_reloads_to_the_same_logits(finished: Callable[[str], Done], method: str) -> None:
     done = finished(method)
     model = load_adapted(open_adapter(done.out / "adapter"))
-    base = load_base(**done.recipe.model.model_dump())
+    base = load_base(done.recipe.model)
     assert logits_of(model).equal(done.logits)
     assert (logits_of(base) - done.logits).abs().max() > 0.01
 
@@ -178,7 +178,7 @@ def test_it_reloads_to_the_same_logits(finished: Callable[[str], Done], method: 
 def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], method: str) -> None:
     """Protocol rank over three tasks, against Σ log p of every label's tokens, one sequence at a time."""
     target = open_target(str(finished(method).out))
-    _, out = evaluate_target(target, limit=2, say=lambda line: None)
+    _, out = evaluate_target(target, limit=2)
     model = load_adapted(open_adapter(finished(method).out / "adapter"))
     encoder, form = Encoder(tokenizer(), max_length=128), FORMATS["label"]
     scores = {p["id"]: p["scores"] for p in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())}
@@ -232,7 +232,7 @@ def test_a_part_taken_out_of_a_rounded_base_leaves_it_the_same_again(world: Path
 
 def test_training_moves_the_embeddings_of_the_tasks_it_sees_and_no_other(finished: Callable[[str], Done]) -> None:
     done = finished("methods/moelora")
-    fresh = load_base(**done.recipe.model.model_dump())
+    fresh = load_base(done.recipe.model)
     inject(fresh, **done.recipe.adapter.model_dump(), seed=done.recipe.seed)
     end = load_file(done.out / "adapter" / "adapter.safetensors")
     seen = sorted(task_number(task) for task in done.recipe.data.tasks)

@@ -145,9 +145,9 @@ METHODS = {
 def gradients(recipe: Recipe, *, global_batch_size: int, micro_batch_size: int) -> dict[str, torch.Tensor]:
     """The gradient of the first step, as the loop accumulates it, on this process's share of it; with the losses."""
     accelerator = Accelerator(cpu=True)
-    tokenizer = load_tokenizer(recipe.model.name)
+    tokenizer = load_tokenizer(recipe.model)
     data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
-    model = load_base(**recipe.model.model_dump())
+    model = load_base(recipe.model)
     inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
     generator = torch.Generator().manual_seed(0)
     for parameter in (p for _, layer in named_adapters(model) for p in layer.parameters() if p.requires_grad):

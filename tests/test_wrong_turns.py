@@ -147,7 +147,7 @@ import sys
 from moslora import cli, quickstart
 from moslora.recipe import load_recipe
 recipe = load_recipe(sys.argv.pop(), ["training.epochs=400", "training.log_every=1"])
-quickstart.fitting_recipe = lambda say: recipe
+quickstart.fitting_recipe = lambda: recipe
 quickstart.worker_processes = lambda: 2
 cli.main()
 """

@@ -983,7 +983,7 @@ EVALUATION = {
         "predictions.jsonl:1: not a prediction",
         lambda scene: [
             scene.copy(scene.run, "runs/one"),
-            evaluate_target(open_target("runs/one"), limit=2, say=lambda line: None),
+            evaluate_target(open_target("runs/one"), limit=2),
             scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", b"\xff\x00\n"),
         ],
     ),
@@ -993,7 +993,7 @@ EVALUATION = {
         "predictions.jsonl:1: not a prediction",
         lambda scene: [
             scene.copy(scene.run, "runs/one"),
-            evaluate_target(open_target("runs/one"), limit=2, say=lambda line: None),
+            evaluate_target(open_target("runs/one"), limit=2),
             scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", "[]\n"),
         ],
     ),

@@ -136,13 +136,13 @@ def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any
     Args:
         folder: from :func:`open_adapter`.
         device: where the model goes.
-        overrides: arguments of :func:`moslora.model.load_base` that differ from the recipe's, such as ``dtype``.
+        overrides: fields of the recipe's model section that are to differ, such as ``dtype``.
 
     Raises:
         UsageError: the base is another one than the adapter was trained on.
     """
     check_base(folder)
-    model = load_base(**{**folder.recipe.model.model_dump(), **overrides}, device=device)
+    model = load_base(folder.recipe.model.model_copy(update=overrides), device=device)
     try:
         inject(model, **folder.recipe.adapter.model_dump(), state=folder.weights(), weight_of=dequantize)
     except ValueError as error:

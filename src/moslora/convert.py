@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from moslora.manifest import RECIPE
 from moslora.model import DTYPES, load_base, load_tokenizer
 from moslora.output import new_folder, write_json, write_whole
 from moslora.probe import LogProbabilities, log_probabilities
-from moslora.recipe import Recipe
+from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RUN
 
 TOLERANCE = 1e-5
@@ -183,7 +182,7 @@ def import_adapter(
         recipe = Recipe.model_validate(
             {
                 "name": re.sub(r"[^\w.-]", "-", source.resolve().name).lstrip(".-") or "imported",
-                "model": {**section, "dtype": dtype},
+                "model": {**section.model_dump(), "dtype": dtype},
                 "adapter": {
                     "rank": adapter.config["r"],
                     "alpha": adapter.scale * adapter.config["r"],
@@ -195,8 +194,8 @@ def import_adapter(
             }
         )
         with _opening_base(named=base is not None):
-            tokenizer = load_tokenizer(**recipe.model.tokenizer())
-            model = load_base(**{**recipe.model.model_dump(), "dtype": "float32"})
+            tokenizer = load_tokenizer(recipe.model)
+            model = load_base(recipe.model.model_copy(update={"dtype": "float32"}))
         without = log_probabilities(model, tokenizer)
         with _applied(model, layers, scale=adapter.scale):
             expected = log_probabilities(model, tokenizer)
@@ -225,26 +224,26 @@ def import_adapter(
 
 def _base(
     adapter: ForeignAdapter, base: str | None, *, trust_remote_code: bool
-) -> tuple[dict[str, Any], PreTrainedModel]:
-    """Name and revision of ``base``, or of what the settings name, and its modules on the meta device.
+) -> tuple[ModelSection, PreTrainedModel]:
+    """How ``base``, or what the settings name, is loaded, and its modules on the meta device.
 
     Raises:
         UsageError: the adapter is none that moslora can hold, or none of this base; one line for each fault.
     """
     faults = adapter.faults()
-    section: dict[str, Any] = adapter.base if base is None else {"name": base, "revision": None}
-    section = {**section, "trust_remote_code": trust_remote_code}
-    if not section["name"]:
+    named = adapter.base if base is None else {"name": base, "revision": None}
+    if not named["name"]:
         raise UsageError(capped([*faults, f"{adapter.config_path}: names no base model; name it with --base"]))
+    section = ModelSection.model_validate({**named, "trust_remote_code": trust_remote_code})
     try:
         with _opening_base(named=base is not None):
-            meta = meta_model(**section)
+            meta = meta_model(section)
     except MosloraError as error:
         if not faults:
             raise
         raise UsageError(capped([*faults, str(error)])) from None
     if getattr(meta.config, "quantization_config", None) is not None:
-        faults.append(f"{section['name']}: its weights are quantised already; name the original with --base ORIGINAL")
+        faults.append(f"{section.name}: its weights are quantised already; name the original with --base ORIGINAL")
     if faults := [*faults, *adapter.faults_on(meta)]:
         raise UsageError(capped(faults))
     return section, meta

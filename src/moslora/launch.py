@@ -39,11 +39,6 @@ def run_in_processes(command: Sequence[str], *, processes: int, environment: Map
     return next((code for code in codes if code), 0)
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that speaks for all; known before torch is loaded."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

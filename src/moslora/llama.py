@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 from moslora.locate import BUILTIN, locate
 from moslora.model import loading
+from moslora.recipe import ModelSection
 
 LLAMA_SHAPES: dict[str, dict[str, Any]] = {
     "Meta-Llama-3-8B": {
@@ -57,7 +58,7 @@ LLAMA_SHAPES: dict[str, dict[str, Any]] = {
 """Shapes of the Llama family by the last part of the hub id, so that a dry run needs no hub."""
 
 
-def meta_model(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def meta_model(section: ModelSection) -> PreTrainedModel:
     """The model's modules without its weights, on the meta device: for counting.
 
     A local folder's own ``config.json`` counts. Otherwise :data:`LLAMA_SHAPES`, where the name is known
@@ -66,14 +67,15 @@ def meta_model(name: str, *, revision: str | None = None, trust_remote_code: boo
     Raises:
         MosloraError: it has no model that can be built.
     """
+    name, code = section.name, {"trust_remote_code": section.trust_remote_code}
     short = name.rpartition("/")[2].removesuffix("-Instruct").replace("Llama-3.1-", "Meta-Llama-3-")
     short = short.replace("Meta-Meta-", "Meta-")
     if short in LLAMA_SHAPES and not os.path.isdir(os.path.expanduser(name)):
         config = LlamaConfig(**LLAMA_SHAPES[short])
     else:
-        source = locate(name, revision=revision)
+        source = locate(name, revision=section.revision)
         with loading(name, "config.json"):
-            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(source, revision=section.revision, **code)
     with loading(name, "model"), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **code)
     return model

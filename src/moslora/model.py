@@ -19,10 +19,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch
+from moslora.console import note
 from moslora.data.reach import hub_cache
 from moslora.disk import disk_fault
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.locate import locate
+from moslora.recipe import ModelSection
 from moslora.tasks import task_number
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,14 +33,12 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 """Config keys of what some models do behind their output layer."""
 
 
-def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``name``: a hub id, a local folder, or :data:`BUILTIN`."""
-    source = locate(name, revision=revision)
-    with loading(name, "tokenizer"):
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that ``section`` names."""
+    source = locate(section.name, revision=section.revision)
+    with loading(section.name, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
+            source, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
     return tokenizer
 
@@ -89,35 +89,18 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def load_base(
-    *,
-    name: str,
-    dtype: str,
-    quantization: str | None = None,
-    double_quantization: bool = True,
-    quantization_storage: str = "uint8",
-    attention: str = "sdpa",
-    revision: str | None = None,
-    gradient_checkpointing: bool = False,
-    trust_remote_code: bool = False,
-    device: torch.device | str = "cpu",
-) -> PreTrainedModel:
-    """The causal language model ``name`` in ``dtype`` on ``device``, in evaluation mode.
+def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The causal language model that ``section`` describes on ``device``, in evaluation mode.
 
-    The dtype is always passed on: transformers 5 would otherwise take the checkpoint's.
-
-    Args:
-        quantization: ``nf4`` or ``int8`` for linear layers of bitsandbytes; the output layer and the embeddings,
-            tied or not, stay in ``dtype``, which is also that of the computation.
-        double_quantization: of nf4: its scales in 8 bits.
-        quantization_storage: of nf4: the type as which the packed weights lie in memory.
+    The dtype is always passed on: transformers 5 would otherwise take the checkpoint's. Of a quantised model the output
+    layer and the embeddings, tied or not, stay in it.
 
     Raises:
         MosloraError: absent, gated, or no network.
         UsageError: the dtype or the quantisation does not work on the device, the logits are not the output layer's,
             bitsandbytes is missing, or the checkpoint is quantised already.
     """
-    device = torch.device(device)
+    name, dtype, quantization, device = section.name, section.dtype, section.quantization, torch.device(device)
     # Emulated bfloat16 works and is slower than anything else; it must not count.
     if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
@@ -126,16 +109,20 @@ def load_base(
     changes: dict[str, Any] = {}
     if quantization is not None:
         changes["quantization_config"] = _quantization_config(
-            quantization, dtype=DTYPES[dtype], double=double_quantization, storage=quantization_storage
+            quantization,
+            dtype=DTYPES[dtype],
+            double=section.double_quantization,
+            storage=section.quantization_storage,
         )
         if device.type == "cpu":
             _note_cpu_kernels(quantization)
     # On a GPU not through the host's memory. bitsandbytes left to itself would take the first GPU, on the CPU too.
     if quantization is not None or device.type == "cuda":
         changes["device_map"] = {"": device}
-    source = locate(name, revision=revision)
+    source = locate(name, revision=section.revision)
+    code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     with loading(name, "model"), _no_table_of_tensors():
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **code)
         if getattr(config, "quantization_config", None) is not None:
             raise UsageError(
                 f"model.name = {name}: its weights are quantised already; name the original, and model.quantization"
@@ -143,12 +130,11 @@ def load_base(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=DTYPES[dtype],
-            attn_implementation=attention,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            attn_implementation=section.attention,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # only in order to name them
+            **code,
             **changes,
         )
     model: PreTrainedModel
@@ -157,7 +143,7 @@ def load_base(
     _refuse_unusual_output(model, name)
     if quantization == "nf4" and device.type == "cpu":
         _mend_cpu_layers(model, name)
-    if gradient_checkpointing:
+    if section.gradient_checkpointing:
         # Non-reentrant: the reentrant form sees only frozen inputs and would drop every adapter gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if quantization is None:
@@ -212,8 +198,7 @@ def _mend_cpu_layers(model: PreTrainedModel, name: str) -> None:
 @functools.cache  # once per process
 def _note_cpu_kernels(quantization: str) -> None:
     casts = "; in evaluation it rounds the inputs of these layers to 8 bits" if quantization == "int8" else ""
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        print(f"note: {quantization} on a CPU: bitsandbytes unpacks every weight for each use, which is slow{casts}")
+    note(f"{quantization} on a CPU: bitsandbytes unpacks every weight for each use, which is slow{casts}")
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:

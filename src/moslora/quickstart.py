@@ -13,6 +13,7 @@ import torch
 
 from moslora.adapters import inject
 from moslora.checkpoint import stored_recipe
+from moslora.console import say
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
 from moslora.disk import held
@@ -63,7 +64,7 @@ class Speed:
     question_seconds: float
 
 
-def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[list[str]], list[str]]:
+def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     """Runs the whole path, or what is left of it, in the folder ``out``.
 
     Returns:
@@ -74,12 +75,12 @@ def quickstart(*, out: Path, say: Callable[[str], None] = print) -> tuple[list[l
         UsageError: ``out`` holds something else.
     """
     try:
-        return _quickstart(out, say)
+        return _quickstart(out)
     except KeyboardInterrupt as stop:
         raise stopped("stopped; what was done is saved, and the same command goes on from there", stop) from None
 
 
-def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]], list[str]]:
+def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
     began = time.monotonic()
     with held(out):  # a look before the measuring: training holds the folder by itself
         pass
@@ -88,13 +89,13 @@ def _quickstart(out: Path, say: Callable[[str], None]) -> tuple[list[list[str]],
         say(f"going on with {out} (remove that folder to start anew)")
     else:
         refuse_used(out)
-        recipe = fitting_recipe(say)
+        recipe = fitting_recipe()
     if not (out / "adapter").exists():
         _train(recipe, out)
     results = []
     for base in (True, False):
         say(f"scoring the {'base' if base else 'tuned'} model ...")
-        results.append(evaluate_target(open_target(str(out), base=base), say=say, progress=_progress(say))[0])
+        results.append(evaluate_target(open_target(str(out), base=base), progress=_progress)[0])
     if not in_use(out / "merged"):  # a killed merge leaves its lock
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(locate_adapter(out), out=out / "merged")))
@@ -124,7 +125,7 @@ def begun_recipe(out: Path) -> Recipe:
     return found
 
 
-def fitting_recipe(say: Callable[[str], None]) -> Recipe:
+def fitting_recipe() -> Recipe:
     """The quickstart's recipe, with fewer rows and questions where this machine would take too long."""
     recipe = load_recipe(RECIPE)
     rows, limit = recipe.data.rows, recipe.evaluation.limit
@@ -186,7 +187,7 @@ def threads_each(processes: int) -> int:
 
 def probe(recipe: Recipe, dtype: str, *, seconds: float = 3.0) -> Speed:
     """Times a training step and a forward pass on rows as long as the quickstart's, cut as in training."""
-    model = load_base(**{**recipe.model.model_dump(), "dtype": dtype})
+    model = load_base(recipe.model.model_copy(update={"dtype": dtype}))
     inject(model, **recipe.adapter.model_dump())
     rows = [_row(length) for length in LENGTHS]
     batches = [
@@ -296,5 +297,6 @@ def majority(predictions: Sequence[Prediction]) -> list[Prediction]:
     return constant
 
 
-def _progress(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
-    return lambda task, done, total: say(f"  {task}: {done}/{total}") if done == total else None
+def _progress(task: str, done: int, total: int) -> None:
+    if done == total:
+        say(f"  {task}: {done}/{total}")

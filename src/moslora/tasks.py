@@ -7,11 +7,9 @@ reports. Every other module asks this table; none knows a set's size, place or s
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from moslora.choices import Split
 from moslora.errors import UsageError
-
-Split = Literal["train", "test", "dev"]
 
 INSTRUCTION = "instruction"
 """Task name of a local row that belongs to none of the eight sets: a bare instruction with its response."""

@@ -43,6 +43,7 @@ def show(
     """Print one example as text, as tokens, and with its label mask."""
     from moslora.data.show import show_example
     from moslora.model import load_tokenizer
+    from moslora.recipe import ModelSection
 
     print(
         show_example(
@@ -51,7 +52,7 @@ def show(
             row=row,
             format=format,
             source=source,
-            tokenizer=load_tokenizer(model),
+            tokenizer=load_tokenizer(ModelSection(name=model)),
             max_length=max_length,
             loss_on=loss_on,
         )
@@ -70,6 +71,7 @@ def audit(
     """Count lengths, repeated rows, conflicting answers, and test questions in the training rows."""
     from moslora.data.audit_text import audit_report, refuse_other_file
     from moslora.model import load_tokenizer
+    from moslora.recipe import ModelSection
     from moslora.tasks import resolve_tasks
 
     if json is not None:
@@ -77,7 +79,7 @@ def audit(
     report = audit_report(
         resolve_tasks(tasks),
         source=source,
-        tokenizer=load_tokenizer(model),
+        tokenizer=load_tokenizer(ModelSection(name=model)),
         format=format,
         max_length=max_length,
     )

@@ -1,6 +1,5 @@
 """Entry point of the command line."""
 
-import os
 import signal
 import sys
 from importlib.metadata import version
@@ -11,8 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from moslora.cli import data, models, recipes
+from moslora.console import drop_output, is_main_process
 from moslora.errors import MosloraError, Terminated, stopped
-from moslora.launch import is_main_process
 
 
 class Commands(TyperGroup):
@@ -25,7 +24,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             raise stopped("stopped; nothing was left half written", stop) from None
         except BrokenPipeError:  # the reader of `moslora … | head` has seen enough
-            _drop_output()
+            drop_output()
             raise typer.Exit(128 + signal.SIGPIPE) from None
         return result
 
@@ -60,11 +59,6 @@ def options(
 app.add_typer(models.app)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
-
-
-def _drop_output() -> None:
-    """Lets Python's last flush go nowhere, where the output is gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -12,6 +12,7 @@ from moslora.cli import completion
 from moslora.cli.completion import RUNS
 from moslora.cli.options import SOURCES, DType, Out, Overrides, Public, Push, Run, Task, Trust
 from moslora.cli.table import print_table
+from moslora.console import note
 from moslora.errors import UsageError, stopped
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
 
     adapter = locate_adapter(run)
     if remark := unfinished(run, adapter, doing=doing):
-        print(f"note: {remark}")
+        note(remark)
     tasks = () if task is None else resolve_tasks(task)
     return adapter, out or run_folder(adapter) / "-".join((name, *tasks))
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moslora.choices import Split
 from moslora.data import local
 from moslora.data.encode import Encoder
 from moslora.data.overlap import content, read_back
 from moslora.data.sources import MIXTURE, load_examples, load_training
 from moslora.errors import UsageError
 from moslora.prompts import Format
-from moslora.tasks import INSTRUCTION, TASKS, Example, Split
+from moslora.tasks import INSTRUCTION, TASKS, Example
 
 Rows = Mapping[str, Sequence[Example]]
 """Task -> its rows."""

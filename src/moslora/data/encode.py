@@ -7,8 +7,9 @@ property (``Format.joint``) is encoded as one string and split by character offs
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from moslora.choices import LossOn
 from moslora.errors import UsageError
 from moslora.prompts import Format, Option
 from moslora.tasks import Example
@@ -20,8 +21,6 @@ _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, and i
 
 IGNORE_INDEX = -100
 """Label of a position without loss (PyTorch's default ``ignore_index``)."""
-
-LossOn = Literal["response", "all"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import platformdirs
 
+from moslora.console import say
 from moslora.disk import writing
 from moslora.errors import MosloraError
 
@@ -63,11 +64,11 @@ def fetch_wheel(wheel: Wheel) -> Path:
     if path.exists():
         if _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
             return path
-        _say(f"{path} is damaged (its sha256 differs): fetching it again")
+        say(f"{path} is damaged (its sha256 differs): fetching it again")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-        _say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
+        say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
         downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
         found = sha256(downloaded)
         if found != wheel.sha256:
@@ -105,7 +106,3 @@ def sha256(path: Path) -> str:
 @functools.cache
 def _known_sha256(path: Path, mtime_ns: int) -> str:  # the time only tells a replaced file from its predecessor
     return sha256(path)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

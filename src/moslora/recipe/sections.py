@@ -3,10 +3,11 @@
 Checked here: types, ranges and names; `rules` holds what no single field can say, and `whole` puts them together.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from moslora.choices import DType, FormatName, LossOn, Protocol, Winogrande
 from moslora.tasks import COMMONSENSE
 
 from .fields import Modules, Section, Share, Shares, TaskNames, source_among
@@ -22,7 +23,7 @@ class ModelSection(Section):
     revision: str | None = None
     """Branch, tag or commit on the hub; null for the default branch."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: DType = "bfloat16"
     """Precision of the base weights and of the computation. The adapter's weights are float32 always."""
 
     quantization: Literal["nf4", "int8"] | None = None
@@ -50,10 +51,6 @@ class ModelSection(Section):
     def precision(self) -> str:
         """The arithmetic in one word, for names: `bfloat16`, or `nf4-bfloat16` where the base is quantised."""
         return f"{self.quantization}-{self.dtype}" if self.quantization else self.dtype
-
-    def tokenizer(self) -> dict[str, Any]:
-        """The arguments of `moslora.model.load_tokenizer`."""
-        return self.model_dump(include={"name", "revision", "trust_remote_code"})
 
 
 class AdapterSection(Section):
@@ -113,7 +110,7 @@ class DataSection(Section):
     tasks: TaskNames = COMMONSENSE
     """`commonsense` for all eight, or a list of names."""
 
-    format: Literal["label", "llm-adapters", "cloze", "cloze-passage"] = "label"
+    format: FormatName = "label"
     """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters'
     template, byte for byte. `cloze`: the question, answered by an option's text. `cloze-passage`: the same,
     with BoolQ's passage."""
@@ -128,7 +125,7 @@ class DataSection(Section):
     validation_rows: NonNegativeInt = 120
     """Rows set aside from the training rows for the validation loss. The test rows are never touched."""
 
-    winogrande: Literal["xl", "nested"] = "xl"
+    winogrande: Winogrande = "xl"
     """WinoGrande's 40,398 training rows, or its sizes xs to xl one after the other as in LLM-Adapters, where
     the smaller ones repeat rows of the larger."""
 
@@ -136,7 +133,7 @@ class DataSection(Section):
     """Leave out training rows that are also a test row of the evaluation's source and tasks: the same question, the
     same choices in any order, and the same answer, by their words in lower case. Rows set aside for validation stay."""
 
-    loss_on: Literal["response", "all"] = "response"
+    loss_on: LossOn = "response"
     """Tokens that count in the loss: those of the answer, or the question's as well."""
 
 
@@ -227,7 +224,7 @@ class EvaluationSection(Section):
     tasks: TaskNames = COMMONSENSE
     """`commonsense` for all eight, or a list of names."""
 
-    protocol: Literal["rank", "cloze", "generate"] = "rank"
+    protocol: Protocol = "rank"
     """`rank`: the likeliest label, one forward pass a question. `cloze`: the likeliest option text, plain and
     per character. `generate`: LLM-Adapters' procedure, which writes an answer and searches it for a label."""
 

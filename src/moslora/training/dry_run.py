@@ -17,7 +17,7 @@ def dry_run(recipe: Recipe) -> list[str]:
     Raises:
         UsageError: no layer matches, no row would be left to train on, or a rank budget does not fit the run.
     """
-    model = meta_model(**recipe.model.tokenizer())
+    model = meta_model(recipe.model)
     adapted = adapt(model, recipe)
     data, training = recipe.data, recipe.training
     counts = row_counts(data.tasks, source=data.source, winogrande=data.winogrande)

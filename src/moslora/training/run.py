@@ -6,7 +6,6 @@
 """
 
 import platform
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject, named_adapters
 from moslora.checkpoint import AdapterFolder, check_base, save_adapter
+from moslora.console import note, say
 from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.disk import DiskFull, held
@@ -45,7 +45,7 @@ from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.summary import describe
-from moslora.training.tracking import Tracker, tell
+from moslora.training.tracking import Tracker
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or data parallelism with a whole model in each."""
@@ -88,11 +88,10 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
 
 
 def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: bool) -> Path:
-    say: Callable[[str], None] = tell if accelerator.is_main_process else lambda line: None
     if accelerator.is_main_process:
         refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()
-    saved = newest_saved(out, say=say) if resuming else None
+    saved = newest_saved(out) if resuming else None
     if saved:
         refuse_other_recipe(saved, recipe)
     if saved and saved.path.name == RESULT:
@@ -100,13 +99,13 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
         say(f"{out}: finished{steps}; to train anew, name another folder with --out")
         return saved.path
     if resuming and not saved:
-        say("note: no checkpoint yet; beginning at step 0")
+        note("no checkpoint yet; beginning at step 0")
     set_seed(recipe.seed)
 
     with accelerator.main_process_first():  # one process downloads and converts, the others find it done
-        tokenizer = load_tokenizer(**recipe.model.tokenizer())
+        tokenizer = load_tokenizer(recipe.model)
         data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
-        model = load_base(**recipe.model.model_dump(), device=accelerator.device)
+        model = load_base(recipe.model, device=accelerator.device)
     if saved:
         check_base(saved)
     adapted = adapt(model, recipe, saved)
@@ -128,7 +127,7 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
         then = saved.manifest["processes"], saved.recipe.training.micro_batch_size
         now = accelerator.num_processes, recipe.training.micro_batch_size
         for line in other_shares(recipe, then=then, now=now):
-            say(f"note: {line}")
+            note(line)
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         quantized = recipe.model.quantization is not None

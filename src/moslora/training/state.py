@@ -7,7 +7,7 @@ What a step does is a function of the weights, the optimizer's moments and (seed
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.checkpoint import AdapterFolder, load_tensors, open_adapter, save_adapter
+from moslora.console import say
 from moslora.errors import MosloraError, UsageError
 from moslora.manifest import MANIFEST
 from moslora.recipe import Recipe
@@ -67,11 +68,10 @@ def save_checkpoint(
     return folder
 
 
-def newest_saved(run: Path, *, say: Callable[[str], object]) -> AdapterFolder | None:
+def newest_saved(run: Path) -> AdapterFolder | None:
     """The result of ``run``, or else its newest sound checkpoint; ``None`` where there is none yet.
 
-    Args:
-        say: is told of what is passed over because it is damaged.
+    What is passed over because it is damaged is said.
 
     Raises:
         MosloraError: all that there is is damaged.

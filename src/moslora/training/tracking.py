@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from moslora.console import say
 from moslora.disk import writing
 from moslora.errors import UsageError
 from moslora.output import write_whole
@@ -66,7 +66,7 @@ class Tracker:
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items()
         )
         self.record(row)
-        tell(
+        say(
             f"step {step}/{self._total}  {shown}  {row['tokens_per_second']:.0f} tokens/s"
             f"  {row['examples_per_second']:.1f} examples/s  peak {row['peak_memory_gb']:.1f} GB"
             f"  {left / 60:.1f} min left"
@@ -86,14 +86,6 @@ class Tracker:
     def close(self) -> None:
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def tell(line: str) -> None:
-    """Prints ``line``. A reader who has gone, at a closed pipe or terminal, does not end the run."""
-    try:
-        print(line, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def peak_memory_gb() -> float:
