@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -14,11 +12,9 @@ from safetensors.torch import load_file, save_file
 from moslora.adapters import adapter_state_dict
 from moslora.checkpoint import load_adapted, open_adapter, stored_recipe
 from moslora.data.fetch import sha256
-from moslora.disk import LOCK, held
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
 from moslora.manifest import OWN_HASH, with_own_hash
-from moslora.output import SCRATCH, new_folder, refuse_used, replacing
 from moslora.recipe import load_recipe
 from moslora.runs import locate_adapter, newest_run, run_folder
 from test_cli import run as cli
@@ -143,20 +139,6 @@ def test_the_newest_run(run: Path, trained: Path) -> None:
         newest_run(run)
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    with replacing(folder) as scratch:
-        (scratch / "a").write_text("first")
-        assert not folder.exists()
-    with pytest.raises(RuntimeError), replacing(folder) as scratch:
-        (scratch / "a").write_text("second")
-        raise RuntimeError
-    assert (folder / "a").read_text() == "first"
-    with replacing(folder) as scratch:
-        (scratch / "b").write_text("third")
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "b"]
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_run_opens_in_every_dtype_whatever_the_base_is_stored_in(run: Path, dtype: str) -> None:
     assert load_adapted(open_adapter(run / "adapter"), dtype=dtype).dtype == getattr(torch, dtype)
@@ -172,126 +154,3 @@ def test_one_changed_tensor_makes_another_base(world: Path, tmp_path: Path, chan
     weights[changed].view(-1)[0] += 1e-3
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     assert fingerprint(str(one)) != fingerprint(str(other))
-
-
-def test_what_a_kill_left_behind_is_cleared_or_put_back(tmp_path: Path) -> None:
-    (tmp_path / ".folder.writing").mkdir()
-    (tmp_path / ".folder.writing" / "half").write_text("x")
-    (tmp_path / ".folder.old").mkdir()
-    (tmp_path / ".folder.old" / "good").write_text("x")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "folder") as scratch:
-        assert not list(scratch.iterdir())
-        raise RuntimeError
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "good"]
-
-
-def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "a" / "out"
-    with pytest.raises(RuntimeError), new_folder(out) as scratch:
-        (scratch / "a").write_text("half")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
-    with new_folder(out) as scratch:
-        (scratch / "a").write_text("whole")
-        assert [path.name for path in out.iterdir()] == [".lock"]
-    assert [path.name for path in tmp_path.rglob("*")] == ["a", "out", "a"]
-    with pytest.raises(UsageError, match="out: not empty"), new_folder(out):
-        pytest.fail("never begins")
-    assert (out / "a").read_text() == "whole"
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_files_are_as_open_to_others_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
-    """Of every writer; safetensors' own are private."""
-    before = os.umask(umask)
-    try:
-        for write in (new_folder, replacing):
-            with write(tmp_path / write.__name__) as scratch:
-                (scratch / "sub").mkdir()
-                save_file({"x": torch.ones(1)}, scratch / "sub" / "a.safetensors")
-                (scratch / "b.json").touch()
-    finally:
-        os.umask(before)
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 4 and {path.stat().st_mode & 0o777 for path in files} == {mode}
-
-
-def test_what_a_killed_write_left_in_a_folder_is_no_use_of_it(tmp_path: Path) -> None:
-    (tmp_path / SCRATCH).mkdir()
-    (tmp_path / SCRATCH / "half").touch()
-    (tmp_path / LOCK).touch()
-    refuse_used(tmp_path)
-    with new_folder(tmp_path) as scratch:
-        (scratch / "whole").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["whole"]
-    with pytest.raises(UsageError, match="not empty"):
-        refuse_used(tmp_path)
-
-
-@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path: Path, there: bool) -> None:
-    """At any time, by a program that knows of no locks; and the two kinds of locks keep ours from it."""
-    out = tmp_path / "out"
-    if there:
-        out.mkdir()
-    with pytest.raises(UsageError, match="out: not empty"), new_folder(out) as scratch:
-        with pytest.raises(UsageError, match="another process is writing here"), held(out):
-            pytest.fail("as training and evaluation do")
-        with pytest.raises(UsageError, match="another process is writing here"), new_folder(out):
-            pytest.fail("as another merge does")
-        (scratch / "ours").touch()
-        (out / "theirs").write_text("precious")
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
-    assert (out / "theirs").read_text() == "precious"
-
-
-def test_what_comes_in_the_very_last_moment_stays_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = os.replace
-
-    def late(source: Path, target: Path) -> None:
-        target.mkdir(exist_ok=True)
-        (target / "theirs").touch()
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", late)
-    with pytest.raises(UsageError, match="out: another process wrote here meanwhile"), new_folder(tmp_path / "out"):
-        pass
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
-
-
-@pytest.mark.parametrize("name", ["out", ".", "link"])
-def test_a_folder_that_is_there_stays_the_same_one(tmp_path: Path, name: str) -> None:
-    """A mount point cannot be replaced at all, and a shell in the folder would stand in one that is gone."""
-    here = tmp_path / "out"
-    here.mkdir()
-    (tmp_path / "link").symlink_to(here)
-    before = here.stat().st_ino
-    with chdir(here if name == "." else tmp_path), new_folder(Path(name)) as scratch:
-        (scratch / "config.json").touch()
-        (scratch / "sub").mkdir()
-        (scratch / "sub" / "a").touch()
-        assert scratch.parent == here, "on the same file system"
-    assert here.stat().st_ino == before and (tmp_path / "link").is_symlink()
-    assert sorted(path.name for path in here.rglob("*")) == ["a", "config.json", "sub"]
-
-
-def test_a_link_to_a_folder_to_come_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "far" / "out")
-    with new_folder(tmp_path / "link") as scratch:
-        (scratch / "a").touch()
-    assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "far" / "out").iterdir()] == ["a"]
-    (tmp_path / "round").symlink_to(tmp_path / "round")
-    with pytest.raises(UsageError, match="Too many levels of symbolic links; name"), new_folder(tmp_path / "round"):
-        pass
-
-
-def test_what_a_killed_writer_of_a_new_folder_left_is_cleared(tmp_path: Path) -> None:
-    for name in (".new.writing", "new", "there/.moslora.writing"):
-        (tmp_path / name).mkdir(parents=True)
-    for name in (".new.writing/half", "new/.lock", ".new.lock", "there/.moslora.writing/half", "there/.lock"):
-        (tmp_path / name).touch()
-    for name in ("new", "there"):
-        with new_folder(tmp_path / name) as scratch:
-            (scratch / "a").touch()
-        assert [path.name for path in (tmp_path / name).iterdir()] == ["a"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "there"]

@@ -495,7 +495,7 @@ def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path:
         train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
     assert (trained / "adapter" / "adapter.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="a file, not a folder"):
+    with pytest.raises(UsageError, match="file"):
         train_recipe(recipe(), out=tmp_path / "file")
 
 

@@ -100,8 +100,8 @@ def test_after_a_full_disk_the_last_checkpoint_is_sound_and_the_run_goes_on_to_t
 
 
 def test_a_lock_without_a_process_is_not_in_the_way(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    """As kill -9 leaves them: in a folder that had nothing else yet, and beside one."""
-    for path in ("run/.lock", "m/.lock", ".m.lock", "e/.lock"):
+    """As kill -9 leaves them, in a folder that had nothing else yet."""
+    for path in ("run/.lock", "m/.lock", "e/.lock"):
         scene.write(path, "")
     for command in ("train {world}/recipe.yaml --out run training.max_steps=3", "merge run --out m"):
         assert take(Turn(command, 0, ""), scene, capsys)[0] == 0

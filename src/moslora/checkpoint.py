@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 from moslora.adapters import adapter_state_dict, inject
 from moslora.data.fetch import sha256
 from moslora.errors import MosloraError, UsageError
+from moslora.files import replaced_folder, write_json
 from moslora.locate import fingerprint
 from moslora.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, load_written, read_manifest, with_own_hash
 from moslora.model import dequantize, load_base
-from moslora.output import MADE, replacing, write_json
 from moslora.recipe import Recipe
 from moslora.runs import locate_adapter, run_facts
 
@@ -40,12 +40,6 @@ class AdapterFolder:
     def weights(self) -> dict[str, Tensor]:
         """A, M and B of every adapter, by parameter name."""
         return load_tensors(self.path / WEIGHTS)
-
-    def metadata(self, kind: str, *, task: str | None) -> dict[str, str]:
-        """What goes into the header of weights that are made of this adapter, for :func:`refuse_used` to tell."""
-        step = self.manifest.get("step")
-        made = f"{kind} of {'an imported adapter' if step is None else f'step {step}'}{f' for {task}' if task else ''}"
-        return {"format": "pt", MADE: made}
 
     def trained_tasks(self) -> tuple[str, ...] | None:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers, or where not recorded."""
@@ -71,7 +65,7 @@ def save_adapter(
         extra: more files of tensors by file name, such as the optimizer's.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in adapter_state_dict(model).items()}
-    with replacing(folder) as scratch:
+    with replaced_folder(folder) as scratch:
         files = {WEIGHTS: state, **(extra or {})}
         for name, tensors in files.items():
             save_file(dict(tensors), scratch / name)

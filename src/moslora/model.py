@@ -21,8 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 from moslora.adapters import describe_batch
 from moslora.console import note
 from moslora.data.reach import hub_cache
-from moslora.disk import disk_fault
 from moslora.errors import MosloraError, UsageError, first_line, some
+from moslora.files import disk_fault
 from moslora.locate import locate
 from moslora.recipe import ModelSection
 from moslora.tasks import task_number

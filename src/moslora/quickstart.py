@@ -16,16 +16,15 @@ from moslora.checkpoint import stored_recipe
 from moslora.console import say
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
-from moslora.disk import held
 from moslora.errors import MosloraError, UsageError, stopped
 from moslora.evaluation import PairedDifference, Prediction, paired_difference
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.results import Results
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.files import in_use, locked, refuse_used
 from moslora.launch import run_in_processes
 from moslora.merge import merge
 from moslora.model import load_base
-from moslora.output import in_use, refuse_used
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs import locate_adapter
 from moslora.training.objective import LabelLoss
@@ -82,7 +81,7 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
 
 def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
     began = time.monotonic()
-    with held(out):  # a look before the measuring: training holds the folder by itself
+    with locked(out):  # a look before the measuring: training locks the folder by itself
         pass
     if (out / "recipe.yaml").exists():
         recipe = begun_recipe(out)

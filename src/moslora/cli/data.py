@@ -87,7 +87,7 @@ def audit(
     for line in report.lines:
         print(line)
     if json is not None:
-        from moslora.output import write_json
+        from moslora.files import write_json
 
         write_json(json, report.counts)
         print(f"written to {json}")

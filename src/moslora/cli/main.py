@@ -75,7 +75,7 @@ def main() -> None:
     except KeyboardInterrupt as stop:  # before a command began
         _end(stopped("stopped", stop))
     except Exception as error:
-        from moslora.disk import disk_fault
+        from moslora.files import disk_fault
 
         if (fault := disk_fault(error)) is None:
             raise  # a mistake of ours, which must be seen

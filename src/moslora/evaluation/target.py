@@ -11,15 +11,14 @@ from transformers import PreTrainedModel
 from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
 from moslora.console import note
 from moslora.data.sources import differences, load_examples, tested_on
-from moslora.disk import held
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import Progress, evaluate
+from moslora.files import locked, refuse_used
 from moslora.locate import BUILTIN, fingerprint, locate
 from moslora.model import DTYPES, load_base, load_tokenizer
-from moslora.output import refuse_used
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, DataSection, EvaluationSection, ModelSection, list_recipes
 from moslora.runs import locate_adapter, run_folder, unfinished
@@ -196,7 +195,7 @@ def evaluate_target(
         _refuse_used(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = batch_size or section.batch_size
-    with held(out):
+    with locked(out):
         model = target.load(device)
         try:
             results = evaluate(

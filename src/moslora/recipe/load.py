@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moslora.disk import DiskFull, disk_fault
 from moslora.errors import UsageError
+from moslora.files import DiskFull, disk_fault
 
 from .faults import fault_lines
 from .layers import Given, lay, read_layers, shown

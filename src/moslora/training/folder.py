@@ -8,8 +8,8 @@ import torch
 
 from moslora.checkpoint import AdapterFolder, stored_recipe
 from moslora.errors import UsageError, some
+from moslora.files import in_use
 from moslora.manifest import RECIPE
-from moslora.output import in_use
 from moslora.recipe import Recipe
 from moslora.recipe.yaml_text import render_inline
 

@@ -22,11 +22,10 @@ from moslora.checkpoint import AdapterFolder, check_base, save_adapter
 from moslora.console import note, say
 from moslora.data.encode import Encoded, Encoder
 from moslora.data.steps import StepPlan, collate, label_count
-from moslora.disk import DiskFull, held
 from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.files import DiskFull, locked, write_json, write_text
 from moslora.manifest import RECIPE
 from moslora.model import dequantize, load_base, load_tokenizer, pad_id
-from moslora.output import write_json, write_whole
 from moslora.recipe import Recipe
 from moslora.runs import RESULT, RUN
 from moslora.training.budget import RankBudget
@@ -70,7 +69,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     accelerator = Accelerator(mixed_precision="no")  # weights, activations and the scaler are ours
     if accelerator.distributed_type not in PLAIN:
         raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
-    with held(out) if accelerator.is_main_process else nullcontext():
+    with locked(out) if accelerator.is_main_process else nullcontext():
         try:
             return _train(accelerator, recipe, out=out, resuming=resuming)
         except DiskFull as full:
@@ -131,7 +130,7 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         quantized = recipe.model.quantization is not None
-        write_whole(out / RECIPE, recipe.to_yaml())
+        write_text(out / RECIPE, recipe.to_yaml())
         write_json(out / RUN, {**facts(len(plan)), "steps": len(plan), **_machine(accelerator, quantized=quantized)})
     for line in (*describe(recipe, model, adapted=adapted, plan=plan), *data.remarks()):
         say(line)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from moslora.console import say
-from moslora.disk import writing
 from moslora.errors import UsageError
-from moslora.output import write_whole
+from moslora.files import write_text, writing
 from moslora.recipe import Recipe
 
 
@@ -107,7 +106,7 @@ def _keep_until(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):  # such as the line being written when the run was killed
             continue
-    write_whole(path, "".join(kept))
+    write_text(path, "".join(kept))
 
 
 def _start_wandb(recipe: Recipe, run: Path) -> Any:

@@ -1,0 +1,193 @@
+"""Files and folders: written whole or not at all, by one process at a time; what the disk refuses, in one line."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from moslora.errors import MosloraError, UsageError
+
+LOCK = ".lock"
+"""The file that says who writes into a folder. A killed process leaves it, without the lock on it."""
+
+SCRATCH = ".moslora.writing"
+"""What is not yet whole in a new folder."""
+
+MARKS = ("config.json", "adapter_config.json", "adapter")
+"""By these a reader takes a folder for what it is: the last to be there."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFull(MosloraError):
+    """No room to write ``path``, for the system's ``reason``; ``then`` says what to do once there is some."""
+
+    def __init__(self, path: Path | str, reason: str, *, then: str = "give the same command again") -> None:
+        super().__init__(f"{path}: {reason}; free some space there, then {then}")
+        self.path = path
+        self.reason = reason
+
+
+def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError | None:
+    """The line for what the disk refused: the file that ``error`` names, or ``path``. ``None`` for any other error.
+
+    The system's error may be the cause of ``error``, or only quoted in it, as libraries written in Rust do.
+    """
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(quoted[1]) if quoted else getattr(error, "errno", None)
+    named = getattr(error, "filename", None)  # which no error of the network has
+    place = named or path or "the output"
+    if number in FULL:
+        return DiskFull(place, os.strerror(number))
+    if number is not None and (named or number == errno.EIO):
+        return UsageError(f"{place}: {os.strerror(number)}; choose another path")
+    return disk_fault(error.__cause__, path) if error.__cause__ else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes one line of what the disk refuses inside the block: a `DiskFull`, or a `UsageError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MosloraError) or (fault := disk_fault(error, path)) is None:
+            raise
+        raise fault from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing into ``folder`` while the block runs; the lock ends with this process.
+
+    A folder that is not there is made, and gone afterwards if it stays empty.
+
+    Raises:
+        UsageError: another process is writing there, or the disk refuses.
+    """
+    place = Path(os.path.realpath(folder))  # a link may lead to a folder that is not there yet
+    made = not place.exists()
+    lock = FileLock(place / LOCK, blocking=False)
+    with writing(folder):
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{folder}: another process is writing here; wait for it to end, or choose another folder with --out"
+            ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (place / LOCK).unlink()  # while it is held: afterwards the file may be another's
+        lock.release()
+        if made:
+            with suppress(OSError):
+                place.rmdir()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether there is anything in ``folder`` but what a killed `new_folder` leaves."""
+    try:
+        return any(name not in (LOCK, SCRATCH) for name in os.listdir(folder))
+    except FileNotFoundError:
+        return False
+
+
+def refuse_used(out: Path) -> None:
+    """Refuses an output folder with something in it."""
+    if in_use(out):
+        raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder whose content is moved into ``out`` when the block ends well, :data:`MARKS` last.
+
+    ``out`` may be there if it is empty, and stays the same folder: it may be a mount point. It is locked, and looked at
+    again before the move, so that nothing is replaced that another program put there.
+
+    Raises:
+        UsageError: ``out`` is in use, another process is writing there, or the disk refuses.
+        DiskFull: no room.
+    """
+    with locked(out), writing(out):
+        refuse_used(out)
+        with _scratch(out / SCRATCH) as scratch:
+            yield scratch
+            sync_all(scratch)
+            refuse_used(out)
+            for path in sorted(scratch.iterdir(), key=lambda path: path.name in MARKS):
+                os.replace(path, out / path.name)
+            _sync(out)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A scratch folder that takes the place of ``folder``, inside of a locked one, when the block ends well."""
+    with writing(folder), _scratch(folder.with_name(f".{folder.name}.writing")) as scratch:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        sync_all(new)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        _sync(folder.parent)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder, whatever a killed process left there; gone afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader finds the old text or the new one, never a part."""
+    scratch = path.with_name(f".{path.name}.writing")
+    with writing(path):
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            _sync(scratch)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, readable."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_all(folder: Path) -> None:
+    """Forces everything in ``folder`` to the disk, its files as open to others as itself.
+
+    safetensors writes what nobody else may read, whatever the umask says, which made the folder's mode.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file():
+            with suppress(OSError):  # a file system without modes
+                path.chmod(mode)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Forces a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
