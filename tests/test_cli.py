@@ -159,9 +159,9 @@ WRONG_TURNS = {  # run with many more in test_wrong_turns.py
 
 HUB_ERRORS = {
     "GatedRepoError": (1, "accept its terms at https://huggingface.co/some/model"),
-    "RepositoryNotFoundError": (1, "neither a local folder nor a model at"),
-    "RevisionNotFoundError": (2, "no such branch, tag or commit"),
-    "RemoteEntryNotFoundError": (2, "no config.json at"),
+    "RepositoryNotFoundError": (2, "neither a local folder nor a model"),
+    "RevisionNotFoundError": (2, "check the name and the revision"),
+    "RemoteEntryNotFoundError": (2, "neither a local folder nor a model of transformers at"),
     "LocalEntryNotFoundError": (1, "the hub cannot be reached"),
     "OfflineModeIsEnabled": (1, "the hub cannot be reached"),
 }

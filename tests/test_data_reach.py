@@ -14,7 +14,7 @@ from moslora.data.reach import prefer_cache_if_unreachable, try_again
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(reach, "_set_here", [])
+    monkeypatch.setattr(reach, "OFFLINE", False)
     prefer_cache_if_unreachable.cache_clear()
     yield
     prefer_cache_if_unreachable.cache_clear()
@@ -58,6 +58,7 @@ def test_one_slow_answer_does_not_count_for_ever_and_the_users_word_does(monkeyp
     assert constants.is_offline_mode(), "asked anew"
     try_again()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(reach, "OFFLINE", True)
     prefer_cache_if_unreachable()
     try_again()
     assert constants.is_offline_mode()

@@ -256,7 +256,7 @@ def test_a_hub_that_was_slow_for_the_base_is_asked_again(
     """Nobody set HF_HUB_OFFLINE, so the upload does not find it set."""
     offline = OfflineModeIsEnabled("HF_HUB_OFFLINE")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(reach, "_set_here", [True])
+    monkeypatch.setattr(reach, "OFFLINE", False)
     made = hub()
     called = made._called
 

