@@ -17,7 +17,7 @@ from moslora.checkpoint import load_adapted, open_adapter
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
 from moslora.data.steps import collate
-from moslora.evaluation.run import evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.llama import meta_model
 from moslora.model import load_base
@@ -285,7 +285,7 @@ def test_a_question_is_scored_by_its_own_task(finished: Callable[[str], Done], p
             if spoiled and name.endswith("embedding"):
                 parameter.data[task_number(spoiled)] *= -3
         path = folder.path.parent / f"eval-{protocol}-{spoiled}"
-        evaluate(model, tokenizer(), examples, protocol=protocol, format=format, out=path)
+        evaluate(model, tokenizer(), examples, Request(protocol=protocol, format=format), out=path)
         lines = map(json.loads, (path / "predictions.jsonl").read_text().splitlines())
         found: dict[str, list[tuple[float, ...]]] = {task: [] for task in examples}
         for line in lines:
