@@ -104,6 +104,8 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
     whole = into("whole", *examples)
     assert into("whole", "obqa", limit=2) == whole
     assert into("whole", "boolq") == whole
+    evaluate(model, tokenizer(), {"boolq": examples["boolq"]}, Request(**RANK), out=tmp_path / "whole")
+    assert (tmp_path / "whole/results.json").read_bytes() == whole, "leaks that are unknown now were known before"
     assert json.loads(whole)["without_leaks"]["leaks"] == {task: 14 for task in examples}
     into("pieces", "piqa", "boolq", limit=30)
     into("pieces", "boolq", limit=10)

@@ -60,15 +60,7 @@ def ask(
     protocol: Literal["rank", "cloze"] | None = None,
     format: FormatName | None = None,
 ) -> Answers:
-    """Scores the options of one question.
-
-    Args:
-        target: the model.
-        question: see :func:`as_example`.
-        options: see :func:`as_example`.
-        task: see :func:`as_example`.
-        protocol: ``None`` for the target's own, and for rank where that is generate.
-        format: of the prompt; ``None`` for the target's own.
+    """Scores the options of one question, which :func:`as_example` explains, as ``target`` asks or as told.
 
     Raises:
         UsageError: a question that cannot be asked, or a task that a gate was not trained on.
@@ -114,15 +106,16 @@ def as_example(question: str, options: Sequence[str], *, task: str | None = None
         raise UsageError("the question is empty; give it with --question, or type it")
     truths = [option.lower() for option in options]
     order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
-    chosen = resolve_tasks(task or ("boolq" if order else "arc_easy"))
-    if len(chosen) > 1:
-        raise UsageError(f"--task {task}: a question is asked as one of one task; name one")
-    (task,) = chosen
-    if task == "boolq" and (order or not options):
+    task, *others = resolve_tasks(task or ("boolq" if order else "arc_easy"))
+    if others:
+        raise UsageError("--task: a question is one of a single task; name one")
+    if task == "boolq":
+        if options and not order:
+            raise UsageError(
+                "task boolq: its options are yes and no, or true and false; leave them out or change --task"
+            )
         names = tuple(options[truths.index(word)] for word in order) if order else TRUTHS[0]
         return Example("question", task, question.rstrip("? "), TRUTHS[0], 0), names
-    if task == "boolq":
-        raise UsageError("task boolq: its options are yes and no, or true and false; leave them out, or name a task")
     if len(options) < 2:
         raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one a line")
     context = None

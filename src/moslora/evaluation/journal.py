@@ -33,14 +33,10 @@ class Head:
 
 
 class Journal:
-    """The predictions of one results folder, or of memory alone.
+    """The predictions of one results folder, made if absent; or, where that is ``None``, of memory alone.
 
     A question's prediction depends on its id and the settings only, never on the tasks or the limit asked
     for. So a folder made under the same settings is continued, also towards more tasks or a higher limit.
-
-    Args:
-        folder: where; made if absent. ``None`` keeps everything in memory.
-        settings: of this evaluation.
 
     Raises:
         UsageError: the folder's predictions were made under other settings.

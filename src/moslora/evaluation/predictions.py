@@ -87,8 +87,7 @@ METRICS: Mapping[str, Callable[[Prediction], float]] = {
 
 ``accuracy``: 1 if the chosen option is the right one (cloze: lm-eval's ``acc``). ``accuracy_per_character``:
 the same after dividing every score by its option's characters (``acc_norm``). ``log_probability``: of the
-right option among the options, scores[gold] − log Σ exp(scores), in nats; cloze takes the summed scores here,
-not those per character.
+right option among the options, scores[gold] − log Σ exp(scores), in nats, without that division.
 """
 
 
@@ -159,22 +158,20 @@ def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Sco
 
 
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
-    """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added.
+    """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added."""
 
-    Macro: w = 1 / tasks. Micro: w = n_t / Σ n, every question the same, the tasks as strata.
-    """
+    def weighted(name: str) -> list[float] | None:
+        values = [getattr(score, name) for score in scores]
+        return None if None in values else [w * x for w, x in zip(weights, values, strict=True)]
 
     def mean(name: str) -> Any:  # a float, or None where the field may be None
-        values = [getattr(score, name) for score in scores]
-        return None if None in values else math.fsum(w * x for w, x in zip(weights, values, strict=True))
+        values = weighted(name)
+        return None if values is None else math.fsum(values)
 
     def error(name: str) -> float | None:
-        values = [getattr(score, name) for score in scores]
-        if None in values:
-            return None
-        return math.sqrt(math.fsum((w * x) ** 2 for w, x in zip(weights, values, strict=True)))
+        values = weighted(name)
+        return None if values is None else math.sqrt(math.fsum(x**2 for x in values))
 
-    drifts = [score.drift for score in scores if score.drift is not None]
     close_calls = [score.close_calls for score in scores if score.close_calls is not None]
     return Score(
         n=sum(score.n for score in scores),
@@ -186,7 +183,7 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         standard_error_per_character=error("standard_error_per_character"),
         log_probability=mean("log_probability"),
         parse_rate=mean("parse_rate"),
-        drift=max(drifts, default=None),
+        drift=max((score.drift for score in scores if score.drift is not None), default=None),
         close_calls=sum(close_calls) if close_calls else None,
     )
 
@@ -197,7 +194,7 @@ def macro(scores: Sequence[Score]) -> Score:
 
 
 def micro(scores: Sequence[Score]) -> Score:
-    """Every question the same weight."""
+    """Every question the same weight, the tasks as strata."""
     total = sum(score.n for score in scores)
     return average(scores, [score.n / total for score in scores])
 

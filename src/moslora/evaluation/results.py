@@ -60,7 +60,7 @@ class TaskRecord:
     leaks: Leaks | None = None
 
     def updated(self, later: "TaskRecord") -> "TaskRecord":
-        """With what a later evaluation found; the larger drift is that of more questions, as each takes the first."""
+        """With what a later evaluation found, which may have asked fewer questions and so missed the largest drift."""
         drifts = [drift for drift in (self.drift, later.drift) if drift is not None]
         return TaskRecord(
             limit=None if self.limit is None or later.limit is None else max(self.limit, later.limit),
@@ -105,24 +105,23 @@ class Results:
 
     def table(self) -> list[list[str]]:
         """Header, one row per task, macro, micro: shares in percent, ± one standard error."""
-        columns: list[tuple[str, Callable[[Score], str]]] = [
-            ("n", lambda s: f"{s.n:,}"),
-            ("majority class", lambda s: percent(s.majority_class)),
-            ("accuracy", lambda s: percent(s.accuracy, s.standard_error)),
+        columns: list[tuple[str, str, Callable[[Score], str]]] = [
+            ("n", "n", lambda s: f"{s.n:,}"),
+            ("majority class", "majority_class", lambda s: percent(s.majority_class)),
+            ("accuracy", "accuracy", lambda s: percent(s.accuracy, s.standard_error)),
+            (
+                "per character",
+                "accuracy_per_character",
+                lambda s: percent(s.accuracy_per_character, s.standard_error_per_character),
+            ),
+            ("log-probability", "log_probability", lambda s: f"{s.log_probability:.3f}"),
+            ("parsed", "parse_rate", lambda s: percent(s.parse_rate)),
+            ("close calls", "close_calls", lambda s: str(s.close_calls)),
         ]
-        if self.macro.accuracy_per_character is not None:
-            columns.append(
-                ("per character", lambda s: percent(s.accuracy_per_character, s.standard_error_per_character))
-            )
-        if self.macro.log_probability is not None:
-            columns.append(("log-probability", lambda s: f"{s.log_probability:.3f}"))
-        if self.macro.parse_rate is not None:
-            columns.append(("parsed", lambda s: percent(s.parse_rate)))
-        if self.macro.close_calls is not None:
-            columns.append(("close calls", lambda s: str(s.close_calls)))
+        shown = [(title, cell) for title, field, cell in columns if getattr(self.macro, field) is not None]
         scores = {**self.tasks, "macro average": self.macro, "micro average": self.micro}
-        header = ["task", *(title for title, _ in columns)]
-        return [header, *([name, *(cell(score) for _, cell in columns)] for name, score in scores.items())]
+        header = ["task", *(title for title, _ in shown)]
+        return [header, *([name, *(cell(score) for _, cell in shown)] for name, score in scores.items())]
 
     def remarks(self) -> list[str]:
         """What a reader of the table should know, below it: questions cut, leaks, answers that rounding decides."""
@@ -156,19 +155,18 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
     by_task: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_task.setdefault(prediction.task, []).append(prediction)
-    of = {task: records.get(task) or TaskRecord() for task in by_task}
-    tasks = {task: score_task(rows, drift=of[task].drift) for task, rows in by_task.items()}
-    leaks = {task: record.leaks for task, record in of.items() if record.leaks}
-    scores = list(tasks.values())
+    records = {task: records.get(task) or TaskRecord() for task in by_task}
+    tasks = {task: score_task(rows, drift=records[task].drift) for task, rows in by_task.items()}
+    leaks = {task: record.leaks for task, record in records.items() if record.leaks}
+    drifts = {task: record.drift for task, record in records.items()}
+    known = len(leaks) == len(tasks)
     return Results(
         settings=settings,
-        limits={task: record.limit for task, record in of.items()},
+        limits={task: record.limit for task, record in records.items()},
         tasks=tasks,
-        macro=macro(scores),
-        micro=micro(scores),
-        without_leaks=without_leaks(by_task, leaks=leaks, drifts={task: record.drift for task, record in of.items()})
-        if len(leaks) == len(of)
-        else None,
+        macro=macro(list(tasks.values())),
+        micro=micro(list(tasks.values())),
+        without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if known else None,
         predictions=tuple(predictions),
     )
 

@@ -66,17 +66,15 @@ def evaluate(
         model: a causal language model in evaluation mode, on its device.
         tokenizer: its tokenizer.
         questions: task -> all its questions, in any order. All of them also under a limit: in low precision
-            they decide who shares a batch (`moslora.evaluation.batches`).
-        request: how they are asked; its tasks and source are the caller's to read.
-        out: results folder, where an interrupted evaluation of the same settings is continued. ``None``
-            leaves nothing on disk.
-        metadata: tells this model from others, and no time of day; JSON values. Kept with the results, and a
-            folder made under other metadata is refused.
-        leaks: questions that training gave away, without which the results are given as well. ``None`` where
-            they are unknown.
+            they decide which share a batch (`moslora.evaluation.batches`).
+        request: how they are asked; its tasks and source are not read here.
+        out: results folder, where an earlier evaluation of the same settings is continued. ``None`` leaves
+            nothing on disk.
+        metadata: tells this model from others; JSON values. A folder made under other metadata is refused.
+        leaks: questions that training gave away; ``None`` where they are unknown.
 
     Returns:
-        The results of the questions asked; ``out`` has those of earlier evaluations as well.
+        The results of the questions asked; those in ``out`` are of earlier evaluations as well.
 
     Raises:
         UsageError: questions that the protocol cannot score, or a folder of other settings.

@@ -49,11 +49,7 @@ class Target:
     suffix: str = ""
 
     def asked(self, **options: Unpack[Options]) -> Request:
-        """Its own request with the given options over it, and a note where nothing says how to ask.
-
-        Raises:
-            UsageError: the protocol cannot read the answers of the format.
-        """
+        """Its own request with the given options over it (`Request.changed`), and a note where nothing says how."""
         if self.run is None and not (options.get("protocol") or options.get("format")):
             note(f"a model does not say how to ask it: protocol {self.request.protocol}, or choose with --protocol")
         return self.request.changed(**options)
@@ -68,11 +64,7 @@ class Target:
         return results / f"{request.protocol}-{request.format}-{self.model.precision}{self.suffix}"
 
     def load(self, device: torch.device) -> PreTrainedModel:
-        """The model on ``device``, in evaluation mode.
-
-        Raises:
-            MosloraError: it does not fit into the GPU's memory.
-        """
+        """The model on ``device``, in evaluation mode."""
         with or_out_of_memory(
             f"{self.model.name} in {self.model.precision} does not fit into this GPU's memory; use a recipe with"
             " model.quantization, or the CPU: CUDA_VISIBLE_DEVICES=''"
@@ -109,7 +101,7 @@ def open_target(
         base: of a run, the base model without the adapter.
         dtype: other than the recipe's.
         runs: where runs are, and where the results of other models go.
-        trust_remote_code: whether the model's own Python code may be run; no run's recipe can allow it.
+        trust_remote_code: whether the model's own Python code may run; no run's recipe can allow it.
 
     Raises:
         UsageError: it names nothing that can be evaluated.
@@ -190,11 +182,7 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
 
 @contextmanager
 def or_out_of_memory(line: str) -> Iterator[None]:
-    """``line`` in place of torch's error where the GPU's memory does not suffice.
-
-    Raises:
-        MosloraError: it does not.
-    """
+    """An error of this ``line`` where the GPU's memory does not suffice."""
     try:
         yield
     except torch.OutOfMemoryError:
