@@ -185,7 +185,7 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
     assert len(scores) == 6
     for task in ("boolq", "arc_easy", "obqa"):
         describe_batch(model, tasks=torch.tensor([task_number(task)]))
-        for example in load_examples(task, "test", source=target.source):
+        for example in load_examples(task, "test", source=target.request.source):
             if example.id in scores:
                 pairs = [(option.prompt, option.answer) for option in form.options(example)]
                 texts = encoder.encode_all(pairs, joint=form.joint, eos=False)
