@@ -41,7 +41,7 @@ LINES = {
     "moslora data audit --tasks obqa,bo": ["obqa,boolq"],
     "moslora data audit --format la": ["label"],
     "moslora ask runs/e": ["runs/early"],
-    "moslora eval --protocol ": ["rank", "generate", "cloze"],
+    "moslora eval --protocol ": ["rank", "cloze", "generate"],
     "moslora eval --format ": list(FORMATS),
     "moslora data show boolq --format cl": ["cloze", "cloze-passage"],
     "moslora eval --dtype f": ["float16", "float32"],

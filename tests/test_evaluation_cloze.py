@@ -8,13 +8,13 @@ import torch
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation import cloze, evaluate
+from moslora.evaluation import Request, cloze, evaluate
 from moslora.prompts import FORMATS
 
 
 def test_scores_are_summed_log_probabilities() -> None:
     examples = all_tasks(6)
-    results = evaluate(make_model(), tokenizer(), examples, protocol="cloze", format="cloze", max_length=None)
+    results = evaluate(make_model(), tokenizer(), examples, Request(protocol="cloze", format="cloze", max_length=None))
     model, encoder = make_model(torch.float64), Encoder(tokenizer(), max_length=None)
     by_id = {example.id: example for rows in examples.values() for example in rows}
     for prediction in results.predictions:
@@ -37,8 +37,8 @@ def test_float32_predictions_do_not_depend_on_batch_size_or_order(batch_size: in
     examples = all_tasks(20)
     shuffled = {task: random.Random(batch_size).sample(rows, 20) for task, rows in reversed(examples.items())}
     settings = {"protocol": "cloze", "format": "cloze-passage"}
-    expected = evaluate(make_model(), tokenizer(), examples, batch_size=32, **settings)
-    given = evaluate(make_model(), tokenizer(), shuffled, batch_size=batch_size, **settings)
+    expected = evaluate(make_model(), tokenizer(), examples, Request(batch_size=32, **settings))
+    given = evaluate(make_model(), tokenizer(), shuffled, Request(batch_size=batch_size, **settings))
     by_id = {prediction.id: prediction for prediction in given.predictions}
     assert len(by_id) == 8 * 20
     for prediction in expected.predictions:
@@ -62,7 +62,7 @@ def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -
 def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
     examples = {"piqa": make_examples("piqa", 30)}
     settings = {"protocol": "cloze", "format": "cloze"}
-    results = evaluate(make_model(), tokenizer(), examples, max_length=24, **settings)
+    results = evaluate(make_model(), tokenizer(), examples, Request(max_length=24, **settings))
     encoder = Encoder(tokenizer(), max_length=None)
     too_long = sum(
         any(len(encoder.encode(o.prompt, o.answer, eos=False).ids) > 24 for o in FORMATS["cloze"].options(e))
@@ -80,7 +80,5 @@ def test_no_room_for_any_prompt_is_refused() -> None:
             make_model(),
             tokenizer(),
             {"piqa": [example]},
-            protocol="cloze",
-            format="cloze",
-            max_length=longest,
+            Request(protocol="cloze", format="cloze", max_length=longest),
         )

@@ -8,7 +8,7 @@ import torch
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation import evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.generate import Generate, find_answer
 from moslora.prompts import FORMATS, labels
 
@@ -71,7 +71,7 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.Mo
     written = iter(["it is true", "false, then", "I cannot say", "true or false"])
     monkeypatch.setattr(Generate, "_continue", lambda self, ids: next(written))
     results = evaluate(
-        make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, protocol="generate", format="label"
+        make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, Request(protocol="generate", format="label")
     )
     assert results.tasks["boolq"].parse_rate == 0.75
     assert [p.prediction for p in results.predictions] == [0, 1, None, 0]
@@ -89,4 +89,4 @@ def test_a_label_of_no_option_is_an_answer_but_never_right() -> None:
 
 def test_a_format_without_labels_cannot_generate() -> None:
     with pytest.raises(MosloraError, match="format cloze has no answer to generate"):
-        evaluate(make_model(), tokenizer(), all_tasks(1), protocol="generate", format="cloze")
+        evaluate(make_model(), tokenizer(), all_tasks(1), Request(protocol="generate", format="cloze"))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evaluation_kit import make_model, tokenizer
 from moslora.data.hub import example_from_hub
 from moslora.data.wheel import hub_rows
-from moslora.evaluation import evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.locate import BUILTIN
 from moslora.model import load_base, load_tokenizer
 from moslora.recipe import ModelSection
@@ -76,7 +76,9 @@ def assert_equal(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     rows = sample_rows(task)
     examples = [example_from_hub(task, f"{task}/test/{number}", row) for number, row in enumerate(rows)]
     samples = by_lm_eval(task, rows, model, tokenizer)
-    results = evaluate(model, tokenizer, {task: examples}, protocol="cloze", format="cloze-passage", max_length=LONGEST)
+    results = evaluate(
+        model, tokenizer, {task: examples}, Request(protocol="cloze", format="cloze-passage", max_length=LONGEST)
+    )
     ours = {prediction.id: prediction for prediction in results.predictions}
     assert len(samples) == len(ours) == QUESTIONS
     for example, sample in zip(examples, samples, strict=True):

@@ -8,7 +8,7 @@ import torch
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation import evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.rank import Rank
 from moslora.prompts import FORMATS
 
@@ -17,7 +17,7 @@ from moslora.prompts import FORMATS
 def test_scores_are_the_labels_full_log_probabilities_among_the_options(format: str) -> None:
     """All tokens of every label, not the differing one alone, and no padding, in float64."""
     examples = all_tasks(6)
-    results = evaluate(make_model(), tokenizer(), examples, protocol="rank", format=format, max_length=None)
+    results = evaluate(make_model(), tokenizer(), examples, Request(protocol="rank", format=format, max_length=None))
     model, encoder = make_model(torch.float64), Encoder(tokenizer(), max_length=None)
     by_id = {example.id: example for rows in examples.values() for example in rows}
     for prediction in results.predictions:
@@ -36,8 +36,8 @@ def test_float32_predictions_do_not_depend_on_batch_size_or_order(batch_size: in
     examples = all_tasks(40)
     shuffled = {task: random.Random(batch_size).sample(rows, 40) for task, rows in reversed(examples.items())}
     settings = {"protocol": "rank", "format": "label"}
-    expected = evaluate(make_model(), tokenizer(), examples, batch_size=32, **settings)
-    given = evaluate(make_model(), tokenizer(), shuffled, batch_size=batch_size, **settings)
+    expected = evaluate(make_model(), tokenizer(), examples, Request(batch_size=32, **settings))
+    given = evaluate(make_model(), tokenizer(), shuffled, Request(batch_size=batch_size, **settings))
     by_id = {prediction.id: prediction for prediction in given.predictions}
     assert len(by_id) == 8 * 40
     for prediction in expected.predictions:
@@ -48,7 +48,9 @@ def test_float32_predictions_do_not_depend_on_batch_size_or_order(batch_size: in
 
 def test_options_of_several_tokens_are_refused_with_the_mend() -> None:
     with pytest.raises(MosloraError, match=r"task siqa, format cloze: .* use evaluation.protocol=cloze"):
-        evaluate(make_model(), tokenizer(), {"siqa": make_examples("siqa", 3)}, protocol="rank", format="cloze")
+        evaluate(
+            make_model(), tokenizer(), {"siqa": make_examples("siqa", 3)}, Request(protocol="rank", format="cloze")
+        )
 
 
 def test_what_the_labels_share_is_read_by_the_model() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Prediction, Settings, load_results, paired_difference
-from moslora.evaluation.results import summarise
+from moslora.evaluation.results import TaskRecord, summarise
 
 SETTINGS = Settings(
     protocol="cloze",
@@ -25,6 +25,7 @@ SETTINGS = Settings(
 )
 SIZES = {"boolq": 90, "siqa": 40, "obqa": 11}
 DRIFTS = {"boolq": 0.2, "siqa": 0.3, "obqa": 0.5}
+RECORDS = {task: TaskRecord(drift=drift) for task, drift in DRIFTS.items()}
 
 
 def make_predictions(seed: int) -> list[Prediction]:
@@ -69,7 +70,7 @@ def error(x: np.ndarray) -> float:
 
 def test_tasks_and_averages() -> None:
     predictions = make_predictions(1)
-    results = summarise(SETTINGS, predictions, limit=None, drifts=DRIFTS)
+    results = summarise(SETTINGS, predictions, RECORDS)
     by_task = {task: columns(predictions, task) for task in SIZES}
     for task, column in by_task.items():
         score = results.tasks[task]
@@ -117,17 +118,17 @@ def test_a_paired_difference_needs_pairs() -> None:
 
 
 def test_one_question_has_no_standard_error() -> None:
-    results = summarise(SETTINGS, make_predictions(1)[:1], limit=1, drifts={"boolq": 0.0})
+    results = summarise(SETTINGS, make_predictions(1)[:1], RECORDS)
     assert results.tasks["boolq"].standard_error is results.macro.standard_error is None
 
 
 def test_the_first_of_equal_scores_is_chosen() -> None:
     tied = Prediction("boolq/test/0", "boolq", gold=1, prediction=0, scores=(-6.0, -3.0), characters=(2, 1))
-    assert summarise(SETTINGS, [tied], limit=None, drifts=None).macro.accuracy_per_character == 0
+    assert summarise(SETTINGS, [tied], {}).macro.accuracy_per_character == 0
 
 
 def test_table() -> None:
-    rows = summarise(SETTINGS, make_predictions(1), limit=None, drifts=DRIFTS).table()
+    rows = summarise(SETTINGS, make_predictions(1), RECORDS).table()
     assert rows[0] == [
         "task",
         "n",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moslora.evaluation import Results, load_predictions
+from moslora.evaluation import Results, load_predictions, load_results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.merge import merge
 from moslora.training import train_recipe
@@ -46,10 +46,37 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
     assert f"note: {copy} is unfinished: scoring step 21 of 21\n" in run(capsys, "eval", copy, *options)[1]
     for named in ([newest], [copy, "--base"]):
         assert "is unfinished" not in run(capsys, "eval", *named, *options)[1]
-    said = "note: a model does not say how it is to be asked: protocol rank, or give --protocol\n"
+    said = "note: a model does not say how to ask it: protocol rank"
     options = (*options, "--source", world / "data", "--out")
     assert said in run(capsys, "eval", world / "model", *options, tmp_path / "one")[1]
     assert said not in run(capsys, "eval", world / "model", "--protocol", "rank", *options, tmp_path / "two")[1]
+
+
+def test_a_model_that_names_no_protocol_says_so_when_asked_too(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("ask", world / "model", "--question", "why", "--option", "a", "--option", "b")
+    assert run(capsys, *asked)[1].startswith("note: a model does not say how to ask it: protocol rank")
+    code, out, _ = run(capsys, *asked, "--protocol", "cloze")
+    assert code == 0 and out.startswith("protocol cloze, format cloze")
+
+
+def test_the_newest_run_may_lie_in_the_current_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "eval", "--tasks", "obqa", "--limit", "2")
+    assert code == 0 and out.startswith("newest run: mine\n") and "written to mine/eval/rank-label-float32" in out
+
+
+def test_a_relative_source_is_that_of_the_folder_where_the_run_was_trained(
+    recipe: MakeRecipe, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    train_recipe(recipe("data.source=./data", "training.max_steps=3"), out=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "eval", "run")
+    assert code == 2 and "source './data'" in err and "relative to where the run was trained" in err
+    assert run(capsys, "eval", "run", "--source", world / "data", "--tasks", "obqa", "--limit", "2")[0] == 0
 
 
 def test_a_limit_of_the_evaluation_cuts_and_says_so(
@@ -57,7 +84,7 @@ def test_a_limit_of_the_evaluation_cuts_and_says_so(
 ) -> None:
     train_recipe(recipe("evaluation.max_length=24", "training.max_steps=3"), out=tmp_path / "run")
     code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa")
-    assert code == 0 and "20 questions have over 24 tokens and lost their beginning" in out
+    assert code == 0 and "20 questions are longer than evaluation.max_length = 24" in out
 
 
 def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(
@@ -66,15 +93,16 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     """The card of what is given away has all that was evaluated."""
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     opened = open_target(str(copy))
-    limited = replace(opened, evaluation=opened.evaluation.model_copy(update={"limit": 7}))
+    limited = replace(opened, request=opened.request.model_copy(update={"limit": 7}))
     results, _ = evaluate_target(limited)
     assert {score.n for score in results.tasks.values()} == {7}
     results, _ = evaluate_target(limited, limit="all")
     assert {score.n for score in results.tasks.values()} == {20}
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
-    assert code == 0 and "whose results.json has 60 questions, of earlier evaluations too" in out
+    folder = copy / "eval" / "rank-label-float32"
+    assert code == 0 and "macro average  2" in out and load_results(folder).macro.n == 60
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "all")
-    assert code == 0 and len(load_predictions(copy / "eval" / "rank-label-float32")) == 60
+    assert code == 0 and len(load_predictions(folder)) == 60
     assert run(capsys, "export", copy)[0] == 0
     card = (copy / "peft" / "README.md").read_text()
     assert (

@@ -20,7 +20,7 @@ from moslora.card import write_card
 from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
 from moslora.convert import export_peft
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.folded import lora_pairs
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB, fingerprint
@@ -67,7 +67,7 @@ def test_stock_transformers_loads_it_and_nothing_in_it_is_ours(trained: Path, wo
     tokenizer = AutoTokenizer.from_pretrained(out)
     answers = []
     for one in (adapted, model):
-        results = evaluate(one, tokenizer, questions, protocol="cloze", format="cloze", out=None)
+        results = evaluate(one, tokenizer, questions, Request(protocol="cloze", format="cloze"))
         answers.append({p.id: p.prediction for p in results.predictions})
     assert answers[0] == answers[1] and len(answers[0]) == 210
     assert len(set(answers[0].values())) > 2

@@ -40,7 +40,7 @@ def results(right: dict[str, list[bool]], *, confidence: float = 1.0) -> Results
         data={},
         metadata={},
     )
-    return summarise(settings, predictions, limit=None, drifts=None)
+    return summarise(settings, predictions, {})
 
 
 BASE = {"obqa": [i % 2 == 0 for i in range(90)], "siqa": [i % 3 == 0 for i in range(60)]}

@@ -17,7 +17,7 @@ from moslora.checkpoint import load_adapted, open_adapter
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
 from moslora.data.steps import collate
-from moslora.evaluation.run import evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.llama import meta_model
 from moslora.model import load_base
@@ -185,7 +185,7 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
     assert len(scores) == 6
     for task in ("boolq", "arc_easy", "obqa"):
         describe_batch(model, tasks=torch.tensor([task_number(task)]))
-        for example in load_examples(task, "test", source=target.source):
+        for example in load_examples(task, "test", source=target.request.source):
             if example.id in scores:
                 pairs = [(option.prompt, option.answer) for option in form.options(example)]
                 texts = encoder.encode_all(pairs, joint=form.joint, eos=False)
@@ -285,7 +285,7 @@ def test_a_question_is_scored_by_its_own_task(finished: Callable[[str], Done], p
             if spoiled and name.endswith("embedding"):
                 parameter.data[task_number(spoiled)] *= -3
         path = folder.path.parent / f"eval-{protocol}-{spoiled}"
-        evaluate(model, tokenizer(), examples, protocol=protocol, format=format, out=path)
+        evaluate(model, tokenizer(), examples, Request(protocol=protocol, format=format), out=path)
         lines = map(json.loads, (path / "predictions.jsonl").read_text().splitlines())
         found: dict[str, list[tuple[float, ...]]] = {task: [] for task in examples}
         for line in lines:

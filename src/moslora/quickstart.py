@@ -94,7 +94,7 @@ def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
     results = []
     for base in (True, False):
         say(f"scoring the {'base' if base else 'tuned'} model ...")
-        results.append(evaluate_target(open_target(str(out), base=base), progress=_progress)[0])
+        results.append(evaluate_target(open_target(str(out), base=base))[0])
     if not in_use(out / "merged"):  # a killed merge leaves its lock
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(locate_adapter(out), out=out / "merged")))
@@ -294,8 +294,3 @@ def majority(predictions: Sequence[Prediction]) -> list[Prediction]:
         scores = tuple(0.0 if i == best[p.task] else -1.0 for i in positions)
         constant.append(replace(p, prediction=best[p.task], scores=scores, characters=(1,) * len(scores)))
     return constant
-
-
-def _progress(task: str, done: int, total: int) -> None:
-    if done == total:
-        say(f"  {task}: {done}/{total}")

@@ -65,15 +65,15 @@ def run_folder(adapter: Path) -> Path:
     return adapter
 
 
-def newest_run(runs: Path) -> Path:
-    """The run in ``runs`` that was written to last.
+def newest_run(*places: Path) -> Path:
+    """The finished run directly in one of ``places`` that was written to last.
 
     Raises:
         UsageError: there is none.
     """
-    found = [manifest.parent.parent for manifest in runs.glob(f"*/{RESULT}/{MANIFEST}")]
+    found = [manifest.parent.parent for place in places for manifest in place.glob(f"*/{RESULT}/{MANIFEST}")]
     if not found:
-        raise UsageError(f"{runs}: no finished run here; name a run or a model, or train one: moslora train RECIPE")
+        raise UsageError("no finished run in runs/ or here; name a run or a model, or train one: moslora train RECIPE")
     return max(found, key=lambda run: (run / RESULT / MANIFEST).stat().st_mtime)
 
 

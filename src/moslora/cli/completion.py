@@ -49,14 +49,6 @@ def task(incomplete: str) -> list[str]:
     return [name for name in COMMONSENSE if name.startswith(incomplete)]
 
 
-def protocols(incomplete: str) -> list[str]:
-    """Names of protocols."""
-    from moslora.recipe import PROTOCOLS
-
-    known = dict.fromkeys(protocol for names in PROTOCOLS.values() for protocol in names)
-    return [name for name in known if name.startswith(incomplete)]
-
-
 def formats(incomplete: str) -> list[str]:
     """Names of formats."""
     from moslora.prompts import FORMATS

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from moslora import choices
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
 from moslora.cli.options import SOURCES, DType, Out, Overrides, Public, Push, Run, Task, Trust
@@ -66,67 +68,46 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="commonsense, or names with commas.", autocompletion=completion.tasks)
     ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="rank, cloze or generate.", autocompletion=completion.protocols)
-    ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
-    ] = None,
+    protocol: Annotated[choices.Protocol | None, typer.Option(help="How an answer is read off the model.")] = None,
+    format: Annotated[choices.FormatName | None, typer.Option(help="Of the prompts.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Score the base model, without the adapter.")] = False,
     limit: Annotated[str | None, typer.Option(help="Questions per task, or all.", metavar="NUMBER|all")] = None,
     source: Annotated[
         str | None, typer.Option(help="Where the questions come from, as in a recipe.", autocompletion=SOURCES)
     ] = None,
-    dtype: DType = None,
+    dtype: Annotated[choices.DType | None, typer.Option(help="Precision, other than the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most sequences in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: Out = None,
     trust: Trust = False,
 ) -> None:
     """Score a model on the commonsense sets."""
-    from moslora.evaluation import load_results
     from moslora.evaluation.target import evaluate_target, open_target
     from moslora.runs import newest_run
     from moslora.tasks import resolve_tasks
 
     most = _limit(limit)
-    named = None if tasks is None else resolve_tasks(tasks)
     if target is None:
-        target = str(newest_run(RUNS))
+        target = str(newest_run(RUNS, Path()))
         print(f"newest run: {target}")
     try:
         results, folder = evaluate_target(
-            open_target(target, base=base, dtype=dtype, runs=RUNS, trust_remote_code=trust),
-            tasks=named,
+            open_target(target, base=base, dtype=dtype, trust_remote_code=trust),
+            out=out,
+            tasks=None if tasks is None else resolve_tasks(tasks),
             protocol=protocol,
             format=format,
             limit=most,
             source=source,
             batch_size=batch_size,
             beams=beams,
-            out=out,
-            progress=lambda task, done, total: print(f"  {task}: {done}/{total}", flush=True),
         )
     except KeyboardInterrupt as stop:
         raise stopped("stopped; what was scored is kept, and the same command goes on from there", stop) from None
-    settings = results.settings
-    print(f"protocol {settings.protocol}, format {settings.format}, {settings.precision}; shares in percent ± s.e.")
+    print(results.heading)
     print_table(results.table())
-    if cut := results.macro.truncated:
-        print(
-            f"{cut:,} questions have over {settings.max_length} tokens and lost their beginning; evaluation.max_length"
-        )
-    if leaks := results.leak_line():
-        print(leaks)
-    if results.drift is not None and results.macro.close_calls:
-        print(
-            f"{results.macro.close_calls} answers are closer than the arithmetic's own noise ({results.drift:.2g});"
-            " --dtype float32 decides them"
-        )
-    held = load_results(folder).macro.n
-    more = f", whose results.json has {held:,} questions, of earlier evaluations too" if held > results.macro.n else ""
-    print(f"written to {folder}{more}")
+    for line in (*results.remarks(), f"written to {folder}"):
+        print(line)
 
 
 @app.command()
@@ -144,15 +125,10 @@ def ask(
             autocompletion=completion.task,
         ),
     ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="rank or cloze. [default: the run's]", autocompletion=completion.protocols)
-    ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(help="label, llm-adapters or cloze. [default: the run's]", autocompletion=completion.formats),
-    ] = None,
+    protocol: Annotated[Literal["rank", "cloze"] | None, typer.Option(help="[default: the run's]")] = None,
+    format: Annotated[choices.FormatName | None, typer.Option(help="[default: the run's]")] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
-    dtype: DType = None,
+    dtype: Annotated[choices.DType | None, typer.Option(help="Precision, other than the recipe's.")] = None,
     trust: Trust = False,
 ) -> None:
     """Answer a question of yours: its options with their probabilities, the likeliest first.
@@ -165,7 +141,7 @@ def ask(
     from moslora.evaluation.ask import read_typed
     from moslora.evaluation.target import open_target
 
-    opened = open_target(target, base=base, dtype=dtype, runs=RUNS, trust_remote_code=trust)
+    opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust)
     if question is None or (not option and task != "boolq"):
         question, option = read_typed(sys.stdin, question=question, options=option or ())
     answers = ask_target(opened, question=question, options=option or (), task=task, protocol=protocol, format=format)
@@ -263,18 +239,13 @@ def quickstart(out: Out = None) -> None:
         print(line)
 
 
-def _limit(text: str | None) -> "int | Literal['all'] | None":
-    if text is None:
-        return None
-    if text == "all":
-        return "all"
-    try:
-        number = int(text)
-    except ValueError:  # also for a number of thousands of digits
-        number = 0
-    if number < 1:
-        raise UsageError(f"--limit {text}: give a number of questions per task from 1 on, or all")
-    return number
+def _limit(text: str | None) -> int | Literal["all"] | None:
+    if text is None or text == "all":
+        return "all" if text else None
+    with suppress(ValueError):  # also for a number of thousands of digits
+        if (number := int(text)) > 0:
+            return number
+    raise UsageError(f"--limit {text}: must be a number of questions per task, or all")
 
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:

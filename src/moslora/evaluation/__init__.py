@@ -1,15 +1,16 @@
 """Evaluation: multiple-choice questions scored under one of three protocols, with errors and averages."""
 
 from moslora.evaluation.journal import load_predictions
-from moslora.evaluation.predictions import METRICS, PairedDifference, Prediction, paired_difference
+from moslora.evaluation.predictions import METRICS, PairedDifference, Prediction, Score, paired_difference
+from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, load_results
 from moslora.evaluation.run import evaluate
-from moslora.evaluation.scores import Score
 
 __all__ = [
     "METRICS",
     "PairedDifference",
     "Prediction",
+    "Request",
     "Results",
     "Score",
     "Settings",

@@ -8,14 +8,15 @@ character (``cloze``), so that the likeliest option is the one that ``moslora ev
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 import torch
 
-from moslora.errors import MosloraError, UsageError
+from moslora.choices import FormatName
+from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.run import make_scorer, question_encoder
-from moslora.evaluation.target import Target, reading
+from moslora.evaluation.run import make_scorer
+from moslora.evaluation.target import Target, or_out_of_memory
 from moslora.folded import refuse_untrained
 from moslora.model import load_tokenizer, name_task
 from moslora.tasks import Example, resolve_tasks
@@ -56,54 +57,37 @@ def ask(
     question: str,
     options: Sequence[str],
     task: str | None = None,
-    protocol: str | None = None,
-    format: str | None = None,
+    protocol: Literal["rank", "cloze"] | None = None,
+    format: FormatName | None = None,
 ) -> Answers:
-    """Scores the options of one question.
-
-    Args:
-        target: the model.
-        question: see :func:`as_example`.
-        options: see :func:`as_example`.
-        task: see :func:`as_example`.
-        protocol: ``rank`` or ``cloze``; ``None`` for the target's own, and for rank where that is generate.
-        format: of the prompt; ``None`` for the target's own.
+    """Scores the options of one question, which :func:`as_example` explains, as ``target`` asks or as told.
 
     Raises:
-        UsageError: no question that can be asked, a task that a gate was not trained on, or protocol generate, which
-            has no probabilities.
+        UsageError: a question that cannot be asked, or a task that a gate was not trained on.
         MosloraError: the protocol cannot score these options, or the GPU's memory does not suffice.
     """
     example, names = as_example(question, options, task=task)
-    if protocol == "generate":
-        raise UsageError("--protocol generate: writes a text and has no probabilities; take rank")
     if target.adapter:
         refuse_untrained(target.adapter, example.task)
-    protocol, rendered = reading(target, protocol, format)
-    protocol = "rank" if protocol == "generate" else protocol  # both read the formats with labels
-    if format is None and rendered == "cloze-passage":
-        rendered = "cloze"  # the same but for BoolQ's passage, which a typed question has not
+    request = target.asked(protocol=protocol, format=format)
+    if request.protocol == "generate":  # which has no probabilities, and reads the same formats
+        request = request.model_copy(update={"protocol": "rank"})
+    if request.format == "cloze-passage":  # the same but for BoolQ's passage, which a typed question has not
+        request = request.model_copy(update={"format": "cloze"})
     model = target.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     name_task(model, example.task)
-    scorer = make_scorer(
-        protocol,
-        model=model,
-        encoder=question_encoder(model, load_tokenizer(target.model), max_length=target.evaluation.max_length),
-        format=rendered,
-        batch_size=target.evaluation.batch_size,
-        beams=1,
-    )
-    try:
-        with torch.inference_mode():
-            (prediction,) = scorer.score([example])
-    except torch.OutOfMemoryError:
-        raise MosloraError(
-            "out of GPU memory for this question; make it shorter, or take the CPU: CUDA_VISIBLE_DEVICES=''"
-        ) from None
+    scorer = make_scorer(model, load_tokenizer(target.model), request)
+    with (
+        torch.inference_mode(),
+        or_out_of_memory(
+            "out of GPU memory for this question; make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
+        ),
+    ):
+        (prediction,) = scorer.score([example])
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
     best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: of equals the first, as in eval
-    return Answers(tuple(best_first), prediction, protocol, rendered)
+    return Answers(tuple(best_first), prediction, request.protocol, request.format)
 
 
 def as_example(question: str, options: Sequence[str], *, task: str | None = None) -> tuple[Example, tuple[str, ...]]:
@@ -117,24 +101,18 @@ def as_example(question: str, options: Sequence[str], *, task: str | None = None
     Raises:
         UsageError: what is missing, or does not fit the task.
     """
-    question, options = question.strip(), [option.strip() for option in options]
+    question, options = question.strip(), [option.strip() for option in options if option.strip()]
     if not question:
-        raise UsageError("the question is empty; give it by --question, or type it")
-    if not all(options):
-        raise UsageError("an option is empty; leave it out, or fill it in")
-    if len(set(options)) < len(options):
-        raise UsageError(f"an option comes twice among {', '.join(options)}; leave one out")
+        raise UsageError("the question is empty; give it with --question, or type it")
     truths = [option.lower() for option in options]
     order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
-    if task is None:
-        task = "boolq" if order else "arc_easy"
-    elif len(resolve_tasks(task)) > 1:
-        raise UsageError(f"--task {task}: a question is asked in the way of one task; name one")
-    (task,) = resolve_tasks(task)
+    task, *others = resolve_tasks(task or ("boolq" if order else "arc_easy"))
+    if others:
+        raise UsageError("--task: a question is one of a single task; name one")
     if task == "boolq":
-        if options and order is None:
+        if options and not order:
             raise UsageError(
-                "task boolq: its options are yes and no, or true and false; leave them out, or name a task"
+                "task boolq: its options are yes and no, or true and false; leave them out or change --task"
             )
         names = tuple(options[truths.index(word)] for word in order) if order else TRUTHS[0]
         return Example("question", task, question.rstrip("? "), TRUTHS[0], 0), names
@@ -151,7 +129,7 @@ def as_example(question: str, options: Sequence[str], *, task: str | None = None
 
 
 def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:
-    """What was not given is read: the question, a line; the options, one a line up to an empty one or the end.
+    """Reads what was not given: the question, a line; the options, one a line up to an empty one or the end.
 
     A person at a terminal is told what to type.
     """
@@ -162,7 +140,7 @@ def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) 
         try:
             return stream.readline().strip()
         except UnicodeDecodeError:
-            raise UsageError("what was typed is no UTF-8 text") from None
+            raise UsageError("what was typed is not UTF-8 text") from None
 
     asked = line("question: ") if question is None else question
     given = list(options)

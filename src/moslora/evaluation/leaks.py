@@ -1,6 +1,7 @@
-"""Which test questions the training rows give away: found again at every evaluation, as it may ask other questions."""
+"""Test questions that the training rows give away: which they are, and the numbers without them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from moslora.checkpoint import AdapterFolder
@@ -9,15 +10,77 @@ from moslora.data.overlap import leaked
 from moslora.data.select import select
 from moslora.data.sources import data_hash, load_training
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.evaluation.without_leaks import Leaks
+from moslora.evaluation.predictions import Prediction, Score, macro, percent, score_task
 from moslora.tasks import Example
 
 
+@dataclass(frozen=True)
+class Leaks:
+    """Questions whose choices and right answer are also a training row.
+
+    Attributes:
+        compared_with: the training rows, in words.
+        ids: of the questions, asked or not.
+    """
+
+    compared_with: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WithoutLeaks:
+    """The numbers of the questions that are no leaks.
+
+    Attributes:
+        compared_with: the training rows, in words.
+        leaks: task -> questions left out.
+        tasks: by task, without those that have only leaks.
+        macro: every task the same weight; ``None`` if a task has only leaks.
+    """
+
+    compared_with: str
+    leaks: Mapping[str, int]
+    tasks: Mapping[str, Score]
+    macro: Score | None
+
+    def line(self, primary: str) -> str | None:
+        """The metric ``primary`` without the leaks, in percent; ``None`` if there are none."""
+        counts = {task: count for task, count in self.leaks.items() if count}
+        if not counts:
+            return None
+        scores = {**{task: self.tasks.get(task) for task in counts}, "macro average": self.macro}
+        error = primary.replace("accuracy", "standard_error")
+        values = [
+            f"{name} {percent(getattr(score, primary, None), getattr(score, error, None))}"
+            for name, score in scores.items()
+        ]
+        return (
+            f"questions among {self.compared_with}: {', '.join(f'{task} {count}' for task, count in counts.items())};"
+            f" {primary.replace('_', ' ')} without them: {', '.join(values)}"
+        )
+
+
+def without_leaks(
+    predictions: Mapping[str, Sequence[Prediction]], *, leaks: Mapping[str, Leaks], drifts: Mapping[str, float | None]
+) -> WithoutLeaks:
+    """The numbers of ``predictions`` without the leaks; all three by task."""
+    gone = {task: set(found.ids) for task, found in leaks.items()}
+    kept = {task: [p for p in rows if p.id not in gone[task]] for task, rows in predictions.items()}
+    tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in kept.items() if rows}
+    return WithoutLeaks(
+        compared_with=" and ".join(dict.fromkeys(found.compared_with for found in leaks.values())),
+        leaks={task: len(rows) - len(kept[task]) for task, rows in predictions.items()},
+        tasks=tasks,
+        macro=macro(list(tasks.values())) if len(tasks) == len(predictions) else None,
+    )
+
+
 def find_leaks(run: AdapterFolder | None, questions: Mapping[str, Sequence[Example]], *, source: str) -> Leaks | None:
-    """The questions that are also training rows: of the run, else of the place that the questions come from.
+    """The leaks among ``questions``.
 
     Args:
-        run: the run whose model, or whose base, is scored; ``None`` for a model that is nobody's run.
+        run: the run whose model, or whose base, is scored; ``None`` for a model that belongs to no run, which is
+            compared with the training rows of the questions' source.
         questions: task -> all its test questions.
         source: where they come from.
 
@@ -25,24 +88,22 @@ def find_leaks(run: AdapterFolder | None, questions: Mapping[str, Sequence[Examp
         ``None``, with a note, where the training rows are gone or have changed, or the source has none.
     """
     try:
-        rows, words = _trained_on(run) if run else _training_split(tuple(questions), source)
+        rows, words = _training_rows(run, tuple(questions), source)
     except MosloraError as error:
-        note(f"whether training gave questions away is not known: {first_line(error)}")
+        note(f"whether training gave questions away is unknown: {first_line(error)}")
         return None
-    return Leaks(words, leaked([row for task in questions.values() for row in task], rows))
+    return Leaks(words, tuple(sorted(leaked([row for task in questions.values() for row in task], rows))))
 
 
-def _trained_on(run: AdapterFolder) -> tuple[list[Example], str]:
+def _training_rows(run: AdapterFolder | None, tasks: tuple[str, ...], source: str) -> tuple[list[Example], str]:
+    if run is None:
+        if Path(source).expanduser().is_file():
+            raise UsageError(f"{source}: one file has no training rows beside its questions")
+        rows = load_training(tasks, source=source)
+        return rows, f"the {len(rows):,} training rows of {source}"
     if "data" not in run.manifest:
         raise UsageError(f"{run.path}: an imported adapter, which does not say what it was trained on")
     rows = select(run.recipe).training
     if data_hash(rows) != run.manifest["data"]["sha256"]:
         raise UsageError(f"{run.recipe.data.source}: its rows have changed since this run was trained on them")
     return rows, f"the {len(rows):,} rows this run was trained on"
-
-
-def _training_split(tasks: tuple[str, ...], source: str) -> tuple[list[Example], str]:
-    if Path(source).expanduser().is_file():
-        raise UsageError(f"{source}: one file has no training rows beside its questions")
-    rows = load_training(tasks, source=source)
-    return rows, f"the {len(rows):,} training rows of {source}"

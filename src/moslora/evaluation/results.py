@@ -1,7 +1,4 @@
-"""From predictions to numbers: accuracies with their errors, averages, and the difference of two runs.
-
-No model and no torch: everything here can be recomputed from ``predictions.jsonl``.
-"""
+"""From predictions to numbers: everything here is computed from what the journal holds."""
 
 import dataclasses
 import json
@@ -10,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.scores import Score, macro, micro, percent, score_task
-from moslora.evaluation.without_leaks import Leaks, WithoutLeaks, joined_leaks, without
+from pydantic import TypeAdapter, ValidationError
+
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
+from moslora.evaluation.predictions import Prediction, Score, macro, micro, percent, score_task
 
 RESULTS = "results.json"
 
@@ -46,25 +44,43 @@ class Settings:
     data: Mapping[str, str]
     metadata: Mapping[str, Any]
 
-    @property
-    def precision(self) -> str:
-        """The dtype, and how the base is quantised where the caller says that it is."""
-        quantization = self.metadata.get("quantization")
-        return f"{self.dtype} on {quantization}" if quantization else self.dtype
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What is known of a task beside its predictions.
+
+    Attributes:
+        limit: most questions asked for, ``None`` for all.
+        drift: see `Score`; ``None`` for generate, or before it is measured.
+        leaks: of this task; ``None`` where the training rows were not there to compare with.
+    """
+
+    limit: int | None = None
+    drift: float | None = None
+    leaks: Leaks | None = None
+
+    def updated(self, later: "TaskRecord") -> "TaskRecord":
+        """With what a later evaluation found, which may have asked fewer questions and so missed the largest drift."""
+        drifts = [drift for drift in (self.drift, later.drift) if drift is not None]
+        return TaskRecord(
+            limit=None if self.limit is None or later.limit is None else max(self.limit, later.limit),
+            drift=max(drifts, default=None),
+            leaks=later.leaks or self.leaks,
+        )
 
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation, as ``results.json`` holds it.
+    """One evaluation, or as ``results.json`` holds them all evaluations of a folder.
 
     Attributes:
         settings: under which it was made.
         limits: task -> most questions asked for, ``None`` for all.
-        tasks: by task, in the order asked for.
+        tasks: by task, in the order of evaluation.
         macro: every task the same weight.
         micro: every question the same weight.
-        without_leaks: ``None`` where the training rows were not there to compare with.
-        predictions: of the questions asked for; not in ``results.json``.
+        without_leaks: ``None`` where the leaks of a task are unknown.
+        predictions: what the numbers are of; not in ``results.json``.
     """
 
     settings: Settings
@@ -80,83 +96,78 @@ class Results:
         """The largest drift of any task; ``None`` for generate."""
         return self.macro.drift
 
-    def to_json(self) -> str:
-        """The text of ``results.json``. Numbers that the protocol does not have are left out."""
-        fields = {name: value for name, value in vars(self).items() if name != "predictions"}
-        return json.dumps(fields, default=_known, indent=2, ensure_ascii=False) + "\n"
-
-    def leak_line(self) -> str | None:
-        """The primary metric without the leaks, in percent; ``None`` if there are none."""
-        return self.without_leaks.line(self.settings.primary) if self.without_leaks else None
+    @property
+    def heading(self) -> str:
+        """How the model was asked, above the table."""
+        settings, quantization = self.settings, self.settings.metadata.get("quantization")
+        precision = f"{settings.dtype} on {quantization}" if quantization else settings.dtype
+        return f"protocol {settings.protocol}, format {settings.format}, {precision}; shares in percent ± s.e."
 
     def table(self) -> list[list[str]]:
         """Header, one row per task, macro, micro: shares in percent, ± one standard error."""
-        columns: list[tuple[str, Callable[[Score], str]]] = [
-            ("n", lambda s: f"{s.n:,}"),
-            ("majority class", lambda s: percent(s.majority_class)),
-            ("accuracy", lambda s: percent(s.accuracy, s.standard_error)),
+        columns: list[tuple[str, str, Callable[[Score], str]]] = [
+            ("n", "n", lambda s: f"{s.n:,}"),
+            ("majority class", "majority_class", lambda s: percent(s.majority_class)),
+            ("accuracy", "accuracy", lambda s: percent(s.accuracy, s.standard_error)),
+            (
+                "per character",
+                "accuracy_per_character",
+                lambda s: percent(s.accuracy_per_character, s.standard_error_per_character),
+            ),
+            ("log-probability", "log_probability", lambda s: f"{s.log_probability:.3f}"),
+            ("parsed", "parse_rate", lambda s: percent(s.parse_rate)),
+            ("close calls", "close_calls", lambda s: str(s.close_calls)),
         ]
-        if self.macro.accuracy_per_character is not None:
-            columns.append(
-                (
-                    "per character",
-                    lambda s: percent(s.accuracy_per_character, s.standard_error_per_character),
-                )
-            )
-        if self.macro.log_probability is not None:
-            columns.append(("log-probability", lambda s: f"{s.log_probability:.3f}"))
-        if self.macro.parse_rate is not None:
-            columns.append(("parsed", lambda s: percent(s.parse_rate)))
-        if self.macro.close_calls is not None:
-            columns.append(("close calls", lambda s: str(s.close_calls)))
+        shown = [(title, cell) for title, field, cell in columns if getattr(self.macro, field) is not None]
         scores = {**self.tasks, "macro average": self.macro, "micro average": self.micro}
-        header = ["task", *(title for title, _ in columns)]
-        return [header, *([name, *(cell(score) for _, cell in columns)] for name, score in scores.items())]
+        header = ["task", *(title for title, _ in shown)]
+        return [header, *([name, *(cell(score) for _, cell in shown)] for name, score in scores.items())]
+
+    def remarks(self) -> list[str]:
+        """What a reader of the table should know, below it: questions cut, leaks, answers that rounding decides."""
+        lines = []
+        if cut := self.macro.truncated:
+            lines.append(
+                f"{cut:,} questions are longer than evaluation.max_length = {self.settings.max_length} tokens"
+                " and lost their start"
+            )
+        if self.without_leaks and (line := self.without_leaks.line(self.settings.primary)):
+            lines.append(line)
+        if close := self.macro.close_calls:
+            lines.append(
+                f"{close} answers are closer than the noise of the arithmetic ({self.drift:.2g});"
+                " --dtype float32 decides them"
+            )
+        return lines
+
+    def to_json(self) -> str:
+        """The text of ``results.json``. Numbers that the protocol does not have are left out."""
+
+        def plain(value: Any) -> dict[str, Any]:  # ``None`` is a value everywhere but in scores
+            return {k: v for k, v in vars(value).items() if v is not None or not isinstance(value, Score)}
+
+        fields = {name: value for name, value in vars(self).items() if name != "predictions"}
+        return json.dumps(fields, default=plain, indent=2, ensure_ascii=False) + "\n"
 
 
-def summarise(
-    settings: Settings,
-    predictions: Sequence[Prediction],
-    *,
-    limit: int | None,
-    drifts: Mapping[str, float] | None,
-    leaks: Leaks | None = None,
-) -> Results:
-    """All numbers of an evaluation; tasks in the order of the predictions; ``drifts`` by task."""
+def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
+    """All numbers of ``predictions``; ``records`` by task. Tasks are in the order of the predictions."""
     by_task: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_task.setdefault(prediction.task, []).append(prediction)
-    tasks = {task: score_task(rows, drift=drifts[task] if drifts else None) for task, rows in by_task.items()}
-    scores = list(tasks.values())
+    records = {task: records.get(task) or TaskRecord() for task in by_task}
+    tasks = {task: score_task(rows, drift=records[task].drift) for task, rows in by_task.items()}
+    leaks = {task: record.leaks for task, record in records.items() if record.leaks}
+    drifts = {task: record.drift for task, record in records.items()}
+    known = len(leaks) == len(tasks)
     return Results(
         settings=settings,
-        limits=dict.fromkeys(tasks, limit),
-        tasks=tasks,
-        macro=macro(scores),
-        micro=micro(scores),
-        without_leaks=without(leaks, by_task, drifts) if leaks else None,
-        predictions=tuple(predictions),
-    )
-
-
-def joined(before: Results, now: Results) -> Results:
-    """``now``, with the tasks that only ``before`` has, or has more questions of; without the predictions.
-
-    Questions are taken in one fixed order, so that the wider of two evaluations of a task holds the narrower.
-
-    Args:
-        before: of an earlier evaluation under the same settings.
-        now: of this one.
-    """
-    new = [task for task, score in now.tasks.items() if task not in before.tasks or score.n >= before.tasks[task].n]
-    tasks = {**before.tasks, **{task: now.tasks[task] for task in new}}
-    return Results(
-        settings=dataclasses.replace(now.settings, data={**before.settings.data, **now.settings.data}),
-        limits={task: (now if task in new else before).limits[task] for task in tasks},
+        limits={task: record.limit for task, record in records.items()},
         tasks=tasks,
         macro=macro(list(tasks.values())),
         micro=micro(list(tasks.values())),
-        without_leaks=joined_leaks(before.without_leaks, now.without_leaks, new=new, tasks=list(tasks)),
+        without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if known else None,
+        predictions=tuple(predictions),
     )
 
 
@@ -171,23 +182,6 @@ def load_results(path: Path) -> Results:
     if not file.is_file():
         raise UsageError(f"{file}: no results here; `moslora eval` writes them")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        values["settings"] = Settings(**values["settings"])
-        values["tasks"] = _scores(values["tasks"])
-        values["limits"] = {task: values["limits"][task] for task in values["tasks"]}
-        if found := values.get("without_leaks"):
-            macro = Score(**found["macro"]) if found["macro"] else None
-            values["without_leaks"] = WithoutLeaks(**found | {"tasks": _scores(found["tasks"]), "macro": macro})
-        return Results(**values | {name: Score(**values[name]) for name in ("macro", "micro")})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MosloraError(f"{file}: not the results of an evaluation ({error}); evaluate again") from None
-
-
-def _scores(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
-    return {task: Score(**score) for task, score in values.items()}
-
-
-def _known(value: Any) -> Any:
-    """A dataclass as a dict. ``None`` fields of scores are left out; elsewhere it is a value."""
-    fields = vars(value)
-    return {k: v for k, v in fields.items() if v is not None} if isinstance(value, Score) else fields
+        return TypeAdapter(Results).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise MosloraError(f"{file}: not the results of an evaluation ({first_line(error)}); evaluate again") from None

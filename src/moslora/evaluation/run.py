@@ -1,6 +1,7 @@
 """One evaluation from questions to results: order, score block by block, keep, summarise."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.console import say
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError
@@ -16,22 +18,17 @@ from moslora.evaluation.batches import BLOCK_SIZE, Block, blocks
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
+from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
-from moslora.evaluation.results import Results, Settings, summarise
-from moslora.evaluation.without_leaks import Leaks
+from moslora.evaluation.request import Request
+from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.model import context_length, name_task, output_weight
 from moslora.prompts import FORMATS
 from moslora.tasks import Example
 
-MAX_LENGTH = "evaluation.max_length"
-"""What cuts a question, in a recipe: `data.max_length` is of the training rows alone."""
-
 DRIFT_SAMPLE = 8
 """Questions of each task that are scored once more alone, to see how far the shapes move a margin."""
-
-Progress = Callable[[str, int, int], None]
-"""Called after every block with the task, its questions done, and its questions wanted."""
 
 
 class Scorer(Protocol):
@@ -56,105 +53,79 @@ class Scorer(Protocol):
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Mapping[str, Sequence[Example]],
+    questions: Mapping[str, Sequence[Example]],
+    request: Request,
     *,
-    protocol: str,
-    format: str,
     out: Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    beams: int = 1,
-    max_length: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     leaks: Leaks | None = None,
-    progress: Progress | None = None,
 ) -> Results:
     """Scores ``model`` on multiple-choice questions.
 
     Args:
         model: a causal language model in evaluation mode, on its device.
         tokenizer: its tokenizer.
-        examples: task -> all its questions, in any order. All of them also under a limit: in low precision
-            they decide who shares a batch (`moslora.evaluation.batches`).
-        protocol: ``rank``, ``cloze`` or ``generate``.
-        format: a key of `moslora.prompts.FORMATS`.
-        out: results folder, where an interrupted evaluation of the same settings is continued. ``None``
-            leaves nothing on disk.
-        limit: questions per task, the first in canonical order; ``None`` for all.
-        batch_size: sequences per forward pass (cloze: a sequence is one option).
-        beams: of generate, where 1 is greedy; no other protocol reads it.
-        max_length: longest sequence in tokens; a longer prompt loses its beginning. ``None`` for the model's context.
-        metadata: tells this model from others, and no time of day; JSON values. Kept with the results, and a
-            folder made under other metadata is refused.
-        leaks: questions that training gave away, without which the results are given as well. No part of the
-            settings, as no prediction depends on it. ``None`` where they are not known.
-        progress: called after every block.
+        questions: task -> all its questions, in any order. All of them also under a limit: in low precision
+            they decide which share a batch (`moslora.evaluation.batches`).
+        request: how they are asked; its tasks and source are not read here.
+        out: results folder, where an earlier evaluation of the same settings is continued. ``None`` leaves
+            nothing on disk.
+        metadata: tells this model from others; JSON values. A folder made under other metadata is refused.
+        leaks: questions that training gave away; ``None`` where they are unknown.
+
+    Returns:
+        The results of the questions asked; those in ``out`` are of earlier evaluations as well.
 
     Raises:
-        UsageError: an unknown protocol or format, no task, a limit below 1, or a folder of other settings.
-        MosloraError: a module in training mode, or tasks without questions that the protocol can score.
+        UsageError: questions that the protocol cannot score, or a folder of other settings.
+        MosloraError: a module in training mode.
     """
     refuse_training_mode(model)
-    encoder = question_encoder(model, tokenizer, max_length=max_length)
-    scorer = make_scorer(protocol, model=model, encoder=encoder, format=format, batch_size=batch_size, beams=beams)
-    _refuse_unusable(examples, limit=limit, scorer=scorer)
+    scorer = make_scorer(model, tokenizer, request)
+    _refuse_unusable(questions, scorer)
     dtype = output_weight(model).dtype
+    batched = request.protocol != "generate"
     settings = Settings(
-        protocol=protocol,
-        format=format,
+        protocol=request.protocol,
+        format=request.format,
         primary=scorer.primary,
         dtype=str(dtype).removeprefix("torch."),
         batch_size=scorer.batch_size,
         block_size=BLOCK_SIZE,
-        beams=beams if protocol == "generate" else None,
-        max_length=encoder.max_length,
-        data={task: data_hash(questions) for task, questions in examples.items()},
+        beams=None if batched else request.beams,
+        max_length=request.max_length or context_length(model),
+        data={task: data_hash(rows) for task, rows in questions.items()},
         metadata=metadata or {},
     )
-    batched = protocol != "generate"
     # LLM.int8() takes columns with an outlier out of a whole batch: a question's scores depend on its neighbours.
     exact = not batched or (dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False))
-    plan = {task: list(blocks(questions, limit=limit, exact=exact)) for task, questions in examples.items()}
+    plan = {task: list(blocks(rows, limit=request.limit, exact=exact)) for task, rows in questions.items()}
     journal = Journal(out, settings)
+    journal.record({task: TaskRecord(request.limit, leaks=_of_task(leaks, rows)) for task, rows in questions.items()})
     with torch.inference_mode():
         for task, task_blocks in plan.items():
             name_task(model, task)
-            _score_task(task, task_blocks, scorer=scorer, journal=journal, progress=progress)
-        predictions = [journal.predictions[e.id] for part in plan.values() for b in part for e in b.wanted]
-        drifts = None
-        if batched:
-            drifts = {}
-            for task, part in plan.items():
-                name_task(model, task)
-                drifts[task] = _drift(scorer, part, journal)
-    results = summarise(settings, predictions, limit=limit, drifts=drifts, leaks=leaks)
-    journal.finish(results)
-    return results
+            _score_task(task, task_blocks, scorer=scorer, journal=journal)
+            if batched:
+                journal.record({task: TaskRecord(request.limit, drift=_drift(scorer, task_blocks, journal))})
+    journal.finish()
+    asked = [journal.predictions[e.id] for task_blocks in plan.values() for block in task_blocks for e in block.wanted]
+    records = {task: dataclasses.replace(journal.head.tasks[task], limit=request.limit) for task in plan}
+    return summarise(settings, asked, records)
 
 
-def question_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None) -> Encoder:
-    """For questions of at most ``max_length`` tokens; ``None`` for the model's context."""
-    return Encoder(tokenizer, max_length=max_length or context_length(model), key=MAX_LENGTH)
-
-
-def make_scorer(
-    protocol: str, *, model: PreTrainedModel, encoder: Encoder, format: str, batch_size: int, beams: int
-) -> Scorer:
-    """The object behind a protocol's name.
-
-    Raises:
-        UsageError: an unknown protocol or format.
-    """
-    if format not in FORMATS:
-        raise UsageError(f"format {format!r} is none of {', '.join(FORMATS)}")
-    match protocol:
+def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer:
+    """The object behind the name of a protocol."""
+    # In a recipe `data.max_length` is of the training rows alone.
+    encoder = Encoder(tokenizer, max_length=request.max_length or context_length(model), key="evaluation.max_length")
+    format = FORMATS[request.format]
+    match request.protocol:
         case "rank":
-            return Rank(model, encoder, FORMATS[format], batch_size)
+            return Rank(model, encoder, format, request.batch_size)
         case "cloze":
-            return Cloze(model, encoder, FORMATS[format], batch_size)
+            return Cloze(model, encoder, format, request.batch_size)
         case "generate":
-            return Generate(model, encoder, FORMATS[format], beams)
-    raise UsageError(f"protocol {protocol!r} is none of rank, cloze, generate")
+            return Generate(model, encoder, format, request.beams)
 
 
 def refuse_training_mode(model: nn.Module) -> None:
@@ -171,30 +142,25 @@ def refuse_training_mode(model: nn.Module) -> None:
         )
 
 
-def _refuse_unusable(examples: Mapping[str, Sequence[Example]], *, limit: int | None, scorer: Scorer) -> None:
+def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorer: Scorer) -> None:
     """Tries one question of each task, so that a task that cannot be scored stops now, not in an hour."""
-    if not examples:
-        raise UsageError("no task is named, so there is nothing to evaluate")
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit = {limit}: give at least 1 question per task, or no limit")
     faults = []
-    for task, questions in examples.items():
-        if not questions:
-            faults.append(f"task {task}: no questions; check the data source")
-        elif len({question.id for question in questions}) < len(questions):
-            faults.append(f"task {task}: an id comes twice, so that predictions could not be told apart")
-        else:
-            try:
-                scorer.encode(questions[0])
-            except MosloraError as error:
-                faults.append(str(error))
+    for rows in questions.values():
+        try:
+            scorer.encode(rows[0])
+        except MosloraError as error:
+            faults.append(str(error))
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
 
 
-def _score_task(
-    task: str, task_blocks: Sequence[Block], *, scorer: Scorer, journal: Journal, progress: Progress | None
-) -> None:
+def _of_task(leaks: Leaks | None, rows: Sequence[Example]) -> Leaks | None:
+    """Those of the leaks that are among the questions of one task."""
+    ids = {row.id for row in rows}
+    return leaks and Leaks(leaks.compared_with, tuple(id for id in leaks.ids if id in ids))
+
+
+def _score_task(task: str, task_blocks: Sequence[Block], *, scorer: Scorer, journal: Journal) -> None:
     total = sum(len(block.wanted) for block in task_blocks)
     done = 0
     for block in task_blocks:
@@ -202,8 +168,7 @@ def _score_task(
         if missing:  # a block begun before a kill is computed whole again: its shapes belong to its results
             journal.append([p for p in scorer.score(block.computed) if p.id in missing])
         done += len(block.wanted)
-        if progress is not None:
-            progress(task, done, total)
+        say(f"  {task}: {done}/{total}")
 
 
 def _drift(scorer: Scorer, task_blocks: Sequence[Block], journal: Journal) -> float:

@@ -1,0 +1,49 @@
+"""What is asked of a model: one frozen object instead of ten options."""
+
+from typing import Literal, TypedDict, Unpack
+
+from moslora.choices import FormatName, Protocol
+from moslora.errors import UsageError
+from moslora.recipe import PROTOCOLS, EvaluationSection
+
+
+class Options(TypedDict, total=False):
+    """What may be laid over a request; ``None`` leaves its value, a limit of "all" lifts it."""
+
+    tasks: tuple[str, ...] | None
+    protocol: Protocol | None
+    format: FormatName | None
+    limit: int | Literal["all"] | None
+    source: str | None
+    batch_size: int | None
+    beams: int | None
+
+
+class Request(EvaluationSection):
+    """A recipe's section `evaluation`, with the format of the prompts and the source of the questions."""
+
+    format: FormatName = "label"
+    source: str = "wheel"
+
+    def changed(self, **options: Unpack[Options]) -> "Request":
+        """This request with the given options; protocol and format complete each other.
+
+        Raises:
+            UsageError: the protocol cannot read the answers of the format.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        if given.get("limit") == "all":
+            given["limit"] = None
+        protocol, format = options.get("protocol"), options.get("format")
+        pairs = [
+            {"protocol": p, "format": f}
+            for f in ([format] if format else [self.format, *PROTOCOLS])
+            for p in ([protocol] if protocol else [self.protocol, *PROTOCOLS[f]])
+            if p in PROTOCOLS[f]
+        ]
+        if not pairs:
+            raise UsageError(
+                f"--protocol {protocol} cannot read the answers of --format {format};"
+                f" choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
+            )
+        return Request.model_validate({**self.model_dump(), **given, **pairs[0]})
