@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from moslora.adapters.inject import build_mixer
+from moslora.adapters import build_mixer
 from moslora.adapters.mixers import MIXERS
 from moslora.errors import UsageError
 from moslora.prompts import FORMATS

@@ -7,8 +7,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from moslora.adapters import inject
-from moslora.adapters.inject import build_mixer
+from moslora.adapters import build_mixer, inject
 from moslora.adapters.mixers import MIXERS
 from moslora.adapters.start import MAX_CONDITION
 from moslora.recipe.mixers import Mixer
