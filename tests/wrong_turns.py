@@ -739,9 +739,7 @@ ADAPTERS = {
     "onto what is unknown": Turn(
         "merge {run} --onto quantized --out m", 2, "--onto quantized: none of original, dequantized"
     ),
-    "merged in an unknown dtype": Turn(
-        "merge {run} --dtype float8 --out m", 2, "--dtype float8: none of float32, bfloat16, float16"
-    ),
+    "merged in an unknown dtype": Turn("merge {run} --dtype float8 --out m", 2, "float8"),
     "exported to an unknown format": Turn("export {run} --format gguf --out m", 2, "moslora exports to peft"),
     "a model, resumed": Turn("train {world}/model --resume", 2, "model: a model, without an adapter in it"),
     "a model, merged": Turn("merge {world}/model", 2, "model: a model, without an adapter in it"),
