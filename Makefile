@@ -2,7 +2,7 @@
 #
 #   make quickstart    install, then train, score and merge a small real model
 #   make test          install with the development tools, then run the tests
-#   make proof         the figures and tables of docs/proof.md, computed anew
+#   make proof         the figures and tables of docs/proof.md, computed again
 #   make setup         only the installation of `make test`
 #   make lint          style, types and the import contract
 #   make docs          docs/recipes.md, from the recipe's models

@@ -128,11 +128,10 @@ def _defaults(path: Path) -> Given:
 
 def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path) -> list[Given]:
     """The overrides as one layer; several keys of one mixer then arrive together, in whatever order."""
-    shipped = {name for name, _ in list_recipes()}
     layers = []
     for argument in arguments:
         match = OVERRIDE.fullmatch(argument)
-        if argument in shipped or argument.startswith("extends="):
+        if argument.startswith("extends=") or (match is None and argument in dict(list_recipes())):
             name = argument.removeprefix("extends=").strip("[] ")
             faults.append(f"override {argument!r}: a recipe extends others in a file: extends: [{over}, {name}]")
         elif match is None or not match[1].isprintable():

@@ -71,13 +71,7 @@ class AdapterSection(Section):
     dropout: Share = 0.05
     """Share of the adapter's inputs set to zero in training."""
 
-    target_modules: Modules = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "up_proj",
-        "down_proj",
-    )
+    target_modules: Modules = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
     """Linear layers to adapt: a list of last components of their names, a regular expression that matches the whole
     dotted name, or `all-linear` for all but the output layer."""
 
