@@ -862,7 +862,7 @@ DATA = {
         2,
         "its training rows are one mix, not set by set; take the source hub for the rows of obqa",
     ),
-    "a bare word": Turn(f"{HERE} data.source=whel", 2, "is no source; wants"),
+    "a bare word": Turn(f"{HERE} data.source=whel", 2, "data.source = 'whel': "),
     "empty JSONL": Turn(f"{HERE} data.source=d.jsonl", 2, "d.jsonl: no rows in it", file("d.jsonl", "")),
     "malformed JSONL": Turn(
         f"{HERE} data.source=d.jsonl", 2, "d.jsonl:2: malformed JSON", file("d.jsonl", row() + '\n{"instruction": ')
