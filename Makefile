@@ -2,10 +2,10 @@
 #
 #   make quickstart    install, then train, score and merge a small real model
 #   make test          install with the development tools, then run the tests
-#   make proof         the figures and tables of docs/proof.md, computed anew
+#   make proof         the figures and tables of docs/proof.md, computed again
 #   make setup         only the installation of `make test`
 #   make lint          style, types and the import contract
-#   make docs          docs/recipes.md, written anew from the recipe's models
+#   make docs          docs/recipes.md, from the recipe's models
 #   make methods       train and examine every method on the quickstart's model: a table for docs/methods.md
 #   make experts       time fused against sequential experts: another (both want a machine that does nothing else)
 #
@@ -37,7 +37,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/installed-dev
-	$(BIN)/python -m moslora.recipe.reference > docs/recipes.md.new
+	$(BIN)/python docs/recipes.py > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
 
 methods: $(VENV)/installed

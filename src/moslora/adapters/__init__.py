@@ -4,8 +4,8 @@
 >>> inject(model, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj"])
 """
 
-from moslora.adapters.fold import LoraPair, fold, fold_into_a
-from moslora.adapters.inject import (
+from moslora.adapters.folding import LoraPair, fold, fold_into_a
+from moslora.adapters.injection import (
     adapter_penalty,
     adapter_state_dict,
     build_mixer,

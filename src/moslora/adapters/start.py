@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import nn
 
-from moslora.adapters.fold import fold_into_a
+from moslora.adapters.folding import fold_into_a
 from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.mixers import IdentityMixer
 

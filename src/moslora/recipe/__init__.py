@@ -1,18 +1,6 @@
 """The recipe: everything that one run is made of, checked before anything is loaded."""
 
 from .load import copy_recipe, load_recipe, trace_recipe
-from .mixers import (
-    ButterflyMixer,
-    DenseMixer,
-    DiagonalMixer,
-    GateInsideMixer,
-    HadamardMixer,
-    IdentityMixer,
-    InputSplitMixer,
-    KroneckerMixer,
-    TaskGateMixer,
-    TokenGateMixer,
-)
 from .rules import PROTOCOLS
 from .schema import recipe_schema
 from .sections import (
@@ -30,21 +18,11 @@ from .whole import Recipe
 __all__ = [
     "PROTOCOLS",
     "AdapterSection",
-    "ButterflyMixer",
     "DataSection",
-    "DenseMixer",
-    "DiagonalMixer",
     "EvaluationSection",
-    "GateInsideMixer",
-    "HadamardMixer",
-    "IdentityMixer",
-    "InputSplitMixer",
-    "KroneckerMixer",
     "ModelSection",
     "RankBudgetSection",
     "Recipe",
-    "TaskGateMixer",
-    "TokenGateMixer",
     "TrackingSection",
     "TrainingSection",
     "copy_recipe",

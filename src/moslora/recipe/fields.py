@@ -32,25 +32,27 @@ def _compiles(value: Any) -> Any:
     if isinstance(value, str):
         try:
             re.compile(value)
-        except RecursionError:  # whose own words depend on where it struck
-            raise ValueError("is no regular expression (nested too deep); mend the pattern") from None
-        except (re.error, OverflowError) as error:
-            raise ValueError(f"is no regular expression ({error}); mend the pattern") from error
+        except (re.error, OverflowError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise ValueError(f"is not a regular expression ({reason}); fix the pattern") from error
     return value
 
 
 def source_among(*keywords: str) -> BeforeValidator:
-    """One of the keywords, or a path. A bare word is refused, lest a misspelt keyword pass for a folder."""
+    """One of the keywords, or a path. A bare word is refused: it is more likely a misspelt keyword than a folder."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str) and value not in keywords:
             path = PurePath(value)
             if len(path.parts) < 2 and not path.suffix and "/" not in value:
-                raise ValueError(f"is no source; wants {', '.join(keywords)}, or a path such as ./data")
+                raise ValueError(f"must be one of {', '.join(keywords)}, or a path such as ./data")
         return value
 
     return BeforeValidator(check)
 
+
+Size = Annotated[int, Field(gt=0, le=65_536)]
+"""Of a dimension: no layer of LLaMA's is wider than 53,248."""
 
 # YAML has lists only: `Strict(False)` lets one in where a frozen recipe keeps a tuple. Its items stay strict.
 Share = Annotated[float, Field(ge=0, lt=1)]

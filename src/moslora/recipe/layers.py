@@ -1,6 +1,5 @@
 """Layers of a recipe: each value with the place that gave it, and how one layer lies over another."""
 
-import difflib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,9 @@ from moslora.errors import UsageError
 
 from .shipped import find_recipe
 from .yaml_text import parse
+
+MOST_BYTES = 100_000
+"""Of a recipe file; those that come along have less than 2,000."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,10 @@ def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> 
         faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, chain[chain.index(chain[-1]) :]))}")
         return []
     values = _read(path, faults)
-    others = [key for key in values if isinstance(key, str) and key != "extends"]
-    for key in difflib.get_close_matches("extends", others, cutoff=0.8):
-        # Taken out, so that what the meant recipe has is not said to be missing.
-        faults.append(f"{origin}: {key} = {values.pop(key)!r}: unknown key; did you mean extends?")
     extends = values.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        faults.append(f"{origin}: extends = {extends!r}: wants a file or recipe name, or a list of them")
+        faults.append(f"{origin}: extends = {extends!r}: must be a recipe's file or name, or a list of them")
         names = []
     layers = []
     for name in names:
@@ -105,6 +103,8 @@ def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> 
 def _read(path: Path, faults: list[str]) -> dict[Any, Any]:
     origin = shown(path)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
         values = parse(path.read_text("utf-8"))
     except OSError as error:
         faults.append(f"{origin}: cannot be read: {error.strerror}")

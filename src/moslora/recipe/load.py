@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from moslora.errors import UsageError
-from moslora.files import DiskFull, disk_fault
+from moslora.files import write_text, writing
 
 from .faults import fault_lines
 from .layers import Given, lay, read_layers, shown
 from .sections import AdapterSection
-from .shipped import find_recipe
+from .shipped import find_recipe, list_recipes
 from .whole import WRITTEN, Recipe
-from .yaml_text import MOST_LEVELS, parse, render, render_inline
+from .yaml_text import parse, render, render_inline
 
 NO_MODEL = Given.by("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
 """Beneath a recipe that is only looked at."""
+
+OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
+"""`key.sub=value`; no key of a recipe has more than four parts."""
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: bool = False) -> Recipe:
@@ -29,7 +32,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
     Args:
         source: path, or name of a shipped recipe.
         overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
-        written: it is that of a training which has begun, so that rules of beginning one do not concern it.
+        written: it is that of a training which has begun, to which the rules of beginning one do not apply.
 
     Raises:
         UsageError: with one line for every fault in every file.
@@ -41,7 +44,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
     """Every value of a recipe, in declared order, and where it comes from.
 
-    One without a model, such as a method's, is shown as well: what it has over a recipe that gives one.
+    One without a model, such as a method's, is shown as well: what it has over a recipe with one.
 
     Args:
         source: as in `load_recipe`.
@@ -88,19 +91,11 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
         header = re.match(r"(#.*\n)*", text)
         text = (header[0] if header else "") + render(lay(layers).plain())
     target = destination / source.name if os.path.isdir(destination) else destination
-    try:
+    if os.path.lexists(target):
+        raise UsageError(f"{target}: exists; choose another destination")
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
-            try:
-                file.write(text)
-                file.flush()
-            except OSError:
-                target.unlink()
-                raise
-    except OSError as error:
-        if isinstance(fault := disk_fault(error, target), DiskFull):
-            raise fault from error
-        raise UsageError(f"{error.filename or target}: {error.strerror}; give another destination") from error
+        write_text(target, text)
     return target
 
 
@@ -124,43 +119,29 @@ def _checked(
 
 
 def _defaults(path: Path) -> Given:
-    """What a recipe need not say, where a layer has to be laid over it: its name, and the mixer's keys."""
-    mixer = AdapterSection().mixer.model_dump()
+    """What a recipe need not say, where a layer has to be laid over it: its name, and the mixer's kind."""
+    kind = AdapterSection().mixer.kind
     name = re.sub(r"[^\w.-]", "-", path.stem)
-    return Given.by("default", {"name": name, "model": {}, "adapter": {"mixer": mixer}})
+    return Given.by("default", {"name": name, "model": {}, "adapter": {"mixer": {"kind": kind}}})
 
 
 def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path) -> list[Given]:
     """The overrides as one layer; several keys of one mixer then arrive together, in whatever order."""
     layers = []
     for argument in arguments:
-        key, equals, text = argument.partition("=")
-        parts = key.split(".")
-        if recipe := _recipe_meant(key, text):
-            faults.append(
-                f"override {argument!r}: a recipe is laid over another by a file, which is then trained; write into it:"
-                f" extends: [{over}, {recipe}]"
-            )
-            continue
-        if not equals or not all(parts) or not key.isprintable() or len(parts) > MOST_LEVELS:
-            faults.append(f"override {argument!r}: wants key.sub=value, such as training.learning_rate=3e-4")
-            continue
-        try:
-            value = parse(text)
-        except ValueError as error:
-            faults.append(f"override {argument!r}: the value is not YAML: {error}")
-            continue
-        for part in reversed(parts):
-            value = {part: value}
-        layers.append(Given.by("override", value))
+        match = OVERRIDE.fullmatch(argument)
+        if argument.startswith("extends=") or (match is None and argument in dict(list_recipes())):
+            name = argument.removeprefix("extends=").strip("[] ")
+            faults.append(f"override {argument!r}: a recipe extends others in a file: extends: [{over}, {name}]")
+        elif match is None or not match[1].isprintable():
+            faults.append(f"override {argument!r}: must be key.sub=value, such as training.learning_rate=3e-4")
+        else:
+            try:
+                value = parse(match[2])
+            except ValueError as error:
+                faults.append(f"override {argument!r}: the value is not YAML: {error}")
+                continue
+            for part in reversed(match[1].split(".")):
+                value = {part: value}
+            layers.append(Given.by("override", value))
     return [lay(layers)] if layers else []
-
-
-def _recipe_meant(key: str, value: str) -> str:
-    """The recipe that was given where an override belongs, by its name alone or behind `extends=`; else nothing."""
-    if key == "extends":
-        return value.strip("[] ")
-    try:
-        return key if not value and find_recipe(key) else ""
-    except UsageError:
-        return ""

@@ -1,24 +1,22 @@
-"""The mixers of a recipe, one section for each kind: the options of the class of that kind in `moslora.adapters`."""
+"""The options of the mixers. `kind` says which mixer stands between the factors: a class of `moslora.adapters`."""
 
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from .fields import Section
+from .fields import Section, Size
 
 
-class IdentityMixer(Section):
+class IdentityOptions(Section):
     """M = I: plain LoRA (arXiv 2106.09685)."""
 
-    kind: Literal["identity"]
-    """Which mixer stands between the factors."""
+    kind: Literal["identity"] = "identity"
 
 
-class ButterflyMixer(Section):
+class ButterflyOptions(Section):
     """M = 1_{k×k} ⊗ I_{r/k}, fixed: two-subspace mixing for k = 2 (arXiv 2406.11909). ΔW has rank r/k."""
 
-    kind: Literal["butterfly"]
-    """Which mixer stands between the factors."""
+    kind: Literal["butterfly"] = "butterfly"
 
     blocks: int = Field(default=2, ge=2)
     """Number k of subspaces; it divides the rank."""
@@ -27,31 +25,28 @@ class ButterflyMixer(Section):
     """Divide M by k, which makes it an orthogonal projector."""
 
 
-class HadamardMixer(Section):
+class HadamardOptions(Section):
     """M = H_k/√k ⊗ I_{r/k}, fixed: a butterfly with signs, orthogonal, so that ΔW keeps its rank."""
 
-    kind: Literal["hadamard"]
-    """Which mixer stands between the factors."""
+    kind: Literal["hadamard"] = "hadamard"
 
     blocks: int = Field(default=2, ge=2)
     """Number k of subspaces, a power of two; it divides the rank."""
 
 
-class KroneckerMixer(Section):
+class KroneckerOptions(Section):
     """M = G ⊗ I_{r/k} with a learned G (k × k): the butterfly's pattern with weights of its own."""
 
-    kind: Literal["kronecker"]
-    """Which mixer stands between the factors."""
+    kind: Literal["kronecker"] = "kronecker"
 
     blocks: int = Field(default=4, ge=2)
     """Number k of subspaces; it divides the rank."""
 
 
-class DenseMixer(Section):
+class DenseOptions(Section):
     """A dense M (rank_out × rank): MoSLoRA (arXiv 2406.11909) and, with a zero start, FLoRA (2405.14739)."""
 
-    kind: Literal["dense"]
-    """Which mixer stands between the factors."""
+    kind: Literal["dense"] = "dense"
 
     init: Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros"] = "kaiming"
     """How M starts. B starts at zero, except with `zeros`, where M does and B is drawn instead."""
@@ -60,31 +55,28 @@ class DenseMixer(Section):
     """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, where M becomes I."""
 
 
-class DiagonalMixer(Section):
+class DiagonalOptions(Section):
     """M = diag(e), learned: AdaLoRA (arXiv 2303.10512). `training.rank_budget` drops entries."""
 
-    kind: Literal["diagonal"]
-    """Which mixer stands between the factors."""
+    kind: Literal["diagonal"] = "diagonal"
 
     orthogonality: NonNegativeFloat = 0.1
     """Weight of the penalty that pulls A's rows and B's columns towards orthonormality."""
 
 
-class InputSplitMixer(Section):
+class InputSplitOptions(Section):
     """Experts that each read their own slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]."""
 
-    kind: Literal["input-split"]
-    """Which mixer stands between the factors."""
+    kind: Literal["input-split"] = "input-split"
 
     blocks: int = Field(default=2, ge=2)
     """Number k of slices; it divides the rank and the layer's input features."""
 
 
-class TokenGateMixer(Section):
+class TokenGateOptions(Section):
     """LoRA experts with a gate for each token: LoRAMoE (arXiv 2312.09979); top-k: MoLA (2402.08562). Not mergeable."""
 
-    kind: Literal["token-gate"]
-    """Which mixer stands between the factors."""
+    kind: Literal["token-gate"] = "token-gate"
 
     experts: int = Field(default=4, ge=2)
     """Number k of experts of rank / k each."""
@@ -96,39 +88,37 @@ class TokenGateMixer(Section):
     """Weight of the penalty on an uneven load."""
 
 
-class GateInsideMixer(Section):
+class GateInsideOptions(Section):
     """One gate on the experts of A and one on those of B (arXiv 2406.11909, section 3). Not mergeable."""
 
-    kind: Literal["gate-inside"]
-    """Which mixer stands between the factors."""
+    kind: Literal["gate-inside"] = "gate-inside"
 
     experts: int = Field(default=4, ge=2)
     """Number k of experts of rank / k each."""
 
 
-class TaskGateMixer(Section):
+class TaskGateOptions(Section):
     """LoRA experts weighted by the row's task: MOELoRA (arXiv 2310.18339). Mergeable for a named task."""
 
-    kind: Literal["task-gate"]
-    """Which mixer stands between the factors."""
+    kind: Literal["task-gate"] = "task-gate"
 
     experts: int = Field(default=4, ge=2)
     """Number k of experts of rank / k each."""
 
-    embedding_size: PositiveInt = 64
+    embedding_size: Size = 64
     """Length of a task's learned embedding, which the gate reads."""
 
 
-Mixer = (
-    IdentityMixer
-    | ButterflyMixer
-    | HadamardMixer
-    | KroneckerMixer
-    | DenseMixer
-    | DiagonalMixer
-    | InputSplitMixer
-    | TokenGateMixer
-    | GateInsideMixer
-    | TaskGateMixer
+MixerOptions = (
+    IdentityOptions
+    | ButterflyOptions
+    | HadamardOptions
+    | KroneckerOptions
+    | DenseOptions
+    | DiagonalOptions
+    | InputSplitOptions
+    | TokenGateOptions
+    | GateInsideOptions
+    | TaskGateOptions
 )
 """Any of them, told apart by `kind`."""

@@ -23,6 +23,8 @@ def recipe_schema() -> dict[str, Any]:
         for field in model.get("properties", {}).values():
             if field.pop("discriminator", None):
                 field["anyOf"] = field.pop("oneOf")
+            if "const" in field:
+                field["description"] = "Which mixer stands between the factors."
             if "description" in field:
                 field["description"] = " ".join(field["description"].split())
     schema["properties"] = {"extends": _EXTENDS, **schema["properties"]}

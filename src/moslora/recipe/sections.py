@@ -10,8 +10,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from moslora.choices import DType, FormatName, LossOn, Protocol, Winogrande
 from moslora.tasks import COMMONSENSE
 
-from .fields import Modules, Section, Share, Shares, TaskNames, source_among
-from .mixers import DenseMixer, Mixer
+from .fields import Modules, Section, Share, Shares, Size, TaskNames, source_among
+from .mixers import DenseOptions, MixerOptions
 
 
 class ModelSection(Section):
@@ -35,7 +35,7 @@ class ModelSection(Section):
 
     quantization_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
     """Of NF4: the type as which its packed bytes lie in memory, without effect on any value. FSDP shards only
-    floating-point tensors, and wants `dtype` here."""
+    floating-point tensors, and needs `dtype` here."""
 
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Torch's fused attention, or the written-out one, which is slower and takes more memory."""
@@ -45,7 +45,7 @@ class ModelSection(Section):
 
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Only for authors you trust. A run is trained with it, and grants
-    nothing later: what opens the run anew asks for `--trust-remote-code`, or for this key behind `train --resume`."""
+    nothing later: every command that opens the run needs `--trust-remote-code`, or this key after `train --resume`."""
 
     @property
     def precision(self) -> str:
@@ -56,10 +56,10 @@ class ModelSection(Section):
 class AdapterSection(Section):
     """The adapter on each chosen linear layer, ΔW = s · B · M · A."""
 
-    rank: PositiveInt = 16
+    rank: Size = 16
     """Rows of A: the width into which the input is projected."""
 
-    rank_out: PositiveInt | None = None
+    rank_out: Size | None = None
     """Columns of B, where a dense mixer is rectangular; null for `rank`."""
 
     alpha: PositiveFloat = 32.0
@@ -71,15 +71,9 @@ class AdapterSection(Section):
     dropout: Share = 0.05
     """Share of the adapter's inputs set to zero in training."""
 
-    target_modules: Modules = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "up_proj",
-        "down_proj",
-    )
-    """Linear layers to adapt: a list of last components of their names, or a regular expression that matches
-    the whole dotted name."""
+    target_modules: Modules = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+    """Linear layers to adapt: a list of last components of their names, a regular expression that matches the whole
+    dotted name, or `all-linear` for all but the output layer."""
 
     start: Literal["lora", "pissa"] = "lora"
     """`lora`: ΔW = 0. `pissa`: the base's principal part, which leaves the base (arXiv 2404.02948); a dense mixer has
@@ -88,7 +82,7 @@ class AdapterSection(Section):
     dora: bool = False
     """Learn the length of each row of the adapted weight apart from its direction (DoRA, arXiv 2402.09353)."""
 
-    mixer: Mixer = Field(default=DenseMixer(kind="dense"), discriminator="kind")
+    mixer: MixerOptions = Field(default=DenseOptions(), discriminator="kind")
     """M, the one part in which the methods differ."""
 
     def summary(self) -> str:
@@ -159,10 +153,10 @@ class RankBudgetSection(Section):
 class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
-    epochs: PositiveFloat | None = 3.0
+    epochs: float | None = Field(default=3.0, gt=0, le=1_000_000)
     """Passes over the training rows; null where `max_steps` alone ends the run."""
 
-    max_steps: PositiveInt | None = None
+    max_steps: int | None = Field(default=None, gt=0, le=1_000_000_000)
     """Steps after which the run ends, if the epochs have not ended it before."""
 
     global_batch_size: PositiveInt = 16

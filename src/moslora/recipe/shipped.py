@@ -26,7 +26,7 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
     if stem in recipes:
         return recipes[stem]
     if os.path.isfile(path / "recipe.yaml"):
-        raise UsageError(f"{name}: is a run, not a recipe; go on with it by --resume, or name its {name}/recipe.yaml")
+        raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
     known = {name.rpartition("/")[2]: name for name in recipes} | {name: name for name in recipes}
     close = difflib.get_close_matches(stem.removeprefix("recipes/"), known, n=1)
     hint = f"did you mean {known[close[0]]}?" if close else f"shipped are {', '.join(recipes)}"

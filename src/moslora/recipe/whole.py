@@ -18,7 +18,7 @@ from .sections import (
 from .yaml_text import render
 
 WRITTEN = {"written": True}
-"""Pydantic's context for the recipe of a training that has begun, which the rules of beginning one do not concern."""
+"""Pydantic's context for the recipe of a training that has begun, to which the rules of beginning one do not apply."""
 
 
 class Recipe(Section):
@@ -50,19 +50,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Self:
-        found = [
-            conflict
-            for conflict in conflicts(
-                model=self.model,
-                adapter=self.adapter,
-                data=self.data,
-                training=self.training,
-                evaluation=self.evaluation,
-                tracking=self.tracking,
-            )
-            if not (conflict.beginning and info.context == WRITTEN)
-        ]
+        found = [rule for rule in conflicts(self) if not (rule.beginning and info.context == WRITTEN)]
         if found:
-            text = "\n".join(f"{conflict.paths[0]}: {conflict.message}" for conflict in found)
+            text = "\n".join(f"{rule.paths[0]}: {rule.message}" for rule in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
         return self

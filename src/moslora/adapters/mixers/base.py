@@ -24,6 +24,7 @@ class Mixer(nn.Module, ABC):
     Attributes:
         rank_in: columns of M, rows of ``lora_a``.
         rank_out: rows of M, columns of ``lora_b``.
+        square: whether ``rank_out`` must be ``rank``.
         zero_at_init: whether M starts at zero. Then ``lora_b`` must not (and the other way round).
         folds_at_init: whether M is multiplied into ``lora_a`` once, right after the draw, and then gone.
         routes: whether M depends on the input or the task, so that the layer is no fixed linear map.
@@ -32,6 +33,7 @@ class Mixer(nn.Module, ABC):
             ``None`` for LoRA's U(±1/√columns).
     """
 
+    square = True
     zero_at_init = False
     folds_at_init = False
     routes = False
@@ -42,6 +44,8 @@ class Mixer(nn.Module, ABC):
         super().__init__()
         self.rank_in = rank
         self.rank_out = rank if rank_out is None else rank_out
+        if self.square and self.rank_out != rank:
+            raise ValueError(f"{type(self).__name__} is square, but rank_out is {rank_out} and rank {rank}")
 
     @abstractmethod
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
@@ -108,22 +112,8 @@ class Mixer(nn.Module, ABC):
         return f"rank_in={self.rank_in}, rank_out={self.rank_out}"
 
 
-def refuse_rectangle(mixer: Mixer, name: str) -> None:
-    """Refuses ``rank_out`` other than ``rank``, where M is square by its definition.
-
-    Raises:
-        ValueError: it is another.
-    """
-    if mixer.rank_out != mixer.rank_in:
-        raise ValueError(f"the {name} mixer is square, but rank_out is {mixer.rank_out} and rank {mixer.rank_in}")
-
-
 def refuse_uneven(rank: int, blocks: int, what: str = "blocks") -> None:
-    """Refuses a number of blocks that does not divide the rank.
-
-    Raises:
-        ValueError: it does not, or there are fewer than two.
-    """
+    """Refuses a number of blocks that does not divide the rank, or is less than two."""
     if blocks < 2 or rank % blocks:
         raise ValueError(f"rank {rank} does not split into {blocks} {what} of equal size (two or more)")
 

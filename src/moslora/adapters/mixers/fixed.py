@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moslora.adapters.mixers.base import Mixer, refuse_rectangle, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, refuse_uneven
 
 
 class IdentityMixer(Mixer):
@@ -12,10 +12,6 @@ class IdentityMixer(Mixer):
     It is also what is left of a mixture of LoRA experts without its gate: with A = [A₁; …; Aₖ] and
     B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ = B A.
     """
-
-    def __init__(self, *, rank: int, rank_out: int | None = None) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
-        refuse_rectangle(self, "identity")
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         return h
@@ -40,7 +36,6 @@ class InputSplitMixer(Mixer):
 
     def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
-        refuse_rectangle(self, "input-split")
         refuse_uneven(rank, blocks)
         self.blocks = blocks
 
@@ -81,7 +76,6 @@ class ButterflyMixer(Mixer):
 
     def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2, normalize: bool = False) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
-        refuse_rectangle(self, "butterfly")
         refuse_uneven(rank, blocks)
         self.blocks = blocks
         self.gain = 1 / blocks if normalize else 1.0
@@ -114,7 +108,6 @@ class HadamardMixer(Mixer):
 
     def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
-        refuse_rectangle(self, "hadamard")
         if blocks & (blocks - 1):
             raise ValueError(f"a Hadamard matrix of {blocks} blocks is not built here; take a power of two")
         refuse_uneven(rank, blocks)

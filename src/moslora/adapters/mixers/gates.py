@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_rectangle, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_uneven
 
 
 class Gate(Mixer):
@@ -36,7 +36,6 @@ class Gate(Mixer):
 
     def __init__(self, *, rank: int, rank_out: int | None = None, experts: int = 4) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
-        refuse_rectangle(self, "gated")
         refuse_uneven(rank, experts, "experts")
         self.experts = experts
 

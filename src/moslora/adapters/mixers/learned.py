@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters.mixers.base import Mixer, kaiming, refuse_rectangle, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, kaiming, refuse_uneven
 
 DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros"]
 DenseTraining = Literal["learned", "frozen", "folded"]
@@ -28,6 +28,8 @@ class DenseMixer(Mixer):
     Raises:
         ValueError: a zero mixer that is not learned.
     """
+
+    square = False
 
     def __init__(
         self,
@@ -92,7 +94,6 @@ class DiagonalMixer(Mixer):
 
     def __init__(self, *, rank: int, rank_out: int | None = None, orthogonality: float = 0.1) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
-        refuse_rectangle(self, "diagonal")
         self.orthogonality = orthogonality
         self.weight = nn.Parameter(torch.empty(rank, dtype=torch.float32))
 
@@ -129,7 +130,6 @@ class KroneckerMixer(Mixer):
 
     def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 4) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
-        refuse_rectangle(self, "kronecker")
         refuse_uneven(rank, blocks)
         self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(blocks, blocks, dtype=torch.float32))

@@ -1,19 +1,19 @@
-"""The page `docs/recipes.md`, from the models themselves: `python -m moslora.recipe.reference` prints it."""
+"""Prints `recipes.md`, the page of all fields of a recipe, from its models; `make docs` writes it."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from .schema import recipe_schema
-from .yaml_text import render_inline
+from moslora.recipe import recipe_schema
+from moslora.recipe.yaml_text import render_inline
 
 _HEAD = """\
 # Every field of a recipe
 
-Written by `make docs` from the models of `src/moslora/recipe/sections.py`; change those, not this page.
+Written by `make docs` from the models in `src/moslora/recipe/`; change those, not this page.
 [recipes/README.md](../recipes/README.md) says what recipes are, how they extend each other and how a value is
 overridden. A field's key is its section's and its own, as in `training.learning_rate=1e-4`. A recipe may leave out
-every field but `model.name`, and may have `extends:`. Which values do not go together says
-`src/moslora/recipe/rules.py`, and so does the error.
+every field but `model.name`, and may have `extends:`. `src/moslora/recipe/rules.py` lists the values that do not go
+together; the error names them as well.
 """
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -27,7 +27,9 @@ def reference() -> str:
 
 def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iterator[str]:
     """The table of a model, and those of the models in its fields."""
-    fields = {name: field for name, field in model["properties"].items() if path or name != "extends"}
+    fields = {name: field for name, field in model["properties"].items() if name not in ("extends", "kind")}
+    if not fields:
+        return
     yield "| field | type | default | meaning |\n|---|---|---|---|"
     for name, field in fields.items():
         meaning = field.get("description") or _models(field, models)[0]["description"]
@@ -39,7 +41,7 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
         inside = f"{path}.{name}".removeprefix(".")
         for option in _models(field, models):
             kind = option["properties"].get("kind", {}).get("const")
-            yield f"{'##' if not path else '###'} `{inside}`{f', kind `{kind}`' if kind else ''}\n"
+            yield f"{'###' if path else '##'} `{inside}`{f', kind `{kind}`' if kind else ''}\n"
             yield f"{' '.join(option['description'].split())}\n"
             yield from _tables(option, models, path=inside)
 
@@ -80,7 +82,7 @@ def _type(field: dict[str, Any]) -> str:
         case "string" if field.get("pattern") == ",":
             return "several with commas"
         case name:
-            words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`"}
+            words = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`"}
             return f"{words.get(str(name), str(name))} {bounds}".strip()
 
 

@@ -71,8 +71,8 @@ def inject(
         rank: r, rows of A.
         alpha: α.
         mixer: ``{"kind": name, **options}``, see :data:`moslora.adapters.mixers.MIXERS`.
-        target_modules: a list of last name components (``["q_proj", "v_proj"]``), or one regular expression
-            that has to match a module's whole dotted name.
+        target_modules: a list of last name components (``["q_proj", "v_proj"]``), a regular expression that has to
+            match a module's whole dotted name, or ``all-linear`` for all but the model's output layer.
         dropout: on the adapter's input.
         rank_out: columns of B, for a rectangular mixer; ``rank`` if ``None``.
         scaling: s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732).
@@ -99,14 +99,16 @@ def inject(
     for name in names:
         base = model.get_submodule(name)
         features = int(base.in_features)  # type: ignore[arg-type]
+        on_meta = next(base.parameters()).is_meta
         try:
-            layers[name] = AdapterLinear(
-                base,
-                mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=features, **mixer),
-                scale=alpha / (rank if scaling == "lora" else rank**0.5),
-                dropout=dropout,
-                magnitude=Magnitude(int(base.out_features)) if dora else None,  # type: ignore[arg-type]
-            )
+            with torch.device("meta" if on_meta else "cpu"):
+                layers[name] = AdapterLinear(
+                    base,
+                    mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=features, **mixer),
+                    scale=alpha / (rank if scaling == "lora" else rank**0.5),
+                    dropout=dropout,
+                    magnitude=Magnitude(int(base.out_features)) if dora else None,  # type: ignore[arg-type]
+                )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     for name, layer in layers.items():
@@ -212,7 +214,10 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
         for name, module in model.named_modules()
         if hasattr(module, "in_features") and hasattr(module, "out_features")
     ]
-    if isinstance(target_modules, str):
+    if target_modules == "all-linear":
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        matched, unmatched = [name for name in linear if model.get_submodule(name) is not output], []
+    elif isinstance(target_modules, str):
         matched = [name for name in linear if re.fullmatch(target_modules, name)]
         as_text = f"the regular expression {target_modules} as a whole (names are a list, such as [q_proj, v_proj])"
         unmatched = [] if matched else [as_text]
