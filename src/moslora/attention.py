@@ -7,7 +7,7 @@ does, and gets them as :class:`Rows`. Registered with transformers under the nam
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from moslora.errors import UsageError
 
@@ -28,6 +30,7 @@ class Rows:
 
     lengths: tuple[int, ...]
     device: torch.device
+    _seen: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
@@ -39,6 +42,14 @@ class Rows:
     def positions(self) -> Tensor:
         """Each token's place in its row, int64 of shape ``(1, T)``."""
         return send([[place for length in self.lengths for place in range(length)]], self.device)
+
+    def seen(self, length: int, window: int | None) -> Tensor:
+        """Which tokens (columns) each token (row) of a row sees, bool of shape ``(length, length)``."""
+        if window not in self._seen:  # of the longest row, whose beginning is that of any other
+            longest = max(self.lengths)
+            seen = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril_()
+            self._seen[window] = seen if window is None else seen.triu_(1 - window)
+        return self._seen[window][:length, :length]
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
@@ -53,7 +64,7 @@ class Rows:
 
 
 def use_rows(model: PreTrainedModel) -> None:
-    """Has every attention of ``model`` take :class:`Rows`, to be passed as the keyword ``rows`` of its forward pass.
+    """Has every attention of ``model`` take the keywords of :func:`as_rows`, beside ordinary batches.
 
     Raises:
         UsageError: the model's code does not let its attention be exchanged.
@@ -63,6 +74,11 @@ def use_rows(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ROWS)
 
 
+def as_rows(rows: Rows) -> dict[str, Any]:
+    """Keywords of a decoder's forward pass over ``rows``. The empty mask keeps transformers from building one."""
+    return {"position_ids": rows.positions, "attention_mask": torch.empty(1, 1, 0, 0), "rows": rows}
+
+
 def attend_in_rows(
     module: nn.Module,
     query: Tensor,
@@ -70,7 +86,7 @@ def attend_in_rows(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: Rows,
+    rows: Rows | None = None,
     scaling: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -83,7 +99,7 @@ def attend_in_rows(
         query: shape ``(1, heads, T, size)``.
         key: shape ``(1, key heads, T, size)``; each serves heads / key heads heads.
         value: likewise.
-        rows: which tokens belong together.
+        rows: which tokens belong together; ``None`` for an ordinary padded batch, which torch's fused attention takes.
         scaling: s.
         sliding_window: tokens that a token sees at most, itself included; ``None`` for all before it.
 
@@ -93,16 +109,21 @@ def attend_in_rows(
     Raises:
         UsageError: an attention of another formula.
     """
+    if rows is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
+        )
     if softcap is not None or s_aux is not None:
         raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which cannot be trained here")
     if query.device.type == "cpu":
-        out = _RowByRow.apply(query[0], key[0], value[0], rows.bounds, scaling, sliding_window)
+        out = _RowByRow.apply(query[0], key[0], value[0], rows, scaling, sliding_window)
     else:
         out = _padded(query[0], key[0], value[0], rows, scaling, sliding_window)
     return out.transpose(0, 1)[None], None
 
 
 AttentionInterface.register(ROWS, attend_in_rows)
+AttentionMaskInterface.register(ROWS, sdpa_mask)
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
@@ -112,7 +133,7 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
     q, k, v = (
         x.index_select(1, there).unflatten(1, (count, longest)).transpose(0, 1) for x in (query, key, value)
     )  # (rows, heads, longest, size)
-    seen = _seen(longest, window, q.device) if window is not None and window < longest else None
+    seen = rows.seen(longest, window) if window is not None and window < longest else None
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, enable_gqa=len(query) != len(key)
     )
@@ -133,25 +154,25 @@ class _RowByRow(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        bounds: Sequence[tuple[int, int]],
+        rows: Rows,
         scaling: float,
         window: int | None,
     ) -> Tensor:
         query = query * scaling
         out, weights = torch.empty_like(query), []
-        for begin, end in bounds:
+        for begin, end in rows.bounds:
             length = end - begin
             scores = _by_key(query[:, begin:end], len(key)) @ key[:, begin:end].transpose(1, 2)
-            scores = scores.view(-1, length, length).masked_fill_(~_seen(length, window, key.device), -torch.inf)
+            scores = scores.view(-1, length, length).masked_fill_(~rows.seen(length, window), -torch.inf)
             weight = scores.softmax(-1).view(len(key), -1, length)  # (key heads, heads / key heads · length, length)
             out[:, begin:end] = (weight @ value[:, begin:end]).view(-1, length, value.shape[-1])
             weights.append(weight)
         ctx.save_for_backward(query, key, value, *weights)
-        ctx.bounds, ctx.scaling = bounds, scaling
+        ctx.bounds, ctx.scaling = rows.bounds, scaling
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *weights = ctx.saved_tensors
         d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         for (begin, end), weight in zip(ctx.bounds, weights, strict=True):
@@ -167,12 +188,6 @@ class _RowByRow(torch.autograd.Function):
 def _by_key(heads: Tensor, keys: int) -> Tensor:
     """``(heads, length, size)`` to ``(keys, heads / keys · length, size)``."""
     return heads.reshape(keys, -1, heads.shape[-1])
-
-
-def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Which tokens (columns) each token (row) sees, bool of shape ``(length, length)``."""
-    seen = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
-    return seen if window is None else seen.triu_(1 - window)
 
 
 def send(values: Sequence[Any], device: torch.device) -> Tensor:

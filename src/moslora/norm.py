@@ -19,7 +19,7 @@ def use_fast_norms(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if type(module).__name__ in PLAIN:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, RMSNorm(module.weight, module.variance_epsilon))  # type: ignore[arg-type]
+            setattr(model.get_submodule(parent), child, RMSNorm(module.weight, module.variance_epsilon))
 
 
 class RMSNorm(nn.Module):
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
 
 class _InPlace(torch.autograd.Function):
-    """With n = x · r, r = 1 / √(mean(x²) + ε) and G the gradient of y = w ∘ n: dx = r · (w ∘ G − n · mean(w ∘ G ∘ n))."""
+    """With n = x · r, r = 1 / √(mean(x²) + ε) and G the gradient of y: dx = r · (w ∘ G − n · mean(w ∘ G ∘ n))."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -53,7 +53,7 @@ class _InPlace(torch.autograd.Function):
         return normed.mul_(root).to(x.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, root, weight = ctx.saved_tensors
         normed = x * root  # in the dtype of the root, float32 or wider
         scaled = (gradient * weight).to(root.dtype)

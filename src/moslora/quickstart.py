@@ -189,10 +189,7 @@ def probe(recipe: Recipe, dtype: str, *, seconds: float = 3.0) -> Speed:
     model = load_base(recipe.model.model_copy(update={"dtype": dtype}))
     inject(model, **recipe.adapter.model_dump())
     rows = [_row(length) for length in LENGTHS]
-    batches = [
-        collate([rows[i] for i in batch], device=torch.device("cpu"))
-        for batch in cut(LENGTHS, tokens=2048)
-    ]
+    batches = [collate([rows[i] for i in batch], device=torch.device("cpu")) for batch in cut(LENGTHS, tokens=2048)]
     objective = LabelLoss(model)
     processes, threads = worker_processes(), torch.get_num_threads()
     torch.set_num_threads(threads_each(processes))

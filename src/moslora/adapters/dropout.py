@@ -13,8 +13,8 @@ LEVELS = 2**16
 class Dropout(nn.Module):
     """Each entry of x becomes 0 with probability p and x / (1 − p) otherwise, in training; arXiv 1207.0580.
 
-    On a CPU torch draws one random number after the other, which takes longer than the products beside it. Here one call
-    draws the bits of four entries at a time, and a mask of all bits or none is laid over x as it stands in memory.
+    On a CPU torch draws one random number after the other, which takes longer than the products beside it. Here one
+    number of 64 bits serves four entries, and a mask of all bits or none is laid over x as it stands in memory.
     """
 
     def __init__(self, p: float) -> None:
@@ -47,7 +47,7 @@ class _Masked(torch.autograd.Function):
         return _masked(x, ctx.mask, ctx.scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _masked(gradient, ctx.mask, ctx.scale), None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_penalty, describe_batch
-from moslora.attention import use_rows
+from moslora.attention import as_rows, use_rows
 from moslora.data.steps import MicroBatch
 
 LOGITS_AT_ONCE = 2**24
@@ -34,9 +34,8 @@ class LabelLoss(nn.Module):
         """
         describe_batch(self.model, tasks=batch.tasks)
         decoder = self.model.get_decoder()
-        hidden: Tensor = decoder(
-            input_ids=batch.input_ids, position_ids=batch.rows.positions, use_cache=False, rows=batch.rows
-        ).last_hidden_state  # (1, T, H)
+        output = decoder(input_ids=batch.input_ids, use_cache=False, **as_rows(batch.rows))
+        hidden: Tensor = output.last_hidden_state  # (1, T, H)
         penalty = adapter_penalty(self.model) if self.training else None
         if penalty is None:
             penalty = torch.zeros((), device=hidden.device)
@@ -73,7 +72,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.gradient * gradient.to(ctx.gradient.dtype), None, None
 
 

@@ -164,7 +164,9 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
 
     def validate(step: int) -> None:
         if data.validation:
-            loss = validation_loss(parts, data.validation, model, tokens=micro_batch_tokens(recipe.training, accelerator.device))
+            loss = validation_loss(
+                parts, data.validation, model, tokens=micro_batch_tokens(recipe.training, accelerator.device)
+            )
             tracker.record({"step": step, "validation_loss": loss})
             say(f"step {step}/{len(plan)}  validation_loss {loss:.4f}")
 
