@@ -23,7 +23,7 @@ from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.llama import meta_model
-from moslora.model import load_base, load_tokenizer, pad_id
+from moslora.model import load_base, load_tokenizer
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import Parts, train
@@ -116,7 +116,6 @@ def recipe_text(method: str, settings: Settings, *, steps: int) -> str:
             "epochs": None,
             "max_steps": steps,
             "global_batch_size": settings.rows,
-            "micro_batch_size": settings.rows,
             "warmup_steps": 1,
             "log_every": 1,
             "checkpoint_every": steps // 2,
@@ -230,7 +229,6 @@ class Stepper:
             scaler=torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
             rows=data.rows,
             plan=plan,
-            pad_id=pad_id(tokenizer),
             seed=recipe.seed,
             **({"after_update": budget.update} if budget else {}),
         )

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, TokenGateMixer, build_mixer, inject, named_adapters
-from moslora.data.encode import IGNORE_INDEX
+from moslora.data.encode import IGNORE_INDEX, Encoded
+from moslora.data.steps import collate
 from moslora.model import load_base
 from moslora.recipe import load_recipe
 from moslora.training.objective import LabelLoss
@@ -139,9 +140,8 @@ def model_steps(base: str, experts: int, top_k: int | None) -> tuple[Callable[[]
     """Forward pass, backward pass and update of the whole model, fused and sequential."""
     recipe, device = load_recipe(base), _device()
     ids = torch.randint(100, 1000, (TOKENS // ROW, ROW), generator=torch.Generator().manual_seed(0)).to(device)
-    labels = ids.masked_fill(torch.arange(ROW, device=device) < ROW - 6, IGNORE_INDEX)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    tasks = torch.zeros(len(ids), dtype=torch.long, device=device)
+    rows = [Encoded("row", "none", row, [IGNORE_INDEX] * (ROW - 6) + row[-6:], False) for row in ids.tolist()]
+    batch = collate(rows, device=device)
 
     def step_of(sequential: bool) -> Callable[[], None]:
         model = load_base(recipe.model, device=device)
@@ -155,7 +155,7 @@ def model_steps(base: str, experts: int, top_k: int | None) -> tuple[Callable[[]
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
         def step() -> None:
-            objective(**batch, tasks=tasks)[0].backward()
+            objective(batch)[0].backward()
             optimizer.step()
             optimizer.zero_grad()
 

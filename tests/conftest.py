@@ -33,7 +33,7 @@ data:
 training:
   epochs: 2
   global_batch_size: 8
-  micro_batch_size: 3
+  micro_batch_tokens: 200
   learning_rate: 3e-2
   warmup_steps: 2
   checkpoint_every: 4

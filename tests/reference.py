@@ -1,11 +1,14 @@
 """The authorities: small models, and methods re-derived from their equations in plain tensor algebra."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from moslora.data.encode import IGNORE_INDEX, Encoded
+from moslora.data.steps import MicroBatch, collate
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -47,6 +50,16 @@ def tiny_llama(
 def token_batch(model: LlamaForCausalLM, *, rows: int = 3, length: int = 11, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
+
+
+def as_micro_batch(ids: Tensor, *, lengths: Sequence[int] = (), begins: Sequence[int] = ()) -> MicroBatch:
+    """The rows of ``ids``, of which the first ``lengths`` tokens count and those from ``begins`` on are labelled."""
+    rows = []
+    for number, row in enumerate(ids.tolist()):
+        tokens = row[: lengths[number]] if lengths else row
+        begin = begins[number] if begins else 0
+        rows.append(Encoded(str(number), "none", tokens, [IGNORE_INDEX] * begin + tokens[begin:], truncated=False))
+    return collate(rows, device=ids.device)
 
 
 @torch.no_grad()

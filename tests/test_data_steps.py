@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import MICRO_BATCH_OVERHEAD, PAD_MULTIPLE, StepPlan, collate, cut, label_count
+from moslora.data.steps import StepPlan, collate, cut, label_count
 
 
 def plan(**changes: object) -> StepPlan:
@@ -51,37 +51,32 @@ def test_draws_are_uniform_over_long_and_short_rows() -> None:
     assert shares.var() == pytest.approx(hypergeometric_variance, rel=0.15)
 
 
-def cost(lengths: list[int], batches: list[list[int]]) -> int:
-    widths = [-(-max(lengths[i] for i in batch) // PAD_MULTIPLE) * PAD_MULTIPLE for batch in batches]
-    return sum(len(batch) * width + MICRO_BATCH_OVERHEAD for batch, width in zip(batches, widths, strict=True))
-
-
-def test_cut_is_the_cheapest_of_all_cuts() -> None:
-    """Against every way of cutting the sorted rows into runs."""
+def test_micro_batches_hold_what_fits_and_rows_of_similar_length() -> None:
     draw = random.Random(0)
     for _ in range(20):
-        lengths = [draw.randint(5, 400) for _ in range(8)]
-        order = sorted(range(8), key=lambda i: lengths[i])
-        candidates = []
-        for marks in itertools.product((False, True), repeat=7):
-            ends = [i + 1 for i, mark in enumerate(marks) if mark] + [8]
-            batches = [order[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-            if all(len(batch) <= 3 for batch in batches):
-                candidates.append(cost(lengths, batches))
-        mine = cut(lengths, micro_batch_size=3)
-        assert sorted(itertools.chain(*mine)) == list(range(8))
-        assert max(map(len, mine)) <= 3 and cost(lengths, mine) == min(candidates)
+        lengths = [draw.randint(5, 400) for _ in range(16)]
+        batches = cut(lengths, tokens=500)
+        assert sorted(itertools.chain(*batches)) == list(range(16))
+        assert all(sum(lengths[row] for row in batch) <= 500 for batch in batches)
+        in_order = [lengths[row] for batch in batches for row in batch]
+        assert in_order == sorted(lengths)
+        # None of them could have taken the first row of the next.
+        assert all(
+            sum(lengths[row] for row in batch) + lengths[after[0]] > 500 for batch, after in itertools.pairwise(batches)
+        )
+    assert cut([9, 700, 3], tokens=500) == [[2, 0], [1]], "a row that is too long is by itself"
 
 
-def test_collate_pads_on_the_right_with_ignored_labels() -> None:
+def test_collate_lays_rows_end_to_end_and_finds_their_labels() -> None:
     rows = [
-        Encoded("a", "t", [5, 6, 7], [IGNORE_INDEX, 6, 7], truncated=False),
-        Encoded("b", "t", list(range(9)), [IGNORE_INDEX] * 8 + [8], truncated=False),
+        Encoded("a", "boolq", [5, 6, 7], [IGNORE_INDEX, 6, 7], truncated=False),
+        Encoded("b", "none", [1, 2], [1, IGNORE_INDEX], truncated=False),
+        Encoded("c", "obqa", [8, 9], [8, 9], truncated=False),
     ]
-    batch = collate(rows, pad_id=4, device=torch.device("cpu"))
-    assert batch["input_ids"].shape == (2, 16)
-    assert batch["input_ids"][0].tolist() == [5, 6, 7] + [4] * 13
-    assert batch["attention_mask"].sum(1).tolist() == [3, 9]
-    assert batch["labels"][0].tolist() == [IGNORE_INDEX, 6, 7] + [IGNORE_INDEX] * 13
+    batch = collate(rows, device=torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[5, 6, 7, 1, 2, 8, 9]] and batch.rows.lengths == (3, 2, 2)
+    assert batch.rows.positions.tolist() == [[0, 1, 2, 0, 1, 0, 1]]
+    assert batch.tasks.tolist() == [[0, 0, 0, 8, 8, 7, 7]]
+    # Nothing predicts a row's first token.
+    assert batch.predicted_from.tolist() == [0, 1, 5] and batch.labels.tolist() == [6, 7, 9]
     assert label_count(rows) == 3
-    assert label_count([Encoded("c", "t", [5, 6], [5, 6], truncated=False)]) == 1, "nothing predicts the first"

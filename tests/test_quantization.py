@@ -32,7 +32,7 @@ from moslora.quickstart import probe, quickstart
 from moslora.recipe import ModelSection, load_recipe
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
-from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
 from test_training_run import adapter, moslora, same_bits
 
 KINDS = ("nf4", "int8")
@@ -170,7 +170,7 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
     for model in (quantized, plain):
         assert len(inject(model, **options)) == 10  # type: ignore[arg-type]
         perturb(adapter_state_dict(model).values(), seed=1)
-        loss, _ = LabelLoss(model).train()(ids, torch.ones_like(ids), ids, torch.tensor([8]))
+        loss, _ = LabelLoss(model).train()(as_micro_batch(ids))
         loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     one, other = gradients

@@ -103,7 +103,7 @@ def test_a_slow_machine_gets_fewer_rows_and_is_told(
 
 
 def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(tmp_path: Path) -> None:
-    fitted = ["model.dtype=float32", "data.rows.boolq=60", "evaluation.limit=40", "training.micro_batch_size=8"]
+    fitted = ["model.dtype=float32", "data.rows.boolq=60", "evaluation.limit=40"]
     recipe = load_recipe(module.RECIPE, fitted)
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     assert begun_recipe(tmp_path) == recipe

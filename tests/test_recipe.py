@@ -167,7 +167,7 @@ def test_llama3_8b_is_the_setting_of_the_paper():
     assert (data.source, data.format, data.loss_on) == ("commonsense_170k", "llm-adapters", "all")
     assert (data.max_length, data.validation_rows, data.tasks) == (256, 120, COMMONSENSE)
     assert (training.learning_rate, training.schedule, training.warmup_steps) == (3e-4, "linear", 100)
-    assert (training.global_batch_size, training.micro_batch_size, training.epochs) == (16, 4, 3)
+    assert (training.global_batch_size, training.epochs) == (16, 3)
     assert (training.weight_decay, training.max_grad_norm, training.betas) == (0, 1, (0.9, 0.999))
     assert recipe.model.dtype == "bfloat16"
     assert recipe.evaluation_source == "hub"
@@ -713,7 +713,7 @@ def test_impossible_combination(write, overrides, message):
         ["adapter.mixer.kind=identity", "adapter.rank_out=16"],
         ["adapter.mixer.init=zeros"],
         ["training.epochs=null", "training.max_steps=5"],
-        ["training.epochs=0.5", "training.micro_batch_size=64"],
+        ["training.epochs=0.5", "training.micro_batch_tokens=64"],
         ["evaluation.beams=4", "evaluation.protocol=generate"],
         ["data.format=cloze-passage", "evaluation.protocol=cloze"],
         ["data.source=commonsense_170k", "data.format=llm-adapters"],

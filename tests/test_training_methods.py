@@ -255,7 +255,7 @@ def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks: tuple[str,
         )
         for n, task in enumerate(tasks)
     ]
-    loss, _ = LabelLoss(model)(**collate(drawn, pad_id=0, device=torch.device("cpu")))
+    loss, _ = LabelLoss(model)(collate(drawn, device=torch.device("cpu")))
     loss.backward()
     for name, parameter in model.named_parameters():
         if name.endswith("embedding"):

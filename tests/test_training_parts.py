@@ -8,33 +8,30 @@ import torch
 import transformers
 
 from moslora.adapters import MIXERS, inject
-from moslora.data.encode import IGNORE_INDEX
+from moslora.training import objective
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
-from reference import perturb, tiny_llama, token_batch
+from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
 OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-NO_TASK = torch.tensor([8])
 RATES = {"lora_plus_ratio": 1.0, "weight_decay": 0.1, "mixer_weight_decay": 0.0, "betas": (0.9, 0.99), "eps": 1e-7}
 
 
-@pytest.mark.parametrize("adapt_head", [False, True])
-def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(adapt_head: bool) -> None:
-    """Float64, against the whole model's logits, unpadded row by row; also with an adapter on the output layer."""
+@pytest.mark.parametrize("at_once", [1, 60, 10_000])
+def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Float64, against the whole model's logits, row by row, whatever the pieces in which they are taken."""
+    monkeypatch.setattr(objective, "LOGITS_AT_ONCE", at_once)
     model = tiny_llama(dtype=torch.float64)
-    targets = ["q_proj", "v_proj", *(["lm_head"] if adapt_head else [])]
-    inject(model, **OPTIONS | {"target_modules": targets}, mixer={"kind": "dense"})
+    inject(model, **OPTIONS, mixer={"kind": "dense"})
     model.double()
     perturb((p for p in model.parameters() if p.requires_grad), size=0.2)
     naive = copy.deepcopy(model)
     ids = token_batch(model, rows=3, length=12)
     lengths, begins = (12, 7, 9), (4, 5, 0)
-    labels, mask = torch.full_like(ids, IGNORE_INDEX), torch.zeros_like(ids)
-    for row, (length, begin) in enumerate(zip(lengths, begins, strict=True)):
-        mask[row, :length] = 1
-        labels[row, begin:length] = ids[row, begin:length]
-    loss, _ = LabelLoss(model)(ids, mask, labels, NO_TASK)
-    loss.backward()
+    loss, _ = LabelLoss(model)(as_micro_batch(ids, lengths=lengths, begins=begins))
+    (2 * loss).backward()
 
     expected = torch.zeros((), dtype=torch.float64)
     for row, (length, begin) in enumerate(zip(lengths, begins, strict=True)):
@@ -42,8 +39,7 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
         log_p = torch.log_softmax(logits, -1)
         for position in range(max(begin, 1), length):
             expected = expected - log_p[position - 1, ids[row, position]]
-    expected.backward()
-    # The loss itself is taken in float32.
+    (2 * expected).backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     for (name, mine), (_, other) in zip(model.named_parameters(), naive.named_parameters(), strict=True):
         if mine.requires_grad:
@@ -54,7 +50,7 @@ def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter()
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
     ids = token_batch(model)
-    loss, _ = LabelLoss(model)(ids, torch.ones_like(ids), torch.full_like(ids, IGNORE_INDEX), NO_TASK)
+    loss, _ = LabelLoss(model)(as_micro_batch(ids, begins=[ids.shape[1]] * len(ids)))
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)

@@ -142,7 +142,7 @@ METHODS = {
 """Methods whose gradient is that of the whole step, however it is cut. (A gate's balance is no sum over rows.)"""
 
 
-def gradients(recipe: Recipe, *, global_batch_size: int, micro_batch_size: int) -> dict[str, torch.Tensor]:
+def gradients(recipe: Recipe, *, global_batch_size: int, tokens: int) -> dict[str, torch.Tensor]:
     """The gradient of the first step, as the loop accumulates it, on this process's share of it; with the losses."""
     accelerator = Accelerator(cpu=True)
     tokenizer = load_tokenizer(recipe.model)
@@ -169,12 +169,11 @@ def gradients(recipe: Recipe, *, global_batch_size: int, micro_batch_size: int) 
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         rows=data.rows,
         plan=step_plan(recipe.model_copy(update={"training": changed}), rows=len(data.rows)),
-        pad_id=0,
         seed=0,
     )
     drawn = [data.rows[row] for row in parts.plan[0]]
     assert len({len(row.input_ids) for row in drawn}) > 4 and label_count(drawn) > 16
-    losses = loop.accumulate(parts, drawn, micro_batch_size=micro_batch_size)
+    losses = loop.accumulate(parts, drawn, tokens=tokens)
     gates = [module for module in model.modules() if isinstance(module, Gate)]
     assert all(gate.tokens is None and gate.tasks is None for gate in gates)  # the batch's, and it is over
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -194,8 +193,8 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
     whole = {}
     for method, overrides in METHODS.items():
         plain = recipe("adapter.dropout=0", *overrides)
-        whole[method] = gradients(plain, global_batch_size=16, micro_batch_size=16)
-        pieces = gradients(plain, global_batch_size=16, micro_batch_size=4)
+        whole[method] = gradients(plain, global_batch_size=16, tokens=10_000)
+        pieces = gradients(plain, global_batch_size=16, tokens=250)
         assert largest_difference(whole[method], pieces) < 1e-5, method
     assert [method for method, found in whole.items() if "penalty" in found] == ["diagonal, with penalty"]
     script = tmp_path / "shared.py"
@@ -207,7 +206,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
         "import torch.distributed as dist\n"
         "for method, overrides in METHODS.items():\n"
         f"    recipe = load_recipe({str(world / 'recipe.yaml')!r}, ['adapter.dropout=0', *overrides])\n"
-        "    found = gradients(recipe, global_batch_size=16, micro_batch_size=5)\n"
+        "    found = gradients(recipe, global_batch_size=16, tokens=300)\n"
         f"    save_file(found, {str(tmp_path)!r} + f'/{{method}}-{{dist.get_rank()}}.safetensors')\n"
         "assert dist.get_world_size() == 2 and dist.get_backend() == 'gloo'\n"
         "dist.destroy_process_group()\n"
@@ -232,7 +231,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
 def test_the_balance_of_a_gate_alone_depends_on_the_micro_batches(recipe: MakeRecipe, top_k: str) -> None:
     """It is no sum over rows, as `loop.accumulate` says; the label loss beside it is what it was."""
     gate = recipe("adapter.dropout=0", f"adapter.mixer={{kind: token-gate, top_k: {top_k}, balance: 0.5}}")
-    whole, pieces = (gradients(gate, global_batch_size=16, micro_batch_size=size) for size in (16, 2))
+    whole, pieces = (gradients(gate, global_batch_size=16, tokens=size) for size in (10_000, 130))
     assert pieces["loss"].item() == pytest.approx(whole["loss"].item(), rel=1e-5)
     assert pieces["penalty"].item() != pytest.approx(whole["penalty"].item(), rel=1e-5)
     assert largest_difference(whole, pieces) > 1e-3
@@ -246,7 +245,7 @@ def test_gradient_checkpointing_changes_no_gradient(recipe: MakeRecipe, method: 
         gradients(
             recipe("adapter.dropout=0", *overrides, f"model.gradient_checkpointing={value}"),
             global_batch_size=16,
-            micro_batch_size=8,
+            tokens=500,
         )
         for value in ("false", "true")
     )
@@ -321,9 +320,9 @@ def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(
 @pytest.mark.parametrize(
     ("overrides", "note"),
     [
-        ((), "note: 3 rows in a micro-batch before, 5 now: dropout draws other numbers"),
+        ((), "note: 200 tokens in a micro-batch before, 300 now: dropout draws other numbers"),
         (("adapter.dropout=0",), None),
-        (("adapter.mixer={kind: token-gate}",), "note: 3 rows in a micro-batch before, 5 now: dropout draws"),
+        (("adapter.mixer={kind: token-gate}",), "note: 200 tokens in a micro-batch before, 300 now: dropout draws"),
         (("adapter.dropout=0", "adapter.mixer={kind: token-gate, top_k: 2}"), None),
     ],
 )
@@ -335,7 +334,7 @@ def test_micro_batches_of_another_size_are_told_where_dropout_draws_by_them(
     for later in ("adapter", "checkpoints/step-4"):
         shutil.rmtree(tmp_path / "run" / later)
     capsys.readouterr()
-    train_recipe(recipe(*short, "training.micro_batch_size=5"), out=tmp_path / "run", resuming=True)
+    train_recipe(recipe(*short, "training.micro_batch_tokens=300"), out=tmp_path / "run", resuming=True)
     said = capsys.readouterr().out
     assert "resuming after step 3 of 4" in said
     assert note in said if note else "note: " not in said
@@ -347,8 +346,10 @@ def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over
     """They would change what is minimised: `test_the_balance_of_a_gate_alone_depends_on_the_micro_batches`."""
     gate = ("adapter.mixer={kind: token-gate, balance: 0.01}", "training.max_steps=4")
     train_recipe(recipe(*gate), out=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"another recipe \(training\.micro_batch_size was 3, is 5\); moslora train"):
-        train_recipe(recipe(*gate, "training.micro_batch_size=5"), out=tmp_path / "run", resuming=True)
+    with pytest.raises(
+        UsageError, match=r"another recipe \(training\.micro_batch_tokens was 200, is 300\); moslora train"
+    ):
+        train_recipe(recipe(*gate, "training.micro_batch_tokens=300"), out=tmp_path / "run", resuming=True)
 
 
 def test_another_number_of_processes_is_told_with_what_it_changes(recipe: MakeRecipe) -> None:

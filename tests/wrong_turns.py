@@ -1084,7 +1084,7 @@ OUTPUT = {
     "out of GPU memory": Turn(
         HERE,
         1,
-        "out of GPU memory with micro-batches of 3 rows; take a smaller training.micro_batch_size",
+        "training.micro_batch_tokens",
         raising("moslora.training.loop.accumulate", torch.OutOfMemoryError),
         leaves=True,
     ),

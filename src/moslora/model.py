@@ -24,6 +24,7 @@ from moslora.data.reach import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
 from moslora.locate import locate
+from moslora.norm import use_fast_norms
 from moslora.recipe import ModelSection
 from moslora.tasks import task_number
 
@@ -148,6 +149,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if quantization is None:
         model.to(device)  # type: ignore[arg-type]
+    use_fast_norms(model)
     return model.eval()
 
 

@@ -112,7 +112,6 @@ def begun_recipe(out: Path) -> Recipe:
     decided = {
         "model": own.model.model_copy(update={"dtype": found.model.dtype}),
         "data": own.data.model_copy(update={"rows": found.data.rows}),
-        "training": own.training.model_copy(update={"micro_batch_size": found.training.micro_batch_size}),
         "evaluation": own.evaluation.model_copy(update={"limit": found.evaluation.limit}),
     }
     then, now = found.model_dump(), own.model_copy(update=decided).model_dump()
@@ -189,19 +188,16 @@ def probe(recipe: Recipe, dtype: str, *, seconds: float = 3.0) -> Speed:
     model = load_base(recipe.model.model_copy(update={"dtype": dtype}))
     inject(model, **recipe.adapter.model_dump())
     rows = [_row(length) for length in LENGTHS]
-    batches = [
-        collate([rows[i] for i in batch], pad_id=0, device=torch.device("cpu"))
-        for batch in cut(LENGTHS, micro_batch_size=recipe.training.micro_batch_size)
-    ]
+    batches = [collate([rows[i] for i in batch], device=torch.device("cpu")) for batch in cut(LENGTHS, tokens=2048)]
     objective = LabelLoss(model)
     processes, threads = worker_processes(), torch.get_num_threads()
     torch.set_num_threads(threads_each(processes))
     objective.train()
-    step = _time(lambda: [sum(objective(**batch)).backward() for batch in batches], seconds=seconds)
+    step = _time(lambda: [sum(objective(batch)).backward() for batch in batches], seconds=seconds)
     torch.set_num_threads(threads)
     objective.eval()
     with torch.inference_mode():
-        forward = _time(lambda: [objective(**batch) for batch in batches], seconds=seconds / 2)
+        forward = _time(lambda: [objective(batch) for batch in batches], seconds=seconds / 2)
     return Speed(
         dtype,
         row_seconds=CROWDING * step / processes / len(rows),

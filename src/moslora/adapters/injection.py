@@ -170,7 +170,8 @@ def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Ten
     Args:
         model: with adapters; without gates nothing happens.
         tokens: true where there is a token and no padding, shape ``(batch, length)``; ``None`` for everywhere.
-        tasks: number of each row's task, int64 of shape ``(batch,)``, or ``(1,)`` for one task in all rows.
+        tasks: numbers of the rows' tasks, int64 of shape ``(batch,)``, of the tokens', ``(batch, length)``, or of one
+            task for all, ``(1,)``.
     """
     for module in model.modules():
         if isinstance(module, Gate):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora.adapters.dropout import Dropout
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import Mixer
 from moslora.adapters.mixers.base import kaiming
@@ -56,7 +57,7 @@ class AdapterLinear(nn.Module):
         self.out_features = int(base.out_features)  # type: ignore[arg-type]
         self.scale = scale
         self.base = base.requires_grad_(False)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout) if dropout else nn.Identity()
         self.lora_a = nn.Parameter(torch.empty(mixer.shape_of_a(self.in_features), dtype=torch.float32))
         self.mixer = mixer
         self.lora_b = nn.Parameter(torch.empty(self.out_features, mixer.rank_out, dtype=torch.float32))
@@ -97,7 +98,7 @@ class AdapterLinear(nn.Module):
             a, b = self.mixer.fold(self.lora_a, self.lora_b)
             base_of_a = self._without_bias(a.to(y.dtype))
         gain = self.magnitude(a=a, b=b, base_of_a=base_of_a, scale=self.scale)
-        if self.training and isinstance(self.dropout, nn.Dropout):
+        if self.training and isinstance(self.dropout, Dropout):
             plain = self._without_bias(dropped)
         else:
             bias = getattr(self.base, "bias", None)

@@ -1,19 +1,22 @@
-"""From encoded rows to optimizer steps, and from a step to padded micro-batches."""
+"""From encoded rows to optimizer steps, and from a step to micro-batches."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from moslora.attention import Rows, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.tasks import task_number
 
 PAD_MULTIPLE = 8
 """Batches are padded to a multiple of this many tokens, the granule of matrix units."""
 
-MICRO_BATCH_OVERHEAD = 128
-"""Tokens whose time one more micro-batch costs (135M model, 2 cores: 0.16 s fixed, about 800 tokens/s)."""
+MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
+"""Tokens of a micro-batch at most, by device, where the recipe does not say: a CPU has little to gain beyond, and a GPU
+is kept busy by them."""
 
 
 class StepPlan:
@@ -68,36 +71,27 @@ class StepPlan:
         return self._permutations[epoch]
 
 
-def cut(lengths: Sequence[int], *, micro_batch_size: int) -> list[list[int]]:
-    """Cuts one step into micro-batches of rows of similar length, with the least padding.
+def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
+    """Cuts one step into micro-batches of at most ``tokens`` tokens, rows of similar length together.
 
-    Sorted by length, the best cut is one into runs; it minimises Σ rows · longest + overhead per micro-batch by
-    dynamic programming. Which rows share a step is not decided here.
+    Which rows share a step is not decided here. A row longer than that is a micro-batch by itself.
 
     Args:
         lengths: tokens of each row.
-        micro_batch_size: rows of a micro-batch at most.
+        tokens: of a micro-batch at most.
 
     Returns:
         Positions into ``lengths``, each exactly once.
     """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    best = [0.0]  # least cost of the first n rows in order
-    begins = [0]  # where the last micro-batch of that cut begins
-    for end in range(1, len(order) + 1):
-        width = -(-lengths[order[end - 1]] // PAD_MULTIPLE) * PAD_MULTIPLE
-        cost, begin = min(
-            (best[begin] + (end - begin) * width + MICRO_BATCH_OVERHEAD, begin)
-            for begin in range(max(0, end - micro_batch_size), end)
-        )
-        best.append(cost)
-        begins.append(begin)
-    batches = []
-    end = len(order)
-    while end:
-        batches.append(order[begins[end] : end])
-        end = begins[end]
-    return batches[::-1]
+    batches: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if lengths[row] > room:
+            batches.append([])
+            room = tokens
+        batches[-1].append(row)
+        room -= lengths[row]
+    return batches
 
 
 def pad(
@@ -124,19 +118,40 @@ def pad(
     return input_ids.to(device), attention_mask.to(device)
 
 
-def collate(rows: Sequence[Encoded], *, pad_id: int, device: torch.device) -> dict[str, Tensor]:
-    """A micro-batch.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows laid end to end, T tokens together, on their device. Nothing is padded.
 
-    Returns:
-        ``input_ids``, ``attention_mask`` and ``labels``, each int64 of shape ``(rows, length)``; the length is the
-        longest row's, rounded up to :data:`PAD_MULTIPLE`. ``tasks``, int64 of shape ``(rows,)``, their tasks' numbers.
+    Attributes:
+        input_ids: int64 of shape ``(1, T)``.
+        rows: which tokens belong together.
+        tasks: number of each token's task, int64 of shape ``(1, T)``.
+        predicted_from: places of the N tokens after which a labelled one comes, int64 of shape ``(N,)``.
+        labels: those labelled tokens, int64 of shape ``(N,)``.
     """
-    input_ids, attention_mask = pad(
-        [row.input_ids for row in rows], pad_id=pad_id, multiple=PAD_MULTIPLE, device=device
+
+    input_ids: Tensor
+    rows: Rows
+    tasks: Tensor
+    predicted_from: Tensor
+    labels: Tensor
+
+
+def collate(rows: Sequence[Encoded], *, device: torch.device) -> MicroBatch:
+    """A micro-batch of ``rows``. Where its labels are is decided here, on the host: no device is asked for it later."""
+    lengths = [len(row.input_ids) for row in rows]
+    tokens = [token for row in rows for token in row.input_ids]
+    # A row's first token is predicted by nothing.
+    labels = [label for row in rows for label in (IGNORE_INDEX, *row.labels[1:])]
+    tasks = [task_number(row.task) for row in rows]
+    kept = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+    return MicroBatch(
+        input_ids=send([tokens], device),
+        rows=Rows(tuple(lengths), device),
+        tasks=torch.repeat_interleave(send(tasks, device), send(lengths, device), output_size=len(tokens))[None],
+        predicted_from=send([place - 1 for place in kept], device),
+        labels=send([labels[place] for place in kept], device),
     )
-    labels, _ = pad([row.labels for row in rows], pad_id=IGNORE_INDEX, multiple=PAD_MULTIPLE, device=device)
-    tasks = torch.tensor([task_number(row.task) for row in rows], device=device)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "tasks": tasks}
 
 
 def label_count(rows: Sequence[Encoded]) -> int:

@@ -162,9 +162,9 @@ class TrainingSection(Section):
     global_batch_size: PositiveInt = 16
     """Rows of a step, over all processes and micro-batches."""
 
-    micro_batch_size: PositiveInt = 4
-    """Most rows in one forward pass of one process: a matter of memory, without effect on the result, except through
-    a gate's `balance`, which each forward pass takes over its own rows."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Most tokens in one forward pass of one process; null for what suits the device. A matter of memory, without
+    effect on the result, except through a gate's `balance`, which each forward pass takes over its own rows."""
 
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of A and B."""

@@ -28,7 +28,7 @@ FREE = (
 and where the rows lie, which are compared themselves.
 :data:`MICRO_BATCH` may as well, but for a gate's balance."""
 
-MICRO_BATCH = "training.micro_batch_size"
+MICRO_BATCH = "training.micro_batch_tokens"
 
 
 def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
@@ -90,14 +90,14 @@ def other_shares(recipe: Recipe, *, then: tuple[int, int], now: tuple[int, int])
 
     Args:
         recipe: the run's.
-        then: processes, and rows of a micro-batch at most.
+        then: processes, and tokens of a micro-batch at most.
         now: likewise.
     """
     effects = ["dropout draws other numbers"] * (recipe.adapter.dropout > 0)
     effects += ["the gate's balance is over other rows"] * (balance(recipe) > 0)
     return [
         f"{before} {what} before, {after} now: {', '.join(effects)}"
-        for what, before, after in zip(("processes", "rows in a micro-batch"), then, now, strict=True)
+        for what, before, after in zip(("processes", "tokens in a micro-batch"), then, now, strict=True)
         if before != after and effects
     ]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moslora.adapters import describe_batch
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import StepPlan, collate, cut, label_count
+from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan, collate, cut, label_count
 from moslora.errors import MosloraError
 from moslora.recipe import TrainingSection
 from moslora.training.optimizer import rate_factor, set_rate, trainable
@@ -47,7 +47,6 @@ class Parts:
     scaler: torch.amp.GradScaler
     rows: Sequence[Encoded]
     plan: StepPlan
-    pad_id: int
     seed: int
     after_update: AfterUpdate = lambda step, *, skipped: {}
 
@@ -88,7 +87,7 @@ def train(
         factor = rate_factor(step, schedule=settings.schedule, warmup_steps=settings.warmup_steps, total_steps=total)
         set_rate(optimizer, factor)
 
-        losses = accumulate(parts, drawn, micro_batch_size=settings.micro_batch_size)
+        losses = accumulate(parts, drawn, tokens=micro_batch_tokens(settings, parts.accelerator.device))
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
         # One small reduction a step: the losses of all processes, and whether anyone wants to stop.
@@ -120,7 +119,7 @@ def train(
     return total
 
 
-def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int) -> Tensor:
+def accumulate(parts: Parts, drawn: Sequence[Encoded], *, tokens: int) -> Tensor:
     """Adds the gradient of one step, and returns this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows, wherever they are computed:
@@ -129,7 +128,7 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int)
 
     Args:
         drawn: the rows of the whole step, the same on every process.
-        micro_batch_size: rows of one forward pass at most.
+        tokens: of one forward pass at most.
 
     Returns:
         Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
@@ -138,20 +137,24 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, micro_batch_size: int)
     rank, processes = accelerator.process_index, accelerator.num_processes
     # A process without rows (only in a run's last step) still takes part in the gradient reduction.
     mine = drawn[rank::processes] or [replace(drawn[0], labels=[IGNORE_INDEX] * len(drawn[0].labels))]
-    batches = cut([len(row.input_ids) for row in mine], micro_batch_size=micro_batch_size)
-    labels, tokens = label_count(drawn), sum(len(row.input_ids) for row in drawn)
+    batches = cut([len(row.input_ids) for row in mine], tokens=tokens)
+    labels, total = label_count(drawn), sum(len(row.input_ids) for row in drawn)
     share = torch.zeros(2, device=accelerator.device)
     for n, batch in enumerate(batches, start=1):
-        tensors = collate([mine[i] for i in batch], pad_id=parts.pad_id, device=accelerator.device)
-        weight = sum(len(mine[i].input_ids) for i in batch) / tokens if rank < len(drawn) else 0.0
+        weight = sum(len(mine[i].input_ids) for i in batch) / total if rank < len(drawn) else 0.0
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
-            loss, penalty = parts.objective(**tensors)
+            loss, penalty = parts.objective(collate([mine[i] for i in batch], device=accelerator.device))
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they add up.
             parts.scaler.scale((loss + penalty) * processes).backward()
         share += torch.stack([loss.detach(), penalty.detach()])
     describe_batch(parts.objective)  # what is computed next is of no batch
     return share
+
+
+def micro_batch_tokens(settings: TrainingSection, device: torch.device) -> int:
+    """Tokens of one forward pass at most: the recipe's, or what suits the device."""
+    return settings.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
 
 
 def _not_finite(step: int, *, loss: float, norm: float, drawn: Sequence[Encoded]) -> MosloraError:

@@ -1,60 +1,86 @@
 """The training objective."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_penalty, describe_batch
-from moslora.data.encode import IGNORE_INDEX
-from moslora.model import final_hidden
+from moslora.attention import as_rows, use_rows
+from moslora.data.steps import MicroBatch
+
+LOGITS_AT_ONCE = 2**24
+"""Logits held at a time: 32 MB in bfloat16, where all of a step over LLaMA-3's vocabulary would be gigabytes."""
 
 
 class LabelLoss(nn.Module):
     """Σ −log p(label | what came before), over the labelled positions only; a sum, not a mean. And what the method
     itself adds to the loss.
 
-    The output layer runs only where there is a label: with the loss on the answers that is one position in ten,
-    and the logits of a 128,256-token vocabulary are the largest tensors of a step.
+    The output layer runs only where there is a label: with the loss on the answers that is one position in ten.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        use_rows(model)
         self.model = model
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, tasks: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The label loss and the penalty of the adapters (zero where there is none), float32 scalars.
 
         With no label in the batch the loss is zero and still depends on every parameter, so that a process
         without rows takes part in the gradient reduction.
-
-        Args:
-            input_ids: int64 ``(batch, length)``, padded on the right.
-            attention_mask: likewise; 1 where there is a token.
-            labels: likewise.
-            tasks: int64 ``(batch,)``, each row's task, for the mixers that route by it.
         """
-        describe_batch(self.model, tokens=attention_mask.bool(), tasks=tasks)
-        hidden = final_hidden(self.model, input_ids, attention_mask)  # (batch, length, hidden)
-        targets = labels[:, 1:]
-        labelled = targets != IGNORE_INDEX
+        describe_batch(self.model, tasks=batch.tasks)
+        decoder = self.model.get_decoder()
+        output = decoder(input_ids=batch.input_ids, use_cache=False, **as_rows(batch.rows))
+        hidden: Tensor = output.last_hidden_state  # (1, T, H)
         penalty = adapter_penalty(self.model) if self.training else None
         if penalty is None:
             penalty = torch.zeros((), device=hidden.device)
-        if not labelled.any():
+        if not len(batch.labels):
             return (hidden.float() * 0).sum(), penalty
-        logits = self.model.get_output_embeddings()(hidden[:, :-1][labelled])  # (labelled, vocabulary)
-        loss: Tensor = F.cross_entropy(logits.float(), targets[labelled], reduction="sum")
+        weight = self.model.get_output_embeddings().weight
+        loss: Tensor = _ChunkedLoss.apply(hidden[0].index_select(0, batch.predicted_from), weight, batch.labels)
         return loss, penalty
 
 
+class _ChunkedLoss(torch.autograd.Function):
+    """−Σ_i log softmax(h_i Wᵀ)[y_i], whose gradient (softmax(h_i Wᵀ) − onehot(y_i)) W is taken at once, so that the
+    logits are gone before the next ones come. W is frozen.
+
+    A CPU takes the softmax in the logits' own dtype, with float32 inside: a float32 copy would cost eight times that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
+        loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        step = max(1, LOGITS_AT_ONCE // len(weight))
+        for begin in range(0, len(labels), step):
+            part, targets = hidden[begin : begin + step], labels[begin : begin + step, None]
+            logits = part @ weight.T
+            log_p = (logits if logits.device.type == "cpu" else logits.to(loss.dtype)).log_softmax(-1)
+            loss -= log_p.gather(1, targets).to(loss.dtype).sum()
+            if gradient is not None:
+                p = log_p.exp_()
+                p.scatter_add_(1, targets, p.new_full((), -1).expand_as(targets))
+                torch.mm(p.to(hidden.dtype), weight, out=gradient[begin : begin + step])
+        ctx.gradient = gradient
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * gradient.to(ctx.gradient.dtype), None, None
+
+
 @torch.inference_mode()
-def mean_loss(objective: nn.Module, batches: list[dict[str, Tensor]], *, labels: int) -> float:
+def mean_loss(objective: nn.Module, batches: list[MicroBatch], *, labels: int) -> float:
     """Mean loss per label token over ``batches`` (their label tokens number ``labels``), dropout off."""
     was_training = objective.training
     objective.eval()
-    total = sum(float(objective(**batch)[0]) for batch in batches)
+    total = sum(float(objective(batch)[0]) for batch in batches)
     objective.train(was_training)
     return total / labels

@@ -56,7 +56,7 @@ def build_optimizer(
     if low:
         named = some([f"{names[p]} is {str(p.dtype).removeprefix('torch.')}" for p in low])
         raise ValueError(f"{named}: small updates would be rounded away; keep the adapters in float32")
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, eps=eps)
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, eps=eps, fused=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

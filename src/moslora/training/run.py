@@ -21,11 +21,11 @@ from moslora.adapters import AdapterLinear, inject, named_adapters
 from moslora.checkpoint import AdapterFolder, check_base, save_adapter
 from moslora.console import note, say
 from moslora.data.encode import Encoded, Encoder
-from moslora.data.steps import StepPlan, collate, label_count
+from moslora.data.steps import StepPlan, collate, cut, label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
 from moslora.manifest import RECIPE
-from moslora.model import dequantize, load_base, load_tokenizer, pad_id
+from moslora.model import dequantize, load_base, load_tokenizer
 from moslora.recipe import Recipe
 from moslora.runs import RESULT, RUN
 from moslora.training.budget import RankBudget
@@ -38,7 +38,7 @@ from moslora.training.folder import (
     refuse_too_many_processes,
 )
 from moslora.training.interrupt import StopRequest
-from moslora.training.loop import Parts, train
+from moslora.training.loop import Parts, micro_batch_tokens, train
 from moslora.training.objective import LabelLoss, mean_loss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.rows import training_data
@@ -81,8 +81,8 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
                 raise  # the main process, which speaks for all, may know nothing of it
             same = "another objective by the gate's balance" if balance(recipe) else "the gradients stay the same"
             raise MosloraError(
-                f"out of GPU memory with micro-batches of {recipe.training.micro_batch_size} rows; take a smaller"
-                f" training.micro_batch_size ({same}), or model.gradient_checkpointing=true"
+                f"out of GPU memory; set a smaller training.micro_batch_tokens ({same}), or"
+                " model.gradient_checkpointing=true"
             ) from None
 
 
@@ -123,8 +123,8 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
         first_step = saved.manifest["step"]
         refuse_other_data(out, then=saved.manifest["data"]["sha256"], now=data.sha256)
         say(f"resuming after step {first_step} of {len(plan)}")
-        then = saved.manifest["processes"], saved.recipe.training.micro_batch_size
-        now = accelerator.num_processes, recipe.training.micro_batch_size
+        then = saved.manifest["processes"], micro_batch_tokens(saved.recipe.training, accelerator.device)
+        now = accelerator.num_processes, micro_batch_tokens(recipe.training, accelerator.device)
         for line in other_shares(recipe, then=then, now=now):
             note(line)
     if accelerator.is_main_process:
@@ -142,7 +142,6 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
         scaler=scaler,
         rows=data.rows,
         plan=plan,
-        pad_id=pad_id(tokenizer),
         seed=recipe.seed,
         **({"after_update": budget.update} if budget else {}),
     )
@@ -164,7 +163,9 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
 
     def validate(step: int) -> None:
         if data.validation:
-            loss = validation_loss(parts, data.validation, model, micro_batch_size=recipe.training.micro_batch_size)
+            loss = validation_loss(
+                parts, data.validation, model, tokens=micro_batch_tokens(recipe.training, accelerator.device)
+            )
             tracker.record({"step": step, "validation_loss": loss})
             say(f"step {step}/{len(plan)}  validation_loss {loss:.4f}")
 
@@ -207,13 +208,13 @@ def step_plan(recipe: Recipe, *, rows: int) -> StepPlan:
     )
 
 
-def validation_loss(parts: Parts, rows: list[Encoded], model: PreTrainedModel, *, micro_batch_size: int) -> float:
+def validation_loss(parts: Parts, rows: list[Encoded], model: PreTrainedModel, *, tokens: int) -> float:
     """Mean loss per label token of the validation rows, shared out over the processes."""
     accelerator = parts.accelerator
-    mine = sorted(rows[accelerator.process_index :: accelerator.num_processes], key=lambda row: len(row.input_ids))
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
     batches = [
-        collate(mine[begin : begin + micro_batch_size], pad_id=parts.pad_id, device=accelerator.device)
-        for begin in range(0, len(mine), micro_batch_size)
+        collate([mine[i] for i in batch], device=accelerator.device)
+        for batch in cut([len(row.input_ids) for row in mine], tokens=tokens)
     ]
     # The bare model: DDP's forward would wait for processes with more batches.
     share = mean_loss(LabelLoss(model), batches, labels=label_count(rows))

@@ -17,8 +17,8 @@ def describe(recipe: Recipe, model: PreTrainedModel, *, adapted: list[str], plan
     return [
         f"{recipe.model.name} in {recipe.model.precision}, {len(adapted)} layers adapted: {recipe.adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
-        f"{len(plan):,} steps of {settings.global_batch_size} rows in micro-batches of at most"
-        f" {settings.micro_batch_size}, learning rate {rates}, {settings.schedule} after {settings.warmup_steps}"
+        f"{len(plan):,} steps of {settings.global_batch_size} rows, learning rate {rates},"
+        f" {settings.schedule} after {settings.warmup_steps}"
         " warm-up steps",
         *notes,
         *_beyond(recipe, model, steps=len(plan)),

@@ -27,7 +27,7 @@ class Gate(Mixer):
 
     Attributes:
         tokens: of the batch to come, true where there is a token, shape ``(batch, length)``; ``None`` for all.
-        tasks: of the batch to come, int64 numbers of shape ``(batch,)``, or ``(1,)`` for a batch of one task.
+        tasks: likewise, int64 numbers of shape ``(batch,)`` or ``(batch, length)``, or ``(1,)`` for a single task.
     """
 
     routes = True
@@ -218,13 +218,14 @@ class TaskGateMixer(Gate):
         self.weight = nn.Parameter(torch.empty(experts, embedding_size, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        gates = self._gates().to(h.dtype)  # (batch or 1, k)
-        gates = gates.view(-1, *(1,) * (h.dim() - 2), self.experts, 1)
-        return (self._blocks(h) * gates).flatten(-2)
+        gates = self._gates().to(h.dtype)  # (batch or 1, k), or (batch, length, k)
+        while gates.dim() < h.dim():
+            gates = gates.unsqueeze(-2)
+        return (self._blocks(h) * gates.unsqueeze(-1)).flatten(-2)
 
     def matrix(self) -> Tensor:
         gates = self._gates()
-        if len(gates) > 1:
+        if gates.numel() > self.experts:
             raise NotMergeable("a task gate: M depends on the task, and a batch of several tasks was named")
         eye = torch.eye(self.rank_in // self.experts, dtype=gates.dtype, device=gates.device)
         return torch.kron(gates[0].diag(), eye)
@@ -236,7 +237,7 @@ class TaskGateMixer(Gate):
     def _gates(self) -> Tensor:
         if self.tasks is None:
             raise NotMergeable("a task gate: M depends on the task, and none was named")
-        return F.linear(self.embedding[self.tasks], self.weight).softmax(-1)
+        return F.embedding(self.tasks, F.linear(self.embedding, self.weight).softmax(-1))
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -1,0 +1,55 @@
+"""Dropout whose random numbers cost little."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEVELS = 2**16
+"""Values of the 16 random bits that decide on an entry: a CPU draws probabilities in steps of 1/65,536."""
+
+
+class Dropout(nn.Module):
+    """Each entry of x becomes 0 with probability p and x / (1 − p) otherwise, in training; arXiv 1207.0580.
+
+    On a CPU torch draws one random number after the other, which takes longer than the products beside it. Here one
+    number of 64 bits serves four entries, and a mask of all bits or none is laid over x as it stands in memory.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if x.device.type != "cpu" or x.element_size() != 2:
+            return F.dropout(x, self.p)
+        dropped: Tensor = _Masked.apply(x, self.p)
+        return dropped
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:g}"
+
+
+class _Masked(torch.autograd.Function):
+    """x ∘ mask / (1 − p) for dtypes of 16 bits; the gradient takes the same mask."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        dropped = round(p * LEVELS)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = bits.view(torch.int16)[: x.numel()].view(x.shape)
+        # 1 or 0, then 0 or −1: no bit or all.
+        ctx.mask = torch.lt(bits, dropped - LEVELS // 2, out=torch.empty_like(bits)).sub_(1)
+        ctx.scale = LEVELS / (LEVELS - dropped)
+        return _masked(x, ctx.mask, ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _masked(gradient, ctx.mask, ctx.scale), None
+
+
+def _masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return (x.contiguous().view(torch.int16) & mask).view(x.dtype).mul_(scale)

@@ -1,0 +1,61 @@
+"""RMSNorm at the speed of memory: y = w ∘ x / √(mean(x²) + ε), the mean in float32 (arXiv 1910.07467).
+
+What transformers writes out takes six passes over the activations and as many kernels. Here a GPU runs torch's fused
+norm, and a CPU one float32 copy that is changed in place, forward and backward. Both differ by rounding only.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PLAIN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+"""Classes of transformers with just this formula."""
+
+
+def use_fast_norms(model: nn.Module) -> None:
+    """Exchanges every norm of ``model`` that is a :data:`PLAIN` one; weights and their names stay."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ in PLAIN:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, RMSNorm(module.weight, module.variance_epsilon))
+
+
+class RMSNorm(nn.Module):
+    """See above; the shape ``(..., width)`` and the dtype stay."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not self.weight.requires_grad:
+            normed: Tensor = _InPlace.apply(x, self.weight, self.eps)
+            return normed
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+class _InPlace(torch.autograd.Function):
+    """With n = x · r, r = 1 / √(mean(x²) + ε) and G the gradient of y: dx = r · (w ∘ G − n · mean(w ∘ G ∘ n))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        normed = x.to(wide, copy=True)
+        root = torch.linalg.vector_norm(normed, dim=-1, keepdim=True)
+        root = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, root, weight)
+        return normed.mul_(root).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, root, weight = ctx.saved_tensors
+        normed = x * root  # in the dtype of the root, float32 or wider
+        scaled = (gradient * weight).to(root.dtype)
+        mean = torch.linalg.vecdot(scaled, normed).div_(x.shape[-1]).unsqueeze(-1)
+        return scaled.sub_(normed.mul_(mean)).mul_(root).to(x.dtype), None, None
