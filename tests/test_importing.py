@@ -23,9 +23,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.importing import import_adapter
 from moslora.merge import merge
-from moslora.recipe import Recipe
 from moslora.runs import locate_adapter, newest_run
-from moslora.training import train_recipe
 from reference import OfficialLayer, perturb, token_batch
 from test_cli import run as cli
 
@@ -197,10 +195,6 @@ def without(*parts: str, layer: str = LAYER) -> Altered:
     return lambda config, state: [state.pop(f"{layer}.{part}.weight") for part in parts]
 
 
-def renamed(old: str, new: str) -> Altered:
-    return lambda config, state: state.update({f"{LAYER}.{new}": state.pop(f"{LAYER}.{old}")})
-
-
 def weight(part: str, change: Callable[[Tensor], Tensor]) -> Altered:
     return lambda config, state: state.update({f"{LAYER}.{part}.weight": change(state[f"{LAYER}.{part}.weight"])})
 
@@ -223,36 +217,26 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "dora": (setting(use_dora=True), "use_dora = True: not supported"),
     "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "one rank for all layers"),
     "alpha_pattern": (setting(alpha_pattern={"q_proj": 8}), "one scale for all layers"),
-    "fan_in_fan_out": (setting(fan_in_fan_out=True), "fan_in_fan_out = True"),
-    "merged linear": (setting(enable_lora=[True, False, True]), "enable_lora"),
     "pissa": (setting(init_lora_weights="pissa"), "may change the base's weights"),
     "chosen layers": (setting(layers_to_transform=[1]), "layers_to_transform = [1]: not supported"),
     "all but": (setting(exclude_modules=["q_proj"]), "exclude_modules = ['q_proj']: not supported"),
     "a pattern": (setting(target_modules=r".*\.q_proj"), "target_modules = '.*\\\\.q_proj': "),
     "what is not known": (setting(use_magic=1), "use_magic = 1: not supported: moslora does not know"),
     "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': "),
-    "another task": (setting(task_type="SEQ_CLS"), "task_type = 'SEQ_CLS': "),
     "no rank": (setting(r=None), "r = None: "),
     "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: "),
-    "a mixer that is text": (setting(lora_use_mixer="no"), "lora_use_mixer = 'no': "),
     "another rank": (setting(r=5), "q_proj: shapes [(4, 48), (4, 4), (48, 4)], but r and the base need [(5, 48), (5,"),
     "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "down_proj, but the target_modules of"),
     "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it, but it has"),
     "a mixer that is not said": (setting(lora_use_mixer=False), "has no lora_use_mixer = true"),
     "a mixer that is not there": (no_mixer, "lora_AB is missing on model.layers.0."),
-    "a mixer on some layers": (without("lora_AB"), "lora_AB is missing on model.layers.1.self_attn.q_proj"),
     "A without B": (without("lora_B"), "lora_B is missing on model.layers.1.self_attn.q_proj"),
-    "B without A": (without("lora_A"), "lora_A is missing on model.layers.1.self_attn.q_proj"),
     "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "q_proj: adapter_config.json adapts it, but"),
-    "another adapter's key": (renamed("lora_A.weight", "lora_A.other.weight"), "lora_A.other.weight: not a LoRA"),
     "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: not a LoRA"),
     "nan": (weight("lora_AB", lambda m: m * float("nan")), "q_proj.lora_AB.weight: holds NaN"),
     "an empty adapter": (lambda c, s: s.clear(), "no LoRA weight in it"),
     "no base": (setting(base_model_name_or_path=None), "names no base model; name it with --base"),
-    "a base that is gone": (
-        setting(base_model_name_or_path="/gone"),
-        "/gone: no such folder (the adapter's base; ",
-    ),
+    "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder (the adapter's base"),
 }
 """What is not understood, and so refused: see `wrong_turns.IMPORTS`."""
 
@@ -275,29 +259,6 @@ def test_all_faults_come_at_once(world: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError) as refused:
             import_adapter(source, out=tmp_path / "run")
         assert len(str(refused.value).splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("overrides", "compact", "settings"),
-    [
-        (
-            ("adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"),
-            True,
-            ("rank_pattern", "alpha_pattern"),
-        ),
-        (("adapter.dora=true",), False, ("use_dora",)),
-    ],
-)
-def test_an_export_of_ours_that_is_no_plain_lora_is_refused_in_short_lines(
-    recipe: Callable[..., Recipe], tmp_path: Path, overrides: tuple[str, ...], compact: bool, settings: tuple[str, ...]
-) -> None:
-    train_recipe(recipe("training.epochs=1", *overrides), out=tmp_path / "run")
-    source = export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft", compact=compact)
-    with pytest.raises(UsageError) as refused:
-        import_adapter(source, out=tmp_path / "imported")
-    lines = str(refused.value).replace(str(source), "").splitlines()
-    assert [line.split(" = ")[0] for line in lines] == [f"/adapter_config.json: {setting}" for setting in settings]
-    assert all(len(line) < 300 for line in lines)
 
 
 class Trap:
@@ -352,11 +313,9 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_float16_weights_and_a_folder_in_use(world: Path, tmp_path: Path) -> None:
+def test_float16_weights_are_kept_to_the_bit(world: Path, tmp_path: Path) -> None:
     state = {key: value.half() for key, value in official_model(world)[1].items()}
     source = write_source(tmp_path / "source", OFFICIAL, state)
-    with pytest.raises(UsageError, match="not empty"):
-        import_adapter(source, out=source, base=str(world / "model"))
     import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
     weights = open_adapter(tmp_path / "run" / "adapter").weights()
     m = weights[f"{LAYER.removeprefix('base_model.model.')}.mixer.weight"]
