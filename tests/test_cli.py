@@ -142,8 +142,8 @@ WRONG_TURNS = {  # run with many more in test_wrong_turns.py
     "base of a model": (["eval", "{world}/model", "--base"], "--base goes with a run"),
     "export to what": (["export", "{run}", "--format", "gguf"], "moslora exports to peft"),
     "import of what": (["import", "none"], "none: no such folder"),
-    "import of a run": (["import", "{run}"], "is a run of moslora already"),
-    "import into what": (["import", "none", "--dtype", "int8"], "--dtype int8: none of"),
+    "import of a run": (["import", "{run}"], "no LoRA adapter"),
+    "import into what": (["import", "none", "--dtype", "int8"], "'int8' is not one of"),
     "no runs yet": (["eval"], "no finished run here"),
     "unknown option": (["eval", "--tusks", "boolq"], "--tusks"),
     "no layer matches": (
