@@ -919,7 +919,7 @@ DATA = {
         f"{HERE} data.source=d.jsonl data.format=cloze evaluation.protocol=cloze data.validation_rows=1",
         2,
         "use format label (in a recipe data.format=label evaluation.protocol=rank)",
-        file("d.jsonl", 2 * (row(instruction="Name a planet.", output="Mars", answer="Mars", task=None) + "\n")),
+        file("d.jsonl", "".join(row(instruction="A planet?", output=o, task=None) + "\n" for o in ("Mars", "Io"))),
     ),
     "answers too long": Turn(f"{HERE} data.max_length=2", 2, "data.max_length=2 is too small for"),
     "test rows trained on": Turn("eval {run} --source {world}/data/openbookqa/train.json", 2, "no row is of boolq"),
