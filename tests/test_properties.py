@@ -335,7 +335,7 @@ def test_any_rows_are_read_or_refused(rows: list[Any], jsonl: bool, task: str | 
         examples = read_file(path, "train", task=task)
     except MosloraError as error:
         if len(rows):
-            check_lines(error, *(f"{path}:{line}: " for line in range(1, text.count("\n") + 2)))
+            check_lines(error, *(f"{path}:{n}: " if jsonl else f"{path}: row {n}: " for n in range(1, len(rows) + 1)))
         else:
             check_lines(error, f"{path}: ")
     else:

@@ -435,7 +435,6 @@ HERE = "train {world}/recipe.yaml --out run"
 """A training run that would go well."""
 
 SETTINGS = "source/adapter_config.json"
-AUDIT = "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json"
 
 BOMB = "l0: &l0 [x, x]\n" + "".join(f"l{i}: &l{i} [*l{i - 1}, *l{i - 1}]\n" for i in range(1, 40))
 STRANGE = "model: {name: x}\nextends: [{}]\n"
@@ -830,10 +829,14 @@ DATA = {
     "a number of 5,000 digits": Turn(
         f"{HERE} data.source=d.jsonl", 2, "d.jsonl:1: malformed JSON", file("d.jsonl", "9" * 5000)
     ),
-    "5,000 brackets": Turn(
-        f"{HERE} data.source=d.json", 2, "d.json:1: malformed JSON", file("d.json", "[" + "[" * 5000)
+    "5,000 brackets": Turn(f"{HERE} data.source=d.json", 2, "d.json: malformed JSON", file("d.json", "[" + "[" * 5000)),
+    "no array": Turn(f"{HERE} data.source=d.json", 2, ".json file is one array of rows", file("d.json", "{}")),
+    "an output against its answer": Turn(
+        f"{HERE} data.source=d.jsonl",
+        2,
+        "d.jsonl:1: the output contradicts the answer",
+        file("d.jsonl", row(output="the correct answer is x")),
     ),
-    "no array": Turn(f"{HERE} data.source=d.json", 2, ".json is one array of rows", file("d.json", "{}")),
     "answer not among the options": Turn(
         f"{HERE} data.source=d.jsonl",
         2,
@@ -868,7 +871,7 @@ DATA = {
         f"{HERE} data.source=d.jsonl data.format=cloze evaluation.protocol=cloze data.validation_rows=1",
         2,
         "use format label (in a recipe data.format=label evaluation.protocol=rank)",
-        file("d.jsonl", 2 * (row(instruction="Name a planet.", output="Mars", answer="Mars", task=None) + "\n")),
+        file("d.jsonl", "".join(row(instruction="A planet?", output=o, task=None) + "\n" for o in ("Mars", "Io"))),
     ),
     "answers too long": Turn(f"{HERE} data.max_length=2", 2, "data.max_length=2 is too small for"),
     "test rows trained on": Turn("eval {run} --source {world}/data/openbookqa/train.json", 2, "no row is of boolq"),
@@ -914,16 +917,16 @@ DATA = {
         "No space left on device; free some space there",
         raising("datasets.load_dataset", NO_SPACE),
     ),
-    "audit over a file": Turn(
-        AUDIT, 2, "--json a.json: there already, and no earlier audit", file("a.json", '{"source": "mine"}')
+    "audit into a folder": Turn(
+        "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json",
+        2,
+        "--json",
+        folder("a.json"),
     ),
-    "audit over what is no JSON": Turn(AUDIT, 2, "--json a.json: there already", file("a.json", b"\xff")),
     "row beyond the last": Turn(
         "data show obqa --source {world}/data --model {world}/model --row 99", 2, "obqa train has rows 0 to 29, not 99"
     ),
-    "unknown split": Turn(
-        "data show obqa --source {world}/data --model {world}/model --split tset", 2, "split=tset: known: train, test"
-    ),
+    "unknown split": Turn("data show obqa --source {world}/data --model {world}/model --split tset", 2, "--split"),
 }
 
 ASKED = "ask {run} --question why --option a --option b"
