@@ -594,13 +594,13 @@ MODELS = {
     "a tensor of another shape": Turn(
         "eval model --tasks obqa --source {world}/data --out e",
         1,
-        "config.json: model.norm.weight has shape (3,), the model (48,); fetch the model anew",
+        "config.json: model.norm.weight has shape (3,), the model (48,); download the model",
         a_model(tensors(lambda found: found.update({"model.norm.weight": torch.ones(3)}))),
     ),
     "missing tensors": Turn(
         f"{HERE} model.name=model",
         1,
-        "config.json: model.layers.0.self_attn.q_proj.weight is missing; model.norm.weight is missing; fetch the",
+        "config.json: model.layers.0.self_attn.q_proj.weight is missing; model.norm.weight is missing; download the",
         a_model(
             tensors(
                 lambda found: [

@@ -23,8 +23,9 @@ from moslora.data.fetch import sha256
 from moslora.errors import MosloraError, UsageError
 from moslora.locate import fingerprint
 from moslora.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, load_written, read_manifest, with_own_hash
-from moslora.model import dequantize, load_base
+from moslora.model import load_base
 from moslora.output import MADE, replacing, write_json
+from moslora.quantized import dequantize
 from moslora.recipe import Recipe
 from moslora.runs import locate_adapter, run_facts
 

@@ -27,9 +27,10 @@ from moslora.disk import writing
 from moslora.errors import MosloraError, UsageError
 from moslora.folded import fixed_task, lora_pairs
 from moslora.locate import weight_files
-from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, name_task, quantized_layers
+from moslora.model import DTYPES, load_base, load_tokenizer, name_task
 from moslora.output import new_folder, write_json
 from moslora.probe import log_probabilities
+from moslora.quantized import dequantize, quantized_layers
 
 ONTO = ("original", "dequantized")
 """Which weights of a quantised base the adapter is added to."""

@@ -25,8 +25,9 @@ from moslora.data.steps import StepPlan, collate, label_count
 from moslora.disk import DiskFull, held
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.manifest import RECIPE
-from moslora.model import dequantize, load_base, load_tokenizer, pad_id
+from moslora.model import load_base, load_tokenizer, pad_id
 from moslora.output import write_json, write_whole
+from moslora.quantized import dequantize
 from moslora.recipe import Recipe
 from moslora.runs import RESULT, RUN
 from moslora.training.budget import RankBudget
