@@ -1129,7 +1129,7 @@ OUTPUT = {
         HERE,
         1,
         "run/recipe.yaml: File too large; free some space there, then give the same command again",
-        limited("moslora.training.run.adapt", size=500),
+        limited("moslora.training.prepare.adapt", size=500),
     ),
     "disk full in a checkpoint": Turn(
         HERE,
@@ -1233,8 +1233,8 @@ SAVED = "everything is saved. Go on with: moslora train run --resume"
 SCORED = "stopped; what was scored is kept, and the same command goes on from there"
 
 STOPS = {
-    "Ctrl-C before training": Turn(HERE, 130, NOTHING_HALF, signalled("moslora.training.run.load_base", SIGINT)),
-    "SIGTERM before training": Turn(HERE, 143, NOTHING_HALF, signalled("moslora.training.run.load_base", SIGTERM)),
+    "Ctrl-C before training": Turn(HERE, 130, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGINT)),
+    "SIGTERM before training": Turn(HERE, 143, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGTERM)),
     "Ctrl-C in training": Turn(
         HERE,
         130,
