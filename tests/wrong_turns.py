@@ -1220,7 +1220,7 @@ OUTPUT = {
         "quickstart --out q", 2, "q: not empty; choose another folder", file("q/mine.txt", "x")
     ),
     "quickstart into another run": Turn(
-        "quickstart --out runs/one", 2, "runs/one: holds a run of another recipe than the quickstart's (name, ", a_run
+        "quickstart --out runs/one", 2, "runs/one: holds a run of recipe small; choose", a_run
     ),
     "quickstart into an adapter": Turn(
         "quickstart --out runs/one/adapter", 2, "adapter: an adapter folder or a checkpoint; name the run", a_run
