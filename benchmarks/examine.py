@@ -3,7 +3,6 @@
 A process of its own, started by methods.py: ``python benchmarks/examine.py METHOD FOLDER SETTINGS``.
 """
 
-import inspect
 import json
 import shutil
 import sys
@@ -19,18 +18,13 @@ from typer.testing import CliRunner
 
 from moslora.adapters import named_adapters
 from moslora.cli import app
-from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.llama import meta_model
-from moslora.model import load_base, load_tokenizer
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
-from moslora.training.loop import Parts, train
-from moslora.training.objective import LabelLoss
-from moslora.training.optimizer import build_optimizer
-from moslora.training.rows import training_data
-from moslora.training.run import adapt, rank_budget, step_plan
+from moslora.training.loop import train
+from moslora.training.prepare import adapt, prepare
 from report import alternate, machine
 
 
@@ -188,7 +182,7 @@ def parameters(method: Method, recipe: Recipe) -> dict[str, int]:
         RuntimeError: the formula is wrong.
     """
     model = meta_model(recipe.model)
-    adapt(model, recipe)
+    adapt(model, recipe.adapter, seed=recipe.seed)
     section = recipe.adapter
     sizes = [
         Sizes(
@@ -213,25 +207,9 @@ class Stepper:
     """A method's training, one step at a time, by the training loop itself."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        tokenizer = load_tokenizer(recipe.model)
-        data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
-        model = load_base(recipe.model, device=accelerator.device)
-        adapt(model, recipe)
-        options = set(inspect.signature(build_optimizer).parameters) - {"model"}
-        plan = step_plan(recipe, rows=len(data.rows))
-        budget = rank_budget(model, recipe, total=len(plan))
+        self.parts, _ = prepare(accelerator, recipe)
         self.settings = recipe.training
         self.done = 0
-        self.parts = Parts(
-            accelerator=accelerator,
-            objective=accelerator.prepare_model(LabelLoss(model)),
-            optimizer=build_optimizer(model, **recipe.training.model_dump(include=options)),
-            scaler=torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
-            rows=data.rows,
-            plan=plan,
-            seed=recipe.seed,
-            **({"after_update": budget.update} if budget else {}),
-        )
 
     def step(self) -> None:
         """The next one: a run that is asked to stop after it."""

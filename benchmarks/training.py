@@ -63,8 +63,9 @@ def ours(setting: str, steps: int, *, kind: str = "dense") -> dict[str, Any]:
     from accelerate import Accelerator
 
     from moslora.adapters import inject
+    from moslora.data.steps import MICRO_BATCH_TOKENS
     from moslora.model import load_base
-    from moslora.training.loop import Parts, accumulate, micro_batch_tokens
+    from moslora.training.loop import Parts, accumulate
     from moslora.training.objective import LabelLoss
     from moslora.training.optimizer import build_optimizer
 
@@ -75,18 +76,18 @@ def ours(setting: str, steps: int, *, kind: str = "dense") -> dict[str, Any]:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     parts = Parts(
         accelerator=accelerator,
+        model=model,
         objective=LabelLoss(model).train(),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(enabled=False),
         rows=encoded,
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
-        seed=0,
+        micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type],
     )
-    tokens = micro_batch_tokens(recipe.training, accelerator.device)
     idle = peak_gb()
 
     def step(number: int) -> float:
-        loss = accumulate(parts, encoded[STEP * number : STEP * (number + 1)], tokens=tokens)
+        loss = accumulate(parts, encoded[STEP * number : STEP * (number + 1)])
         torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad()

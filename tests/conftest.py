@@ -1,6 +1,7 @@
 """A whole small world on disk: a random LLaMA with its tokenizer, data in LLM-Adapters' layout, a recipe."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from moslora.prompts import llm_adapters_row
 from moslora.recipe import Recipe, load_recipe
 from moslora.tasks import TASKS
 from moslora.training import train_recipe
+
+# A parent that ignores Ctrl-C (`nohup make test &`, or a job in the background) hands that on to Python and to all that
+# it starts. The tests send SIGINT to themselves and to their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORLD_TASKS = ("boolq", "arc_easy", "obqa")
 

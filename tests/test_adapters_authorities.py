@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, build_mixer, fold, inject, named_adapters
+from moslora.recipe import TrainingSection
 from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, OfficialLayer, perturb, regression_loss, tiny_llama, token_batch
 
@@ -110,16 +111,8 @@ def test_a_rate_of_its_own_for_b_is_stock_peft_lora_plus() -> None:
     inject(ours, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS)
     theirs, pairs = stock_twin(ours, theirs)
     perturb_alike(pairs)
-    mine = build_optimizer(
-        ours,
-        learning_rate=2e-3,
-        lora_plus_ratio=8,
-        mixer_learning_rate=None,
-        weight_decay=0.1,
-        mixer_weight_decay=0.0,
-        betas=(0.9, 0.99),
-        eps=1e-8,
-    )
+    rates = TrainingSection(learning_rate=2e-3, lora_plus_ratio=8, weight_decay=0.1, betas=(0.9, 0.99))
+    mine = build_optimizer(ours, rates)
     stock = peft.optimizers.create_loraplus_optimizer(
         theirs,
         torch.optim.AdamW,

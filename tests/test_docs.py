@@ -118,7 +118,7 @@ def test_the_readme_names_every_module_and_document() -> None:
 def test_the_readme_has_the_rows_of_the_quickstarts_recipe() -> None:
     data = load_recipe("smollm2-135m").data
     assert isinstance(data.rows, dict)
-    said = f"Of the recipe's {sum(data.rows.values()):,} rows, {data.validation_rows} of them for validation"
+    said = f"{sum(data.rows.values()):,} rows, {data.validation_rows} of them for validation"
     assert said in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -26,9 +26,10 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.locate import fingerprint
 from moslora.merge import merge
-from moslora.model import dequantize, load_base, output_weight, quantized_layers
+from moslora.model import load_base, output_weight
 from moslora.probe import PROMPTS
-from moslora.quickstart import probe, quickstart
+from moslora.quantized import dequantize, quantized_layers
+from moslora.quickstart import quickstart
 from moslora.recipe import ModelSection, load_recipe
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
@@ -351,7 +352,6 @@ def test_the_quickstart_runs_over_a_quantised_base(
     table, lines = quickstart(out=out)
     assert len(table) == 5 and lines and f"against the adapter model on {kind}" in capsys.readouterr().out
     assert (out / "merged" / "model.safetensors").is_file()
-    assert probe(load_recipe(runs / f"{kind}.yaml"), "float32", seconds=0.01).row_seconds > 0
 
 
 # What cannot be
@@ -408,5 +408,5 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(models: Path, tmp_pat
 
 def test_another_quantisation_is_another_run(runs: Path) -> None:
     other = load_recipe(runs / "nf4.yaml", ["model.quantization=int8"])
-    with pytest.raises(UsageError, match=r"another recipe \(model.quantization was nf4, is int8\)"):
+    with pytest.raises(UsageError, match=r"model\.quantization was nf4, is int8"):
         train_recipe(other, out=runs / "nf4", resuming=True)

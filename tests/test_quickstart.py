@@ -1,17 +1,21 @@
-"""The quickstart's arithmetic: what fits into the time, the table, and a verdict that can say no."""
+"""The quickstart: its dtype, where it goes on, the table, and a verdict that can say no."""
 
 import math
+import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
+import typer
 
 from moslora import quickstart as module
-from moslora.errors import UsageError
+from moslora.cli import app
+from moslora.errors import Interrupted, UsageError
 from moslora.evaluation import Prediction
-from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.results import Results, Settings, summarise
-from moslora.quickstart import Speed, begun_recipe, comparison, fitting_recipe, majority, verdict
+from moslora.quickstart import comparison, fast_dtype, majority, quickstart, verdict
 from moslora.recipe import load_recipe
 
 
@@ -80,34 +84,61 @@ def test_the_majority_class_is_one_position_for_all_questions_of_a_task() -> Non
     assert all(p.deciding_scores.index(max(p.deciding_scores)) == 0 for p in constant)
 
 
-@pytest.mark.parametrize(("row_seconds", "whole"), [(0.001, True), (0.1, False)])
-def test_a_slow_machine_gets_fewer_rows_and_is_told(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row_seconds: float, whole: bool
+@pytest.mark.parametrize(
+    ("cuda", "bfloat16", "units", "dtype"),
+    [
+        (False, False, {"avx512_bf16": True}, "bfloat16"),
+        (False, False, {"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
+        (False, False, {"amx_bf16": False, "avx512_f": True}, "float32"),
+        (False, False, {"neon": True}, "float32"),
+        (True, True, {}, "bfloat16"),
+        (True, False, {"avx512_bf16": True}, "float16"),
+    ],
+)
+def test_the_dtype_is_the_one_that_the_hardware_multiplies(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, bfloat16: bool, units: dict[str, bool], dtype: str
 ) -> None:
-    speeds = {"bfloat16": row_seconds, "float32": 2 * row_seconds}
-    monkeypatch.setattr(
-        module, "probe", lambda recipe, dtype: Speed(dtype, speeds[dtype], question_seconds=row_seconds)
-    )
-    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
-    recipe, full = fitting_recipe(), load_recipe(module.RECIPE)
-    said = capsys.readouterr().out
-    assert recipe.model.dtype == "bfloat16" and "bfloat16 is faster here" in said
-    if whole:
-        assert recipe.data == full.data and recipe.evaluation == full.evaluation
-        return
-    assert "instead of" in said
-    rows, questions = sum(recipe.data.rows.values()), 2 * 8 * recipe.evaluation.limit
-    assert (rows + questions) * row_seconds <= module.BUDGET_SECONDS + 1
-    assert rows < sum(full.data.rows.values()) and recipe.evaluation.limit % BLOCK_SIZE == 0
-    assert all(count >= module.LEAST_ROWS for count in recipe.data.rows.values())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16 or including_emulation)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert fast_dtype() == dtype
 
 
-def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(tmp_path: Path) -> None:
-    fitted = ["model.dtype=float32", "data.rows.boolq=60", "evaluation.limit=40"]
-    recipe = load_recipe(module.RECIPE, fitted)
-    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    assert begun_recipe(tmp_path) == recipe
-    for override, sections in (("seed=5", "seed"), ("adapter.rank=8", "adapter"), ("data.max_length=9", "data")):
-        (tmp_path / "recipe.yaml").write_text(load_recipe(module.RECIPE, [*fitted, override]).to_yaml())
-        with pytest.raises(UsageError, match=rf"holds a run of another recipe than the quickstart's \({sections}\)"):
-            begun_recipe(tmp_path)
+def test_every_task_is_told_as_it_ends_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 60.0, 120.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    tell = module._progress(2)
+    for task in ("boolq", "obqa"):
+        tell(task, 20, 40)
+        tell(task, 40, 40)
+    boolq, obqa = capsys.readouterr().out.splitlines()
+    assert "boolq" in boolq and "1.0 min left" in boolq and "obqa" in obqa and "0.0 min left" in obqa
+
+
+def test_what_to_try_next_are_commands_that_parse(tmp_path: Path) -> None:
+    lines = module._next(tmp_path / "my run")[1:]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "eval", "train")]
+    assert all(words[2] == str(tmp_path / "my run") for words in commands[:2])
+    for words in commands:
+        group = typer.main.get_command(app)
+        group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
+
+
+def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what the run recorded, which may be of another version of the recipe."""
+    trained: list[list[str]] = []
+    monkeypatch.setattr(module, "_train", trained.append)
+    monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
+    own = load_recipe(module.RECIPE, ["model.dtype=float32", "data.rows.boolq=60", "adapter.rank=8"])
+    (tmp_path / "recipe.yaml").write_text(own.to_yaml(), encoding="utf-8")
+    with pytest.raises(Interrupted):
+        quickstart(out=tmp_path)
+    assert trained == [[str(tmp_path), "--resume"]]
+    (tmp_path / "recipe.yaml").write_text(load_recipe(module.RECIPE, ["name=other"]).to_yaml(), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"other.*--out"):
+        quickstart(out=tmp_path)

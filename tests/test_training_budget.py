@@ -1,6 +1,5 @@
 """The rank budget against stock PEFT's AdaLoRA, against its equations in plain float64."""
 
-import re
 from collections.abc import Callable
 
 import peft
@@ -207,7 +206,7 @@ def test_between_choices_and_in_the_warm_up_nothing_is_dropped_and_in_the_end_no
     assert choices[14][0] == 4 * TARGET
 
 
-def test_a_state_carries_the_scores_and_a_part_of_it_is_refused() -> None:
+def test_a_state_carries_the_scores() -> None:
     model = adapted(targets=["q_proj"], move=True)
     budget = budget_of(model)
     for p in (p for p in model.parameters() if p.requires_grad):
@@ -219,12 +218,6 @@ def test_a_state_carries_the_scores_and_a_part_of_it_is_refused() -> None:
     assert not other.scores().any()
     other.load_state_dict(state)
     assert other.scores().equal(budget.scores())
-    first = next(iter(state))
-    wrong = {key: value for key, value in state.items() if key != first} | {"x:mean": state[first]}
-    with pytest.raises(ValueError, match=rf"missing: {re.escape(first)}; of nothing in this run: x:mean"):
-        other.load_state_dict(wrong)
-    with pytest.raises(ValueError, match=rf"of another shape: {re.escape(first)} \(1, "):
-        other.load_state_dict(state | {first: state[first][:1]})
 
 
 # What surrounds it
@@ -274,7 +267,6 @@ def test_the_penalty_alone_makes_factors_orthonormal() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target_rank": RANK + 1}, "target_rank = 7 is more than the rank, 6"),
         ({"warmup": 20}, "warm-up of 20 and a final phase of 5 steps"),
         ({"final": 25, "warmup": 0}, "warm-up of 0 and a final phase of 25 steps"),
         ({"final": 0}, "warm-up of 3 and a final phase of 0 steps"),
@@ -283,10 +275,3 @@ def test_the_penalty_alone_makes_factors_orthonormal() -> None:
 def test_what_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         budget_of(adapted(), **changes)
-
-
-def test_another_mixer_is_refused() -> None:
-    model = tiny_llama()
-    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"])
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj: a rank budget needs diagonal mixers"):
-        budget_of(model)

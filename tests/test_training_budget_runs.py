@@ -3,6 +3,7 @@ fixed after update 8.
 """
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moslora.errors import Interrupted, MosloraError, UsageError
@@ -121,28 +122,32 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
         train_recipe(recipe(*RUN, "training.rank_budget=null"), out=run, resuming=True)
     shutil.rmtree(run / "adapter")
     newest = run / "checkpoints" / "step-10"
+    scores = newest / "rank_budget.safetensors"
     manifest = json.loads((newest / "manifest.json").read_text())
     del manifest["sha256"]["rank_budget.safetensors"], manifest[OWN_HASH]
     (newest / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
-    (newest / "rank_budget.safetensors").unlink()
+    first, *others = sorted(state := load_file(scores))
+    save_file({key: state[key] for key in others}, scores)
+    with pytest.raises(MosloraError, match=rf"rank_budget\.safetensors: .*{re.escape(first)} is missing"):
+        train_recipe(recipe(*RUN), out=run, resuming=True)
+    scores.unlink()
     with pytest.raises(MosloraError, match=r"rank_budget\.safetensors: cannot be read"):
         train_recipe(recipe(*RUN), out=run, resuming=True)
 
 
-def test_the_progress_line_shows_a_large_budget_in_full(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_progress_line_shows_a_large_budget_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LLaMA-3-8B at rank 64 has 10,240 entries, which four digits would round."""
-    Tracker(tmp_path, recipe(*RUN), first_step=0, total_steps=10).log(1, loss=1.23456, rank_budget=10_239)
+    Tracker(tmp_path, first_step=0, total_steps=10).log(1, loss=1.23456, rank_budget=10_239)
     assert "step 1/10  loss 1.235  rank_budget 10,239  " in capsys.readouterr().out
 
 
 def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:
+    short = (*RUN, "training.max_steps=1", "training.warmup_steps=0")
     with pytest.raises(UsageError, match=r"training\.rank_budget: a warm-up of 0 and a final phase of 1 steps leave"):
-        train_recipe(recipe(*RUN, "training.max_steps=1"), out=tmp_path / "run")
+        train_recipe(recipe(*short), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match=r"training\.rank_budget: a warm-up of 0 and a final phase of 1 steps leave"):
-        dry_run(recipe(*RUN, "training.max_steps=1", "data.source=hub"))
+        dry_run(recipe(*short, "data.source=hub"))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor]) -> None:
@@ -173,7 +178,7 @@ def test_a_run_that_diverges_stops_with_finite_scores_in_its_last_checkpoint(
 ) -> None:
     seen: list[Tensor] = []
     poison(monkeypatch, {6}, seen)
-    with pytest.raises(MosloraError, match=r"step 6: loss nan, .*the last checkpoint is good"):
+    with pytest.raises(MosloraError, match=r"step 6: loss nan"):
         train_recipe(recipe(*RUN), out=tmp_path / "run")
     assert len(seen) == 5 and seen[-1].isfinite().all() and seen[-1].any()
     state = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "rank_budget.safetensors")

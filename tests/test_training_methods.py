@@ -26,9 +26,9 @@ from moslora.recipe import Recipe, list_recipes, load_recipe
 from moslora.tasks import task_number
 from moslora.training import run as run_module
 from moslora.training import train_recipe
+from moslora.training.dry_run import describe
 from moslora.training.objective import LabelLoss
-from moslora.training.run import adapt, step_plan
-from moslora.training.summary import describe
+from moslora.training.prepare import adapt, step_plan
 from reference import perturb
 
 METHODS = [name for name, _ in list_recipes() if name.startswith("methods/")]
@@ -147,10 +147,11 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
 
     def said(**changes: float) -> list[str]:
         training = done.recipe.training.model_copy(update=changes)
-        recipe = done.recipe.model_copy(update={"training": training})
-        model = meta_model(recipe.model)
-        adapted = adapt(model, recipe)
-        return describe(recipe, model, adapted=adapted, plan=step_plan(recipe, rows=84))
+        base, section = done.recipe.model, done.recipe.adapter
+        model = meta_model(base)
+        adapt(model, section, seed=0)
+        plan = step_plan(training, rows=84, seed=0)
+        return describe(model, plan, base=base, adapter=section, training=training)
 
     plus = "B × 16" if method == "methods/lora-plus" else ""
     plain = said()

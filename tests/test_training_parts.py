@@ -8,13 +8,13 @@ import torch
 import transformers
 
 from moslora.adapters import MIXERS, inject
+from moslora.recipe import TrainingSection
 from moslora.training import objective
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
 OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-RATES = {"lora_plus_ratio": 1.0, "weight_decay": 0.1, "mixer_weight_decay": 0.0, "betas": (0.9, 0.99), "eps": 1e-7}
 
 
 @pytest.mark.parametrize("at_once", [1, 60, 10_000])
@@ -71,7 +71,8 @@ def test_schedules_are_those_of_transformers(schedule: str) -> None:
 def test_the_mixer_has_a_rate_and_a_decay_of_its_own() -> None:
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
-    optimizer = build_optimizer(model, learning_rate=1e-3, mixer_learning_rate=5e-3, **RATES)  # type: ignore[arg-type]
+    rates = TrainingSection(learning_rate=1e-3, mixer_learning_rate=5e-3, weight_decay=0.1)
+    optimizer = build_optimizer(model, rates)
     a, b, mixers = optimizer.param_groups
     assert (len(a["params"]), len(b["params"]), len(mixers["params"])) == (4, 4, 4)
     assert all(p.shape == (4, 4) for p in mixers["params"])
@@ -98,16 +99,15 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, An
     model.double()
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     perturb(learned.values(), size=0.2)
-    optimizer = build_optimizer(
-        model,
+    rates = TrainingSection(
         learning_rate=1e-3,
         lora_plus_ratio=8.0,
         mixer_learning_rate=5e-3,
         weight_decay=0.1,
         mixer_weight_decay=0.3,
-        betas=(0.9, 0.99),
         eps=1e-30,
     )
+    optimizer = build_optimizer(model, rates)
     assert sorted(map(id, trainable(optimizer))) == sorted(map(id, learned.values()))
     set_rate(optimizer, rate_factor(10, schedule="linear", warmup_steps=0, total_steps=20))
     for p in learned.values():
@@ -122,24 +122,6 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, An
         assert part in ("lora_a", "lora_b", "magnitude.weight") or part.startswith("mixer."), part
         expected = before[name] * (1 - rate / 2 * decay) - rate / 2 * p.grad.sign()  # type: ignore[union-attr]
         torch.testing.assert_close(p.detach(), expected, rtol=1e-10, atol=1e-12, msg=name)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_parameters_in_less_than_float32_are_refused(dtype: torch.dtype) -> None:
-    """Of M alone too, where it hurts most; a base in low precision, and adapters in float64, are no reason."""
-    rates = {"learning_rate": 1e-3, "mixer_learning_rate": None, **RATES}
-    name = str(dtype).removeprefix("torch.")
-    first = "model.layers.0.self_attn.q_proj"
-    model = tiny_llama(dtype=dtype)
-    inject(model, **OPTIONS, mixer={"kind": "dense"})
-    build_optimizer(model, **rates)  # type: ignore[arg-type]
-    model.get_submodule(f"{first}.mixer").to(dtype)
-    with pytest.raises(ValueError, match=rf"^{first}\.mixer\.weight is {name}: .*; keep the adapters in float32$"):
-        build_optimizer(model, **rates)  # type: ignore[arg-type]
-    model.to(dtype)
-    with pytest.raises(ValueError, match=rf"^{first}\.lora_a is {name}, .*, … and 9 more: small"):
-        build_optimizer(model, **rates)  # type: ignore[arg-type]
-    build_optimizer(model.double(), **rates)  # type: ignore[arg-type]
 
 
 def test_what_bfloat16_masters_would_lose() -> None:
@@ -158,7 +140,7 @@ def test_what_bfloat16_masters_would_lose() -> None:
 def test_nothing_but_learned_parameters_is_optimised() -> None:
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense", "train": "frozen"})
-    optimizer = build_optimizer(model, learning_rate=1e-3, mixer_learning_rate=None, **RATES)  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, TrainingSection())
     optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert optimised == {id(p) for p in model.parameters() if p.requires_grad}
     model(token_batch(model)).logits.square().mean().backward()

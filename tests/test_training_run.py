@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,21 +18,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from moslora.adapters import Gate, inject, named_adapters
+from moslora.adapters import Gate, named_adapters
 from moslora.checkpoint import open_adapter
-from moslora.data.encode import Encoder
 from moslora.data.fetch import sha256
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.manifest import OWN_HASH, with_own_hash
-from moslora.model import load_base, load_tokenizer
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import loop, train_recipe
-from moslora.training.folder import other_shares
-from moslora.training.objective import LabelLoss
-from moslora.training.optimizer import build_optimizer
-from moslora.training.rows import training_data
-from moslora.training.run import step_plan
+from moslora.training.dry_run import dry_run
+from moslora.training.prepare import prepare
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -145,35 +141,16 @@ METHODS = {
 def gradients(recipe: Recipe, *, global_batch_size: int, tokens: int) -> dict[str, torch.Tensor]:
     """The gradient of the first step, as the loop accumulates it, on this process's share of it; with the losses."""
     accelerator = Accelerator(cpu=True)
-    tokenizer = load_tokenizer(recipe.model)
-    data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
-    model = load_base(recipe.model)
-    inject(model, **recipe.adapter.model_dump(), seed=recipe.seed)
+    changed = recipe.training.model_copy(update={"global_batch_size": global_batch_size, "micro_batch_tokens": tokens})
+    parts, _ = prepare(accelerator, recipe.model_copy(update={"training": changed}))
+    model = parts.model
+    parts.objective.train()
     generator = torch.Generator().manual_seed(0)
     for parameter in (p for _, layer in named_adapters(model) for p in layer.parameters() if p.requires_grad):
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    changed = recipe.training.model_copy(update={"global_batch_size": global_batch_size})
-    parts = loop.Parts(
-        accelerator=accelerator,
-        objective=accelerator.prepare_model(LabelLoss(model).train()),
-        optimizer=build_optimizer(
-            model,
-            learning_rate=1,
-            lora_plus_ratio=1.0,
-            mixer_learning_rate=None,
-            weight_decay=0,
-            mixer_weight_decay=0,
-            betas=(0.0, 0.0),
-            eps=1,
-        ),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        rows=data.rows,
-        plan=step_plan(recipe.model_copy(update={"training": changed}), rows=len(data.rows)),
-        seed=0,
-    )
-    drawn = [data.rows[row] for row in parts.plan[0]]
+    drawn = [parts.rows[row] for row in parts.plan[0]]
     assert len({len(row.input_ids) for row in drawn}) > 4 and label_count(drawn) > 16
-    losses = loop.accumulate(parts, drawn, tokens=tokens)
+    losses = loop.accumulate(parts, drawn)
     gates = [module for module in model.modules() if isinstance(module, Gate)]
     assert all(gate.tokens is None and gate.tasks is None for gate in gates)  # the batch's, and it is over
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -317,27 +294,19 @@ def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(
     assert same_bits(adapter(tmp_path / "straight"), adapter(run))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "note"),
-    [
-        ((), "note: 200 tokens in a micro-batch before, 300 now: dropout draws other numbers"),
-        (("adapter.dropout=0",), None),
-        (("adapter.mixer={kind: token-gate}",), "note: 200 tokens in a micro-batch before, 300 now: dropout draws"),
-        (("adapter.dropout=0", "adapter.mixer={kind: token-gate, top_k: 2}"), None),
-    ],
-)
-def test_micro_batches_of_another_size_are_told_where_dropout_draws_by_them(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: tuple[str, ...], note: str | None
+def test_micro_batches_of_another_size_are_told(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = (*overrides, "training.max_steps=4", "training.checkpoint_every=3")
-    train_recipe(recipe(*short), out=tmp_path / "run")
-    for later in ("adapter", "checkpoints/step-4"):
-        shutil.rmtree(tmp_path / "run" / later)
-    capsys.readouterr()
-    train_recipe(recipe(*short, "training.micro_batch_tokens=300"), out=tmp_path / "run", resuming=True)
-    said = capsys.readouterr().out
-    assert "resuming after step 3 of 4" in said
-    assert note in said if note else "note: " not in said
+    short = ("training.max_steps=4", "training.checkpoint_every=3")
+    for size, told in (("200", False), ("300", True)):
+        train_recipe(recipe(*short), out=tmp_path / size)
+        for later in ("adapter", "checkpoints/step-4"):
+            shutil.rmtree(tmp_path / size / later)
+        capsys.readouterr()
+        train_recipe(recipe(*short, f"training.micro_batch_tokens={size}"), out=tmp_path / size, resuming=True)
+        said = capsys.readouterr().out
+        assert "resuming after step 3 of 4" in said
+        assert ("micro-batches of 200 tokens before, 1 with 300" in said) == told
 
 
 def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over_them(
@@ -346,18 +315,8 @@ def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over
     """They would change what is minimised: `test_the_balance_of_a_gate_alone_depends_on_the_micro_batches`."""
     gate = ("adapter.mixer={kind: token-gate, balance: 0.01}", "training.max_steps=4")
     train_recipe(recipe(*gate), out=tmp_path / "run")
-    with pytest.raises(
-        UsageError, match=r"another recipe \(training\.micro_batch_tokens was 200, is 300\); moslora train"
-    ):
+    with pytest.raises(UsageError, match=r"training\.micro_batch_tokens was 200, is 300"):
         train_recipe(recipe(*gate, "training.micro_batch_tokens=300"), out=tmp_path / "run", resuming=True)
-
-
-def test_another_number_of_processes_is_told_with_what_it_changes(recipe: MakeRecipe) -> None:
-    balanced = recipe("adapter.mixer={kind: token-gate, balance: 0.01}")
-    assert other_shares(balanced, then=(2, 3), now=(1, 3)) == [
-        "2 processes before, 1 now: dropout draws other numbers, the gate's balance is over other rows"
-    ]
-    assert other_shares(recipe("adapter.dropout=0"), then=(2, 3), now=(1, 3)) == []
 
 
 def with_moments(run: Path, moments: dict[str, torch.Tensor]) -> None:
@@ -382,14 +341,13 @@ def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(
     short = {f"{first}.lora_b:exp_avg": moments[f"{first}.lora_b:exp_avg"][:, :3].contiguous()}
     without = {key: value for key, value in moments.items() if ".mixer." not in key}
     assert len(moments) - len(without) == 18
-    named = ", ".join(f"{first}.mixer.weight:{moment}" for moment in ("exp_avg", "exp_avg_sq", "step"))
-    for state, line in {
-        "missing": (without, f"missing: {named}, … and 15 more"),
-        "both": (without | stranger, "… and 15 more; of nothing in this run: model.layers.9.x.lora_a:step"),
-        "shape": (moments | short, rf"of another shape: {first}.lora_b:exp_avg (48, 3), here (48, 4)"),
-    }.values():
+    for state, fault in (
+        (without, f"{first}.mixer.weight:exp_avg is missing"),
+        (moments | stranger, "model.layers.9.x.lora_a:step is unexpected"),
+        (moments | short, f"{first}.lora_b:exp_avg has shape (48, 3), not (48, 4)"),
+    ):
         with_moments(run, state)
-        with pytest.raises(MosloraError, match=rf"step-21: does not fit this run: .*{re.escape(line)}$"):
+        with pytest.raises(MosloraError, match=rf"step-21/optimizer\.safetensors: .*{re.escape(fault)}"):
             train_recipe(recipe(), out=run, resuming=True)
     with_moments(run, moments)
     train_recipe(recipe(), out=run, resuming=True)
@@ -414,11 +372,9 @@ def test_a_finished_run_is_not_trained_again(
     if checkpoints == "removed":
         shutil.rmtree(run / "checkpoints")
     before = files(run)
-    monkeypatch.setattr("moslora.training.run.load_tokenizer", lambda **_: pytest.fail("loaded"))
+    monkeypatch.setattr("moslora.training.prepare.load_tokenizer", lambda *_: pytest.fail("loaded"))
     assert train_recipe(recipe(), out=run, resuming=True) == run / "adapter"
-    assert (
-        capsys.readouterr().out == f"{run}: finished, 21 of 21 steps; to train anew, name another folder with --out\n"
-    )
+    assert capsys.readouterr().out.startswith(f"{run}: finished, 21 of 21 steps")
     assert files(run) == before
 
 
@@ -447,24 +403,17 @@ def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained: Path, tmp_pa
         shutil.rmtree(run / "adapter")
     edit(run, adapter__rank="8", training__log_every="1")
     before = files(run)
-    with pytest.raises(UsageError) as caught:
+    named = rf"{re.escape(str(run / saved))}: .*\(adapter\.rank was 4, is 8\).*{saved}/recipe\.yaml"
+    with pytest.raises(UsageError, match=named):
         train_recipe(load_recipe(run / "recipe.yaml"), out=run, resuming=True)
-    assert str(caught.value) == (
-        f"{run / saved}: trained by another recipe (adapter.rank was 4, is 8); put the run's back as in"
-        f" {run / saved}/recipe.yaml, or begin anew with another --out"
-    )
     assert files(run) == before
 
 
 def test_a_few_changes_are_named_as_a_recipe_writes_them(trained: Path, recipe: MakeRecipe) -> None:
     other = recipe("seed=5", "model.revision=x", "adapter.dora=true", "adapter.mixer={kind: diagonal}", "data.rows=3")
-    with pytest.raises(UsageError) as caught:
+    changes = r"\(seed was 3, is 5; model\.revision was null, is x; adapter\.dora was false, is true; … and 5 more\)"
+    with pytest.raises(UsageError, match=changes):
         train_recipe(other, out=trained, resuming=True)
-    assert str(caught.value) == (
-        f"{trained}: holds a run of another recipe (seed was 3, is 5; model.revision was null, is x; adapter.dora was"
-        f" false, is true; … and 5 more); moslora train {trained} --resume goes on with it as it was, another --out"
-        " begins anew"
-    )
 
 
 def test_a_run_goes_on_with_its_rows_in_another_place(
@@ -490,9 +439,9 @@ def test_a_damaged_result_is_made_again_from_the_last_checkpoint(
 
 def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     before = (trained / "adapter" / "adapter.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="not empty; go on with that run by --resume"):
+    with pytest.raises(UsageError, match=r"--resume.*name=.*--out"):
         train_recipe(recipe(), out=trained)
-    with pytest.raises(UsageError, match=r"another recipe \(training.learning_rate was 0.03, is 1.0\)"):
+    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.03, is 1\.0"):
         train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
     assert (trained / "adapter" / "adapter.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("x")
@@ -540,9 +489,51 @@ def test_two_processes_train_as_one(recipe: MakeRecipe, world: Path, tmp_path: P
         assert mine == pytest.approx(other, rel=1e-3)
 
 
-def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(MosloraError, match="nothing was learned: after 1 steps"):
-        train_recipe(recipe("training.max_steps=1"), out=tmp_path / "run")
+def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float16 scaler skips all of its steps."""
+    poison(monkeypatch, from_step=1)
+    with pytest.raises(MosloraError, match="nothing was learned"):
+        train_recipe(recipe("model.dtype=float16", "training.max_steps=3"), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_a_run_whose_every_rate_is_zero_is_refused_before_it_has_a_folder(
+    recipe: MakeRecipe, tmp_path: Path, warmup: int
+) -> None:
+    """Its only step is the first of a warm-up."""
+    with pytest.raises(UsageError, match=r"training\.warmup_steps"):
+        dry_run(recipe("training.max_steps=1", f"training.warmup_steps={warmup}", "data.source=hub"))
+    short = recipe("training.max_steps=1", f"training.warmup_steps={warmup}")
+    with pytest.raises(UsageError, match=r"training\.warmup_steps"):
+        train_recipe(short, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_at_once_speaks_of_no_checkpoint(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """With warm-up 0 the second step meets weights of about 1e30."""
+    wild = recipe("training.learning_rate=1e30", "training.warmup_steps=0")
+    with pytest.raises(MosloraError, match=r"step \d: .*not finite.*training\.learning_rate") as caught:
+        train_recipe(wild, out=tmp_path / "run")
+    assert "checkpoint" not in str(caught.value) and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_command_to_resume_can_be_pasted_whatever_the_folder_is_called(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my runs" / "it's one"
+    process = moslora("train", world / "recipe.yaml", "--out", out, "training.log_every=1")
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("step 1/"))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert shlex.split(errors.partition("with: ")[2]) == ["moslora", "train", str(out), "--resume"]
+
+
+def test_float16_on_a_cpu_is_told_to_be_slow(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dtype, told in (("float16", 1), ("float32", 0)):
+        train_recipe(recipe(f"model.dtype={dtype}", "training.max_steps=3"), out=tmp_path / dtype)
+        assert capsys.readouterr().out.count("slow on a CPU") == told
 
 
 def test_wandb_offline_gets_the_metrics(recipe: MakeRecipe, tmp_path: Path) -> None:

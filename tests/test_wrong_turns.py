@@ -143,11 +143,8 @@ def test_training_outlives_its_reader(scene: Scene) -> None:
 
 
 QUICKSTART = """
-import sys
 from moslora import cli, quickstart
-from moslora.recipe import load_recipe
-recipe = load_recipe(sys.argv.pop(), ["training.epochs=400", "training.log_every=1"])
-quickstart.fitting_recipe = lambda: recipe
+quickstart.RECIPE = "long.yaml"
 quickstart.worker_processes = lambda: 2
 cli.main()
 """
@@ -156,7 +153,9 @@ cli.main()
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_of_the_quickstart_reaches_its_workers(scene: Scene, number: int, code: int) -> None:
     """The real command and two real workers, on the small world."""
-    command = [sys.executable, "-c", QUICKSTART, "quickstart", "--out", "q", str(scene.world / "recipe.yaml")]
+    long = load_recipe(scene.world / "recipe.yaml", ["training.epochs=400", "training.log_every=1"])
+    scene.write("long.yaml", long.to_yaml())
+    command = [sys.executable, "-c", QUICKSTART, "quickstart", "--out", "q"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     while not Path("q/metrics.jsonl").exists() and process.poll() is None:

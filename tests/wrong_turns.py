@@ -576,13 +576,13 @@ MODELS = {
     "a tensor of another shape": Turn(
         "eval model --tasks obqa --source {world}/data --out e",
         1,
-        "config.json: model.norm.weight has shape (3,), the model (48,); fetch the model anew",
+        "config.json: model.norm.weight has shape (3,), the model (48,); download the model",
         a_model(tensors(lambda found: found.update({"model.norm.weight": torch.ones(3)}))),
     ),
     "missing tensors": Turn(
         f"{HERE} model.name=model",
         1,
-        "config.json: model.layers.0.self_attn.q_proj.weight is missing; model.norm.weight is missing; fetch the",
+        "config.json: model.layers.0.self_attn.q_proj.weight is missing; model.norm.weight is missing; download the",
         a_model(
             tensors(
                 lambda found: [
@@ -1075,7 +1075,7 @@ OUTPUT = {
         HERE,
         1,
         "run/recipe.yaml: File too large; free some space there, then give the same command again",
-        limited("moslora.training.run.adapt", size=500),
+        limited("moslora.training.prepare.adapt", size=500),
     ),
     "disk full in a checkpoint": Turn(
         HERE,
@@ -1146,7 +1146,7 @@ OUTPUT = {
         "quickstart --out q", 2, "q: not empty; choose another folder", file("q/mine.txt", "x")
     ),
     "quickstart into another run": Turn(
-        "quickstart --out runs/one", 2, "runs/one: holds a run of another recipe than the quickstart's (name, ", a_run
+        "quickstart --out runs/one", 2, "runs/one: holds a run of recipe small; choose", a_run
     ),
     "quickstart into an adapter": Turn(
         "quickstart --out runs/one/adapter", 2, "runs/one/adapter: not a run's folder", a_run
@@ -1159,8 +1159,8 @@ SAVED = "everything is saved. Go on with: moslora train run --resume"
 SCORED = "stopped; what was scored is kept, and the same command goes on from there"
 
 STOPS = {
-    "Ctrl-C before training": Turn(HERE, 130, NOTHING_HALF, signalled("moslora.training.run.load_base", SIGINT)),
-    "SIGTERM before training": Turn(HERE, 143, NOTHING_HALF, signalled("moslora.training.run.load_base", SIGTERM)),
+    "Ctrl-C before training": Turn(HERE, 130, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGINT)),
+    "SIGTERM before training": Turn(HERE, 143, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGTERM)),
     "Ctrl-C in training": Turn(
         HERE,
         130,

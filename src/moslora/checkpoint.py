@@ -24,7 +24,8 @@ from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import replaced_folder, write_json
 from moslora.locate import fingerprint
 from moslora.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, read_manifest, with_own_hash
-from moslora.model import dequantize, load_base
+from moslora.model import load_base
+from moslora.quantized import dequantize
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs import locate_adapter, run_facts
 

@@ -27,8 +27,9 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json, writing
 from moslora.folded import fixed_task, lora_pairs
 from moslora.locate import weight_files
-from moslora.model import DTYPES, dequantize, load_base, load_tokenizer, name_task, quantized_layers
+from moslora.model import DTYPES, load_base, load_tokenizer, name_task
 from moslora.probe import log_probabilities
+from moslora.quantized import dequantize, quantized_layers
 
 ONTO = ("original", "dequantized")
 """Which weights of a quantised base the adapter is added to."""

@@ -1,9 +1,5 @@
-"""The base model, quantised if asked, and its tokenizer; and the two things that training and scoring ask of a model.
+"""The base model and its tokenizer, and what training and scoring ask of a model."""
 
-The only module that knows bitsandbytes, which is optional.
-"""
-
-import functools
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,18 +9,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch
-from moslora.console import note
 from moslora.data.reach import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
 from moslora.locate import locate
 from moslora.norm import use_fast_norms
+from moslora.quantized import fix_cpu_layers, quantization_config
 from moslora.recipe import ModelSection
 from moslora.tasks import task_number
 
@@ -46,10 +42,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
-    """Turns whatever a damaged or unknown model makes the libraries raise in the block into one line.
-
-    Their errors have no base in common: a file that is not what it should be shows as an error of a key, a type or an
-    attribute, from deep inside them.
+    """Turns whatever the libraries raise in the block at a damaged or unknown model, errors of any type, into one line.
 
     Args:
         name: of the model.
@@ -59,27 +52,17 @@ def loading(name: str, what: str) -> Iterator[None]:
         UsageError: it comes with Python code, which nobody said to trust.
         MosloraError: it cannot be loaded. What ran out of the GPU's memory is left to the caller.
     """
+    # Of tensors that are missing or misshapen transformers would print a table: they are refused in one line here.
+    logger, no_table = logging.getLogger("transformers.modeling_utils"), lambda r: "LOAD REPORT" not in r.getMessage()
+    logger.addFilter(no_table)
     try:
         yield
     except (MosloraError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise _cannot_load(name, what, error) from None
-
-
-@contextmanager
-def _no_table_of_tensors() -> Iterator[None]:
-    """Keeps transformers from printing a table of missing and misshapen tensors: they are refused in one line here."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_table)
-    try:
-        yield
     finally:
-        logger.removeFilter(_is_no_table)
-
-
-def _is_no_table(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+        logger.removeFilter(no_table)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -101,32 +84,26 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         UsageError: the dtype or the quantisation does not work on the device, the logits are not the output layer's,
             bitsandbytes is missing, or the checkpoint is quantised already.
     """
-    name, dtype, quantization, device = section.name, section.dtype, section.quantization, torch.device(device)
+    name, dtype, device = section.name, section.dtype, torch.device(device)
+    quantized, on_cpu = section.quantization is not None, device.type == "cpu"
     # Emulated bfloat16 works and is slower than anything else; it must not count.
     if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
     if not sys.stderr.isatty():
         disable_progress_bar()
     changes: dict[str, Any] = {}
-    if quantization is not None:
-        changes["quantization_config"] = _quantization_config(
-            quantization,
-            dtype=DTYPES[dtype],
-            double=section.double_quantization,
-            storage=section.quantization_storage,
-        )
-        if device.type == "cpu":
-            _note_cpu_kernels(quantization)
+    if quantized:
+        changes["quantization_config"] = quantization_config(section, on_cpu=on_cpu)
     # On a GPU not through the host's memory. bitsandbytes left to itself would take the first GPU, on the CPU too.
-    if quantization is not None or device.type == "cuda":
+    if quantized or device.type == "cuda":
         changes["device_map"] = {"": device}
     source = locate(name, revision=section.revision)
     code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    with loading(name, "model"), _no_table_of_tensors():
+    with loading(name, "model"):
         config = AutoConfig.from_pretrained(source, **code)
         if getattr(config, "quantization_config", None) is not None:
             raise UsageError(
-                f"model.name = {name}: its weights are quantised already; name the original, and model.quantization"
+                f"model.name = {name}: its weights are quantised already; name the original, and set model.quantization"
             )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -142,96 +119,15 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     model, info = loaded
     _refuse_incomplete(name, missing=sorted(info["missing_keys"]), mismatched=sorted(info["mismatched_keys"]))
     _refuse_unusual_output(model, name)
-    if quantization == "nf4" and device.type == "cpu":
-        _mend_cpu_layers(model, name)
+    if section.quantization == "nf4" and on_cpu:
+        fix_cpu_layers(model, name)
     if section.gradient_checkpointing:
         # Non-reentrant: the reentrant form sees only frozen inputs and would drop every adapter gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if quantization is None:
+    if not quantized:
         model.to(device)  # type: ignore[arg-type]
     use_fast_norms(model)
     return model.eval()
-
-
-def _quantization_config(quantization: str, *, dtype: torch.dtype, double: bool, storage: str) -> BitsAndBytesConfig:
-    """What transformers asks bitsandbytes for.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    # It warns of optional kernels at its import, and of casts in every int8 layer: _note_cpu_kernels says it once.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            f"model.quantization = {quantization}: bitsandbytes is not installed; pip install bitsandbytes"
-        ) from None
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_use_double_quant=double,
-        bnb_4bit_quant_storage=storage,
-    )
-
-
-def _mend_cpu_layers(model: PreTrainedModel, name: str) -> None:
-    """Two traps of bitsandbytes' 4-bit layers on a CPU (0.50.2).
-
-    Raises:
-        UsageError: a layer's inputs do not fill whole blocks of 64.
-    """
-    layer: Any
-    for path, layer in quantized_layers(model).items():
-        # Packed as one row of blocks, but unpacked with blocks of its own for every row: wrong scales, in silence.
-        if layer.in_features % 64:
-            raise UsageError(
-                f"model.quantization = nf4: {path} of {name} has {layer.in_features} inputs, not a multiple of 64,"
-                " which bitsandbytes unpacks wrongly on a CPU; take int8 or null, or a GPU"
-            )
-        # Where the CPU has AVX512-BF16, the first forward pass in evaluation mode would repack the weight for good:
-        # with scales rounded to bfloat16, and through a kernel that has no gradient.
-        layer.support_avx512bf16_for_cpu = False
-
-
-@functools.cache  # once per process
-def _note_cpu_kernels(quantization: str) -> None:
-    casts = "; in evaluation it rounds the inputs of these layers to 8 bits" if quantization == "int8" else ""
-    note(f"{quantization} on a CPU: bitsandbytes unpacks every weight for each use, which is slow{casts}")
-
-
-def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``model`` whose weights bitsandbytes keeps as codes, by dotted name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if any(hasattr(getattr(module, "weight", None), mark) for mark in ("quant_state", "SCB"))
-    }
-
-
-@torch.no_grad()
-def dequantize(base: nn.Module) -> Tensor:
-    """W of base(x) = x Wᵀ + bias: float32, shape ``(out_features, in_features)``, whatever the layer stores.
-
-    NF4: the values as the forward pass sees them, rounded to the dtype of the computation. Int8: code · scale / 127,
-    which the forward pass rounds to that dtype, or multiplies with inputs that it has rounded to 8 bits as well.
-
-    Args:
-        base: ``nn.Linear``, or bitsandbytes' ``Linear4bit`` or ``Linear8bitLt``.
-    """
-    weight: Any = base.weight
-    if hasattr(weight, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(weight.data, weight.quant_state).float()
-    if hasattr(weight, "SCB"):
-        # The first forward pass moves the scales from the weight to the layer's state.
-        scales: Tensor = base.state.SCB if weight.SCB is None else weight.SCB  # type: ignore[union-attr, assignment]
-        return weight.data.float() * (scales.float() / 127).unsqueeze(1)
-    return weight.detach().float()
 
 
 def _refuse_incomplete(
@@ -239,27 +135,22 @@ def _refuse_incomplete(
 ) -> None:
     """Refuses a checkpoint that does not fill its model: transformers fills the rest with random numbers.
 
-    A tied output layer is not missing: it is the embedding.
-
     Args:
         name: of the model.
-        missing: names of its tensors that the checkpoint has not.
+        missing: names of its tensors that the checkpoint lacks (a tied output layer is the embedding, and is there).
         mismatched: name, shape in the checkpoint, shape in the model.
-
-    Raises:
-        MosloraError: there are any.
     """
     faults = [f"{key} is missing" for key in missing]
     faults += [f"{key} has shape {tuple(there)}, the model {tuple(wanted)}" for key, there, wanted in mismatched]
     if faults:
         raise MosloraError(
-            f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')}; fetch the"
-            " model anew, or name another"
+            f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
+            " download the model again, or name another"
         )
 
 
 def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
-    """Loss and scores here are hidden · weightᵀ; a model that does more behind it would be wrong in silence."""
+    """Loss and scores here are hidden · weightᵀ; a model that does more behind it would be silently wrong."""
     changes = [key for key in LOGIT_CHANGES if getattr(model.config, key, None) not in (None, 1.0)]
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         changes.append("a bias")
@@ -277,7 +168,7 @@ def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
             f"model.name = {name}: its {what} comes with Python code; if you trust its authors, let it run with"
             " --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
         )
-    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; mend it, or name another"
+    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or name another"
     return disk_fault(error, place) or MosloraError(message)
 
 

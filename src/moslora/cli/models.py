@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,9 +16,6 @@ from moslora.cli.options import SOURCES, DType, Out, Overrides, Public, Push, Ru
 from moslora.cli.table import print_table
 from moslora.console import note
 from moslora.errors import UsageError, stopped
-
-if TYPE_CHECKING:
-    from moslora.recipe import Recipe
 
 app = typer.Typer()
 
@@ -44,7 +41,9 @@ def train(
 
         resolved, out = stored_recipe(run, overrides or ()), out or run
     else:
-        resolved = _load_recipe(recipe, overrides)
+        from moslora.recipe import load_recipe
+
+        resolved = load_recipe(recipe, overrides or ())
     if dry_run:
         from moslora.training.dry_run import dry_run as preview
 
@@ -229,12 +228,12 @@ def import_(
 
 @app.command()
 def quickstart(out: Out = None) -> None:
-    """Train, evaluate and merge a small model on this machine in a quarter of an hour."""
+    """Train, evaluate and merge a small real model on this machine."""
     from moslora.quickstart import quickstart as run_quickstart
 
-    table, verdict = run_quickstart(out=out or RUNS / "quickstart")
+    table, lines = run_quickstart(out=out or RUNS / "quickstart")
     print_table(table)
-    for line in verdict:
+    for line in lines:
         print(line)
 
 
@@ -271,9 +270,3 @@ def _push(folder: Path, repo: str | None, public: bool) -> None:
 
     if repo is not None:
         print(f"uploaded to {push(folder, repo, public=public)}")
-
-
-def _load_recipe(name: str, overrides: list[str] | None) -> "Recipe":
-    from moslora.recipe import load_recipe
-
-    return load_recipe(name, overrides or ())

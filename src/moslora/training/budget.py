@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters import AdapterLinear, DiagonalMixer, named_adapters
-from moslora.training.strict import refuse_misfit
+from moslora.errors import UsageError
+from moslora.recipe import RankBudgetSection
 
 
 def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, total: int) -> int:
@@ -46,7 +47,7 @@ class RankBudget:
         total: updates of the whole run.
 
     Raises:
-        ValueError: another mixer, a target above the start, or phases longer than the run.
+        ValueError: phases longer than the run.
     """
 
     def __init__(
@@ -61,11 +62,6 @@ class RankBudget:
         total: int,
     ) -> None:
         self.layers = list(named_adapters(model))
-        for name, layer in self.layers:
-            if not isinstance(layer.mixer, DiagonalMixer):
-                raise ValueError(f"{name}: a rank budget needs diagonal mixers")
-            if target_rank > layer.mixer.rank_in:
-                raise ValueError(f"target_rank = {target_rank} is more than the rank, {layer.mixer.rank_in}")
         if final < 1 or warmup + final >= total:
             raise ValueError(
                 f"a warm-up of {warmup} and a final phase of {final} steps leave none of {total} between them;"
@@ -142,15 +138,32 @@ class RankBudget:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what :meth:`state_dict` gave.
-
-        Raises:
-            ValueError: scores are missing, surplus, or of another shape.
-        """
-        refuse_misfit(state, self.state_dict())
+        """Takes what :meth:`state_dict` gave."""
         for part, values in (("mean", self._means), ("spread", self._spreads)):
             for name, value in values.items():
                 value.copy_(state[f"{name}:{part}"])
+
+
+def rank_budget(model: nn.Module, section: RankBudgetSection | None, *, total: int) -> RankBudget | None:
+    """The budget that ``section`` describes, over ``total`` steps; ``None`` without a section.
+
+    Raises:
+        UsageError: it does not fit the run.
+    """
+    if section is None:
+        return None
+    try:
+        return RankBudget(
+            model,
+            target_rank=section.target_rank,
+            warmup=round(section.warmup_share * total),
+            final=max(1, round(section.final_share * total)),
+            interval=section.interval,
+            betas=section.betas,
+            total=total,
+        )
+    except ValueError as error:
+        raise UsageError(f"training.rank_budget: {error}") from None
 
 
 def _diagonal(layer: AdapterLinear) -> Tensor:

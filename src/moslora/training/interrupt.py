@@ -2,35 +2,29 @@
 
 import os
 import signal
-from types import FrameType, TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from moslora.console import is_main_process
 
 
-class StopRequest:
-    """Notes the first SIGINT or SIGTERM while the block runs; a second Ctrl-C stops at once.
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """The SIGINTs and SIGTERMs that come while the block runs, noted for the loop; a second Ctrl-C stops at once."""
+    signals: list[int] = []
 
-    Args:
-        speaks: whether this process says so.
-    """
-
-    def __init__(self, *, speaks: bool = True) -> None:
-        self.signal_number = 0
-        self._speaks = speaks
-
-    def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number and number == signal.SIGINT:
+    def note(number: int, frame: FrameType | None) -> None:
+        if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.signal_number and self._speaks:
+        if not signals and is_main_process():
             # Not print: a handler may interrupt one, and buffered streams refuse to be entered twice.
             os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
-        self.signal_number = self.signal_number or number
+        signals.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """The training algorithm. What a run needs around it (folders, data, checkpoints) is in ``run.py``."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -9,14 +10,15 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from moslora.adapters import describe_batch
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan, collate, cut, label_count
+from moslora.data.steps import StepPlan, collate, cut, label_count
 from moslora.errors import MosloraError
 from moslora.recipe import TrainingSection
+from moslora.training.budget import RankBudget
 from moslora.training.optimizer import rate_factor, set_rate, trainable
-from moslora.training.state import seed_step
 
 SKIPS_IN_A_ROW = 10
 """Overflows the float16 scaler may meet in a row: it halves its scale at each, and 2¹⁶ has 16 halvings."""
@@ -30,25 +32,24 @@ class Observer(Protocol):
     def log(self, step: int, **values: float) -> None: ...
 
 
-class AfterUpdate(Protocol):
-    """Called after every update with its number, gradients still in place; ``skipped`` where the float16 scaler met an
-    overflow and left the weights alone. Returns metrics."""
-
-    def __call__(self, step: int, *, skipped: bool) -> dict[str, float]: ...
-
-
 @dataclass(frozen=True)
 class Parts:
-    """What one run trains with; the same on every process."""
+    """What one run trains with; the same on every process.
+
+    Attributes:
+        objective: the loss of ``model``, under DDP if there are several processes.
+        micro_batch_tokens: of one forward pass at most.
+    """
 
     accelerator: Accelerator
+    model: PreTrainedModel
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rows: Sequence[Encoded]
     plan: StepPlan
-    seed: int
-    after_update: AfterUpdate = lambda step, *, skipped: {}
+    micro_batch_tokens: int
+    budget: RankBudget | None = None
 
 
 def train(
@@ -83,11 +84,11 @@ def train(
     parts.objective.train()
     for step in range(first_step, total):
         drawn = [parts.rows[row] for row in parts.plan[step]]
-        seed_step(parts.seed, step=step, process=parts.accelerator.process_index)
+        seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
         factor = rate_factor(step, schedule=settings.schedule, warmup_steps=settings.warmup_steps, total_steps=total)
         set_rate(optimizer, factor)
 
-        losses = accumulate(parts, drawn, tokens=micro_batch_tokens(settings, parts.accelerator.device))
+        losses = accumulate(parts, drawn)
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
         # One small reduction a step: the losses of all processes, and whether anyone wants to stop.
@@ -101,7 +102,7 @@ def train(
         done = step + 1
         scaler.step(optimizer)
         scaler.update()
-        extras = parts.after_update(done, skipped=not finite)
+        extras = parts.budget.update(done, skipped=not finite) if parts.budget else {}
         optimizer.zero_grad()
 
         observer.count(tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn))
@@ -119,7 +120,13 @@ def train(
     return total
 
 
-def accumulate(parts: Parts, drawn: Sequence[Encoded], *, tokens: int) -> Tensor:
+def seed_step(seed: int, *, step: int, process: int) -> None:
+    """Seeds every device's default generator for one step of one process (dropout draws from it)."""
+    digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     """Adds the gradient of one step, and returns this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows, wherever they are computed:
@@ -128,7 +135,6 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, tokens: int) -> Tensor
 
     Args:
         drawn: the rows of the whole step, the same on every process.
-        tokens: of one forward pass at most.
 
     Returns:
         Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
@@ -137,7 +143,7 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, tokens: int) -> Tensor
     rank, processes = accelerator.process_index, accelerator.num_processes
     # A process without rows (only in a run's last step) still takes part in the gradient reduction.
     mine = drawn[rank::processes] or [replace(drawn[0], labels=[IGNORE_INDEX] * len(drawn[0].labels))]
-    batches = cut([len(row.input_ids) for row in mine], tokens=tokens)
+    batches = cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens)
     labels, total = label_count(drawn), sum(len(row.input_ids) for row in drawn)
     share = torch.zeros(2, device=accelerator.device)
     for n, batch in enumerate(batches, start=1):
@@ -152,14 +158,9 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], *, tokens: int) -> Tensor
     return share
 
 
-def micro_batch_tokens(settings: TrainingSection, device: torch.device) -> int:
-    """Tokens of one forward pass at most: the recipe's, or what suits the device."""
-    return settings.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
-
-
 def _not_finite(step: int, *, loss: float, norm: float, drawn: Sequence[Encoded]) -> MosloraError:
     ids = ", ".join(row.id for row in drawn)
     return MosloraError(
-        f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite, so the run stops; the last checkpoint"
-        f" is good. Rows of this step: {ids}. Try a lower training.learning_rate, or model.dtype=bfloat16"
+        f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite, so the run stops. Rows of this step:"
+        f" {ids}. Try a lower training.learning_rate, or model.dtype=bfloat16"
     )

@@ -8,55 +8,31 @@ import torch
 from torch import nn
 
 from moslora.adapters import Magnitude, Mixer, named_adapters
-from moslora.errors import some
+from moslora.recipe import TrainingSection
 
 Schedule = Literal["linear", "cosine", "constant"]
 
 
-def build_optimizer(
-    model: nn.Module,
-    *,
-    learning_rate: float,
-    lora_plus_ratio: float,
-    mixer_learning_rate: float | None,
-    weight_decay: float,
-    mixer_weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) with groups for the factors A and B, for the mixers, and for DoRA's magnitudes.
 
     The mixer's decay is its own because decay pulls M towards zero, where an adapter cannot move; without it an
     invertible M keeps its rank under gradient flow. Magnitudes are lengths of rows and never decay.
-
-    Args:
-        model: with adapters; only their trainable parameters are optimised.
-        learning_rate: of A, and of the magnitudes.
-        lora_plus_ratio: learning rate of B over that of A (LoRA+, arXiv 2402.12354).
-        mixer_learning_rate: ``None`` for A's.
-
-    Raises:
-        ValueError: a parameter in less than float32, whose spacing next to 1 (7.8e-3 in bfloat16) swallows the
-            small steps of a learned M.
     """
     layers = [layer for _, layer in named_adapters(model)]
-    mixer_rate = learning_rate if mixer_learning_rate is None else mixer_learning_rate
+    rate, decay = training.learning_rate, training.weight_decay
     groups: list[dict[str, Any]] = [
-        {"params": [layer.lora_a for layer in layers], "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": [layer.lora_a for layer in layers], "lr": rate, "weight_decay": decay},
+        {"params": [layer.lora_b for layer in layers], "lr": rate * training.lora_plus_ratio, "weight_decay": decay},
         {
-            "params": [layer.lora_b for layer in layers],
-            "lr": learning_rate * lora_plus_ratio,
-            "weight_decay": weight_decay,
+            "params": _learned(model, Mixer),
+            "lr": training.mixer_learning_rate or rate,
+            "weight_decay": training.mixer_weight_decay,
         },
-        {"params": _learned(model, Mixer), "lr": mixer_rate, "weight_decay": mixer_weight_decay},
-        {"params": _learned(model, Magnitude), "lr": learning_rate, "weight_decay": 0.0},
+        {"params": _learned(model, Magnitude), "lr": rate, "weight_decay": 0.0},
     ]
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    low = [p for group in groups for p in group["params"] if torch.finfo(p.dtype).bits < 32]
-    if low:
-        named = some([f"{names[p]} is {str(p.dtype).removeprefix('torch.')}" for p in low])
-        raise ValueError(f"{named}: small updates would be rounded away; keep the adapters in float32")
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, eps=eps, fused=True)
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=training.betas, eps=training.eps, fused=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from moslora.data.encode import Encoded, Encoder, encode_examples
-from moslora.data.select import Selection, select
+from moslora.data.select import Selection
 from moslora.data.sources import data_hash, differences
 from moslora.data.steps import StepPlan, label_count
 from moslora.prompts import FORMATS
-from moslora.recipe import Recipe
+from moslora.recipe import DataSection
 from moslora.tasks import INSTRUCTION, task_number
 
 
@@ -49,10 +49,8 @@ class TrainingData:
         return lines + [f"note: {note}" for note in self.notes]
 
 
-def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
-    """The rows that ``recipe.data`` describes."""
-    section = recipe.data
-    selection = select(section, recipe.evaluation, seed=recipe.seed)
+def training_data(selection: Selection, section: DataSection, encoder: Encoder, *, mixer: str) -> TrainingData:
+    """The selected rows, encoded as ``section`` asks, for an adapter with a ``mixer`` of that kind."""
     format = FORMATS[section.format]
     return TrainingData(
         rows=encode_examples(selection.training, format, encoder, loss_on=section.loss_on),
@@ -61,7 +59,7 @@ def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
         notes=[
             *differences(section.source, section.tasks, winogrande=section.winogrande),
             *_leak_notes(selection),
-            *_gate_notes(recipe, selection),
+            *(_gate_notes(selection) if mixer == "task-gate" else []),
         ],
         joins=not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20]),
         leaks=selection.leaks,
@@ -78,11 +76,11 @@ def _leak_notes(selection: Selection) -> list[str]:
     return lines
 
 
-def _gate_notes(recipe: Recipe, selection: Selection) -> list[str]:
+def _gate_notes(selection: Selection) -> list[str]:
     nameless = sum(example.task == INSTRUCTION for example in selection.training)
-    if recipe.adapter.mixer.kind != "task-gate" or not nameless:
+    if not nameless:
         return []
     return [
-        f"{nameless:,} rows name no set: they train the gate's embedding for rows of none, which no evaluation and no"
-        ' merge takes; where they are of one, give them the key "task"'
+        f"{nameless:,} rows name no set: they train the gate's shared embedding, which no evaluation and no merge"
+        ' uses; where they belong to a set, add the key "task"'
     ]

@@ -6,45 +6,37 @@
 """
 
 import platform
+import signal
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, inject, named_adapters
-from moslora.checkpoint import AdapterFolder, check_base, save_adapter
+from moslora.adapters import AdapterLinear, named_adapters
+from moslora.checkpoint import AdapterFolder, save_adapter
 from moslora.console import note, say
-from moslora.data.encode import Encoded, Encoder
-from moslora.data.steps import StepPlan, collate, cut, label_count
+from moslora.data.steps import collate, cut, label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
 from moslora.manifest import RECIPE
-from moslora.model import dequantize, load_base, load_tokenizer
 from moslora.recipe import Recipe
 from moslora.runs import RESULT, RUN
-from moslora.training.budget import RankBudget
-from moslora.training.folder import (
-    balance,
-    other_shares,
-    refuse_other_data,
-    refuse_other_recipe,
-    refuse_other_run,
-    refuse_too_many_processes,
-)
-from moslora.training.interrupt import StopRequest
-from moslora.training.loop import Parts, micro_batch_tokens, train
+from moslora.training.dry_run import describe
+from moslora.training.folder import refuse_other_recipe, refuse_other_run, refuse_too_many_processes, resume_command
+from moslora.training.interrupt import stop_requests
+from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss, mean_loss
-from moslora.training.optimizer import build_optimizer
-from moslora.training.rows import training_data
+from moslora.training.prepare import prepare
+from moslora.training.rows import TrainingData
 from moslora.training.state import newest_saved, restore, save_checkpoint
-from moslora.training.summary import describe
-from moslora.training.tracking import Tracker
+from moslora.training.tracking import Tracker, start_wandb
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or data parallelism with a whole model in each."""
@@ -75,193 +67,162 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         except DiskFull as full:
             if not (out / RECIPE).exists():  # nothing to go on with yet
                 raise
-            raise DiskFull(full.path, full.reason, then=f"go on: moslora train {out} --resume") from None
+            raise DiskFull(full.path, full.reason, then=f"go on: {resume_command(out)}") from None
         except torch.OutOfMemoryError:
             if not accelerator.is_main_process:
                 raise  # the main process, which speaks for all, may know nothing of it
-            same = "another objective by the gate's balance" if balance(recipe) else "the gradients stay the same"
             raise MosloraError(
-                f"out of GPU memory; set a smaller training.micro_batch_tokens ({same}), or"
-                " model.gradient_checkpointing=true"
+                "out of GPU memory; set a smaller training.micro_batch_tokens, or model.gradient_checkpointing=true"
             ) from None
 
 
 def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: bool) -> Path:
+    """The phases of a run: what there is, prepare, resume, run, finish."""
     if accelerator.is_main_process:
         refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()
     saved = newest_saved(out) if resuming else None
     if saved:
-        refuse_other_recipe(saved, recipe)
-    if saved and saved.path.name == RESULT:
-        steps = f", {done} of {done} steps" if (done := saved.manifest.get("step")) else ""  # none of an imported one
-        say(f"{out}: finished{steps}; to train anew, name another folder with --out")
-        return saved.path
-    if resuming and not saved:
+        refuse_other_recipe(saved.path, then=saved.recipe, now=recipe)
+        if saved.path.name == RESULT:
+            steps = f", {done} of {done} steps" if (done := saved.manifest.get("step")) else ""  # none if imported
+            say(f"{out}: finished{steps}; to train again, choose another folder with name=… or --out")
+            return saved.path
+    elif resuming:
         note("no checkpoint yet; beginning at step 0")
-    set_seed(recipe.seed)
+    run = Run(out, recipe, *prepare(accelerator, recipe, saved))
+    first_step = run.resume(saved) if saved else 0
+    run.begin()
+    run.train(first_step)
+    return run.finish()
 
-    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
-        tokenizer = load_tokenizer(recipe.model)
-        data = training_data(recipe, Encoder(tokenizer, max_length=recipe.data.max_length))
-        model = load_base(recipe.model, device=accelerator.device)
-    if saved:
-        check_base(saved)
-    adapted = adapt(model, recipe, saved)
-    optimizer = build_optimizer(model, **_optimizer_arguments(recipe))
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16")
-    plan = step_plan(recipe, rows=len(data.rows))
-    budget = rank_budget(model, recipe, total=len(plan))
-    shared = {"trained_rows": len(data.rows), "processes": accelerator.num_processes}
 
-    def facts(steps: int) -> dict[str, Any]:
-        return {"data": data.facts(plan, steps=steps), **shared}
+@dataclass(frozen=True)
+class Run:
+    """A run whose parts are prepared; the same on every process, of which the main one writes and speaks."""
 
-    first_step = 0
-    if saved:
-        restore(saved, model=model, optimizer=optimizer, scaler=scaler, budget=budget)
-        first_step = saved.manifest["step"]
-        refuse_other_data(out, then=saved.manifest["data"]["sha256"], now=data.sha256)
-        say(f"resuming after step {first_step} of {len(plan)}")
-        then = saved.manifest["processes"], micro_batch_tokens(saved.recipe.training, accelerator.device)
-        now = accelerator.num_processes, micro_batch_tokens(recipe.training, accelerator.device)
-        for line in other_shares(recipe, then=then, now=now):
-            note(line)
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        quantized = recipe.model.quantization is not None
-        write_text(out / RECIPE, recipe.to_yaml())
-        write_json(out / RUN, {**facts(len(plan)), "steps": len(plan), **_machine(accelerator, quantized=quantized)})
-    for line in (*describe(recipe, model, adapted=adapted, plan=plan), *data.remarks()):
-        say(line)
+    out: Path
+    recipe: Recipe
+    parts: Parts
+    data: TrainingData
 
-    parts = Parts(
-        accelerator=accelerator,
-        objective=accelerator.prepare_model(LabelLoss(model)),
-        optimizer=optimizer,
-        scaler=scaler,
-        rows=data.rows,
-        plan=plan,
-        seed=recipe.seed,
-        **({"after_update": budget.update} if budget else {}),
-    )
-    tracker = Tracker(out, recipe, first_step=first_step, total_steps=len(plan), active=accelerator.is_main_process)
+    def facts(self, *, steps: int) -> dict[str, Any]:
+        """For the manifest of what the first ``steps`` have made."""
+        return {
+            "data": self.data.facts(self.parts.plan, steps=steps),
+            "trained_rows": len(self.data.rows),
+            "processes": self.parts.accelerator.num_processes,
+            "micro_batch_tokens": self.parts.micro_batch_tokens,
+        }
 
-    def checkpoint(step: int) -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(
-                out,
-                model=model,
-                optimizer=optimizer,
-                scaler=scaler,
-                budget=budget,
-                recipe=recipe,
-                step=step,
-                facts=facts(step),
+    def resume(self, saved: AdapterFolder) -> int:
+        """Restores what ``saved`` keeps beside the adapters, and returns the number of updates done.
+
+        Raises:
+            UsageError: the training rows have changed.
+            MosloraError: the checkpoint does not fit this run.
+        """
+        restore(saved, self.parts)
+        manifest, parts = saved.manifest, self.parts
+        if (then := manifest["data"]["sha256"]) != (now := self.data.sha256):
+            raise UsageError(
+                f"{self.out}: its rows have changed since (sha256 {then[:12]}…, now {now[:12]}…); restore them, or"
+                " start a new run with name=… or --out"
             )
-        accelerator.wait_for_everyone()
-
-    def validate(step: int) -> None:
-        if data.validation:
-            loss = validation_loss(
-                parts, data.validation, model, tokens=micro_batch_tokens(recipe.training, accelerator.device)
+        say(f"resuming after step {manifest['step']} of {len(parts.plan)}")
+        before = manifest["processes"], manifest["micro_batch_tokens"]
+        if before != (today := (parts.accelerator.num_processes, parts.micro_batch_tokens)):
+            note(
+                f"{before[0]} processes with micro-batches of {before[1]} tokens before, {today[0]} with {today[1]}"
+                " now: the result may differ from that of an uninterrupted run (dropout draws other numbers, sums"
+                " round differently)"
             )
+        return int(manifest["step"])
+
+    def begin(self) -> None:
+        """Writes down what the run is, and says it."""
+        recipe, parts = self.recipe, self.parts
+        if parts.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / RECIPE, recipe.to_yaml())
+            machine = _machine(parts.accelerator.device, quantized=recipe.model.quantization is not None)
+            total = len(parts.plan)
+            write_json(self.out / RUN, {**self.facts(steps=total), "steps": total, **machine})
+        lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
+        for line in (*lines, *self.data.remarks()):
+            say(line)
+        if recipe.model.dtype == "float16" and parts.accelerator.device.type == "cpu":
+            note("model.dtype = float16 is slow on a CPU; use bfloat16 or float32")
+
+    def train(self, first_step: int) -> None:
+        """Runs the steps from ``first_step`` on.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        """
+        recipe, total = self.recipe, len(self.parts.plan)
+        config = recipe.model_dump(mode="json")
+        wandb = start_wandb(recipe.tracking, name=recipe.name, folder=self.out, config=config)
+        with (
+            closing(Tracker(self.out, first_step=first_step, total_steps=total, wandb=wandb)) as tracker,
+            stop_requests() as signals,
+        ):
+            done = train(
+                self.parts,
+                recipe.training,
+                first_step=first_step,
+                observer=tracker,
+                checkpoint=self.checkpoint,
+                validate=partial(self.validate, tracker),
+                stop_requested=lambda: bool(signals),
+            )
+        if done < total:
+            raise Interrupted(
+                f"stopped after step {done} of {total}; everything is saved. Go on with: {resume_command(self.out)}",
+                signal_number=signals[0] if signals else signal.SIGTERM,  # another process was asked, not this one
+            )
+
+    def checkpoint(self, step: int) -> None:
+        """Saves the state after ``step`` updates."""
+        if self.parts.accelerator.is_main_process:
+            save_checkpoint(self.out, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
+        self.parts.accelerator.wait_for_everyone()
+
+    def validate(self, tracker: Tracker, step: int) -> None:
+        """Measures and records the validation loss, if rows were set aside for it."""
+        if self.data.validation:
+            loss = validation_loss(self.parts, self.data)
             tracker.record({"step": step, "validation_loss": loss})
-            say(f"step {step}/{len(plan)}  validation_loss {loss:.4f}")
+            say(f"step {step}/{len(self.parts.plan)}  validation_loss {loss:.4f}")
 
-    with closing(tracker), StopRequest(speaks=accelerator.is_main_process) as stop:
-        done = train(
-            parts,
-            recipe.training,
-            first_step=first_step,
-            observer=tracker,
-            checkpoint=checkpoint,
-            validate=validate,
-            stop_requested=lambda: bool(stop.signal_number),
-        )
-    if done < len(plan):
-        raise Interrupted(
-            f"stopped after step {done} of {len(plan)}; everything is saved. Go on with: moslora train {out} --resume",
-            signal_number=stop.signal_number or 15,  # another process was asked, not this one
-        )
-    if accelerator.is_main_process:
-        if not any(_moved(layer) for _, layer in named_adapters(model)):
-            raise MosloraError(
-                f"nothing was learned: after {done} steps every B·M·A is still zero; is training.warmup_steps"
-                f" ({recipe.training.warmup_steps}) longer than the run?"
-            )
-        save_adapter(out / RESULT, model, recipe, facts={**facts(done), "step": done})
-        say(f"adapter saved in {out / RESULT}")
-    accelerator.wait_for_everyone()
-    return out / RESULT
+    def finish(self) -> Path:
+        """Saves the result.
+
+        Raises:
+            MosloraError: nothing was learned.
+        """
+        result, steps = self.out / RESULT, len(self.parts.plan)
+        if self.parts.accelerator.is_main_process:
+            if not any(_moved(layer) for _, layer in named_adapters(self.parts.model)):
+                raise MosloraError(f"nothing was learned: after {steps} steps every B·M·A is still zero")
+            save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
+            say(f"adapter saved in {result}")
+        self.parts.accelerator.wait_for_everyone()
+        return result
 
 
-def step_plan(recipe: Recipe, *, rows: int) -> StepPlan:
-    """The steps that ``recipe.training`` makes of ``rows`` training rows."""
-    settings = recipe.training
-    return StepPlan(
-        rows=rows,
-        global_batch_size=settings.global_batch_size,
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        seed=recipe.seed,
-    )
-
-
-def validation_loss(parts: Parts, rows: list[Encoded], model: PreTrainedModel, *, tokens: int) -> float:
+def validation_loss(parts: Parts, data: TrainingData) -> float:
     """Mean loss per label token of the validation rows, shared out over the processes."""
-    accelerator = parts.accelerator
+    accelerator, rows = parts.accelerator, data.validation
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     batches = [
         collate([mine[i] for i in batch], device=accelerator.device)
-        for batch in cut([len(row.input_ids) for row in mine], tokens=tokens)
+        for batch in cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens)
     ]
     # The bare model: DDP's forward would wait for processes with more batches.
-    share = mean_loss(LabelLoss(model), batches, labels=label_count(rows))
+    share = mean_loss(LabelLoss(parts.model), batches, labels=label_count(rows))
     total: Tensor = accelerator.reduce(torch.tensor(share, device=accelerator.device), reduction="sum")
     return float(total)
-
-
-def adapt(model: PreTrainedModel, recipe: Recipe, start: AdapterFolder | None = None) -> list[str]:
-    """Puts the recipe's adapters into ``model``, with the weights of ``start`` if there is one.
-
-    Raises:
-        MosloraError: ``start`` does not fit.
-        UsageError: no layer matches, or the output layer does, whose weight scoring reads directly.
-    """
-    state = start.weights() if start else None
-    try:
-        adapted = inject(model, **recipe.adapter.model_dump(), seed=recipe.seed, state=state, weight_of=dequantize)
-    except ValueError as error:
-        if start:
-            raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
-        raise UsageError(f"adapter: {error}") from None
-    if isinstance(model.get_output_embeddings(), AdapterLinear):
-        raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; leave it out")
-    return adapted
-
-
-def rank_budget(model: PreTrainedModel, recipe: Recipe, *, total: int) -> RankBudget | None:
-    """The recipe's rank budget over ``total`` steps; ``None`` where it has none.
-
-    Raises:
-        UsageError: it does not fit the run.
-    """
-    section = recipe.training.rank_budget
-    if section is None:
-        return None
-    try:
-        return RankBudget(
-            model,
-            target_rank=section.target_rank,
-            warmup=round(section.warmup_share * total),
-            final=max(1, round(section.final_share * total)),
-            interval=section.interval,
-            betas=section.betas,
-            total=total,
-        )
-    except ValueError as error:
-        raise UsageError(f"training.rank_budget: {error}") from None
 
 
 def _moved(layer: AdapterLinear) -> bool:
@@ -270,26 +231,10 @@ def _moved(layer: AdapterLinear) -> bool:
     return bool(moved.any())
 
 
-def _optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
-    return recipe.training.model_dump(
-        include={
-            "learning_rate",
-            "lora_plus_ratio",
-            "mixer_learning_rate",
-            "weight_decay",
-            "mixer_weight_decay",
-            "betas",
-            "eps",
-        }
-    )
-
-
-def _machine(accelerator: Accelerator, *, quantized: bool) -> dict[str, Any]:
-    device = accelerator.device
+def _machine(device: torch.device, *, quantized: bool) -> dict[str, Any]:
+    packages = ["moslora", "torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "processes": accelerator.num_processes,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("moslora", "torch", "transformers", "accelerate")},
-        **({"bitsandbytes": version("bitsandbytes")} if quantized else {}),
+        **{name: version(name) for name in packages},
     }

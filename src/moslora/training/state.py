@@ -2,10 +2,10 @@
 
 What a step does is a function of the weights, the optimizer's moments and (seed, step): the rows come from
 :class:`moslora.data.steps.StepPlan`, the learning rate from the step, and dropout's random numbers from
-:func:`seed_step`. So a checkpoint needs no generator states, and a resumed run is bitwise the straight one.
+:func:`moslora.training.loop.seed_step`. So a checkpoint needs no generator states, and a
+resumed run is bitwise the straight one.
 """
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,59 +13,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from moslora.checkpoint import AdapterFolder, load_tensors, open_adapter, save_adapter
 from moslora.console import say
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, some
 from moslora.manifest import MANIFEST
 from moslora.recipe import Recipe
 from moslora.runs import RESULT, checkpoints
-from moslora.training.budget import RankBudget
+from moslora.training.loop import Parts
 from moslora.training.optimizer import trainable
-from moslora.training.strict import refuse_misfit
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
 
 
-def seed_step(seed: int, *, step: int, process: int) -> None:
-    """Seeds every device's default generator for one step of one process (dropout draws from it)."""
-    digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def save_checkpoint(
-    run: Path,
-    *,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    budget: RankBudget | None,
-    recipe: Recipe,
-    step: int,
-    facts: Mapping[str, Any],
-) -> Path:
+def save_checkpoint(run: Path, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
     """Writes ``checkpoints/step-N`` (an adapter folder with the optimizer beside the weights); drops the oldest.
 
     Args:
+        run: the run folder.
+        parts: as they are after ``step`` updates.
+        recipe: the run's, which is stored.
         step: optimizer updates done.
         facts: for the manifest.
     """
-    folder = run / "checkpoints" / f"step-{step}"
-    extra = {OPTIMIZER: _moments(model, optimizer)}
-    if budget is not None:
-        extra[BUDGET] = budget.state_dict()
-    save_adapter(
-        folder,
-        model,
-        recipe,
-        facts={**facts, "step": step, "scaler": scaler.state_dict()},
-        extra=extra,
-    )
+    extra = {OPTIMIZER: _moments(parts)}
+    if parts.budget is not None:
+        extra[BUDGET] = parts.budget.state_dict()
+    facts = {**facts, "step": step, "scaler": parts.scaler.state_dict()}
+    save_adapter(run / "checkpoints" / f"step-{step}", parts.model, recipe, facts=facts, extra=extra)
     for old in checkpoints(run)[: -recipe.training.keep_checkpoints]:
         shutil.rmtree(old)
-    return folder
 
 
 def newest_saved(run: Path) -> AdapterFolder | None:
@@ -86,43 +64,53 @@ def newest_saved(run: Path) -> AdapterFolder | None:
                 raise  # not damaged: a newer version wrote it
             say(f"passed over: {error}")
     if found:
-        raise MosloraError(f"{run}: no sound checkpoint is left; begin anew with another --out")
+        raise MosloraError(f"{run}: no sound checkpoint is left; start a new run with name=… or --out")
     return None
 
 
-def restore(
-    folder: AdapterFolder,
-    *,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    budget: RankBudget | None,
-) -> None:
+def restore(folder: AdapterFolder, parts: Parts) -> None:
     """Puts what a checkpoint keeps beside the adapter's weights into optimizer, scaler and budget.
 
     Raises:
         MosloraError: it does not fit this run.
     """
-    try:
-        _load_moments(model, optimizer, load_tensors(folder.path / OPTIMIZER))
-        if budget is not None:
-            budget.load_state_dict(load_tensors(folder.path / BUDGET))
-    except ValueError as error:
-        raise MosloraError(f"{folder.path}: does not fit this run: {error}") from None
-    scaler.load_state_dict(folder.manifest["scaler"])
+    parameters = dict(parts.model.named_parameters())
+    for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(parts)).items():
+        name, _, moment = key.rpartition(":")
+        parameter = parameters[name]
+        # AdamW counts its steps on the CPU and keeps its moments beside the parameter.
+        parts.optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+    if parts.budget is not None:
+        parts.budget.load_state_dict(_load_fitting(folder.path / BUDGET, parts.budget.state_dict()))
+    parts.scaler.load_state_dict(folder.manifest["scaler"])
 
 
-def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in ``path``, which must have the keys and shapes of ``wanted``, and no others."""
+    saved = load_tensors(path)
+    faults = [f"{key} is missing" for key in wanted.keys() - saved.keys()]
+    faults += [f"{key} is unexpected" for key in saved.keys() - wanted.keys()]
+    faults += [
+        f"{key} has shape {tuple(saved[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & saved.keys()
+        if saved[key].shape != wanted[key].shape
+    ]
+    if faults:
+        raise MosloraError(f"{path}: does not fit this run: {some(sorted(faults))}")
+    return saved
+
+
+def _moments(parts: Parts) -> dict[str, Tensor]:
     """AdamW's tensors of every optimised parameter by ``parameter name:moment``.
 
     One without a gradient so far has none yet (after updates that the float16 scaler skipped, say), and gets the zeros
     with which AdamW would begin: so what is not in the file is missing.
     """
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: name for name, parameter in parts.model.named_parameters()}
     return {
         f"{names[parameter]}:{moment}": value.detach().cpu().contiguous()
-        for parameter in trainable(optimizer)
-        for moment, value in (optimizer.state.get(parameter) or _fresh(parameter)).items()
+        for parameter in trainable(parts.optimizer)
+        for moment, value in (parts.optimizer.state.get(parameter) or _fresh(parameter)).items()
     }
 
 
@@ -132,18 +120,3 @@ def _fresh(parameter: Tensor) -> dict[str, Tensor]:
         "exp_avg": torch.zeros_like(parameter),
         "exp_avg_sq": torch.zeros_like(parameter),
     }
-
-
-def _load_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
-    """Takes what :func:`_moments` gave.
-
-    Raises:
-        ValueError: moments are missing, surplus, or of another shape.
-    """
-    refuse_misfit(saved, _moments(model, optimizer))
-    parameters = dict(model.named_parameters())
-    for key, value in saved.items():
-        name, _, moment = key.rpartition(":")
-        parameter = parameters[name]
-        # AdamW counts its steps on the CPU and keeps its moments beside the parameter.
-        optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)

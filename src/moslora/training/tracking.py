@@ -10,36 +10,33 @@ from typing import Any
 
 import torch
 
-from moslora.console import say
+from moslora.console import is_main_process, say
 from moslora.errors import UsageError
 from moslora.files import write_text, writing
-from moslora.recipe import Recipe
+from moslora.recipe import TrackingSection
 
 
 class Tracker:
-    """Writes metrics. Speed and time left are measured since this process began, not since the run did.
+    """Writes metrics, on the main process. Speed and time left count from when this process began, not the run.
 
     Args:
         run: the run folder.
-        recipe: names the wandb project, if any.
         first_step: steps done before.
         total_steps: steps of the whole run.
-        active: false on all processes but the main one, which alone has anything to say.
+        wandb: from :func:`start_wandb`.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, *, first_step: int, total_steps: int, active: bool = True) -> None:
-        self._active = active
+    def __init__(self, run: Path, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
+        self._active = is_main_process()
         self._path = run / "metrics.jsonl"
         self._total = total_steps
         self._first = first_step
         self._began = time.perf_counter()
         self._last = (first_step, self._began)
         self._tokens = self._examples = 0
-        self._wandb = None
-        if active:
+        self._wandb = wandb
+        if self._active:
             _keep_until(self._path, first_step)
-            if recipe.tracking.wandb_project:
-                self._wandb = _start_wandb(recipe, run)
 
     def count(self, *, tokens: int, examples: int) -> None:
         """Adds one step's work: real tokens, without padding."""
@@ -109,15 +106,22 @@ def _keep_until(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _start_wandb(recipe: Recipe, run: Path) -> Any:
+def start_wandb(section: TrackingSection, *, name: str, folder: Path, config: dict[str, Any]) -> Any:
+    """The run on Weights & Biases; ``None`` where ``section`` names no project, or on another process than the main.
+
+    Raises:
+        UsageError: wandb is not installed.
+    """
+    if section.wandb_project is None or not is_main_process():
+        return None
     try:
         import wandb
     except ImportError:
         raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
     return wandb.init(
-        project=recipe.tracking.wandb_project,
-        mode=recipe.tracking.wandb_mode,  # None leaves it to wandb's own settings
-        name=recipe.name,
-        dir=run,
-        config=recipe.model_dump(mode="json"),
+        project=section.wandb_project,
+        mode=section.wandb_mode,  # None leaves it to wandb's own settings
+        name=name,
+        dir=folder,
+        config=config,
     )

@@ -1,0 +1,96 @@
+"""bitsandbytes' layers in 4 and 8 bits: how a base gets them, and the weights they stand for. It is optional."""
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from moslora.console import note
+from moslora.errors import UsageError
+from moslora.recipe import ModelSection
+
+
+def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesConfig:
+    """What transformers asks bitsandbytes for.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    # It warns of optional kernels at its import, and of casts in every int8 layer: _note_cpu_kernels says it once.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            f"model.quantization = {section.quantization}: bitsandbytes is not installed; pip install bitsandbytes"
+        ) from None
+    if on_cpu:
+        _note_cpu_kernels(section.quantization)
+    if section.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=section.dtype,
+        bnb_4bit_use_double_quant=section.double_quantization,
+        bnb_4bit_quant_storage=section.quantization_storage,
+    )
+
+
+@functools.cache  # once per process
+def _note_cpu_kernels(quantization: str) -> None:
+    casts = "; in evaluation it rounds the inputs of these layers to 8 bits" if quantization == "int8" else ""
+    note(f"{quantization} on a CPU: bitsandbytes unpacks every weight for each use, which is slow{casts}")
+
+
+def fix_cpu_layers(model: PreTrainedModel, name: str) -> None:
+    """Avoids two traps of bitsandbytes' 4-bit layers on a CPU (0.50.2).
+
+    Raises:
+        UsageError: a layer's inputs do not fill whole blocks of 64.
+    """
+    layer: Any
+    for path, layer in quantized_layers(model).items():
+        # Packed as one row of blocks, but unpacked with blocks of its own for every row: silently wrong scales.
+        if layer.in_features % 64:
+            raise UsageError(
+                f"model.quantization = nf4: {path} of {name} has {layer.in_features} inputs, not a multiple of 64,"
+                " which bitsandbytes unpacks wrongly on a CPU; use int8 or null, or a GPU"
+            )
+        # Where the CPU has AVX512-BF16, the first forward pass in evaluation mode would repack the weight for good:
+        # with scales rounded to bfloat16, and through a kernel that has no gradient.
+        layer.support_avx512bf16_for_cpu = False
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of ``model`` whose weights bitsandbytes keeps as codes, by dotted name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(hasattr(getattr(module, "weight", None), mark) for mark in ("quant_state", "SCB"))
+    }
+
+
+@torch.no_grad()
+def dequantize(base: nn.Module) -> Tensor:
+    """W of base(x) = x Wᵀ + bias: float32, shape ``(out_features, in_features)``, whatever the layer stores.
+
+    NF4: the values as the forward pass sees them, rounded to the dtype of the computation. Int8: code · scale / 127,
+    which the forward pass rounds to that dtype, or multiplies with inputs that it has rounded to 8 bits as well.
+
+    Args:
+        base: ``nn.Linear``, or bitsandbytes' ``Linear4bit`` or ``Linear8bitLt``.
+    """
+    weight: Any = base.weight
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state).float()
+    if hasattr(weight, "SCB"):
+        # The first forward pass moves the scales from the weight to the layer's state.
+        scales: Tensor = base.state.SCB if weight.SCB is None else weight.SCB  # type: ignore[union-attr, assignment]
+        return weight.data.float() * (scales.float() / 127).unsqueeze(1)
+    return weight.detach().float()

@@ -1,0 +1,88 @@
+"""What a run trains with: rows, model, adapters, optimizer and plan, made of a recipe's sections."""
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.amp import GradScaler
+from transformers import PreTrainedModel
+
+from moslora.adapters import AdapterLinear, inject
+from moslora.checkpoint import AdapterFolder, check_base
+from moslora.data.encode import Encoder
+from moslora.data.select import select
+from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
+from moslora.errors import MosloraError, UsageError
+from moslora.model import load_base, load_tokenizer
+from moslora.quantized import dequantize
+from moslora.recipe import AdapterSection, Recipe, TrainingSection
+from moslora.training.budget import rank_budget
+from moslora.training.loop import Parts
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer, rate_factor
+from moslora.training.rows import TrainingData, training_data
+
+
+def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | None = None) -> tuple[Parts, TrainingData]:
+    """Loads and builds everything; the adapters take the weights of ``start``, if there is one."""
+    set_seed(recipe.seed)
+    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
+        encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
+        selection = select(recipe.data, recipe.evaluation, seed=recipe.seed)
+        data = training_data(selection, recipe.data, encoder, mixer=recipe.adapter.mixer.kind)
+        plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
+        model = load_base(recipe.model, device=accelerator.device)
+    if start:
+        check_base(start)
+    adapt(model, recipe.adapter, seed=recipe.seed, start=start)
+    parts = Parts(
+        accelerator=accelerator,
+        model=model,
+        objective=accelerator.prepare_model(LabelLoss(model)),
+        optimizer=build_optimizer(model, recipe.training),
+        scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
+        rows=data.rows,
+        plan=plan,
+        micro_batch_tokens=recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type],
+        budget=rank_budget(model, recipe.training.rank_budget, total=len(plan)),
+    )
+    return parts, data
+
+
+def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
+    """The steps that ``training`` makes of ``rows`` training rows.
+
+    Raises:
+        UsageError: the learning rate would be zero in all of them.
+    """
+    plan = StepPlan(
+        rows=rows,
+        global_batch_size=training.global_batch_size,
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+        seed=seed,
+    )
+    total, warmup = len(plan), training.warmup_steps
+    rates = (rate_factor(n, schedule=training.schedule, warmup_steps=warmup, total_steps=total) for n in range(total))
+    if not any(rates):
+        raise UsageError(
+            f"training.warmup_steps = {warmup}: the learning rate would be 0 in every step of this run ({total} in"
+            " all); use a shorter warm-up, or more steps"
+        )
+    return plan
+
+
+def adapt(model: PreTrainedModel, section: AdapterSection, *, seed: int, start: AdapterFolder | None = None) -> None:
+    """Puts the adapters that ``section`` describes into ``model``, with the weights of ``start`` if there is one.
+
+    Raises:
+        MosloraError: ``start`` does not fit.
+        UsageError: no layer matches, or the output layer does, whose weight scoring reads directly.
+    """
+    state = start.weights() if start else None
+    try:
+        inject(model, **section.model_dump(), seed=seed, state=state, weight_of=dequantize)
+    except ValueError as error:
+        if start:
+            raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
+        raise UsageError(f"adapter: {error}") from None
+    if isinstance(model.get_output_embeddings(), AdapterLinear):
+        raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; leave it out")
