@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,14 +15,12 @@ from evaluation_kit import make_examples
 from moslora import convert, folded
 from moslora import merge as merging
 from moslora.adapters import fold
-from moslora.card import write_card
-from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
+from moslora.checkpoint import load_adapted, open_adapter
 from moslora.convert import export_peft
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.target import evaluate_target, open_target
 from moslora.folded import lora_pairs
-from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB, fingerprint
+from moslora.locate import fingerprint
 from moslora.merge import merge
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
@@ -279,45 +276,3 @@ def test_the_dtype_that_is_asked_for_is_that_of_weights_config_and_proof(
     assert merged[f"{name}.weight"].dtype == torch.float32
     assert (merged[f"{name}.weight"] - base[f"{name}.weight"] - delta).norm() < 1e-2 * delta.norm()
     assert "  dtype: bfloat16\n" in (tmp_path / "merged" / "README.md").read_text(), "as it was trained"
-
-
-def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:
-    """The place of a local base or file is nothing to others; a local base is none for the hub's list of bases."""
-    evaluate_target(open_target(str(trained)), tasks=("obqa",), limit=2, out=tmp_path / "run" / "eval" / "x")
-    shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)
-    merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
-    export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft")
-    manifest = open_adapter(trained / "adapter").manifest
-    for name in ("merged", "peft"):
-        card = (tmp_path / name / "README.md").read_text()
-        for said in (
-            "of `model`, fine-tuned",
-            "from `./data`, format",
-            "questions from `./data`",
-            "  name: ./model\n",
-            "  source: ./data\n",
-            manifest["data"]["sha256"],
-            "mixer dense, rank 4, s = 8",
-        ):
-            assert said in card
-        assert "base_model:" not in card
-        for path in (tmp_path / name).iterdir():
-            if path.name != "adapter_config.json":  # PEFT loads the base from what it says
-                assert str(world).encode() not in path.read_bytes(), path
-    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
-        world / "model"
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "listed"),
-    [("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"), (BUILTIN, BUILTIN_ON_THE_HUB), ("gpt2", "gpt2")],
-)
-def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path, name: str, listed: str) -> None:
-    folder = open_adapter(trained / "adapter")
-    recipe = folder.recipe.model_copy(update={"model": folder.recipe.model.model_copy(update={"name": name})})
-    manifest = {**folder.manifest, "base": {**folder.manifest["base"], "name": name}}
-    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), kind="k", use="u", proof="p")
-    (_, head, text) = (tmp_path / "README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(head)["base_model"] == listed
-    assert f"  name: {name}\n" in text and f"k of `{listed}`" in text

@@ -68,7 +68,6 @@ def export_peft(
     task: str | None = None,
     compact: bool = False,
     trust_remote_code: bool = False,
-    before_work: Callable[[], None] = lambda: None,
 ) -> Path:
     """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW.
 
@@ -83,7 +82,6 @@ def export_peft(
         compact: leave out rows that are zero, such as AdaLoRA's dropped ones, each layer by itself; the ranks then
             stand in PEFT's ``rank_pattern`` and ``alpha_pattern``, which not every reader knows.
         trust_remote_code: whether the base's own Python code may be run.
-        before_work: called when all is refused that can be before the base is touched.
 
     Raises:
         UsageError: ``out`` is in use, the base is not the adapter's, the mixer is no single matrix, or its gate was not
@@ -92,7 +90,6 @@ def export_peft(
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     task = fixed_task(folder, task)
     with new_folder(out) as scratch:
-        before_work()
         model = load_adapted(folder)
         pairs = lora_pairs(model, task=task)
         if compact:

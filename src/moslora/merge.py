@@ -9,7 +9,7 @@ met in training (``dequantized``). The result is not quantised either way.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ def merge(
     task: str | None = None,
     dtype: str | None = None,
     trust_remote_code: bool = False,
-    before_work: Callable[[], None] = lambda: None,
 ) -> Proof:
     """Writes the merged model to ``out`` and compares it with the adapter model.
 
@@ -59,7 +58,6 @@ def merge(
         task: the one that a task gate is fixed to.
         dtype: what the weights are written in, and both models compared in, if not the recipe's.
         trust_remote_code: whether the base's own Python code may be run.
-        before_work: called when all is refused that can be before the base is touched.
 
     Raises:
         UsageError: ``out`` is in use, the base is not the adapter's, ``onto`` does not fit it, the mixer is no one
@@ -76,7 +74,6 @@ def merge(
         raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised, so there is only --onto original")
     task = fixed_task(folder, task)
     with new_folder(out) as scratch:
-        before_work()
         name = out.resolve().name
         tokenizer = load_tokenizer(section)
         model = load_adapted(folder, dtype=section.dtype)
