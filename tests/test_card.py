@@ -65,7 +65,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
 def test_the_upload_command_names_a_valid_repository_and_the_folder(
     tmp_path: Path, name: str, base: str | None
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(Recipe(name=name).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(Recipe.model_validate({"name": name, "model": {"name": "m"}}).to_yaml())
     out = tmp_path / "my model"
     out.mkdir()
     if base is not None:

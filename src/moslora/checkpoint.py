@@ -27,6 +27,7 @@ from moslora.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, load_writ
 from moslora.model import dequantize, load_base
 from moslora.recipe import Recipe
 from moslora.runs import locate_adapter, run_facts
+from moslora.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ class AdapterFolder:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers, or where not recorded."""
         counts = self.manifest.get("data", {}).get("tasks")
         return tuple(counts) if counts is not None and self.recipe.adapter.mixer.kind == "task-gate" else None
+
+    def refuse_untrained(self, task: str) -> None:
+        """Refuses a task whose embedding in the adapter's gate is still its random draw.
+
+        Raises:
+            UsageError: no row of it was trained on.
+        """
+        trained = self.trained_tasks()
+        if trained is None or task in trained:
+            return
+        named = ", ".join(name for name in trained if name in TASKS)
+        fix = f"name one that it was trained on with --task: {named}" if named else "its rows named no set; train again"
+        raise UsageError(f"{self.path}: its gate was never trained on {task}; {fix}")
 
 
 def save_adapter(

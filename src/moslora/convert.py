@@ -6,27 +6,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from moslora.adapters import inject
+from moslora.adapters import LoraPair, inject
 from moslora.card import public_name, write_card
 from moslora.checkpoint import load_adapted, open_adapter, save_adapter
 from moslora.data.fetch import sha256
 from moslora.errors import MosloraError, UsageError, capped
 from moslora.files import new_folder, write_json, write_text, writing
-from moslora.folded import fixed_task, lora_pairs
 from moslora.foreign import CONFIG, Factors, ForeignAdapter, read_adapter
 from moslora.llama import meta_model
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.manifest import RECIPE
 from moslora.model import DTYPES, load_base, load_tokenizer
-from moslora.probe import LogProbabilities, log_probabilities
+from moslora.pairs import fixed_task, lora_pairs
 from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RUN
+from moslora.verify import LogProbabilities, log_probabilities
 
 TOLERANCE = 1e-5
 """Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
@@ -41,7 +42,7 @@ OTHER_WEIGHTS = (
 
 @dataclass(frozen=True)
 class ImportProof:
-    """An imported adapter against its source's equations, in float32 over :data:`moslora.probe.PROMPTS`.
+    """An imported adapter against its source's equations, in float32 over :data:`moslora.verify.PROMPTS`.
 
     Attributes:
         layers: adapted layers.
@@ -89,53 +90,58 @@ def export_peft(
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     task = fixed_task(folder, task)
+    base = folder.recipe.model.name
     with new_folder(out) as scratch:
         model = load_adapted(folder)
         pairs = lora_pairs(model, task=task)
         if compact:
             pairs = {name: pair.compact() for name, pair in pairs.items()}
-        first = next(iter(pairs.values()))
-        rank = max(pair.a.shape[0] for pair in pairs.values())
-        others = {name: pair.a.shape[0] for name, pair in pairs.items() if pair.a.shape[0] != rank}
-        tensors = {}
-        for name, pair in pairs.items():
-            tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
-            if pair.magnitude is not None:
-                tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude
-        recipe = folder.recipe
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": BUILTIN_ON_THE_HUB if recipe.model.name == BUILTIN else recipe.model.name,
-            "revision": recipe.model.revision,
-            "r": rank,
-            "lora_alpha": first.scale * rank,
-            "rank_pattern": others,
-            "alpha_pattern": {name: first.scale * own for name, own in others.items()},
-            "use_dora": first.magnitude is not None,
-            "lora_dropout": recipe.adapter.dropout,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "target_modules": _target_modules(model, list(pairs)),
-        }
-        with writing(out):
-            save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-            write_json(scratch / "adapter_config.json", config)
-            write_card(
-                scratch,
-                folder,
-                kind="A LoRA adapter",
-                use=(
-                    "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-                    f'base = AutoModelForCausalLM.from_pretrained("{public_name(recipe.model.name)}")\n'
-                    f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
-                ),
-                proof="The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
-                + (OTHER_WEIGHTS if recipe.model.name == BUILTIN else ""),
-            )
+        save_file(_peft_tensors(pairs), scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings = _peft_settings(pairs, folder.recipe, target_modules=_target_modules(model, list(pairs)))
+        write_json(scratch / "adapter_config.json", settings)
+        use = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{public_name(base)}")\n'
+            f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
+        )
+        proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
+        proof += OTHER_WEIGHTS if base == BUILTIN else ""
+        write_card(scratch, folder, kind="A LoRA adapter", use=use, proof=proof)
     return out
+
+
+def _peft_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, pair in pairs.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
+        if pair.magnitude is not None:
+            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude
+    return tensors
+
+
+def _peft_settings(pairs: Mapping[str, LoraPair], recipe: Recipe, *, target_modules: list[str]) -> dict[str, Any]:
+    """PEFT's ``adapter_config.json``: the largest rank for all layers, and others where layers have their own."""
+    first = next(iter(pairs.values()))
+    ranks = {name: len(pair.a) for name, pair in pairs.items()}
+    rank = max(ranks.values())
+    others = {name: own for name, own in ranks.items() if own != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": BUILTIN_ON_THE_HUB if recipe.model.name == BUILTIN else recipe.model.name,
+        "revision": recipe.model.revision,
+        "r": rank,
+        "lora_alpha": first.scale * rank,
+        "rank_pattern": others,
+        "alpha_pattern": {name: first.scale * own for name, own in others.items()},
+        "use_dora": first.magnitude is not None,
+        "lora_dropout": recipe.adapter.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": target_modules,
+    }
 
 
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
