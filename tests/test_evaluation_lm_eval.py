@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data_kit import hub_rows
 from evaluation_kit import make_model, tokenizer
 from moslora.data.hub import example_from_hub
-from moslora.data.wheel import hub_rows
 from moslora.evaluation import Request, evaluate
 from moslora.locate import BUILTIN
 from moslora.model import load_base, load_tokenizer

@@ -17,7 +17,6 @@ from moslora.data.steps import StepPlan
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.manifest import OWN_HASH, with_own_hash
 from moslora.merge import merge
 from moslora.model import load_base
 from moslora.recipe import Recipe, load_recipe
@@ -135,19 +134,6 @@ def test_rows_of_no_set_are_told_while_training_and_serve_no_task(
         merge(run / "adapter", out=tmp_path / "merged", task="obqa")
     train_recipe(recipe(*overrides, "training.epochs=1"), out=tmp_path / "dense")
     assert "name no set" not in capsys.readouterr().out
-
-
-def test_what_an_older_version_wrote_serves_as_before(two_of_three: Path, tmp_path: Path) -> None:
-    """Its manifest does not say which tasks were trained."""
-    adapter = two_of_three / "adapter"
-    old = tmp_path / "old"
-    old.mkdir()
-    for path in adapter.iterdir():
-        (old / path.name).write_bytes(path.read_bytes())
-    manifest = json.loads((old / "manifest.json").read_text())
-    del manifest["data"]["tasks"], manifest[OWN_HASH]
-    (old / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
-    assert export_peft(old, out=tmp_path / "out", task="piqa").is_dir()
 
 
 def test_the_command_says_it_in_one_line(

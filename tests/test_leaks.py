@@ -9,7 +9,7 @@ import pytest
 
 from evaluation_kit import make_examples
 from moslora.checkpoint import open_adapter
-from moslora.data.select import select
+from moslora.data.select import Selection, select
 from moslora.data.sources import data_hash
 from moslora.errors import UsageError
 from moslora.evaluation import Prediction, load_results
@@ -53,11 +53,15 @@ def run_recipe(recipe: MakeRecipe, data: Path, *more: str) -> Recipe:
     return recipe(f"data.source={data}", *settings, *more)
 
 
+def selected(recipe: Recipe) -> Selection:
+    return select(recipe.data, recipe.evaluation, seed=recipe.seed)
+
+
 def test_leaks_are_left_out_and_recorded(
     recipe: MakeRecipe, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, dropping = run_recipe(recipe, planted), run_recipe(recipe, planted, "data.drop_leaks=true")
-    all_rows, rows = select(plain), select(dropping)
+    all_rows, rows = selected(plain), selected(dropping)
     assert all_rows.leaks is None and rows.leaks == {"obqa": 3}
     gone = {"obqa/train/0", "obqa/train/1", "obqa/train/29"}
     assert rows.training == [row for row in all_rows.training if row.id not in gone]
@@ -82,12 +86,12 @@ def test_only_the_evaluations_tasks_and_source_count(
     recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path
 ) -> None:
     dropping = run_recipe(recipe, planted, "data.drop_leaks=true", "evaluation.tasks=[arc_easy]")
-    assert select(dropping).leaks == {"obqa": 1}
+    assert selected(dropping).leaks == {"obqa": 1}
     shutil.copytree(planted, tmp_path / "elsewhere")
     rewrite(tmp_path / "elsewhere" / "openbookqa" / "test.json", lambda rows: rows[5:6])
     elsewhere = f"evaluation.source={tmp_path / 'elsewhere'}"
     dropping = run_recipe(recipe, planted, "data.drop_leaks=true", "evaluation.tasks=[obqa]", elsewhere)
-    assert [row.id for row in select(dropping).training if row.task == "obqa"][:2] == ["obqa/train/0", "obqa/train/2"]
+    assert [row.id for row in selected(dropping).training if row.task == "obqa"][:2] == ["obqa/train/0", "obqa/train/2"]
 
     def same(rows: list[dict[str, str]]) -> list[dict[str, str]]:
         return json.loads((planted / "openbookqa" / "test.json").read_text())
@@ -95,7 +99,7 @@ def test_only_the_evaluations_tasks_and_source_count(
     rewrite(planted / "openbookqa" / "train.json", same)
     only = ("data.drop_leaks=true", "data.tasks=[obqa]", "evaluation.tasks=[obqa]")
     with pytest.raises(UsageError, match="every training row is also a test row"):
-        select(run_recipe(recipe, planted, *only))
+        selected(run_recipe(recipe, planted, *only))
 
 
 def test_bare_instructions_are_compared_by_what_their_text_says(
@@ -107,11 +111,11 @@ def test_bare_instructions_are_compared_by_what_their_text_says(
     free = {"instruction": "Sing a song.", "input": "", "output": "La la.", "answer": "La la."}
     file = tmp_path / "mixed.json"
     file.write_text(json.dumps([*rows, free]), encoding="utf-8")
-    selection = select(run_recipe(recipe, file, "data.drop_leaks=true", f"evaluation.source={planted}"))
+    selection = selected(run_recipe(recipe, file, "data.drop_leaks=true", f"evaluation.source={planted}"))
     assert selection.leaks == {"instruction": 3} and selection.incomparable == 1
     assert len(selection.training) == 58
     with pytest.raises(UsageError, match=r"one file and has no test rows; set evaluation\.source"):
-        select(run_recipe(recipe, file, "data.drop_leaks=true"))
+        selected(run_recipe(recipe, file, "data.drop_leaks=true"))
 
 
 def accuracy(predictions: list[Prediction]) -> float:

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 
 from moslora.adapters import inject, named_adapters
 from moslora.cli import main
-from moslora.convert import import_adapter
 from moslora.data.local import read_file
 from moslora.errors import MosloraError, UsageError
+from moslora.importing import import_adapter
 from moslora.model import load_base
 from moslora.prompts import FORMATS, LabelFormat, answer_pattern, llm_adapters_row
 from moslora.recipe import ModelSection, find_recipe, load_recipe, recipe_schema, trace_recipe
@@ -335,7 +335,7 @@ def test_any_rows_are_read_or_refused(rows: list[Any], jsonl: bool, task: str | 
         examples = read_file(path, "train", task=task)
     except MosloraError as error:
         if len(rows):
-            check_lines(error, *(f"{path}:{line}: " for line in range(1, text.count("\n") + 2)))
+            check_lines(error, *(f"{path}:{n}: " if jsonl else f"{path}: row {n}: " for n in range(1, len(rows) + 1)))
         else:
             check_lines(error, f"{path}: ")
     else:
@@ -372,21 +372,18 @@ def test_any_text_is_rows_or_refused(text: str | bytes, jsonl: bool) -> None:
 
 # Adapters of others
 
-PATTERNS = st.sampled_from(["q_proj", r".*\.q_proj", "(", "(a)", "a{99999999999999999999}", "layers", "", "\\1"]) | TEXT
 CONFIGS = st.fixed_dictionaries(
     {
         "peft_type": st.just("LORA"),
         "r": st.sampled_from([4, 4, 4, 10**400]) | JSON,
         "lora_alpha": st.integers(1, 64) | st.floats(allow_nan=True) | st.sampled_from([10**400, 5e-324]) | JSON,
-        "target_modules": st.just(["q_proj", "v_proj", "down_proj"]) | st.lists(PATTERNS, max_size=3) | PATTERNS | JSON,
+        "target_modules": st.just(["q_proj", "v_proj", "down_proj"]) | st.lists(TEXT, max_size=3) | JSON,
     },
     optional={
         "base_model_name_or_path": TEXT | JSON,
         "bias": st.just("none") | JSON,
-        "exclude_modules": st.lists(PATTERNS, max_size=2) | PATTERNS | JSON,
         "fan_in_fan_out": st.booleans() | JSON,
         "init_lora_weights": st.booleans() | st.sampled_from(["gaussian", "pissa"]) | JSON,
-        "layers_pattern": st.lists(PATTERNS, max_size=2) | PATTERNS | JSON,
         "layers_to_transform": st.lists(st.integers(-1, 3), max_size=3) | st.integers() | JSON,
         "lora_dropout": st.floats(0, 1.1) | JSON,
         "lora_use_mixer": st.booleans() | JSON,
@@ -403,7 +400,7 @@ CONFIGS = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def source(world: Path, folder: Any) -> Path:
-    """A LoRA of rank 4 on the small model; its settings are written anew for each example."""
+    """A LoRA of rank 4 on the small model; its settings are written again for each example."""
     model = load_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=["q_proj", "v_proj", "down_proj"])
     tensors = {
@@ -418,19 +415,7 @@ def source(world: Path, folder: Any) -> Path:
 
 @settings(quick, max_examples=200)
 @given(config=CONFIGS | JSON | st.dictionaries(TEXT, JSON, max_size=4), named=st.booleans())
-@example(config={"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "(" * 3000 + ")" * 3000}, named=True)
 @example(config={"r": 4, "lora_alpha": 10**400, "target_modules": ["q_proj"], "peft_type": "LORA"}, named=True)
-@example(
-    config={
-        "r": 4,
-        "lora_alpha": 8,
-        "target_modules": ["q_proj"],
-        "layers_to_transform": [1],
-        "layers_pattern": ["("],
-        "peft_type": "LORA",
-    },
-    named=True,
-)
 @example(
     config={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "peft_type": "LORA"},
     named=True,

@@ -26,12 +26,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import test_cli
-import test_foreign
+import test_importing
 from evaluation_kit import make_examples
-from moslora import manifest
-from moslora.convert import import_adapter
 from moslora.data import fetch, reach
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.importing import import_adapter
 from moslora.manifest import with_own_hash
 from moslora.prompts import llm_adapters_row
 from test_data_fetch import make_wheel
@@ -388,9 +387,9 @@ def quantised(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(values))
 
 
-def source(alter: test_foreign.Altered = lambda config, state: None) -> Maker:
+def source(alter: test_importing.Altered = lambda config, state: None) -> Maker:
     """A LoRA of another program in ``source``, with something changed."""
-    return lambda scene: test_foreign.altered_source(scene.here / "source", scene.world, alter)
+    return lambda scene: test_importing.altered_source(scene.here / "source", scene.world, alter)
 
 
 def imported(scene: Scene) -> None:
@@ -429,7 +428,6 @@ HERE = "train {world}/recipe.yaml --out run"
 """A training run that would go well."""
 
 SETTINGS = "source/adapter_config.json"
-AUDIT = "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json"
 
 BOMB = "l0: &l0 [x, x]\n" + "".join(f"l{i}: &l{i} [*l{i - 1}, *l{i - 1}]\n" for i in range(1, 40))
 STRANGE = "model: {name: x}\nextends: [{}]\n"
@@ -677,8 +675,8 @@ ADAPTERS = {
     f"{what}, {command}": Turn(line.format(path), 2, says, make)
     for what, path, make, says in (
         ("no such run", "runs/none", a_run, "runs/none: no such run; runs here: runs/one"),
-        ("a PEFT adapter", "peft", file("peft/adapter_config.json", "{}"), "a PEFT adapter, not an adapter folder"),
-        ("an empty folder", "f", folder("f"), "f: neither a run nor an adapter folder (no manifest.json)"),
+        ("a PEFT adapter", "peft", file("peft/adapter_config.json", "{}"), "a PEFT adapter, not a run of moslora"),
+        ("an empty folder", "f", folder("f"), "f: not a run or an adapter folder (no manifest.json)"),
         ("a file", "f", file("f", ""), "f"),
     )
     for command, line in (
@@ -688,21 +686,11 @@ ADAPTERS = {
         ("exported", "export {}"),
     )
 } | {
-    "a run's name, merged": Turn("merge one", 2, "one: no such run; did you mean runs/one?", a_run),
+    "a run's name, merged": Turn("merge one", 2, "one: no such run; runs here: runs/one", a_run),
     "the folder of all runs, merged": Turn("merge .", 2, "(no manifest.json); runs here: runs/one", a_run),
-    **{
-        f"{what}, merged": Turn(
-            f"merge runs/one/{path}",
-            2,
-            f"runs/one/{path}: {says}; checkpoints here: runs/one/checkpoints/step-20, runs/one/checkpoints/step-21",
-            a_run,
-        )
-        for what, path, says in (
-            ("the folder of checkpoints", "checkpoints", "neither a run nor an adapter folder (no manifest.json)"),
-            ("a checkpoint that was dropped", "checkpoints/step-4", "no such run"),
-            ("a checkpoint without its folder", "step-21", "no such run"),
-        )
-    },
+    "a checkpoint that was dropped, merged": Turn(
+        "merge runs/one/checkpoints/step-4", 2, "runs/one/checkpoints/step-4: no such run", a_run
+    ),
     "an adapter of a run that is not there, merged": Turn(
         "merge runs/none/adapter", 2, "runs/none/adapter: no such run; runs here: runs/one", a_run
     ),
@@ -712,20 +700,20 @@ ADAPTERS = {
     "onto what is unknown": Turn("merge {run} --onto quantized --out m", 2, "quantized"),
     "merged in an unknown dtype": Turn("merge {run} --dtype float8 --out m", 2, "float8"),
     "exported to an unknown format": Turn("export {run} --format gguf --out m", 2, "gguf"),
-    "a model, resumed": Turn("train {world}/model --resume", 2, "model: a model, without an adapter in it"),
-    "a model, merged": Turn("merge {world}/model", 2, "model: a model, without an adapter in it"),
-    "a model, exported": Turn("export {world}/model", 2, "model: a model, without an adapter in it"),
-    "an adapter, resumed": Turn("train runs/one/adapter --resume", 2, "name the run that it lies in", a_run),
+    "a model, resumed": Turn("train {world}/model --resume", 2, "model: a model without an adapter"),
+    "a model, merged": Turn("merge {world}/model", 2, "model: a model without an adapter"),
+    "a model, exported": Turn("export {world}/model", 2, "model: a model without an adapter"),
+    "an adapter, resumed": Turn("train runs/one/adapter --resume", 2, "runs/one/adapter: not a run's folder", a_run),
     "a run without its recipe": Turn(
         "train runs/one --resume",
         2,
-        "runs/one/recipe.yaml: missing, so this run cannot go on",
+        "runs/one: not a run's folder with its recipe.yaml",
         lambda scene: (a_run(scene) / "recipe.yaml").unlink(),
     ),
     "a run without a checkpoint": Turn(
         "merge runs/one",
         2,
-        "this run has no checkpoint yet; go on with it: moslora train runs/one --resume",
+        "this run has no checkpoint yet; resume it: moslora train runs/one --resume",
         lambda scene: [shutil.rmtree(run / name) for run in [a_run(scene)] for name in ("checkpoints", "adapter")],
     ),
     "truncated weights": Turn(
@@ -767,20 +755,11 @@ ADAPTERS = {
             )
         ),
     ),
-    "manifest without a base": Turn(
-        "merge runs/one", 1, "manifest.json: not a manifest", in_run(rewritten(lambda values: values.pop("base")))
-    ),
-    "manifest without the weights": Turn(
-        "merge runs/one",
-        1,
-        "no text under adapter.safetensors",
-        in_run(rewritten(lambda values: values["sha256"].pop("adapter.safetensors"))),
-    ),
     "newer format": Turn(
         "merge runs/one",
         2,
-        f"written in format 9, this moslora reads up to {manifest.FORMAT}; upgrade moslora",
-        in_run(edited(f'"format": {manifest.FORMAT}', '"format": 9')),
+        "written in format 9, this moslora reads 2; upgrade moslora",
+        in_run(edited('"format": 2', '"format": 9')),
     ),
     "missing key": Turn(
         "merge runs/one",
@@ -841,10 +820,14 @@ DATA = {
     "a number of 5,000 digits": Turn(
         f"{HERE} data.source=d.jsonl", 2, "d.jsonl:1: malformed JSON", file("d.jsonl", "9" * 5000)
     ),
-    "5,000 brackets": Turn(
-        f"{HERE} data.source=d.json", 2, "d.json:1: malformed JSON", file("d.json", "[" + "[" * 5000)
+    "5,000 brackets": Turn(f"{HERE} data.source=d.json", 2, "d.json: malformed JSON", file("d.json", "[" + "[" * 5000)),
+    "no array": Turn(f"{HERE} data.source=d.json", 2, ".json file is one array of rows", file("d.json", "{}")),
+    "an output against its answer": Turn(
+        f"{HERE} data.source=d.jsonl",
+        2,
+        "d.jsonl:1: the output contradicts the answer",
+        file("d.jsonl", row(output="the correct answer is x")),
     ),
-    "no array": Turn(f"{HERE} data.source=d.json", 2, ".json is one array of rows", file("d.json", "{}")),
     "answer not among the options": Turn(
         f"{HERE} data.source=d.jsonl",
         2,
@@ -879,7 +862,7 @@ DATA = {
         f"{HERE} data.source=d.jsonl data.format=cloze evaluation.protocol=cloze data.validation_rows=1",
         2,
         "use format label (in a recipe data.format=label evaluation.protocol=rank)",
-        file("d.jsonl", 2 * (row(instruction="Name a planet.", output="Mars", answer="Mars", task=None) + "\n")),
+        file("d.jsonl", "".join(row(instruction="A planet?", output=o, task=None) + "\n" for o in ("Mars", "Io"))),
     ),
     "answers too long": Turn(f"{HERE} data.max_length=2", 2, "data.max_length=2 is too small for"),
     "test rows trained on": Turn("eval {run} --source {world}/data/openbookqa/train.json", 2, "no row is of boolq"),
@@ -925,16 +908,16 @@ DATA = {
         "No space left on device; free some space there",
         raising("datasets.load_dataset", NO_SPACE),
     ),
-    "audit over a file": Turn(
-        AUDIT, 2, "--json a.json: there already, and no earlier audit", file("a.json", '{"source": "mine"}')
+    "audit into a folder": Turn(
+        "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json",
+        2,
+        "--json",
+        folder("a.json"),
     ),
-    "audit over what is no JSON": Turn(AUDIT, 2, "--json a.json: there already", file("a.json", b"\xff")),
     "row beyond the last": Turn(
         "data show obqa --source {world}/data --model {world}/model --row 99", 2, "obqa train has rows 0 to 29, not 99"
     ),
-    "unknown split": Turn(
-        "data show obqa --source {world}/data --model {world}/model --split tset", 2, "split=tset: known: train, test"
-    ),
+    "unknown split": Turn("data show obqa --source {world}/data --model {world}/model --split tset", 2, "--split"),
 }
 
 ASKED = "ask {run} --question why --option a --option b"
@@ -1157,7 +1140,7 @@ OUTPUT = {
         "quickstart --out runs/one", 2, "runs/one: holds a run of another recipe than the quickstart's (name, ", a_run
     ),
     "quickstart into an adapter": Turn(
-        "quickstart --out runs/one/adapter", 2, "adapter: an adapter folder or a checkpoint; name the run", a_run
+        "quickstart --out runs/one/adapter", 2, "runs/one/adapter: not a run's folder", a_run
     ),
     "quickstart into a file": Turn("quickstart --out q", 2, "q: File exists", file("q", "")),
 }
@@ -1232,7 +1215,7 @@ IMPORTS = {
         f"an import, {how}": Turn(
             f"train {command} --resume",
             2,
-            "runs/source: an imported adapter, without a training to go on with; evaluate, merge or export it",
+            "runs/source: an imported adapter, which cannot be resumed",
             imported,
         )
         for how, command in (
@@ -1245,14 +1228,15 @@ IMPORTS = {
         2,
         "me/adapter: no such folder; if it is on the hub, fetch it first: hf download me/adapter --local-dir FOLDER",
     ),
-    "a run of ours": Turn("import runs/one", 2, "runs/one: is a run of moslora already; evaluate, merge or", a_run),
-    "an adapter of ours": Turn("import {run}/adapter", 2, "adapter: is a run of moslora already"),
+    "a run of ours": Turn(
+        "import runs/one", 2, "runs/one: no LoRA adapter, which has adapter_model.safetensors", a_run
+    ),
     "a base that cannot be reached": Turn(
         "import source",
         1,
         "error: some/model: the hub cannot be reached and the model is not in the cache; go online, or name a local"
-        " folder in its place (adapter_config.json names this base; --base names another)",
-        both(source(test_foreign.setting(base_model_name_or_path="some/model")), hub_says("LocalEntryNotFoundError")),
+        " folder in its place (the adapter's base; --base names another)",
+        both(source(test_importing.setting(base_model_name_or_path="some/model")), hub_says("LocalEntryNotFoundError")),
     ),
     "no room for the base": Turn(
         "import source --base some/model",
@@ -1260,9 +1244,7 @@ IMPORTS = {
         "hub: No space left on device; free some space there",
         both(source(), raising("huggingface_hub.hf_hub_download", NO_SPACE)),
     ),
-    "no weights": Turn(
-        "import f", 2, "f: none of adapter_model.safetensors, adapter_model.bin, pytorch_model.bin in it", folder("f")
-    ),
+    "no weights": Turn("import f", 2, "f: no LoRA adapter, which has adapter_model.safetensors", folder("f")),
     "no settings": Turn(
         "import source",
         2,
@@ -1272,31 +1254,28 @@ IMPORTS = {
     "settings that are no JSON": Turn(
         "import source", 1, "adapter_config.json: cannot be read", both(source(), file(SETTINGS, "{"))
     ),
-    "settings nested too deep": Turn(
-        "import source",
-        1,
-        "adapter_config.json: cannot be read (its brackets are nested too deeply)",
-        both(source(), file(SETTINGS, "[" * 100_000)),
-    ),
     "settings that are a list": Turn(
-        "import source", 1, "adapter_config.json: holds no settings", both(source(), file(SETTINGS, "[]"))
+        "import source", 1, "adapter_config.json: not a mapping of settings", both(source(), file(SETTINGS, "[]"))
     ),
     "weights that are none": Turn(
-        "import source", 1, "adapter_model.bin: cannot be read", both(source(), file("source/adapter_model.bin", ""))
+        "import source",
+        1,
+        "adapter_model.bin: not a file of tensors",
+        both(source(), file("source/adapter_model.bin", "")),
     ),
     "code among the weights": Turn(
         "import source",
         1,
-        "refused, nothing of it was run: it holds more than tensors",
-        source(lambda config, state: state.update(trap=test_foreign.Trap(Path("ran")))),  # type: ignore[arg-type]
+        "adapter_model.bin: not a file of tensors alone (UnpicklingError); no code in it was run",
+        source(lambda config, state: state.update(trap=test_importing.Trap(Path("ran")))),  # type: ignore[arg-type]
     ),
     "a quantised base": Turn(
         "import source --base model",
         2,
-        "model: its weights are quantised already; name the original with --base ORIGINAL",
+        "model: its weights are quantised already; name the original",
         both(source(), a_model(quantised)),
     ),
-    "unknown dtype": Turn("import source --dtype float8", 2, "--dtype float8: none of", source()),
+    "unknown dtype": Turn("import source --dtype float8", 2, "'float8' is not one of 'bfloat16'", source()),
     "into what is used": Turn("import source --out source", 2, "source: not empty; choose another folder", source()),
     "into a folder being written": Turn(
         "import source --out m", 2, "m: another process is writing here", both(source(), locked("m/.lock"))
@@ -1304,12 +1283,12 @@ IMPORTS = {
     "disk full": Turn(
         "import source --out m",
         1,
-        "error: m/.moslora.writing/adapter: File too large; free some space there",
-        both(source(), limited("moslora.convert.save_adapter", size=1_000)),
+        "File too large; free some space there",
+        both(source(), limited("moslora.importing.save_adapter", size=1_000)),
     ),
     **{
         name: Turn("import source --out m", 2, message, source(alter))
-        for name, (alter, message) in test_foreign.REFUSED.items()
+        for name, (alter, message) in test_importing.REFUSED.items()
     },
 }
 

@@ -13,8 +13,8 @@ from moslora.checkpoint import AdapterFolder
 from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
-from moslora.manifest import RECIPE, WEIGHTS, load_written
-from moslora.recipe import Recipe
+from moslora.manifest import RECIPE, WEIGHTS
+from moslora.recipe import Recipe, load_recipe
 from moslora.runs import run_folder
 
 
@@ -65,7 +65,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
 
 def how_to_upload(out: Path, adapter: Path) -> str:
     """The command that uploads ``out``, made from ``adapter``; what to change first, where it names a local base."""
-    name = load_written(adapter / RECIPE, by=None).name
+    name = load_recipe(adapter / RECIPE, written=True).name
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
     config = out / "adapter_config.json"

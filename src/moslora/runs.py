@@ -1,4 +1,4 @@
-"""Where runs and their adapters lie, and what there is in place of one that was meant."""
+"""Where runs and their adapters are."""
 
 import json
 import re
@@ -14,7 +14,7 @@ RESULT = "adapter"
 """Folder in a finished run."""
 
 KNOWN = 10
-"""Runs or checkpoints that are named where another was meant."""
+"""Runs that a message names."""
 
 
 def locate_adapter(path: Path) -> Path:
@@ -32,12 +32,12 @@ def locate_adapter(path: Path) -> Path:
     if not path.exists():
         raise UsageError(f"{path}: no such run; {_known_runs(path)}")
     if (path / "adapter_config.json").is_file():
-        raise UsageError(f"{path}: a PEFT adapter, not an adapter folder of moslora; read it by moslora import {path}")
+        raise UsageError(f"{path}: a PEFT adapter, not a run of moslora; make it one: moslora import {path}")
     if (path / "config.json").is_file():
-        raise UsageError(f"{path}: a model, without an adapter in it; name a run or an adapter folder")
+        raise UsageError(f"{path}: a model without an adapter; name a run or an adapter folder")
     if (path / RECIPE).is_file():
-        raise UsageError(f"{path}: this run has no checkpoint yet; go on with it: moslora train {path} --resume")
-    raise UsageError(f"{path}: neither a run nor an adapter folder (no {MANIFEST}); {_known_runs(path)}")
+        raise UsageError(f"{path}: this run has no checkpoint yet; resume it: moslora train {path} --resume")
+    raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); {_known_runs(path)}")
 
 
 def unfinished(run: Path, adapter: Path, *, doing: str) -> str:
@@ -51,10 +51,10 @@ def unfinished(run: Path, adapter: Path, *, doing: str) -> str:
 def run_facts(run: Path) -> dict[str, Any]:
     """What run.json says; nothing where the run was killed before it was written."""
     try:
-        facts = json.loads((run / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        facts: dict[str, Any] = json.loads((run / RUN).read_bytes())
+    except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return facts
 
 
 def run_folder(adapter: Path) -> Path:
@@ -84,13 +84,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def _known_runs(path: Path) -> str:
-    """What there is in place of ``path``: a run of that name, or else the checkpoints or runs nearest to it."""
+    """The runs nearest to ``path``."""
     folder = next(place for place in (path, *path.parents) if place.is_dir())
-    runs = sorted(found.parent for place in (folder, folder / "runs") for found in place.glob(f"*/{RUN}"))
-    if named := [run for run in runs if run.name == path.name]:
-        return f"did you mean {named[0]}?"
-    steps = checkpoints(folder.parent if folder.name == "checkpoints" else folder)
-    for what, found in (("checkpoints", steps), ("runs", runs)):
-        if found:
-            return f"{what} here: {some(list(map(str, found)), most=KNOWN)}"
-    return "there are no runs here"
+    runs = sorted(str(found.parent) for place in (folder, folder / "runs") for found in place.glob(f"*/{RUN}"))
+    return f"runs here: {some(runs, most=KNOWN)}" if runs else "there are no runs here"

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from moslora.choices import LossOn, Split
 from moslora.cli import completion
 from moslora.cli.options import Format, MaxLength, Source, Tasks, Tokenizer
 from moslora.cli.table import print_table
@@ -30,15 +31,11 @@ def show(
     task: Annotated[str, typer.Argument(help="Name of a set.", autocompletion=completion.task)],
     format: Format = "label",
     row: Annotated[int, typer.Option(help="Which row, from 0.", min=0)] = 0,
-    split: Annotated[
-        str, typer.Option(help="train, test or dev.", autocompletion=completion.among("train", "test", "dev"))
-    ] = "train",
+    split: Annotated[Split, typer.Option(help="Of the set.")] = "train",
     source: Source = "wheel",
     model: Tokenizer = "smollm2-135m-instruct",
     max_length: MaxLength = 512,
-    loss_on: Annotated[
-        str, typer.Option(help="response or all.", autocompletion=completion.among("response", "all"))
-    ] = "response",
+    loss_on: Annotated[LossOn, typer.Option(help="Tokens that count in the loss.")] = "response",
 ) -> None:
     """Print one example as text, as tokens, and with its label mask."""
     from moslora.data.show import show_example
@@ -66,16 +63,15 @@ def audit(
     model: Tokenizer = "smollm2-135m-instruct",
     format: Format = "label",
     max_length: MaxLength = 512,
-    json: Annotated[Path | None, typer.Option("--json", help="File for all counts.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="File for all counts.", dir_okay=False)] = None,
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions in the training rows."""
-    from moslora.data.audit_text import audit_report, refuse_other_file
+    from moslora.data.audit_text import audit_report
+    from moslora.files import write_json
     from moslora.model import load_tokenizer
     from moslora.recipe import ModelSection
     from moslora.tasks import resolve_tasks
 
-    if json is not None:
-        refuse_other_file(json)
     report = audit_report(
         resolve_tasks(tasks),
         source=source,
@@ -87,7 +83,5 @@ def audit(
     for line in report.lines:
         print(line)
     if json is not None:
-        from moslora.files import write_json
-
         write_json(json, report.counts)
         print(f"written to {json}")

@@ -193,9 +193,7 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.* in it.")],
     base: Annotated[str | None, typer.Option(help="The base model. [default: the one that the source names]")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="What the run loads its base in: bfloat16, float16, float32.")
-    ] = "bfloat16",
+    dtype: Annotated[choices.DType, typer.Option(help="What the run loads its base in.")] = "bfloat16",
     out: Annotated[Path | None, typer.Option("--out", help="Run folder. [default: runs/NAME OF THE SOURCE]")] = None,
     trust: Trust = False,
 ) -> None:
@@ -203,9 +201,10 @@ def import_(
 
     A checkpoint of the Trainer (pytorch_model.bin) works too. Everything has to be understood, or nothing is written,
     and what was written is compared with the source's own equations. Not read: DoRA, a rank or scale for each layer
-    (as export --compact writes), trained biases or whole modules, PiSSA and other starts that change the base.
+    (as export --compact writes), trained biases or whole modules, PiSSA and other starts that change the base, layers
+    chosen by anything but a list of names.
     """
-    from moslora.convert import import_adapter
+    from moslora.importing import import_adapter
 
     out = out or RUNS / source.resolve().name
     print(import_adapter(source, out=out, base=base, dtype=dtype, trust_remote_code=trust))

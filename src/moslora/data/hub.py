@@ -1,6 +1,5 @@
 """The sets from the Hugging Face hub: parquet at pinned commits (`moslora.tasks.Hub`), never a script."""
 
-from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from moslora.choices import Split
@@ -32,18 +31,17 @@ def load_mixture() -> list[Example]:
         raise MosloraError(f"{_page(MIXTURE)}: not a row of LLM-Adapters: {fault}") from fault
 
 
-def example_from_hub(task: str, id: str, row: dict[str, Any]) -> Example:
-    """A hub row, with the columns of the set's page, as an example."""
-    return _READERS[task](id, task, row)
-
-
 def _rows(hub: Hub, split: str, *, expected: int) -> list[dict[str, Any]]:
     prefer_cache_if_unreachable()  # before the import below, which looks at what it sets
     import datasets  # seconds to import, and only this source needs it
+    from huggingface_hub import hf_hub_download
 
-    files = {split: hub.data_files[split]} if hub.data_files else None
     try:
-        loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, data_files=files, split=split)
+        if hub.data_files:  # which load_dataset, offline, does not find again in its cache
+            file = hf_hub_download(hub.path, hub.data_files[split], repo_type="dataset", revision=hub.revision)
+            loaded = datasets.Dataset.from_parquet(file)
+        else:
+            loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, split=split)
         rows = cast(list[dict[str, Any]], loaded.to_list())
     except Exception as error:  # offline, gated, moved, proxy: the libraries raise dozens of types for it
         if fault := disk_fault(error, hub_cache()):
@@ -62,48 +60,24 @@ def _page(hub: Hub) -> str:
     return f"https://huggingface.co/datasets/{hub.path}"
 
 
-# --- Rows to examples ---
-
-
-def _boolq(id: str, task: str, row: dict[str, Any]) -> Example:
-    gold = 0 if row["answer"] else 1
-    return Example(id, task, row["question"], ("true", "false"), gold, context=row["passage"])
-
-
-def _piqa(id: str, task: str, row: dict[str, Any]) -> Example:
-    return Example(id, task, row["goal"], (row["sol1"], row["sol2"]), row["label"])
-
-
-def _siqa(id: str, task: str, row: dict[str, Any]) -> Example:
-    choices = (row["answerA"], row["answerB"], row["answerC"])
-    return Example(id, task, row["question"], choices, int(row["label"]) - 1, context=row["context"])
-
-
-def _hellaswag(id: str, task: str, row: dict[str, Any]) -> Example:
-    halves = {"ctx_a": row["ctx_a"], "ctx_b": row["ctx_b"]}  # the cloze formats capitalise the second one
-    activity, endings = row["activity_label"], tuple(row["endings"])
-    return Example(id, task, row["ctx"], endings, int(row["label"]), context=activity, meta=halves)
-
-
-def _winogrande(id: str, task: str, row: dict[str, Any]) -> Example:
-    return Example(id, task, row["sentence"], (row["option1"], row["option2"]), int(row["answer"]) - 1)
-
-
-def _lettered(question: str) -> Callable[[str, str, dict[str, Any]], Example]:
-    def read(id: str, task: str, row: dict[str, Any]) -> Example:
-        gold = row["choices"]["label"].index(row["answerKey"])  # letters or digits: the position counts
-        return Example(id, task, row[question], tuple(row["choices"]["text"]), gold)
-
-    return read
-
-
-_READERS: Mapping[str, Callable[[str, str, dict[str, Any]], Example]] = {
-    "boolq": _boolq,
-    "piqa": _piqa,
-    "siqa": _siqa,
-    "hellaswag": _hellaswag,
-    "winogrande": _winogrande,
-    "arc_easy": _lettered("question"),
-    "arc_challenge": _lettered("question"),
-    "obqa": _lettered("question_stem"),
-}
+def example_from_hub(task: str, id: str, row: dict[str, Any]) -> Example:
+    """A hub row, with the columns of the set's page, as an example."""
+    match task:
+        case "boolq":
+            gold = 0 if row["answer"] else 1
+            return Example(id, task, row["question"], ("true", "false"), gold, context=row["passage"])
+        case "piqa":
+            return Example(id, task, row["goal"], (row["sol1"], row["sol2"]), row["label"])
+        case "siqa":
+            choices = (row["answerA"], row["answerB"], row["answerC"])
+            return Example(id, task, row["question"], choices, int(row["label"]) - 1, context=row["context"])
+        case "hellaswag":
+            halves = {"ctx_a": row["ctx_a"], "ctx_b": row["ctx_b"]}  # the cloze formats capitalise the second one
+            activity, endings = row["activity_label"], tuple(row["endings"])
+            return Example(id, task, row["ctx"], endings, int(row["label"]), context=activity, meta=halves)
+        case "winogrande":
+            return Example(id, task, row["sentence"], (row["option1"], row["option2"]), int(row["answer"]) - 1)
+        case _:  # ARC and OpenBookQA
+            question = row["question_stem" if task == "obqa" else "question"]
+            gold = row["choices"]["label"].index(row["answerKey"])  # letters or digits: the position counts
+            return Example(id, task, question, tuple(row["choices"]["text"]), gold)

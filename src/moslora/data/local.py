@@ -7,7 +7,6 @@ and with any other text, the row stays a bare instruction: good for training, no
 """
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ from moslora.errors import UsageError, capped
 from moslora.prompts import RESPONSE_LEAD, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
 
-_SPACE = re.compile(r"\s*")
 
-
-def find_file(source: Path, name: str) -> Path | None:
-    """``<source>/<name>.json`` or ``.jsonl``, whichever is there."""
-    found = (source / f"{name}{suffix}" for suffix in (".json", ".jsonl"))
+def find_file(folder: Path, task: str, split: Split) -> Path | None:
+    """The set's file of a split, ``.json`` or ``.jsonl``, whichever is there."""
+    found = (folder / f"{TASKS[task].llm_adapters_name}/{split}{suffix}" for suffix in (".json", ".jsonl"))
     return next((path for path in found if path.is_file()), None)
 
 
@@ -32,11 +29,10 @@ def load(source: Path, task: str, split: Split) -> list[Example]:
     A mixed file has no splits: it serves whichever is asked for.
     """
     if source.is_dir():
+        if path := find_file(source, task, split):
+            return read_file(path, split, task=task)
         name = f"{TASKS[task].llm_adapters_name}/{split}"
-        path = find_file(source, name)
-        if path is None:
-            raise UsageError(f"{source}: no {name}.json or .jsonl in it (LLM-Adapters' layout of dataset/)")
-        return read_file(path, split, task=task)
+        raise UsageError(f"{source}: no {name}.json or .jsonl in it (LLM-Adapters' layout of dataset/)")
     examples = [example for example in read_file(source, split) if example.task == task]
     if not examples:
         raise UsageError(
@@ -55,16 +51,16 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
         task: the set that all rows are of, where the file's place says so.
 
     Raises:
-        UsageError: all faults with file and line, capped.
+        UsageError: all faults, capped: with their line in JSONL, with the row's number (from 1) in an array.
     """
     examples, faults = [], []
-    for number, (line, row) in enumerate(_parsed(path)):
+    for number, (place, row) in enumerate(_rows(path)):
         try:
             if isinstance(row, ValueError):
                 raise row
             examples.append(example_from_row(row, split=split, number=number, task=task))
         except ValueError as fault:
-            faults.append(f"{path}:{line}: {fault}")
+            faults.append(f"{path}:{place}: {fault}")
     if not examples and not faults:
         faults.append(f"{path}: no rows in it")
     if faults:
@@ -89,11 +85,10 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
     missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
     if missing:
         raise ValueError(f"no text under {', '.join(missing)}; a row has instruction, input, output, answer")
-    broken = [key for key in ("instruction", "output", "answer") if re.search("[\ud800-\udfff]", row[key])]
-    if broken:
-        raise ValueError(
-            f"half a surrogate pair (\\ud800 to \\udfff) in {', '.join(broken)}; write the character itself"
-        )
+    instruction, output, answer = (row[key] for key in ("instruction", "output", "answer"))
+    (instruction + output + answer).encode()  # half an emoji cannot be: a UnicodeEncodeError, which is a ValueError
+    if not (instruction + output + answer).strip():
+        raise ValueError("instruction, output and answer are all empty; remove the row")
     if row.get("input"):
         raise ValueError('"input" must be empty: no format renders it; put its text into the instruction')
     named = row.get("task", task)
@@ -105,8 +100,10 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
     matches = [e for name in ([named] if named else COMMONSENSE) if (e := _of_task(row, name, split, number))]
     if len(matches) == 1:
         return matches[0]
+    if output.startswith(RESPONSE_LEAD) and not output.removeprefix(RESPONSE_LEAD).startswith(answer):
+        raise ValueError(f"the output contradicts the answer {answer!r}")
     if named is not None:
-        raise ValueError(f"the instruction is not {named}'s (LLM-Adapters' template)")
+        raise ValueError(f"instruction and output are not {named}'s (LLM-Adapters' template)")
     return _bare(row, split, number)
 
 
@@ -138,8 +135,8 @@ def _bare(row: dict[str, str], split: Split, number: int) -> Example:
     return Example(id, INSTRUCTION, instruction, (output,), 0)
 
 
-def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) pairs; in place of a row that is no JSON, a ValueError that says why."""
+def _rows(path: Path) -> Iterator[tuple[int | str, Any]]:
+    """(place, row) pairs; in place of a line that is not JSON, a ValueError that says why."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
@@ -150,45 +147,14 @@ def _parsed(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield number, ValueError(f"malformed JSON ({error.msg}, column {error.colno})")
-                except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
-                    yield number, ValueError(f"malformed JSON ({error})")
-    else:
-        yield from _parsed_array(text)
-
-
-def _parsed_array(text: str) -> Iterator[tuple[int, Any]]:
-    """The objects of one JSON array one by one, because `json.load` forgets on which line each begins."""
-    decoder = json.JSONDecoder()
-    position, line = _skip_space(text, 0), 1
-    line += text.count("\n", 0, position)
-    if text[position : position + 1] != "[":
-        yield line, ValueError("malformed JSON (.json is one array of rows; .jsonl has one row a line)")
+                except (ValueError, RecursionError) as error:
+                    yield number, ValueError(f"malformed JSON ({getattr(error, 'msg', error)})")
         return
-    closing = False
-    while not closing:
-        start = _skip_space(text, position + 1)
-        line += text.count("\n", position, start)
-        if text[start : start + 1] == "]" and text[position] == "[":
-            return  # an empty array
-        try:
-            row, end = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            yield error.lineno, ValueError(f"malformed JSON ({error.msg}, column {error.colno})")
-            return
-        except (ValueError, RecursionError) as error:
-            yield line, ValueError(f"malformed JSON ({error})")
-            return
-        yield line, row
-        position = _skip_space(text, end)
-        line += text.count("\n", start, position)
-        closing = text[position : position + 1] == "]"
-        if not closing and text[position : position + 1] != ",":
-            yield line, ValueError("malformed JSON (expected ',' or ']' after a row)")
-            return
-
-
-def _skip_space(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    return match.end() if match else position
+    try:
+        rows = json.loads(text)
+        if not isinstance(rows, list):
+            raise ValueError("not an array")
+    except (ValueError, RecursionError) as error:
+        layout = "a .json file is one array of rows, a .jsonl file has one row a line"
+        raise UsageError(f"{path}: malformed JSON ({error}); {layout}") from error
+    yield from ((f" row {number}", row) for number, row in enumerate(rows, start=1))

@@ -38,21 +38,13 @@ def content(example: Example) -> Content:
     choices = [normal(choice) for choice in example.choices]
     answer = choices[example.gold]
     listed = () if example.task == INSTRUCTION else tuple(sorted(choices))
-    return Content(_question(example), listed, answer)
+    return Content(normal(full_question(example)), listed, answer)
 
 
 def leaked(rows: Iterable[Example], others: Iterable[Example]) -> frozenset[str]:
-    """The ids of those ``rows`` whose question, choices and answer are also one of ``others``.
-
-    One pass over each. Only rows whose question is found are compared further, so that a training set of 150,000
-    rows takes a few seconds.
-    """
-    asked: dict[str, list[Example]] = {}
-    for row in rows:
-        asked.setdefault(_question(read_back(row)), []).append(row)
-    said = {content(other) for other in others if _question(read_back(other)) in asked}
-    questions = {key.question for key in said}
-    return frozenset(row.id for key in questions for row in asked[key] if content(row) in said)
+    """The ids of those ``rows`` whose question, choices and answer are also one of ``others``."""
+    said = {content(other) for other in others}
+    return frozenset(row.id for row in rows if content(row) in said)
 
 
 def read_back(example: Example) -> Example:
@@ -77,7 +69,3 @@ def read_back(example: Example) -> Example:
 def normal(text: str) -> str:
     """The words of ``text``: lower case, runs of word characters, one space between."""
     return " ".join(_WORD.findall(text.lower()))
-
-
-def _question(example: Example) -> str:
-    return normal(full_question(example))

@@ -4,12 +4,11 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from moslora.data.overlap import leaked, read_back
-from moslora.data.sources import load_examples, load_training
+from moslora.data.sources import load_examples, load_training, local_path
 from moslora.errors import UsageError
-from moslora.recipe import Recipe
+from moslora.recipe import DataSection, EvaluationSection
 from moslora.tasks import INSTRUCTION, Example
 
 
@@ -31,24 +30,23 @@ class Selection:
     incomparable: int = 0
 
 
-def select(recipe: Recipe) -> Selection:
-    """The rows that ``recipe.data`` describes.
+def select(data: DataSection, evaluation: EvaluationSection, *, seed: int) -> Selection:
+    """The rows that ``data`` describes; leaks are test rows of ``evaluation``.
 
     Leaks are left out last, so that two runs which differ in this alone share every other row.
 
     Raises:
         UsageError: nothing is left to train on, or leaks are to be left out and there are no test rows.
     """
-    section = recipe.data
-    examples = load_training(section.tasks, source=section.source, winogrande=section.winogrande)
-    chosen = cap(examples, rows=section.rows, seed=recipe.seed)
-    training, validation = set_aside(chosen, validation_rows=section.validation_rows, seed=recipe.seed)
-    if not section.drop_leaks:
+    examples = load_training(data.tasks, source=data.source, winogrande=data.winogrande)
+    chosen = cap(examples, rows=data.rows, seed=seed)
+    training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
+    if not data.drop_leaks:
         return Selection(training, validation)
-    source = recipe.evaluation_source
-    if source == section.source and Path(source).expanduser().is_file():
+    source = evaluation.source or data.source
+    if source == data.source and (path := local_path(source)) and path.is_file():
         raise UsageError(f"data.drop_leaks: {source} is one file and has no test rows; set evaluation.source")
-    test = [example for task in recipe.evaluation.tasks for example in load_examples(task, "test", source=source)]
+    test = [example for task in evaluation.tasks for example in load_examples(task, "test", source=source)]
     ids = leaked(training, test)
     kept = [example for example in training if example.id not in ids]
     if not kept:
@@ -91,15 +89,14 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
     chosen = set(random.Random(f"{seed}/validation").sample(range(len(examples)), validation_rows))
     validation = [example for position, example in enumerate(examples) if position in chosen]
     said = {_content(example) for example in validation}
-    return [example for example in examples if _content(example) not in said], validation
+    training = [example for example in examples if _content(example) not in said]
+    if not training:
+        raise UsageError("data.validation_rows: all other rows repeat those set aside; set fewer aside, or 0")
+    return training, validation
 
 
 def refuse_all_set_aside(rows: int, *, validation_rows: int) -> None:
-    """Refuses to set so many of ``rows`` aside that there is nothing to train on.
-
-    Raises:
-        UsageError: it would be so.
-    """
+    """Raises a UsageError if so many of ``rows`` are to be set aside that there is nothing to train on."""
     if validation_rows >= rows:
         raise UsageError(
             f"data.validation_rows: {validation_rows:,} of {rows:,} rows set aside leave none to train on; set fewer"

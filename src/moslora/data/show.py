@@ -1,9 +1,8 @@
 """What ``moslora data show`` prints: one example as text, as tokens with the label mask, and its options."""
 
-import typing
 from typing import TYPE_CHECKING
 
-from moslora.choices import LossOn, Split, Winogrande
+from moslora.choices import FormatName, LossOn, Split
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples
 from moslora.errors import UsageError
@@ -20,32 +19,29 @@ def show_example(
     task: str,
     *,
     tokenizer: "PreTrainedTokenizerBase",
-    split: str = "train",
+    split: Split = "train",
     row: int = 0,
-    format: str = "label",
+    format: FormatName = "label",
     source: str = "wheel",
-    winogrande: Winogrande = "xl",
-    max_length: int | None = 512,
-    loss_on: str = "response",
+    max_length: int = 512,
+    loss_on: LossOn = "response",
 ) -> str:
     """One row of a set as plain text.
 
     Raises:
-        UsageError: an argument that is none of the known values, or a row beyond the last one.
+        UsageError: not one set, or a row beyond its last one.
     """
     names = resolve_tasks(task)
     if len(names) != 1:
         raise UsageError(f"task={task}: give one set, for example {names[0]}")
-    split_: Split = _one_of("split", split, typing.get_args(Split))
-    loss_on_: LossOn = _one_of("loss_on", loss_on, typing.get_args(LossOn))
-    format_ = FORMATS[_one_of("format", format, tuple(FORMATS))]
-    examples = load_examples(names[0], split_, source=source, winogrande=winogrande)
+    examples = load_examples(names[0], split, source=source)
     if row >= len(examples):
         raise UsageError(f"{names[0]} {split} has rows 0 to {len(examples) - 1}, not {row}")
 
     example = examples[row]
-    option = format_.train(example)
-    (encoded,) = encode_examples([example], format_, Encoder(tokenizer, max_length=max_length), loss_on=loss_on_)
+    renderer = FORMATS[format]
+    option = renderer.train(example)
+    (encoded,) = encode_examples([example], renderer, Encoder(tokenizer, max_length=max_length), loss_on=loss_on)
     with_loss = sum(label != IGNORE_INDEX for label in encoded.labels)
     cut = ", the start of the prompt cut" if encoded.truncated else ""
     lines = [
@@ -62,16 +58,10 @@ def show_example(
         mark = "-" if label == IGNORE_INDEX else "loss"
         lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {tokenizer.decode([id])!r}")
     lines += ["", "options (evaluation; * is right)"]
-    for index, choice in enumerate(format_.options(example)):
+    for index, choice in enumerate(renderer.options(example)):
         star = "*" if index == example.gold else " "
         lines.append(f"{star} {choice.label}: …{choice.prompt[-_TAIL:]!r} + {choice.answer!r}")
     return "\n".join(lines)
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> typing.Any:
-    if value not in known:
-        raise UsageError(f"{name}={value}: known: {', '.join(known)}")
-    return value
 
 
 def _indented(text: str) -> list[str]:

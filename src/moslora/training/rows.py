@@ -52,7 +52,7 @@ class TrainingData:
 def training_data(recipe: Recipe, encoder: Encoder) -> TrainingData:
     """The rows that ``recipe.data`` describes."""
     section = recipe.data
-    selection = select(recipe)
+    selection = select(section, recipe.evaluation, seed=recipe.seed)
     format = FORMATS[section.format]
     return TrainingData(
         rows=encode_examples(selection.training, format, encoder, loss_on=section.loss_on),

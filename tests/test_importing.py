@@ -15,17 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from moslora import convert
+from moslora import importing
 from moslora.checkpoint import load_adapted, open_adapter
 from moslora.cli.completion import runs
-from moslora.convert import export_peft, import_adapter
+from moslora.convert import export_peft
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.importing import import_adapter
 from moslora.merge import merge
-from moslora.model import load_base
-from moslora.recipe import ModelSection, Recipe
 from moslora.runs import locate_adapter, newest_run
-from moslora.training import train_recipe
 from reference import OfficialLayer, perturb, token_batch
 from test_cli import run as cli
 
@@ -159,9 +157,7 @@ def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) ->
 PEFT = {
     "plain": {},
     "rslora": {"use_rslora": True},
-    "one layer": {"layers_to_transform": [1], "layers_pattern": "layers"},
-    "a pattern": {"target_modules": r".*\.1\.(self_attn\.k_proj|mlp\.up_proj)"},
-    "all but": {"exclude_modules": ["model.layers.0.self_attn.q_proj"]},
+    "longer names": {"target_modules": ["layers.1.self_attn.k_proj", "mlp.up_proj", "not_there"]},
 }
 
 
@@ -199,10 +195,6 @@ def without(*parts: str, layer: str = LAYER) -> Altered:
     return lambda config, state: [state.pop(f"{layer}.{part}.weight") for part in parts]
 
 
-def renamed(old: str, new: str) -> Altered:
-    return lambda config, state: state.update({f"{LAYER}.{new}": state.pop(f"{LAYER}.{old}")})
-
-
 def weight(part: str, change: Callable[[Tensor], Tensor]) -> Altered:
     return lambda config, state: state.update({f"{LAYER}.{part}.weight": change(state[f"{LAYER}.{part}.weight"])})
 
@@ -221,126 +213,52 @@ def altered_source(folder: Path, world: Path, alter: Altered) -> Path:
 
 REFUSED: dict[str, tuple[Altered, str]] = {
     "bias": (setting(bias="lora_only"), "bias = 'lora_only': not supported: trained biases"),
-    "modules_to_save": (setting(modules_to_save=["embed_tokens"]), "modules_to_save"),
+    "modules_to_save": (setting(modules_to_save=["embed_tokens"]), "modules_to_save = ['embed_tokens']: not supported"),
     "dora": (setting(use_dora=True), "use_dora = True: not supported"),
     "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "one rank for all layers"),
     "alpha_pattern": (setting(alpha_pattern={"q_proj": 8}), "one scale for all layers"),
-    "fan_in_fan_out": (setting(fan_in_fan_out=True), "fan_in_fan_out = True"),
-    "merged linear": (setting(enable_lora=[True, False, True]), "enable_lora"),
     "pissa": (setting(init_lora_weights="pissa"), "may change the base's weights"),
+    "chosen layers": (setting(layers_to_transform=[1]), "layers_to_transform = [1]: not supported"),
+    "all but": (setting(exclude_modules=["q_proj"]), "exclude_modules = ['q_proj']: not supported"),
+    "a pattern": (setting(target_modules=r".*\.q_proj"), "target_modules = '.*\\\\.q_proj': "),
     "what is not known": (setting(use_magic=1), "use_magic = 1: not supported: moslora does not know"),
-    "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': wants 'LORA'"),
-    "no rank": (setting(r=None), "r = None: wants a positive whole number"),
-    "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: wants a positive number"),
-    "broken pattern": (setting(target_modules="(q_proj"), "target_modules = '(q_proj': wants a list of names, or"),
-    "broken pattern of layers": (
-        setting(layers_to_transform=[1], layers_pattern=["("]),
-        "layers_pattern = ['(']: wants regular expressions without groups",
-    ),
-    "a pattern of layers with a group": (
-        setting(layers_to_transform=[1], layers_pattern="(layers)"),
-        "layers_pattern = '(layers)': wants regular expressions without groups",
-    ),
-    "alpha of 400 digits": (setting(lora_alpha=10**400), "00000…: wants a positive number"),
-    "alpha that no scale holds": (setting(lora_alpha=5e-324), "lora_alpha = 5e-324: wants a positive number"),
-    "a mixer that is text": (setting(lora_use_mixer="no"), "lora_use_mixer = 'no': wants true or false"),
-    "a base that is no text": (setting(base_model_name_or_path=["x"]), "base_model_name_or_path = ['x']: wants text"),
-    "a setting that does not print": (setting(**{"a\ud800": 1}), "'a\\ud800' = 1: not supported"),
-    "another rank": (setting(r=5), r"q_proj.lora_AB: shape (4, 4), but r and the base make it (5, 5)"),
-    "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "down_proj: has weights, but adapter_config.json"),
+    "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': "),
+    "no rank": (setting(r=None), "r = None: "),
+    "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: "),
+    "another rank": (setting(r=5), "q_proj: shapes [(4, 48), (4, 4), (48, 4)], but r and the base need [(5, 48), (5,"),
+    "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "down_proj, but the target_modules of"),
     "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it, but it has"),
-    "a mixer that is not said": (setting(lora_use_mixer=False), "has lora_AB, but adapter_config.json no"),
-    "a mixer that is not there": (no_mixer, "no lora_AB, but adapter_config.json has lora_use_mixer = true"),
-    "a mixer on some layers": (without("lora_AB"), "lora_AB is missing on 1 of 6 layers"),
-    "A without B": (without("lora_B"), "q_proj: lora_B is missing beside its lora_A, lora_AB"),
-    "B without A": (without("lora_A"), "q_proj: lora_A is missing beside its lora_AB, lora_B"),
+    "a mixer that is not said": (setting(lora_use_mixer=False), "has no lora_use_mixer = true"),
+    "a mixer that is not there": (no_mixer, "lora_AB is missing on model.layers.0."),
+    "A without B": (without("lora_B"), "lora_B is missing on model.layers.1.self_attn.q_proj"),
     "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "q_proj: adapter_config.json adapts it, but"),
-    "a renamed key": (renamed("lora_AB.weight", "lora_ab.weight"), "lora_ab.weight: no weight of a LoRA layer"),
-    "another adapter's key": (renamed("lora_A.weight", "lora_A.other.weight"), "lora_A.other.weight: no weight of"),
-    "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: no weight of a"),
-    "a key twice": (
-        lambda c, s: s.update({f"{LAYER}.lora_A.default.weight": torch.ones(4, 48)}),
-        "lora_A.default.weight: comes twice",
-    ),
-    "another shape": (weight("lora_B", lambda b: b.T.contiguous()), "q_proj.lora_B: shape (4, 48), but r and the"),
+    "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: not a LoRA"),
     "nan": (weight("lora_AB", lambda m: m * float("nan")), "q_proj.lora_AB.weight: holds NaN"),
-    "whole numbers": (weight("lora_AB", lambda m: m.to(torch.int32)), "q_proj.lora_AB.weight: holds NaN, infinities"),
     "an empty adapter": (lambda c, s: s.clear(), "no LoRA weight in it"),
     "no base": (setting(base_model_name_or_path=None), "names no base model; name it with --base"),
-    "a base that is gone": (
-        setting(base_model_name_or_path="/gone"),
-        "/gone: no such folder (adapter_config.json names",
-    ),
+    "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder (the adapter's base"),
 }
-"""What is not wholly understood, and so refused: see `wrong_turns.IMPORTS`."""
-
-
-def test_a_quantised_base_is_refused_with_its_mend(world: Path, tmp_path: Path) -> None:
-    """As the settings of a QLoRA name it; the recipe's words, `model.quantization`, would lead nowhere here."""
-    base = Path(shutil.copytree(world / "model", tmp_path / "quantised"))
-    config = json.loads((base / "config.json").read_text())
-    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (base / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
-    source = write_source(
-        tmp_path / "source", {**OFFICIAL, "base_model_name_or_path": str(base)}, official_model(world)[1]
-    )
-    for named in (None, str(base)):
-        with pytest.raises(UsageError) as refused:
-            import_adapter(source, out=tmp_path / "run", base=named)
-        assert str(refused.value) == (
-            f"{base}: its weights are quantised already; name the original with --base ORIGINAL"
-        )
-    assert import_adapter(source, out=tmp_path / "run", base=str(world / "model")).layers == 6
-
-
-def test_settings_that_are_brackets_alone_are_one_line(world: Path, tmp_path: Path) -> None:
-    source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
-    (source / "adapter_config.json").write_text("[" * 100_000)
-    with pytest.raises(MosloraError, match=r"adapter_config.json: cannot be read \(its brackets are nested too deeply"):
-        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+"""What is not understood, and so refused: see `wrong_turns.IMPORTS`."""
 
 
 def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
     theirs = peft.get_peft_model(fresh(world), peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
-    theirs.save_pretrained(tmp_path / "source")
-    with pytest.raises(UsageError, match="lm_head: the output layer"):
+    theirs.save_pretrained(tmp_path / "source", save_embedding_layers=False)
+    with pytest.raises(UsageError, match="lm_head: not a linear layer of the base, or the output layer"):
         import_adapter(tmp_path / "source", out=tmp_path / "run")
 
 
 def test_all_faults_come_at_once(world: Path, tmp_path: Path) -> None:
     """Of the settings; then of the weights, which a setting that is not read may explain."""
     fits = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
-    for config in ({**fits, "use_dora": True, "bias": "all"}, fits):
+    for config in ({**fits, "use_dora": True, "r": "4"}, fits):
         state = official_model(world)[1]
         without("lora_B")(config, state)
-        weight("lora_A", lambda a: a[:, :-1].contiguous())(config, state)
+        weight("lora_A", lambda a: a * float("inf"))(config, state)
         source = write_source(tmp_path / f"source-{len(config)}", config, state)
         with pytest.raises(UsageError) as refused:
             import_adapter(source, out=tmp_path / "run")
         assert len(str(refused.value).splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("overrides", "compact", "settings"),
-    [
-        (
-            ("adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"),
-            True,
-            ("rank_pattern", "alpha_pattern"),
-        ),
-        (("adapter.dora=true",), False, ("use_dora",)),
-    ],
-)
-def test_an_export_of_ours_that_is_no_plain_lora_is_refused_in_short_lines(
-    recipe: Callable[..., Recipe], tmp_path: Path, overrides: tuple[str, ...], compact: bool, settings: tuple[str, ...]
-) -> None:
-    train_recipe(recipe("training.epochs=1", *overrides), out=tmp_path / "run")
-    source = export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft", compact=compact)
-    with pytest.raises(UsageError) as refused:
-        import_adapter(source, out=tmp_path / "imported")
-    lines = str(refused.value).replace(str(source), "").splitlines()
-    assert [line.split(" = ")[0] for line in lines] == [f"/adapter_config.json: {setting}" for setting in settings]
-    assert all(len(line) < 220 for line in lines)
 
 
 class Trap:
@@ -358,32 +276,26 @@ def test_code_in_a_pickle_is_not_run(world: Path, tmp_path: Path) -> None:
     state = {**official_model(world)[1], "trap": Trap(ran)}
     config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
     source = write_source(tmp_path / "source", config, state)  # type: ignore[arg-type]
-    with pytest.raises(
-        MosloraError, match=r"nothing of it was run: it holds more than tensors \(getattr\); save"
-    ) as refused:
+    with pytest.raises(MosloraError, match="no code in it was run") as refused:
         import_adapter(source, out=tmp_path / "run")
     assert refused.value.exit_code == 1 and len(str(refused.value).splitlines()) == 1
     (source / "adapter_model.bin").write_bytes(pickle.dumps(Trap(ran)))  # not even torch's container
-    with pytest.raises(MosloraError, match="refused, nothing of it was run"):
+    with pytest.raises(MosloraError, match="no code in it was run"):
         import_adapter(source, out=tmp_path / "run")
     assert not ran.exists() and not (tmp_path / "run").exists()
     torch.load(write_source(tmp_path / "other", config, state) / "adapter_model.bin", weights_only=False)  # type: ignore[arg-type]
     assert ran.read_text() == "run", "the trap works"
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"text"], ids=["empty", "torn", "text"])
-def test_files_that_are_none_are_said(world: Path, tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_broken_are_named(world: Path, tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
-    (source / "adapter_model.bin").write_bytes(content)
-    with pytest.raises(MosloraError, match=r"adapter_model.bin: (refused|cannot be read)") as refused:
-        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
-    assert len(str(refused.value).splitlines()) == 1
-    torch.save([1, 2], source / "adapter_model.bin")
-    with pytest.raises(MosloraError, match="holds no dictionary of tensors"):
-        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
-    (source / "adapter_model.bin").unlink()
-    with pytest.raises(UsageError, match="so no LoRA adapter"):
-        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+    weights = source / "adapter_model.bin"
+    contents = [b"", b"PK\x03\x04 cut off", b"text", pickle.dumps([1, 2]), pickle.dumps({"model": {}})]
+    for content in contents:
+        weights.write_bytes(content)
+        with pytest.raises(MosloraError, match=r"adapter_model\.bin: ") as refused:
+            import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+        assert len(str(refused.value).splitlines()) == 1
 
 
 def transposed(state: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
@@ -395,19 +307,16 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(
 ) -> None:
     """M read as its transpose, which has the right shape: the proof sees it."""
     source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
-    monkeypatch.setattr(convert, "_our_state", transposed(convert._our_state))
-    with pytest.raises(MosloraError, match=r"beyond the tolerance of 1e-05; nothing was written"):
+    monkeypatch.setattr(importing, "_our_state", transposed(importing._our_state))
+    with pytest.raises(MosloraError, match="beyond the tolerance"):
         import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_float16_weights_and_a_folder_in_use(world: Path, tmp_path: Path) -> None:
+def test_float16_weights_are_kept_to_the_bit(world: Path, tmp_path: Path) -> None:
     state = {key: value.half() for key, value in official_model(world)[1].items()}
     source = write_source(tmp_path / "source", OFFICIAL, state)
-    with pytest.raises(UsageError, match="not empty"):
-        import_adapter(source, out=source, base=str(world / "model"))
     import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
     weights = open_adapter(tmp_path / "run" / "adapter").weights()
     m = weights[f"{LAYER.removeprefix('base_model.model.')}.mixer.weight"]
     assert m.dtype == torch.float32 and m.equal(state[f"{LAYER}.lora_AB.weight"].float())
-    assert load_base(ModelSection(name=str(world / "model"), dtype="float32")).dtype == torch.float32

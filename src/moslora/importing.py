@@ -1,0 +1,191 @@
+"""Makes a run of an adapter that another program trained, and proves that it computes the same."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from moslora.adapters import inject
+from moslora.checkpoint import load_adapted, open_adapter, save_adapter
+from moslora.choices import DType
+from moslora.data.fetch import sha256
+from moslora.errors import MosloraError, UsageError, capped
+from moslora.files import new_folder, write_json, write_text, writing
+from moslora.llama import meta_model
+from moslora.manifest import RECIPE
+from moslora.model import load_base, load_tokenizer
+from moslora.peft_adapter import Factors, PeftAdapter, read_adapter
+from moslora.recipe import ModelSection, Recipe
+from moslora.runs import RESULT, RUN
+from moslora.verify import LogProbabilities, log_probabilities
+
+TOLERANCE = 1e-5
+"""Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
+
+
+@dataclass(frozen=True)
+class ImportProof:
+    """An imported adapter against its source's equations, in float32 over :data:`moslora.verify.PROMPTS`.
+
+    Attributes:
+        layers: adapted layers.
+        error: max |Δ log p| / max |log p|.
+        effect: the same between the base alone and the source: what there was to import.
+    """
+
+    layers: int
+    error: float
+    effect: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layers} layers imported; against the source's equations in float32: log p differ by"
+            f" {self.error:.2g} of the largest, the adapter itself moves them by {self.effect:.2g}"
+            + ("" if self.effect else "; WARNING: it changes nothing, so was it trained?")
+        )
+
+
+def import_adapter(
+    source: Path,
+    *,
+    out: Path,
+    base: str | None = None,
+    dtype: DType = "bfloat16",
+    trust_remote_code: bool = False,
+) -> ImportProof:
+    """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and proves what was written.
+
+    The proof takes the base in float32: 4 bytes of memory a parameter, one model at a time.
+
+    Args:
+        source: a folder with ``adapter_config.json`` and the weights (`moslora.peft_adapter`).
+        out: the run folder; must not exist yet, or be empty.
+        base: the base model, where it is not the one that the settings name.
+        dtype: what the run's recipe loads the base in.
+        trust_remote_code: whether the base's own Python code may be run.
+
+    Raises:
+        UsageError: ``out`` is in use, or moslora cannot hold the adapter; one line for each fault.
+        MosloraError: a file cannot be read, or what was written computes something else; ``out`` is then not written.
+    """
+    adapter = read_adapter(source)
+    recipe = _recipe(adapter, base, name=source.resolve().name, dtype=dtype, trust_remote_code=trust_remote_code)
+    facts = {
+        "imported": {
+            "format": "MoSLoRA" if adapter.settings.official else "PEFT",
+            "sha256": {path.name: sha256(path) for path in (adapter.config_path, adapter.weights_path)},
+        }
+    }
+    with new_folder(out) as scratch:
+        model = _load_base(adapter, recipe.model)
+        tokenizer = load_tokenizer(recipe.model)
+        without = log_probabilities(model, tokenizer)
+        with _applied(model, adapter.layers, scale=adapter.settings.scale):
+            expected = log_probabilities(model, tokenizer)
+        inject(model, **recipe.adapter.model_dump(), state=_our_state(adapter.layers))
+        with writing(out):
+            save_adapter(scratch / RESULT, model, recipe, facts=facts)
+            del model
+            write_text(scratch / RECIPE, recipe.to_yaml())
+            write_json(scratch / RUN, {**facts, "moslora": version("moslora")})
+        folder = open_adapter(scratch / RESULT, trust_remote_code=trust_remote_code)
+        found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
+        proof = ImportProof(
+            layers=len(adapter.layers), error=_difference(found, expected), effect=_difference(without, expected)
+        )
+        if not proof.error <= TOLERANCE:
+            raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE:g}; nothing was written")
+    return proof
+
+
+def _recipe(adapter: PeftAdapter, base: str | None, *, name: str, dtype: DType, trust_remote_code: bool) -> Recipe:
+    """The recipe that rebuilds ``adapter``, on ``base`` or what its settings name.
+
+    Raises:
+        UsageError: neither names a base.
+    """
+    settings = adapter.settings
+    if not (base or settings.base_model_name_or_path):
+        raise UsageError(f"{adapter.config_path}: names no base model; name it with --base")
+    whole = any("." in target for target in settings.target_modules)  # ours are last components, or a pattern
+    return Recipe.model_validate(
+        {
+            "name": re.sub(r"[^\w.-]", "-", name).lstrip(".-") or "imported",
+            "model": {
+                "name": base or settings.base_model_name_or_path,
+                "revision": None if base else settings.revision,
+                "dtype": dtype,
+                "trust_remote_code": trust_remote_code,
+            },
+            "adapter": {
+                "rank": settings.r,
+                "alpha": settings.lora_alpha,
+                "scaling": "rslora" if settings.use_rslora else "lora",
+                "dropout": settings.lora_dropout,
+                "target_modules": "|".join(map(re.escape, adapter.layers))
+                if whole
+                else sorted({layer.rpartition(".")[2] for layer in adapter.layers}),
+                "mixer": {"kind": "dense" if settings.lora_use_mixer else "identity"},
+            },
+            "data": {"format": "llm-adapters"} if settings.official else {},
+        }
+    )
+
+
+def _load_base(adapter: PeftAdapter, section: ModelSection) -> PreTrainedModel:
+    """The base in float32, which is loaded only if the adapter fits its modules.
+
+    Raises:
+        UsageError: it does not fit; one line for each fault.
+    """
+    try:
+        if misfits := adapter.misfits(meta_model(section)):
+            raise UsageError(capped(misfits))
+        return load_base(section.model_copy(update={"dtype": "float32"}))
+    except MosloraError as error:  # there is no recipe yet whose `model.name` could change
+        if (said := str(error)).startswith(key := "model.name = "):
+            error.args = (f"{said.removeprefix(key)} (the adapter's base; --base names another)",)
+        raise
+
+
+def _our_state(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """The factors under the names that they have here."""
+    state: dict[str, Tensor] = {}
+    for name, (a, m, b) in layers.items():
+        state |= {f"{name}.lora_a": a, f"{name}.lora_b": b}
+        if m is not None:
+            state[f"{name}.mixer.weight"] = m
+    return state
+
+
+@contextmanager
+def _applied(model: nn.Module, layers: Mapping[str, Factors], *, scale: float) -> Iterator[None]:
+    """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to the base's layers, without our adapters."""
+
+    def add(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = inputs[0]
+            for weight in factors:
+                x = x if weight is None else F.linear(x, weight)
+            return output + scale * x
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(add(factors)) for name, factors in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _difference(ours: list[LogProbabilities], theirs: list[LogProbabilities]) -> float:
+    """max |Δ log p| / max |log p| over all prompts, positions and tokens."""
+    differences = [float((one.all - other.all).abs().max()) for one, other in zip(ours, theirs, strict=True)]
+    return max(differences) / max(float(one.all.abs().max()) for one in theirs)

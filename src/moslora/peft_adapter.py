@@ -1,0 +1,212 @@
+"""A LoRA adapter's folder as PEFT writes it, or the MoSLoRA repository's patched PEFT 0.3.
+
+    y = W x + s · lora_B(lora_AB(lora_A(x))),   s = lora_alpha / r, or lora_alpha / √r with use_rslora
+
+``lora_AB`` is the patch's (github.com/wutaiqiang/MoSLoRA, ``commonsense_reasoning/peft``): a linear layer, so that
+its weight is M. Stock PEFT has no such layer. Whatever is not understood is refused: without it, it would be another
+adapter.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_core import from_json
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moslora.checkpoint import load_tensors
+from moslora.errors import MosloraError, UsageError, capped, first_line, some
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")
+"""The first that is there is read; the last is a checkpoint of transformers' Trainer."""
+
+_KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>AB|A|B)(\.default)?\.weight")
+
+_HARMLESS = {
+    "auto_mapping",
+    "eva_config",
+    "inference_mode",
+    "megatron_core",
+    "merge_weights",
+    "peft_version",
+    "qalora_group_size",
+}
+"""Settings that do not change what a trained adapter computes."""
+
+_OFF: Mapping[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
+"""Values with which a setting adds nothing to B · M · A, besides those that are false or empty."""
+
+_REASONS = {
+    "alpha_pattern": "moslora has one scale for all layers",
+    "bias": "trained biases are not part of B · M · A",
+    "init_lora_weights": "it may change the base's weights; convert the adapter to a plain LoRA with PEFT first",
+    "modules_to_save": "whole modules were trained beside the adapter",
+    "rank_pattern": "moslora has one rank for all layers; if moslora exported it, export without --compact",
+    "use_dora": "DoRA's magnitudes are not part of B · M · A",
+}
+
+
+class Settings(BaseModel):
+    """What is read of ``adapter_config.json``. Any other setting has to be off, or harmless."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    peft_type: Literal["LORA"]
+    task_type: Literal["CAUSAL_LM"] | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    r: PositiveInt
+    lora_alpha: PositiveFloat
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str]
+    use_rslora: bool = False
+    lora_use_mixer: bool | None = None
+
+    @property
+    def official(self) -> bool:
+        """Whether the MoSLoRA repository's PEFT wrote it; its LoRA baselines have the setting as well."""
+        return self.lora_use_mixer is not None
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def adapts(self, name: str) -> bool:
+        """Whether ``target_modules`` lists the layer ``name``, or the end of it."""
+        return any(f".{name}".endswith(f".{target}") for target in self.target_modules)
+
+
+class Factors(NamedTuple):
+    """One layer's ``a (r, in_features)``, ``b (out_features, r)`` and, with a mixer, ``m (r, r)``, in float32."""
+
+    a: Tensor
+    m: Tensor | None
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """An adapter whose settings and weights are understood."""
+
+    config_path: Path
+    weights_path: Path
+    settings: Settings
+    layers: Mapping[str, Factors]
+
+    def misfits(self, base: PreTrainedModel) -> list[str]:
+        """A line for everything in which the adapter does not fit ``base``, which may be on the meta device."""
+        linear: dict[str, Any] = {
+            name: module for name, module in base.named_modules() if hasattr(module, "in_features")
+        }
+        rank, head = self.settings.r, base.get_output_embeddings()
+        faults = []
+        for name, factors in self.layers.items():
+            layer = linear.get(name)
+            if layer is None or layer is head:
+                faults.append(f"{name}: not a linear layer of the base, or the output layer, which is not adapted")
+                continue
+            mixer = [] if factors.m is None else [(rank, rank)]
+            wanted = [(rank, layer.in_features), *mixer, (layer.out_features, rank)]
+            if (found := [tuple(weight.shape) for weight in factors if weight is not None]) != wanted:
+                faults.append(f"{name}: shapes {found}, but r and the base need {wanted}")
+        for name in linear:
+            if self.settings.adapts(name) and name not in self.layers:
+                faults.append(f"{name}: {CONFIG} adapts it, but it has no weights")
+        return [f"{self.weights_path}: {fault}" for fault in faults]
+
+
+def read_adapter(folder: Path) -> PeftAdapter:
+    """The adapter in ``folder``; a Trainer's checkpoint has its settings in the folder above.
+
+    Raises:
+        UsageError: there is none, or none that moslora can hold; one line for each fault of the settings, or else of
+            the weights.
+        MosloraError: a file cannot be read, or holds more than tensors.
+    """
+    if not folder.is_dir():
+        on_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder))
+        fix = f"; if it is on the hub, fetch it first: hf download {folder} --local-dir FOLDER" if on_the_hub else ""
+        raise UsageError(f"{folder}: no such folder{fix}")
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise UsageError(f"{folder}: no LoRA adapter, which has {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+    config = next((path for path in (folder / CONFIG, folder.resolve().parent / CONFIG) if path.is_file()), None)
+    if config is None:
+        raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy the one of the training run here")
+    settings = _read_settings(config)
+    tensors = load_tensors(weights) if weights.suffix == ".safetensors" else _load_pickle(weights)
+    return PeftAdapter(config, weights, settings, _factors(weights, tensors, settings))
+
+
+def _read_settings(path: Path) -> Settings:
+    try:
+        values = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MosloraError(f"{path}: cannot be read ({first_line(error)})") from None
+    if not isinstance(values, dict):
+        raise MosloraError(f"{path}: not a mapping of settings")
+    faults = []
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        for fault in error.errors():
+            key = str(fault["loc"][0])
+            faults.append(f"{key} = {shortened(values.get(key))}: {fault['msg']}")
+    faults += _unsupported(values)
+    if faults:
+        raise UsageError(capped([f"{path}: {fault}" for fault in dict.fromkeys(faults)]))
+    return settings
+
+
+def _unsupported(values: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that make the adapter more, or other, than B · M · A."""
+    for key, value in values.items():
+        if value and key not in {*Settings.model_fields, *_HARMLESS} and value not in _OFF.get(key, ()):
+            reason = _REASONS.get(key, "moslora does not know this setting")
+            yield f"{key if key.isprintable() else repr(key)} = {shortened(value)}: not supported: {reason}"
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors in a pickle, by torch's reader that runs no code of it. No other place opens a pickle."""
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: value.float() for key, value in values.items()}
+    except Exception as error:  # torch's own words would have the user run the code
+        raise MosloraError(
+            f"{path}: not a file of tensors alone ({type(error).__name__}); no code in it was run. If the file is"
+            " whole, save its weights as safetensors"
+        ) from None
+
+
+def _factors(path: Path, tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, Factors]:
+    """The weights by layer, every one of them accounted for."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    faults = []
+    for key, value in tensors.items():
+        if not (match := _KEY.fullmatch(key)):
+            faults.append(f"{key}: not a LoRA weight that moslora knows")
+            continue
+        if not value.isfinite().all():
+            faults.append(f"{key}: holds NaN or infinities")
+        parts.setdefault(match["layer"], {})[match["part"]] = value.float()
+    if not tensors:
+        faults.append("no LoRA weight in it: an empty adapter was saved; take a checkpoint of the Trainer")
+    for part in ("A", "AB", "B") if settings.lora_use_mixer else ("A", "B"):
+        if lacking := [name for name, found in parts.items() if part not in found]:
+            faults.append(f"lora_{part} is missing on {some(lacking)}")
+    if not settings.lora_use_mixer and (mixed := [name for name, found in parts.items() if "AB" in found]):
+        faults.append(f"lora_AB on {some(mixed)}, but {CONFIG} has no lora_use_mixer = true")
+    if surplus := [name for name in parts if not settings.adapts(name)]:
+        faults.append(f"weights on {some(surplus)}, but the target_modules of {CONFIG} do not list them")
+    if faults:
+        raise UsageError(capped([f"{path}: {fault}" for fault in faults]))
+    return {name: Factors(found["A"], found.get("AB"), found["B"]) for name, found in parts.items()}
