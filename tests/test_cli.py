@@ -68,6 +68,7 @@ def test_train_eval_merge_export(
     assert code == 0 and results["tasks"]["obqa"]["n"] == 7 and list(results["tasks"]) == ["obqa"]
     code, out, _ = run(capsys, "merge", "runs/small")
     assert code == 0 and "mean |Δ log p|" in out and Path("runs/small/merged/model.safetensors").exists()
+    assert out.endswith("hf upload OWNER/small runs/small/merged --private\n")
     assert "| obqa | 20 |" in Path("runs/small/merged/README.md").read_text()
     code, out, _ = run(
         capsys, "eval", "runs/small/merged", "--source", world / "data", "--tasks", "obqa", "--dtype", "float32"
@@ -79,6 +80,7 @@ def test_train_eval_merge_export(
     assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
     code, out, _ = run(capsys, "export", "runs/small")
     assert code == 0 and Path("runs/small/peft/adapter_config.json").exists()
+    assert out.endswith("hf upload OWNER/small runs/small/peft --private\n")
     code, out, _ = run(capsys, "import", "runs/small/peft")
     assert code == 0 and "log p differ by" in out and "written to runs/peft" in out
     code, out, _ = run(capsys, "eval", "runs/peft", "--source", world / "data", "--tasks", "obqa")
@@ -133,7 +135,7 @@ WRONG_TURNS = {  # run with many more in test_wrong_turns.py
         ["eval", "{run}", "--protocol", "cloze", "--format", "label"],
         "--protocol rank or generate",
     ),
-    "export to what": (["export", "{run}", "--format", "gguf"], "moslora exports to peft"),
+    "export to what": (["export", "{run}", "--format", "gguf"], "gguf"),
     "import of what": (["import", "none"], "none: no such folder"),
     "import of a run": (["import", "{run}"], "no LoRA adapter"),
     "import into what": (["import", "none", "--dtype", "int8"], "'int8' is not one of"),

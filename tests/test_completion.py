@@ -45,6 +45,8 @@ LINES = {
     "moslora eval --format ": list(FORMATS),
     "moslora data show boolq --format cl": ["cloze", "cloze-passage"],
     "moslora eval --dtype f": ["float16", "float32"],
+    "moslora merge --onto d": ["dequantized"],
+    "moslora export --format ": ["peft"],
 }
 
 

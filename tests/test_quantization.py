@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import peft
 import pytest
@@ -17,22 +18,22 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from evaluation_kit import tokenizer
-from moslora import folded
-from moslora import merge as merging
+from moslora import pairs
 from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, named_adapters
 from moslora.checkpoint import load_adapted, open_adapter
+from moslora.choices import Onto
 from moslora.cli import main
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.locate import fingerprint
 from moslora.merge import merge
 from moslora.model import load_base, output_weight
-from moslora.probe import PROMPTS
 from moslora.quantized import dequantize, quantized_layers
 from moslora.quickstart import quickstart
 from moslora.recipe import ModelSection, load_recipe
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
+from moslora.verify import PROMPTS
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
 from test_training_run import adapter, moslora, same_bits
 
@@ -256,7 +257,7 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, world: P
     assert evaluate_target(in_bfloat16, tasks=("obqa",), limit=3)[1].name == f"rank-label-{kind}-bfloat16"
 
 
-@pytest.mark.parametrize("onto", merging.ONTO)
+@pytest.mark.parametrize("onto", get_args(Onto))
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
     runs: Path, models: Path, tmp_path: Path, kind: str, onto: str
@@ -316,11 +317,11 @@ def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
     assert proof.mean_error > 1e-2 and proof.kl > 1e-4
 
 
-@pytest.mark.parametrize("onto", merging.ONTO)
+@pytest.mark.parametrize("onto", get_args(Onto))
 def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
 ) -> None:
-    monkeypatch.setattr(folded, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    monkeypatch.setattr(pairs, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
     with pytest.raises(MosloraError, match=r"beyond the tolerance of 0.0001; nothing was written"):
         merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
     assert not list(tmp_path.iterdir())

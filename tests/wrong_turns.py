@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 
 import test_cli
 import test_importing
-import test_publish
 from evaluation_kit import make_examples
 from moslora.data import fetch, reach
 from moslora.evaluation.target import evaluate_target, open_target
@@ -329,7 +328,6 @@ def hub_says(name: str) -> Maker:
 def no_network(scene: Scene) -> None:
     """REAL: the hub's address is one where nobody listens."""
     reach.prefer_cache_if_unreachable.cache_clear()
-    scene.patch.setattr(reach, "OFFLINE", False)
     scene.patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     scene.patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     scene.patch.setenv("HF_HOME", str(scene.here / "hf"))
@@ -398,11 +396,6 @@ def imported(scene: Scene) -> None:
     """That LoRA as a run."""
     source()(scene)
     import_adapter(scene.here / "source", out=scene.here / "runs" / "source")
-
-
-def hub(**options: Any) -> Maker:
-    """SIMULATED: the hub of `test_publish`."""
-    return lambda scene: scene.patch.setattr(huggingface_hub, "HfApi", test_publish.Hub(**options))
 
 
 def row(**changes: Any) -> str:
@@ -704,11 +697,9 @@ ADAPTERS = {
     "onto what is not quantised": Turn(
         "merge {run} --onto dequantized --out m", 2, "is not quantised, so there is only --onto original"
     ),
-    "onto what is unknown": Turn(
-        "merge {run} --onto quantized --out m", 2, "--onto quantized: none of original, dequantized"
-    ),
+    "onto what is unknown": Turn("merge {run} --onto quantized --out m", 2, "quantized"),
     "merged in an unknown dtype": Turn("merge {run} --dtype float8 --out m", 2, "float8"),
-    "exported to an unknown format": Turn("export {run} --format gguf --out m", 2, "moslora exports to peft"),
+    "exported to an unknown format": Turn("export {run} --format gguf --out m", 2, "gguf"),
     "a model, resumed": Turn("train {world}/model --resume", 2, "model: a model without an adapter"),
     "a model, merged": Turn("merge {world}/model", 2, "model: a model without an adapter"),
     "a model, exported": Turn("export {world}/model", 2, "model: a model without an adapter"),
@@ -1301,37 +1292,6 @@ IMPORTS = {
     },
 }
 
-PUSHES = {
-    f"{what}, {command}": Turn(f"{command} {{run}} --out m {options}", code, says, make)
-    for what, options, code, says, make in (
-        ("no name", "--push a+b/c", 2, "--push a+b/c: no name of a repository; give it as owner/name", hub()),
-        ("no owner's name", "--push mine", 2, "--push mine: whose? give it as owner/name", hub()),
-        ("public, and no repository", "--public", 2, "--public: goes with --push REPO", hub()),
-        (
-            "public already",
-            "--push me/mine",
-            2,
-            "is public already; say so with --public, or name another",
-            hub(private=False),
-        ),
-        (
-            "private already",
-            "--push me/mine --public",
-            2,
-            "is private already; open it in its settings (https://huggingface.co/me/mine/settings), or leave --public",
-            hub(private=True),
-        ),
-        *(
-            (name, "--push me/mine", 1, f"--push me/mine: {message}", hub(fails=fails))
-            for name, (fails, message) in test_publish.BEFORE.items()
-        ),
-    )
-    for command in ("merge", "export")
-} | {
-    name: Turn("export {run} --out m --push me/mine", 1, message, hub(fails=fails), leaves=True)
-    for name, (fails, message) in test_publish.AFTER.items()
-}
-
 TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Recipes and the command line": RECIPES,
     "Base models": MODELS,
@@ -1340,7 +1300,6 @@ TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Evaluation": EVALUATION,
     "Output folders and disks": OUTPUT,
     "Adapters of others": IMPORTS,
-    "The hub": PUSHES,
     "Stops": STOPS,
     "Arguments": {
         name: Turn(" ".join(arguments), 2, message) for name, (arguments, message) in test_cli.WRONG_TURNS.items()

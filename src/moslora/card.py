@@ -1,15 +1,20 @@
-"""The model card that goes with what is given away: base, method, data, protocol, results."""
+"""What others see of a folder that is given away: its model card, without the places of local files, and its upload."""
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCardData
 
 from moslora.checkpoint import AdapterFolder
 from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
-from moslora.recipe import Recipe
+from moslora.manifest import RECIPE, WEIGHTS
+from moslora.recipe import Recipe, load_recipe
 from moslora.runs import run_folder
 
 
@@ -23,41 +28,55 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
         use: Python lines that load it.
         proof: what was measured on it.
     """
-    recipe = folder.recipe
-    base = folder.manifest["base"]
-    lines = [
-        "---",
-        *([] if _is_local(base["name"]) else [f"base_model: {public_name(base['name'])}"]),
-        *(["library_name: peft"] if (out / "adapter_config.json").exists() else ["library_name: transformers"]),
-        "tags: [lora, moslora]",
-        "---",
-        f"# {recipe.name}",
-        "",
-        f"{kind} of `{public_name(base['name'])}`{_revision(base)}, fine-tuned with {_method(recipe)}.",
-        "",
-        "```python",
-        use,
-        "```",
-        "",
-        "## Training",
-        "",
-        *_training(folder),
-        "",
-        "## Evaluation",
-        "",
-        *_evaluation(folder),
-        "",
-        "## Check of this folder",
-        "",
-        proof,
-        "",
-    ]
-    (out / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    name, revision = folder.recipe.model.name, folder.recipe.model.revision
+    data = ModelCardData(
+        base_model=None if _is_local(name) else public_name(name),
+        library_name="peft" if (out / "adapter_config.json").exists() else "transformers",
+        tags=["lora", "moslora"],
+    )
+    at = f" at revision `{revision}`" if revision else ""
+    if name == BUILTIN:
+        at = " (its Q4_1 quantisation, dequantised)"
+    card = f"""---
+{data}
+---
+# {folder.recipe.name}
+
+{kind} of `{public_name(name)}`{at}, fine-tuned with ΔW = s · B · M · A ({folder.recipe.adapter.summary()}).
+
+```python
+{use}
+```
+
+## Training
+
+{_training(folder)}
+
+## Evaluation
+
+{_evaluation(folder)}
+
+## Check of this folder
+
+{proof}
+"""
+    (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def how_to_upload(out: Path, adapter: Path) -> str:
+    """The command that uploads ``out``, made from ``adapter``; what to change first, where it names a local base."""
+    name = load_recipe(adapter / RECIPE, written=True).name
+    allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", name, re.ASCII)) or "NAME"
+    command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
+    config = out / "adapter_config.json"
+    if config.exists() and _is_local(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]):
+        return f"to upload it, change base_model_name_or_path in {config} to the base's hub id, then: {command}"
+    return f"to upload it: {command}"
 
 
 def public_name(base: str) -> str:
-    """What others know a base by: the hub's name of the built-in model, and of a local folder its last component."""
-    return BUILTIN_ON_THE_HUB if base == BUILTIN else _last(base) if _is_local(base) else base
+    """What others know a base by: the hub's name of the built-in model; of a local folder no more than its own name."""
+    return BUILTIN_ON_THE_HUB if base == BUILTIN else _own_name(base) if _is_local(base) else base
 
 
 def _is_local(base: str) -> bool:
@@ -65,80 +84,65 @@ def _is_local(base: str) -> bool:
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
 
 
-def _last(path: str) -> str:
-    return Path(os.path.expanduser(path)).resolve().name
+def _own_name(path: str) -> str:
+    return f"./{Path(os.path.expanduser(path)).resolve().name}"
 
 
-def _shown_source(source: str) -> str:
-    """A source of rows as a recipe may name it; where a local one lies is nobody's business."""
-    return source if source in ("wheel", "hub", MIXTURE) else f"./{_last(source)}"
+def _public_source(source: str) -> str:
+    return source if source in ("wheel", "hub", MIXTURE) else _own_name(source)
 
 
-def _shown_recipe(recipe: Recipe) -> str:
-    name, data, evaluation = recipe.model.name, recipe.data, recipe.evaluation
-    shown = {
-        "model": recipe.model.model_copy(update={"name": f"./{_last(name)}" if _is_local(name) else name}),
-        "data": data.model_copy(update={"source": _shown_source(data.source)}),
-        "evaluation": evaluation.model_copy(update={"source": evaluation.source and _shown_source(evaluation.source)}),
-    }
-    return recipe.model_copy(update=shown).to_yaml().rstrip()
+def _public_recipe(recipe: Recipe) -> Recipe:
+    model, data, evaluation = recipe.model, recipe.data, recipe.evaluation
+    name = _own_name(model.name) if _is_local(model.name) else model.name
+    source = evaluation.source and _public_source(evaluation.source)
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update={"name": name}),
+            "data": data.model_copy(update={"source": _public_source(data.source)}),
+            "evaluation": evaluation.model_copy(update={"source": source}),
+        }
+    )
 
 
-def _method(recipe: Recipe) -> str:
-    return f"ΔW = s · B · M · A ({recipe.adapter.summary()})"
-
-
-def _revision(base: dict[str, Any]) -> str:
-    if base["name"] == BUILTIN:
-        return " (its Q4_1 quantisation, dequantised)"
-    return f" at revision `{base['revision']}`" if base["revision"] else ""
-
-
-def _training(folder: AdapterFolder) -> list[str]:
-    recipe, manifest = folder.recipe, folder.manifest
+def _training(folder: AdapterFolder) -> str:
+    manifest = folder.manifest
     if imported := manifest.get("imported"):
         files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["sha256"].items())
-        return [f"Imported from {imported['format']}'s format: {files}. How it was trained is not recorded there."]
-    training = recipe.training
-    return [
-        f"- data: {', '.join(recipe.data.tasks)} from `{_shown_source(recipe.data.source)}`,"
-        f" format `{recipe.data.format}`, {manifest['trained_rows']:,} rows, sha256 `{manifest['data']['sha256']}`",
-        *(f"- {note}" for note in manifest["data"]["notes"]),
-        f"- {manifest['step']:,} steps of {training.global_batch_size} rows, learning rate"
-        f" {training.learning_rate:g} ({training.schedule}), loss on {recipe.data.loss_on}, seed {recipe.seed}",
-        f"- moslora {manifest['moslora']}; the whole recipe:",
-        "",
-        "```yaml",
-        _shown_recipe(recipe),
-        "```",
-    ]
+        return f"Imported from {imported['format']}'s format: {files}. How it was trained is not recorded there."
+    facts = (
+        f"{manifest['step']:,} steps by moslora {manifest['moslora']}",
+        f"{manifest['trained_rows']:,} rows from `{_public_source(folder.recipe.data.source)}`,"
+        f" sha256 `{manifest['data']['sha256']}`",
+        *manifest["data"]["notes"],
+    )
+    recipe = _public_recipe(folder.recipe).to_yaml()
+    return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{recipe.rstrip()}\n```"
 
 
-def _evaluation(folder: AdapterFolder) -> list[str]:
+def _evaluation(folder: AdapterFolder) -> str:
     """The results of this very adapter, not of the run's other checkpoints or its base."""
-    lines: list[str] = []
+    tables = []
     for path in sorted(run_folder(folder.path).glob("eval/*/results.json")):
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-            settings = results["settings"]
-            adapter = settings["metadata"].get("adapter")
+            if results["settings"]["metadata"].get("adapter") == folder.manifest["sha256"][WEIGHTS]:
+                tables.append(_table(results))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MosloraError(f"{path}: not results ({error!r}); remove its folder, or evaluate again") from None
-        if adapter != folder.manifest["sha256"]["adapter.safetensors"]:
-            continue
-        metric = settings["primary"]
-        quantization = settings["metadata"].get("quantization")
-        lines += [
-            f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}"
-            f"{f' on the {quantization} base' if quantization else ''}, questions from"
-            f" `{_shown_source(settings['metadata']['source'])}`, metric: {metric.replace('_', ' ')}.",
-            "",
-            "| task | n | majority class | score |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {task} | {score['n']:,} | {100 * score['majority_class']:.1f} % | {100 * score[metric]:.1f} % |"
-            for task, score in {**results["tasks"], "macro average": results["macro"]}.items()
-        ]
-        lines.append("")
-    return lines[:-1] or ["Not evaluated yet (`moslora eval`)."]
+    return "\n\n".join(tables) or "Not evaluated yet (`moslora eval`)."
+
+
+def _table(results: dict[str, Any]) -> str:
+    settings, metric = results["settings"], results["settings"]["primary"]
+    facts = settings["metadata"]
+    over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
+    rows = [
+        f"| {task} | {score['n']:,} | {score['majority_class']:.1%} | {score[metric]:.1%} |"
+        for task, score in {**results["tasks"], "macro average": results["macro"]}.items()
+    ]
+    head = (
+        f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over}, questions from"
+        f" `{_public_source(facts['source'])}`, metric: {metric.replace('_', ' ')}.\n"
+    )
+    return "\n".join([head, "| task | n | majority class | score |", "|---|---|---|---|", *rows])

@@ -28,6 +28,7 @@ from moslora.model import load_base
 from moslora.quantized import dequantize
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs import locate_adapter, run_facts
+from moslora.tasks import TASKS
 
 TRUST = "model.trust_remote_code"
 """The one key that is never taken from a stored recipe, which may come from anybody."""
@@ -48,6 +49,19 @@ class AdapterFolder:
     def trained_tasks(self) -> tuple[str, ...] | None:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers."""
         return tuple(self.manifest["data"]["tasks"]) if self.recipe.adapter.mixer.kind == "task-gate" else None
+
+    def refuse_untrained(self, task: str) -> None:
+        """Refuses a task whose embedding in the adapter's gate is still its random draw.
+
+        Raises:
+            UsageError: no row of it was trained on.
+        """
+        trained = self.trained_tasks()
+        if trained is None or task in trained:
+            return
+        named = ", ".join(name for name in trained if name in TASKS)
+        fix = f"name one that it was trained on with --task: {named}" if named else "its rows named no set; train again"
+        raise UsageError(f"{self.path}: its gate was never trained on {task}; {fix}")
 
 
 def save_adapter(

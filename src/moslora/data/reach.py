@@ -5,9 +5,6 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_session
 
-OFFLINE = constants.HF_HUB_OFFLINE
-"""What the user said."""
-
 _SECONDS = 5.0  # for a connection, which a network that drops packets would hold up for minutes
 
 
@@ -23,12 +20,6 @@ def prefer_cache_if_unreachable() -> None:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception:  # the HTTP library's own types, which changed with huggingface_hub's versions
         constants.HF_HUB_OFFLINE = True
-
-
-def try_again() -> None:
-    """Forgets one slow answer, which may be hours ago, for what a cache cannot do. A user's HF_HUB_OFFLINE stays."""
-    constants.HF_HUB_OFFLINE = OFFLINE
-    prefer_cache_if_unreachable.cache_clear()
 
 
 def hub_cache() -> Path:

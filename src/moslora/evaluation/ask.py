@@ -17,7 +17,6 @@ from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
 from moslora.evaluation.target import Target, or_out_of_memory
-from moslora.folded import refuse_untrained
 from moslora.model import load_tokenizer, name_task
 from moslora.tasks import Example, resolve_tasks
 
@@ -68,7 +67,7 @@ def ask(
     """
     example, names = as_example(question, options, task=task)
     if target.adapter:
-        refuse_untrained(target.adapter, example.task)
+        target.adapter.refuse_untrained(example.task)
     request = target.asked(protocol=protocol, format=format)
     if request.protocol == "generate":  # which has no probabilities, and reads the same formats
         request = request.model_copy(update={"protocol": "rank"})
