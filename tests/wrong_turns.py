@@ -785,7 +785,7 @@ ADAPTERS = {
     "all checkpoints damaged": Turn(
         "train runs/one --resume",
         1,
-        "no sound checkpoint is left; begin anew with another --out",
+        "no sound checkpoint is left; start a new run with name=… or --out",
         lambda scene: [
             flipped("recipe.yaml")(path)
             for run in [a_run(scene)]
@@ -793,12 +793,15 @@ ADAPTERS = {
         ],
     ),
     "resumed with another recipe": Turn(
-        "train runs/one --resume seed=5", 2, "holds a run of another recipe (seed was 3, is 5)", a_run
+        "train runs/one --resume seed=5",
+        2,
+        "runs/one: made by another recipe (seed was 3, is 5); go on with runs/one/recipe.yaml",
+        a_run,
     ),
     "resumed with its recipe edited": Turn(
         "train runs/one --resume",
         2,
-        "runs/one/adapter: trained by another recipe (adapter.rank was 4, is 8); put the run's back as in",
+        "runs/one/adapter: made by another recipe (adapter.rank was 4, is 8); go on with runs/one/adapter/recipe.yaml",
         lambda scene: [
             path.write_text(path.read_text().replace("rank: 4", "rank: 8")) for path in [a_run(scene) / "recipe.yaml"]
         ],
