@@ -104,19 +104,6 @@ def test_the_dtype_is_the_one_that_the_hardware_multiplies(
     assert fast_dtype() == dtype
 
 
-def test_every_task_is_told_as_it_ends_with_the_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = iter([0.0, 60.0, 120.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    tell = module._progress(2)
-    for task in ("boolq", "obqa"):
-        tell(task, 20, 40)
-        tell(task, 40, 40)
-    boolq, obqa = capsys.readouterr().out.splitlines()
-    assert "boolq" in boolq and "1.0 min left" in boolq and "obqa" in obqa and "0.0 min left" in obqa
-
-
 def test_what_to_try_next_are_commands_that_parse(tmp_path: Path) -> None:
     lines = module._next(tmp_path / "my run")[1:]
     commands = [shlex.split(line, comments=True) for line in lines]

@@ -506,7 +506,7 @@ RECIPES = {
     "no such command": Turn("trian llama3-8b", 2, "No such command 'trian'"),
     "copy of what is missing": Turn("recipes copy lama3-8b", 2, "did you mean llama3-8b?"),
     "copy over a file": Turn("recipes copy llama3-8b r.yaml", 2, "r.yaml: exists", file("r.yaml", "mine")),
-    "copy below a file": Turn("recipes copy llama3-8b f/r.yaml", 2, "f/r.yaml: File exists", file("f", "")),
+    "copy below a file": Turn("recipes copy llama3-8b f/r.yaml", 2, "File exists", file("f", "")),
     "copy to a full disk": Turn(
         "recipes copy llama3-8b r.yaml",
         1,
@@ -645,7 +645,7 @@ MODELS = {
         raising("huggingface_hub.hf_hub_download", NO_SPACE),
     ),
     "a run's name without its folder": Turn("eval one", 2, "did you mean runs/one?", a_run),
-    "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "nor a hub id (owner/name)"),
+    "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "some/model/x: neither a local folder"),
     "no bfloat16": Turn(f"{HERE} model.dtype=bfloat16", 2, "this GPU has no bfloat16; use model.dtype=", on_a_gpu),
     "4 bits without bitsandbytes": Turn(
         f"{HERE} model.quantization=nf4",
@@ -1145,7 +1145,7 @@ OUTPUT = {
     "quickstart into an adapter": Turn(
         "quickstart --out runs/one/adapter", 2, "runs/one/adapter: not a run's folder", a_run
     ),
-    "quickstart into a file": Turn("quickstart --out q", 2, "q: File exists", file("q", "")),
+    "quickstart into a file": Turn("quickstart --out q", 2, "choose another path", file("q", "")),
 }
 
 NOTHING_HALF = "stopped; nothing was left half written"

@@ -16,7 +16,7 @@ from reprlib import repr as shortened
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from pydantic_core import from_json
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -63,7 +63,7 @@ class Settings(BaseModel):
     task_type: Literal["CAUSAL_LM"] | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
-    r: PositiveInt
+    r: int = Field(gt=0, le=2**16)
     lora_alpha: PositiveFloat
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: list[str]

@@ -1,7 +1,9 @@
 """One evaluation from questions to results: order, score block by block, keep, summarise."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,10 +104,11 @@ def evaluate(
     plan = {task: list(blocks(rows, limit=request.limit, exact=exact)) for task, rows in questions.items()}
     journal = Journal(out, settings)
     journal.record({task: TaskRecord(request.limit, leaks=_of_task(leaks, rows)) for task, rows in questions.items()})
+    progress = _Progress(sum(len(block.wanted) for task_blocks in plan.values() for block in task_blocks))
     with torch.inference_mode():
         for task, task_blocks in plan.items():
             name_task(model, task)
-            _score_task(task, task_blocks, scorer=scorer, journal=journal)
+            _score_task(task_blocks, scorer=scorer, journal=journal, tell=partial(progress.tell, task))
             if batched:
                 journal.record({task: TaskRecord(request.limit, drift=_drift(scorer, task_blocks, journal))})
     journal.finish()
@@ -160,7 +163,21 @@ def _of_task(leaks: Leaks | None, rows: Sequence[Example]) -> Leaks | None:
     return leaks and Leaks(leaks.compared_with, tuple(id for id in leaks.ids if id in ids))
 
 
-def _score_task(task: str, task_blocks: Sequence[Block], *, scorer: Scorer, journal: Journal) -> None:
+class _Progress:
+    """Says how far an evaluation is and, at its speed so far, how long the rest will take."""
+
+    def __init__(self, questions: int) -> None:
+        self._left, self._scored, self._began = questions, 0, time.monotonic()
+
+    def tell(self, task: str, done: str, *, answered: int, scored: int) -> None:
+        """``answered`` more questions have predictions, for which the model scored ``scored``."""
+        self._left -= answered
+        self._scored += scored
+        minutes = (time.monotonic() - self._began) / max(self._scored, 1) * self._left / 60
+        say(f"  {task}: {done}" + (f", about {minutes:.1f} min left" if self._scored and self._left else ""))
+
+
+def _score_task(task_blocks: Sequence[Block], *, scorer: Scorer, journal: Journal, tell: Callable[..., None]) -> None:
     total = sum(len(block.wanted) for block in task_blocks)
     done = 0
     for block in task_blocks:
@@ -168,7 +185,7 @@ def _score_task(task: str, task_blocks: Sequence[Block], *, scorer: Scorer, jour
         if missing:  # a block begun before a kill is computed whole again: its shapes belong to its results
             journal.append([p for p in scorer.score(block.computed) if p.id in missing])
         done += len(block.wanted)
-        say(f"  {task}: {done}/{total}")
+        tell(f"{done}/{total}", answered=len(block.wanted), scored=len(block.computed) if missing else 0)
 
 
 def _drift(scorer: Scorer, task_blocks: Sequence[Block], journal: Journal) -> float:
