@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from moslora.adapters import named_adapters
+from moslora.base.shapes import meta_model
 from moslora.cli import app
 from moslora.errors import MosloraError
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.llama import meta_model
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import train

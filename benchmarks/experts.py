@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, TokenGateMixer, build_mixer, inject, named_adapters
+from moslora.base.load import load_base
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate
-from moslora.model import load_base
 from moslora.recipe import load_recipe
 from moslora.training.objective import LabelLoss
 from report import alternate, machine, markdown, spread, write_between

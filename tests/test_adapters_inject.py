@@ -14,7 +14,7 @@ from moslora.adapters import (
     mixers,
     named_adapters,
 )
-from moslora.llama import meta_model
+from moslora.base.shapes import meta_model
 from moslora.recipe import ModelSection
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
 

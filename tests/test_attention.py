@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
-from moslora.attention import Rows, as_rows, attend_in_rows, send, use_rows
-from moslora.attention import _padded as padded_attention
+from moslora.base.attention import Rows, as_rows, attend_in_rows, send, use_rows
+from moslora.base.attention import _padded as padded_attention
 
 LENGTHS = (7, 3, 12, 1, 7)
 SHAPES = {

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not re-exported
 
-from moslora.card import how_to_upload, write_card
-from moslora.checkpoint import AdapterFolder, open_adapter
-from moslora.convert import export_peft
+from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.convert.card import how_to_upload, write_card
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
-from moslora.merge import merge
 from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 
 
 def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moslora.adapters import adapter_state_dict
-from moslora.checkpoint import load_adapted, open_adapter, stored_recipe
-from moslora.data.fetch import sha256
+from moslora.base.resolve import fingerprint
 from moslora.errors import MosloraError, UsageError
-from moslora.locate import fingerprint
-from moslora.manifest import OWN_HASH, with_own_hash
+from moslora.files import sha256
 from moslora.recipe import load_recipe
-from moslora.runs import locate_adapter, newest_run, run_folder
+from moslora.runs.adapter_folder import load_adapted, open_adapter, stored_recipe
+from moslora.runs.find import locate_adapter, newest_run, run_folder
+from moslora.runs.manifest import OWN_HASH, with_own_hash
 from test_cli import run as cli
 
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from moslora.adapters import describe_batch
-from moslora.checkpoint import load_adapted, open_adapter
-from moslora.convert import export_peft
+from moslora.base.load import load_base
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
 from moslora.errors import UsageError
-from moslora.merge import merge
-from moslora.model import load_base
 from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.tasks import task_number
 from moslora.training import train_recipe
 from reference import token_batch

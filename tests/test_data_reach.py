@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from moslora.data.reach import prefer_cache_if_unreachable
+from moslora.download.hub import prefer_cache_if_unreachable
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 from data_kit import hub_examples, rows
 from moslora.choices import Split
 from moslora.data import wheel
-from moslora.data.fetch import DATA_WHEEL
 from moslora.data.sources import blob_id, data_hash, differences, load_examples, load_training, row_counts
+from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.prompts import instruction, parse_instruction
 from moslora.tasks import COMMONSENSE, TASKS

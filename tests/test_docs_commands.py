@@ -33,8 +33,8 @@ import pytest
 import typer.main
 
 import test_docs
+from moslora.base.load import DTYPES
 from moslora.cli import app, main
-from moslora.model import DTYPES
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, list_recipes, load_recipe
 from moslora.tasks import TASKS, resolve_tasks

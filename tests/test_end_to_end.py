@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import adapter_state_dict, inject, named_adapters
-from moslora.checkpoint import load_adapted, load_tensors, open_adapter, save_adapter
-from moslora.convert import export_peft
+from moslora.base.load import load_base
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
 from moslora.data.sources import load_examples
 from moslora.evaluation import Prediction, Request, evaluate
-from moslora.merge import merge
-from moslora.model import load_base
 from moslora.recipe import load_recipe
+from moslora.runs.adapter_folder import load_adapted, load_tensors, open_adapter, save_adapter
 from moslora.training import train_recipe
 from reference import token_batch
 

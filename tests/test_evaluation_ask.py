@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from evaluation_kit import make_examples, tokenizer
-from moslora.checkpoint import load_adapted, open_adapter
+from moslora.base.load import load_tokenizer
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.ask import as_example, ask, read_typed
 from moslora.evaluation.target import open_target
-from moslora.model import load_tokenizer
 from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.tasks import Example
 from moslora.training import train_recipe
 from test_cli import run

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_kit import hub_rows
 from evaluation_kit import make_model, tokenizer
+from moslora.base.load import load_base, load_tokenizer
+from moslora.base.resolve import BUILTIN
 from moslora.data.hub import example_from_hub
 from moslora.evaluation import Request, evaluate
-from moslora.locate import BUILTIN
-from moslora.model import load_base, load_tokenizer
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from moslora.convert.merge import merge
 from moslora.evaluation import Results, load_predictions, load_results
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.merge import merge
 from moslora.training import train_recipe
 from test_cli import run
 from test_training_run import MakeRecipe

@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 
 from moslora import cli
 from moslora.adapters import adapter_state_dict, inject
-from moslora.checkpoint import open_adapter
-from moslora.convert import export_peft
+from moslora.base.load import load_base
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.merge import merge
-from moslora.model import load_base
 from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import COMMONSENSE, INSTRUCTION
 from moslora.training import train_recipe
 from moslora.training.rows import TrainingData

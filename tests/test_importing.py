@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from moslora import importing
-from moslora.checkpoint import load_adapted, open_adapter
 from moslora.cli.completion import runs
-from moslora.convert import export_peft
+from moslora.convert import importing
+from moslora.convert.export import export_peft
+from moslora.convert.importing import import_adapter
+from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.importing import import_adapter
-from moslora.merge import merge
-from moslora.runs import locate_adapter, newest_run
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.find import locate_adapter, newest_run
 from reference import OfficialLayer, perturb, token_batch
 from test_cli import run as cli
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moslora.launch import run_in_processes
+from moslora.training.launch import run_in_processes
 
 CHILD = """
 import os, pathlib, signal, sys, time
@@ -43,7 +43,7 @@ def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
 
 def test_ctrl_c_lets_all_save_before_it_returns(tmp_path: Path) -> None:
     parent = (
-        "import sys; from moslora.launch import run_in_processes\n"
+        "import sys; from moslora.training.launch import run_in_processes\n"
         "run_in_processes(sys.argv[1:], processes=2, environment={'EXTRA': ''})"
     )
     command = [sys.executable, "-c", parent, sys.executable, "-c", CHILD, str(tmp_path), "wait"]

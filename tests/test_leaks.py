@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from evaluation_kit import make_examples
-from moslora.checkpoint import open_adapter
 from moslora.data.select import Selection, select
 from moslora.data.sources import data_hash
 from moslora.errors import UsageError
@@ -18,6 +17,7 @@ from moslora.evaluation.results import Settings, TaskRecord, summarise
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts import llm_adapters_row
 from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import TASKS
 from moslora.training import train_recipe
 from test_cli import run

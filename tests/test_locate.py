@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from evaluation_kit import make_model
-from moslora import locate
+from moslora.base import resolve
+from moslora.base.resolve import fingerprint, weight_files
+from moslora.convert.merge import merge
 from moslora.errors import UsageError
-from moslora.locate import fingerprint, weight_files
-from moslora.merge import merge
 from moslora.training import train_recipe
 from test_training_run import MakeRecipe
 
@@ -79,7 +79,7 @@ def test_the_hub_is_asked_for_these_files_alone(
         return str(cache)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(locate, "locate", lambda name, revision=None: name)
+    monkeypatch.setattr(resolve, "locate", lambda name, revision=None: name)
     found = weight_files("some/model")
     assert [file.name for file in found] == sorted(path.name for path in hub.glob("*.safetensors"))
     assert {file.name for file in cache.glob("*.safetensors")} == {file.name for file in found}

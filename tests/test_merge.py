@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation_kit import make_examples
-from moslora import convert, pairs
-from moslora import merge as merging
 from moslora.adapters import fold
-from moslora.checkpoint import load_adapted, open_adapter
-from moslora.convert import export_peft
+from moslora.base.resolve import fingerprint
+from moslora.convert import export, pairs
+from moslora.convert import merge as merging
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
+from moslora.convert.pairs import lora_pairs
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.locate import fingerprint
-from moslora.merge import merge
-from moslora.pairs import lora_pairs
 from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.training import train_recipe
 from test_cli import run as cli
 
@@ -218,7 +218,7 @@ def test_what_comes_into_the_folder_during_the_work_stays(
         return lora_pairs(*arguments, **options)
 
     monkeypatch.setattr(merging, "lora_pairs", meanwhile)
-    monkeypatch.setattr(convert, "lora_pairs", meanwhile)
+    monkeypatch.setattr(export, "lora_pairs", meanwhile)
     with pytest.raises(UsageError, match="out: not empty"):
         write(trained / "adapter", out=out)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs.txt"]

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from moslora.adapters import inject, named_adapters
+from moslora.base.load import load_base
 from moslora.cli import main
+from moslora.convert.importing import import_adapter
 from moslora.data.local import read_file
 from moslora.errors import MosloraError, UsageError
-from moslora.importing import import_adapter
-from moslora.model import load_base
 from moslora.prompts import FORMATS, LabelFormat, answer_pattern, llm_adapters_row
 from moslora.recipe import ModelSection, find_recipe, load_recipe, recipe_schema, trace_recipe
 from moslora.recipe.yaml_text import parse, render_inline

@@ -18,22 +18,22 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from evaluation_kit import tokenizer
-from moslora import pairs
 from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, named_adapters
-from moslora.checkpoint import load_adapted, open_adapter
+from moslora.base.load import load_base, output_weight
+from moslora.base.quantized import dequantize, quantized_layers
+from moslora.base.resolve import fingerprint
 from moslora.choices import Onto
 from moslora.cli import main
+from moslora.convert import pairs
+from moslora.convert.merge import merge
+from moslora.convert.verify import PROMPTS
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.locate import fingerprint
-from moslora.merge import merge
-from moslora.model import load_base, output_weight
-from moslora.quantized import dequantize, quantized_layers
 from moslora.quickstart import quickstart
 from moslora.recipe import ModelSection, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
-from moslora.verify import PROMPTS
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
 from test_training_run import adapter, moslora, same_bits
 

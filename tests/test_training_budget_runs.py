@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.manifest import OWN_HASH, with_own_hash
 from moslora.recipe import Recipe, load_recipe
+from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
 from moslora.training.dry_run import dry_run

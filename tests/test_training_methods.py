@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from evaluation_kit import log_probability, make_examples, make_model, tokenizer
 from moslora.adapters import adapter_state_dict, describe_batch, inject
-from moslora.checkpoint import load_adapted, open_adapter
+from moslora.base.load import load_base
+from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
 from moslora.data.steps import collate
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.llama import meta_model
-from moslora.model import load_base
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe, list_recipes, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.tasks import task_number
 from moslora.training import run as run_module
 from moslora.training import train_recipe

@@ -19,12 +19,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from moslora.adapters import Gate, named_adapters
-from moslora.checkpoint import open_adapter
-from moslora.data.fetch import sha256
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
-from moslora.manifest import OWN_HASH, with_own_hash
+from moslora.files import sha256
 from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.training import loop, train_recipe
 from moslora.training.dry_run import dry_run
 from moslora.training.prepare import prepare

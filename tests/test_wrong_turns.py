@@ -18,12 +18,12 @@ import pytest
 
 import wrong_turns
 from moslora import cli
-from moslora.checkpoint import open_adapter
-from moslora.data.reach import prefer_cache_if_unreachable
+from moslora.base.resolve import _ask_hub, fingerprint
+from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.locate import _ask_hub, fingerprint
 from moslora.recipe import load_recipe
-from moslora.runs import checkpoints
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.find import checkpoints
 from moslora.training import train_recipe
 from wrong_turns import TABLE, Scene, Turn
 

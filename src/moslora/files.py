@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, by one process at a time; what the disk refuses, in one line."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -191,3 +192,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 
-from moslora.checkpoint import stored_recipe
 from moslora.choices import DType
 from moslora.console import say
+from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError, stopped
 from moslora.evaluation import PairedDifference, Prediction, paired_difference
 from moslora.evaluation.results import Results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
-from moslora.launch import run_in_processes
-from moslora.manifest import RECIPE as STORED
-from moslora.merge import merge
 from moslora.recipe import load_recipe
-from moslora.runs import RESULT, locate_adapter
+from moslora.runs.adapter_folder import stored_recipe
+from moslora.runs.find import RESULT, locate_adapter
+from moslora.runs.manifest import RECIPE as STORED
+from moslora.training.launch import run_in_processes
 
 RECIPE = "smollm2-135m"
 

@@ -38,8 +38,8 @@ def show(
     loss_on: Annotated[LossOn, typer.Option(help="Tokens that count in the loss.")] = "response",
 ) -> None:
     """Print one example as text, as tokens, and with its label mask."""
+    from moslora.base.load import load_tokenizer
     from moslora.data.show import show_example
-    from moslora.model import load_tokenizer
     from moslora.recipe import ModelSection
 
     print(
@@ -66,9 +66,9 @@ def audit(
     json: Annotated[Path | None, typer.Option("--json", help="File for all counts.", dir_okay=False)] = None,
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions in the training rows."""
+    from moslora.base.load import load_tokenizer
     from moslora.data.audit_text import audit_report
     from moslora.files import write_json
-    from moslora.model import load_tokenizer
     from moslora.recipe import ModelSection
     from moslora.tasks import resolve_tasks
 

@@ -35,7 +35,7 @@ def train(
     """Train the adapter that a recipe describes."""
     run = Path(recipe)
     if resume and (run.is_dir() or (run.parent == RUNS and not run.exists())):
-        from moslora.checkpoint import stored_recipe
+        from moslora.runs.adapter_folder import stored_recipe
 
         resolved, out = stored_recipe(run, overrides or ()), out or run
     else:
@@ -80,7 +80,7 @@ def evaluate(
 ) -> None:
     """Score a model on the commonsense sets."""
     from moslora.evaluation.target import evaluate_target, open_target
-    from moslora.runs import newest_run
+    from moslora.runs.find import newest_run
     from moslora.tasks import resolve_tasks
 
     most = _limit(limit)
@@ -162,7 +162,7 @@ def merge(
     trust: Trust = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
-    from moslora.merge import merge as merge_adapter
+    from moslora.convert.merge import merge as merge_adapter
 
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
@@ -181,7 +181,7 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write the adapter in the format of another library."""
-    from moslora.convert import export_peft
+    from moslora.convert.export import export_peft
 
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
     export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust)
@@ -203,7 +203,7 @@ def import_(
     (as export --compact writes), trained biases or whole modules, PiSSA and other starts that change the base, layers
     chosen by anything but a list of names.
     """
-    from moslora.importing import import_adapter
+    from moslora.convert.importing import import_adapter
 
     out = out or RUNS / source.resolve().name
     print(import_adapter(source, out=out, base=base, dtype=dtype, trust_remote_code=trust))
@@ -232,7 +232,7 @@ def _limit(text: str | None) -> int | Literal["all"] | None:
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder behind `run`, with a note where that is unfinished; and `out`, or the run's folder for it."""
-    from moslora.runs import locate_adapter, run_folder, unfinished
+    from moslora.runs.find import locate_adapter, run_folder, unfinished
     from moslora.tasks import resolve_tasks
 
     adapter = locate_adapter(run)
@@ -244,7 +244,7 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
 
 def _written(out: Path, adapter: Path) -> None:
     """Says where a model or an adapter was written, and how to upload it."""
-    from moslora.card import how_to_upload
+    from moslora.convert.card import how_to_upload
 
     print(f"written to {out}")
     print(how_to_upload(out, adapter))

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from moslora.choices import Split
 from moslora.data.local import example_from_row
-from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
+from moslora.download.hub import hub_cache, prefer_cache_if_unreachable
 from moslora.errors import MosloraError, first_line
 from moslora.files import disk_fault
 from moslora.tasks import TASKS, Example, Hub

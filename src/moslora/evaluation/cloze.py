@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moslora.base.load import final_hidden, output_weight, pad_id
 from moslora.data.encode import EncodedText, Encoder
 from moslora.data.steps import PAD_MULTIPLE, pad
 from moslora.errors import MosloraError
 from moslora.evaluation.batches import batches
 from moslora.evaluation.predictions import Prediction, argmax
-from moslora.model import final_hidden, output_weight, pad_id
 from moslora.prompts import Format
 from moslora.tasks import Example
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from moslora.base.load import pad_id
 from moslora.data.encode import EncodedText, Encoder
 from moslora.evaluation.predictions import Prediction
-from moslora.model import pad_id
 from moslora.prompts import Format, answer_pattern, labels
 from moslora.tasks import Example
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moslora.checkpoint import AdapterFolder
 from moslora.console import note
 from moslora.data.overlap import leaked
 from moslora.data.select import select
 from moslora.data.sources import data_hash, load_training
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.predictions import Prediction, Score, macro, percent, score_task
+from moslora.runs.adapter_folder import AdapterFolder
 from moslora.tasks import Example
 
 

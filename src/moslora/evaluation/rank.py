@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
+from moslora.base.load import final_hidden, output_weight, pad_id
 from moslora.data.encode import Encoder
 from moslora.data.steps import PAD_MULTIPLE, pad
 from moslora.errors import MosloraError
 from moslora.evaluation.batches import batches
 from moslora.evaluation.predictions import Prediction, argmax
-from moslora.model import final_hidden, output_weight, pad_id
 from moslora.prompts import Format
 from moslora.tasks import Example
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.load import context_length, name_task, output_weight
 from moslora.console import say
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
@@ -25,7 +26,6 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
-from moslora.model import context_length, name_task, output_weight
 from moslora.prompts import FORMATS
 from moslora.tasks import Example
 

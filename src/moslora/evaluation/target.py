@@ -10,7 +10,8 @@ from typing import Any, Unpack
 import torch
 from transformers import PreTrainedModel
 
-from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
+from moslora.base.load import load_base, load_tokenizer
+from moslora.base.resolve import fingerprint, locate
 from moslora.choices import DType
 from moslora.console import note
 from moslora.data.sources import MIXTURE, differences, load_examples, tested_on
@@ -21,10 +22,9 @@ from moslora.evaluation.request import Options, Request
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import evaluate
 from moslora.files import locked, refuse_used
-from moslora.locate import fingerprint, locate
-from moslora.model import load_base, load_tokenizer
 from moslora.recipe import ModelSection
-from moslora.runs import locate_adapter, run_folder, unfinished
+from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
+from moslora.runs.find import locate_adapter, run_folder, unfinished
 
 
 @dataclass(frozen=True)

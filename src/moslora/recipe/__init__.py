@@ -1,6 +1,8 @@
 """The recipe: everything that one run is made of, checked before anything is loaded."""
 
+from .builtin import find_recipe, list_recipes
 from .load import copy_recipe, load_recipe, trace_recipe
+from .recipe import Recipe
 from .rules import PROTOCOLS
 from .schema import recipe_schema
 from .sections import (
@@ -12,8 +14,6 @@ from .sections import (
     TrackingSection,
     TrainingSection,
 )
-from .shipped import find_recipe, list_recipes
-from .whole import Recipe
 
 __all__ = [
     "PROTOCOLS",

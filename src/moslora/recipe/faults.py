@@ -9,9 +9,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from .builtin import printable
 from .layers import Given
-from .shipped import printable
-from .whole import Recipe
+from .recipe import Recipe
 
 KeyPath = tuple[str, ...]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from moslora.errors import UsageError
 
-from .shipped import find_recipe
+from .builtin import find_recipe
 from .yaml_text import parse
 
 MOST_BYTES = 100_000

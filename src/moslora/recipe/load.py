@@ -9,11 +9,11 @@ from typing import Any
 from moslora.errors import UsageError
 from moslora.files import write_text, writing
 
+from .builtin import find_recipe, list_recipes
 from .faults import fault_lines
 from .layers import Given, lay, read_layers, shown
+from .recipe import WRITTEN, Recipe
 from .sections import AdapterSection
-from .shipped import find_recipe, list_recipes
-from .whole import WRITTEN, Recipe
 from .yaml_text import parse, render, render_inline
 
 NO_MODEL = Given.by("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})

@@ -8,7 +8,7 @@ from moslora.tasks import COMMONSENSE
 from .sections import AdapterSection, DataSection, ModelSection, TrainingSection
 
 if TYPE_CHECKING:
-    from .whole import Recipe
+    from .recipe import Recipe
 
 PROTOCOLS = {
     "label": ("rank", "generate"),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .whole import Recipe
+from .recipe import Recipe
 
 _EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],

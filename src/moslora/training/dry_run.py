@@ -3,10 +3,10 @@
 from transformers import PreTrainedModel
 
 from moslora.adapters import named_adapters
+from moslora.base.shapes import meta_model
 from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan
-from moslora.llama import meta_model
 from moslora.recipe import AdapterSection, ModelSection, Recipe, TrainingSection
 from moslora.training.budget import rank_budget
 from moslora.training.optimizer import mixer_learns

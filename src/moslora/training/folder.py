@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 
-from moslora.checkpoint import stored_recipe
 from moslora.errors import UsageError, some
 from moslora.files import in_use
-from moslora.manifest import RECIPE
 from moslora.recipe import Recipe
 from moslora.recipe.yaml_text import render_inline
+from moslora.runs.adapter_folder import stored_recipe
+from moslora.runs.manifest import RECIPE
 
 FREE = (
     "data.source",

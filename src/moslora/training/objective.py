@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_penalty, describe_batch
-from moslora.attention import as_rows, use_rows
+from moslora.base.attention import as_rows, use_rows
 from moslora.data.steps import MicroBatch
 
 LOGITS_AT_ONCE = 2**24

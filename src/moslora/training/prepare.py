@@ -6,14 +6,14 @@ from torch.amp import GradScaler
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject
-from moslora.checkpoint import AdapterFolder, check_base
+from moslora.base.load import load_base, load_tokenizer
+from moslora.base.quantized import dequantize
 from moslora.data.encode import Encoder
 from moslora.data.select import select
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.model import load_base, load_tokenizer
-from moslora.quantized import dequantize
 from moslora.recipe import AdapterSection, Recipe, TrainingSection
+from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import rank_budget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss

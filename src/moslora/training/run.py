@@ -20,14 +20,14 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from moslora.adapters import AdapterLinear, named_adapters
-from moslora.checkpoint import AdapterFolder, save_adapter
 from moslora.console import note, say
 from moslora.data.steps import collate, cut, label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
-from moslora.manifest import RECIPE
 from moslora.recipe import Recipe
-from moslora.runs import RESULT, RUN
+from moslora.runs.adapter_folder import AdapterFolder, save_adapter
+from moslora.runs.find import RESULT, RUN
+from moslora.runs.manifest import RECIPE
 from moslora.training.dry_run import describe
 from moslora.training.folder import refuse_other_recipe, refuse_other_run, refuse_too_many_processes, resume_command
 from moslora.training.interrupt import stop_requests

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moslora.checkpoint import AdapterFolder, load_tensors, open_adapter, save_adapter
 from moslora.console import say
 from moslora.errors import MosloraError, UsageError, some
-from moslora.manifest import MANIFEST
 from moslora.recipe import Recipe
-from moslora.runs import RESULT, checkpoints
+from moslora.runs.adapter_folder import AdapterFolder, load_tensors, open_adapter, save_adapter
+from moslora.runs.find import RESULT, checkpoints
+from moslora.runs.manifest import MANIFEST
 from moslora.training.loop import Parts
 from moslora.training.optimizer import trainable
 

@@ -24,17 +24,17 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import AdapterLinear, LoraPair
-from moslora.card import write_card
-from moslora.checkpoint import AdapterFolder, load_adapted, open_adapter
+from moslora.base.load import DTYPES, load_base, load_tokenizer, name_task
+from moslora.base.quantized import dequantize, quantized_layers
+from moslora.base.resolve import INDEX, weight_files
 from moslora.choices import DType, Onto
+from moslora.convert.card import write_card
+from moslora.convert.pairs import fixed_task, lora_pairs
+from moslora.convert.verify import Proof, Reference, compare, log_probabilities
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
-from moslora.locate import INDEX, weight_files
-from moslora.model import DTYPES, load_base, load_tokenizer, name_task
-from moslora.pairs import fixed_task, lora_pairs
-from moslora.quantized import dequantize, quantized_layers
 from moslora.recipe import ModelSection
-from moslora.verify import Proof, Reference, compare, log_probabilities
+from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""

@@ -8,16 +8,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moslora.adapters import LoraPair
-from moslora.card import public_name, write_card
-from moslora.checkpoint import load_adapted, open_adapter
+from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.convert.card import public_name, write_card
+from moslora.convert.pairs import fixed_task, lora_pairs
 from moslora.files import new_folder, write_json
-from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB
-from moslora.pairs import fixed_task, lora_pairs
 from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 
 OTHER_WEIGHTS = (
     " The hub's weights are not the ones it was trained on, their Q4_1 quantisation: the same logits come over the"
-    f" folder that `python -c \"from moslora.locate import locate; print(locate('{BUILTIN}'))\"` names."
+    f" folder that `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` names."
 )
 """Of an export whose base the hub has in another precision only."""
 

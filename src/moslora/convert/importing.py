@@ -12,18 +12,17 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moslora.adapters import inject
-from moslora.checkpoint import load_adapted, open_adapter, save_adapter
+from moslora.base.load import load_base, load_tokenizer
+from moslora.base.shapes import meta_model
 from moslora.choices import DType
-from moslora.data.fetch import sha256
+from moslora.convert.peft_adapter import Factors, PeftAdapter, read_adapter
+from moslora.convert.verify import LogProbabilities, log_probabilities
 from moslora.errors import MosloraError, UsageError, capped
-from moslora.files import new_folder, write_json, write_text, writing
-from moslora.llama import meta_model
-from moslora.manifest import RECIPE
-from moslora.model import load_base, load_tokenizer
-from moslora.peft_adapter import Factors, PeftAdapter, read_adapter
+from moslora.files import new_folder, sha256, write_json, write_text, writing
 from moslora.recipe import ModelSection, Recipe
-from moslora.runs import RESULT, RUN
-from moslora.verify import LogProbabilities, log_probabilities
+from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
+from moslora.runs.find import RESULT, RUN
+from moslora.runs.manifest import RECIPE
 
 TOLERANCE = 1e-5
 """Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
@@ -31,7 +30,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class ImportProof:
-    """An imported adapter against its source's equations, in float32 over :data:`moslora.verify.PROMPTS`.
+    """An imported adapter against its source's equations, in float32 over :data:`moslora.convert.verify.PROMPTS`.
 
     Attributes:
         layers: adapted layers.
@@ -64,7 +63,7 @@ def import_adapter(
     The proof takes the base in float32: 4 bytes of memory a parameter, one model at a time.
 
     Args:
-        source: a folder with ``adapter_config.json`` and the weights (`moslora.peft_adapter`).
+        source: a folder with ``adapter_config.json`` and the weights (`moslora.convert.peft_adapter`).
         out: the run folder; must not exist yet, or be empty.
         base: the base model, where it is not the one that the settings name.
         dtype: what the run's recipe loads the base in.

@@ -15,12 +15,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch
-from moslora.data.reach import hub_cache
+from moslora.base.norm import use_fast_norms
+from moslora.base.quantized import fix_cpu_layers, quantization_config
+from moslora.base.resolve import locate
+from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
-from moslora.locate import locate
-from moslora.norm import use_fast_norms
-from moslora.quantized import fix_cpu_layers, quantization_config
 from moslora.recipe import ModelSection
 from moslora.tasks import task_number
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.errors import UsageError, some
-from moslora.manifest import MANIFEST, RECIPE
+from moslora.runs.manifest import MANIFEST, RECIPE
 
 RUN = "run.json"
 

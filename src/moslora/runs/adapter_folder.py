@@ -19,15 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, inject
-from moslora.data.fetch import sha256
+from moslora.base.load import load_base
+from moslora.base.quantized import dequantize
+from moslora.base.resolve import fingerprint
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import replaced_folder, write_json
-from moslora.locate import fingerprint
-from moslora.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, read_manifest, with_own_hash
-from moslora.model import load_base
-from moslora.quantized import dequantize
+from moslora.files import replaced_folder, sha256, write_json
 from moslora.recipe import Recipe, load_recipe
-from moslora.runs import locate_adapter, run_facts
+from moslora.runs.find import locate_adapter, run_facts
+from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, read_manifest, with_own_hash
 from moslora.tasks import TASKS
 
 TRUST = "model.trust_remote_code"

@@ -9,13 +9,13 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from moslora.checkpoint import AdapterFolder
+from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
 from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
-from moslora.locate import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
-from moslora.manifest import RECIPE, WEIGHTS
 from moslora.recipe import Recipe, load_recipe
-from moslora.runs import run_folder
+from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.find import run_folder
+from moslora.runs.manifest import RECIPE, WEIGHTS
 
 
 def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: str) -> None:
@@ -80,7 +80,7 @@ def public_name(base: str) -> str:
 
 
 def _is_local(base: str) -> bool:
-    """Whether a base's name is a folder here (`moslora.locate.locate`), or was one."""
+    """Whether a base's name is a folder here (`moslora.base.resolve.locate`), or was one."""
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
 
 

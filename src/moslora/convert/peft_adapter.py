@@ -21,8 +21,8 @@ from pydantic_core import from_json
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.checkpoint import load_tensors
 from moslora.errors import MosloraError, UsageError, capped, first_line, some
+from moslora.runs.adapter_folder import load_tensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")

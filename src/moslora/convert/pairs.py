@@ -3,9 +3,9 @@
 from transformers import PreTrainedModel
 
 from moslora.adapters import MIXERS, LoraPair, NotMergeable, build_mixer, fold, named_adapters
-from moslora.checkpoint import AdapterFolder
+from moslora.base.load import name_task
 from moslora.errors import UsageError
-from moslora.model import name_task
+from moslora.runs.adapter_folder import AdapterFolder
 from moslora.tasks import resolve_tasks
 
 
