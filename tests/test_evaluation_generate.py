@@ -46,7 +46,9 @@ def test_answers_are_what_the_official_script_finds(task: str, text: str) -> Non
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
 def test_greedy_text_is_the_most_likely_token_32_times(format: str) -> None:
     model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
-    for prediction in Generate(model, encoder, FORMATS[format], beams=1).score(make_examples("siqa", 3)):
+    for prediction in Generate(model, encoder, FORMATS[format], beams=1, batch_tokens=1_000).score(
+        make_examples("siqa", 3)
+    ):
         example = make_examples("siqa", 3)[int(prediction.id.rpartition("/")[2])]
         ids = encoder.encode(FORMATS[format].generation_prompt(example), "", eos=False).ids
         start = len(ids)
@@ -61,7 +63,9 @@ def test_beams_search() -> None:
     model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
     examples = make_examples("piqa", 4)
     texts = {
-        beams: [p.text for p in Generate(model, encoder, FORMATS["label"], beams=beams).score(examples)]
+        beams: [
+            p.text for p in Generate(model, encoder, FORMATS["label"], beams=beams, batch_tokens=1_000).score(examples)
+        ]
         for beams in (1, 4)
     }
     assert texts[1] != texts[4]
@@ -69,7 +73,7 @@ def test_beams_search() -> None:
 
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     written = iter(["it is true", "false, then", "I cannot say", "true or false"])
-    monkeypatch.setattr(Generate, "_continue", lambda self, ids: next(written))
+    monkeypatch.setattr(Generate, "_continue", lambda self, prompts, task: [next(written) for _ in prompts])
     results = evaluate(
         make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, Request(protocol="generate", format="label")
     )
@@ -81,8 +85,10 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.Mo
 
 
 def test_a_label_of_no_option_is_an_answer_but_never_right() -> None:
-    scorer = Generate(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], beams=1)
-    object.__setattr__(scorer, "_continue", lambda ids: "answer5")
+    scorer = Generate(
+        make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], beams=1, batch_tokens=1_000
+    )
+    object.__setattr__(scorer, "_continue", lambda prompts, task: ["answer5"])
     prediction = scorer.score(make_examples("siqa", 1))[0]
     assert (prediction.answer, prediction.prediction) == ("answer5", None)
 

@@ -123,8 +123,8 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     model = make_model()
     examples = {"piqa": make_examples("piqa", 5)}
     evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path, metadata={"model": "a"})
-    with pytest.raises(UsageError, match=r"batch_size was 32, is 16; metadata.model was a, is b") as caught:
-        evaluate(model, tokenizer(), examples, Request(batch_size=16, **RANK), out=tmp_path, metadata={"model": "b"})
+    with pytest.raises(UsageError, match=r"batch_tokens was 2048, is 16; metadata.model was a, is b") as caught:
+        evaluate(model, tokenizer(), examples, Request(batch_tokens=16, **RANK), out=tmp_path, metadata={"model": "b"})
     assert "another --out or remove the folder" in str(caught.value)
     changed = {"piqa": make_examples("piqa", 6)}
     with pytest.raises(UsageError, match=r"data\.piqa was"):

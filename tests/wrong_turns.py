@@ -1025,9 +1025,9 @@ EVALUATION = {
     "limit that is none": Turn("eval {run} --limit some", 2, "--limit some"),
     "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
     "other settings": Turn(
-        "eval runs/one --limit 2 --batch-size 4",
+        "eval runs/one --limit 2 --batch-tokens 400",
         2,
-        "holds predictions made under other settings (batch_size was 32, is 4)",
+        "holds predictions made under other settings (batch_tokens was 2048, is 400)",
         lambda scene: [scene.copy(scene.run, "runs/one"), evaluate_target(open_target("runs/one"), limit=2)],
     ),
     "damaged settings": Turn(

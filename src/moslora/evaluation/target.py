@@ -15,6 +15,7 @@ from moslora.choices import DType
 from moslora.console import note
 from moslora.data.sources import MIXTURE, differences, load_examples, tested_on
 from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.batches import BATCH_TOKENS
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.request import Options, Request
@@ -165,7 +166,8 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
     with locked(out):
         model = target.load(device)
         with or_out_of_memory(
-            f"out of GPU memory with batches of {request.batch_size} sequences; use a smaller --batch-size"
+            f"out of GPU memory with batches of {request.batch_tokens or BATCH_TOKENS[device.type]:,} tokens; use a smaller"
+            " --batch-tokens"
         ):
             results = evaluate(
                 model,
