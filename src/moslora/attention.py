@@ -50,7 +50,7 @@ class Rows:
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """Of every branch the tokens that it attends to: those its row shares, then its own. One path for a plain row."""
+        """Of every branch the tokens that its row shares and then its own; of a plain row all its tokens."""
         paths = []
         for (begin, end), branches in zip(self.bounds, self.branches or [()] * len(self.lengths), strict=True):
             fork = end - sum(branches)

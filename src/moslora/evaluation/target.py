@@ -165,9 +165,9 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with locked(out):
         model = target.load(device)
+        batch_tokens = request.batch_tokens or BATCH_TOKENS[device.type]
         with or_out_of_memory(
-            f"out of GPU memory with batches of {request.batch_tokens or BATCH_TOKENS[device.type]:,} tokens; use a smaller"
-            " --batch-tokens"
+            f"out of GPU memory with batches of {batch_tokens:,} tokens; use a smaller --batch-tokens"
         ):
             results = evaluate(
                 model,
