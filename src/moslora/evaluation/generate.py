@@ -114,7 +114,7 @@ class Decided(StoppingCriteria):
         """Which rows of ``input_ids``, shape ``(B, T + new)``, have ended: bool of shape ``(B,)``."""
         for row, ids in enumerate(input_ids[:, self.start :].tolist()):
             if row not in self._ended:
-                text = self.texts[row] = self.tokenizer.decode(ids, skip_special_tokens=True)
+                text = self.texts[row] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
                 if ids[-1] == self.tokenizer.eos_token_id or find_answer(text, self.task) or RESPONSE_HEADER in text:
                     self._ended.add(row)
         return torch.tensor([row in self._ended for row in range(len(input_ids))], device=input_ids.device)
