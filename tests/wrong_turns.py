@@ -978,7 +978,7 @@ EVALUATION = {
     "out of GPU memory": Turn(
         "eval {run} --limit 2 --out e",
         1,
-        "out of GPU memory with batches of 32 sequences",
+        "--batch-tokens",
         raising("moslora.evaluation.run._score_task", torch.OutOfMemoryError),
         leaves=True,
     ),

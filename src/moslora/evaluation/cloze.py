@@ -117,19 +117,24 @@ class Cloze:
 
     def _sums(self, questions: Sequence[Tree]) -> list[tuple[float, ...]]:
         """The summed log-probability of every question's answers, from one forward pass."""
-        weight = output_weight(self.model)  # (V, H)
-        rows = Rows(
-            tuple(len(q.tokens) for q in questions), weight.device, branches=tuple(q.branches for q in questions)
-        )
-        places, targets = [], []  # of all P answer tokens: where each is predicted, and which it is
-        for (begin, _), question in zip(rows.bounds, questions, strict=True):
-            places += [begin + place for place in question.predicted_from]
-            targets += [token for text in question.texts for token in text.ids[text.answer_start :]]
-        hidden = final_hidden(self.model, [token for q in questions for token in q.tokens], rows)  # (T, H)
-        values = log_probabilities(hidden, weight, places, targets).double().cpu()  # (P,)
+        hidden, places, targets = read(self.model, questions)
+        values = log_probabilities(hidden, output_weight(self.model), places, targets).double().cpu()  # (P,)
         counts = [len(text.ids) - text.answer_start for q in questions for text in q.texts]
         sums = iter([float(part.sum()) for part in values.split(counts)])
         return [tuple(itertools.islice(sums, len(q.texts))) for q in questions]
+
+
+def read(model: PreTrainedModel, questions: Sequence[Tree]) -> tuple[Tensor, list[int], list[int]]:
+    """One forward pass over ``questions``.
+
+    Returns:
+        The hidden states h, shape ``(T, H)``; and of all answer tokens, question by question and option by option, the
+        places in h that they are predicted from, and the tokens.
+    """
+    rows = Rows(tuple(len(q.tokens) for q in questions), model.device, branches=tuple(q.branches for q in questions))
+    places = [begin + at for (begin, _), q in zip(rows.bounds, questions, strict=True) for at in q.predicted_from]
+    targets = [token for q in questions for text in q.texts for token in text.ids[text.answer_start :]]
+    return final_hidden(model, [token for q in questions for token in q.tokens], rows), places, targets
 
 
 def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]) -> Tensor:
@@ -145,13 +150,13 @@ def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], tar
         Shape ``(P,)``, float32, in nats.
     """
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
-    read = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
+    states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
     sums = []
-    for part in read.split(max(1, LOGITS_AT_ONCE // len(weight))):
+    for part in states.split(max(1, LOGITS_AT_ONCE // len(weight))):
         logits = part @ weight.T
         # On a CPU a float32 copy of a few rows stays in its cache.
         pieces = logits.split(16) if logits.device.type == "cpu" else [logits]
         sums += [piece.float().logsumexp(1) for piece in pieces]
     of = send([distinct[place] for place in places], hidden.device)
     chosen = weight.index_select(0, send(targets, hidden.device)).float()
-    return torch.linalg.vecdot(read.index_select(0, of).float(), chosen) - torch.cat(sums).index_select(0, of)
+    return torch.linalg.vecdot(states.index_select(0, of).float(), chosen) - torch.cat(sums).index_select(0, of)
