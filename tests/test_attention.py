@@ -57,16 +57,16 @@ def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(name: str) -
     assert torch.allclose(hidden(model, embedded, attention_mask=mask.long())[mask], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("branches", [(), ((2, 3), (), (4, 0, 5), (1,), (3, 4))])
 @pytest.mark.parametrize("window", [None, 4])
-def test_both_ways_of_computing_it_are_the_formula(window: int | None) -> None:
+def test_both_ways_of_computing_it_are_the_formula(window: int | None, branches: tuple[tuple[int, ...], ...]) -> None:
     torch.manual_seed(1)
     query, key, value = (torch.randn(1, heads, sum(LENGTHS), 8, dtype=torch.float64) for heads in (4, 2, 2))
-    rows = Rows(LENGTHS, torch.device("cpu"))
-    row_of = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
-    place = torch.arange(sum(LENGTHS))
-    sees = (row_of[:, None] == row_of) & (place <= place[:, None])
-    if window is not None:
-        sees &= place > place[:, None] - window
+    rows = Rows(LENGTHS, torch.device("cpu"), branches)
+    sees = torch.zeros(sum(LENGTHS), sum(LENGTHS), dtype=torch.bool)
+    for path in rows.paths:
+        for at, token in enumerate(path):
+            sees[token, path[max(0, at + 1 - window) if window else 0 : at + 1]] = True
     scores = 0.3 * query[0] @ key[0].repeat_interleave(2, 0).transpose(1, 2)
     expected = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value[0].repeat_interleave(2, 0)
 
@@ -86,6 +86,12 @@ def test_the_gradient_row_by_row_is_that_of_finite_differences(window: int | Non
         ],
         heads,
     )
+
+
+def test_branches_share_what_comes_before_them() -> None:
+    rows = Rows((6, 3), torch.device("cpu"), ((3, 1), ()))
+    assert rows.paths == [[0, 1, 2, 3, 4], [0, 1, 5], [6, 7, 8]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 2]]
 
 
 def test_places_are_known_without_a_device() -> None:

@@ -32,13 +32,13 @@ def test_scores_are_summed_log_probabilities() -> None:
         assert prediction.characters == tuple(option.characters for option in options)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_float32_predictions_do_not_depend_on_batch_size_or_order(batch_size: int) -> None:
+@pytest.mark.parametrize("batch_tokens", [1, 500, 5_000])
+def test_float32_predictions_do_not_depend_on_batch_tokens_or_order(batch_tokens: int) -> None:
     examples = all_tasks(20)
-    shuffled = {task: random.Random(batch_size).sample(rows, 20) for task, rows in reversed(examples.items())}
+    shuffled = {task: random.Random(batch_tokens).sample(rows, 20) for task, rows in reversed(examples.items())}
     settings = {"protocol": "cloze", "format": "cloze-passage"}
-    expected = evaluate(make_model(), tokenizer(), examples, Request(batch_size=32, **settings))
-    given = evaluate(make_model(), tokenizer(), shuffled, Request(batch_size=batch_size, **settings))
+    expected = evaluate(make_model(), tokenizer(), examples, Request(**settings))
+    given = evaluate(make_model(), tokenizer(), shuffled, Request(batch_tokens=batch_tokens, **settings))
     by_id = {prediction.id: prediction for prediction in given.predictions}
     assert len(by_id) == 8 * 20
     for prediction in expected.predictions:
@@ -52,11 +52,15 @@ def test_float32_predictions_do_not_depend_on_batch_size_or_order(batch_size: in
 def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(23, 8, generator=generator), torch.randn(50, 8, generator=generator)
-    targets = torch.randint(50, (23,), generator=generator)
-    expected = torch.log_softmax(hidden.double() @ weight.double().T, dim=1)[range(23), targets]
+    targets = torch.randint(50, (40,), generator=generator).tolist()
+    places = torch.randint(23, (40,), generator=generator).tolist()
+    expected = torch.log_softmax(hidden.double() @ weight.double().T, dim=1)[places, targets]
     monkeypatch.setattr(cloze, "LOGITS_AT_ONCE", 50 * 4)  # four positions at a time, the last piece smaller
-    given = cloze.token_log_probabilities(hidden, weight, targets)
+    given, likeliest = cloze.log_probabilities(hidden, weight, places, targets)
     torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-5)
+    assert likeliest.tolist() == [
+        (hidden[p] @ weight.T).argmax().item() == t for p, t in zip(places, targets, strict=True)
+    ]
 
 
 def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:

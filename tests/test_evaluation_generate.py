@@ -9,7 +9,7 @@ from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.generate import Generate, find_answer
+from moslora.evaluation.generate import Decided, Generate, find_answer
 from moslora.prompts import FORMATS, labels
 
 EXPRESSIONS = {  # commonsense_evaluate.py, extract_answer
@@ -46,7 +46,9 @@ def test_answers_are_what_the_official_script_finds(task: str, text: str) -> Non
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
 def test_greedy_text_is_the_most_likely_token_32_times(format: str) -> None:
     model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
-    for prediction in Generate(model, encoder, FORMATS[format], beams=1).score(make_examples("siqa", 3)):
+    for prediction in Generate(model, encoder, FORMATS[format], beams=1, batch_tokens=1_000).score(
+        make_examples("siqa", 3)
+    ):
         example = make_examples("siqa", 3)[int(prediction.id.rpartition("/")[2])]
         ids = encoder.encode(FORMATS[format].generation_prompt(example), "", eos=False).ids
         start = len(ids)
@@ -56,12 +58,32 @@ def test_greedy_text_is_the_most_likely_token_32_times(format: str) -> None:
         assert prediction.text == tokenizer().decode(ids[start:], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(
+    "text", ["the correct answer is answer2 and not answer1", "answer9 answer3", "no", "a\n### Response: answer1"]
+)
+def test_writing_ends_where_more_text_changes_no_answer(text: str) -> None:
+    """Token by token: the answer at the end of a row is that of the whole text, and no token comes after it."""
+    reader = tokenizer()
+    ids = reader(text + "." * 8, add_special_tokens=False)["input_ids"]
+    decided = Decided(reader, "obqa", start=3)
+    ends = [bool(decided(torch.tensor([[9, 9, 9, *ids[:n]]]), None)[0]) for n in range(1, len(ids) + 1)]
+    whole = reader.decode(ids)
+    assert find_answer(decided.texts[0], "obqa") == find_answer(whole, "obqa")
+    certain = [
+        bool(find_answer(t, "obqa")) or "### Response:" in t
+        for t in (reader.decode(ids[:n]) for n in range(1, len(ids) + 1))
+    ]
+    assert ends == certain
+
+
 def test_beams_search() -> None:
     """Four beams find other texts than greedy somewhere; a lost setting would leave them all equal."""
     model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
     examples = make_examples("piqa", 4)
     texts = {
-        beams: [p.text for p in Generate(model, encoder, FORMATS["label"], beams=beams).score(examples)]
+        beams: [
+            p.text for p in Generate(model, encoder, FORMATS["label"], beams=beams, batch_tokens=1_000).score(examples)
+        ]
         for beams in (1, 4)
     }
     assert texts[1] != texts[4]
@@ -69,20 +91,22 @@ def test_beams_search() -> None:
 
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     written = iter(["it is true", "false, then", "I cannot say", "true or false"])
-    monkeypatch.setattr(Generate, "_continue", lambda self, ids: next(written))
+    monkeypatch.setattr(Generate, "_continue", lambda self, prompts, task: [next(written) for _ in prompts])
     results = evaluate(
         make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, Request(protocol="generate", format="label")
     )
     assert results.tasks["boolq"].parse_rate == 0.75
-    assert [p.prediction for p in results.predictions] == [0, 1, None, 0]
+    assert sorted(str(p.prediction) for p in results.predictions) == ["0", "0", "1", "None"]
     assert results.tasks["boolq"].accuracy == sum(p.prediction == p.gold for p in results.predictions) / 4
     assert results.drift is None
     assert results.table()[0] == ["task", "n", "majority class", "accuracy", "parsed"]
 
 
 def test_a_label_of_no_option_is_an_answer_but_never_right() -> None:
-    scorer = Generate(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], beams=1)
-    object.__setattr__(scorer, "_continue", lambda ids: "answer5")
+    scorer = Generate(
+        make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], beams=1, batch_tokens=1_000
+    )
+    object.__setattr__(scorer, "_continue", lambda prompts, task: ["answer5"])
     prediction = scorer.score(make_examples("siqa", 1))[0]
     assert (prediction.answer, prediction.prediction) == ("answer5", None)
 

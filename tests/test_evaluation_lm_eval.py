@@ -17,6 +17,7 @@ from evaluation_kit import make_model, tokenizer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN
 from moslora.data.hub import example_from_hub
+from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE
@@ -46,13 +47,10 @@ def sample_rows(task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def by_lm_eval(
-    task: str, rows: list[dict[str, Any]], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
+def by_lm_eval(task: str, rows: list[dict[str, Any]], harness: Any) -> list[dict[str, Any]]:
     """lm-eval's record of every row: the log-likelihood per choice, acc and acc_norm."""
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / TASK_FILES[task])
@@ -64,7 +62,6 @@ def by_lm_eval(
             {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
         ],
     }
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, max_length=LONGEST)
     results = lm_eval.simple_evaluate(
         harness, tasks=[ConfigurableTask(config=config)], num_fewshot=0, bootstrap_iters=0, log_samples=True
     )
@@ -72,10 +69,16 @@ def by_lm_eval(
     return sorted(samples, key=lambda sample: sample["doc_id"])
 
 
+def hf_harness(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, max_length=longest)
+
+
 def assert_equal(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = sample_rows(task)
     examples = [example_from_hub(task, f"{task}/test/{number}", row) for number, row in enumerate(rows)]
-    samples = by_lm_eval(task, rows, model, tokenizer)
+    samples = by_lm_eval(task, rows, hf_harness(model, tokenizer))
     results = evaluate(
         model, tokenizer, {task: examples}, Request(protocol="cloze", format="cloze-passage", max_length=LONGEST)
     )
@@ -101,6 +104,28 @@ def assert_equal(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 @pytest.mark.parametrize("task", COMMONSENSE)
 def test_acc_and_acc_norm_are_those_of_lm_eval(task: str) -> None:
     assert_equal(task, make_model(), tokenizer())
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "boolq", "winogrande"])
+def test_a_run_is_a_model_of_lm_eval(task: str, world: Path) -> None:
+    from lm_eval.api.registry import get_model
+
+    from moslora.evaluation import harness
+
+    assert get_model("moslora") is harness.HarnessModel
+    arguments = f"run={world / 'model'},dtype=float32"
+    ours = harness.HarnessModel.create_from_arg_string(arguments, {"batch_size": 1, "device": None})
+    rows = sample_rows(task)
+    theirs = by_lm_eval(task, rows, hf_harness(make_model(), tokenizer(), longest=512))
+    for sample, expected in zip(by_lm_eval(task, rows, ours), theirs, strict=True):
+        assert (sample["acc"], sample["acc_norm"]) == (expected["acc"], expected["acc_norm"])
+        for (value, greedy), (their_value, their_greedy) in zip(
+            sample["filtered_resps"], expected["filtered_resps"], strict=True
+        ):
+            assert float(value) == pytest.approx(float(their_value), rel=1e-5, abs=1e-4)
+            assert greedy == their_greedy
+    with pytest.raises(UsageError, match="does not write"):
+        ours.generate_until([])
 
 
 @pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")

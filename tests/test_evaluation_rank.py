@@ -31,13 +31,13 @@ def test_scores_are_the_labels_full_log_probabilities_among_the_options(format: 
         assert prediction.prediction == int(among.argmax())
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_float32_predictions_do_not_depend_on_batch_size_or_order(batch_size: int) -> None:
+@pytest.mark.parametrize("batch_tokens", [1, 500, 5_000])
+def test_float32_predictions_do_not_depend_on_batch_tokens_or_order(batch_tokens: int) -> None:
     examples = all_tasks(40)
-    shuffled = {task: random.Random(batch_size).sample(rows, 40) for task, rows in reversed(examples.items())}
+    shuffled = {task: random.Random(batch_tokens).sample(rows, 40) for task, rows in reversed(examples.items())}
     settings = {"protocol": "rank", "format": "label"}
-    expected = evaluate(make_model(), tokenizer(), examples, Request(batch_size=32, **settings))
-    given = evaluate(make_model(), tokenizer(), shuffled, Request(batch_size=batch_size, **settings))
+    expected = evaluate(make_model(), tokenizer(), examples, Request(**settings))
+    given = evaluate(make_model(), tokenizer(), shuffled, Request(batch_tokens=batch_tokens, **settings))
     by_id = {prediction.id: prediction for prediction in given.predictions}
     assert len(by_id) == 8 * 40
     for prediction in expected.predictions:
@@ -54,7 +54,7 @@ def test_options_of_several_tokens_are_refused_with_the_mend() -> None:
 
 
 def test_what_the_labels_share_is_read_by_the_model() -> None:
-    scorer = Rank(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], batch_size=4)
+    scorer = Rank(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], batch_tokens=400)
     question = scorer.encode(make_examples("arc_challenge", 1)[0])
     assert tokenizer().decode(question.input_ids).endswith("### Response:\nthe correct answer is answer")
     assert tokenizer().convert_ids_to_tokens(question.option_tokens) == ["1", "2", "3", "4", "5"]

@@ -16,7 +16,7 @@ SETTINGS = Settings(
     format="cloze",
     primary="accuracy_per_character",
     dtype="float32",
-    batch_size=32,
+    batch_tokens=32,
     block_size=128,
     beams=None,
     max_length=512,
@@ -145,7 +145,7 @@ def test_table() -> None:
 def test_results_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no results here"):
         load_results(tmp_path)
-    settings = {name: None for name in ("protocol", "format", "primary", "dtype", "batch_size", "block_size")}
+    settings = {name: None for name in ("protocol", "format", "primary", "dtype", "batch_tokens", "block_size")}
     settings |= {"beams": None, "max_length": None, "data": {}, "metadata": {}}
     for text in ('{"tasks": {}}', json.dumps({"settings": settings, "tasks": []}), "[" * 100_000):
         (tmp_path / "results.json").write_text(text)

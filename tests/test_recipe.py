@@ -301,12 +301,12 @@ def test_all_faults_of_all_files_come_at_once(write):
         "base.yaml: training.learnin_rate = 0.1: unknown key; did you mean learning_rate?",
         "override 'nonsense': ",
         "override: adapter.mixer.blocks = 2: unknown key; must be one of kind, init, train",
-        "override: evaluation.batch_size = 0: ",
+        "override: evaluation.batch_tokens = 0: ",
         "top.yaml: data.foo = [1]: unknown key; must be one of source, tasks, format, ",
         "top.yaml: learning_rate = 0.0003: unknown key; did you mean training.learning_rate?",
         "top.yaml: model.name = 3: ",
     ]
-    lines = sorted(faults(path, "adapter.mixer.blocks=2", "evaluation.batch_size=0", "nonsense"))
+    lines = sorted(faults(path, "adapter.mixer.blocks=2", "evaluation.batch_tokens=0", "nonsense"))
     assert len(lines) == len(places)
     assert all(line.startswith(place) for line, place in zip(lines, places, strict=True)), lines
 

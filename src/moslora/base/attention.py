@@ -9,7 +9,7 @@ does, and gets them as :class:`Rows`. Registered with transformers under the nam
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -26,10 +26,20 @@ ROWS = "moslora-rows"
 
 @dataclass(frozen=True)
 class Rows:
-    """The lengths of rows that lie end to end, T tokens together; known on the host, so that no device is asked."""
+    """Rows that lie end to end, T tokens together; known on the host, so that no device is asked.
+
+    A row may branch: its branches lie one after the other behind what they share, and each of them attends to that and
+    to itself alone.
+
+    Attributes:
+        lengths: tokens of each row, branches included.
+        device: where the tokens are.
+        branches: of each row the tokens of its branches; empty where no row has any.
+    """
 
     lengths: tuple[int, ...]
     device: torch.device
+    branches: tuple[tuple[int, ...], ...] = ()
     _seen: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -39,17 +49,52 @@ class Rows:
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
     @cached_property
-    def positions(self) -> Tensor:
-        """Each token's place in its row, int64 of shape ``(1, T)``."""
-        return send([[place for length in self.lengths for place in range(length)]], self.device)
+    def paths(self) -> list[list[int]]:
+        """Of every branch the tokens that its row shares and then its own; of a plain row all its tokens."""
+        paths = []
+        for (begin, end), branches in zip(self.bounds, self.branches or [()] * len(self.lengths), strict=True):
+            fork = end - sum(branches)
+            shared = list(range(begin, fork))
+            ends = list(accumulate(branches, initial=fork))
+            paths += [[*shared, *range(*bounds)] for bounds in pairwise(ends)] or [shared]
+        return paths
 
-    def seen(self, length: int, window: int | None) -> Tensor:
-        """Which tokens (columns) each token (row) of a row sees, bool of shape ``(length, length)``."""
-        if window not in self._seen:  # of the longest row, whose beginning is that of any other
-            longest = max(self.lengths)
-            seen = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril_()
-            self._seen[window] = seen if window is None else seen.triu_(1 - window)
-        return self._seen[window][:length, :length]
+    @cached_property
+    def places(self) -> list[int]:
+        """Each token's place in its path."""
+        places = [0] * sum(self.lengths)
+        for path in self.paths:
+            for place, token in enumerate(path):
+                places[token] = place
+        return places
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """`places`, int64 of shape ``(1, T)``."""
+        return send([self.places], self.device)
+
+    def seen(self, window: int | None) -> Tensor:
+        """Which tokens (columns) each token (row) of each row sees, bool of shape ``(rows, longest, longest)``."""
+        if window not in self._seen:
+            self._seen[window] = self._seen_in_trees(window) if self.branches else self._seen_in_rows(window)
+        return self._seen[window]
+
+    def _seen_in_rows(self, window: int | None) -> Tensor:
+        longest = max(self.lengths)
+        seen = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril_()
+        return (seen if window is None else seen.triu_(1 - window)).expand(len(self.lengths), -1, -1)
+
+    def _seen_in_trees(self, window: int | None) -> Tensor:
+        places, branch_of = [], []  # in a padded batch; branch 0 is what the others share, padding a branch of its own
+        for (begin, end), branches in zip(self.bounds, self.branches, strict=True):
+            padding = max(self.lengths) - (end - begin)
+            places.append([*self.places[begin:end], *[0] * padding])
+            own = [number for number, length in enumerate(branches, start=1) for _ in range(length)]
+            branch_of.append([*[0] * (end - begin - len(own)), *own, *[-1] * padding])
+        place, branch = send(places, self.device), send(branch_of, self.device)
+        distance = place.unsqueeze(2) - place.unsqueeze(1)
+        seen = (distance >= 0) & ((branch.unsqueeze(1) == 0) | (branch.unsqueeze(2) == branch.unsqueeze(1)))
+        return seen if window is None else seen & (distance < window)
 
     @cached_property
     def padded(self) -> tuple[Tensor, Tensor]:
@@ -63,15 +108,27 @@ class Rows:
         return send(there, self.device), send(back, self.device)
 
 
+def takes_rows(model: PreTrainedModel) -> bool:
+    """Whether the model's code lets its attention be exchanged, and mixes tokens in nothing but attention."""
+    layers = getattr(model.config, "layer_types", None) or ()
+    return (
+        model._supports_attention_backend
+        and model._supports_sdpa
+        and not model._is_stateful
+        and set(layers) <= {"full_attention", "sliding_attention"}
+    )
+
+
 def use_rows(model: PreTrainedModel) -> None:
     """Has every attention of ``model`` take the keywords of :func:`as_rows`, beside ordinary batches.
 
     Raises:
         UsageError: the model's code does not let its attention be exchanged.
     """
-    if not model._supports_attention_backend:
+    if not takes_rows(model):
         raise UsageError(f"model: {type(model).__name__} has an attention of its own, which cannot be trained here")
-    model.set_attn_implementation(ROWS)
+    if model.config._attn_implementation != ROWS:
+        model.set_attn_implementation(ROWS)
 
 
 def as_rows(rows: Rows) -> dict[str, Any]:
@@ -133,10 +190,11 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
     q, k, v = (
         x.index_select(1, there).unflatten(1, (count, longest)).transpose(0, 1) for x in (query, key, value)
     )  # (rows, heads, longest, size)
-    seen = rows.seen(longest, window) if window is not None and window < longest else None
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling, enable_gqa=len(query) != len(key)
-    )
+    if not rows.branches and (window is None or window >= longest):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=len(query) != len(key))
+    else:  # the fused kernels that take a mask do not share keys among heads
+        k, v = (x.repeat_interleave(len(query) // len(key), 1) for x in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=rows.seen(window).unsqueeze(1), scale=scaling)
     return out.transpose(0, 1).flatten(1, 2).index_select(1, back)
 
 
@@ -160,10 +218,10 @@ class _RowByRow(torch.autograd.Function):
     ) -> Tensor:
         query = query * scaling
         out, weights = torch.empty_like(query), []
-        for begin, end in rows.bounds:
+        for (begin, end), seen in zip(rows.bounds, rows.seen(window), strict=True):
             length = end - begin
             scores = _by_key(query[:, begin:end], len(key)) @ key[:, begin:end].transpose(1, 2)
-            scores = scores.view(-1, length, length).masked_fill_(~rows.seen(length, window), -torch.inf)
+            scores = scores.view(-1, length, length).masked_fill_(~seen[:length, :length], -torch.inf)
             weight = scores.softmax(-1).view(len(key), -1, length)  # (key heads, heads / key heads · length, length)
             out[:, begin:end] = (weight @ value[:, begin:end]).view(-1, length, value.shape[-1])
             weights.append(weight)

@@ -15,6 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch
+from moslora.base.attention import Rows, as_rows, send, takes_rows, use_rows
 from moslora.base.norm import use_fast_norms
 from moslora.base.quantized import fix_cpu_layers, quantization_config
 from moslora.base.resolve import locate
@@ -172,20 +173,33 @@ def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
     return disk_fault(error, place) or MosloraError(message)
 
 
-def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> Tensor:
     """The decoder's last hidden states, after the final norm and before the output layer.
 
     Args:
         model: a causal language model.
-        input_ids: shape ``(batch, length)``, padded on the right.
-        attention_mask: shape ``(batch, length)``, 1 where there is a token; ``None`` if nothing is padded.
+        tokens: the T tokens of ``rows``.
+        rows: which of them belong together.
 
     Returns:
-        Shape ``(batch, length, hidden)``, in the model's dtype.
+        Shape ``(T, hidden)``, in the model's dtype.
     """
     decoder = model.get_decoder()
-    hidden: Tensor = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return hidden
+    if takes_rows(model):
+        use_rows(model)
+        packed: Tensor = decoder(
+            input_ids=send([tokens], rows.device), use_cache=False, **as_rows(rows)
+        ).last_hidden_state
+        return packed[0]
+    # An attention of its own: every path as a sequence, padded on the right.
+    longest = max(map(len, rows.paths))
+    input_ids = [[tokens[i] for i in path] + [0] * (longest - len(path)) for path in rows.paths]
+    mask = [[1] * len(path) + [0] * (longest - len(path)) for path in rows.paths]
+    hidden: Tensor = decoder(
+        input_ids=send(input_ids, rows.device), attention_mask=send(mask, rows.device), use_cache=False
+    ).last_hidden_state
+    found = {i: number * longest + at for number, path in enumerate(rows.paths) for at, i in enumerate(path)}
+    return hidden.flatten(0, 1).index_select(0, send([found[i] for i in range(len(tokens))], rows.device))
 
 
 def context_length(model: PreTrainedModel) -> int | None:

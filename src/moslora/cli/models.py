@@ -73,7 +73,7 @@ def evaluate(
         str | None, typer.Option(help="Where the questions come from, as in a recipe.", autocompletion=SOURCES)
     ] = None,
     dtype: Annotated[choices.DType | None, typer.Option(help="Precision, other than the recipe's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Most sequences in one forward pass.", min=1)] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: Out = None,
     trust: Trust = False,
@@ -96,7 +96,7 @@ def evaluate(
             format=format,
             limit=most,
             source=source,
-            batch_size=batch_size,
+            batch_tokens=batch_tokens,
             beams=beams,
         )
     except KeyboardInterrupt as stop:

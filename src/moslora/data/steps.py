@@ -11,9 +11,6 @@ from moslora.base.attention import Rows, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.tasks import task_number
 
-PAD_MULTIPLE = 8
-"""Batches are padded to a multiple of this many tokens, the granule of matrix units."""
-
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
 """Tokens of a micro-batch at most, by device, where the recipe does not say: a CPU has little to gain beyond, and a GPU
 is kept busy by them."""
@@ -92,30 +89,6 @@ def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
         batches[-1].append(row)
         room -= lengths[row]
     return batches
-
-
-def pad(
-    sequences: Sequence[Sequence[int]], *, pad_id: int, multiple: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Pads on the right, where causal attention cannot see it, and masks what it padded.
-
-    Args:
-        sequences: token ids, of any lengths.
-        pad_id: fills the rest.
-        multiple: the length of the result is a multiple of this.
-        device: where the result lies.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` (1 for a token, 0 for padding), both int64, shape
-        ``(len(sequences), length)``.
-    """
-    length = -(-max(map(len, sequences)) // multiple) * multiple
-    input_ids = torch.full((len(sequences), length), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        attention_mask[row, : len(sequence)] = 1
-    return input_ids.to(device), attention_mask.to(device)
 
 
 @dataclass(frozen=True)

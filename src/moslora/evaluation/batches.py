@@ -4,17 +4,24 @@ In low precision the shapes of a forward pass move its result: kernels choose th
 shape, and in bfloat16 the same question scored alone or in a batch differs by up to 0.4 in a logit. If the
 flags decided the shapes, a ``--limit`` or a resumed run would change predictions. So the shapes are a
 function of the ids: a task's questions, ordered by the hash of their id, are cut into blocks of a fixed size,
-and a block is computed as a whole. What remains is the batch size, which is recorded with the results.
+and a block is computed as a whole. What remains is the size of a batch, which is recorded with the results.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from moslora.tasks import Example
 
 BLOCK_SIZE = 128
 """Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
+
+
+def batch_budget(device: torch.device) -> int:
+    """Most tokens of a batch where no one says: what a CPU has nothing to gain beyond, and what keeps a GPU busy."""
+    return 2_048 if device.type == "cpu" else 16_384
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ def canonical_order(examples: Sequence[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())
 
 
-def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool) -> Iterator[Block]:
+def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:
     """Cuts a task into blocks.
 
     Args:
@@ -38,27 +45,40 @@ def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool) -> It
         limit: how many are wanted, the first in canonical order; ``None`` for all.
         exact: the arithmetic is float32 or wider, so that shapes do not matter: the last block is computed
             only as far as it is wanted. Otherwise it is computed whole.
+        size: questions of a block.
     """
     ordered = canonical_order(examples)
     wanted = len(ordered) if limit is None else min(limit, len(ordered))
-    for start in range(0, wanted, BLOCK_SIZE):
-        block = tuple(ordered[start : start + BLOCK_SIZE])
+    for start in range(0, wanted, size):
+        block = tuple(ordered[start : start + size])
         kept = block[: wanted - start]
         yield Block(computed=kept if exact else block, wanted=kept)
 
 
-def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Cuts the sequences of a block into batches of similar length, the longest first.
 
     Longest first: whatever does not fit into memory says so at once.
 
     Args:
         lengths: tokens of every sequence, in the block's order.
-        batch_size: sequences per batch; the last may be smaller.
+        tokens: most tokens of a batch, were it padded; a sequence longer than that is a batch by itself.
 
     Yields:
         Positions in ``lengths``. Every position comes once.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths keep the block's order
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    while order:
+        count = max(1, tokens // lengths[order[0]])
+        yield order[:count]
+        del order[:count]
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens in which all rows agree."""
+    length = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length

@@ -6,6 +6,7 @@ The best score is lm-eval's ``acc``, the best score per character its ``acc_norm
 options (WinoGrande, partial scoring: the option ends the prompt, the rest of the sentence is the answer).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,17 +16,53 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.base.load import final_hidden, output_weight, pad_id
+from moslora.base.attention import Rows, send
+from moslora.base.load import final_hidden, output_weight
 from moslora.data.encode import EncodedText, Encoder
-from moslora.data.steps import PAD_MULTIPLE, pad
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import batches
+from moslora.evaluation.batches import BLOCK_SIZE, batches, common_prefix
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.prompts import Format
 from moslora.tasks import Example
 
-LOGITS_AT_ONCE = 2**25
-"""Logits held at a time, 128 MB in float32: a batch over a vocabulary of 128k would be many times that."""
+LOGITS_AT_ONCE = 2**24
+"""Logits held at a time, 64 MB in float32: a batch over a vocabulary of 128k would be many times that."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A question's options as tokens: what all of them begin with once, and the rest of each as a branch behind it.
+
+    No option's last token is read: it is only predicted.
+    """
+
+    texts: tuple[EncodedText, ...]
+
+    @cached_property
+    def fork(self) -> int:
+        """Tokens that all options share."""
+        return common_prefix([text.ids[:-1] for text in self.texts])
+
+    @cached_property
+    def branches(self) -> tuple[int, ...]:
+        """Tokens of each branch."""
+        return tuple(len(text.ids) - 1 - self.fork for text in self.texts)
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """What the model reads."""
+        shared = self.texts[0].ids[: self.fork]
+        return [*shared, *(token for text in self.texts for token in text.ids[self.fork : -1])]
+
+    @cached_property
+    def predicted_from(self) -> list[int]:
+        """The place before every answer token, among `tokens`."""
+        skipped = itertools.accumulate(self.branches, initial=0)  # what lies between the fork and an option's branch
+        return [
+            place if place < self.fork else place + skip
+            for text, skip in zip(self.texts, skipped, strict=False)
+            for place in range(text.answer_start - 1, len(text.ids) - 1)
+        ]
 
 
 @dataclass(frozen=True)
@@ -35,14 +72,10 @@ class Cloze:
     model: PreTrainedModel
     encoder: Encoder
     format: Format
-    batch_size: int
+    batch_tokens: int
 
+    block_size: ClassVar[int] = BLOCK_SIZE
     primary: ClassVar[str] = "accuracy_per_character"
-
-    @cached_property
-    def weight(self) -> Tensor:
-        """The output layer in float32, shape ``(V, H)``: cast once, because every token needs all of it."""
-        return output_weight(self.model).float()
 
     def encode(self, example: Example) -> list[EncodedText]:
         """One text per option.
@@ -63,67 +96,73 @@ class Cloze:
         return texts
 
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``; ``alone``: every sequence by itself, without padding."""
-        encoded = [self.encode(example) for example in examples]
-        sequences = [text for texts in encoded for text in texts]  # the options of all questions
-        sums = [0.0] * len(sequences)
-        for batch in batches([len(text.ids) for text in sequences], 1 if alone else self.batch_size):
-            for i, value in zip(batch, self._sums([sequences[i] for i in batch], alone=alone), strict=True):
-                sums[i] = value
-        predictions = []
-        for example, texts in zip(examples, encoded, strict=True):
-            scores, sums = tuple(sums[: len(texts)]), sums[len(texts) :]
-            predictions.append(
-                Prediction(
-                    id=example.id,
-                    task=example.task,
-                    gold=example.gold,
-                    prediction=argmax(scores),
-                    scores=scores,
-                    characters=tuple(option.characters for option in self.format.options(example)),
-                    truncated=any(text.truncated for text in texts),
-                )
+        """Predictions in the order of ``examples``; ``alone``: every question by itself."""
+        questions = [Tree(tuple(self.encode(example))) for example in examples]
+        scores: dict[int, tuple[float, ...]] = {}
+        for batch in batches([len(q.tokens) for q in questions], 1 if alone else self.batch_tokens):
+            for i, sums in zip(batch, self._sums([questions[i] for i in batch]), strict=True):
+                scores[i] = sums
+        return [
+            Prediction(
+                id=example.id,
+                task=example.task,
+                gold=example.gold,
+                prediction=argmax(scores[i]),
+                scores=scores[i],
+                characters=tuple(option.characters for option in self.format.options(example)),
+                truncated=any(text.truncated for text in questions[i].texts),
             )
-        return predictions
+            for i, example in enumerate(examples)
+        ]
 
-    def _sums(self, texts: Sequence[EncodedText], *, alone: bool) -> list[float]:
-        """The summed log-probability of every text's answer, one forward pass."""
-        # The last token is only predicted, never read.
-        input_ids, attention_mask = pad(
-            [text.ids[:-1] for text in texts],
-            pad_id=pad_id(self.encoder.tokenizer),
-            multiple=1 if alone else PAD_MULTIPLE,
-            device=self.weight.device,
-        )  # (B, T)
-        hidden = final_hidden(self.model, input_ids, attention_mask)  # (B, T, H)
-        # P answer tokens in the batch; each is predicted at the position before its own.
-        counts = [len(text.ids) - text.answer_start for text in texts]
-        rows = [row for row, count in enumerate(counts) for _ in range(count)]
-        columns = [at for text in texts for at in range(text.answer_start - 1, len(text.ids) - 1)]
-        targets = [token for text in texts for token in text.ids[text.answer_start :]]
-        values = token_log_probabilities(
-            hidden[rows, columns].float(),  # (P, H)
-            self.weight,
-            torch.tensor(targets, device=hidden.device),
-        )
-        return [float(part.sum()) for part in values.double().cpu().split(counts)]
+    def _sums(self, questions: Sequence[Tree]) -> list[tuple[float, ...]]:
+        """The summed log-probability of every question's answers, from one forward pass."""
+        hidden, places, targets = read(self.model, questions)
+        values, _ = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,)
+        counts = [len(text.ids) - text.answer_start for q in questions for text in q.texts]
+        sums = iter([float(part.sum()) for part in values.double().cpu().split(counts)])
+        return [tuple(itertools.islice(sums, len(q.texts))) for q in questions]
 
 
-def token_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(hidden · weightᵀ) at the targets, without holding all logits at once.
-
-    Args:
-        hidden: shape ``(P, H)``, float32.
-        weight: shape ``(V, H)``, float32.
-        targets: shape ``(P,)``, token ids.
+def read(model: PreTrainedModel, questions: Sequence[Tree]) -> tuple[Tensor, list[int], list[int]]:
+    """One forward pass over ``questions``.
 
     Returns:
-        Shape ``(P,)``, float32, in nats.
+        The hidden states h, shape ``(T, H)``; and of all answer tokens, question by question and option by option, the
+        places in h that they are predicted from, and the tokens.
     """
-    step = max(1, LOGITS_AT_ONCE // weight.shape[0])
-    parts = []
-    for start in range(0, len(targets), step):
-        logits = hidden[start : start + step] @ weight.T  # (≤ step, V)
-        chosen = logits.gather(1, targets[start : start + step, None]).squeeze(1)
-        parts.append(chosen - logits.logsumexp(dim=1))
-    return torch.cat(parts)
+    rows = Rows(tuple(len(q.tokens) for q in questions), model.device, branches=tuple(q.branches for q in questions))
+    places = [begin + at for (begin, _), q in zip(rows.bounds, questions, strict=True) for at in q.predicted_from]
+    targets = [token for q in questions for text in q.texts for token in text.ids[text.answer_start :]]
+    return final_hidden(model, [token for q in questions for token in q.tokens], rows), places, targets
+
+
+def log_probabilities(
+    hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """log softmax(z) at the targets, z = h · Wᵀ in W's dtype.
+
+    The target's own logit is taken in float32, and log Σ exp z as z − log softmax(z) of the likeliest token, where the
+    rounding of a log-probability is least: a float32 copy of all logits would cost a CPU more than the product. In
+    bfloat16 the log-probability of a single token may come out a little above 0.
+
+    Args:
+        hidden: h, shape ``(T, H)``.
+        weight: W, shape ``(V, H)``.
+        places: of h, P numbers; those that repeat are computed once.
+        targets: P token ids.
+
+    Returns:
+        The log-probabilities in nats, float32 of shape ``(P,)``, and whether the target is the likeliest token, bool.
+    """
+    distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
+    states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
+    sums, likeliest = [], []
+    for part in states.split(max(1, LOGITS_AT_ONCE // len(weight))):
+        logits = part @ weight.T
+        best, at = logits.log_softmax(1).max(1, keepdim=True)
+        sums.append((logits.gather(1, at).float() - best.float())[:, 0])
+        likeliest.append(at[:, 0])
+    of, wanted = send([distinct[place] for place in places], hidden.device), send(targets, hidden.device)
+    chosen = torch.linalg.vecdot(states.index_select(0, of).float(), weight.index_select(0, wanted).float())
+    return chosen - torch.cat(sums).index_select(0, of), torch.cat(likeliest).index_select(0, of) == wanted

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from moslora.base.load import final_hidden, output_weight, pad_id
+from moslora.base.attention import Rows, send
+from moslora.base.load import final_hidden, output_weight
 from moslora.data.encode import Encoder
-from moslora.data.steps import PAD_MULTIPLE, pad
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import batches
+from moslora.evaluation.batches import BLOCK_SIZE, batches, common_prefix
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.prompts import Format
 from moslora.tasks import Example
@@ -40,8 +40,9 @@ class Rank:
     model: PreTrainedModel
     encoder: Encoder
     format: Format
-    batch_size: int
+    batch_tokens: int
 
+    block_size: ClassVar[int] = BLOCK_SIZE
     primary: ClassVar[str] = "accuracy"
 
     def encode(self, example: Example) -> Question:
@@ -53,7 +54,7 @@ class Rank:
         options = self.format.options(example)
         texts = self.encoder.encode_all([(o.prompt, o.answer) for o in options], joint=self.format.joint, eos=False)
         ids = [text.ids for text in texts]
-        common = _common_prefix(ids)
+        common = common_prefix(ids)
         tokens = [row[common] for row in ids if len(row) == common + 1]
         if common == 0 or len(set(tokens)) < len(ids):
             ends = [self.encoder.tokenizer.convert_ids_to_tokens(row[common:]) for row in ids]
@@ -65,22 +66,12 @@ class Rank:
         return Question(ids[0][:common], tokens, truncated=texts[0].truncated)
 
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``; ``alone``: every sequence by itself, without padding."""
+        """Predictions in the order of ``examples``; ``alone``: every question by itself."""
         questions = [self.encode(example) for example in examples]
-        weight = output_weight(self.model)  # (V, H)
         scores: dict[int, tuple[float, ...]] = {}
-        for batch in batches([len(q.input_ids) for q in questions], 1 if alone else self.batch_size):
-            input_ids, attention_mask = pad(
-                [questions[i].input_ids for i in batch],
-                pad_id=pad_id(self.encoder.tokenizer),
-                multiple=1 if alone else PAD_MULTIPLE,
-                device=weight.device,
-            )  # (B, T)
-            hidden = final_hidden(self.model, input_ids, attention_mask)  # (B, T, H)
-            for row, i in enumerate(batch):
-                last = hidden[row, len(questions[i].input_ids) - 1].float()  # (H,)
-                logits = weight[questions[i].option_tokens].float() @ last  # (options,)
-                scores[i] = tuple(torch.log_softmax(logits.double(), dim=0).tolist())
+        for batch in batches([len(q.input_ids) for q in questions], 1 if alone else self.batch_tokens):
+            for i, values in zip(batch, self._scores([questions[i] for i in batch]), strict=True):
+                scores[i] = values
         return [
             Prediction(
                 id=example.id,
@@ -93,12 +84,16 @@ class Rank:
             for i, example in enumerate(examples)
         ]
 
-
-def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens in which all rows agree."""
-    length = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        length += 1
-    return length
+    def _scores(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+        """Every question's scores, from one forward pass."""
+        weight = output_weight(self.model)  # (V, H)
+        rows = Rows(tuple(len(q.input_ids) for q in questions), weight.device)
+        hidden = final_hidden(self.model, [token for q in questions for token in q.input_ids], rows)  # (T, H)
+        tokens = sorted({token for q in questions for token in q.option_tokens})
+        last = hidden.index_select(0, send([end - 1 for _, end in rows.bounds], weight.device))
+        options = weight.index_select(0, send(tokens, weight.device))
+        logits = (last.float() @ options.float().T).double().cpu()  # (questions, tokens)
+        return [
+            tuple(torch.log_softmax(row[[tokens.index(token) for token in q.option_tokens]], dim=0).tolist())
+            for q, row in zip(questions, logits, strict=True)
+        ]

@@ -15,7 +15,7 @@ class Options(TypedDict, total=False):
     format: FormatName | None
     limit: int | Literal["all"] | None
     source: str | None
-    batch_size: int | None
+    batch_tokens: int | None
     beams: int | None
 
 

@@ -25,7 +25,7 @@ class Settings:
         format: name of the prompt format.
         primary: the metric that counts, a key of `METRICS`.
         dtype: of the model's computation.
-        batch_size: sequences per forward pass.
+        batch_tokens: most tokens of a batch.
         block_size: questions per block.
         beams: of generate; ``None`` otherwise.
         max_length: longest sequence in tokens; ``None`` for no bound, of a model that names no context.
@@ -37,7 +37,7 @@ class Settings:
     format: str
     primary: str
     dtype: str
-    batch_size: int
+    batch_tokens: int
     block_size: int
     beams: int | None
     max_length: int | None

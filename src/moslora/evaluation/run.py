@@ -17,7 +17,7 @@ from moslora.console import say
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.batches import BLOCK_SIZE, Block, blocks
+from moslora.evaluation.batches import Block, batch_budget, blocks
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
@@ -41,15 +41,19 @@ class Scorer(Protocol):
         """The metric that counts: a key of `moslora.evaluation.predictions.METRICS`."""
 
     @property
-    def batch_size(self) -> int:
-        """Sequences per forward pass."""
+    def batch_tokens(self) -> int:
+        """Most tokens of a batch."""
+
+    @property
+    def block_size(self) -> int:
+        """Questions computed together."""
 
     def encode(self, example: Example) -> object:
         """The question as tokens; fails if the protocol cannot score it."""
 
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions in the order of ``examples``, which make up a block: their order and number decide the
-        batches. ``alone``: every sequence by itself, without padding."""
+        batches. ``alone``: every question by itself."""
 
 
 def evaluate(
@@ -86,22 +90,24 @@ def evaluate(
     scorer = make_scorer(model, tokenizer, request)
     _refuse_unusable(questions, scorer)
     dtype = output_weight(model).dtype
-    batched = request.protocol != "generate"
     settings = Settings(
         protocol=request.protocol,
         format=request.format,
         primary=scorer.primary,
         dtype=str(dtype).removeprefix("torch."),
-        batch_size=scorer.batch_size,
-        block_size=BLOCK_SIZE,
-        beams=None if batched else request.beams,
+        batch_tokens=scorer.batch_tokens,
+        block_size=scorer.block_size,
+        beams=request.beams if request.protocol == "generate" else None,
         max_length=request.max_length or context_length(model),
         data={task: data_hash(rows) for task, rows in questions.items()},
         metadata=metadata or {},
     )
     # LLM.int8() takes columns with an outlier out of a whole batch: a question's scores depend on its neighbours.
-    exact = not batched or (dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False))
-    plan = {task: list(blocks(rows, limit=request.limit, exact=exact)) for task, rows in questions.items()}
+    exact = dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False)
+    plan = {
+        task: list(blocks(rows, limit=request.limit, exact=exact, size=scorer.block_size))
+        for task, rows in questions.items()
+    }
     journal = Journal(out, settings)
     journal.record({task: TaskRecord(request.limit, leaks=_of_task(leaks, rows)) for task, rows in questions.items()})
     progress = _Progress(sum(len(block.wanted) for task_blocks in plan.values() for block in task_blocks))
@@ -109,7 +115,7 @@ def evaluate(
         for task, task_blocks in plan.items():
             name_task(model, task)
             _score_task(task_blocks, scorer=scorer, journal=journal, tell=partial(progress.tell, task))
-            if batched:
+            if request.protocol != "generate":  # which has no margins
                 journal.record({task: TaskRecord(request.limit, drift=_drift(scorer, task_blocks, journal))})
     journal.finish()
     asked = [journal.predictions[e.id] for task_blocks in plan.values() for block in task_blocks for e in block.wanted]
@@ -122,13 +128,14 @@ def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
     # In a recipe `data.max_length` is of the training rows alone.
     encoder = Encoder(tokenizer, max_length=request.max_length or context_length(model), key="evaluation.max_length")
     format = FORMATS[request.format]
+    tokens = request.batch_tokens or batch_budget(model.device)
     match request.protocol:
         case "rank":
-            return Rank(model, encoder, format, request.batch_size)
+            return Rank(model, encoder, format, tokens)
         case "cloze":
-            return Cloze(model, encoder, format, request.batch_size)
+            return Cloze(model, encoder, format, tokens)
         case "generate":
-            return Generate(model, encoder, format, request.beams)
+            return Generate(model, encoder, format, request.beams, tokens)
 
 
 def refuse_training_mode(model: nn.Module) -> None:

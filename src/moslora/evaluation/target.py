@@ -16,6 +16,7 @@ from moslora.choices import DType
 from moslora.console import note
 from moslora.data.sources import MIXTURE, differences, load_examples, tested_on
 from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.request import Options, Request
@@ -164,8 +165,9 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with locked(out):
         model = target.load(device)
+        batch_tokens = request.batch_tokens or batch_budget(device)
         with or_out_of_memory(
-            f"out of GPU memory with batches of {request.batch_size} sequences; use a smaller --batch-size"
+            f"out of GPU memory with batches of {batch_tokens:,} tokens; use a smaller --batch-tokens"
         ):
             results = evaluate(
                 model,

@@ -225,8 +225,8 @@ class EvaluationSection(Section):
     limit: PositiveInt | None = None
     """At most this many questions of each task; null for all."""
 
-    batch_size: PositiveInt = 32
-    """Most sequences in one forward pass."""
+    batch_tokens: PositiveInt | None = None
+    """Most tokens in one forward pass; null for what suits the device."""
 
     beams: PositiveInt = 1
     """Beams of `generate`; 1 is greedy. LLM-Adapters takes 4."""

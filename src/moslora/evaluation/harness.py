@@ -1,0 +1,112 @@
+"""A run as a model of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), scored by the engine of ``cloze``.
+
+    python -m moslora.evaluation.harness --model moslora --model_args run=runs/mine --tasks arc_easy,piqa
+
+takes lm-eval's own options. What a question's options begin with is read once, and nothing is padded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from moslora.base.load import context_length, load_tokenizer, output_weight
+from moslora.choices import DType
+from moslora.data.encode import EncodedText
+from moslora.errors import UsageError
+from moslora.evaluation.batches import batch_budget, batches
+from moslora.evaluation.cloze import Tree, log_probabilities, read
+from moslora.evaluation.target import open_target
+
+Scored = tuple[float, bool]
+"""An answer's log-probability, and whether greedy writing would give it."""
+
+
+@register_model("moslora")
+class HarnessModel(TemplateLM):
+    """lm-eval's interface.
+
+    Args:
+        run: a run, an adapter folder, a model folder or a hub id, as for ``moslora eval``.
+        base: of a run the base model, without the adapter.
+        dtype: other than the recipe's.
+        batch_tokens: most tokens in one forward pass; ``None`` for what suits the device.
+        others: lm-eval's own; it sends its batch size and device to every model.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        base: bool = False,
+        dtype: DType | None = None,
+        batch_tokens: int | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__()
+        opened = open_target(run, base=base, dtype=dtype)
+        if opened.adapter and opened.adapter.trained_tasks() is not None:
+            raise UsageError(f"{run}: its gate depends on the task, which lm-eval does not name; use moslora eval")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = opened.load(device)
+        self.tokenizer = load_tokenizer(opened.model)
+        self.batch_tokens = batch_tokens or batch_budget(device)
+        self.backend = "causal"
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
+        keywords = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        ids: list[int] = self.tokenizer(string, **keywords)["input_ids"]
+        return ids
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
+    ) -> list[Scored]:
+        by_context: dict[tuple[int, ...], list[int]] = {}
+        for i, (_, context, _) in enumerate(requests):
+            by_context.setdefault(tuple(context), []).append(i)
+        groups = list(by_context.values())
+        trees = [Tree(tuple(self._text(*requests[i][1:]) for i in group)) for group in groups]
+        scores: dict[int, Scored] = {}
+        with torch.inference_mode():
+            for batch in batches([len(tree.tokens) for tree in trees], self.batch_tokens):
+                numbers = [i for number in batch for i in groups[number]]
+                scores.update(zip(numbers, self._score([trees[number] for number in batch]), strict=True))
+        return [scores[i] for i in range(len(requests))]
+
+    def _text(self, context: list[int], answer: list[int]) -> EncodedText:
+        """As lm-eval cuts it: the end of the text that fits, its last token aside."""
+        length = context_length(self.model)
+        ids = [*context, *answer]
+        kept = ids if length is None else ids[-(length + 1) :]
+        if len(kept) <= len(answer):
+            raise UsageError(f"lm-eval: an answer of {len(answer)} tokens exceeds the model's context of {length}")
+        return EncodedText(kept, len(kept) - len(answer), truncated=len(kept) < len(ids))
+
+    def _score(self, trees: Sequence[Tree]) -> list[Scored]:
+        hidden, places, targets = read(self.model, trees)
+        values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)
+        counts = [len(text.ids) - text.answer_start for tree in trees for text in tree.texts]
+        answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
+        return [(float(value.sum()), bool(hit.all())) for value, hit in answers]
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        raise UsageError("lm-eval: moslora scores options of questions, no whole texts; use --model hf")
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        raise UsageError("lm-eval: moslora scores options of questions, it does not write; use --model hf")
+
+
+if __name__ == "__main__":
+    cli_evaluate()
