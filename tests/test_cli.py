@@ -137,7 +137,7 @@ WRONG_TURNS = {  # run with many more in test_wrong_turns.py
     ),
     "export to what": (["export", "{run}", "--format", "gguf"], "gguf"),
     "import of what": (["import", "none"], "none: no such folder"),
-    "import of a run": (["import", "{run}"], "no LoRA adapter"),
+    "import of a run": (["import", "{run}"], "not a LoRA adapter"),
     "import into what": (["import", "none", "--dtype", "int8"], "'int8' is not one of"),
     "no runs yet": (["eval"], "no finished run"),
     "unknown option": (["eval", "--tusks", "boolq"], "--tusks"),
