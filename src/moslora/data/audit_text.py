@@ -119,5 +119,5 @@ def _too_long(lengths: Lengths, max_length: int) -> str:
         return f"{lengths.no_room:,} answers alone are over {max_length} tokens, which training refuses"
     line = f"{lengths.over:,} rows over {max_length} tokens lose the start of their question, never the answer"
     if lengths.end_cut:
-        line += f" (a cut at the end would shorten {lengths.end_cut:,} answers and remove {lengths.end_gone:,})"
+        line += f" (a cut at the end would cut {lengths.end_cut:,} answers, {lengths.end_gone:,} of them entirely)"
     return line
