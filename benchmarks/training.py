@@ -242,6 +242,6 @@ def lines(setting: str, found: dict[str, list[dict[str, Any]]]) -> list[list[str
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
-        print(json.dumps(work(sys.argv[2], sys.argv[3], int(sys.argv[4]))))
+        print("\n" + json.dumps(work(sys.argv[2], sys.argv[3], int(sys.argv[4]))))
     else:
         main()

@@ -112,7 +112,7 @@ def test_a_gate_has_no_one_weight(recipe: Callable[..., Recipe], tmp_path: Path,
         with pytest.raises(UsageError) as caught:
             write(run / "adapter", out=tmp_path / "out")
         (line,) = str(caught.value).splitlines()
-        assert line.startswith(f"{run / 'adapter'}: cannot become one weight: it has {reason}")
+        assert line.startswith(f"{run / 'adapter'}: ") and reason in line
         assert not (tmp_path / "out").exists()
 
 
@@ -130,14 +130,14 @@ def test_a_task_gate_becomes_one_weight_for_each_task(recipe: Callable[..., Reci
         seen.append(model(ids).logits)
         torch.testing.assert_close(seen[-1], ours(ids).logits, rtol=1e-5, atol=1e-5)
     assert (seen[0] - seen[1]).abs().max() > 1e-4
-    with pytest.raises(UsageError, match="none was named; name one with --task"):
+    with pytest.raises(UsageError, match="--task"):
         export_peft(folder.path, out=tmp_path / "x")
-    with pytest.raises(UsageError, match="name one task"):
+    with pytest.raises(UsageError, match="--task boolq,obqa"):
         export_peft(folder.path, out=tmp_path / "x", task="boolq,obqa")
 
 
 def test_a_task_is_refused_where_no_gate_asks_for_it(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no gate here depends on the task"):
+    with pytest.raises(UsageError, match="--task boolq"):
         export_peft(trained / "adapter", out=tmp_path / "x", task="boolq")
 
 

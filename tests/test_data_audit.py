@@ -244,9 +244,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert [row[0] for row in report.table[1:]] == ["arc_easy", "arc_challenge", "obqa"]
     assert {"note: no train rows of arc_challenge", "note: no test rows of arc_easy"} <= set(report.lines)
     assert len({len(row) for row in report.table}) == 1
-    assert "note: obqa: training questions that come with more than one answer: 1" in report.lines
-    (line,) = (line for line in report.lines if line.startswith("note: obqa: test questions"))
-    assert line.startswith("note: obqa: test questions that are in training with choices and answer: 2 (28.57%)")
+    assert any(line.startswith("note: obqa: 1 training question") for line in report.lines)
+    assert any(line.startswith("note: obqa: 2 test questions (28.57%)") for line in report.lines)
 
     single = tmp_path / "rows.jsonl"
     free = {"instruction": "Sing!", "output": "La.", "answer": "La."}
@@ -255,11 +254,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     report = audit_report(["obqa"], source=str(single), **settings)
     assert [row[0] for row in report.table[1:]] == ["obqa", INSTRUCTION]
     assert any(line.startswith("note: no test rows here") for line in report.lines)
-    assert any("follow no template" in line and ": 1;" in line for line in report.lines)
+    assert any("1 rows follow no template" in line for line in report.lines)
     assert report.counts["tasks"]["obqa"]["test_lengths"] is None
 
     for wrong in (str(tmp_path / "nowhere"), str(tmp_path)):
-        with pytest.raises(UsageError, match=r"no such file or folder|no rows of"):
+        with pytest.raises(UsageError, match=str(tmp_path)):
             audit_report(["obqa"], source=wrong, **settings)
 
 

@@ -114,11 +114,11 @@ def test_the_prompt_gives_way_never_the_answer(joint: bool) -> None:
         assert text.ids == whole.ids[max(0, length - limit) :]
         assert text.ids[text.answer_start :] == answer_ids
         assert text.truncated == (limit < length)
-    with pytest.raises(UsageError, match=rf"the longest needs data\.max_length={len(answer_ids)}$"):
+    with pytest.raises(UsageError, match=rf"data\.max_length={len(answer_ids)}$"):
         Encoder(tokenizer, max_length=len(answer_ids) - 1).encode(prompt, answer, joint=joint)
 
 
-def test_too_long_answers_are_counted_and_the_mend_is_a_number() -> None:
+def test_too_long_answers_are_counted_and_the_fix_is_a_number() -> None:
     encoder = Encoder(smollm2(), max_length=8)
     texts = [("q", "short"), ("q", "one two three four five six seven eight nine"), ("q", " ".join("ab" * 20))]
     needed = max(len(text.ids) - text.answer_start for text in Encoder(smollm2(), max_length=None).encode_all(texts))
@@ -160,7 +160,7 @@ def test_show_prints_text_tokens_mask_and_options() -> None:
     )
     assert "loss  ' correct'" in shown and "-  '\\n'" in shown
     assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
-    with pytest.raises(UsageError, match="rows 0 to 2250, not 5000"):
+    with pytest.raises(UsageError, match="--row 5000"):
         show_example("arc_easy", tokenizer=smollm2(), row=5000)
-    with pytest.raises(UsageError, match="give one set"):
+    with pytest.raises(UsageError, match="must be one set"):
         show_example("commonsense", tokenizer=smollm2())

@@ -44,7 +44,7 @@ def test_a_wheel_is_downloaded_once(shelf: Path, capsys: pytest.CaptureFixture[s
     tiny = make_wheel(shelf)
     path = fetch_wheel(tiny)
     assert path == home() / "wheels" / "tiny_thing-1.0-py3-none-any.whl"
-    assert "fetching tiny-thing 1.0" in capsys.readouterr().out
+    assert "downloading tiny-thing 1.0" in capsys.readouterr().out
     (shelf / path.name).unlink()  # a second download would now fail
     assert fetch_wheel(tiny) == path
     assert capsys.readouterr().out == ""

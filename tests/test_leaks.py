@@ -98,7 +98,7 @@ def test_only_the_evaluations_tasks_and_source_count(
 
     rewrite(planted / "openbookqa" / "train.json", same)
     only = ("data.drop_leaks=true", "data.tasks=[obqa]", "evaluation.tasks=[obqa]")
-    with pytest.raises(UsageError, match="every training row is also a test row"):
+    with pytest.raises(UsageError, match=r"data\.drop_leaks"):
         selected(run_recipe(recipe, planted, *only))
 
 
@@ -114,7 +114,7 @@ def test_bare_instructions_are_compared_by_what_their_text_says(
     selection = selected(run_recipe(recipe, file, "data.drop_leaks=true", f"evaluation.source={planted}"))
     assert selection.leaks == {"instruction": 3} and selection.incomparable == 1
     assert len(selection.training) == 58
-    with pytest.raises(UsageError, match=r"one file and has no test rows; set evaluation\.source"):
+    with pytest.raises(UsageError, match=r"data\.drop_leaks: .*evaluation\.source"):
         selected(run_recipe(recipe, file, "data.drop_leaks=true"))
 
 
@@ -177,7 +177,7 @@ def test_training_rows_that_are_gone_or_changed_are_no_failure(
     assert load_results(folder) == results
     shutil.rmtree(planted)
     again, _ = evaluate_target(open_target(str(out)))
-    assert again == results and "no such file or folder" in capsys.readouterr().out
+    assert again == results and "unknown: source" in capsys.readouterr().out
 
 
 def test_a_model_of_nobodys_run_is_compared_with_the_sources_training_rows(

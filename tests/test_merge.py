@@ -138,7 +138,7 @@ def test_a_task_gate_merges_for_the_task_that_is_named(recipe: Callable[..., Rec
         assert merge(run / "adapter", out=tmp_path / task, task=task).max_error < 1e-4
     one, other = all_weights(tmp_path / "boolq"), all_weights(tmp_path / "obqa")
     assert sum(not value.equal(other[key]) for key, value in one.items()) == 6
-    with pytest.raises(UsageError, match="none was named; name one with --task"):
+    with pytest.raises(UsageError, match="--task"):
         merge(run / "adapter", out=tmp_path / "none")
 
 
@@ -146,7 +146,7 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pairs, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
-    with pytest.raises(MosloraError, match=r"beyond the tolerance of 0.0001; nothing was written"):
+    with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
         merge(trained / "adapter", out=tmp_path / "merged")
     assert not list(tmp_path.iterdir())
 
@@ -156,7 +156,7 @@ def test_a_folder_in_use_and_another_base_are_refused(
 ) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("x")
-    with pytest.raises(UsageError, match="not empty; choose another folder"):
+    with pytest.raises(UsageError, match="not empty"):
         merge(trained / "adapter", out=tmp_path / "used")
     fingerprint.cache_clear()
     model = Path(shutil.copytree(world / "model", tmp_path / "model"))
@@ -257,7 +257,7 @@ def test_a_merge_that_drowns_in_rounding_is_said(recipe: Callable[..., Recipe], 
     proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
     assert proof.effect < proof.mean_error and "WARNING" in str(proof)
     assert "WARNING" in (tmp_path / "merged" / "README.md").read_text()
-    assert "merge with --dtype float32" in str(proof)
+    assert "--dtype float32" in str(proof)
 
 
 def test_the_dtype_that_is_asked_for_is_that_of_weights_config_and_proof(

@@ -322,7 +322,7 @@ def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
 ) -> None:
     monkeypatch.setattr(pairs, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
-    with pytest.raises(MosloraError, match=r"beyond the tolerance of 0.0001; nothing was written"):
+    with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
         merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
     assert not list(tmp_path.iterdir())
 
@@ -390,7 +390,7 @@ def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
     """48 inputs are no whole block. On the day that bitsandbytes unpacks them rightly, the refusal may go."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    with pytest.raises(UsageError, match=r"q_proj of .* has 48 inputs, not a multiple of 64"):
+    with pytest.raises(UsageError, match=r"model\.quantization = nf4: .*q_proj of .* has 48 inputs"):
         load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="nf4"))
     assert quantized_layers(load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="int8")))
     packed, state = quantize_4bit(torch.ones(48, 80), quant_type="nf4")
@@ -403,7 +403,7 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(models: Path, tmp_pat
     section = ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4")
     load_base(section).save_pretrained(tmp_path / "packed")
     for options in ({}, {"quantization": "nf4"}):
-        with pytest.raises(UsageError, match="its weights are quantised already; name the original"):
+        with pytest.raises(UsageError, match="already quantised"):
             load_base(ModelSection(name=str(tmp_path / "packed"), dtype="float32", **options))  # type: ignore[arg-type]
 
 

@@ -84,7 +84,7 @@ def test_a_stored_recipe_grants_no_trust(capsys: pytest.CaptureFixture[str], mar
         shutil.rmtree("runs/own/adapter")
     code, _, errors = run(capsys, *typed)
     assert (code, len(errors.splitlines())) == (2, 1), errors
-    assert "comes with Python code; if you trust its authors, let it run with --trust-remote-code" in errors
+    assert "--trust-remote-code" in errors
     assert not mark.exists()
     code, _, errors = run(capsys, *typed, trusting)
     assert code == 0, errors

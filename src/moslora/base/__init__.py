@@ -1,1 +1,1 @@
-"""The frozen base model: where it lies, its shapes, how it is loaded, and what makes it fast."""
+"""The frozen base model: where it is, its shapes, how it is loaded, and faster norms and attention."""

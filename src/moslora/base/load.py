@@ -1,4 +1,4 @@
-"""The base model and its tokenizer, and what training and scoring ask of a model."""
+"""Loads the base model and its tokenizer, and reads from a model what training and scoring need."""
 
 import logging
 import sys
@@ -28,7 +28,7 @@ from moslora.tasks import task_number
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config keys of what some models do behind their output layer."""
+"""Config keys of models that change the output layer's logits."""
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -43,17 +43,11 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
-    """Turns whatever the libraries raise in the block at a damaged or unknown model, errors of any type, into one line.
+    """Turns any error of the libraries while ``what`` of model ``name`` is loaded into one line.
 
-    Args:
-        name: of the model.
-        what: is loaded, in a word.
-
-    Raises:
-        UsageError: it comes with Python code, which nobody said to trust.
-        MosloraError: it cannot be loaded. What ran out of the GPU's memory is left to the caller.
+    Out-of-memory errors of the GPU are left to the caller.
     """
-    # Of tensors that are missing or misshapen transformers would print a table: they are refused in one line here.
+    # transformers prints a table of missing and mismatched tensors, which are refused in one line here.
     logger, no_table = logging.getLogger("transformers.modeling_utils"), lambda r: "LOAD REPORT" not in r.getMessage()
     logger.addFilter(no_table)
     try:
@@ -67,27 +61,18 @@ def loading(name: str, what: str) -> Iterator[None]:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill batches with. Padding is masked and its labels ignored by position, so any valid id serves."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
+    """An id to fill batches with. Padding is masked and its labels ignored by position, so any valid id will do."""
+    return next(int(id) for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id is not None)
 
 
 def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The causal language model that ``section`` describes on ``device``, in evaluation mode.
 
-    The dtype is always passed on: transformers 5 would otherwise take the checkpoint's. Of a quantised model the output
-    layer and the embeddings, tied or not, stay in it.
-
-    Raises:
-        MosloraError: absent, gated, or no network.
-        UsageError: the dtype or the quantisation does not work on the device, the logits are not the output layer's,
-            bitsandbytes is missing, or the checkpoint is quantised already.
+    The output layer and the embeddings, tied or not, are never quantised.
     """
     name, dtype, device = section.name, section.dtype, torch.device(device)
     quantized, on_cpu = section.quantization is not None, device.type == "cpu"
-    # Emulated bfloat16 works and is slower than anything else; it must not count.
+    # Emulated bfloat16 is slower than any other dtype and does not count.
     if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
     if not sys.stderr.isatty():
@@ -95,7 +80,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     changes: dict[str, Any] = {}
     if quantized:
         changes["quantization_config"] = quantization_config(section, on_cpu=on_cpu)
-    # On a GPU not through the host's memory. bitsandbytes left to itself would take the first GPU, on the CPU too.
+    # Straight to the GPU, not through the host's memory. bitsandbytes by default takes the first GPU, for the CPU too.
     if quantized or device.type == "cuda":
         changes["device_map"] = {"": device}
     source = locate(name, revision=section.revision)
@@ -104,26 +89,25 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         config = AutoConfig.from_pretrained(source, **code)
         if getattr(config, "quantization_config", None) is not None:
             raise UsageError(
-                f"model.name = {name}: its weights are quantised already; name the original, and set model.quantization"
+                f"model.name = {name}: its weights are already quantised; use the original, and set model.quantization"
             )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=DTYPES[dtype],
+            dtype=DTYPES[dtype],  # transformers 5 otherwise takes the checkpoint's
             attn_implementation=section.attention,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # only in order to name them
+            ignore_mismatched_sizes=True,  # so that all are named below
             **code,
             **changes,
         )
     model: PreTrainedModel
     model, info = loaded
-    _refuse_incomplete(name, missing=sorted(info["missing_keys"]), mismatched=sorted(info["mismatched_keys"]))
-    _refuse_unusual_output(model, name)
+    _refuse_unfit(model, name, missing=sorted(info["missing_keys"]), mismatched=sorted(info["mismatched_keys"]))
     if section.quantization == "nf4" and on_cpu:
         fix_cpu_layers(model, name)
     if section.gradient_checkpointing:
-        # Non-reentrant: the reentrant form sees only frozen inputs and would drop every adapter gradient.
+        # The reentrant form sees only frozen inputs and would drop every adapter gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not quantized:
         model.to(device)  # type: ignore[arg-type]
@@ -131,27 +115,25 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     return model.eval()
 
 
-def _refuse_incomplete(
-    name: str, *, missing: Sequence[str], mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+def _refuse_unfit(
+    model: PreTrainedModel,
+    name: str,
+    *,
+    missing: Sequence[str],
+    mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]],
 ) -> None:
-    """Refuses a checkpoint that does not fill its model: transformers fills the rest with random numbers.
+    """Refuses a model that would be silently wrong.
 
-    Args:
-        name: of the model.
-        missing: names of its tensors that the checkpoint lacks (a tied output layer is the embedding, and is there).
-        mismatched: name, shape in the checkpoint, shape in the model.
+    transformers fills tensors that the checkpoint lacks, or has in another shape than the model, with random numbers.
+    Loss and scores here are hidden · weightᵀ, without what some models do to their logits.
     """
     faults = [f"{key} is missing" for key in missing]
-    faults += [f"{key} has shape {tuple(there)}, the model {tuple(wanted)}" for key, there, wanted in mismatched]
+    faults += [f"{key} has shape {tuple(found)}, the model {tuple(expected)}" for key, found, expected in mismatched]
     if faults:
         raise MosloraError(
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
-            " download the model again, or name another"
+            " download the model again, or choose another"
         )
-
-
-def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
-    """Loss and scores here are hidden · weightᵀ; a model that does more behind it would be silently wrong."""
     changes = [key for key in LOGIT_CHANGES if getattr(model.config, key, None) not in (None, 1.0)]
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         changes.append("a bias")
@@ -162,14 +144,14 @@ def _refuse_unusual_output(model: PreTrainedModel, name: str) -> None:
 def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
     place = Path(name) if Path(name).is_dir() else hub_cache()
     reason = first_line(error).rstrip(".")
-    if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text says little without the type
+    if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
         reason = f"{type(error).__name__}: {reason}"
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         return UsageError(
-            f"model.name = {name}: its {what} comes with Python code; if you trust its authors, let it run with"
+            f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors, add"
             " --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
         )
-    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or name another"
+    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
     return disk_fault(error, place) or MosloraError(message)
 
 
@@ -203,13 +185,13 @@ def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> T
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model was made for; ``None`` where its config does not say."""
+    """The model's longest input in tokens; ``None`` if its config does not say."""
     length = getattr(model.config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
 
 
 def name_task(model: PreTrainedModel, task: str) -> None:
-    """Tells the mixers that route by the task which one the next forward passes are about."""
+    """Sets the task of the next forward passes, for mixers that route by it."""
     describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))
 
 

@@ -1,7 +1,7 @@
 """RMSNorm at the speed of memory: y = w ∘ x / √(mean(x²) + ε), the mean in float32 (arXiv 1910.07467).
 
-What transformers writes out takes six passes over the activations and as many kernels. Here a GPU runs torch's fused
-norm, and a CPU one float32 copy that is changed in place, forward and backward. Both differ by rounding only.
+transformers' own takes six passes over the activations and as many kernels. Here a GPU runs torch's fused norm, and a
+CPU changes one float32 copy in place, forward and backward. Both differ from it only by rounding.
 """
 
 from typing import Any
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PLAIN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""Classes of transformers with just this formula."""
+"""Classes of transformers with this formula."""
 
 
 def use_fast_norms(model: nn.Module) -> None:
-    """Exchanges every norm of ``model`` that is a :data:`PLAIN` one; weights and their names stay."""
+    """Replaces every norm of a class in :data:`PLAIN`; weights and their names stay."""
     for name, module in list(model.named_modules()):
         if type(module).__name__ in PLAIN:
             parent, _, child = name.rpartition(".")
@@ -23,7 +23,7 @@ def use_fast_norms(model: nn.Module) -> None:
 
 
 class RMSNorm(nn.Module):
-    """See above; the shape ``(..., width)`` and the dtype stay."""
+    """y of the module's docstring; shape ``(..., width)`` and dtype stay."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""bitsandbytes' layers in 4 and 8 bits: how a base gets them, and the weights they stand for. It is optional."""
+"""Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers. bitsandbytes is optional."""
 
 import functools
 import logging
@@ -14,12 +14,8 @@ from moslora.recipe import ModelSection
 
 
 def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesConfig:
-    """What transformers asks bitsandbytes for.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    # It warns of optional kernels at its import, and of casts in every int8 layer: _note_cpu_kernels says it once.
+    """transformers' settings for the quantisation of ``section``."""
+    # bitsandbytes warns of optional kernels at its import, and of casts in every int8 layer; we note it once.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
@@ -42,31 +38,27 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
 
 @functools.cache  # once per process
 def _note_cpu_kernels(quantization: str) -> None:
-    casts = "; in evaluation it rounds the inputs of these layers to 8 bits" if quantization == "int8" else ""
-    note(f"{quantization} on a CPU: bitsandbytes unpacks every weight for each use, which is slow{casts}")
+    casts = "; in evaluation it also rounds the inputs of these layers to 8 bits" if quantization == "int8" else ""
+    note(f"{quantization} on a CPU: bitsandbytes unpacks a weight for each use, which is slow{casts}")
 
 
 def fix_cpu_layers(model: PreTrainedModel, name: str) -> None:
-    """Avoids two traps of bitsandbytes' 4-bit layers on a CPU (0.50.2).
-
-    Raises:
-        UsageError: a layer's inputs do not fill whole blocks of 64.
-    """
+    """Works around two faults of bitsandbytes' 4-bit layers on a CPU (0.50.2)."""
     layer: Any
     for path, layer in quantized_layers(model).items():
-        # Packed as one row of blocks, but unpacked with blocks of its own for every row: silently wrong scales.
+        # Packed in blocks across rows, but unpacked in blocks per row: silently wrong scales.
         if layer.in_features % 64:
             raise UsageError(
                 f"model.quantization = nf4: {path} of {name} has {layer.in_features} inputs, not a multiple of 64,"
                 " which bitsandbytes unpacks wrongly on a CPU; use int8 or null, or a GPU"
             )
-        # Where the CPU has AVX512-BF16, the first forward pass in evaluation mode would repack the weight for good:
-        # with scales rounded to bfloat16, and through a kernel that has no gradient.
+        # On a CPU with AVX512-BF16 the first forward pass in evaluation mode would repack the weight permanently,
+        # with scales rounded to bfloat16 and for a kernel without a gradient.
         layer.support_avx512bf16_for_cpu = False
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``model`` whose weights bitsandbytes keeps as codes, by dotted name."""
+    """The layers of ``model`` whose weights bitsandbytes stores as codes, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -79,7 +71,7 @@ def dequantize(base: nn.Module) -> Tensor:
     """W of base(x) = x Wᵀ + bias: float32, shape ``(out_features, in_features)``, whatever the layer stores.
 
     NF4: the values as the forward pass sees them, rounded to the dtype of the computation. Int8: code · scale / 127,
-    which the forward pass rounds to that dtype, or multiplies with inputs that it has rounded to 8 bits as well.
+    which the forward pass rounds to that dtype, or multiplies with inputs that are rounded to 8 bits as well.
 
     Args:
         base: ``nn.Linear``, or bitsandbytes' ``Linear4bit`` or ``Linear8bitLt``.

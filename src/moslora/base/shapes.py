@@ -1,4 +1,4 @@
-"""The shapes of the Llama family, so that a run can be counted without weights and without a hub."""
+"""The shapes of the Llama family: models to count parameters of, without weights or a hub."""
 
 import os
 from typing import Any
@@ -55,17 +55,14 @@ LLAMA_SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""Shapes of the Llama family by the last part of the hub id, so that a dry run needs no hub."""
+"""By the last part of the hub id."""
 
 
 def meta_model(section: ModelSection) -> PreTrainedModel:
-    """The model's modules without its weights, on the meta device: for counting.
+    """The model's modules without its weights, on the meta device.
 
-    A local folder's own ``config.json`` counts. Otherwise :data:`LLAMA_SHAPES`, where the name is known
-    (``-Instruct`` and the 3.1 releases share the shapes of their bases), or the hub's ``config.json``.
-
-    Raises:
-        MosloraError: it has no model that can be built.
+    From a local folder's ``config.json``, or else :data:`LLAMA_SHAPES` (``-Instruct`` and the 3.1 releases share the
+    shapes of their bases), or else the hub's ``config.json``.
     """
     name, code = section.name, {"trust_remote_code": section.trust_remote_code}
     short = name.rpartition("/")[2].removesuffix("-Instruct").replace("Llama-3.1-", "Meta-Llama-3-")

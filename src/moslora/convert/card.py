@@ -1,4 +1,4 @@
-"""What others see of a folder that is given away: its model card, without the places of local files, and its upload."""
+"""The model card of a folder to publish, which names no local paths, and the command that uploads it."""
 
 import json
 import os
@@ -13,21 +13,14 @@ from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
 from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
 from moslora.recipe import Recipe, load_recipe
+from moslora.recipe.yaml_text import render
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.find import run_folder
 from moslora.runs.manifest import RECIPE, WEIGHTS
 
 
 def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: str) -> None:
-    """Writes ``out/README.md``.
-
-    Args:
-        out: the exported folder.
-        folder: the adapter it was made from.
-        kind: what it is, for the first sentence.
-        use: Python lines that load it.
-        proof: what was measured on it.
-    """
+    """Writes ``out/README.md``: ``kind`` opens its first sentence, ``use`` is Python, ``proof`` what was measured."""
     name, revision = folder.recipe.model.name, folder.recipe.model.revision
     data = ModelCardData(
         base_model=None if _is_local(name) else public_name(name),
@@ -64,7 +57,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
 
 
 def how_to_upload(out: Path, adapter: Path) -> str:
-    """The command that uploads ``out``, made from ``adapter``; what to change first, where it names a local base."""
+    """The command that uploads ``out``, made from ``adapter``, and what to change first if it names a local base."""
     name = load_recipe(adapter / RECIPE, written=True).name
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
@@ -75,34 +68,33 @@ def how_to_upload(out: Path, adapter: Path) -> str:
 
 
 def public_name(base: str) -> str:
-    """What others know a base by: the hub's name of the built-in model; of a local folder no more than its own name."""
-    return BUILTIN_ON_THE_HUB if base == BUILTIN else _own_name(base) if _is_local(base) else base
+    """A base's hub id; of a local folder only the last part of its path."""
+    return BUILTIN_ON_THE_HUB if base == BUILTIN else _without_path(base)
 
 
 def _is_local(base: str) -> bool:
-    """Whether a base's name is a folder here (`moslora.base.resolve.locate`), or was one."""
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
 
 
-def _own_name(path: str) -> str:
-    return f"./{Path(os.path.expanduser(path)).resolve().name}"
+def _without_path(base: str) -> str:
+    return _last_part(base) if _is_local(base) else base
 
 
 def _public_source(source: str) -> str:
-    return source if source in ("wheel", "hub", MIXTURE) else _own_name(source)
+    return source if source in ("wheel", "hub", MIXTURE) else _last_part(source)
 
 
-def _public_recipe(recipe: Recipe) -> Recipe:
-    model, data, evaluation = recipe.model, recipe.data, recipe.evaluation
-    name = _own_name(model.name) if _is_local(model.name) else model.name
-    source = evaluation.source and _public_source(evaluation.source)
-    return recipe.model_copy(
-        update={
-            "model": model.model_copy(update={"name": name}),
-            "data": data.model_copy(update={"source": _public_source(data.source)}),
-            "evaluation": evaluation.model_copy(update={"source": source}),
-        }
-    )
+def _last_part(path: str) -> str:
+    return f"./{Path(os.path.expanduser(path)).resolve().name}"
+
+
+def _public_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, without local paths."""
+    values = recipe.model_dump(mode="json")
+    values["model"]["name"] = _without_path(recipe.model.name)
+    for section in (values["data"], values["evaluation"]):
+        section["source"] = section["source"] and _public_source(section["source"])
+    return render(values)
 
 
 def _training(folder: AdapterFolder) -> str:
@@ -116,12 +108,11 @@ def _training(folder: AdapterFolder) -> str:
         f" sha256 `{manifest['data']['sha256']}`",
         *manifest["data"]["notes"],
     )
-    recipe = _public_recipe(folder.recipe).to_yaml()
-    return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{recipe.rstrip()}\n```"
+    return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{_public_recipe(folder.recipe).rstrip()}\n```"
 
 
 def _evaluation(folder: AdapterFolder) -> str:
-    """The results of this very adapter, not of the run's other checkpoints or its base."""
+    """The results of this adapter, not of the run's other checkpoints or its base."""
     tables = []
     for path in sorted(run_folder(folder.path).glob("eval/*/results.json")):
         try:
@@ -129,13 +120,13 @@ def _evaluation(folder: AdapterFolder) -> str:
             if results["settings"]["metadata"].get("adapter") == folder.manifest["sha256"][WEIGHTS]:
                 tables.append(_table(results))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MosloraError(f"{path}: not results ({error!r}); remove its folder, or evaluate again") from None
+            raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
     return "\n\n".join(tables) or "Not evaluated yet (`moslora eval`)."
 
 
 def _table(results: dict[str, Any]) -> str:
-    settings, metric = results["settings"], results["settings"]["primary"]
-    facts = settings["metadata"]
+    settings = results["settings"]
+    facts, metric = settings["metadata"], settings["primary"]
     over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
     rows = [
         f"| {task} | {score['n']:,} | {score['majority_class']:.1%} | {score[metric]:.1%} |"

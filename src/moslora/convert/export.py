@@ -16,10 +16,10 @@ from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 
 OTHER_WEIGHTS = (
-    " The hub's weights are not the ones it was trained on, their Q4_1 quantisation: the same logits come over the"
-    f" folder that `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` names."
+    " It was trained on the Q4_1 quantisation of the hub's weights, and gives the same logits only on the folder that"
+    f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
 )
-"""Of an export whose base the hub has in another precision only."""
+"""Of an adapter of the built-in model."""
 
 
 def export_peft(
@@ -32,21 +32,16 @@ def export_peft(
 ) -> Path:
     """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW.
 
-    Whatever reads PEFT adapters (PEFT, vLLM, converters) reads it; nothing in it tells of a mixer. The rank is M's
-    rank_out, r/k for a butterfly, 2r for a PiSSA start (whose part of the base is taken off again), and ``lora_alpha``
-    is set so that lora_alpha / r stays the scale s. DoRA's magnitudes are written as PEFT has them.
+    The rank is M's rank_out, r/k for a butterfly, 2r for a PiSSA start (whose part of the base is subtracted again),
+    and ``lora_alpha`` is set so that lora_alpha / r stays the scale s. DoRA's magnitudes are written as PEFT has them.
 
     Args:
         adapter: an adapter folder.
-        out: must not exist yet, or be empty.
+        out: new or empty.
         task: the one that a task gate is fixed to.
-        compact: leave out rows that are zero, such as AdaLoRA's dropped ones, each layer by itself; the ranks then
-            stand in PEFT's ``rank_pattern`` and ``alpha_pattern``, which not every reader knows.
+        compact: drop each layer's rows of zeros, such as those AdaLoRA pruned. The ranks are then in PEFT's
+            ``rank_pattern`` and ``alpha_pattern``, which not every reader supports.
         trust_remote_code: whether the base's own Python code may be run.
-
-    Raises:
-        UsageError: ``out`` is in use, the base is not the adapter's, the mixer is no single matrix, or its gate was not
-            trained on the task.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     task = fixed_task(folder, task)
@@ -81,7 +76,7 @@ def _peft_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
 
 
 def _peft_settings(pairs: Mapping[str, LoraPair], recipe: Recipe, *, target_modules: list[str]) -> dict[str, Any]:
-    """PEFT's ``adapter_config.json``: the largest rank for all layers, and others where layers have their own."""
+    """PEFT's ``adapter_config.json``: the largest rank, and a pattern for the layers that have another."""
     first = next(iter(pairs.values()))
     ranks = {name: len(pair.a) for name, pair in pairs.items()}
     rank = max(ranks.values())
@@ -105,7 +100,7 @@ def _peft_settings(pairs: Mapping[str, LoraPair], recipe: Recipe, *, target_modu
 
 
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
-    """The adapted layers' last name components, which every reader knows, or their whole names if those say more."""
+    """The last components of the adapted layers' names; the whole names where other layers share a component."""
     components = {name.rpartition(".")[2] for name in adapted}
     meant = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
     return sorted(components if len(meant) == len(adapted) else adapted)

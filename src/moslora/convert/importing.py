@@ -1,4 +1,4 @@
-"""Makes a run of an adapter that another program trained, and proves that it computes the same."""
+"""Makes a run of an adapter that another program trained, and checks that it computes the same."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ from moslora.runs.find import RESULT, RUN
 from moslora.runs.manifest import RECIPE
 
 TOLERANCE = 1e-5
-"""Largest accepted :attr:`ImportProof.error`; the two sides differ in the order of float32 sums only."""
+"""Largest accepted :attr:`ImportProof.error`: the two sides differ only in the order of float32 sums."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ImportProof:
     Attributes:
         layers: adapted layers.
         error: max |Δ log p| / max |log p|.
-        effect: the same between the base alone and the source: what there was to import.
+        effect: the same between the base and the source: what the adapter does.
     """
 
     layers: int
@@ -44,9 +44,9 @@ class ImportProof:
 
     def __str__(self) -> str:
         return (
-            f"{self.layers} layers imported; against the source's equations in float32: log p differ by"
-            f" {self.error:.2g} of the largest, the adapter itself moves them by {self.effect:.2g}"
-            + ("" if self.effect else "; WARNING: it changes nothing, so was it trained?")
+            f"{self.layers} layers imported; log p differs from the source's equations in float32 by"
+            f" {self.error:.2g} of the largest, the adapter itself moves it by {self.effect:.2g}"
+            + ("" if self.effect else "; WARNING: the adapter changes nothing; was it trained?")
         )
 
 
@@ -58,20 +58,20 @@ def import_adapter(
     dtype: DType = "bfloat16",
     trust_remote_code: bool = False,
 ) -> ImportProof:
-    """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and proves what was written.
+    """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and checks what was written.
 
-    The proof takes the base in float32: 4 bytes of memory a parameter, one model at a time.
+    The check loads the base in float32: 4 bytes of memory a parameter, one model at a time.
 
     Args:
         source: a folder with ``adapter_config.json`` and the weights (`moslora.convert.peft_adapter`).
-        out: the run folder; must not exist yet, or be empty.
-        base: the base model, where it is not the one that the settings name.
-        dtype: what the run's recipe loads the base in.
+        out: the run folder, new or empty.
+        base: the base model; by default the one that the settings name.
+        dtype: that the run's recipe loads the base in.
         trust_remote_code: whether the base's own Python code may be run.
 
     Raises:
-        UsageError: ``out`` is in use, or moslora cannot hold the adapter; one line for each fault.
-        MosloraError: a file cannot be read, or what was written computes something else; ``out`` is then not written.
+        UsageError: an adapter that moslora does not support; one line for each fault.
+        MosloraError: a file cannot be read, or the run computes something else; nothing is written.
     """
     adapter = read_adapter(source)
     recipe = _recipe(adapter, base, name=source.resolve().name, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -99,20 +99,16 @@ def import_adapter(
             layers=len(adapter.layers), error=_difference(found, expected), effect=_difference(without, expected)
         )
         if not proof.error <= TOLERANCE:
-            raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE:g}; nothing was written")
+            raise MosloraError(f"{proof}: above the tolerance of {TOLERANCE:g}; nothing was written")
     return proof
 
 
 def _recipe(adapter: PeftAdapter, base: str | None, *, name: str, dtype: DType, trust_remote_code: bool) -> Recipe:
-    """The recipe that rebuilds ``adapter``, on ``base`` or what its settings name.
-
-    Raises:
-        UsageError: neither names a base.
-    """
+    """The recipe that rebuilds ``adapter``, on ``base`` or what its settings name."""
     settings = adapter.settings
     if not (base or settings.base_model_name_or_path):
-        raise UsageError(f"{adapter.config_path}: names no base model; name it with --base")
-    whole = any("." in target for target in settings.target_modules)  # ours are last components, or a pattern
+        raise UsageError(f"{adapter.config_path}: names no base model; set --base")
+    whole = any("." in target for target in settings.target_modules)  # ours are last components or a pattern
     return Recipe.model_validate(
         {
             "name": re.sub(r"[^\w.-]", "-", name).lstrip(".-") or "imported",
@@ -138,23 +134,19 @@ def _recipe(adapter: PeftAdapter, base: str | None, *, name: str, dtype: DType, 
 
 
 def _load_base(adapter: PeftAdapter, section: ModelSection) -> PreTrainedModel:
-    """The base in float32, which is loaded only if the adapter fits its modules.
-
-    Raises:
-        UsageError: it does not fit; one line for each fault.
-    """
+    """The base in float32; a base that the adapter does not fit is refused before its weights are loaded."""
     try:
         if misfits := adapter.misfits(meta_model(section)):
             raise UsageError(capped(misfits))
         return load_base(section.model_copy(update={"dtype": "float32"}))
-    except MosloraError as error:  # there is no recipe yet whose `model.name` could change
+    except MosloraError as error:  # there is no recipe yet in which to change `model.name`
         if (said := str(error)).startswith(key := "model.name = "):
             error.args = (f"{said.removeprefix(key)} (the adapter's base; --base names another)",)
         raise
 
 
 def _our_state(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """The factors under the names that they have here."""
+    """The factors under our names."""
     state: dict[str, Tensor] = {}
     for name, (a, m, b) in layers.items():
         state |= {f"{name}.lora_a": a, f"{name}.lora_b": b}
@@ -165,7 +157,7 @@ def _our_state(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
 
 @contextmanager
 def _applied(model: nn.Module, layers: Mapping[str, Factors], *, scale: float) -> Iterator[None]:
-    """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to the base's layers, without our adapters."""
+    """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to the base's layers."""
 
     def add(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The adapter folded into the base's weights: an ordinary Hugging Face model, proved against the adapter.
+"""The adapter folded into the base's weights: an ordinary Hugging Face model, compared with the adapter model.
 
-W' = W + s · B · M · A, tensor by tensor, in float32, cast once. The base is read from its safetensors files and
-never held whole, and the result is written in shards, so that a machine with little memory can merge.
+W' = W + s · B · M · A, tensor by tensor, in float32, cast once. The base's safetensors files are read and the result is
+written shard by shard, so that a machine with little memory can merge.
 
-An adapter of a quantised base has two W to go onto: the checkpoint's own (``original``), or the rounded ones that it
-met in training (``dequantized``). The result is not quantised either way.
+Over a quantised base W is either the checkpoint's own (``original``), or the rounded one of the training
+(``dequantized``). The result is not quantised.
 """
 
 import json
@@ -56,21 +56,19 @@ def merge(
 
     Args:
         adapter: an adapter folder.
-        out: must not exist yet, or be empty.
+        out: new or empty.
         onto: ``original`` for the checkpoint's weights, ``dequantized`` for those of the quantised base.
         task: the one that a task gate is fixed to.
-        dtype: what the weights are written in, and both models compared in, if not the recipe's.
+        dtype: of the weights, and of both models in the comparison; the recipe's by default.
         trust_remote_code: whether the base's own Python code may be run.
 
     Raises:
-        UsageError: ``out`` is in use, the base is not the adapter's or not quantised, the mixer is no one matrix, or
-            its gate was not trained on the task.
-        MosloraError: the merged model differs by more than its dtype explains; ``out`` is then not written.
+        MosloraError: the merged model differs by more than rounding explains; nothing is written.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     section = folder.recipe.model.model_copy(update={"dtype": dtype} if dtype else {})
     if onto == "dequantized" and section.quantization is None:
-        raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised, so there is only --onto original")
+        raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised; use --onto original")
     task = fixed_task(folder, task)
     with new_folder(out) as scratch:
         tokenizer = load_tokenizer(section)
@@ -80,14 +78,8 @@ def merge(
         del weights  # with the quantised layers, before another model is loaded
         _write_settings(base, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
-        proof = compare(
-            log_probabilities(load_base(written), tokenizer),
-            reference,
-            ratio=ratio,
-            dtype=section.dtype,
-            quantization=section.quantization,
-            onto=onto,
-        )
+        merged = log_probabilities(load_base(written), tokenizer)
+        proof = compare(merged, reference, ratio=ratio, section=section, onto=onto)
         name = out.resolve().name
         use = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -100,17 +92,11 @@ def merge(
 
 @dataclass(frozen=True)
 class Weights:
-    """What the merged weights are made of.
+    """What the merged weights are made of."""
 
-    Attributes:
-        files: the base's.
-        pairs: ΔW by layer.
-        quantized: layers whose weights take the place of those in the files.
-    """
-
-    files: Sequence[Path]
-    pairs: Mapping[str, LoraPair]
-    quantized: Mapping[str, nn.Module]
+    files: Sequence[Path]  # the base's
+    pairs: Mapping[str, LoraPair]  # layer -> ΔW
+    quantized: Mapping[str, nn.Module]  # layer -> what replaces its weights in the files
 
 
 def _measure(
@@ -121,7 +107,7 @@ def _measure(
     onto: Onto,
     task: str | None,
 ) -> tuple[Weights, Reference]:
-    """Loads the adapter model, then its base as ``section`` says, and keeps what merging and the proof need of them."""
+    """Loads the adapter model, then its base; keeps what merging and the comparison need."""
     model = load_adapted(folder, dtype=section.dtype)
     pairs = lora_pairs(model, task=task)
     adapted = expected = log_probabilities(model, tokenizer)
@@ -140,7 +126,7 @@ def _measure(
 def _unquantized(
     folder: AdapterFolder, layers: Mapping[str, nn.Module], *, task: str | None, dtype: DType
 ) -> PreTrainedModel:
-    """The adapter model on a base that is not quantised, with the weights of ``layers`` in place of its own."""
+    """The adapter model on a base that is not quantised, but with the weights of ``layers``."""
     model = load_adapted(folder, quantization=None, dtype=dtype)
     for name, layer in layers.items():
         place, weight = model.get_submodule(name), dequantize(layer)
@@ -154,10 +140,10 @@ def _unquantized(
 
 
 def _write_weights(weights: Weights, out: Path, *, dtype: torch.dtype) -> float:
-    """Writes the base's tensors with every ΔW added, in shards of at most :data:`SHARD_BYTES`, one in memory at a time.
+    """Writes the base's tensors with every ΔW added, one shard of at most :data:`SHARD_BYTES` in memory at a time.
 
     Returns:
-        The mean over the adapted layers of ‖ΔW‖ / ‖W‖.
+        ‖ΔW‖ / ‖W‖, the mean over the adapted layers.
     """
     ratios = []
     with ExitStack() as opened:
@@ -166,7 +152,7 @@ def _write_weights(weights: Weights, out: Path, *, dtype: torch.dtype) -> float:
             file = opened.enter_context(safe_open(path, framework="pt"))
             sources |= dict.fromkeys(file.keys(), file)
         if missing := {f"{name}.weight" for name in (*weights.pairs, *weights.quantized)} - sources.keys():
-            raise MosloraError(f"{weights.files[0].parent}: no {', '.join(sorted(missing))} in its weights")
+            raise MosloraError(f"{weights.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
         shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_BYTES)
         for name, keys in shards.filename_to_tensors.items():
@@ -191,17 +177,11 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _write_settings(base: Path, out: Path, tokenizer: PreTrainedTokenizerBase, *, dtype: DType) -> None:
-    """Copies the base's configuration and code, and writes the tokenizer."""
-    for path in sorted(base.iterdir()):
-        if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
+    """Writes the tokenizer, the base's code, and its configuration with the new dtype."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config |= dict.fromkeys(("dtype", "torch_dtype") if "torch_dtype" in config else ("dtype",), dtype)  # its old name
+    write_json(out / "config.json", config)
+    for path in base.iterdir():
+        if path.name == "generation_config.json" or path.suffix == ".py":
             shutil.copy(path, out / path.name)
-    _set_dtype(out / "config.json", dtype)
     tokenizer.save_pretrained(out)
-
-
-def _set_dtype(config: Path, dtype: DType) -> None:
-    values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-    values["dtype"] = dtype
-    if "torch_dtype" in values:  # the key's former name, which older readers know
-        values["torch_dtype"] = dtype
-    write_json(config, values)

@@ -1,4 +1,4 @@
-"""A model's adapters as plain LoRA pairs, or, before anything is loaded, the reason why there are none."""
+"""A model's adapters as plain LoRA pairs, and, before anything is loaded, whether that is possible."""
 
 from transformers import PreTrainedModel
 
@@ -10,22 +10,17 @@ from moslora.tasks import resolve_tasks
 
 
 def lora_pairs(model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
-    """Every adapter of ``model`` folded, by the name of its layer.
-
-    Args:
-        model: with adapters; told of ``task``, so that it computes from now on what the pairs say.
-        task: the one that a task gate is fixed to, from :func:`fixed_task`.
-    """
+    """Every adapter of ``model`` folded, by layer; from now on the model, too, computes for ``task``."""
     if task is not None:
         name_task(model, task)
     return {name: fold(layer) for name, layer in named_adapters(model)}
 
 
 def fixed_task(folder: AdapterFolder, task: str | None) -> str | None:
-    """The task that a task gate is fixed to, as it was typed; ``None`` for any other mixer.
+    """The task that a task gate is fixed to; ``None`` for any other mixer.
 
     Raises:
-        UsageError: the mixer is no single matrix, or ``task`` is not one task that its gate was trained on.
+        UsageError: the mixer is not a single matrix, or ``task`` is not one task that its gate was trained on.
     """
     section = folder.recipe.adapter
     gated = section.mixer.kind == "task-gate"
@@ -34,13 +29,13 @@ def fixed_task(folder: AdapterFolder, task: str | None) -> str | None:
             try:
                 build_mixer(rank=section.rank, in_features=1, **section.mixer.model_dump()).matrix()
             except NotMergeable as error:
-                fix = "name one with --task" if gated else "keep the adapter folder, which evaluates as it is"
-                raise UsageError(f"{folder.path}: cannot become one weight: it has {error}; {fix}") from None
+                fix = "name one with --task" if gated else "evaluate the adapter folder itself"
+                raise UsageError(f"{folder.path}: has no single weight: it has {error}; {fix}") from None
         return None
     if not gated:
-        raise UsageError(f"{folder.path}: --task {task}: no gate here depends on the task; leave it out")
+        raise UsageError(f"{folder.path}: --task {task}: its mixer does not depend on the task; omit --task")
     names = resolve_tasks(task)
     if len(names) > 1:
-        raise UsageError(f"--task {task}: name one task; a merged model has one weight for all its inputs")
+        raise UsageError(f"--task {task}: must be one task, since a merged model has one weight for all inputs")
     folder.refuse_untrained(names[0])
     return names[0]

@@ -1,15 +1,14 @@
-"""A LoRA adapter's folder as PEFT writes it, or the MoSLoRA repository's patched PEFT 0.3.
+"""A LoRA adapter's folder as written by PEFT, or by the MoSLoRA repository's patched PEFT 0.3.
 
     y = W x + s · lora_B(lora_AB(lora_A(x))),   s = lora_alpha / r, or lora_alpha / √r with use_rslora
 
-``lora_AB`` is the patch's (github.com/wutaiqiang/MoSLoRA, ``commonsense_reasoning/peft``): a linear layer, so that
-its weight is M. Stock PEFT has no such layer. Whatever is not understood is refused: without it, it would be another
-adapter.
+``lora_AB`` is the patch's (github.com/wutaiqiang/MoSLoRA, ``commonsense_reasoning/peft``): a linear layer with the
+weight M. Any setting or weight that is not understood is refused: ignoring it would make another adapter.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -26,7 +25,7 @@ from moslora.runs.adapter_folder import load_tensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")
-"""The first that is there is read; the last is a checkpoint of transformers' Trainer."""
+"""The first that exists is read; the last is a checkpoint of transformers' Trainer."""
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>AB|A|B)(\.default)?\.weight")
 
@@ -42,20 +41,20 @@ _HARMLESS = {
 """Settings that do not change what a trained adapter computes."""
 
 _OFF: Mapping[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
-"""Values with which a setting adds nothing to B · M · A, besides those that are false or empty."""
+"""Values that add nothing to B · M · A, besides those that are false or empty."""
 
 _REASONS = {
     "alpha_pattern": "moslora has one scale for all layers",
     "bias": "trained biases are not part of B · M · A",
     "init_lora_weights": "it may change the base's weights; convert the adapter to a plain LoRA with PEFT first",
-    "modules_to_save": "whole modules were trained beside the adapter",
+    "modules_to_save": "whole modules were trained",
     "rank_pattern": "moslora has one rank for all layers; if moslora exported it, export without --compact",
     "use_dora": "DoRA's magnitudes are not part of B · M · A",
 }
 
 
 class Settings(BaseModel):
-    """What is read of ``adapter_config.json``. Any other setting has to be off, or harmless."""
+    """The settings of ``adapter_config.json`` that are read; any other must be off or harmless."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -72,7 +71,7 @@ class Settings(BaseModel):
 
     @property
     def official(self) -> bool:
-        """Whether the MoSLoRA repository's PEFT wrote it; its LoRA baselines have the setting as well."""
+        """Whether the MoSLoRA repository's PEFT wrote it, which also sets this for its LoRA baselines."""
         return self.lora_use_mixer is not None
 
     @property
@@ -95,15 +94,13 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """An adapter whose settings and weights are understood."""
-
     config_path: Path
     weights_path: Path
     settings: Settings
     layers: Mapping[str, Factors]
 
     def misfits(self, base: PreTrainedModel) -> list[str]:
-        """A line for everything in which the adapter does not fit ``base``, which may be on the meta device."""
+        """A line for each mismatch with ``base``, which may be on the meta device."""
         linear: dict[str, Any] = {
             name: module for name, module in base.named_modules() if hasattr(module, "in_features")
         }
@@ -118,9 +115,8 @@ class PeftAdapter:
             wanted = [(rank, layer.in_features), *mixer, (layer.out_features, rank)]
             if (found := [tuple(weight.shape) for weight in factors if weight is not None]) != wanted:
                 faults.append(f"{name}: shapes {found}, but r and the base need {wanted}")
-        for name in linear:
-            if self.settings.adapts(name) and name not in self.layers:
-                faults.append(f"{name}: {CONFIG} adapts it, but it has no weights")
+        bare = [name for name in linear if self.settings.adapts(name) and name not in self.layers]
+        faults += [f"{name}: {CONFIG} adapts it, but it has no weights" for name in bare]
         return [f"{self.weights_path}: {fault}" for fault in faults]
 
 
@@ -128,20 +124,19 @@ def read_adapter(folder: Path) -> PeftAdapter:
     """The adapter in ``folder``; a Trainer's checkpoint has its settings in the folder above.
 
     Raises:
-        UsageError: there is none, or none that moslora can hold; one line for each fault of the settings, or else of
-            the weights.
-        MosloraError: a file cannot be read, or holds more than tensors.
+        UsageError: no adapter, or one that moslora does not support; one line for each fault.
+        MosloraError: a file cannot be read, or contains more than tensors.
     """
     if not folder.is_dir():
         on_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder))
-        fix = f"; if it is on the hub, fetch it first: hf download {folder} --local-dir FOLDER" if on_the_hub else ""
+        fix = f"; if it is on the hub, download it first: hf download {folder} --local-dir FOLDER" if on_the_hub else ""
         raise UsageError(f"{folder}: no such folder{fix}")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
-        raise UsageError(f"{folder}: no LoRA adapter, which has {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+        raise UsageError(f"{folder}: not a LoRA adapter, which has one of {', '.join(WEIGHTS)}")
     config = next((path for path in (folder / CONFIG, folder.resolve().parent / CONFIG) if path.is_file()), None)
     if config is None:
-        raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy the one of the training run here")
+        raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy it here from the training run")
     settings = _read_settings(config)
     tensors = load_tensors(weights) if weights.suffix == ".safetensors" else _load_pickle(weights)
     return PeftAdapter(config, weights, settings, _factors(weights, tensors, settings))
@@ -161,52 +156,47 @@ def _read_settings(path: Path) -> Settings:
         for fault in error.errors():
             key = str(fault["loc"][0])
             faults.append(f"{key} = {shortened(values.get(key))}: {fault['msg']}")
-    faults += _unsupported(values)
+    for key, value in values.items():
+        if value and key not in {*Settings.model_fields, *_HARMLESS} and value not in _OFF.get(key, ()):
+            reason = _REASONS.get(key, "moslora does not know this setting")
+            faults.append(f"{key if key.isprintable() else repr(key)} = {shortened(value)}: not supported: {reason}")
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in dict.fromkeys(faults)]))
     return settings
 
 
-def _unsupported(values: Mapping[str, Any]) -> Iterator[str]:
-    """Settings that make the adapter more, or other, than B · M · A."""
-    for key, value in values.items():
-        if value and key not in {*Settings.model_fields, *_HARMLESS} and value not in _OFF.get(key, ()):
-            reason = _REASONS.get(key, "moslora does not know this setting")
-            yield f"{key if key.isprintable() else repr(key)} = {shortened(value)}: not supported: {reason}"
-
-
 def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors in a pickle, by torch's reader that runs no code of it. No other place opens a pickle."""
+    """The tensors in a pickle, by torch's reader that runs no code. Nothing else here opens a pickle."""
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
         return {key: value.float() for key, value in values.items()}
-    except Exception as error:  # torch's own words would have the user run the code
+    except Exception as error:  # torch's own message advises to run the code
         raise MosloraError(
-            f"{path}: not a file of tensors alone ({type(error).__name__}); no code in it was run. If the file is"
-            " whole, save its weights as safetensors"
+            f"{path}: not a file of tensors only ({type(error).__name__}); no code in it was run. Save its weights as"
+            " safetensors"
         ) from None
 
 
 def _factors(path: Path, tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, Factors]:
-    """The weights by layer, every one of them accounted for."""
+    """The weights by layer; one that cannot be placed is refused."""
     parts: dict[str, dict[str, Tensor]] = {}
     faults = []
     for key, value in tensors.items():
         if not (match := _KEY.fullmatch(key)):
-            faults.append(f"{key}: not a LoRA weight that moslora knows")
+            faults.append(f"{key}: unexpected; not a LoRA weight that moslora knows")
             continue
         if not value.isfinite().all():
             faults.append(f"{key}: holds NaN or infinities")
         parts.setdefault(match["layer"], {})[match["part"]] = value.float()
     if not tensors:
-        faults.append("no LoRA weight in it: an empty adapter was saved; take a checkpoint of the Trainer")
+        faults.append("contains no LoRA weights; import a checkpoint of the Trainer")
     for part in ("A", "AB", "B") if settings.lora_use_mixer else ("A", "B"):
         if lacking := [name for name, found in parts.items() if part not in found]:
             faults.append(f"lora_{part} is missing on {some(lacking)}")
     if not settings.lora_use_mixer and (mixed := [name for name, found in parts.items() if "AB" in found]):
         faults.append(f"lora_AB on {some(mixed)}, but {CONFIG} has no lora_use_mixer = true")
     if surplus := [name for name in parts if not settings.adapts(name)]:
-        faults.append(f"weights on {some(surplus)}, but the target_modules of {CONFIG} do not list them")
+        faults.append(f"weights on {some(surplus)}, which target_modules in {CONFIG} does not list")
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in faults]))
     return {name: Factors(found["A"], found.get("AB"), found["B"]) for name, found in parts.items()}

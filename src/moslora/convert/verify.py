@@ -1,4 +1,4 @@
-"""Whether two models compute the same: their log-probabilities on a few short texts, compared."""
+"""Whether two models compute the same: their log-probabilities on a few short texts."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.choices import DType, Onto
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
+from moslora.recipe import ModelSection
 
 PROMPTS = (
     "Question: Which force pulls a dropped stone to the ground?\nAnswer: gravity",
@@ -18,15 +19,13 @@ PROMPTS = (
     "Below is an instruction that describes a task.\n\n### Response:\nthe correct answer is answer2",
     "Q: Robin carried the groceries for an old neighbour. How would Robin be described?\nA: kind",
 )
-"""What two models are compared on: short, ordinary text, with and without the formats' markers."""
+"""The texts that models are compared on, with and without the formats' markers."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.03}
-"""Largest accepted error by rounding of a merged model's log-probabilities, in nats and per position on average."""
+"""Largest accepted :attr:`Proof.rounding` by dtype, in nats."""
 
-DROWNED = "; WARNING: that is no more than the rounding of the merge, so keep the adapter or merge with --dtype float32"
-MISPLACED = (
-    "; WARNING: the base's quantisation moves them as much, so measure both ways of merging, or keep the adapter"
-)
+DROWNED = "; WARNING: no more than the merge's rounding does: keep the adapter, or merge with --dtype float32"
+MISPLACED = "; WARNING: no more than the base's quantisation does: measure both values of --onto, or keep the adapter"
 
 
 class LogProbabilities(NamedTuple):
@@ -38,7 +37,7 @@ class LogProbabilities(NamedTuple):
 
 @torch.inference_mode()
 def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[LogProbabilities]:
-    """What ``model`` thinks of :data:`PROMPTS`."""
+    """Of :data:`PROMPTS`, one by one."""
     encoder = Encoder(tokenizer, max_length=None)
     found = []
     for prompt in PROMPTS:
@@ -50,12 +49,12 @@ def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Reference:
-    """The models that a merged one is compared with, by their log-probabilities.
+    """The log-probabilities that a merged model's are compared with.
 
     Attributes:
         base: without the adapter.
         adapted: the adapter model.
-        expected: the adapter beside the weights that the merge adds it to; ``adapted``, unless the base is quantised.
+        expected: the adapter on the weights that it is merged into; ``adapted`` unless the base is quantised.
     """
 
     base: list[LogProbabilities]
@@ -72,13 +71,13 @@ class Proof:
         max_error: the largest.
         kl: mean KL(adapter ‖ merged), in nats.
         flips: share of positions where another token is the likeliest.
-        rounding: the part of ``mean_error`` that is the merge's own: against the adapter beside the same weights,
-            unquantised. The rest comes of the base's quantisation.
-        effect: mean |Δ log p| between the base and the adapter model: what there was to preserve.
-        ratio: ‖ΔW‖ / ‖W‖, the mean over layers; small ones drown in the rounding of the merge.
+        rounding: the merge's own part of ``mean_error``: against :attr:`Reference.expected`. The rest comes from the
+            base's quantisation.
+        effect: mean |Δ log p| between the base and the adapter model, which the merge has to preserve.
+        ratio: ‖ΔW‖ / ‖W‖, the mean over layers; a small ΔW is lost in the merge's rounding.
         dtype: of both models.
-        quantization: of the adapter model's base; ``None`` for none.
-        onto: which weights of a quantised base the adapter was added to.
+        quantization: of the adapter model's base.
+        onto: the weights of a quantised base that the adapter was merged into.
     """
 
     mean_error: float
@@ -107,19 +106,12 @@ class Proof:
 
 
 def compare(
-    merged: list[LogProbabilities],
-    reference: Reference,
-    *,
-    ratio: float,
-    dtype: DType,
-    quantization: str | None,
-    onto: Onto,
+    merged: list[LogProbabilities], reference: Reference, *, ratio: float, section: ModelSection, onto: Onto
 ) -> Proof:
     """Measures what the merge changed, and what the adapter had changed.
 
     Raises:
-        MosloraError: the mean error against ``reference.expected``, which differs by rounding only, is beyond
-            :data:`TOLERANCE`.
+        MosloraError: the rounding error is beyond :data:`TOLERANCE`.
     """
     base, adapted, expected, found = (
         torch.cat([prompt.following for prompt in model])
@@ -134,10 +126,10 @@ def compare(
         rounding=float((expected - found).abs().mean()),
         effect=float((adapted - base).abs().mean()),
         ratio=ratio,
-        dtype=dtype,
-        quantization=quantization,
+        dtype=section.dtype,
+        quantization=section.quantization,
         onto=onto,
     )
-    if not proof.rounding <= TOLERANCE[dtype]:
-        raise MosloraError(f"{proof}: beyond the tolerance of {TOLERANCE[dtype]:g}; nothing was written")
+    if not proof.rounding <= TOLERANCE[proof.dtype]:
+        raise MosloraError(f"{proof}: above the tolerance of {TOLERANCE[proof.dtype]:g}; nothing was written")
     return proof

@@ -1,6 +1,6 @@
-"""What a source's rows are like: how long, how often the same, and how much of the test is in the training set.
+"""Counts of a source's rows: their lengths, repeats, and how much of the test is in the training set.
 
-Pure counts of examples. `moslora.data.overlap` says when two rows are the same; `audit_text` prints what is found.
+`moslora.data.overlap` defines when two rows are the same; `audit_text` prints the counts.
 """
 
 import math
@@ -26,10 +26,10 @@ class Lengths:
     """Tokens of training texts: BOS if the tokenizer adds one, prompt, right answer, EOS."""
 
     shortest: int
-    median: int  # the smallest length with half of the rows at or below it; p95 likewise
-    p95: int
+    median: int  # the smallest length with half of the rows at or below it
+    p95: int  # … with 95 percent of them
     longest: int
-    over: int  # rows longer than max_length: they lose the start of their question, and never their answer
+    over: int  # rows longer than max_length: they lose the start of their question, never their answer
     end_cut: int  # of these, rows whose answer would lose tokens if the end were cut instead (EOS not counted)
     end_gone: int  # of these, rows whose answer would be gone
     no_room: int  # rows whose answer alone is too long, which training refuses
@@ -37,7 +37,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How often one task's rows say the same; n rows that are equal count n − 1 times where repeats are counted."""
+    """Repeated rows of one task; n equal rows are n − 1 repeats."""
 
     train_questions: int  # training rows that repeat a question
     train_choices: int  # … a question with its choices
@@ -48,13 +48,13 @@ class Overlap:
     leaks: int  # … and the same answer
     elsewhere: int  # test rows whose question is in the training rows of another task
     elsewhere_leaks: int  # … with the same choices and answer, and not in the task's own
-    majority: int  # test rows whose right choice stands at the most frequent position
-    free: int  # training rows that are instructions of no template, and compared by their whole text
+    majority: int  # test rows whose right choice is at the most frequent position
+    free: int  # training rows whose instruction follows no template: compared by their whole text
 
 
 @dataclass(frozen=True)
 class TaskAudit:
-    """One task's rows and what was counted; no lengths where there are no rows."""
+    """The counts of one task; no lengths where there are no rows."""
 
     train: int
     test: int
@@ -66,25 +66,17 @@ class TaskAudit:
 def audit(
     tasks: Sequence[str], *, source: str, format: Format, encoder: Encoder, max_length: int
 ) -> dict[str, TaskAudit]:
-    """Counts the rows of ``source``, task by task; tasks without rows are left out.
+    """Counts the rows of ``source`` by task; tasks without rows are left out.
 
     Bare instructions of a file are a task of their own, the last. A file has no test rows; `MIXTURE` is tested on the
-    hub's. ``max_length`` in tokens is what lengths are compared with; ``encoder`` has no limit of its own.
-
-    Raises:
-        UsageError: no such source, or no row of the tasks in it.
+    hub's. Lengths are compared with ``max_length`` in tokens; ``encoder`` has no limit of its own.
     """
     training, test = read(tasks, source=source)
-    return {
-        task: TaskAudit(
-            train=len(training[task]),
-            test=len(test[task]),
-            train_lengths=count_lengths(training[task], format, encoder, max_length=max_length),
-            test_lengths=count_lengths(test[task], format, encoder, max_length=max_length),
-            overlap=overlap,
-        )
-        for task, overlap in count_overlaps(training, test).items()
-    }
+    audits = {}
+    for task, overlap in count_overlaps(training, test).items():
+        lengths = [count_lengths(rows[task], format, encoder, max_length=max_length) for rows in (training, test)]
+        audits[task] = TaskAudit(len(training[task]), len(test[task]), lengths[0], lengths[1], overlap)
+    return audits
 
 
 def read(tasks: Sequence[str], *, source: str) -> tuple[Rows, Rows]:
@@ -99,7 +91,7 @@ def read(tasks: Sequence[str], *, source: str) -> tuple[Rows, Rows]:
     test = {task: [] if one_file else _split(task, "test", source) for task in tasks} | {INSTRUCTION: []}
     found = [task for task in names if training[task] or test[task]]
     if not found:
-        raise UsageError(f"{source}: no rows of {', '.join(tasks)} in it")
+        raise UsageError(f"{source}: contains no rows of {', '.join(tasks)}")
     return {task: training[task] for task in found}, {task: test[task] for task in found}
 
 
@@ -111,7 +103,7 @@ def _split(task: str, split: Split, source: str) -> list[Example]:
 
 
 def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
-    """Repeats in each task's training and test rows, and how much of the test is in the training rows."""
+    """Repeats within each task's training and test rows, and between the two."""
     said = {task: [content(row) for row in rows] for task, rows in training.items()}
     where = defaultdict(set)  # question, question with choices, and all of a row -> tasks with it in training
     for task, rows in said.items():
@@ -138,7 +130,7 @@ def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
 
 
 def count_lengths(rows: Sequence[Example], format: Format, encoder: Encoder, *, max_length: int) -> Lengths | None:
-    """Token lengths of ``rows`` as training texts; ``None`` of no rows. ``encoder`` has no limit of its own."""
+    """Token lengths of ``rows`` as training texts; ``None`` without rows. ``encoder`` has no limit of its own."""
     if not rows:
         return None
     options = [format.train(row) for row in rows]

@@ -1,8 +1,8 @@
 """Text to token ids and labels.
 
-Prompt and answer are encoded apart, so that the first answer token, and with it the label mask, is exact. For
-that the prompt has to be a token prefix of the whole text, which the tests check; the one format without this
-property (``Format.joint``) is encoded as one string and split by character offsets.
+Prompt and answer are encoded separately, so that the label mask is exact. This requires the prompt to be a token prefix
+of the whole text, which the tests check. The one format without this property (``Format.joint``) is encoded as one
+string and split by character offsets.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from moslora.tasks import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, and its by-products stay small
+_CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory
 
 IGNORE_INDEX = -100
 """Label of a position without loss (PyTorch's default ``ignore_index``)."""
@@ -40,7 +40,7 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A training row. ``labels[i]`` (not shifted) is ``input_ids[i]``, or `IGNORE_INDEX` for no loss."""
+    """A training row. ``labels[i]`` (not shifted) is ``input_ids[i]``, or `IGNORE_INDEX` without loss."""
 
     id: str
     task: str
@@ -50,13 +50,13 @@ class Encoded:
 
 
 class Encoder:
-    """A tokenizer with a length limit that never costs the answer.
+    """A tokenizer with a length limit that never cuts an answer.
 
     Args:
-        tokenizer: a fast tokenizer. BOS is prepended if, and only if, the tokenizer itself does so.
-        max_length: most tokens of a text, special ones included; None for no limit. A longer text loses the
-            start of its prompt (behind BOS), because the end holds the question and the answer.
-        key: of the recipe, which sets the limit; for messages.
+        tokenizer: a fast tokenizer. BOS is prepended if the tokenizer itself does so.
+        max_length: most tokens of a text, special ones included. A longer text loses the start of its prompt (after
+            BOS), because the end holds the question and the answer.
+        key: the recipe's key of the limit, for messages.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Encoder:
         self._bos = [bos] if bos is not None and tokenizer("a").input_ids[0] == bos else []
 
     def encode(self, prompt: str, answer: str, *, joint: bool = False, eos: bool = True) -> EncodedText:
-        """One text; see `encode_all`."""
+        """One text, as in `encode_all`."""
         return self.encode_all([(prompt, answer)], joint=joint, eos=eos)[0]
 
     def encode_all(
@@ -85,12 +85,12 @@ class Encoder:
             eos: append the end-of-sequence token, so that a model learns to stop.
 
         Raises:
-            UsageError: answers alone exceed ``max_length``; it says how many, and what they need.
+            UsageError: answers alone exceed ``max_length``.
         """
         if joint:
             pairs = self._split_by_offsets(texts)
         else:
-            # Options of one question share their prompt, and few labels make all answers: each text once.
+            # Options of one question share their prompt, and many rows an answer: each text once.
             distinct = list(dict.fromkeys(text for pair in texts for text in pair))
             ids = dict(zip(distinct, self._token_ids(distinct), strict=True))
             pairs = [(ids[prompt], ids[answer]) for prompt, answer in texts]
@@ -99,7 +99,7 @@ class Encoder:
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
 
     def joins(self, option: Option) -> bool:
-        """Whether prompt and answer as one string have other tokens than the two apart."""
+        """Whether prompt and answer as one string have other tokens than when encoded separately."""
         together, prompt, answer = self._token_ids([option.prompt + option.answer, option.prompt, option.answer])
         return together != prompt + answer
 
@@ -126,8 +126,8 @@ class Encoder:
         over = [length for length in needed if self.max_length is not None and length > self.max_length]
         if over:
             raise UsageError(
-                f"{self._key}={self.max_length} is too small for {len(over)} of {len(needed)} answers by "
-                f"themselves, and an answer is never cut: the longest needs {self._key}={max(over)}"
+                f"{self._key}={self.max_length}: {len(over)} of {len(needed)} answers alone are longer, and answers are"
+                f" not cut; the longest needs {self._key}={max(over)}"
             )
 
     def _assemble(self, prompt: list[int], answer: list[int]) -> EncodedText:
@@ -141,18 +141,14 @@ class Encoder:
     def _eos(self) -> int:
         eos: int | None = self.tokenizer.eos_token_id
         if eos is None:
-            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer names no end-of-sequence token")
+            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
         return eos
 
 
 def encode_examples(examples: Iterable[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
-    """Training rows: the right option with EOS behind it, whose label is kept.
+    """Training rows: the right option, then EOS, which has a label too.
 
-    Args:
-        examples: rows, in the order of the result.
-        format: a value of `moslora.prompts.FORMATS`.
-        encoder: tokenizer and length limit.
-        loss_on: "response" masks the prompt; "all" trains on every token, as LLM-Adapters does.
+    ``loss_on="response"`` masks the prompt; "all" trains on every token, as LLM-Adapters does.
     """
     examples = list(examples)
     options = [format.train(example) for example in examples]

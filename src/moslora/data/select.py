@@ -1,4 +1,4 @@
-"""Which of a source's training rows a run sees: a cap per task, rows set aside for validation, leaks left out."""
+"""The training rows of a run: a cap per task, rows set aside for validation, leaks left out."""
 
 import random
 from collections import Counter
@@ -19,9 +19,8 @@ class Selection:
     Attributes:
         training: trained on.
         validation: set aside from the training rows.
-        leaks: task -> rows left out of ``training`` because they are test rows, where there are any; ``None`` where
-            the recipe does not ask for that.
-        incomparable: instructions in ``training`` that follow no template, so that no leak was looked for in them.
+        leaks: task -> rows left out of ``training`` because they are test rows; ``None`` without ``data.drop_leaks``.
+        incomparable: instructions in ``training`` that follow no template and cannot be compared.
     """
 
     training: list[Example]
@@ -33,10 +32,7 @@ class Selection:
 def select(data: DataSection, evaluation: EvaluationSection, *, seed: int) -> Selection:
     """The rows that ``data`` describes; leaks are test rows of ``evaluation``.
 
-    Leaks are left out last, so that two runs which differ in this alone share every other row.
-
-    Raises:
-        UsageError: nothing is left to train on, or leaks are to be left out and there are no test rows.
+    Leaks are left out last, so that two runs that differ only in this share every other row.
     """
     examples = load_training(data.tasks, source=data.source, winogrande=data.winogrande)
     chosen = cap(examples, rows=data.rows, seed=seed)
@@ -50,7 +46,7 @@ def select(data: DataSection, evaluation: EvaluationSection, *, seed: int) -> Se
     ids = leaked(training, test)
     kept = [example for example in training if example.id not in ids]
     if not kept:
-        raise UsageError(f"data.drop_leaks: every training row is also a test row of {source}; is it the same data?")
+        raise UsageError(f"data.drop_leaks: every training row is also a test row of {source}; set another source")
     return Selection(
         kept,
         validation,
@@ -78,12 +74,9 @@ def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, se
 
 
 def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples, a random split of ``examples``: the test sets are never touched.
+    """Training and validation examples, a random split of ``examples``.
 
-    A set may repeat rows (WinoGrande's nested sizes); no training row says the same as a validation row.
-
-    Raises:
-        UsageError: nothing would be left to train on.
+    A set may repeat rows (WinoGrande's nested sizes); no training row equals a validation row.
     """
     refuse_all_set_aside(len(examples), validation_rows=validation_rows)
     chosen = set(random.Random(f"{seed}/validation").sample(range(len(examples)), validation_rows))
@@ -91,17 +84,14 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
     said = {_content(example) for example in validation}
     training = [example for example in examples if _content(example) not in said]
     if not training:
-        raise UsageError("data.validation_rows: all other rows repeat those set aside; set fewer aside, or 0")
+        raise UsageError("data.validation_rows: all other rows repeat those set aside; use fewer")
     return training, validation
 
 
 def refuse_all_set_aside(rows: int, *, validation_rows: int) -> None:
-    """Raises a UsageError if so many of ``rows`` are to be set aside that there is nothing to train on."""
+    """Refuses a number of validation rows that leaves nothing to train on."""
     if validation_rows >= rows:
-        raise UsageError(
-            f"data.validation_rows: {validation_rows:,} of {rows:,} rows set aside leave none to train on; set fewer"
-            " aside"
-        )
+        raise UsageError(f"data.validation_rows = {validation_rows}: must be less than the {rows:,} rows of the source")
 
 
 def _content(example: Example) -> tuple[object, ...]:

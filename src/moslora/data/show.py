@@ -26,17 +26,13 @@ def show_example(
     max_length: int = 512,
     loss_on: LossOn = "response",
 ) -> str:
-    """One row of a set as plain text.
-
-    Raises:
-        UsageError: not one set, or a row beyond its last one.
-    """
+    """One row of a set as plain text."""
     names = resolve_tasks(task)
     if len(names) != 1:
-        raise UsageError(f"task={task}: give one set, for example {names[0]}")
+        raise UsageError(f"{task}: must be one set, such as {names[0]}")
     examples = load_examples(names[0], split, source=source)
     if row >= len(examples):
-        raise UsageError(f"{names[0]} {split} has rows 0 to {len(examples) - 1}, not {row}")
+        raise UsageError(f"--row {row}: must be 0 to {len(examples) - 1} for {names[0]}, {split}")
 
     example = examples[row]
     renderer = FORMATS[format]

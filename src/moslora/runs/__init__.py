@@ -1,1 +1,1 @@
-"""Runs on disk: where they lie, their manifest, and the adapter folder that passes between commands."""
+"""Runs on disk: finding them, their manifest, and the adapter folder that commands pass on."""

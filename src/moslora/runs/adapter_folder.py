@@ -4,7 +4,7 @@
 ``recipe.yaml``          the resolved recipe: rebuilds model, tokenizer and adapters
 ``manifest.json``        format, base and its fingerprint, step, data hashes, sha256 of every other file and of itself
 
-A folder is written beside its place and renamed into it, so that a reader finds a whole one or none.
+A folder is written under another name and renamed, so that a reader finds a whole one or none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, read_manife
 from moslora.tasks import TASKS
 
 TRUST = "model.trust_remote_code"
-"""The one key that is never taken from a stored recipe, which may come from anybody."""
+"""The one key that is never read from a stored recipe, since its author may be anyone."""
 
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A checked adapter folder: every hash fits."""
+    """An adapter folder whose hashes were checked."""
 
     path: Path
     recipe: Recipe
@@ -50,16 +50,12 @@ class AdapterFolder:
         return tuple(self.manifest["data"]["tasks"]) if self.recipe.adapter.mixer.kind == "task-gate" else None
 
     def refuse_untrained(self, task: str) -> None:
-        """Refuses a task whose embedding in the adapter's gate is still its random draw.
-
-        Raises:
-            UsageError: no row of it was trained on.
-        """
+        """Refuses a task whose embedding in the adapter's gate is still random."""
         trained = self.trained_tasks()
         if trained is None or task in trained:
             return
-        named = ", ".join(name for name in trained if name in TASKS)
-        fix = f"name one that it was trained on with --task: {named}" if named else "its rows named no set; train again"
+        known = ", ".join(name for name in trained if name in TASKS)
+        fix = f"--task must be one of {known}" if known else "its rows had no task; train again"
         raise UsageError(f"{self.path}: its gate was never trained on {task}; {fix}")
 
 
@@ -71,10 +67,10 @@ def save_adapter(
     facts: Mapping[str, Any],
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Writes ``folder`` in one piece, replacing an older one.
+    """Writes ``folder`` whole, replacing an older one.
 
     Args:
-        folder: where.
+        folder: the adapter folder.
         model: with adapters.
         recipe: the resolved recipe that made them.
         facts: JSON values for the manifest, such as the step and the data hashes.
@@ -82,6 +78,7 @@ def save_adapter(
     """
     state = {key: value.detach().cpu().contiguous() for key, value in adapter_state_dict(model).items()}
     files = {WEIGHTS: state, **(extra or {})}
+    base, revision = recipe.model.name, recipe.model.revision
     with replaced_folder(folder) as scratch:
         for name, tensors in files.items():
             save_file(dict(tensors), scratch / name)
@@ -89,11 +86,7 @@ def save_adapter(
         manifest = {
             "format": FORMAT,
             "moslora": version("moslora"),
-            "base": {
-                "name": recipe.model.name,
-                "revision": recipe.model.revision,
-                "fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
-            },
+            "base": {"name": base, "revision": revision, "fingerprint": fingerprint(base, revision=revision)},
             **facts,
             "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
         }
@@ -109,42 +102,34 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFol
 
     Raises:
         UsageError: not an adapter folder, or one of another version.
-        MosloraError: a file is missing or was altered.
+        MosloraError: a file is missing or altered.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file():
-            raise MosloraError(f"{folder / name}: missing; take another checkpoint")
+            raise MosloraError(f"{folder / name}: missing; use another checkpoint")
         if sha256(folder / name) != expected:
-            raise MosloraError(f"{folder / name}: altered or truncated (its sha256 differs); take another checkpoint")
+            raise MosloraError(f"{folder / name}: altered or truncated (its sha256 differs); use another checkpoint")
     overrides = (f"{TRUST}=true",) if trust_remote_code else ()
     return AdapterFolder(folder, _written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest)
 
 
 def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run that is to be resumed; what it trusted, ``overrides`` have to say again.
-
-    Raises:
-        UsageError: ``run`` cannot be resumed, or its recipe does not hold here.
-    """
+    """The recipe of a run to resume; ``overrides`` have to repeat that remote code is trusted."""
     facts = run_facts(run)
     if "imported" in facts:
-        raise UsageError(f"{run}: an imported adapter, which cannot be resumed; evaluate, merge or export it")
+        raise UsageError(f"{run}: an imported adapter, which cannot be resumed, only evaluated, merged or exported")
     if (run / MANIFEST).is_file() or not (run / RECIPE).is_file():
-        locate_adapter(run)  # says what the folder is, if it has no adapter either
+        locate_adapter(run)  # a clearer message if there is no adapter either
         raise UsageError(
-            f"{run}: not a run's folder with its {RECIPE}, so it cannot be resumed; name that folder, or put the recipe"
-            " back from a checkpoint"
+            f"{run}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or copy the"
+            " recipe there from a checkpoint"
         )
     return _written_recipe(run / RECIPE, overrides, by=facts.get("moslora"))
 
 
 def _written_recipe(path: Path, overrides: Sequence[str], *, by: str | None) -> Recipe:
-    """A recipe that moslora ``by`` wrote: rules of beginning a training do not concern it, and it grants no trust.
-
-    Raises:
-        UsageError: it does not hold here, perhaps because another version wrote it.
-    """
+    """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
     try:
         return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
     except UsageError as fault:
@@ -156,16 +141,7 @@ def _written_recipe(path: Path, overrides: Sequence[str], *, by: str | None) -> 
 
 
 def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any) -> PreTrainedModel:
-    """The base of ``folder`` with its adapters, in evaluation mode.
-
-    Args:
-        folder: from :func:`open_adapter`.
-        device: where the model goes.
-        overrides: fields of the recipe's model section that are to differ, such as ``dtype``.
-
-    Raises:
-        UsageError: the base is another one than the adapter was trained on.
-    """
+    """The base of ``folder`` with its adapters, in evaluation mode; ``overrides`` change its ``model`` section."""
     check_base(folder)
     model = load_base(folder.recipe.model.model_copy(update=overrides), device=device)
     try:
@@ -176,16 +152,12 @@ def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any
 
 
 def check_base(folder: AdapterFolder) -> None:
-    """Refuses a base that is not the one the adapter was trained on.
-
-    Raises:
-        UsageError: the name stands for other weights by now.
-    """
+    """Refuses a base whose weights are not those that the adapter was trained on."""
     base, section = folder.manifest["base"], folder.recipe.model
     if (found := fingerprint(section.name, revision=section.revision)) != base["fingerprint"]:
         raise UsageError(
-            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but what lies there now"
-            f" has {found}; put the weights back, or pin the hub's with model.revision"
+            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but it now has {found};"
+            " restore the weights, or pin the hub's with model.revision"
         )
 
 
@@ -194,4 +166,4 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise MosloraError(f"{path}: cannot be read ({error}); take another checkpoint") from None
+        raise MosloraError(f"{path}: cannot be read ({error}); use another checkpoint") from None

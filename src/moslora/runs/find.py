@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,29 @@ RUN = "run.json"
 RESULT = "adapter"
 """Folder in a finished run."""
 
-KNOWN = 10
-"""Runs that a message names."""
-
 
 def locate_adapter(path: Path) -> Path:
-    """The adapter folder that ``path`` means: itself, a run's ``adapter/``, or the run's newest checkpoint.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The adapter folder at ``path``: itself, a run's ``adapter/``, or the run's newest checkpoint."""
     if (path / MANIFEST).is_file():
         return path
     if (path / RESULT / MANIFEST).is_file():
         return path / RESULT
     if found := checkpoints(path):
         return found[-1]
+    command_path = shlex.quote(str(path))
     if not path.exists():
         raise UsageError(f"{path}: no such run; {_known_runs(path)}")
     if (path / "adapter_config.json").is_file():
-        raise UsageError(f"{path}: a PEFT adapter, not a run of moslora; make it one: moslora import {path}")
+        raise UsageError(f"{path}: a PEFT adapter, not a run; import it: moslora import {command_path}")
     if (path / "config.json").is_file():
-        raise UsageError(f"{path}: a model without an adapter; name a run or an adapter folder")
+        raise UsageError(f"{path}: a model without an adapter; choose a run or an adapter folder")
     if (path / RECIPE).is_file():
-        raise UsageError(f"{path}: this run has no checkpoint yet; resume it: moslora train {path} --resume")
+        raise UsageError(f"{path}: this run has no checkpoint yet; resume it: moslora train {command_path} --resume")
     raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); {_known_runs(path)}")
 
 
 def unfinished(run: Path, adapter: Path, *, doing: str) -> str:
-    """What to say before ``doing`` where ``adapter`` is only the newest checkpoint of ``run``, for want of a result."""
+    """A note before ``doing`` something with the newest checkpoint of an unfinished ``run``; empty otherwise."""
     if adapter.parent != run / "checkpoints":
         return ""
     steps = run_facts(run).get("steps")
@@ -49,7 +44,7 @@ def unfinished(run: Path, adapter: Path, *, doing: str) -> str:
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """What run.json says; nothing where the run was killed before it was written."""
+    """The content of run.json; empty if the run was killed before it was written."""
     try:
         facts: dict[str, Any] = json.loads((run / RUN).read_bytes())
     except (OSError, ValueError):
@@ -58,7 +53,7 @@ def run_facts(run: Path) -> dict[str, Any]:
 
 
 def run_folder(adapter: Path) -> Path:
-    """The run that an adapter folder lies in; the folder itself if it was copied elsewhere."""
+    """The run that contains an adapter folder; the folder itself if it was copied elsewhere."""
     for parent in (adapter.parent, adapter.parent.parent):
         if (parent / RUN).is_file():
             return parent
@@ -66,19 +61,15 @@ def run_folder(adapter: Path) -> Path:
 
 
 def newest_run(*places: Path) -> Path:
-    """The finished run directly in one of ``places`` that was written to last.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The finished run in one of ``places`` that was written to last."""
     found = [manifest.parent.parent for place in places for manifest in place.glob(f"*/{RESULT}/{MANIFEST}")]
     if not found:
-        raise UsageError("no finished run in runs/ or here; name a run or a model, or train one: moslora train RECIPE")
+        raise UsageError("no finished run in runs/ or here; give a run or a model, or train one: moslora train RECIPE")
     return max(found, key=lambda run: (run / RESULT / MANIFEST).stat().st_mtime)
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Unfinished ones have other names and do not count."""
+    """The complete checkpoints of a run, oldest first; unfinished ones have other names."""
     found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -87,4 +78,4 @@ def _known_runs(path: Path) -> str:
     """The runs nearest to ``path``."""
     folder = next(place for place in (path, *path.parents) if place.is_dir())
     runs = sorted(str(found.parent) for place in (folder, folder / "runs") for found in place.glob(f"*/{RUN}"))
-    return f"runs here: {some(runs, most=KNOWN)}" if runs else "there are no runs here"
+    return f"runs here: {some(runs, most=10)}" if runs else "there are no runs here"

@@ -1,4 +1,4 @@
-"""The manifest of an adapter folder: what it is, who wrote it, and the hashes of every file and of itself."""
+"""The manifest of an adapter folder, with the hashes of every file and of itself."""
 
 import hashlib
 import json
@@ -22,28 +22,28 @@ def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, its own hash checked and taken off.
+    """The manifest, without its own hash, which is checked.
 
     Raises:
-        UsageError: there is none, or one of another version's format.
-        MosloraError: it was altered.
+        UsageError: no manifest, or another format.
+        MosloraError: altered.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UsageError(f"{folder}: no {MANIFEST}, so this is not an adapter folder of moslora")
+        raise UsageError(f"{folder}: not an adapter folder (no {MANIFEST})")
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         if (written_as := manifest["format"]) != FORMAT:
-            raise UsageError(f"{folder}: written in format {written_as}, this moslora reads {FORMAT}; upgrade moslora")
+            raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; upgrade moslora")
         if manifest.pop(OWN_HASH) != _own_hash(manifest):
-            raise MosloraError(f"{path}: altered (its sha256 differs); take another checkpoint")
+            raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
         _ = manifest["base"]["fingerprint"], manifest["sha256"][WEIGHTS], manifest["sha256"][RECIPE]
     except (ValueError, KeyError, TypeError) as error:
-        raise MosloraError(f"{path}: not a manifest ({error!r}); take another checkpoint") from None
+        raise MosloraError(f"{path}: not a manifest ({error!r}); use another checkpoint") from None
     return manifest
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
-    """sha256 of the manifest without this hash, written as JSON in one canonical way."""
+    """sha256 of the manifest, without this hash, as canonical JSON."""
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
