@@ -4,9 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from moslora.data.prepared import Facts, Prepared, Rows
+from moslora.data.prepared import Prepared
 from moslora.data.sources import differences
 from moslora.data.steps import StepPlan
+from moslora.data.table import RowTable
 from moslora.recipe import DataSection
 from moslora.tasks import INSTRUCTION, task_number
 
@@ -15,8 +16,8 @@ from moslora.tasks import INSTRUCTION, task_number
 class TrainingData:
     """Encoded rows, and what is to be said of them."""
 
-    rows: Rows
-    validation: Rows
+    rows: RowTable
+    validation: RowTable
     sha256: str
     notes: list[str]
     joins: bool
@@ -30,10 +31,10 @@ class TrainingData:
         return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
 
     def remarks(self) -> list[str]:
-        rows, truncated = self.rows, self.rows.truncated_count
+        rows, truncated = self.rows, self.rows.truncated_count()
         lines = [
-            f"{len(rows):,} training rows of {rows.token_count / len(rows):.1f} tokens on average, of which"
-            f" {rows.label_count / len(rows):.1f} labelled; {len(self.validation)} validation rows"
+            f"{len(rows):,} training rows of {rows.token_count() / len(rows):.1f} tokens on average, of which"
+            f" {rows.label_count() / len(rows):.1f} labelled; {len(self.validation)} validation rows"
         ]
         if self.joins:
             lines.append(
@@ -48,32 +49,31 @@ class TrainingData:
 
 def training_data(prepared: Prepared, section: DataSection, *, mixer: str) -> TrainingData:
     """The rows that ``section`` describes, for an adapter with a ``mixer`` of that kind."""
-    facts = prepared.facts
     return TrainingData(
         rows=prepared.training,
         validation=prepared.validation,
-        sha256=facts.sha256,
+        sha256=prepared.sha256,
         notes=[
             *differences(section.source, section.tasks, winogrande=section.winogrande),
-            *_leak_notes(facts),
+            *_leak_notes(prepared),
             *(_gate_notes(prepared.training) if mixer == "task-gate" else []),
         ],
-        joins=facts.joins,
-        leaks=facts.leaks,
+        joins=prepared.joins,
+        leaks=prepared.leaks,
     )
 
 
-def _leak_notes(facts: Facts) -> list[str]:
-    if facts.leaks is None:
+def _leak_notes(prepared: Prepared) -> list[str]:
+    if prepared.leaks is None:
         return []
-    each = ", ".join(f"{task} {count:,}" for task, count in facts.leaks.items())
+    each = ", ".join(f"{task} {count:,}" for task, count in prepared.leaks.items())
     lines = [f"data.drop_leaks: rows left out because they are test rows: {each or 'none'}"]
-    if facts.incomparable:
-        lines.append(f"data.drop_leaks: {facts.incomparable:,} instructions of no known template were not compared")
+    if prepared.incomparable:
+        lines.append(f"data.drop_leaks: {prepared.incomparable:,} instructions of no known template were not compared")
     return lines
 
 
-def _gate_notes(rows: Rows) -> list[str]:
+def _gate_notes(rows: RowTable) -> list[str]:
     nameless = rows.tasks.count(INSTRUCTION)
     if not nameless:
         return []
