@@ -2,12 +2,13 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from evaluation_kit import make_examples, make_model, tokenizer
+from moslora.download.wheels import home
 from moslora.prompts import llm_adapters_row
 from moslora.recipe import Recipe, load_recipe
 from moslora.tasks import TASKS
@@ -46,6 +47,18 @@ training:
   log_every: 2
 evaluation: {{tasks: [boolq, arc_easy, obqa]}}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache, but for the prepared rows: those of the tests would take their place."""
+    users, own = home(), tmp_path_factory.mktemp("home")
+    for name in ("data", "models", "tests", "wheels"):
+        (users / name).mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(users / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOSLORA_HOME", str(own))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ of the whole text, which the tests check. The one format without this property (
 string and split by character offsets.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -69,6 +70,11 @@ class Encoder:
         self._key = key
         bos = tokenizer.bos_token_id
         self._bos = [bos] if bos is not None and tokenizer("a").input_ids[0] == bos else []
+
+    def identity(self) -> str:
+        """A hash of what decides a text's tokens, beside the length limit."""
+        parts = (self.tokenizer.backend_tokenizer.to_str(), self._bos, self.tokenizer.eos_token_id)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def encode(self, prompt: str, answer: str, *, joint: bool = False, eos: bool = True) -> EncodedText:
         """One text, as in `encode_all`."""

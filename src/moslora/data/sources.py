@@ -13,7 +13,9 @@ from pathlib import Path
 
 from moslora.choices import Split, Winogrande
 from moslora.data import hub, local, wheel
+from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
+from moslora.files import sha256
 from moslora.prompts import llm_adapters_row
 from moslora.tasks import INSTRUCTION, TASKS, Example
 
@@ -101,6 +103,15 @@ def local_path(source: str) -> Path | None:
     if not os.path.exists(path):
         raise UsageError(f"source {source!r}: must be wheel, hub, {MIXTURE}, or an existing file or folder")
     return Path(path)
+
+
+def identity(tasks: Sequence[str], split: Split, *, source: str) -> list[str]:
+    """What changes whenever the rows of ``source`` do: hashes of local files, of the wheel; the hub's are pinned."""
+    path = local_path(source)
+    if path is None:
+        return [source, DATA_WHEEL.sha256]
+    files = [path] if path.is_file() else [local.find_file(path, task, split) for task in tasks]
+    return [sha256(file) if file else "" for file in files]
 
 
 def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:

@@ -9,7 +9,7 @@ from moslora.adapters import AdapterLinear, inject
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.quantized import dequantize
 from moslora.data.encode import Encoder
-from moslora.data.select import select
+from moslora.data.prepared import prepare_rows
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import AdapterSection, Recipe, TrainingSection
@@ -26,8 +26,8 @@ def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | Non
     set_seed(recipe.seed)
     with accelerator.main_process_first():  # one process downloads and converts, the others find it done
         encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-        selection = select(recipe.data, recipe.evaluation, seed=recipe.seed)
-        data = training_data(selection, recipe.data, encoder, mixer=recipe.adapter.mixer.kind)
+        prepared = prepare_rows(recipe.data, recipe.evaluation, encoder, seed=recipe.seed)
+        data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
         plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
         model = load_base(recipe.model, device=accelerator.device)
     if start:

@@ -1,14 +1,13 @@
-"""The rows of a run: loaded, capped, split, encoded, and what is to be said of them."""
+"""The rows a run trains on, and what is to be said of them."""
 
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from moslora.data.encode import Encoded, Encoder, encode_examples
-from moslora.data.select import Selection
-from moslora.data.sources import data_hash, differences
-from moslora.data.steps import StepPlan, label_count
-from moslora.prompts import FORMATS
+from moslora.data.prepared import Prepared
+from moslora.data.sources import differences
+from moslora.data.steps import StepPlan
+from moslora.data.table import RowTable
 from moslora.recipe import DataSection
 from moslora.tasks import INSTRUCTION, task_number
 
@@ -17,8 +16,8 @@ from moslora.tasks import INSTRUCTION, task_number
 class TrainingData:
     """Encoded rows, and what is to be said of them."""
 
-    rows: list[Encoded]
-    validation: list[Encoded]
+    rows: RowTable
+    validation: RowTable
     sha256: str
     notes: list[str]
     joins: bool
@@ -27,16 +26,15 @@ class TrainingData:
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """For the manifest; ``tasks`` counts the rows of each that the first ``steps`` of ``plan`` draw, which may be
         fewer tasks than there are rows of, where the run is short or not over."""
-        drawn = Counter(self.rows[row].task for step in range(steps) for row in plan[step])
+        drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in sorted(drawn, key=task_number)}
         return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
 
     def remarks(self) -> list[str]:
-        truncated = sum(row.truncated for row in self.rows)
-        tokens = sum(len(row.input_ids) for row in self.rows)
+        rows, truncated = self.rows, self.rows.truncated_count()
         lines = [
-            f"{len(self.rows):,} training rows of {tokens / len(self.rows):.1f} tokens on average, of which"
-            f" {label_count(self.rows) / len(self.rows):.1f} labelled; {len(self.validation)} validation rows"
+            f"{len(rows):,} training rows of {rows.token_count() / len(rows):.1f} tokens on average, of which"
+            f" {rows.label_count() / len(rows):.1f} labelled; {len(self.validation)} validation rows"
         ]
         if self.joins:
             lines.append(
@@ -44,40 +42,39 @@ class TrainingData:
                 " otherwise as a whole than in its parts; training and scoring here take the parts"
             )
         if truncated:
-            share = truncated / len(self.rows)
+            share = truncated / len(rows)
             lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
         return lines + [f"note: {note}" for note in self.notes]
 
 
-def training_data(selection: Selection, section: DataSection, encoder: Encoder, *, mixer: str) -> TrainingData:
-    """The selected rows, encoded as ``section`` asks, for an adapter with a ``mixer`` of that kind."""
-    format = FORMATS[section.format]
+def training_data(prepared: Prepared, section: DataSection, *, mixer: str) -> TrainingData:
+    """The rows that ``section`` describes, for an adapter with a ``mixer`` of that kind."""
     return TrainingData(
-        rows=encode_examples(selection.training, format, encoder, loss_on=section.loss_on),
-        validation=encode_examples(selection.validation, format, encoder, loss_on=section.loss_on),
-        sha256=data_hash(selection.training),
+        rows=prepared.training,
+        validation=prepared.validation,
+        sha256=prepared.sha256,
         notes=[
             *differences(section.source, section.tasks, winogrande=section.winogrande),
-            *_leak_notes(selection),
-            *(_gate_notes(selection) if mixer == "task-gate" else []),
+            *_leak_notes(prepared),
+            *(_gate_notes(prepared.training) if mixer == "task-gate" else []),
         ],
-        joins=not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20]),
-        leaks=selection.leaks,
+        joins=prepared.joins,
+        leaks=prepared.leaks,
     )
 
 
-def _leak_notes(selection: Selection) -> list[str]:
-    if selection.leaks is None:
+def _leak_notes(prepared: Prepared) -> list[str]:
+    if prepared.leaks is None:
         return []
-    each = ", ".join(f"{task} {count:,}" for task, count in selection.leaks.items())
+    each = ", ".join(f"{task} {count:,}" for task, count in prepared.leaks.items())
     lines = [f"data.drop_leaks: rows left out because they are test rows: {each or 'none'}"]
-    if selection.incomparable:
-        lines.append(f"data.drop_leaks: {selection.incomparable:,} instructions of no known template were not compared")
+    if prepared.incomparable:
+        lines.append(f"data.drop_leaks: {prepared.incomparable:,} instructions of no known template were not compared")
     return lines
 
 
-def _gate_notes(selection: Selection) -> list[str]:
-    nameless = sum(example.task == INSTRUCTION for example in selection.training)
+def _gate_notes(rows: RowTable) -> list[str]:
+    nameless = rows.tasks.count(INSTRUCTION)
     if not nameless:
         return []
     return [

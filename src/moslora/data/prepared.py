@@ -1,0 +1,126 @@
+"""The rows of a run, selected and encoded once: kept in the cache for the next run and this node's other processes."""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock
+
+import moslora
+from moslora.console import note
+from moslora.data.encode import Encoder, encode_examples
+from moslora.data.select import select
+from moslora.data.sources import data_hash, identity
+from moslora.data.table import SCHEMA, RowTable
+from moslora.download.wheels import home
+from moslora.errors import first_line
+from moslora.files import LOCK, sha256
+from moslora.prompts import FORMATS
+from moslora.recipe import DataSection, EvaluationSection
+
+_KEPT = 16
+"""Sets of rows in the cache; the oldest makes way."""
+
+_ROWS, _HASH = "rows.arrow", "rows.sha256"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of a run, and what is known of them.
+
+    Attributes:
+        training: trained on.
+        validation: set aside.
+        sha256: of the training rows' examples.
+        joins: whether the tokenizer joins the end of a prompt to the answer.
+        leaks: as in `moslora.data.select.Selection`.
+        incomparable: likewise.
+    """
+
+    training: RowTable
+    validation: RowTable
+    sha256: str
+    joins: bool
+    leaks: dict[str, int] | None
+    incomparable: int
+
+
+def prepare_rows(data: DataSection, evaluation: EvaluationSection, encoder: Encoder, *, seed: int) -> Prepared:
+    """The rows that ``data`` describes, from the cache if they are there.
+
+    Where the cache cannot be written, they are made for this process alone.
+    """
+    folder = home() / "rows" / _key(data, evaluation, encoder, seed=seed)
+    if found := _read(folder):
+        return found
+    made = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK):
+            if found := _read(folder):  # made by the process that had the lock
+                return found
+            made = _make(data, evaluation, encoder, seed=seed)
+            _write(made, folder)
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        note(f"the prepared rows are not kept: {first_line(error)}")
+    return made or _make(data, evaluation, encoder, seed=seed)
+
+
+def _make(data: DataSection, evaluation: EvaluationSection, encoder: Encoder, *, seed: int) -> Prepared:
+    format = FORMATS[data.format]
+    selection = select(data, evaluation, seed=seed)
+    training, validation = (
+        RowTable.of(encode_examples(examples, format, encoder, loss_on=data.loss_on))
+        for examples in (selection.training, selection.validation)
+    )
+    joins = not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20])
+    digest = data_hash(selection.training)
+    return Prepared(training, validation, digest, joins, selection.leaks, selection.incomparable)
+
+
+def _key(data: DataSection, evaluation: EvaluationSection, encoder: Encoder, *, seed: int) -> str:
+    """Of all that the rows depend on: recipe, source, tokenizer and code."""
+    parts: list[Any] = [data.model_dump(mode="json"), seed, encoder.identity()]
+    parts += identity(data.tasks, "train", source=data.source)
+    if data.drop_leaks:
+        parts += [evaluation.tasks, *identity(evaluation.tasks, "test", source=evaluation.source or data.source)]
+    parts += [version(package) for package in ("pyarrow", "tokenizers")]
+    package = Path(moslora.__file__).parent
+    code = [package / "tasks.py", *sorted(package.glob("data/*.py")), *sorted(package.glob("prompts/*.py"))]
+    parts += [sha256(path) for path in code]  # in place of a number that somebody has to raise
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(folder: Path) -> Prepared | None:
+    """What lies in ``folder``; ``None`` if there is nothing, or it is damaged."""
+    try:
+        if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
+            return None
+        file = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS)))
+        facts = json.loads(file.schema.metadata[b"facts"])
+        return Prepared(RowTable(file.get_batch(0)), RowTable(file.get_batch(1)), **facts)
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _write(made: Prepared, folder: Path) -> None:
+    facts = {key: value for key, value in vars(made).items() if not isinstance(value, RowTable)}
+    scratch = folder / f".{_ROWS}.writing"
+    try:
+        with pa.ipc.new_file(str(scratch), SCHEMA.with_metadata({"facts": json.dumps(facts)})) as file:
+            file.write_batch(made.training.batch)
+            file.write_batch(made.validation.batch)
+        os.replace(scratch, folder / _ROWS)  # not in place: another process may have the old file open
+    finally:
+        scratch.unlink(missing_ok=True)
+    (folder / _HASH).write_text(sha256(folder / _ROWS), encoding="utf-8")
+    with suppress(OSError):  # another process may remove the same
+        for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+            rmtree(old, ignore_errors=True)
