@@ -11,7 +11,7 @@ _HEAD = """\
 
 Written by `make docs` from the models in `src/moslora/recipe/`; change those, not this page.
 [recipes/README.md](../recipes/README.md) says what recipes are, how they extend each other and how a value is
-overridden. A field's key is its section's and its own, as in `training.learning_rate=1e-4`. A recipe may leave out
+overridden. The key of a field is `section.field`, as in `training.learning_rate=1e-4`. A recipe may leave out
 every field but `model.name`, and may have `extends:`. `src/moslora/recipe/rules.py` lists the values that do not go
 together; the error names them as well.
 """
