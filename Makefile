@@ -1,13 +1,13 @@
-# moslora: every command a fresh clone needs. Only python3 (3.11 or newer) and make have to be there.
+# moslora: every command a fresh clone needs. Requires only python3 (3.11 or newer) and make.
 #
 #   make quickstart    install, then train, score and merge a small real model
-#   make test          install with the development tools, then run the tests
-#   make proof         the figures and tables of docs/proof.md, computed again
-#   make setup         only the installation of `make test`
+#   make test          setup, then run the tests
+#   make proof         compute the figures and tables of docs/proof.md
+#   make setup         install with the development tools
 #   make lint          style, types and the import contract
-#   make docs          docs/recipes.md, from the recipe's models
-#   make methods       train and examine every method on the quickstart's model: a table for docs/methods.md
-#   make experts       time fused against sequential experts: another (both want a machine that does nothing else)
+#   make docs          write docs/recipes.md from the recipe models
+#   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md
+#   make experts       time fused against sequential experts: another table (both need an otherwise idle machine)
 #
 # Another interpreter: make PYTHON=python3.12 <target>
 
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
 
-# The heavy tests hold a model each: two workers fit a small machine, with a thread each so as not to wait for each other.
+# Heavy tests hold a model each: two workers fit a small machine, with one thread each so that they do not compete.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
@@ -46,7 +46,7 @@ methods: $(VENV)/installed
 experts: $(VENV)/installed
 	$(BIN)/python benchmarks/experts.py
 
-# The stamps: what pyproject.toml asks for is installed again only when it has changed.
+# Stamps: dependencies are installed again only when pyproject.toml has changed.
 $(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "Installing moslora and its dependencies into $(VENV); torch is large, so this takes some minutes the first time"
 	$(PIP) install -e .
