@@ -1,13 +1,14 @@
-# moslora: every command a fresh clone needs. Only python3 (3.11 or newer) and make have to be there.
+# moslora: every command a fresh clone needs. Requires only python3 (3.11 or newer) and make.
 #
 #   make quickstart    install, then train, score and merge a small real model
-#   make test          install with the development tools, then run the tests
-#   make proof         the figures and tables of docs/proof.md, computed again
-#   make setup         only the installation of `make test`
+#   make test          setup, then run the tests
+#   make proof         compute the figures and tables of docs/proof.md
+#   make setup         install with the development tools
 #   make lint          style, types and the import contract
-#   make docs          docs/recipes.md, from the recipe's models
-#   make methods       train and examine every method on the quickstart's model: a table for docs/methods.md
-#   make experts       time fused against sequential experts: another (both want a machine that does nothing else)
+#   make docs          write docs/recipes.md from the recipe models
+#   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md
+#   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
+#   make experts       time fused against sequential experts: another table (both need an otherwise idle machine)
 #
 # Another interpreter: make PYTHON=python3.12 <target>
 
@@ -16,12 +17,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test proof setup lint docs methods experts
+.PHONY: quickstart test proof setup lint docs methods experts bench
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
 
-# The heavy tests hold a model each: two workers fit a small machine, with a thread each so as not to wait for each other.
+# Heavy tests hold a model each: two workers fit a small machine, with one thread each so that they do not compete.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
@@ -43,10 +44,20 @@ docs: $(VENV)/installed-dev
 methods: $(VENV)/installed
 	$(BIN)/python benchmarks/methods.py
 
+# In an environment of its own: the peers bring their own requirements.
+bench: .venv-bench/installed
+	.venv-bench/bin/python benchmarks/training.py
+	.venv-bench/bin/python benchmarks/evaluation.py
+
+.venv-bench/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install -e '.[bench]'
+	@touch $@
+
 experts: $(VENV)/installed
 	$(BIN)/python benchmarks/experts.py
 
-# The stamps: what pyproject.toml asks for is installed again only when it has changed.
+# Stamps: dependencies are installed again only when pyproject.toml has changed.
 $(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "Installing moslora and its dependencies into $(VENV); torch is large, so this takes some minutes the first time"
 	$(PIP) install -e .

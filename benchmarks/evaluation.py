@@ -8,7 +8,7 @@ Each measurement is a process of its own, and the contestants take turns. Questi
 each set's validation split, in bfloat16, model loaded beforehand.
 
     cloze:ours         this program             cloze:16, cloze:32     lm-eval's hf model in batches of that many
-    rank:ours          labels ranked            rank:official          LLM-Adapters' script: 4 beams, 32 tokens, one by one
+    rank:ours          labels ranked            rank:official          LLM-Adapters' script: 4 beams, 32 tokens, alone
     generate:ours      greedy, in batches       generate:alone         the same, one by one
 """
 
@@ -30,6 +30,7 @@ from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN
 from moslora.data.sources import load_examples
 from moslora.evaluation import Request
+from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.run import make_scorer
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE, Example
@@ -55,11 +56,11 @@ def work(who: str, count: int) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]
     if how == "official":
-        return {
-            "seconds": timed(lambda: [official(model, tokenizer, row) for rows in questions.values() for row in rows])
-        }
+        rows = [row for some in questions.values() for row in some]
+        return {"seconds": timed(lambda: [official(model, tokenizer, row) for row in rows])}
     format = "cloze" if protocol == "cloze" else "label"
-    request = Request(protocol=protocol, format=format, batch_tokens=2_048 if device == "cpu" else 16_384)
+    budget = batch_budget(torch.device(device))
+    request = Request.model_validate({"protocol": protocol, "format": format, "batch_tokens": budget})
     scorer = make_scorer(model, tokenizer, request)
 
     def score() -> None:

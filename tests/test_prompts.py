@@ -157,7 +157,7 @@ def test_cloze_passage_differs_in_boolq_alone() -> None:
     assert with_passage[0].answer == " yes"
     for other in (PIQA, SIQA, HELLASWAG, WINOGRANDE, ARC, OBQA):
         assert FORMATS["cloze-passage"].options(other) == FORMATS["cloze"].options(other)
-    with pytest.raises(UsageError, match="lacks"):
+    with pytest.raises(UsageError, match="passage"):
         FORMATS["cloze-passage"].options(example("boolq", "is ice cold", "true", "false"))
 
 
@@ -179,7 +179,7 @@ def test_white_space_at_the_end_of_a_prompt_belongs_to_the_answer() -> None:
 def test_bare_instructions_have_labels_but_no_cloze() -> None:
     assert FORMATS["label"].train(BARE).answer == "the correct answer is no"
     assert [option.label for option in FORMATS["label"].options(BARE)] == ["yes", "no"]
-    with pytest.raises(UsageError, match="bare instruction"):
+    with pytest.raises(UsageError, match=r"data\.format=label"):
         FORMATS["cloze"].train(BARE)
 
 

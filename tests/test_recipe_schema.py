@@ -74,7 +74,7 @@ def valid(value: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
-def test_every_shipped_recipe_is_valid(name: str) -> None:
+def test_every_builtin_recipe_is_valid(name: str) -> None:
     assert valid(parse(find_recipe(name).read_text(encoding="utf-8")))
 
 

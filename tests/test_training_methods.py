@@ -1,4 +1,4 @@
-"""Every shipped method on the small world: it trains, stops and goes on, saves, reloads and is scored."""
+"""Every built-in method on the small world: it trains, stops and goes on, saves, reloads and is scored."""
 
 import json
 import shutil

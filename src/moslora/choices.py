@@ -1,7 +1,4 @@
-"""The closed sets of names, which recipes and the command line share.
-
-Pydantic and Typer check, word and complete them. Tasks and recipes are open sets, and no names of theirs are here.
-"""
+"""The closed sets of names that recipes and the command line share; pydantic and Typer check them."""
 
 from typing import Literal
 

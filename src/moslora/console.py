@@ -1,18 +1,18 @@
-"""What a command tells while it works: one voice for all its processes, known before torch is loaded."""
+"""What a command prints while it works: once, even when it runs in several processes. Does not load torch."""
 
 import os
 import sys
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks for all."""
+    """Whether this is the one process that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:
-    """Prints ``line``, of several processes on the main one alone.
+    """Prints ``line`` on the main process.
 
-    A reader who has gone, at a closed pipe or terminal, does not end hours of work: the rest goes nowhere.
+    A closed pipe or terminal does not end hours of work: the rest of the output is dropped.
     """
     if not is_main_process():
         return
@@ -23,10 +23,10 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """Says what a user should know, although nothing fails by it."""
+    """Prints a warning that stops nothing."""
     say(f"note: {line}")
 
 
 def drop_output() -> None:
-    """Sends the rest of the standard output nowhere, where its reader is gone."""
+    """Sends the rest of the standard output to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

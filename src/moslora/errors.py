@@ -1,7 +1,7 @@
 """The ways in which a command may end badly without a traceback.
 
-A message is one clear line: what is wrong, where, and the mend. Several faults found together are
-several lines of one error, so that a user repairs them in one go.
+A message is one clear line: what is wrong, where, and the fix. Several faults found together are several lines of
+one error, so that a user fixes them in one go.
 """
 
 import signal
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 
 
 class MosloraError(Exception):
-    """A failure with a message meant for the person at the terminal. Exit code 1."""
+    """A failure with a message for the person at the terminal. Exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(MosloraError):
-    """A wrong use: the recipe, an option or a path has to change before a retry. Exit code 2."""
+    """Wrong use: the recipe, an option or a path has to change before a retry. Exit code 2."""
 
     exit_code = 2
 
 
 class Interrupted(MosloraError):
-    """Asked to stop, by Ctrl-C or SIGTERM, and did. Exit code 128 + the signal's number."""
+    """Stopped by Ctrl-C or SIGTERM. Exit code 128 + the signal's number."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
@@ -29,18 +29,15 @@ class Interrupted(MosloraError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would have been, so that whatever cleans up after the one does after the other."""
+    """SIGTERM, raised where Ctrl-C would be, so that both run the same cleanup."""
 
-
-SHOWN = 3
-"""Things of a kind that a line names; a large model has thousands of tensors."""
 
 SHOWN_FAULTS = 20
-"""Lines of one error; more help nobody."""
+"""Most lines of one error."""
 
 
-def some(items: Sequence[str], *, separator: str = ", ", most: int = SHOWN) -> str:
-    """The first few, and how many more there are."""
+def some(items: Sequence[str], *, separator: str = ", ", most: int = 3) -> str:
+    """The first few items, and how many more there are: a large model has thousands of tensors."""
     more = [f"… and {len(items) - most} more"] if len(items) > most else []
     return separator.join([*items[:most], *more])
 
@@ -51,12 +48,12 @@ def capped(faults: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first, with the line that a colon announces; its type, where it says nothing."""
+    """First line of a library's error, with the next one if it ends in a colon; the error's type if it is empty."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def stopped(message: str, by: KeyboardInterrupt) -> Interrupted:
-    """``message`` with the exit code of what stopped the command."""
+    """``message`` with the exit code of the signal that stopped the command."""
     number = signal.SIGTERM if isinstance(by, Terminated) else signal.SIGINT
     return Interrupted(message, signal_number=number)

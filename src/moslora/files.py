@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, by one process at a time; what the disk refuses, in one line."""
+"""Files and folders: written whole or not at all, by one process at a time; disk errors become one line."""
 
 import errno
 import hashlib
@@ -16,19 +16,19 @@ from filelock import FileLock, Timeout
 from moslora.errors import MosloraError, UsageError
 
 LOCK = ".lock"
-"""The file that says who writes into a folder. A killed process leaves it, without the lock on it."""
+"""The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it."""
 
 SCRATCH = ".moslora.writing"
-"""What is not yet whole in a new folder."""
+"""Holds the unfinished content of a new folder."""
 
 MARKS = ("config.json", "adapter_config.json", "adapter")
-"""By these a reader takes a folder for what it is: the last to be there."""
+"""Readers identify a folder by these, so they are moved into place last."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFull(MosloraError):
-    """No room to write ``path``, for the system's ``reason``; ``then`` says what to do once there is some."""
+    """No room to write ``path``. ``reason`` is the system's; ``then`` says what to do once there is room."""
 
     def __init__(self, path: Path | str, reason: str, *, then: str = "give the same command again") -> None:
         super().__init__(f"{path}: {reason}; free some space there, then {then}")
@@ -37,13 +37,13 @@ class DiskFull(MosloraError):
 
 
 def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError | None:
-    """The line for what the disk refused: the file that ``error`` names, or ``path``. ``None`` for any other error.
+    """One line for a disk error, with the file that ``error`` names, or ``path``. ``None`` for any other error.
 
     The system's error may be the cause of ``error``, or only quoted in it, as libraries written in Rust do.
     """
     quoted = re.search(r"\(os error (\d+)\)", str(error))
     number = int(quoted[1]) if quoted else getattr(error, "errno", None)
-    named = getattr(error, "filename", None)  # which no error of the network has
+    named = getattr(error, "filename", None)  # network errors have none
     place = named or path or "the output"
     if number in FULL:
         return DiskFull(place, os.strerror(number))
@@ -54,7 +54,7 @@ def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError |
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes one line of what the disk refuses inside the block: a `DiskFull`, or a `UsageError`."""
+    """Turns a disk error inside the block into a `DiskFull` or a `UsageError`."""
     try:
         yield
     except Exception as error:
@@ -65,14 +65,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing into ``folder`` while the block runs; the lock ends with this process.
+    """Locks ``folder`` against other processes while the block runs; the lock ends with this process.
 
-    A folder that is not there is made, and gone afterwards if it stays empty.
+    A missing folder is created, and removed afterwards if it stays empty.
 
     Raises:
-        UsageError: another process is writing there, or the disk refuses.
+        UsageError: another process is writing there, or the folder cannot be written.
     """
-    place = Path(os.path.realpath(folder))  # a link may lead to a folder that is not there yet
+    place = Path(os.path.realpath(folder))  # a link may lead to a folder that does not exist yet
     made = not place.exists()
     lock = FileLock(place / LOCK, blocking=False)
     with writing(folder):
@@ -81,13 +81,13 @@ def locked(folder: Path) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             raise UsageError(
-                f"{folder}: another process is writing here; wait for it to end, or choose another folder with --out"
+                f"{folder}: another process is writing here; wait for it, or choose another folder with --out"
             ) from None
     try:
         yield
     finally:
         with suppress(OSError):
-            (place / LOCK).unlink()  # while it is held: afterwards the file may be another's
+            (place / LOCK).unlink()  # before the release: afterwards it may be another process's
         lock.release()
         if made:
             with suppress(OSError):
@@ -95,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether there is anything in ``folder`` but what a killed `new_folder` leaves."""
+    """Whether ``folder`` holds anything but the leftovers of a killed `new_folder`."""
     try:
         return any(name not in (LOCK, SCRATCH) for name in os.listdir(folder))
     except FileNotFoundError:
@@ -103,20 +103,20 @@ def in_use(folder: Path) -> bool:
 
 
 def refuse_used(out: Path) -> None:
-    """Refuses an output folder with something in it."""
+    """Raises a `UsageError` if the output folder is not empty."""
     if in_use(out):
         raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A scratch folder whose content is moved into ``out`` when the block ends well, :data:`MARKS` last.
+    """A scratch folder whose content is moved into ``out`` when the block succeeds, :data:`MARKS` last.
 
-    ``out`` may be there if it is empty, and stays the same folder: it may be a mount point. It is locked, and looked at
+    ``out`` may exist if it is empty, and stays the same folder: it may be a mount point. It is locked, and checked
     again before the move, so that nothing is replaced that another program put there.
 
     Raises:
-        UsageError: ``out`` is in use, another process is writing there, or the disk refuses.
+        UsageError: ``out`` is in use, another process is writing there, or it cannot be written.
         DiskFull: no room.
     """
     with locked(out), writing(out):
@@ -132,7 +132,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder that takes the place of ``folder``, inside of a locked one, when the block ends well."""
+    """A scratch folder that replaces ``folder`` when the block succeeds. The folder around it must be locked."""
     with writing(folder), _scratch(folder.with_name(f".{folder.name}.writing")) as scratch:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
@@ -146,7 +146,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder, whatever a killed process left there; gone afterwards."""
+    """An empty folder, removed afterwards; leftovers of a killed process are removed first."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
@@ -156,7 +156,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader finds the old text or the new one, never a part."""
+    """Writes a file atomically: a reader finds the old text or the new one, never a part."""
     scratch = path.with_name(f".{path.name}.writing")
     with writing(path):
         try:
@@ -168,14 +168,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON, readable."""
+    """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_all(folder: Path) -> None:
-    """Forces everything in ``folder`` to the disk, its files as open to others as itself.
+    """Flushes everything in ``folder`` to the disk, and gives its files the folder's permissions.
 
-    safetensors writes what nobody else may read, whatever the umask says, which made the folder's mode.
+    safetensors writes private files whatever the umask says; the folder's mode follows the umask.
     """
     mode = folder.stat().st_mode & 0o666
     for path in (*folder.rglob("*"), folder):
@@ -186,7 +186,7 @@ def sync_all(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Forces a file's bytes, or a folder's entries, to the disk."""
+    """Flushes a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -195,6 +195,6 @@ def _sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

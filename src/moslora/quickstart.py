@@ -1,10 +1,11 @@
-"""One command from nothing to a merged model: train, evaluate before and after, merge."""
+"""Train, evaluate before and after, and merge, in one command."""
 
 import math
 import os
 import shlex
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from moslora.choices import DType
 from moslora.console import say
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError, stopped
-from moslora.evaluation import PairedDifference, Prediction, paired_difference
+from moslora.evaluation import PairedDifference, Prediction, Score, paired_difference
+from moslora.evaluation.predictions import percent
 from moslora.evaluation.results import Results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
@@ -29,19 +31,19 @@ RECIPE = "smollm2-135m"
 
 
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
-    """Runs the whole path, or what is left of it, in the folder ``out``.
+    """Runs all steps, or those that are left, in the folder ``out``.
 
     Returns:
         The table (header first), and the lines below it: the verdict, and what to try next.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; training was told to save first.
+        Interrupted: Ctrl-C or SIGTERM; training saved first.
         UsageError: ``out`` holds something else.
     """
     try:
         return _quickstart(out)
     except KeyboardInterrupt as stop:
-        raise stopped("stopped; what was done is saved, and the same command goes on from there", stop) from None
+        raise stopped("stopped; the work so far is saved, and the same command continues from there", stop) from None
 
 
 def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
@@ -49,7 +51,7 @@ def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
     if (out / STORED).exists():
         if (name := stored_recipe(out).name) != load_recipe(RECIPE).name:
             raise UsageError(f"{out}: holds a run of recipe {name}; choose another folder with --out")
-        say(f"going on with {out} (remove that folder to start again)")
+        say(f"continuing {out} (remove that folder to start again)")
         training = [str(out), "--resume"]
     else:
         refuse_used(out)
@@ -60,7 +62,7 @@ def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
     for base in (True, False):
         say(f"scoring the {'base' if base else 'tuned'} model ...")
         results.append(evaluate_target(open_target(str(out), base=base))[0])
-    if not in_use(out / "merged"):  # a killed merge leaves its lock
+    if not in_use(out / "merged"):  # ignores the lock file of a killed merge
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(locate_adapter(out), out=out / "merged")))
     say(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
@@ -68,7 +70,7 @@ def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
 
 
 def fast_dtype() -> DType:
-    """The fastest of the dtypes that train well here: bfloat16 only where the hardware multiplies it."""
+    """The fastest dtype that trains well here: bfloat16 only if the hardware multiplies it."""
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     units = torch.cpu.get_capabilities()
@@ -76,7 +78,7 @@ def fast_dtype() -> DType:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    """Trains in processes of one thread each where there is no GPU: two of them do a third more than two threads."""
+    """Trains in a subprocess; without a GPU, in several: two processes are a third faster than two threads."""
     processes = worker_processes()
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     if not torch.cuda.is_available():
@@ -88,7 +90,7 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def worker_processes() -> int:
-    """One on a GPU, otherwise one per core up to four, each with its share of a step's rows."""
+    """One on a GPU, otherwise one per core, at most four."""
     return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 
@@ -96,40 +98,38 @@ def _next(out: Path) -> list[str]:
     run = shlex.quote(str(out))
     return [
         "try next:",
-        f"  moslora ask {run}    # a question of your own",
+        f"  moslora ask {run}    # ask your own question",
         f"  moslora eval {run} --limit all    # every test question",
-        "  moslora train llama3-8b --dry-run    # what a run of LLaMA-3-8B would be",
+        "  moslora train llama3-8b --dry-run    # what a run of LLaMA-3-8B would train",
     ]
 
 
 def comparison(base: Results, tuned: Results) -> list[list[str]]:
-    """Task by task: size, majority class, base, tuned, their paired difference, and the right option's log p."""
+    """A row per task: size, majority class, base, tuned, their paired difference, and log p of the right option."""
     metric = base.settings.primary
     paired = paired_difference(base.predictions, tuned.predictions, metric=metric)
-    rows = [["task", "n", "majority", "base", "tuned", "difference ± s.e.", "log p base", "log p tuned"]]
-    scores = {
-        **{task: (base.tasks[task], tuned.tasks[task]) for task in base.tasks},
-        "average": (base.macro, tuned.macro),
-    }
-    for task, (before, after) in scores.items():
-        pair = paired["macro" if task == "average" else task]
-        rows.append(
-            [
-                task,
-                f"{before.n:,}",
-                f"{100 * before.majority_class:.1f}",
-                f"{100 * getattr(before, metric):.1f}",
-                f"{100 * getattr(after, metric):.1f}",
-                f"{100 * pair.difference:+.1f} ± {100 * _error(pair):.1f}",
-                f"{before.log_probability:.3f}",
-                f"{after.log_probability:.3f}",
-            ]
-        )
-    return rows
+
+    def row(task: str, before: Score, after: Score, pair: PairedDifference) -> list[str]:
+        return [
+            task,
+            f"{before.n:,}",
+            percent(before.majority_class),
+            percent(getattr(before, metric)),
+            percent(getattr(after, metric)),
+            f"{100 * pair.difference:+.1f} ± {100 * _error(pair):.1f}",
+            f"{before.log_probability:.3f}",
+            f"{after.log_probability:.3f}",
+        ]
+
+    return [
+        ["task", "n", "majority", "base", "tuned", "difference ± s.e.", "log p base", "log p tuned"],
+        *(row(task, base.tasks[task], tuned.tasks[task], paired[task]) for task in base.tasks),
+        row("average", base.macro, tuned.macro, paired["macro"]),
+    ]
 
 
 def verdict(base: Results, tuned: Results) -> list[str]:
-    """What the table says and what it does not, in words."""
+    """The result in words."""
     metric = base.settings.primary
     gain = paired_difference(base.predictions, tuned.predictions, metric=metric)
     over_majority = paired_difference(majority(base.predictions), tuned.predictions, metric=metric)
@@ -153,20 +153,18 @@ def verdict(base: Results, tuned: Results) -> list[str]:
 
 
 def _error(pair: PairedDifference) -> float:
-    """The standard error; infinite where a single question leaves it open."""
+    """The standard error; infinite for a single question."""
     return math.inf if pair.standard_error is None else pair.standard_error
 
 
 def majority(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions of always choosing a task's most frequent right position."""
-    counts: dict[str, dict[int, int]] = {}
+    """Predictions that always choose the most frequent right position of the task."""
+    golds: dict[str, Counter[int]] = defaultdict(Counter)
     for p in predictions:
-        counts.setdefault(p.task, {}).setdefault(p.gold, 0)
-        counts[p.task][p.gold] += 1
-    best = {task: max(golds, key=golds.__getitem__) for task, golds in counts.items()}
+        golds[p.task][p.gold] += 1
     constant = []
     for p in predictions:
-        positions = range(max(len(p.scores), best[p.task] + 1))
-        scores = tuple(0.0 if i == best[p.task] else -1.0 for i in positions)
-        constant.append(replace(p, prediction=best[p.task], scores=scores, characters=(1,) * len(scores)))
+        ((best, _),) = golds[p.task].most_common(1)
+        scores = tuple(float(i == best) for i in range(max(len(p.scores), best + 1)))
+        constant.append(replace(p, prediction=best, scores=scores, characters=(1,) * len(scores)))
     return constant

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. What it calls is imported when it is called."""
+"""The command line. Each command imports what it needs when it runs, so that --help is fast."""
 
 from moslora.cli.main import app, main
 

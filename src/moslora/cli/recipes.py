@@ -1,4 +1,4 @@
-"""``moslora recipes``: those that come along, listed, shown and copied."""
+"""``moslora recipes``: list, show and copy recipes."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,19 @@ import typer
 
 from moslora.cli.options import Overrides, RecipeName
 
-app = typer.Typer(help="List, show and copy the recipes that come with moslora.", invoke_without_command=True)
+app = typer.Typer(help="List, show and copy recipes.", invoke_without_command=True)
 
 
 @app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the recipes that come with moslora."""
+    """List the built-in recipes."""
     if context.invoked_subcommand is None:
         list_all()
 
 
 @app.command("list")
 def list_all() -> None:
-    """List the recipes; so does `moslora recipes` alone."""
+    """List the built-in recipes, like `moslora recipes` alone."""
     from moslora.recipe import list_recipes
 
     found = list_recipes()
@@ -31,21 +31,17 @@ def list_all() -> None:
 
 @app.command("copy")
 def copy(
-    name: RecipeName,
-    destination: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path("."),
+    name: RecipeName, destination: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path(".")
 ) -> None:
-    """Copy a recipe, to be changed."""
+    """Copy a recipe, to edit it."""
     from moslora.recipe import copy_recipe
 
     print(f"written to {copy_recipe(_recipe_file(name), destination)}")
 
 
 @app.command("show")
-def show_recipe(
-    name: RecipeName,
-    overrides: Overrides = None,
-) -> None:
-    """Print every value of a recipe, and the file that it comes from."""
+def show_recipe(name: RecipeName, overrides: Overrides = None) -> None:
+    """Print every value of a recipe and the file it comes from."""
     from moslora.recipe import trace_recipe
 
     rows = trace_recipe(_recipe_file(name), overrides or ())
@@ -65,6 +61,6 @@ def schema() -> None:
 
 
 def _recipe_file(name: str) -> str:
-    """The recipe of a run, where `name` is one; unlike `Path.is_file`, this lets any text pass."""
+    """The recipe file of a run, or `name` itself. os.path accepts any text, unlike `Path.is_file`."""
     inside = os.path.join(name, "recipe.yaml")
     return inside if os.path.isfile(inside) else name

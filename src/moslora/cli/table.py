@@ -1,8 +1,8 @@
-"""Tables on the screen."""
+"""Tables in the terminal."""
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Prints ``rows``, the first of which is the header; all columns but the first are flush right."""
+    """Prints ``rows``, header first; all columns but the first are right-aligned."""
     from rich.console import Console
     from rich.table import Table
 
@@ -11,6 +11,5 @@ def print_table(rows: list[list[str]]) -> None:
         column.justify = "right"
     for row in rows[1:]:
         table.add_row(*row)
-    # A table that is piped into a file keeps its columns.
     console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    (console if console.is_terminal else Console(width=160)).print(table)  # in a file, no column is cut

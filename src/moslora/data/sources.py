@@ -141,6 +141,6 @@ def data_hash(examples: Iterable[Example]) -> str:
 
 
 def blob_id(examples: Iterable[Example]) -> str:
-    """The git blob id of the examples as a JSON file of LLM-Adapters, for `Task.blob_ids`."""
+    """The git blob id of the examples as a JSON file of LLM-Adapters."""
     content = json.dumps([llm_adapters_row(example) for example in examples], indent=4).encode()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,13 +1,13 @@
-"""One renderer for training and evaluation: how an `Example` becomes a prompt and an answer.
+"""Prompts: how an `Example` becomes a prompt and an answer, in training and evaluation alike.
 
-Four formats, all objects of `FORMATS`:
+`FORMATS` has four formats:
 
 * ``label``: the question lists its options and the answer names one, "the correct answer is answer2".
 * ``llm-adapters``: the same inside LLM-Adapters' wrappers (arXiv 2304.01933; ``finetune.py`` and
-  ``commonsense_evaluate.py``), byte for byte: their training and evaluation texts differ, and so do these.
-* ``cloze``: the answer is the option's own text behind the bare question: lm-eval 0.4.13's prompts for the
-  eight sets, except that BoolQ comes without its passage, as LLM-Adapters asks it.
-* ``cloze-passage``: the same with BoolQ's passage, as lm-eval's ``boolq`` has it.
+  ``commonsense_evaluate.py``), byte for byte; training and evaluation texts differ, as theirs do.
+* ``cloze``: the question alone, answered by the option's text: lm-eval 0.4.13's prompts for the eight sets,
+  except that BoolQ has no passage, as in LLM-Adapters.
+* ``cloze-passage``: the same with BoolQ's passage, as in lm-eval's ``boolq``.
 """
 
 from moslora.prompts.formats import FORMATS, ClozeFormat, Format, LabelFormat, Option

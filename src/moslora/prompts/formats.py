@@ -1,4 +1,4 @@
-"""The formats: objects that turn an example into prompt and answer; `moslora.prompts` says what for."""
+"""The prompt formats: objects that turn an example into prompt and answer."""
 
 import re
 from abc import ABC, abstractmethod
@@ -15,10 +15,9 @@ class Option:
     """One option of a question as text.
 
     Attributes:
-        prompt: what the model is given.
-        answer: what it is trained on or scored by, with its own leading space if it has one:
-            ``prompt + answer`` is the whole text.
-        label: name of the option, as `labels` gives it.
+        prompt: the model's input.
+        answer: the text to train on or score, with any leading space: ``prompt + answer`` is the whole text.
+        label: name of the option, from `labels`.
         characters: divisor of the per-character score: the length of lm-eval's choice string
             (``ConfigurableTask.process_results``, ``acc_norm``).
     """
@@ -34,8 +33,8 @@ class Format(ABC):
 
     Attributes:
         name: key in `FORMATS`.
-        joint: encode ``prompt + answer`` as one string, because the token boundary between the two is part of
-            what is reproduced; elsewhere the two are encoded apart, and the prompt is a token prefix.
+        joint: encode ``prompt + answer`` as one string, to reproduce the token boundary between them; otherwise
+            they are encoded separately, and the prompt is a token prefix.
     """
 
     name: str
@@ -43,15 +42,15 @@ class Format(ABC):
 
     @abstractmethod
     def train(self, example: Example) -> Option:
-        """The right option, as training text."""
+        """The right option as training text."""
 
     @abstractmethod
     def options(self, example: Example) -> tuple[Option, ...]:
-        """All options in the order of ``example.choices``, as evaluation text."""
+        """All options as evaluation text, in the order of ``example.choices``."""
 
     @abstractmethod
     def generation_prompt(self, example: Example) -> str:
-        """The text after which a model writes an answer that `answer_pattern` reads."""
+        """The prompt for a generated answer, which `answer_pattern` reads."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,13 @@ class LabelFormat(Format):
         return Option(prompt=text, answer=response(example, index), label=label, characters=len(label))
 
 
-# A renderer's options: (prompt, answer, characters of lm-eval's choice string).
+# Returns (prompt, answer, characters) of each option.
 _Cloze = Callable[[Example], list[tuple[str, str, int]]]
 
 
 @dataclass(frozen=True)
 class ClozeFormat(Format):
-    """The answer is the option's own text; one renderer per task. Training text is the right option's."""
+    """The answer is the option's text; one renderer per task."""
 
     name: str
     renderers: Mapping[str, _Cloze] = field(hash=False)
@@ -96,13 +95,12 @@ class ClozeFormat(Format):
     def options(self, example: Example) -> tuple[Option, ...]:
         if example.task not in self.renderers:
             raise UsageError(
-                f"{example.id}: format {self.name} needs a row of one of the eight sets, this is a bare "
-                "instruction: use format label (in a recipe data.format=label evaluation.protocol=rank), or name its"
-                " set (key 'task', or a folder of the set's name)"
+                f"{example.id}: format {self.name} needs a row of one of the eight sets, and this is a bare"
+                " instruction; use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
             )
         rendered = self.renderers[example.task](example)
         if any(not answer.strip() or not characters for _, answer, characters in rendered):
-            raise UsageError(f"{example.id}: an option without text, which format {self.name} cannot score")
+            raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
         return tuple(
             _trimmed(Option(prompt=prompt, answer=answer, label=label, characters=characters))
             for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True)
@@ -110,15 +108,15 @@ class ClozeFormat(Format):
 
     def generation_prompt(self, example: Example) -> str:
         raise UsageError(
-            f"format {self.name} has no answer to generate: score it with evaluation.protocol=cloze, "
-            "or generate with format label or llm-adapters"
+            f"format {self.name} has no answer to generate; use evaluation.protocol=cloze,"
+            " or data.format=label or llm-adapters"
         )
 
 
 def _trimmed(option: Option) -> Option:
-    """White space moves from the prompt's end to the answer's start (lm-eval's ``TemplateLM._encode_pair``).
+    """Moves white space from the prompt's end to the answer's start (lm-eval's ``TemplateLM._encode_pair``).
 
-    A tokenizer joins a space to the word behind it, so a prompt that ends in one is no token prefix.
+    A tokenizer joins a space to the next word, so a prompt that ends in a space is not a token prefix.
     """
     prompt = option.prompt.rstrip()
     moved = option.prompt[len(prompt) :]
@@ -134,13 +132,13 @@ def _question_answer(example: Example) -> list[tuple[str, str, int]]:
 
 
 def _boolq(example: Example) -> list[tuple[str, str, int]]:
-    # lm-eval's choices are no and yes; ours keep the order true, false.
+    # lm-eval's order is no, yes; ours is true, false.
     return _behind(f"Question: {example.question}?\nAnswer:", ("yes", "no"))
 
 
 def _boolq_with_passage(example: Example) -> list[tuple[str, str, int]]:
     if example.context is None:
-        raise UsageError(f"{example.id}: format cloze-passage needs BoolQ's passage, which this source lacks")
+        raise UsageError(f"{example.id}: format cloze-passage needs BoolQ's passage, and this source has none")
     return _behind(f"{example.context}\nQuestion: {example.question}?\nAnswer:", ("yes", "no"))
 
 
@@ -149,21 +147,21 @@ def _siqa(example: Example) -> list[tuple[str, str, int]]:
 
 
 def _hellaswag(example: Example) -> list[tuple[str, str, int]]:
-    if "ctx_a" not in example.meta:  # the source's text is clean already
+    if "ctx_a" not in example.meta:  # the source's text is already clean
         return _behind(full_question(example), example.choices)
     context = f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}"
     return _behind(_without_tags(context), tuple(_without_tags(choice) for choice in example.choices))
 
 
 def _without_tags(text: str) -> str:
-    """lm-eval's ``hellaswag.utils.preprocess``: WikiHow's tags go, "[title]" leaves a full stop."""
+    """lm-eval's ``hellaswag.utils.preprocess``: removes WikiHow's tags; "[title]" becomes a full stop."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 def _winogrande(example: Example) -> list[tuple[str, str, int]]:
-    # Partial scoring: the option stands in the prompt, the rest of the sentence is scored. lm-eval divides by
-    # its choice string, which here is the prompt; kept, so that acc_norm means the same.
+    # Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by its
+    # choice string, which here is the prompt; so does this, to give the same acc_norm.
     before, _, after = example.question.partition("_")
     return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in example.choices]
 
@@ -183,7 +181,7 @@ _CLOZE: Mapping[str, _Cloze] = {
     "obqa": _obqa,
 }
 
-_INDENT = " " * 16  # LLM-Adapters' wrappers sit in indented triple-quoted strings, and so does their text
+_INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings
 _ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 _CLEAN_PROMPT = "{instruction}\n\n### Response:\n"
 

@@ -1,6 +1,6 @@
-"""LLM-Adapters' instructions (arXiv 2304.01933, ``dataset/``): one template a set, rendered and read back.
+"""LLM-Adapters' instructions (arXiv 2304.01933, ``dataset/``): one template per set, rendered and parsed.
 
-Field text is used as it is, double and trailing spaces included; the tests compare whole files by hash.
+Text is used unchanged, with double and trailing spaces; the tests compare whole files by hash.
 """
 
 import re
@@ -18,8 +18,8 @@ class _Numbered:
 
     Attributes:
         head: opening words.
-        stem: label without its number: "solution", "answer", "ending", "option".
-        most: number of options that LLM-Adapters' regular expression knows.
+        stem: label without its number, such as "solution".
+        most: number of options in LLM-Adapters' regular expression.
         between: text between two options.
         before_format: text between the last option and "Answer format".
     """
@@ -46,7 +46,7 @@ class _Numbered:
         return f"{self.head}{question}{''.join(options)}{self._ending(count)}"
 
     def parse(self, text: str) -> tuple[str, tuple[str, ...]] | None:
-        """The question and choices from which `render` makes exactly ``text``; None if there are none."""
+        """The question and choices that `render` turns into exactly ``text``, or None."""
         _, _, named = text.rpartition("Answer format: ")
         count = named.count("/") + 1
         ending = self._ending(count)
@@ -64,7 +64,7 @@ class _Numbered:
 
 @dataclass(frozen=True)
 class _TrueFalse:
-    """BoolQ: ``{head}{question}?`` + ``Answer format: true/false``, no options listed, no passage."""
+    """BoolQ: ``{head}{question}?`` + ``Answer format: true/false``, without options and passage."""
 
     head: str
     most: int = 2
@@ -101,7 +101,7 @@ _TEMPLATES: Mapping[str, _Numbered | _TrueFalse] = {
 
 
 def full_question(example: Example) -> str:
-    """The question behind its context, where LLM-Adapters and lm-eval both join the two (SIQA, HellaSwag)."""
+    """The question with its context where LLM-Adapters and lm-eval join them (SIQA, HellaSwag)."""
     if example.task == "siqa" and example.context is not None:
         return f"{example.context} {example.question}"
     if example.task == "hellaswag":
@@ -110,7 +110,7 @@ def full_question(example: Example) -> str:
 
 
 def instruction(example: Example) -> str:
-    """LLM-Adapters' ``instruction`` of an example; an instruction row's own text."""
+    """LLM-Adapters' ``instruction`` of an example; for an instruction row, its own text."""
     if example.task == INSTRUCTION:
         return example.question
     return _TEMPLATES[example.task].render(full_question(example), example.choices)
@@ -119,8 +119,8 @@ def instruction(example: Example) -> str:
 def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str, ...]] | None:
     """Context, question and choices of an instruction, or None if it does not follow the task's template.
 
-    The inverse of `instruction`, but for SIQA, whose context and question cannot be told apart again: both
-    come back as the question, which renders to the same text in every format.
+    The inverse of `instruction`, except for SIQA: its context and question cannot be separated, and both are returned
+    as the question, which renders to the same text in every format.
     """
     parsed = _TEMPLATES[task].parse(text)
     if parsed is None:
@@ -133,21 +133,21 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
 
 
 def labels(example: Example) -> tuple[str, ...]:
-    """The names of the options: "true" and "false", "answer1" …"""
+    """The labels of the options: "true" and "false", "answer1", …"""
     if example.task == INSTRUCTION:
         return tuple(choice.removeprefix(RESPONSE_LEAD) for choice in example.choices)
     return _TEMPLATES[example.task].labels(len(example.choices))
 
 
 def response(example: Example, index: int) -> str:
-    """LLM-Adapters' ``output`` if option ``index`` were the right one."""
+    """LLM-Adapters' ``output`` if option ``index`` is right."""
     if example.task == INSTRUCTION:
         return example.choices[index]
     return RESPONSE_LEAD + labels(example)[index]
 
 
 def llm_adapters_row(example: Example) -> dict[str, str]:
-    """The row of LLM-Adapters' JSON files, keys in their order."""
+    """The row of LLM-Adapters' JSON files, with the keys in order."""
     return {
         "instruction": instruction(example),
         "input": "",
@@ -157,6 +157,6 @@ def llm_adapters_row(example: Example) -> dict[str, str]:
 
 
 def answer_pattern(task: str) -> re.Pattern[str]:
-    """LLM-Adapters' regular expression for a generated answer; its first hit counts (``extract_answer``)."""
+    """LLM-Adapters' regular expression for a generated answer; the first match counts (``extract_answer``)."""
     template = _TEMPLATES[task]
     return re.compile("|".join(template.labels(template.most)))

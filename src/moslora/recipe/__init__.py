@@ -1,4 +1,4 @@
-"""The recipe: everything that one run is made of, checked before anything is loaded."""
+"""The recipe: the full description of one run, checked before anything is loaded."""
 
 from .builtin import find_recipe, list_recipes
 from .load import copy_recipe, load_recipe, trace_recipe

@@ -1,4 +1,4 @@
-"""The recipes that come with moslora, and how a name or a path becomes a file."""
+"""The built-in recipes, and how a name or a path becomes a file."""
 
 import difflib
 import os
@@ -7,21 +7,21 @@ from pathlib import Path
 from moslora.errors import UsageError
 
 
-def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
-    """The file behind a path, or behind the name of a shipped recipe such as `llama3-8b` or `methods/lora`.
+def find_recipe(name: str | Path, *, folder: Path = Path()) -> Path:
+    """The file of a path, or of the name of a built-in recipe such as `llama3-8b` or `methods/lora`.
 
     Args:
         name: path or name; a path that exists wins.
-        beside: folder from which a relative path counts.
+        folder: what a relative path is relative to.
 
     Raises:
         UsageError: neither; with the closest name.
     """
-    # os.path lets any text pass, where pathlib fails on a user who does not exist or a name that is too long.
-    path = beside / os.path.expanduser(name)
+    # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
+    path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
         return path
-    recipes = _shipped()
+    recipes = _builtin()
     stem = str(name).removesuffix(".yaml")
     if stem in recipes:
         return recipes[stem]
@@ -29,24 +29,24 @@ def find_recipe(name: str | Path, *, beside: Path = Path()) -> Path:
         raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
     known = {name.rpartition("/")[2]: name for name in recipes} | {name: name for name in recipes}
     close = difflib.get_close_matches(stem.removeprefix("recipes/"), known, n=1)
-    hint = f"did you mean {known[close[0]]}?" if close else f"shipped are {', '.join(recipes)}"
-    kind = "is a folder, not a recipe" if os.path.isdir(path) else "is neither a file nor a shipped recipe"
+    hint = f"did you mean {known[close[0]]}?" if close else f"built-in recipes are {', '.join(recipes)}"
+    kind = "is a folder, not a recipe" if os.path.isdir(path) else "is neither a file nor a built-in recipe"
     raise UsageError(f"{printable(str(name))}: {kind}; {hint}")
 
 
 def printable(text: str) -> str:
-    """The text itself, or quoted with escapes where it is empty or would break a line of output."""
+    """The text itself, or quoted with escapes if it is empty or would break a line of output."""
     return text if text and text.isprintable() else repr(text)
 
 
 def list_recipes() -> list[tuple[str, str]]:
-    """Name and first comment line of every shipped recipe, the runnable ones first."""
-    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _shipped().items()]
+    """Name and first comment line of every built-in recipe, the runnable ones first."""
+    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _builtin().items()]
 
 
-def _shipped() -> dict[str, Path]:
+def _builtin() -> dict[str, Path]:
     package = Path(__file__).parents[1]
-    # A wheel carries the recipes inside the package; in a clone they stand beside src/.
+    # In a wheel the recipes are inside the package; in a clone they are next to src/.
     root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
     names = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}
     return dict(sorted(names.items(), key=lambda item: (item[0].count("/"), item[0])))

@@ -1,4 +1,4 @@
-"""From pydantic's errors to lines to act on: `file: key.path = value: what is wrong; how to fix it`."""
+"""Turns pydantic's errors into lines: `file: key.path = value: what is wrong; how to fix it`."""
 
 import difflib
 import re
@@ -23,7 +23,7 @@ _WORDS = {
     "tuple_type": "must be a list",
     "union_tag_invalid": "must be one of {expected_tags}",
 }
-"""Pydantic's error types -> our words, where its own are about Python."""
+"""Pydantic's error types -> our text, where pydantic's is about Python."""
 
 _NAMES_ELSEWHERE = {
     "lora": "identity",
@@ -33,17 +33,17 @@ _NAMES_ELSEWHERE = {
     "moslora": "dense",
     "r": "rank",
 }
-"""What other tools and papers call a key or a mixer -> what it is called here."""
+"""Names of keys and mixers in other tools and papers -> their names here."""
 
 
 def fault_lines(given: Given, *, main: str, complete: bool, context: Mapping[str, bool] | None = None) -> Iterator[str]:
-    """A line for each fault of a recipe, and none for a good one.
+    """A line for each fault of a recipe.
 
     Args:
         given: the merged layers.
-        main: the recipe's own file, blamed for what no file gives.
-        complete: whether all its files could be read; if not, what is missing may stand in one of them.
-        context: of the validation.
+        main: the recipe's own file, named for values that no file sets.
+        complete: whether all files could be read; if not, a missing value may be in one of them.
+        context: pydantic's validation context.
     """
     values = given.plain()
     errors = _errors(values, context)
@@ -52,16 +52,17 @@ def fault_lines(given: Given, *, main: str, complete: bool, context: Mapping[str
         if error["type"] != "conflict":
             wrong.setdefault(_key_path(error, values), []).append(error)
     for path, found in wrong.items():
-        # Every alternative of a union reports itself: those that another one got further than are noise.
+        # Every alternative of a union reports an error; one is noise if another alternative matched further in.
         noise = any(other[: len(path)] == path for other in wrong if other != path)
         if not noise and (complete or found[0]["type"] != "missing"):
             yield _line(given, path, _message(found), main)
 
-    # Pydantic looks at combinations only when all fields are right: have it look without the wrong ones.
+    # Pydantic checks combinations only when all fields are valid: validate again without the wrong fields.
     for error in _errors(_without(values, wrong), context) if wrong else errors:
         for conflict in error.get("ctx", {}).get("conflicts", ()):
             paths = [tuple(path.split(".")) for path in conflict.paths]
-            if complete and not any(_overlap(path, other) for path in paths for other in wrong):
+            overlap = any(path[: len(other)] == other[: len(path)] for path in paths for other in wrong)
+            if complete and not overlap:
                 blamed = min(paths, key=lambda path: _distance(given, path, main))
                 yield _line(given, blamed, conflict.message, main)
 
@@ -75,7 +76,7 @@ def _errors(values: Any, context: Mapping[str, bool] | None) -> list[ErrorDetail
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
-    """Where the error lies in `values`; pydantic's own location also names alternatives of unions."""
+    """The key of the error in `values`; pydantic's own location also names alternatives of unions."""
     path = []
     here: Any = values
     for step in error["loc"]:
@@ -88,12 +89,12 @@ def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
 
 
 def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:
-    """A copy of `values` with defaults in place of what lies at `paths`."""
+    """A copy of `values` with defaults at `paths`."""
     copy = deepcopy(values)
     for *parents, last in paths:
         here = copy
         for key in parents:
-            if not isinstance(here.get(key), dict):  # an item of a list, which goes as a whole
+            if not isinstance(here.get(key), dict):  # an item of a list: remove the whole list
                 last = key
                 break
             here = here[key]
@@ -103,16 +104,11 @@ def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]
 
 
 def _distance(given: Given, path: KeyPath, main: str) -> int:
-    """How far from the user's hand `path` is given: of a conflict's fields, the nearest is to be changed."""
+    """Rank of the place that sets `path`: a conflict is reported at the field that the user set most directly."""
     trail = given.trail(path)
     if len(trail) <= len(path) or trail[-1].origin == "default":
         return 3
     return {"override": 0, main: 1}.get(trail[-1].origin, 2)
-
-
-def _overlap(one: KeyPath, other: KeyPath) -> bool:
-    shorter = min(len(one), len(other))
-    return one[:shorter] == other[:shorter]
 
 
 def _line(given: Given, path: KeyPath, message: str, main: str) -> str:
@@ -120,11 +116,11 @@ def _line(given: Given, path: KeyPath, message: str, main: str) -> str:
     origin = main if trail[-1].origin == "default" else trail[-1].origin
     value = trail[-1].plain()
     try:
-        for key in path[len(trail) - 1 :]:  # beyond the mappings: into a list
+        for key in path[len(trail) - 1 :]:  # the rest of the path is inside a list
             value = value[int(key)]
         text = repr(value)
         shown = f" = {text if len(text) <= 80 else f'{text[:79]}…'}"
-    except (TypeError, ValueError, LookupError):  # it is missing
+    except (TypeError, ValueError, LookupError):  # the value is missing
         shown = ""
     return f"{origin}: {'.'.join(map(printable, path))}{shown}: {message}"
 
@@ -135,9 +131,9 @@ def _message(errors: list[ErrorDetails]) -> str:
         return _unknown(first["loc"])
     if first["type"] == "value_error":
         return "; ".join(str(context["error"]).splitlines())
-    own = {error["type"]: re.sub(r"^\w+ should ", "must ", error["msg"]) for error in errors}
-    wanted = [_WORDS[kind].format(**context) if kind in _WORDS else words for kind, words in own.items()]
-    message = " or ".join(dict.fromkeys(wanted)).replace(" or must ", " or ")
+    texts = {error["type"]: re.sub(r"^\w+ should ", "must ", error["msg"]) for error in errors}
+    texts = {kind: _WORDS[kind].format(**context) if kind in _WORDS else text for kind, text in texts.items()}
+    message = " or ".join(dict.fromkeys(texts.values())).replace(" or must ", " or ")
     meant = _closest(context["tag"], context["expected_tags"].split("'")) if "tag" in context else []
     return f"{message}; did you mean {meant[0]}?" if meant else message
 
@@ -147,7 +143,7 @@ def _unknown(location: tuple[str | int, ...]) -> str:
     models = dict(_models(Recipe))
     known = [*models[tuple(section)].model_fields, *(() if section else ("extends",))]
     key = _NAMES_ELSEWHERE.get(key, key)
-    # Or the right key in the wrong section, such as `learning_rate` at the top level.
+    # The right key in the wrong section, such as `learning_rate` at the top level.
     elsewhere = [
         ".".join((*at, key))
         for at, model in models.items()
@@ -159,12 +155,12 @@ def _unknown(location: tuple[str | int, ...]) -> str:
 
 
 def _closest(word: str, known: Iterable[str]) -> list[str]:
-    """What `word` was likely meant to be, if anything."""
+    """The known word closest to `word`, if any is close."""
     return difflib.get_close_matches(_NAMES_ELSEWHERE.get(word, word), list(known), n=1)
 
 
 def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
-    """Every model of a recipe by its location as pydantic names it: a mixer's ends in its kind."""
+    """Every model of a recipe by pydantic's location; a mixer's location ends in its kind."""
     yield at, model
     for name, field in model.model_fields.items():
         for option in get_args(field.annotation) or (field.annotation,):

@@ -1,4 +1,4 @@
-"""What the sections of a recipe are made of: their base, and types of fields beyond numbers and text."""
+"""The base of a recipe's sections, and field types beyond numbers and text."""
 
 import re
 from pathlib import PurePath
@@ -11,7 +11,7 @@ from moslora.tasks import COMMONSENSE, resolve_tasks
 
 
 class Section(BaseModel):
-    """What all sections share: an unknown key is an error, and nothing changes once it is checked."""
+    """Strict and frozen; unknown keys are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -19,7 +19,7 @@ class Section(BaseModel):
 
 
 def _resolved_tasks(value: Any) -> Any:
-    """`commonsense`, `boolq,piqa` or a list, as task names; anything else is left to the check of types."""
+    """`commonsense`, `boolq,piqa` or a list, as task names; other types are left to pydantic."""
     if not isinstance(value, str | list) or not all(isinstance(name, str) for name in value):
         return value
     try:
@@ -39,7 +39,7 @@ def _compiles(value: Any) -> Any:
 
 
 def source_among(*keywords: str) -> BeforeValidator:
-    """One of the keywords, or a path. A bare word is refused: it is more likely a misspelt keyword than a folder."""
+    """One of the keywords, or a path. A bare word is refused: it is likely a misspelt keyword."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str) and value not in keywords:
@@ -52,9 +52,9 @@ def source_among(*keywords: str) -> BeforeValidator:
 
 
 Size = Annotated[int, Field(gt=0, le=65_536)]
-"""Of a dimension: no layer of LLaMA's is wider than 53,248."""
+"""A dimension. No layer of LLaMA is wider than 53,248."""
 
-# YAML has lists only: `Strict(False)` lets one in where a frozen recipe keeps a tuple. Its items stay strict.
+# YAML has only lists: `Strict(False)` accepts a list for a tuple. Its items stay strict.
 Share = Annotated[float, Field(ge=0, lt=1)]
 Shares = Annotated[tuple[Share, Share], Strict(False)]
 _TASK_NAME = {"anyOf": [{"enum": ["commonsense", *COMMONSENSE]}, {"type": "string", "pattern": ","}]}

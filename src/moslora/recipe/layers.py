@@ -1,4 +1,4 @@
-"""Layers of a recipe: each value with the place that gave it, and how one layer lies over another."""
+"""Layers of a recipe: each value with its origin, and how layers merge."""
 
 import os
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from .builtin import find_recipe
 from .yaml_text import parse
 
 MOST_BYTES = 100_000
-"""Of a recipe file; those that come along have less than 2,000."""
+"""Largest recipe file; the built-in ones have less than 2,000 bytes."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A value and its origin, so that a fault can name the file which has to change.
+    """A value and its origin, so that an error can name the file to change.
 
     Attributes:
         value: a scalar, a list, or a mapping from key to `Given`.
-        origin: file, as shown to the user, or "override".
+        origin: file, as shown to the user, "override" or "default".
     """
 
     value: Any
@@ -30,7 +30,7 @@ class Given:
 
     @classmethod
     def by(cls, origin: str, value: Any) -> "Given":
-        """`value` as it came from one file, with every value inside it marked."""
+        """`value` and every value inside it, all of one origin."""
         if isinstance(value, dict):
             value = {str(key): cls.by(origin, item) for key, item in value.items()}
         return cls(value, origin)
@@ -42,7 +42,7 @@ class Given:
         return self.value
 
     def trail(self, path: Iterable[str]) -> list["Given"]:
-        """This value and those inside it along `path`, as far as they are given."""
+        """This value and those inside it along `path`, as far as they exist."""
         found = [self]
         for key in path:
             inside = found[-1].value
@@ -53,9 +53,9 @@ class Given:
 
 
 def lay(layers: Iterable[Given]) -> Given:
-    """Lay each layer over those before it: mappings merge key by key, everything else replaces.
+    """Merge the layers, later ones over earlier ones: mappings merge key by key, everything else replaces.
 
-    A mapping with another `kind` replaces the whole one beneath, since its other keys mean another thing.
+    A mapping with another `kind` replaces the whole mapping, since the keys of one kind mean nothing to another.
     """
     return reduce(_over, layers)
 
@@ -73,12 +73,12 @@ def _over(under: Given, over: Given) -> Given:
 
 
 def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> list[Given]:
-    """What a file extends, left to right, and then the file itself.
+    """The files that a file extends, left to right, and then the file itself.
 
     Args:
         path: an existing file.
-        faults: receives a line for each thing that cannot be read; the rest is read all the same.
-        chain: the files that led here by extending, outermost first.
+        faults: receives a line for each thing that cannot be read; the rest is still read.
+        chain: the files that extend this one, outermost first.
     """
     origin = shown(path)
     chain = (*chain, path.resolve())
@@ -89,12 +89,12 @@ def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> 
     extends = values.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        faults.append(f"{origin}: extends = {extends!r}: must be a recipe's file or name, or a list of them")
+        faults.append(f"{origin}: extends = {extends!r}: must be a recipe's file or name, or a list of these")
         names = []
     layers = []
     for name in names:
         try:
-            layers += read_layers(find_recipe(name, beside=path.parent), faults, chain)
+            layers += read_layers(find_recipe(name, folder=path.parent), faults, chain)
         except UsageError as error:
             faults.append(f"{origin}: extends = {error}")
     return [*layers, Given.by(origin, values)]
@@ -119,6 +119,6 @@ def _read(path: Path, faults: list[str]) -> dict[Any, Any]:
 
 
 def shown(path: Path) -> str:
-    """The path as a user would type it: relative where it lies below the working directory."""
+    """The path as a user would type it: relative if it is below the working directory."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative

@@ -17,44 +17,38 @@ from .sections import AdapterSection
 from .yaml_text import parse, render, render_inline
 
 NO_MODEL = Given.by("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
-"""Beneath a recipe that is only looked at."""
+"""The layer below a recipe that is only shown."""
 
 OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
 """`key.sub=value`; no key of a recipe has more than four parts."""
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: bool = False) -> Recipe:
-    """Read a recipe with all that it extends, lay the overrides over it, and check the whole.
+    """Read a recipe and everything it extends, apply the overrides, and check the result.
 
-    `extends:` takes a path relative to the file, the name of a shipped recipe, or a list of these. They are
-    laid from left to right, then the file itself, then the overrides: mappings merge, all else replaces.
+    `extends:` takes a path relative to the file, the name of a built-in recipe, or a list of these. These are
+    merged from left to right, then the file itself, then the overrides: mappings merge, everything else replaces.
 
     Args:
-        source: path, or name of a shipped recipe.
+        source: path, or name of a built-in recipe.
         overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
-        written: it is that of a training which has begun, to which the rules of beginning one do not apply.
+        written: it comes from a run folder: rules that apply only to new runs are not checked.
 
     Raises:
-        UsageError: with one line for every fault in every file.
+        UsageError: one line for every fault in every file.
     """
     context = WRITTEN if written else None
     return Recipe.model_validate(_checked(source, overrides, context=context).plain(), context=context)
 
 
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
-    """Every value of a recipe, in declared order, and where it comes from.
-
-    One without a model, such as a method's, is shown as well: what it has over a recipe with one.
-
-    Args:
-        source: as in `load_recipe`.
-        overrides: as in `load_recipe`.
+    """Every value of a recipe, in declared order, and where it comes from. The model may be missing.
 
     Returns:
         (dotted key, value in YAML on one line, origin); the origin is a file, "override" or "default".
 
     Raises:
-        UsageError: with one line for every fault in every file.
+        UsageError: one line for every fault in every file.
     """
     given = _checked(source, overrides, beneath=[NO_MODEL])
 
@@ -71,14 +65,10 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:
-    """Copy a recipe, to be changed. One that extends others is written out whole, below its own comment.
-
-    Args:
-        name: name of a shipped recipe, or path.
-        destination: file to write, or folder to write into.
+    """Copy a recipe into a file or folder. One that extends others is written out in full, below its own comment.
 
     Raises:
-        UsageError: the recipe cannot be read, or the destination not be written; nothing is overwritten.
+        UsageError: the recipe cannot be read, or the destination exists or cannot be written.
         DiskFull: no room for it.
     """
     source = find_recipe(name)
@@ -87,12 +77,12 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     if faults:
         raise UsageError("\n".join(faults))
     text = source.read_text("utf-8")
-    if len(layers) > 1:  # a relative `extends` would lead nowhere from another place
+    if len(layers) > 1:  # a relative `extends` would break in another folder
         header = re.match(r"(#.*\n)*", text)
         text = (header[0] if header else "") + render(lay(layers).plain())
     target = destination / source.name if os.path.isdir(destination) else destination
     if os.path.lexists(target):
-        raise UsageError(f"{target}: exists; choose another destination")
+        raise UsageError(f"{target}: already exists; choose another destination")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, text)
@@ -106,7 +96,7 @@ def _checked(
     beneath: Sequence[Given] = (),
     context: Mapping[str, bool] | None = None,
 ) -> Given:
-    """The merged layers of a recipe, over those `beneath`, in which no fault was found."""
+    """The merged and validated layers of a recipe, over those `beneath`."""
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults)
@@ -119,20 +109,20 @@ def _checked(
 
 
 def _defaults(path: Path) -> Given:
-    """What a recipe need not say, where a layer has to be laid over it: its name, and the mixer's kind."""
+    """The values that merging and naming need: the recipe's name, and the mixer's kind."""
     kind = AdapterSection().mixer.kind
     name = re.sub(r"[^\w.-]", "-", path.stem)
     return Given.by("default", {"name": name, "model": {}, "adapter": {"mixer": {"kind": kind}}})
 
 
 def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path) -> list[Given]:
-    """The overrides as one layer; several keys of one mixer then arrive together, in whatever order."""
+    """The overrides as one layer, so that several keys of one mixer may come in any order."""
     layers = []
     for argument in arguments:
         match = OVERRIDE.fullmatch(argument)
         if argument.startswith("extends=") or (match is None and argument in dict(list_recipes())):
             name = argument.removeprefix("extends=").strip("[] ")
-            faults.append(f"override {argument!r}: a recipe extends others in a file: extends: [{over}, {name}]")
+            faults.append(f"override {argument!r}: combine recipes in a file, with extends: [{over}, {name}]")
         elif match is None or not match[1].isprintable():
             faults.append(f"override {argument!r}: must be key.sub=value, such as training.learning_rate=3e-4")
         else:

@@ -1,10 +1,12 @@
-"""The options of the mixers. `kind` says which mixer stands between the factors: a class of `moslora.adapters`."""
+"""The options of the mixers. `kind` names the mixer, a class of `moslora.adapters`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from .fields import Section, Size
+
+Experts = Annotated[int, Field(ge=2, description="Number k of experts of rank / k each.")]
 
 
 class IdentityOptions(Section):
@@ -35,7 +37,7 @@ class HadamardOptions(Section):
 
 
 class KroneckerOptions(Section):
-    """M = G ⊗ I_{r/k} with a learned G (k × k): the butterfly's pattern with weights of its own."""
+    """M = G ⊗ I_{r/k} with a learned G (k × k): the butterfly's pattern with learned weights."""
 
     kind: Literal["kronecker"] = "kronecker"
 
@@ -49,10 +51,10 @@ class DenseOptions(Section):
     kind: Literal["dense"] = "dense"
 
     init: Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros"] = "kaiming"
-    """How M starts. B starts at zero, except with `zeros`, where M does and B is drawn instead."""
+    """How M starts. B starts at zero, except with `zeros`: then M does, and B is random."""
 
     train: Literal["learned", "frozen", "folded"] = "learned"
-    """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, where M becomes I."""
+    """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, so that M = I."""
 
 
 class DiagonalOptions(Section):
@@ -65,7 +67,7 @@ class DiagonalOptions(Section):
 
 
 class InputSplitOptions(Section):
-    """Experts that each read their own slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]."""
+    """Experts that each read one slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]."""
 
     kind: Literal["input-split"] = "input-split"
 
@@ -78,11 +80,10 @@ class TokenGateOptions(Section):
 
     kind: Literal["token-gate"] = "token-gate"
 
-    experts: int = Field(default=4, ge=2)
-    """Number k of experts of rank / k each."""
+    experts: Experts = 4
 
     top_k: PositiveInt | None = None
-    """Experts that a token is given to; null for all, by their weights."""
+    """Experts per token; null for all, weighted by the gate."""
 
     balance: NonNegativeFloat = 0.0
     """Weight of the penalty on an uneven load."""
@@ -93,8 +94,7 @@ class GateInsideOptions(Section):
 
     kind: Literal["gate-inside"] = "gate-inside"
 
-    experts: int = Field(default=4, ge=2)
-    """Number k of experts of rank / k each."""
+    experts: Experts = 4
 
 
 class TaskGateOptions(Section):
@@ -102,11 +102,10 @@ class TaskGateOptions(Section):
 
     kind: Literal["task-gate"] = "task-gate"
 
-    experts: int = Field(default=4, ge=2)
-    """Number k of experts of rank / k each."""
+    experts: Experts = 4
 
     embedding_size: Size = 64
-    """Length of a task's learned embedding, which the gate reads."""
+    """Size of the learned task embedding, the gate's input."""
 
 
 MixerOptions = (
@@ -121,4 +120,4 @@ MixerOptions = (
     | GateInsideOptions
     | TaskGateOptions
 )
-"""Any of them, told apart by `kind`."""
+"""Any mixer's options, selected by `kind`."""

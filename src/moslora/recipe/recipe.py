@@ -18,17 +18,17 @@ from .sections import (
 from .yaml_text import render
 
 WRITTEN = {"written": True}
-"""Pydantic's context for the recipe of a training that has begun, to which the rules of beginning one do not apply."""
+"""Pydantic's context for a recipe from a run folder: rules that apply only to new runs are not checked."""
 
 
 class Recipe(Section):
-    """One run, resolved: what it starts from, what it does, and how it is measured."""
+    """One run: its base model, adapter, data, training and evaluation."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
-    """Name of the run, and of its folder. The name of the recipe file unless given."""
+    """Name of the run and of its folder; by default the name of the recipe file."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Fixes the start of the adapter, the draw and order of the rows, and dropout."""
+    """Seeds the adapter's initialisation, the choice and order of the rows, and dropout."""
 
     model: ModelSection
     adapter: AdapterSection = AdapterSection()
@@ -39,18 +39,18 @@ class Recipe(Section):
 
     @property
     def evaluation_source(self) -> str:
-        """Where the test questions come from; commonsense_170k, a training mix, is tested on the hub's."""
+        """The source of the test questions; for commonsense_170k, which has only training rows, the hub."""
         if self.evaluation.source is not None:
             return self.evaluation.source
         return "hub" if self.data.source == "commonsense_170k" else self.data.source
 
     def to_yaml(self) -> str:
-        """The recipe with every field written out, in declared order. `load_recipe` gives it back equal."""
+        """The recipe with every field, in declared order. `load_recipe` reads it back equal."""
         return render(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Self:
-        found = [rule for rule in conflicts(self) if not (rule.beginning and info.context == WRITTEN)]
+        found = [rule for rule in conflicts(self) if not (rule.new_runs_only and info.context == WRITTEN)]
         if found:
             text = "\n".join(f"{rule.paths[0]}: {rule.message}" for rule in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})

@@ -22,23 +22,23 @@ GATES = ("token-gate", "gate-inside", "task-gate")
 """Mixers that are not one matrix."""
 
 INVERTIBLE = ("identity", "hadamard", "kronecker", "dense")
-"""Mixers that start with an inverse."""
+"""Mixers that are invertible at the start."""
 
 WELL_CONDITIONED = ("orthogonal", "identity")
-"""Starts of a dense mixer whose inverse is no larger than itself."""
+"""Starts of a dense mixer whose inverse is no larger than the mixer."""
 
 
 class Conflict(NamedTuple):
     """Fields that do not go together."""
 
     paths: tuple[str, ...]
-    """Dotted keys of all fields involved, first the one that is best changed."""
+    """Dotted keys of all fields involved; the first is the best one to change."""
 
     message: str
     """What is wrong; how to fix it."""
 
-    beginning: bool = False
-    """Nothing fails, but no training should begin so. An adapter trained before there was the rule still opens."""
+    new_runs_only: bool = False
+    """Checked when training starts. Runs and adapters from before the rule still open."""
 
 
 def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
@@ -61,7 +61,7 @@ def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
             f"protocol {evaluation.protocol} generates nothing; set beams: 1, or protocol: generate",
         )
     if recipe.tracking.wandb_mode is not None and recipe.tracking.wandb_project is None:
-        yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "needs a project; set tracking.wandb_project")
+        yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "wandb_mode needs wandb_project; set both")
 
 
 def _model(model: ModelSection) -> Iterator[Conflict]:
@@ -69,7 +69,7 @@ def _model(model: ModelSection) -> Iterator[Conflict]:
         if model.quantization != "nf4" and getattr(model, field) != ModelSection.model_fields[field].default:
             yield Conflict(
                 (f"model.{field}", "model.quantization"),
-                f"is an option of nf4; leave {field} out, or set model.quantization: nf4",
+                f"{field} is an option of nf4; remove {field}, or set model.quantization: nf4",
             )
 
 
@@ -79,28 +79,27 @@ def _mixer(adapter: AdapterSection) -> Iterator[Conflict]:
         field, what = ("train", "folded") if mixer.kind == "dense" else ("kind", mixer.kind)
         yield Conflict(
             ("adapter.rank_out", "adapter.rank", f"adapter.mixer.{field}"),
-            f"a mixer that is {what} is square; leave rank_out out, or set it to rank = {rank}",
+            f"{what} mixers are square; remove rank_out, or set it to rank = {rank}",
         )
     for field in ("blocks", "experts"):
         if rank % (count := getattr(mixer, field, 1)):
             yield Conflict(
-                (f"adapter.mixer.{field}", "adapter.rank"),
-                f"rank = {rank} does not split into {count} equal {field}; choose a divisor of the rank",
+                (f"adapter.mixer.{field}", "adapter.rank"), f"rank = {rank} is not divisible by {field} = {count}"
             )
     if mixer.kind == "hadamard" and mixer.blocks & (mixer.blocks - 1):
-        yield Conflict(("adapter.mixer.blocks",), "a Hadamard mixer needs a power of two; choose 2, 4, 8, …")
+        yield Conflict(("adapter.mixer.blocks",), "must be a power of two for a Hadamard mixer")
     if mixer.kind == "token-gate" and mixer.top_k is not None and not 2 <= mixer.top_k < mixer.experts:
-        # One expert's weight, scaled to sum to one, is 1 whatever the router says.
+        # With top_k = 1 the renormalised weight is always 1, and the router gets no gradient.
         yield Conflict(
             ("adapter.mixer.top_k", "adapter.mixer.experts"),
-            f"must be at least 2 and less than experts = {mixer.experts}; set it so, or to null for all experts",
+            f"top_k must be at least 2 and less than experts = {mixer.experts}, or null for all experts",
         )
     if mixer.kind == "dense" and mixer.init == "zeros" and mixer.train != "learned":
-        # Frozen, B·0·A stays zero and passes no gradient to A and B. Folded, A would start at zero beside a
-        # drawn B: LoRA with its factors exchanged, which is no control for any mixer.
+        # Frozen, B·0·A stays zero, and A and B get no gradient. Folded, A would start at zero and B at random: LoRA
+        # with its factors exchanged, which is not a control for any mixer.
         yield Conflict(
             ("adapter.mixer.init", "adapter.mixer.train"),
-            f"a mixer of zeros that is {mixer.train} learns nothing; set another init, or train: learned",
+            f"a {mixer.train} mixer of zeros learns nothing; set another init, or train: learned",
         )
 
 
@@ -109,24 +108,24 @@ def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
     if adapter.dora and mixer.kind in GATES:
         yield Conflict(
             ("adapter.dora", "adapter.mixer.kind"),
-            f"DoRA normalises by one ΔW, and {mixer.kind} has one for every token or task; set dora: false",
+            f"DoRA needs one ΔW, and {mixer.kind} has one per token or task; set dora: false",
         )
     if adapter.start != "pissa":
         return
     if mixer.kind not in INVERTIBLE or adapter.rank_out not in (None, adapter.rank):
         yield Conflict(
             ("adapter.start", "adapter.mixer.kind"),
-            "a PiSSA start divides by M, which must be square and have an inverse; "
+            "a PiSSA start needs a square, invertible M; "
             f"set the mixer's kind to one of {', '.join(INVERTIBLE)}, or start: lora",
         )
     elif mixer.kind == "dense" and mixer.init not in WELL_CONDITIONED:
-        # A random matrix has small singular values, so that its inverse is large and B · M · A a difference of
-        # large numbers: in bfloat16 no longer the part that has left the base.
+        # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,
+        # which in bfloat16 is no longer the part removed from the base.
         yield Conflict(
             ("adapter.start", "adapter.mixer.init"),
-            f"a PiSSA start divides by M, and rounding would spoil the inverse of one from {mixer.init}; "
+            f"a PiSSA start inverts M, and M from {mixer.init} is badly conditioned; "
             f"set adapter.mixer.init: {' or '.join(WELL_CONDITIONED)}, or start: lora",
-            beginning=True,
+            new_runs_only=True,
         )
 
 
@@ -139,11 +138,12 @@ def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Co
     if adapter.mixer.kind != "diagonal":
         yield Conflict(
             ("training.rank_budget", "adapter.mixer.kind"),
-            f"needs a diagonal mixer, and this one is {adapter.mixer.kind}; set rank_budget: null",
+            f"rank_budget needs a diagonal mixer, not {adapter.mixer.kind}; set rank_budget: null",
         )
     elif budget.target_rank > adapter.rank:
         yield Conflict(
-            ("training.rank_budget.target_rank", "adapter.rank"), f"must be at most adapter.rank = {adapter.rank}"
+            ("training.rank_budget.target_rank", "adapter.rank"),
+            f"target_rank must be at most adapter.rank = {adapter.rank}",
         )
     if budget.warmup_share + budget.final_share >= 1:
         yield Conflict(
@@ -153,7 +153,7 @@ def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Co
 
 
 def _data(data: DataSection, adapter: AdapterSection) -> Iterator[Conflict]:
-    # A cap of a task that is not trained on has no effect, so that the caps stay where data.tasks is narrowed.
+    # A limit for a task that is not in data.tasks has no effect, so that data.tasks can be narrowed by itself.
     for task in data.rows if isinstance(data.rows, dict) else ():
         if task not in COMMONSENSE:
             yield Conflict((f"data.rows.{task}",), f"unknown task; must be one of {', '.join(COMMONSENSE)}")
@@ -162,24 +162,22 @@ def _data(data: DataSection, adapter: AdapterSection) -> Iterator[Conflict]:
     if set(data.tasks) != set(COMMONSENSE):
         yield Conflict(
             ("data.tasks", "data.source"),
-            "commonsense_170k is the mix of all eight tasks; set tasks: commonsense, or source: hub",
+            "commonsense_170k mixes all eight tasks; set tasks: commonsense, or source: hub",
         )
     if data.rows is not None:
         yield Conflict(
             ("data.rows", "data.source"),
-            "a cap is per task, and the rows of commonsense_170k do not name theirs; "
-            "shorten the run by epochs or max_steps instead, or set source: hub",
+            "rows is a limit per task, and commonsense_170k does not name the tasks; set rows: null, or source: hub",
         )
     if data.format not in ("label", "llm-adapters"):
         yield Conflict(
             ("data.format", "data.source"),
-            "the rows of commonsense_170k are answered by a label; set format: label or llm-adapters, or source: hub",
+            "commonsense_170k has only labels as answers; set format: label or llm-adapters, or source: hub",
         )
     if adapter.mixer.kind == "task-gate":
-        # Half of the sets share a template, so that their rows would all train the embedding for rows of no set.
+        # Half of the sets share a template, so their rows would all train the embedding of rows without a task.
         yield Conflict(
             ("data.source", "adapter.mixer.kind"),
-            "a task gate learns an embedding for each task, and the rows of commonsense_170k do not name theirs; "
-            "set data.source: hub",
-            beginning=True,
+            "a task gate needs each row's task, and commonsense_170k does not name the tasks; set data.source: hub",
+            new_runs_only=True,
         )

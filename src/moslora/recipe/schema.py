@@ -1,4 +1,4 @@
-"""The JSON schema of a recipe file, for editors that complete and check while one types."""
+"""The JSON schema of a recipe file, for completion and checks in an editor."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from .recipe import Recipe
 
 _EXTENDS = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-    "description": "A file, relative to this one, a shipped recipe, or a list of these, over which this file is laid.",
+    "description": "The recipes that this file extends: a path relative to it, a built-in recipe, or a list of these.",
 }
 
 
 def recipe_schema() -> dict[str, Any]:
-    """What one recipe *file* may hold: the fields of `Recipe` with their documentation, and `extends`.
+    """The schema of one recipe *file*: the fields of `Recipe` with their documentation, and `extends`.
 
-    Nothing is required, unlike in a resolved recipe: the model may come from a file that is extended, the values from
-    their defaults. So a mixer may lack its `kind`, and which kinds its keys fit is all that can be asked.
+    Nothing is required, unlike in a resolved recipe: any value may come from an extended file or a default. So a mixer
+    may lack its `kind`, and is only checked against all kinds.
     """
     schema = Recipe.model_json_schema()
     models = [schema, *schema["$defs"].values()]
@@ -24,7 +24,7 @@ def recipe_schema() -> dict[str, Any]:
             if field.pop("discriminator", None):
                 field["anyOf"] = field.pop("oneOf")
             if "const" in field:
-                field["description"] = "Which mixer stands between the factors."
+                field["description"] = "The kind of mixer."
             if "description" in field:
                 field["description"] = " ".join(field["description"].split())
     schema["properties"] = {"extends": _EXTENDS, **schema["properties"]}

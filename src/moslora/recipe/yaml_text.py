@@ -1,4 +1,4 @@
-"""YAML as recipes write it: the safe subset, with `3e-4` a number, and neither repeated keys nor aliases."""
+"""YAML for recipes: the safe subset, with `3e-4` a number, and without repeated keys and aliases."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-# YAML 1.1, which PyYAML follows, reads `3e-4` and `1e5` as text, because it asks a float for a point and its
-# exponent for a sign. YAML 1.2 (core schema, section 10.3.2) asks for neither.
+# PyYAML follows YAML 1.1, which requires a point and a signed exponent in a float, and reads `3e-4` and `1e5` as text.
+# YAML 1.2 (core schema, section 10.3.2) requires neither.
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
 
 
@@ -16,7 +16,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()
-        if getattr(event, "anchor", None) is not None:  # a few lines of aliases can stand for billions of values
+        if getattr(event, "anchor", None) is not None:  # a few lines of aliases can expand to billions of values
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not allowed", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
@@ -24,8 +24,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                continue  # refused by the base class
-            if key_node.value in seen:  # PyYAML would silently keep the last one
+                continue  # the base class raises
+            if key_node.value in seen:  # PyYAML silently keeps the last one
                 problem = f"the key {key_node.value!r} is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key_node.value)
@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """`yaml.SafeDumper` whose text comes back as it was, without aliases and with lists inline."""
+    """`yaml.SafeDumper` without aliases, with inline lists, and with text that loads back unchanged."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -42,7 +42,7 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
     def represent_text(self, text: str) -> yaml.Node:
-        # Only double quotes have escapes: in single ones a line end such as U+0085 comes back as another character.
+        # Only double quotes have escapes: in single quotes a line end such as U+0085 loads as another character.
         style = None if text.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -57,11 +57,11 @@ def parse(text: str) -> Any:
     """Read one YAML document.
 
     Raises:
-        ValueError: not YAML, or nothing that could be shown again; one line, with the place in the text.
+        ValueError: not YAML, or not printable; one line, with the position in the text.
     """
     try:
         value = yaml.load(text, _Loader)
-        # Fails for integers too long to be shown, and for half a surrogate pair, which is no character.
+        # Fails for integers too long to print, and for half a surrogate pair.
         json.dumps(value, skipkeys=True, default=str, ensure_ascii=False).encode()
         return value
     except yaml.MarkedYAMLError as error:
@@ -75,15 +75,15 @@ def parse(text: str) -> Any:
 
 
 def render(values: dict[str, Any]) -> str:
-    """Write a mapping so that `parse` gives it back equal; the order of the keys is kept."""
+    """Write a mapping so that `parse` reads it back equal, with the keys in order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def render_inline(value: Any) -> str:
-    """Write any value on one line, so that `parse` gives it back equal."""
-    options: dict[str, Any] = {"Dumper": _Dumper, "default_flow_style": True, "width": float("inf")}
-    for as_it_is in (True, False):  # or with escapes, where a character of it would break the line
-        text = yaml.dump(value, allow_unicode=as_it_is, **options).removesuffix("\n").removesuffix("\n...")
+    """Write any value on one line, so that `parse` reads it back equal."""
+    for unicode in (True, False):  # with escapes if a character would break the line
+        text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=float("inf"), allow_unicode=unicode)
+        text = text.removesuffix("\n").removesuffix("\n...")
         if text.isprintable():
             break
     return text
