@@ -47,7 +47,7 @@ def first_table(found: Distances) -> str:
 
 
 def twins_table() -> str:
-    """Two-subspace mixing, plain and normalised: its twin's rate, and the distance under the twin's and its own rule."""
+    """Two-subspace mixing, plain and normalised: its twin's rate, and the distance under both rules."""
     rows = []
     for rule in (*EQUIVARIANT, *ELEMENTWISE):
         row = [rule.name]
