@@ -129,11 +129,11 @@ def test_rows_of_no_set_are_told_while_training_and_serve_no_task(
     run = tmp_path / "run"
     overrides = (f"data.source={source}", "data.tasks=obqa", "data.validation_rows=4")
     train_recipe(recipe(*GATE, *overrides), out=run)
-    assert "note: 26 rows name no set" in capsys.readouterr().out
+    assert "note: 26 rows name no task" in capsys.readouterr().out
     with pytest.raises(UsageError, match="never trained on obqa"):
         merge(run / "adapter", out=tmp_path / "merged", task="obqa")
     train_recipe(recipe(*overrides, "training.epochs=1"), out=tmp_path / "dense")
-    assert "name no set" not in capsys.readouterr().out
+    assert "name no task" not in capsys.readouterr().out
 
 
 def test_the_command_says_it_in_one_line(

@@ -785,7 +785,7 @@ ADAPTERS = {
     "all checkpoints damaged": Turn(
         "train runs/one --resume",
         1,
-        "no sound checkpoint is left; start a new run with name=… or --out",
+        "no intact checkpoint",
         lambda scene: [
             flipped("recipe.yaml")(path)
             for run in [a_run(scene)]
@@ -795,13 +795,13 @@ ADAPTERS = {
     "resumed with another recipe": Turn(
         "train runs/one --resume seed=5",
         2,
-        "runs/one: made by another recipe (seed was 3, is 5); go on with runs/one/recipe.yaml",
+        "runs/one: made with another recipe (seed was 3, is 5)",
         a_run,
     ),
     "resumed with its recipe edited": Turn(
         "train runs/one --resume",
         2,
-        "runs/one/adapter: made by another recipe (adapter.rank was 4, is 8); go on with runs/one/adapter/recipe.yaml",
+        "runs/one/adapter: made with another recipe (adapter.rank was 4, is 8)",
         lambda scene: [
             path.write_text(path.read_text().replace("rank: 4", "rank: 8")) for path in [a_run(scene) / "recipe.yaml"]
         ],
@@ -1038,7 +1038,7 @@ EVALUATION = {
 
 OUTPUT = {
     "out holds another run": Turn(
-        "train {world}/recipe.yaml --out runs/one", 2, "runs/one: not empty; go on with that run by --resume", a_run
+        "train {world}/recipe.yaml --out runs/one", 2, "runs/one: not empty; resume that run with --resume", a_run
     ),
     "out holds something": Turn(HERE, 2, "run: not empty;", file("run/mine.txt", "x")),
     "out is a file": Turn(HERE, 2, "run: File exists; choose another path", file("run", "")),
@@ -1074,7 +1074,7 @@ OUTPUT = {
     "disk full in a checkpoint": Turn(
         HERE,
         1,
-        "run/checkpoints/step-8: File too large; free some space there, then go on: moslora train run --resume",
+        "run/checkpoints/step-8: File too large; free some space there, then resume: moslora train run --resume",
         limited("moslora.training.run.save_checkpoint", size=9_000, after=1),
         leaves=True,
     ),
@@ -1149,7 +1149,7 @@ OUTPUT = {
 }
 
 NOTHING_HALF = "stopped; nothing was left half written"
-SAVED = "everything is saved. Go on with: moslora train run --resume"
+SAVED = "everything is saved. Resume with: moslora train run --resume"
 SCORED = "stopped; what was scored is kept, and the same command goes on from there"
 
 STOPS = {

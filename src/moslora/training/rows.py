@@ -1,4 +1,4 @@
-"""The rows of a run: loaded, capped, split, encoded, and what is to be said of them."""
+"""The encoded rows of a run, and remarks about them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from moslora.tasks import INSTRUCTION, task_number
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded rows, and what is to be said of them."""
+    """Encoded rows, and remarks about them."""
 
     rows: list[Encoded]
     validation: list[Encoded]
@@ -25,8 +25,7 @@ class TrainingData:
     leaks: dict[str, int] | None
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
-        """For the manifest; ``tasks`` counts the rows of each that the first ``steps`` of ``plan`` draw, which may be
-        fewer tasks than there are rows of, where the run is short or not over."""
+        """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
         drawn = Counter(self.rows[row].task for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in sorted(drawn, key=task_number)}
         return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
@@ -40,8 +39,8 @@ class TrainingData:
         ]
         if self.joins:
             lines.append(
-                "note: this tokenizer joins the end of a prompt to the answer, so that prompt + answer is encoded"
-                " otherwise as a whole than in its parts; training and scoring here take the parts"
+                "note: this tokenizer merges the end of a prompt with the answer, so prompt and answer have different"
+                " tokens together and apart; training and scoring encode them apart"
             )
         if truncated:
             share = truncated / len(self.rows)
@@ -50,7 +49,7 @@ class TrainingData:
 
 
 def training_data(selection: Selection, section: DataSection, encoder: Encoder, *, mixer: str) -> TrainingData:
-    """The selected rows, encoded as ``section`` asks, for an adapter with a ``mixer`` of that kind."""
+    """The selected rows, encoded, for an adapter with the mixer kind ``mixer``."""
     format = FORMATS[section.format]
     return TrainingData(
         rows=encode_examples(selection.training, format, encoder, loss_on=section.loss_on),
@@ -72,7 +71,9 @@ def _leak_notes(selection: Selection) -> list[str]:
     each = ", ".join(f"{task} {count:,}" for task, count in selection.leaks.items())
     lines = [f"data.drop_leaks: rows left out because they are test rows: {each or 'none'}"]
     if selection.incomparable:
-        lines.append(f"data.drop_leaks: {selection.incomparable:,} instructions of no known template were not compared")
+        lines.append(
+            f"data.drop_leaks: {selection.incomparable:,} instructions of an unknown template were not compared"
+        )
     return lines
 
 
@@ -81,6 +82,6 @@ def _gate_notes(selection: Selection) -> list[str]:
     if not nameless:
         return []
     return [
-        f"{nameless:,} rows name no set: they train the gate's shared embedding, which no evaluation and no merge"
-        ' uses; where they belong to a set, add the key "task"'
+        f"{nameless:,} rows name no task: they train the gate's shared embedding, which evaluation and merge do not"
+        ' use; if they belong to a task, add the key "task"'
     ]
