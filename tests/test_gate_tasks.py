@@ -112,7 +112,7 @@ def test_eval_scores_every_task_and_says_which_were_not_trained(
     results, _ = evaluate_target(target, limit=2, out=tmp_path / "e")
     assert list(results.tasks) == ["boolq", "arc_easy", "obqa"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "gate" in line]
-    assert line.startswith("note: the gate was never trained on arc_easy (but on boolq, obqa): ")
+    assert line.startswith("note: the gate was never trained on arc_easy (only on boolq, obqa): ")
     for changed in (open_target(str(two_of_three), base=True), target):
         tasks = ("obqa",) if changed is target else None
         evaluate_target(changed, tasks=tasks, limit=2, out=tmp_path / changed.suffix.strip("-") / "x")

@@ -988,7 +988,7 @@ EVALUATION = {
         f"no room for the model, {name}": Turn(
             command,
             1,
-            "does not fit into this GPU's memory",
+            "does not fit into the GPU's memory",
             raising("moslora.evaluation.target.load_adapted", torch.OutOfMemoryError),
         )
         for name, command in (("evaluated", "eval {run} --limit 2 --out e"), ("asked", ASKED))
@@ -1004,13 +1004,13 @@ EVALUATION = {
     "other settings": Turn(
         "eval runs/one --limit 2 --batch-size 4",
         2,
-        "holds predictions made under other settings (batch_size was 32, is 4)",
+        "settings (batch_size was 32, is 4)",
         lambda scene: [scene.copy(scene.run, "runs/one"), evaluate_target(open_target("runs/one"), limit=2)],
     ),
     "damaged settings": Turn(
         "eval runs/one --limit 2",
         1,
-        "settings.json: not settings of an evaluation; give another --out",
+        "settings.json: not an evaluation's settings",
         both(a_run, file("runs/one/eval/rank-label-float32/settings.json", "{")),
     ),
     "predictions without settings": Turn(
