@@ -24,7 +24,10 @@ def run_in_processes(command: Sequence[str], *, processes: int, environment: Map
     Raises:
         KeyboardInterrupt: after the processes have ended (:class:`moslora.errors.Terminated` for SIGTERM).
     """
-    meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(processes):
@@ -37,9 +40,3 @@ def run_in_processes(command: Sequence[str], *, processes: int, environment: Map
             worker.terminate()
         codes = [worker.wait() for worker in workers]
     return next((code for code in codes if code), 0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -65,12 +65,9 @@ def train(
     """Runs the steps from ``first_step`` on.
 
     Args:
-        parts: model, data and optimizer.
-        settings: the recipe's training section.
         first_step: optimizer updates already done.
         observer: receives the work and the metrics.
-        checkpoint: called with the number of updates done, on every process.
-        validate: called with the number of updates done, on every process.
+        checkpoint: called with the number of updates done, on every process; ``validate`` too.
         stop_requested: called after each step on every process; one true stops all.
 
     Returns:
@@ -107,9 +104,9 @@ def train(
 
         observer.count(tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn))
         if done % settings.log_every == 0 or done == total:
-            rate = optimizer.param_groups[0]["lr"]
             if penalty:
                 extras["penalty"] = penalty
+            rate = optimizer.param_groups[0]["lr"]
             observer.log(done, loss=loss, grad_norm=float(norm), learning_rate=rate, **extras)
         if done % settings.validate_every == 0 or done == total:
             validate(done)

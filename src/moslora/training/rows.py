@@ -12,6 +12,11 @@ from moslora.prompts import FORMATS
 from moslora.recipe import DataSection
 from moslora.tasks import INSTRUCTION, task_number
 
+JOINS = (
+    "this tokenizer merges the end of a prompt with the answer, so prompt and answer have different tokens together and"
+    " apart; training and scoring encode them apart"
+)
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -21,7 +26,6 @@ class TrainingData:
     validation: list[Encoded]
     sha256: str
     notes: list[str]
-    joins: bool
     leaks: dict[str, int] | None
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
@@ -37,11 +41,6 @@ class TrainingData:
             f"{len(self.rows):,} training rows of {tokens / len(self.rows):.1f} tokens on average, of which"
             f" {label_count(self.rows) / len(self.rows):.1f} labelled; {len(self.validation)} validation rows"
         ]
-        if self.joins:
-            lines.append(
-                "note: this tokenizer merges the end of a prompt with the answer, so prompt and answer have different"
-                " tokens together and apart; training and scoring encode them apart"
-            )
         if truncated:
             share = truncated / len(self.rows)
             lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
@@ -51,6 +50,7 @@ class TrainingData:
 def training_data(selection: Selection, section: DataSection, encoder: Encoder, *, mixer: str) -> TrainingData:
     """The selected rows, encoded, for an adapter with the mixer kind ``mixer``."""
     format = FORMATS[section.format]
+    sample = map(format.train, selection.training[:20])
     return TrainingData(
         rows=encode_examples(selection.training, format, encoder, loss_on=section.loss_on),
         validation=encode_examples(selection.validation, format, encoder, loss_on=section.loss_on),
@@ -59,8 +59,8 @@ def training_data(selection: Selection, section: DataSection, encoder: Encoder, 
             *differences(section.source, section.tasks, winogrande=section.winogrande),
             *_leak_notes(selection),
             *(_gate_notes(selection) if mixer == "task-gate" else []),
+            *([JOINS] if not format.joint and any(map(encoder.joins, sample)) else []),
         ],
-        joins=not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20]),
         leaks=selection.leaks,
     )
 

@@ -17,14 +17,7 @@ from moslora.recipe import TrackingSection
 
 
 class Tracker:
-    """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run.
-
-    Args:
-        run: the run folder.
-        first_step: steps done before.
-        total_steps: steps of the whole run.
-        wandb: from :func:`start_wandb`.
-    """
+    """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run."""
 
     def __init__(self, run: Path, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
         self._active = is_main_process()
