@@ -1,4 +1,4 @@
-"""What is held against what: mixers against LoRA or one another, butterflies against their twins."""
+"""What is compared: mixers with LoRA or with each other, butterflies with their twins."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,7 +26,7 @@ from update_rules import Rule
 
 @dataclass(frozen=True)
 class Comparison:
-    """A mixer and what it is held against, under the same rule but for A's learning rate times ``rate_a``."""
+    """A mixer and its twin, under one rule, except that the twin's A has ``rate_a`` times the learning rate."""
 
     label: str
     start: Start
@@ -44,7 +44,7 @@ path = cache(train)
 
 @cache
 def comparisons() -> dict[str, Comparison]:
-    """Mixers against LoRA from Â = M · A where the label says nothing else."""
+    """Mixers against LoRA from Â = M · A, unless the label says otherwise."""
     a, wide = draw_a(), draw_a(RANK + 2)
     q, p, kaiming = draw_orthogonal(), draw_signed_permutation(), draw_kaiming()
     double = tuple(2 * m for m in q)
@@ -94,8 +94,8 @@ def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
     """The rule under which the twin takes the butterfly's steps.
 
     Either half of a factor sees ``scale`` times the twin's gradient, and the sum of both counts ``scale`` times in the
-    twin's factor. An update that does not know the gradient's size passes the first of these by. Muon's polar factor
-    of two equal halves is either half's over √2.
+    twin's factor. The first does not matter to an update that ignores the gradient's size. Muon's polar factor of two
+    equal halves is that of one half over √2.
     """
     scale = 2**-0.5 if normalize else 1.0
     rate = 2 * scale * (scale if rule.kind == "sgd" else 1) * (2**-0.5 if rule.kind == "muon" else 1)
@@ -142,7 +142,7 @@ def start_matters(rule: Rule, *, draws: int, after: tuple[int, ...]) -> dict[int
     """Loss of a learned mixer from an orthogonal start minus that from the identity, over draws of A and Q.
 
     Args:
-        draws: pairs; both of a pair share A.
+        draws: number of pairs; both of a pair share A.
         after: the steps at which the loss is taken.
 
     Returns:

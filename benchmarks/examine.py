@@ -1,4 +1,4 @@
-"""All that is asked of one method's finished run: counted, timed, resumed, evaluated, merged and exported.
+"""Examines one method's finished run: counted, timed, resumed, evaluated, merged and exported.
 
 A process of its own, started by methods.py: ``python benchmarks/examine.py METHOD FOLDER SETTINGS``.
 """
@@ -42,7 +42,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe under ``methods/``, and its trainable parameters per layer beside LoRA's r · (d_in + d_out)."""
+    """A recipe under ``methods/``, and its trainable parameters per layer besides LoRA's r · (d_in + d_out)."""
 
     recipe: str
     formula: str
@@ -76,12 +76,12 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is done for one method; results of other settings do not count.
+    """How much is measured for one method; results of other settings are not reused.
 
     Attributes:
         base: the recipe with the model.
         steps: of the run whose memory is measured; it is stopped after half of them, and resumed.
-        pairs: timed steps of the method, each beside one of LoRA.
+        pairs: timed steps of the method, each paired with one of LoRA.
         rows: of a step.
         questions: scored per task.
     """
@@ -97,11 +97,11 @@ WARMUP = 2
 """Steps of both that are not timed."""
 
 TASKS = ("arc_easy", "obqa")
-"""Two, so that a task gate has something to tell apart."""
+"""Two, so that a task gate has tasks to distinguish."""
 
 
 def recipe_text(method: str, settings: Settings, *, steps: int) -> str:
-    """The recipe of one method over the base, cut short."""
+    """The recipe of one method with the base, shortened."""
     sections = {
         "extends": [settings.base, f"methods/{method}"],
         "name": method.replace("/", "-"),
@@ -120,7 +120,7 @@ def recipe_text(method: str, settings: Settings, *, steps: int) -> str:
 
 
 def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
-    """What there is to say about the run in ``folder/run``."""
+    """Everything measured of the run in ``folder/run``."""
     run, resumed = folder / "run", folder / "resumed"
     recipe = load_recipe(run / "recipe.yaml")
     found = {
@@ -138,7 +138,7 @@ def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
 
 
 def times(method: Method, folder: Path, settings: Settings) -> tuple[list[float], list[float]]:
-    """Seconds of LoRA's steps and of the method's, in turns."""
+    """Seconds of LoRA's steps and of the method's, measured in turns."""
     accelerator = Accelerator(mixed_precision="no")
     steppers = []
     for n, name in enumerate(("lora", method.recipe)):
@@ -149,7 +149,7 @@ def times(method: Method, folder: Path, settings: Settings) -> tuple[list[float]
 
 
 def resume(run: Path, out: Path, *, step: int) -> float:
-    """Goes on in ``out`` from a checkpoint of ``run``, as after a crash behind it.
+    """Resumes in ``out`` from a checkpoint of ``run``, as after a crash.
 
     Returns:
         The largest difference between the two runs' adapters.
@@ -163,12 +163,12 @@ def resume(run: Path, out: Path, *, step: int) -> float:
     train_recipe(load_recipe(out / "recipe.yaml"), out=out, resuming=True)
     ours, whole = (load_file(path / "adapter" / "adapter.safetensors") for path in (out, run))
     if ours.keys() != whole.keys():
-        raise RuntimeError("the resumed run has other weights than the whole one")
+        raise RuntimeError("the resumed run has different weights from the uninterrupted one")
     return max(float((ours[key] - whole[key]).abs().max()) for key in whole)
 
 
 def reload_and_evaluate(run: Path) -> dict[str, int]:
-    """The number of questions scored, by task; in float32, where that is not always a whole block of them."""
+    """The number of questions scored by task, in float32, which does not need whole blocks."""
     results, _ = evaluate_target(open_target(str(run), dtype="float32"))
     if not all(torch.isfinite(torch.tensor(p.scores)).all() for p in results.predictions):
         raise RuntimeError("a score is not finite")
@@ -176,7 +176,7 @@ def reload_and_evaluate(run: Path) -> dict[str, int]:
 
 
 def parameters(method: Method, recipe: Recipe) -> dict[str, int]:
-    """LoRA's trainable parameters by r · (d_in + d_out), what the method's formula adds, and what there is.
+    """LoRA's trainable parameters by r · (d_in + d_out), what the method's formula adds, and the number counted.
 
     Raises:
         RuntimeError: the formula is wrong.
@@ -212,7 +212,7 @@ class Stepper:
         self.done = 0
 
     def step(self) -> None:
-        """The next one: a run that is asked to stop after it."""
+        """Runs the next step: a run that is told to stop after it."""
         self.done = train(
             self.parts,
             self.settings,
@@ -225,7 +225,7 @@ class Stepper:
 
 
 class Silent:
-    """An observer that tells nobody."""
+    """An observer that reports nothing."""
 
     def count(self, *, tokens: int, examples: int) -> None: ...
 
@@ -233,7 +233,7 @@ class Silent:
 
 
 def becomes(command: str, run: Path, out: Path) -> dict[str, str]:
-    """What ``moslora merge`` or ``moslora export`` makes of a run: ``yes``, ``per task`` or ``no``, and its words."""
+    """Whether ``moslora merge`` or ``export`` accepts a run (``yes``, ``per task`` or ``no``), and its message."""
     said, code = _moslora(command, run, out)
     if code == 0:
         return {"verdict": "yes", "said": said}

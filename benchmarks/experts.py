@@ -1,4 +1,4 @@
-"""Experts run one after the other against all at once: what the fused token gate saves.
+"""Experts one by one against all at once: what the fused token gate saves.
 
     python benchmarks/experts.py
     python benchmarks/experts.py --layers 576x1536 --no-model --repetitions 5 --print-only
@@ -34,7 +34,7 @@ TOKENS, ROW = 512, 32
 
 
 class SequentialExperts(nn.Module):
-    """y = base(x) + s Σᵢ gᵢ(x) · Bᵢ Aᵢ x, one expert after the other, with the weights of a fused layer.
+    """y = base(x) + s Σᵢ gᵢ(x) · Bᵢ Aᵢ x, one expert at a time, with the weights of a fused layer.
 
     Shapes: Aᵢ ``(r/k, in_features)``, Bᵢ ``(out_features, r/k)``, router ``(k, in_features)``.
 
@@ -79,12 +79,12 @@ class SequentialExperts(nn.Module):
 
 
 def gate(experts: int, top_k: int | None) -> dict[str, object]:
-    """The mixer's options as a recipe has them."""
+    """The mixer's options, as in a recipe."""
     return {"kind": "token-gate", "experts": experts, "top_k": top_k}
 
 
 def fused_layer(d_in: int, d_out: int, experts: int, top_k: int | None, *, dtype: torch.dtype) -> AdapterLinear:
-    """One adapted layer with weights off their start, where B = 0 would make any two programs equal."""
+    """One adapted layer with weights moved from their start, where B = 0 would make any two programs equal."""
     torch.manual_seed(0)
     mixer = build_mixer(rank=RANK, in_features=d_in, **gate(experts, top_k))  # type: ignore[arg-type]
     layer = AdapterLinear(nn.Linear(d_in, d_out, bias=False, dtype=dtype), mixer=mixer, scale=SCALE)
@@ -214,7 +214,7 @@ def main() -> int:
     parser.add_argument("--no-model", action="store_true", help="only the layers")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a layer's forward pass (%(default)s)")
     parser.add_argument("--repetitions", type=int, default=9, help="timed pairs (%(default)s)")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "methods.md", help="gets the table")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "methods.md", help="where the table is written")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
     text = table(

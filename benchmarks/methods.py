@@ -1,6 +1,6 @@
 """Every method recipe on one real model: trained, resumed, reloaded, evaluated, merged and exported.
 
-    python benchmarks/methods.py    # all of them; what was measured before, of the same code, is kept
+    python benchmarks/methods.py    # all of them; results of the same code are kept
     python benchmarks/methods.py --methods lora moslora --print-only
 
 A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
@@ -29,7 +29,7 @@ TABLE = "methods table"
 
 
 def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
-    """Everything about one method, from its file if it was measured before under the same key.
+    """Everything about one method; read from its file if it was measured before with the same key.
 
     Raises:
         RuntimeError: a process failed; its log is named.
@@ -45,7 +45,7 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recipe = _write(folder / "recipe.yaml", recipe_text(method.recipe, settings, steps=settings.steps))
-    # LoRA twice: what its second run differs by is what the others' differences have to exceed.
+    # LoRA twice: the difference between its two runs is the noise.
     runs = ["run", "repeated"] if method.recipe == "lora" else ["run"]
     for run in runs:
         _process(["-m", "moslora", "train", str(recipe), "--out", str(folder / run)], folder / f"{run}.log")
@@ -67,7 +67,7 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
 
 
 def key(method: Method, work: Path, settings: Settings) -> str:
-    """What a result hangs on: the settings, the method's recipe and LoRA's in full, the code, and the machine."""
+    """What a result depends on: the settings, the method's recipe and LoRA's in full, the code, and the machine."""
     parts = [json.dumps(asdict(settings)), machine()]
     work.mkdir(parents=True, exist_ok=True)
     for name in (method.recipe, "lora"):
@@ -78,7 +78,7 @@ def key(method: Method, work: Path, settings: Settings) -> str:
 
 
 def sources() -> list[Path]:
-    """The package, and what measures it."""
+    """The package and the code that measures it."""
     here = Path(__file__)
     return [
         *sorted(Path(moslora.__file__).parent.rglob("*.py")),
@@ -93,7 +93,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     Args:
         results: by recipe; LoRA's among them.
     """
-    header = ["recipe `methods/…`", "mixer", "trainable parameters beside LoRA's", "step time / LoRA's"]
+    header = ["recipe `methods/…`", "mixer", "trainable parameters besides LoRA's", "step time / LoRA's"]
     header += ["peak memory / LoRA's", "merges", "exports", "resumed"]
     rows, refusals = [header], []
     baseline = results["lora"]["peak_memory_gb"][0]
@@ -125,15 +125,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     notes = (
         f"`{settings.base}`, dropout {results['lora']['dropout']:g}, {lora:,} trainable parameters with LoRA; counted"
         " in the model and equal to the formula, summed over the layers. Step time: median (quartiles) of"
-        f" {settings.pairs} pairs of steps of {settings.rows} rows, the method's and LoRA's in turns on the same rows;"
-        " LoRA's own line is LoRA against LoRA, the noise."
+        f" {settings.pairs} pairs of steps of {settings.rows} rows, the method's and LoRA's in turns, on the same rows;"
+        " LoRA's own line is LoRA against LoRA: the noise."
         f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"
-        " included); LoRA's own line is its second run. Resumed: the adapter of a run that went on from the"
-        f" checkpoint at its half, against that of the uninterrupted run. {machines}."
+        " included); LoRA's own line is its second run. Resumed: the adapter of a run resumed from the"
+        f" checkpoint at its half, compared with that of the uninterrupted run. {machines}."
     )
     parts = [markdown(rows), notes]
     if refusals:
-        parts.append("What is refused, in the commands' words:\n\n" + "\n".join(refusals))
+        parts.append("Refusals, as the commands print them:\n\n" + "\n".join(refusals))
     return "\n\n".join(parts)
 
 
@@ -164,11 +164,13 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=12, help="timed steps (%(default)s)")
     parser.add_argument("--rows", type=int, default=8, help="rows of a step (%(default)s)")
     parser.add_argument("--questions", type=int, default=8, help="scored questions per task (%(default)s)")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / "methods", help="keeps the results")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "methods.md", help="gets the table")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "benchmarks" / "methods", help="the results' folder"
+    )
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "methods.md", help="where the table is written")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
-    # A file is meant from here, not from the folder of the recipes that extend it.
+    # A file is relative to here, not to the folder of the recipes that extend it.
     base = str(Path(given.base).resolve()) if Path(given.base).is_file() else given.base
     settings = Settings(base=base, steps=given.steps, pairs=given.pairs, rows=given.rows, questions=given.questions)
     by_name = {method.recipe: method for method in METHODS}

@@ -1,4 +1,4 @@
-"""The tables of docs/proof.md: what proof.py writes into the page, and its test computes to hold against it."""
+"""The tables of docs/proof.md: proof.py writes them into the page, and its test compares them with it."""
 
 from collections.abc import Iterable
 
@@ -47,7 +47,7 @@ def first_table(found: Distances) -> str:
 
 
 def twins_table() -> str:
-    """Two-subspace mixing, plain and normalised: the rate of its twin, the distance from it, and under its own rule."""
+    """Two-subspace mixing, plain and normalised: its twin's rate, and the distance under both rules."""
     rows = []
     for rule in (*EQUIVARIANT, *ELEMENTWISE):
         row = [rule.name]
@@ -61,7 +61,7 @@ def twins_table() -> str:
 
 
 def starts_table() -> str:
-    """What an orthogonal start is worth against the identity under Adam."""
+    """An orthogonal start compared with the identity under Adam."""
     found = start_matters(ADAM, draws=100, after=(10, STEPS))
     row = [ADAM.name, *(f"{1e3 * mean:+.2f} ± {1e3 * error:.2f}" for mean, error in found.values())]
     return table(["1000 × (loss of orthogonal − loss of identity)", *(f"step {t}" for t in found)], [row])
@@ -84,7 +84,7 @@ def drift_table() -> str:
 
 
 def short(value: float) -> str:
-    """0.23, 4e-3, 5e-16: what a cell of a table has room for."""
+    """0.23, 4e-3, 5e-16: short enough for a cell of a table."""
     if value == 0:
         return "0"
     if value >= 0.01:

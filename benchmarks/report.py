@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired times, and tables that are written into a document."""
+"""Shared by the benchmarks: paired times, and tables that are written into a document."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call, the device's work included."""
+    """Wall time of one call, including the device's work."""
     _wait()
     began = time.perf_counter()
     run()
@@ -66,12 +66,12 @@ def write_between(path: Path, name: str, text: str) -> None:
     head, found, rest = document.partition(begin)
     _, found_end, tail = rest.partition(end)
     if not (found and found_end) or begin in rest or end in tail:
-        raise ValueError(f"{path}: wants {begin} and {end} once each, for the table between them")
+        raise ValueError(f"{path}: must contain {begin} and {end} once each, in this order")
     path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
 
 
 def machine() -> str:
-    """The device and what computes on it, in one line."""
+    """The device and the version of torch, in one line."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:

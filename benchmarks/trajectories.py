@@ -1,7 +1,7 @@
-"""Training B · M · A and what it is compared with, step by step in float64, on a network small enough to repeat often.
+"""Trains B · M · A and its comparisons step by step in float64, on a network small enough to repeat often.
 
 Two adapted layers with tanh between them learn a teacher whose weights differ from the base by a low-rank matrix. The
-layers, the mixers and their folding are the package's own: what is shown here is shown of this code.
+layers, the mixers and their folding are the package's own, so the results hold for this code.
 """
 
 import copy
@@ -119,7 +119,7 @@ def lora(a: tuple[Tensor, ...]) -> Start:
 
 @torch.no_grad()
 def folded(start: Start, *, gain: float = 1.0) -> Start:
-    """LoRA from Â = gain · M · A, or from its smaller equal where the mixer has one (a butterfly's A₁ + A₂)."""
+    """LoRA from Â = gain · M · A, or from the smaller equal pair where the mixer has one (a butterfly's A₁ + A₂)."""
     pairs = [
         mixer.fold(a, torch.zeros(1, mixer.rank_out, dtype=a.dtype))
         for a, mixer in zip(start.a, start.mixers, strict=True)

@@ -117,7 +117,7 @@ def test_a_layer_in_two_places_is_refused() -> None:
     """The adapter would be in one of them only."""
     model = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "block": nn.ModuleDict({"v_proj": nn.Linear(8, 8)})})
     model["block"]["q_proj"] = model["q_proj"]
-    with pytest.raises(ValueError, match=r"q_proj and block\.q_proj are one shared module"):
+    with pytest.raises(ValueError, match=r"q_proj and block\.q_proj .* shared"):
         inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["q_proj"])
     assert inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["v_proj"]) == ["block.v_proj"]
 
@@ -196,7 +196,7 @@ def test_folded_at_init_starts_from_the_same_function_as_learned() -> None:
     assert not any("mixer" in key for key in adapter_state_dict(models["folded"]))
 
 
-@pytest.mark.parametrize(("m", "b", "message"), [(0.0, True, "saddle"), (1.0, False, "differ from the base")])
+@pytest.mark.parametrize(("m", "b", "message"), [(0.0, True, "saddle"), (1.0, False, "neither B nor M")])
 def test_exactly_one_of_b_and_m_starts_at_zero(
     monkeypatch: pytest.MonkeyPatch, m: float, b: bool, message: str
 ) -> None:
@@ -245,11 +245,10 @@ def test_loading_is_strict_and_lists_every_fault() -> None:
     untouched = tiny_llama()
     with pytest.raises(ValueError) as caught:
         inject(untouched, **options, state=state)
-    assert str(caught.value).splitlines() == [
-        f"{first}.lora_a: shape (2, 48), the model has (4, 48)",
-        f"{first}.mixer.weight: missing",
-        "model.layers.9.lora_a: no such adapter weight in this model",
-    ]
+    shape, missing, unexpected = str(caught.value).splitlines()
+    assert shape.startswith(f"{first}.lora_a: ") and "(2, 48)" in shape and "(4, 48)" in shape
+    assert missing == f"{first}.mixer.weight: missing"
+    assert unexpected.startswith("model.layers.9.lora_a: unexpected")
     strangers = {f"{name}.lora_a": torch.zeros(1) for name in "abcdefghijklmnopqrstuvw"}
     with pytest.raises(ValueError, match=r"(?s)^a\.lora_a: .*\n… and 6 more$"):
         inject(untouched, **options, state=state | strangers)

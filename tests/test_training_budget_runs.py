@@ -143,10 +143,10 @@ def test_the_progress_line_shows_a_large_budget_in_full(tmp_path: Path, capsys: 
 
 def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:
     short = (*RUN, "training.max_steps=1", "training.warmup_steps=0")
-    with pytest.raises(UsageError, match=r"training\.rank_budget: a warm-up of 0 and a final phase of 1 steps leave"):
+    with pytest.raises(UsageError, match=r"training\.rank_budget: .*0 steps.*1 steps"):
         train_recipe(recipe(*short), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UsageError, match=r"training\.rank_budget: a warm-up of 0 and a final phase of 1 steps leave"):
+    with pytest.raises(UsageError, match=r"training\.rank_budget: .*0 steps.*1 steps"):
         dry_run(recipe(*short, "data.source=hub"))
 
 

@@ -161,8 +161,8 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
         assert len(own) == 3 and f"learning rate 0.03 ({f'{plus}, ' if plus else ''}mixer 0.001), linear" in own[2]
     else:
         assert own[:3] == plain and own[3:] == [
-            "note: training.mixer_learning_rate = 0.001 has no effect: nothing of this mixer is learned",
-            "note: training.mixer_weight_decay = 0.5 has no effect: nothing of this mixer is learned",
+            "note: training.mixer_learning_rate = 0.001 has no effect: this mixer has no learned parameters",
+            "note: training.mixer_weight_decay = 0.5 has no effect: this mixer has no learned parameters",
         ]
 
 

@@ -768,7 +768,7 @@ ADAPTERS = {
     "surplus key": Turn(
         "export runs/one",
         1,
-        "more.lora_a: no such adapter weight in this model",
+        "more.lora_a: unexpected",
         in_run(weights(lambda tensors: tensors.update({"more.lora_a": torch.ones(2)}))),
     ),
     "other shape": Turn(
@@ -783,7 +783,7 @@ ADAPTERS = {
     "all checkpoints damaged": Turn(
         "train runs/one --resume",
         1,
-        "no sound checkpoint is left; start a new run with name=… or --out",
+        "no intact checkpoint",
         lambda scene: [
             flipped("recipe.yaml")(path)
             for run in [a_run(scene)]
@@ -793,13 +793,13 @@ ADAPTERS = {
     "resumed with another recipe": Turn(
         "train runs/one --resume seed=5",
         2,
-        "runs/one: made by another recipe (seed was 3, is 5); go on with runs/one/recipe.yaml",
+        "runs/one: made with another recipe (seed was 3, is 5)",
         a_run,
     ),
     "resumed with its recipe edited": Turn(
         "train runs/one --resume",
         2,
-        "runs/one/adapter: made by another recipe (adapter.rank was 4, is 8); go on with runs/one/adapter/recipe.yaml",
+        "runs/one/adapter: made with another recipe (adapter.rank was 4, is 8)",
         lambda scene: [
             path.write_text(path.read_text().replace("rank: 4", "rank: 8")) for path in [a_run(scene) / "recipe.yaml"]
         ],
@@ -976,7 +976,7 @@ EVALUATION = {
         f"no room for the model, {name}": Turn(
             command,
             1,
-            "does not fit into this GPU's memory",
+            "does not fit into the GPU's memory",
             raising("moslora.evaluation.target.load_adapted", torch.OutOfMemoryError),
         )
         for name, command in (("evaluated", "eval {run} --limit 2 --out e"), ("asked", ASKED))
@@ -992,13 +992,13 @@ EVALUATION = {
     "other settings": Turn(
         "eval runs/one --limit 2 --batch-tokens 400",
         2,
-        "holds predictions made under other settings (batch_tokens was 2048, is 400)",
+        "settings (batch_size was 32, is 4)",
         lambda scene: [scene.copy(scene.run, "runs/one"), evaluate_target(open_target("runs/one"), limit=2)],
     ),
     "damaged settings": Turn(
         "eval runs/one --limit 2",
         1,
-        "settings.json: not settings of an evaluation; give another --out",
+        "settings.json: not an evaluation's settings",
         both(a_run, file("runs/one/eval/rank-label-float32/settings.json", "{")),
     ),
     "predictions without settings": Turn(
@@ -1024,7 +1024,7 @@ EVALUATION = {
 
 OUTPUT = {
     "out holds another run": Turn(
-        "train {world}/recipe.yaml --out runs/one", 2, "runs/one: not empty; go on with that run by --resume", a_run
+        "train {world}/recipe.yaml --out runs/one", 2, "runs/one: not empty; resume that run with --resume", a_run
     ),
     "out holds something": Turn(HERE, 2, "run: not empty", file("run/mine.txt", "x")),
     "out is a file": Turn(HERE, 2, "run: File exists", file("run", "")),
@@ -1058,7 +1058,7 @@ OUTPUT = {
     "disk full in a checkpoint": Turn(
         HERE,
         1,
-        "run/checkpoints/step-8: File too large; free some space there, then go on: moslora train run --resume",
+        "run/checkpoints/step-8: File too large; free some space there, then resume: moslora train run --resume",
         limited("moslora.training.run.save_checkpoint", size=9_000, after=1),
         leaves=True,
     ),
@@ -1123,8 +1123,8 @@ OUTPUT = {
 }
 
 NOTHING_HALF = "stopped; nothing was left half written"
-SAVED = "everything is saved. Go on with: moslora train run --resume"
-SCORED = "stopped; the scores so far are kept"
+SAVED = "everything is saved. Resume with: moslora train run --resume"
+SCORED = "stopped; what was scored is kept, and the same command goes on from there"
 
 STOPS = {
     "Ctrl-C before training": Turn(HERE, 130, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGINT)),

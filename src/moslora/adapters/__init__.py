@@ -1,4 +1,4 @@
-"""Low-rank adapters with a mixer. Needs nothing but torch; five lines put them into any model.
+"""Low-rank adapters with a mixer, for any model of torch.
 
 >>> from moslora.adapters import inject
 >>> inject(model, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj"])

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost little."""
+"""Dropout with cheap random numbers."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEVELS = 2**16
-"""Values of the 16 random bits that decide on an entry: a CPU draws probabilities in steps of 1/65,536."""
+"""Values of the 16 random bits of an entry: on a CPU p is a multiple of 1/65,536."""
 
 
 class Dropout(nn.Module):
     """Each entry of x becomes 0 with probability p and x / (1 − p) otherwise, in training; arXiv 1207.0580.
 
-    On a CPU torch draws one random number after the other, which takes longer than the products beside it. Here one
-    number of 64 bits serves four entries, and a mask of all bits or none is laid over x as it stands in memory.
+    On a CPU torch draws one random number per entry, which takes longer than the adapter's products. Here one number of
+    64 bits serves four entries of 16 bits, and a mask of all bits or none is applied to x in memory.
     """
 
     def __init__(self, p: float) -> None:

@@ -1,4 +1,4 @@
-"""Exact folding: every static mixer is, once trained, a plain LoRA pair."""
+"""Exact folding: every trained static mixer is a plain LoRA pair."""
 
 from typing import NamedTuple
 
@@ -25,15 +25,15 @@ class LoraPair(NamedTuple):
         return self.scale * (self.b @ self.a)
 
     def adapted(self, weight: Tensor) -> Tensor:
-        """The weight with the adapter in it, in the dtype of ``weight``; both ``(out_features, in_features)``."""
+        """The adapted weight, in the dtype of ``weight``; both ``(out_features, in_features)``."""
         moved = weight + self.delta().to(weight)
         if self.magnitude is None:
             return moved
-        norms = moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)  # a row of zeros stays one
+        norms = moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)  # a row of zeros stays zero
         return (self.magnitude.to(weight) / norms)[:, None] * moved
 
     def compact(self) -> "LoraPair":
-        """The same ΔW without the rows of ``a`` that are all zero, such as AdaLoRA's dropped ones; one stays always."""
+        """The same ΔW without the zero rows of ``a``, such as AdaLoRA's dropped ones; at least one row stays."""
         kept = self.a.any(dim=1)
         kept[0] |= not kept.any()
         return self._replace(a=self.a[kept], b=self.b[:, kept])
@@ -43,11 +43,11 @@ class LoraPair(NamedTuple):
 def fold(layer: AdapterLinear) -> LoraPair:
     """The plain LoRA pair with the ΔW of ``layer``: (M · A, B), of rank r/k for a butterfly.
 
-    Where the adapter began with a part of the base's weight, that part is taken off again: [M · A; start_a] and
-    [B | −start_b], of rank 2r, belong to the weight as it was loaded.
+    If the adapter started with a part of the base's weight, that part is subtracted again: [M · A; start_a] and
+    [B | −start_b], of rank 2r, apply to the weight as it was loaded.
 
     Raises:
-        NotMergeable: M depends on the input or on a task that was not named.
+        NotMergeable: M depends on the input, or on a task that was not named.
     """
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
     if layer.start_a is not None and layer.start_b is not None:
@@ -58,15 +58,15 @@ def fold(layer: AdapterLinear) -> LoraPair:
 
 @torch.no_grad()
 def fold_into_a(layer: AdapterLinear) -> None:
-    """A ← M · A and M ← I, in place: the same function now, another path from the next step on.
+    """A ← M · A and M ← I, in place: the same function, but a different path of training.
 
     Raises:
-        ValueError: the mixer is rectangular or splits the input, so that A would change its shape.
+        ValueError: the mixer is rectangular or splits the input, so A would change its shape.
     """
     mixer = layer.mixer
     if layer.lora_a.shape[1] != layer.in_features:
-        raise ValueError("a mixer that splits the input does not fold in place: A would grow to the whole input")
+        raise ValueError("a mixer that splits the input cannot be folded in place: A would grow to the whole input")
     if mixer.rank_in != mixer.rank_out:
-        raise ValueError(f"only a square mixer folds in place; this one is {mixer.rank_out} × {mixer.rank_in}")
+        raise ValueError(f"only a square mixer can be folded in place; this one is {mixer.rank_out} × {mixer.rank_in}")
     layer.lora_a.copy_(mixer.matrix().to(layer.lora_a) @ layer.lora_a)
     layer.mixer = IdentityMixer(rank=mixer.rank_in)

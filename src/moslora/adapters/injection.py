@@ -1,4 +1,4 @@
-"""Puts adapters into any model made of linear layers, and finds them again by type, never by name."""
+"""Puts adapters into any model with linear layers, and finds them by type, never by name."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,26 +20,24 @@ Start = Literal["lora", "pissa"]
 def _weight(base: nn.Module) -> Tensor:
     weight = base.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise ValueError(
-            "DoRA measures the base's float weight and this one is quantised; name the float one: weight_of"
-        )
+        raise ValueError("DoRA needs the base's float weight, but this base is quantised; pass weight_of")
     return weight
 
 
 def build_mixer(
     *, rank: int, kind: str, rank_out: int | None = None, in_features: int | None = None, **options: Any
 ) -> Mixer:
-    """The mixer that the registry knows as ``kind``; ``options`` are its own keyword arguments.
+    """The mixer ``kind`` of :data:`MIXERS`; ``options`` are its own keyword arguments.
 
     Args:
-        in_features: of the layer; needed where a router reads its input.
+        in_features: of the layer; only needed by a router that reads its input.
 
     Raises:
-        ValueError: no such kind, or options that do not go together.
+        ValueError: unknown kind, or options that contradict each other.
         TypeError: an option that this mixer does not have.
     """
     if kind not in MIXERS:
-        raise ValueError(f"no mixer is called {kind!r}; there are {', '.join(MIXERS)}")
+        raise ValueError(f"mixer kind {kind!r}: must be one of {', '.join(MIXERS)}")
     if MIXERS[kind].reads_input:
         options["in_features"] = in_features
     return MIXERS[kind](rank=rank, rank_out=rank_out, **options)
@@ -61,54 +59,50 @@ def inject(
     state: Mapping[str, Tensor] | None = None,
     weight_of: Callable[[nn.Module], Tensor] = _weight,
 ) -> list[str]:
-    """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place and freezes all else.
+    """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place and freezes everything else.
 
-    Each layer draws from generators of its own, seeded by ``seed`` and the layer's name. So A is the same for every
-    mixer that keeps LoRA's draw of it, whichever other layers are adapted, and on every device.
+    Each layer has its own generators, seeded by ``seed`` and its name. So A does not depend on the device, the other
+    adapted layers, or the mixer (unless the mixer draws A differently from LoRA).
 
     Args:
-        model: any module; layers with ``in_features`` and ``out_features`` can be adapted.
+        model: any module; its layers with ``in_features`` and ``out_features`` can be adapted.
         rank: r, rows of A.
         alpha: α.
         mixer: ``{"kind": name, **options}``, see :data:`moslora.adapters.mixers.MIXERS`.
-        target_modules: a list of last name components (``["q_proj", "v_proj"]``), a regular expression that has to
-            match a module's whole dotted name, or ``all-linear`` for all but the model's output layer.
+        target_modules: a list of last name components (``["q_proj", "v_proj"]``), a regular expression for the whole
+            dotted name, or ``all-linear`` for all but the model's output layer.
         dropout: on the adapter's input.
         rank_out: columns of B, for a rectangular mixer; ``rank`` if ``None``.
         scaling: s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732).
-        start: ``lora``, ΔW = 0; ``pissa``, the base's principal part, which then leaves the base (arXiv 2404.02948).
-        dora: whether to learn the length of the adapted weight's rows apart (DoRA, arXiv 2402.09353).
-        seed: of the draws.
-        state: the adapters' weights from :func:`adapter_state_dict` instead of a draw.
-        weight_of: the float weight of a base layer, which DoRA measures; its ``weight`` unless given.
+        start: ``lora``, ΔW = 0; ``pissa``, the base's principal part, which leaves the base (arXiv 2404.02948).
+        dora: whether to learn the length of the adapted weight's rows separately (DoRA, arXiv 2402.09353).
+        seed: of the random start.
+        state: the adapters' weights from :func:`adapter_state_dict`, instead of a random start.
+        weight_of: the float weight of a base layer, which DoRA needs; by default its ``weight``.
 
     Returns:
         The names of the adapted modules, in the model's order.
 
     Raises:
-        ValueError: nothing matches (the message lists the linear layers there are), a listed name matches nothing, the
-            model has adapters already, the start would not be one from which training moves, ``state`` does not fit
-            (every fault listed), or the parts do not go together.
+        ValueError: a name or the expression matches nothing (the message lists the linear layers), the model has
+            adapters already, training could not start, ``state`` does not fit (all faults are listed), or options
+            contradict each other.
     """
-    if any(True for _ in named_adapters(model)):
+    if any(named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
     names = _match(model, target_modules)
     _refuse_shared(model, names)
+    scale = alpha / (rank if scaling == "lora" else rank**0.5)
     # All layers are built before the first one is put in place: a fault leaves the model as it was.
     layers: dict[str, AdapterLinear] = {}
     for name in names:
         base = model.get_submodule(name)
-        features = int(base.in_features)  # type: ignore[arg-type]
-        on_meta = next(base.parameters()).is_meta
+        d_in, d_out = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
         try:
-            with torch.device("meta" if on_meta else "cpu"):
-                layers[name] = AdapterLinear(
-                    base,
-                    mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=features, **mixer),
-                    scale=alpha / (rank if scaling == "lora" else rank**0.5),
-                    dropout=dropout,
-                    magnitude=Magnitude(int(base.out_features)) if dora else None,  # type: ignore[arg-type]
-                )
+            with torch.device("meta" if next(base.parameters()).is_meta else "cpu"):
+                m = build_mixer(rank=rank, rank_out=rank_out, in_features=d_in, **mixer)
+                magnitude = Magnitude(d_out) if dora else None
+                layers[name] = AdapterLinear(base, mixer=m, scale=scale, dropout=dropout, magnitude=magnitude)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     for name, layer in layers.items():
@@ -127,15 +121,11 @@ def inject(
         _load(layers, state)
     model.requires_grad_(False)
     for name, layer in layers.items():
-        layer.train(layer.base.training)
-        device = _device(layer)
-        _move(layer, device)
-        if start == "pissa" and device.type != "meta":
+        _put(model, name, layer)
+        if start == "pissa" and _device(layer).type != "meta":
             leave_residual(layer)
             if layer.magnitude is not None:
                 layer.magnitude.measure(weight_of(layer.base))
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
     return names
 
 
@@ -147,17 +137,17 @@ def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What training may have changed and a checkpoint has to keep: all of every adapter but its base."""
+    """What training may change and a checkpoint must keep: every adapter without its base."""
     return _state(dict(named_adapters(model)))
 
 
 def adapter_penalty(model: nn.Module) -> Tensor | None:
-    """The mean over the adapters of what their mixers add to the loss; ``None`` where they add nothing.
+    """The mean over the adapters of what their mixers add to the loss, or ``None``.
 
-    To be asked once after every forward pass in training, which :func:`describe_batch` announces.
+    Call :func:`describe_batch` before every forward pass in training, and this once after it.
 
     Raises:
-        RuntimeError: a gate with a penalty was told of no batch since it was asked last.
+        RuntimeError: a gate has a penalty, but no batch was described since the last call.
     """
     layers = [layer for _, layer in named_adapters(model)]
     penalties = [penalty for layer in layers if (penalty := layer.penalty()) is not None]
@@ -165,13 +155,12 @@ def adapter_penalty(model: nn.Module) -> Tensor | None:
 
 
 def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Tensor | None = None) -> None:
-    """Tells the gates what the next forward passes are about, until they are told something else.
+    """Describes the next forward passes to the gates, if there are any.
 
     Args:
-        model: with adapters; without gates nothing happens.
-        tokens: true where there is a token and no padding, shape ``(batch, length)``; ``None`` for everywhere.
-        tasks: numbers of the rows' tasks, int64 of shape ``(batch,)``, of the tokens', ``(batch, length)``, or of one
-            task for all, ``(1,)``.
+        model: with adapters.
+        tokens: true for a token, false for padding, shape ``(batch, length)``; ``None`` for no padding.
+        tasks: task numbers, int64, per row ``(batch,)``, per token ``(batch, length)``, or one for all ``(1,)``.
     """
     for module in model.modules():
         if isinstance(module, Gate):
@@ -192,11 +181,11 @@ def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> N
     """Copies ``state`` into ``layers``, strictly.
 
     Raises:
-        ValueError: missing or surplus keys, or another shape; all of them listed.
+        ValueError: missing or unexpected keys, or wrong shapes; all of them are listed.
     """
     own = _state(layers)
     faults = [f"{key}: missing" for key in own.keys() - state.keys()]
-    faults += [f"{key}: no such adapter weight in this model" for key in state.keys() - own.keys()]
+    faults += [f"{key}: unexpected, not an adapter weight of this model" for key in state.keys() - own.keys()]
     faults += [
         f"{key}: shape {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
         for key in own.keys() & state.keys()
@@ -234,24 +223,27 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
 
 
 def _refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
-    """Refuses a module that the model has under several names: an adapter in one place would not be in the other."""
+    """Refuses a module with several names in the model: the adapter would be in only one of the places."""
     chosen = {model.get_submodule(name): name for name in names}
     for name, module in model.named_modules(remove_duplicate=False):
         if chosen.get(module, name) != name:
-            raise ValueError(f"{chosen[module]} and {name} are one shared module; name layers that are not shared")
+            raise ValueError(f"{chosen[module]} and {name} are one shared module; choose layers that are not shared")
 
 
 def _device(layer: AdapterLinear) -> torch.device:
     return next(layer.base.parameters()).device
 
 
-def _move(layer: AdapterLinear, device: torch.device) -> None:
-    """The adapter beside its base, which stays where it is."""
+def _put(model: nn.Module, name: str, layer: AdapterLinear) -> None:
+    """Replaces the base by ``layer``, on the base's device and in its mode."""
+    device = _device(layer)
     layer.lora_a = nn.Parameter(layer.lora_a.detach().to(device))
     layer.lora_b = nn.Parameter(layer.lora_b.detach().to(device))
     layer.mixer.to(device)
     if layer.magnitude is not None:
         layer.magnitude.to(device)
-    for name, buffer in (("start_a", layer.start_a), ("start_b", layer.start_b)):
-        if buffer is not None:
-            layer.register_buffer(name, buffer.to(device))
+    if layer.start_a is not None and layer.start_b is not None:
+        layer.start_a, layer.start_b = layer.start_a.to(device), layer.start_b.to(device)
+    layer.train(layer.base.training)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

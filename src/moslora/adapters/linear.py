@@ -1,4 +1,4 @@
-"""The one adapter layer: a frozen linear map and beside it s · B · M · A."""
+"""The one adapter layer: a frozen linear map plus s · B · M · A."""
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,18 @@ from moslora.adapters.mixers.base import kaiming
 class AdapterLinear(nn.Module):
     """y = base(x) + s · B · M · A · dropout(x).
 
-    The base stays a black box (``nn.Linear``, a 4-bit linear, …): it is called, never subclassed, so there is
-    one adapter class whatever the base. The factors are kept in float32 and cast to the dtype of ``x`` for
-    the product; the activations are never cast up.
+    The base (``nn.Linear``, a 4-bit linear, …) is called, never subclassed: one adapter class fits any base. The
+    factors stay in float32 and are cast to the dtype of ``x`` for the product; the activations are never cast up.
 
-    Shapes: ``lora_a mixer.shape_of_a(in_features)``, mostly ``(mixer.rank_in, in_features)``;
+    Shapes: ``lora_a mixer.shape_of_a(in_features)``, usually ``(mixer.rank_in, in_features)``;
     ``lora_b (out_features, mixer.rank_out)``.
 
     Start (arXiv 2106.09685 section 4.1, microsoft/LoRA): A ~ U(±1/√in_features). B = 0, or, where the mixer
     starts at zero, B ~ U(±1/√rank_out): exactly one of B and M is zero, so ΔW = 0 and gradients flow. A mixer may ask
     for normal draws instead (``factor_std``).
 
-    Where the adapter begins with a part of the base's weight (PiSSA, `moslora.adapters.start`), that part has left the
-    base, and ``start_a (r, in_features)`` and ``start_b (out_features, r)`` remember it.
+    If the adapter starts with a part of the base's weight (PiSSA, `moslora.adapters.start`), that part is removed from
+    the base and kept in ``start_a (r, in_features)`` and ``start_b (out_features, r)``.
 
     Args:
         base: the linear map to adapt, with ``in_features`` and ``out_features``. It is frozen here.
@@ -35,7 +34,7 @@ class AdapterLinear(nn.Module):
         magnitude: for DoRA; then y = x · W'ᵀ + bias with W' = m ∘ (W + ΔW) / ‖W + ΔW‖.
 
     Raises:
-        ValueError: a magnitude over a mixer that routes, or features that do not fit the mixer.
+        ValueError: a magnitude with a mixer that routes, or features that do not fit the mixer.
     """
 
     start_a: Tensor | None
@@ -52,7 +51,7 @@ class AdapterLinear(nn.Module):
     ) -> None:
         super().__init__()
         if magnitude is not None and mixer.routes:
-            raise ValueError("a magnitude needs one ΔW to normalise by, and a gate has another for every token or task")
+            raise ValueError("DoRA needs a single ΔW to normalise by, but with a gate ΔW depends on the token or task")
         self.in_features = int(base.in_features)  # type: ignore[arg-type]
         self.out_features = int(base.out_features)  # type: ignore[arg-type]
         self.scale = scale
@@ -68,7 +67,7 @@ class AdapterLinear(nn.Module):
     def reset_parameters(
         self, generator: torch.Generator | None = None, mixer_generator: torch.Generator | None = None
     ) -> None:
-        """Draws the start. M has a generator of its own so that A and B do not depend on the mixer's kind."""
+        """Draws the start. M has its own generator, so that A and B do not depend on the mixer's kind."""
         self._draw(self.lora_a, generator)
         if self.mixer.zero_at_init:
             self._draw(self.lora_b, generator)
@@ -96,28 +95,23 @@ class AdapterLinear(nn.Module):
         assert self.magnitude is not None
         with torch.no_grad():  # the norm is a constant to the gradient
             a, b = self.mixer.fold(self.lora_a, self.lora_b)
-            base_of_a = self._without_bias(a.to(y.dtype))
+            base_of_a = self._without_bias(self.base(a.to(y.dtype)))
         gain = self.magnitude(a=a, b=b, base_of_a=base_of_a, scale=self.scale)
-        if self.training and isinstance(self.dropout, Dropout):
-            plain = self._without_bias(dropped)
-        else:
-            bias = getattr(self.base, "bias", None)
-            plain = y if bias is None else y - bias
+        dropping = self.training and isinstance(self.dropout, Dropout)
+        plain = self._without_bias(self.base(dropped) if dropping else y)
         return y + (gain - 1).to(y.dtype) * plain + gain.to(y.dtype) * delta
 
-    def _without_bias(self, x: Tensor) -> Tensor:
-        """W x, shape ``(..., out_features)``."""
-        y: Tensor = self.base(x)
+    def _without_bias(self, y: Tensor) -> Tensor:
         bias = getattr(self.base, "bias", None)
         return y if bias is None else y - bias
 
     def delta_weight(self) -> Tensor:
         """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32).
 
-        Counted from the weight as it was loaded, without the start that has left the base, and before a magnitude.
+        Relative to the weight as it was loaded: without the start that was removed from the base, before a magnitude.
 
         Raises:
-            NotMergeable: the mixer depends on the input or on a task that was not named.
+            NotMergeable: the mixer depends on the input, or on a task that was not named.
         """
         a, b = self.mixer.fold(self.lora_a, self.lora_b)
         delta = self.scale * (b @ a)
@@ -126,7 +120,7 @@ class AdapterLinear(nn.Module):
         return delta - self.scale * (self.start_b @ self.start_a)
 
     def penalty(self) -> Tensor | None:
-        """What the mixer adds to the loss after a forward pass in training; ``None`` for nothing."""
+        """What the mixer adds to the loss after a forward pass in training, or ``None``."""
         return self.mixer.penalty(self.lora_a, self.lora_b)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""DoRA's magnitude: the length of each row of the adapted weight, learned apart from its direction."""
+"""DoRA's magnitude: the length of each row of the adapted weight, learned separately from its direction."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ class Magnitude(nn.Module):
 
         ‖wᵢ + δᵢ‖² = ‖wᵢ‖² + 2 wᵢ·δᵢ + ‖δᵢ‖²,   δᵢ = s · bᵢ · a,
 
-    whose middle term needs W · aᵀ only, r columns that the frozen base itself computes, whatever its precision. The sum
-    says nothing about a row shorter than √eps times wᵢ, which the terms' rounding hides: it counts as that long.
+    whose middle term needs only W · aᵀ, r columns that the frozen base computes in its own precision. Rounding hides
+    the length of a row shorter than √eps · ‖wᵢ‖, so that is the minimum.
 
     Shape: ``weight`` m is ``(out_features,)``.
     """
@@ -26,7 +26,7 @@ class Magnitude(nn.Module):
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
-        """Notes ‖wᵢ‖² of the base's weight, shape ``(out_features, in_features)``."""
+        """Stores ‖wᵢ‖² of the base's weight, shape ``(out_features, in_features)``."""
         self.squared_norms.copy_(weight.to(self.squared_norms.dtype).square().sum(1))
 
     @torch.no_grad()
@@ -48,6 +48,6 @@ class Magnitude(nn.Module):
             delta = ((b @ (a @ a.T)) * b).sum(1)
             squares = self.squared_norms + 2 * scale * cross + scale**2 * delta
             kind = torch.finfo(squares.dtype)
-            # A row of zeros has the length 0 and m = 0; its gain has to be 0 and not 0/0.
+            # A row of zeros has m = 0; its gain must be 0, not 0/0.
             norms = squares.maximum(kind.eps * self.squared_norms).clamp_min(kind.tiny).sqrt()
         return self.weight / norms

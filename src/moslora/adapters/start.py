@@ -1,4 +1,4 @@
-"""How an adapter starts: drawn with ΔW = 0, or with the base's own principal part (PiSSA)."""
+"""How an adapter starts: random with ΔW = 0, or with the base's principal part (PiSSA)."""
 
 import hashlib
 
@@ -10,15 +10,15 @@ from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.mixers import IdentityMixer
 
 MAX_CONDITION = 10
-"""The most ‖M‖ · ‖M⁻¹‖ of a PiSSA start: it multiplies the rounding of the product, 1/256 in bfloat16."""
+"""Largest ‖M‖ · ‖M⁻¹‖ for a PiSSA start: it multiplies the rounding of the product, 1/256 in bfloat16."""
 
 
 def draw(layer: AdapterLinear, *, name: str, seed: int) -> None:
-    """Draws A, B and M and checks that training can move from there.
+    """Draws A, B and M and checks that training can start from there.
 
     Args:
         layer: on the CPU.
-        name: of the layer, part of the seed: its draw does not depend on which other layers there are.
+        name: of the layer; part of the seed, so that the draw does not depend on the other layers.
         seed: of the run.
 
     Raises:
@@ -28,9 +28,9 @@ def draw(layer: AdapterLinear, *, name: str, seed: int) -> None:
     b_is_zero = not layer.lora_b.any()
     m_is_zero = layer.mixer.starts_at_zero()
     if b_is_zero and m_is_zero:
-        raise ValueError(f"{name}: B and M both start at zero, a saddle where every gradient vanishes")
+        raise ValueError(f"{name}: B and M both start at zero: a saddle point, where every gradient is zero")
     if not b_is_zero and not m_is_zero:
-        raise ValueError(f"{name}: neither B nor M starts at zero, so the start would differ from the base")
+        raise ValueError(f"{name}: neither B nor M starts at zero, so training would not start at the base")
 
 
 @torch.no_grad()
@@ -39,14 +39,14 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
 
         A = √(S/s) Vᵀ,   B = U √(S/s) M⁻¹,
 
-    over the r largest singular values. W − s · B · M · A is to stay in the base (:func:`leave_residual`).
+    over the r largest singular values. W − s · B · M · A stays in the base (:func:`leave_residual`).
 
     Args:
-        layer: drawn; M keeps its draw.
+        layer: after :func:`draw`; M keeps its values.
         name: of the layer, for messages.
 
     Raises:
-        ValueError: M has no inverse or a bad one, or the base is quantised or smaller than the rank.
+        ValueError: M is (almost) singular, or the base is quantised or smaller than the rank.
     """
     rank, weight = layer.mixer.rank_in, _float_weight(layer, name)
     full = (layer.out_features, layer.in_features)
@@ -58,8 +58,8 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
     condition = float(torch.linalg.cond(m))
     if not condition <= MAX_CONDITION:
         raise ValueError(
-            f"{name}: a PiSSA start puts the inverse of M into B, and this M has none or one that rounding would spoil"
-            f" (condition number {condition:.3g}, at most {MAX_CONDITION}); take an M that starts orthogonal"
+            f"{name}: a PiSSA start puts the inverse of M into B, and this M is singular or too close to it"
+            f" (condition number {condition:.3g}, at most {MAX_CONDITION}); use an M that starts orthogonal"
         )
     u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
     root = (s[:rank] / layer.scale).sqrt()
@@ -69,10 +69,10 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
 
 @torch.no_grad()
 def remember_start(layer: AdapterLinear, *, name: str) -> None:
-    """Notes the folded factors as they are now as what has to leave the base.
+    """Stores the current folded factors, which are to be removed from the base.
 
     Raises:
-        ValueError: the base is quantised, so that nothing can leave it.
+        ValueError: the base is quantised.
     """
     _float_weight(layer, name)
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
@@ -84,7 +84,7 @@ def remember_start(layer: AdapterLinear, *, name: str) -> None:
 def leave_residual(layer: AdapterLinear) -> None:
     """W ← W − s · start_b · start_a, in float32 and cast once.
 
-    The base gets a new tensor: another module may share the old one, as an embedding does with a tied output layer.
+    The base gets a new tensor, because another module may share the old one (a tied embedding).
     """
     weight = layer.base.weight
     assert isinstance(weight, nn.Parameter) and layer.start_a is not None and layer.start_b is not None
@@ -94,11 +94,11 @@ def leave_residual(layer: AdapterLinear) -> None:
 
 
 def fold_at_init(layer: AdapterLinear, *, drawn: bool) -> None:
-    """Ends the life of a mixer that exists for the start alone.
+    """Replaces a mixer that exists only for the start by the identity.
 
     Args:
-        layer: its mixer is replaced by the identity.
-        drawn: whether A still has to take M in; false where A was read from a file.
+        layer: its mixer may be replaced.
+        drawn: whether M must still be multiplied into A; false if A was read from a file.
     """
     if not layer.mixer.folds_at_init:
         return
@@ -112,7 +112,7 @@ def _float_weight(layer: AdapterLinear, name: str) -> torch.Tensor:
     weight = getattr(layer.base, "weight", None)
     full = (layer.out_features, layer.in_features)
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.shape != full:
-        raise ValueError(f"{name}: a PiSSA start takes its part out of the base's weight, which must not be quantised")
+        raise ValueError(f"{name}: a PiSSA start is removed from the base's weight, which must not be quantised")
     return weight
 
 

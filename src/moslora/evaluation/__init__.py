@@ -1,4 +1,4 @@
-"""Evaluation: multiple-choice questions scored under one of three protocols, with errors and averages."""
+"""Evaluation: multiple-choice questions scored by one of three protocols, with standard errors and averages."""
 
 from moslora.evaluation.journal import load_predictions
 from moslora.evaluation.predictions import METRICS, PairedDifference, Prediction, Score, paired_difference

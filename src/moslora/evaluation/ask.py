@@ -1,9 +1,9 @@
-"""A question typed in, scored as `moslora.evaluation.run` scores the sets' own.
+"""A user's question, scored as `moslora.evaluation.run` scores those of the sets.
 
     probability_j = exp(s_j) / Σ_i exp(s_i)
 
-s is what decides under the protocol: an option's log-probability (``rank``, of its label), or that of its text per
-character (``cloze``), so that the likeliest option is the one that ``moslora eval`` would count as the answer.
+s is the deciding score: the log-probability of an option's label (``rank``), or of its text, per character (``cloze``).
+So the most likely option is the one that ``moslora eval`` would count as the answer.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from moslora.evaluation.target import Target, or_out_of_memory
 from moslora.tasks import Example, resolve_tasks
 
 TRUTHS = (("true", "false"), ("yes", "no"))
-"""The options of a question of BoolQ's kind, in its order."""
+"""The options of a BoolQ question, in its order."""
 
 
 class Answer(NamedTuple):
-    """An option, its probability among the options, and its log-probability in nats, of label or whole text."""
+    """An option, its probability among the options, and the log-probability (nats) of its label or text."""
 
     option: str
     probability: float
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """The options, the likeliest first, and how they were scored."""
+    """The options, most likely first, and how they were scored."""
 
     options: tuple[Answer, ...]
     prediction: Prediction
@@ -59,19 +59,19 @@ def ask(
     protocol: Literal["rank", "cloze"] | None = None,
     format: FormatName | None = None,
 ) -> Answers:
-    """Scores the options of one question, which :func:`as_example` explains, as ``target`` asks or as told.
+    """Scores the options of one question (see :func:`as_example`), by default with the settings of ``target``.
 
     Raises:
         UsageError: a question that cannot be asked, or a task that a gate was not trained on.
-        MosloraError: the protocol cannot score these options, or the GPU's memory does not suffice.
+        MosloraError: the protocol cannot score these options, or the GPU is out of memory.
     """
     example, names = as_example(question, options, task=task)
     if target.adapter:
         target.adapter.refuse_untrained(example.task)
     request = target.asked(protocol=protocol, format=format)
-    if request.protocol == "generate":  # which has no probabilities, and reads the same formats
+    if request.protocol == "generate":  # no probabilities; rank reads the same formats
         request = request.model_copy(update={"protocol": "rank"})
-    if request.format == "cloze-passage":  # the same but for BoolQ's passage, which a typed question has not
+    if request.format == "cloze-passage":  # differs by BoolQ's passage, which is missing here
         request = request.model_copy(update={"format": "cloze"})
     model = target.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     name_task(model, example.task)
@@ -85,20 +85,20 @@ def ask(
         (prediction,) = scorer.score([example])
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
-    best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: of equals the first, as in eval
+    best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
     return Answers(tuple(best_first), prediction, request.protocol, request.format)
 
 
 def as_example(question: str, options: Sequence[str], *, task: str | None = None) -> tuple[Example, tuple[str, ...]]:
-    """A question in the shape of one of the sets', and its options as they were typed, in the order of its choices.
+    """The question as an example of a task, and its options as typed, in the order of the choices.
 
     Args:
-        question: in the task's own shape: WinoGrande's has a "_", HellaSwag's begins with its activity and ": ".
+        question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".
         options: two or more; for BoolQ true and false, yes and no, or none.
-        task: whose prompt; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
+        task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
 
     Raises:
-        UsageError: what is missing, or does not fit the task.
+        UsageError: something is missing or does not fit the task.
     """
     question, options = question.strip(), [option.strip() for option in options if option.strip()]
     if not question:
@@ -107,30 +107,28 @@ def as_example(question: str, options: Sequence[str], *, task: str | None = None
     order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
     task, *others = resolve_tasks(task or ("boolq" if order else "arc_easy"))
     if others:
-        raise UsageError("--task: a question is one of a single task; name one")
+        raise UsageError("--task: must be a single task for one question")
     if task == "boolq":
         if options and not order:
-            raise UsageError(
-                "task boolq: its options are yes and no, or true and false; leave them out or change --task"
-            )
+            raise UsageError("task boolq: options must be yes and no, or true and false; omit them or change --task")
         names = tuple(options[truths.index(word)] for word in order) if order else TRUTHS[0]
         return Example("question", task, question.rstrip("? "), TRUTHS[0], 0), names
     if len(options) < 2:
         raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one a line")
     context = None
     if task == "winogrande" and question.count("_") != 1:
-        raise UsageError("task winogrande: the sentence needs one _, where the options go")
+        raise UsageError("task winogrande: the sentence must contain one _, where the options go")
     if task == "hellaswag":
         context, found, question = question.partition(": ")
         if not found:
-            raise UsageError("task hellaswag: the text begins with its activity and a colon, as in 'Baking: She takes'")
+            raise UsageError("task hellaswag: must begin with an activity and a colon, as in 'Baking: She takes'")
     return Example("question", task, question, tuple(options), 0, context), tuple(options)
 
 
 def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:
-    """Reads what was not given: the question, a line; the options, one a line up to an empty one or the end.
+    """Reads what is missing: the question, one line; the options, one per line up to an empty line or the end.
 
-    A person at a terminal is told what to type.
+    Prints prompts on a terminal.
     """
 
     def line(prompt: str) -> str:
@@ -139,7 +137,7 @@ def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) 
         try:
             return stream.readline().strip()
         except UnicodeDecodeError:
-            raise UsageError("what was typed is not UTF-8 text") from None
+            raise UsageError("the input is not UTF-8 text") from None
 
     asked = line("question: ") if question is None else question
     given = list(options)

@@ -1,7 +1,7 @@
-"""Predictions on disk while they are made, so that a killed evaluation goes on where it was.
+"""Predictions on disk while they are made, so that a killed evaluation resumes where it was.
 
-``settings.json``      what the predictions depend on, and a record of each task; written first
-``predictions.jsonl``  one line per question, appended and synced block by block
+``settings.json``      what the predictions depend on, and a record per task; written first
+``predictions.jsonl``  one line per question, appended and synced after each block
 ``results.json``       the numbers of all questions in the folder, computed from the other two at the end
 """
 
@@ -25,21 +25,21 @@ PREDICTIONS = "predictions.jsonl"
 
 @dataclass(frozen=True)
 class Head:
-    """What ``settings.json`` holds."""
+    """The content of ``settings.json``."""
 
     settings: Settings
     tasks: Mapping[str, TaskRecord]
 
 
 class Journal:
-    """The predictions of one results folder, made if absent; or, where that is ``None``, of memory alone.
+    """The predictions in one results folder, created if absent; with ``None`` in memory only.
 
-    A question's prediction depends on its id and the settings only, never on the tasks or the limit asked
-    for. So a folder made under the same settings is continued, also towards more tasks or a higher limit.
+    A prediction depends only on the question's id and the settings, never on the tasks or the limit. So a folder with
+    the same settings is continued, also with more tasks or a higher limit.
 
     Raises:
-        UsageError: the folder's predictions were made under other settings.
-        MosloraError: a file of the folder cannot be understood.
+        UsageError: the folder's predictions were made with other settings.
+        MosloraError: a file in the folder cannot be read.
     """
 
     def __init__(self, folder: Path | None, settings: Settings) -> None:
@@ -60,14 +60,14 @@ class Journal:
             self.predictions = {p.id: p for p in load_predictions(folder)}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
-        """Adds to what is known of each task."""
+        """Updates the records of these tasks."""
         known = {task: self.head.tasks.get(task, record).updated(record) for task, record in tasks.items()}
         self.head = dataclasses.replace(self.head, tasks={**self.head.tasks, **known})
         if self.folder is not None:
             write_json(self.folder / SETTINGS, dataclasses.asdict(self.head))
 
     def append(self, predictions: Sequence[Prediction]) -> None:
-        """Adds predictions; when it returns they are on the disk."""
+        """Adds predictions and syncs them to disk."""
         self.predictions.update((p.id, p) for p in predictions)
         if self.folder is None or not predictions:
             return
@@ -78,24 +78,24 @@ class Journal:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Writes ``results.json``: of all questions evaluated here, so that a look at a few takes nothing away."""
+        """Writes ``results.json`` of all questions evaluated here, not only those of the last call."""
         if self.folder is not None:
             results = summarise(self.head.settings, list(self.predictions.values()), self.head.tasks)
             write_text(self.folder / RESULTS, results.to_json())
 
 
 def load_predictions(path: Path) -> list[Prediction]:
-    """Reads ``predictions.jsonl``, given itself or its folder, in the order written.
+    """Reads ``predictions.jsonl`` (``path`` is the file or its folder), in the order written.
 
     Raises:
         UsageError: there is none.
-        MosloraError: a line is not a prediction, or a question comes twice.
+        MosloraError: a line is not a prediction, or a question appears twice.
     """
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
     predictions: dict[str, Prediction] = {}
-    # A byte that is not UTF-8 becomes a character that is no part of any prediction, and its line is named.
+    # Bytes that are not UTF-8 are replaced, so that the message can name their line.
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
         try:
             prediction = Prediction.from_json(line)
@@ -104,7 +104,7 @@ def load_predictions(path: Path) -> list[Prediction]:
                 f"{file}:{number}: not a prediction ({error}); remove the folder and evaluate again"
             ) from None
         if prediction.id in predictions:
-            raise MosloraError(f"{file}:{number}: {prediction.id} comes twice; did two processes write here?")
+            raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
         predictions[prediction.id] = prediction
     return list(predictions.values())
 
@@ -113,30 +113,30 @@ def _read_head(file: Path) -> Head:
     try:
         return TypeAdapter(Head).validate_json(file.read_bytes())
     except ValidationError:
-        raise MosloraError(f"{file}: not settings of an evaluation; give another --out or remove the folder") from None
+        raise MosloraError(f"{file}: not an evaluation's settings; choose another --out or remove the folder") from None
 
 
 def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
-    """Names every setting that changed. Tasks that only one side knows are no change."""
+    """Refuses changed settings and names each. Tasks that only one side knows are not a change."""
     both = then.data.keys() & now.data.keys()
     old, new = (_flat(settings, tasks=sorted(both)) for settings in (then, now))
     changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
         raise UsageError(
-            f"{folder}: holds predictions made under other settings ({'; '.join(changed)});"
-            " give another --out or remove the folder"
+            f"{folder}: holds predictions made with other settings ({'; '.join(changed)});"
+            " choose another --out or remove the folder"
         )
 
 
 def _flat(settings: Settings, *, tasks: Sequence[str]) -> dict[str, Any]:
-    """Settings with the entries of ``metadata``, and those of ``data`` for ``tasks``, as keys of their own."""
+    """Settings with the entries of ``metadata``, and of ``data`` for ``tasks``, as dotted keys."""
     flat = {key: value for key, value in vars(settings).items() if key not in ("data", "metadata")}
     flat |= {f"data.{task}": settings.data[task] for task in tasks}
     return flat | {f"metadata.{key}": value for key, value in settings.metadata.items()}
 
 
 def _drop_torn_line(file: Path) -> None:
-    """Cuts what a killed process left behind the last complete line."""
+    """Removes an incomplete last line, left by a killed process."""
     content = file.read_bytes()
     end = content.rfind(b"\n") + 1
     if end < len(content):

@@ -1,4 +1,4 @@
-"""Test questions that the training rows give away: which they are, and the numbers without them."""
+"""Test questions that are also training rows (leaks), and the numbers without them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Leaks:
 
     Attributes:
         compared_with: the training rows, in words.
-        ids: of the questions, asked or not.
+        ids: of the questions, whether asked or not.
     """
 
     compared_with: str
@@ -29,12 +29,12 @@ class Leaks:
 
 @dataclass(frozen=True)
 class WithoutLeaks:
-    """The numbers of the questions that are no leaks.
+    """The numbers of the questions that are not leaks.
 
     Attributes:
         compared_with: the training rows, in words.
-        leaks: task -> questions left out.
-        tasks: by task, without those that have only leaks.
+        leaks: task -> number of questions left out.
+        tasks: task -> score, without tasks that have only leaks.
         macro: every task the same weight; ``None`` if a task has only leaks.
     """
 
@@ -44,7 +44,7 @@ class WithoutLeaks:
     macro: Score | None
 
     def line(self, primary: str) -> str | None:
-        """The metric ``primary`` without the leaks, in percent; ``None`` if there are none."""
+        """The metric ``primary`` without the leaks, in percent; ``None`` if there are no leaks."""
         counts = {task: count for task, count in self.leaks.items() if count}
         if not counts:
             return None
@@ -63,7 +63,7 @@ class WithoutLeaks:
 def without_leaks(
     predictions: Mapping[str, Sequence[Prediction]], *, leaks: Mapping[str, Leaks], drifts: Mapping[str, float | None]
 ) -> WithoutLeaks:
-    """The numbers of ``predictions`` without the leaks; all three by task."""
+    """The numbers of ``predictions`` without the leaks; all arguments by task."""
     gone = {task: set(found.ids) for task, found in leaks.items()}
     kept = {task: [p for p in rows if p.id not in gone[task]] for task, rows in predictions.items()}
     tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in kept.items() if rows}
@@ -79,18 +79,18 @@ def find_leaks(run: AdapterFolder | None, questions: Mapping[str, Sequence[Examp
     """The leaks among ``questions``.
 
     Args:
-        run: the run whose model, or whose base, is scored; ``None`` for a model that belongs to no run, which is
-            compared with the training rows of the questions' source.
+        run: the run whose model or base is scored; ``None`` for other models, which are compared with the training rows
+            of the questions' source.
         questions: task -> all its test questions.
         source: where they come from.
 
     Returns:
-        ``None``, with a note, where the training rows are gone or have changed, or the source has none.
+        ``None``, with a note, if the training rows are missing or have changed.
     """
     try:
         rows, words = _training_rows(run, tuple(questions), source)
     except MosloraError as error:
-        note(f"whether training gave questions away is unknown: {first_line(error)}")
+        note(f"cannot check whether test questions were in the training rows: {first_line(error)}")
         return None
     return Leaks(words, tuple(sorted(leaked([row for task in questions.values() for row in task], rows))))
 
@@ -98,13 +98,13 @@ def find_leaks(run: AdapterFolder | None, questions: Mapping[str, Sequence[Examp
 def _training_rows(run: AdapterFolder | None, tasks: tuple[str, ...], source: str) -> tuple[list[Example], str]:
     if run is None:
         if Path(source).expanduser().is_file():
-            raise UsageError(f"{source}: one file has no training rows beside its questions")
+            raise UsageError(f"{source}: a single file has questions, but no training rows")
         rows = load_training(tasks, source=source)
         return rows, f"the {len(rows):,} training rows of {source}"
     if "data" not in run.manifest:
-        raise UsageError(f"{run.path}: an imported adapter, which does not say what it was trained on")
+        raise UsageError(f"{run.path}: an imported adapter, which does not record its training rows")
     recipe = run.recipe
     rows = select(recipe.data, recipe.evaluation, seed=recipe.seed).training
     if data_hash(rows) != run.manifest["data"]["sha256"]:
-        raise UsageError(f"{recipe.data.source}: its rows have changed since this run was trained on them")
+        raise UsageError(f"{recipe.data.source}: its rows have changed since this run")
     return rows, f"the {len(rows):,} rows this run was trained on"

@@ -1,4 +1,4 @@
-"""What a model answered, the numbers of a task and of several, and how two models differ."""
+"""A model's answers, the numbers of one task and of several, and how two models differ."""
 
 import dataclasses
 import json
@@ -13,19 +13,19 @@ from moslora.errors import MosloraError
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model answered to one question: a line of ``predictions.jsonl``.
+    """A model's answer to one question: a line of ``predictions.jsonl``.
 
     Attributes:
         id: of the example.
         task: of the example.
         gold: position of the right option.
-        prediction: position of the option with the best score, the first of equals; generate: of the option
-            that the text names, ``None`` if it names none of the question's.
-        scores: one per option, a log-probability in nats: among the options (rank), or of the option's tokens
-            given the prompt, summed (cloze). Empty for generate.
-        characters: what cloze divides the scores by, one per option. Empty otherwise.
-        text: what generate wrote.
-        answer: what generate found in the text, "" if nothing.
+        prediction: position of the option with the best score, the first of equals; for generate, of the option named
+            in the text, or ``None``.
+        scores: one per option, a log-probability in nats: among the options (rank), or of the option's tokens given the
+            prompt, summed (cloze). Empty for generate.
+        characters: one per option, by which cloze divides the scores. Empty otherwise.
+        text: generate's text.
+        answer: the label found in generate's text, or "".
         truncated: the prompt lost its beginning because it was too long.
     """
 
@@ -41,7 +41,7 @@ class Prediction:
 
     @property
     def deciding_scores(self) -> tuple[float, ...]:
-        """The scores behind the primary metric: per character where characters are counted."""
+        """The scores behind the primary metric: per character if there are ``characters``."""
         if not self.characters:
             return self.scores
         return tuple(score / count for score, count in zip(self.scores, self.characters, strict=True))
@@ -53,14 +53,14 @@ class Prediction:
         return best - second
 
     def to_json(self) -> str:
-        """One line. Fields at their default are left out."""
+        """One line. Fields with default values are omitted."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return json.dumps({k: v for k, v in fields.items() if v != defaults[k]}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> "Prediction":
-        """The inverse of `to_json`: floats come back bit for bit."""
+        """The inverse of `to_json`, with floats equal bit for bit."""
         values = json.loads(line)
         for name in ("scores", "characters"):
             values[name] = tuple(values.get(name, ()))
@@ -68,7 +68,7 @@ class Prediction:
 
 
 def argmax(values: Sequence[float]) -> int:
-    """Position of the largest value, the first of equals: the rule of ``numpy.argmax`` and so of lm-eval."""
+    """Position of the largest value, the first of equals, as in ``numpy.argmax`` and so in lm-eval."""
     return max(range(len(values)), key=values.__getitem__)
 
 
@@ -83,7 +83,7 @@ METRICS: Mapping[str, Callable[[Prediction], float]] = {
     "accuracy_per_character": lambda p: float(argmax(p.deciding_scores) == p.gold),
     "log_probability": _log_probability,
 }
-"""What one question contributes to each mean.
+"""The contribution of one question to each mean.
 
 ``accuracy``: 1 if the chosen option is the right one (cloze: lm-eval's ``acc``). ``accuracy_per_character``:
 the same after dividing every score by its option's characters (``acc_norm``). ``log_probability``: of the
@@ -134,58 +134,57 @@ class Score:
 
 def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Score:
     """The numbers of one task from its predictions (at least one) and its drift."""
-    n = len(predictions)
-    accuracy, error = mean_and_error([METRICS["accuracy"](p) for p in predictions])
-    score = Score(
+    n, first = len(predictions), predictions[0]
+
+    def mean(metric: str) -> tuple[float, float | None]:
+        return mean_and_error([METRICS[metric](p) for p in predictions])
+
+    accuracy, error = mean("accuracy")
+    per_character, its_error = mean("accuracy_per_character") if first.characters else (None, None)
+    drift = drift if first.scores else None
+    return Score(
         n=n,
         accuracy=accuracy,
         standard_error=error,
         majority_class=max(Counter(p.gold for p in predictions).values()) / n,
         truncated=sum(p.truncated for p in predictions),
-    )
-    if not predictions[0].scores:
-        return dataclasses.replace(score, parse_rate=sum(bool(p.answer) for p in predictions) / n)
-    score = dataclasses.replace(
-        score,
-        log_probability=mean_and_error([METRICS["log_probability"](p) for p in predictions])[0],
+        accuracy_per_character=per_character,
+        standard_error_per_character=its_error,
+        log_probability=mean("log_probability")[0] if first.scores else None,
+        parse_rate=None if first.scores else sum(bool(p.answer) for p in predictions) / n,
         drift=drift,
         close_calls=None if drift is None else sum(p.margin < drift for p in predictions),
     )
-    if not predictions[0].characters:
-        return score
-    accuracy, error = mean_and_error([METRICS["accuracy_per_character"](p) for p in predictions])
-    return dataclasses.replace(score, accuracy_per_character=accuracy, standard_error_per_character=error)
 
 
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added."""
 
-    def weighted(name: str) -> list[float] | None:
+    def weighted(name: str, total: Callable[[list[float]], float] = math.fsum) -> Any:  # None if a task has none
         values = [getattr(score, name) for score in scores]
-        return None if None in values else [w * x for w, x in zip(weights, values, strict=True)]
+        return None if None in values else total([w * x for w, x in zip(weights, values, strict=True)])
 
-    def mean(name: str) -> Any:  # a float, or None where the field may be None
-        values = weighted(name)
-        return None if values is None else math.fsum(values)
+    def known(name: str) -> list[Any]:
+        return [value for score in scores if (value := getattr(score, name)) is not None]
 
-    def error(name: str) -> float | None:
-        values = weighted(name)
-        return None if values is None else math.sqrt(math.fsum(x**2 for x in values))
-
-    close_calls = [score.close_calls for score in scores if score.close_calls is not None]
     return Score(
         n=sum(score.n for score in scores),
-        accuracy=mean("accuracy"),
-        standard_error=error("standard_error"),
-        majority_class=mean("majority_class"),
+        accuracy=weighted("accuracy"),
+        standard_error=weighted("standard_error", root_of_squares),
+        majority_class=weighted("majority_class"),
         truncated=sum(score.truncated for score in scores),
-        accuracy_per_character=mean("accuracy_per_character"),
-        standard_error_per_character=error("standard_error_per_character"),
-        log_probability=mean("log_probability"),
-        parse_rate=mean("parse_rate"),
-        drift=max((score.drift for score in scores if score.drift is not None), default=None),
-        close_calls=sum(close_calls) if close_calls else None,
+        accuracy_per_character=weighted("accuracy_per_character"),
+        standard_error_per_character=weighted("standard_error_per_character", root_of_squares),
+        log_probability=weighted("log_probability"),
+        parse_rate=weighted("parse_rate"),
+        drift=max(known("drift"), default=None),
+        close_calls=sum(close_calls) if (close_calls := known("close_calls")) else None,
     )
+
+
+def root_of_squares(values: Sequence[float]) -> float:
+    """√(Σ x²)."""
+    return math.sqrt(math.fsum(x * x for x in values))
 
 
 def macro(scores: Sequence[Score]) -> Score:
@@ -221,7 +220,7 @@ def paired_difference(
     """``after`` minus ``before``, question by question, per task and for the macro average (key ``macro``).
 
     With d_i the difference of question i, a task has d̄ = Σ d_i / n and se = √(Σ (d_i − d̄)² / (n − 1) / n).
-    The questions' own difficulty cancels, so that this error is smaller than that of two separate samples.
+    The difficulty of the questions cancels, so this error is smaller than that of two separate samples.
     The macro average of k tasks has Σ d̄_t / k and √(Σ se_t²) / k, as the tasks' questions are independent.
 
     Args:
@@ -249,6 +248,6 @@ def paired_difference(
     paired["macro"] = PairedDifference(
         n=len(first),
         difference=math.fsum(pair.difference for pair in paired.values()) / k,
-        standard_error=math.sqrt(math.fsum(e * e for e in errors)) / k if len(errors) == k else None,
+        standard_error=root_of_squares(errors) / k if len(errors) == k else None,
     )
     return paired

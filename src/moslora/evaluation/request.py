@@ -1,4 +1,4 @@
-"""What is asked of a model: one frozen object instead of ten options."""
+"""How a model is asked: one frozen object instead of ten options."""
 
 from typing import Literal, TypedDict, Unpack
 
@@ -8,7 +8,7 @@ from moslora.recipe import PROTOCOLS, EvaluationSection
 
 
 class Options(TypedDict, total=False):
-    """What may be laid over a request; ``None`` leaves its value, a limit of "all" lifts it."""
+    """Changes to a request; ``None`` keeps its value, and a limit of "all" removes the limit."""
 
     tasks: tuple[str, ...] | None
     protocol: Protocol | None
@@ -20,13 +20,13 @@ class Options(TypedDict, total=False):
 
 
 class Request(EvaluationSection):
-    """A recipe's section `evaluation`, with the format of the prompts and the source of the questions."""
+    """A recipe's section `evaluation`, with the prompt format and the source of the questions."""
 
     format: FormatName = "label"
     source: str = "wheel"
 
     def changed(self, **options: Unpack[Options]) -> "Request":
-        """This request with the given options; protocol and format complete each other.
+        """This request with the given options. If only one of protocol and format is given, the other is chosen to fit.
 
         Raises:
             UsageError: the protocol cannot read the answers of the format.

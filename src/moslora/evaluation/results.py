@@ -1,4 +1,4 @@
-"""From predictions to numbers: everything here is computed from what the journal holds."""
+"""From predictions to numbers, all computed from the journal."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a prediction depends on besides its question: predictions under equal settings may be mixed.
+    """All that a prediction depends on besides its question: predictions with equal settings may be mixed.
 
     Attributes:
         protocol: rank, cloze or generate.
@@ -28,9 +28,9 @@ class Settings:
         batch_tokens: most tokens of a batch.
         block_size: questions per block.
         beams: of generate; ``None`` otherwise.
-        max_length: longest sequence in tokens; ``None`` for no bound, of a model that names no context.
+        max_length: longest sequence in tokens; ``None`` if the model states no context length.
         data: task -> sha256 of all its questions.
-        metadata: what the caller says of the model: all that tells one model from another, no time of day.
+        metadata: from the caller: what identifies the model.
     """
 
     protocol: str
@@ -47,12 +47,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What is known of a task beside its predictions.
+    """What is known of a task besides its predictions.
 
     Attributes:
         limit: most questions asked for, ``None`` for all.
-        drift: see `Score`; ``None`` for generate, or before it is measured.
-        leaks: of this task; ``None`` where the training rows were not there to compare with.
+        drift: see `Score`; ``None`` for generate and before it is measured.
+        leaks: of this task; ``None`` if the training rows are unknown.
     """
 
     limit: int | None = None
@@ -60,7 +60,7 @@ class TaskRecord:
     leaks: Leaks | None = None
 
     def updated(self, later: "TaskRecord") -> "TaskRecord":
-        """With what a later evaluation found, which may have asked fewer questions and so missed the largest drift."""
+        """This record with a later evaluation's, which may have fewer questions and so a smaller drift."""
         drifts = [drift for drift in (self.drift, later.drift) if drift is not None]
         return TaskRecord(
             limit=None if self.limit is None or later.limit is None else max(self.limit, later.limit),
@@ -71,16 +71,16 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation, or as ``results.json`` holds them all evaluations of a folder.
+    """One evaluation, or in ``results.json`` all evaluations of a folder.
 
     Attributes:
-        settings: under which it was made.
+        settings: with which it was made.
         limits: task -> most questions asked for, ``None`` for all.
         tasks: by task, in the order of evaluation.
         macro: every task the same weight.
         micro: every question the same weight.
-        without_leaks: ``None`` where the leaks of a task are unknown.
-        predictions: what the numbers are of; not in ``results.json``.
+        without_leaks: ``None`` if the leaks of a task are unknown.
+        predictions: behind the numbers; not in ``results.json``.
     """
 
     settings: Settings
@@ -124,7 +124,7 @@ class Results:
         return [header, *([name, *(cell(score) for _, cell in shown)] for name, score in scores.items())]
 
     def remarks(self) -> list[str]:
-        """What a reader of the table should know, below it: questions cut, leaks, answers that rounding decides."""
+        """Notes below the table: truncated questions, leaks, close calls."""
         lines = []
         if cut := self.macro.truncated:
             lines.append(
@@ -141,9 +141,9 @@ class Results:
         return lines
 
     def to_json(self) -> str:
-        """The text of ``results.json``. Numbers that the protocol does not have are left out."""
+        """The text of ``results.json``. Numbers that the protocol does not have are omitted."""
 
-        def plain(value: Any) -> dict[str, Any]:  # ``None`` is a value everywhere but in scores
+        def plain(value: Any) -> dict[str, Any]:  # only scores omit ``None``
             return {k: v for k, v in vars(value).items() if v is not None or not isinstance(value, Score)}
 
         fields = {name: value for name, value in vars(self).items() if name != "predictions"}
@@ -172,11 +172,11 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
 
 
 def load_results(path: Path) -> Results:
-    """Reads ``results.json``, given itself or its folder; without the predictions.
+    """Reads ``results.json`` (``path`` is the file or its folder), without the predictions.
 
     Raises:
         UsageError: there is none.
-        MosloraError: it is not what `Results.to_json` writes.
+        MosloraError: it was not written by `Results.to_json`.
     """
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():

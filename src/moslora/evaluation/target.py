@@ -1,4 +1,4 @@
-"""What ``moslora eval`` is pointed at, and what it does with it: a run, an adapter folder, or any model."""
+"""What ``moslora eval`` scores: a run, an adapter folder, or any model."""
 
 import os
 from collections.abc import Iterator
@@ -30,15 +30,15 @@ from moslora.runs.find import locate_adapter, run_folder, unfinished
 
 @dataclass(frozen=True)
 class Target:
-    """A model to be scored, not loaded yet.
+    """A model to score, not loaded yet.
 
     Attributes:
         model: how it is loaded.
-        request: how its run asks to be scored.
-        runs: where the results of a model go that belongs to no run.
-        run: the run it belongs to, also as its base; ``None`` for a model that belongs to none.
-        adapter: ``None`` for a base or a model that belongs to no run.
-        suffix: of the name of its results' folder, for what is not the run's own result.
+        request: the settings of its run's recipe, or the defaults.
+        runs: parent of the results folder of a model without a run.
+        run: the run it belongs to (as its base, too), or ``None``.
+        adapter: ``None`` for a base or a model without a run.
+        suffix: of the results folder's name, for a base or a checkpoint.
     """
 
     model: ModelSection
@@ -49,13 +49,13 @@ class Target:
     suffix: str = ""
 
     def asked(self, **options: Unpack[Options]) -> Request:
-        """Its own request with the given options over it (`Request.changed`), and a note where nothing says how."""
+        """Its request with the given options (`Request.changed`)."""
         if self.run is None and not (options.get("protocol") or options.get("format")):
-            note(f"a model does not say how to ask it: protocol {self.request.protocol}, or choose with --protocol")
+            note(f"no run says how to ask this model: protocol {self.request.protocol} (change it with --protocol)")
         return self.request.changed(**options)
 
     def folder(self, request: Request) -> Path:
-        """Where its results go unless told otherwise. A model of the hub is downloaded for the name."""
+        """The default results folder. A hub model is downloaded for its fingerprint."""
         if self.run:
             results = run_folder(self.run.path) / "eval"
         else:
@@ -66,7 +66,7 @@ class Target:
     def load(self, device: torch.device) -> PreTrainedModel:
         """The model on ``device``, in evaluation mode."""
         with or_out_of_memory(
-            f"{self.model.name} in {self.model.precision} does not fit into this GPU's memory; use a recipe with"
+            f"{self.model.name} in {self.model.precision} does not fit into the GPU's memory; use a recipe with"
             " model.quantization, or the CPU: CUDA_VISIBLE_DEVICES=''"
         ):
             if self.adapter:
@@ -74,7 +74,7 @@ class Target:
             return load_base(self.model, device=device)
 
     def identity(self, device: torch.device) -> dict[str, Any]:
-        """What tells the model, and the arithmetic of its device, from others."""
+        """What identifies the model and the arithmetic of its device."""
         return {
             "base": self.model.name,
             "fingerprint": fingerprint(self.model.name, revision=self.model.revision),
@@ -99,16 +99,16 @@ def open_target(
     Args:
         target: a run, an adapter folder, a model folder, or a hub id.
         base: of a run, the base model without the adapter.
-        dtype: other than the recipe's.
-        runs: where runs are, and where the results of other models go.
-        trust_remote_code: whether the model's own Python code may run; no run's recipe can allow it.
+        dtype: instead of the recipe's.
+        runs: folder of the runs, and of the results of other models.
+        trust_remote_code: whether the model's own Python code may run; a run's recipe cannot allow it.
 
     Raises:
-        UsageError: it names nothing that can be evaluated.
+        UsageError: it is nothing that can be evaluated.
     """
     changes = {"dtype": dtype} if dtype else {}
     path = Path(os.path.expanduser(target))
-    # A misspelt run is still meant as one: it is no hub id.
+    # A path in ``runs`` is a (misspelt) run, not a hub id.
     is_run = not (path / "config.json").is_file() if os.path.isdir(path) else path.parent == runs
     if not is_run:
         if not os.path.isdir(path) and os.path.isdir(runs / path):
@@ -132,31 +132,31 @@ def open_target(
 
 
 def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpack[Options]) -> tuple[Results, Path]:
-    """Scores ``target`` as it asks, with the given options over that.
+    """Scores ``target`` with its own settings, changed by the given options.
 
     Returns:
-        The results and the folder they lie in.
+        The results and their folder.
 
     Raises:
-        UsageError: the format's answers cannot be read by the protocol, or the folder holds something else.
-        MosloraError: the GPU's memory does not suffice.
+        UsageError: the protocol cannot read the format's answers, or the folder holds something else.
+        MosloraError: the GPU is out of memory.
     """
     request = target.asked(**options)
     source, run = request.source, target.run
     if options.get("source") is None:
         _refuse_elsewhere(source)
     if run and source == run.recipe.data.source and os.path.isfile(os.path.expanduser(source)):
-        raise UsageError(f"{source}: one file has no test rows, and this model was trained on it; give --source")
-    if not run:  # a misspelt one is noticed before the data's download
+        raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
+    if not run:  # a misspelt name fails before the data are downloaded
         locate(target.model.name, revision=target.model.revision)
     for line in differences(source, [task for task in request.tasks if task == "hellaswag"]):
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
-    # A note only: a recipe's evaluation has all eight sets unless told otherwise, and their other scores are good.
+    # Only a note: by default a recipe evaluates all eight sets, and the other scores are valid.
     if trained is not None and (others := [task for task in request.tasks if task not in trained]):
         note(
-            f"the gate was never trained on {', '.join(others)} (but on {', '.join(trained)}): scored there with"
-            " the embedding that was drawn at the start"
+            f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)}): those scores use a"
+            " random embedding"
         )
     questions = {task: load_examples(task, "test", source=source) for task in request.tasks}
     out = out or target.folder(request)
@@ -183,7 +183,7 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
 
 @contextmanager
 def or_out_of_memory(line: str) -> Iterator[None]:
-    """An error of this ``line`` where the GPU's memory does not suffice."""
+    """Turns running out of GPU memory into an error with this ``line``."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -191,10 +191,10 @@ def or_out_of_memory(line: str) -> Iterator[None]:
 
 
 def _refuse_elsewhere(source: str) -> None:
-    """Refuses the relative source of a recipe that is not here, but where its run was trained."""
+    """Refuses a recipe's relative source that does not exist here."""
     path = Path(source).expanduser()
     if source not in ("wheel", "hub", MIXTURE) and not path.is_absolute() and not path.exists():
         raise UsageError(
-            f"source {source!r}: no such file or folder here; the recipe means it relative to where the run was"
-            " trained: start from there, or give --source"
+            f"source {source!r}: no such file or folder here; the path is relative to where the run was trained:"
+            " run this command there, or set --source"
         )

@@ -1,4 +1,4 @@
-"""Training: the loop, and what a run needs around it."""
+"""Training: the loop and the run around it."""
 
 from moslora.training.run import train_recipe
 

@@ -1,13 +1,13 @@
-"""AdaLoRA's rank budget (arXiv 2303.10512, section 3.3): which entries of the diagonal mixers stay.
+"""AdaLoRA's rank budget (arXiv 2303.10512, section 3.3): which entries of the diagonal mixers are kept.
 
 An entry eᵢ with its row aᵢ of A and its column bᵢ of B is a triplet. Its importance is
 
     S = s(e) + mean_j s(aⱼ) + mean_j s(bⱼ),   s = Ī · Ū,   I = |p · ∂L/∂p|,
     Ī ← β₁ Ī + (1 − β₁) I,   Ū ← β₂ Ū + (1 − β₂) |I − Ī|,
 
-and of all triplets of all layers the b(t) most important keep their e; that of the others becomes zero. It still
-receives a gradient and may come back, until the last phase. Its choice is made after update total − final, from the
-scores of the updates before that one, as in the released code and in PEFT; every update that follows keeps it.
+and the b(t) most important triplets of all layers keep their e; the others' e becomes zero. It still receives a
+gradient and may come back, until the last phase: the choice made after update total − final, from the scores of the
+updates before that one (as in the released code and in PEFT), stays for all later updates.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from moslora.recipe import RankBudgetSection
 
 
 def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, total: int) -> int:
-    """b(t): entries kept after ``step`` updates of ``total``.
+    """b(t): entries kept after ``step`` of ``total`` updates.
 
-    ``first`` up to ``warmup`` updates, ``target`` in the last ``final`` ones, and between them the descent
+    ``first`` up to ``warmup`` updates, ``target`` in the last ``final`` ones, and in between
     target + (first − target) · (1 − (step − warmup) / (total − final − warmup))³, rounded down.
     """
     if step <= warmup:
@@ -35,19 +35,19 @@ def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, to
 
 
 class RankBudget:
-    """Keeps the most important entries of a model's diagonal mixers, fewer and fewer.
+    """Keeps the most important entries of a model's diagonal mixers, a decreasing number.
 
     Args:
         model: all its adapters have a :class:`moslora.adapters.DiagonalMixer`.
-        target_rank: entries per layer that stay in the end, on average over the layers.
-        warmup: updates before the first entry goes.
+        target_rank: entries per layer kept in the end, on average over the layers.
+        warmup: updates before the first entry is dropped.
         final: updates at the end, at least one, in which the choice is fixed.
         interval: updates between two choices.
         betas: β₁ and β₂.
         total: updates of the whole run.
 
     Raises:
-        ValueError: phases longer than the run.
+        UsageError: the phases are longer than the run.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class RankBudget:
     ) -> None:
         self.layers = list(named_adapters(model))
         if final < 1 or warmup + final >= total:
-            raise ValueError(
-                f"a warm-up of {warmup} and a final phase of {final} steps leave none of {total} between them;"
-                " lengthen the run, or shorten them"
+            raise UsageError(
+                f"training.rank_budget: warm-up ({warmup} steps) and final phase ({final} steps, at least 1) must be"
+                f" shorter than the run ({total} steps); lengthen the run or shorten them"
             )
         self.first = sum(layer.mixer.rank_in for _, layer in self.layers)
         self.target = target_rank * len(self.layers)
@@ -84,9 +84,7 @@ class RankBudget:
     def update(self, step: int, *, skipped: bool = False) -> dict[str, float]:
         """Scores and prunes after update number ``step`` (from 1), with its gradients still in place.
 
-        Args:
-            step: number of the update.
-            skipped: by the float16 scaler, because a gradient overflowed; the choice is due then too, but no score.
+        An update skipped by the float16 scaler (a gradient overflowed) is not scored.
 
         Returns:
             Metrics: the budget b(t) as ``rank_budget``.
@@ -119,8 +117,8 @@ class RankBudget:
         return torch.cat(parts)
 
     def _keep(self, count: int) -> None:
-        """Zeroes all entries but the ``count`` most important. Equal ones stay in the layers' order: exactly ``count``
-        survive, also where all scores are equal (PEFT drops all that tie), on every process the same."""
+        """Zeroes all but the ``count`` most important entries. The order of equal ones is that of the layers: exactly
+        ``count`` survive (PEFT drops all that tie), the same on every process."""
         scores = self.scores()
         order = scores.argsort(descending=True, stable=True)
         kept = torch.zeros_like(scores, dtype=torch.bool)
@@ -130,7 +128,7 @@ class RankBudget:
             _diagonal(layer).mul_(mask)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running scores. The choice of the final phase follows from them, since they rest by then."""
+        """The running means. They are fixed in the final phase, so its choice follows from them."""
         return {
             f"{name}:{part}": value.detach().cpu().contiguous()
             for part, values in (("mean", self._means), ("spread", self._spreads))
@@ -138,32 +136,24 @@ class RankBudget:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what :meth:`state_dict` gave."""
         for part, values in (("mean", self._means), ("spread", self._spreads)):
             for name, value in values.items():
                 value.copy_(state[f"{name}:{part}"])
 
 
 def rank_budget(model: nn.Module, section: RankBudgetSection | None, *, total: int) -> RankBudget | None:
-    """The budget that ``section`` describes, over ``total`` steps; ``None`` without a section.
-
-    Raises:
-        UsageError: it does not fit the run.
-    """
+    """The budget that ``section`` describes, over ``total`` steps; ``None`` without a section."""
     if section is None:
         return None
-    try:
-        return RankBudget(
-            model,
-            target_rank=section.target_rank,
-            warmup=round(section.warmup_share * total),
-            final=max(1, round(section.final_share * total)),
-            interval=section.interval,
-            betas=section.betas,
-            total=total,
-        )
-    except ValueError as error:
-        raise UsageError(f"training.rank_budget: {error}") from None
+    return RankBudget(
+        model,
+        target_rank=section.target_rank,
+        warmup=round(section.warmup_share * total),
+        final=max(1, round(section.final_share * total)),
+        interval=section.interval,
+        betas=section.betas,
+        total=total,
+    )
 
 
 def _diagonal(layer: AdapterLinear) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run is, in a few lines: those it begins with, and more of them without weights, data or network."""
+"""Describes a run in a few lines, without weights, data or network."""
 
 from transformers import PreTrainedModel
 
@@ -13,14 +13,14 @@ from moslora.training.optimizer import mixer_learns
 from moslora.training.prepare import adapt, step_plan
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75}
-"""Mean tokens of a row over the eight sets in their natural shares, LLaMA-3's tokenizer: for an estimate only."""
+"""Mean tokens of a row over the eight sets with LLaMA-3's tokenizer, for an estimate."""
 
 
 def dry_run(recipe: Recipe) -> list[str]:
     """The run, counted on the meta device and from the task table; token counts are estimates.
 
     Raises:
-        UsageError: no layer matches, no row would be left to train on, or the steps or a rank budget do not fit.
+        UsageError: no layer matches, no training row is left, or the steps or a rank budget do not fit.
     """
     data, training = recipe.data, recipe.training
     model = meta_model(recipe.model)
@@ -37,7 +37,7 @@ def dry_run(recipe: Recipe) -> list[str]:
     return [
         *describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training),
         f"{rows:,} training rows from {data.source} ({', '.join(data.tasks)}) in format {data.format};"
-        f" {data.validation_rows} validation rows" + ("; less the leaks, not counted yet" if data.drop_leaks else ""),
+        f" {data.validation_rows} validation rows" + ("; minus the leaks, not counted yet" if data.drop_leaks else ""),
         f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
     ]
 
@@ -45,13 +45,13 @@ def dry_run(recipe: Recipe) -> list[str]:
 def describe(
     model: PreTrainedModel, plan: StepPlan, *, base: ModelSection, adapter: AdapterSection, training: TrainingSection
 ) -> list[str]:
-    """The run in the lines that it begins with."""
-    # Not numel(): a packed weight has fewer entries than the layer has parameters.
+    """The lines that a run prints at its start."""
+    # Not numel(): a packed 4-bit weight has fewer entries than parameters.
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     layers, learned = len(list(named_adapters(model))), mixer_learns(model)
     own = {"mixer_learning_rate": training.mixer_learning_rate, "mixer_weight_decay": training.mixer_weight_decay}
     notes = [
-        f"note: training.{field} = {value:g} has no effect: nothing of this mixer is learned"
+        f"note: training.{field} = {value:g} has no effect: this mixer has no learned parameters"
         for field, value in own.items()
         if value and not learned
     ]

@@ -1,4 +1,4 @@
-"""Which folder a run may write into, under which recipe, and on how many devices: refused before anything is loaded."""
+"""Checks of a run's folder, recipe and number of processes, before anything is loaded."""
 
 import os
 import shlex
@@ -26,42 +26,40 @@ FREE = (
     "training.keep_checkpoints",
     "training.validate_every",
 )
-"""Keys of a recipe that may change when a run is resumed: they decide what is told and kept, or how much memory;
-and where the rows lie, which are compared themselves.
-:data:`MICRO_BATCH` may as well, but for a gate's balance, which every micro-batch takes over its own rows."""
+"""Keys of a recipe that may change when a run is resumed: output, memory, and the source of the rows (the rows are
+compared themselves). :data:`MICRO_BATCH` may change too, except with a gate's balance, which each micro-batch takes
+over its own rows."""
 
 MICRO_BATCH = "training.micro_batch_tokens"
 
 
 def resume_command(out: Path) -> str:
-    """What to type to go on with the run in ``out``."""
+    """The command that resumes the run in ``out``."""
     return f"moslora train {shlex.quote(str(out))} --resume"
 
 
 def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
-    """Refuses a folder that is in use for anything but this run.
+    """Refuses a folder with anything but this run, to be resumed.
 
     Raises:
-        UsageError: it holds another run, or this one is not to be resumed.
+        UsageError: it holds something else, or ``resuming`` is false.
     """
     if resuming and (out / RECIPE).exists():
         refuse_other_recipe(out, then=stored_recipe(out), now=recipe)
     elif in_use(out):
         raise UsageError(
-            f"{out}: not empty; go on with that run by --resume, choose another folder with name=… or --out, or"
-            " remove it"
+            f"{out}: not empty; resume that run with --resume, choose another folder with name=… or --out, or delete it"
         )
 
 
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
-    """Refuses to go on with what ``folder`` holds by another recipe than its own.
+    """Refuses to resume ``folder`` with a different recipe.
 
     Raises:
-        UsageError: they differ in more than :data:`FREE` keys.
+        UsageError: the recipes differ in more than :data:`FREE` keys.
     """
     before, after = (_flat(recipe.model_dump(mode="json")) for recipe in (then, now))
     free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, MICRO_BATCH)
-    # A section that one of the two has not got is missing there key by key.
     changes = [
         f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}"
         for key in dict.fromkeys((*after, *before))
@@ -69,17 +67,13 @@ def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
     ]
     if changes:
         raise UsageError(
-            f"{folder}: made by another recipe ({some(changes, separator='; ')}); go on with {folder / RECIPE}, or"
+            f"{folder}: made with another recipe ({some(changes, separator='; ')}); resume with {folder / RECIPE}, or"
             " start a new run with name=… or --out"
         )
 
 
 def refuse_too_many_processes() -> None:
-    """Refuses more processes on this machine than it has GPUs: two on one would run out of memory, or hang.
-
-    Raises:
-        UsageError: there are.
-    """
+    """Refuses more processes on this machine than it has GPUs: two on one would run out of memory, or hang."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     on_gpus = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     if on_gpus and here > (devices := torch.cuda.device_count()):
@@ -90,7 +84,7 @@ def refuse_too_many_processes() -> None:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

@@ -11,14 +11,14 @@ from moslora.console import is_main_process
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """The SIGINTs and SIGTERMs that come while the block runs, noted for the loop; a second Ctrl-C stops at once."""
+    """Collects SIGINTs and SIGTERMs while the block runs, for the loop to check; a second Ctrl-C stops at once."""
     signals: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not signals and is_main_process():
-            # Not print: a handler may interrupt one, and buffered streams refuse to be entered twice.
+            # Not print: the handler may interrupt a print, and buffered streams are not reentrant.
             os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
         signals.append(number)
 

@@ -1,4 +1,4 @@
-"""One command in several processes of this machine, which find each other through torch's environment variables."""
+"""Runs one command in several local processes, which connect through torch's environment variables."""
 
 import os
 import socket
@@ -10,21 +10,24 @@ from collections.abc import Mapping, Sequence
 def run_in_processes(command: Sequence[str], *, processes: int, environment: Mapping[str, str]) -> int:
     """Runs ``command`` in every process until all have ended.
 
-    A process that fails ends the others, which would wait for it for ever. Ctrl-C and SIGTERM are passed on as
-    SIGTERM and waited for, so that all can save.
+    If a process fails, the others are stopped, because they would wait for it forever. Ctrl-C and SIGTERM are passed on
+    as SIGTERM, and the processes are waited for, so that all can save.
 
     Args:
         command: program and arguments.
-        processes: how many; each is told its rank.
-        environment: laid over this process's own.
+        processes: how many.
+        environment: added to this process's own.
 
     Returns:
         The first exit code that is not zero, or zero.
 
     Raises:
-        KeyboardInterrupt: (:class:`moslora.errors.Terminated` for SIGTERM) after the processes have ended.
+        KeyboardInterrupt: after the processes have ended (:class:`moslora.errors.Terminated` for SIGTERM).
     """
-    meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(processes):
@@ -37,9 +40,3 @@ def run_in_processes(command: Sequence[str], *, processes: int, environment: Map
             worker.terminate()
         codes = [worker.wait() for worker in workers]
     return next((code for code in codes if code), 0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

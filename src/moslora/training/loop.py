@@ -1,4 +1,4 @@
-"""The training algorithm. What a run needs around it (folders, data, checkpoints) is in ``run.py``."""
+"""The training algorithm. Folders, data and checkpoints are in ``run.py``."""
 
 import hashlib
 import math
@@ -21,11 +21,11 @@ from moslora.training.budget import RankBudget
 from moslora.training.optimizer import rate_factor, set_rate, trainable
 
 SKIPS_IN_A_ROW = 10
-"""Overflows the float16 scaler may meet in a row: it halves its scale at each, and 2¹⁶ has 16 halvings."""
+"""Overflows in a row that the float16 scaler may skip: each halves its scale, which starts at 2¹⁶."""
 
 
 class Observer(Protocol):
-    """What the loop reports to."""
+    """Receives the loop's reports."""
 
     def count(self, *, tokens: int, examples: int) -> None: ...
 
@@ -34,11 +34,11 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What one run trains with; the same on every process.
+    """Everything one run trains with; the same on every process.
 
     Attributes:
-        objective: the loss of ``model``, under DDP if there are several processes.
-        micro_batch_tokens: of one forward pass at most.
+        objective: the loss of ``model``, wrapped in DDP if there are several processes.
+        micro_batch_tokens: maximum of one forward pass.
     """
 
     accelerator: Accelerator
@@ -65,16 +65,13 @@ def train(
     """Runs the steps from ``first_step`` on.
 
     Args:
-        parts: model, data and optimizer.
-        settings: the recipe's training section.
         first_step: optimizer updates already done.
-        observer: is told the work and the metrics.
-        checkpoint: called with the number of updates done, on every process.
-        validate: likewise.
-        stop_requested: asked after each step on every process; one yes stops all.
+        observer: receives the work and the metrics.
+        checkpoint: called with the number of updates done, on every process; ``validate`` too.
+        stop_requested: called after each step on every process; one true stops all.
 
     Returns:
-        The number of updates done: ``len(parts.plan)``, or fewer after a stop (which left a checkpoint).
+        The number of updates done: ``len(parts.plan)``, or fewer after a stop, which saves a checkpoint.
 
     Raises:
         MosloraError: a loss or gradient is not finite.
@@ -91,7 +88,7 @@ def train(
         losses = accumulate(parts, drawn)
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
-        # One small reduction a step: the losses of all processes, and whether anyone wants to stop.
+        # One small reduction per step: the losses of all processes, and whether any of them should stop.
         shared = torch.cat([losses, losses.new_tensor([stop_requested()])])
         loss, penalty, stop = parts.accelerator.reduce(shared, reduction="sum").tolist()
         finite = math.isfinite(loss + penalty) and bool(torch.isfinite(norm))
@@ -107,9 +104,9 @@ def train(
 
         observer.count(tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn))
         if done % settings.log_every == 0 or done == total:
-            rate = optimizer.param_groups[0]["lr"]
             if penalty:
                 extras["penalty"] = penalty
+            rate = optimizer.param_groups[0]["lr"]
             observer.log(done, loss=loss, grad_norm=float(norm), learning_rate=rate, **extras)
         if done % settings.validate_every == 0 or done == total:
             validate(done)
@@ -121,7 +118,7 @@ def train(
 
 
 def seed_step(seed: int, *, step: int, process: int) -> None:
-    """Seeds every device's default generator for one step of one process (dropout draws from it)."""
+    """Seeds every device's default generator, which dropout uses, for one step of one process."""
     digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -129,9 +126,9 @@ def seed_step(seed: int, *, step: int, process: int) -> None:
 def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     """Adds the gradient of one step, and returns this process's share of its loss.
 
-    The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows, wherever they are computed:
-    the number of processes and of micro-batches does not change it. A mixer's penalty is averaged over the
-    micro-batches by their tokens; the balance of a gate, no linear function of the rows, is each micro-batch's own.
+    The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows. It does not depend on the number
+    of processes or micro-batches. A mixer's penalty is averaged over the micro-batches, weighted by their tokens; a
+    gate's balance is not linear in the rows, so each micro-batch has its own.
 
     Args:
         drawn: the rows of the whole step, the same on every process.
@@ -141,7 +138,7 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     """
     accelerator = parts.accelerator
     rank, processes = accelerator.process_index, accelerator.num_processes
-    # A process without rows (only in a run's last step) still takes part in the gradient reduction.
+    # A process without rows (only in a run's last step) still takes part in the reduction.
     mine = drawn[rank::processes] or [replace(drawn[0], labels=[IGNORE_INDEX] * len(drawn[0].labels))]
     batches = cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens)
     labels, total = label_count(drawn), sum(len(row.input_ids) for row in drawn)
@@ -151,10 +148,10 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
             loss, penalty = parts.objective(collate([mine[i] for i in batch], device=accelerator.device))
             loss, penalty = loss / labels, penalty * weight
-            # DDP averages the gradients over the processes; here they add up.
+            # DDP averages the gradients over the processes; here they are summed.
             parts.scaler.scale((loss + penalty) * processes).backward()
         share += torch.stack([loss.detach(), penalty.detach()])
-    describe_batch(parts.objective)  # what is computed next is of no batch
+    describe_batch(parts.objective)  # forget the batch
     return share
 
 
@@ -162,5 +159,5 @@ def _not_finite(step: int, *, loss: float, norm: float, drawn: Sequence[Encoded]
     ids = ", ".join(row.id for row in drawn)
     return MosloraError(
         f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite, so the run stops. Rows of this step:"
-        f" {ids}. Try a lower training.learning_rate, or model.dtype=bfloat16"
+        f" {ids}. Try a lower training.learning_rate or model.dtype=bfloat16"
     )

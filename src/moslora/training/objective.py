@@ -1,4 +1,4 @@
-"""The training objective."""
+"""The loss of training."""
 
 from typing import Any
 
@@ -11,12 +11,11 @@ from moslora.base.attention import as_rows, use_rows
 from moslora.data.steps import MicroBatch
 
 LOGITS_AT_ONCE = 2**24
-"""Logits held at a time: 32 MB in bfloat16, where all of a step over LLaMA-3's vocabulary would be gigabytes."""
+"""Logits held at a time: 32 MB in bfloat16. All of a step with LLaMA-3's vocabulary would be gigabytes."""
 
 
 class LabelLoss(nn.Module):
-    """Σ −log p(label | what came before), over the labelled positions only; a sum, not a mean. And what the method
-    itself adds to the loss.
+    """Σ −log p(label | tokens before it) over the labels (a sum, not a mean), and the method's own penalty.
 
     The output layer runs only where there is a label: with the loss on the answers that is one position in ten.
     """
@@ -27,10 +26,10 @@ class LabelLoss(nn.Module):
         self.model = model
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The label loss and the penalty of the adapters (zero where there is none), float32 scalars.
+        """The label loss and the adapters' penalty (or zero), float32 scalars.
 
-        With no label in the batch the loss is zero and still depends on every parameter, so that a process
-        without rows takes part in the gradient reduction.
+        Without a label in the batch the loss is zero, but still depends on every parameter, so that a process without
+        rows takes part in the gradient reduction.
         """
         describe_batch(self.model, tasks=batch.tasks)
         decoder = self.model.get_decoder()
@@ -47,10 +46,10 @@ class LabelLoss(nn.Module):
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """−Σ_i log softmax(h_i Wᵀ)[y_i], whose gradient (softmax(h_i Wᵀ) − onehot(y_i)) W is taken at once, so that the
-    logits are gone before the next ones come. W is frozen.
+    """−Σ_i log softmax(h_i Wᵀ)[y_i], a chunk at a time. The gradient (softmax(h_i Wᵀ) − onehot(y_i)) W is computed with
+    each chunk, so that its logits can be freed before the next. W is frozen.
 
-    A CPU takes the softmax in the logits' own dtype, with float32 inside: a float32 copy would cost eight times that.
+    On a CPU the softmax is in the logits' dtype, with float32 inside: a float32 copy would take eight times as long.
     """
 
     @staticmethod
@@ -74,13 +73,3 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.gradient * gradient.to(ctx.gradient.dtype), None, None
-
-
-@torch.inference_mode()
-def mean_loss(objective: nn.Module, batches: list[MicroBatch], *, labels: int) -> float:
-    """Mean loss per label token over ``batches`` (their label tokens number ``labels``), dropout off."""
-    was_training = objective.training
-    objective.eval()
-    total = sum(float(objective(batch)[0]) for batch in batches)
-    objective.train(was_training)
-    return total / labels

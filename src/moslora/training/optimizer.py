@@ -16,8 +16,8 @@ Schedule = Literal["linear", "cosine", "constant"]
 def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) with groups for the factors A and B, for the mixers, and for DoRA's magnitudes.
 
-    The mixer's decay is its own because decay pulls M towards zero, where an adapter cannot move; without it an
-    invertible M keeps its rank under gradient flow. Magnitudes are lengths of rows and never decay.
+    The mixer has its own decay because decay pulls M towards zero, where B and A get no gradient; without it an
+    invertible M keeps its rank under gradient flow. Magnitudes are lengths of rows and do not decay.
     """
     layers = [layer for _, layer in named_adapters(model)]
     rate, decay = training.learning_rate, training.weight_decay
@@ -39,20 +39,20 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
 
 
 def mixer_learns(model: nn.Module) -> bool:
-    """Whether any mixer has something to learn, so that a rate and a decay of its own have an effect."""
+    """Whether any mixer has learned parameters, so that its own rate and decay have an effect."""
     return bool(_learned(model, Mixer))
 
 
 def _learned(model: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter]:
-    """The trainable parameters of all modules of one class."""
+    """The trainable parameters of all modules of class ``kind``."""
     modules = [module for module in model.modules() if isinstance(module, kind)]
     return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:
-    """Share of the full learning rate at ``step`` (counted from 0): linear warm-up, then the schedule's descent.
+    """Share of the full learning rate at ``step`` (from 0): linear warm-up, then the schedule.
 
-    A pure function, so that resuming needs no scheduler state. The same values as transformers'
+    A pure function, so that resuming needs no scheduler state. Same values as transformers'
     ``get_{linear,cosine,constant}_schedule_with_warmup``.
     """
     if step < warmup_steps:
@@ -68,7 +68,7 @@ def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets every group's learning rate to ``factor`` times its own full rate."""
+    """Sets every group's learning rate to ``factor`` times its full rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 

@@ -1,4 +1,4 @@
-"""What a run trains with: rows, model, adapters, optimizer and plan, made of a recipe's sections."""
+"""Builds what a run trains with: rows, model, adapters, optimizer and plan."""
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -22,9 +22,9 @@ from moslora.training.rows import TrainingData, training_data
 
 
 def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | None = None) -> tuple[Parts, TrainingData]:
-    """Loads and builds everything; the adapters take the weights of ``start``, if there is one."""
+    """Loads and builds everything; the adapters take the weights of ``start``, if given."""
     set_seed(recipe.seed)
-    with accelerator.main_process_first():  # one process downloads and converts, the others find it done
+    with accelerator.main_process_first():  # one process downloads and converts for all
         encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
         prepared = prepare_rows(recipe.data, recipe.evaluation, encoder, seed=recipe.seed)
         data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
@@ -48,7 +48,7 @@ def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | Non
 
 
 def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
-    """The steps that ``training`` makes of ``rows`` training rows.
+    """The steps of a run with ``rows`` training rows.
 
     Raises:
         UsageError: the learning rate would be zero in all of them.
@@ -64,18 +64,18 @@ def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
     rates = (rate_factor(n, schedule=training.schedule, warmup_steps=warmup, total_steps=total) for n in range(total))
     if not any(rates):
         raise UsageError(
-            f"training.warmup_steps = {warmup}: the learning rate would be 0 in every step of this run ({total} in"
-            " all); use a shorter warm-up, or more steps"
+            f"training.warmup_steps = {warmup}: the learning rate would be 0 in all {total} steps of this run; use a"
+            " shorter warm-up, or more steps"
         )
     return plan
 
 
 def adapt(model: PreTrainedModel, section: AdapterSection, *, seed: int, start: AdapterFolder | None = None) -> None:
-    """Puts the adapters that ``section`` describes into ``model``, with the weights of ``start`` if there is one.
+    """Puts the adapters that ``section`` describes into ``model``, with the weights of ``start`` if given.
 
     Raises:
         MosloraError: ``start`` does not fit.
-        UsageError: no layer matches, or the output layer does, whose weight scoring reads directly.
+        UsageError: no layer matches, or the output layer does: scoring reads its weight directly.
     """
     state = start.weights() if start else None
     try:
@@ -85,4 +85,4 @@ def adapt(model: PreTrainedModel, section: AdapterSection, *, seed: int, start: 
             raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
         raise UsageError(f"adapter: {error}") from None
     if isinstance(model.get_output_embeddings(), AdapterLinear):
-        raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; leave it out")
+        raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")

@@ -1,4 +1,4 @@
-"""The rows a run trains on, and what is to be said of them."""
+"""The encoded rows of a run, and remarks about them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,21 +11,24 @@ from moslora.data.table import RowTable
 from moslora.recipe import DataSection
 from moslora.tasks import INSTRUCTION, task_number
 
+JOINS = (
+    "this tokenizer merges the end of a prompt with the answer, so prompt and answer have different tokens together and"
+    " apart; training and scoring encode them apart"
+)
+
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded rows, and what is to be said of them."""
+    """Encoded rows, and remarks about them."""
 
     rows: RowTable
     validation: RowTable
     sha256: str
     notes: list[str]
-    joins: bool
     leaks: dict[str, int] | None
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
-        """For the manifest; ``tasks`` counts the rows of each that the first ``steps`` of ``plan`` draw, which may be
-        fewer tasks than there are rows of, where the run is short or not over."""
+        """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
         drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in sorted(drawn, key=task_number)}
         return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
@@ -36,11 +39,6 @@ class TrainingData:
             f"{len(rows):,} training rows of {rows.token_count() / len(rows):.1f} tokens on average, of which"
             f" {rows.label_count() / len(rows):.1f} labelled; {len(self.validation)} validation rows"
         ]
-        if self.joins:
-            lines.append(
-                "note: this tokenizer joins the end of a prompt to the answer, so that prompt + answer is encoded"
-                " otherwise as a whole than in its parts; training and scoring here take the parts"
-            )
         if truncated:
             share = truncated / len(rows)
             lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
@@ -57,8 +55,8 @@ def training_data(prepared: Prepared, section: DataSection, *, mixer: str) -> Tr
             *differences(section.source, section.tasks, winogrande=section.winogrande),
             *_leak_notes(prepared),
             *(_gate_notes(prepared.training) if mixer == "task-gate" else []),
+            *([JOINS] if prepared.joins else []),
         ],
-        joins=prepared.joins,
         leaks=prepared.leaks,
     )
 
@@ -78,6 +76,6 @@ def _gate_notes(rows: RowTable) -> list[str]:
     if not nameless:
         return []
     return [
-        f"{nameless:,} rows name no set: they train the gate's shared embedding, which no evaluation and no merge"
-        ' uses; where they belong to a set, add the key "task"'
+        f"{nameless:,} rows name no task: they train the gate's shared embedding, which evaluation and merge do not"
+        ' use; if they belong to a task, add the key "task"'
     ]

@@ -1,12 +1,13 @@
 """One training run: from a recipe to a run folder.
 
 ``recipe.yaml``  the resolved recipe          ``run.json``       versions, device, data hashes, counts
-``metrics.jsonl``                             ``checkpoints/``   the newest, to go on from
+``metrics.jsonl``                             ``checkpoints/``   the newest, to resume from
 ``adapter/``     the result
 """
 
 import platform
 import signal
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor
 
 from moslora.adapters import AdapterLinear, named_adapters
 from moslora.console import note, say
+from moslora.data.encode import Encoded
 from moslora.data.steps import collate, cut, label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
@@ -32,14 +33,14 @@ from moslora.training.dry_run import describe
 from moslora.training.folder import refuse_other_recipe, refuse_other_run, refuse_too_many_processes, resume_command
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, train
-from moslora.training.objective import LabelLoss, mean_loss
+from moslora.training.objective import LabelLoss
 from moslora.training.prepare import prepare
 from moslora.training.rows import TrainingData
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.tracking import Tracker, start_wandb
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""One process, or data parallelism with a whole model in each."""
+"""One process, or data parallelism with the whole model in each process."""
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
@@ -48,36 +49,35 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     Args:
         recipe: resolved.
         out: the run folder.
-        resuming: go on from the newest checkpoint in ``out``; from the start where there is none yet, and not at all
-            where the run is finished.
+        resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned.
 
     Raises:
-        UsageError: the folder holds another run or is being written, or the recipe does not fit its data or model.
+        UsageError: the folder holds another run or is in use, or the recipe does not fit its data or model.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-        DiskFull: no room; the last checkpoint is sound.
-        MosloraError: a loss or gradient is not finite, nothing was learned, or the GPU's memory does not suffice.
+        DiskFull: no space; the last checkpoint is intact.
+        MosloraError: a loss or gradient is not finite, nothing was learned, or the GPU is out of memory.
     """
     refuse_too_many_processes()
-    accelerator = Accelerator(mixed_precision="no")  # weights, activations and the scaler are ours
+    accelerator = Accelerator(mixed_precision="no")  # dtypes and the scaler are handled here
     if accelerator.distributed_type not in PLAIN:
         raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
     with locked(out) if accelerator.is_main_process else nullcontext():
         try:
             return _train(accelerator, recipe, out=out, resuming=resuming)
         except DiskFull as full:
-            if not (out / RECIPE).exists():  # nothing to go on with yet
+            if not (out / RECIPE).exists():  # nothing to resume yet
                 raise
-            raise DiskFull(full.path, full.reason, then=f"go on: {resume_command(out)}") from None
+            raise DiskFull(full.path, full.reason, then=f"resume: {resume_command(out)}") from None
         except torch.OutOfMemoryError:
             if not accelerator.is_main_process:
-                raise  # the main process, which speaks for all, may know nothing of it
+                raise  # the main process, which prints, may not have noticed
             raise MosloraError(
-                "out of GPU memory; set a smaller training.micro_batch_tokens, or model.gradient_checkpointing=true"
+                "out of GPU memory; use a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
             ) from None
 
 
 def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: bool) -> Path:
-    """The phases of a run: what there is, prepare, resume, run, finish."""
+    """The phases of a run: check the folder, prepare, resume, train, finish."""
     if accelerator.is_main_process:
         refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()
@@ -85,11 +85,11 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     if saved:
         refuse_other_recipe(saved.path, then=saved.recipe, now=recipe)
         if saved.path.name == RESULT:
-            steps = f", {done} of {done} steps" if (done := saved.manifest.get("step")) else ""  # none if imported
+            steps = f", {done} of {done} steps" if (done := saved.manifest.get("step")) else ""  # an import has none
             say(f"{out}: finished{steps}; to train again, choose another folder with name=… or --out")
             return saved.path
     elif resuming:
-        note("no checkpoint yet; beginning at step 0")
+        note("no checkpoint yet; starting at step 0")
     run = Run(out, recipe, *prepare(accelerator, recipe, saved))
     first_step = run.resume(saved) if saved else 0
     run.begin()
@@ -99,7 +99,7 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose parts are prepared; the same on every process, of which the main one writes and speaks."""
+    """A prepared run; the same on every process, but only the main one writes and prints."""
 
     out: Path
     recipe: Recipe
@@ -107,7 +107,7 @@ class Run:
     data: TrainingData
 
     def facts(self, *, steps: int) -> dict[str, Any]:
-        """For the manifest of what the first ``steps`` have made."""
+        """For the manifest after ``steps`` updates."""
         return {
             "data": self.data.facts(self.parts.plan, steps=steps),
             "trained_rows": len(self.data.rows),
@@ -116,7 +116,7 @@ class Run:
         }
 
     def resume(self, saved: AdapterFolder) -> int:
-        """Restores what ``saved`` keeps beside the adapters, and returns the number of updates done.
+        """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done.
 
         Raises:
             UsageError: the training rows have changed.
@@ -126,21 +126,21 @@ class Run:
         manifest, parts = saved.manifest, self.parts
         if (then := manifest["data"]["sha256"]) != (now := self.data.sha256):
             raise UsageError(
-                f"{self.out}: its rows have changed since (sha256 {then[:12]}…, now {now[:12]}…); restore them, or"
-                " start a new run with name=… or --out"
+                f"{self.out}: the training rows have changed (sha256 was {then[:12]}…, is {now[:12]}…); restore them,"
+                " or start a new run with name=… or --out"
             )
         say(f"resuming after step {manifest['step']} of {len(parts.plan)}")
         before = manifest["processes"], manifest["micro_batch_tokens"]
         if before != (today := (parts.accelerator.num_processes, parts.micro_batch_tokens)):
             note(
                 f"{before[0]} processes with micro-batches of {before[1]} tokens before, {today[0]} with {today[1]}"
-                " now: the result may differ from that of an uninterrupted run (dropout draws other numbers, sums"
-                " round differently)"
+                " now: the result may differ from that of an uninterrupted run (other random numbers in dropout, other"
+                " rounding)"
             )
         return int(manifest["step"])
 
     def begin(self) -> None:
-        """Writes down what the run is, and says it."""
+        """Writes the recipe and ``run.json``, and prints what the run is."""
         recipe, parts = self.recipe, self.parts
         if parts.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -178,8 +178,8 @@ class Run:
             )
         if done < total:
             raise Interrupted(
-                f"stopped after step {done} of {total}; everything is saved. Go on with: {resume_command(self.out)}",
-                signal_number=signals[0] if signals else signal.SIGTERM,  # another process was asked, not this one
+                f"stopped after step {done} of {total}; everything is saved. Resume with: {resume_command(self.out)}",
+                signal_number=signals[0] if signals else signal.SIGTERM,  # none here: another process got it
             )
 
     def checkpoint(self, step: int) -> None:
@@ -189,9 +189,9 @@ class Run:
         self.parts.accelerator.wait_for_everyone()
 
     def validate(self, tracker: Tracker, step: int) -> None:
-        """Measures and records the validation loss, if rows were set aside for it."""
+        """Measures and records the validation loss, if there are validation rows."""
         if self.data.validation:
-            loss = validation_loss(self.parts, self.data)
+            loss = validation_loss(self.parts, self.data.validation)
             tracker.record({"step": step, "validation_loss": loss})
             say(f"step {step}/{len(self.parts.plan)}  validation_loss {loss:.4f}")
 
@@ -204,29 +204,28 @@ class Run:
         result, steps = self.out / RESULT, len(self.parts.plan)
         if self.parts.accelerator.is_main_process:
             if not any(_moved(layer) for _, layer in named_adapters(self.parts.model)):
-                raise MosloraError(f"nothing was learned: after {steps} steps every B·M·A is still zero")
+                raise MosloraError(f"nothing was learned: after {steps} steps B·M·A is still zero in every layer")
             save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
 
 
-def validation_loss(parts: Parts, data: TrainingData) -> float:
-    """Mean loss per label token of the validation rows, shared out over the processes."""
-    accelerator, rows = parts.accelerator, data.validation
+@torch.inference_mode()
+def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
+    """Mean loss per label token of ``rows``, divided among the processes, without dropout."""
+    accelerator = parts.accelerator
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    batches = [
-        collate([mine[i] for i in batch], device=accelerator.device)
-        for batch in cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens)
-    ]
-    # The bare model: DDP's forward would wait for processes with more batches.
-    share = mean_loss(LabelLoss(parts.model), batches, labels=label_count(rows))
-    total: Tensor = accelerator.reduce(torch.tensor(share, device=accelerator.device), reduction="sum")
-    return float(total)
+    objective = LabelLoss(parts.model).eval()  # not DDP, whose forward would wait for processes with more batches
+    total = torch.zeros((), device=accelerator.device)
+    for batch in cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens):
+        total += objective(collate([mine[i] for i in batch], device=accelerator.device))[0]
+    objective.train()
+    return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
 
 
 def _moved(layer: AdapterLinear) -> bool:
-    """Whether training has left the start, where ΔW = 0; a gate, which has no ΔW, starts from B = 0."""
+    """Whether training has left the start: ΔW = 0, or B = 0 for a gate, which has no ΔW."""
     moved = layer.lora_b if layer.mixer.routes else layer.delta_weight()
     return bool(moved.any())
 

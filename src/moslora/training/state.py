@@ -1,9 +1,9 @@
-"""Checkpoints of a run, and how to go on from one exactly.
+"""Checkpoints of a run, and how to resume from one exactly.
 
-What a step does is a function of the weights, the optimizer's moments and (seed, step): the rows come from
+A step depends only on the weights, the optimizer's moments and (seed, step): the rows come from
 :class:`moslora.data.steps.StepPlan`, the learning rate from the step, and dropout's random numbers from
-:func:`moslora.training.loop.seed_step`. So a checkpoint needs no generator states, and a
-resumed run is bitwise the straight one.
+:func:`moslora.training.loop.seed_step`. So a checkpoint needs no generator states, and a resumed run equals the
+uninterrupted one bit for bit.
 """
 
 import shutil
@@ -28,15 +28,7 @@ BUDGET = "rank_budget.safetensors"
 
 
 def save_checkpoint(run: Path, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
-    """Writes ``checkpoints/step-N`` (an adapter folder with the optimizer beside the weights); drops the oldest.
-
-    Args:
-        run: the run folder.
-        parts: as they are after ``step`` updates.
-        recipe: the run's, which is stored.
-        step: optimizer updates done.
-        facts: for the manifest.
-    """
+    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes the oldest ones."""
     extra = {OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
         extra[BUDGET] = parts.budget.state_dict()
@@ -47,12 +39,10 @@ def save_checkpoint(run: Path, parts: Parts, recipe: Recipe, *, step: int, facts
 
 
 def newest_saved(run: Path) -> AdapterFolder | None:
-    """The result of ``run``, or else its newest sound checkpoint; ``None`` where there is none yet.
-
-    What is passed over because it is damaged is said.
+    """The result of ``run``, or else its newest intact checkpoint; ``None`` if there is none yet.
 
     Raises:
-        MosloraError: all that there is is damaged.
+        MosloraError: all of them are damaged.
     """
     result = run / RESULT
     found = [*checkpoints(run), *([result] if result.is_dir() else [])]
@@ -61,15 +51,15 @@ def newest_saved(run: Path) -> AdapterFolder | None:
             return open_adapter(path)
         except MosloraError as error:
             if isinstance(error, UsageError) and (path / MANIFEST).is_file():
-                raise  # not damaged: a newer version wrote it
-            say(f"passed over: {error}")
+                raise  # not damaged, but written by a newer version
+            say(f"skipped: {error}")
     if found:
-        raise MosloraError(f"{run}: no sound checkpoint is left; start a new run with name=… or --out")
+        raise MosloraError(f"{run}: no intact checkpoint; start a new run with name=… or --out")
     return None
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:
-    """Puts what a checkpoint keeps beside the adapter's weights into optimizer, scaler and budget.
+    """Restores optimizer, scaler and budget from a checkpoint.
 
     Raises:
         MosloraError: it does not fit this run.
@@ -78,7 +68,7 @@ def restore(folder: AdapterFolder, parts: Parts) -> None:
     for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(parts)).items():
         name, _, moment = key.rpartition(":")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU and keeps its moments beside the parameter.
+        # AdamW counts its steps on the CPU and keeps its moments on the parameter's device.
         parts.optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
     if parts.budget is not None:
         parts.budget.load_state_dict(_load_fitting(folder.path / BUDGET, parts.budget.state_dict()))
@@ -86,7 +76,7 @@ def restore(folder: AdapterFolder, parts: Parts) -> None:
 
 
 def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in ``path``, which must have the keys and shapes of ``wanted``, and no others."""
+    """The tensors in ``path``, which must have exactly the keys and shapes of ``wanted``."""
     saved = load_tensors(path)
     faults = [f"{key} is missing" for key in wanted.keys() - saved.keys()]
     faults += [f"{key} is unexpected" for key in saved.keys() - wanted.keys()]
@@ -103,8 +93,8 @@ def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]
 def _moments(parts: Parts) -> dict[str, Tensor]:
     """AdamW's tensors of every optimised parameter by ``parameter name:moment``.
 
-    One without a gradient so far has none yet (after updates that the float16 scaler skipped, say), and gets the zeros
-    with which AdamW would begin: so what is not in the file is missing.
+    A parameter that has had no gradient yet (say, after updates that the float16 scaler skipped) gets AdamW's initial
+    zeros, so that every file is complete.
     """
     names = {parameter: name for name, parameter in parts.model.named_parameters()}
     return {

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: one line on the screen, one in ``metrics.jsonl``, Weights & Biases if asked."""
+"""Progress of a run: a line on the screen, a line in ``metrics.jsonl``, and Weights & Biases if configured."""
 
 import json
 import math
@@ -17,14 +17,7 @@ from moslora.recipe import TrackingSection
 
 
 class Tracker:
-    """Writes metrics, on the main process. Speed and time left count from when this process began, not the run.
-
-    Args:
-        run: the run folder.
-        first_step: steps done before.
-        total_steps: steps of the whole run.
-        wandb: from :func:`start_wandb`.
-    """
+    """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run."""
 
     def __init__(self, run: Path, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
         self._active = is_main_process()
@@ -39,7 +32,7 @@ class Tracker:
             _keep_until(self._path, first_step)
 
     def count(self, *, tokens: int, examples: int) -> None:
-        """Adds one step's work: real tokens, without padding."""
+        """Adds one step's work: real tokens, no padding."""
         self._tokens += tokens
         self._examples += examples
 
@@ -69,10 +62,10 @@ class Tracker:
         )
 
     def record(self, row: dict[str, Any]) -> None:
-        """One line of ``metrics.jsonl``, without a line on the screen."""
+        """Writes one line of ``metrics.jsonl`` and prints nothing."""
         if not self._active:
             return
-        # A step that the float16 scaler skips has an infinite norm, which is no JSON.
+        # A step that the float16 scaler skips has an infinite norm, which JSON cannot hold.
         row = {key: value if math.isfinite(value) else None for key, value in row.items()}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -85,7 +78,7 @@ class Tracker:
 
 
 def peak_memory_gb() -> float:
-    """Most memory used so far, in GB: the GPU's where there is one, this process's otherwise."""
+    """Peak memory so far in GB: the GPU's if there is one, otherwise this process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
@@ -93,7 +86,7 @@ def peak_memory_gb() -> float:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drops what a killed run logged after its last checkpoint: those steps are done again."""
+    """Drops what a killed run logged after its last checkpoint: those steps are repeated."""
     if not path.exists():
         return
     kept = []
@@ -107,7 +100,7 @@ def _keep_until(path: Path, step: int) -> None:
 
 
 def start_wandb(section: TrackingSection, *, name: str, folder: Path, config: dict[str, Any]) -> Any:
-    """The run on Weights & Biases; ``None`` where ``section`` names no project, or on another process than the main.
+    """The run on Weights & Biases; ``None`` without a project, or on other processes than the main one.
 
     Raises:
         UsageError: wandb is not installed.
@@ -120,7 +113,7 @@ def start_wandb(section: TrackingSection, *, name: str, folder: Path, config: di
         raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
     return wandb.init(
         project=section.wandb_project,
-        mode=section.wandb_mode,  # None leaves it to wandb's own settings
+        mode=section.wandb_mode,  # None: wandb's own settings
         name=name,
         dir=folder,
         config=config,

@@ -1,4 +1,4 @@
-"""The mixers: every method here is ΔW = s · B · M · A, and M is the only thing that differs."""
+"""The mixers: every method is ΔW = s · B · M · A, and only M differs."""
 
 from moslora.adapters.mixers.base import Mixer, NotMergeable
 from moslora.adapters.mixers.fixed import ButterflyMixer, HadamardMixer, IdentityMixer, InputSplitMixer
@@ -17,7 +17,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "gate-inside": GateInsideMixer,
     "task-gate": TaskGateMixer,
 }
-"""The registry: the name a recipe writes as ``adapter.mixer.kind``, and the class it means."""
+"""``adapter.mixer.kind`` of a recipe → the class."""
 
 __all__ = [
     "MIXERS",

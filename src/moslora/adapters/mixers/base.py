@@ -1,6 +1,6 @@
-"""What a mixer is. The convention of the whole package (PyTorch): ``h = x Aᵀ`` has shape ``(..., rank_in)`` and the
-mixer maps it to ``u = h Mᵀ`` of shape ``(..., rank_out)``. The MoSLoRA paper (arXiv 2406.11909) writes row vectors, so
-its W is Mᵀ here; its released code stores ``lora_AB.weight``, which *is* M.
+"""The base class of mixers. PyTorch's convention: ``h = x Aᵀ`` has shape ``(..., rank_in)``, and the mixer maps it to
+``u = h Mᵀ`` of shape ``(..., rank_out)``. The MoSLoRA paper (arXiv 2406.11909) writes row vectors, so its W is Mᵀ here;
+its released code stores ``lora_AB.weight``, which *is* M.
 """
 
 import math
@@ -12,23 +12,23 @@ from torch.nn import functional as F
 
 
 class NotMergeable(ValueError):
-    """There is no single matrix M: it depends on the input, or on a task that nobody has named."""
+    """There is no single matrix M: it depends on the input, or on a task that was not named."""
 
 
 class Mixer(nn.Module, ABC):
-    """A linear map M between the two factors of an adapter; it owns nothing as large as a factor.
+    """A linear map M between the two factors of an adapter.
 
-    A subclass gives ``forward`` and ``matrix``. The other methods say how the factors around M are laid out, drawn
-    and folded, and hold for most mixers as they are.
+    A subclass defines ``forward`` and ``matrix``. The other methods say how A and B are shaped, drawn and folded; most
+    mixers keep them.
 
     Attributes:
         rank_in: columns of M, rows of ``lora_a``.
         rank_out: rows of M, columns of ``lora_b``.
         square: whether ``rank_out`` must be ``rank``.
         zero_at_init: whether M starts at zero. Then ``lora_b`` must not (and the other way round).
-        folds_at_init: whether M is multiplied into ``lora_a`` once, right after the draw, and then gone.
-        routes: whether M depends on the input or the task, so that the layer is no fixed linear map.
-        reads_input: whether the constructor takes ``in_features``, because a router reads the layer's input.
+        folds_at_init: whether M is multiplied into ``lora_a`` right after the draw and then removed.
+        routes: whether M depends on the input or the task.
+        reads_input: whether the constructor takes ``in_features``, for a router that reads the layer's input.
         factor_std: standard deviation of the normal draw of ``lora_a`` (and of ``lora_b`` if ``zero_at_init``);
             ``None`` for LoRA's U(±1/√columns).
     """
@@ -53,7 +53,7 @@ class Mixer(nn.Module, ABC):
 
         Args:
             h: shape ``(..., rank_in)``, in the compute dtype.
-            x: the layer's input before dropout, shape ``(..., in_features)``; only routers look at it.
+            x: the layer's input before dropout, shape ``(..., in_features)``; only routers use it.
 
         Returns:
             Shape ``(..., rank_out)``, in the dtype of ``h``.
@@ -61,7 +61,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def matrix(self) -> Tensor:
-        """M itself, in float32 or float64, shape ``(rank_out, rank_in)``.
+        """M, in float32 or float64, shape ``(rank_out, rank_in)``.
 
         Raises:
             NotMergeable: there is no single M.
@@ -71,12 +71,12 @@ class Mixer(nn.Module, ABC):
         """Shape of ``lora_a``.
 
         Raises:
-            ValueError: these features do not fit the mixer.
+            ValueError: ``in_features`` does not fit the mixer.
         """
         return self.rank_in, in_features
 
     def project(self, x: Tensor, lora_a: Tensor) -> Tensor:
-        """h = x Aᵀ, shape ``(..., in_features)`` to ``(..., rank_in)``; both arguments in the compute dtype."""
+        """h = x Aᵀ, from ``(..., in_features)`` to ``(..., rank_in)``; both arguments in the compute dtype."""
         return F.linear(x, lora_a)
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,27 +95,27 @@ class Mixer(nn.Module, ABC):
         return self.matrix().to(lora_a) @ lora_a, lora_b
 
     def starts_at_zero(self) -> bool:
-        """Whether M is zero now; asked once, after the draw."""
+        """Whether M is zero after the draw."""
         return not self.matrix().any()
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
-        """What the method adds to the loss for this layer, a float32 scalar; ``None`` for nothing.
+        """What the method adds to the loss for this layer, a float32 scalar or ``None``.
 
-        Asked once after every forward pass in training.
+        Called once after every forward pass in training.
         """
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws M anew. Nothing to draw where M is fixed by its definition."""
+        """Draws M again; does nothing if M is fixed by its definition."""
 
     def extra_repr(self) -> str:
         return f"rank_in={self.rank_in}, rank_out={self.rank_out}"
 
 
 def refuse_uneven(rank: int, blocks: int, what: str = "blocks") -> None:
-    """Refuses a number of blocks that does not divide the rank, or is less than two."""
+    """Refuses fewer than two blocks, or a number of blocks that does not divide the rank."""
     if blocks < 2 or rank % blocks:
-        raise ValueError(f"rank {rank} does not split into {blocks} {what} of equal size (two or more)")
+        raise ValueError(f"rank {rank} cannot be split into {blocks} equal {what} (two or more)")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Mixers that are fixed by their definition: nothing in them is learned."""
+"""Mixers that are fixed by their definition: nothing is learned."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,7 @@ from moslora.adapters.mixers.base import Mixer, refuse_uneven
 class IdentityMixer(Mixer):
     """M = I: plain LoRA (arXiv 2106.09685).
 
-    It is also what is left of a mixture of LoRA experts without its gate: with A = [A₁; …; Aₖ] and
-    B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ = B A.
+    A mixture of LoRA experts without its gate is the same: with A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ = B A.
     """
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
@@ -24,10 +23,10 @@ class IdentityMixer(Mixer):
 
 
 class InputSplitMixer(Mixer):
-    """M = I over a block-diagonal A: every expert reads its own slice of the input.
+    """M = I with a block-diagonal A: every expert reads its own slice of the input.
 
     x = [x¹ … xᵏ], and ΔW = s · [B₁A₁ | … | BₖAₖ] with Aᵢ of shape (r/k, in/k) and Bᵢ of shape (out, r/k): splitting d
-    instead of r. A has in · r/k numbers, a k-th of LoRA's. With one B for all slices it would be LoRA exactly.
+    instead of r. A has in · r/k numbers, a k-th of LoRA's. With one B for all slices it would be exactly LoRA.
 
     Args:
         rank: r over all experts, a multiple of ``blocks``.
@@ -53,19 +52,19 @@ class InputSplitMixer(Mixer):
     def project(self, x: Tensor, lora_a: Tensor) -> Tensor:
         slices = x.unflatten(-1, (self.blocks, -1))  # (..., k, in/k)
         experts = lora_a.unflatten(0, (self.blocks, -1))  # (k, r/k, in/k)
-        # Not as a broadcast product, which would repeat the experts for every token.
+        # Not a broadcast product, which would repeat the experts for every token.
         return torch.einsum("...ki,kri->...kr", slices, experts).flatten(-2)  # (..., r)
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """A written out, shape ``(r, in_features)``, zeros off the diagonal blocks."""
+        """The whole A, shape ``(r, in_features)``, with zeros off the diagonal blocks."""
         return torch.block_diag(*lora_a.chunk(self.blocks)), lora_b
 
 
 class ButterflyMixer(Mixer):
-    """M = 1ₖₖ ⊗ I: every expert's A meets every expert's B (two-subspace mixing for k = 2).
+    """M = 1ₖₖ ⊗ I: combines every expert's A with every expert's B (two-subspace mixing for k = 2).
 
     With A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ] the product is (B₁ + … + Bₖ)(A₁ + … + Aₖ), so the update has
-    rank r/k, and training it is training LoRA of rank r/k at k times the learning rate (same s).
+    rank r/k, and training equals that of LoRA of rank r/k at k times the learning rate (same s).
     Source: arXiv 2406.11909, section 3, "butterfly factor".
 
     Args:
@@ -109,13 +108,13 @@ class HadamardMixer(Mixer):
     def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
         if blocks & (blocks - 1):
-            raise ValueError(f"a Hadamard matrix of {blocks} blocks is not built here; take a power of two")
+            raise ValueError(f"blocks = {blocks} of a Hadamard matrix must be a power of two")
         refuse_uneven(rank, blocks)
         self.blocks = blocks
         signs = torch.ones(1, 1)
         while len(signs) < blocks:
             signs = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), signs)
-        # Signs alone, exact in every dtype; 1/√k is multiplied on in the dtype of the product.
+        # Only the signs, exact in every dtype; 1/√k is multiplied in the dtype of the product.
         self.register_buffer("signs", signs, persistent=False)
         self.gain = blocks**-0.5
 

@@ -1,12 +1,11 @@
 """Mixers that route: LoRA experts weighted by the input or by the task, M(x) = G(x) ⊗ I.
 
 The rank is split among k experts, A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ] with r/k rows and columns each, so that all
-methods have the same rank and the same scale s = α/r. (LoRAMoE and MoLA count r per expert and scale by α/r of that:
-k times our rank and alpha.) All experts run as one: a product x Aᵀ for all of them, a weight on each block of it, and
-one product with Bᵀ. Nothing loops over experts and no token is sorted.
+methods have the same rank and the same scale s = α/r. (LoRAMoE and MoLA count r per expert: k times our rank and
+alpha.) All experts run at once: one product x Aᵀ, a weight for each block of it, one product with Bᵀ. There is no loop
+over experts and no sorting of tokens.
 
-A router reads x before dropout, as in the released code of LoRAMoE and MoLA; its softmax is taken in float32 (float64
-stays).
+A router reads x before dropout, as in the released code of LoRAMoE and MoLA. Its softmax is in float32 (or float64).
 """
 
 from typing import Any
@@ -19,15 +18,15 @@ from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_un
 
 
 class Gate(Mixer):
-    """What all gates share: k experts of rank r/k, and what they are told of a batch.
+    """The base of all gates: k experts of rank r/k, and a description of the batch.
 
     Args:
         rank: r over all experts, a multiple of ``experts``.
         experts: k.
 
     Attributes:
-        tokens: of the batch to come, true where there is a token, shape ``(batch, length)``; ``None`` for all.
-        tasks: likewise, int64 numbers of shape ``(batch,)`` or ``(batch, length)``, or ``(1,)`` for a single task.
+        tokens: of the next batch: true for a token, false for padding, ``(batch, length)``; ``None`` for no padding.
+        tasks: of the next batch: int64 of shape ``(batch,)`` or ``(batch, length)``, or ``(1,)`` for a single task.
     """
 
     routes = True
@@ -40,11 +39,11 @@ class Gate(Mixer):
         self.experts = experts
 
     def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
-        """Takes note of the batch to come."""
+        """Describes the next batch."""
         self.tokens, self.tasks = tokens, tasks
 
     def starts_at_zero(self) -> bool:
-        return False  # no softmax is zero
+        return False  # a softmax is never zero
 
     def _blocks(self, h: Tensor) -> Tensor:
         """``(..., r)`` to ``(..., k, r/k)``."""
@@ -52,11 +51,11 @@ class Gate(Mixer):
 
 
 class TokenGateMixer(Gate):
-    """M(x) = diag(p(x)) ⊗ I with p(x) = softmax(R x): LoRA as the expert of a mixture, a gate for each token.
+    """M(x) = diag(p(x)) ⊗ I with p(x) = softmax(R x): a mixture of LoRA experts with a gate for each token.
 
-    Dense, all experts weigh in (LoRAMoE, arXiv 2312.09979); with ``top_k`` the largest weights alone, scaled to sum to
-    one (MoLA, arXiv 2402.08562). The penalty keeps the load even. With Pᵢ the mean of pᵢ over the micro-batch's tokens
-    and fᵢ expert i's share of their top-k places, it is β · Varᵢ(Pᵢ) / Meanᵢ(Pᵢ)² where dense (LoRAMoE's, without its
+    Dense uses all experts (LoRAMoE, arXiv 2312.09979); ``top_k`` only those with the largest weights, scaled to sum to
+    one (MoLA, arXiv 2402.08562). The penalty balances the load. With Pᵢ the mean of pᵢ over the micro-batch's tokens
+    and fᵢ expert i's share of their top-k places, it is β · Varᵢ(Pᵢ) / Meanᵢ(Pᵢ)² if dense (LoRAMoE's, without its
     task types), and β · k · Σᵢ fᵢ Pᵢ with ``top_k`` (Switch, arXiv 2101.03961, section 2.2).
 
     Shape: the router ``weight`` R is ``(experts, in_features)``.
@@ -65,12 +64,12 @@ class TokenGateMixer(Gate):
         rank: r over all experts.
         in_features: of the layer.
         experts: k.
-        top_k: experts a token is given to, two or more: one alone always weighs 1, and its router would learn nothing
-            from the loss. ``None`` for all.
+        top_k: experts per token, at least two: a single one always has weight 1, so its router would learn nothing from
+            the loss. ``None`` for all.
         balance: β; 0 for no penalty.
 
     Raises:
-        ValueError: ``top_k`` is 1, or no fewer than the experts.
+        ValueError: ``top_k`` is not between 2 and ``experts`` − 1.
     """
 
     reads_input = True
@@ -87,9 +86,7 @@ class TokenGateMixer(Gate):
     ) -> None:
         super().__init__(rank=rank, rank_out=rank_out, experts=experts)
         if top_k is not None and not 2 <= top_k < experts:
-            raise ValueError(
-                f"top_k = {top_k} of {experts} experts: the weights of two or more, but not of all, are compared"
-            )
+            raise ValueError(f"top_k = {top_k} of {experts} experts: must be at least 2 and fewer than the experts")
         self.top_k = top_k
         self.balance = balance
         self.weight = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
@@ -105,8 +102,8 @@ class TokenGateMixer(Gate):
         gates = p if self.top_k is None else _keep_largest(p, self.top_k)
         if self.training and self.balance:
             penalty = self.balance * self._imbalance(p, gates)
-            # Gradient checkpointing's recomputation comes here again and must repeat every operation, but a penalty
-            # kept from it would count twice, and its graph keep alive what the checkpoint is there to free.
+            # Gradient checkpointing comes here again and must repeat every operation. Keeping that penalty too would
+            # count it twice, and its graph would keep alive what the checkpoint is there to free.
             if self._awaits_batch:
                 self._penalty, self._awaits_batch = penalty, False
         return (self._blocks(h) * gates.to(h.dtype).unsqueeze(-1)).flatten(-2)
@@ -120,11 +117,11 @@ class TokenGateMixer(Gate):
         penalty, self._penalty = self._penalty, None
         if penalty is None:
             raise RuntimeError(
-                "no penalty to ask for: call describe_batch before every forward pass, and ask once after it"
+                "no penalty: call describe_batch before every forward pass, and adapter_penalty once after it"
             )
         if torch.is_grad_enabled() and not penalty.requires_grad:
             raise RuntimeError(
-                "the penalty was computed without gradients, so that no router would learn from it; with gradient"
+                "the penalty was computed without gradients, so no router would learn from it; with gradient"
                 " checkpointing, set use_reentrant=False"
             )
         return penalty
@@ -133,11 +130,11 @@ class TokenGateMixer(Gate):
         kaiming(self.weight, generator)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the penalty of the last forward pass: it belongs to a graph, which no copy can take along."""
+        """Without the penalty of the last forward pass, whose graph cannot be copied."""
         return {**self.__dict__, "_penalty": None}
 
     def _imbalance(self, p: Tensor, gates: Tensor) -> Tensor:
-        """From ``(..., k)`` to a scalar; padding does not count."""
+        """From ``(..., k)`` to a scalar, without padding."""
         mean = self._mean(p)
         if self.top_k is None:
             return mean.var() / mean.mean().square()
@@ -145,7 +142,7 @@ class TokenGateMixer(Gate):
         return self.experts * (share * mean).sum()
 
     def _mean(self, of_tokens: Tensor) -> Tensor:
-        """From ``(..., k)`` to ``(k,)``. Filled, not indexed: the device need not say how many tokens there are."""
+        """From ``(..., k)`` to ``(k,)``. Filled, not indexed, which would wait for the device to count the tokens."""
         rows = of_tokens.reshape(-1, self.experts)
         if self.tokens is None:
             return rows.mean(0)
@@ -156,8 +153,8 @@ class TokenGateMixer(Gate):
 class GateInsideMixer(Gate):
     """M(x) = g_B(x) g_A(x)ᵀ ⊗ I: a gate on the experts of A and another on those of B.
 
-    ΔW(x) = s Σᵢⱼ g_B,ⱼ g_A,ᵢ Bⱼ Aᵢ: the mixture moved inside LoRA, from which the MoSLoRA paper starts (arXiv
-    2406.11909, section 3). All gates at one make it the butterfly. There is no released code with the gates in place.
+    ΔW(x) = s Σᵢⱼ g_B,ⱼ g_A,ᵢ Bⱼ Aᵢ: the mixture moved inside LoRA, where the MoSLoRA paper starts (arXiv 2406.11909,
+    section 3). With all gates at one it is the butterfly. There is no released code with these gates.
 
     Shape: ``router_a`` and ``router_b`` are ``(experts, in_features)``.
 
@@ -198,7 +195,7 @@ class TaskGateMixer(Gate):
     Args:
         rank: r over all experts.
         experts: k.
-        task_count: tasks there are, numbered from 0: the eight sets, and one more for rows of none of them.
+        task_count: number of tasks, counted from 0: the eight sets, and one for all other rows.
         embedding_size: of e_task.
     """
 
@@ -241,11 +238,11 @@ class TaskGateMixer(Gate):
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Over the last dimension, in float32 or what is wider."""
+    """Over the last dimension, in float32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
 
 
 def _keep_largest(p: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of the last dimension scaled to sum to one, zeros elsewhere."""
+    """The ``count`` largest of the last dimension, scaled to sum to one; zeros elsewhere."""
     values, places = p.topk(count, dim=-1)
     return torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))

@@ -22,8 +22,8 @@ class DenseMixer(Mixer):
         rank: rank_in.
         rank_out: rows of M; ``None`` for a square one.
         init: how M starts.
-        train: ``learned`` trains M; ``frozen`` keeps its first value; ``folded`` multiplies the first value
-            into ``lora_a`` and continues as LoRA. The last two are the controls that tell what learning adds.
+        train: ``learned`` trains M; ``frozen`` keeps its first value; ``folded`` multiplies it into
+            ``lora_a`` and continues as LoRA. The last two are controls that show what learning adds.
 
     Raises:
         ValueError: a zero mixer that is not learned.
@@ -41,7 +41,7 @@ class DenseMixer(Mixer):
     ) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
         if init == "zeros" and train != "learned":
-            raise ValueError(f"a mixer that starts at zero and is {train} stays zero: nothing would be learned")
+            raise ValueError(f"a mixer that starts at zero and is {train} stays zero, so nothing would be learned")
         self.init = init
         self.zero_at_init = init == "zeros"
         self.folds_at_init = train == "folded"
@@ -49,8 +49,8 @@ class DenseMixer(Mixer):
         self.weight = nn.Parameter(empty, requires_grad=train == "learned")
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        # The small matrix is cast, never the activations: M keeps a float32 master because a step of
-        # 3e-4 on an entry near 1 is lost in bfloat16, whose spacing there is 7.8e-3.
+        # Cast M, never the activations. M stays in float32 because bfloat16 would lose a step of 3e-4 on an entry
+        # near 1, where its spacing is 7.8e-3.
         return F.linear(h, self.weight.to(h.dtype))
 
     def matrix(self) -> Tensor:
@@ -80,9 +80,9 @@ class DiagonalMixer(Mixer):
 
         γ/2 · (‖A Aᵀ − I‖_F + ‖Bᵀ B − I‖_F),
 
-    the plain norm as in the released code (the paper squares it). Which entries of e stay is decided outside, by
-    `moslora.training.budget`, which zeroes the others; the scale stays α/r of the r at the start, however few survive
-    (the released code divides by r + 1e-5, a relative 6e-7 at r = 16).
+    the plain norm as in the released code (the paper squares it). `moslora.training.budget` decides which entries of e
+    stay, and zeroes the others; the scale stays α/r with the r at the start (the released code divides by r + 1e-5, a
+    relative 6e-7 at r = 16).
 
     Args:
         rank: r at the start.
@@ -119,7 +119,7 @@ class DiagonalMixer(Mixer):
 
 
 class KroneckerMixer(Mixer):
-    """M = G ⊗ I with a learned G (k × k): the butterfly's pattern, every weight its own.
+    """M = G ⊗ I with a learned G (k × k): the butterfly's pattern with learned weights.
 
     Between LoRA (G = I), two-subspace mixing (G all ones) and MoSLoRA, whose M has r² weights instead of k².
 
