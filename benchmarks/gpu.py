@@ -22,7 +22,7 @@ The JSON::
       suite         passed, failed, skipped, faults (test -> message), facts (test -> what it recorded: peak_mb, …)
       ours, peft:…  training: matmul_tflops (of one large bfloat16 product: the peak that can be reached),
                     step_seconds, rows_per_second, tokens_per_second, share_of_peak, peak_gb, kernels_per_step,
-                    kernel_seconds_per_step (on a CPU of operations), losses
+                    kernel_seconds_per_step (on a CPU of operations)
       ours          also checkpointing (training with gradient checkpointing), questions_per_second by protocol,
                     generated_tokens_per_second by base, merged, unmerged, and failed (what -> error)
     ours_is     rows per second of ours over those of PEFT: "released" and "best"
@@ -465,9 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in options.parts:
         slower = 3 if options.dry_run else 1
         left = slower * TOTAL - (time.perf_counter() - began)
-        parts[part] = (
-            in_process(part, limit=min(slower * LIMITS[part], left)) if left > 5 else {"skipped": "no time left"}
-        )
+        parts[part] = in_process(part, limit=min(slower * LIMITS[part], left)) if left > 5 else {"skipped": "no time"}
         print(f"{part}: {summary(parts[part])}", flush=True)
         write()  # what was found outlives whatever comes next
     speeds = {who: one["rows_per_second"] for who, one in parts.items() if "rows_per_second" in one}

@@ -1,7 +1,7 @@
 """The loss on a GPU that is not there: fake tensors have a device and a shape, and no values.
 
 Two devices in one operation raise; so does whatever would have the host wait for a value of the device. A build of
-torch without CUDA cannot index a tensor on CUDA: there the device is ``meta``, which takes the same way through the code.
+torch without CUDA cannot index a tensor on CUDA: there the device is ``meta``, with the same way through the code.
 """
 
 from typing import Any
