@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters import DenseMixer, adapter_state_dict, fold, inject, named_adapters
+from moslora.adapters.start import LARGE, largest_triplets
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
 
 INVERTIBLE: dict[str, dict[str, object]] = {
@@ -83,6 +84,24 @@ def test_a_saved_adapter_on_a_fresh_base_is_the_same_model_to_the_bit(case: str,
     for (_, one), (_, other) in zip(named_adapters(model), named_adapters(again), strict=True):
         assert one.base.weight.equal(other.base.weight)
     assert all(value.equal(state[key]) for key, value in adapter_state_dict(again).items())
+
+
+def test_the_principal_part_of_a_large_weight_is_the_full_decompositions() -> None:
+    """A spectrum like a trained weight's: a few large values, then i^-0.3, where iterations converge slowly."""
+    generator = torch.Generator().manual_seed(0)
+    size, rank = LARGE + 32, 16
+    values = torch.arange(1, size + 1) ** -0.3
+    values[:3] *= torch.tensor([4.0, 2.0, 1.5])
+    u, v = (torch.linalg.qr(torch.randn(size, size, generator=generator))[0] for _ in range(2))
+    weight = (u * values) @ v.T
+    state = torch.get_rng_state()
+    found_u, found, found_v = largest_triplets(weight, rank)
+    assert torch.get_rng_state().equal(state)
+    torch.testing.assert_close(found, values[:rank], rtol=1e-4, atol=0)
+    part = (u[:, :rank] * values[:rank]) @ v[:, :rank].T
+    assert float(((found_u * found) @ found_v - part).norm() / part.norm()) < 1e-3
+    again = largest_triplets(weight, rank)
+    assert all(one.equal(other) for one, other in zip(again, (found_u, found, found_v), strict=True))
 
 
 @pytest.mark.parametrize("start", ["lora", "pissa"])

@@ -647,15 +647,10 @@ MODELS = {
     "4 bits without bitsandbytes": Turn(
         f"{HERE} model.quantization=nf4",
         2,
-        "model.quantization = nf4: bitsandbytes is not installed",
+        "-m pip install",
         without_bitsandbytes,
     ),
-    "8 bits without bitsandbytes": Turn(
-        f"{HERE} model.quantization=int8",
-        2,
-        "int8: bitsandbytes is not installed",
-        without_bitsandbytes,
-    ),
+    "8 bits without bitsandbytes": Turn(f"{HERE} model.quantization=int8", 2, "-m pip install", without_bitsandbytes),
     "4 bits of odd widths on a CPU": Turn(f"{HERE} model.quantization=nf4", 2, "has 48 inputs, not a multiple of 64"),
     "quantised already": Turn(
         f"{HERE} model.name=model", 2, "model.name = model: its weights are already quantised", a_model(quantised)
@@ -1048,6 +1043,12 @@ OUTPUT = {
         "training.micro_batch_tokens",
         raising("moslora.training.loop.accumulate", torch.OutOfMemoryError),
         leaves=True,
+    ),
+    "no room for the base": Turn(
+        HERE,
+        1,
+        "model.quantization=nf4",
+        raising("moslora.training.prepare.load_base", torch.OutOfMemoryError),
     ),
     "disk full at the start": Turn(
         HERE,

@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import shlex
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +14,9 @@ from moslora.console import note
 from moslora.errors import UsageError
 from moslora.recipe import ModelSection
 
+BITSANDBYTES = "bitsandbytes>=0.50"
+"""As the extra ``4bit`` of pyproject.toml asks for it."""
+
 
 def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesConfig:
     """transformers' settings for the quantisation of ``section``."""
@@ -21,7 +26,8 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UsageError(
-            f"model.quantization = {section.quantization}: bitsandbytes is not installed; pip install bitsandbytes"
+            f"model.quantization = {section.quantization}: bitsandbytes is not installed;"
+            f" {shlex.quote(sys.executable)} -m pip install {shlex.quote(BITSANDBYTES)}"
         ) from None
     if on_cpu:
         _note_cpu_kernels(section.quantization)

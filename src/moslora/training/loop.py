@@ -87,14 +87,16 @@ def train(
 
         losses = accumulate(parts, drawn)
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
-        # One small reduction per step: the losses of all processes, and whether any of them should stop.
-        shared = torch.cat([losses, losses.new_tensor([stop_requested()])])
-        loss, penalty, stop = parts.accelerator.reduce(shared, reduction="sum").tolist()
-        finite = math.isfinite(loss + penalty) and bool(torch.isfinite(norm))
+        clipped = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
+        # One small reduction a step: the losses of all processes, and whether anyone wants to stop. Its result and the
+        # norm, the same everywhere, are the one thing that the host waits for.
+        shared = torch.cat([losses, losses.new_full((1,), stop_requested())])
+        shared = parts.accelerator.reduce(shared, reduction="sum")
+        loss, penalty, stop, norm = torch.cat([shared, clipped.to(shared)[None]]).tolist()
+        finite = math.isfinite(loss + penalty + norm)
         skipped = 0 if finite else skipped + 1
         if not finite and (not scaler.is_enabled() or skipped >= SKIPS_IN_A_ROW):
-            raise _not_finite(step, loss=loss + penalty, norm=float(norm), drawn=drawn)
+            raise _not_finite(step, loss=loss + penalty, norm=norm, drawn=drawn)
 
         done = step + 1
         scaler.step(optimizer)
@@ -107,7 +109,7 @@ def train(
             if penalty:
                 extras["penalty"] = penalty
             rate = optimizer.param_groups[0]["lr"]
-            observer.log(done, loss=loss, grad_norm=float(norm), learning_rate=rate, **extras)
+            observer.log(done, loss=loss, grad_norm=norm, learning_rate=rate, **extras)
         if done % settings.validate_every == 0 or done == total:
             validate(done)
         if stop or done % settings.checkpoint_every == 0 or done == total:

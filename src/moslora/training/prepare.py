@@ -1,5 +1,6 @@
 """Builds what a run trains with: rows, model, adapters, optimizer and plan."""
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.amp import GradScaler
@@ -12,7 +13,7 @@ from moslora.data.encode import Encoder
 from moslora.data.prepared import prepare_rows
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.recipe import AdapterSection, Recipe, TrainingSection
+from moslora.recipe import AdapterSection, ModelSection, Recipe, TrainingSection
 from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import rank_budget
 from moslora.training.loop import Parts
@@ -29,7 +30,7 @@ def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | Non
         prepared = prepare_rows(recipe.data, recipe.evaluation, encoder, seed=recipe.seed)
         data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
         plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
-        model = load_base(recipe.model, device=accelerator.device)
+        model = _load(recipe.model, accelerator.device)
     if start:
         check_base(start)
     adapt(model, recipe.adapter, seed=recipe.seed, start=start)
@@ -45,6 +46,16 @@ def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | Non
         budget=rank_budget(model, recipe.training.rank_budget, total=len(plan)),
     )
     return parts, data
+
+
+def _load(section: ModelSection, device: torch.device) -> PreTrainedModel:
+    try:
+        return load_base(section, device=device)
+    except torch.OutOfMemoryError:  # no micro-batch is to blame
+        smaller = "use a smaller model" if section.quantization == "nf4" else "set model.quantization=nf4 (4 bits)"
+        raise MosloraError(
+            f"{section.name} in {section.precision} does not fit into this GPU's memory; {smaller}"
+        ) from None
 
 
 def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from moslora.adapters import AdapterLinear, named_adapters
 from moslora.console import note, say
@@ -58,7 +58,9 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         MosloraError: a loss or gradient is not finite, nothing was learned, or the GPU is out of memory.
     """
     refuse_too_many_processes()
-    accelerator = Accelerator(mixed_precision="no")  # dtypes and the scaler are handled here
+    # Weights, activations and the scaler are ours. No buffer changes in training, so none is sent before each pass.
+    without_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[without_buffers])
     if accelerator.distributed_type not in PLAIN:
         raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
     with locked(out) if accelerator.is_main_process else nullcontext():

@@ -1,0 +1,245 @@
+"""What only a GPU can show, on a small model: each kind of base through a whole life, every mixer, the codes of CUDA.
+
+Skipped without CUDA. ``MOSLORA_GPU_DRY_RUN=1`` runs it on the CPU, to see that the tests themselves work.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from evaluation_kit import tokenizer
+from moslora.adapters import named_adapters
+from moslora.adapters.start import LARGE, largest_triplets
+from moslora.base.load import load_base
+from moslora.base.quantized import dequantize, quantized_layers
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
+from moslora.convert.pairs import lora_pairs
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.training import train_recipe
+from moslora.training.loop import accumulate
+from moslora.training.optimizer import trainable
+from moslora.training.prepare import prepare
+from reference import tiny_llama
+from test_cuda_without_a_device import MIXERS
+from test_training_run import adapter, moslora, same_bits
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not GPU and not os.environ.get("MOSLORA_GPU_DRY_RUN"), reason="no CUDA device"),
+]
+LIMIT = 8 if GPU else 2
+BASES = {
+    "bfloat16": ("model.dtype=bfloat16",),
+    "float16": ("model.dtype=float16",),
+    "nf4": ("model.dtype=bfloat16", "model.quantization=nf4"),
+    "int8": ("model.dtype=bfloat16", "model.quantization=int8"),
+}
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture(autouse=True)
+def measure_memory(record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """The peak of each test goes into the report."""
+    if GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    yield
+    if GPU:
+        record_property("peak_mb", round(torch.cuda.max_memory_allocated() / 1e6, 1))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA whose widths suit 4 bits on every device."""
+    folder = tmp_path_factory.mktemp("gpu") / "model"
+    tiny_llama(vocab_size=len(tokenizer()), hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make(world: Path, base: Path) -> Make:
+    """The world's recipe over this base, with overrides."""
+    return lambda *overrides: load_recipe(world / "recipe.yaml", (f"model.name={base}", *overrides))
+
+
+@contextlib.contextmanager
+def no_waiting() -> Iterator[None]:
+    """An error wherever the host would wait for the device."""
+    if not GPU:
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest relative distance of two adapters' tensors."""
+    assert one.keys() == other.keys()
+    return max(float((one[key] - other[key]).norm() / (one[key].norm() + 1e-12)) for key in one)
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_train_stop_resume_evaluate_merge_export(
+    make: Make, tmp_path: Path, record_property: Callable[[str, object], None], kind: str
+) -> None:
+    if "quantization" in "".join(BASES[kind]):
+        pytest.importorskip("bitsandbytes")
+    recipe = make(*BASES[kind], "training.keep_checkpoints=9")
+    run, again = tmp_path / "run", tmp_path / "again"
+    train_recipe(recipe, out=run)
+    # As a kill after step 8 leaves it.
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "adapter")
+    for folder in (again / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > 8:
+            shutil.rmtree(folder)
+    train_recipe(recipe, out=again, resuming=True)
+    record_property("resumed_to_the_same_bits", same_bits(adapter(run), adapter(again)))
+    assert close(adapter(run), adapter(again)) < 0.02  # a fused attention's backward pass may add in any order
+
+    for protocol in ("rank", "cloze", "generate"):
+        results, _ = evaluate_target(open_target(str(run)), protocol=protocol, limit=LIMIT, out=tmp_path / protocol)
+        assert len(results.predictions) == 3 * LIMIT
+    proof = merge(run / "adapter", out=tmp_path / "merged")
+    record_property("merge", str(proof))
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").num_parameters() > 0
+    assert len(load_file(tmp_path / "peft" / "adapter_model.safetensors")) == 12
+
+
+def test_a_killed_process_is_resumed(
+    make: Make, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(make(*BASES["bfloat16"]).to_yaml(), encoding="utf-8")
+    visible = {"env": dict(os.environ)} if GPU else {}
+    process = moslora("train", recipe, "--out", out, "training.log_every=1", **visible)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 9/"):
+            process.kill()
+            break
+    process.communicate(timeout=120)
+    assert not (out / "adapter").exists()
+    train_recipe(load_recipe(recipe), out=out, resuming=True)
+    train_recipe(load_recipe(recipe), out=tmp_path / "whole")
+    record_property("resumed_to_the_same_bits", same_bits(adapter(tmp_path / "whole"), adapter(out)))
+    assert close(adapter(tmp_path / "whole"), adapter(out)) < 0.02
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_takes_a_step_that_never_waits(make: Make, mixer: str) -> None:
+    options = ",".join(f"{key}: {value}" for key, value in MIXERS[mixer].items())
+    recipe = make("model.dtype=bfloat16", f"adapter.mixer={{{options}}}")
+    parts, data = prepare(Accelerator(mixed_precision="no"), recipe)
+    parts.objective.train()
+    drawn = data.rows[:8]
+    accumulate(parts, drawn)  # the first warms up: libraries load and allocate
+    with no_waiting():
+        share = accumulate(parts, drawn)
+    assert share.isfinite().all() and share[0] > 0
+    assert all(parameter.grad.isfinite().all() for parameter in trainable(parts.optimizer))
+    assert any(parameter.grad.any() for parameter in trainable(parts.optimizer))
+    parts.optimizer.step()
+    assert all(layer.lora_b.isfinite().all() for _, layer in named_adapters(parts.model))
+
+
+def test_checkpointing_changes_memory_and_no_gradient(
+    make: Make, record_property: Callable[[str, object], None]
+) -> None:
+    gradients = []
+    for checkpointing in ("false", "true"):
+        recipe = make("model.dtype=float32", "adapter.dropout=0", f"model.gradient_checkpointing={checkpointing}")
+        parts, data = prepare(Accelerator(mixed_precision="no"), recipe)
+        parts.objective.train()
+        if GPU:
+            torch.cuda.reset_peak_memory_stats()
+        accumulate(parts, data.rows[:8])
+        if GPU:
+            record_property(f"peak_mb_checkpointing_{checkpointing}", torch.cuda.max_memory_allocated() / 1e6)
+        gradients.append([p.grad.clone() for group in parts.optimizer.param_groups for p in group["params"]])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("double", ["true", "false"])
+def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(
+    make: Make, tmp_path: Path, record_property: Callable[[str, object], None], double: str
+) -> None:
+    """The merge packs the base once more, on the CPU; training packed it on the GPU. The codes must agree."""
+    pytest.importorskip("bitsandbytes")
+    recipe = make(*BASES["nf4"], f"model.double_quantization={double}", "training.max_steps=6")
+    train_recipe(recipe, out=tmp_path / "run")
+    merge(tmp_path / "run" / "adapter", out=tmp_path / "merged", onto="dequantized", dtype="float32")
+    pairs = lora_pairs(load_adapted(open_adapter(tmp_path / "run" / "adapter")), task=None)
+    section = recipe.model.model_copy(update={"dtype": "float32"})
+    packed = {
+        name: dequantize(layer).cpu() for name, layer in quantized_layers(load_base(section, device=DEVICE)).items()
+    }
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert len(packed) == 14
+    same, worst = 0, 0.0
+    for name, weight in packed.items():
+        expected = pairs[name].adapted(weight) if name in pairs else weight
+        error = float((merged[f"{name}.weight"] - expected).norm() / weight.norm())
+        same, worst = same + (error < 1e-6), max(worst, error)
+    record_property("layers_with_equal_codes", f"{same} of 14, worst relative error {worst:.1e}")
+    assert worst < 1e-3  # NF4's own error is 0.09
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_weight_of_the_forward_pass_is_the_dequantized_one(base: Path, kind: str) -> None:
+    """Against base(I) = Wᵀ."""
+    pytest.importorskip("bitsandbytes")
+    model = load_base(ModelSection(name=str(base), dtype="bfloat16", quantization=kind), device=DEVICE)
+    for name, layer in quantized_layers(model).items():
+        layer.train()
+        found = layer(torch.eye(layer.in_features, dtype=torch.bfloat16, device=DEVICE)).detach().float().T
+        weight = dequantize(layer)
+        assert weight.device.type == DEVICE.type
+        torch.testing.assert_close(found, weight, rtol=0, atol=8e-3 * float(weight.abs().max()), msg=name)
+
+
+def test_a_pissa_start_and_its_merge(make: Make, tmp_path: Path) -> None:
+    train_recipe(
+        make("model.dtype=bfloat16", "adapter.start=pissa", "adapter.mixer.init=orthogonal"), out=tmp_path / "run"
+    )
+    merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    weight = torch.randn(LARGE + 16, LARGE + 16, device=DEVICE)
+    weight[:, 0] *= 20
+    u, s, v = largest_triplets(weight, 4)
+    full = torch.linalg.svdvals(weight)[:4]
+    torch.testing.assert_close(s, full, rtol=1e-2, atol=0)
+    torch.testing.assert_close(s[:1], full[:1], rtol=1e-4, atol=0)
+    assert u.device.type == v.device.type == DEVICE.type
+
+
+def test_small_micro_batches_add_up_to_the_same_gradient(make: Make) -> None:
+    gradients: list[list[Any]] = []
+    for tokens in (8_192, 60):
+        overrides = ("model.dtype=float32", "adapter.dropout=0", f"training.micro_batch_tokens={tokens}")
+        parts, data = prepare(Accelerator(mixed_precision="no"), make(*overrides))
+        parts.objective.train()
+        accumulate(parts, data.rows[:8])
+        gradients.append([p.grad.clone() for group in parts.optimizer.param_groups for p in group["params"]])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
