@@ -30,6 +30,7 @@ from moslora.training.launch import run_in_processes
 RECIPE = "smollm2-135m"
 
 
+@stopped("stopped; the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     """Runs all steps, or those that are left, in the folder ``out``.
 
@@ -40,13 +41,6 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         Interrupted: Ctrl-C or SIGTERM; training saved first.
         UsageError: ``out`` holds something else.
     """
-    try:
-        return _quickstart(out)
-    except KeyboardInterrupt as stop:
-        raise stopped("stopped; the work so far is saved, and the same command continues from there", stop) from None
-
-
-def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
     began = time.monotonic()
     if (out / STORED).exists():
         if (name := stored_recipe(out).name) != load_recipe(RECIPE).name:
