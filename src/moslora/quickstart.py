@@ -130,18 +130,14 @@ def verdict(base: Results, tuned: Results) -> list[str]:
     better = paired_difference(base.predictions, tuned.predictions, metric="log_probability")["macro"]
     lines = []
     for name, pair in (("the base model", gain["macro"]), ("the majority class", over_majority["macro"])):
-        sure = pair.difference > 2 * _error(pair)
+        above = "above" if pair.difference > 2 * _error(pair) else "NOT above"
         lines.append(
-            f"average {100 * pair.difference:+.1f} points against {name}: {'above' if sure else 'NOT above'} two"
-            f" standard errors ({200 * _error(pair):.1f})"
+            f"average {100 * pair.difference:+.1f} points against {name}: {above} two standard errors"
+            f" ({200 * _error(pair):.1f})"
         )
-    lines.append(
-        f"log-probability of the right option {better.difference:+.3f} nats:"
-        f" {'higher' if better.difference > 0 else 'NOT higher'} than the base model's"
-    )
-    moved = [task for task, pair in gain.items() if task != "macro" and abs(pair.difference) > 2 * _error(pair)]
-    still = [task for task in base.tasks if task not in moved]
-    if still:
+    higher = "higher" if better.difference > 0 else "NOT higher"
+    lines.append(f"log-probability of the right option {better.difference:+.3f} nats: {higher} than the base model's")
+    if still := [task for task in base.tasks if abs(gain[task].difference) <= 2 * _error(gain[task])]:
         lines.append(f"within two standard errors of no change: {', '.join(still)}")
     return lines
 

@@ -98,29 +98,22 @@ class ClozeFormat(Format):
                 f"{example.id}: format {self.name} needs a row of one of the eight sets, and this is a bare"
                 " instruction; use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
             )
+        options = []
         rendered = self.renderers[example.task](example)
-        if any(not answer.strip() or not characters for _, answer, characters in rendered):
-            raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
-        return tuple(
-            _trimmed(Option(prompt=prompt, answer=answer, label=label, characters=characters))
-            for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True)
-        )
+        for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True):
+            if not answer.strip() or not characters:
+                raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
+            # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`: a tokenizer joins a space to
+            # the next word, so a prompt that ends in a space is not a token prefix.
+            trimmed = prompt.rstrip()
+            options.append(Option(trimmed, prompt[len(trimmed) :] + answer, label, characters))
+        return tuple(options)
 
     def generation_prompt(self, example: Example) -> str:
         raise UsageError(
             f"format {self.name} has no answer to generate; use evaluation.protocol=cloze,"
             " or data.format=label or llm-adapters"
         )
-
-
-def _trimmed(option: Option) -> Option:
-    """Moves white space from the prompt's end to the answer's start (lm-eval's ``TemplateLM._encode_pair``).
-
-    A tokenizer joins a space to the next word, so a prompt that ends in a space is not a token prefix.
-    """
-    prompt = option.prompt.rstrip()
-    moved = option.prompt[len(prompt) :]
-    return Option(prompt, moved + option.answer, option.label, option.characters)
 
 
 def _choices(prompt: str, choices: tuple[str, ...]) -> list[tuple[str, str, int]]:
