@@ -163,7 +163,7 @@ def test_a_stop_of_the_quickstart_reaches_its_workers(scene: Scene, number: int,
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)  # which also waits for the workers to close these pipes
     assert process.returncode == code, errors
-    assert "Traceback" not in errors and "error: stopped; what was done is saved, and the same command" in errors
+    assert "Traceback" not in errors and "error: stopped; " in errors
     (step,) = checkpoints(Path("q"))
     lines = Path("q/metrics.jsonl").read_text().splitlines()
     assert open_adapter(step).manifest["step"] == max(json.loads(line)["step"] for line in lines)

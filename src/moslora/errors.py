@@ -5,7 +5,8 @@ one error, so that a user fixes them in one go.
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class MosloraError(Exception):
@@ -53,7 +54,11 @@ def first_line(error: BaseException) -> str:
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
-def stopped(message: str, by: KeyboardInterrupt) -> Interrupted:
-    """``message`` with the exit code of the signal that stopped the command."""
-    number = signal.SIGTERM if isinstance(by, Terminated) else signal.SIGINT
-    return Interrupted(message, signal_number=number)
+@contextmanager
+def stopped(message: str) -> Iterator[None]:
+    """Turns Ctrl-C or SIGTERM inside the block into an `Interrupted` with ``message``."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        raise Interrupted(message, signal_number=number) from None

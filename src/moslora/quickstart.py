@@ -30,6 +30,7 @@ from moslora.training.launch import run_in_processes
 RECIPE = "smollm2-135m"
 
 
+@stopped("stopped; the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     """Runs all steps, or those that are left, in the folder ``out``.
 
@@ -40,13 +41,6 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         Interrupted: Ctrl-C or SIGTERM; training saved first.
         UsageError: ``out`` holds something else.
     """
-    try:
-        return _quickstart(out)
-    except KeyboardInterrupt as stop:
-        raise stopped("stopped; the work so far is saved, and the same command continues from there", stop) from None
-
-
-def _quickstart(out: Path) -> tuple[list[list[str]], list[str]]:
     began = time.monotonic()
     if (out / STORED).exists():
         if (name := stored_recipe(out).name) != load_recipe(RECIPE).name:
@@ -136,18 +130,14 @@ def verdict(base: Results, tuned: Results) -> list[str]:
     better = paired_difference(base.predictions, tuned.predictions, metric="log_probability")["macro"]
     lines = []
     for name, pair in (("the base model", gain["macro"]), ("the majority class", over_majority["macro"])):
-        sure = pair.difference > 2 * _error(pair)
+        above = "above" if pair.difference > 2 * _error(pair) else "NOT above"
         lines.append(
-            f"average {100 * pair.difference:+.1f} points against {name}: {'above' if sure else 'NOT above'} two"
-            f" standard errors ({200 * _error(pair):.1f})"
+            f"average {100 * pair.difference:+.1f} points against {name}: {above} two standard errors"
+            f" ({200 * _error(pair):.1f})"
         )
-    lines.append(
-        f"log-probability of the right option {better.difference:+.3f} nats:"
-        f" {'higher' if better.difference > 0 else 'NOT higher'} than the base model's"
-    )
-    moved = [task for task, pair in gain.items() if task != "macro" and abs(pair.difference) > 2 * _error(pair)]
-    still = [task for task in base.tasks if task not in moved]
-    if still:
+    higher = "higher" if better.difference > 0 else "NOT higher"
+    lines.append(f"log-probability of the right option {better.difference:+.3f} nats: {higher} than the base model's")
+    if still := [task for task in base.tasks if abs(gain[task].difference) <= 2 * _error(gain[task])]:
         lines.append(f"within two standard errors of no change: {', '.join(still)}")
     return lines
 

@@ -62,20 +62,23 @@ class Task:
 
     Attributes:
         llm_adapters_name: folder name in LLM-Adapters' ``dataset/``.
-        splits: our split -> hub split. Five of the eight sets have no public test labels, so LLM-Adapters
-            tests on their validation split; only the other three have a dev split.
         rows: rows per split of ours (WinoGrande: of its ``xl`` training set).
     """
 
     name: str
     llm_adapters_name: str
     hub: Hub
-    splits: Mapping[Split, str] = field(hash=False)
     rows: Mapping[Split, int] = field(hash=False)
 
+    @property
+    def splits(self) -> Mapping[Split, str]:
+        """Our split -> hub split. Five sets have no public test labels: as in LLM-Adapters, their validation split is
+        the test split. Only the other three have a dev split."""
+        if "dev" in self.rows:
+            return {"train": "train", "test": "test", "dev": "validation"}
+        return {"train": "train", "test": "validation"}
 
-_TESTED_ON_VALIDATION: Mapping[Split, str] = {"train": "train", "test": "validation"}
-_WITH_DEV: Mapping[Split, str] = {"train": "train", "test": "test", "dev": "validation"}
+
 _ARC = "allenai/ai2_arc"
 _ARC_REVISION = "210d026faf9955653af8916fad021475a3f00453"
 
@@ -86,7 +89,6 @@ TASKS: Mapping[str, Task] = {
             name="boolq",
             llm_adapters_name="boolq",
             hub=Hub("google/boolq", "35b264d03638db9f4ce671b711558bf7ff0f80d5"),
-            splits=_TESTED_ON_VALIDATION,
             rows={"train": 9_427, "test": 3_270},
         ),
         Task(
@@ -94,7 +96,6 @@ TASKS: Mapping[str, Task] = {
             llm_adapters_name="piqa",
             # The parquet copy that lm-eval reads; the original, ybisk/piqa, is a script.
             hub=Hub("baber/piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
-            splits=_TESTED_ON_VALIDATION,
             rows={"train": 16_113, "test": 1_838},
         ),
         Task(
@@ -105,42 +106,36 @@ TASKS: Mapping[str, Task] = {
                 "537a2ec8ec565adc0b70b70752893e59e024df26",  # tip of refs/convert/parquet; main is a script
                 data_files={"train": "default/train/0000.parquet", "validation": "default/validation/0000.parquet"},
             ),
-            splits=_TESTED_ON_VALIDATION,
             rows={"train": 33_410, "test": 1_954},
         ),
         Task(
             name="hellaswag",
             llm_adapters_name="hellaswag",
             hub=Hub("Rowan/hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
-            splits=_TESTED_ON_VALIDATION,
             rows={"train": 39_905, "test": 10_042},
         ),
         Task(
             name="winogrande",
             llm_adapters_name="winogrande",
             hub=Hub("allenai/winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5", config="winogrande_xl"),
-            splits=_TESTED_ON_VALIDATION,
             rows={"train": 40_398, "test": 1_267},
         ),
         Task(
             name="arc_easy",
             llm_adapters_name="ARC-Easy",
             hub=Hub(_ARC, _ARC_REVISION, config="ARC-Easy"),
-            splits=_WITH_DEV,
             rows={"train": 2_251, "test": 2_376, "dev": 570},
         ),
         Task(
             name="arc_challenge",
             llm_adapters_name="ARC-Challenge",
             hub=Hub(_ARC, _ARC_REVISION, config="ARC-Challenge"),
-            splits=_WITH_DEV,
             rows={"train": 1_119, "test": 1_172, "dev": 299},
         ),
         Task(
             name="obqa",
             llm_adapters_name="openbookqa",
             hub=Hub("allenai/openbookqa", "388097ea7776314e93a529163e0fea805b8a6454", config="main"),
-            splits=_WITH_DEV,
             rows={"train": 4_957, "test": 500, "dev": 500},
         ),
     )

@@ -18,15 +18,14 @@ class Commands(TyperGroup):
     """Turns Ctrl-C and a closed pipe into a message and an exit code; Typer alone exits silently."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except KeyboardInterrupt as stop:
-            raise stopped("stopped; nothing was left half written", stop) from None
-        except BrokenPipeError:  # `moslora … | head`
-            drop_output()
-            raise typer.Exit(128 + signal.SIGPIPE) from None
-        return result
+        with stopped("stopped; nothing was left half written"):
+            try:
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+                return result
+            except BrokenPipeError:  # `moslora … | head`
+                drop_output()
+                raise typer.Exit(128 + signal.SIGPIPE) from None
 
 
 app = typer.Typer(
@@ -69,11 +68,10 @@ def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(prog_name="moslora")  # also for `python -m moslora`
+        with stopped("stopped"):  # before a command starts
+            app(prog_name="moslora")  # also for `python -m moslora`
     except MosloraError as error:
         _end(error)
-    except KeyboardInterrupt as stop:  # before a command started
-        _end(stopped("stopped", stop))
     except Exception as error:
         from moslora.files import disk_fault
 

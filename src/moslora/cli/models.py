@@ -88,7 +88,7 @@ def evaluate(
     if target is None:
         target = str(newest_run(RUNS, Path()))
         print(f"newest run: {target}")
-    try:
+    with stopped("stopped; the scores so far are kept, and the same command continues from there"):
         results, folder = evaluate_target(
             open_target(target, base=base, dtype=dtype, trust_remote_code=trust),
             out=out,
@@ -100,8 +100,6 @@ def evaluate(
             batch_tokens=batch_tokens,
             beams=beams,
         )
-    except KeyboardInterrupt as stop:
-        raise stopped("stopped; the scores so far are kept, and the same command continues from there", stop) from None
     print(results.heading)
     print_table(results.table())
     for line in (*results.remarks(), f"written to {folder}"):

@@ -98,13 +98,16 @@ class ClozeFormat(Format):
                 f"{example.id}: format {self.name} needs a row of one of the eight sets, and this is a bare"
                 " instruction; use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
             )
+        options = []
         rendered = self.renderers[example.task](example)
-        if any(not answer.strip() or not characters for _, answer, characters in rendered):
-            raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
-        return tuple(
-            _trimmed(Option(prompt=prompt, answer=answer, label=label, characters=characters))
-            for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True)
-        )
+        for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True):
+            if not answer.strip() or not characters:
+                raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
+            # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`: a tokenizer joins a space to
+            # the next word, so a prompt that ends in a space is not a token prefix.
+            trimmed = prompt.rstrip()
+            options.append(Option(trimmed, prompt[len(trimmed) :] + answer, label, characters))
+        return tuple(options)
 
     def generation_prompt(self, example: Example) -> str:
         raise UsageError(
@@ -113,44 +116,30 @@ class ClozeFormat(Format):
         )
 
 
-def _trimmed(option: Option) -> Option:
-    """Moves white space from the prompt's end to the answer's start (lm-eval's ``TemplateLM._encode_pair``).
-
-    A tokenizer joins a space to the next word, so a prompt that ends in a space is not a token prefix.
-    """
-    prompt = option.prompt.rstrip()
-    moved = option.prompt[len(prompt) :]
-    return Option(prompt, moved + option.answer, option.label, option.characters)
-
-
-def _behind(prompt: str, choices: tuple[str, ...]) -> list[tuple[str, str, int]]:
+def _choices(prompt: str, choices: tuple[str, ...]) -> list[tuple[str, str, int]]:
     return [(prompt, f" {choice}", len(choice)) for choice in choices]
 
 
 def _question_answer(example: Example) -> list[tuple[str, str, int]]:
-    return _behind(f"Question: {example.question}\nAnswer:", example.choices)
+    return _choices(f"Question: {example.question}\nAnswer:", example.choices)
 
 
 def _boolq(example: Example) -> list[tuple[str, str, int]]:
     # lm-eval's order is no, yes; ours is true, false.
-    return _behind(f"Question: {example.question}?\nAnswer:", ("yes", "no"))
+    return _choices(f"Question: {example.question}?\nAnswer:", ("yes", "no"))
 
 
 def _boolq_with_passage(example: Example) -> list[tuple[str, str, int]]:
     if example.context is None:
         raise UsageError(f"{example.id}: format cloze-passage needs BoolQ's passage, and this source has none")
-    return _behind(f"{example.context}\nQuestion: {example.question}?\nAnswer:", ("yes", "no"))
-
-
-def _siqa(example: Example) -> list[tuple[str, str, int]]:
-    return _behind(f"Q: {full_question(example)}\nA:", example.choices)
+    return _choices(f"{example.context}\nQuestion: {example.question}?\nAnswer:", ("yes", "no"))
 
 
 def _hellaswag(example: Example) -> list[tuple[str, str, int]]:
     if "ctx_a" not in example.meta:  # the source's text is already clean
-        return _behind(full_question(example), example.choices)
+        return _choices(full_question(example), example.choices)
     context = f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}"
-    return _behind(_without_tags(context), tuple(_without_tags(choice) for choice in example.choices))
+    return _choices(_without_tags(context), tuple(_without_tags(choice) for choice in example.choices))
 
 
 def _without_tags(text: str) -> str:
@@ -166,19 +155,15 @@ def _winogrande(example: Example) -> list[tuple[str, str, int]]:
     return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in example.choices]
 
 
-def _obqa(example: Example) -> list[tuple[str, str, int]]:
-    return _behind(example.question, example.choices)
-
-
 _CLOZE: Mapping[str, _Cloze] = {
     "boolq": _boolq,
     "piqa": _question_answer,
-    "siqa": _siqa,
+    "siqa": lambda example: _choices(f"Q: {full_question(example)}\nA:", example.choices),
     "hellaswag": _hellaswag,
     "winogrande": _winogrande,
     "arc_easy": _question_answer,
     "arc_challenge": _question_answer,
-    "obqa": _obqa,
+    "obqa": lambda example: _choices(example.question, example.choices),
 }
 
 _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings

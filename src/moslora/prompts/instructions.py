@@ -68,18 +68,18 @@ class _TrueFalse:
 
     head: str
     most: int = 2
+    ending: str = "?\n\nAnswer format: true/false"
 
     def labels(self, count: int) -> tuple[str, ...]:
         return ("true", "false")
 
     def render(self, question: str, choices: tuple[str, ...]) -> str:
-        return f"{self.head}{question}?\n\nAnswer format: true/false"
+        return f"{self.head}{question}{self.ending}"
 
     def parse(self, text: str) -> tuple[str, tuple[str, ...]] | None:
-        ending = "?\n\nAnswer format: true/false"
-        if not (text.startswith(self.head) and text.endswith(ending)):
+        if not (text.startswith(self.head) and text.endswith(self.ending)):
             return None
-        return text.removeprefix(self.head).removesuffix(ending), self.labels(2)
+        return text.removeprefix(self.head).removesuffix(self.ending), self.labels(2)
 
 
 _ANSWERS = _Numbered("Please choose the correct answer to the question: ", "answer", most=5)
