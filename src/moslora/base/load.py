@@ -54,7 +54,18 @@ def loading(name: str, what: str) -> Iterator[None]:
     except (MosloraError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise _cannot_load(name, what, error) from None
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise UsageError(
+                f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors,"
+                " add --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
+            ) from None
+        reason = first_line(error).rstrip(".")
+        if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
+            reason = f"{type(error).__name__}: {reason}"
+        place = Path(name) if Path(name).is_dir() else hub_cache()
+        raise disk_fault(error, place) or MosloraError(
+            f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
+        ) from None
     finally:
         logger.removeFilter(no_table)
 
@@ -138,20 +149,6 @@ def _refuse_unfit(
         changes.append("a bias")
     if changes:
         raise UsageError(f"model.name = {name}: its output layer has {changes[0]}, which moslora does not support")
-
-
-def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
-    place = Path(name) if Path(name).is_dir() else hub_cache()
-    reason = first_line(error).rstrip(".")
-    if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
-        reason = f"{type(error).__name__}: {reason}"
-    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-        return UsageError(
-            f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors, add"
-            " --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
-        )
-    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
-    return disk_fault(error, place) or MosloraError(message)
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
