@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         )
     model: PreTrainedModel
     model, info = loaded
-    _refuse_unfit(model, name, missing=sorted(info["missing_keys"]), mismatched=sorted(info["mismatched_keys"]))
+    _refuse_unfit(model, name, info)
     if section.quantization == "nf4" and on_cpu:
         fix_cpu_layers(model, name)
     if section.gradient_checkpointing:
@@ -125,20 +125,15 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     return model.eval()
 
 
-def _refuse_unfit(
-    model: PreTrainedModel,
-    name: str,
-    *,
-    missing: Sequence[str],
-    mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]],
-) -> None:
+def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:
     """Refuses a model that would be silently wrong.
 
     transformers fills tensors that the checkpoint lacks, or has in another shape than the model, with random numbers.
     Loss and scores here are hidden · weightᵀ, without what some models do to their logits.
     """
-    faults = [f"{key} is missing" for key in missing]
-    faults += [f"{key} has shape {tuple(found)}, the model {tuple(expected)}" for key, found, expected in mismatched]
+    faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
+    for key, found, expected in sorted(info["mismatched_keys"]):
+        faults.append(f"{key} has shape {tuple(found)}, the model {tuple(expected)}")
     if faults:
         raise MosloraError(
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
