@@ -137,8 +137,8 @@ def _ask_hub(name: str, revision: str | None) -> None:
     except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError):
         at = f", model.revision = {revision}" if revision else ""
         raise UsageError(
-            f"model.name = {name}{at}: neither a local folder nor a model at {page}; check the name and the"
-            " revision (a private model needs `hf auth login`)"
+            f"model.name = {name}{at}: neither a local folder nor a transformers model at {page}; check the name and"
+            " the revision (a private model needs `hf auth login`)"
         ) from None
     except OSError as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, hub_cache()) or MosloraError(
