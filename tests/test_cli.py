@@ -154,9 +154,9 @@ WRONG_TURNS = {  # run with many more in test_wrong_turns.py
 
 HUB_ERRORS = {
     "GatedRepoError": (1, "accept its terms at https://huggingface.co/some/model"),
-    "RepositoryNotFoundError": (2, "neither a local folder nor a model"),
-    "RevisionNotFoundError": (2, "check the name and the revision"),
-    "RemoteEntryNotFoundError": (2, "neither a local folder nor a model of transformers at"),
+    "RepositoryNotFoundError": (2, "some/model: neither a local folder"),
+    "RevisionNotFoundError": (2, "some/model: neither a local folder"),
+    "RemoteEntryNotFoundError": (2, "some/model: neither a local folder"),
     "LocalEntryNotFoundError": (1, "the hub cannot be reached"),
     "OfflineModeIsEnabled": (1, "the hub cannot be reached"),
 }

@@ -607,13 +607,13 @@ MODELS = {
     "absent from the hub": Turn(
         f"{HERE} model.name=some/model",
         2,
-        "some/model: neither a local folder nor a model",
+        "some/model: neither a local folder",
         hub_says("RepositoryNotFoundError"),
     ),
     "no such revision": Turn(
         f"{HERE} model.name=some/model model.revision=v9",
         2,
-        "model.revision = v9: neither a local folder nor a model",
+        "model.revision = v9: neither a local folder",
         hub_says("RevisionNotFoundError"),
     ),
     "not in the cache": Turn(

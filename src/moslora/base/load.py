@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,18 @@ def loading(name: str, what: str) -> Iterator[None]:
     except (MosloraError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise _cannot_load(name, what, error) from None
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise UsageError(
+                f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors,"
+                " add --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
+            ) from None
+        reason = first_line(error).rstrip(".")
+        if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
+            reason = f"{type(error).__name__}: {reason}"
+        place = Path(name) if Path(name).is_dir() else hub_cache()
+        raise disk_fault(error, place) or MosloraError(
+            f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
+        ) from None
     finally:
         logger.removeFilter(no_table)
 
@@ -103,7 +114,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         )
     model: PreTrainedModel
     model, info = loaded
-    _refuse_unfit(model, name, missing=sorted(info["missing_keys"]), mismatched=sorted(info["mismatched_keys"]))
+    _refuse_unfit(model, name, info)
     if section.quantization == "nf4" and on_cpu:
         fix_cpu_layers(model, name)
     if section.gradient_checkpointing:
@@ -115,20 +126,15 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     return model.eval()
 
 
-def _refuse_unfit(
-    model: PreTrainedModel,
-    name: str,
-    *,
-    missing: Sequence[str],
-    mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]],
-) -> None:
+def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:
     """Refuses a model that would be silently wrong.
 
     transformers fills tensors that the checkpoint lacks, or has in another shape than the model, with random numbers.
     Loss and scores here are hidden · weightᵀ, without what some models do to their logits.
     """
-    faults = [f"{key} is missing" for key in missing]
-    faults += [f"{key} has shape {tuple(found)}, the model {tuple(expected)}" for key, found, expected in mismatched]
+    faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
+    for key, found, expected in sorted(info["mismatched_keys"]):
+        faults.append(f"{key} has shape {tuple(found)}, the model {tuple(expected)}")
     if faults:
         raise MosloraError(
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
@@ -139,20 +145,6 @@ def _refuse_unfit(
         changes.append("a bias")
     if changes:
         raise UsageError(f"model.name = {name}: its output layer has {changes[0]}, which moslora does not support")
-
-
-def _cannot_load(name: str, what: str, error: Exception) -> MosloraError:
-    place = Path(name) if Path(name).is_dir() else hub_cache()
-    reason = first_line(error).rstrip(".")
-    if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
-        reason = f"{type(error).__name__}: {reason}"
-    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-        return UsageError(
-            f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors, add"
-            " --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
-        )
-    message = f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
-    return disk_fault(error, place) or MosloraError(message)
 
 
 def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> Tensor:

@@ -74,13 +74,10 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def dequantize(base: nn.Module) -> Tensor:
-    """W of base(x) = x Wᵀ + bias: float32, shape ``(out_features, in_features)``, whatever the layer stores.
+    """W of base(x) = x Wᵀ + bias, a linear layer of torch or bitsandbytes: float32, ``(out_features, in_features)``.
 
     NF4: the values as the forward pass sees them, rounded to the dtype of the computation. Int8: code · scale / 127,
     which the forward pass rounds to that dtype, or multiplies with inputs that are rounded to 8 bits as well.
-
-    Args:
-        base: ``nn.Linear``, or bitsandbytes' ``Linear4bit`` or ``Linear8bitLt``.
     """
     weight: Any = base.weight
     if hasattr(weight, "quant_state"):

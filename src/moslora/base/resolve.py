@@ -101,20 +101,16 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
     digest = hashlib.sha256()
     for path in weight_files(name, revision=revision):
         try:
-            _add_file(digest, path)
+            with safe_open(path, framework="pt") as file:
+                for key in sorted(file.keys()):
+                    part = file.get_slice(key)
+                    shape = part.get_shape()
+                    row = part[:1] if shape else file.get_tensor(key)
+                    digest.update(f"{key} {row.dtype} {shape}".encode())
+                    digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         except (OSError, SafetensorError) as error:
             raise MosloraError(f"{path}: cannot be read ({first_line(error)}); download the model again") from None
     return digest.hexdigest()[:16]
-
-
-def _add_file(digest: "hashlib._Hash", path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        for key in sorted(file.keys()):
-            part = file.get_slice(key)
-            shape = part.get_shape()
-            row = part[:1] if shape else file.get_tensor(key)
-            digest.update(f"{key} {row.dtype} {shape}".encode())
-            digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached
@@ -141,8 +137,8 @@ def _ask_hub(name: str, revision: str | None) -> None:
     except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError):
         at = f", model.revision = {revision}" if revision else ""
         raise UsageError(
-            f"model.name = {name}{at}: neither a local folder nor a model at {page}; check the name and the"
-            " revision (a private model needs `hf auth login`)"
+            f"model.name = {name}{at}: neither a local folder nor a transformers model at {page}; check the name and"
+            " the revision (a private model needs `hf auth login`)"
         ) from None
     except OSError as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, hub_cache()) or MosloraError(

@@ -10,52 +10,21 @@ from moslora.base.load import loading
 from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
-LLAMA_SHAPES: dict[str, dict[str, Any]] = {
-    "Meta-Llama-3-8B": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "Meta-Llama-3-70B": {
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "Llama-3.2-1B": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "Llama-3.2-3B": {
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    BUILTIN: {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
+_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("vocab_size", "tie_word_embeddings"),
+)
+_SHAPES = {
+    "Meta-Llama-3-8B": (4096, 14336, 32, 32, 8, 128256, False),
+    "Meta-Llama-3-70B": (8192, 28672, 80, 64, 8, 128256, False),
+    "Llama-3.2-1B": (2048, 8192, 16, 32, 8, 128256, True),
+    "Llama-3.2-3B": (3072, 8192, 28, 24, 8, 128256, True),
+    BUILTIN: (576, 1536, 30, 9, 3, 49152, True),
 }
-"""By the last part of the hub id."""
+LLAMA_SHAPES: dict[str, dict[str, Any]] = {
+    name: dict(zip(_KEYS, shape, strict=True)) for name, shape in _SHAPES.items()
+}
+"""Of `LlamaConfig`, by the last part of the hub id."""
 
 
 def meta_model(section: ModelSection) -> PreTrainedModel:

@@ -1,1 +1,1 @@
-"""What an adapter becomes: a merged model, PEFT's format, or a run made of another's adapter."""
+"""What an adapter becomes: a merged model, PEFT's format, or a run made of another program's adapter."""

@@ -34,14 +34,8 @@ def export_peft(
 
     The rank is M's rank_out, r/k for a butterfly, 2r for a PiSSA start (whose part of the base is subtracted again),
     and ``lora_alpha`` is set so that lora_alpha / r stays the scale s. DoRA's magnitudes are written as PEFT has them.
-
-    Args:
-        adapter: an adapter folder.
-        out: new or empty.
-        task: the one that a task gate is fixed to.
-        compact: drop each layer's rows of zeros, such as those AdaLoRA pruned. The ranks are then in PEFT's
-            ``rank_pattern`` and ``alpha_pattern``, which not every reader supports.
-        trust_remote_code: whether the base's own Python code may be run.
+    ``task`` fixes a task gate. ``compact`` drops each layer's rows of zeros, such as those AdaLoRA pruned; the ranks
+    are then in PEFT's ``rank_pattern`` and ``alpha_pattern``, which not every reader supports.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     task = fixed_task(folder, task)

@@ -60,14 +60,8 @@ def import_adapter(
 ) -> ImportProof:
     """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and checks what was written.
 
-    The check loads the base in float32: 4 bytes of memory a parameter, one model at a time.
-
-    Args:
-        source: a folder with ``adapter_config.json`` and the weights (`moslora.convert.peft_adapter`).
-        out: the run folder, new or empty.
-        base: the base model; by default the one that the settings name.
-        dtype: that the run's recipe loads the base in.
-        trust_remote_code: whether the base's own Python code may be run.
+    ``base`` replaces the model that the settings name, and ``dtype`` goes into the run's recipe. The check loads the
+    base in float32: 4 bytes of memory a parameter, one model at a time.
 
     Raises:
         UsageError: an adapter that moslora does not support; one line for each fault.

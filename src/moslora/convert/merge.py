@@ -51,16 +51,8 @@ def merge(
 ) -> Proof:
     """Writes the merged model to ``out`` and compares it with the adapter model.
 
-    One model is in memory at a time: the adapter model first, for the values to compare with. Only ``dequantized``
-    keeps the quantised layers as well.
-
-    Args:
-        adapter: an adapter folder.
-        out: new or empty.
-        onto: ``original`` for the checkpoint's weights, ``dequantized`` for those of the quantised base.
-        task: the one that a task gate is fixed to.
-        dtype: of the weights, and of both models in the comparison; the recipe's by default.
-        trust_remote_code: whether the base's own Python code may be run.
+    ``task`` fixes a task gate. ``dtype``, by default the recipe's, is that of the weights and of both models compared.
+    One model is in memory at a time; only ``dequantized`` keeps the quantised layers as well.
 
     Raises:
         MosloraError: the merged model differs by more than rounding explains; nothing is written.

@@ -30,13 +30,8 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin"
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>AB|A|B)(\.default)?\.weight")
 
 _HARMLESS = {
-    "auto_mapping",
-    "eva_config",
-    "inference_mode",
-    "megatron_core",
-    "merge_weights",
-    "peft_version",
-    "qalora_group_size",
+    *("auto_mapping", "eva_config", "inference_mode", "megatron_core", "merge_weights"),
+    *("peft_version", "qalora_group_size"),
 }
 """Settings that do not change what a trained adapter computes."""
 
@@ -101,9 +96,7 @@ class PeftAdapter:
 
     def misfits(self, base: PreTrainedModel) -> list[str]:
         """A line for each mismatch with ``base``, which may be on the meta device."""
-        linear: dict[str, Any] = {
-            name: module for name, module in base.named_modules() if hasattr(module, "in_features")
-        }
+        linear: dict[str, Any] = {name: part for name, part in base.named_modules() if hasattr(part, "in_features")}
         rank, head = self.settings.r, base.get_output_embeddings()
         faults = []
         for name, factors in self.layers.items():

@@ -89,9 +89,6 @@ class Encoder:
             texts: pairs; an answer may be empty.
             joint: encode each pair as one string; the answer starts at the first token that reaches into it.
             eos: append the end-of-sequence token, so that a model learns to stop.
-
-        Raises:
-            UsageError: answers alone exceed ``max_length``.
         """
         if joint:
             pairs = self._split_by_offsets(texts)
@@ -101,7 +98,13 @@ class Encoder:
             ids = dict(zip(distinct, self._token_ids(distinct), strict=True))
             pairs = [(ids[prompt], ids[answer]) for prompt, answer in texts]
         end = [self._eos()] if eos else []
-        self._check_room([len(answer) + len(end) for _, answer in pairs])
+        needed = [len(self._bos) + len(answer) + len(end) for _, answer in pairs]
+        over = [length for length in needed if self.max_length is not None and length > self.max_length]
+        if over:
+            raise UsageError(
+                f"{self._key}={self.max_length}: {len(over)} of {len(needed)} answers alone are longer, and answers are"
+                f" not cut; the longest needs {self._key}={max(over)}"
+            )
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
 
     def joins(self, option: Option) -> bool:
@@ -126,15 +129,6 @@ class Encoder:
                 start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
                 pairs.append((ids[:start], ids[start:]))
         return pairs
-
-    def _check_room(self, lengths: list[int]) -> None:
-        needed = [len(self._bos) + length for length in lengths]
-        over = [length for length in needed if self.max_length is not None and length > self.max_length]
-        if over:
-            raise UsageError(
-                f"{self._key}={self.max_length}: {len(over)} of {len(needed)} answers alone are longer, and answers are"
-                f" not cut; the longest needs {self._key}={max(over)}"
-            )
 
     def _assemble(self, prompt: list[int], answer: list[int]) -> EncodedText:
         kept = prompt

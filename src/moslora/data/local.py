@@ -40,12 +40,9 @@ def load(source: Path, task: str, split: Split) -> list[Example]:
 
 
 def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Example]:
-    """All rows of a JSON or JSONL file.
+    """All rows of a file: of one object a line if it ends in ``.jsonl``, else of one array of objects.
 
-    Args:
-        path: ``.jsonl`` is one object a line; anything else one array of objects.
-        split: recorded in the ids.
-        task: the set of all rows, where the file's place determines it.
+    ``split`` goes into the ids; ``task`` is the set of all rows, where the file's place determines it.
 
     Raises:
         UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array.
@@ -68,11 +65,7 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
 def example_from_row(row: Any, *, split: Split, number: int, task: str | None = None) -> Example:
     """A row of LLM-Adapters as an example that renders back to exactly this row.
 
-    Args:
-        row: ``instruction``, ``output``, ``answer``; ``input`` empty or absent; ``task`` optional.
-        split: recorded in the id.
-        number: position in the source, recorded in the id.
-        task: the row's set, where the file's place determines it.
+    ``split`` and ``number``, the row's position, go into the id; ``task`` is as in `read_file`.
 
     Raises:
         ValueError: what is wrong with the row.

@@ -69,12 +69,8 @@ def save_adapter(
 ) -> None:
     """Writes ``folder`` whole, replacing an older one.
 
-    Args:
-        folder: the adapter folder.
-        model: with adapters.
-        recipe: the resolved recipe that made them.
-        facts: JSON values for the manifest, such as the step and the data hashes.
-        extra: more files of tensors by file name, such as the optimizer's.
+    ``facts`` are JSON values for the manifest, such as the step and the data hashes; ``extra`` are more files of
+    tensors by file name, such as the optimizer's.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in adapter_state_dict(model).items()}
     files = {WEIGHTS: state, **(extra or {})}
@@ -94,11 +90,7 @@ def save_adapter(
 
 
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:
-    """Reads and checks an adapter folder.
-
-    Args:
-        folder: the adapter folder.
-        trust_remote_code: whether the base's own Python code may be run; the stored recipe cannot allow it.
+    """Reads and checks an adapter folder; its stored recipe cannot allow the base's own Python code to run.
 
     Raises:
         UsageError: not an adapter folder, or one of another version.

@@ -23,15 +23,15 @@ def locate_adapter(path: Path) -> Path:
         return path / RESULT
     if found := checkpoints(path):
         return found[-1]
-    command_path = shlex.quote(str(path))
+    quoted = shlex.quote(str(path))
     if not path.exists():
         raise UsageError(f"{path}: no such run; {_known_runs(path)}")
     if (path / "adapter_config.json").is_file():
-        raise UsageError(f"{path}: a PEFT adapter, not a run; import it: moslora import {command_path}")
+        raise UsageError(f"{path}: a PEFT adapter, not a run; import it: moslora import {quoted}")
     if (path / "config.json").is_file():
         raise UsageError(f"{path}: a model without an adapter; choose a run or an adapter folder")
     if (path / RECIPE).is_file():
-        raise UsageError(f"{path}: this run has no checkpoint yet; resume it: moslora train {command_path} --resume")
+        raise UsageError(f"{path}: this run has no checkpoint yet; resume it: moslora train {quoted} --resume")
     raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); {_known_runs(path)}")
 
 
