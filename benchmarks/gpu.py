@@ -143,7 +143,7 @@ def matmul_tflops() -> float:
 
 def kernels(work: Callable[[], object]) -> dict[str, float]:
     """CUDA kernels of ``work``, and their time; on a CPU its operations."""
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = torch.cuda.is_available()
@@ -320,7 +320,7 @@ def peft(micro_batch: int, sampling: str) -> dict[str, Any]:
     parameters = model.num_parameters()
     config = library.LoraConfig(
         r=recipe.adapter.rank,
-        lora_alpha=recipe.adapter.alpha,
+        lora_alpha=int(recipe.adapter.alpha),
         lora_dropout=recipe.adapter.dropout,
         target_modules=list(recipe.adapter.target_modules),
         task_type="CAUSAL_LM",
@@ -451,10 +451,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", default=list(LIMITS), choices=list(LIMITS))
     options = parser.parse_args(arguments)
     if options.dry_run:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     elif not torch.cuda.is_available():
         sys.exit("no CUDA device here; --dry-run runs every part on the CPU")
-    began, parts = time.perf_counter(), {}
+    began = time.perf_counter()
+    parts: dict[str, dict[str, Any]] = {}
     name, sizes = shapes()
     result: dict[str, Any] = {"machine": machine(), "model": name, "shapes": sizes, "parts": parts}
 
@@ -468,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts[part] = in_process(part, limit=min(slower * LIMITS[part], left)) if left > 5 else {"skipped": "no time"}
         print(f"{part}: {summary(parts[part])}", flush=True)
         write()  # what was found outlives whatever comes next
-    speeds = {who: one["rows_per_second"] for who, one in parts.items() if "rows_per_second" in one}
+    speeds: dict[str, float] = {who: one["rows_per_second"] for who, one in parts.items() if "rows_per_second" in one}
     peers = {who: speed for who, speed in speeds.items() if who.startswith("peft")}
     if "ours" in speeds and RELEASED in peers:
         result["ours_is"] = {
