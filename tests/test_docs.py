@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cli_kit import run
+from data_kit import COUNTED
 from moslora.adapters import inject, named_adapters
 from moslora.data.local import read_file
 from moslora.prompts import FORMATS
 from moslora.recipe import load_recipe
-from test_cli import run
-from test_data_audit import COUNTED
 
 ROOT = Path(__file__).parents[1]
 

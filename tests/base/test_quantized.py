@@ -1,0 +1,415 @@
+"""Bases in 4 and 8 bits: what they store, what trains over them, and the two ways of merging."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from evaluation_kit import tokenizer
+from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, named_adapters
+from moslora.base.load import load_base, output_weight
+from moslora.base.quantized import dequantize, quantized_layers
+from moslora.base.resolve import fingerprint
+from moslora.choices import Onto
+from moslora.cli import main
+from moslora.convert import pairs
+from moslora.convert.merge import merge
+from moslora.convert.verify import PROMPTS
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.quickstart import quickstart
+from moslora.recipe import ModelSection, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.training import train_recipe
+from moslora.training.objective import LabelLoss
+from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
+from training_kit import adapter, moslora, same_bits
+
+KINDS = ("nf4", "int8")
+NF4_ERROR, INT8_ERROR = 0.09, 0.01
+"""Relative errors of a Gaussian weight: of NF4's code book (arXiv 2305.14314), and of 127 steps to a row's largest."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``plain/`` and ``tied/``: widths that are multiples of NF4's 64, and embeddings with and without a head."""
+    root = tmp_path_factory.mktemp("models")
+    for name in ("plain", "tied"):
+        model = tiny_llama(vocab_size=len(tokenizer()), hidden_size=64, intermediate_size=128, tied=name == "tied")
+        model.save_pretrained(root / name)
+        tokenizer().save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(models: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run for each kind: 84 rows, 2 epochs, 21 steps. Read only."""
+    root = tmp_path_factory.mktemp("runs")
+    for kind in KINDS:
+        overrides = (f"model.name={models / 'plain'}", f"model.quantization={kind}", f"name={kind}")
+        (root / f"{kind}.yaml").write_text(load_recipe(world / "recipe.yaml", overrides).to_yaml(), encoding="utf-8")
+        train_recipe(load_recipe(root / f"{kind}.yaml"), out=root / kind)
+    return root
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: value for path in folder.glob("*.safetensors") for key, value in load_file(path).items()}
+
+
+# What is stored
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quantization": "nf4"},
+        {"quantization": "nf4", "double_quantization": False},
+        {"quantization": "nf4", "quantization_storage": "bfloat16"},
+        {"quantization": "int8"},
+        {},
+    ],
+)
+def test_dequantize_gives_the_weight_of_the_forward_pass(models: Path, dtype: str, options: dict[str, object]) -> None:
+    """Against base(I) = Wᵀ, in both modes: an identity is exact in 8 bits too."""
+    model = load_base(ModelSection(name=str(models / "plain"), dtype=dtype, **options))  # type: ignore[arg-type]
+    original = weights(models / "plain")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert len(layers) == 2 * 7 + 1
+    unit = {"float32": 2e-5, "bfloat16": 4e-3, "float16": 5e-4}[dtype]
+    for name, layer in layers.items():
+        weight = dequantize(layer)
+        assert weight.dtype == torch.float32 and weight.shape == (layer.out_features, layer.in_features)
+        identity = torch.eye(layer.in_features, dtype=output_weight(model).dtype)
+        for training in (True, False):
+            found = layer.train(training)(identity).detach().float().T
+            exact = options.get("quantization") != "int8" or name == "lm_head"
+            size = weight.abs().max()
+            torch.testing.assert_close(found, weight, rtol=0, atol=0 if exact else unit * float(size), msg=name)
+        error = float((weight - original[f"{name}.weight"]).norm() / weight.norm())
+        bounds = {"nf4": (NF4_ERROR - 0.02, NF4_ERROR + 0.01), "int8": (1e-4, INT8_ERROR)}
+        low, high = bounds.get(str(options.get("quantization")), (0, unit)) if name != "lm_head" else (0, unit)
+        assert low <= error <= high, (name, error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["plain", "tied"])
+def test_embeddings_and_output_layer_stay_as_they_are(models: Path, kind: str, name: str) -> None:
+    base = str(models / name)
+    before = fingerprint(base)
+    model = load_base(ModelSection(name=base, dtype="float32", quantization=kind))
+    fingerprint.cache_clear()
+    assert fingerprint(base) == before
+    assert len(quantized_layers(model)) == 14 and not any("lm_head" in layer for layer in quantized_layers(model))
+    embedding, head = model.get_input_embeddings().weight, output_weight(model)
+    original = weights(models / name)
+    assert embedding.equal(original["model.embed_tokens.weight"]) and (embedding is head) == (name == "tied")
+    assert head.equal(original["lm_head.weight" if name == "plain" else "model.embed_tokens.weight"])
+
+
+def test_storage_changes_the_bytes_and_no_value(models: Path) -> None:
+    name = str(models / "plain")
+    packed = load_base(ModelSection(name=name, dtype="bfloat16", quantization="nf4"))
+    wide = load_base(ModelSection(name=name, dtype="bfloat16", quantization="nf4", quantization_storage="bfloat16"))
+    ids = token_batch(packed)
+    assert packed(ids).logits.equal(wide(ids).logits)
+    key = "model.layers.0.self_attn.q_proj"
+    one, other = (model.get_submodule(key).weight for model in (packed, wide))
+    assert (one.dtype, other.dtype) == (torch.uint8, torch.bfloat16) and one.nbytes == other.nbytes == 64 * 64 // 2
+    assert packed.num_parameters() == wide.num_parameters() == tiny_parameters(models)
+
+
+def tiny_parameters(models: Path) -> int:
+    return sum(value.numel() for value in weights(models / "plain").values())
+
+
+@pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_in_between_takes_no_gradient_away(models: Path, inference: Callable[[], object]) -> None:
+    """bitsandbytes would repack a layer in its first evaluation, and have no gradient after it."""
+    model = load_base(ModelSection(name=str(models / "plain"), dtype="bfloat16", quantization="nf4"))
+    layer = next(iter(quantized_layers(model).values()))
+    x = torch.randn(5, 64, dtype=torch.bfloat16)
+    before = layer.train()(x)
+    with inference():  # type: ignore[attr-defined]
+        between = layer.eval()(x)
+    x.requires_grad_(True)
+    after = layer.train()(x)
+    after.sum().backward()
+    assert before.equal(between) and before.equal(after)
+    torch.testing.assert_close(x.grad.float(), dequantize(layer).sum(0).expand(5, -1), rtol=2e-2, atol=2e-2)
+
+
+# What trains over it
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
+    models: Path, kind: str, checkpointing: bool
+) -> None:
+    """The released code drops the mixer over an 8-bit base. In training both kinds compute with W as dequantised."""
+    options = {"rank": 4, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": PROJECTIONS}
+    name = str(models / "plain")
+    section = ModelSection(name=name, dtype="float32", gradient_checkpointing=checkpointing)
+    quantized = load_base(section.model_copy(update={"quantization": kind}))
+    plain = load_base(ModelSection(name=name, dtype="float32"))
+    for path, layer in quantized_layers(quantized).items():
+        plain.get_submodule(path).weight.data.copy_(dequantize(layer))
+    ids = token_batch(plain)
+    gradients = []
+    for model in (quantized, plain):
+        assert len(inject(model, **options)) == 10  # type: ignore[arg-type]
+        perturb(adapter_state_dict(model).values(), seed=1)
+        loss, _ = LabelLoss(model).train()(as_micro_batch(ids))
+        loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    one, other = gradients
+    assert one.keys() == other.keys() == adapter_state_dict(plain).keys() and len(one) == 30
+    for key, gradient in one.items():
+        assert gradient is not None and gradient.abs().max() > 0, key
+        torch.testing.assert_close(gradient, other[key], rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_changes_every_factor_and_mixer_and_nothing_else(runs: Path, kind: str) -> None:
+    folder = open_adapter(runs / kind / "adapter")
+    section = folder.recipe
+    start = load_base(section.model)
+    before = {name: dequantize(layer) for name, layer in quantized_layers(start).items()}
+    inject(start, **section.adapter.model_dump(), seed=section.seed)
+    trained, first = folder.weights(), adapter_state_dict(start)
+    assert len(trained) == 18 and trained.keys() == first.keys()
+    for key, value in trained.items():
+        assert value.dtype == torch.float32 and not value.equal(first[key]), key
+    model = load_adapted(folder)
+    assert {type(layer) for _, layer in named_adapters(model)} == {AdapterLinear}
+    for name, layer in quantized_layers(model).items():
+        assert dequantize(layer).equal(before[name.removesuffix(".base")])
+    run = json.loads((runs / kind / "run.json").read_text())
+    assert run["bitsandbytes"]
+    losses = [json.loads(line).get("loss") for line in (runs / kind / "metrics.jsonl").read_text().splitlines()]
+    logged = [loss for loss in losses if loss is not None]
+    assert logged[-1] < logged[0] - 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "run"
+    process = moslora("train", runs / f"{kind}.yaml", "--out", out)
+    while not (out / "checkpoints" / "step-8").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (out / "adapter").exists(), "the run ended before it could be killed"
+    resumed = moslora("train", out, "--resume")
+    said, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0 and "resuming after step" in said
+    assert said.count("on a CPU") == 1 and f"in {kind}-float32, 6 layers" in said
+    assert "bitsandbytes" not in errors and "kernels" not in errors and "cast" not in errors
+    assert same_bits(adapter(runs / kind), adapter(out))
+
+
+def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora"]
+    command = [*launch, "train", str(runs / "nf4.yaml"), "--out", str(tmp_path / "two"), "adapter.dropout=0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, "training.max_steps=5"], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count("on a CPU") == 1
+    recipe = load_recipe(runs / "nf4.yaml", ["adapter.dropout=0", "training.max_steps=5"])
+    one = adapter(train_recipe(recipe, out=tmp_path / "one").parent)
+    for key, value in adapter(tmp_path / "two").items():
+        assert (value - one[key]).abs().max() < 2e-3 * value.abs().max(), key
+
+
+# What is done with it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, world: Path, tmp_path: Path, kind: str) -> None:
+    run = Path(shutil.copytree(runs / kind, tmp_path / kind))
+    scores = {}
+    for base in (False, True):
+        target = open_target(str(run), base=base)
+        assert len(quantized_layers(target.load(torch.device("cpu")))) == 14
+        results, out = evaluate_target(target, tasks=("obqa",))
+        assert out.name == f"rank-label-{kind}-float32" + ("-base" if base else "")
+        assert results.settings.metadata["quantization"] == kind and f"float32 on {kind}" in results.heading
+        scores[base] = [p.scores for p in results.predictions]
+    assert scores[True] != scores[False]
+    in_bfloat16 = open_target(str(run), dtype="bfloat16")
+    model = in_bfloat16.load(torch.device("cpu"))
+    assert output_weight(model).dtype == torch.bfloat16 and len(quantized_layers(model)) == 14
+    assert evaluate_target(in_bfloat16, tasks=("obqa",), limit=3)[1].name == f"rank-label-{kind}-bfloat16"
+
+
+@pytest.mark.parametrize("onto", get_args(Onto))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
+    runs: Path, models: Path, tmp_path: Path, kind: str, onto: str
+) -> None:
+    """Float64 from the files and from base(I); s = α/r = 2. Stock transformers loads the folder."""
+    out = tmp_path / "merged"
+    proof = merge(runs / kind / "adapter", out=out, onto=onto)
+    trained, merged, original = adapter(runs / kind), weights(out), weights(models / "plain")
+    base = load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization=kind))
+    layers = quantized_layers(base)
+    changed = set()
+    assert merged.keys() == original.keys()
+    for key, weight in original.items():
+        name = key.removesuffix(".weight")
+        expected, tolerance = weight.double(), 1e-6
+        if onto == "dequantized" and name in layers:
+            layer = layers[name].train()
+            expected, tolerance = layer(torch.eye(layer.in_features)).T.double(), 1e-5
+            changed.add(name)
+        if f"{name}.lora_a" in trained:
+            a, m, b = (trained[f"{name}.{part}"].double() for part in ("lora_a", "mixer.weight", "lora_b"))
+            expected = expected + 2 * b @ m @ a
+            changed.add(name)
+        torch.testing.assert_close(merged[key].double(), expected, rtol=1e-6, atol=tolerance, msg=key)
+        assert merged[key].equal(weight) == (name not in changed), key
+    assert len(changed) == (6 if onto == "original" else 14)
+
+    config = json.loads((out / "config.json").read_text())
+    assert "quantization_config" not in config and config["dtype"] == "float32"
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert not quantized_layers(model) and model.dtype == torch.float32
+    # The merge itself is exact; what is left is the quantisation, which only NF4 onto dequantised is free of.
+    assert proof.rounding < 1e-5 and (proof.mean_error < 1e-5) == ((kind, onto) == ("nf4", "dequantized"))
+    assert proof.mean_error < proof.effect and 0 <= proof.flips < 1 and proof.kl > -1e-6
+    assert f"onto {onto} weights, against the adapter model on {kind}" in (out / "README.md").read_text()
+
+
+def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
+    """Each number again, from logits over all positions."""
+    proof = merge(runs / "nf4" / "adapter", out=tmp_path / "merged")
+    adapted = load_adapted(open_adapter(runs / "nf4" / "adapter"))
+    base = load_base(open_adapter(runs / "nf4" / "adapter").recipe.model)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    errors, effects, kls, flips = [], [], [], []
+    with torch.inference_mode():
+        for prompt in PROMPTS:
+            ids = torch.tensor([tokenizer().encode(prompt)])
+            p, q, r = (m(ids).logits[0].double().softmax(-1) for m in (adapted, merged, base))
+            rows, following = torch.arange(ids.shape[1] - 1), ids[0, 1:]
+            errors.append((p[rows, following].log() - q[rows, following].log()).abs())
+            effects.append((p[rows, following].log() - r[rows, following].log()).abs())
+            kls.append((p * (p / q).log()).sum(-1))
+            flips.append(p.argmax(-1) != q.argmax(-1))
+    found = (proof.mean_error, proof.max_error, proof.effect, proof.kl, proof.flips)
+    expected = (torch.cat(errors).mean(), torch.cat(errors).max(), torch.cat(effects).mean(), torch.cat(kls).mean())
+    assert found == pytest.approx((*map(float, expected), float(torch.cat(flips).double().mean())), rel=1e-3)
+    assert proof.mean_error > 1e-2 and proof.kl > 1e-4
+
+
+@pytest.mark.parametrize("onto", get_args(Onto))
+def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
+) -> None:
+    monkeypatch.setattr(pairs, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
+        merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path: Path, kind: str) -> None:
+    assert run("export", runs / kind, "--out", tmp_path / "peft") == 0
+    folder = open_adapter(runs / kind / "adapter")
+    ours, base = load_adapted(folder), load_base(folder.recipe.model)
+    ids = token_batch(base)
+    without = base(ids).logits
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    with torch.inference_mode():
+        expected = ours(ids).logits
+        # Over int8 a last bit may round an input of the next layer to another of its 255 values.
+        bound = {"nf4": 1e-4, "int8": 5e-2}[kind] * float((expected - without).abs().max())
+        assert (theirs(ids).logits - expected).abs().max() < bound
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_quickstart_runs_over_a_quantised_base(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.setattr("moslora.quickstart.RECIPE", runs / f"{kind}.yaml")
+    out = Path(shutil.copytree(runs / kind, tmp_path / kind))
+    (out / "merged").mkdir()
+    (out / "merged" / ".lock").touch()  # as a killed merge leaves it
+    table, lines = quickstart(out=out)
+    assert len(table) == 5 and lines and f"against the adapter model on {kind}" in capsys.readouterr().out
+    assert (out / "merged" / "model.safetensors").is_file()
+
+
+# What cannot be
+
+
+def run(*arguments: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["moslora", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+    return 0
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_bitsandbytes_one_line_says_how_to_get_it(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert run("train", runs / f"{kind}.yaml", "--out", tmp_path / "run") == 2
+    line = one_line(capsys)
+    assert f"model.quantization = {kind}" in line
+    assert f"{shlex.quote(sys.executable)} -m pip install 'bitsandbytes>=" in line
+    assert not (tmp_path / "run").exists()
+    assert run("train", runs / f"{kind}.yaml", "--dry-run") == 0  # needs no weights, so none of it
+    assert f"in {kind}-float32" in capsys.readouterr().out
+
+
+def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
+    """48 inputs are no whole block. On the day that bitsandbytes unpacks them rightly, the refusal may go."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    with pytest.raises(UsageError, match=r"model\.quantization = nf4: .*q_proj of .* has 48 inputs"):
+        load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="nf4"))
+    assert quantized_layers(load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="int8")))
+    packed, state = quantize_4bit(torch.ones(48, 80), quant_type="nf4")
+    state.absmax = torch.arange(60.0)
+    unpacked = dequantize_4bit(packed, state)
+    assert not unpacked.equal(state.absmax.repeat_interleave(64).view(48, 80))
+
+
+def test_a_checkpoint_that_is_quantised_already_is_refused(models: Path, tmp_path: Path) -> None:
+    section = ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4")
+    load_base(section).save_pretrained(tmp_path / "packed")
+    for options in ({}, {"quantization": "nf4"}):
+        with pytest.raises(UsageError, match="already quantised"):
+            load_base(ModelSection(name=str(tmp_path / "packed"), dtype="float32", **options))  # type: ignore[arg-type]
+
+
+def test_another_quantisation_is_another_run(runs: Path) -> None:
+    other = load_recipe(runs / "nf4.yaml", ["model.quantization=int8"])
+    with pytest.raises(UsageError, match=r"model\.quantization was nf4, is int8"):
+        train_recipe(other, out=runs / "nf4", resuming=True)

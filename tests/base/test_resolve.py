@@ -1,0 +1,92 @@
+"""Which files are a model's weights: those that transformers loads, wherever the model lies, and no stray ones."""
+
+import fnmatch
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from evaluation_kit import make_model
+from moslora.base import resolve
+from moslora.base.resolve import fingerprint, weight_files
+from moslora.convert.merge import merge
+from moslora.errors import UsageError
+from moslora.training import train_recipe
+from training_kit import MakeRecipe
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    fingerprint.cache_clear()
+    yield
+    fingerprint.cache_clear()
+
+
+def stray(folder: Path) -> None:
+    """Meta's own file, as some repositories have it beside the shards; here with a tensor that is no model's."""
+    save_file({"tok_embeddings.weight": torch.ones(3, 3)}, folder / "consolidated.safetensors")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    make_model().save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    return tmp_path / "sharded"
+
+
+def test_a_stray_file_is_no_part_of_a_model(world: Path, sharded: Path, tmp_path: Path) -> None:
+    whole = Path(shutil.copytree(world / "model", tmp_path / "whole"))
+    for folder in (whole, sharded):
+        before, loaded = fingerprint(str(folder)), sorted(folder.glob("*.safetensors"))
+        fingerprint.cache_clear()
+        stray(folder)
+        assert weight_files(str(folder)) == tuple(loaded)
+        assert fingerprint(str(folder)) == before
+    assert len(loaded) > 1
+
+
+def test_a_run_on_a_base_with_a_stray_file_is_merged(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(world / "model", tmp_path / "model"))
+    stray(model)
+    train_recipe(recipe(f"model.name={model}", "training.max_steps=4"), out=tmp_path / "run")
+    merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not info["unexpected_keys"] and not info["missing_keys"]
+
+
+def test_of_one_file_and_an_index_that_counts_which_transformers_loads(sharded: Path, world: Path) -> None:
+    shutil.copy(world / "model" / "model.safetensors", sharded)
+    assert weight_files(str(sharded)) == (sharded / "model.safetensors",)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_the_hub_is_asked_for_these_files_alone(
+    world: Path, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    hub = world / "model" if kind == "whole" else sharded
+    there = {path.name for path in hub.iterdir()} | {"consolidated.safetensors", "model.fp32.safetensors"}
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        for file in sorted(there):
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                shutil.copy(hub / file, cache / file)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(resolve, "locate", lambda name, revision=None: name)
+    found = weight_files("some/model")
+    assert [file.name for file in found] == sorted(path.name for path in hub.glob("*.safetensors"))
+    assert {file.name for file in cache.glob("*.safetensors")} == {file.name for file in found}
+
+
+def test_pickled_weights_alone_are_refused(world: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(world / "model", tmp_path / "model"))
+    (model / "model.safetensors").rename(model / "consolidated.safetensors")
+    with pytest.raises(UsageError, match="no safetensors weights"):
+        weight_files(str(model))

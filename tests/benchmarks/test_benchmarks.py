@@ -1,0 +1,225 @@
+"""The benchmarks: what they say of the methods is so, and they run."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from moslora.adapters import MIXERS, describe_batch, inject
+from moslora.errors import UsageError
+from moslora.recipe import list_recipes, load_recipe
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import methods  # noqa: E402
+from examine import METHODS, Settings, parameters, recipe_text  # noqa: E402
+from experts import check, fused_layer  # noqa: E402
+from report import alternate, spread, write_between  # noqa: E402
+
+PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def test_every_shipped_method_is_measured_and_described() -> None:
+    shipped = {name.removeprefix("methods/") for name, _ in list_recipes() if name.startswith("methods/")}
+    assert {method.recipe for method in METHODS} == shipped and len(METHODS) == len(shipped)
+    assert [name for name in shipped if f"`methods/{name}`" not in PAGE] == []
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.recipe)
+def test_formula_gives_the_number_of_parameters(method, tmp_path: Path) -> None:
+    """On the shapes of a model with grouped-query attention; `parameters` raises where formula and count differ."""
+    settings = Settings(base="llama3-8b", steps=4, pairs=2, rows=2, questions=2)
+    text = recipe_text(method.recipe, settings, steps=4)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    found = parameters(method, load_recipe(tmp_path / "recipe.yaml", ["data.source=wheel", "data.format=label"]))
+    assert found["lora"] == 28_311_552
+    if method.recipe == "moslora":
+        assert found["added"] == 40_960
+
+
+def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
+    """Every cell of the page's table that says yes or no, against the recipes that load."""
+    (tmp_path / "recipe.yaml").write_text("model: {name: x}", encoding="utf-8")
+    header = re.search(r"^\| `adapter.mixer.kind` \| (.*) \|$", PAGE, re.M)
+    assert header
+    values = {
+        "adapter.scaling: rslora": "adapter.scaling=rslora",
+        "training.lora_plus_ratio": "training.lora_plus_ratio=4",
+        "training.mixer_learning_rate": "training.mixer_learning_rate=1e-3",
+        "adapter.start: pissa": "adapter.start=pissa",
+        "adapter.dora": "adapter.dora=true",
+        "training.rank_budget": "training.rank_budget={target_rank: 8}",
+    }
+    parts = [values[part.strip("`")] for part in header[1].split(" | ")]
+    rows = re.findall(r"^\| `([\w-]+)` \| ((?:yes|no)[^|]*(?: \| (?:yes|no)[^|]*){5}) \|$", PAGE, re.M)
+    assert [kind for kind, _ in rows] == list(MIXERS)
+    for kind, cells in rows:
+        # A dense mixer from the start with which every other part goes.
+        mixer = "{kind: dense, init: orthogonal}" if kind == "dense" else f"{{kind: {kind}}}"
+        for part, cell in zip(parts, cells.split(" | "), strict=True):
+            overrides = [f"adapter.mixer={mixer}", part]
+            if cell.startswith("yes") or cell == "no effect":
+                load_recipe(tmp_path / "recipe.yaml", overrides)
+            else:
+                with pytest.raises(UsageError):
+                    load_recipe(tmp_path / "recipe.yaml", overrides)
+
+
+def first_step(method: str, folder: Path) -> float:
+    """How far one step of AdamW takes the output of a layer with the recipe's adapter, in the norm over 512 tokens."""
+    (folder / "recipe.yaml").write_text(f"extends: [smollm2-135m, {method}]", encoding="utf-8")
+    section = load_recipe(folder / "recipe.yaml", ["adapter.target_modules=[q_proj]"]).adapter
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"q_proj": nn.Linear(576, 576, bias=False)})
+    x, goal = torch.randn(8, 64, 576), torch.randn(576, 3) @ torch.randn(3, 576) / 24
+    inject(model, **section.model_dump(), seed=0)
+    describe_batch(model, tasks=torch.arange(8))
+    layer = model["q_proj"]
+    before = layer(x)
+    (before - layer.base(x) - x @ goal.T).square().mean().backward()
+    torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=1e-3, weight_decay=0).step()
+    return (layer(x) - before).norm().item()
+
+
+def test_gates_begin_with_smaller_steps_than_lora(tmp_path: Path) -> None:
+    """A quarter, a third, a fifth, a twentieth: the shares of the page, on random rows; and what has LoRA's gain."""
+    shares = {
+        "lora-moe-dense": 1 / 4,
+        "lora-moe-topk": 1 / 3,
+        "gate-inside": 1 / 5,
+        "moelora": 1 / 20,
+        "controls/lora-scaled": 3**-0.5,
+        "input-split": 1,
+        "kronecker": 1,
+    }
+    lora = first_step("methods/lora", tmp_path)
+    found = {name: first_step(f"methods/{name}", tmp_path) / lora for name in shares}
+    assert found == pytest.approx(shares, rel=0.4)
+    assert found["lora-moe-topk"] > 1.15 * found["lora-moe-dense"]
+    assert first_step("methods/moslora", tmp_path) == first_step("methods/controls/moslora-folded", tmp_path)
+
+
+class CountedLinear(nn.Linear):
+    """Notes the shapes that it multiplies."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = [*getattr(self, "seen", []), tuple(x.shape)]
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("dropout", "training"), [(0.1, True), (0.1, False), (0.0, True)])
+def test_dora_multiplies_by_the_base_as_often_as_the_page_says(dropout: float, training: bool) -> None:
+    model = nn.ModuleDict({"q_proj": CountedLinear(24, 40)})
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"], dropout=dropout, dora=True)
+    base = model.train(training)["q_proj"].base
+    base.seen = []
+    model["q_proj"](torch.randn(3, 5, 24))
+    assert sorted(base.seen) == sorted([(3, 5, 24), (4, 24), *[(3, 5, 24)] * (dropout > 0 and training)])
+
+
+def test_the_caption_has_the_dropout_of_the_recipe() -> None:
+    assert f"`smollm2-135m`, dropout {load_recipe('smollm2-135m').adapter.dropout:g}, " in PAGE
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(2, None), (4, None), (4, 2), (8, 3)])
+def test_sequential_experts_compute_what_the_fused_ones_do(experts: int, top_k: int | None) -> None:
+    check(fused_layer(24, 40, experts, top_k, dtype=torch.float32))
+
+
+def test_pairs_are_timed_in_turns() -> None:
+    calls: list[str] = []
+    one, other = alternate(lambda: calls.append("a"), lambda: calls.append("b"), repetitions=3, warmup=1)
+    assert "".join(calls) == "baabbaab" and len(one) == len(other) == 3
+    assert spread([3.0, 1.0, 2.0]) == "2.00 (1.50–2.50)"
+
+
+def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("a\n<!-- x -->old<!-- /x -->\nb\n", encoding="utf-8")
+    write_between(path, "x", "new")
+    write_between(path, "x", "newer")
+    assert path.read_text(encoding="utf-8") == "a\n<!-- x -->\n\nnewer\n\n<!-- /x -->\nb\n"
+    with pytest.raises(ValueError, match="<!-- y -->"):
+        write_between(path, "y", "new")
+
+
+def refuse_to_run(arguments: list[str], log: Path) -> None:
+    raise RuntimeError("asked to run")
+
+
+def test_a_result_counts_for_its_code_recipe_settings_and_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "moslora"
+    (package / "part").mkdir(parents=True)
+    for name in ("__init__.py", "part/deep.py"):
+        (package / name).write_text("one", encoding="utf-8")
+    monkeypatch.setattr(methods.moslora, "__file__", str(package / "__init__.py"))
+    base = tmp_path / "base.yaml"
+    base.write_text("extends: smollm2-135m", encoding="utf-8")
+    settings = Settings(base=str(base), steps=4, pairs=2, rows=2, questions=2)
+    (lora, moslora) = (method for method in METHODS if method.recipe in ("lora", "moslora"))
+
+    def key(method=lora, settings=settings) -> str:
+        return methods.key(method, tmp_path / "work", settings)
+
+    keys = [key(), key(moslora), key(settings=replace(settings, pairs=3))]
+    assert key() == keys[0]
+    base.write_text("{extends: smollm2-135m, training: {learning_rate: 1e-3}}", encoding="utf-8")
+    keys.append(key())
+    (package / "part" / "deep.py").write_text("two", encoding="utf-8")
+    keys.append(key())
+    (package / "new.py").write_text("", encoding="utf-8")
+    keys.append(key())
+    monkeypatch.setattr(methods, "machine", lambda: "another machine")
+    keys.append(key())
+    assert len(set(keys)) == len(keys) == 7
+    assert {"examine.py", "report.py"} < {file.name for file in methods.sources()}
+
+
+def test_methods_are_measured_once_and_written_down(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two methods on the small model through all of it: one that merges, one that does not."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- methods table -->\n<!-- /methods table -->\n", encoding="utf-8")
+    arguments = ["--base", str(world / "recipe.yaml"), "--methods", "lora-moe-topk", "--steps", "4", "--pairs", "2"]
+    arguments += ["--rows", "4", "--questions", "3", "--work", str(tmp_path / "work"), "--docs", str(page)]
+    monkeypatch.setattr(sys, "argv", ["methods.py", *arguments])
+    assert methods.main() == 0
+    assert "before" not in capsys.readouterr().out
+    assert methods.main() == 0
+    assert capsys.readouterr().out.count("measured before") == 2
+    with monkeypatch.context() as other:
+        other.setattr(methods, "machine", lambda: "another machine")
+        other.setattr(methods, "_process", refuse_to_run)
+        assert methods.main() == 1
+        said = capsys.readouterr()
+        assert "measured before" not in said.out and said.err.count("asked to run") == 2
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == ["| `lora`", "| `lora-moe-topk`"]
+    assert [row[5:] for row in rows] == [["yes", "yes", "same bits |"], ["no", "no", "same bits |"]]
+    assert rows[1][2] == f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
+    assert "M depends on the input x" in page.read_text(encoding="utf-8")
+    assert f"`{world / 'recipe.yaml'}`, dropout 0.1, " in page.read_text(encoding="utf-8")
+
+
+PLACES = re.compile(r"<!-- ([\w-]+ table) -->(.*?)<!-- /\1 -->", re.S)
+
+
+def test_every_table_of_a_document_is_measured() -> None:
+    """Between its markers each has a header, a row and the machine it is from, and no word that stands in for them."""
+    found = {}
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        found |= dict(PLACES.findall(page.read_text(encoding="utf-8")))
+    assert found.keys() == {"methods table", "experts table", "training table", "evaluation table"}
+    for name, text in found.items():
+        if name in ("training table", "evaluation table") and not text.strip():
+            continue  # `make bench` has not been run yet
+        assert "not measured yet" not in text, name
+        assert len(re.findall(r"^\| .* \|$", text, re.M)) > 2 and "torch " in text, name

@@ -1,0 +1,387 @@
+"""Every claim of docs/proof.md: the same trajectory (1e-10, float64), or apart by 10⁶ times SGD's rounding."""
+
+import re
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from comparisons import (
+    butterfly,
+    butterfly_distances,
+    comparisons,
+    drift,
+    half_rank,
+    identities,
+    path,
+    smallest_growth,
+    start_matters,
+    twin_rule,
+)
+from proof_tables import drift_table, first_table, largest_table, measure, twins_table
+from trajectories import (
+    RANK,
+    ROUNDING,
+    SCALE,
+    STEPS,
+    Trajectory,
+    dense,
+    distance,
+    draw_a,
+    draw_kaiming,
+    draw_orthogonal,
+    draw_signed_permutation,
+    folded,
+    lora,
+    loss,
+    train,
+)
+from update_rules import (
+    ADAM,
+    ADAMW,
+    CLIP_VALUE,
+    ELEMENTWISE,
+    EQUIVARIANT,
+    LION,
+    MOMENTUM,
+    MUON,
+    NESTEROV,
+    SGD,
+    TORCH_MUON,
+    Lion,
+    Rule,
+    polar,
+)
+
+RULES = (*EQUIVARIANT, *ELEMENTWISE)
+SAME = ("Q", "Q or none", "R", "half", "Q or I learned")
+"""The same under every equivariant rule, and not under the others."""
+AGAINST_LORA = ("Q", "P", "R", "half", "2Q", "K", "Q learned", "I learned", "K learned")
+
+by_name = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+@cache
+def distances(key: str, rule: Rule) -> Tensor:
+    return comparisons()[key].distances(rule)
+
+
+def far() -> float:
+    return 1e6 * max(distances("Q", SGD).max().item(), 1e-16)
+
+
+def generic(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@by_name
+def test_training_moves(rule: Rule) -> None:
+    """A distance of zero between two adapters that stand still would say nothing."""
+    deltas = train(lora(draw_a()), rule).deltas
+    assert loss(deltas[-1]) < 0.5 * loss(torch.zeros_like(deltas[0]))
+    assert deltas[-1].norm() > 1
+
+
+@pytest.mark.parametrize("key", SAME)
+@by_name
+def test_singular_values_of_one_are_invisible_to_equivariant_updates_only(rule: Rule, key: str) -> None:
+    largest = distances(key, rule).max().item()
+    if rule in EQUIVARIANT:
+        assert largest <= ROUNDING
+    else:
+        assert largest >= max(far(), 1e-2)
+
+
+@by_name
+def test_signed_permutations_are_invisible_to_all(rule: Rule) -> None:
+    assert distances("P", rule).max() <= ROUNDING
+
+
+@by_name
+@pytest.mark.parametrize("key", ["2Q", "K", "Q learned", "I learned", "K learned"])
+def test_other_mixers_train_differently(rule: Rule, key: str) -> None:
+    assert distances(key, rule).max() >= max(far(), 1e-2)
+
+
+def test_orthonormal_columns_fold_into_either_side() -> None:
+    """M of 6 × 4: into A, LoRA of rank 6 from MA; into B, which is zero, LoRA of rank 4 from A itself."""
+    tall = dense(draw_a(), tuple(m[:, :RANK] for m in draw_orthogonal(RANK + 2)), learned=False)
+    for rule in EQUIVARIANT:
+        mixed = train(tall, rule)
+        assert distance(mixed, train(folded(tall), rule)).max() <= ROUNDING
+        assert distance(mixed, train(lora(draw_a()), rule)).max() <= ROUNDING
+    assert distance(train(tall, ADAM), train(folded(tall), ADAM)).max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", [NESTEROV, MUON], ids=lambda rule: rule.name)
+def test_a_rate_of_its_own_for_a_changes_nothing(rule: Rule) -> None:
+    pair, own = comparisons()["Q"], replace(rule, rate_a=3.0)
+    assert distance(train(pair.start, own), train(pair.twin, own)).max() <= ROUNDING
+    assert distance(train(pair.start, own), train(pair.start, rule)).max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", [SGD, MOMENTUM, NESTEROV], ids=lambda rule: rule.name)
+def test_scaled_orthogonal_is_lora_with_another_rate_of_a(rule: Rule) -> None:
+    assert distances("2Q rated", rule).max() <= ROUNDING
+
+
+def test_scaled_mixers_under_updates_that_do_not_know_the_gradients_size() -> None:
+    """The rate of A is multiplied by c, not c²; Adam's eps for A divided by it."""
+    turned = dense(draw_a(), tuple(2 * m for m in draw_orthogonal()), learned=False)
+    permuted = dense(draw_a(), tuple(2 * m for m in draw_signed_permutation()), learned=False)
+    for start, rule in ((turned, MUON), (permuted, ADAM), (permuted, ADAMW), (permuted, LION)):
+        mixed = train(start, rule)
+        assert distance(mixed, train(folded(start), replace(rule, rate_a=2.0, eps_a=0.5))).max() <= ROUNDING
+        assert distance(mixed, train(folded(start), replace(rule, rate_a=4.0))).max() > 1e-2
+
+
+@by_name
+def test_the_first_step_does_not_see_the_mixer(rule: Rule) -> None:
+    """B = 0: the gradients of A and M are zero, and so are their updates; the second step sees a learned M."""
+    for key in AGAINST_LORA:
+        assert distances(key, rule)[0] <= ROUNDING
+    start = comparisons()["K learned"].start
+    first = train(start, replace(rule, decay=0.0)).layers[0]
+    for layer, a, mixer in zip(first, start.a, start.mixers, strict=True):
+        assert layer.a.equal(a)
+        assert layer.m.equal(mixer.matrix())
+        assert layer.b.norm() > 1e-3
+    for key in ("Q learned", "I learned", "K learned"):
+        assert distances(key, rule)[1] >= far()
+
+
+def test_the_second_step_differs_by_the_square_of_the_rate() -> None:
+    values = [distances("Q learned", replace(SGD, lr=SGD.lr / k))[1].item() for k in (8, 16, 32)]
+    assert [a / b for a, b in pairwise(values)] == pytest.approx([4, 4], rel=0.05)
+
+
+def test_one_step_from_anywhere_is_the_formula() -> None:
+    """LoRA's ΔW minus the mixer's: B₁ [η (MMᵀ − I) X + η X Aᵀ (A − η MᵀX)], X = BᵀG, from autograd and from algebra."""
+    a, m, b, w = (generic(*shape, seed=k) for k, shape in enumerate(((4, 7), (3, 4), (5, 3), (5, 7))))
+    x, eta = generic(20, 7, seed=9), 0.1
+
+    def step(*factors: Tensor) -> list[Tensor]:
+        leaves = [factor.clone().requires_grad_() for factor in factors]
+        delta = torch.linalg.multi_dot([*leaves])
+        torch.tanh(x @ (w + delta).T).square().sum().div(20).backward()
+        return [leaf.detach() - eta * leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    mixed = torch.linalg.multi_dot(step(b, m, a))
+    plain = torch.linalg.multi_dot(step(b, m @ a))
+    delta = (b @ m @ a).requires_grad_()
+    torch.tanh(x @ (w + delta).T).square().sum().div(20).backward()
+    assert delta.grad is not None
+    pull = b.T @ delta.grad
+    b1 = b - eta * delta.grad @ a.T @ m.T
+    expected = b1 @ (eta * (m @ m.T - torch.eye(3)) @ pull + eta * pull @ a.T @ (a - eta * m.T @ pull))
+    torch.testing.assert_close(plain - mixed, expected, rtol=1e-10, atol=1e-12)
+    assert expected.norm() > 1e-3
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("rule", [SGD, NESTEROV, MUON, CLIP_VALUE, ADAM], ids=lambda rule: rule.name)
+def test_only_mtm_of_the_start_matters(rule: Rule, learned: bool) -> None:
+    """B₀ = 0: (A, M₀) starts as (A, PM₀) does, and M₀ = USVᵀ from A as S from VᵀA, for orthogonal P."""
+    a, ms = draw_a(), draw_kaiming()
+    _, s, vh = zip(*(torch.linalg.svd(m) for m in ms), strict=True)
+    mixed = train(dense(a, ms, learned=learned), rule)
+    turned = dense(a, tuple(p @ m for p, m in zip(draw_orthogonal(seed=8), ms, strict=True)), learned=learned)
+    rotated = tuple(v @ factor for v, factor in zip(vh, a, strict=True))
+    values = dense(rotated, tuple(torch.diag(sigma) for sigma in s), learned=learned)
+    for other in (turned, values):
+        largest = distance(mixed, train(other, rule)).max()
+        assert largest <= ROUNDING if rule in EQUIVARIANT else largest > 1e-2
+
+
+def change_of(trajectory: Trajectory) -> list[Tensor]:
+    """The change of BᵀB − MMᵀ from step to step, first layer."""
+    layers = [state[0] for state in trajectory.layers]
+    invariants = [layer.b.T @ layer.b - layer.m @ layer.m.T for layer in layers]
+    return [after - before for before, after in pairwise(invariants)]
+
+
+def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate() -> None:
+    """BᵀB − MMᵀ changes by η² (∂Bᵀ∂B − ∂M∂Mᵀ), and by nothing else; AAᵀ − MᵀM likewise."""
+    learned = path(comparisons()["K learned"].start, SGD)
+    layers = [state[0] for state in learned.layers]
+    for before, after, change in zip(layers, layers[1:], change_of(learned), strict=False):
+        a, m, b = after.a - before.a, after.m - before.m, after.b - before.b
+        torch.testing.assert_close(change, b.T @ b - m @ m.T, rtol=0, atol=1e-14)
+        sides = [layer.a @ layer.a.T - layer.m.T @ layer.m for layer in (before, after)]
+        torch.testing.assert_close(sides[1] - sides[0], a @ a.T - m.T @ m, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("key", ["Q learned", "K learned"])
+def test_an_unlearned_direction_is_kept_by_small_steps_of_sgd_but_not_of_adam(key: str) -> None:
+    """Halving SGD's rate halves the drift of BᵀB − MMᵀ, which bounds what MMᵀ − M₀M₀ᵀ can fall below zero."""
+    start = comparisons()[key].start
+    paths = [path(start, SGD, repeat=repeat) for repeat in (1, 2, 4)]
+    drifts = [drift(one, start).max().item() for one in paths]
+    assert [a / b for a, b in pairwise(drifts)] == pytest.approx([2, 2], rel=0.1)
+    falls = [-smallest_growth(one, start).min().item() for one in paths]
+    for fall, moved in zip(falls, drifts, strict=True):
+        assert fall <= moved
+    assert falls[0] > 2 * falls[1] > 4 * falls[2]
+    assert smallest_growth(paths[-1], start)[-1] > 0
+    signs = [path(start, ADAM, repeat=repeat) for repeat in (1, 2, 4)]
+    drifts = [drift(one, start).max().item() for one in signs]
+    falls = [-smallest_growth(one, start).min().item() for one in signs]
+    assert min(drifts) > 0.5
+    assert min(falls) > 5e-3
+    assert falls[2] > 0.5 * falls[0]
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalised"])
+@by_name
+def test_two_subspaces_are_lora_of_half_the_rank_at_another_rate(rule: Rule, normalize: bool) -> None:
+    twin = twin_rule(rule, normalize=normalize)
+    expected = {"sgd": 1.0, "muon": 1.0} if normalize else {"muon": 2**0.5}
+    assert twin.lr / rule.lr == pytest.approx(expected.get(rule.kind, 2**0.5 if normalize else 2.0))
+    with_twin, with_same = butterfly_distances(rule, normalize=normalize)
+    assert with_twin.max() <= ROUNDING
+    if normalize and rule in EQUIVARIANT:
+        assert with_same.max() <= ROUNDING
+    else:
+        assert with_same.max() >= far()
+
+
+def test_what_two_subspaces_do_not_use() -> None:
+    """A₁ − A₂ never moves, and ΔW has half the rank."""
+    start = butterfly(normalize=False)
+    last = train(start, SGD).layers[-1]
+    for layer, a in zip(last, start.a, strict=True):
+        torch.testing.assert_close(layer.a[:RANK] - layer.a[RANK:], a[:RANK] - a[RANK:], rtol=0, atol=1e-13)
+        values = torch.linalg.svdvals(SCALE * layer.b @ layer.m @ layer.a)
+        assert values[RANK - 1] > 1e-3
+        assert values[RANK] <= ROUNDING
+    assert [len(a) for a in half_rank(start, normalize=False).a] == [RANK, RANK]
+
+
+def test_an_invertible_mixer_reaches_what_lora_reaches() -> None:
+    """D = PQ is B · M · A with B = P and A = M⁻¹Q; two subspaces reach half that rank alone."""
+    p, q = generic(9, RANK, seed=1), generic(RANK, 7, seed=2)
+    for m in (*draw_kaiming(), *draw_orthogonal(), *draw_signed_permutation(), *identities()):
+        torch.testing.assert_close(p @ m @ torch.linalg.solve(m, q), p @ q, rtol=1e-10, atol=1e-10)
+    butterfly_m = butterfly(normalize=False).mixers[0].matrix()
+    assert torch.linalg.matrix_rank(butterfly_m) == RANK == len(butterfly_m) // 2
+
+
+def test_polar_factor_and_lion_are_what_they_are_called() -> None:
+    x, q = generic(4, 7, seed=3), draw_orthogonal()[0]
+    torch.testing.assert_close(polar(x) @ polar(x).T, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert torch.linalg.eigvalsh(x @ polar(x).T)[0] > 0
+    torch.testing.assert_close(polar(q @ x), q @ polar(x), rtol=0, atol=1e-12)
+    assert polar(torch.zeros(3, 5)).norm() == 0
+    parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    lion = Lion([{"params": [parameter], "lr": 0.1, "weight_decay": 0.5}])
+    for gradient, expected in ((2.0, 0.95 - 0.1), (-0.1, 0.95 * 0.85 - 0.1), (-0.5, 0.95 * 0.7075 + 0.1)):
+        parameter.grad = torch.tensor([gradient], dtype=torch.float64)
+        lion.step()
+        assert parameter.item() == pytest.approx(expected)
+
+
+def test_torchs_muon_is_not_exact() -> None:
+    """It iterates in bfloat16: the same trajectory to two or three digits only."""
+    largest = distances("Q", TORCH_MUON).max()
+    assert 1e6 * distances("Q", MUON).max() < largest < 0.1
+
+
+def test_adam_tells_an_orthogonal_start_from_the_identity_and_sgd_does_not() -> None:
+    """The signs that section 6 reads from its table, from the first of its draws, which agree with its numbers."""
+    draws, after = 30, (10, STEPS)
+    (early, early_error), (late, late_error) = start_matters(ADAM, draws=draws, after=after).values()
+    assert early > 2 * early_error > 0
+    assert late < -2 * late_error < 0
+    label, *cells = page_table("starts")[-1]
+    assert label == ADAM.name
+    for cell, mean, error in zip(cells, (early, late), (early_error, late_error), strict=True):
+        shown, shown_error = (float(part) / 1e3 for part in cell.split(" ± "))
+        assert abs(shown - mean) < 2 * error
+        assert shown_error == pytest.approx(error * (draws / 100) ** 0.5, rel=0.5)
+    for mean, error in start_matters(SGD, draws=3, after=after).values():
+        assert abs(mean) <= ROUNDING
+        assert error <= ROUNDING
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "proof.md").read_text(encoding="utf-8")
+
+
+def rows_of(block: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.strip().splitlines()]
+
+
+def page_table(name: str) -> list[list[str]]:
+    return rows_of(PAGE.split(f"<!-- table: {name} -->")[1].split("<!-- end -->")[0])
+
+
+def step_of_the_last_digit(cell: str) -> float:
+    digits, _, exponent = cell.partition("e")
+    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+
+
+def agree(shown: str, made: str, *, factor: float = 1.0) -> bool:
+    """Text is the same; a number is rounding where the other is, and else off by one in its last digit or a factor."""
+    try:
+        one, other = float(shown), float(made)
+    except ValueError:
+        return shown == made
+    if abs(other) <= ROUNDING or abs(one) <= ROUNDING:
+        return max(abs(one), abs(other)) <= ROUNDING
+    near = abs(one - other) < 1.5 * min(step_of_the_last_digit(shown), step_of_the_last_digit(made))
+    return near or (one * other > 0 and max(one / other, other / one) < factor)
+
+
+TABLES = {
+    "largest": lambda: largest_table(measure()),
+    "first": lambda: first_table(measure()),
+    "twins": twins_table,
+    "drift": drift_table,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_number_of_the_page_is_what_the_command_computes(name: str) -> None:
+    """As printed; torch's Muon, which rounds to bfloat16 as the processor does, within a factor of two."""
+    shown, made = page_table(name), rows_of(TABLES[name]())
+    assert [len(row) for row in shown] == [len(row) for row in made]
+    columns = made[0]
+    for row, expected in zip(shown, made, strict=True):
+        for column, cell, number in zip(columns, row, expected, strict=True):
+            factor = 2.0 if column == TORCH_MUON.name else 1.0
+            assert agree(cell, number, factor=factor), (expected[0], column, cell, number)
+
+
+@pytest.mark.parametrize(
+    ("shown", "made", "same"),
+    [
+        ("2e-16", "0", True),
+        ("2e-16", "9e-16", True),
+        ("2e-16", "0.01", False),
+        ("0", "7e-4", False),
+        ("0.22", "0.23", True),
+        ("0.22", "0.24", False),
+        ("7e-4", "8e-4", True),
+        ("7e-4", "7e-3", False),
+        ("7e-3", "2e-2", False),
+        ("9e-3", "0.01", True),
+        ("-2.4e-04", "-2.5e-04", True),
+        ("-2.4e-04", "2.4e-04", False),
+        ("0.0348", "0.0360", False),
+        ("", "2.04", False),
+        ("Adam", "Lion", False),
+    ],
+)
+def test_cells_agree_to_their_digits(shown: str, made: str, same: bool) -> None:
+    assert agree(shown, made) == agree(made, shown) == same
+
+
+def test_the_page_shows_what_the_command_makes() -> None:
+    root = Path(__file__).parents[2]
+    figures = re.findall(r"!\[[^\]]+\]\((proof/[\w-]+\.svg)\)", PAGE)
+    assert {Path(figure).name for figure in figures} == {file.name for file in (root / "docs" / "proof").iterdir()}
+    assert {"starts", *TABLES} == set(re.findall(r"<!-- table: (\w+) -->", PAGE))
+    assert "\nproof:" in (root / "Makefile").read_text(encoding="utf-8")

@@ -1,0 +1,149 @@
+"""The commands as a user types them, wrong turns included: one clear line, an exit code, nothing lost."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import pytest
+
+from cli_kit import run
+from moslora.recipe import list_recipes
+
+
+def test_help_loads_no_tensor_library() -> None:
+    """What makes --help fast; the time itself is a benchmark's matter."""
+    check = (
+        "import sys, moslora.cli; print(sorted({'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_version_and_help_on_every_way_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[:2] == (0, f"moslora {version('moslora')}\n")
+    module = subprocess.run([sys.executable, "-m", "moslora", "-h"], capture_output=True, text=True, check=True).stdout
+    assert module == run(capsys, "--help")[1]
+    assert module.startswith("Usage: moslora ")
+
+
+def test_dry_run_of_the_paper_setting_needs_no_hub(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, _ = run(capsys, "train", "llama3-8b", "--dry-run")
+    assert code == 0
+    assert "28,352,512 trainable parameters of 8,058,613,760" in out
+    assert "31,932 steps of 16 rows" in out
+    assert "170,300 training rows" in out and "an estimate" in out
+
+
+def test_train_eval_merge_export(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way from a recipe to a merged model, with the defaults of every command."""
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "train", world / "recipe.yaml", "training.epochs=1")[0] == 0
+    code, out, _ = run(capsys, "eval")
+    assert code == 0 and "newest run: runs/small" in out and "macro average" in out
+    code, out, _ = run(capsys, "eval", "--base", "--tasks", "obqa", "--limit", "7")
+    results = json.loads(Path("runs/small/eval/rank-label-float32-base/results.json").read_text())
+    assert code == 0 and results["tasks"]["obqa"]["n"] == 7 and list(results["tasks"]) == ["obqa"]
+    code, out, _ = run(capsys, "merge", "runs/small")
+    assert code == 0 and "mean |Δ log p|" in out and Path("runs/small/merged/model.safetensors").exists()
+    assert out.endswith("hf upload OWNER/small runs/small/merged --private\n")
+    assert "| obqa | 20 |" in Path("runs/small/merged/README.md").read_text()
+    code, out, _ = run(
+        capsys, "eval", "runs/small/merged", "--source", world / "data", "--tasks", "obqa", "--dtype", "float32"
+    )
+    assert code == 0
+    (folder,) = Path("runs").glob("eval-merged-*")
+    merged = json.loads((folder / "rank-label-float32" / "results.json").read_text())
+    tuned = json.loads(Path("runs/small/eval/rank-label-float32/results.json").read_text())
+    assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
+    code, out, _ = run(capsys, "export", "runs/small")
+    assert code == 0 and Path("runs/small/peft/adapter_config.json").exists()
+    assert out.endswith("hf upload OWNER/small runs/small/peft --private\n")
+    code, out, _ = run(capsys, "import", "runs/small/peft")
+    assert code == 0 and "layers imported" in out and "written to runs/peft" in out
+    code, out, _ = run(capsys, "eval", "runs/peft", "--source", world / "data", "--tasks", "obqa")
+    assert code == 0 and Path("runs/peft/eval/rank-label-bfloat16/results.json").exists()
+
+
+def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0 and run(capsys, "recipes", "list") == (0, out, "")
+    names = [line.partition("  ")[0] for line in out.splitlines()]
+    assert names == [name for name, _ in list_recipes()], "two blanks behind the longest name"
+    assert len({len(line) - len(line.partition("  ")[2].lstrip()) for line in out.splitlines()}) == 1
+    code, out, _ = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)
+    assert code == 0 and (tmp_path / "llama3-8b.yaml").is_file()
+    code, _, err = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)
+    assert code == 2 and "exists" in err
+
+
+@pytest.mark.parametrize("command", ["train", "recipes show"])
+def test_who_puts_dashes_before_a_value_is_shown_how_it_is_typed(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    code, _, err = run(capsys, *command.split(), "smollm2-135m", "--learning_rate", "1e-4")
+    assert code == 2 and "No such option: --learning_rate" in err
+    assert f"Usage: moslora {command} [OPTIONS]" in err and " [training.learning_rate=1e-4]...\n" in err
+
+
+def test_a_warm_up_as_long_as_the_run_is_noted(capsys: pytest.CaptureFixture[str], world: Path) -> None:
+    command = ("train", world / "recipe.yaml", "--dry-run", "training.max_steps=9")
+    code, out, _ = run(capsys, *command, "training.warmup_steps=9")
+    assert code == 0
+    assert "\nnote: training.warmup_steps = 9 of 9 steps" in out
+    assert "\nabout 7,600 tokens (an estimate" in out, "9 steps of 8 rows of 105 tokens"
+    code, out, _ = run(capsys, *command, "training.warmup_steps=8")
+    assert code == 0 and "note: " not in out
+
+
+HUB_ERRORS = {
+    "GatedRepoError": (1, "accept its terms at https://huggingface.co/some/model"),
+    "RepositoryNotFoundError": (2, "some/model: neither a local folder"),
+    "RevisionNotFoundError": (2, "some/model: neither a local folder"),
+    "RemoteEntryNotFoundError": (2, "some/model: neither a local folder"),
+    "LocalEntryNotFoundError": (1, "the hub cannot be reached"),
+    "OfflineModeIsEnabled": (1, "the hub cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("error", HUB_ERRORS)
+def test_every_no_of_the_hub_has_its_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/some/model"))
+        kind = getattr(huggingface_hub.errors, error)
+        raise kind("no", response=response) if issubclass(kind, huggingface_hub.errors.HfHubHTTPError) else kind("no")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.chdir(tmp_path)
+    expected, message = HUB_ERRORS[error]
+    code, _, err = run(capsys, "eval", "some/model", "--tasks", "obqa")
+    assert (code, message in err) == (expected, True), err
+
+
+def test_a_failed_start_does_not_claim_the_folder(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "train", world / "recipe.yaml", "adapter.target_modules=[q_prj]")[0] == 2
+    assert not list(Path("runs").iterdir())
+    assert run(capsys, "train", world / "recipe.yaml", "training.max_steps=3")[0] == 0
+
+
+def test_a_model_folder_without_weights_is_said(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/config.json").write_text((world / "model" / "config.json").read_text())
+    code, _, err = run(capsys, "eval", "./model", "--tasks", "obqa")
+    assert code == 2 and "no safetensors weights" in err

@@ -1,0 +1,160 @@
+"""The exported adapter in stock PEFT."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moslora.adapters import describe_batch
+from moslora.base.load import load_base
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
+from moslora.errors import UsageError
+from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.tasks import task_number
+from moslora.training import train_recipe
+from reference import token_batch
+
+MIXERS = {
+    "dense": (["adapter.mixer.init=orthogonal"], 4),
+    "butterfly": (["adapter.mixer.kind=butterfly"], 2),
+    "rectangular": (["adapter.rank_out=6"], 6),
+    "hadamard": (["adapter.mixer.kind=hadamard"], 4),
+    "kronecker": (["adapter.mixer.kind=kronecker"], 4),
+    "input-split": (["adapter.mixer.kind=input-split"], 4),
+    "diagonal": (["adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"], 4),
+    "rslora": (["adapter.scaling=rslora", "adapter.alpha=4"], 4),
+    "pissa": (["adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
+    "dora": (["adapter.dora=true"], 4),
+    "dora-pissa": (["adapter.dora=true", "adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
+}
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_stock_peft_computes_the_same(recipe: Callable[..., Recipe], tmp_path: Path, mixer: str) -> None:
+    overrides, rank = MIXERS[mixer]
+    run, out = tmp_path / "run", tmp_path / "peft"
+    train_recipe(recipe("training.epochs=1", *overrides), out=run)
+    export_peft(run / "adapter", out=out)
+    folder = open_adapter(run / "adapter")
+    ours = load_adapted(folder)
+    base = load_base(folder.recipe.model)
+    ids = token_batch(base)
+    without = base(ids).logits
+    theirs = peft.PeftModel.from_pretrained(base, out).eval()
+    with torch.inference_mode():
+        expected = ours(ids).logits
+        torch.testing.assert_close(theirs(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert (expected - without).abs().max() > 0.1
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"] / config["r"]) == (rank, 2.0)
+    assert config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
+    parts = {key.removesuffix(".weight").rpartition(".")[2] for key in load_file(out / "adapter_model.safetensors")}
+    assert parts == {"lora_A", "lora_B", *(["lora_magnitude_vector"] if "dora" in mixer else [])}
+    assert not any("mixer" in key for key in config)
+
+
+def test_the_page_on_merging_loads_the_export(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first block for PEFT, in the dtype of the small run's recipe."""
+    monkeypatch.chdir(tmp_path)
+    export_peft(trained / "adapter", out=Path("runs/NAME/peft"))
+    page = (Path(__file__).parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
+    (block, *_) = re.findall(r"```python\n(.*?)```", page[page.index("## PEFT adapters") :], re.S)
+    names: dict[str, Any] = {}
+    exec(block.replace("bfloat16", "float32"), names)
+    ours = load_adapted(open_adapter(trained / "adapter"))
+    ids = token_batch(ours)
+    torch.testing.assert_close(names["model"](ids).logits, ours(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_compact_keeps_the_rows_that_the_budget_kept(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """One rank for all with rows of zeros by default; each layer's own with --compact, at the same scale."""
+    overrides, _ = MIXERS["diagonal"]
+    train_recipe(recipe("training.epochs=1", *overrides), out=tmp_path / "run")
+    folder = open_adapter(tmp_path / "run" / "adapter")
+    kept = {
+        key.removesuffix(".mixer.weight"): int(e.count_nonzero()) for key, e in folder.weights().items() if "mix" in key
+    }
+    assert sum(kept.values()) == 2 * len(kept)
+    base = load_base(folder.recipe.model)
+    ids = token_batch(base)
+    logits = []
+    for compact in (False, True):
+        out = tmp_path / f"peft-{compact}"
+        export_peft(folder.path, out=out, compact=compact)
+        tensors = load_file(out / "adapter_model.safetensors")
+        ranks = {name: len(tensors[f"base_model.model.{name}.lora_A.weight"]) for name in kept}
+        assert ranks == ({name: max(count, 1) for name, count in kept.items()} if compact else dict.fromkeys(kept, 4))
+        model = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), out).eval()
+        logits.append(model(ids).logits)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits[1], load_adapted(folder)(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "reason"),
+    [
+        ("token-gate", "a token gate: M depends on the input x"),
+        ("gate-inside", "gates on A and B: M depends on the inp"),
+    ],
+)
+def test_a_gate_has_no_one_weight(recipe: Callable[..., Recipe], tmp_path: Path, mixer: str, reason: str) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.max_steps=3", f"adapter.mixer.kind={mixer}"), out=run)
+    for write in (export_peft, merge):
+        with pytest.raises(UsageError) as caught:
+            write(run / "adapter", out=tmp_path / "out")
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(f"{run / 'adapter'}: ") and reason in line
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_task_gate_becomes_one_weight_for_each_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
+    folder = open_adapter(run / "adapter")
+    ours = load_adapted(folder)
+    ids = token_batch(ours)
+    seen = []
+    for task in ("boolq", "obqa"):
+        export_peft(folder.path, out=tmp_path / task, task=task)
+        model = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), tmp_path / task).eval()
+        describe_batch(ours, tasks=torch.tensor([task_number(task)]))
+        seen.append(model(ids).logits)
+        torch.testing.assert_close(seen[-1], ours(ids).logits, rtol=1e-5, atol=1e-5)
+    assert (seen[0] - seen[1]).abs().max() > 1e-4
+    with pytest.raises(UsageError, match="--task"):
+        export_peft(folder.path, out=tmp_path / "x")
+    with pytest.raises(UsageError, match="--task boolq,obqa"):
+        export_peft(folder.path, out=tmp_path / "x", task="boolq,obqa")
+
+
+def test_a_task_is_refused_where_no_gate_asks_for_it(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--task boolq"):
+        export_peft(trained / "adapter", out=tmp_path / "x", task="boolq")
+
+
+def test_layers_that_share_a_name_with_others_are_named_in_full(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.epochs=1", r"adapter.target_modules='.*layers\.1.*q_proj'"), out=run)
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["model.layers.1.self_attn.q_proj"]
+    base = load_base(open_adapter(run / "adapter").recipe.model)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "peft")
+    found = [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
+    assert found == ["base_model.model.model.layers.1.self_attn.q_proj"]
+
+
+def test_a_folder_in_use_is_refused(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        export_peft(trained / "adapter", out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

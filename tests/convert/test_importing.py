@@ -1,0 +1,198 @@
+"""Adapters of others as runs of ours: computed as by their own equations and libraries, or refused whole."""
+
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from cli_kit import run as cli
+from importing_kit import (
+    ALPHA,
+    LAYER,
+    OFFICIAL,
+    PEFT,
+    RANK,
+    TARGETS,
+    Trap,
+    fresh,
+    official_model,
+    transposed,
+    weight,
+    without,
+    write_source,
+)
+from moslora.cli.completion import runs
+from moslora.convert import importing
+from moslora.convert.export import export_peft
+from moslora.convert.importing import import_adapter
+from moslora.convert.merge import merge
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.find import locate_adapter, newest_run
+from reference import perturb, token_batch
+
+
+@torch.inference_mode()
+def logits(model: nn.Module) -> Tensor:
+    return model(token_batch(model)).logits  # type: ignore[arg-type]
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return float((one - other).abs().max() / other.abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("file", ["adapter_model.bin", "adapter_model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("default", [False, True], ids=["peft-0.3", "named-default"])
+def test_an_official_checkpoint_computes_what_its_layers_do(
+    world: Path, tmp_path: Path, file: str, default: bool
+) -> None:
+    model, state = official_model(world)
+    if default:
+        state = {key.replace(".weight", ".default.weight"): value for key, value in state.items()}
+    source = write_source(tmp_path / "source", OFFICIAL, state, file=file)
+    if file == "pytorch_model.bin":  # a trainer's checkpoint: its settings lie in the folder above
+        (source / "checkpoint-200").mkdir()
+        shutil.move(source / file, source / "checkpoint-200")
+        source = source / "checkpoint-200"
+    run = tmp_path / "run"
+    proof = import_adapter(source, out=run, base=str(world / "model"))
+    assert proof.layers == 6 and proof.error <= 1e-5 and proof.effect > 0.05
+    folder = open_adapter(locate_adapter(run))
+    expected = logits(model)
+    assert close(logits(load_adapted(folder, dtype="float32")), expected)
+    assert not close(logits(fresh(world)), expected)
+    recipe = folder.recipe
+    assert (recipe.name, recipe.data.format, recipe.evaluation.protocol) == (source.name, "llm-adapters", "rank")
+    assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (RANK, ALPHA, 0.05)
+    assert recipe.adapter.mixer.kind == "dense" and set(recipe.adapter.target_modules) == set(TARGETS)
+
+
+def test_an_import_is_a_run_wherever_runs_are_named(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_source(tmp_path / "theirs", OFFICIAL, official_model(world)[1])
+    assert cli(capsys, "import", source, "--base", world / "model", "--dtype", "float32")[0] == 0
+    assert [name for name, _ in runs("")] == ["runs/theirs"] and newest_run(Path("runs")) == Path("runs/theirs")
+    assert "runs/theirs" in cli(capsys, "eval", "runs/x")[2]
+    code, said, _ = cli(capsys, "recipes", "show", "runs/theirs")
+    assert code == 0 and re.search(r"^adapter\.mixer\.kind +dense +runs/theirs/recipe.yaml$", said, re.M)
+    shown = Path("runs/theirs/recipe.yaml").read_bytes()
+    assert shown == Path("runs/theirs/adapter/recipe.yaml").read_bytes()
+
+
+def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) -> None:
+    model, state = official_model(world)
+    source = write_source(tmp_path / "source", {**OFFICIAL, "base_model_name_or_path": str(world / "model")}, state)
+    run = tmp_path / "runs" / "run"
+    import_adapter(source, out=run, dtype="float32")
+    expected = logits(model)
+    merge(run / "adapter", out=run / "merged")
+    assert close(logits(AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32).eval()), expected)
+    export_peft(run / "adapter", out=run / "peft")
+    assert close(logits(peft.PeftModel.from_pretrained(fresh(world), run / "peft").eval()), expected)
+    for folder in ("merged", "peft"):
+        assert "Imported from MoSLoRA's format: `adapter_config.json`" in (run / folder / "README.md").read_text()
+    target = open_target(str(run), runs=tmp_path / "runs")
+    results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"))
+    assert results.tasks["obqa"].n == 20 and where == run / "eval" / "rank-llm-adapters-float32"
+    import_adapter(run / "peft", out=tmp_path / "again")
+    assert close(logits(load_adapted(open_adapter(tmp_path / "again" / "adapter"), dtype="float32")), expected)
+
+
+@pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("kind", PEFT)
+def test_a_stock_peft_adapter_computes_what_peft_does(
+    world: Path, tmp_path: Path, kind: str, safetensors: bool
+) -> None:
+    config = peft.LoraConfig(
+        **{"target_modules": TARGETS, **PEFT[kind]}, r=3, lora_alpha=5, lora_dropout=0.1, task_type="CAUSAL_LM"
+    )
+    theirs = peft.get_peft_model(fresh(world), config)
+    perturb(p for name, p in theirs.named_parameters() if "lora_" in name)
+    theirs.save_pretrained(tmp_path / "source")
+    if not safetensors:
+        file = tmp_path / "source" / "adapter_model.safetensors"
+        torch.save(load_file(file), tmp_path / "source" / "adapter_model.bin")
+        file.unlink()
+    import_adapter(tmp_path / "source", out=tmp_path / "run")
+    folder = open_adapter(tmp_path / "run" / "adapter")
+    expected = logits(theirs.eval())
+    assert close(logits(load_adapted(folder, dtype="float32")), expected)
+    assert not close(logits(fresh(world)), expected)
+    assert folder.recipe.adapter.mixer.kind == "identity" and folder.recipe.data.format == "label"
+
+
+def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
+    theirs = peft.get_peft_model(fresh(world), peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    theirs.save_pretrained(tmp_path / "source", save_embedding_layers=False)
+    with pytest.raises(UsageError, match="lm_head: not a linear layer"):
+        import_adapter(tmp_path / "source", out=tmp_path / "run")
+
+
+def test_all_faults_come_at_once(world: Path, tmp_path: Path) -> None:
+    """Of the settings; then of the weights, which a setting that is not read may explain."""
+    fits = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
+    for config in ({**fits, "use_dora": True, "r": "4"}, fits):
+        state = official_model(world)[1]
+        without("lora_B")(config, state)
+        weight("lora_A", lambda a: a * float("inf"))(config, state)
+        source = write_source(tmp_path / f"source-{len(config)}", config, state)
+        with pytest.raises(UsageError) as refused:
+            import_adapter(source, out=tmp_path / "run")
+        assert len(str(refused.value).splitlines()) == 2
+
+
+def test_code_in_a_pickle_is_not_run(world: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    state = {**official_model(world)[1], "trap": Trap(ran)}
+    config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
+    source = write_source(tmp_path / "source", config, state)  # type: ignore[arg-type]
+    with pytest.raises(MosloraError, match=r"adapter_model\.bin: .*no code") as refused:
+        import_adapter(source, out=tmp_path / "run")
+    assert refused.value.exit_code == 1 and len(str(refused.value).splitlines()) == 1
+    (source / "adapter_model.bin").write_bytes(pickle.dumps(Trap(ran)))  # not even torch's container
+    with pytest.raises(MosloraError, match=r"adapter_model\.bin: .*no code"):
+        import_adapter(source, out=tmp_path / "run")
+    assert not ran.exists() and not (tmp_path / "run").exists()
+    torch.load(write_source(tmp_path / "other", config, state) / "adapter_model.bin", weights_only=False)  # type: ignore[arg-type]
+    assert ran.read_text() == "run", "the trap works"
+
+
+def test_files_that_are_broken_are_named(world: Path, tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
+    weights = source / "adapter_model.bin"
+    contents = [b"", b"PK\x03\x04 cut off", b"text", pickle.dumps([1, 2]), pickle.dumps({"model": {}})]
+    for content in contents:
+        weights.write_bytes(content)
+        with pytest.raises(MosloraError, match=r"adapter_model\.bin: ") as refused:
+            import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_wrong_import_is_refused_and_leaves_nothing(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M read as its transpose, which has the right shape: the proof sees it."""
+    source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
+    monkeypatch.setattr(importing, "_our_state", transposed(importing._our_state))
+    with pytest.raises(MosloraError, match=f"{importing.TOLERANCE:g}"):
+        import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_float16_weights_are_kept_to_the_bit(world: Path, tmp_path: Path) -> None:
+    state = {key: value.half() for key, value in official_model(world)[1].items()}
+    source = write_source(tmp_path / "source", OFFICIAL, state)
+    import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
+    weights = open_adapter(tmp_path / "run" / "adapter").weights()
+    m = weights[f"{LAYER.removeprefix('base_model.model.')}.mixer.weight"]
+    assert m.dtype == torch.float32 and m.equal(state[f"{LAYER}.lora_AB.weight"].float())

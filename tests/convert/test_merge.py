@@ -1,0 +1,278 @@
+"""The merged folder: an ordinary model with W + s · B · M · A inside, and nothing of ours."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cli_kit import run as cli
+from evaluation_kit import make_examples
+from moslora.adapters import fold
+from moslora.base.resolve import fingerprint
+from moslora.convert import export, pairs
+from moslora.convert import merge as merging
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
+from moslora.convert.pairs import lora_pairs
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation import Request, evaluate
+from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.training import train_recipe
+
+
+def all_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: value for path in folder.glob("*.safetensors") for key, value in load_file(path).items()}
+
+
+def test_every_weight_is_the_base_plus_s_b_m_a(trained: Path, world: Path, tmp_path: Path) -> None:
+    """Float64 from the files alone; s = α/r = 2."""
+    proof = merge(trained / "adapter", out=tmp_path / "merged")
+    adapter = load_file(trained / "adapter" / "adapter.safetensors")
+    merged, base = all_weights(tmp_path / "merged"), all_weights(world / "model")
+    assert merged.keys() == base.keys()
+    ratios = []
+    for key, weight in base.items():
+        name = key.removesuffix(".weight")
+        expected = weight.double()
+        if f"{name}.lora_a" in adapter:
+            a, m, b = (adapter[f"{name}.{part}"].double() for part in ("lora_a", "mixer.weight", "lora_b"))
+            expected = expected + 2 * b @ m @ a
+            ratios.append((expected - weight).norm() / weight.double().norm())
+        torch.testing.assert_close(merged[key].double(), expected, rtol=1e-6, atol=1e-6, msg=key)
+    assert len(ratios) == 6 and min(ratios) > 0.05
+    assert proof.ratio == pytest.approx(float(sum(ratios) / 6), rel=1e-5)
+    assert proof.mean_error < 1e-5 and proof.effect > 0.1
+
+
+def test_stock_transformers_loads_it_and_nothing_in_it_is_ours(trained: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    merge(trained / "adapter", out=out)
+    stock = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in out.iterdir()} == stock | {"README.md"}
+    config, base_config = (json.loads((f / "config.json").read_text()) for f in (out, world / "model"))
+    assert config == base_config
+    adapted = load_adapted(open_adapter(trained / "adapter"))
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    questions = {task: make_examples(task, 70) for task in ("boolq", "arc_easy", "obqa")}
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    answers = []
+    for one in (adapted, model):
+        results = evaluate(one, tokenizer, questions, Request(protocol="cloze", format="cloze"))
+        answers.append({p.id: p.prediction for p in results.predictions})
+    assert answers[0] == answers[1] and len(answers[0]) == 210
+    assert len(set(answers[0].values())) > 2
+
+
+def test_shards_hold_at_most_the_limit_and_load_together(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    merge(trained / "adapter", out=whole)
+    monkeypatch.setattr(merging, "SHARD_BYTES", 60_000)
+    out = tmp_path / "sharded"
+    merge(trained / "adapter", out=out)
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) > 3 and shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
+    for path in shards:
+        tensors = load_file(path)
+        assert len(tensors) == 1 or sum(value.nbytes for value in tensors.values()) <= 60_000
+    one, other = all_weights(whole), all_weights(out)
+    assert one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in one.values())
+
+
+def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("model.dtype=bfloat16", "training.epochs=1"), out=run)
+    merge(run / "adapter", out=tmp_path / "merged")
+    adapter, merged = load_file(run / "adapter" / "adapter.safetensors"), all_weights(tmp_path / "merged")
+    base = all_weights(Path(open_adapter(run / "adapter").recipe.model.name))
+    name = "model.layers.1.mlp.down_proj"
+    delta = 2 * adapter[f"{name}.lora_b"] @ (adapter[f"{name}.mixer.weight"] @ adapter[f"{name}.lora_a"])
+    assert merged[f"{name}.weight"].dtype == torch.bfloat16
+    exact = (base[f"{name}.weight"] + delta).bfloat16()
+    # The order of a float32 sum may tip the rounding of a few entries, by one unit at most.
+    assert (merged[f"{name}.weight"] != exact).float().mean() < 0.01
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("adapter.start=pissa", "adapter.mixer.init=orthogonal"),
+        ("adapter.dora=true",),
+        (
+            "adapter.dora=true",
+            "adapter.start=pissa",
+            "adapter.mixer.init=orthogonal",
+            "adapter.scaling=rslora",
+            "adapter.alpha=4",
+        ),
+        ("adapter.mixer.kind=input-split",),
+        ("adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"),
+    ],
+)
+def test_what_is_composed_with_the_mixer_is_in_the_merged_weights(
+    recipe: Callable[..., Recipe], tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """The proof compares the logits; what the adapter does is far larger than what they may differ by."""
+    train_recipe(recipe("training.epochs=1", *overrides), out=tmp_path / "run")
+    proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    assert proof.max_error < 1e-4 and proof.effect > 0.05
+
+
+def test_a_task_gate_merges_for_the_task_that_is_named(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
+    for task in ("boolq", "obqa"):
+        assert merge(run / "adapter", out=tmp_path / task, task=task).max_error < 1e-4
+    one, other = all_weights(tmp_path / "boolq"), all_weights(tmp_path / "obqa")
+    assert sum(not value.equal(other[key]) for key, value in one.items()) == 6
+    with pytest.raises(UsageError, match="--task"):
+        merge(run / "adapter", out=tmp_path / "none")
+
+
+def test_a_wrong_merge_is_refused_and_leaves_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
+        merge(trained / "adapter", out=tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_and_another_base_are_refused(
+    trained: Path, world: Path, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="not empty"):
+        merge(trained / "adapter", out=tmp_path / "used")
+    fingerprint.cache_clear()
+    model = Path(shutil.copytree(world / "model", tmp_path / "model"))
+    run = tmp_path / "run"
+    train_recipe(recipe(f"model.name={model}", "training.max_steps=3"), out=run)
+    merge(run / "adapter", out=tmp_path / "merged")
+    shutil.copy(tmp_path / "merged" / "model.safetensors", model)
+    fingerprint.cache_clear()
+    with pytest.raises(UsageError, match=r"trained on .* with fingerprint"):
+        merge(run / "adapter", out=tmp_path / "twice")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "doing"),
+    [("merge", "merged", "merging"), ("export", "peft", "exporting")],
+)
+def test_an_unfinished_run_is_said_to_be_one_then_and_later(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str, doing: str
+) -> None:
+    """As after Ctrl-C at step 20 of 21, and then to the end."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for gone in ("adapter", "checkpoints/step-21"):
+        shutil.rmtree(run / gone)
+    code, said, _ = cli(capsys, command, str(run))
+    assert code == 0 and said.startswith(f"note: {run} is unfinished: {doing} step 20 of 21\n")
+    shutil.copytree(trained, run, dirs_exist_ok=True)
+    code, _, errors = cli(capsys, command, str(run))
+    assert code == 2 and errors.startswith(f"error: {run / name}: not empty; choose another folder")
+    shutil.rmtree(run / name)
+    code, said, _ = cli(capsys, command, str(run))
+    assert code == 0 and "note" not in said
+    code, said, _ = cli(capsys, command, str(run / "checkpoints" / "step-20"), "--out", str(tmp_path / "named"))
+    assert code == 0 and "note" not in said, "it was asked for"
+
+
+def test_each_task_of_a_gate_has_a_folder_of_its_own(
+    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
+    for command, name in (("merge", "merged"), ("export", "peft")):
+        for task in ("boolq", "obqa"):
+            assert cli(capsys, command, run, "--task", task)[0] == 0
+            assert (run / f"{name}-{task}" / "README.md").is_file()
+        code, _, errors = cli(capsys, command, run, "--task", "obqa")
+        assert code == 2 and f"{name}-obqa: not empty" in errors
+    assert not (run / "merged").exists() and not (run / "peft").exists()
+
+
+@pytest.mark.parametrize("write", [merge, export_peft])
+def test_what_comes_into_the_folder_during_the_work_stays(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
+) -> None:
+    out = tmp_path / "out"
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        out.mkdir(exist_ok=True)
+        (out / "theirs.txt").write_text("precious")
+        return lora_pairs(*arguments, **options)
+
+    monkeypatch.setattr(merging, "lora_pairs", meanwhile)
+    monkeypatch.setattr(export, "lora_pairs", meanwhile)
+    with pytest.raises(UsageError, match="out: not empty"):
+        write(trained / "adapter", out=out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs.txt"]
+
+
+def test_a_second_merge_into_the_same_folder_is_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(UsageError, match="out: another process is writing here"):
+            export_peft(trained / "adapter", out=out)
+        return lora_pairs(*arguments, **options)
+
+    monkeypatch.setattr(merging, "lora_pairs", meanwhile)
+    merge(trained / "adapter", out=out)
+    assert (out / "config.json").exists() and not (out / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("write", [merge, export_peft])
+def test_the_working_folder_can_be_written_into(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
+) -> None:
+    """It stays the one that the shell stands in, and the card has its name."""
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    write(trained / "adapter", out=Path("."))
+    assert '"here")\n' in Path("README.md").read_text()
+    assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_merge_that_drowns_in_rounding_is_said(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    weak = recipe("model.dtype=bfloat16", "training.max_steps=3", "training.learning_rate=1e-5")
+    train_recipe(weak, out=tmp_path / "run")
+    proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    assert proof.effect < proof.mean_error and "WARNING" in str(proof)
+    assert "WARNING" in (tmp_path / "merged" / "README.md").read_text()
+    assert "--dtype float32" in str(proof)
+
+
+def test_the_dtype_that_is_asked_for_is_that_of_weights_config_and_proof(
+    recipe: Callable[..., Recipe], world: Path, tmp_path: Path
+) -> None:
+    """What drowns in bfloat16 is kept by float32: every entry is the base's plus s·B·M·A."""
+    weak = recipe("model.dtype=bfloat16", "training.max_steps=3", "training.learning_rate=1e-5")
+    train_recipe(weak, out=tmp_path / "run")
+    proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged", dtype="float32")
+    assert proof.dtype == "float32" and 50 * proof.mean_error < proof.effect and "WARNING" not in str(proof)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter.safetensors")
+    merged, base = all_weights(tmp_path / "merged"), all_weights(world / "model")
+    name = "model.layers.1.mlp.down_proj"
+    delta = 2 * adapter[f"{name}.lora_b"] @ (adapter[f"{name}.mixer.weight"] @ adapter[f"{name}.lora_a"])
+    assert merged[f"{name}.weight"].dtype == torch.float32
+    assert (merged[f"{name}.weight"] - base[f"{name}.weight"] - delta).norm() < 1e-2 * delta.norm()
+    assert "  dtype: bfloat16\n" in (tmp_path / "merged" / "README.md").read_text(), "as it was trained"

@@ -1,0 +1,157 @@
+"""The hub's rows, by hand in the hub's schema (whole sets: test_data_wheel.py), and the hub's absence."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from huggingface_hub import constants
+
+from cli_kit import run
+from moslora.data import hub
+from moslora.data.hub import example_from_hub
+from moslora.data.sources import MIXTURE, load_examples
+from moslora.errors import MosloraError, UsageError
+from moslora.tasks import INSTRUCTION, TASKS, Example
+
+LETTERED = {"text": ["ice", "fire", "fog"], "label": ["1", "2", "3"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "expected"),
+    [
+        (
+            "boolq",
+            {"question": "is ice cold", "answer": False, "passage": "Ice."},
+            Example("id", "boolq", "is ice cold", ("true", "false"), 1, context="Ice."),
+        ),
+        (
+            "piqa",
+            {"goal": "open a jar", "sol1": "a", "sol2": "b", "label": 1},
+            Example("id", "piqa", "open a jar", ("a", "b"), 1),
+        ),
+        (
+            "siqa",
+            {"context": "C.", "question": "Q?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "3"},
+            Example("id", "siqa", "Q?", ("a", "b", "c"), 2, context="C."),
+        ),
+        (
+            "hellaswag",
+            {
+                "ind": 4, "activity_label": "Digging", "ctx_a": "A man digs.", "ctx_b": "he", "ctx": "A man digs. he",
+                "endings": ["a", "b", "c", "d"], "source_id": "x", "split": "val", "split_type": "y", "label": "3",
+            },
+            Example(
+                "id", "hellaswag", "A man digs. he", ("a", "b", "c", "d"), 3, context="Digging",
+                meta={"ctx_a": "A man digs.", "ctx_b": "he"},
+            ),
+        ),
+        (
+            "winogrande",
+            {"sentence": "The _ broke.", "option1": "cup", "option2": "jar", "answer": "2"},
+            Example("id", "winogrande", "The _ broke.", ("cup", "jar"), 1),
+        ),
+        (
+            "arc_easy",
+            {"id": "X_1", "question": "What is hot?", "choices": LETTERED, "answerKey": "2"},
+            Example("id", "arc_easy", "What is hot?", ("ice", "fire", "fog"), 1),
+        ),
+        (
+            "obqa",
+            {"question_stem": "Hot is", "choices": {**LETTERED, "label": ["A", "B", "C"]}, "answerKey": "C"},
+            Example("id", "obqa", "Hot is", ("ice", "fire", "fog"), 2),
+        ),
+    ],
+)  # fmt: skip
+def test_row_to_example(task: str, row: dict[str, Any], expected: Example) -> None:
+    assert example_from_hub(task, "id", row) == expected
+
+
+class FakeHub:
+    """`datasets.load_dataset`, which answers with given rows and remembers how it was asked."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> datasets.Dataset:
+        self.asked.append((args, kwargs))
+        return datasets.Dataset.from_list(self.rows)
+
+
+def test_sets_are_asked_for_at_their_pinned_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"sentence": "The _ broke.", "option1": "cup", "option2": "jar", "answer": "2"}
+    fake = FakeHub([row] * TASKS["winogrande"].rows["test"])
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    examples = hub.load("winogrande", "test")
+    assert (examples[0].id, examples[-1].id) == ("winogrande/test/0", "winogrande/test/1266")
+    (args, kwargs) = fake.asked[0]
+    assert args == ("allenai/winogrande", "winogrande_xl")
+    assert kwargs == {"revision": "01e74176c63542e6b0bcb004dcdea22d94fb67b5", "split": "validation"}
+
+
+def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = {"context": "C.", "question": "Q?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "1"}
+    revision = "537a2ec8ec565adc0b70b70752893e59e024df26"
+    file = tmp_path / "hub/datasets--allenai--social_i_qa/snapshots" / revision / "default/validation/0000.parquet"
+    file.parent.mkdir(parents=True)
+    datasets.Dataset.from_list([row] * TASKS["siqa"].rows["test"]).to_parquet(file)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    examples = hub.load("siqa", "test")
+    assert (examples[0].id, examples[-1].id) == ("siqa/test/0", "siqa/test/1953")
+    assert examples[0].choices == ("a", "b", "c")
+
+
+def test_another_number_of_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", FakeHub([{"x": 1}]))
+    with pytest.raises(MosloraError, match=r"allenai/ai2_arc.*has 1 rows, expected 2376"):
+        hub.load("arc_easy", "test")
+
+
+def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    yes = "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false"
+    arc = (
+        "Please choose the correct answer to the question: q\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1/answer2"
+    )
+    rows = [
+        {"instruction": yes, "input": "", "output": "the correct answer is true", "answer": "true"},
+        {"instruction": arc, "input": "", "output": "the correct answer is answer2", "answer": "answer2"},
+    ]
+    monkeypatch.setattr(datasets, "load_dataset", FakeHub(rows))
+    monkeypatch.setattr(hub, "MIXTURE_ROWS", 2)
+    first, second = hub.load_mixture()
+    assert (first.id, first.task, first.gold) == ("boolq/train/0", "boolq", 0)
+    assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)
+
+
+def test_the_mixture_is_tested_on_the_hubs_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"question_stem": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
+    monkeypatch.setattr(datasets, "load_dataset", FakeHub([row] * TASKS["obqa"].rows["test"]))
+    assert load_examples("obqa", "test", source=MIXTURE) == hub.load("obqa", "test")
+    with pytest.raises(UsageError, match=f"source {MIXTURE}"):
+        load_examples("obqa", "train", source=MIXTURE)
+    monkeypatch.setattr(hub, "load_mixture", lambda: [None] * 3)
+    monkeypatch.setattr(hub, "load", lambda task, split: [None] * {"test": 4, "dev": 5}[split])
+    assert run(capsys, "data", "fetch", "--source", MIXTURE, "--tasks", "obqa")[:2] == (
+        0,
+        "commonsense_170k  train 3\nobqa              test 4  dev 5\n",
+    )
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), ValueError("gated"), RuntimeError()])
+def test_one_line_names_the_page_and_the_way_offline(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(MosloraError) as raised:
+        hub.load("winogrande", "train")
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "https://huggingface.co/datasets/allenai/winogrande" in message and "wheel" in message

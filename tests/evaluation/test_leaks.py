@@ -1,0 +1,210 @@
+"""Test questions planted in the training rows: left out of training on demand, and found at every evaluation."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run
+from evaluation_kit import make_examples
+from moslora.data.select import Selection, select
+from moslora.data.sources import data_hash
+from moslora.errors import UsageError
+from moslora.evaluation import Prediction, load_results
+from moslora.evaluation.leaks import Leaks
+from moslora.evaluation.results import Settings, TaskRecord, summarise
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.prompts import llm_adapters_row
+from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import open_adapter
+from moslora.tasks import TASKS
+from moslora.training import train_recipe
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def rewrite(path: Path, change: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+
+
+@pytest.fixture
+def planted(world: Path, tmp_path: Path) -> Path:
+    """The world's data, in which obqa's training rows begin with two of its test rows, 3 and 5, the first under other
+    letters; then with row 7 under another answer. Row 9 of arc_easy's test is the last row of obqa's training."""
+    data = Path(shutil.copytree(world / "data", tmp_path / "planted"))
+    obqa, arc = ([llm_adapters_row(e) for e in make_examples(task, 50)[30:]] for task in ("obqa", "arc_easy"))
+    loud = make_examples("obqa", 50)[33]
+    shouted = llm_adapters_row(
+        type(loud)(loud.id, "obqa", loud.question.upper() + " ?", loud.choices[::-1], len(loud.choices) - 1 - loud.gold)
+    )
+    other = {**obqa[7]} | {key: "answer1" if obqa[7]["answer"] != "answer1" else "answer2" for key in ("answer",)}
+    other["output"] = f"the correct answer is {other['answer']}"
+    rewrite(data / "openbookqa" / "train.json", lambda rows: [shouted, obqa[5], other, *rows[3:-1], arc[9]])
+    return data
+
+
+LEAKED = {"obqa/test/3", "obqa/test/5", "arc_easy/test/9"}
+
+
+def run_recipe(recipe: MakeRecipe, data: Path, *more: str) -> Recipe:
+    settings = ("data.validation_rows=0", "training.epochs=null", "training.max_steps=3", "training.warmup_steps=0")
+    return recipe(f"data.source={data}", *settings, *more)
+
+
+def selected(recipe: Recipe) -> Selection:
+    return select(recipe.data, recipe.evaluation, seed=recipe.seed)
+
+
+def test_leaks_are_left_out_and_recorded(
+    recipe: MakeRecipe, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, dropping = run_recipe(recipe, planted), run_recipe(recipe, planted, "data.drop_leaks=true")
+    all_rows, rows = selected(plain), selected(dropping)
+    assert all_rows.leaks is None and rows.leaks == {"obqa": 3}
+    gone = {"obqa/train/0", "obqa/train/1", "obqa/train/29"}
+    assert rows.training == [row for row in all_rows.training if row.id not in gone]
+
+    out = tmp_path / "run"
+    train_recipe(dropping, out=out)
+    said = capsys.readouterr().out
+    assert "87 training rows" in said and "rows left out because they are test rows: obqa 3" in said
+    manifest = open_adapter(out / "adapter").manifest
+    assert manifest["trained_rows"] == 87 and manifest["data"]["leaks_left_out"] == {"obqa": 3}
+    assert manifest["data"]["sha256"] == data_hash(rows.training) != data_hash(all_rows.training)
+    assert json.loads((out / "run.json").read_text())["data"] == manifest["data"]
+    with pytest.raises(UsageError, match=r"data\.drop_leaks was true, is false"):
+        train_recipe(plain, out=out, resuming=True)
+
+    results, _ = evaluate_target(open_target(str(out)))
+    assert results.without_leaks is not None and not results.remarks()
+    assert set(results.without_leaks.leaks.values()) == {0} and results.without_leaks.macro == results.macro
+
+
+def test_only_the_evaluations_tasks_and_source_count(
+    recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path
+) -> None:
+    dropping = run_recipe(recipe, planted, "data.drop_leaks=true", "evaluation.tasks=[arc_easy]")
+    assert selected(dropping).leaks == {"obqa": 1}
+    shutil.copytree(planted, tmp_path / "elsewhere")
+    rewrite(tmp_path / "elsewhere" / "openbookqa" / "test.json", lambda rows: rows[5:6])
+    elsewhere = f"evaluation.source={tmp_path / 'elsewhere'}"
+    dropping = run_recipe(recipe, planted, "data.drop_leaks=true", "evaluation.tasks=[obqa]", elsewhere)
+    assert [row.id for row in selected(dropping).training if row.task == "obqa"][:2] == ["obqa/train/0", "obqa/train/2"]
+
+    def same(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        return json.loads((planted / "openbookqa" / "test.json").read_text())
+
+    rewrite(planted / "openbookqa" / "train.json", same)
+    only = ("data.drop_leaks=true", "data.tasks=[obqa]", "evaluation.tasks=[obqa]")
+    with pytest.raises(UsageError, match=r"data\.drop_leaks"):
+        selected(run_recipe(recipe, planted, *only))
+
+
+def test_bare_instructions_are_compared_by_what_their_text_says(
+    recipe: MakeRecipe, planted: Path, tmp_path: Path
+) -> None:
+    """One file whose rows name no set, as in commonsense_170k; and one instruction that follows no template."""
+    names = [TASKS[task].llm_adapters_name for task in ("arc_easy", "obqa")]
+    rows = [row for name in names for row in json.loads((planted / name / "train.json").read_text())]
+    free = {"instruction": "Sing a song.", "input": "", "output": "La la.", "answer": "La la."}
+    file = tmp_path / "mixed.json"
+    file.write_text(json.dumps([*rows, free]), encoding="utf-8")
+    selection = selected(run_recipe(recipe, file, "data.drop_leaks=true", f"evaluation.source={planted}"))
+    assert selection.leaks == {"instruction": 3} and selection.incomparable == 1
+    assert len(selection.training) == 58
+    with pytest.raises(UsageError, match=r"data\.drop_leaks: .*evaluation\.source"):
+        selected(run_recipe(recipe, file, "data.drop_leaks=true"))
+
+
+def accuracy(predictions: list[Prediction]) -> float:
+    return sum(p.prediction == p.gold for p in predictions) / len(predictions)
+
+
+def test_results_with_and_without_leaks(
+    recipe: MakeRecipe,
+    planted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    train_recipe(run_recipe(recipe, planted), out=out)
+    results, folder = evaluate_target(open_target(str(out)))
+    by_task = {task: [p for p in results.predictions if p.task == task] for task in results.tasks}
+    kept = {task: [p for p in rows if p.id not in LEAKED] for task, rows in by_task.items()}
+    found = results.without_leaks
+    assert found is not None and found.macro is not None
+    assert found.compared_with == "the 90 rows this run was trained on"
+    assert found.leaks == {"boolq": 0, "arc_easy": 1, "obqa": 2}
+    assert {task: score.n for task, score in found.tasks.items()} == {"boolq": 20, "arc_easy": 19, "obqa": 18}
+    for task, rows in kept.items():
+        assert found.tasks[task].accuracy == pytest.approx(accuracy(rows))
+        assert results.tasks[task].accuracy == pytest.approx(accuracy(by_task[task]))
+    assert found.macro.accuracy == pytest.approx(sum(map(accuracy, kept.values())) / 3)
+    assert load_results(folder) == results
+
+    # A limit restricts the questions, a base has its run's rows, and the printed line says where a number is from.
+    assert run(capsys, "eval", out, "--base", "--tasks", "obqa", "--limit", "15")[0] == 0
+    limited = load_results(out / "eval" / "rank-label-float32-base").without_leaks
+    assert limited is not None and set(limited.leaks) == {"obqa"}
+    asked = [p.id for p in evaluate_target(open_target(str(out), base=True), tasks=("obqa",), limit=15)[0].predictions]
+    assert limited.leaks["obqa"] == len(LEAKED & set(asked)) == 1
+    code, printed, _ = run(capsys, "eval", out)
+    assert code == 0
+    (line,) = (line for line in printed.splitlines() if line.startswith("questions among"))
+    shares = {"arc_easy": found.tasks["arc_easy"], "obqa": found.tasks["obqa"], "macro average": found.macro}
+    values = ", ".join(
+        f"{name} {100 * s.accuracy:.1f} ± {100 * (s.standard_error or 0):.1f}" for name, s in shares.items()
+    )
+    assert line == (
+        f"questions among the 90 rows this run was trained on: arc_easy 1, obqa 2; accuracy without them: {values}"
+    )
+
+
+def test_training_rows_that_are_gone_or_changed_are_no_failure(
+    recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train_recipe(run_recipe(recipe, planted, f"evaluation.source={world / 'data'}"), out=out)
+    rewrite(planted / "boolq" / "train.json", lambda rows: rows[:-1])
+    capsys.readouterr()
+    results, folder = evaluate_target(open_target(str(out)))
+    assert results.without_leaks is None and not results.remarks()
+    said = capsys.readouterr().out
+    assert said.startswith("note: ") and f"{planted}: its rows have changed" in said
+    assert json.loads((folder / "results.json").read_text())["without_leaks"] is None
+    assert load_results(folder) == results
+    shutil.rmtree(planted)
+    again, _ = evaluate_target(open_target(str(out)))
+    assert again == results and "unknown: source" in capsys.readouterr().out
+
+
+def test_a_model_of_nobodys_run_is_compared_with_the_sources_training_rows(
+    world: Path, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = open_target(str(world / "model"), dtype="float32", runs=tmp_path)
+    results, _ = evaluate_target(model, tasks=("obqa",), source=str(planted), out=tmp_path / "a")
+    assert results.without_leaks is not None  # of obqa alone, so arc_easy's does not show
+    assert results.without_leaks.leaks == {"obqa": 2}
+    assert results.without_leaks.compared_with == f"the 30 training rows of {planted}"
+    single = tmp_path / "rows.jsonl"
+    rows = [llm_adapters_row(example) for example in make_examples("boolq", 5)]
+    single.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    results, _ = evaluate_target(model, tasks=("boolq",), source=str(single), out=tmp_path / "b")
+    assert results.without_leaks is None and "no training rows" in capsys.readouterr().out
+
+
+def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:
+    settings = Settings("generate", "label", "accuracy", "float32", 1, 128, 1, None, {}, {})
+    ids = (("obqa", 0), ("obqa", 1), ("boolq", 0))
+    predictions = [Prediction(f"{task}/test/{row}", task, gold=row, prediction=0, answer="x") for task, row in ids]
+    leaks = Leaks("these", ("boolq/test/0", "obqa/test/0", "obqa/test/7"))
+    results = summarise(settings, predictions, dict.fromkeys(("obqa", "boolq"), TaskRecord(leaks=leaks)))
+    found = results.without_leaks
+    assert found is not None and found.macro is None
+    assert found.leaks == {"obqa": 1, "boolq": 1} and list(found.tasks) == ["obqa"]
+    assert found.tasks["obqa"].accuracy == 0 and results.tasks["obqa"].accuracy == 0.5
+    assert results.remarks() == [
+        "questions among these: obqa 1, boolq 1; accuracy without them: obqa 0.0, boolq –, macro average –"
+    ]

@@ -1,0 +1,110 @@
+"""What `moslora eval` is pointed at: a run, its base and its merged model are asked the same, and nothing in vain."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run
+from moslora.convert.merge import merge
+from moslora.evaluation import Results, load_predictions, load_results
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.training import train_recipe
+from training_kit import MakeRecipe
+
+
+def evaluated(target: str, tmp_path: Path, world: Path, **options: object) -> Results:
+    opened = open_target(target, dtype="float32", runs=tmp_path / "runs", **options)
+    return evaluate_target(opened, source=str(world / "data"), tasks=("obqa",))[0]
+
+
+def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(
+    recipe: MakeRecipe, world: Path, tmp_path: Path
+) -> None:
+    """The limit of the training rows cuts no question: every one here is longer."""
+    train_recipe(recipe("data.max_length=24", "training.max_steps=6"), out=tmp_path / "run")
+    merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    runs, merged = (evaluated(str(tmp_path / name), tmp_path, world) for name in ("run", "merged"))
+    base = evaluated(str(tmp_path / "run"), tmp_path, world, base=True)
+    assert {results.settings.max_length for results in (runs, merged, base)} == {512}, "the model's context"
+    assert not any(prediction.truncated for results in (runs, merged, base) for prediction in results.predictions)
+    theirs = {prediction.id: prediction.scores for prediction in merged.predictions}
+    for prediction in runs.predictions:
+        assert prediction.scores == pytest.approx(theirs[prediction.id], abs=1e-4)
+
+
+def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
+    trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    (newest,) = sorted((copy / "checkpoints").iterdir())[-1:]
+    options = ("--tasks", "obqa", "--limit", "2")
+    assert "is unfinished" not in run(capsys, "eval", copy, *options)[1]
+    shutil.rmtree(copy / "adapter")
+    assert newest.name == "step-21"
+    assert f"note: {copy} is unfinished: scoring step 21 of 21\n" in run(capsys, "eval", copy, *options)[1]
+    for named in ([newest], [copy, "--base"]):
+        assert "is unfinished" not in run(capsys, "eval", *named, *options)[1]
+    said = "note: no run says how to ask this model: protocol rank"
+    options = (*options, "--source", world / "data", "--out")
+    assert said in run(capsys, "eval", world / "model", *options, tmp_path / "one")[1]
+    assert said not in run(capsys, "eval", world / "model", "--protocol", "rank", *options, tmp_path / "two")[1]
+
+
+def test_a_model_that_names_no_protocol_says_so_when_asked_too(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("ask", world / "model", "--question", "why", "--option", "a", "--option", "b")
+    assert run(capsys, *asked)[1].startswith("note: no run says how to ask this model: protocol rank")
+    code, out, _ = run(capsys, *asked, "--protocol", "cloze")
+    assert code == 0 and out.startswith("protocol cloze, format cloze")
+
+
+def test_the_newest_run_may_lie_in_the_current_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "eval", "--tasks", "obqa", "--limit", "2")
+    assert code == 0 and out.startswith("newest run: mine\n") and "written to mine/eval/rank-label-float32" in out
+
+
+def test_a_relative_source_is_that_of_the_folder_where_the_run_was_trained(
+    recipe: MakeRecipe, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    train_recipe(recipe("data.source=./data", "training.max_steps=3"), out=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "eval", "run")
+    assert code == 2 and "source './data'" in err and "--source" in err
+    assert run(capsys, "eval", "run", "--source", world / "data", "--tasks", "obqa", "--limit", "2")[0] == 0
+
+
+def test_a_limit_of_the_evaluation_cuts_and_says_so(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_recipe(recipe("evaluation.max_length=24", "training.max_steps=3"), out=tmp_path / "run")
+    code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa")
+    assert code == 0 and "20 questions are longer than evaluation.max_length = 24" in out
+
+
+def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The card of what is given away has all that was evaluated."""
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    opened = open_target(str(copy))
+    limited = replace(opened, request=opened.request.model_copy(update={"limit": 7}))
+    results, _ = evaluate_target(limited)
+    assert {score.n for score in results.tasks.values()} == {7}
+    results, _ = evaluate_target(limited, limit="all")
+    assert {score.n for score in results.tasks.values()} == {20}
+    code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
+    folder = copy / "eval" / "rank-label-float32"
+    assert code == 0 and "macro average  2" in out and load_results(folder).macro.n == 60
+    code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "all")
+    assert code == 0 and len(load_predictions(folder)) == 60
+    assert run(capsys, "export", copy)[0] == 0
+    card = (copy / "peft" / "README.md").read_text()
+    assert (
+        all(f"| {task} | 20 |" in card for task in ("boolq", "arc_easy", "obqa")) and "| macro average | 60 |" in card
+    )

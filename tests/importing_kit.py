@@ -1,0 +1,154 @@
+"""Adapters of the MoSLoRA repository, as it would write them, and what may be wrong with them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from reference import OfficialLayer, perturb
+
+RANK, ALPHA, TARGETS = 4, 6, ["q_proj", "v_proj", "down_proj"]
+
+
+OFFICIAL = {
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "enable_lora": None,
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "lora_alpha": ALPHA,
+    "lora_dropout": 0.05,
+    "lora_use_mixer": True,
+    "merge_weights": False,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "r": RANK,
+    "target_modules": TARGETS,
+    "task_type": "CAUSAL_LM",
+}
+"""Every setting of the repository's LoraConfig (``commonsense_reasoning/peft/src/peft/tuners/lora.py``)."""
+
+
+Altered = Callable[[dict[str, Any], dict[str, Tensor]], object]
+
+
+def fresh(world: Path) -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
+
+
+def official_model(world: Path) -> tuple[LlamaForCausalLM, dict[str, Tensor]]:
+    """The base with the repository's layers in it, M far from symmetric, and the weights as its PEFT names them."""
+    model = fresh(world)
+    generator = torch.Generator().manual_seed(5)
+    state = {}
+    for name, base in list(model.named_modules()):
+        if not name.endswith(tuple(TARGETS)):
+            continue
+        assert isinstance(base, nn.Linear)
+        shapes = {"a": (RANK, base.in_features), "m": (RANK, RANK), "b": (base.out_features, RANK)}
+        factors = {key: torch.randn(shape, generator=generator) / shape[1] ** 0.5 for key, shape in shapes.items()}
+        layer = OfficialLayer(base, **factors, scaling=ALPHA / RANK)
+        perturb([layer.lora_A.weight, layer.lora_AB.weight, layer.lora_B.weight])
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+        for part in ("lora_A", "lora_AB", "lora_B"):
+            weight = layer.get_submodule(part).weight
+            state[f"base_model.model.{name}.{part}.weight"] = weight.detach().clone()
+    assert len(state) == 18
+    return model, state
+
+
+def write_source(
+    folder: Path, config: dict[str, Any], state: dict[str, Tensor], *, file: str = "adapter_model.bin"
+) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save = save_file if file.endswith(".safetensors") else torch.save
+    save(state, folder / file)
+    return folder
+
+
+PEFT = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "longer names": {"target_modules": ["layers.1.self_attn.k_proj", "mlp.up_proj", "not_there"]},
+}
+
+
+LAYER = "base_model.model.model.layers.1.self_attn.q_proj"
+
+
+def setting(**values: object) -> Altered:
+    return lambda config, state: config.update(values)
+
+
+def without(*parts: str, layer: str = LAYER) -> Altered:
+    return lambda config, state: [state.pop(f"{layer}.{part}.weight") for part in parts]
+
+
+def weight(part: str, change: Callable[[Tensor], Tensor]) -> Altered:
+    return lambda config, state: state.update({f"{LAYER}.{part}.weight": change(state[f"{LAYER}.{part}.weight"])})
+
+
+def no_mixer(config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    for key in [key for key in state if "lora_AB" in key]:
+        del state[key]
+
+
+def altered_source(folder: Path, world: Path, alter: Altered) -> Path:
+    """A checkpoint of the repository's in ``folder``, over the small model, with something changed."""
+    config, state = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}, official_model(world)[1]
+    alter(config, state)
+    return write_source(folder, config, state)
+
+
+REFUSED: dict[str, tuple[Altered, str]] = {
+    "bias": (setting(bias="lora_only"), "bias = 'lora_only': not supported"),
+    "modules_to_save": (setting(modules_to_save=["embed_tokens"]), "modules_to_save = ['embed_tokens']: not supported"),
+    "dora": (setting(use_dora=True), "use_dora = True: not supported"),
+    "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "rank_pattern = {'q_proj': 8}: not supported"),
+    "alpha_pattern": (setting(alpha_pattern={"q_proj": 8}), "alpha_pattern = {'q_proj': 8}: not supported"),
+    "pissa": (setting(init_lora_weights="pissa"), "init_lora_weights = 'pissa': not supported"),
+    "chosen layers": (setting(layers_to_transform=[1]), "layers_to_transform = [1]: not supported"),
+    "all but": (setting(exclude_modules=["q_proj"]), "exclude_modules = ['q_proj']: not supported"),
+    "a pattern": (setting(target_modules=r".*\.q_proj"), "target_modules = '.*\\\\.q_proj': "),
+    "what is not known": (setting(use_magic=1), "use_magic = 1: not supported"),
+    "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': "),
+    "no rank": (setting(r=None), "r = None: "),
+    "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: "),
+    "another rank": (setting(r=5), "q_proj: shapes [(4, 48), (4, 4), (48, 4)]"),
+    "fewer targets": (
+        setting(target_modules=["q_proj", "v_proj"]),
+        "mlp.down_proj, which target_modules in",
+    ),
+    "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it"),
+    "a mixer that is not said": (setting(lora_use_mixer=False), "lora_use_mixer"),
+    "a mixer that is not there": (no_mixer, "lora_AB is missing on model.layers.0."),
+    "A without B": (without("lora_B"), "lora_B is missing on model.layers.1.self_attn.q_proj"),
+    "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "q_proj: adapter_config.json adapts it"),
+    "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: unexpected"),
+    "nan": (weight("lora_AB", lambda m: m * float("nan")), "q_proj.lora_AB.weight: holds NaN"),
+    "an empty adapter": (lambda c, s: s.clear(), "contains no LoRA weights"),
+    "no base": (setting(base_model_name_or_path=None), "names no base model"),
+    "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder"),
+}
+"""What is not understood, and so refused: see `wrong_turns.IMPORTS`."""
+
+
+class Trap:
+    """A pickle that writes a file when it is opened by a reader that runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return Path.write_text, (self.path, "run")  # type: ignore[return-value]
+
+
+def transposed(state: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+    return lambda layers: {k: v.T.contiguous() if "mixer" in k else v for k, v in state(layers).items()}

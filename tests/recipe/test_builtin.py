@@ -1,0 +1,105 @@
+"""The built-in recipes."""
+
+import tomllib
+
+import pytest
+
+from moslora.recipe import (
+    find_recipe,
+    list_recipes,
+    load_recipe,
+)
+from moslora.recipe.mixers import (
+    DenseOptions,
+)
+from moslora.tasks import COMMONSENSE
+from recipe_kit import METHODS, MODELS, RECIPES, ROOT, faults
+
+
+def test_all_builtin_recipes_are_known_here():
+    names = [name for name, _ in list_recipes()]
+    assert names == [*MODELS, *METHODS]
+    assert {RECIPES / f"{name}.yaml" for name in names} == set(RECIPES.rglob("*.y*ml"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recipe_with_a_model_loads_and_is_named_after_its_file(name):
+    assert load_recipe(name).name == name
+    assert load_recipe(RECIPES / f"{name}.yaml") == load_recipe(name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_any_method_lies_over_any_model_and_changes_nothing_else(write, model, method):
+    # The one exception: a task gate has to know each row's task.
+    other_rows = ["data.source=hub"] * (method == "methods/moelora" and model.startswith("llama3-8b"))
+    recipe = load_recipe(write(both=f"extends: [{model}, {method}]\nname: {model}"), other_rows)
+    mixer, others = METHODS[method]
+    expected = load_recipe(model, other_rows).model_dump()
+    expected["adapter"] |= {"mixer": mixer.model_dump(), **others.get("adapter", {})}
+    expected["training"] |= others.get("training", {})
+    if budget := expected["training"]["rank_budget"]:
+        budget["betas"] = (0.85, 0.85)
+    assert recipe.model_dump() == expected
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_scaled_lora_has_the_models_alpha_over_the_root_of_three(write, model):
+    alphas = [
+        load_recipe(write(both=f"extends: [{model}, {method}]")).adapter.alpha
+        for method in ("methods/moslora", "methods/controls/lora-scaled")
+    ]
+    assert alphas[1] * 3**0.5 == pytest.approx(alphas[0], rel=1e-4)
+
+
+def test_method_alone_says_that_it_has_no_model(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (line,) = faults("methods/lora")
+    assert line.startswith("recipes/methods/lora.yaml: model.name: ")
+
+
+def test_first_line_of_every_recipe_says_what_it_is():
+    for name, purpose in list_recipes():
+        assert len(purpose) > 20 and not purpose.startswith("#"), name
+
+
+def test_every_recipe_is_in_the_table_and_shows_how_to_launch_it():
+    table = (RECIPES / "README.md").read_text(encoding="utf-8")
+    for name, _ in list_recipes():
+        assert f"| `{name}` |" in table
+    for name in MODELS:
+        launches = [
+            line.removeprefix(f"#   moslora train {name}").split()
+            for line in find_recipe(name).read_text(encoding="utf-8").splitlines()
+            if line.startswith(f"#   moslora train {name}")
+        ]
+        assert launches[0] == [] and len(launches) == 2
+        assert load_recipe(name, launches[1]) != load_recipe(name)
+
+
+def test_llama3_8b_is_the_setting_of_the_paper():
+    recipe = load_recipe("llama3-8b")
+    adapter, data, training = recipe.adapter, recipe.data, recipe.training
+    assert (adapter.rank, adapter.rank_out, adapter.alpha, adapter.dropout) == (16, None, 32, 0.05)
+    assert set(adapter.target_modules) == {"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"}
+    assert adapter.mixer == DenseOptions(init="kaiming", train="learned")
+    assert (data.source, data.format, data.loss_on) == ("commonsense_170k", "llm-adapters", "all")
+    assert (data.max_length, data.validation_rows, data.tasks) == (256, 120, COMMONSENSE)
+    assert (training.learning_rate, training.schedule, training.warmup_steps) == (3e-4, "linear", 100)
+    assert (training.global_batch_size, training.epochs) == (16, 3)
+    assert (training.weight_decay, training.max_grad_norm, training.betas) == (0, 1, (0.9, 0.999))
+    assert recipe.model.dtype == "bfloat16"
+    assert recipe.evaluation_source == "hub"
+
+
+def test_llama3_8b_nf4_is_the_same_setting_over_a_base_as_in_qlora():
+    recipe, plain = load_recipe("llama3-8b-nf4"), load_recipe("llama3-8b")
+    qlora = {"quantization": "nf4", "double_quantization": True, "dtype": "bfloat16", "gradient_checkpointing": True}
+    assert recipe == plain.model_copy(
+        update={"name": "llama3-8b-nf4", "model": plain.model.model_copy(update={**qlora})}
+    )
+
+
+def test_wheel_carries_the_recipes_where_the_package_looks_for_them():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"recipes": "moslora/recipes"}

@@ -1,0 +1,207 @@
+"""Recipes that extend others, overrides, and files that cannot be read."""
+
+import pytest
+
+from moslora.recipe import (
+    find_recipe,
+    load_recipe,
+)
+from moslora.recipe.layers import MOST_BYTES
+from moslora.recipe.mixers import (
+    ButterflyOptions,
+    DenseOptions,
+)
+from recipe_kit import RECIPES, faults
+
+
+def test_a_key_of_bytes_is_an_unknown_one(write):
+    (line,) = faults(write(a="model: {name: x}\n!!binary ZXh0ZW5kcw==: 1"))
+    assert "b'extends'" in line
+
+
+def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
+    path = write(
+        left="model: {name: left}\ntraining: {epochs: 1, max_steps: 1, warmup_steps: 1, log_every: 1}",
+        right="training: {max_steps: 2, warmup_steps: 2, log_every: 2}",
+        top="extends: [left.yaml, right.yaml]\ntraining: {warmup_steps: 3, log_every: 3}",
+    )
+    training = load_recipe(path, ["training.log_every=4"]).training
+    assert (training.epochs, training.max_steps, training.warmup_steps, training.log_every) == (1, 2, 3, 4)
+
+
+def test_extends_is_relative_to_the_file_and_nests(write, tmp_path):
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    (tmp_path / "sub" / "base.yaml").write_text("model: {name: base}")
+    (tmp_path / "sub" / "deep" / "middle.yaml").write_text("extends: ../base.yaml\nseed: 5")
+    recipe = load_recipe(write(top="extends: sub/deep/middle.yaml"))
+    assert (recipe.model.name, recipe.seed, recipe.name) == ("base", 5, "top")
+
+
+def test_two_files_may_extend_the_same(write):
+    path = write(
+        base="model: {name: x}",
+        a="extends: base.yaml\nseed: 1",
+        b="extends: base.yaml",
+        top="extends: [a.yaml, b.yaml]",
+    )
+    assert load_recipe(path).seed == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "chain"),
+    [
+        ({"a": "extends: a.yaml"}, "a.yaml -> a.yaml"),
+        (
+            {"c": "extends: b.yaml", "b": "extends: c.yaml", "a": "extends: b.yaml"},
+            "b.yaml -> c.yaml -> b.yaml",
+        ),
+    ],
+)
+def test_cycle_is_named(write, files, chain):
+    (line,) = faults(write(**files))
+    assert line.startswith(f"{chain.split(' ')[0]}: ") and line.endswith(f" {chain}")
+
+
+def test_lists_replace(write):
+    path = write(base="model: {name: x}\ntraining: {betas: [0.5, 0.6]}", top="extends: base.yaml")
+    assert load_recipe(path, ["training.betas=[0.7, 0.8]"]).training.betas == (0.7, 0.8)
+
+
+def test_another_kind_of_mixer_replaces_the_whole_mapping(write):
+    path = write(
+        base="model: {name: x}\nadapter: {rank: 8, mixer: {kind: dense, init: orthogonal, train: frozen}}",
+        top="extends: base.yaml\nadapter: {mixer: {kind: butterfly}}",
+    )
+    recipe = load_recipe(path)
+    assert recipe.adapter.mixer == ButterflyOptions() and recipe.adapter.rank == 8
+    back = load_recipe(path, ["adapter.mixer.kind=dense"]).adapter.mixer
+    assert back == DenseOptions(init="kaiming", train="learned")
+
+
+def test_same_kind_of_mixer_merges(write):
+    path = write(
+        base="model: {name: x}\nadapter: {mixer: {kind: dense, init: orthogonal}}",
+        top="extends: base.yaml\nadapter: {mixer: {kind: dense, train: frozen}}",
+    )
+    assert load_recipe(path).adapter.mixer == DenseOptions(init="orthogonal", train="frozen")
+
+
+def test_mixer_without_a_kind_is_the_default_one(write):
+    mixer = load_recipe(write(a="model: {name: x}"), ["adapter.mixer.init=identity"]).adapter.mixer
+    assert mixer == DenseOptions(init="identity", train="learned")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_overrides_of_one_mixer_come_in_any_order(write, order):
+    overrides = ["adapter.mixer.kind=butterfly", "adapter.mixer.blocks=4"][::order]
+    assert load_recipe(write(a="model: {name: x}"), overrides).adapter.mixer == ButterflyOptions(blocks=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {name: x\nseed: 1", "is not YAML: line 2, column 5: "),
+        ("seed: 1\nmodel: {name: x}\nseed: 2", "is not YAML: line 3, column 1: the key 'seed'"),
+        ("model:\n  name: x\n  name: y", "is not YAML: line 3, column 3: the key 'name'"),
+        ("a: !!python/name:os.system", "is not YAML: line 1, column 4: "),
+        ("[" * 5000, "is not YAML: "),
+        ("seed: 0x" + "f" * 5000, "is not YAML: "),
+        ('name: "\\ud800"', "is not YAML: "),
+        ("a: [" + "x, " * (MOST_BYTES // 3) + "]", "is not YAML: "),
+        ("a: &a [*a]", "is not YAML: line 1, column 4: "),
+        ("model: &m {name: x}", "is not YAML: line 1, column 8: "),
+        ("seed: \x00", "is not YAML: "),
+        ("", "is empty"),
+        ("# only a comment\n", "is empty"),
+        ("- a\n- b", "holds a list"),
+        ("extends: 3", "extends = 3: "),
+        ("extends: [3]", "extends = [3]: "),
+        ("extends: llama3-9b", "extends = llama3-9b: "),
+    ],
+)
+def test_unreadable_file_is_the_only_fault(write, text, message):
+    (line,) = faults(write(a=text))
+    assert line.startswith(f"a.yaml: {message}")
+
+
+def test_file_that_is_not_text(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"name: \xff\xfe")
+    (line,) = faults(path)
+    assert line.startswith(f"{path}: is not YAML: 'utf-8' codec")
+
+
+def test_faults_of_readable_files_come_beside_unreadable_ones(write):
+    path = write(bad="{", top="extends: [bad.yaml, gone.yaml]\nseed: x")
+    lines = faults(path)
+    assert len(lines) == 3
+    assert lines[0].startswith("bad.yaml: is not YAML: ")
+    assert lines[1].startswith("top.yaml: extends = gone.yaml: ")
+    assert lines[2].startswith("top.yaml: seed = 'x': ")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("llama-8b", "llama3-8b"),
+        ("recipes/llama3-8.yaml", "llama3-8b"),
+        ("lora", "methods/lora"),
+        ("moslora-frozen", "methods/controls/moslora-frozen"),
+    ],
+)
+def test_no_such_recipe_names_the_closest(write, name, meant):
+    write(a="")
+    (line,) = faults(name)
+    assert line.startswith(f"{name}: ") and line.endswith(f" {meant}?")
+
+
+def test_folder_is_no_recipe(tmp_path):
+    (line,) = faults(tmp_path)
+    assert line.startswith(f"{tmp_path}: is a folder")
+
+
+def test_path_wins_over_name(write, tmp_path):
+    assert find_recipe("methods/lora") == RECIPES / "methods" / "lora.yaml"
+    (tmp_path / "llama3-8b").write_text("model: {name: mine}")
+    write(a="")
+    assert load_recipe("llama3-8b").model.name == "mine"
+
+
+def test_name_of_the_run_comes_from_the_file(write, tmp_path):
+    (tmp_path / "my run 2.yaml").write_text("extends: smollm2-135m")
+    assert load_recipe(tmp_path / "my run 2.yaml").name == "my-run-2"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epochs", "override 'training.epochs': "),
+        ("=3", "override '=3': "),
+        ("training..epochs=3", "override 'training..epochs=3': "),
+        ("data.tasks=[boolq", "override 'data.tasks=[boolq': the value is not YAML: line 1, column 7: "),
+        ("training.epoch=3", "override: training.epoch = 3: unknown key; did you mean epochs?"),
+        ("training.epochs.x=3", "override: training.epochs = {'x': 3}: "),
+        ("methods/dora", "override 'methods/dora': "),
+        ("extends=methods/dora", "override 'extends=methods/dora': "),
+    ],
+)
+def test_wrong_override(write, override, message):
+    (line,) = faults(write(a="model: {name: x}"), override)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize("override", ["methods/dora", "extends=methods/dora", "extends=[methods/dora]"])
+def test_a_recipe_in_the_place_of_an_override_is_told_the_file_to_write(write, override):
+    """And the file that the line spells out is one."""
+    write(a="")
+    (line,) = faults("smollm2-135m", override)
+    text = line[line.index("extends: [") :]
+    assert text == "extends: [smollm2-135m, methods/dora]"
+    assert load_recipe(write(mine=text)).adapter.dora
+
+
+def test_override_may_hold_an_equals_sign_and_null(write):
+    recipe = load_recipe(
+        write(a="model: {name: x, revision: y}"), ["adapter.target_modules=a=b", "model.revision=null"]
+    )
+    assert (recipe.adapter.target_modules, recipe.model.revision) == ("a=b", None)

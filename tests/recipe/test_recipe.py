@@ -1,0 +1,115 @@
+"""The recipe as a whole."""
+
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from moslora.adapters import build_mixer
+from moslora.adapters.mixers import MIXERS
+from moslora.prompts import FORMATS
+from moslora.recipe import (
+    PROTOCOLS,
+    ModelSection,
+    Recipe,
+    TrainingSection,
+    load_recipe,
+)
+from moslora.recipe.mixers import (
+    DenseOptions,
+)
+from moslora.recipe.sections import AdapterSection, DataSection
+from moslora.tasks import COMMONSENSE
+from recipe_kit import METHODS, MODELS
+
+
+def test_evaluation_source_follows_the_training_rows(write):
+    path = write(a="model: {name: x}")
+    assert load_recipe(path).evaluation_source == "hub"
+    assert load_recipe(path, ["data.source=wheel"]).evaluation_source == "wheel"
+    assert load_recipe(path, ["data.source=./d", "evaluation.source=hub"]).evaluation_source == "hub"
+    assert load_recipe(path, ["data.source=commonsense_170k"]).evaluation_source == "hub"
+
+
+def positive(**limits):
+    return st.floats(min_value=0, exclude_min=True, allow_infinity=False, **limits)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.one_of(
+        st.text(min_size=1),
+        st.sampled_from(["3e-4", "1e5", "yes", "null", "1_0", "a: b", "- x", "\x85", "x\u2028y", "\u2029"]),
+    ),
+    modules=st.one_of(st.just(r".*\.(q|v)_proj"), st.lists(st.text("aq1e5_-. ", min_size=1), min_size=1).map(tuple)),
+    rank=st.integers(1, 8192),
+    alpha=positive(),
+    betas=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
+    rows=st.one_of(st.none(), st.integers(1), st.dictionaries(st.sampled_from(COMMONSENSE), st.integers(1))),
+    mixer=st.sampled_from([mixer for mixer, _ in METHODS.values()]),
+)
+def test_to_yaml_loads_back_equal(tmp_path, name, modules, rank, alpha, betas, rows, mixer):
+    recipe = Recipe(
+        name="any",
+        model=ModelSection(name=name),
+        adapter=AdapterSection(rank=8 * rank, alpha=alpha, target_modules=modules, mixer=mixer),
+        data=DataSection(rows=rows),
+        training=TrainingSection(betas=betas),
+    )
+    path = tmp_path / "other.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_to_yaml_writes_everything_in_declared_order(write, name):
+    recipe = load_recipe(name)
+    path = write(again=recipe.to_yaml())
+    assert load_recipe(path) == recipe
+    assert load_recipe(path).to_yaml() == recipe.to_yaml()
+    tops = [line.split(":")[0] for line in recipe.to_yaml().splitlines() if line[0] != " "]
+    assert tops == list(Recipe.model_fields)
+    training = recipe.to_yaml().partition("training:\n")[2].partition("evaluation:")[0]
+    keys = [line.split(":")[0].strip() for line in training.splitlines()]
+    assert keys == list(type(recipe.training).model_fields)
+
+
+def test_every_field_is_documented():
+    def check(model: type[BaseModel]) -> int:
+        assert model.__doc__
+        documented = 0
+        for name, field in model.model_fields.items():
+            sections = [
+                option
+                for option in get_args(field.annotation) or (field.annotation,)
+                if isinstance(option, type) and issubclass(option, BaseModel)
+            ]
+            assert field.description or sections or name == "kind", f"{model.__name__}.{name}"
+            documented += sum(map(check, sections)) or 1
+        return documented
+
+    assert check(Recipe) > 40
+
+
+def test_names_agree_with_those_who_read_the_recipe():
+    formats = get_args(DataSection.model_fields["format"].annotation)
+    assert set(formats) == set(FORMATS) == set(PROTOCOLS)
+    kinds = get_args(AdapterSection.model_fields["mixer"].annotation)
+    assert {kind.model_fields["kind"].default for kind in kinds} == set(MIXERS)
+    for init in get_args(DenseOptions.model_fields["init"].annotation):
+        build_mixer(rank=4, **DenseOptions(init=init).model_dump())
+    for mixer, _ in METHODS.values():
+        build_mixer(rank=8, rank_out=None, in_features=6, **mixer.model_dump())
+
+
+def test_recipes_load_without_torch():
+    code = (
+        "import sys; from moslora.recipe import load_recipe; load_recipe('llama3-8b');"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

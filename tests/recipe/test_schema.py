@@ -1,0 +1,152 @@
+"""The JSON schema of recipe files: what it lets pass and what not, read by the rules of JSON Schema 2020-12."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moslora.cli import main
+from moslora.errors import UsageError
+from moslora.recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
+from moslora.recipe.yaml_text import parse
+
+TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
+ANNOTATIONS = {"$schema", "$defs", "default", "description", "title"}
+
+
+def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    """Whether a value is valid: the keywords that our schema uses, from their definitions; any other one fails."""
+
+    def keyword(name: str, limit: Any) -> bool:
+        match name:
+            case "$ref":
+                return accepts(root["$defs"][limit.removeprefix("#/$defs/")], value, root)
+            case "anyOf":
+                return any(accepts(option, value, root) for option in limit)
+            case "type":
+                if limit == "null":
+                    return value is None
+                return isinstance(value, TYPES[limit]) and (limit == "boolean" or not isinstance(value, bool))
+            case "enum":
+                return value in limit
+            case "const":
+                return value == limit
+            case "properties" | "additionalProperties" if not isinstance(value, dict):
+                return True
+            case "properties":
+                return all(accepts(limit[key], item, root) for key, item in value.items() if key in limit)
+            case "additionalProperties":
+                others = {key: item for key, item in value.items() if key not in schema.get("properties", {})}
+                return not others if limit is False else all(accepts(limit, item, root) for item in others.values())
+            case "items" | "prefixItems" | "minItems" | "maxItems" if not isinstance(value, list):
+                return True
+            case "items":
+                return all(accepts(limit, item, root) for item in value)
+            case "prefixItems":
+                return all(accepts(option, item, root) for option, item in zip(limit, value, strict=False))
+            case "minItems":
+                return len(value) >= limit
+            case "maxItems":
+                return len(value) <= limit
+            case "pattern" | "minLength" if not isinstance(value, str):
+                return True
+            case "pattern":
+                return re.search(limit, value) is not None
+            case "minLength":
+                return len(value) >= limit
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        below, at, above = value < limit, value == limit, value > limit
+        return {"minimum": at or above, "exclusiveMinimum": above, "maximum": below or at, "exclusiveMaximum": below}[
+            name
+        ]
+
+    return all(keyword(name, limit) for name, limit in schema.items() if name not in ANNOTATIONS)
+
+
+def valid(value: Any) -> bool:
+    schema = recipe_schema()
+    return accepts(schema, value, schema)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
+def test_every_builtin_recipe_is_valid(name: str) -> None:
+    assert valid(parse(find_recipe(name).read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "llama3.2-1b", "smollm2-135m"])
+def test_resolved_recipe_is_valid(name: str) -> None:
+    assert valid(parse(load_recipe(name).to_yaml()))
+
+
+FILES = {
+    "nothing but a base": ("extends: llama3-8b", True),
+    "several bases": ("extends: [llama3-8b, methods/lora]\ntraining: {learning_rate: 1e-4}", True),
+    "mixer without its kind": ("adapter: {mixer: {init: orthogonal}}", True),
+    "tasks in a word": ("data: {tasks: 'boolq, piqa'}\nevaluation: {tasks: commonsense}", True),
+    "tasks in a list": ("data: {tasks: [boolq, piqa]}", True),
+    "rows by task": ("data: {rows: {boolq: 5}}", True),
+    "modules by expression": ("adapter: {target_modules: '.*q_proj'}", True),
+    "null where it may be": ("training: {epochs: null, max_steps: 5}", True),
+    "wrong section": ("trainin: {}", False),
+    "wrong key": ("training: {learning_rat: 1e-4}", False),
+    "key in the wrong section": ("learning_rate: 1e-4", False),
+    "key of no mixer": ("adapter: {mixer: {inti: orthogonal}}", False),
+    "key of another mixer": ("adapter: {mixer: {kind: identity, init: orthogonal}}", False),
+    "unknown mixer": ("adapter: {mixer: {kind: dens}}", False),
+    "unknown task": ("data: {tasks: [bolq]}", False),
+    "wrong type": ("training: {epochs: many}", False),
+    "out of range": ("adapter: {rank: 0}", False),
+    "too few": ("training: {betas: [0.9]}", False),
+    "unknown word": ("model: {dtype: bf16}", False),
+    "base that is no name": ("extends: {a: b}", False),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_schema_and_loader_agree_on_single_files(file: str, tmp_path: Path) -> None:
+    text, expected = FILES[file]
+    assert valid(parse(text)) == expected
+    path = tmp_path / "any.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        load_recipe(path, ["model.name=x"])
+        loaded = True
+    except UsageError:
+        loaded = False
+    assert loaded == expected
+
+
+def test_every_field_of_every_model_carries_its_documentation() -> None:
+    schema = recipe_schema()
+    assert list(schema["properties"]) == ["extends", *Recipe.model_fields]
+    for model in [schema, *schema["$defs"].values()]:
+        assert model["description"] and "required" not in model
+        for name, field in model["properties"].items():
+            assert field.get("description") or "$ref" in field, name
+
+
+def test_command_prints_the_schema_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moslora", "recipes", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out) == recipe_schema()
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    """`make docs` writes it; every field and every kind of mixer has its row."""
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "recipes.md").read_text(encoding="utf-8")
+    current = runpy.run_path(str(docs / "recipes.py"))["reference"]()
+    assert page == current, "docs/recipes.md is not what the models say: run `make docs`"
+    schema = recipe_schema()
+    for model in [schema, *schema["$defs"].values()]:
+        for name in model["properties"]:
+            assert f"| `{name}` |" in page or name in ("extends", "kind"), name

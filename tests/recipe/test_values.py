@@ -1,0 +1,164 @@
+"""Values of every field, and keys that are unknown."""
+
+import pytest
+from pydantic import ValidationError
+
+from moslora.recipe import (
+    load_recipe,
+)
+from moslora.tasks import COMMONSENSE
+from recipe_kit import faults
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3e-4", 3e-4), ("1e5", 1e5), ("1E+2", 100.0), (".5e-2", 0.005), ("3.e-1", 0.3), ("2", 2.0)],
+)
+def test_floats_as_people_write_them(write, text, value):
+    path = write(a=f"model: {{name: x}}\ntraining: {{learning_rate: {text}, eps: {text}}}")
+    recipe = load_recipe(path, [f"training.max_grad_norm={text}"])
+    found = recipe.training.learning_rate, recipe.training.eps, recipe.training.max_grad_norm
+    assert found == (value, value, value)
+    assert {type(number) for number in found} == {float}
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("training.learning_rate=yes", "training.learning_rate = True: "),
+        ("training.learning_rate='3e-4'", "training.learning_rate = '3e-4': "),
+        ("training.learning_rate=0", "training.learning_rate = 0: "),
+        ("training.learning_rate=.inf", "training.learning_rate = inf: "),
+        ("training.learning_rate=", "training.learning_rate = None: "),
+        ("training.max_steps=2.0", "training.max_steps = 2.0: "),
+        ("training.max_steps=true", "training.max_steps = True: "),
+        ("training.betas=[0.9]", "training.betas.1: "),
+        ("training.betas=[0.9, 0.99, 0.999]", "training.betas = [0.9, 0.99, 0.999]: "),
+        ("training.betas=[0.9, 1]", "training.betas.1 = 1: "),
+        ("training.schedule=linea", "training.schedule = 'linea': "),
+        ("training=fast", "training = 'fast': "),
+        ("model.trust_remote_code=1", "model.trust_remote_code = 1: "),
+        ("model.name=''", "model.name = '': "),
+        ("seed=-1", "seed = -1: "),
+        (
+            "name=../x",
+            "name = '../x': ",
+        ),
+        ("adapter.dropout=1", "adapter.dropout = 1: "),
+        ("adapter.target_modules=[]", "adapter.target_modules = []: "),
+        ("adapter.target_modules=[q_proj, 3]", "adapter.target_modules.1 = 3: "),
+        ("adapter.mixer.kind=moe", "adapter.mixer.kind = 'moe': "),
+        ("adapter.mixer={kind: token-gate, top_k: 0}", "adapter.mixer.top_k = 0: "),
+        ("adapter.mixer={kind: task-gate, experts: 1}", "adapter.mixer.experts = 1: "),
+        (
+            "adapter.mixer={kind: diagonal, orthogonality: -1}",
+            "adapter.mixer.orthogonality = -1: ",
+        ),
+        ("adapter.scaling=rs", "adapter.scaling = 'rs': "),
+        ("adapter.start=svd", "adapter.start = 'svd': "),
+        ("adapter.dora=1", "adapter.dora = 1: "),
+        ("training.lora_plus_ratio=0", "training.lora_plus_ratio = 0: "),
+        ("training.rank_budget={target_rank: 0}", "training.rank_budget.target_rank = 0: "),
+        ("training.rank_budget={interval: 2}", "training.rank_budget.target_rank: "),
+        ("adapter.rank=100000", "adapter.rank = 100000: "),
+        ("training.epochs=1e300", "training.epochs = 1e+300: "),
+        ("training.max_steps=99999999999999999999", "training.max_steps = 99999999999999999999: "),
+        ("adapter.mixer=butterfly", "adapter.mixer = 'butterfly': "),
+        (
+            "training.rank_budget={target_rank: 4, final_share: 1}",
+            "training.rank_budget.final_share = 1: ",
+        ),
+        ("data.rows=many", "data.rows = 'many': "),
+        ("data.rows={boolq: 0}", "data.rows.boolq = 0: "),
+        ("data.tasks=3", "data.tasks = 3: "),
+        ("data.source=weel", "data.source = 'weel': "),
+        ("evaluation.source=commonsense_170k", "evaluation.source = 'commonsense_170k': "),
+    ],
+)
+def test_wrong_value(write, override, wanted):
+    (line,) = faults(write(a="model: {name: x}"), override)
+    assert line.startswith(f"override: {wanted}")
+
+
+def test_wrong_task_names_the_closest(write):
+    (line,) = faults(write(a="model: {name: x}\ndata: {tasks: [boolq, hellaswagg]}"))
+    assert line.startswith("a.yaml: data.tasks = ['boolq', 'hellaswagg']: unknown task 'hellaswagg'")
+    assert "did you mean hellaswag?" in line
+
+
+def test_wrong_regular_expression(write):
+    (line,) = faults(write(a="model: {name: x}\nadapter: {target_modules: '(q_proj'}"))
+    assert line.startswith("a.yaml: adapter.target_modules = '(q_proj': ")
+
+
+@pytest.mark.parametrize("path", ["./data", "data.json", "a/b", "/abs", "data/"])
+def test_source_may_be_a_path(write, path):
+    assert load_recipe(write(a=f"model: {{name: x}}\ndata: {{source: {path}}}")).data.source == path
+
+
+@pytest.mark.parametrize("tasks", ["commonsense", "[commonsense]", "[piqa, commonsense]"])
+def test_tasks_are_resolved(write, tasks):
+    recipe = load_recipe(write(a=f"model: {{name: x}}\ndata: {{tasks: {tasks}}}\nevaluation: {{tasks: 'boolq,obqa'}}"))
+    assert set(recipe.data.tasks) == set(COMMONSENSE) and len(recipe.data.tasks) == 8
+    assert recipe.evaluation.tasks == ("boolq", "obqa")
+
+
+def test_recipe_cannot_be_changed(write):
+    recipe = load_recipe(write(a="model: {name: x}"))
+    with pytest.raises(ValidationError):
+        recipe.training.epochs = 4
+
+
+def test_all_faults_of_all_files_come_at_once(write):
+    path = write(
+        base="trainin: {epochs: 2}\ntraining: {learnin_rate: 0.1}",
+        top="extends: base.yaml\nmodel: {name: 3}\nlearning_rate: 3e-4\ndata: {foo: [1]}",
+    )
+    places = [
+        "base.yaml: trainin = {'epochs': 2}: ",
+        "base.yaml: training.learnin_rate = 0.1: unknown key; did you mean learning_rate?",
+        "override 'nonsense': ",
+        "override: adapter.mixer.blocks = 2: unknown key; must be one of kind, init, train",
+        "override: evaluation.batch_tokens = 0: ",
+        "top.yaml: data.foo = [1]: unknown key; must be one of source, tasks, format, ",
+        "top.yaml: learning_rate = 0.0003: unknown key; did you mean training.learning_rate?",
+        "top.yaml: model.name = 3: ",
+    ]
+    lines = sorted(faults(path, "adapter.mixer.blocks=2", "evaluation.batch_tokens=0", "nonsense"))
+    assert len(lines) == len(places)
+    assert all(line.startswith(place) for line, place in zip(lines, places, strict=True)), lines
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapter.r=8", "adapter.r = 8: unknown key; did you mean rank?"),
+        ("adapter.lora_alpha=8", "adapter.lora_alpha = 8: unknown key; did you mean alpha?"),
+        ("lora_dropout=0", "lora_dropout = 0: unknown key; did you mean adapter.dropout?"),
+        ("training.lr=1e-4", "training.lr = 0.0001: unknown key; did you mean learning_rate?"),
+        ("lr=1e-4", "lr = 0.0001: unknown key; did you mean training.learning_rate?"),
+    ],
+)
+def test_names_of_other_tools_are_known_where_a_key_is_not(write, override, message):
+    assert faults(write(a="model: {name: x}"), override) == [f"override: {message}"]
+
+
+@pytest.mark.parametrize(("kind", "meant"), [("moslora", "dense"), ("lora", "identity"), ("kroneker", "kronecker")])
+def test_wrong_mixer_names_the_closest(write, kind, meant):
+    (line,) = faults(write(a="model: {name: x}"), f"adapter.mixer.kind={kind}")
+    assert line.endswith(f"'task-gate'; did you mean {meant}?")
+
+
+def test_misspelt_extends_is_told(write):
+    path = write(a="extend: smollm2-135m\nadapter: {rank: 8}")
+    assert "a.yaml: extend = 'smollm2-135m': unknown key; did you mean extends?" in faults(path)
+
+
+def test_key_that_is_no_text_is_unknown(write):
+    (line,) = faults(write(a="model: {name: x}\n1: 2"))
+    assert line.startswith("a.yaml: 1 = 2: unknown key")
+
+
+def test_long_value_is_cut(write):
+    (line,) = faults(write(a=f"model: {{name: x}}\nfoo: {'y' * 500}"))
+    assert len(line) < 200 and "…" in line

@@ -1,0 +1,60 @@
+"""The built-in recipes, and the lines of a recipe's faults."""
+
+from pathlib import Path
+
+import pytest
+
+from moslora.errors import UsageError
+from moslora.recipe import (
+    load_recipe,
+)
+from moslora.recipe.mixers import (
+    ButterflyOptions,
+    DenseOptions,
+    DiagonalOptions,
+    GateInsideOptions,
+    HadamardOptions,
+    IdentityOptions,
+    InputSplitOptions,
+    KroneckerOptions,
+    TaskGateOptions,
+    TokenGateOptions,
+)
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+MODELS = ["llama3-8b", "llama3-8b-nf4", "llama3.2-1b", "smollm2-135m"]
+METHODS = {
+    "methods/adalora": (
+        DiagonalOptions(),
+        {"training": {"rank_budget": {"target_rank": 8, "warmup_share": 0.1, "final_share": 0.3, "interval": 1}}},
+    ),
+    "methods/dora": (IdentityOptions(), {"adapter": {"dora": True}}),
+    "methods/flora": (DenseOptions(init="zeros"), {"adapter": {"rank": 16, "rank_out": 8}}),
+    "methods/gate-inside": (GateInsideOptions(experts=4), {}),
+    "methods/input-split": (InputSplitOptions(blocks=2), {}),
+    "methods/kronecker": (KroneckerOptions(blocks=4), {}),
+    "methods/lora": (IdentityOptions(), {}),
+    "methods/lora-moe-dense": (TokenGateOptions(experts=4, balance=0), {}),
+    "methods/lora-moe-topk": (TokenGateOptions(experts=4, top_k=2, balance=0.01), {}),
+    "methods/lora-plus": (IdentityOptions(), {"training": {"lora_plus_ratio": 16}}),
+    "methods/moelora": (TaskGateOptions(experts=8, embedding_size=64), {}),
+    "methods/moslora": (DenseOptions(init="kaiming", train="learned"), {}),
+    "methods/pissa": (IdentityOptions(), {"adapter": {"start": "pissa"}}),
+    "methods/rslora": (IdentityOptions(), {"adapter": {"scaling": "rslora"}}),
+    "methods/two-subspace": (ButterflyOptions(blocks=2), {}),
+    "methods/controls/lora-scaled": (IdentityOptions(), {"adapter": {"alpha": 18.475}}),
+    "methods/controls/moslora-folded": (DenseOptions(init="kaiming", train="folded"), {}),
+    "methods/controls/moslora-frozen": (DenseOptions(init="kaiming", train="frozen"), {}),
+    "methods/controls/two-subspace-hadamard": (HadamardOptions(blocks=2), {}),
+    "methods/controls/two-subspace-normalized": (ButterflyOptions(blocks=2, normalize=True), {}),
+}
+"""Method -> its mixer, and whatever else it changes."""
+
+BUDGET = "training.rank_budget={target_rank: 4}"
+
+
+def faults(source: str | Path, *overrides: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(source, overrides)
+    return str(caught.value).splitlines()

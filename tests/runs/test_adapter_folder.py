@@ -1,0 +1,146 @@
+"""The adapter folder: whole or absent, checked on every opening, found from wherever a user points."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cli_kit import run as cli
+from moslora.adapters import adapter_state_dict
+from moslora.base.resolve import fingerprint
+from moslora.errors import MosloraError, UsageError
+from moslora.files import sha256
+from moslora.recipe import load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter, stored_recipe
+from moslora.runs.find import locate_adapter, newest_run, run_folder
+from moslora.runs.manifest import OWN_HASH, with_own_hash
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "one"))
+
+
+def test_loading_gives_back_every_bit(run: Path) -> None:
+    folder = open_adapter(run / "adapter")
+    loaded = adapter_state_dict(load_adapted(folder))
+    assert loaded.keys() == folder.weights().keys() and len(loaded) == 18
+    assert all(value.equal(loaded[key]) for key, value in folder.weights().items())
+
+
+@pytest.mark.parametrize("file", ["adapter.safetensors", "recipe.yaml"])
+def test_one_changed_byte_is_noticed(run: Path, file: str) -> None:
+    path = run / "adapter" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(MosloraError, match=f"{file}: altered"):
+        open_adapter(run / "adapter")
+    path.unlink()
+    with pytest.raises(MosloraError, match=f"{file}: missing"):
+        open_adapter(run / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        (("adapter.start=pissa", "adapter.mixer.init=kaiming"), "adapter.start = 'pissa'"),
+        (
+            ("adapter.mixer.kind=task-gate", "data.source=commonsense_170k", "data.tasks=commonsense"),
+            "data.source = 'commonsense_170k'",
+        ),
+    ],
+)
+def test_an_adapter_from_before_a_rule_of_beginning_opens_and_no_other_begins(
+    world: Path, run: Path, capsys: pytest.CaptureFixture[str], choice: tuple[str, ...], told: str
+) -> None:
+    """Its recipe is under its hash, and so beyond all mending."""
+    with pytest.raises(UsageError, match=told):
+        load_recipe(world / "recipe.yaml", choice)
+    folder = run / "adapter"
+    for place in (run, folder):
+        (place / "recipe.yaml").write_text(load_recipe(world / "recipe.yaml", choice, written=True).to_yaml())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["recipe.yaml"] = sha256(folder / "recipe.yaml")
+    del manifest[OWN_HASH]
+    (folder / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
+    opened = open_adapter(folder).recipe
+    assert opened == stored_recipe(run) and opened.adapter.mixer.kind == ("dense" if "pissa" in told else "task-gate")
+    code, _, errors = cli(capsys, "train", folder / "recipe.yaml", "--out", run.parent / "two")
+    assert code == 2 and told in errors and not (run.parent / "two").exists()
+    with pytest.raises(UsageError, match=r"adapter\.start = 'svd'"):
+        stored_recipe(run, ["adapter.start=svd"])
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [("{", "not a manifest"), ("[]", "not a manifest"), ('{"format": 9, "sha256": {}}', "written in format 9")],
+)
+def test_manifests_that_are_none_or_newer_are_refused(run: Path, manifest: str, message: str) -> None:
+    (run / "adapter" / "manifest.json").write_text(manifest)
+    with pytest.raises(MosloraError, match=message):
+        open_adapter(run / "adapter")
+
+
+def test_every_value_of_the_manifest_is_under_its_hash(run: Path) -> None:
+    path = run / "adapter" / "manifest.json"
+    good = json.loads(path.read_text())
+    canonical = json.dumps({k: v for k, v in good.items() if k != "manifest_sha256"}, sort_keys=True, separators=",:")
+    assert good["manifest_sha256"] == hashlib.sha256(canonical.encode()).hexdigest()
+    assert good.keys() >= {"format", "moslora", "base", "data", "trained_rows", "processes", "step", "sha256"}
+    for key, value in good.items():
+        changed = {**value, "more": 1} if isinstance(value, dict) else f"{value}0"
+        path.write_text(json.dumps({**good, key: int(changed) if isinstance(value, int) else changed}))
+        with pytest.raises(MosloraError, match="altered" if key != "format" else "upgrade moslora"):
+            open_adapter(run / "adapter")
+    path.write_text(json.dumps(dict(reversed(good.items()))))
+    open_adapter(run / "adapter")  # the order of keys and the white space are not under it
+
+
+def test_a_run_is_found_from_its_folder_its_adapter_and_its_checkpoints(run: Path) -> None:
+    assert locate_adapter(run) == locate_adapter(run / "adapter") == run / "adapter"
+    step = run / "checkpoints" / "step-20"
+    assert locate_adapter(step) == step
+    assert run_folder(step) == run_folder(run / "adapter") == run
+    shutil.rmtree(run / "adapter")
+    assert locate_adapter(run).name == "step-21", "an unfinished run is its newest checkpoint"
+    with pytest.raises(UsageError, match=r"two: no such run; runs here: .*one$"):
+        locate_adapter(run.parent / "two")
+    with pytest.raises(UsageError, match="not a run or an adapter folder"):
+        locate_adapter(run.parent)
+    for number in range(12):
+        (run.parent / f"sweep-{number:02}").mkdir()
+        (run.parent / f"sweep-{number:02}" / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"no such run; runs here: .*one, .*sweep-08, … and 3 more$"):
+        locate_adapter(run.parent / "two")
+
+
+def test_the_newest_run(run: Path, trained: Path) -> None:
+    other = run.parent / "two"
+    shutil.copytree(trained, other)
+    manifest = other / "adapter" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())))
+    assert newest_run(run.parent) == other
+    with pytest.raises(UsageError, match="no finished run"):
+        newest_run(run)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_run_opens_in_every_dtype_whatever_the_base_is_stored_in(run: Path, dtype: str) -> None:
+    assert load_adapted(open_adapter(run / "adapter"), dtype=dtype).dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("changed", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_one_changed_tensor_makes_another_base(world: Path, tmp_path: Path, changed: str) -> None:
+    """As a fine-tune or a merge under the same name would."""
+    one, other = (Path(shutil.copytree(world / "model", tmp_path / name)) for name in ("one", "other"))
+    assert fingerprint(str(one)) == fingerprint(str(other)) == fingerprint(str(world / "model"))
+    fingerprint.cache_clear()
+    weights = load_file(other / "model.safetensors")
+    weights[changed].view(-1)[0] += 1e-3
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint(str(one)) != fingerprint(str(other))

@@ -1,0 +1,524 @@
+"""Whole runs on a small random model: exact resuming, equal gradients however the work is shared, faults."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from moslora.adapters import Gate, named_adapters
+from moslora.data.steps import label_count
+from moslora.errors import MosloraError, UsageError
+from moslora.files import sha256
+from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.manifest import OWN_HASH, with_own_hash
+from moslora.training import loop, train_recipe
+from moslora.training.dry_run import dry_run
+from moslora.training.prepare import prepare
+from training_kit import MakeRecipe, adapter, moslora, same_bits
+
+
+def steps_logged(run: Path) -> list[dict[str, float]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "per_second" not in k and "memory" not in k} for line in lines
+    ]
+
+
+def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
+    manifest = open_adapter(trained / "adapter").manifest
+    assert manifest["step"] == 21 and manifest["trained_rows"] == 84 and len(manifest["data"]["sha256"]) == 64
+    logged = [row for row in steps_logged(trained) if "loss" in row]
+    assert [row["step"] for row in logged] == [*range(2, 21, 2), 21]
+    assert logged[-1]["loss"] < logged[0]["loss"] - 2
+    validations = [row for row in steps_logged(trained) if "validation_loss" in row]
+    assert [row["step"] for row in validations] == [5, 10, 15, 20, 21]
+    assert validations[-1]["validation_loss"] < validations[0]["validation_loss"]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-20", "step-21"]
+    assert all(value.dtype == torch.float32 and value.any() for value in adapter(trained).values())
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    train_recipe(recipe(), out=tmp_path / "again")
+    assert same_bits(adapter(trained), adapter(tmp_path / "again"))
+    train_recipe(recipe("seed=4"), out=tmp_path / "other")
+    assert not same_bits(adapter(trained), adapter(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("stop_after", [3, 13])
+def test_ctrl_c_saves_and_resuming_ends_with_the_same_bits(
+    trained: Path, world: Path, tmp_path: Path, stop_after: int
+) -> None:
+    """Step 3 is before the first planned checkpoint, step 13 in the middle of the second epoch."""
+    out = tmp_path / "run"
+    process = moslora("train", world / "recipe.yaml", "--out", out, "training.log_every=1")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {stop_after}/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"moslora train {out} --resume" in errors and "Traceback" not in errors
+    assert not (out / "adapter").exists()
+
+    resumed = moslora("train", out, "--resume", "training.log_every=2")
+    output, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    assert "resuming after step" in output
+    assert same_bits(adapter(trained), adapter(out))
+    final = {row["step"]: row.get("loss") for row in steps_logged(trained) if "loss" in row}
+    redone = {row["step"]: row["loss"] for row in steps_logged(out) if "loss" in row}
+    assert all(redone[step] == loss for step, loss in final.items())
+
+
+def test_kill_9_and_resuming_ends_with_the_same_bits(trained: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = moslora("train", world / "recipe.yaml", "--out", out)
+    while not (out / "checkpoints" / "step-8").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)
+    if (out / "adapter").exists():
+        pytest.fail("the run ended before it could be killed")
+    # What a kill in the middle of writing leaves behind is neither read nor in the way.
+    torn = out / "checkpoints" / ".step-99.writing-1"
+    torn.mkdir()
+    (torn / "adapter.safetensors").write_bytes(b"half")
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')
+    resumed = moslora("train", out, "--resume")
+    assert resumed.communicate(timeout=120) and resumed.returncode == 0
+    assert same_bits(adapter(trained), adapter(out))
+    assert [row["step"] for row in steps_logged(out)] == [row["step"] for row in steps_logged(trained)]
+
+
+METHODS = {
+    "dense": ("adapter.mixer={kind: dense}",),
+    "diagonal, with penalty": ("adapter.mixer={kind: diagonal, orthogonality: 3}",),
+    "dora": ("adapter.mixer={kind: dense}", "adapter.dora=true"),
+    "task-gate": ("adapter.mixer={kind: task-gate, embedding_size: 8}",),
+    "token-gate": ("adapter.mixer={kind: token-gate, top_k: 2}",),
+}
+"""Methods whose gradient is that of the whole step, however it is cut. (A gate's balance is no sum over rows.)"""
+
+
+def gradients(recipe: Recipe, *, global_batch_size: int, tokens: int) -> dict[str, torch.Tensor]:
+    """The gradient of the first step, as the loop accumulates it, on this process's share of it; with the losses."""
+    accelerator = Accelerator(cpu=True)
+    changed = recipe.training.model_copy(update={"global_batch_size": global_batch_size, "micro_batch_tokens": tokens})
+    parts, _ = prepare(accelerator, recipe.model_copy(update={"training": changed}))
+    model = parts.model
+    parts.objective.train()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in (p for _, layer in named_adapters(model) for p in layer.parameters() if p.requires_grad):
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    drawn = [parts.rows[row] for row in parts.plan[0]]
+    assert len({len(row.input_ids) for row in drawn}) > 4 and label_count(drawn) > 16
+    losses = loop.accumulate(parts, drawn)
+    gates = [module for module in model.modules() if isinstance(module, Gate)]
+    assert all(gate.tokens is None and gate.tasks is None for gate in gates)  # the batch's, and it is over
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    loss, penalty = accelerator.reduce(losses)
+    return found | {"loss": loss} | ({"penalty": penalty} if penalty else {})
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Relative to the largest entry of each gradient."""
+    assert one.keys() == other.keys() and len(one) > 18
+    return max(float((one[k] - other[k]).abs().max() / one[k].abs().max()) for k in one)
+
+
+def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    """1 × 16, 4 × 4, and two processes × 8 over gloo, dropout 0: relative 1e-5 in float32, for every method."""
+    whole = {}
+    for method, overrides in METHODS.items():
+        plain = recipe("adapter.dropout=0", *overrides)
+        whole[method] = gradients(plain, global_batch_size=16, tokens=10_000)
+        pieces = gradients(plain, global_batch_size=16, tokens=250)
+        assert largest_difference(whole[method], pieces) < 1e-5, method
+    assert [method for method, found in whole.items() if "penalty" in found] == ["diagonal, with penalty"]
+    script = tmp_path / "shared.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
+        "from moslora.recipe import load_recipe\n"
+        "from safetensors.torch import save_file\n"
+        "from test_training_run import METHODS, gradients\n"
+        "import torch.distributed as dist\n"
+        "for method, overrides in METHODS.items():\n"
+        f"    recipe = load_recipe({str(world / 'recipe.yaml')!r}, ['adapter.dropout=0', *overrides])\n"
+        "    found = gradients(recipe, global_batch_size=16, tokens=300)\n"
+        f"    save_file(found, {str(tmp_path)!r} + f'/{{method}}-{{dist.get_rank()}}.safetensors')\n"
+        "assert dist.get_world_size() == 2 and dist.get_backend() == 'gloo'\n"
+        "dist.destroy_process_group()\n"
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for method, rank in product(METHODS, range(2)):
+        shared = load_file(tmp_path / f"{method}-{rank}.safetensors")
+        assert largest_difference(whole[method], shared) < 1e-5, method
+
+
+@pytest.mark.parametrize("top_k", ["2", "null"])
+def test_the_balance_of_a_gate_alone_depends_on_the_micro_batches(recipe: MakeRecipe, top_k: str) -> None:
+    """It is no sum over rows, as `loop.accumulate` says; the label loss beside it is what it was."""
+    gate = recipe("adapter.dropout=0", f"adapter.mixer={{kind: token-gate, top_k: {top_k}, balance: 0.5}}")
+    whole, pieces = (gradients(gate, global_batch_size=16, tokens=size) for size in (10_000, 130))
+    assert pieces["loss"].item() == pytest.approx(whole["loss"].item(), rel=1e-5)
+    assert pieces["penalty"].item() != pytest.approx(whole["penalty"].item(), rel=1e-5)
+    assert largest_difference(whole, pieces) > 1e-3
+
+
+@pytest.mark.parametrize("method", [*METHODS, "balance"])
+def test_gradient_checkpointing_changes_no_gradient(recipe: MakeRecipe, method: str) -> None:
+    """Also not that of a penalty which a gate notes on the way."""
+    overrides = METHODS.get(method, ("adapter.mixer={kind: token-gate, balance: 0.5}",))
+    plain, again = (
+        gradients(
+            recipe("adapter.dropout=0", *overrides, f"model.gradient_checkpointing={value}"),
+            global_batch_size=16,
+            tokens=500,
+        )
+        for value in ("false", "true")
+    )
+    assert largest_difference(plain, again) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_bases_train(recipe: MakeRecipe, tmp_path: Path, dtype: str) -> None:
+    out = tmp_path / "run"
+    train_recipe(recipe(f"model.dtype={dtype}", "training.epochs=1"), out=out)
+    logged = [row["loss"] for row in steps_logged(out) if "loss" in row]
+    assert logged[-1] < logged[0] - 0.5
+    assert all(value.dtype == torch.float32 for value in adapter(out).values())
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *, from_step: int, until: int = 10**9) -> None:
+    """Makes the loss of some steps infinite."""
+    calls = {"step": 0}
+    accumulate = loop.accumulate
+
+    def poisoned(*arguments: object, **options: object) -> torch.Tensor:
+        calls["step"] += 1
+        loss = accumulate(*arguments, **options)  # type: ignore[arg-type]
+        parts = arguments[0]
+        if from_step <= calls["step"] < until:
+            next(iter(parts.optimizer.param_groups[0]["params"])).grad.fill_(torch.inf)  # type: ignore[attr-defined]
+        return loss
+
+    monkeypatch.setattr(loop, "accumulate", poisoned)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_with_step_and_rows(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, from_step=6)
+    with pytest.raises(MosloraError, match=r"step 6: .*not finite.*(boolq|arc_easy|obqa)/train/\d+") as caught:
+        train_recipe(recipe(), out=tmp_path / "run")
+    assert str(caught.value).count("/train/") == 8
+    assert open_adapter(tmp_path / "run" / "checkpoints" / "step-4").manifest["step"] == 4
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_the_float16_scaler_may_skip_nine_steps_in_a_row_but_not_ten(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        poison(patch, from_step=3, until=12)
+        train_recipe(recipe("model.dtype=float16"), out=tmp_path / "nine")
+    poison(monkeypatch, from_step=3, until=13)
+    with pytest.raises(MosloraError, match="step 12: "):
+        train_recipe(recipe("model.dtype=float16"), out=tmp_path / "ten")
+
+
+def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first checkpoint, after step 4, was written before any parameter had moments."""
+    half = recipe("model.dtype=float16", "training.keep_checkpoints=9")
+    with monkeypatch.context() as patch:
+        poison(patch, from_step=1, until=6)
+        train_recipe(half, out=tmp_path / "straight")
+    run = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
+    moments = load_file(run / "checkpoints" / "step-4" / "optimizer.safetensors")
+    assert len(moments) == 6 * 3 * 3 and not any(value.any() for value in moments.values())
+    for later in ("adapter", *(f"checkpoints/step-{step}" for step in (8, 12, 16, 20, 21))):
+        shutil.rmtree(run / later)
+    poison(monkeypatch, from_step=1, until=2)  # the fifth step of all
+    train_recipe(half, out=run, resuming=True)
+    assert same_bits(adapter(tmp_path / "straight"), adapter(run))
+
+
+def test_micro_batches_of_another_size_are_told(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ("training.max_steps=4", "training.checkpoint_every=3")
+    for size, told in (("200", False), ("300", True)):
+        train_recipe(recipe(*short), out=tmp_path / size)
+        for later in ("adapter", "checkpoints/step-4"):
+            shutil.rmtree(tmp_path / size / later)
+        capsys.readouterr()
+        train_recipe(recipe(*short, f"training.micro_batch_tokens={size}"), out=tmp_path / size, resuming=True)
+        said = capsys.readouterr().out
+        assert "resuming after step 3 of 4" in said
+        assert ("micro-batches of 200 tokens before, 1 with 300" in said) == told
+
+
+def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over_them(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """They would change what is minimised: `test_the_balance_of_a_gate_alone_depends_on_the_micro_batches`."""
+    gate = ("adapter.mixer={kind: token-gate, balance: 0.01}", "training.max_steps=4")
+    train_recipe(recipe(*gate), out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"training\.micro_batch_tokens was 200, is 300"):
+        train_recipe(recipe(*gate, "training.micro_batch_tokens=300"), out=tmp_path / "run", resuming=True)
+
+
+def with_moments(run: Path, moments: dict[str, torch.Tensor]) -> None:
+    """Puts others into the newest checkpoint, as if they had been written with it."""
+    folder = run / "checkpoints" / "step-21"
+    save_file(moments, folder / "optimizer.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest[OWN_HASH]
+    manifest["sha256"]["optimizer.safetensors"] = sha256(folder / "optimizer.safetensors")
+    (folder / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
+
+
+def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Without the mixers' own, Adam would begin anew for M alone."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
+    moments = load_file(run / "checkpoints" / "step-21" / "optimizer.safetensors")
+    first = "model.layers.0.mlp.down_proj"
+    stranger = {"model.layers.9.x.lora_a:step": torch.zeros(())}
+    short = {f"{first}.lora_b:exp_avg": moments[f"{first}.lora_b:exp_avg"][:, :3].contiguous()}
+    without = {key: value for key, value in moments.items() if ".mixer." not in key}
+    assert len(moments) - len(without) == 18
+    for state, fault in (
+        (without, f"{first}.mixer.weight:exp_avg is missing"),
+        (moments | stranger, "model.layers.9.x.lora_a:step is unexpected"),
+        (moments | short, f"{first}.lora_b:exp_avg has shape (48, 3), not (48, 4)"),
+    ):
+        with_moments(run, state)
+        with pytest.raises(MosloraError, match=rf"step-21/optimizer\.safetensors: .*{re.escape(fault)}"):
+            train_recipe(recipe(), out=run, resuming=True)
+    with_moments(run, moments)
+    train_recipe(recipe(), out=run, resuming=True)
+    assert same_bits(adapter(trained), adapter(run))
+
+
+def files(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("checkpoints", ["kept", "removed"])
+def test_a_finished_run_is_not_trained_again(
+    trained: Path,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoints: str,
+) -> None:
+    """Whether or not there is a checkpoint to go on from; and it is known before anything is loaded."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    if checkpoints == "removed":
+        shutil.rmtree(run / "checkpoints")
+    before = files(run)
+    monkeypatch.setattr("moslora.training.prepare.load_tokenizer", lambda *_: pytest.fail("loaded"))
+    assert train_recipe(recipe(), out=run, resuming=True) == run / "adapter"
+    assert capsys.readouterr().out.startswith(f"{run}: finished, 21 of 21 steps")
+    assert files(run) == before
+
+
+def test_a_run_without_a_checkpoint_begins_and_says_so(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for later in ("adapter", "checkpoints"):
+        shutil.rmtree(run / later)
+    train_recipe(recipe(), out=run, resuming=True)
+    assert capsys.readouterr().out.startswith("note: no checkpoint yet")
+    assert same_bits(adapter(trained), adapter(run))
+
+
+def edit(run: Path, **changes: str) -> None:
+    """The run's own recipe, as by hand."""
+    (run / "recipe.yaml").write_text(
+        load_recipe(run / "recipe.yaml", [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]).to_yaml()
+    )
+
+
+@pytest.mark.parametrize("saved", ["adapter", "checkpoints/step-21"])
+def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained: Path, tmp_path: Path, saved: str) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    if saved != "adapter":
+        shutil.rmtree(run / "adapter")
+    edit(run, adapter__rank="8", training__log_every="1")
+    before = files(run)
+    named = rf"{re.escape(str(run / saved))}: .*\(adapter\.rank was 4, is 8\).*{saved}/recipe\.yaml"
+    with pytest.raises(UsageError, match=named):
+        train_recipe(load_recipe(run / "recipe.yaml"), out=run, resuming=True)
+    assert files(run) == before
+
+
+def test_a_few_changes_are_named_as_a_recipe_writes_them(trained: Path, recipe: MakeRecipe) -> None:
+    other = recipe("seed=5", "model.revision=x", "adapter.dora=true", "adapter.mixer={kind: diagonal}", "data.rows=3")
+    changes = r"\(seed was 3, is 5; model\.revision was null, is x; adapter\.dora was false, is true; … and 5 more\)"
+    with pytest.raises(UsageError, match=changes):
+        train_recipe(other, out=trained, resuming=True)
+
+
+def test_a_run_goes_on_with_its_rows_in_another_place(
+    trained: Path, world: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    for later in ("adapter", "checkpoints/step-21"):
+        shutil.rmtree(run / later)
+    data = shutil.copytree(world / "data", tmp_path / "data")
+    train_recipe(recipe(f"data.source={data}"), out=run, resuming=True)
+    assert same_bits(adapter(trained), adapter(run))
+
+
+def test_a_damaged_result_is_made_again_from_the_last_checkpoint(
+    trained: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "adapter" / "adapter.safetensors").unlink()
+    train_recipe(recipe(), out=run, resuming=True)
+    assert "adapter.safetensors: missing" in (said := capsys.readouterr().out) and "after step 21 of 21" in said
+    assert same_bits(adapter(trained), adapter(run))
+
+
+def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    before = (trained / "adapter" / "adapter.safetensors").read_bytes()
+    with pytest.raises(UsageError, match=r"--resume.*name=.*--out"):
+        train_recipe(recipe(), out=trained)
+    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.03, is 1\.0"):
+        train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
+    assert (trained / "adapter" / "adapter.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="file"):
+        train_recipe(recipe(), out=tmp_path / "file")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
+    trained: Path, world: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
+    weights = run / "checkpoints" / "step-21" / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    train_recipe(recipe(), out=run, resuming=True)
+    said = capsys.readouterr().out
+    assert "skipped: " in said and "resuming after step 20 of 21" in said
+    assert same_bits(adapter(trained), adapter(run))
+    data = Path(shutil.copytree(world / "data", tmp_path / "data"))
+    out = tmp_path / "other"
+    train_recipe(recipe(f"data.source={data}", "training.max_steps=3"), out=out)
+    shutil.rmtree(out / "adapter")
+    rows = data / "boolq" / "train.json"
+    rows.write_text(rows.read_text().replace("question: ", "question: so ", 1))
+    with pytest.raises(UsageError, match="rows have changed"):
+        train_recipe(recipe(f"data.source={data}", "training.max_steps=3"), out=out, resuming=True)
+
+
+def test_two_processes_train_as_one(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    """The whole command over gloo, dropout 0: the adapter of one process, up to the order of float32 sums."""
+    train_recipe(recipe("adapter.dropout=0", "training.epochs=1"), out=tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora"]
+    command = [*launch, "train", str(world / "recipe.yaml"), "--out", str(tmp_path / "two"), "adapter.dropout=0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*command, "training.epochs=1"], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count("adapter saved in") == 1
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
+    for key, value in one.items():
+        assert (value - two[key]).abs().max() < 2e-3 * value.abs().max(), key
+    for mine, other in zip(steps_logged(tmp_path / "one"), steps_logged(tmp_path / "two"), strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+
+
+def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The float16 scaler skips all of its steps."""
+    poison(monkeypatch, from_step=1)
+    with pytest.raises(MosloraError, match="nothing was learned"):
+        train_recipe(recipe("model.dtype=float16", "training.max_steps=3"), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_a_run_whose_every_rate_is_zero_is_refused_before_it_has_a_folder(
+    recipe: MakeRecipe, tmp_path: Path, warmup: int
+) -> None:
+    """Its only step is the first of a warm-up."""
+    with pytest.raises(UsageError, match=r"training\.warmup_steps"):
+        dry_run(recipe("training.max_steps=1", f"training.warmup_steps={warmup}", "data.source=hub"))
+    short = recipe("training.max_steps=1", f"training.warmup_steps={warmup}")
+    with pytest.raises(UsageError, match=r"training\.warmup_steps"):
+        train_recipe(short, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_at_once_speaks_of_no_checkpoint(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, from_step=2)
+    with pytest.raises(MosloraError, match=r"step \d: .*not finite.*training\.learning_rate") as caught:
+        train_recipe(recipe(), out=tmp_path / "run")
+    assert "checkpoint" not in str(caught.value) and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_command_to_resume_can_be_pasted_whatever_the_folder_is_called(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my runs" / "it's one"
+    process = moslora("train", world / "recipe.yaml", "--out", out, "training.log_every=1")
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("step 1/"))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert shlex.split(errors.partition("with: ")[2]) == ["moslora", "train", str(out), "--resume"]
+
+
+def test_float16_on_a_cpu_is_told_to_be_slow(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dtype, told in (("float16", 1), ("float32", 0)):
+        train_recipe(recipe(f"model.dtype={dtype}", "training.max_steps=3"), out=tmp_path / dtype)
+        assert capsys.readouterr().out.count("slow on a CPU") == told
+
+
+def test_wandb_offline_gets_the_metrics(recipe: MakeRecipe, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="wandb is an extra")
+    out = tmp_path / "run"
+    train_recipe(recipe("tracking.wandb_project=test", "tracking.wandb_mode=offline", "training.max_steps=4"), out=out)
+    (written,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"learning_rate" in written.read_bytes()

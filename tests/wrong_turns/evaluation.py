@@ -1,0 +1,118 @@
+"""Wrong turns: evaluation."""
+
+import huggingface_hub
+import torch
+
+from moslora.evaluation.target import evaluate_target, open_target
+from wrong_turns.scene import Turn, a_run, both, file, hub_says, limited, locked, raising
+
+ASKED = "ask {run} --question why --option a --option b"
+
+EVALUATION = {
+    "binary predictions": Turn(
+        "eval runs/one --limit 2",
+        1,
+        "predictions.jsonl:1: not a prediction",
+        lambda scene: [
+            scene.copy(scene.run, "runs/one"),
+            evaluate_target(open_target("runs/one"), limit=2),
+            scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", b"\xff\x00\n"),
+        ],
+    ),
+    "predictions that are none": Turn(
+        "eval runs/one --limit 2",
+        1,
+        "predictions.jsonl:1: not a prediction",
+        lambda scene: [
+            scene.copy(scene.run, "runs/one"),
+            evaluate_target(open_target("runs/one"), limit=2),
+            scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", "[]\n"),
+        ],
+    ),
+    "damaged results, merged": Turn(
+        "merge runs/one",
+        1,
+        "runs/one/eval/x/results.json: not",
+        both(a_run, file("runs/one/eval/x/results.json", "[]")),
+    ),
+    "out of GPU memory": Turn(
+        "eval {run} --limit 2 --out e",
+        1,
+        "--batch-tokens",
+        raising("moslora.evaluation.run._score_task", torch.OutOfMemoryError),
+        leaves=True,
+    ),
+    "unknown format": Turn("eval {run} --format lable", 2, "'--format'"),
+    **{
+        f"{option} {value}, before a download": Turn(
+            f"eval some/model {option} {value}", 2, says, hub_says("LocalEntryNotFoundError")
+        )
+        for option, value, says in (
+            ("--tasks", "boolk", "did you mean boolq?"),
+            ("--protocol", "rnk", "'--protocol'"),
+            ("--format", "lable", "'--format'"),
+        )
+    },
+    "no such source, before the weights": Turn(
+        "eval some/model --source ./none",
+        2,
+        "source './none': ",
+        both(
+            lambda scene: scene.patch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: "config.json"),
+            raising("huggingface_hub.snapshot_download", lambda: AssertionError("asked for the weights")),
+        ),
+    ),
+    "one option, before a download": Turn(
+        "ask some/model --question why --option a", 2, "1 option given", hub_says("LocalEntryNotFoundError")
+    ),
+    "tasks that are none": Turn("eval {run} --tasks ", 2, "task"),
+    "source that is none": Turn("eval {run} --source ", 2, "source '': no such file or folder"),
+    **{
+        f"no room for the model, {name}": Turn(
+            command,
+            1,
+            "does not fit into the GPU's memory",
+            raising("moslora.evaluation.target.load_adapted", torch.OutOfMemoryError),
+        )
+        for name, command in (("evaluated", "eval {run} --limit 2 --out e"), ("asked", ASKED))
+    },
+    "no room for a question": Turn(
+        ASKED,
+        1,
+        "out of GPU memory for this question",
+        raising("moslora.evaluation.rank.Rank.score", torch.OutOfMemoryError),
+    ),
+    "limit that is none": Turn("eval {run} --limit some", 2, "--limit some"),
+    "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
+    "other settings": Turn(
+        "eval runs/one --limit 2 --batch-tokens 400",
+        2,
+        "settings (batch_size was 32, is 4)",
+        lambda scene: [scene.copy(scene.run, "runs/one"), evaluate_target(open_target("runs/one"), limit=2)],
+    ),
+    "damaged settings": Turn(
+        "eval runs/one --limit 2",
+        1,
+        "settings.json: not an evaluation's settings",
+        both(a_run, file("runs/one/eval/rank-label-float32/settings.json", "{")),
+    ),
+    "predictions without settings": Turn(
+        "eval runs/one --limit 2",
+        2,
+        "runs/one/eval/rank-label-float32: not empty",
+        both(a_run, file("runs/one/eval/rank-label-float32/predictions.jsonl", "{}\n")),
+    ),
+    "out in a place of the system's": Turn(
+        "train {world}/recipe.yaml --out /proc/x", 2, "/proc/x: No such file or directory"
+    ),
+    "merged into a place of the system's": Turn("merge {run} --out /proc/x", 2, "/proc/x: No such file or directory"),
+    "out is a file": Turn("eval {run} --out f", 2, "f: Not a directory", file("f", "")),
+    "out is being written": Turn("eval {run} --limit 2 --out e", 2, "e: another process", locked("e/.lock")),
+    "disk full": Turn(
+        "eval {run} --limit 2 --out e",
+        1,
+        "e/predictions.jsonl: File too large",
+        limited("moslora.evaluation.journal.Journal.append", size=100),
+        leaves=True,
+    ),
+}
