@@ -30,8 +30,9 @@ class RowTable(Sequence[Encoded]):
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.batch = batch
         self.tasks: list[str] = batch["task"].to_pylist()
-        self._tokens, self._offsets = batch["input_ids"].values.to_numpy(), batch["input_ids"].offsets.to_numpy()
-        self._masked = batch["masked"].to_numpy()
+        ids = batch["input_ids"]
+        # Not to_numpy(), which imports pandas.
+        self._tokens, self._offsets, self._masked = map(np.from_dlpack, (ids.values, ids.offsets, batch["masked"]))
 
     @classmethod
     def of(cls, rows: Iterable[Encoded]) -> "RowTable":
