@@ -9,9 +9,9 @@ step is 16 rows of about 100 tokens (seven of the eight sets in LLM-Adapters' te
 q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0.05, ``response`` the loss on the answer
 and no dropout.
 
-    ours          this program, MoSLoRA's dense mixer            lora      the same with the identity
-    peft          PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
-    peft-best     … with the fastest of some sizes of micro-batch and ways to sample
+    ours            this program, MoSLoRA's dense mixer          lora      the same with the identity
+    peft:4:random   PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
+    peft:…          … with other sizes of micro-batch and ways to sample
 """
 
 import argparse
@@ -37,7 +37,7 @@ from report import machine, markdown, spread, write_between
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 STEP = 16
 SETTINGS: dict[str, tuple[LossOn, float]] = {"paper": ("all", 0.05), "response": ("response", 0.0)}
-PEERS = {"peft": [(4, "random")], "peft-best": [(4, "group_by_length"), (8, "group_by_length"), (16, "random")]}
+CONTESTANTS = ("ours", "lora", "peft:4:random", "peft:4:group_by_length", "peft:8:group_by_length")
 
 
 def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
@@ -203,15 +203,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument(
+        "--contestants", nargs="+", default=list(CONTESTANTS), help="a peer is peft:MICRO_BATCH:SAMPLING"
+    )
     parser.add_argument("--print-only", action="store_true")
     options = parser.parse_args(arguments)
     table = [["setting", "contestant", "rows/s", "ours is", "memory above the weights", "products' share of ours"]]
     for setting in options.settings:
-        named = {f"{who}:{size}:{how}": who for who, ways in PEERS.items() for size, how in ways}
-        contestants = ["ours", "lora", *named]
-        found: dict[str, list[dict[str, Any]]] = {who: [] for who in contestants}
+        found: dict[str, list[dict[str, Any]]] = {who: [] for who in options.contestants}
         for _ in range(options.repetitions):
-            for who in contestants:
+            for who in options.contestants:
                 found[who].append(measure(who, setting, options.steps))
         table += lines(setting, found)
     text = f"{machine()}; {options.repetitions} processes each, {options.steps} steps\n\n{markdown(table)}"

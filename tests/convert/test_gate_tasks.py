@@ -14,6 +14,7 @@ from moslora.base.load import load_base
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
+from moslora.data.table import RowTable
 from moslora.data.steps import StepPlan
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
@@ -53,7 +54,7 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Pat
 def test_only_rows_that_a_step_draws_count() -> None:
     rows = [Encoded(f"{task}/train/{n}", task, [1], [1], False) for task in ("piqa", "boolq") for n in range(3)]
     rows.append(Encoded("instruction/train/6", INSTRUCTION, [1], [1], False))
-    data = TrainingData(rows=rows, validation=[], sha256="", notes=[], leaks=None)
+    data = TrainingData(rows=RowTable.of(rows), validation=RowTable.of([]), sha256="", notes=[], leaks=None)
     short = StepPlan(rows=7, global_batch_size=1, epochs=None, max_steps=1, seed=0)
     assert data.facts(short, steps=1)["tasks"] == {rows[short[0][0]].task: 1}
     twice = StepPlan(rows=7, global_batch_size=4, epochs=2, max_steps=None, seed=0)

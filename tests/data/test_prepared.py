@@ -127,7 +127,7 @@ def test_damaged_rows_are_made_again(
 
 def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Path) -> None:
     script = (
-        "import sys, test_data_prepared as t; from moslora.recipe import load_recipe; made = t.prepared._make\n"
+        "import sys, data.test_prepared as t; from moslora.recipe import load_recipe; made = t.prepared._make\n"
         "def say(*a, **k): print('made', flush=True); import time; time.sleep(1); return made(*a, **k)\n"
         "t.prepared._make = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
     )

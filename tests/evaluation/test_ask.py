@@ -41,7 +41,7 @@ def softmax(scores: tuple[float, ...]) -> list[float]:
 def test_a_limit_too_small_is_named_by_its_own_key(trained: Path) -> None:
     target = open_target(str(trained))
     short = replace(target, request=target.request.model_copy(update={"max_length": 2}))
-    with pytest.raises(UsageError, match=r"^evaluation\.max_length=2 is too small"):
+    with pytest.raises(UsageError, match=r"evaluation\.max_length"):
         ask(short, question="what did the old fox sing about", options=["rain", "two stone birds"])
 
 

@@ -177,7 +177,7 @@ def test_training_rows_that_are_gone_or_changed_are_no_failure(
     assert load_results(folder) == results
     shutil.rmtree(planted)
     again, _ = evaluate_target(open_target(str(out)))
-    assert again == results and "unknown: source" in capsys.readouterr().out
+    assert again == results and "note: " in capsys.readouterr().out
 
 
 def test_a_model_of_nobodys_run_is_compared_with_the_sources_training_rows(

@@ -158,7 +158,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
         f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
         "from moslora.recipe import load_recipe\n"
         "from safetensors.torch import save_file\n"
-        "from test_training_run import METHODS, gradients\n"
+        "from training.test_run import METHODS, gradients\n"
         "import torch.distributed as dist\n"
         "for method, overrides in METHODS.items():\n"
         f"    recipe = load_recipe({str(world / 'recipe.yaml')!r}, ['adapter.dropout=0', *overrides])\n"

@@ -52,7 +52,7 @@ DATA = {
     "own rows in the quickstart's format": Turn(
         f"{HERE} data.source=d.jsonl data.format=cloze evaluation.protocol=cloze data.validation_rows=1",
         2,
-        "use format label (in a recipe data.format=label evaluation.protocol=rank)",
+        "use data.format=label evaluation.protocol=rank",
         file("d.jsonl", "".join(row(instruction="A planet?", output=o, task=None) + "\n" for o in ("Mars", "Io"))),
     ),
     "answers too long": Turn(f"{HERE} data.max_length=2", 2, "data.max_length=2: "),

@@ -66,7 +66,7 @@ EVALUATION = {
         "ask some/model --question why --option a", 2, "1 option given", hub_says("LocalEntryNotFoundError")
     ),
     "tasks that are none": Turn("eval {run} --tasks ", 2, "task"),
-    "source that is none": Turn("eval {run} --source ", 2, "source '': no such file or folder"),
+    "source that is none": Turn("eval {run} --source ", 2, "source '': "),
     **{
         f"no room for the model, {name}": Turn(
             command,
@@ -87,7 +87,7 @@ EVALUATION = {
     "other settings": Turn(
         "eval runs/one --limit 2 --batch-tokens 400",
         2,
-        "settings (batch_size was 32, is 4)",
+        "batch_tokens was 2048, is 400",
         lambda scene: [scene.copy(scene.run, "runs/one"), evaluate_target(open_target("runs/one"), limit=2)],
     ),
     "damaged settings": Turn(

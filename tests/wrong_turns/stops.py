@@ -6,7 +6,7 @@ from wrong_turns.scene import HERE, NO_ROOM, Turn, both, builtin, raising, signa
 
 NOTHING_HALF = "stopped; nothing was left half written"
 SAVED = "everything is saved. Resume with: moslora train run --resume"
-SCORED = "stopped; what was scored is kept, and the same command goes on from there"
+SCORED = "stopped; the scores so far are kept"
 
 STOPS = {
     "Ctrl-C before training": Turn(HERE, 130, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGINT)),
