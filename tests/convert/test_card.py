@@ -54,7 +54,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
     folder = open_adapter(trained / "adapter")
     recipe = folder.recipe.model_copy(update={"model": folder.recipe.model.model_copy(update={"name": name})})
     manifest = {**folder.manifest, "base": {**folder.manifest["base"], "name": name}}
-    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), kind="k", use="u", proof="p")
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), kind="k", task="piqa", use="u", proof="p")
     (_, head, text) = (tmp_path / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["base_model"] == listed
     assert f"  name: {name}\n" in text and f"k of `{listed}`" in text

@@ -200,7 +200,7 @@ def test_each_task_of_a_gate_has_a_folder_of_its_own(
     for command, name in (("merge", "merged"), ("export", "peft")):
         for task in ("boolq", "obqa"):
             assert cli(capsys, command, run, "--task", task)[0] == 0
-            assert (run / f"{name}-{task}" / "README.md").is_file()
+            assert f"its gate fixed at task `{task}`)" in (run / f"{name}-{task}" / "README.md").read_text()
         code, _, errors = cli(capsys, command, run, "--task", "obqa")
         assert code == 2 and f"{name}-obqa: not empty" in errors
     assert not (run / "merged").exists() and not (run / "peft").exists()

@@ -19,8 +19,12 @@ from moslora.runs.find import run_folder
 from moslora.runs.manifest import RECIPE, WEIGHTS
 
 
-def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: str) -> None:
-    """Writes ``out/README.md``: ``kind`` opens its first sentence, ``use`` is Python, ``proof`` what was measured."""
+def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None, use: str, proof: str) -> None:
+    """Writes ``out/README.md``.
+
+    ``kind`` opens its first sentence, ``task`` is the one whose mixer a task gate was fixed at, ``use`` is Python and
+    ``proof`` what was measured.
+    """
     name, revision = folder.recipe.model.name, folder.recipe.model.revision
     data = ModelCardData(
         base_model=None if _is_local(name) else public_name(name),
@@ -30,12 +34,13 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, use: str, proof: 
     at = f" at revision `{revision}`" if revision else ""
     if name == BUILTIN:
         at = " (its Q4_1 quantisation, dequantised)"
+    at_task = f"; its gate fixed at task `{task}`" if task else ""
     card = f"""---
 {data}
 ---
 # {folder.recipe.name}
 
-{kind} of `{public_name(name)}`{at}, fine-tuned with ΔW = s · B · M · A ({folder.recipe.adapter.summary()}).
+{kind} of `{public_name(name)}`{at}, fine-tuned with ΔW = s · B · M · A ({folder.recipe.adapter.summary()}{at_task}).
 
 ```python
 {use}

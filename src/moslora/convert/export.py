@@ -55,7 +55,7 @@ def export_peft(
         )
         proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
         proof += OTHER_WEIGHTS if base == BUILTIN else ""
-        write_card(scratch, folder, kind="A LoRA adapter", use=use, proof=proof)
+        write_card(scratch, folder, kind="A LoRA adapter", task=task, use=use, proof=proof)
     return out
 
 

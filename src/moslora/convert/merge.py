@@ -78,7 +78,7 @@ def merge(
             f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
         )
-        write_card(scratch, folder, kind="Merged weights", use=use, proof=str(proof))
+        write_card(scratch, folder, kind="Merged weights", task=task, use=use, proof=str(proof))
     return proof
 
 
@@ -171,6 +171,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _write_settings(base: Path, out: Path, tokenizer: PreTrainedTokenizerBase, *, dtype: DType) -> None:
     """Writes the tokenizer, the base's code, and its configuration with the new dtype."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)  # older versions of transformers wrote the path on their own disk
     config |= dict.fromkeys(("dtype", "torch_dtype") if "torch_dtype" in config else ("dtype",), dtype)  # its old name
     write_json(out / "config.json", config)
     for path in base.iterdir():
