@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
+PRODUCTS = (
+    *("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled_dot_product"),
+    *("aten.linear", "aten.matmul"),  # in inference mode they reach the dispatcher whole
+)
 
 
 class Layout(NamedTuple):
