@@ -50,7 +50,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Self:
-        found = [rule for rule in conflicts(self) if not (rule.new_runs_only and info.context == WRITTEN)]
+        rules = conflicts(self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking)
+        found = [rule for rule in rules if not (rule.new_runs_only and info.context == WRITTEN)]
         if found:
             text = "\n".join(f"{rule.paths[0]}: {rule.message}" for rule in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})

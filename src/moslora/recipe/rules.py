@@ -1,14 +1,18 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from moslora.tasks import COMMONSENSE
 
-from .sections import AdapterSection, DataSection, ModelSection, TrainingSection
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
+from .sections import (
+    AdapterSection,
+    DataSection,
+    EvaluationSection,
+    ModelSection,
+    TrackingSection,
+    TrainingSection,
+)
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -41,18 +45,25 @@ class Conflict(NamedTuple):
     """Checked when training starts. Runs and adapters from before the rule still open."""
 
 
-def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
-    """All combinations that cannot work."""
-    yield from _model(recipe.model)
-    yield from _mixer(recipe.adapter)
-    yield from _composition(recipe.adapter)
-    yield from _training(recipe.training, recipe.adapter)
-    yield from _data(recipe.data, recipe.adapter)
-    evaluation, protocols = recipe.evaluation, PROTOCOLS[recipe.data.format]
+def conflicts(
+    model: ModelSection,
+    adapter: AdapterSection,
+    data: DataSection,
+    training: TrainingSection,
+    evaluation: EvaluationSection,
+    tracking: TrackingSection,
+) -> Iterator[Conflict]:
+    """All combinations of a recipe's sections that cannot work."""
+    yield from _model(model)
+    yield from _mixer(adapter)
+    yield from _composition(adapter)
+    yield from _training(training, adapter)
+    yield from _data(data, adapter)
+    protocols = PROTOCOLS[data.format]
     if evaluation.protocol not in protocols:
         yield Conflict(
             ("evaluation.protocol", "data.format"),
-            f"protocol {evaluation.protocol} cannot read the answers of format {recipe.data.format}; "
+            f"protocol {evaluation.protocol} cannot read the answers of format {data.format}; "
             f"set evaluation.protocol: {' or '.join(protocols)}, or change data.format",
         )
     if evaluation.beams > 1 and evaluation.protocol != "generate":
@@ -60,7 +71,7 @@ def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
             ("evaluation.beams", "evaluation.protocol"),
             f"protocol {evaluation.protocol} generates nothing; set beams: 1, or protocol: generate",
         )
-    if recipe.tracking.wandb_mode is not None and recipe.tracking.wandb_project is None:
+    if tracking.wandb_mode is not None and tracking.wandb_project is None:
         yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "wandb_mode needs wandb_project; set both")
 
 
