@@ -31,3 +31,12 @@ def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         **options,  # type: ignore[call-overload]
     )
+
+
+def in_two_processes(*program: object) -> str:
+    """Runs ``program``, a script or "-m" and a module, with its arguments, over gloo; what it wrote to its output."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, program)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout

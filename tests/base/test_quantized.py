@@ -1,10 +1,8 @@
 """Bases in 4 and 8 bits: what they store, what trains over them, and the two ways of merging."""
 
 import json
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +34,7 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
-from training_kit import adapter, moslora, same_bits
+from training_kit import adapter, in_two_processes, moslora, same_bits
 
 KINDS = ("nf4", "int8")
 NF4_ERROR, INT8_ERROR = 0.09, 0.01
@@ -223,15 +221,10 @@ def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path,
 
 
 def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora"]
-    command = [*launch, "train", str(runs / "nf4.yaml"), "--out", str(tmp_path / "two"), "adapter.dropout=0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, "training.max_steps=5"], capture_output=True, text=True, env=environment, timeout=240, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stdout.count("on a CPU") == 1
-    recipe = load_recipe(runs / "nf4.yaml", ["adapter.dropout=0", "training.max_steps=5"])
+    changes = ["adapter.dropout=0", "training.max_steps=5"]
+    said = in_two_processes("-m", "moslora", "train", runs / "nf4.yaml", "--out", tmp_path / "two", *changes)
+    assert said.count("on a CPU") == 1
+    recipe = load_recipe(runs / "nf4.yaml", changes)
     one = adapter(train_recipe(recipe, out=tmp_path / "one").parent)
     for key, value in adapter(tmp_path / "two").items():
         assert (value - one[key]).abs().max() < 2e-3 * value.abs().max(), key
@@ -246,14 +239,14 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, world: P
     scores = {}
     for base in (False, True):
         target = open_target(str(run), base=base)
-        assert len(quantized_layers(target.load(torch.device("cpu")))) == 14
+        assert len(quantized_layers(target.load())) == 14
         results, out = evaluate_target(target, tasks=("obqa",))
         assert out.name == f"rank-label-{kind}-float32" + ("-base" if base else "")
         assert results.settings.metadata["quantization"] == kind and f"float32 on {kind}" in results.heading
         scores[base] = [p.scores for p in results.predictions]
     assert scores[True] != scores[False]
     in_bfloat16 = open_target(str(run), dtype="bfloat16")
-    model = in_bfloat16.load(torch.device("cpu"))
+    model = in_bfloat16.load()
     assert output_weight(model).dtype == torch.bfloat16 and len(quantized_layers(model)) == 14
     assert evaluate_target(in_bfloat16, tasks=("obqa",), limit=3)[1].name == f"rank-label-{kind}-bfloat16"
 

@@ -1,13 +1,10 @@
 """Whole runs on a small random model: exact resuming, equal gradients however the work is shared, faults."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -27,7 +24,7 @@ from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.training import loop, train_recipe
 from moslora.training.dry_run import dry_run
 from moslora.training.prepare import prepare
-from training_kit import MakeRecipe, adapter, moslora, same_bits
+from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:
@@ -167,17 +164,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
         "assert dist.get_world_size() == 2 and dist.get_backend() == 'gloo'\n"
         "dist.destroy_process_group()\n"
     )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-    ]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    in_two_processes(script)
     for method, rank in product(METHODS, range(2)):
         shared = load_file(tmp_path / f"{method}-{rank}.safetensors")
         assert largest_difference(whole[method], shared) < 1e-5, method
@@ -452,14 +439,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
 def test_two_processes_train_as_one(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
     """The whole command over gloo, dropout 0: the adapter of one process, up to the order of float32 sums."""
     train_recipe(recipe("adapter.dropout=0", "training.epochs=1"), out=tmp_path / "one")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora"]
-    command = [*launch, "train", str(world / "recipe.yaml"), "--out", str(tmp_path / "two"), "adapter.dropout=0"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*command, "training.epochs=1"], capture_output=True, text=True, env=environment, timeout=240, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stdout.count("adapter saved in") == 1
+    changes = ("adapter.dropout=0", "training.epochs=1")
+    said = in_two_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", tmp_path / "two", *changes)
+    assert said.count("adapter saved in") == 1
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
     for key, value in one.items():

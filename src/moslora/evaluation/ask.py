@@ -73,7 +73,7 @@ def ask(
         request = request.model_copy(update={"protocol": "rank"})
     if request.format == "cloze-passage":  # differs by BoolQ's passage, which is missing here
         request = request.model_copy(update={"format": "cloze"})
-    model = target.load(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model = target.load()
     name_task(model, example.task)
     scorer = make_scorer(model, load_tokenizer(target.model), request)
     with (

@@ -8,12 +8,16 @@ and a block is computed as a whole. What remains is the size of a batch, which i
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from moslora.tasks import Example
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 BLOCK_SIZE = 128
 """Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
@@ -72,6 +76,16 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         count = max(1, tokens // lengths[order[0]])
         yield order[:count]
         del order[:count]
+
+
+def in_batches(
+    compute: Callable[[list[Item]], Iterable[Result]], items: Sequence[Item], *, lengths: Sequence[int], tokens: int
+) -> list[Result]:
+    """What ``compute`` returns for each of ``items``, in their order, computed in :func:`batches`."""
+    results: dict[int, Result] = {}
+    for batch in batches(lengths, tokens):
+        results.update(zip(batch, compute([items[i] for i in batch]), strict=True))
+    return [results[i] for i in range(len(items))]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:

@@ -20,7 +20,7 @@ from moslora.base.attention import Rows, send
 from moslora.base.load import final_hidden, output_weight
 from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import BLOCK_SIZE, batches, common_prefix
+from moslora.evaluation.batches import BLOCK_SIZE, common_prefix, in_batches
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.prompts import Format
 from moslora.tasks import Example
@@ -98,21 +98,23 @@ class Cloze:
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions in the order of ``examples``; ``alone``: every question by itself."""
         questions = [Tree(tuple(self.encode(example))) for example in examples]
-        scores: dict[int, tuple[float, ...]] = {}
-        for batch in batches([len(q.tokens) for q in questions], 1 if alone else self.batch_tokens):
-            for i, sums in zip(batch, self._sums([questions[i] for i in batch]), strict=True):
-                scores[i] = sums
+        scores = in_batches(
+            self._sums,
+            questions,
+            lengths=[len(q.tokens) for q in questions],
+            tokens=1 if alone else self.batch_tokens,
+        )
         return [
             Prediction(
                 id=example.id,
                 task=example.task,
                 gold=example.gold,
-                prediction=argmax(scores[i]),
-                scores=scores[i],
+                prediction=argmax(found),
+                scores=found,
                 characters=tuple(option.characters for option in self.format.options(example)),
-                truncated=any(text.truncated for text in questions[i].texts),
+                truncated=any(text.truncated for text in question.texts),
             )
-            for i, example in enumerate(examples)
+            for example, question, found in zip(examples, questions, scores, strict=True)
         ]
 
     def _sums(self, questions: Sequence[Tree]) -> list[tuple[float, ...]]:

@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.load import pad_id
 from moslora.data.encode import EncodedText, Encoder
-from moslora.evaluation.batches import batches
+from moslora.evaluation.batches import in_batches
 from moslora.evaluation.predictions import Prediction
 from moslora.prompts import Format, answer_pattern, labels
 from moslora.tasks import Example
@@ -46,12 +46,16 @@ class Generate:
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions in the order of ``examples``, which are of one task; ``alone``: every question by itself."""
         prompts = [self.encode(example) for example in examples]
-        widths = [self.beams * (len(prompt.ids) + MAX_NEW_TOKENS) for prompt in prompts]
-        texts: dict[int, str] = {}
-        for batch in batches(widths, 1 if alone else self.batch_tokens):
-            written = self._continue([prompts[i].ids for i in batch], examples[0].task)
-            texts.update(zip(batch, written, strict=True))
-        return [self._read(example, texts[i], prompts[i].truncated) for i, example in enumerate(examples)]
+        texts = in_batches(
+            lambda batch: self._continue([prompt.ids for prompt in batch], examples[0].task),
+            prompts,
+            lengths=[self.beams * (len(prompt.ids) + MAX_NEW_TOKENS) for prompt in prompts],
+            tokens=1 if alone else self.batch_tokens,
+        )
+        return [
+            self._read(example, text, prompt.truncated)
+            for example, prompt, text in zip(examples, prompts, texts, strict=True)
+        ]
 
     def _read(self, example: Example, text: str, truncated: bool) -> Prediction:
         answer = find_answer(text, example.task)

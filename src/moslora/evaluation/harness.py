@@ -5,6 +5,7 @@
 takes lm-eval's own options. What a question's options begin with is read once, and nothing is padded.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from moslora.base.load import context_length, load_tokenizer, output_weight
 from moslora.choices import DType
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
-from moslora.evaluation.batches import batch_budget, batches
+from moslora.evaluation.batches import batch_budget, in_batches
 from moslora.evaluation.cloze import Tree, log_probabilities, read
 from moslora.evaluation.target import open_target
 
@@ -50,10 +51,9 @@ class HarnessModel(TemplateLM):
         opened = open_target(run, base=base, dtype=dtype)
         if opened.adapter and opened.adapter.trained_tasks() is not None:
             raise UsageError(f"{run}: its gate depends on the task, which lm-eval does not name; use moslora eval")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = opened.load(device)
+        self.model = opened.load()
         self.tokenizer = load_tokenizer(opened.model)
-        self.batch_tokens = batch_tokens or batch_budget(device)
+        self.batch_tokens = batch_tokens or batch_budget(self.model.device)
         self.backend = "causal"
 
     @property
@@ -78,12 +78,11 @@ class HarnessModel(TemplateLM):
             by_context.setdefault(tuple(context), []).append(i)
         groups = list(by_context.values())
         trees = [Tree(tuple(self._text(*requests[i][1:]) for i in group)) for group in groups]
-        scores: dict[int, Scored] = {}
+        lengths = [len(tree.tokens) for tree in trees]
         with torch.inference_mode():
-            for batch in batches([len(tree.tokens) for tree in trees], self.batch_tokens):
-                numbers = [i for number in batch for i in groups[number]]
-                scores.update(zip(numbers, self._score([trees[number] for number in batch]), strict=True))
-        return [scores[i] for i in range(len(requests))]
+            scores = in_batches(self._score, trees, lengths=lengths, tokens=self.batch_tokens)
+        found = {i: one for group, each in zip(groups, scores, strict=True) for i, one in zip(group, each, strict=True)}
+        return [found[i] for i in range(len(requests))]
 
     def _text(self, context: list[int], answer: list[int]) -> EncodedText:
         """As lm-eval cuts it: the end of the text that fits, its last token aside."""
@@ -94,12 +93,14 @@ class HarnessModel(TemplateLM):
             raise UsageError(f"lm-eval: an answer of {len(answer)} tokens exceeds the model's context of {length}")
         return EncodedText(kept, len(kept) - len(answer), truncated=len(kept) < len(ids))
 
-    def _score(self, trees: Sequence[Tree]) -> list[Scored]:
+    def _score(self, trees: Sequence[Tree]) -> list[list[Scored]]:
+        """Of each tree its texts' scores."""
         hidden, places, targets = read(self.model, trees)
         values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)
         counts = [len(text.ids) - text.answer_start for tree in trees for text in tree.texts]
         answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
-        return [(float(value.sum()), bool(hit.all())) for value, hit in answers]
+        scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
+        return [list(itertools.islice(scores, len(tree.texts))) for tree in trees]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise UsageError("lm-eval: moslora scores options of questions, no whole texts; use --model hf")

@@ -18,7 +18,7 @@ from moslora.base.attention import Rows, send
 from moslora.base.load import final_hidden, output_weight
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import BLOCK_SIZE, batches, common_prefix
+from moslora.evaluation.batches import BLOCK_SIZE, common_prefix, in_batches
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.prompts import Format
 from moslora.tasks import Example
@@ -68,20 +68,22 @@ class Rank:
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions in the order of ``examples``; ``alone``: every question by itself."""
         questions = [self.encode(example) for example in examples]
-        scores: dict[int, tuple[float, ...]] = {}
-        for batch in batches([len(q.input_ids) for q in questions], 1 if alone else self.batch_tokens):
-            for i, values in zip(batch, self._scores([questions[i] for i in batch]), strict=True):
-                scores[i] = values
+        scores = in_batches(
+            self._scores,
+            questions,
+            lengths=[len(q.input_ids) for q in questions],
+            tokens=1 if alone else self.batch_tokens,
+        )
         return [
             Prediction(
                 id=example.id,
                 task=example.task,
                 gold=example.gold,
-                prediction=argmax(scores[i]),
-                scores=scores[i],
-                truncated=questions[i].truncated,
+                prediction=argmax(found),
+                scores=found,
+                truncated=question.truncated,
             )
-            for i, example in enumerate(examples)
+            for example, question, found in zip(examples, questions, scores, strict=True)
         ]
 
     def _scores(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:

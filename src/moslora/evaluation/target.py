@@ -63,8 +63,9 @@ class Target:
             results = self.runs / f"eval-{name}-{fingerprint(self.model.name)[:8]}"
         return results / f"{request.protocol}-{request.format}-{self.model.precision}{self.suffix}"
 
-    def load(self, device: torch.device) -> PreTrainedModel:
-        """The model on ``device``, in evaluation mode."""
+    def load(self) -> PreTrainedModel:
+        """The model on the GPU, or where there is none on the CPU, in evaluation mode."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with or_out_of_memory(
             f"{self.model.name} in {self.model.precision} does not fit into the GPU's memory; use a recipe with"
             " model.quantization, or the CPU: CUDA_VISIBLE_DEVICES=''"
@@ -162,10 +163,9 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
     out = out or target.folder(request)
     if not (out / SETTINGS).exists():
         refuse_used(out)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with locked(out):
-        model = target.load(device)
-        batch_tokens = request.batch_tokens or batch_budget(device)
+        model = target.load()
+        batch_tokens = request.batch_tokens or batch_budget(model.device)
         with or_out_of_memory(
             f"out of GPU memory with batches of {batch_tokens:,} tokens; use a smaller --batch-tokens"
         ):
@@ -175,7 +175,7 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
                 questions,
                 request,
                 out=out,
-                metadata={**target.identity(device), "source": tested_on(source)},
+                metadata={**target.identity(model.device), "source": tested_on(source)},
                 leaks=find_leaks(run, questions, source=source),
             )
     return results, out
