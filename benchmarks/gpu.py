@@ -47,7 +47,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+
+from contestants import our_step, timed, trainer_settings, with_lora
+from report import wait
 
 ROOT = Path(__file__).parents[1]
 RELEASED = "peft:4:random"
@@ -116,11 +118,6 @@ def step_rows(step: int) -> list[Any]:
         tokens = [draw.randrange(3, vocabulary) for _ in range(length)]
         rows.append(Encoded(f"{step}/{row}", "boolq", tokens, tokens, truncated=False))
     return rows
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def peak_gb() -> float:
@@ -205,55 +202,16 @@ def ours() -> dict[str, Any]:
 
 
 def train(model: Any, recipe: Any, *, parameters: int, tflops: float) -> dict[str, Any]:
-    from accelerate import Accelerator
-
-    from moslora.data.steps import MICRO_BATCH_TOKENS
-    from moslora.training.loop import Parts, accumulate
-    from moslora.training.objective import LabelLoss
-    from moslora.training.optimizer import build_optimizer, trainable
-
-    optimizer = build_optimizer(model, recipe.training)
-    accelerator = Accelerator(mixed_precision="no")
-    parts = Parts(
-        accelerator=accelerator,
-        model=model,
-        objective=LabelLoss(model).train(),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(enabled=False),
-        rows=[],
-        plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
-        micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type],
-    )
-
-    def step(number: int) -> float:
-        loss = accumulate(parts, step_rows(number))
-        nn.utils.clip_grad_norm_(trainable(optimizer), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss[0])  # as the loop does: the host waits once a step
-
+    step = our_step(model, recipe.training)
     reset_peak()
-    seconds, losses = timed(step)
+    seconds, losses = timed(lambda number: step(step_rows(number)), range(1, STEPS + 1))
     result = rates(seconds, parameters=parameters, tflops=tflops)
-    return {**result, **kernels(lambda: step(1)), "losses": losses}
+    return {**result, **kernels(lambda: step(step_rows(1))), "losses": losses}
 
 
 def reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-
-
-def timed(step: Callable[[int], float]) -> tuple[list[float], list[float]]:
-    """Seconds and losses of the steps; the first of all, which warms up, is not counted."""
-    step(0)
-    wait()
-    times, losses = [], []
-    for number in range(1, STEPS + 1):
-        began = time.perf_counter()
-        losses.append(step(number))
-        wait()
-        times.append(time.perf_counter() - began)
-    return times, losses
 
 
 def questions_per_second(model: Any) -> dict[str, float]:
@@ -311,21 +269,13 @@ def generated_tokens_per_second(model: Any, *, rows: int = 8, prompt: int = 100,
 
 def peft(micro_batch: int, sampling: str) -> dict[str, Any]:
     """Training by PEFT's LoRA under the Trainer: padded left, causal mask and cross entropy of transformers."""
-    import peft as library
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from moslora.recipe import load_recipe
 
     recipe, model, tflops = load_recipe("llama3-8b"), random_model(), matmul_tflops()
     parameters = model.num_parameters()
-    config = library.LoraConfig(
-        r=recipe.adapter.rank,
-        lora_alpha=int(recipe.adapter.alpha),
-        lora_dropout=recipe.adapter.dropout,
-        target_modules=list(recipe.adapter.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    model = library.get_peft_model(model, config)
+    model = with_lora(model, recipe.adapter)
     rows = [row for step in range(1, STEPS + 1) for row in step_rows(step)]  # each once: their tokens are known
     data = [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
     ends: list[float] = []
@@ -350,20 +300,10 @@ def peft(micro_batch: int, sampling: str) -> dict[str, Any]:
         }
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=ROWS // micro_batch,
-            max_steps=1,
-            learning_rate=recipe.training.learning_rate,
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy=sampling,
-            logging_steps=1000,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
+        settings = trainer_settings(
+            recipe.training, rows=ROWS, micro_batch=micro_batch, train_sampling_strategy=sampling, logging_steps=1000
         )
+        arguments = TrainingArguments(output_dir=folder, max_steps=1, **settings)
         callback = Clock()
         trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[callback])
         trainer.train()  # warms up

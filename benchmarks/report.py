@@ -12,10 +12,10 @@ import torch
 
 def seconds(run: Callable[[], object]) -> float:
     """Wall time of one call, including the device's work."""
-    _wait()
+    wait()
     began = time.perf_counter()
     run()
-    _wait()
+    wait()
     return time.perf_counter() - began
 
 
@@ -86,6 +86,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -23,13 +23,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from contestants import our_step, timed, trainer_settings, with_lora
 from floor import floor
 from moslora.choices import LossOn
 from report import machine, markdown, spread, write_between
@@ -60,40 +61,19 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
 
 def ours(setting: str, steps: int, *, kind: str = "dense") -> dict[str, Any]:
     """Seconds of each step of our loop, its losses, and the products' share of a step."""
-    from accelerate import Accelerator
-
     from moslora.adapters import inject
     from moslora.base.load import load_base
-    from moslora.data.steps import MICRO_BATCH_TOKENS
-    from moslora.training.loop import Parts, accumulate
-    from moslora.training.objective import LabelLoss
-    from moslora.training.optimizer import build_optimizer
 
     encoded, recipe = rows(setting, steps + 1)
     model = load_base(recipe.model)
     inject(model, **recipe.adapter.model_dump() | {"mixer": {"kind": kind}})
-    optimizer = build_optimizer(model, recipe.training)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    parts = Parts(
-        accelerator=accelerator,
-        model=model,
-        objective=LabelLoss(model).train(),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(enabled=False),
-        rows=encoded,
-        plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
-        micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type],
-    )
+    our = our_step(model, recipe.training)
     idle = peak_gb()
 
     def step(number: int) -> float:
-        loss = accumulate(parts, encoded[STEP * number : STEP * (number + 1)])
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(loss[0])
+        return our(encoded[STEP * number : STEP * (number + 1)])
 
-    times, losses = timed(step, steps)
+    times, losses = timed(step, range(1, steps + 1))
     peak = peak_gb()
     products = floor(lambda: step(steps)) if kind == "dense" else None
     return {"seconds": times, "losses": losses, "gb": peak - idle, "products": products}
@@ -103,7 +83,6 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
     """Seconds of each step of PEFT's LoRA under the Trainer, and its losses."""
     import tempfile
 
-    import peft as library
     from transformers import (
         AutoModelForCausalLM,
         DataCollatorForSeq2Seq,
@@ -119,14 +98,7 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
     tokenizer = load_tokenizer(recipe.model)
     tokenizer.padding_side = "left"
     model: Any = AutoModelForCausalLM.from_pretrained(locate(recipe.model.name), dtype=torch.bfloat16)
-    config = library.LoraConfig(
-        r=recipe.adapter.rank,
-        lora_alpha=recipe.adapter.alpha,
-        lora_dropout=recipe.adapter.dropout,
-        target_modules=list(recipe.adapter.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    model = library.get_peft_model(model, config)
+    model = with_lora(model, recipe.adapter)
     data = [
         {"input_ids": row.input_ids, "labels": row.labels, "attention_mask": [1] * len(row.labels)} for row in encoded
     ]
@@ -141,35 +113,15 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
                 losses.append(logs["loss"])
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=STEP // micro_batch,
-            max_steps=steps + 1,
-            learning_rate=recipe.training.learning_rate,
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy=sampling,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
+        settings = trainer_settings(
+            recipe.training, rows=STEP, micro_batch=micro_batch, train_sampling_strategy=sampling, logging_steps=1
         )
+        arguments = TrainingArguments(output_dir=folder, max_steps=steps + 1, **settings)
         collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, padding=True)
         trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
         idle = peak_gb()
         trainer.train()
     return {"seconds": [after - before for before, after in pairwise(ends)], "losses": losses, "gb": peak_gb() - idle}
-
-
-def timed(step: Callable[[int], float], steps: int) -> tuple[list[float], list[float]]:
-    """Seconds and losses of ``steps`` steps; the first of all, which warms up, is not counted."""
-    times, losses = [], [step(0)]
-    for number in range(1, steps + 1):
-        began = time.perf_counter()
-        losses.append(step(number % steps))
-        times.append(time.perf_counter() - began)
-    return times, losses
 
 
 def peak_gb() -> float:

@@ -1,0 +1,84 @@
+"""A training step of this program, and of PEFT's LoRA under the Trainer of transformers."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from report import wait
+
+
+def our_step(model: Any, training: Any) -> Callable[[Sequence[Any]], float]:
+    """One step of our loop: from its rows, encoded, to its loss. ``training`` is the recipe's section."""
+    from accelerate import Accelerator
+
+    from moslora.data.steps import MICRO_BATCH_TOKENS
+    from moslora.training.loop import Parts, accumulate
+    from moslora.training.objective import LabelLoss
+    from moslora.training.optimizer import build_optimizer, trainable
+
+    optimizer = build_optimizer(model, training)
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    parts = Parts(
+        accelerator=accelerator,
+        model=model,
+        objective=LabelLoss(model).train(),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(enabled=False),
+        rows=[],
+        plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
+        micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type],
+    )
+
+    def step(rows: Sequence[Any]) -> float:
+        loss = accumulate(parts, rows)
+        nn.utils.clip_grad_norm_(trainable(optimizer), training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss[0])  # as the loop does: the host waits once a step
+
+    return step
+
+
+def timed(step: Callable[[int], float], numbers: Iterable[int]) -> tuple[list[float], list[float]]:
+    """Seconds and losses of the steps ``numbers``; step 0, which comes before and warms up, is not counted."""
+    step(0)
+    wait()
+    times, losses = [], []
+    for number in numbers:
+        began = time.perf_counter()
+        losses.append(step(number))
+        wait()
+        times.append(time.perf_counter() - began)
+    return times, losses
+
+
+def with_lora(model: Any, adapter: Any) -> Any:
+    """``model`` with PEFT's LoRA of the sizes in ``adapter``, the recipe's section."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=int(adapter.alpha),
+        lora_dropout=adapter.dropout,
+        target_modules=list(adapter.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def trainer_settings(training: Any, *, rows: int, micro_batch: int, **others: Any) -> dict[str, Any]:
+    """Of `transformers.TrainingArguments`, for steps of so many ``rows``, without logs and checkpoints."""
+    return {
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": rows // micro_batch,
+        "learning_rate": training.learning_rate,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        **others,
+    }
