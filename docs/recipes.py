@@ -47,7 +47,7 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
 
 def _models(field: dict[str, Any], models: dict[str, Any]) -> list[dict[str, Any]]:
     """The models that a field may hold."""
-    options = [field, *field.get("anyOf", ())]
+    options = [field, field.get("additionalProperties") or {}, *field.get("anyOf", ())]
     return [models[option["$ref"].removeprefix("#/$defs/")] for option in options if "$ref" in option]
 
 
@@ -66,8 +66,6 @@ def _type(field: dict[str, Any]) -> str:
         return "a section"
     if "anyOf" in field:
         return ", or ".join(dict.fromkeys(map(_type, field["anyOf"])))
-    if "commonsense" in field.get("enum", ()):
-        return "task names"
     if "const" in field or "enum" in field:
         return ", ".join(f"`{word}`" for word in field.get("enum", [field.get("const")]))
     bounds = ", ".join(f"{sign} {field[name]}" for name, sign in _BOUNDS.items() if name in field)
@@ -77,9 +75,8 @@ def _type(field: dict[str, Any]) -> str:
         case "array":
             return f"a list: {_type(field['items'])}"
         case "object":
-            return f"a mapping to {_type(field['additionalProperties'])}"
-        case "string" if field.get("pattern") == ",":
-            return "several with commas"
+            inside = field["additionalProperties"]
+            return "sections by name" if "$ref" in inside else f"a mapping to {_type(inside)}"
         case name:
             words = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`"}
             return f"{words.get(str(name), str(name))} {bounds}".strip()

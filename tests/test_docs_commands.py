@@ -36,8 +36,8 @@ import test_docs
 from moslora.base.load import DTYPES
 from moslora.cli import app, main
 from moslora.prompts import FORMATS
-from moslora.recipe import PROTOCOLS, list_recipes, load_recipe
-from moslora.tasks import TASKS, resolve_tasks
+from moslora.recipe import PROTOCOLS, list_recipes, load_recipe, resolve_tasks
+from moslora.tasks import TASKS
 from moslora.training import train_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -104,10 +104,10 @@ def check(words: list[str]) -> None:
         load_recipe(recipe, given.get("overrides") or ())
     else:
         assert recipe is None or recipe.startswith("runs/") or recipe.endswith(".yaml"), words
-    if given.get("tasks"):
+    if not str(given.get("tasks") or "x.yaml").endswith(".yaml"):
         resolve_tasks(given["tasks"])
-    assert given.get("task") is None or given["task"] in TASKS, words
-    assert given.get("format") in (None, "peft", *FORMATS), words
+    assert given.get("task") in (None, *TASKS) or given["task"].endswith(".yaml"), words
+    assert given.get("format") in (None, "peft", "chat", *FORMATS), words
     assert given.get("protocol") is None or any(given["protocol"] in names for names in PROTOCOLS.values()), words
     assert given.get("dtype") is None or given["dtype"] in DTYPES, words
 

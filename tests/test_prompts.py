@@ -201,4 +201,4 @@ def test_cloze_has_nothing_to_generate() -> None:
 )
 def test_answer_pattern(task: str, pattern: str) -> None:
     """The alternatives of LLM-Adapters' extract_answer, in their order."""
-    assert answer_pattern(task).pattern == pattern
+    assert answer_pattern(Example("id", task, "?", ("a", "b"), 0)).pattern == pattern

@@ -316,7 +316,7 @@ def check_example(found: Example) -> None:
             assert isinstance(format, LabelFormat) or all(option.characters > 0 for option in options)
     if found.task != INSTRUCTION:
         assert len(found.choices) > 1, "a question with one option asks nothing"
-        assert answer_pattern(found.task).search(llm_adapters_row(found)["output"])
+        assert answer_pattern(found).search(llm_adapters_row(found)["output"])
 
 
 @settings(quick, max_examples=250)

@@ -3,7 +3,8 @@
 import pytest
 
 from moslora.errors import UsageError
-from moslora.tasks import COMMONSENSE, TASKS, resolve_tasks
+from moslora.recipe import resolve_tasks
+from moslora.tasks import COMMONSENSE, TASKS
 
 
 def test_the_sets_add_up_to_the_published_mixture() -> None:
@@ -25,7 +26,7 @@ def test_the_sets_add_up_to_the_published_mixture() -> None:
     ],
 )
 def test_resolve(names: str | list[str], resolved: tuple[str, ...]) -> None:
-    assert resolve_tasks(names) == resolved
+    assert tuple(task.name for task in resolve_tasks(names)) == resolved
 
 
 def test_unknown_names_come_all_at_once_with_the_closest_known_one() -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 DType = Literal["bfloat16", "float16", "float32"]
 Protocol = Literal["rank", "cloze", "generate"]
-FormatName = Literal["label", "llm-adapters", "cloze", "cloze-passage"]
+FormatName = Literal["label", "llm-adapters", "cloze", "cloze-passage", "chat"]
 LossOn = Literal["response", "all"]
 Split = Literal["train", "test", "dev"]
 Winogrande = Literal["xl", "nested"]

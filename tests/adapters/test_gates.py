@@ -24,7 +24,7 @@ KINDS = {
     "dense": {"kind": "token-gate"},
     "top-k": {"kind": "token-gate", "top_k": 2},
     "inside": {"kind": "gate-inside"},
-    "task": {"kind": "task-gate", "task_count": 3, "embedding_size": 5},
+    "task": {"kind": "task-gate", "tasks": ["one", "two"], "embedding_size": 5},
 }
 
 

@@ -16,6 +16,7 @@ from moslora.adapters import (
 )
 from moslora.base.shapes import meta_model
 from moslora.recipe import ModelSection
+from moslora.tasks import COMMONSENSE
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
 
 DENSE = {"kind": "dense"}
@@ -60,7 +61,7 @@ COUNTS: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
     "token-gate": ({"experts": 4}, {}, 32 * sum(4 * d for d, _ in SHAPES)),
     "token-gate-top-2": ({"kind": "token-gate", "experts": 4, "top_k": 2}, {}, 32 * sum(4 * d for d, _ in SHAPES)),
     "gate-inside": ({"experts": 4}, {}, 32 * sum(2 * 4 * d for d, _ in SHAPES)),
-    "task-gate": ({"experts": 4, "task_count": 9, "embedding_size": 64}, {}, 32 * 5 * (9 * 64 + 4 * 64)),
+    "task-gate": ({"experts": 4, "tasks": COMMONSENSE, "embedding_size": 64}, {}, 32 * 5 * (9 * 64 + 4 * 64)),
 }
 
 

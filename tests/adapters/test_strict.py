@@ -21,7 +21,7 @@ KINDS: dict[str, dict[str, object]] = {
     "flora": {"kind": "dense", "init": "zeros"},
     "token-gate": {"kind": "token-gate", "balance": 0.1},
     "top-k": {"kind": "token-gate", "top_k": 2, "balance": 0.1},
-    "task-gate": {"kind": "task-gate", "task_count": 2, "embedding_size": 5},
+    "task-gate": {"kind": "task-gate", "tasks": ["one"], "embedding_size": 5},
 }
 PARTS: dict[str, dict[str, object]] = {
     "plain": {},

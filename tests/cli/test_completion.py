@@ -42,7 +42,7 @@ LINES = {
     "moslora data audit --format la": ["label"],
     "moslora ask runs/e": ["runs/early"],
     "moslora eval --protocol ": ["rank", "cloze", "generate"],
-    "moslora eval --format ": list(FORMATS),
+    "moslora eval --format ": [*FORMATS, "chat"],
     "moslora data show boolq --format cl": ["cloze", "cloze-passage"],
     "moslora eval --dtype f": ["float16", "float32"],
     "moslora merge --onto d": ["dequantized"],

@@ -11,14 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from moslora.adapters import describe_batch
-from moslora.base.load import load_base
+from moslora.base.load import load_base, name_task
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
-from moslora.tasks import task_number
 from moslora.training import train_recipe
 from reference import token_batch
 
@@ -126,7 +124,7 @@ def test_a_task_gate_becomes_one_weight_for_each_task(recipe: Callable[..., Reci
     for task in ("boolq", "obqa"):
         export_peft(folder.path, out=tmp_path / task, task=task)
         model = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), tmp_path / task).eval()
-        describe_batch(ours, tasks=torch.tensor([task_number(task)]))
+        name_task(ours, task)
         seen.append(model(ids).logits)
         torch.testing.assert_close(seen[-1], ours(ids).logits, rtol=1e-5, atol=1e-5)
     assert (seen[0] - seen[1]).abs().max() > 1e-4

@@ -21,7 +21,7 @@ from moslora.evaluation.ask import ask
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.tasks import COMMONSENSE, INSTRUCTION
+from moslora.tasks import INSTRUCTION
 from moslora.training import train_recipe
 from moslora.training.rows import TrainingData
 
@@ -42,12 +42,12 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Pat
     recorded = folder.manifest["data"]["tasks"]
     assert sum(recorded.values()) == folder.manifest["trained_rows"] == 54
     fresh = load_base(folder.recipe.model)
-    inject(fresh, **folder.recipe.adapter.model_dump(), seed=folder.recipe.seed)
+    inject(fresh, **folder.recipe.adapter_options(), seed=folder.recipe.seed)
     end = load_file(two_of_three / "adapter" / "adapter.safetensors")
     for key, start in adapter_state_dict(fresh).items():
         if key.endswith("embedding"):
             moved = (end[key] != start).any(1).nonzero().flatten().tolist()
-            assert [COMMONSENSE[number] for number in moved] == list(recorded) == ["boolq", "obqa"]
+            assert [folder.recipe.data.tasks[number] for number in moved] == list(recorded) == ["boolq", "obqa"]
     assert json.loads((two_of_three / "run.json").read_text())["data"]["tasks"] == recorded
 
 
@@ -58,7 +58,7 @@ def test_only_rows_that_a_step_draws_count() -> None:
     short = StepPlan(rows=7, global_batch_size=1, epochs=None, max_steps=1, seed=0)
     assert data.facts(short, steps=1)["tasks"] == {rows[short[0][0]].task: 1}
     twice = StepPlan(rows=7, global_batch_size=4, epochs=2, max_steps=None, seed=0)
-    assert list(data.facts(twice, steps=len(twice))["tasks"].items()) == [("boolq", 6), ("piqa", 6), (INSTRUCTION, 2)]
+    assert list(data.facts(twice, steps=len(twice))["tasks"].items()) == [("piqa", 6), ("boolq", 6), (INSTRUCTION, 2)]
     assert data.facts(twice, steps=0)["tasks"] == {}
 
 

@@ -150,7 +150,7 @@ def test_lengths_of_real_sets() -> None:
 
 def test_answers_without_room_are_counted_and_said(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"obqa": (TRAIN, TEST)})
-    report = audit_report(["obqa"], source=str(folder), tokenizer=smollm2(), format="cloze", max_length=2)
+    report = audit_report([TASKS["obqa"]], source=str(folder), tokenizer=smollm2(), format="cloze", max_length=2)
     long = sum(len(smollm2()(f" {row.choices[row.gold]}").input_ids) + 1 > 2 for row in TRAIN)
     assert report.counts["tasks"]["obqa"]["train_lengths"]["no_room"] == long > 0
     assert any("training refuses" in line for line in report.lines)
@@ -162,7 +162,7 @@ def test_answers_without_room_are_counted_and_said(tmp_path: Path) -> None:
 def write_folder(root: Path, sets: dict[str, tuple[list[Example], list[Example]]]) -> Path:
     """LLM-Adapters' layout; a split without rows has no file."""
     for task, splits in sets.items():
-        folder = root / "data" / TASKS[task].llm_adapters_name
+        folder = root / "data" / TASKS[task].folder
         folder.mkdir(parents=True)
         for split, examples in zip(("train", "test"), splits, strict=True):
             if examples:
@@ -180,12 +180,12 @@ def test_a_folder_of_the_wheels_rows_gives_the_wheels_counts(tmp_path: Path) -> 
     """Overlaps and lengths both, although contexts are gone in the folder's rows."""
     tasks = ("boolq", "siqa", "arc_easy", "arc_challenge", "obqa")
     folder = write_folder(tmp_path, {task: some(task) for task in tasks})
-    training, test = read(tasks, source=str(folder))
+    training, test = read([TASKS[task] for task in tasks], source=str(folder))
     ours = count_overlaps(training, test)
     assert ours == count_overlaps({task: some(task)[0] for task in tasks}, {task: some(task)[1] for task in tasks})
     assert (ours["obqa"].leaks, ours["arc_challenge"].elsewhere, ours["siqa"].conflicts > 0) == (14, 2, True)
     encoder, format = Encoder(smollm2(), max_length=None), FORMATS["label"]
-    found = audit(["obqa"], source=str(folder), format=format, encoder=encoder, max_length=100)
+    found = audit([TASKS["obqa"]], source=str(folder), format=format, encoder=encoder, max_length=100)
     assert found["obqa"].train_lengths == count_lengths(rows("obqa", "train"), format, encoder, max_length=100)
 
 
@@ -193,7 +193,7 @@ def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:
     """As in commonsense_170k: SIQA, ARC and OpenBookQA share a template, and their rows name no set."""
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(llm_adapters_row(row)) for row in rows("obqa", "train")), encoding="utf-8")
-    training, test = read(["obqa"], source=str(path))
+    training, test = read([TASKS["obqa"]], source=str(path))
     assert list(training) == [INSTRUCTION] and test == {INSTRUCTION: []}
     assert leaked(rows("obqa", "test"), training[INSTRUCTION]) == leaked(rows("obqa", "test"), rows("obqa", "train"))
     overlap = count_overlaps(training, test)[INSTRUCTION]
@@ -206,7 +206,7 @@ def test_the_mixture_is_compared_with_the_hubs_questions(monkeypatch: pytest.Mon
     read_mixture = [example_from_row(row, split="train", number=number) for number, row in enumerate(mixture)]
     monkeypatch.setattr(hub, "load_mixture", lambda: read_mixture)
     monkeypatch.setattr(hub, "load", lambda task, split: TEST)
-    training, test = read(["obqa"], source=MIXTURE)
+    training, test = read([TASKS["obqa"]], source=MIXTURE)
     assert {task: len(found) for task, found in training.items()} == {"obqa": 0, INSTRUCTION: 7}
     found = count_overlaps(training, test)["obqa"]
     assert (found.in_train, found.elsewhere, found.elsewhere_leaks) == (0, 4, 1)
@@ -230,7 +230,7 @@ def test_what_an_instruction_row_says() -> None:
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"obqa": (TRAIN, TEST), "arc_easy": (OTHER, []), "arc_challenge": ([], TEST)})
     settings = {"tokenizer": smollm2(), "format": "label", "max_length": 512}
-    report = audit_report(COMMONSENSE, source=str(folder), **settings)
+    report = audit_report(list(TASKS.values()), source=str(folder), **settings)
     assert [row[0] for row in report.table[1:]] == ["arc_easy", "arc_challenge", "obqa"]
     assert {"note: no train rows of arc_challenge", "note: no test rows of arc_easy"} <= set(report.lines)
     assert len({len(row) for row in report.table}) == 1
@@ -241,7 +241,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     free = {"instruction": "Sing!", "output": "La.", "answer": "La."}
     lines = [{**llm_adapters_row(row), "task": "obqa"} for row in TRAIN] + [free]
     single.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    report = audit_report(["obqa"], source=str(single), **settings)
+    report = audit_report([TASKS["obqa"]], source=str(single), **settings)
     assert [row[0] for row in report.table[1:]] == ["obqa", INSTRUCTION]
     assert any(line.startswith("note: no test rows here") for line in report.lines)
     assert any("1 rows follow no template" in line for line in report.lines)
@@ -249,7 +249,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
     for wrong in (str(tmp_path / "nowhere"), str(tmp_path)):
         with pytest.raises(UsageError, match=str(tmp_path)):
-            audit_report(["obqa"], source=wrong, **settings)
+            audit_report([TASKS["obqa"]], source=wrong, **settings)
 
 
 def test_the_command_prints_a_table_and_writes_every_count(

@@ -1,5 +1,6 @@
 """Token ids and label masks: prompt and answer apart give the tokens of the whole text, and answers stay whole."""
 
+import copy
 from functools import cache
 
 import pytest
@@ -11,8 +12,8 @@ from evaluation_kit import tokenizer as small_tokenizer
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.show import show_example
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS, Option
-from moslora.tasks import COMMONSENSE, Example
+from moslora.prompts import FORMATS, Option, instruction, labels, make_format
+from moslora.tasks import COMMONSENSE, TASKS, Example
 
 CLEAN = [(task, format) for format in ("label", "cloze") for task in COMMONSENSE] + [("boolq", "cloze-passage")]
 
@@ -101,6 +102,50 @@ def test_training_rows_end_with_eos_and_mask_the_prompt() -> None:
         assert kept[-1] == row.input_ids[-1] == tokenizer.eos_token_id
 
 
+LLAMA3_CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+def chat_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """SmolLM2's as it is; LLaMA-3's as the instruction-tuned model has it: with its template, BOS first, EOT last."""
+    tokenizer = TOKENIZERS[name]()
+    if name == "llama3":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template, tokenizer.eos_token = LLAMA3_CHAT, "<|eot_id|>"
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+    return tokenizer
+
+
+@pytest.mark.parametrize("task", ["boolq", "siqa", "arc_easy"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_chat_is_the_tokenizers_own_conversation(name: str, task: str) -> None:
+    """The training row has the tokens of the template over both messages; only the label and its end have labels."""
+    tokenizer = chat_tokenizer(name)
+    encoder, format = Encoder(tokenizer, max_length=None), make_format("chat", tokenizer)
+    examples = questions(task)[:50]
+    for example, row in zip(examples, encode_examples(examples, format, encoder, loss_on="response"), strict=True):
+        label = labels(example)[example.gold]
+        said = [{"role": "user", "content": instruction(example)}, {"role": "assistant", "content": label}]
+        whole = tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)
+        assert row.input_ids == whole[: len(row.input_ids)]
+        assert tokenizer.decode(whole[len(row.input_ids) :]).strip() == ""
+        kept = [id for id in row.labels if id != IGNORE_INDEX]
+        assert tokenizer.decode(kept) == label + tokenizer.eos_token
+        options = encoder.encode_all([(o.prompt, o.answer) for o in format.options(example)], eos=False)
+        assert options[example.gold].ids == row.input_ids[:-1]
+        assert encoder.encode(format.generation_prompt(example), "", eos=False).ids == row.input_ids[: -len(kept)]
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no chat template"):
+        make_format("chat", small_tokenizer()).train(questions("boolq")[0])
+
+
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_prompt_gives_way_never_the_answer(joint: bool) -> None:
     tokenizer = smollm2()
@@ -154,13 +199,11 @@ def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
 
 
 def test_show_prints_text_tokens_mask_and_options() -> None:
-    shown = show_example("arc_easy", tokenizer=smollm2(), split="train", row=0, max_length=20)
+    shown = show_example(TASKS["arc_easy"], tokenizer=smollm2(), split="train", row=0, max_length=20)
     assert shown.startswith(
         "arc_easy/train/0   format label, 20 tokens, the start of the prompt cut, loss on 7 of them"
     )
     assert "loss  ' correct'" in shown and "-  '\\n'" in shown
     assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
     with pytest.raises(UsageError, match="--row 5000"):
-        show_example("arc_easy", tokenizer=smollm2(), row=5000)
-    with pytest.raises(UsageError, match="must be one set"):
-        show_example("commonsense", tokenizer=smollm2())
+        show_example(TASKS["arc_easy"], tokenizer=smollm2(), row=5000)

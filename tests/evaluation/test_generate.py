@@ -40,7 +40,7 @@ def test_answers_are_what_the_official_script_finds(task: str, text: str) -> Non
     for label in labels(example):
         output = FORMATS["llm-adapters"].generation_prompt(example) + text.format(label)
         official = re.findall(EXPRESSIONS[task], output.split("### Response:")[1].strip())
-        assert find_answer(text.format(label), task) == (official[0] if official else "")
+        assert find_answer(text.format(label), example) == (official[0] if official else "")
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
@@ -63,14 +63,14 @@ def test_greedy_text_is_the_most_likely_token_32_times(format: str) -> None:
 )
 def test_writing_ends_where_more_text_changes_no_answer(text: str) -> None:
     """Token by token: the answer at the end of a row is that of the whole text, and no token comes after it."""
-    reader = tokenizer()
+    reader, asked = tokenizer(), make_examples("obqa", 1)[0]
     ids = reader(text + "." * 8, add_special_tokens=False)["input_ids"]
-    decided = Decided(reader, "obqa", start=3)
+    decided = Decided(reader, [asked], start=3)
     ends = [bool(decided(torch.tensor([[9, 9, 9, *ids[:n]]]), None)[0]) for n in range(1, len(ids) + 1)]
     whole = reader.decode(ids)
-    assert find_answer(decided.texts[0], "obqa") == find_answer(whole, "obqa")
+    assert find_answer(decided.texts[0], asked) == find_answer(whole, asked)
     certain = [
-        bool(find_answer(t, "obqa")) or "### Response:" in t
+        bool(find_answer(t, asked)) or "### Response:" in t
         for t in (reader.decode(ids[:n]) for n in range(1, len(ids) + 1))
     ]
     assert ends == certain
@@ -91,7 +91,7 @@ def test_beams_search() -> None:
 
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     written = iter(["it is true", "false, then", "I cannot say", "true or false"])
-    monkeypatch.setattr(Generate, "_continue", lambda self, prompts, task: [next(written) for _ in prompts])
+    monkeypatch.setattr(Generate, "_continue", lambda self, questions: [next(written) for _ in questions])
     results = evaluate(
         make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, Request(protocol="generate", format="label")
     )
@@ -106,7 +106,7 @@ def test_a_label_of_no_option_is_an_answer_but_never_right() -> None:
     scorer = Generate(
         make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], beams=1, batch_tokens=1_000
     )
-    object.__setattr__(scorer, "_continue", lambda prompts, task: ["answer5"])
+    object.__setattr__(scorer, "_continue", lambda questions: ["answer5"])
     prediction = scorer.score(make_examples("siqa", 1))[0]
     assert (prediction.answer, prediction.prediction) == ("answer5", None)
 

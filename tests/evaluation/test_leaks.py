@@ -9,7 +9,7 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import make_examples
-from moslora.data.select import Selection, select
+from moslora.data.select import Questions, Selection, select
 from moslora.data.sources import data_hash
 from moslora.errors import UsageError
 from moslora.evaluation import Prediction, load_results
@@ -54,7 +54,12 @@ def run_recipe(recipe: MakeRecipe, data: Path, *more: str) -> Recipe:
 
 
 def selected(recipe: Recipe) -> Selection:
-    return select(recipe.data, recipe.evaluation, seed=recipe.seed)
+    return select(
+        recipe.data,
+        recipe.training_tasks,
+        Questions(recipe.evaluation_tasks, recipe.evaluation_source),
+        seed=recipe.seed,
+    )
 
 
 def test_leaks_are_left_out_and_recorded(
@@ -106,7 +111,7 @@ def test_bare_instructions_are_compared_by_what_their_text_says(
     recipe: MakeRecipe, planted: Path, tmp_path: Path
 ) -> None:
     """One file whose rows name no set, as in commonsense_170k; and one instruction that follows no template."""
-    names = [TASKS[task].llm_adapters_name for task in ("arc_easy", "obqa")]
+    names = [TASKS[task].folder for task in ("arc_easy", "obqa")]
     rows = [row for name in names for row in json.loads((planted / name / "train.json").read_text())]
     free = {"instruction": "Sing a song.", "input": "", "output": "La la.", "answer": "La la."}
     file = tmp_path / "mixed.json"

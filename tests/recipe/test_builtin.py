@@ -13,12 +13,12 @@ from moslora.recipe.mixers import (
     DenseOptions,
 )
 from moslora.tasks import COMMONSENSE
-from recipe_kit import METHODS, MODELS, RECIPES, ROOT, faults
+from recipe_kit import METHODS, MODELS, RECIPES, ROOT, TASK_FILES, faults
 
 
 def test_all_builtin_recipes_are_known_here():
     names = [name for name, _ in list_recipes()]
-    assert names == [*MODELS, *METHODS]
+    assert sorted(names) == sorted([*MODELS, *METHODS, *TASK_FILES])
     assert {RECIPES / f"{name}.yaml" for name in names} == set(RECIPES.rglob("*.y*ml"))
 
 

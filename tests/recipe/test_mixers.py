@@ -13,14 +13,13 @@ from moslora.adapters.start import MAX_CONDITION
 from moslora.recipe.mixers import MixerOptions
 from moslora.recipe.rules import GATES, INVERTIBLE, WELL_CONDITIONED
 from moslora.recipe.sections import AdapterSection
-from moslora.tasks import COMMONSENSE, INSTRUCTION, task_number
 from reference import tiny_llama
 
 SECTIONS: dict[str, type[BaseModel]] = {
     section.model_fields["kind"].default: section for section in get_args(MixerOptions)
 }
-FROM_ELSEWHERE = {"rank", "rank_out", "in_features", "task_count"}
-"""Arguments of a mixer that no section gives: the adapter's, the layer's, and the number of tasks there are."""
+FROM_ELSEWHERE = {"rank", "rank_out", "in_features", "tasks"}
+"""Arguments of a mixer that no section gives: the adapter's, the layer's, and the tasks of the run."""
 
 
 def defaults(kind: str) -> dict[str, object]:
@@ -49,12 +48,6 @@ def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_the
 def test_gates_are_the_mixers_that_route() -> None:
     assert {*GATES} == {kind for kind, mixer in MIXERS.items() if mixer.routes}
     assert all("experts" in defaults(kind) for kind in GATES)
-
-
-def test_a_task_gate_has_an_embedding_for_every_task_and_one_for_rows_of_none() -> None:
-    count = inspect.signature(MIXERS["task-gate"]).parameters["task_count"].default
-    numbers = [task_number(name) for name in (*COMMONSENSE, INSTRUCTION)]
-    assert numbers == list(range(count))
 
 
 @pytest.mark.parametrize("rank", [4, 16, 64])

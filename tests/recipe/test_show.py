@@ -68,7 +68,7 @@ def test_values_are_the_recipes_own_in_declared_order(name: str) -> None:
             value = getattr(model, field)
             if isinstance(value, BaseModel):
                 found += declared(value, f"{path}{field}.")
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and value:
                 found += [f"{path}{field}.{key}" for key in value]
             else:
                 found.append(path + field)

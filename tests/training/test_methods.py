@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluation_kit import log_probability, make_examples, make_model, tokenizer
-from moslora.adapters import adapter_state_dict, describe_batch, inject
-from moslora.base.load import load_base
+from moslora.adapters import adapter_state_dict, describe_batch, inject, task_names
+from moslora.base.load import load_base, name_task
 from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
@@ -23,7 +23,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe, list_recipes, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
-from moslora.tasks import task_number
+from moslora.tasks import TASKS
 from moslora.training import run as run_module
 from moslora.training import train_recipe
 from moslora.training.dry_run import describe
@@ -59,7 +59,8 @@ class Done:
 
 def logits_of(model: nn.Module, tasks: tuple[str, ...] = ("boolq", "obqa")) -> Tensor:
     was_training = model.training
-    describe_batch(model.eval(), tasks=torch.tensor([task_number(task) for task in tasks]))
+    names = task_names(model)
+    describe_batch(model.eval(), tasks=torch.tensor([names.index(task) if names else 0 for task in tasks]))
     with torch.no_grad():
         logits: Tensor = model(IDS).logits
     model.train(was_training)
@@ -113,7 +114,7 @@ def test_it_trains_every_weight_that_it_has(finished: Callable[[str], Done], met
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert sum(row["loss"] for row in rows[-3:]) < sum(row["loss"] for row in rows[:3])
     fresh = load_base(done.recipe.model)
-    inject(fresh, **done.recipe.adapter.model_dump(), seed=done.recipe.seed)
+    inject(fresh, **done.recipe.adapter_options(), seed=done.recipe.seed)
     start, end = adapter_state_dict(fresh), load_file(done.out / "adapter" / "adapter.safetensors")
     assert start.keys() == end.keys()
     rests = {key for key, value in end.items() if value.equal(start[key])}
@@ -149,7 +150,7 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
         training = done.recipe.training.model_copy(update=changes)
         base, section = done.recipe.model, done.recipe.adapter
         model = meta_model(base)
-        adapt(model, section, seed=0)
+        adapt(model, done.recipe.adapter_options(), seed=0)
         plan = step_plan(training, rows=84, seed=0)
         return describe(model, plan, base=base, adapter=section, training=training)
 
@@ -185,8 +186,8 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
     scores = {p["id"]: p["scores"] for p in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())}
     assert len(scores) == 6
     for task in ("boolq", "arc_easy", "obqa"):
-        describe_batch(model, tasks=torch.tensor([task_number(task)]))
-        for example in load_examples(task, "test", source=target.request.source):
+        name_task(model, task)
+        for example in load_examples(TASKS[task], "test", source=target.request.source):
             if example.id in scores:
                 pairs = [(option.prompt, option.answer) for option in form.options(example)]
                 texts = encoder.encode_all(pairs, joint=form.joint, eos=False)
@@ -234,12 +235,12 @@ def test_a_part_taken_out_of_a_rounded_base_leaves_it_the_same_again(world: Path
 def test_training_moves_the_embeddings_of_the_tasks_it_sees_and_no_other(finished: Callable[[str], Done]) -> None:
     done = finished("methods/moelora")
     fresh = load_base(done.recipe.model)
-    inject(fresh, **done.recipe.adapter.model_dump(), seed=done.recipe.seed)
+    inject(fresh, **done.recipe.adapter_options(), seed=done.recipe.seed)
     end = load_file(done.out / "adapter" / "adapter.safetensors")
-    seen = sorted(task_number(task) for task in done.recipe.data.tasks)
+    seen = list(range(len(done.recipe.data.tasks)))
     for key, value in adapter_state_dict(fresh).items():
         if key.endswith("embedding"):
-            assert (value != end[key]).any(1).nonzero().flatten().tolist() == seen == [0, 5, 7]
+            assert (value != end[key]).any(1).nonzero().flatten().tolist() == seen
 
 
 @pytest.mark.parametrize(
@@ -284,7 +285,7 @@ def test_a_question_is_scored_by_its_own_task(finished: Callable[[str], Done], p
         model = load_adapted(folder)
         for name, parameter in model.named_parameters():
             if spoiled and name.endswith("embedding"):
-                parameter.data[task_number(spoiled)] *= -3
+                parameter.data[folder.recipe.data.tasks.index(spoiled)] *= -3
         path = folder.path.parent / f"eval-{protocol}-{spoiled}"
         evaluate(model, tokenizer(), examples, Request(protocol=protocol, format=format), out=path)
         lines = map(json.loads, (path / "predictions.jsonl").read_text().splitlines())

@@ -12,6 +12,7 @@ from moslora.adapters.injection import (
     describe_batch,
     inject,
     named_adapters,
+    task_names,
 )
 from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
@@ -58,4 +59,5 @@ __all__ = [
     "fold_into_a",
     "inject",
     "named_adapters",
+    "task_names",
 ]

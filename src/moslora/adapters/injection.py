@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
-from moslora.adapters.mixers import MIXERS, Gate, Mixer
+from moslora.adapters.mixers import MIXERS, Gate, Mixer, TaskGateMixer
 from moslora.adapters.start import draw, fold_at_init, leave_residual, remember_start, take_principal_part
 from moslora.errors import capped
 
@@ -165,6 +165,12 @@ def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Ten
     for module in model.modules():
         if isinstance(module, Gate):
             module.describe(tokens=tokens, tasks=tasks)
+
+
+def task_names(model: nn.Module) -> tuple[str, ...]:
+    """The tasks that the gates of ``model`` route by, in the order of their numbers; none without such gates."""
+    gates = (module for module in model.modules() if isinstance(module, TaskGateMixer))
+    return next((gate.task_names for gate in gates), ())
 
 
 def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:

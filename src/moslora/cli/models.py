@@ -63,7 +63,12 @@ def evaluate(
         ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="commonsense, or names separated by commas.", autocompletion=completion.tasks)
+        str | None,
+        typer.Option(
+            help="commonsense, or names separated by commas: of sets, of the run's own tasks, of YAML files that"
+            " declare some.",
+            autocompletion=completion.tasks,
+        ),
     ] = None,
     protocol: Annotated[choices.Protocol | None, typer.Option(help="How an answer is read from the model.")] = None,
     format: Annotated[choices.FormatName | None, typer.Option(help="Prompt format.")] = None,
@@ -82,7 +87,6 @@ def evaluate(
     """Score a model on the commonsense sets."""
     from moslora.evaluation.target import evaluate_target, open_target
     from moslora.runs.find import newest_run
-    from moslora.tasks import resolve_tasks
 
     most = _limit(limit)
     if target is None:
@@ -92,7 +96,7 @@ def evaluate(
         results, folder = evaluate_target(
             open_target(target, base=base, dtype=dtype, trust_remote_code=trust),
             out=out,
-            tasks=None if tasks is None else resolve_tasks(tasks),
+            tasks=tasks,
             protocol=protocol,
             format=format,
             limit=most,
@@ -232,13 +236,11 @@ def _limit(text: str | None) -> int | Literal["all"] | None:
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder of `run`, with a note if the run is unfinished; and `out` or its default."""
     from moslora.runs.find import locate_adapter, run_folder, unfinished
-    from moslora.tasks import resolve_tasks
 
     adapter = locate_adapter(run)
     if remark := unfinished(run, adapter, doing=doing):
         note(remark)
-    tasks = () if task is None else resolve_tasks(task)
-    return adapter, out or run_folder(adapter) / "-".join((name, *tasks))
+    return adapter, out or run_folder(adapter) / "-".join((name, *([task] if task else ())))
 
 
 def _written(out: Path, adapter: Path) -> None:

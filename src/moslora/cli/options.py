@@ -33,7 +33,12 @@ Trust = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
 Tasks = Annotated[
-    str, typer.Option("--tasks", help="commonsense, or names separated by commas.", autocompletion=completion.tasks)
+    str,
+    typer.Option(
+        "--tasks",
+        help="commonsense, or names separated by commas: of sets, or of YAML files that declare tasks.",
+        autocompletion=completion.tasks,
+    ),
 ]
 Format = Annotated[choices.FormatName, typer.Option("--format", help="Prompt format.")]
 Tokenizer = Annotated[str, typer.Option("--model", help="The model whose tokenizer is used.")]

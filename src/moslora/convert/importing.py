@@ -81,7 +81,7 @@ def import_adapter(
         without = log_probabilities(model, tokenizer)
         with _applied(model, adapter.layers, scale=adapter.settings.scale):
             expected = log_probabilities(model, tokenizer)
-        inject(model, **recipe.adapter.model_dump(), state=_our_state(adapter.layers))
+        inject(model, **recipe.adapter_options(), state=_our_state(adapter.layers))
         with writing(out):
             save_adapter(scratch / RESULT, model, recipe, facts=facts)
             del model

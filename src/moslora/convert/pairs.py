@@ -5,8 +5,8 @@ from transformers import PreTrainedModel
 from moslora.adapters import MIXERS, LoraPair, NotMergeable, build_mixer, fold, named_adapters
 from moslora.base.load import name_task
 from moslora.errors import UsageError
+from moslora.recipe import resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.tasks import resolve_tasks
 
 
 def lora_pairs(model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
@@ -27,14 +27,15 @@ def fixed_task(folder: AdapterFolder, task: str | None) -> str | None:
     if task is None:
         if MIXERS[section.mixer.kind].routes:
             try:
-                build_mixer(rank=section.rank, in_features=1, **section.mixer.model_dump()).matrix()
+                mixer = folder.recipe.adapter_options()["mixer"]
+                build_mixer(rank=section.rank, in_features=1, **mixer).matrix()
             except NotMergeable as error:
                 fix = "name one with --task" if gated else "evaluate the adapter folder itself"
                 raise UsageError(f"{folder.path}: has no single weight: it has {error}; {fix}") from None
         return None
     if not gated:
         raise UsageError(f"{folder.path}: --task {task}: its mixer does not depend on the task; omit --task")
-    names = resolve_tasks(task)
+    names = [entry.name for entry in resolve_tasks(task, folder.recipe.own_tasks)]
     if len(names) > 1:
         raise UsageError(f"--task {task}: must be one task, since a merged model has one weight for all inputs")
     folder.refuse_untrained(names[0])

@@ -15,7 +15,7 @@ from moslora.data.overlap import content
 from moslora.data.sources import MIXTURE, load_examples, load_training, local_path
 from moslora.errors import UsageError
 from moslora.prompts import Format
-from moslora.tasks import INSTRUCTION, Example
+from moslora.tasks import INSTRUCTION, Example, Task
 
 Rows = Mapping[str, Sequence[Example]]
 """Task -> its rows."""
@@ -64,7 +64,7 @@ class TaskAudit:
 
 
 def audit(
-    tasks: Sequence[str], *, source: str, format: Format, encoder: Encoder, max_length: int
+    tasks: Sequence[Task], *, source: str, format: Format, encoder: Encoder, max_length: int
 ) -> dict[str, TaskAudit]:
     """Counts the rows of ``source`` by task; tasks without rows are left out.
 
@@ -79,25 +79,26 @@ def audit(
     return audits
 
 
-def read(tasks: Sequence[str], *, source: str) -> tuple[Rows, Rows]:
+def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
     """Training and test rows by task, the same tasks in both; see `audit`."""
     one_file = bool((path := local_path(source)) and path.is_file())
-    names = (*tasks, INSTRUCTION)
+    names = (*(task.name for task in tasks), INSTRUCTION)
     if one_file or source == MIXTURE:
         rows = load_training(tasks, source=source)
-        training = {task: [row for row in rows if row.task == task] for task in names}
+        training = {name: [row for row in rows if row.task == name] for name in names}
     else:
-        training = {task: _split(task, "train", source) for task in tasks} | {INSTRUCTION: []}
-    test = {task: [] if one_file else _split(task, "test", source) for task in tasks} | {INSTRUCTION: []}
-    found = [task for task in names if training[task] or test[task]]
+        training = {task.name: _split(task, "train", source) for task in tasks} | {INSTRUCTION: []}
+    test = {task.name: [] if one_file and not task.own else _split(task, "test", source) for task in tasks}
+    test |= {INSTRUCTION: []}
+    found = [name for name in names if training[name] or test[name]]
     if not found:
-        raise UsageError(f"{source}: contains no rows of {', '.join(tasks)}")
-    return {task: training[task] for task in found}, {task: test[task] for task in found}
+        raise UsageError(f"{source}: contains no rows of {', '.join(names[:-1])}")
+    return {name: training[name] for name in found}, {name: test[name] for name in found}
 
 
-def _split(task: str, split: Split, source: str) -> list[Example]:
+def _split(task: Task, split: Split, source: str) -> list[Example]:
     """The rows of a split; none if the folder has no such file."""
-    if (path := local_path(source)) and local.find_file(path, task, split) is None:
+    if not task.own and (path := local_path(source)) and local.find_file(path, task, split) is None:
         return []
     return load_examples(task, split, source=source)
 

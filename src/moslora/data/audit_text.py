@@ -9,7 +9,8 @@ from moslora.choices import FormatName
 from moslora.data.audit import Lengths, TaskAudit, audit
 from moslora.data.encode import Encoder
 from moslora.data.sources import differences
-from moslora.prompts import FORMATS
+from moslora.prompts import make_format
+from moslora.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,12 +44,12 @@ class Report:
 
 
 def audit_report(
-    tasks: Sequence[str], *, source: str, tokenizer: "PreTrainedTokenizerBase", format: FormatName, max_length: int
+    tasks: Sequence[Task], *, source: str, tokenizer: "PreTrainedTokenizerBase", format: FormatName, max_length: int
 ) -> Report:
     """The audit of a source for one tokenizer and format; see `audit`."""
     encoder = Encoder(tokenizer, max_length=None)
-    audits = audit(tasks, source=source, format=FORMATS[format], encoder=encoder, max_length=max_length)
-    notes = [*differences(source, tasks), *_notes(audits, max_length=max_length)]
+    audits = audit(tasks, source=source, format=make_format(format, tokenizer), encoder=encoder, max_length=max_length)
+    notes = [*differences(source, [task.name for task in tasks]), *_notes(audits, max_length=max_length)]
     counts = {task: dataclasses.asdict(found) for task, found in audits.items()}
     settings = {"source": source, "tokenizer": tokenizer.name_or_path, "format": format, "max_length": max_length}
     return Report(

@@ -131,7 +131,8 @@ class Encoder:
         return pairs
 
     def _assemble(self, prompt: list[int], answer: list[int]) -> EncodedText:
-        kept = prompt
+        # A chat template has BOS in its text.
+        kept = prompt = prompt[len(self._bos) :] if prompt[:1] == self._bos else prompt
         if self.max_length is not None:
             room = self.max_length - len(self._bos) - len(answer)
             kept = prompt[max(0, len(prompt) - room) :]

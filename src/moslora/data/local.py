@@ -3,38 +3,40 @@
 Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one file of
 mixed rows. An instruction is parsed into its question and choices by the exact templates. SIQA, ARC and OpenBookQA
 share one template, so in a mixed file their rows need the extra key ``task``. Without it, and with any other text, a
-row stays a bare instruction, which can be trained on but not scored.
+row stays a bare instruction, which can be trained on but not scored. So does a row of ``prompt`` and ``completion``, or
+of ``messages``.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moslora.choices import Split
 from moslora.errors import UsageError, capped
 from moslora.prompts import RESPONSE_LEAD, llm_adapters_row, parse_instruction
-from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
+from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example, Task
 
 
-def find_file(folder: Path, task: str, split: Split) -> Path | None:
+def find_file(folder: Path, task: Task, split: Split) -> Path | None:
     """The set's file of a split, ``.json`` or ``.jsonl``."""
-    found = (folder / f"{TASKS[task].llm_adapters_name}/{split}{suffix}" for suffix in (".json", ".jsonl"))
+    found = (folder / f"{task.folder}/{split}{suffix}" for suffix in (".json", ".jsonl"))
     return next((path for path in found if path.is_file()), None)
 
 
-def load(source: Path, task: str, split: Split) -> list[Example]:
+def load(source: Path, task: Task, split: Split) -> list[Example]:
     """One split of one set: its file in a folder, or its rows in a mixed file, which has no splits."""
     if source.is_dir():
         if path := find_file(source, task, split):
-            return read_file(path, split, task=task)
-        name = f"{TASKS[task].llm_adapters_name}/{split}"
+            return read_file(path, split, task=task.name)
+        name = f"{task.folder}/{split}"
         raise UsageError(f"{source}: no {name}.json or .jsonl in this folder (the layout of LLM-Adapters' dataset/)")
-    examples = [example for example in read_file(source, split) if example.task == task]
+    examples = [example for example in read_file(source, split) if example.task == task.name]
     if not examples:
         raise UsageError(
-            f"{source}: no rows of {task}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a key"
-            f' such as "task": "{task}"'
+            f"{source}: no rows of {task.name}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a"
+            f' key such as "task": "{task.name}"'
         )
     return examples
 
@@ -47,18 +49,29 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
     Raises:
         UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array.
     """
-    examples, faults = [], []
+    return read_rows(path, partial(example_from_row, split=split, task=task))
+
+
+def read_rows(path: Path, read: Callable[..., Example]) -> list[Example]:
+    """The rows of a file by ``read``, which gets a row and its ``number``, from 0.
+
+    Raises:
+        UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array; the same fault once.
+    """
+    examples: list[Example] = []
+    faults: dict[str, list[int | str]] = {}
     for number, (place, row) in enumerate(_rows(path)):
         try:
             if isinstance(row, ValueError):
                 raise row
-            examples.append(example_from_row(row, split=split, number=number, task=task))
+            examples.append(read(row, number=number))
         except ValueError as fault:
-            faults.append(f"{path}:{place}: {fault}")
-    if not examples and not faults:
-        faults.append(f"{path}: contains no rows")
+            faults.setdefault(str(fault), []).append(place)
     if faults:
-        raise UsageError(capped(faults))
+        also = {fault: f" (and {len(places) - 1} more rows)" if places[1:] else "" for fault, places in faults.items()}
+        raise UsageError(capped([f"{path}:{places[0]}: {fault}{also[fault]}" for fault, places in faults.items()]))
+    if not examples:
+        raise UsageError(f"{path}: contains no rows")
     return examples
 
 
@@ -72,6 +85,7 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
     """
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with instruction, output, answer; found {type(row).__name__}")
+    row = _as_instruction(row)
     missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
     if missing:
         raise ValueError(f"{', '.join(missing)}: missing or not text; a row has instruction, input, output, answer")
@@ -95,6 +109,21 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
     if named is not None:
         raise ValueError(f"instruction or output does not follow the template of {named}")
     return _bare(row, split, number)
+
+
+def _as_instruction(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ``prompt`` and ``completion``, or of ``messages`` (a user's, the assistant's), as an instruction."""
+    if "prompt" in row and "completion" in row:
+        asked, answered = row["prompt"], row["completion"]
+    elif "messages" in row:
+        match row["messages"]:
+            case [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]:
+                pass
+            case _:
+                raise ValueError("messages: must be one of role user and one of role assistant, in this order")
+    else:
+        return row
+    return {"instruction": asked, "input": "", "output": answered, "answer": answered}
 
 
 def _of_task(row: dict[str, str], task: str, split: Split, number: int) -> Example | None:

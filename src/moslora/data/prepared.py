@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,14 +17,15 @@ from filelock import FileLock
 import moslora
 from moslora.console import note
 from moslora.data.encode import Encoder, encode_examples
-from moslora.data.select import select
+from moslora.data.select import Questions, select
 from moslora.data.sources import data_hash, identity
 from moslora.data.table import SCHEMA, RowTable
 from moslora.download.wheels import home
 from moslora.errors import first_line
 from moslora.files import LOCK, sha256
-from moslora.prompts import FORMATS
-from moslora.recipe import DataSection, EvaluationSection
+from moslora.prompts import make_format
+from moslora.recipe import DataSection
+from moslora.tasks import Task
 
 _KEPT = 16
 """Sets of rows in the cache; the oldest makes way."""
@@ -52,12 +54,14 @@ class Prepared:
     incomparable: int
 
 
-def prepare_rows(data: DataSection, evaluation: EvaluationSection, encoder: Encoder, *, seed: int) -> Prepared:
-    """The rows that ``data`` describes, from the cache if they are there.
+def prepare_rows(
+    data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
+) -> Prepared:
+    """The rows of ``tasks`` that ``data`` describes (see `moslora.data.select`), from the cache if they are there.
 
     Where the cache cannot be written, they are made for this process alone.
     """
-    folder = home() / "rows" / _key(data, evaluation, encoder, seed=seed)
+    folder = home() / "rows" / _key(data, tasks, questions, encoder, seed=seed)
     if found := _read(folder):
         return found
     made = None
@@ -66,16 +70,16 @@ def prepare_rows(data: DataSection, evaluation: EvaluationSection, encoder: Enco
         with FileLock(folder / LOCK):
             if found := _read(folder):  # made by the process that had the lock
                 return found
-            made = _make(data, evaluation, encoder, seed=seed)
+            made = _make(data, tasks, questions, encoder, seed=seed)
             _write(made, folder)
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         note(f"the prepared rows are not kept: {first_line(error)}")
-    return made or _make(data, evaluation, encoder, seed=seed)
+    return made or _make(data, tasks, questions, encoder, seed=seed)
 
 
-def _make(data: DataSection, evaluation: EvaluationSection, encoder: Encoder, *, seed: int) -> Prepared:
-    format = FORMATS[data.format]
-    selection = select(data, evaluation, seed=seed)
+def _make(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Prepared:
+    format = make_format(data.format, encoder.tokenizer)
+    selection = select(data, tasks, questions, seed=seed)
     training, validation = (
         RowTable.of(encode_examples(examples, format, encoder, loss_on=data.loss_on))
         for examples in (selection.training, selection.validation)
@@ -85,15 +89,16 @@ def _make(data: DataSection, evaluation: EvaluationSection, encoder: Encoder, *,
     return Prepared(training, validation, digest, joins, selection.leaks, selection.incomparable)
 
 
-def _key(data: DataSection, evaluation: EvaluationSection, encoder: Encoder, *, seed: int) -> str:
+def _key(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> str:
     """Of all that the rows depend on: recipe, source, tokenizer and code."""
     parts: list[Any] = [data.model_dump(mode="json"), seed, encoder.identity()]
-    parts += identity(data.tasks, "train", source=data.source)
+    parts += identity(tasks, "train", source=data.source)
     if data.drop_leaks:
-        parts += [evaluation.tasks, *identity(evaluation.tasks, "test", source=evaluation.source or data.source)]
+        names = [task.name for task in questions.tasks]
+        parts += [names, *identity(questions.tasks, "test", source=questions.source)]
     parts += [version(package) for package in ("pyarrow", "tokenizers")]
     package = Path(moslora.__file__).parent
-    code = [package / "tasks.py", *sorted(package.glob("data/*.py")), *sorted(package.glob("prompts/*.py"))]
+    code = [path for room in ("tasks", "data", "prompts") for path in sorted(package.glob(f"{room}/*.py"))]
     parts += [sha256(path) for path in code]  # in place of a number that somebody has to raise
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from moslora.data.overlap import leaked, read_back
 from moslora.data.sources import load_examples, load_training, local_path
 from moslora.errors import UsageError
-from moslora.recipe import DataSection, EvaluationSection
-from moslora.tasks import INSTRUCTION, Example
+from moslora.recipe import DataSection
+from moslora.tasks import INSTRUCTION, Example, Task
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,28 @@ class Selection:
     incomparable: int = 0
 
 
-def select(data: DataSection, evaluation: EvaluationSection, *, seed: int) -> Selection:
-    """The rows that ``data`` describes; leaks are test rows of ``evaluation``.
+@dataclass(frozen=True)
+class Questions:
+    """The test rows of some tasks; ``source`` is that of those of the eight sets."""
+
+    tasks: Sequence[Task]
+    source: str
+
+
+def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, seed: int) -> Selection:
+    """The rows of ``tasks`` that ``data`` describes; leaks are test rows of ``questions``.
 
     Leaks are left out last, so that two runs that differ only in this share every other row.
     """
-    examples = load_training(data.tasks, source=data.source, winogrande=data.winogrande)
+    examples = load_training(tasks, source=data.source, winogrande=data.winogrande)
     chosen = cap(examples, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     if not data.drop_leaks:
         return Selection(training, validation)
-    source = evaluation.source or data.source
-    if source == data.source and (path := local_path(source)) and path.is_file():
+    source, sets = questions.source, [task for task in questions.tasks if not task.own]
+    if sets and source == data.source and (path := local_path(source)) and path.is_file():
         raise UsageError(f"data.drop_leaks: {source} is one file and has no test rows; set evaluation.source")
-    test = [example for task in evaluation.tasks for example in load_examples(task, "test", source=source)]
+    test = [example for task in questions.tasks for example in load_examples(task, "test", source=source)]
     ids = leaked(training, test)
     kept = [example for example in training if example.id not in ids]
     if not kept:

@@ -6,8 +6,8 @@ from moslora.choices import FormatName, LossOn, Split
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS
-from moslora.tasks import resolve_tasks
+from moslora.prompts import make_format
+from moslora.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ _TAIL = 40  # characters of an option's prompt that are shown before its answer
 
 
 def show_example(
-    task: str,
+    task: Task,
     *,
     tokenizer: "PreTrainedTokenizerBase",
     split: Split = "train",
@@ -27,15 +27,12 @@ def show_example(
     loss_on: LossOn = "response",
 ) -> str:
     """One row of a set as plain text."""
-    names = resolve_tasks(task)
-    if len(names) != 1:
-        raise UsageError(f"{task}: must be one set, such as {names[0]}")
-    examples = load_examples(names[0], split, source=source)
+    examples = load_examples(task, split, source=source)
     if row >= len(examples):
-        raise UsageError(f"--row {row}: must be 0 to {len(examples) - 1} for {names[0]}, {split}")
+        raise UsageError(f"--row {row}: must be 0 to {len(examples) - 1} for {task.name}, {split}")
 
     example = examples[row]
-    renderer = FORMATS[format]
+    renderer = make_format(format, tokenizer)
     option = renderer.train(example)
     (encoded,) = encode_examples([example], renderer, Encoder(tokenizer, max_length=max_length), loss_on=loss_on)
     with_loss = sum(label != IGNORE_INDEX for label in encoded.labels)

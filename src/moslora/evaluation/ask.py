@@ -6,7 +6,7 @@ s is the deciding score: the log-probability of an option's label (``rank``), or
 So the most likely option is the one that ``moslora eval`` would count as the answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TextIO
 
@@ -18,7 +18,8 @@ from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
 from moslora.evaluation.target import Target, or_out_of_memory
-from moslora.tasks import Example, resolve_tasks
+from moslora.recipe import resolve_tasks
+from moslora.tasks import Example, Task
 
 TRUTHS = (("true", "false"), ("yes", "no"))
 """The options of a BoolQ question, in its order."""
@@ -65,7 +66,7 @@ def ask(
         UsageError: a question that cannot be asked, or a task that a gate was not trained on.
         MosloraError: the protocol cannot score these options, or the GPU is out of memory.
     """
-    example, names = as_example(question, options, task=task)
+    example, names = as_example(question, options, task=task, own=target.run.recipe.own_tasks if target.run else {})
     if target.adapter:
         target.adapter.refuse_untrained(example.task)
     request = target.asked(protocol=protocol, format=format)
@@ -89,13 +90,16 @@ def ask(
     return Answers(tuple(best_first), prediction, request.protocol, request.format)
 
 
-def as_example(question: str, options: Sequence[str], *, task: str | None = None) -> tuple[Example, tuple[str, ...]]:
+def as_example(
+    question: str, options: Sequence[str], *, task: str | None = None, own: Mapping[str, Task] | None = None
+) -> tuple[Example, tuple[str, ...]]:
     """The question as an example of a task, and its options as typed, in the order of the choices.
 
     Args:
         question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".
         options: two or more; for BoolQ true and false, yes and no, or none.
         task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
+        own: the tasks of a run's recipe; the only one is the default.
 
     Raises:
         UsageError: something is missing or does not fit the task.
@@ -105,7 +109,9 @@ def as_example(question: str, options: Sequence[str], *, task: str | None = None
         raise UsageError("the question is empty; give it with --question, or type it")
     truths = [option.lower() for option in options]
     order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
-    task, *others = resolve_tasks(task or ("boolq" if order else "arc_easy"))
+    default = next(iter(own)) if own and len(own) == 1 else "boolq" if order else "arc_easy"
+    entry, *others = resolve_tasks(task or default, own)
+    task = entry.name
     if others:
         raise UsageError("--task: must be a single task for one question")
     if task == "boolq":
@@ -122,7 +128,8 @@ def as_example(question: str, options: Sequence[str], *, task: str | None = None
         context, found, question = question.partition(": ")
         if not found:
             raise UsageError("task hellaswag: must begin with an activity and a colon, as in 'Baking: She takes'")
-    return Example("question", task, question, tuple(options), 0, context), tuple(options)
+    wording = entry.wording if entry.own else None
+    return Example("question", task, question, tuple(options), 0, context, wording=wording), tuple(options)
 
 
 def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:

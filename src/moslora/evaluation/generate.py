@@ -44,11 +44,11 @@ class Generate:
         return self.encoder.encode(self.format.generation_prompt(example), "", eos=False)
 
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``, which are of one task; ``alone``: every question by itself."""
+        """Predictions in the order of ``examples``; ``alone``: every question by itself."""
         prompts = [self.encode(example) for example in examples]
         texts = in_batches(
-            lambda batch: self._continue([prompt.ids for prompt in batch], examples[0].task),
-            prompts,
+            self._continue,
+            list(zip(examples, prompts, strict=True)),
             lengths=[self.beams * (len(prompt.ids) + MAX_NEW_TOKENS) for prompt in prompts],
             tokens=1 if alone else self.batch_tokens,
         )
@@ -58,7 +58,7 @@ class Generate:
         ]
 
     def _read(self, example: Example, text: str, truncated: bool) -> Prediction:
-        answer = find_answer(text, example.task)
+        answer = find_answer(text, example)
         names = labels(example)
         return Prediction(
             id=example.id,
@@ -70,8 +70,9 @@ class Generate:
             truncated=truncated,
         )
 
-    def _continue(self, prompts: Sequence[list[int]], task: str) -> list[str]:
+    def _continue(self, questions: Sequence[tuple[Example, EncodedText]]) -> list[str]:
         tokenizer = self.encoder.tokenizer
+        prompts = [prompt.ids for _, prompt in questions]
         longest = max(map(len, prompts))
         padding = pad_id(tokenizer)
         input_ids = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in prompts])  # (B, T)
@@ -84,7 +85,7 @@ class Generate:
             pad_token_id=padding,
             eos_token_id=tokenizer.eos_token_id,
         )
-        decided = Decided(tokenizer, task, longest)
+        decided = Decided(tokenizer, [example for example, _ in questions], longest)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
         output = generate(
             input_ids.to(self.model.device),
@@ -102,15 +103,15 @@ class Decided(StoppingCriteria):
 
     Args:
         tokenizer: of the model.
-        task: of all rows.
+        examples: of the rows.
         start: tokens of the padded prompts.
 
     Attributes:
         texts: row -> what it has written, up to its own end.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: str, start: int) -> None:
-        self.tokenizer, self.task, self.start = tokenizer, task, start
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], start: int) -> None:
+        self.tokenizer, self.examples, self.start = tokenizer, examples, start
         self.texts: dict[int, str] = {}
         self._ended: set[int] = set()
 
@@ -119,12 +120,13 @@ class Decided(StoppingCriteria):
         for row, ids in enumerate(input_ids[:, self.start :].tolist()):
             if row not in self._ended:
                 text = self.texts[row] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-                if ids[-1] == self.tokenizer.eos_token_id or find_answer(text, self.task) or RESPONSE_HEADER in text:
+                answered = find_answer(text, self.examples[row]) or RESPONSE_HEADER in text
+                if ids[-1] == self.tokenizer.eos_token_id or answered:
                     self._ended.add(row)
         return torch.tensor([row in self._ended for row in range(len(input_ids))], device=input_ids.device)
 
 
-def find_answer(text: str, task: str) -> str:
+def find_answer(text: str, example: Example) -> str:
     """The first label in a continuation, "" if there is none. A second response header ends the response."""
-    hit = answer_pattern(task).search(text.split(RESPONSE_HEADER)[0])
+    hit = answer_pattern(example).search(text.split(RESPONSE_HEADER)[0])
     return hit.group() if hit else ""

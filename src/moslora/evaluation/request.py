@@ -10,7 +10,6 @@ from moslora.recipe import PROTOCOLS, EvaluationSection
 class Options(TypedDict, total=False):
     """Changes to a request; ``None`` keeps its value, and a limit of "all" removes the limit."""
 
-    tasks: tuple[str, ...] | None
     protocol: Protocol | None
     format: FormatName | None
     limit: int | Literal["all"] | None

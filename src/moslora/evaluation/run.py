@@ -26,7 +26,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
-from moslora.prompts import FORMATS
+from moslora.prompts import make_format
 from moslora.tasks import Example
 
 DRIFT_SAMPLE = 8
@@ -127,7 +127,7 @@ def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
     """The object behind the name of a protocol."""
     # In a recipe `data.max_length` is of the training rows alone.
     encoder = Encoder(tokenizer, max_length=request.max_length or context_length(model), key="evaluation.max_length")
-    format = FORMATS[request.format]
+    format = make_format(request.format, tokenizer)
     tokens = request.batch_tokens or batch_budget(model.device)
     match request.protocol:
         case "rank":

@@ -1,7 +1,7 @@
 """What ``moslora eval`` scores: a run, an adapter folder, or any model."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from moslora.evaluation.request import Options, Request
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import evaluate
 from moslora.files import locked, refuse_used
-from moslora.recipe import ModelSection
+from moslora.recipe import ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.find import locate_adapter, run_folder, unfinished
+from moslora.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Target:
     Attributes:
         model: how it is loaded.
         request: the settings of its run's recipe, or the defaults.
+        tasks: those of its run's recipe, or the eight sets.
         runs: parent of the results folder of a model without a run.
         run: the run it belongs to (as its base, too), or ``None``.
         adapter: ``None`` for a base or a model without a run.
@@ -43,6 +45,7 @@ class Target:
 
     model: ModelSection
     request: Request
+    tasks: tuple[Task, ...]
     runs: Path
     run: AdapterFolder | None = None
     adapter: AdapterFolder | None = None
@@ -115,7 +118,7 @@ def open_target(
         if not os.path.isdir(path) and os.path.isdir(runs / path):
             raise UsageError(f"{target}: no such folder or model; did you mean {runs / path}?")
         model = ModelSection(name=target, trust_remote_code=trust_remote_code).model_copy(update=changes)
-        return Target(model, Request(), runs)
+        return Target(model, Request(), tuple(TASKS.values()), runs)
     run = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
     recipe = run.recipe
     own = {**recipe.evaluation.model_dump(), "format": recipe.data.format, "source": recipe.evaluation_source}
@@ -125,6 +128,7 @@ def open_target(
     return Target(
         recipe.model.model_copy(update=changes),
         Request.model_validate(own),
+        recipe.evaluation_tasks,
         runs,
         run=run,
         adapter=None if base else run,
@@ -132,8 +136,10 @@ def open_target(
     )
 
 
-def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpack[Options]) -> tuple[Results, Path]:
-    """Scores ``target`` with its own settings, changed by the given options.
+def evaluate_target(
+    target: Target, *, tasks: str | Sequence[str] | None = None, out: Path | None = None, **options: Unpack[Options]
+) -> tuple[Results, Path]:
+    """Scores ``target`` with its own settings, changed by the given options; ``tasks`` as in `resolve_tasks`.
 
     Returns:
         The results and their folder.
@@ -144,22 +150,24 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
     """
     request = target.asked(**options)
     source, run = request.source, target.run
-    if options.get("source") is None:
+    chosen = target.tasks if tasks is None else resolve_tasks(tasks, run.recipe.own_tasks if run else None)
+    sets = [task.name for task in chosen if not task.own]
+    if sets and options.get("source") is None:
         _refuse_elsewhere(source)
-    if run and source == run.recipe.data.source and os.path.isfile(os.path.expanduser(source)):
+    if sets and run and source == run.recipe.data.source and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
     if not run:  # a misspelt name fails before the data are downloaded
         locate(target.model.name, revision=target.model.revision)
-    for line in differences(source, [task for task in request.tasks if task == "hellaswag"]):
+    for line in differences(source, [name for name in sets if name == "hellaswag"]):
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
     # Only a note: by default a recipe evaluates all eight sets, and the other scores are valid.
-    if trained is not None and (others := [task for task in request.tasks if task not in trained]):
+    if trained is not None and (others := [task.name for task in chosen if task.name not in trained]):
         note(
             f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)}): those scores use a"
             " random embedding"
         )
-    questions = {task: load_examples(task, "test", source=source) for task in request.tasks}
+    questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
     out = out or target.folder(request)
     if not (out / SETTINGS).exists():
         refuse_used(out)
@@ -176,7 +184,7 @@ def evaluate_target(target: Target, *, out: Path | None = None, **options: Unpac
                 request,
                 out=out,
                 metadata={**target.identity(model.device), "source": tested_on(source)},
-                leaks=find_leaks(run, questions, source=source),
+                leaks=find_leaks(run, questions, chosen, source=source),
             )
     return results, out
 

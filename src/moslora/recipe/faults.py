@@ -140,6 +140,8 @@ def _message(errors: list[ErrorDetails]) -> str:
 
 def _unknown(location: tuple[str | int, ...]) -> str:
     *section, key = map(str, location)
+    if section[:1] == ["tasks"]:
+        del section[1]  # the task's own name
     models = dict(_models(Recipe))
     known = [*models[tuple(section)].model_fields, *(() if section else ("extends",))]
     key = _NAMES_ELSEWHERE.get(key, key)

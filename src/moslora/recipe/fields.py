@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
-from moslora.errors import UsageError
-from moslora.tasks import COMMONSENSE, resolve_tasks
+from moslora.tasks.names import split_names
 
 
 class Section(BaseModel):
@@ -18,14 +17,13 @@ class Section(BaseModel):
     )
 
 
-def _resolved_tasks(value: Any) -> Any:
+def _names(value: Any) -> Any:
     """`commonsense`, `boolq,piqa` or a list, as task names; other types are left to pydantic."""
-    if not isinstance(value, str | list) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, str | list | tuple) or not all(isinstance(name, str) for name in value):
         return value
-    try:
-        return resolve_tasks(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
+    if not (names := split_names(value)):
+        raise ValueError("no task given")
+    return names
 
 
 def _compiles(value: Any) -> Any:
@@ -57,12 +55,11 @@ Size = Annotated[int, Field(gt=0, le=65_536)]
 # YAML has only lists: `Strict(False)` accepts a list for a tuple. Its items stay strict.
 Share = Annotated[float, Field(ge=0, lt=1)]
 Shares = Annotated[tuple[Share, Share], Strict(False)]
-_TASK_NAME = {"anyOf": [{"enum": ["commonsense", *COMMONSENSE]}, {"type": "string", "pattern": ","}]}
 TaskNames = Annotated[
     tuple[str, ...],
     Strict(False),
-    BeforeValidator(_resolved_tasks),
-    WithJsonSchema({"anyOf": [*_TASK_NAME["anyOf"], {"type": "array", "items": _TASK_NAME, "minItems": 1}]}),
+    BeforeValidator(_names),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
 Modules = Annotated[Annotated[str, Field(min_length=1)] | Names, BeforeValidator(_compiles)]

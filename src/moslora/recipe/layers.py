@@ -72,12 +72,13 @@ def _over(under: Given, over: Given) -> Given:
     return Given(merged, over.origin)
 
 
-def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> list[Given]:
+def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: tuple[Path, ...] = ()) -> list[Given]:
     """The files that a file extends, left to right, and then the file itself.
 
     Args:
         path: an existing file.
         faults: receives a line for each thing that cannot be read; the rest is still read.
+        anchored: whether the files of its tasks are relative to it, and not to the working folder.
         chain: the files that extend this one, outermost first.
     """
     origin = shown(path)
@@ -86,6 +87,8 @@ def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> 
         faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, chain[chain.index(chain[-1]) :]))}")
         return []
     values = _read(path, faults)
+    if anchored:
+        _anchor(values.get("tasks"), path.parent)
     extends = values.pop("extends", [])
     names = [extends] if isinstance(extends, str) else extends
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -94,10 +97,19 @@ def read_layers(path: Path, faults: list[str], chain: tuple[Path, ...] = ()) -> 
     layers = []
     for name in names:
         try:
-            layers += read_layers(find_recipe(name, folder=path.parent), faults, chain)
+            layers += read_layers(find_recipe(name, folder=path.parent), faults, chain=chain)
         except UsageError as error:
             faults.append(f"{origin}: extends = {error}")
     return [*layers, Given.by(origin, values)]
+
+
+def _anchor(tasks: Any, folder: Path) -> None:
+    """Makes the local files of own tasks relative to the working folder."""
+    for task in tasks.values() if isinstance(tasks, dict) else ():
+        if isinstance(task, dict) and not task.get("hub"):
+            for split in ("train", "test"):
+                if isinstance(file := task.get(split), str) and not file.startswith("~"):
+                    task[split] = os.path.normpath(folder / file)
 
 
 def _read(path: Path, faults: list[str]) -> dict[Any, Any]:

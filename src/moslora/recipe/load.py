@@ -8,6 +8,8 @@ from typing import Any
 
 from moslora.errors import UsageError
 from moslora.files import write_text, writing
+from moslora.tasks import TASKS, Task
+from moslora.tasks.names import GROUP, split_names, unknown_names
 
 from .builtin import find_recipe, list_recipes
 from .faults import fault_lines
@@ -39,6 +41,35 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
     """
     context = WRITTEN if written else None
     return Recipe.model_validate(_checked(source, overrides, context=context).plain(), context=context)
+
+
+def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = None) -> tuple[Task, ...]:
+    """The tasks that a command line names.
+
+    Args:
+        names: of the eight sets, ``commonsense`` for all of these, of ``own``, or recipes with a section ``tasks``
+            (a file, or a built-in one such as ``tasks/copa``), of which all are meant.
+        own: tasks of a recipe, by name.
+
+    Raises:
+        UsageError: unknown names, one line each with the closest known name; no name at all; a file's faults.
+    """
+    known, given = {**TASKS, **(own or {})}, split_names(names)
+    files = {name: _declared(name) for name in given if name.endswith((".yaml", ".yml")) or "/" in name}
+    faults = unknown_names([name for name in given if name not in files], (*known, GROUP))
+    if not given:
+        faults = [f"no task given; choose from {', '.join((*known, GROUP))}, or a YAML file that declares tasks"]
+    if faults:
+        raise UsageError("\n".join(faults))
+    found = [files[name] if name in files else {name: known[name]} for name in given]
+    return tuple({task.name: task for tasks in found for task in tasks.values()}.values())
+
+
+def _declared(file: str) -> dict[str, Task]:
+    recipe = Recipe.model_validate(_checked(file, (), beneath=[NO_MODEL]).plain())
+    if not recipe.tasks:
+        raise UsageError(f"{file}: declares no tasks; it needs a section `tasks:`, as in a recipe")
+    return recipe.own_tasks
 
 
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
@@ -99,7 +130,7 @@ def _checked(
     """The merged and validated layers of a recipe, over those `beneath`."""
     path = find_recipe(source)
     faults: list[str] = []
-    files = read_layers(path, faults)
+    files = read_layers(path, faults, anchored=context != WRITTEN)
     complete = not faults
     given = lay([_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)])
     faults += fault_lines(given, main=shown(path), complete=complete, context=context)

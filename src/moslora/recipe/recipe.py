@@ -1,9 +1,11 @@
 """The recipe as a whole: its sections, and the rules between them."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
+
+from moslora.tasks import TASKS, Task
 
 from .fields import Section
 from .rules import conflicts
@@ -15,6 +17,7 @@ from .sections import (
     TrackingSection,
     TrainingSection,
 )
+from .tasks import TaskName, TaskSection
 from .yaml_text import render
 
 WRITTEN = {"written": True}
@@ -37,6 +40,24 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
 
+    tasks: dict[TaskName, TaskSection] = Field(default={})
+    """Tasks of your own, by name: multiple-choice questions beside the eight sets."""
+
+    @property
+    def own_tasks(self) -> dict[str, Task]:
+        """The entries of `tasks`."""
+        return {name: section.task(name) for name, section in self.tasks.items()}
+
+    @property
+    def training_tasks(self) -> tuple[Task, ...]:
+        """The entries of `data.tasks`."""
+        return tuple(({**TASKS, **self.own_tasks})[name] for name in self.data.tasks)
+
+    @property
+    def evaluation_tasks(self) -> tuple[Task, ...]:
+        """The entries of `evaluation.tasks`; by default those of the training rows."""
+        return tuple(({**TASKS, **self.own_tasks})[name] for name in self.evaluation.tasks or self.data.tasks)
+
     @property
     def evaluation_source(self) -> str:
         """The source of the test questions; for commonsense_170k, which has only training rows, the hub."""
@@ -44,13 +65,22 @@ class Recipe(Section):
             return self.evaluation.source
         return "hub" if self.data.source == "commonsense_170k" else self.data.source
 
+    def adapter_options(self) -> dict[str, Any]:
+        """The arguments of `moslora.adapters.inject`: a task gate has an embedding for each of `data.tasks`."""
+        options = self.adapter.model_dump()
+        if self.adapter.mixer.kind == "task-gate":
+            options["mixer"]["tasks"] = self.data.tasks
+        return options
+
     def to_yaml(self) -> str:
         """The recipe with every field, in declared order. `load_recipe` reads it back equal."""
         return render(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
     def _possible(self, info: ValidationInfo) -> Self:
-        rules = conflicts(self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking)
+        rules = conflicts(
+            self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking, own=self.tasks
+        )
         found = [rule for rule in rules if not (rule.new_runs_only and info.context == WRITTEN)]
         if found:
             text = "\n".join(f"{rule.paths[0]}: {rule.message}" for rule in found)

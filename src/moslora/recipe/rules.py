@@ -1,9 +1,10 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from moslora.tasks import COMMONSENSE
+from moslora.tasks.names import GROUP, unknown_names
 
 from .sections import (
     AdapterSection,
@@ -19,6 +20,7 @@ PROTOCOLS = {
     "llm-adapters": ("rank", "generate"),
     "cloze": ("cloze",),
     "cloze-passage": ("cloze",),
+    "chat": ("rank", "generate"),
 }
 """Data format -> the protocols that can read its answers: a label is ranked or generated, text is scored."""
 
@@ -52,12 +54,15 @@ def conflicts(
     training: TrainingSection,
     evaluation: EvaluationSection,
     tracking: TrackingSection,
+    *,
+    own: Collection[str],
 ) -> Iterator[Conflict]:
-    """All combinations of a recipe's sections that cannot work."""
+    """All combinations of a recipe's sections that cannot work; ``own`` are the names of its own tasks."""
     yield from _model(model)
     yield from _mixer(adapter)
     yield from _composition(adapter)
     yield from _training(training, adapter)
+    yield from _tasks(data, evaluation, own)
     yield from _data(data, adapter)
     protocols = PROTOCOLS[data.format]
     if evaluation.protocol not in protocols:
@@ -163,11 +168,18 @@ def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Co
         )
 
 
-def _data(data: DataSection, adapter: AdapterSection) -> Iterator[Conflict]:
+def _tasks(data: DataSection, evaluation: EvaluationSection, own: Collection[str]) -> Iterator[Conflict]:
+    known = (*COMMONSENSE, *own)
+    for path, names in (("data.tasks", data.tasks), ("evaluation.tasks", evaluation.tasks or ())):
+        if faults := unknown_names(names, (*known, GROUP)):
+            yield Conflict((path,), "; ".join(faults))
     # A limit for a task that is not in data.tasks has no effect, so that data.tasks can be narrowed by itself.
     for task in data.rows if isinstance(data.rows, dict) else ():
-        if task not in COMMONSENSE:
-            yield Conflict((f"data.rows.{task}",), f"unknown task; must be one of {', '.join(COMMONSENSE)}")
+        if task not in known:
+            yield Conflict((f"data.rows.{task}",), f"unknown task; must be one of {', '.join(known)}")
+
+
+def _data(data: DataSection, adapter: AdapterSection) -> Iterator[Conflict]:
     if data.source != "commonsense_170k":
         return
     if set(data.tasks) != set(COMMONSENSE):

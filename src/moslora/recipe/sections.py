@@ -101,11 +101,12 @@ class DataSection(Section):
     170,420 rows, from the hub), or a path: a JSON or JSONL file in LLM-Adapters' format, or a folder of these."""
 
     tasks: TaskNames = COMMONSENSE
-    """`commonsense` for all eight, or a list of names."""
+    """`commonsense` for all eight, or a list of names, also of the recipe's own `tasks`."""
 
     format: FormatName = "label"
     """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters' template,
-    byte for byte. `cloze`: the question, answered by an option's text. `cloze-passage`: also with BoolQ's passage."""
+    byte for byte. `chat`: the same in the chat template of an instruction-tuned model. `cloze`: the question, answered
+    by an option's text. `cloze-passage`: also with BoolQ's passage."""
 
     max_length: PositiveInt = 512
     """Most tokens in a row. A longer row loses the start of its question, never its answer."""
@@ -213,8 +214,8 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """The test: which questions, and how the model's answer is read."""
 
-    tasks: TaskNames = COMMONSENSE
-    """`commonsense` for all eight, or a list of names."""
+    tasks: TaskNames | None = None
+    """As in `data.tasks`; null for the tasks of the training rows."""
 
     protocol: Protocol = "rank"
     """`rank`: the likeliest label, one forward pass per question. `cloze`: the likeliest option text, plain and per

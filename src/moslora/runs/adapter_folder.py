@@ -27,7 +27,7 @@ from moslora.files import replaced_folder, sha256, write_json
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.find import locate_adapter, run_facts
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, read_manifest, with_own_hash
-from moslora.tasks import TASKS
+from moslora.tasks import INSTRUCTION
 
 TRUST = "model.trust_remote_code"
 """The one key that is never read from a stored recipe, since its author may be anyone."""
@@ -54,7 +54,7 @@ class AdapterFolder:
         trained = self.trained_tasks()
         if trained is None or task in trained:
             return
-        known = ", ".join(name for name in trained if name in TASKS)
+        known = ", ".join(name for name in trained if name != INSTRUCTION)
         fix = f"--task must be one of {known}" if known else "its rows had no task; train again"
         raise UsageError(f"{self.path}: its gate was never trained on {task}; {fix}")
 
@@ -137,7 +137,7 @@ def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any
     check_base(folder)
     model = load_base(folder.recipe.model.model_copy(update=overrides), device=device)
     try:
-        inject(model, **folder.recipe.adapter.model_dump(), state=folder.weights(), weight_of=dequantize)
+        inject(model, **folder.recipe.adapter_options(), state=folder.weights(), weight_of=dequantize)
     except ValueError as error:
         raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
     return model.eval()

@@ -12,7 +12,7 @@ from moslora.training.budget import rank_budget
 from moslora.training.optimizer import mixer_learns
 from moslora.training.prepare import adapt, step_plan
 
-TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75}
+TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75, "chat": 140}
 """Mean tokens of a row over the eight sets with LLaMA-3's tokenizer, for an estimate."""
 
 
@@ -24,8 +24,8 @@ def dry_run(recipe: Recipe) -> list[str]:
     """
     data, training = recipe.data, recipe.training
     model = meta_model(recipe.model)
-    adapt(model, recipe.adapter, seed=recipe.seed)
-    counts = row_counts(data.tasks, source=data.source, winogrande=data.winogrande)
+    adapt(model, recipe.adapter_options(), seed=recipe.seed)
+    counts = row_counts(recipe.training_tasks, source=data.source, winogrande=data.winogrande)
     if data.rows is not None:
         caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
         counts = {task: min(count, caps.get(task, count)) for task, count in counts.items()}

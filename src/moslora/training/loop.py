@@ -39,6 +39,7 @@ class Parts:
     Attributes:
         objective: the loss of ``model``, wrapped in DDP if there are several processes.
         micro_batch_tokens: maximum of one forward pass.
+        tasks: names by number, for gates that route by task.
     """
 
     accelerator: Accelerator
@@ -49,6 +50,7 @@ class Parts:
     rows: Sequence[Encoded]
     plan: StepPlan
     micro_batch_tokens: int
+    tasks: tuple[str, ...] = ()
     budget: RankBudget | None = None
 
 
@@ -148,7 +150,8 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     for n, batch in enumerate(batches, start=1):
         weight = sum(len(mine[i].input_ids) for i in batch) / total if rank < len(drawn) else 0.0
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
-            loss, penalty = parts.objective(collate([mine[i] for i in batch], device=accelerator.device))
+            rows = collate([mine[i] for i in batch], device=accelerator.device, tasks=parts.tasks)
+            loss, penalty = parts.objective(rows)
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they are summed.
             parts.scaler.scale((loss + penalty) * processes).backward()

@@ -1,19 +1,23 @@
 """Builds what a run trains with: rows, model, adapters, optimizer and plan."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.amp import GradScaler
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, inject
+from moslora.adapters import AdapterLinear, inject, task_names
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.quantized import dequantize
 from moslora.data.encode import Encoder
 from moslora.data.prepared import prepare_rows
+from moslora.data.select import Questions
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.recipe import AdapterSection, ModelSection, Recipe, TrainingSection
+from moslora.recipe import ModelSection, Recipe, TrainingSection
 from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import rank_budget
 from moslora.training.loop import Parts
@@ -27,16 +31,18 @@ def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | Non
     set_seed(recipe.seed)
     with accelerator.main_process_first():  # one process downloads and converts for all
         encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-        prepared = prepare_rows(recipe.data, recipe.evaluation, encoder, seed=recipe.seed)
+        questions = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
+        prepared = prepare_rows(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
         data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
         plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
         model = _load(recipe.model, accelerator.device)
     if start:
         check_base(start)
-    adapt(model, recipe.adapter, seed=recipe.seed, start=start)
+    adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
     parts = Parts(
         accelerator=accelerator,
         model=model,
+        tasks=task_names(model),
         objective=accelerator.prepare_model(LabelLoss(model)),
         optimizer=build_optimizer(model, recipe.training),
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
@@ -81,8 +87,8 @@ def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
     return plan
 
 
-def adapt(model: PreTrainedModel, section: AdapterSection, *, seed: int, start: AdapterFolder | None = None) -> None:
-    """Puts the adapters that ``section`` describes into ``model``, with the weights of ``start`` if given.
+def adapt(model: PreTrainedModel, options: Mapping[str, Any], *, seed: int, start: AdapterFolder | None = None) -> None:
+    """Puts the adapters that a recipe's ``options`` describe into ``model``, with the weights of ``start`` if given.
 
     Raises:
         MosloraError: ``start`` does not fit.
@@ -90,7 +96,7 @@ def adapt(model: PreTrainedModel, section: AdapterSection, *, seed: int, start: 
     """
     state = start.weights() if start else None
     try:
-        inject(model, **section.model_dump(), seed=seed, state=state, weight_of=dequantize)
+        inject(model, **options, seed=seed, state=state, weight_of=dequantize)
     except ValueError as error:
         if start:
             raise MosloraError(f"{start.path}: does not fit this run: {error}") from None

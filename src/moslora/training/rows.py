@@ -9,7 +9,7 @@ from moslora.data.sources import differences
 from moslora.data.steps import StepPlan
 from moslora.data.table import RowTable
 from moslora.recipe import DataSection
-from moslora.tasks import INSTRUCTION, task_number
+from moslora.tasks import INSTRUCTION
 
 JOINS = (
     "this tokenizer merges the end of a prompt with the answer, so prompt and answer have different tokens together and"
@@ -30,7 +30,7 @@ class TrainingData:
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
         drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
-        tasks = {task: drawn[task] for task in sorted(drawn, key=task_number)}
+        tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
         return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
 
     def remarks(self) -> list[str]:

@@ -221,7 +221,7 @@ def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
     objective = LabelLoss(parts.model).eval()  # not DDP, whose forward would wait for processes with more batches
     total = torch.zeros((), device=accelerator.device)
     for batch in cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens):
-        total += objective(collate([mine[i] for i in batch], device=accelerator.device))[0]
+        total += objective(collate([mine[i] for i in batch], device=accelerator.device, tasks=parts.tasks))[0]
     objective.train()
     return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
 

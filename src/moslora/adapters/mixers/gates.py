@@ -8,6 +8,7 @@ over experts and no sorting of tokens.
 A router reads x before dropout, as in the released code of LoRAMoE and MoLA. Its softmax is in float32 (or float64).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -190,12 +191,12 @@ class TaskGateMixer(Gate):
 
     Once the task is named M is one matrix, and the adapter merges. A starts as N(0, 0.01²), as in the released code.
 
-    Shapes: ``embedding`` is ``(task_count, embedding_size)``, ``weight`` G ``(experts, embedding_size)``.
+    Shapes: ``embedding`` is ``(tasks + 1, embedding_size)``, ``weight`` G ``(experts, embedding_size)``.
 
     Args:
         rank: r over all experts.
         experts: k.
-        task_count: number of tasks, counted from 0: the eight sets, and one for all other rows.
+        tasks: their names. Task i has number i; all other rows share the number after the last.
         embedding_size: of e_task.
     """
 
@@ -207,11 +208,12 @@ class TaskGateMixer(Gate):
         rank: int,
         rank_out: int | None = None,
         experts: int = 4,
-        task_count: int = 9,
+        tasks: Sequence[str] = (),
         embedding_size: int = 64,
     ) -> None:
         super().__init__(rank=rank, rank_out=rank_out, experts=experts)
-        self.embedding = nn.Parameter(torch.empty(task_count, embedding_size, dtype=torch.float32))
+        self.task_names = tuple(tasks)
+        self.embedding = nn.Parameter(torch.empty(len(tasks) + 1, embedding_size, dtype=torch.float32))
         self.weight = nn.Parameter(torch.empty(experts, embedding_size, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:

