@@ -19,6 +19,15 @@ DATA = {
     ),
     "5,000 brackets": Turn(f"{HERE} data.source=d.json", 2, "d.json: malformed JSON", file("d.json", "[" + "[" * 5000)),
     "no array": Turn(f"{HERE} data.source=d.json", 2, ".json file is one array of rows", file("d.json", "{}")),
+    **{
+        f"a row whose {name} is empty": Turn(
+            f"{HERE} data.source=d.jsonl",
+            2,
+            "d.jsonl:1: instruction or output is empty",
+            file("d.jsonl", row(**texts) + "\n" + row()),
+        )
+        for name, texts in (("output", {"output": " "}), ("instruction", {"instruction": "", "task": None}))
+    },
     "an output against its answer": Turn(
         f"{HERE} data.source=d.jsonl",
         2,

@@ -91,8 +91,8 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
         raise ValueError(f"{', '.join(missing)}: missing or not text; a row has instruction, input, output, answer")
     instruction, output, answer = (row[key] for key in ("instruction", "output", "answer"))
     (instruction + output + answer).encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
-    if not (instruction + output + answer).strip():
-        raise ValueError("instruction, output and answer are all empty; remove the row")
+    if not (instruction.strip() and output.strip()):
+        raise ValueError("instruction or output is empty; remove the row")
     if row.get("input"):
         raise ValueError('"input" must be empty; move its text into the instruction')
     named = row.get("task", task)
