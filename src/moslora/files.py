@@ -97,7 +97,8 @@ def locked(folder: Path) -> Iterator[None]:
 def in_use(folder: Path) -> bool:
     """Whether ``folder`` holds anything but the leftovers of a killed `new_folder`."""
     try:
-        return any(name not in (LOCK, SCRATCH) for name in os.listdir(folder))
+        # The real path, since a part of it may not be there yet: run/new/../adapter.
+        return any(name not in (LOCK, SCRATCH) for name in os.listdir(os.path.realpath(folder)))
     except FileNotFoundError:
         return False
 
