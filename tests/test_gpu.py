@@ -190,7 +190,8 @@ def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(
     recipe = make(*BASES["nf4"], f"model.double_quantization={double}", "training.max_steps=6")
     train_recipe(recipe, out=tmp_path / "run")
     merge(tmp_path / "run" / "adapter", out=tmp_path / "merged", onto="dequantized", dtype="float32")
-    pairs = lora_pairs(load_adapted(open_adapter(tmp_path / "run" / "adapter")), task=None)
+    folder = open_adapter(tmp_path / "run" / "adapter")
+    pairs = lora_pairs(folder, load_adapted(folder), task=None)
     section = recipe.model.model_copy(update={"dtype": "float32"})
     packed = {
         name: dequantize(layer).cpu() for name, layer in quantized_layers(load_base(section, device=DEVICE)).items()

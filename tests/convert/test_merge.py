@@ -192,6 +192,22 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     assert code == 0 and "note" not in said, "it was asked for"
 
 
+@pytest.mark.parametrize("extra", ([], ["adapter.start=pissa", "adapter.mixer={kind: identity}"]))
+def test_an_adapter_before_its_first_update_is_neither_merged_nor_exported(
+    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str]
+) -> None:
+    """Step 1 of a warm-up has rate 0."""
+    out = tmp_path / "run"
+    short = ("training.max_steps=3", "training.checkpoint_every=1", "training.keep_checkpoints=3")
+    train_recipe(recipe(*short, *extra), out=out)
+    for command in ("merge", "export"):
+        for step, code in (("step-1", 1), ("step-2", 0)):
+            saved = out / "checkpoints" / step
+            ended, _, errors = cli(capsys, command, saved, "--out", tmp_path / f"{command}-{step}")
+            assert (ended, (tmp_path / f"{command}-{step}").exists()) == (code, not code)
+            assert errors.startswith(f"error: {saved}: still as it started" if code else ""), errors
+
+
 def test_each_task_of_a_gate_has_a_folder_of_its_own(
     recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

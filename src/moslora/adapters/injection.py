@@ -136,6 +136,12 @@ def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
             yield name, module
 
 
+def has_learned(model: nn.Module) -> bool:
+    """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW."""
+    layers = (layer for _, layer in named_adapters(model))
+    return any((layer.lora_b if layer.mixer.routes else layer.delta_weight()).any() for layer in layers)
+
+
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """What training may change and a checkpoint must keep: every adapter without its base."""
     return _state(dict(named_adapters(model)))

@@ -42,7 +42,7 @@ def export_peft(
     base = folder.recipe.model.name
     with new_folder(out) as scratch:
         model = load_adapted(folder)
-        pairs = lora_pairs(model, task=task)
+        pairs = lora_pairs(folder, model, task=task)
         if compact:
             pairs = {name: pair.compact() for name, pair in pairs.items()}
         save_file(_peft_tensors(pairs), scratch / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -101,7 +101,7 @@ def _measure(
 ) -> tuple[Weights, Reference]:
     """Loads the adapter model, then its base; keeps what merging and the comparison need."""
     model = load_adapted(folder, dtype=section.dtype)
-    pairs = lora_pairs(model, task=task)
+    pairs = lora_pairs(folder, model, task=task)
     adapted = expected = log_probabilities(model, tokenizer)
     del model
     model = load_base(section)

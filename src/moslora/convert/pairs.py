@@ -2,15 +2,22 @@
 
 from transformers import PreTrainedModel
 
-from moslora.adapters import MIXERS, LoraPair, NotMergeable, build_mixer, fold, named_adapters
+from moslora.adapters import MIXERS, LoraPair, NotMergeable, build_mixer, fold, has_learned, named_adapters
 from moslora.base.load import name_task
-from moslora.errors import UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.recipe import resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder
 
 
-def lora_pairs(model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
-    """Every adapter of ``model`` folded, by layer; from now on the model, too, computes for ``task``."""
+def lora_pairs(folder: AdapterFolder, model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
+    """Every adapter of ``model``, that of ``folder``, folded, by layer; from now on the model, too, computes for
+    ``task``.
+
+    Raises:
+        MosloraError: it has learned nothing yet.
+    """
+    if not has_learned(model):
+        raise MosloraError(f"{folder.path}: still as it started, with ΔW = 0 in every layer; choose a later checkpoint")
     if task is not None:
         name_task(model, task)
     return {name: fold(layer) for name, layer in named_adapters(model)}

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
-from moslora.adapters import AdapterLinear, named_adapters
+from moslora.adapters import has_learned
 from moslora.console import note, say
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate, cut, label_count
@@ -205,7 +205,7 @@ class Run:
         """
         result, steps = self.out / RESULT, len(self.parts.plan)
         if self.parts.accelerator.is_main_process:
-            if not any(_moved(layer) for _, layer in named_adapters(self.parts.model)):
+            if not has_learned(self.parts.model):
                 raise MosloraError(f"nothing was learned: after {steps} steps B·M·A is still zero in every layer")
             save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
             say(f"adapter saved in {result}")
@@ -224,12 +224,6 @@ def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
         total += objective(collate([mine[i] for i in batch], device=accelerator.device, tasks=parts.tasks))[0]
     objective.train()
     return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
-
-
-def _moved(layer: AdapterLinear) -> bool:
-    """Whether training has left the start: ΔW = 0, or B = 0 for a gate, which has no ΔW."""
-    moved = layer.lora_b if layer.mixer.routes else layer.delta_weight()
-    return bool(moved.any())
 
 
 def _machine(device: torch.device, *, quantized: bool) -> dict[str, Any]:
