@@ -31,6 +31,8 @@ def test_floats_as_people_write_them(write, text, value):
         ("training.learning_rate=.inf", "training.learning_rate = inf: "),
         ("training.learning_rate=", "training.learning_rate = None: "),
         ("training.max_steps=2.0", "training.max_steps = 2.0: "),
+        ("training.warmup_steps=1.5", "training.warmup_steps = 1.5: "),
+        ("training.warmup_steps=-0.1", "training.warmup_steps = -0.1: "),
         ("training.max_steps=true", "training.max_steps = True: "),
         ("training.betas=[0.9]", "training.betas.1: "),
         ("training.betas=[0.9, 0.99, 0.999]", "training.betas = [0.9, 0.99, 0.999]: "),

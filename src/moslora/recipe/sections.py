@@ -177,8 +177,8 @@ class TrainingSection(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: falling to zero, or constant."""
 
-    warmup_steps: NonNegativeInt = 100
-    """Steps over which the learning rate rises from zero to its peak."""
+    warmup_steps: NonNegativeInt | Share = 100
+    """Steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
 
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay of A and B."""
@@ -209,6 +209,11 @@ class TrainingSection(Section):
 
     log_every: PositiveInt = 10
     """Steps between lines of progress and of metrics.jsonl."""
+
+    def warmup(self, steps: int) -> int:
+        """The warm-up steps of a run of ``steps``."""
+        share = isinstance(self.warmup_steps, float)
+        return round(self.warmup_steps * steps) if share else int(self.warmup_steps)
 
 
 class EvaluationSection(Section):

@@ -55,9 +55,9 @@ def describe(
         for field, value in own.items()
         if value and not learned
     ]
-    if training.warmup_steps >= len(plan):
+    if (warmup := training.warmup(len(plan))) >= len(plan):
         notes.append(
-            f"note: training.warmup_steps = {training.warmup_steps:,} of {len(plan):,} steps: the learning rate only"
+            f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only"
             " rises"
         )
     rates = [f"B × {training.lora_plus_ratio:g}"] if training.lora_plus_ratio != 1 else []
@@ -67,6 +67,6 @@ def describe(
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
         f"{len(plan):,} steps of {training.global_batch_size} rows, learning rate {training.learning_rate:g}"
         + (f" ({', '.join(rates)})" if rates else "")
-        + f", {training.schedule} after {training.warmup_steps} warm-up steps",
+        + f", {training.schedule} after {warmup} warm-up steps",
         *notes,
     ]

@@ -79,12 +79,12 @@ def train(
         MosloraError: a loss or gradient is not finite.
     """
     optimizer, scaler, total = parts.optimizer, parts.scaler, len(parts.plan)
-    skipped = 0
+    warmup, skipped = settings.warmup(total), 0
     parts.objective.train()
     for step in range(first_step, total):
         drawn = [parts.rows[row] for row in parts.plan[step]]
         seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
-        factor = rate_factor(step, schedule=settings.schedule, warmup_steps=settings.warmup_steps, total_steps=total)
+        factor = rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total)
         set_rate(optimizer, factor)
 
         losses = accumulate(parts, drawn)

@@ -77,11 +77,11 @@ def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
         max_steps=training.max_steps,
         seed=seed,
     )
-    total, warmup = len(plan), training.warmup_steps
+    total, warmup = len(plan), training.warmup(len(plan))
     rates = (rate_factor(n, schedule=training.schedule, warmup_steps=warmup, total_steps=total) for n in range(total))
     if not any(rates):
         raise UsageError(
-            f"training.warmup_steps = {warmup}: the learning rate would be 0 in all {total} steps of this run; use a"
+            f"training.warmup_steps = {training.warmup_steps}: the learning rate would be 0 in all {total} steps of this run; use a"
             " shorter warm-up, or more steps"
         )
     return plan
