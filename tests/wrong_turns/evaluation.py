@@ -71,7 +71,7 @@ EVALUATION = {
         f"no room for the model, {name}": Turn(
             command,
             1,
-            "does not fit into the GPU's memory",
+            "does not fit into the GPU's memory; use a recipe with model.quantization=nf4 (4 bits), ",
             raising("moslora.evaluation.target.load_adapted", torch.OutOfMemoryError),
         )
         for name, command in (("evaluated", "eval {run} --limit 2 --out e"), ("asked", ASKED))

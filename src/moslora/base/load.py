@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,24 @@ def loading(name: str, what: str) -> Iterator[None]:
         ) from None
     finally:
         logger.removeFilter(no_table)
+
+
+@contextmanager
+def or_out_of_memory(line: str) -> Iterator[None]:
+    """Turns running out of GPU memory into an error with this ``line``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MosloraError(line) from None
+
+
+def fitting(section: ModelSection) -> AbstractContextManager[None]:
+    """For loading the model of ``section``: out of GPU memory there, no batch is to blame."""
+    bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
+    return or_out_of_memory(
+        f"{section.name} in {section.precision} does not fit into the GPU's memory; use {bits}a smaller model, or the"
+        " CPU: CUDA_VISIBLE_DEVICES=''"
+    )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple, TextIO
 
 import torch
 
-from moslora.base.load import load_tokenizer, name_task
+from moslora.base.load import load_tokenizer, name_task, or_out_of_memory
 from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
-from moslora.evaluation.target import Target, or_out_of_memory
+from moslora.evaluation.target import Target
 from moslora.recipe import resolve_tasks
 from moslora.tasks import Example, Task
 

@@ -1,8 +1,7 @@
 """What ``moslora eval`` scores: a run, an adapter folder, or any model."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,12 +9,12 @@ from typing import Any, Unpack
 import torch
 from transformers import PreTrainedModel
 
-from moslora.base.load import load_base, load_tokenizer
+from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
 from moslora.base.resolve import fingerprint, locate
 from moslora.choices import DType
 from moslora.console import note
 from moslora.data.sources import MIXTURE, differences, load_examples, tested_on
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
@@ -69,10 +68,7 @@ class Target:
     def load(self) -> PreTrainedModel:
         """The model on the GPU, or where there is none on the CPU, in evaluation mode."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with or_out_of_memory(
-            f"{self.model.name} in {self.model.precision} does not fit into the GPU's memory; use a recipe with"
-            " model.quantization, or the CPU: CUDA_VISIBLE_DEVICES=''"
-        ):
+        with fitting(self.model):
             if self.adapter:
                 return load_adapted(self.adapter, device=device, dtype=self.model.dtype)
             return load_base(self.model, device=device)
@@ -187,15 +183,6 @@ def evaluate_target(
                 leaks=find_leaks(run, questions, chosen, source=source),
             )
     return results, out
-
-
-@contextmanager
-def or_out_of_memory(line: str) -> Iterator[None]:
-    """Turns running out of GPU memory into an error with this ``line``."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise MosloraError(line) from None
 
 
 def _refuse_elsewhere(source: str) -> None:

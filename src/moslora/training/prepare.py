@@ -3,21 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.amp import GradScaler
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject, task_names
-from moslora.base.load import load_base, load_tokenizer
+from moslora.base.load import fitting, load_base, load_tokenizer
 from moslora.base.quantized import dequantize
 from moslora.data.encode import Encoder
 from moslora.data.prepared import prepare_rows
 from moslora.data.select import Questions
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.recipe import ModelSection, Recipe, TrainingSection
+from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import rank_budget
 from moslora.training.loop import Parts
@@ -35,7 +34,8 @@ def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | Non
         prepared = prepare_rows(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
         data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
         plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
-        model = _load(recipe.model, accelerator.device)
+        with fitting(recipe.model):
+            model = load_base(recipe.model, device=accelerator.device)
     if start:
         check_base(start)
     adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
@@ -52,16 +52,6 @@ def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | Non
         budget=rank_budget(model, recipe.training.rank_budget, total=len(plan)),
     )
     return parts, data
-
-
-def _load(section: ModelSection, device: torch.device) -> PreTrainedModel:
-    try:
-        return load_base(section, device=device)
-    except torch.OutOfMemoryError:  # no micro-batch is to blame
-        smaller = "use a smaller model" if section.quantization == "nf4" else "set model.quantization=nf4 (4 bits)"
-        raise MosloraError(
-            f"{section.name} in {section.precision} does not fit into this GPU's memory; {smaller}"
-        ) from None
 
 
 def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
@@ -81,8 +71,8 @@ def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
     rates = (rate_factor(n, schedule=training.schedule, warmup_steps=warmup, total_steps=total) for n in range(total))
     if not any(rates):
         raise UsageError(
-            f"training.warmup_steps = {training.warmup_steps}: the learning rate would be 0 in all {total} steps of this run; use a"
-            " shorter warm-up, or more steps"
+            f"training.warmup_steps = {training.warmup_steps}: the learning rate would be 0 in all {total} steps of the"
+            " run; use a shorter warm-up, or more steps"
         )
     return plan
 
