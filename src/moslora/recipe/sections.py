@@ -175,7 +175,8 @@ class TrainingSection(Section):
     """Peak learning rate of a learned M; null for `learning_rate`."""
 
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Learning rate after the warm-up: falling to zero, or constant."""
+    """Learning rate after the warm-up: falling to zero, or constant. Only with a constant one can a finished run be
+    resumed with more epochs: else every rate depends on the run's length."""
 
     warmup_steps: NonNegativeInt | Share = 100
     """Steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""

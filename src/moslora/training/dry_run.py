@@ -56,10 +56,7 @@ def describe(
         if value and not learned
     ]
     if (warmup := training.warmup(len(plan))) >= len(plan):
-        notes.append(
-            f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only"
-            " rises"
-        )
+        notes.append(f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises")
     rates = [f"B × {training.lora_plus_ratio:g}"] if training.lora_plus_ratio != 1 else []
     rates += [f"mixer {training.mixer_learning_rate:g}"] if training.mixer_learning_rate and learned else []
     return [

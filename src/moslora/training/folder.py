@@ -10,7 +10,7 @@ from accelerate.utils import parse_flag_from_env
 
 from moslora.errors import UsageError, some
 from moslora.files import in_use
-from moslora.recipe import Recipe
+from moslora.recipe import Recipe, TrainingSection
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.manifest import RECIPE
@@ -31,6 +31,9 @@ compared themselves). :data:`MICRO_BATCH` may change too, except with a gate's b
 over its own rows."""
 
 MICRO_BATCH = "training.micro_batch_tokens"
+
+LENGTH = ("training.epochs", "training.max_steps")
+"""May change, too, where no step depends on how many come after it (`bound_to_length`)."""
 
 
 def resume_command(out: Path) -> str:
@@ -60,16 +63,28 @@ def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
     """
     before, after = (_flat(recipe.model_dump(mode="json")) for recipe in (then, now))
     free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, MICRO_BATCH)
-    changes = [
-        f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}"
+    bound = bound_to_length(now.training)
+    changed = [
+        key
         for key in dict.fromkeys((*after, *before))
-        if not key.startswith(free) and before.get(key) != after.get(key)
+        if not key.startswith(free if bound else (*free, *LENGTH)) and before.get(key) != after.get(key)
     ]
-    if changes:
+    if changed:
+        changes = [f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}" for key in changed]
+        why = f": with {bound} each step depends on the run's length" if set(changed) & {*LENGTH} else ""
         raise UsageError(
-            f"{folder}: made with another recipe ({some(changes, separator='; ')}); resume with {folder / RECIPE}, or"
-            " start a new run with name=… or --out"
+            f"{folder}: made with another recipe ({some(changes, separator='; ')}){why}; resume with {folder / RECIPE},"
+            " or start a new run with name=… or --out"
         )
+
+
+def bound_to_length(training: TrainingSection) -> str | None:
+    """The setting by which a step depends on the length of the run, so that a longer run is another from the start."""
+    if training.schedule != "constant":
+        return f"training.schedule = {training.schedule}"
+    if isinstance(training.warmup_steps, float):
+        return f"training.warmup_steps = {training.warmup_steps:g}"
+    return None if training.rank_budget is None else "training.rank_budget"
 
 
 def refuse_too_many_processes() -> None:

@@ -30,7 +30,7 @@ from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.find import RESULT, RUN
 from moslora.runs.manifest import RECIPE
 from moslora.training.dry_run import describe
-from moslora.training.folder import refuse_other_recipe, refuse_other_run, refuse_too_many_processes, resume_command
+from moslora.training.folder import bound_to_length, refuse_other_run, refuse_too_many_processes, resume_command
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
@@ -49,7 +49,8 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     Args:
         recipe: resolved.
         out: the run folder.
-        resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned.
+        resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned,
+            unless ``recipe`` is longer and begins with the same steps.
 
     Raises:
         UsageError: the folder holds another run or is in use, or the recipe does not fit its data or model.
@@ -83,14 +84,12 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     if accelerator.is_main_process:
         refuse_other_run(out, recipe, resuming=resuming)
     accelerator.wait_for_everyone()
-    saved = newest_saved(out) if resuming else None
-    if saved:
-        refuse_other_recipe(saved.path, then=saved.recipe, now=recipe)
-        if saved.path.name == RESULT:
-            steps = f", {done} of {done} steps" if (done := saved.manifest.get("step")) else ""  # an import has none
-            say(f"{out}: finished{steps}; to train again, choose another folder with name=… or --out")
-            return saved.path
-    elif resuming:
+    saved = newest_saved(out, recipe) if resuming else None
+    if saved and saved.path.name == RESULT:
+        done, more = saved.manifest["step"], "" if bound_to_length(recipe.training) else "resume with more epochs, or "
+        say(f"{out}: finished, {done} of {done} steps; to train again, {more}choose another with name=… or --out")
+        return saved.path
+    if resuming and not saved:
         note("no checkpoint yet; starting at step 0")
     run = Run(out, recipe, *prepare(accelerator, recipe, saved))
     first_step = run.resume(saved) if saved else 0

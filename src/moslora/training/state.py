@@ -20,8 +20,10 @@ from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_tensors, open_adapter, save_adapter
 from moslora.runs.find import RESULT, checkpoints
 from moslora.runs.manifest import MANIFEST
+from moslora.training.folder import refuse_other_recipe
 from moslora.training.loop import Parts
 from moslora.training.optimizer import trainable
+from moslora.training.prepare import step_plan
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
@@ -38,24 +40,40 @@ def save_checkpoint(run: Path, parts: Parts, recipe: Recipe, *, step: int, facts
         shutil.rmtree(old)
 
 
-def newest_saved(run: Path) -> AdapterFolder | None:
-    """The result of ``run``, or else its newest intact checkpoint; ``None`` if there is none yet.
+def newest_saved(run: Path, recipe: Recipe) -> AdapterFolder | None:
+    """The result of ``run``, or else the newest intact checkpoint that ``recipe`` goes on from; ``None`` if there is
+    none yet.
 
     Raises:
+        UsageError: they were made with another recipe, or a run of this length has other steps.
         MosloraError: all of them are damaged.
     """
     result = run / RESULT
     found = [*checkpoints(run), *([result] if result.is_dir() else [])]
+    fault, kind = "no intact checkpoint", MosloraError
     for path in reversed(found):
         try:
-            return open_adapter(path)
+            saved = open_adapter(path)
         except MosloraError as error:
             if isinstance(error, UsageError) and (path / MANIFEST).is_file():
                 raise  # not damaged, but written by a newer version
             say(f"skipped: {error}")
+            continue
+        refuse_other_recipe(path, then=saved.recipe, now=recipe)
+        if _begins(recipe, saved):
+            return saved
+        fault, kind = "no checkpoint that a run of this length goes on from", UsageError
     if found:
-        raise MosloraError(f"{run}: no intact checkpoint; start a new run with name=… or --out")
+        raise kind(f"{run}: {fault}; start a new run with name=… or --out")
     return None
+
+
+def _begins(recipe: Recipe, saved: AdapterFolder) -> bool:
+    """Whether a run of ``recipe``, longer or shorter than that of ``saved``, begins with its steps."""
+    done, rows = saved.manifest["step"], saved.manifest["trained_rows"]
+    then, now = (step_plan(one.training, rows=rows, seed=one.seed) for one in (saved.recipe, recipe))
+    # A result has no optimizer to go on with. And only the last step of a run can have fewer rows than in a longer one.
+    return done <= len(now) and then[done - 1] == now[done - 1] and (saved.path.name != RESULT or done == len(now))
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:
