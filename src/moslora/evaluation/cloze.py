@@ -28,6 +28,9 @@ from moslora.tasks import Example
 LOGITS_AT_ONCE = 2**24
 """Logits held at a time, 64 MB in float32: a batch over a vocabulary of 128k would be many times that."""
 
+Scored = tuple[float, bool]
+"""An answer's log-probability, and whether greedy writing would give it."""
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -118,15 +121,20 @@ class Cloze:
         ]
 
     def _sums(self, questions: Sequence[Tree]) -> list[tuple[float, ...]]:
-        """The summed log-probability of every question's answers, from one forward pass."""
-        hidden, places, targets = read(self.model, questions)
-        values, _ = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,)
-        counts = [len(text.ids) - text.answer_start for q in questions for text in q.texts]
-        sums = iter([float(part.sum()) for part in values.double().cpu().split(counts)])
-        return [tuple(itertools.islice(sums, len(q.texts))) for q in questions]
+        return [tuple(value for value, _ in scores) for scores in score_answers(self.model, questions)]
 
 
-def read(model: PreTrainedModel, questions: Sequence[Tree]) -> tuple[Tensor, list[int], list[int]]:
+def score_answers(model: PreTrainedModel, questions: Sequence[Tree]) -> list[list[Scored]]:
+    """The scores of every question's answers, summed over their tokens, from one forward pass."""
+    hidden, places, targets = _read(model, questions)
+    values, hits = log_probabilities(hidden, output_weight(model), places, targets)  # (P,), (P,)
+    counts = [len(text.ids) - text.answer_start for q in questions for text in q.texts]
+    answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
+    scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
+    return [list(itertools.islice(scores, len(q.texts))) for q in questions]
+
+
+def _read(model: PreTrainedModel, questions: Sequence[Tree]) -> tuple[Tensor, list[int], list[int]]:
     """One forward pass over ``questions``.
 
     Returns:

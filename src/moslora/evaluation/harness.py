@@ -5,8 +5,8 @@
 takes lm-eval's own options. What a question's options begin with is read once, and nothing is padded.
 """
 
-import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,16 +14,13 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from moslora.base.load import context_length, load_tokenizer, output_weight
+from moslora.base.load import context_length, load_tokenizer
 from moslora.choices import DType
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget, in_batches
-from moslora.evaluation.cloze import Tree, log_probabilities, read
+from moslora.evaluation.cloze import Scored, Tree, score_answers
 from moslora.evaluation.target import open_target
-
-Scored = tuple[float, bool]
-"""An answer's log-probability, and whether greedy writing would give it."""
 
 
 @register_model("moslora")
@@ -80,7 +77,7 @@ class HarnessModel(TemplateLM):
         trees = [Tree(tuple(self._text(*requests[i][1:]) for i in group)) for group in groups]
         lengths = [len(tree.tokens) for tree in trees]
         with torch.inference_mode():
-            scores = in_batches(self._score, trees, lengths=lengths, tokens=self.batch_tokens)
+            scores = in_batches(partial(score_answers, self.model), trees, lengths=lengths, tokens=self.batch_tokens)
         found = {i: one for group, each in zip(groups, scores, strict=True) for i, one in zip(group, each, strict=True)}
         return [found[i] for i in range(len(requests))]
 
@@ -92,15 +89,6 @@ class HarnessModel(TemplateLM):
         if len(kept) <= len(answer):
             raise UsageError(f"lm-eval: an answer of {len(answer)} tokens exceeds the model's context of {length}")
         return EncodedText(kept, len(kept) - len(answer), truncated=len(kept) < len(ids))
-
-    def _score(self, trees: Sequence[Tree]) -> list[list[Scored]]:
-        """Of each tree its texts' scores."""
-        hidden, places, targets = read(self.model, trees)
-        values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)
-        counts = [len(text.ids) - text.answer_start for tree in trees for text in tree.texts]
-        answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
-        scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
-        return [list(itertools.islice(scores, len(tree.texts))) for tree in trees]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise UsageError("lm-eval: moslora scores options of questions, no whole texts; use --model hf")
