@@ -87,7 +87,7 @@ def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: boo
     saved = newest_saved(out, recipe) if resuming else None
     if saved and saved.path.name == RESULT:
         done, more = saved.manifest["step"], "" if bound_to_length(recipe.training) else "resume with more epochs, or "
-        say(f"{out}: finished, {done} of {done} steps; to train again, {more}choose another with name=… or --out")
+        say(f"{out}: finished, {done} of {done} steps; {more}start a new run with name=… or --out")
         return saved.path
     if resuming and not saved:
         note("no checkpoint yet; starting at step 0")
