@@ -65,6 +65,8 @@ METHODS = (
     Method("controls/moslora-folded", "0", lambda s: 0),
     Method("controls/lora-scaled", "0", lambda s: 0),
     Method("flora", "r · r_out − (r − r_out) · d_out", lambda s: s.r * s.r_out - (s.r - s.r_out) * s.d_out),
+    Method("lora-xs", "r² − r · (d_in + d_out)", lambda s: s.r**2 - s.r * (s.d_in + s.d_out)),
+    Method("lora-fa", "−r · d_in", lambda s: -s.r * s.d_in),
     Method("adalora", "r", lambda s: s.r),
     Method("rslora", "0", lambda s: 0),
     Method("lora-plus", "0", lambda s: 0),

@@ -203,6 +203,63 @@ def test_dense_is_the_released_layer() -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer() -> None:
+    """Of MohammadrezaBanaei/LoRA-XS: Wᵀ = U' S V'ᵀ, lora_A.weight = (U' S)ᵀ and lora_B.weight = V', both frozen, around
+    a learned r × r linear layer (``forward_latent``). Start, then ten AdamW steps in float64."""
+    model = two_layers()
+    mixer = {"kind": "dense", "init": "near-zero"}
+    inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["0", "2"], start="svd", trains="mixer")
+    mine = [layer for _, layer in named_adapters(model.double())]
+    official = []
+    for layer in mine:
+        u, s, vh = torch.linalg.svd(layer.base.weight.detach().T, full_matrices=False)
+        encoder, decoder = (u @ torch.diag(s))[:, :4], vh[:4]
+        sign = (decoder.T * layer.lora_b).sum(0).sign()  # that of a pair of vectors is free
+        torch.testing.assert_close(layer.lora_a, (encoder * sign).T, rtol=0, atol=1e-5)
+        torch.testing.assert_close(layer.lora_b, decoder.T * sign, rtol=0, atol=1e-5)
+        assert 0 < layer.mixer.weight.abs().max() < 1e-4
+        a, m, b = (p.detach() for p in (layer.lora_a, layer.mixer.weight, layer.lora_b))
+        official.append(OfficialLayer(layer.base, a=a, m=m, b=b, scaling=8 / 4))
+    x, y = torch.randn(20, 12).double(), torch.randn(20, 5).double()
+    learned = [layer.mixer.weight for layer in mine]
+    assert [p for p in model.parameters() if p.requires_grad] == learned
+    frozen = [p.detach().clone() for layer in mine for p in (layer.lora_a, layer.lora_b, layer.base.weight)]
+    expected = train(
+        nn.ModuleList(official),
+        [layer.lora_AB.weight for layer in official],
+        lambda: (official[1](torch.tanh(official[0](x))) - y).square().mean(),
+    )
+    assert train(model, learned, lambda: (model(x) - y).square().mean()) == pytest.approx(expected, rel=1e-10)
+    assert expected[-1] < expected[0] - 0.01
+    for layer, other in zip(mine, official, strict=True):
+        torch.testing.assert_close(layer.mixer.weight, other.lora_AB.weight, rtol=1e-10, atol=1e-12)
+        delta = 2 * other.lora_B.weight @ other.lora_AB.weight @ other.lora_A.weight
+        torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)
+    after = [p for layer in mine for p in (layer.lora_a, layer.lora_b, layer.base.weight)]
+    assert all(now.equal(then) for now, then in zip(after, frozen, strict=True))
+
+
+def test_b_alone_is_stock_peft_with_a_frozen() -> None:
+    """LoRA-FA without the correction of B's gradient: ten AdamW steps of our optimizer's groups; A keeps its bits."""
+    ours, theirs = tiny_llama(), tiny_llama()
+    inject(ours, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS, trains="b")
+    theirs, pairs = stock_twin(ours, theirs)
+    for a, other in pairs[::2]:
+        other.data.copy_(a)
+        other.requires_grad_(False)
+    start = [a.detach().clone() for a, _ in pairs[::2]]
+    optimizer = build_optimizer(ours, TrainingSection(learning_rate=1e-2, weight_decay=0.1))
+    (group,) = optimizer.param_groups
+    assert group["params"] == [b for b, _ in pairs[1::2]] == [p for p in ours.parameters() if p.requires_grad]
+    ids = token_batch(ours)
+    losses = train(ours, group["params"], language_loss(ours, ids))
+    expected = train(theirs, [other for _, other in pairs[1::2]], language_loss(theirs, ids))
+    assert losses == pytest.approx(expected, rel=1e-5) and losses[-1] < losses[0] - 0.1
+    for mine, other in pairs:
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=5e-5)
+    assert all(a.equal(then) for (a, _), then in zip(pairs[::2], start, strict=True))
+
+
 def clip_exactly(parameters: list[nn.Parameter], limit: float) -> None:
     """Clipping by the norm without the 1e-6 that torch adds to it, which is not scale-free."""
     norm = torch.stack([p.grad.square().sum() for p in parameters]).sum().sqrt()  # type: ignore[union-attr]

@@ -56,6 +56,8 @@ COUNTS: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
     "dense-folded": ({"kind": "dense", "train": "folded"}, {}, 0),
     "dense-dora": ({"kind": "dense"}, {"dora": True}, 32 * (5 * 16 * 16 + sum(o for _, o in SHAPES))),
     "dense-pissa": ({"kind": "dense", "init": "orthogonal"}, {"start": "pissa"}, 32 * 5 * 16 * 16),
+    "lora-xs": ({"kind": "dense", "init": "near-zero"}, {"start": "svd", "trains": "mixer"}, 40_960 - LORA),
+    "lora-fa": ({"kind": "identity"}, {"trains": "b"}, -32 * sum(16 * d for d, _ in SHAPES)),
     "diagonal": ({}, {}, 32 * 5 * 16),
     "input-split": ({"blocks": 2}, {}, -32 * sum(16 * d // 2 for d, _ in SHAPES)),
     "token-gate": ({"experts": 4}, {}, 32 * sum(4 * d for d, _ in SHAPES)),
@@ -214,6 +216,24 @@ def test_exactly_one_of_b_and_m_starts_at_zero(
     monkeypatch.setitem(MIXERS, "liar", Liar)
     with pytest.raises(ValueError, match=message):
         inject(tiny_llama(), rank=4, alpha=8, mixer={"kind": "liar"}, target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("mixer", "trains", "stuck"),
+    [
+        ({"kind": "identity"}, "mixer", "B"),
+        ({"kind": "dense"}, "mixer", "B"),
+        ({"kind": "token-gate"}, "mixer", "B"),
+        ({"kind": "dense", "init": "zeros"}, "b", "M"),
+        ({"kind": "dense", "init": "near-zero"}, "b", "M"),
+        ({"kind": "diagonal"}, "b", "M"),
+    ],
+)
+def test_what_starts_at_zero_has_to_learn(mixer: dict[str, object], trains: str, stuck: str) -> None:
+    model = tiny_llama()
+    with pytest.raises(ValueError, match=rf"q_proj: {stuck} starts at zero and does not learn"):
+        inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["q_proj"], trains=trains)  # type: ignore[arg-type]
+    assert not any(named_adapters(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

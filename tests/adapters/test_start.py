@@ -173,6 +173,46 @@ def test_a_packed_base_is_refused_drawing_and_loading(loading: bool, shape: tupl
     assert model[0].weight.eq(1).all()
 
 
+@pytest.mark.parametrize("rank_out", [4, 7])
+def test_singular_vectors_of_the_base_which_stays_as_it_is(rank_out: int) -> None:
+    """B = U and A = ΣVᵀ from an SVD in float64, up to the sign of each pair; ΔW as small as M."""
+    model, base = adapted({"kind": "dense", "init": "near-zero"}, start="svd", rank_out=rank_out), tiny_llama()
+    for name, layer in named_adapters(model):
+        weight = base.get_submodule(name).weight
+        assert layer.base.weight.equal(weight)
+        u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
+        sign = (u[:, :rank_out] * layer.lora_b).sum(0).sign()
+        torch.testing.assert_close(layer.lora_b.double(), u[:, :rank_out] * sign, rtol=0, atol=2e-5)
+        a = (s[:4, None] * v[:4]) * sign[:4, None]
+        torch.testing.assert_close(layer.lora_a.double(), a, rtol=0, atol=2e-5)
+        assert 0 < layer.delta_weight().norm() < 1e-3 * weight.norm()
+        assert layer.start_a is None
+    assert adapter_state_dict(model).keys() == {
+        f"{name}.{part}" for name, _ in named_adapters(model) for part in ("lora_a", "lora_b", "mixer.weight")
+    }
+    # N(0, 1e-5²), over 10 layers of rank_out · 4 entries
+    drawn = torch.cat([layer.mixer.matrix().flatten() for _, layer in named_adapters(model)])
+    assert drawn.std().item() == pytest.approx(1e-5, rel=0.2) and abs(drawn.mean().item()) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("mixer", "options", "message"),
+    [
+        ({"kind": "dense"}, {}, "neither B nor M starts at zero"),
+        ({"kind": "identity"}, {}, "neither B nor M starts at zero"),
+        ({"kind": "task-gate"}, {}, "neither B nor M starts at zero"),
+        ({"kind": "input-split"}, {}, "reads the whole input"),
+        ({"kind": "dense", "init": "near-zero"}, {"rank": 32}, "rank 32 is more than a weight of 24 × 48 has"),
+    ],
+)
+def test_what_has_no_start_on_singular_vectors_is_refused(
+    mixer: dict[str, object], options: dict[str, object], message: str
+) -> None:
+    choice = {"rank": 4, "alpha": 8, "target_modules": ["k_proj"], **options}
+    with pytest.raises(ValueError, match=rf"{LAYER}.*({message})"):
+        inject(tiny_llama(), mixer=mixer, start="svd", **choice)  # type: ignore[arg-type]
+
+
 def test_an_embedding_tied_to_the_output_layer_keeps_its_weight() -> None:
     model = tiny_llama()
     model.lm_head.weight = model.model.embed_tokens.weight

@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, object]] = {
     "dense-frozen": {"kind": "dense", "init": "orthogonal", "train": "frozen"},
     "dense-folded": {"kind": "dense", "init": "orthogonal", "train": "folded"},
     "flora": {"kind": "dense", "init": "zeros"},
+    "dense-near-zero": {"kind": "dense", "init": "near-zero"},
     "token-gate": {"kind": "token-gate", "balance": 0.1},
     "top-k": {"kind": "token-gate", "top_k": 2, "balance": 0.1},
     "task-gate": {"kind": "task-gate", "tasks": ["one"], "embedding_size": 5},
@@ -29,12 +30,23 @@ PARTS: dict[str, dict[str, object]] = {
     "dora": {"dora": True},
     "pissa": {"start": "pissa"},
     "pissa-dora": {"start": "pissa", "dora": True},
+    "svd": {"start": "svd"},
+    "b-alone": {"trains": "b"},
+    "b-alone-pissa-dora": {"trains": "b", "start": "pissa", "dora": True},
+    "m-alone": {"trains": "mixer"},
+    "m-alone-svd": {"trains": "mixer", "start": "svd"},
+    "m-alone-svd-dora": {"trains": "mixer", "start": "svd", "dora": True},
 }
 ROUTING = {"token-gate", "top-k", "gate-inside", "task-gate"}
+AT_ZERO = {"flora", "dense-near-zero", "diagonal"}
 INVERTIBLE = {"identity", "hadamard", "kronecker", "dense-orthogonal", "dense-frozen", "dense-folded"}
 
 
 def goes_together(kind: str, part: str) -> bool:
+    if "b-alone" in part and (kind in AT_ZERO or kind in ROUTING):
+        return False
+    if ("m-alone" in part or "svd" in part) and kind not in AT_ZERO - {"diagonal"}:
+        return False
     return not ("dora" in part and kind in ROUTING) and not ("pissa" in part and kind not in INVERTIBLE)
 
 
@@ -99,7 +111,8 @@ def check(build: Callable[[], nn.Sequential], kind: str, part: str, dtype: torch
     loss.backward()  # without the penalty: the loss alone has to reach every part
     mixers = {"identity": 0, "butterfly": 0, "butterfly-normalized": 0, "hadamard": 0, "input-split": 0}
     mixers |= {"dense-frozen": 0, "dense-folded": 0, "gate-inside": 2, "task-gate": 2}
-    assert len(learned_parts(net)) == 2 * (2 + mixers.get(kind, 1) + ("dora" in part))
+    factors, m = (1, 0) if "b-alone" in part else (0 if "m-alone" in part else 2, mixers.get(kind, 1))
+    assert len(learned_parts(net)) == 2 * (factors + m + ("dora" in part))
     for name, parameter in learned_parts(net).items():
         assert parameter.dtype == torch.float32, name
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name

@@ -54,15 +54,17 @@ def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
         "adapter.start: pissa": "adapter.start=pissa",
         "adapter.dora": "adapter.dora=true",
         "training.rank_budget": "training.rank_budget={target_rank: 8}",
+        "adapter.trains: b": "adapter.trains=b",
+        "adapter.trains: mixer": "adapter.trains=mixer",
     }
     parts = [values[part.strip("`")] for part in header[1].split(" | ")]
-    rows = re.findall(r"^\| `([\w-]+)` \| ((?:yes|no)[^|]*(?: \| (?:yes|no)[^|]*){5}) \|$", PAGE, re.M)
+    rows = re.findall(r"^\| `([\w-]+)` \| ((?:yes|no)[^|]*(?: \| (?:yes|no)[^|]*){7}) \|$", PAGE, re.M)
     assert [kind for kind, _ in rows] == list(MIXERS)
     for kind, cells in rows:
-        # A dense mixer from the start with which every other part goes.
-        mixer = "{kind: dense, init: orthogonal}" if kind == "dense" else f"{{kind: {kind}}}"
         for part, cell in zip(parts, cells.split(" | "), strict=True):
-            overrides = [f"adapter.mixer={mixer}", part]
+            # A dense mixer from a start with which the part goes.
+            init = ", init: near-zero" if part == "adapter.trains=mixer" else ", init: orthogonal"
+            overrides = [f"adapter.mixer={{kind: {kind}{init if kind == 'dense' else ''}}}", part]
             if cell.startswith("yes") or cell == "no effect":
                 load_recipe(tmp_path / "recipe.yaml", overrides)
             else:

@@ -30,6 +30,8 @@ MIXERS = {
     "diagonal": (["adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"], 4),
     "rslora": (["adapter.scaling=rslora", "adapter.alpha=4"], 4),
     "pissa": (["adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
+    "svd": (["adapter.start=svd", "adapter.trains=mixer", "adapter.mixer.init=near-zero"], 4),
+    "b-alone": (["adapter.trains=b", "adapter.mixer.kind=identity"], 4),
     "dora": (["adapter.dora=true"], 4),
     "dora-pissa": (["adapter.dora=true", "adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
 }

@@ -119,6 +119,8 @@ def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
             "adapter.alpha=4",
         ),
         ("adapter.mixer.kind=input-split",),
+        ("adapter.start=svd", "adapter.trains=mixer", "adapter.mixer.init=near-zero"),
+        ("adapter.trains=b", "adapter.mixer.kind=identity"),
         ("adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"),
     ],
 )

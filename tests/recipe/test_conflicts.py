@@ -12,7 +12,7 @@ from moslora.recipe import (
 from moslora.recipe.mixers import (
     DenseOptions,
 )
-from moslora.recipe.rules import GATES, INVERTIBLE, WELL_CONDITIONED
+from moslora.recipe.rules import AT_ZERO, GATES, INVERTIBLE, WELL_CONDITIONED
 from moslora.recipe.sections import AdapterSection
 from recipe_kit import BUDGET, faults
 
@@ -129,6 +129,23 @@ from recipe_kit import BUDGET, faults
             )
         ),
         (["adapter.start=pissa", "adapter.rank_out=8"], "adapter.start = 'pissa': "),
+        (["adapter.start=pissa", "adapter.trains=mixer", "adapter.mixer.init=near-zero"], "adapter.start = 'pissa': "),
+        (["adapter.start=pissa", "adapter.trains=mixer", "adapter.mixer.init=orthogonal"], "adapter.start = 'pissa': "),
+        (["adapter.mixer={kind: dense, init: near-zero, train: frozen}"], "adapter.mixer.init = 'near-zero': "),
+        *(
+            ([f"adapter.{part}", f"adapter.mixer={mixer}"], f"adapter.{field} = '{value}': ")
+            for part in ("trains=mixer", "start=svd")
+            for field, value in [part.split("=")]
+            for mixer in ("{kind: dense}", *(f"{{kind: {kind}}}" for kind in MIXERS))
+        ),
+        *(
+            (["adapter.trains=b", f"adapter.mixer={mixer}"], "adapter.trains = 'b': ")
+            for mixer in (
+                *(f"{{kind: dense, init: {init}}}" for init in AT_ZERO),
+                *(f"{{kind: {kind}}}" for kind in ("diagonal", *GATES)),
+            )
+        ),
+        (["adapter.trains=b", "training.lora_plus_ratio=16"], "training.lora_plus_ratio = 16: "),
         *(
             (
                 ["adapter.start=pissa", f"adapter.mixer={{kind: dense, {option}}}"],
@@ -195,6 +212,10 @@ def test_impossible_combination(write, overrides, message):
         *(["adapter.start=pissa", f"adapter.mixer.kind={kind}"] for kind in INVERTIBLE if kind != "dense"),
         *(["adapter.start=pissa", f"adapter.mixer={{kind: dense, init: {init}}}"] for init in WELL_CONDITIONED),
         ["adapter.start=pissa", "adapter.dora=true", "adapter.mixer={kind: dense, init: orthogonal, train: folded}"],
+        ["adapter.start=pissa", "adapter.dora=true", "adapter.trains=b", "adapter.mixer.kind=identity"],
+        *([f"adapter.{part}", "adapter.mixer.init=near-zero"] for part in ("start=svd", "trains=mixer")),
+        ["adapter.start=svd", "adapter.trains=mixer", "adapter.dora=true", "adapter.mixer.init=zeros"],
+        *(["adapter.trains=b", f"adapter.mixer.kind={kind}"] for kind in MIXERS if kind not in ("diagonal", *GATES)),
         *(["adapter.dora=true", f"adapter.mixer.kind={kind}"] for kind in MIXERS if kind not in GATES),
     ],
 )

@@ -11,7 +11,7 @@ from moslora.adapters import build_mixer, inject
 from moslora.adapters.mixers import MIXERS
 from moslora.adapters.start import MAX_CONDITION
 from moslora.recipe.mixers import MixerOptions
-from moslora.recipe.rules import GATES, INVERTIBLE, WELL_CONDITIONED
+from moslora.recipe.rules import AT_ZERO, GATES, INVERTIBLE, WELL_CONDITIONED
 from moslora.recipe.sections import AdapterSection
 from reference import tiny_llama
 
@@ -48,6 +48,15 @@ def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_the
 def test_gates_are_the_mixers_that_route() -> None:
     assert {*GATES} == {kind for kind, mixer in MIXERS.items() if mixer.routes}
     assert all("experts" in defaults(kind) for kind in GATES)
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_the_mixers_that_start_at_zero_are_those_the_rules_name(kind: str) -> None:
+    choices = SECTIONS[kind].model_fields["init"].annotation if "init" in SECTIONS[kind].model_fields else None
+    for init in get_args(choices) or (None,):
+        mixer = build_mixer(kind=kind, rank=16, in_features=8, **({"init": init} if init else {}))
+        mixer.reset_parameters(torch.Generator().manual_seed(0))
+        assert mixer.starts_at_zero() == mixer.zero_at_init == (init in AT_ZERO or kind == "diagonal")
 
 
 @pytest.mark.parametrize("rank", [4, 16, 64])

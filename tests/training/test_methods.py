@@ -40,6 +40,8 @@ SMALL = {
 
 FIXED = {
     "methods/controls/moslora-frozen": ("mixer.weight",),
+    "methods/lora-fa": ("lora_a",),
+    "methods/lora-xs": ("lora_a", "lora_b"),
     "methods/pissa": ("start_a", "start_b"),
 }
 """Method -> what its adapters keep and training leaves alone."""
@@ -133,7 +135,7 @@ def test_it_logs_its_penalty_and_its_budget_where_it_has_them(finished: Callable
         assert rows[0]["rank_budget"] == 48 and rows[-1]["rank_budget"] == 24
 
 
-RESTS = ("lora", "dora", "lora-plus", "pissa", "rslora", "input-split", "two-subspace")
+RESTS = ("lora", "dora", "lora-fa", "lora-plus", "pissa", "rslora", "input-split", "two-subspace")
 """Methods in whose mixer nothing is learned; all controls are such."""
 
 

@@ -7,20 +7,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.linear import AdapterLinear
+from moslora.adapters.linear import AdapterLinear, Trains
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS, Gate, Mixer, TaskGateMixer
-from moslora.adapters.start import draw, fold_at_init, leave_residual, remember_start, take_principal_part
+from moslora.adapters.start import (
+    draw,
+    fold_at_init,
+    leave_residual,
+    refuse_stuck,
+    remember_start,
+    take_principal_part,
+    take_singular_vectors,
+)
 from moslora.errors import capped
 
 Scaling = Literal["lora", "rslora"]
-Start = Literal["lora", "pissa"]
+Start = Literal["lora", "pissa", "svd"]
 
 
 def _weight(base: nn.Module) -> Tensor:
     weight = base.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise ValueError("DoRA needs the base's float weight, but this base is quantised; pass weight_of")
+        raise ValueError("DoRA and singular vectors need the base's float weight, but it is quantised; pass weight_of")
     return weight
 
 
@@ -54,6 +62,7 @@ def inject(
     rank_out: int | None = None,
     scaling: Scaling = "lora",
     start: Start = "lora",
+    trains: Trains = "all",
     dora: bool = False,
     seed: int = 0,
     state: Mapping[str, Tensor] | None = None,
@@ -74,11 +83,13 @@ def inject(
         dropout: on the adapter's input.
         rank_out: columns of B, for a rectangular mixer; ``rank`` if ``None``.
         scaling: s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732).
-        start: ``lora``, ΔW = 0; ``pissa``, the base's principal part, which leaves the base (arXiv 2404.02948).
+        start: ``lora``, at random with ΔW = 0; ``pissa``, the base's principal part, which leaves the base (arXiv
+            2404.02948); ``svd``, A and B from the base's singular vectors, M near zero (arXiv 2405.17604).
+        trains: which of A, M and B learn: ``all``, ``b`` (LoRA-FA, arXiv 2308.03303) or ``mixer`` (LoRA-XS).
         dora: whether to learn the length of the adapted weight's rows separately (DoRA, arXiv 2402.09353).
         seed: of the random start.
         state: the adapters' weights from :func:`adapter_state_dict`, instead of a random start.
-        weight_of: the float weight of a base layer, which DoRA needs; by default its ``weight``.
+        weight_of: the float weight of a base layer, which DoRA and ``svd`` need; by default its ``weight``.
 
     Returns:
         The names of the adapted modules, in the model's order.
@@ -102,7 +113,9 @@ def inject(
             with torch.device("meta" if next(base.parameters()).is_meta else "cpu"):
                 m = build_mixer(rank=rank, rank_out=rank_out, in_features=d_in, **mixer)
                 magnitude = Magnitude(d_out) if dora else None
-                layers[name] = AdapterLinear(base, mixer=m, scale=scale, dropout=dropout, magnitude=magnitude)
+                layers[name] = AdapterLinear(
+                    base, mixer=m, scale=scale, dropout=dropout, trains=trains, magnitude=magnitude
+                )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     for name, layer in layers.items():
@@ -112,6 +125,9 @@ def inject(
             layer.magnitude.reset_parameters()
         if state is None and not on_meta:
             draw(layer, name=name, seed=seed)
+            if start == "svd":
+                take_singular_vectors(layer, weight_of(layer.base), name=name)
+            refuse_stuck(layer, name=name)
             if start == "pissa":
                 take_principal_part(layer, name=name)
         fold_at_init(layer, drawn=state is None and not on_meta)
@@ -249,8 +265,9 @@ def _device(layer: AdapterLinear) -> torch.device:
 def _put(model: nn.Module, name: str, layer: AdapterLinear) -> None:
     """Replaces the base by ``layer``, on the base's device and in its mode."""
     device = _device(layer)
-    layer.lora_a = nn.Parameter(layer.lora_a.detach().to(device))
-    layer.lora_b = nn.Parameter(layer.lora_b.detach().to(device))
+    for part in ("lora_a", "lora_b"):
+        factor = layer.get_parameter(part)
+        setattr(layer, part, nn.Parameter(factor.detach().to(device), requires_grad=factor.requires_grad))
     layer.mixer.to(device)
     if layer.magnitude is not None:
         layer.magnitude.to(device)

@@ -1,5 +1,7 @@
 """The one adapter layer: a frozen linear map plus s · B · M · A."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,6 +10,9 @@ from moslora.adapters.dropout import Dropout
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import Mixer
 from moslora.adapters.mixers.base import kaiming
+
+Trains = Literal["all", "b", "mixer"]
+"""Which of A, M and B learn."""
 
 
 class AdapterLinear(nn.Module):
@@ -20,8 +25,8 @@ class AdapterLinear(nn.Module):
     ``lora_b (out_features, mixer.rank_out)``.
 
     Start (arXiv 2106.09685 section 4.1, microsoft/LoRA): A ~ U(±1/√in_features). B = 0, or, where the mixer
-    starts at zero, B ~ U(±1/√rank_out): exactly one of B and M is zero, so ΔW = 0 and gradients flow. A mixer may ask
-    for normal draws instead (``factor_std``).
+    starts at zero, B ~ U(±1/√rank_out). A mixer may ask for normal draws instead (``factor_std``). Other starts, and
+    what all have to fulfil: `moslora.adapters.start`.
 
     If the adapter starts with a part of the base's weight (PiSSA, `moslora.adapters.start`), that part is removed from
     the base and kept in ``start_a (r, in_features)`` and ``start_b (out_features, r)``.
@@ -31,6 +36,7 @@ class AdapterLinear(nn.Module):
         mixer: M.
         scale: s; α/r in LoRA.
         dropout: probability of dropping an entry of ``x`` on the adapter's path.
+        trains: ``all``, as far as the mixer learns at all; ``b`` or ``mixer`` alone. A magnitude always learns.
         magnitude: for DoRA; then y = x · W'ᵀ + bias with W' = m ∘ (W + ΔW) / ‖W + ΔW‖.
 
     Raises:
@@ -47,6 +53,7 @@ class AdapterLinear(nn.Module):
         mixer: Mixer,
         scale: float,
         dropout: float = 0.0,
+        trains: Trains = "all",
         magnitude: Magnitude | None = None,
     ) -> None:
         super().__init__()
@@ -57,9 +64,11 @@ class AdapterLinear(nn.Module):
         self.scale = scale
         self.base = base.requires_grad_(False)
         self.dropout = Dropout(dropout) if dropout else nn.Identity()
-        self.lora_a = nn.Parameter(torch.empty(mixer.shape_of_a(self.in_features), dtype=torch.float32))
-        self.mixer = mixer
-        self.lora_b = nn.Parameter(torch.empty(self.out_features, mixer.rank_out, dtype=torch.float32))
+        a = torch.empty(mixer.shape_of_a(self.in_features), dtype=torch.float32)
+        b = torch.empty(self.out_features, mixer.rank_out, dtype=torch.float32)
+        self.lora_a = nn.Parameter(a, requires_grad=trains == "all")
+        self.mixer = mixer.requires_grad_(False) if trains == "b" else mixer
+        self.lora_b = nn.Parameter(b, requires_grad=trains != "mixer")
         self.magnitude = magnitude
         self.register_buffer("start_a", None)
         self.register_buffer("start_b", None)

@@ -1,4 +1,4 @@
-"""How an adapter starts: random with ΔW = 0, or with the base's principal part (PiSSA)."""
+"""How an adapter starts: at random, with the base's principal part (PiSSA), or on its singular vectors (LoRA-XS)."""
 
 import hashlib
 
@@ -20,23 +20,56 @@ OVERSAMPLING, ITERATIONS = 64, 16
 
 
 def draw(layer: AdapterLinear, *, name: str, seed: int) -> None:
-    """Draws A, B and M and checks that training can start from there.
+    """Draws A, B and M.
 
     Args:
         layer: on the CPU.
         name: of the layer; part of the seed, so that the draw does not depend on the other layers.
         seed: of the run.
-
-    Raises:
-        ValueError: B and M are both zero, or neither is.
     """
     layer.reset_parameters(_generator(seed, name, "factors"), _generator(seed, name, "mixer"))
-    b_is_zero = not layer.lora_b.any()
-    m_is_zero = layer.mixer.starts_at_zero()
-    if b_is_zero and m_is_zero:
+
+
+def refuse_stuck(layer: AdapterLinear, *, name: str) -> None:
+    """Training must start at the base and be able to leave it: exactly one of B and M starts at zero, M perhaps only
+    near it, and that one learns. With G = ∂L/∂ΔW the gradients are Mᵀ Bᵀ G of A, Bᵀ G Aᵀ of M and G Aᵀ Mᵀ of B: at
+    first only the one at zero has any.
+
+    Raises:
+        ValueError: both are zero, neither is, or the one that is does not learn.
+    """
+    weights = {"B": [layer.lora_b], "M": list(layer.mixer.parameters())}
+    at_zero = {"B": not layer.lora_b.any(), "M": layer.mixer.starts_at_zero()}
+    zero = [part for part, so in at_zero.items() if so]
+    if len(zero) == 2:
         raise ValueError(f"{name}: B and M both start at zero: a saddle point, where every gradient is zero")
-    if not b_is_zero and not m_is_zero:
+    if not zero:
         raise ValueError(f"{name}: neither B nor M starts at zero, so training would not start at the base")
+    if not any(weight.requires_grad for weight in weights[zero[0]]):
+        raise ValueError(f"{name}: {zero[0]} starts at zero and does not learn, so no gradient could arrive anywhere")
+
+
+@torch.no_grad()
+def take_singular_vectors(layer: AdapterLinear, weight: Tensor, *, name: str) -> None:
+    """A = Σ Vᵀ and B = U over the r largest singular values of W = U Σ Vᵀ, which stays as it is (LoRA-XS, arXiv
+    2405.17604; ``utils/initialization_utils.py`` of its released code, which decomposes Wᵀ).
+
+    Args:
+        layer: after :func:`draw`; M keeps its values.
+        weight: W, shape ``(out_features, in_features)``.
+        name: of the layer, for messages.
+
+    Raises:
+        ValueError: the weight is smaller than the rank, or A reads only a slice of the input.
+    """
+    mixer = layer.mixer
+    if layer.lora_a.shape[1] != layer.in_features:
+        raise ValueError(f"{name}: singular vectors need an A that reads the whole input")
+    rank = max(mixer.rank_in, mixer.rank_out)
+    _refuse_more_than(weight, rank, name)
+    u, s, v = largest_triplets(weight.float(), rank)
+    layer.lora_a.copy_((s[:, None] * v)[: mixer.rank_in])
+    layer.lora_b.copy_(u[:, : mixer.rank_out])
 
 
 @torch.no_grad()
@@ -56,8 +89,7 @@ def take_principal_part(layer: AdapterLinear, *, name: str) -> None:
     """
     rank, weight = layer.mixer.rank_in, _float_weight(layer, name)
     full = (layer.out_features, layer.in_features)
-    if rank > min(full):
-        raise ValueError(f"{name}: rank {rank} is more than a weight of {full[0]} × {full[1]} has")
+    _refuse_more_than(weight, rank, name)
     if layer.mixer.routes or layer.lora_a.shape != (rank, full[1]) or layer.mixer.rank_out != rank:
         raise ValueError(f"{name}: a PiSSA start needs a square M between full factors")
     m = layer.mixer.matrix().double()
@@ -132,6 +164,11 @@ def fold_at_init(layer: AdapterLinear, *, drawn: bool) -> None:
         fold_into_a(layer)
     else:
         layer.mixer = IdentityMixer(rank=layer.mixer.rank_in)
+
+
+def _refuse_more_than(weight: Tensor, rank: int, name: str) -> None:
+    if rank > min(weight.shape):
+        raise ValueError(f"{name}: rank {rank} is more than a weight of {weight.shape[0]} × {weight.shape[1]} has")
 
 
 def _float_weight(layer: AdapterLinear, name: str) -> torch.Tensor:

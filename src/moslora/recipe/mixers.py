@@ -46,12 +46,13 @@ class KroneckerOptions(Section):
 
 
 class DenseOptions(Section):
-    """A dense M (rank_out × rank): MoSLoRA (arXiv 2406.11909) and, with a zero start, FLoRA (2405.14739)."""
+    """A dense M (rank_out × rank): MoSLoRA (arXiv 2406.11909); with a zero start, FLoRA (2405.14739) and LoRA-XS
+    (2405.17604)."""
 
     kind: Literal["dense"] = "dense"
 
-    init: Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros"] = "kaiming"
-    """How M starts. B starts at zero, except with `zeros`: then M does, and B is random."""
+    init: Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"] = "kaiming"
+    """How M starts. B starts at zero, except with `zeros` and `near-zero`, N(0, 1e-5²): then B is random."""
 
     train: Literal["learned", "frozen", "folded"] = "learned"
     """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, so that M = I."""

@@ -34,6 +34,10 @@ WELL_CONDITIONED = ("orthogonal", "identity")
 """Starts of a dense mixer whose inverse is no larger than the mixer."""
 
 
+AT_ZERO = ("zeros", "near-zero")
+"""Starts of a dense mixer from which ΔW is zero, or as good as zero, whatever B is."""
+
+
 class Conflict(NamedTuple):
     """Fields that do not go together."""
 
@@ -110,7 +114,7 @@ def _mixer(adapter: AdapterSection) -> Iterator[Conflict]:
             ("adapter.mixer.top_k", "adapter.mixer.experts"),
             f"top_k must be at least 2 and less than experts = {mixer.experts}, or null for all experts",
         )
-    if mixer.kind == "dense" and mixer.init == "zeros" and mixer.train != "learned":
+    if mixer.kind == "dense" and mixer.init in AT_ZERO and mixer.train != "learned":
         # Frozen, B·0·A stays zero, and A and B get no gradient. Folded, A would start at zero and B at random: LoRA
         # with its factors exchanged, which is not a control for any mixer.
         yield Conflict(
@@ -126,6 +130,27 @@ def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
             ("adapter.dora", "adapter.mixer.kind"),
             f"DoRA needs one ΔW, and {mixer.kind} has one per token or task; set dora: false",
         )
+    m_at_zero = mixer.kind == "dense" and mixer.init in AT_ZERO
+    if adapter.trains == "b" and (m_at_zero or mixer.kind in ("diagonal", *GATES)):
+        # M would keep its start: zero, or a gate that never learned anything.
+        yield Conflict(
+            ("adapter.trains", "adapter.mixer.kind", "adapter.mixer.init"),
+            "with B alone M keeps its start, which here is zero or a random gate; set adapter.mixer.kind: identity,"
+            " or trains: all",
+        )
+    if adapter.trains == "mixer" and adapter.start == "pissa":
+        yield Conflict(
+            ("adapter.start", "adapter.trains"),
+            "PiSSA takes its part out of the base for A and B to train it; with M alone set start: svd, or trains: all",
+        )
+        return
+    for field, value, usual in (("trains", "mixer", "all"), ("start", "svd", "lora")):
+        if getattr(adapter, field) == value and not m_at_zero:
+            yield Conflict(
+                (f"adapter.{field}", "adapter.mixer.kind", "adapter.mixer.init"),
+                "B is then not zero, so M has to start at zero or near it; set adapter.mixer to"
+                f" {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}",
+            )
     if adapter.start != "pissa":
         return
     if mixer.kind not in INVERTIBLE or adapter.rank_out not in (None, adapter.rank):
@@ -148,6 +173,11 @@ def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
 def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Conflict]:
     if training.epochs is None and training.max_steps is None:
         yield Conflict(("training.epochs", "training.max_steps"), "the run would never end; set epochs or max_steps")
+    if training.lora_plus_ratio != 1 and adapter.trains != "all":
+        yield Conflict(
+            ("training.lora_plus_ratio", "adapter.trains"),
+            f"a ratio of the rates of B and A, and with trains: {adapter.trains} A does not learn; set it to 1",
+        )
     budget = training.rank_budget
     if budget is None:
         return

@@ -75,9 +75,14 @@ class AdapterSection(Section):
     """Linear layers to adapt: a list of the last parts of their names, a regular expression that matches the whole
     dotted name, or `all-linear` for all but the output layer."""
 
-    start: Literal["lora", "pissa"] = "lora"
-    """`lora`: ΔW = 0. `pissa`: the principal part of the base, which is removed from it (arXiv 2404.02948); a dense
-    mixer must then start `orthogonal` or as the `identity`."""
+    start: Literal["lora", "pissa", "svd"] = "lora"
+    """`lora`: A at random, ΔW = 0. `pissa`: the principal part of the base, which is removed from it (arXiv
+    2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and A = ΣVᵀ of the
+    base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near zero."""
+
+    trains: Literal["all", "b", "mixer"] = "all"
+    """Which of A, M and B learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303).
+    `mixer`: M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero."""
 
     dora: bool = False
     """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
@@ -90,7 +95,9 @@ class AdapterSection(Section):
         ranks = f"{self.rank}" if self.rank_out in (None, self.rank) else f"{self.rank} to {self.rank_out}"
         root = "√" if self.scaling == "rslora" else ""
         parts = [f"mixer {self.mixer.kind}", f"rank {ranks}", f"s = {self.alpha:g}/{root}{self.rank}"]
-        return ", ".join(parts + ["PiSSA start"] * (self.start == "pissa") + ["DoRA"] * self.dora)
+        parts += {"lora": [], "pissa": ["PiSSA start"], "svd": ["SVD start"]}[self.start]
+        parts += {"all": [], "b": ["only B learns"], "mixer": ["only M learns"]}[self.trains]
+        return ", ".join(parts + ["DoRA"] * self.dora)
 
 
 class DataSection(Section):

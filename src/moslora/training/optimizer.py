@@ -20,10 +20,12 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
     invertible M keeps its rank under gradient flow. Magnitudes are lengths of rows and do not decay.
     """
     layers = [layer for _, layer in named_adapters(model)]
+    a = [layer.lora_a for layer in layers if layer.lora_a.requires_grad]
+    b = [layer.lora_b for layer in layers if layer.lora_b.requires_grad]
     rate, decay = training.learning_rate, training.weight_decay
     groups: list[dict[str, Any]] = [
-        {"params": [layer.lora_a for layer in layers], "lr": rate, "weight_decay": decay},
-        {"params": [layer.lora_b for layer in layers], "lr": rate * training.lora_plus_ratio, "weight_decay": decay},
+        {"params": a, "lr": rate, "weight_decay": decay},
+        {"params": b, "lr": rate * training.lora_plus_ratio, "weight_decay": decay},
         {
             "params": _learned(model, Mixer),
             "lr": training.mixer_learning_rate or rate,

@@ -10,6 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+NEAR_ZERO_STD = 1e-5
+"""Of the entries of LoRA-XS's M at the start (arXiv 2405.17604; ``sigma=0.00001`` in its released code)."""
+
+NEAR_ZERO = 10 * NEAR_ZERO_STD
+"""Largest entry of an M that counts as starting at zero: no draw of :data:`NEAR_ZERO_STD` reaches it."""
+
 
 class NotMergeable(ValueError):
     """There is no single matrix M: it depends on the input, or on a task that was not named."""
@@ -25,7 +31,7 @@ class Mixer(nn.Module, ABC):
         rank_in: columns of M, rows of ``lora_a``.
         rank_out: rows of M, columns of ``lora_b``.
         square: whether ``rank_out`` must be ``rank``.
-        zero_at_init: whether M starts at zero. Then ``lora_b`` must not (and the other way round).
+        zero_at_init: whether M starts at zero or near it. Then ``lora_b`` must not (and the other way round).
         folds_at_init: whether M is multiplied into ``lora_a`` right after the draw and then removed.
         routes: whether M depends on the input or the task.
         reads_input: whether the constructor takes ``in_features``, for a router that reads the layer's input.
@@ -95,8 +101,8 @@ class Mixer(nn.Module, ABC):
         return self.matrix().to(lora_a) @ lora_a, lora_b
 
     def starts_at_zero(self) -> bool:
-        """Whether M is zero after the draw."""
-        return not self.matrix().any()
+        """Whether M, after the draw, is zero or as near it as LoRA-XS starts (:data:`NEAR_ZERO`)."""
+        return bool(self.matrix().abs().max() <= NEAR_ZERO)
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
         """What the method adds to the loss for this layer, a float32 scalar or ``None``.

@@ -6,17 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters.mixers.base import Mixer, kaiming, refuse_uneven
+from moslora.adapters.mixers.base import NEAR_ZERO_STD, Mixer, kaiming, refuse_uneven
 
-DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros"]
+DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
 DenseTraining = Literal["learned", "frozen", "folded"]
 
 
 class DenseMixer(Mixer):
-    """M dense, square or rectangular: MoSLoRA (arXiv 2406.11909); starting at zero, FLoRA's 2-D core (2405.14739).
+    """M dense, square or rectangular: MoSLoRA (arXiv 2406.11909); starting at zero, FLoRA's 2-D core (2405.14739);
+    starting near zero between frozen singular vectors, LoRA-XS (2405.17604).
 
     The starting values and their gain E‖Mh‖²/‖h‖²: ``kaiming`` U(±1/√rank_in), as released, 1/3;
-    ``orthogonal`` and ``identity`` 1; ``xavier`` about 1; ``normal`` N(0, 1) rank_out; ``zeros`` 0.
+    ``orthogonal`` and ``identity`` 1; ``xavier`` about 1; ``normal`` N(0, 1) rank_out; ``zeros`` 0; ``near-zero``
+    N(0, 1e-5²) rank_out · 1e-10.
 
     Args:
         rank: rank_in.
@@ -40,10 +42,10 @@ class DenseMixer(Mixer):
         train: DenseTraining = "learned",
     ) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
-        if init == "zeros" and train != "learned":
+        self.zero_at_init = init in ("zeros", "near-zero")
+        if self.zero_at_init and train != "learned":
             raise ValueError(f"a mixer that starts at zero and is {train} stays zero, so nothing would be learned")
         self.init = init
-        self.zero_at_init = init == "zeros"
         self.folds_at_init = train == "folded"
         empty = torch.empty(self.rank_out, self.rank_in, dtype=torch.float32)
         self.weight = nn.Parameter(empty, requires_grad=train == "learned")
@@ -71,6 +73,8 @@ class DenseMixer(Mixer):
                     nn.init.normal_(self.weight, generator=generator)
                 case "zeros":
                     nn.init.zeros_(self.weight)
+                case "near-zero":
+                    nn.init.normal_(self.weight, std=NEAR_ZERO_STD, generator=generator)
 
 
 class DiagonalMixer(Mixer):
