@@ -30,12 +30,12 @@ from report import alternate, machine
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one adapted layer: its features, and what the recipe says of its adapter."""
+    """Of one adapted layer: its features, LoRA's rank, and what the recipe says of its adapter."""
 
     d_in: int
     d_out: int
     r: int
-    r_out: int
+    own_r: int
     k: int
     d_e: int
 
@@ -64,10 +64,10 @@ METHODS = (
     Method("controls/moslora-frozen", "0", lambda s: 0),
     Method("controls/moslora-folded", "0", lambda s: 0),
     Method("controls/lora-scaled", "0", lambda s: 0),
-    Method("flora", "r · r_out − (r − r_out) · d_out", lambda s: s.r * s.r_out - (s.r - s.r_out) * s.d_out),
+    Method("flora", "r²", lambda s: s.r**2),
     Method("lora-xs", "r² − r · (d_in + d_out)", lambda s: s.r**2 - s.r * (s.d_in + s.d_out)),
     Method("lora-fa", "−r · d_in", lambda s: -s.r * s.d_in),
-    Method("adalora", "r", lambda s: s.r),
+    Method("adalora", "r₀ + (r₀ − r) · (d_in + d_out)", lambda s: s.own_r + (s.own_r - s.r) * (s.d_in + s.d_out)),
     Method("rslora", "0", lambda s: 0),
     Method("lora-plus", "0", lambda s: 0),
     Method("pissa", "0", lambda s: 0),
@@ -128,7 +128,7 @@ def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
     found = {
         "mixer": recipe.adapter.mixer.kind,
         "dropout": recipe.adapter.dropout,
-        "parameters": parameters(method, recipe),
+        "parameters": parameters(method, recipe, rank=load_recipe(settings.base).adapter.rank),
         "seconds": times(method, folder, settings),
         "machine": machine(),
         "resumed_difference": resume(run, resumed, step=settings.steps // 2),
@@ -177,8 +177,8 @@ def reload_and_evaluate(run: Path) -> dict[str, int]:
     return {task: score.n for task, score in results.tasks.items()}
 
 
-def parameters(method: Method, recipe: Recipe) -> dict[str, int]:
-    """LoRA's trainable parameters by r · (d_in + d_out), what the method's formula adds, and the number counted.
+def parameters(method: Method, recipe: Recipe, *, rank: int) -> dict[str, int]:
+    """LoRA's trainable parameters, of ``rank`` r, by r · (d_in + d_out), what the formula adds, and the number counted.
 
     Raises:
         RuntimeError: the formula is wrong.
@@ -190,8 +190,8 @@ def parameters(method: Method, recipe: Recipe) -> dict[str, int]:
         Sizes(
             d_in=layer.in_features,
             d_out=layer.out_features,
-            r=section.rank,
-            r_out=section.rank_out or section.rank,
+            r=rank,
+            own_r=section.rank,
             k=getattr(section.mixer, "experts", getattr(section.mixer, "blocks", 1)),
             d_e=getattr(section.mixer, "embedding_size", 0),
         )

@@ -28,10 +28,13 @@ TASK_FILES = ["tasks/commonsense_qa", "tasks/copa"]
 METHODS = {
     "methods/adalora": (
         DiagonalOptions(),
-        {"training": {"rank_budget": {"target_rank": 8, "warmup_share": 0.1, "final_share": 0.3, "interval": 1}}},
+        {
+            "adapter": {"rank": 24},
+            "training": {"rank_budget": {"target_rank": 16, "warmup_share": 0.1, "final_share": 0.3, "interval": 1}},
+        },
     ),
     "methods/dora": (IdentityOptions(), {"adapter": {"dora": True}}),
-    "methods/flora": (DenseOptions(init="zeros"), {"adapter": {"rank": 16, "rank_out": 8}}),
+    "methods/flora": (DenseOptions(init="zeros"), {}),
     "methods/gate-inside": (GateInsideOptions(experts=4), {}),
     "methods/input-split": (InputSplitOptions(blocks=2), {}),
     "methods/kronecker": (KroneckerOptions(blocks=4), {}),

@@ -36,7 +36,8 @@ def test_formula_gives_the_number_of_parameters(method, tmp_path: Path) -> None:
     settings = Settings(base="llama3-8b", steps=4, pairs=2, rows=2, questions=2)
     text = recipe_text(method.recipe, settings, steps=4)
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    found = parameters(method, load_recipe(tmp_path / "recipe.yaml", ["data.source=wheel", "data.format=label"]))
+    recipe = load_recipe(tmp_path / "recipe.yaml", ["data.source=wheel", "data.format=label"])
+    found = parameters(method, recipe, rank=16)
     assert found["lora"] == 28_311_552
     if method.recipe == "moslora":
         assert found["added"] == 40_960

@@ -36,7 +36,7 @@ SMALL = {
     "methods/adalora": ("training.rank_budget.target_rank=4", "training.rank_budget.warmup_share=0.2"),
     "methods/flora": ("adapter.rank_out=4",),
 }
-"""Method -> what has to shrink with the rank of 8."""
+"""Method -> what has to shrink with the rank of 8; FLoRA's core is rectangular, its recipe's option."""
 
 FIXED = {
     "methods/controls/moslora-frozen": ("mixer.weight",),

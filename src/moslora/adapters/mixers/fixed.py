@@ -70,7 +70,7 @@ class ButterflyMixer(Mixer):
     Args:
         rank: r, a multiple of ``blocks``.
         blocks: k, the number of subspaces.
-        normalize: M / k, an orthogonal projector: the released code's 1/√k on each side.
+        normalize: M / k, an orthogonal projector: 1/√k on each side.
     """
 
     def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2, normalize: bool = False) -> None:
