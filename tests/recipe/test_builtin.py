@@ -88,7 +88,7 @@ def test_llama3_8b_is_the_setting_of_the_paper():
     assert (training.learning_rate, training.schedule, training.warmup_steps) == (3e-4, "linear", 100)
     assert (training.global_batch_size, training.epochs) == (16, 3)
     assert (training.weight_decay, training.max_grad_norm, training.betas) == (0, 1, (0.9, 0.999))
-    assert recipe.model.dtype == "bfloat16"
+    assert (recipe.model.name, recipe.model.dtype) == ("meta-llama/Meta-Llama-3-8B-Instruct", "bfloat16")
     assert recipe.evaluation_source == "hub"
 
 
