@@ -1,5 +1,6 @@
 """The real rows: equal to LLM-Adapters' files by git blob id, and to the hub's rows one by one."""
 
+import json
 import re
 from typing import Literal
 
@@ -8,10 +9,11 @@ import pytest
 from data_kit import hub_examples, rows
 from moslora.choices import Split
 from moslora.data import wheel
-from moslora.data.sources import blob_id, data_hash, differences, load_examples, load_training, row_counts
+from moslora.data.mixture import blob_id
+from moslora.data.sources import data_hash, differences, load_examples, load_training, row_counts
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
-from moslora.prompts import instruction, parse_instruction
+from moslora.prompts import instruction, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, TASKS
 
 BLOB_IDS = {
@@ -41,14 +43,16 @@ DIFFERENT = {("hellaswag", "train"), ("winogrande", "train")}
 def test_git_blob_id(task: str, split: Split) -> None:
     """14 of LLM-Adapters' 16 files, to the byte; the two others are known to differ, and are reported."""
     raw = (task, split) == ("hellaswag", "test")
-    same = blob_id(hub_examples(task) if raw else rows(task, split)) == BLOB_IDS[task, split]
+    examples = hub_examples(task) if raw else rows(task, split)
+    content = json.dumps([llm_adapters_row(example) for example in examples], indent=4).encode()
+    same = blob_id(content) == BLOB_IDS[task, split]
     assert same == ((task, split) not in DIFFERENT)
     if not same:
         assert any(line.startswith(f"{task}:") for line in differences("wheel", [task]))
 
 
 def test_blob_id_is_gits() -> None:
-    assert blob_id([]) == "0637a088a01e8ddab3bf3fa98dbe804cbde1a0dc"  # echo -n '[]' | git hash-object --stdin
+    assert blob_id(b"[]") == "0637a088a01e8ddab3bf3fa98dbe804cbde1a0dc"  # echo -n '[]' | git hash-object --stdin
 
 
 def test_differences_are_said_for_the_chosen_tasks_only() -> None:

@@ -12,18 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from moslora.choices import Split, Winogrande
-from moslora.data import hub, local, own, wheel
+from moslora.data import hub, local, mixture, own, wheel
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.files import sha256
-from moslora.prompts import llm_adapters_row
 from moslora.tasks import INSTRUCTION, Example, Task
 
-MIXTURE = "commonsense_170k"
-"""The source that is LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
-
-_NESTED_SIZES = (160, 640, 2_558, 10_234, 40_398)
-"""WinoGrande's xs, s, m, l, xl: each is a prefix of the next."""
+MIXTURE = mixture.MIXTURE
+"""The source that is a copy of LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
 
 
 def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
@@ -52,7 +48,7 @@ def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogran
         return local.load(path, task, split)
     examples = wheel.load(task, split) if source == "wheel" else hub.load(task, split)
     if task.name == "winogrande" and split == "train" and winogrande == "nested":
-        nested = [example for size in _NESTED_SIZES for example in examples[:size]]
+        nested = [example for size in mixture.NESTED_SIZES for example in examples[:size]]
         return [replace(example, id=f"{task.name}/{split}/{row}") for row, example in enumerate(nested)]
     return examples
 
@@ -70,9 +66,11 @@ def load_training(tasks: Sequence[Task], *, source: str, winogrande: Winogrande 
     sets = [task for task in tasks if not task.own]
     if sets and source == MIXTURE:
         examples = hub.load_mixture()
+        mixture.refuse_other(examples, source=source)
     elif sets and (path := local_path(source)) and path.is_file():
-        wanted = {*(task.name for task in sets), INSTRUCTION}
-        examples = [example for example in local.read_file(path, "train") if example.task in wanted]
+        wanted, whole = {*(task.name for task in sets), INSTRUCTION}, local.read_file(path, "train")
+        mixture.refuse_other(whole, source=source)
+        examples = [example for example in whole if example.task in wanted]
         if not examples:
             raise UsageError(f"{path}: no rows of {', '.join(task.name for task in sets)}")
     else:
@@ -99,7 +97,7 @@ def row_counts(tasks: Sequence[Task], *, source: str, winogrande: Winogrande = "
     else:
         counts = {task.name: task.rows["train"] for task in sets}
         if "winogrande" in counts and winogrande == "nested":
-            counts["winogrande"] = sum(_NESTED_SIZES)
+            counts["winogrande"] = sum(mixture.NESTED_SIZES)
     return counts | {task.name: len(own.load(task, "train")) for task in tasks if task.own}
 
 
@@ -120,19 +118,21 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     sets = [task for task in tasks if not task.own]
     if not sets:
         return found
+    compared = [str(wheel.at_hand())] if mixture.is_copy(source) else []
     if source == MIXTURE:
-        return [*found, source, hub.mixture_commit()]
+        return [*found, source, hub.mixture_commit(), *compared]
     path = local_path(source)
     if path is None:
         return [*found, source, DATA_WHEEL.sha256]
     files = [path] if path.is_file() else [local.find_file(path, task, split) for task in sets]
-    return found + [sha256(file) if file else "" for file in files]
+    return [*found, *(sha256(file) if file else "" for file in files), *compared]
 
 
 def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:
-    """A line for each set of wheel or hub whose rows are not LLM-Adapters' own."""
+    """A line for each set of wheel or hub whose rows are not LLM-Adapters' own, and for a copy of their mixture."""
     tasks = set(tasks)
-    lines = []
+    said = None if source in ("wheel", "hub") else mixture.remark(source)
+    lines = [said] if said else []
     if source == "wheel" and "hellaswag" in tasks:
         lines.append(
             "hellaswag: the wheel's text is without WikiHow's tags, in training and test "
@@ -154,9 +154,3 @@ def data_hash(examples: Iterable[Example]) -> str:
         fields = {name: value for name, value in vars(example).items() if name != "wording" or value}
         digest.update(json.dumps(fields, sort_keys=True, separators=(",", ":"), default=vars).encode() + b"\n")
     return digest.hexdigest()
-
-
-def blob_id(examples: Iterable[Example]) -> str:
-    """The git blob id of the examples as a JSON file of LLM-Adapters."""
-    content = json.dumps([llm_adapters_row(example) for example in examples], indent=4).encode()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

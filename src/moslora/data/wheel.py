@@ -41,6 +41,11 @@ def load(task: Task, split: Split) -> list[Example]:
     return examples
 
 
+def at_hand() -> bool:
+    """Whether the sets can be loaded without a download."""
+    return (home() / "wheels" / DATA_WHEEL.filename).is_file()
+
+
 def _cache_key() -> str:
     return f"{DATA_WHEEL.name}-{DATA_WHEEL.version}-{DATA_WHEEL.sha256[:12]}-v{_SCHEMA}"
 

