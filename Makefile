@@ -2,13 +2,14 @@
 #
 #   make quickstart    install, then train, score and merge a small real model
 #   make test          setup, then run the tests
-#   make proof         compute the figures and tables of docs/proof.md
+#   make proof         compute the figures and tables of docs/proof.md and docs/argument.md
 #   make setup         install with the development tools
 #   make lint          style, types and the import contract
 #   make docs          write docs/recipes.md from the recipe models
 #   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
-#   make experts       time fused against sequential experts: another table (both need an otherwise idle machine)
+#   make experts       time fused against sequential experts: a table of docs/argument.md
+#   make latency       time answers and writing with every kind of adapter: another (all three need an idle machine)
 #
 # Another interpreter: make PYTHON=python3.12 <target>
 
@@ -17,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test proof setup lint docs methods experts bench
+.PHONY: quickstart test proof setup lint docs methods experts latency bench
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -28,6 +29,7 @@ test: $(VENV)/installed-dev
 
 proof: $(VENV)/installed-plots
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/proof.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/argument.py
 
 setup: $(VENV)/installed-dev
 
@@ -56,6 +58,9 @@ bench: .venv-bench/installed
 
 experts: $(VENV)/installed
 	$(BIN)/python benchmarks/experts.py
+
+latency: $(VENV)/installed
+	$(BIN)/python benchmarks/latency.py
 
 # Stamps: dependencies are installed again only when pyproject.toml has changed.
 $(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg

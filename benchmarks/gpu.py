@@ -10,7 +10,8 @@ nothing. The large models have LLaMA-3-8B's shapes (or the largest that fits) an
 are random tokens with the lengths of real ones, 16 a step, loss on all tokens, as LLM-Adapters trains.
 
     suite       the tests marked ``gpu``
-    ours        training by this program, then the protocols and generation on the same model
+    ours        training by this program, then the protocols on the same model
+    latency     an answer and writing with every kind of adapter, merged and not: benchmarks/latency.py
     peft:4:random    PEFT's LoRA under the Trainer of transformers at the released settings, micro-batches of 4 × 4
     peft:…           the same with other sizes of micro-batch and ways to sample
 
@@ -24,7 +25,8 @@ The JSON::
                     step_seconds, rows_per_second, tokens_per_second, share_of_peak, peak_gb, kernels_per_step,
                     kernel_seconds_per_step (on a CPU of operations)
       ours          also checkpointing (training with gradient checkpointing), questions_per_second by protocol,
-                    generated_tokens_per_second by base, merged, unmerged, and failed (what -> error)
+                    and failed (what -> error)
+      latency       contestant -> answer_ms, tokens_per_second
     ours_is     rows per second of ours over those of PEFT: "released" and "best"
     seconds     of all
 """
@@ -57,6 +59,7 @@ LIMITS = {
     "ours": 140,
     RELEASED: 70,
     "suite": 150,
+    "latency": 90,
     "peft:16:random": 50,
     "peft:8:group_by_length": 50,
     "peft:4:group_by_length": 50,
@@ -171,7 +174,7 @@ def rates(seconds: Sequence[float], *, parameters: int, tflops: float) -> dict[s
 
 
 def ours() -> dict[str, Any]:
-    """Training, evaluation and generation by this program, over one random model."""
+    """Training and evaluation by this program, over one random model."""
     from moslora.adapters import inject
     from moslora.base.norm import use_fast_norms
     from moslora.recipe import load_recipe
@@ -197,7 +200,6 @@ def ours() -> dict[str, Any]:
     model.gradient_checkpointing_disable()
     model.eval()
     part("questions_per_second", partial(questions_per_second, model))
-    part("generated_tokens_per_second", partial(generated_tokens_per_second, model))
     return found
 
 
@@ -237,34 +239,19 @@ def questions_per_second(model: Any) -> dict[str, float]:
 FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}
 
 
-@torch.inference_mode()
-def generated_tokens_per_second(model: Any, *, rows: int = 8, prompt: int = 100, new: int = 48) -> dict[str, float]:
-    """Greedy writing with the adapters beside the base, folded into it, and without them."""
-    from moslora.adapters import named_adapters
+def latency() -> dict[str, Any]:
+    """An answer and writing with every kind of adapter, one question at a time, over one random model."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from evaluation_kit import tokenizer
+    from latency import measure, medians
+    from moslora.base.norm import use_fast_norms
+    from moslora.recipe import load_recipe
 
-    new = new if torch.cuda.is_available() else 4
-    ids = torch.randint(3, shapes()[1]["vocab_size"], (rows, prompt), device=device())
-
-    def speed() -> float:
-        settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
-        model.generate(ids, max_new_tokens=2, **settings)
-        wait()
-        began = time.perf_counter()
-        model.generate(ids, max_new_tokens=new, min_new_tokens=new, **settings)
-        wait()
-        return rows * new / (time.perf_counter() - began)
-
-    found = {"unmerged": speed()}
-    layers = list(named_adapters(model))
-    for name, layer in layers:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
-    found["base"] = speed()
-    for _, layer in layers:
-        weight: Any = layer.base.weight
-        weight.data = (weight.float() + layer.delta_weight()).to(weight.dtype)
-    found["merged"] = speed()
-    return found
+    tokens, repetitions = (16, 5) if torch.cuda.is_available() else (2, 1)
+    model = random_model()
+    use_fast_norms(model)
+    adapter = load_recipe("llama3-8b").adapter
+    return medians(measure(model, tokenizer(), adapter, tokens=tokens, repetitions=repetitions))
 
 
 def peft(micro_batch: int, sampling: str) -> dict[str, Any]:
@@ -350,7 +337,7 @@ def work(name: str) -> dict[str, Any]:
     if name.startswith("peft:"):
         _, micro_batch, sampling = name.split(":")
         return peft(int(micro_batch), sampling)
-    return suite() if name == "suite" else ours()
+    return {"suite": suite, "latency": latency, "ours": ours}[name]()
 
 
 def in_process(name: str, *, limit: float) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The figures and tables of docs/proof.md, computed and written in place: ``make proof``."""
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +21,7 @@ from proof_tables import (
     starts_table,
     twins_table,
 )
+from report import write_between
 from trajectories import ROUNDING, STEPS
 from update_rules import (
     ADAM,
@@ -168,15 +168,6 @@ def draw_butterfly() -> Figure:
     return figure
 
 
-def replace_between(text: str, name: str, block: str) -> str:
-    """The text with ``block`` between the comments ``table: name`` and ``end``."""
-    pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.S)
-    text, count = pattern.subn(lambda match: f"{match[1]}\n{block}\n\n{match[2]}", text)
-    if count != 1:
-        raise SystemExit(f"docs/proof.md has {count} places for the table {name}, not one")
-    return text
-
-
 def main() -> None:
     torch.set_num_threads(1)
     plt.style.use(STYLE)
@@ -199,11 +190,9 @@ def main() -> None:
         "drift": drift_table(),
     }
     page = DOCS / "proof.md"
-    text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():
         print(f"\n{name}\n\n{block}")
-        text = replace_between(text, name, block)
-    page.write_text(text, encoding="utf-8")
+        write_between(page, f"table: {name}", block)
     print(f"\nwritten: {page} and {len(figures)} figures in {folder}")
 
 

@@ -18,7 +18,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import methods  # noqa: E402
 from examine import METHODS, Settings, parameters, recipe_text  # noqa: E402
-from experts import check, fused_layer  # noqa: E402
+from experts import KINDS, check, fused_layer  # noqa: E402
 from report import alternate, spread, write_between  # noqa: E402
 
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -129,9 +129,11 @@ def test_the_caption_has_the_dropout_of_the_recipe() -> None:
     assert f"`smollm2-135m`, dropout {load_recipe('smollm2-135m').adapter.dropout:g}, " in PAGE
 
 
-@pytest.mark.parametrize(("experts", "top_k"), [(2, None), (4, None), (4, 2), (8, 3)])
-def test_sequential_experts_compute_what_the_fused_ones_do(experts: int, top_k: int | None) -> None:
-    check(fused_layer(24, 40, experts, top_k, dtype=torch.float32))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("experts", [2, 4, 8])
+def test_sequential_experts_compute_what_the_fused_ones_do(experts: int, kind: str) -> None:
+    if mixer := KINDS[kind](experts):
+        check(fused_layer(24, 40, mixer, dtype=torch.float32))
 
 
 def test_pairs_are_timed_in_turns() -> None:
@@ -220,9 +222,9 @@ def test_every_table_of_a_document_is_measured() -> None:
     found = {}
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         found |= dict(PLACES.findall(page.read_text(encoding="utf-8")))
-    assert found.keys() == {"methods table", "experts table", "training table", "evaluation table"}
+    assert found.keys() == {"methods table", "experts table", "latency table", "training table", "evaluation table"}
     for name, text in found.items():
-        if name in ("training table", "evaluation table") and not text.strip():
-            continue  # `make bench` has not been run yet
+        if name in ("latency table", "training table", "evaluation table") and not text.strip():
+            continue  # `make latency` or `make bench` has not been run yet
         assert "not measured yet" not in text, name
         assert len(re.findall(r"^\| .* \|$", text, re.M)) > 2 and "torch " in text, name

@@ -315,7 +315,7 @@ def rows_of(block: str) -> list[list[str]]:
 
 
 def page_table(name: str) -> list[list[str]]:
-    return rows_of(PAGE.split(f"<!-- table: {name} -->")[1].split("<!-- end -->")[0])
+    return rows_of(PAGE.split(f"<!-- table: {name} -->")[1].split("<!-- /table")[0])
 
 
 def step_of_the_last_digit(cell: str) -> float:

@@ -1,0 +1,157 @@
+"""The numbers of docs/argument.md, from the mixers of `moslora.adapters` themselves.
+
+The matrices that argument.py draws, and the tables that it writes into the page.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from moslora.adapters import AdapterLinear, Mixer, NotMergeable, build_mixer
+from report import markdown
+
+RANK, PARTS = 12, 3
+"""Of the pictures; the table of halves and thirds has the same rank, which divides by 2 and by 3."""
+
+D, TABLE_RANK = 4096, 16
+"""Of the table: LLaMA-3-8B's q_proj and the recipes' rank."""
+
+
+def drawn(kind: str, *, rank: int = RANK, in_features: int = 24, **options: Any) -> Mixer:
+    """A mixer at its random start."""
+    mixer = build_mixer(kind=kind, rank=rank, in_features=in_features, **options)
+    mixer.reset_parameters(torch.Generator().manual_seed(2))
+    return mixer.eval()
+
+
+def token(number: int, in_features: int = 24) -> Tensor:
+    """A random input, large enough for the gates to differ visibly."""
+    return 2 * torch.randn(in_features, generator=torch.Generator().manual_seed(number))
+
+
+@torch.no_grad()
+def matrix_at(mixer: Mixer, x: Tensor) -> Tensor:
+    """M, or the M(x) of a gate: what the mixer makes of the unit vectors."""
+    return mixer(torch.eye(mixer.rank_in), x.expand(mixer.rank_in, -1)).T
+
+
+def static(kind: str, **options: Any) -> Tensor:
+    """The M of a mixer that has one, at its random start."""
+    return drawn(kind, **options).matrix().detach()
+
+
+def factor_a(kind: str, **options: Any) -> Tensor:
+    """The A that a layer multiplies by, at its random start: whole, as it is exported."""
+    layer = AdapterLinear(nn.Linear(24, 24), mixer=drawn(kind, **options), scale=1.0)
+    layer.reset_parameters(torch.Generator().manual_seed(0))
+    return layer.mixer.fold(layer.lora_a, layer.lora_b)[0].detach()
+
+
+def matrices() -> dict[str, list[Tensor]]:
+    """By picture: what it shows."""
+    one, other = token(1), token(5)
+    dense = drawn("token-gate", experts=PARTS)
+    sparse = drawn("token-gate", experts=PARTS, top_k=2)
+    inside = drawn("gate-inside", experts=PARTS)
+    found = {
+        "lora": [static("identity")],
+        "experts": [matrix_at(dense, one), matrix_at(dense, other), matrix_at(sparse, one)],
+        "gates-inside": [matrix_at(inside, one), matrix_at(inside, other)],
+        "split-r": [static("identity"), factor_a("identity")],
+        "split-d": [static("input-split", blocks=PARTS), factor_a("input-split", blocks=PARTS)],
+        "crossed": [static("butterfly", blocks=2), static("butterfly", blocks=3)],
+        "learned": [static("kronecker", blocks=PARTS), static("dense")],
+    }
+    steps = ("lora", "experts", "gates-inside", "split-r", "crossed")
+    return {"steps": [*(found[name][0] for name in steps), found["learned"][1]], **found}
+
+
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "LoRA": {"kind": "identity"},
+    "LoRA experts, dense gate": {"kind": "token-gate", "experts": 4},
+    "LoRA experts, top-2 gate": {"kind": "token-gate", "experts": 4, "top_k": 2},
+    "gates inside": {"kind": "gate-inside", "experts": 4},
+    "input split in 4": {"kind": "input-split", "blocks": 4},
+    "two-subspace mixing": {"kind": "butterfly", "blocks": 2},
+    "Kronecker": {"kind": "kronecker", "blocks": 4},
+    "MoSLoRA": {"kind": "dense"},
+}
+"""By name: the mixer, as in a recipe."""
+
+
+def layer_of(mixer: Mixer) -> AdapterLinear:
+    """An adapted D × D layer without numbers."""
+    with torch.device("meta"):
+        return AdapterLinear(nn.Linear(D, D, bias=False), mixer=mixer.to("meta"), scale=2.0)
+
+
+def operations(layer: AdapterLinear) -> int:
+    """Multiplications, each with the addition after it, of the products for one token beside W x."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(torch.empty(1, D, device="meta"))
+    return counter.get_total_flops() // 2 - D * D
+
+
+def merged_rank(layer: AdapterLinear) -> int | None:
+    """The rank of the LoRA pair that the adapter folds into before it is merged; ``None`` if it cannot be."""
+    try:
+        return len(layer.mixer.fold(layer.lora_a, layer.lora_b)[0])
+    except NotMergeable:
+        return None
+
+
+def systems_table() -> str:
+    """What each system's M is, holds and costs; LoRA's own numbers, and the others' in addition to them."""
+    rows = [["", "M depends on x", "M", "parameters", "operations in training", "merges", "operations in use"]]
+    plain = layer_of(drawn("identity", rank=TABLE_RANK, in_features=D))
+    for name, options in SYSTEMS.items():
+        mixer = drawn(rank=TABLE_RANK, in_features=D, **options)
+        at, elsewhere = (matrix_at(mixer, token(seed, D)) for seed in (1, 5))
+        filled, entries = int(at.count_nonzero()), at.numel()
+        layer = layer_of(mixer)
+        count, rank = operations(layer), merged_rank(layer)
+        rows.append(
+            [
+                name,
+                "no" if at.equal(elsewhere) else "yes",
+                f"{'dense' if filled == entries else 'sparse'}, {filled} of {entries}",
+                against(parameters(layer), parameters(plain), first=len(rows) == 1),
+                against(count, operations(plain), first=len(rows) == 1),
+                "nothing" if rank is None else f"all, as LoRA of rank {rank}",
+                f"{count:,}" if rank is None else "0",
+            ]
+        )
+    return markdown(rows)
+
+
+def parameters(layer: AdapterLinear) -> int:
+    return sum(p.numel() for p in layer.parameters() if p.requires_grad)
+
+
+def against(value: int, of_lora: int, *, first: bool) -> str:
+    """The number itself in LoRA's row, its difference from LoRA's in the others."""
+    return f"{value:,}" if first else f"{value - of_lora:+,}".replace("-", "−")
+
+
+def halves_and_thirds_table() -> str:
+    """Two and three subspaces at one rank."""
+    rows = [["", "entries of M that are not 0", "parameters", "merges as LoRA of rank", "trains as LoRA of rank"]]
+    for count in (2, 3):
+        mixer = drawn("butterfly", rank=RANK, in_features=D, blocks=count)
+        m, layer = mixer.matrix(), layer_of(mixer)
+        rank, rate = int(torch.linalg.matrix_rank(m)), torch.linalg.matrix_norm(m, 2)
+        rows.append(
+            [
+                f"r/{count}, `blocks: {count}`",
+                f"{int(m.count_nonzero())} of {m.numel()}",
+                f"{parameters(layer):,}",
+                str(merged_rank(layer)),
+                f"{rank}, at {rate:.0f} × the learning rate",
+            ]
+        )
+    return markdown(rows)
+
+
+TABLES = {"systems": systems_table, "halves and thirds": halves_and_thirds_table}

@@ -1,0 +1,187 @@
+"""The pictures of docs/argument.md: an adapter as strands between A and B, drawn from the numbers of M.
+
+Left to right: x, A, the r numbers h = A x, the r numbers u = M h, B, y. The line from hᵢ to uⱼ is Mⱼᵢ, and the square
+in row j, column i of the picture of M is the same number: the larger, the further from zero. No background and inks of
+medium brightness, to be read on a white page and on a dark one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
+from matplotlib.path import Path
+from torch import Tensor
+
+A, M, B = "#2E7CC4", "#C2539B", "#16916F"
+"""Of A, M and B, in every picture."""
+
+GATE, NEGATIVE, INK = "#B97A08", "#7B8794", "#75808B"
+"""Of gates, of the entries of M below zero, and of x, y and all text."""
+
+STYLE = {
+    "font.size": 10,
+    "text.color": INK,
+    "savefig.transparent": True,
+    "svg.hashsalt": "moslora",  # the same bytes from the same numbers
+}
+
+X, A_LEFT, A_RIGHT, B_LEFT, B_RIGHT, Y = 0.3, 1.05, 1.8, 3.3, 4.05, 4.8
+"""Where a flow's columns are, in inches from its left."""
+
+TALL, SHORT, BAR = 2.2, 1.7, 0.16
+"""Height of x and y, height of A's and B's blocks together, width of the bars x and y."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of A or B: its name, its shape, and which part of x or y it is joined to (low, high, between 0 and 1)."""
+
+    name: str
+    shape: str
+    joined: tuple[float, float] = (0.0, 1.0)
+
+
+def blocks(name: str, shape: str, count: int) -> list[Block]:
+    """``count`` blocks of one shape, each joined to all of x or y."""
+    subscripts = "₁₂₃₄" if count > 1 else [""]
+    return [Block(f"{name}{subscript}", shape) for subscript in subscripts[:count]]
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure whose data are inches from its lower left corner."""
+    figure = plt.figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return figure, axes
+
+
+def heights(count: int, total: float, middle: float) -> list[tuple[float, float]]:
+    """``count`` equal parts with gaps between them, from the top down: (low, high)."""
+    gap = 0.12 if count > 1 else 0.0
+    one = (total - gap * (count - 1)) / count
+    tops = [middle + total / 2 - place * (one + gap) for place in range(count)]
+    return [(top - one, top) for top in tops]
+
+
+def nodes(count: int, rank: int, middle: float) -> list[float]:
+    """Where each of the r numbers leaves A or enters B, from the top down."""
+    places = []
+    for low, high in heights(count, SHORT, middle):
+        step = (high - low) / (rank // count)
+        places += [high - step * (place + 0.5) for place in range(rank // count)]
+    return places
+
+
+def box(axes: Axes, left: float, low: float, width: float, height: float, colour: str, text: str, small: str) -> None:
+    rounded = "round,pad=0,rounding_size=0.05"
+    shape = FancyBboxPatch((left, low), width, height, boxstyle=rounded, facecolor=colour, edgecolor="none")
+    shape.set_zorder(2.5)  # over lines, under text
+    axes.add_patch(shape)
+    x, y, lift = left + width / 2, low + height / 2, 0.09 if small else 0.0
+    axes.text(x, y + lift, text, color="white", ha="center", va="center", weight="bold", size=11)
+    axes.text(x, y - lift, small, color="white", ha="center", va="center", size=8)
+
+
+def fan(axes: Axes, bar: tuple[float, float, float], edge: tuple[float, float, float], colour: str) -> None:
+    """What a block reads of x, or adds to y; both ends as place, low, high."""
+    corners = [bar[:2], (bar[0], bar[2]), (edge[0], edge[2]), edge[:2]]
+    axes.add_collection(PolyCollection([corners], facecolor=colour, alpha=0.2, edgecolor="none"))
+
+
+def strands(axes: Axes, m: Tensor, *, parts: tuple[int, int], middle: float) -> None:
+    """One line for each entry of M that is not zero, thicker and darker the larger it is."""
+    starts, ends = nodes(parts[0], m.shape[1], middle), nodes(parts[1], m.shape[0], middle)
+    largest = m.abs().max().item()
+    entries = [
+        (abs(value) / largest, (A_RIGHT, starts[i]), (B_LEFT, ends[j]), M if value > 0 else NEGATIVE)
+        for j, row in enumerate(m.tolist())
+        for i, value in enumerate(row)
+        if value
+    ]
+    entries.sort(key=lambda entry: entry[0])
+    crowd = 1.0 if len(entries) <= 3 * len(ends) else 0.7
+    axes.add_collection(
+        LineCollection(
+            [[start, end] for _, start, end, _ in entries],
+            colors=[colour for *_, colour in entries],
+            linewidths=[crowd * (0.4 + 1.5 * size) for size, *_ in entries],
+            alpha=[crowd * (0.3 + 0.7 * size) for size, *_ in entries],
+        )
+    )
+
+
+def flow(
+    axes: Axes,
+    m: Tensor,
+    a: Sequence[Block],
+    b: Sequence[Block],
+    *,
+    middle: float,
+    sizes: tuple[str, str] = ("d$_{in}$", "d$_{out}$"),
+    between: str = "M",
+) -> None:
+    """x → A → M → B → y at the left edge, around the height ``middle``."""
+    low, high = middle - TALL / 2, middle + TALL / 2
+    for place, name, size in zip((X, Y), "xy", sizes, strict=True):
+        axes.add_patch(Rectangle((place - BAR / 2, low), BAR, TALL, facecolor=INK, edgecolor="none"))
+        axes.text(place, high + 0.24, name, ha="center", va="bottom", weight="bold", size=11)
+        axes.text(place, high + 0.08, size, ha="center", va="bottom", size=8)
+    sides = ((a, A, A_LEFT, X + BAR / 2, A_LEFT), (b, B, B_LEFT, Y - BAR / 2, B_RIGHT))
+    for parts, colour, left, bar, edge in sides:
+        for part, (bottom, top) in zip(parts, heights(len(parts), SHORT, middle), strict=True):
+            begin, end = part.joined
+            fan(axes, (bar, low + begin * TALL, low + end * TALL), (edge, bottom, top), colour)
+            box(axes, left, bottom, A_RIGHT - A_LEFT, top - bottom, colour, part.name, part.shape)
+    strands(axes, m, parts=(len(a), len(b)), middle=middle)
+    axes.text((A_RIGHT + B_LEFT) / 2, middle + SHORT / 2 + 0.1, between, color=M, ha="center", weight="bold", size=11)
+
+
+def picture(
+    axes: Axes, m: Tensor, *, left: float, low: float, size: float, title: str, caption: str, colour: str = M
+) -> None:
+    """A matrix as squares whose area is the entry's distance from zero, over a faint grid."""
+    rows, columns = m.shape
+    cell = size / max(rows, columns)
+    width, top = cell * columns, low + size / 2 + cell * rows / 2
+    bottom = top - cell * rows
+    lines = [[(left + i * cell, bottom), (left + i * cell, top)] for i in range(columns + 1)]
+    lines += [[(left, top - j * cell), (left + width, top - j * cell)] for j in range(rows + 1)]
+    axes.add_collection(LineCollection(lines, colors=INK, linewidths=0.4, alpha=0.35))
+    largest = m.abs().max().item()
+    squares: dict[str, list[Path]] = {colour: [], NEGATIVE: []}
+    for j, row in enumerate(m.tolist()):
+        for i, value in enumerate(row):
+            if value:
+                half = 0.46 * cell * (abs(value) / largest) ** 0.5
+                x, y = left + (i + 0.5) * cell, top - (j + 0.5) * cell
+                corners = [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
+                corners = [(round(x, 3), round(y, 3)) for x, y in corners]
+                squares[colour if value > 0 else NEGATIVE].append(Path([*corners, corners[0]], closed=True))
+    for fill, paths in squares.items():
+        if paths:  # one for all squares of a colour: a smaller file
+            axes.add_patch(PathPatch(Path.make_compound_path(*paths), facecolor=fill, edgecolor="none"))
+    axes.text(left + width / 2, top + 0.08, title, ha="center", va="bottom", weight="bold", size=10)
+    axes.text(left + width / 2, bottom - 0.09, caption, ha="center", va="top", size=8.5, linespacing=1.35)
+
+
+def below(axes: Axes, text: str, colour: str, *, to: float, width: float, middle: float) -> None:
+    """A box under a flow that begins at the left edge, with a line from x."""
+    low, height, bottom = middle - TALL / 2 - 0.6, 0.34, middle - TALL / 2
+    box(axes, to - width / 2, low, width, height, colour, text, "")
+    axes.plot([X, X, to - width / 2], [bottom, low + height / 2, low + height / 2], color=colour, linewidth=1.3)
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    style = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", xy=end, xytext=start, arrowprops=style)
+
+
+def gate(axes: Axes, text: str, *, to: float, middle: float) -> None:
+    """A gate that reads x and weighs the strands above it."""
+    below(axes, text, GATE, to=to, width=0.68, middle=middle)
+    arrow(axes, (to, middle - TALL / 2 - 0.26), (to, middle - SHORT / 2 - 0.02), GATE)

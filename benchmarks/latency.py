@@ -1,0 +1,202 @@
+"""What an adapter costs when the model is used: the time of one answer, and the tokens that it writes a second.
+
+    python benchmarks/latency.py
+    python benchmarks/latency.py --base recipe.yaml --tokens 4 --repetitions 2 --print-only
+
+One model in one process. In every round each contestant's layers are put into it in turn, so that whatever slows the
+machine slows all. An answer is a question scored by protocol ``rank``, one forward pass; writing is greedy, from the
+same question on. The adapters' B is moved from zero, and the numbers that come out do not matter.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from argument_tables import SYSTEMS
+from experts import SequentialExperts
+from moslora.adapters import AdapterLinear, inject, named_adapters
+from moslora.base.load import load_base, load_tokenizer
+from moslora.evaluation.request import Request
+from moslora.evaluation.run import make_scorer
+from moslora.prompts import FORMATS
+from moslora.recipe import AdapterSection, load_recipe
+from moslora.tasks import Example
+from report import machine, markdown, seconds, spread, write_between
+
+ROOT = Path(__file__).parents[1]
+TABLE = "latency table"
+
+IN_PARTS = ("two-subspace mixing", "LoRA experts, dense gate", "LoRA experts, top-2 gate", "gates inside")
+"""Those that can also be computed one part after the other."""
+
+ANSWERS = 4
+"""Answers that are timed together: one alone is short."""
+
+QUESTION = Example(
+    "question",
+    "arc_easy",
+    "A pan of water is heated on a stove until most of the water is gone. Where has the water gone?",
+    (
+        "into the metal of the pan",
+        "into the air as a gas",
+        "into the flame of the stove",
+        "nowhere, because it was never there",
+    ),
+    1,
+)
+
+
+class Times(NamedTuple):
+    """Seconds of an answer, and tokens written a second; one of each a round."""
+
+    answer: list[float]
+    tokens_per_second: list[float]
+
+
+def one_by_one(name: str) -> str:
+    return f"{name}, one by one"
+
+
+def contestants(model: PreTrainedModel, adapter: AdapterSection) -> dict[str, Mapping[str, nn.Module]]:
+    """By name: what stands at the places of the adapted layers. The base's weights are shared, but for the merged."""
+    found: dict[str, Mapping[str, nn.Module]] = {}
+    for name in ("LoRA", "MoSLoRA", *IN_PARTS):
+        inject(model, **adapter.model_dump() | {"mixer": SYSTEMS[name], "dropout": 0.0})
+        layers = dict(named_adapters(model))
+        for layer in layers.values():
+            nn.init.normal_(layer.lora_b, std=0.02)
+        bases = {place: layer.base for place, layer in layers.items()}
+        put(model, bases)
+        if not found:
+            merged = {place: merge(layer) for place, layer in layers.items()}
+            found |= {"base": bases, "merged": merged}
+        found[name] = layers
+        if name in IN_PARTS:
+            found[one_by_one(name)] = {place: SequentialExperts(layer).eval() for place, layer in layers.items()}
+    return found
+
+
+@torch.no_grad()
+def merge(layer: AdapterLinear) -> nn.Linear:
+    base: Any = layer.base
+    merged = nn.Linear(1, 1, bias=False)
+    merged.weight = nn.Parameter((base.weight.float() + layer.delta_weight()).to(base.weight.dtype))
+    return merged
+
+
+def put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+
+
+@torch.inference_mode()
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: AdapterSection,
+    *,
+    tokens: int,
+    repetitions: int,
+) -> dict[str, Times]:
+    """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up."""
+    scorer = make_scorer(model, tokenizer, Request(protocol="rank", format="label"))
+    prompt = tokenizer(FORMATS["label"].generation_prompt(QUESTION), return_tensors="pt").input_ids.to(model.device)
+    settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
+    generate: Any = model.generate  # from GenerationMixin, which PreTrainedModel does not declare
+
+    def answer(times: int) -> None:
+        for _ in range(times):
+            scorer.score([QUESTION])
+
+    def write() -> None:
+        generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
+
+    places = contestants(model, adapter)
+    found = {name: Times([], []) for name in places}
+    for number in range(repetitions + 1):
+        for name in list(places) if number % 2 else reversed(list(places)):
+            put(model, places[name])
+            answer(1)  # the caches have another contestant's weights
+            answering, writing = seconds(lambda: answer(ANSWERS)) / ANSWERS, seconds(write)
+            if number:
+                found[name].answer.append(answering)
+                found[name].tokens_per_second.append(tokens / writing)
+    put(model, places["base"])
+    return found
+
+
+def medians(found: Mapping[str, Times]) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "answer_ms": 1e3 * statistics.median(times.answer),
+            "tokens_per_second": statistics.median(times.tokens_per_second),
+        }
+        for name, times in found.items()
+    }
+
+
+def table(found: Mapping[str, Times]) -> str:
+    """A row a contestant; those that are computed one part after the other are in its row."""
+    header = ["", "one answer, ms", "× base", "tokens/s", "base's / its", "one by one: answer ×", "one by one: token ×"]
+    rows = [header]
+    base = found["base"]
+    for name, times in found.items():
+        if name in map(one_by_one, IN_PARTS):
+            continue
+        rows.append(
+            [
+                name,
+                spread([1e3 * time for time in times.answer]),
+                spread(_shares(times.answer, base.answer)),
+                spread(times.tokens_per_second),
+                spread(_shares(base.tokens_per_second, times.tokens_per_second)),
+            ]
+        )
+        slow = found.get(one_by_one(name))
+        shares = slow and [
+            _shares(slow.answer, times.answer),
+            _shares(times.tokens_per_second, slow.tokens_per_second),
+        ]
+        rows[-1] += map(spread, shares) if shares else ["–", "–"]
+    return markdown(rows)
+
+
+def _shares(values: list[float], of: list[float]) -> list[float]:
+    return [value / other for value, other in zip(values, of, strict=True)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Time an answer and the writing of text with every kind of adapter.")
+    parser.add_argument("--base", default="smollm2-135m", help="recipe with the model (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="written each time (%(default)s)")
+    parser.add_argument("--repetitions", type=int, default=7, help="timed rounds (%(default)s)")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "argument.md", help="where the table is written")
+    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
+    given = parser.parse_args()
+    recipe = load_recipe(given.base)
+    model = load_base(recipe.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(recipe.model)
+    found = measure(model, tokenizer, recipe.adapter, tokens=given.tokens, repetitions=given.repetitions)
+    length = len(tokenizer(FORMATS["label"].generation_prompt(QUESTION)).input_ids)
+    text = (
+        f"{table(found)}\n\n`{given.base}`, rank {recipe.adapter.rank}, {recipe.model.dtype}, batch of one: median"
+        f" (quartiles) of {given.repetitions} rounds. An answer: {length} tokens, scored by protocol `rank`. Writing:"
+        f" {given.tokens} tokens, greedy, reading the question included. {machine()}."
+    )
+    print(text)
+    if not given.print_only:
+        write_between(given.docs, TABLE, text)
+        print(f"written to {given.docs}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

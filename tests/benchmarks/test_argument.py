@@ -1,0 +1,153 @@
+"""docs/argument.md: its matrices and figures, derived again from the definitions; and what is timed for it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from argument_tables import SYSTEMS, TABLES, drawn, matrices, token
+from evaluation_kit import make_model
+from latency import IN_PARTS, contestants, put
+from moslora.adapters import ButterflyMixer
+from moslora.recipe import AdapterSection
+from trajectories import ROUNDING, Start, distance, draw_a, folded, train
+from update_rules import ADAM, SGD, Rule
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "argument.md").read_text(encoding="utf-8")
+
+
+def page_table(name: str) -> list[list[str]]:
+    text = PAGE.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines()[2:]]
+
+
+def gates(kind: str, router: str, x: Tensor) -> Tensor:
+    return torch.softmax(drawn(kind, experts=3).get_parameter(router).detach() @ x, 0)
+
+
+def test_the_pictures_show_the_matrices_of_the_definitions() -> None:
+    """G ⊗ I of k × k weights, with G from the router's softmax; the learned ones are the mixer's own weight."""
+    found, eye, part = matrices(), torch.eye(12), torch.eye(4)
+    p = [gates("token-gate", "weight", token(seed)) for seed in (1, 5)]
+    g_a, g_b = ([gates("gate-inside", router, token(seed)) for seed in (1, 5)] for router in ("router_a", "router_b"))
+    largest = p[0].topk(2)
+    top = torch.zeros(3).scatter(0, largest.indices, largest.values / largest.values.sum())
+    expected = {
+        "lora": [eye],
+        "experts": [torch.kron(weights.diag(), part) for weights in (*p, top)],
+        "gates-inside": [torch.kron(torch.outer(b, a), part) for a, b in zip(g_a, g_b, strict=True)],
+        "crossed": [eye.roll(6, 0) + eye, eye + eye.roll(4, 0) + eye.roll(8, 0)],
+        "learned": [torch.kron(drawn("kronecker", blocks=3).weight, part), drawn("dense").weight],
+    }
+    for name, ms in expected.items():
+        torch.testing.assert_close(found[name], ms, check_dtype=False)
+    assert not found["experts"][0].allclose(found["experts"][1]) and int(found["experts"][2].count_nonzero()) == 8
+    (m, whole), (same, cut) = found["split-r"], found["split-d"]
+    assert m.equal(eye) and same.equal(eye)
+    blocks = torch.kron(torch.eye(3), torch.ones(4, 8)).bool()
+    assert whole.all() and cut[blocks].all() and not cut[~blocks].any()
+    assert [m.tolist() for m in found["steps"]] == [
+        found[name][place].tolist()
+        for name, place in (
+            ("lora", 0),
+            ("experts", 0),
+            ("gates-inside", 0),
+            ("split-r", 0),
+            ("crossed", 0),
+            ("learned", 1),
+        )
+    ]
+
+
+def test_the_table_of_systems_is_what_the_formulas_give() -> None:
+    """d × d, rank r, k experts: what methods.md says of each."""
+    d, r, k = 4096, 16, 4
+    lora = 2 * r * d
+    by_formula: dict[str, tuple[str, int, int, int, int | None]] = {  # gate, entries, parameters, operations, rank
+        "LoRA": ("no", r, lora, lora, r),
+        "LoRA experts, dense gate": ("yes", r, k * d, k * d, None),
+        "LoRA experts, top-2 gate": ("yes", 2 * r // k, k * d, k * d, None),
+        "gates inside": ("yes", r * k, 2 * k * d, 2 * k * d + r, None),
+        "input split in 4": ("no", r, -r * d * (k - 1) // k, -r * d * (k - 1) // k, r),
+        "two-subspace mixing": ("no", 2 * r, 0, 0, r // 2),
+        "Kronecker": ("no", r * k, k * k, r * k, r),
+        "MoSLoRA": ("no", r * r, r * r, r * r, r),
+    }
+    rows = page_table("systems")
+    assert [row[0] for row in rows] == list(by_formula) == list(SYSTEMS)
+    for name, gate, m, parameters, operations, merges, in_use in rows:
+        kind, entries, more, work, rank = by_formula[name]
+        assert (gate, m) == (kind, f"{'dense' if entries == r * r else 'sparse'}, {entries} of {r * r}")
+        assert (number(parameters), number(operations)) == (more, work)
+        assert merges == (f"all, as LoRA of rank {rank}" if rank else "nothing")
+        assert number(in_use) == (0 if rank else lora + work)
+
+
+def number(cell: str) -> int:
+    return int(cell.replace(",", "").replace("−", "-"))
+
+
+def test_the_table_of_halves_and_thirds_is_what_the_formulas_give() -> None:
+    assert page_table("halves and thirds") == [
+        [
+            f"r/{k}, `blocks: {k}`",
+            f"{12 * k} of 144",
+            f"{12 * 2 * 4096:,}",
+            f"{12 // k}",
+            f"{12 // k}, at {k} × the learning rate",
+        ]
+        for k in (2, 3)
+    ]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_tables_are_what_the_command_computes(name: str) -> None:
+    made = TABLES[name]().splitlines()
+    assert (
+        made == [line for line in PAGE.split(f"<!-- {name} -->")[1].splitlines() if line.startswith("|")][: len(made)]
+    )
+
+
+@pytest.mark.parametrize("rule", [SGD, ADAM], ids=lambda rule: rule.name)
+def test_three_subspaces_train_as_lora_of_a_third_of_the_rank_at_three_times_the_rate(rule: Rule) -> None:
+    start = Start(draw_a(12), (ButterflyMixer(rank=12, blocks=3), ButterflyMixer(rank=12, blocks=3)))
+    twin = folded(start)
+    assert [len(factor) for factor in twin.a] == [4, 4]
+    mixed = train(start, rule)
+    assert distance(mixed, train(twin, replace(rule, lr=3 * rule.lr))).max() <= ROUNDING
+    assert distance(mixed, train(twin, rule)).max() > 1e-2
+
+
+def test_every_picture_is_made_and_shown() -> None:
+    shown = re.findall(r"!\[[^\]]+\]\(argument/([\w-]+)\.svg\)", PAGE)
+    assert sorted(shown) == sorted(file.stem for file in (ROOT / "docs" / "argument").iterdir())
+    assert set(shown) - set(matrices()) == {"heads"}
+    source = (ROOT / "benchmarks" / "argument.py").read_text(encoding="utf-8")
+    assert all(f'"{name}": ' in source for name in shown)
+    assert "benchmarks/argument.py" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@torch.inference_mode()
+def test_what_latency_times_computes_the_same() -> None:
+    """Merged as unmerged, one by one as at once, and at the end the base as it was; no two others are equal."""
+    model = make_model()
+    ids = torch.randint(2, 300, (1, 9), generator=torch.Generator().manual_seed(0))
+    before = model(ids).logits
+    adapter = AdapterSection.model_validate(
+        {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"], "mixer": {"kind": "dense"}, "dropout": 0.1}
+    )
+    outputs = {}
+    for name, layers in contestants(model, adapter).items():
+        put(model, layers)
+        outputs[name] = model(ids).logits
+    assert outputs["base"].equal(before)
+    same = {"merged": "LoRA", **{f"{name}, one by one": name for name in IN_PARTS}}
+    for one, other in same.items():
+        torch.testing.assert_close(outputs.pop(one), outputs[other], rtol=1e-4, atol=1e-5)
+    kept = list(outputs.values())
+    assert len(kept) == 2 + len(IN_PARTS) + 1
+    assert min((a - b).abs().max() for i, a in enumerate(kept) for b in kept[:i]) > 1e-3
