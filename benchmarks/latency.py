@@ -145,7 +145,7 @@ def medians(found: Mapping[str, Times]) -> dict[str, dict[str, float]]:
 
 def table(found: Mapping[str, Times]) -> str:
     """A row a contestant; those that are computed one part after the other are in its row."""
-    header = ["", "one answer, ms", "× base", "tokens/s", "base's / its", "one by one: answer ×", "one by one: token ×"]
+    header = ["", "one answer, ms", "× base", "tokens/s", "time × base", "one by one: answer ×", "one by one: token ×"]
     rows = [header]
     base = found["base"]
     for name, times in found.items():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import latency
 from argument_tables import SYSTEMS, TABLES, drawn, matrices, token
 from evaluation_kit import make_model
 from latency import IN_PARTS, contestants, put
@@ -151,3 +152,16 @@ def test_what_latency_times_computes_the_same() -> None:
     kept = list(outputs.values())
     assert len(kept) == 2 + len(IN_PARTS) + 1
     assert min((a - b).abs().max() for i, a in enumerate(kept) for b in kept[:i]) > 1e-3
+
+
+def test_latency_is_written_into_its_page(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- latency table -->\n<!-- /latency table -->\n", encoding="utf-8")
+    arguments = ["--base", str(world / "recipe.yaml"), "--tokens", "2", "--repetitions", "2", "--docs", str(page)]
+    monkeypatch.setattr("sys.argv", ["latency.py", *arguments])
+    assert latency.main() == 0
+    header, _, *rows = (line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "|" in line)
+    assert [row[0].removeprefix("| ") for row in rows] == ["base", "merged", "LoRA", "MoSLoRA", *IN_PARTS]
+    assert {len(row) for row in rows} == {len(header)}
+    assert [row[-1] == "– |" for row in rows] == [True] * 4 + [False] * 4
+    assert rows[0][2] == rows[0][4] == "1.00 (1.00–1.00)"
