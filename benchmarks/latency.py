@@ -9,6 +9,7 @@ same question on. The adapters' B is moved from zero, and the numbers that come 
 """
 
 import argparse
+import copy
 import statistics
 import sys
 from collections.abc import Mapping
@@ -85,10 +86,9 @@ def contestants(model: PreTrainedModel, adapter: AdapterSection) -> dict[str, Ma
 
 
 @torch.no_grad()
-def merge(layer: AdapterLinear) -> nn.Linear:
-    base: Any = layer.base
-    merged = nn.Linear(1, 1, bias=False)
-    merged.weight = nn.Parameter((base.weight.float() + layer.delta_weight()).to(base.weight.dtype))
+def merge(layer: AdapterLinear) -> nn.Module:
+    merged: Any = copy.deepcopy(layer.base)
+    merged.weight.copy_(merged.weight.float() + layer.delta_weight())
     return merged
 
 
