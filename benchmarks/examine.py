@@ -38,6 +38,7 @@ class Sizes:
     own_r: int
     k: int
     d_e: int
+    t: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ METHODS = (
     Method("lora", "0", lambda s: 0),
     Method("lora-moe-dense", "k · d_in", lambda s: s.k * s.d_in),
     Method("lora-moe-topk", "k · d_in", lambda s: s.k * s.d_in),
-    Method("moelora", "(k + 9) · d_e", lambda s: (s.k + 9) * s.d_e),
+    Method("moelora", "(k + t + 1) · d_e", lambda s: (s.k + s.t + 1) * s.d_e),
     Method("gate-inside", "2k · d_in", lambda s: 2 * s.k * s.d_in),
     Method("input-split", "−r · d_in · (1 − 1/k)", lambda s: -s.r * (s.d_in - s.d_in // s.k)),
     Method("two-subspace", "0", lambda s: 0),
@@ -194,6 +195,7 @@ def parameters(method: Method, recipe: Recipe, *, rank: int) -> dict[str, int]:
             own_r=section.rank,
             k=getattr(section.mixer, "experts", getattr(section.mixer, "blocks", 1)),
             d_e=getattr(section.mixer, "embedding_size", 0),
+            t=len(recipe.data.tasks),
         )
         for _, layer in named_adapters(model)
     ]

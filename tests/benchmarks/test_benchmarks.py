@@ -76,11 +76,11 @@ def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
 def first_step(method: str, folder: Path) -> float:
     """How far one step of AdamW takes the output of a layer with the recipe's adapter, in the norm over 512 tokens."""
     (folder / "recipe.yaml").write_text(f"extends: [smollm2-135m, {method}]", encoding="utf-8")
-    section = load_recipe(folder / "recipe.yaml", ["adapter.target_modules=[q_proj]"]).adapter
+    recipe = load_recipe(folder / "recipe.yaml", ["adapter.target_modules=[q_proj]"])
     torch.manual_seed(0)
     model = nn.ModuleDict({"q_proj": nn.Linear(576, 576, bias=False)})
     x, goal = torch.randn(8, 64, 576), torch.randn(576, 3) @ torch.randn(3, 576) / 24
-    inject(model, **section.model_dump(), seed=0)
+    inject(model, **recipe.adapter_options(), seed=0)
     describe_batch(model, tasks=torch.arange(8))
     layer = model["q_proj"]
     before = layer(x)

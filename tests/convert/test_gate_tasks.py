@@ -47,7 +47,7 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Pat
     for key, start in adapter_state_dict(fresh).items():
         if key.endswith("embedding"):
             moved = (end[key] != start).any(1).nonzero().flatten().tolist()
-            assert [folder.recipe.data.tasks[number] for number in moved] == list(recorded) == ["boolq", "obqa"]
+            assert [folder.recipe.data.tasks[number] for number in moved] == list(recorded) == ["obqa", "boolq"]
     assert json.loads((two_of_three / "run.json").read_text())["data"]["tasks"] == recorded
 
 
@@ -83,7 +83,7 @@ def test_merge_and_export_refuse_a_task_that_was_not_trained(two_of_three: Path,
         with pytest.raises(UsageError) as caught:
             write(adapter, out=tmp_path / "out", task="piqa")
         said = str(caught.value)
-        assert said.startswith(f"{adapter}: ") and "never trained on piqa" in said and said.endswith("boolq, obqa")
+        assert said.startswith(f"{adapter}: ") and "never trained on piqa" in said and said.endswith("obqa, boolq")
         assert not (tmp_path / "out").exists()
 
 
@@ -112,7 +112,7 @@ def test_eval_scores_every_task_and_says_which_were_not_trained(
     results, _ = evaluate_target(target, limit=2, out=tmp_path / "e")
     assert list(results.tasks) == ["boolq", "arc_easy", "obqa"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "gate" in line]
-    assert line.startswith("note: the gate was never trained on arc_easy (only on boolq, obqa): ")
+    assert line.startswith("note: the gate was never trained on arc_easy (only on obqa, boolq): ")
     for changed in (open_target(str(two_of_three), base=True), target):
         tasks = ("obqa",) if changed is target else None
         evaluate_target(changed, tasks=tasks, limit=2, out=tmp_path / changed.suffix.strip("-") / "x")

@@ -11,7 +11,7 @@ from cli_kit import run
 from moslora.data import hub
 from moslora.data.sources import MIXTURE, identity, load_examples
 from moslora.errors import MosloraError, UsageError
-from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
+from moslora.tasks import INSTRUCTION, TASKS, Example
 
 LETTERED = {"text": ["ice", "fire", "fog"], "label": ["1", "2", "3"]}
 
@@ -127,7 +127,7 @@ def test_rows_of_another_commit_of_the_mixture_are_others(monkeypatch: pytest.Mo
     found = []
     for commit in ("a" * 40, "b" * 40):
         cached_mixture(monkeypatch, tmp_path, commit=commit)
-        found.append(identity(COMMONSENSE, "train", source=MIXTURE))
+        found.append(identity(list(TASKS.values()), "train", source=MIXTURE))
     assert found[0] != found[1] and "a" * 40 in found[0]
 
 

