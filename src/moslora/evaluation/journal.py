@@ -51,7 +51,7 @@ class Journal:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if (folder / SETTINGS).exists():
-            then = _read_head(folder / SETTINGS)
+            then = read_head(folder)
             _refuse_others(folder, then.settings, settings)
             data = {**then.settings.data, **settings.data}
             self.head = Head(dataclasses.replace(settings, data=data), then.tasks)
@@ -109,10 +109,16 @@ def load_predictions(path: Path) -> list[Prediction]:
     return list(predictions.values())
 
 
-def _read_head(file: Path) -> Head:
+def read_head(folder: Path) -> Head:
+    """Reads ``settings.json``.
+
+    Raises:
+        MosloraError: it is damaged.
+    """
+    file = folder / SETTINGS
     try:
         return TypeAdapter(Head).validate_json(file.read_bytes())
-    except ValidationError:
+    except (OSError, ValidationError):
         raise MosloraError(f"{file}: not an evaluation's settings; choose another --out or remove the folder") from None
 
 

@@ -73,9 +73,9 @@ def argmax(values: Sequence[float]) -> int:
 
 
 def _log_probability(prediction: Prediction) -> float:
-    best = max(prediction.scores)
-    total = best + math.log(sum(math.exp(score - best) for score in prediction.scores))
-    return prediction.scores[prediction.gold] - total
+    scores = prediction.deciding_scores
+    best = max(scores)
+    return scores[prediction.gold] - best - math.log(sum(math.exp(score - best) for score in scores))
 
 
 METRICS: Mapping[str, Callable[[Prediction], float]] = {
@@ -86,8 +86,8 @@ METRICS: Mapping[str, Callable[[Prediction], float]] = {
 """The contribution of one question to each mean.
 
 ``accuracy``: 1 if the chosen option is the right one (cloze: lm-eval's ``acc``). ``accuracy_per_character``:
-the same after dividing every score by its option's characters (``acc_norm``). ``log_probability``: of the
-right option among the options, scores[gold] − log Σ exp(scores), in nats, without that division.
+the same after dividing every score by its option's characters (``acc_norm``). ``log_probability``: of the right
+option among the options, s[gold] − log Σ exp(s) in nats, s the deciding scores (cloze: per character).
 """
 
 

@@ -1,0 +1,167 @@
+"""What a comparison needs of a run: how it was trained and asked, and its answer to every question.
+
+A file of this is small enough to commit, so that an experiment can be compared without its run folders:
+
+``experiment.json``                  the arms' contrast and outcome, and a line per run
+``results/ARM-RATE-SEED.json``       the `Outcomes` of one run
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.evaluation.journal import load_predictions, read_head
+from moslora.evaluation.predictions import METRICS, Prediction
+from moslora.evaluation.results import Settings
+from moslora.files import write_text
+
+Outcome = Literal["accuracy", "log_probability"]
+"""The number of a question that is compared.
+
+``accuracy``: 1 if the answer is right, else 0, by the protocol's main metric (``cloze``: per character).
+``log_probability``: log softmax(s)[right option] in nats, s the scores behind that metric (``cloze``: the options'
+log-probabilities per character); it does not exist under ``generate``.
+"""
+
+Read = TypeVar("Read")
+
+EXPERIMENT = "experiment.json"
+RESULTS = "results"
+"""The folder of the files of `Outcomes` in an experiment's."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A run's answers to the questions of one task, column by column, in the order of the ids.
+
+    Attributes:
+        ids: of the questions, sorted.
+        gold: position of the right option.
+        correct: 1 or 0, see `Outcome`.
+        log_probability: see `Outcome`, to six digits; empty under ``generate``.
+    """
+
+    ids: tuple[str, ...]
+    gold: tuple[int, ...]
+    correct: tuple[int, ...]
+    log_probability: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """One evaluation of one run.
+
+    Attributes:
+        settings: how it was asked.
+        tasks: task -> answers.
+        recipe: how it was trained, every field; ``None`` for a model that is no run's, and for a base.
+        facts: what its ``run.json`` says; empty where ``recipe`` is ``None``.
+        provenance: of whoever wrote the file, such as the version of the code; not read by a comparison.
+    """
+
+    settings: Settings
+    tasks: Mapping[str, Answers]
+    recipe: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int | None:
+        """Of its training."""
+        return self.recipe["seed"] if self.recipe else None
+
+
+@dataclass(frozen=True)
+class ExperimentRun:
+    """One line of ``experiment.json``."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    folder: str
+
+    @property
+    def results(self) -> str:
+        """Its file of `Outcomes`, relative to the experiment's folder."""
+        return f"{RESULTS}/{self.arm}-{self.learning_rate:g}-{self.seed}.json"
+
+
+@dataclass(frozen=True)
+class ExperimentIndex:
+    """The content of ``experiment.json``.
+
+    Attributes:
+        name: of the experiment.
+        contrast: the comparison named beforehand: the second arm against the first.
+        outcome: the number that it is about.
+        runs: all that are to be compared.
+    """
+
+    name: str
+    contrast: tuple[str, str]
+    outcome: Outcome
+    runs: tuple[ExperimentRun, ...]
+
+
+def collect(
+    evaluation: Path, *, recipe: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+) -> Outcomes:
+    """The outcomes in the folder of one evaluation; ``recipe`` and ``facts`` of its run, where it has one.
+
+    Raises:
+        UsageError: no predictions there.
+        MosloraError: they are damaged.
+    """
+    predictions, settings = load_predictions(evaluation), read_head(evaluation).settings
+    of_a_run = settings.metadata.get("adapter") is not None
+    return Outcomes(settings, answers(predictions, settings), recipe if of_a_run else None, facts if of_a_run else {})
+
+
+def answers(predictions: list[Prediction], settings: Settings) -> dict[str, Answers]:
+    """Task -> answers."""
+    by_task: dict[str, list[Prediction]] = {}
+    for prediction in sorted(predictions, key=lambda p: p.id):
+        by_task.setdefault(prediction.task, []).append(prediction)
+    accuracy, log_probability = METRICS[settings.primary], METRICS["log_probability"]
+    return {
+        task: Answers(
+            ids=tuple(p.id for p in rows),
+            gold=tuple(p.gold for p in rows),
+            correct=tuple(int(accuracy(p)) for p in rows),
+            log_probability=tuple(round(log_probability(p), 6) for p in rows) if rows[0].scores else (),
+        )
+        for task, rows in by_task.items()
+    }
+
+
+def write_outcomes(path: Path, outcomes: Outcomes) -> None:
+    """Writes a file of `Outcomes`, atomically."""
+    write_text(path, TypeAdapter(Outcomes).dump_json(outcomes).decode() + "\n")
+
+
+def read_outcomes(path: Path) -> Outcomes:
+    """Reads what `write_outcomes` wrote."""
+    return _read(path, TypeAdapter(Outcomes), what="the outcomes of a run")
+
+
+def write_index(folder: Path, index: ExperimentIndex) -> None:
+    """Writes ``experiment.json``, atomically."""
+    write_text(folder / EXPERIMENT, TypeAdapter(ExperimentIndex).dump_json(index, indent=2).decode() + "\n")
+
+
+def read_index(folder: Path) -> ExperimentIndex:
+    """Reads what `write_index` wrote."""
+    return _read(folder / EXPERIMENT, TypeAdapter(ExperimentIndex), what="an experiment")
+
+
+def _read(path: Path, form: TypeAdapter[Read], *, what: str) -> Read:
+    try:
+        return form.validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise MosloraError(f"{path}: not {what} ({first_line(error)}); remove it and make it again") from None
