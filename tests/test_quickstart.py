@@ -1,11 +1,10 @@
-"""The quickstart: its dtype, where it goes on, the table, and a verdict that can say no."""
+"""The quickstart: its dtype, where it goes on, what it prints."""
 
-import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 import typer
@@ -14,74 +13,10 @@ from moslora import quickstart as module
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation import Prediction
-from moslora.evaluation.results import Results, Settings, summarise
-from moslora.quickstart import comparison, fast_dtype, majority, quickstart, verdict
+from moslora.evaluation.results import Results, summarise
+from moslora.quickstart import fast_dtype, quickstart
 from moslora.recipe import load_recipe
-
-
-def results(right: dict[str, list[bool]], *, confidence: float = 1.0) -> Results:
-    """Three-option questions, a third of them with gold 0, 1 and 2; ``right`` says which were answered rightly."""
-    predictions = []
-    for task, answers in right.items():
-        for i, good in enumerate(answers):
-            gold = i % 3
-            chosen = gold if good else (gold + 1) % 3
-            scores = tuple(confidence if option == chosen else 0.0 for option in range(3))
-            predictions.append(
-                Prediction(
-                    id=f"{task}/{i}", task=task, gold=gold, prediction=chosen, scores=scores, characters=(1, 1, 1)
-                )
-            )
-    settings = Settings(
-        protocol="cloze",
-        format="cloze",
-        primary="accuracy_per_character",
-        dtype="float32",
-        batch_tokens=1,
-        block_size=1,
-        beams=None,
-        max_length=None,
-        data={},
-        metadata={},
-    )
-    return summarise(settings, predictions, {})
-
-
-BASE = {"obqa": [i % 2 == 0 for i in range(90)], "siqa": [i % 3 == 0 for i in range(60)]}
-TUNED = {"obqa": [i % 5 != 0 for i in range(90)], "siqa": [i % 3 == 0 for i in range(60)]}
-
-
-def test_the_table_has_the_paired_difference_of_every_task() -> None:
-    table = comparison(results(BASE), results(TUNED))
-    assert [row[0] for row in table] == ["task", "obqa", "siqa", "average"]
-    per_question = np.array(TUNED["obqa"], float) - np.array(BASE["obqa"], float)
-    mean, error = per_question.mean(), per_question.std(ddof=1) / math.sqrt(90)
-    obqa = dict(zip(table[0], table[1], strict=True))
-    assert obqa["n"] == "90" and obqa["majority"] == "33.3" and obqa["base"] == "50.0" and obqa["tuned"] == "80.0"
-    assert obqa["difference ± s.e."] == f"{100 * mean:+.1f} ± {100 * error:.1f}"
-    average = dict(zip(table[0], table[3], strict=True))
-    assert average["difference ± s.e."] == f"{100 * mean / 2:+.1f} ± {100 * error / 2:.1f}"
-    right_base = math.log(math.e / (math.e + 2)), math.log(1 / (math.e + 2))
-    assert obqa["log p base"] == f"{np.mean([right_base[0] if good else right_base[1] for good in BASE['obqa']]):.3f}"
-
-
-def test_the_verdict_says_yes_no_and_which_tasks_did_not_move() -> None:
-    good = verdict(results(BASE), results(TUNED))
-    assert "against the base model: above two standard errors" in good[0]
-    assert "against the majority class: above two standard errors" in good[1]
-    assert "nats: higher" in good[2]
-    assert good[3] == "within two standard errors of no change: siqa"
-    same = verdict(results(BASE), results(BASE))
-    assert "against the base model: NOT above" in same[0] and "nats: NOT higher" in same[2]
-    assert same[3] == "within two standard errors of no change: obqa, siqa"
-
-
-def test_the_majority_class_is_one_position_for_all_questions_of_a_task() -> None:
-    predictions = results({"obqa": [True] * 7}).predictions  # golds 0 1 2 0 1 2 0
-    constant = majority(predictions)
-    assert {p.prediction for p in constant} == {0}
-    assert sum(p.prediction == p.gold for p in constant) == 3
-    assert all(p.deciding_scores.index(max(p.deciding_scores)) == 0 for p in constant)
+from study_kit import SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -107,8 +42,8 @@ def test_the_dtype_is_the_one_that_the_hardware_multiplies(
 def test_what_to_try_next_are_commands_that_parse(tmp_path: Path) -> None:
     lines = module._next(tmp_path / "my run")[1:]
     commands = [shlex.split(line, comments=True) for line in lines]
-    assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "eval", "train")]
-    assert all(words[2] == str(tmp_path / "my run") for words in commands[:2])
+    assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "compare", "eval", "train")]
+    assert all(words[2] == str(tmp_path / "my run") for words in commands[:3])
     for words in commands:
         group = typer.main.get_command(app)
         group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
@@ -129,3 +64,26 @@ def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
     (tmp_path / "recipe.yaml").write_text(load_recipe(module.RECIPE, ["name=other"]).to_yaml(), encoding="utf-8")
     with pytest.raises(UsageError, match=r"other.*--out"):
         quickstart(out=tmp_path)
+
+
+@pytest.mark.parametrize(("right", "says"), [(60, "tuned is above base"), (31, "neither a difference")])
+def test_it_ends_with_what_can_be_concluded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: int, says: str
+) -> None:
+    """The base answers 30 of 80 questions rightly, the tuned model ``right``."""
+
+    def results(target: bool) -> tuple[Results, Path]:
+        predictions = [
+            Prediction(f"obqa/test/{n}", "obqa", gold=0, prediction=int(n >= (30 if target else right)), scores=s)
+            for n, s in enumerate([(0.0, 0.0)] * 80)
+        ]
+        return summarise(replace(SETTINGS, primary="accuracy"), predictions, {}), tmp_path / str(target)
+
+    for name in ("_train", "merge", "locate_adapter"):
+        monkeypatch.setattr(module, name, Mock())
+    monkeypatch.setattr(module, "open_target", lambda target, base: base)
+    monkeypatch.setattr(module, "evaluate_target", results)
+    table, lines = quickstart(out=tmp_path / "out")
+    assert table[0][:5] == ["task", "n", "majority", "base", "tuned"]
+    assert table[1][:6] == ["obqa", "80", "100.0", "37.5", f"{right / 0.8:.1f}", f"{(right - 30) / 0.8:+.2f}"]
+    assert lines[-6].startswith(f"Conclusion: {says}") and "NOT above the majority class" in lines[-7]

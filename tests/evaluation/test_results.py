@@ -1,6 +1,5 @@
 """Numbers against numpy."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Prediction, Settings, load_results, paired_difference
+from moslora.evaluation import Prediction, Settings, load_results
 from moslora.evaluation.results import TaskRecord, summarise
 
 SETTINGS = Settings(
@@ -54,13 +53,14 @@ def columns(predictions: list[Prediction], task: str) -> dict[str, np.ndarray]:
     rows = [p for p in predictions if p.task == task]
     gold = np.array([p.gold for p in rows])
     scores, characters = np.array([p.scores for p in rows]), np.array([p.characters for p in rows])
-    among = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    deciding = scores / characters
+    among = deciding - np.log(np.exp(deciding).sum(axis=1, keepdims=True))
     return {
         "gold": gold,
         "accuracy": (scores.argmax(axis=1) == gold).astype(float),
-        "accuracy_per_character": ((scores / characters).argmax(axis=1) == gold).astype(float),
+        "accuracy_per_character": (deciding.argmax(axis=1) == gold).astype(float),
         "log_probability": among[np.arange(len(gold)), gold],
-        "margin": np.diff(np.sort(scores / characters, axis=1)[:, -2:], axis=1)[:, 0],
+        "margin": np.diff(np.sort(deciding, axis=1)[:, -2:], axis=1)[:, 0],
     }
 
 
@@ -92,29 +92,6 @@ def test_tasks_and_averages() -> None:
     assert results.micro.n == results.macro.n == sizes.sum()
     assert results.drift == results.micro.drift == max(DRIFTS.values())
     assert results.macro.close_calls == sum(score.close_calls for score in results.tasks.values())
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "accuracy_per_character", "log_probability"])
-def test_paired_difference(metric: str) -> None:
-    before, after = make_predictions(1), make_predictions(2)
-    paired = paired_difference(before, after[::-1], metric=metric)  # ids pair them, not positions
-    differences = {t: columns(after, t)[metric] - columns(before, t)[metric] for t in SIZES}
-    for task, difference in differences.items():
-        assert paired[task].n == SIZES[task]
-        assert paired[task].difference == pytest.approx(difference.mean())
-        assert paired[task].standard_error == pytest.approx(error(difference))
-    macro = paired["macro"]
-    assert macro.difference == pytest.approx(np.mean([d.mean() for d in differences.values()]))
-    assert macro.standard_error == pytest.approx(np.sqrt(sum(error(d) ** 2 for d in differences.values())) / 3)
-
-
-def test_a_paired_difference_needs_pairs() -> None:
-    predictions = make_predictions(1)
-    with pytest.raises(MosloraError, match="141 before, 140 after, 140 ids in both"):
-        paired_difference(predictions, predictions[1:])
-    relabelled = [dataclasses.replace(predictions[0], gold=(predictions[0].gold + 1) % 3), *predictions[1:]]
-    with pytest.raises(MosloraError, match="the same gold labels"):
-        paired_difference(predictions, relabelled)
 
 
 def test_one_question_has_no_standard_error() -> None:

@@ -82,6 +82,26 @@ EVALUATION = {
         "out of GPU memory for this question",
         raising("moslora.evaluation.rank.Rank.score", torch.OutOfMemoryError),
     ),
+    "compared without a base": Turn(
+        "compare runs/one",
+        2,
+        "runs/one/eval/rank-label-float32-base: not there",
+        lambda scene: [scene.copy(scene.run, "runs/one"), evaluate_target(open_target("runs/one"), limit=2)],
+    ),
+    "compared before it is evaluated": Turn(
+        "compare runs/one runs/two", 2, "runs/one: not evaluated; moslora eval runs/one does it", a_run
+    ),
+    "compared under other limits": Turn(
+        "compare runs/one",
+        2,
+        "questions of obqa: 3 (",
+        lambda scene: [
+            scene.copy(scene.run, "runs/one"),
+            evaluate_target(open_target("runs/one"), limit=2),
+            evaluate_target(open_target("runs/one", base=True), limit=3),
+        ],
+    ),
+    "contrast that is none": Turn("compare {run} --contrast one", 2, "--contrast one: must be two arms"),
     "limit that is none": Turn("eval {run} --limit some", 2, "--limit some"),
     "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
     "other settings": Turn(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from moslora.cli import data, models, recipes
+from moslora.cli import compare, data, models, recipes
 from moslora.console import drop_output, is_main_process
 from moslora.errors import MosloraError, Terminated, stopped
 
@@ -56,6 +56,7 @@ def options(
 
 
 app.add_typer(models.app)
+app.add_typer(compare.app)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 

@@ -1,14 +1,13 @@
 """Evaluation: multiple-choice questions scored by one of three protocols, with standard errors and averages."""
 
 from moslora.evaluation.journal import load_predictions
-from moslora.evaluation.predictions import METRICS, PairedDifference, Prediction, Score, paired_difference
+from moslora.evaluation.predictions import METRICS, Prediction, Score
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, load_results
 from moslora.evaluation.run import evaluate
 
 __all__ = [
     "METRICS",
-    "PairedDifference",
     "Prediction",
     "Request",
     "Results",
@@ -17,5 +16,4 @@ __all__ = [
     "evaluate",
     "load_predictions",
     "load_results",
-    "paired_difference",
 ]

