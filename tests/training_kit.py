@@ -1,5 +1,6 @@
 """Runs of the small world: started, read, compared."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,14 @@ from safetensors.torch import load_file
 from moslora.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
+
+
+def steps_logged(run: Path) -> list[dict[str, float]]:
+    """The lines of ``metrics.jsonl``, without what differs from run to run."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "per_second" not in k and "memory" not in k} for line in lines
+    ]
 
 
 def adapter(run: Path) -> dict[str, torch.Tensor]:
@@ -36,7 +45,7 @@ def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
 def in_two_processes(*program: object) -> str:
     """Runs ``program``, a script or "-m" and a module, with its arguments, over gloo; what it wrote to its output."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, program)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout

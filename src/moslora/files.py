@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -92,6 +93,15 @@ def locked(folder: Path) -> Iterator[None]:
         if made:
             with suppress(OSError):
                 place.rmdir()
+
+
+def once_per_machine(place: Path) -> FileLock:
+    """A lock among this machine's processes for making ``place``, to be waited for: the next one finds it made.
+
+    It lies in the system's folder for temporary files: ``place`` may be on a file system without locks.
+    """
+    name = hashlib.sha256(str(place.absolute()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"moslora-{os.getuid()}-{name}.lock")
 
 
 def in_use(folder: Path) -> bool:

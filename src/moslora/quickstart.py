@@ -12,9 +12,10 @@ import torch
 from moslora.choices import DType
 from moslora.console import say
 from moslora.convert.merge import merge
-from moslora.errors import MosloraError, UsageError, stopped
+from moslora.errors import Interrupted, MosloraError, UsageError, stopped
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
+from moslora.processes.launch import STOPPED, launch
 from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.find import RESULT, locate_adapter
@@ -23,12 +24,14 @@ from moslora.study.compare import compare_arms
 from moslora.study.outcomes import outcomes_of
 from moslora.study.pairs import Arm
 from moslora.study.verdict import lines, tables
-from moslora.training.launch import run_in_processes
 
 RECIPE = "smollm2-135m"
 
 
-@stopped("stopped; the work so far is saved, and the same command continues from there")
+STOP = "stopped; the work so far is saved, and the same command continues from there"
+
+
+@stopped(STOP)
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     """Runs all steps, or those that are left, in the folder ``out``.
 
@@ -73,12 +76,11 @@ def fast_dtype() -> DType:
 
 def _train(arguments: Sequence[str]) -> None:
     """Trains in a subprocess; without a GPU, in several: two processes are a third faster than two threads."""
-    processes = worker_processes()
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-    if not torch.cuda.is_available():
-        environment["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, "-m", "moslora", "train", *arguments]
-    if code := run_in_processes(command, processes=processes, environment=environment):
+    code = launch(command, processes=worker_processes(), then="the same command continues from the last checkpoint")
+    if code in STOPPED:
+        raise Interrupted(STOP, signal_number=code - 128)
+    if code:
         fault = UsageError if code == UsageError.exit_code else MosloraError
         raise fault(f"training ended with exit code {code}; the lines above say why")
 

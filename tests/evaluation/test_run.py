@@ -65,7 +65,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     score = Rank.score
     monkeypatch.setattr(Rank, "score", lambda self, e, **k: scored.append(len(e)) or score(self, e, **k))
     resumed = evaluate(model, tokenizer(), examples, Request(**RANK), out=out)
-    assert scored == [60, DRIFT_SAMPLE, 30, DRIFT_SAMPLE], "the first block is not computed again"
+    assert scored == [60, 30, DRIFT_SAMPLE, DRIFT_SAMPLE], "the first block is not computed again"
     assert resumed.predictions == straight.predictions
     assert (out / "results.json").read_bytes() == (tmp_path / "straight/results.json").read_bytes()
     assert load_predictions(out) == load_predictions(tmp_path / "straight")

@@ -25,14 +25,7 @@ from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.training import loop, train_recipe
 from moslora.training.dry_run import dry_run
 from moslora.training.prepare import prepare
-from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits
-
-
-def steps_logged(run: Path) -> list[dict[str, float]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if "per_second" not in k and "memory" not in k} for line in lines
-    ]
+from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, steps_logged
 
 
 def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
@@ -479,20 +472,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
     rows.write_text(rows.read_text().replace("question: ", "question: so ", 1))
     with pytest.raises(UsageError, match="rows have changed"):
         train_recipe(recipe(f"data.source={data}", "training.max_steps=3"), out=out, resuming=True)
-
-
-def test_two_processes_train_as_one(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
-    """The whole command over gloo, dropout 0: the adapter of one process, up to the order of float32 sums."""
-    train_recipe(recipe("adapter.dropout=0", "training.epochs=1"), out=tmp_path / "one")
-    changes = ("adapter.dropout=0", "training.epochs=1")
-    said = in_two_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", tmp_path / "two", *changes)
-    assert said.count("adapter saved in") == 1
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
-    one, two = adapter(tmp_path / "one"), adapter(tmp_path / "two")
-    for key, value in one.items():
-        assert (value - two[key]).abs().max() < 2e-3 * value.abs().max(), key
-    for mine, other in zip(steps_logged(tmp_path / "one"), steps_logged(tmp_path / "two"), strict=True):
-        assert mine == pytest.approx(other, rel=1e-3)
 
 
 def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

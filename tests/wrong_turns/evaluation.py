@@ -39,7 +39,7 @@ EVALUATION = {
         "eval {run} --limit 2 --out e",
         1,
         "--batch-tokens",
-        raising("moslora.evaluation.run._score_task", torch.OutOfMemoryError),
+        raising("moslora.evaluation.run._scored", torch.OutOfMemoryError),
         leaves=True,
     ),
     "unknown format": Turn("eval {run} --format lable", 2, "'--format'"),

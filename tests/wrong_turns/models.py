@@ -60,7 +60,7 @@ MODELS = {
         "eval model --tasks obqa", 1, "model.safetensors: cannot be read", a_model(cut("model.safetensors"))
     ),
     "truncated weights, trained": Turn(
-        f"{HERE} model.name=model", 1, "its model cannot be loaded", a_model(cut("model.safetensors"))
+        f"{HERE} model.name=model", 1, "model/model.safetensors: cannot be read", a_model(cut("model.safetensors"))
     ),
     "malformed config": Turn(
         f"{HERE} model.name=model",
@@ -171,12 +171,15 @@ MODELS = {
         f"{HERE} model.name=model", 2, "model.name = model: its weights are already quantised", a_model(quantised)
     ),
     "more processes than GPUs": Turn(
-        HERE, 2, "4 processes on this machine, but 2 GPUs; start 2", both(gpus(2), environment(WORLD_SIZE="4"))
+        HERE,
+        2,
+        "4 processes on this machine, but 2 GPUs; start 2",
+        both(gpus(2), environment(RANK="0", WORLD_SIZE="4")),
     ),
     "more processes than GPUs, torchrun": Turn(
         HERE,
         2,
         "2 processes on this machine, but 1 GPU; start 1",
-        both(gpus(1), environment(WORLD_SIZE="8", LOCAL_WORLD_SIZE="2")),
+        both(gpus(1), environment(RANK="0", WORLD_SIZE="8", LOCAL_WORLD_SIZE="2")),
     ),
 }

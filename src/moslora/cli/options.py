@@ -43,6 +43,9 @@ Tasks = Annotated[
 Format = Annotated[choices.FormatName, typer.Option("--format", help="Prompt format.")]
 Tokenizer = Annotated[str, typer.Option("--model", help="The model whose tokenizer is used.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="Most tokens in a row.", min=1)]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="Processes on this machine. [default: one per GPU]", min=1)
+]
 DType = Annotated[
     choices.DType | None, typer.Option("--dtype", help="Precision of weights and computation. [default: the recipe's]")
 ]

@@ -15,7 +15,7 @@ import platformdirs
 
 from moslora.console import say
 from moslora.errors import MosloraError
-from moslora.files import sha256, writing
+from moslora.files import once_per_machine, sha256, writing
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,22 @@ def home() -> Path:
 def fetch_wheel(wheel: Wheel) -> Path:
     """The wheel's path in the cache; downloaded if it is absent or damaged.
 
-    The hash is checked once per process: a third of a second for 145 MB. Concurrent calls are safe: each downloads into
-    its own folder and moves a whole file into place.
+    The hash is checked once per process: a third of a second for 145 MB. Concurrent calls are safe: one downloads, and
+    the others of its machine wait; a whole file is moved into place.
     """
     path = home() / "wheels" / wheel.filename
+    if _intact(path, wheel):
+        return path
+    with once_per_machine(path):
+        return path if _intact(path, wheel) else _fetch(wheel, path)
+
+
+def _intact(path: Path, wheel: Wheel) -> bool:
+    return path.exists() and _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256
+
+
+def _fetch(wheel: Wheel, path: Path) -> Path:
     if path.exists():
-        if _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256:
-            return path
         say(f"{path} is damaged (its sha256 differs); downloading it again")
     say(f"downloading {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
     with writing(path):

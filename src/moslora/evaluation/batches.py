@@ -59,6 +59,16 @@ def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size:
         yield Block(computed=kept if exact else block, wanted=kept)
 
 
+def rounds(items: Sequence[Item], cost: Callable[[Item], float], *, processes: int) -> list[list[Item]]:
+    """The items in rounds of one for each process; those of a round cost about the same, so that nobody waits long.
+
+    The dearest come first. For one process the order stays.
+    """
+    if processes > 1:
+        items = sorted(items, key=cost, reverse=True)
+    return [list(items[start : start + processes]) for start in range(0, len(items), processes)]
+
+
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Cuts the sequences of a block into batches of similar length, the longest first.
 

@@ -67,7 +67,8 @@ class Journal:
             write_json(self.folder / SETTINGS, dataclasses.asdict(self.head))
 
     def append(self, predictions: Sequence[Prediction]) -> None:
-        """Adds predictions and syncs them to disk."""
+        """Adds predictions of questions that had none, and syncs them to disk."""
+        assert not {p.id for p in predictions} & self.predictions.keys(), "a question was answered twice"
         self.predictions.update((p.id, p) for p in predictions)
         if self.folder is None or not predictions:
             return
@@ -80,7 +81,9 @@ class Journal:
     def finish(self) -> None:
         """Writes ``results.json`` of all questions evaluated here, not only those of the last call."""
         if self.folder is not None:
-            results = summarise(self.head.settings, list(self.predictions.values()), self.head.tasks)
+            order = list(self.head.tasks)
+            predictions = sorted(self.predictions.values(), key=lambda p: order.index(p.task))
+            results = summarise(self.head.settings, predictions, self.head.tasks)
             write_text(self.folder / RESULTS, results.to_json())
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from moslora.console import say
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.batches import Block, batch_budget, blocks
+from moslora.evaluation.batches import Block, batch_budget, blocks, rounds
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
@@ -26,6 +26,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
+from moslora.processes.group import gathered, members
 from moslora.prompts import make_format
 from moslora.tasks import Example
 
@@ -66,7 +67,7 @@ def evaluate(
     metadata: Mapping[str, Any] | None = None,
     leaks: Leaks | None = None,
 ) -> Results:
-    """Scores ``model`` on multiple-choice questions.
+    """Scores ``model`` on multiple-choice questions, shared out among the processes. All return the same results.
 
     Args:
         model: a causal language model in evaluation mode, on its device.
@@ -108,15 +109,13 @@ def evaluate(
         task: list(blocks(rows, limit=request.limit, exact=exact, size=scorer.block_size))
         for task, rows in questions.items()
     }
-    journal = Journal(out, settings)
+    journal = Journal(out if members()[0] == 0 else None, settings)
+    journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
     journal.record({task: TaskRecord(request.limit, leaks=_of_task(leaks, rows)) for task, rows in questions.items()})
-    progress = _Progress(sum(len(block.wanted) for task_blocks in plan.values() for block in task_blocks))
-    with torch.inference_mode():
-        for task, task_blocks in plan.items():
-            name_task(model, task)
-            _score_task(task_blocks, scorer=scorer, journal=journal, tell=partial(progress.tell, task))
-            if request.protocol != "generate":  # which has no margins
-                journal.record({task: TaskRecord(request.limit, drift=_drift(scorer, task_blocks, journal))})
+    _score([block for task_blocks in plan.values() for block in task_blocks], scorer, model, journal)
+    if request.protocol != "generate":  # which has no margins
+        drifts = _drifts(plan, scorer, model, journal)
+        journal.record({task: TaskRecord(request.limit, drift=drift) for task, drift in drifts.items()})
     journal.finish()
     asked = [journal.predictions[e.id] for task_blocks in plan.values() for block in task_blocks for e in block.wanted]
     records = {task: dataclasses.replace(journal.head.tasks[task], limit=request.limit) for task in plan}
@@ -173,29 +172,68 @@ def _of_task(leaks: Leaks | None, rows: Sequence[Example]) -> Leaks | None:
 class _Progress:
     """Says how far an evaluation is and, at its speed so far, how long the rest will take."""
 
-    def __init__(self, questions: int) -> None:
-        self._left, self._scored, self._began = questions, 0, time.monotonic()
+    def __init__(self, task_blocks: Sequence[Block]) -> None:
+        self._totals = Counter(example.task for block in task_blocks for example in block.wanted)
+        self._done: Counter[str] = Counter()
+        self._scored, self._began = 0, time.monotonic()
 
-    def tell(self, task: str, done: str, *, answered: int, scored: int) -> None:
-        """``answered`` more questions have predictions, for which the model scored ``scored``."""
-        self._left -= answered
+    def tell(self, block: Block, *, scored: int) -> None:
+        """The questions of ``block`` have predictions, for which the model scored ``scored``."""
+        task = block.wanted[0].task
+        self._done[task] += len(block.wanted)
         self._scored += scored
-        minutes = (time.monotonic() - self._began) / max(self._scored, 1) * self._left / 60
-        say(f"  {task}: {done}" + (f", about {minutes:.1f} min left" if self._scored and self._left else ""))
+        left = self._totals.total() - self._done.total()
+        minutes = (time.monotonic() - self._began) / max(self._scored, 1) * left / 60
+        rest = f", about {minutes:.1f} min left" if self._scored and left else ""
+        say(f"  {task}: {self._done[task]}/{self._totals[task]}{rest}")
 
 
-def _score_task(task_blocks: Sequence[Block], *, scorer: Scorer, journal: Journal, tell: Callable[..., None]) -> None:
-    total = sum(len(block.wanted) for block in task_blocks)
-    done = 0
+def _score(task_blocks: Sequence[Block], scorer: Scorer, model: PreTrainedModel, journal: Journal) -> None:
+    """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would."""
+    progress = _Progress(task_blocks)
+    rank, processes = members()
+    begun = []
     for block in task_blocks:
-        missing = {example.id for example in block.wanted} - journal.predictions.keys()
-        if missing:  # a block begun before a kill is computed whole again: its shapes belong to its results
-            journal.append([p for p in scorer.score(block.computed) if p.id in missing])
-        done += len(block.wanted)
-        tell(f"{done}/{total}", answered=len(block.wanted), scored=len(block.computed) if missing else 0)
+        if any(example.id not in journal.predictions for example in block.wanted):
+            begun.append(block)
+        else:
+            progress.tell(block, scored=0)
+    for together in rounds(begun, _cost, processes=processes):
+        own: list[Prediction] = []
+        if rank < len(together):
+            # A block begun before a kill is computed whole again: its shapes belong to its results.
+            missing = {example.id for example in together[rank].wanted} - journal.predictions.keys()
+            own = [p for p in _scored(together[rank], scorer, model) if p.id in missing]
+            journal.append(own)  # before the others are waited for, of which one may be lost
+        for other, predictions in enumerate(gathered(own)):
+            if other != rank:
+                journal.append(predictions)
+        for block in together:
+            progress.tell(block, scored=len(block.computed))
 
 
-def _drift(scorer: Scorer, task_blocks: Sequence[Block], journal: Journal) -> float:
+def _cost(block: Block) -> int:
+    """Of computing a block, in characters."""
+    return sum(len(example.question) + sum(map(len, example.choices)) for example in block.computed)
+
+
+@torch.inference_mode()
+def _scored(block: Block, scorer: Scorer, model: PreTrainedModel, *, alone: int = 0) -> list[Prediction]:
+    """The predictions of a block, or of its first ``alone`` questions, each by itself."""
+    name_task(model, block.wanted[0].task)
+    return scorer.score(block.wanted[:alone], alone=True) if alone else scorer.score(block.computed)
+
+
+def _drifts(
+    plan: Mapping[str, Sequence[Block]], scorer: Scorer, model: PreTrainedModel, journal: Journal
+) -> dict[str, float]:
+    """Each task's drift; the tasks are shared out among the processes."""
+    rank, processes = members()
+    own = {task: _drift(plan[task][0], scorer, model, journal) for task in list(plan)[rank::processes]}
+    return {task: drift for each in gathered(own) for task, drift in each.items()}
+
+
+def _drift(block: Block, scorer: Scorer, model: PreTrainedModel, journal: Journal) -> float:
     """The largest change of a margin between a question alone and in its batch, over a sample of one task.
 
     Task by task, because the units differ: cloze divides by few characters here and by many there. With d_j the
@@ -203,7 +241,7 @@ def _drift(scorer: Scorer, task_blocks: Sequence[Block], journal: Journal) -> fl
     best option whose margin is larger stays the best.
     """
     drift = 0.0
-    for alone in scorer.score(task_blocks[0].wanted[:DRIFT_SAMPLE], alone=True):
+    for alone in _scored(block, scorer, model, alone=DRIFT_SAMPLE):
         batched = journal.predictions[alone.id].deciding_scores
         changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]
         drift = max(drift, max(changes) - min(changes))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,8 +13,8 @@ from transformers import PreTrainedModel
 from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
 from moslora.base.resolve import fingerprint, locate
 from moslora.choices import DType
-from moslora.console import note
-from moslora.data.sources import MIXTURE, differences, load_examples, tested_on
+from moslora.console import is_main_process, note
+from moslora.data.sources import MIXTURE, data_hash, differences, load_examples, tested_on
 from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import SETTINGS
@@ -22,6 +23,7 @@ from moslora.evaluation.request import Options, Request
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import evaluate
 from moslora.files import locked, refuse_used
+from moslora.processes.group import device, meeting
 from moslora.recipe import ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.find import locate_adapter, run_folder, unfinished
@@ -67,13 +69,12 @@ class Target:
 
     def load(self) -> PreTrainedModel:
         """The model on the GPU, or where there is none on the CPU, in evaluation mode."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with fitting(self.model):
             if self.adapter:
-                return load_adapted(self.adapter, device=device, dtype=self.model.dtype)
-            return load_base(self.model, device=device)
+                return load_adapted(self.adapter, device=device(), dtype=self.model.dtype)
+            return load_base(self.model, device=device())
 
-    def identity(self, device: torch.device) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What identifies the model and the arithmetic of its device."""
         return {
             "base": self.model.name,
@@ -82,7 +83,7 @@ class Target:
             "attention": self.model.attention,
             "quantization": self.model.quantization,
             **({"double_quantization": self.model.double_quantization} if self.model.quantization == "nf4" else {}),
-            "device": device.type,
+            "device": device().type,
         }
 
 
@@ -170,9 +171,16 @@ def evaluate_target(
         )
     questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
     out = out or target.folder(request)
-    if not (out / SETTINGS).exists():
+    if is_main_process() and not (out / SETTINGS).exists():
         refuse_used(out)
-    with locked(out):
+    facts = {
+        **{key: value for key, value in target.identity().items() if key != "base"},  # whose path may differ
+        **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
+        **request.model_dump(exclude={"source"}),
+        "torch": torch.__version__,
+    }
+    same_command = "the same command continues from the scores so far"
+    with locked(out) if is_main_process() else nullcontext(), meeting(facts, then=same_command):
         model = target.load()
         batch_tokens = request.batch_tokens or batch_budget(model.device)
         with or_out_of_memory(
@@ -184,7 +192,7 @@ def evaluate_target(
                 questions,
                 request,
                 out=out,
-                metadata={**target.identity(model.device), "source": tested_on(source)},
+                metadata={**target.identity(), "source": tested_on(source)},
                 leaks=find_leaks(run, questions, chosen, source=source),
             )
     return results, out

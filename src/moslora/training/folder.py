@@ -1,12 +1,8 @@
-"""Checks of a run's folder, recipe and number of processes, before anything is loaded."""
+"""Checks of a run's folder and recipe, before anything is loaded."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
-
-import torch
-from accelerate.utils import parse_flag_from_env
 
 from moslora.errors import UsageError, some
 from moslora.files import in_use
@@ -61,14 +57,11 @@ def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
     Raises:
         UsageError: the recipes differ in more than :data:`FREE` keys.
     """
-    before, after = (_flat(recipe.model_dump(mode="json")) for recipe in (then, now))
-    free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, MICRO_BATCH)
+    before, after = binding(then), binding(now)
     bound = bound_to_length(now.training)
-    changed = [
-        key
-        for key in dict.fromkeys((*after, *before))
-        if not key.startswith(free if bound else (*free, *LENGTH)) and before.get(key) != after.get(key)
-    ]
+    for key in (*(() if bound else LENGTH), *(() if getattr(now.adapter.mixer, "balance", 0) else (MICRO_BATCH,))):
+        before[key] = after[key]
+    changed = [key for key in dict.fromkeys((*after, *before)) if before.get(key) != after.get(key)]
     if changed:
         changes = [f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}" for key in changed]
         why = f": with {bound} each step depends on the run's length" if set(changed) & {*LENGTH} else ""
@@ -87,15 +80,9 @@ def bound_to_length(training: TrainingSection) -> str | None:
     return None if training.rank_budget is None else "training.rank_budget"
 
 
-def refuse_too_many_processes() -> None:
-    """Refuses more processes on this machine than it has GPUs: two on one would run out of memory, or hang."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    on_gpus = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    if on_gpus and here > (devices := torch.cuda.device_count()):
-        raise UsageError(
-            f"{here} processes on this machine, but {devices} GPU{'s' * (devices != 1)}; start {devices}"
-            f" (--num_processes {devices}, or --nproc-per-node {devices})"
-        )
+def binding(recipe: Recipe) -> dict[str, Any]:
+    """The values of a run that may not change, by dotted key."""
+    return {key: value for key, value in _flat(recipe.model_dump(mode="json")).items() if not key.startswith(FREE)}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

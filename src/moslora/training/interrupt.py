@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from moslora.console import is_main_process
+from moslora.processes.launch import launched
 
 
 @contextmanager
@@ -17,7 +17,8 @@ def stop_requests() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not signals and is_main_process():
+        # One process of several may be stopped because another has failed; it does not promise what it cannot do.
+        if not signals and not launched():
             # Not print: the handler may interrupt a print, and buffered streams are not reentrant.
             os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
         signals.append(number)

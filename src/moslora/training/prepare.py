@@ -1,6 +1,7 @@
 """Builds what a run trains with: rows, model, adapters, optimizer and plan."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import AdapterLinear, inject, task_names
 from moslora.base.load import fitting, load_base, load_tokenizer
 from moslora.base.quantized import dequantize
+from moslora.base.resolve import fingerprint
 from moslora.data.encode import Encoder
 from moslora.data.prepared import prepare_rows
 from moslora.data.select import Questions
@@ -25,17 +27,40 @@ from moslora.training.optimizer import build_optimizer, rate_factor
 from moslora.training.rows import TrainingData, training_data
 
 
-def prepare(accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | None = None) -> tuple[Parts, TrainingData]:
+@dataclass(frozen=True)
+class Inputs:
+    """What a run needs from elsewhere, fetched, converted and encoded: once per machine, whoever is first.
+
+    Attributes:
+        data: the encoded rows.
+        plan: the steps over them.
+        base: fingerprint of the base model, whose weights are on the disk.
+    """
+
+    data: TrainingData
+    plan: StepPlan
+    base: str
+
+
+def gather_inputs(recipe: Recipe) -> Inputs:
+    """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
+    encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
+    questions = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
+    prepared = prepare_rows(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
+    data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
+    plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
+    return Inputs(data, plan, base=fingerprint(recipe.model.name, revision=recipe.model.revision))
+
+
+def prepare(
+    accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | None = None, *, inputs: Inputs | None = None
+) -> tuple[Parts, TrainingData]:
     """Loads and builds everything; the adapters take the weights of ``start``, if given."""
     set_seed(recipe.seed)
-    with accelerator.main_process_first():  # one process downloads and converts for all
-        encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-        questions = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
-        prepared = prepare_rows(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
-        data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
-        plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
-        with fitting(recipe.model):
-            model = load_base(recipe.model, device=accelerator.device)
+    inputs = inputs or gather_inputs(recipe)
+    data, plan = inputs.data, inputs.plan
+    with fitting(recipe.model):
+        model = load_base(recipe.model, device=accelerator.device)
     if start:
         check_base(start)
     adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)

@@ -7,6 +7,7 @@
 
 import platform
 import signal
+import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -20,21 +21,23 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from moslora.adapters import has_learned
-from moslora.console import note, say
+from moslora.console import is_main_process, note, say
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate, cut, label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
+from moslora.processes.group import device, meeting
+from moslora.processes.launch import place
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.find import RESULT, RUN
 from moslora.runs.manifest import RECIPE
 from moslora.training.dry_run import describe
-from moslora.training.folder import bound_to_length, refuse_other_run, refuse_too_many_processes, resume_command
+from moslora.training.folder import binding, bound_to_length, refuse_other_run, resume_command
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
-from moslora.training.prepare import prepare
+from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.rows import TrainingData
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.tracking import Tracker, start_wandb
@@ -53,49 +56,83 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
             unless ``recipe`` is longer and begins with the same steps.
 
     Raises:
-        UsageError: the folder holds another run or is in use, or the recipe does not fit its data or model.
+        UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
+            of processes, or the processes found different things.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         DiskFull: no space; the last checkpoint is intact.
         MosloraError: a loss or gradient is not finite, nothing was learned, or the GPU is out of memory.
     """
-    refuse_too_many_processes()
-    # Weights, activations and the scaler are ours. No buffer changes in training, so none is sent before each pass.
-    without_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[without_buffers])
-    if accelerator.distributed_type not in PLAIN:
-        raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
-    with locked(out) if accelerator.is_main_process else nullcontext():
+    with locked(out) if is_main_process() else nullcontext():
         try:
-            return _train(accelerator, recipe, out=out, resuming=resuming)
+            return _train(recipe, out=out, resuming=resuming)
         except DiskFull as full:
             if not (out / RECIPE).exists():  # nothing to resume yet
                 raise
             raise DiskFull(full.path, full.reason, then=f"resume: {resume_command(out)}") from None
         except torch.OutOfMemoryError:
-            if not accelerator.is_main_process:
-                raise  # the main process, which prints, may not have noticed
             raise MosloraError(
                 "out of GPU memory; use a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
             ) from None
 
 
-def _train(accelerator: Accelerator, recipe: Recipe, *, out: Path, resuming: bool) -> Path:
-    """The phases of a run: check the folder, prepare, resume, train, finish."""
-    if accelerator.is_main_process:
+def _train(recipe: Recipe, *, out: Path, resuming: bool) -> Path:
+    """The phases of a run: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
+    if is_main_process():
         refuse_other_run(out, recipe, resuming=resuming)
-    accelerator.wait_for_everyone()
+    _refuse_idle_processes(recipe.training.global_batch_size)
     saved = newest_saved(out, recipe) if resuming else None
-    if saved and saved.path.name == RESULT:
-        done, more = saved.manifest["step"], "" if bound_to_length(recipe.training) else "resume with more epochs, or "
-        say(f"{out}: finished, {done} of {done} steps; {more}start a new run with name=… or --out")
-        return saved.path
-    if resuming and not saved:
-        note("no checkpoint yet; starting at step 0")
-    run = Run(out, recipe, *prepare(accelerator, recipe, saved))
+    finished = saved is not None and saved.path.name == RESULT
+    inputs = None if finished else gather_inputs(recipe)
+    with meeting(_facts(recipe, saved, inputs), then=f"resume: {resume_command(out)}"):
+        if saved and not inputs:
+            done = saved.manifest["step"]
+            more = "" if bound_to_length(recipe.training) else "resume with more epochs, or "
+            say(f"{out}: finished, {done} of {done} steps; {more}start a new run with name=… or --out")
+            return saved.path
+        if resuming and not saved:
+            note("no checkpoint yet; starting at step 0")
+        return _run(recipe, out, saved, inputs)
+
+
+def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
+    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs))
     first_step = run.resume(saved) if saved else 0
     run.begin()
     run.train(first_step)
     return run.finish()
+
+
+def _refuse_idle_processes(global_batch_size: int) -> None:
+    """Refuses processes that would never have a row. All other numbers divide the rows of a step, if not evenly."""
+    if (processes := place()[1]) > global_batch_size:
+        raise UsageError(
+            f"{processes} processes, but training.global_batch_size = {global_batch_size} rows per step: start"
+            f" {global_batch_size} processes, or set training.global_batch_size={processes}"
+        )
+
+
+def _facts(recipe: Recipe, saved: AdapterFolder | None, inputs: Inputs | None) -> dict[str, Any]:
+    """What must be the same on all processes, by what it is called."""
+    facts = {key: value for key, value in binding(recipe).items() if key != "model.name"}  # its path may differ
+    facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
+    facts["the kind of device"] = device().type
+    if inputs:
+        rows = inputs.data.rows
+        facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {rows.token_count()} tokens"
+        facts["the number of steps"] = len(inputs.plan)
+        facts["the fingerprint of the base"] = inputs.base
+    return facts | _packages(quantized=recipe.model.quantization is not None)
+
+
+def _accelerator() -> Accelerator:
+    # Weights, activations and the scaler are ours. No buffer changes in training, so none is sent before each pass.
+    without_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # but what is to replace it sends them once
+    on_cpu = device().type == "cpu"
+    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[without_buffers])
+    if accelerator.distributed_type not in PLAIN:
+        raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
+    return accelerator
 
 
 @dataclass(frozen=True)
@@ -225,10 +262,14 @@ def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
     return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
 
 
-def _machine(device: torch.device, *, quantized: bool) -> dict[str, Any]:
-    packages = ["moslora", "torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
+def _machine(where: torch.device, *, quantized: bool) -> dict[str, Any]:
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine(),
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **_packages(quantized=quantized),
     }
+
+
+def _packages(*, quantized: bool) -> dict[str, str]:
+    names = ["moslora", "torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
+    return {name: version(name) for name in names}

@@ -1,0 +1,1 @@
+"""Several processes as one command: started, compared, and ended together."""

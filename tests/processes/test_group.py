@@ -1,0 +1,94 @@
+"""Processes that stand for nodes: what differs is refused with the rank named, and a fault of one ends all."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moslora.errors import UsageError
+from moslora.processes.group import compare
+from moslora.training import train_recipe
+from training_kit import MakeRecipe
+
+HOST = socket.gethostname()
+
+COMMAND = """
+import importlib.metadata, os, sys
+if "OTHER" in os.environ:
+    found = importlib.metadata.version
+    importlib.metadata.version = lambda name: "0.0" if name == "accelerate" else found(name)
+from moslora import cli
+cli.main()
+"""
+
+
+def on_two_nodes(tmp_path: Path, *commands: tuple[object, ...], **other: str) -> list[tuple[int, str]]:
+    """A command for each of two nodes, as `srun` would start them, without a launcher; exit codes and errors.
+
+    Each node has its own folder and cache; ``other`` is of the second one's environment.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank, command in enumerate(commands):
+        (here := tmp_path / f"node{rank}").mkdir(exist_ok=True)
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MOSLORA_HOME": str(here / "home")}
+        environment = os.environ | place | {"CUDA_VISIBLE_DEVICES": ""} | (other if rank else {})
+        program = [sys.executable, "-c", COMMAND, *map(str, command)]
+        started.append(subprocess.Popen(program, cwd=here, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return [(process.returncode, said) for process, said in zip(started, errors, strict=True)]
+
+
+def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_and_named(
+    recipe: MakeRecipe, world: Path, tmp_path: Path
+) -> None:
+    source = f"data.source={world / 'data'}"
+    (tmp_path / "node0").mkdir()
+    run = tmp_path / "node0" / "run"
+    train_recipe(recipe(source, "training.max_steps=4"), out=run)
+    (run / "adapter").rename(tmp_path / "moved")
+    rows = tmp_path / "rows"
+    for file in (world / "data").rglob("*.json"):
+        copy = rows / file.relative_to(world / "data")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text().replace("question: ", "question: so ", 1))
+    command = ("train", world / "recipe.yaml", "--out", "run", "--resume", "training.max_steps=4")
+    (code, told), (other, silent) = on_two_nodes(
+        tmp_path, (*command, source), (*command, f"data.source={rows}"), OTHER="1"
+    )
+    assert code == other == 2 and silent == "", silent
+    *lines, advice = told.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error"] * 3, told
+    assert all(f"rank 1 on {HOST}: " in line and "on rank 0" in line for line in lines), told
+    assert "the first step is 0, but 4 on" in told and "the hash of the training rows is" in told
+    assert 'accelerate is "0.0", but' in told and "run folder" in advice
+    assert not (tmp_path / "node1" / "run").exists()
+
+
+def test_a_fault_of_one_node_alone_is_told_once_with_its_rank_and_ends_all(world: Path, tmp_path: Path) -> None:
+    """While the other still encodes; so it is the other's end, too."""
+    (code, silent), (other, told) = on_two_nodes(
+        tmp_path, ("train", world / "recipe.yaml", "--out", "run"), ("train", "here.yaml", "--out", "run")
+    )
+    assert code == other == 2 and silent == "", silent
+    assert told.startswith(f"error: rank 1 on {HOST}: here.yaml: ") and len(told.splitlines()) == 1
+    assert not (tmp_path / "node0" / "run").exists()
+
+
+@pytest.mark.parametrize("odd", [0, 2])
+def test_the_rank_that_differs_from_most_is_named(odd: int) -> None:
+    found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {"step": 8, "base": "b"}} for rank in range(4)]
+    assert compare(found) == 2
+    found[odd] = {"host": f"h{odd // 2}", "facts": {"step": 0, "base": "b"}}
+    with pytest.raises(UsageError) as refused:
+        compare(found)
+    assert (
+        str(refused.value).splitlines()[0] == f"rank {odd} on h{odd // 2}: step is 0, but 8 on rank {0 if odd else 1}"
+    )
