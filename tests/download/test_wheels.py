@@ -1,5 +1,6 @@
 """Wheels: downloaded once, checked always, whole or absent."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_wheel_is_downloaded_once(shelf: Path, capsys: pytest.CaptureFixture[s
     assert fetch_wheel(tiny) == path
     assert capsys.readouterr().out == ""
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_of_two_at_once_one_downloads(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = make_wheel(shelf)
+    with ThreadPoolExecutor(2) as pool:
+        paths = set(pool.map(fetch_wheel, [tiny, tiny]))
+    assert len(paths) == 1 and capsys.readouterr().out.count("downloading") == 1
 
 
 def test_a_damaged_wheel_is_fetched_again(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:

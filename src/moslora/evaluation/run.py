@@ -192,13 +192,13 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer, model: PreTrainedModel,
     """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would."""
     progress = _Progress(task_blocks)
     rank, processes = members()
-    begun = []
+    unfinished = []
     for block in task_blocks:
         if any(example.id not in journal.predictions for example in block.wanted):
-            begun.append(block)
+            unfinished.append(block)
         else:
             progress.tell(block, scored=0)
-    for together in rounds(begun, _cost, processes=processes):
+    for together in rounds(unfinished, _cost, processes=processes):
         own: list[Prediction] = []
         if rank < len(together):
             # A block begun before a kill is computed whole again: its shapes belong to its results.

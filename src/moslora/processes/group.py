@@ -40,9 +40,8 @@ class Lost(MosloraError):
 
 def gpus() -> int:
     """GPUs of this machine that may be used."""
-    return (
-        torch.cuda.device_count() if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU") else 0
-    )
+    usable = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return torch.cuda.device_count() if usable else 0
 
 
 def device() -> torch.device:
@@ -72,12 +71,13 @@ def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     _refuse_too_many()
     rank, size = place()
     hosts = compare(_exchange(facts))
-    say(f"{size} processes on {hosts} machine{'s' * (hosts != 1)}, each on {'a GPU' if gpus() else 'the CPU'}")
-    backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
+    if size > 1:
+        say(f"{size} processes on {hosts} machine{'s' * (hosts != 1)}, each on {'a GPU' if gpus() else 'the CPU'}")
     if gpus():
         torch.cuda.set_device(device())
-    dist.init_process_group(backend, store=_store(), rank=rank, world_size=size, timeout=TIMEOUT)
     try:
+        backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
+        dist.init_process_group(backend, store=_store(), rank=rank, world_size=size, timeout=TIMEOUT)
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -161,7 +161,7 @@ def _has_the_word(error: Exception) -> bool:
     if rank:
         time.sleep(1)
     try:
-        store = _meet(patience=30)
+        store = _meet(patience=0 if dist.is_initialized() else 30)
         return not store.check([FAULT]) if interrupted else store.add(FAULT, 1) == 1
     except (OSError, RuntimeError, KeyError):
         # No store: it ended with the main process, which has told; or it never was, so that one per machine tells.
@@ -240,4 +240,4 @@ def _refuse_too_many() -> None:
             f" (--num_processes {gpus()}, or --nproc-per-node {gpus()})"
         )
     if here < gpus():
-        note(f"{here} of this machine's {gpus()} GPUs are used; start {gpus()} processes to use all")
+        note(f"{here} of {gpus()} GPUs {'is' if here == 1 else 'are'} used; start {gpus()} processes to use all")
