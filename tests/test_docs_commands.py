@@ -36,7 +36,7 @@ import test_docs
 from moslora.base.load import DTYPES
 from moslora.cli import app, main
 from moslora.prompts import FORMATS
-from moslora.recipe import PROTOCOLS, list_recipes, load_recipe, resolve_tasks
+from moslora.recipe import PROTOCOLS, list_experiments, list_recipes, load_recipe, resolve_tasks
 from moslora.tasks import TASKS
 from moslora.training import train_recipe
 
@@ -51,6 +51,7 @@ BLOCK = re.compile(r"^(?:<!-- not run here: (?P<reason>.*?) -->\n+)?```(?P<kind>
 TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 QUANTISED = "runs/over-int8"
 SHIPPED = {name for name, _ in list_recipes()}
+EXPERIMENTS = {f"experiments/{name}" for name, _ in list_experiments()}
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def check(words: list[str]) -> None:
     recipe = given.get("recipe") if command == "train" else given.get("name")
     if recipe in SHIPPED:
         load_recipe(recipe, given.get("overrides") or ())
-    else:
+    elif recipe not in EXPERIMENTS:
         assert recipe is None or recipe.startswith("runs/") or recipe.endswith(".yaml"), words
     if not str(given.get("tasks") or "x.yaml").endswith(".yaml"):
         resolve_tasks(given["tasks"])
@@ -151,6 +152,8 @@ def small(words: list[str], world: Path) -> list[str] | None:
             return None
         case "train" if not given["resume"] and not given["dry_run"]:
             extra = ["--dry-run"]
+        case "experiment":
+            extra = ["--table"] if given["file"] and not given["table"] else []
         case "data show":
             extra = ["--source", f"{world}/data", "--model", f"{world}/model"]
         case "data audit":

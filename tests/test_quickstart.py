@@ -54,7 +54,7 @@ def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
 ) -> None:
     """With what the run recorded, which may be of another version of the recipe."""
     trained: list[list[str]] = []
-    monkeypatch.setattr(module, "_train", trained.append)
+    monkeypatch.setattr(module, "train_in_processes", trained.append)
     monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
     own = load_recipe(module.RECIPE, ["model.dtype=float32", "data.rows.boolq=60", "adapter.rank=8"])
     (tmp_path / "recipe.yaml").write_text(own.to_yaml(), encoding="utf-8")
@@ -79,7 +79,7 @@ def test_it_ends_with_what_can_be_concluded(
         ]
         return summarise(replace(SETTINGS, primary="accuracy"), predictions, {}), tmp_path / str(target)
 
-    for name in ("_train", "merge", "locate_adapter"):
+    for name in ("train_in_processes", "merge", "locate_adapter"):
         monkeypatch.setattr(module, name, Mock())
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)

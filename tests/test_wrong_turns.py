@@ -144,8 +144,9 @@ def test_training_outlives_its_reader(scene: Scene) -> None:
 
 QUICKSTART = """
 from moslora import cli, quickstart
+from moslora.training import launch
 quickstart.RECIPE = "long.yaml"
-quickstart.worker_processes = lambda: 2
+launch.worker_processes = lambda: 2
 cli.main()
 """
 

@@ -1,10 +1,7 @@
 """Train, evaluate before and after, and merge, in one command."""
 
-import os
 import shlex
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +9,9 @@ import torch
 from moslora.choices import DType
 from moslora.console import say
 from moslora.convert.merge import merge
-from moslora.errors import Interrupted, MosloraError, UsageError, stopped
+from moslora.errors import UsageError, stopped
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
-from moslora.processes.launch import STOPPED, launch
 from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.find import RESULT, locate_adapter
@@ -24,6 +20,7 @@ from moslora.study.compare import compare_arms
 from moslora.study.outcomes import outcomes_of
 from moslora.study.pairs import Arm
 from moslora.study.verdict import lines, tables
+from moslora.training.launch import train_in_processes
 
 RECIPE = "smollm2-135m"
 
@@ -52,7 +49,7 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         refuse_used(out)
         training = [RECIPE, f"model.dtype={fast_dtype()}", "--out", str(out)]
     if not (out / RESULT).exists():
-        _train(training)
+        train_in_processes(training)
     arms = []
     for name in ("base", "tuned"):
         say(f"scoring the {name} model ...")
@@ -72,22 +69,6 @@ def fast_dtype() -> DType:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     units = torch.cpu.get_capabilities()
     return "bfloat16" if units.get("amx_bf16") or units.get("avx512_bf16") else "float32"
-
-
-def _train(arguments: Sequence[str]) -> None:
-    """Trains in a subprocess; without a GPU, in several: two processes are a third faster than two threads."""
-    command = [sys.executable, "-m", "moslora", "train", *arguments]
-    code = launch(command, processes=worker_processes(), then="the same command continues from the last checkpoint")
-    if code in STOPPED:
-        raise Interrupted(STOP, signal_number=code - 128)
-    if code:
-        fault = UsageError if code == UsageError.exit_code else MosloraError
-        raise fault(f"training ended with exit code {code}; the lines above say why")
-
-
-def worker_processes() -> int:
-    """One on a GPU, otherwise one per core, at most four."""
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
 
 
 def _next(out: Path) -> list[str]:

@@ -51,7 +51,7 @@ def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
     values = {
         "adapter.scaling: rslora": "adapter.scaling=rslora",
         "training.lora_plus_ratio": "training.lora_plus_ratio=4",
-        "training.mixer_learning_rate": "training.mixer_learning_rate=1e-3",
+        "training.mixer_rate_ratio": "training.mixer_rate_ratio=6",
         "adapter.start: pissa": "adapter.start=pissa",
         "adapter.dora": "adapter.dora=true",
         "training.rank_budget": "training.rank_budget={target_rank: 8}",

@@ -6,6 +6,7 @@ import pytest
 
 from moslora.recipe import (
     find_recipe,
+    list_experiments,
     list_recipes,
     load_recipe,
 )
@@ -19,6 +20,7 @@ from recipe_kit import METHODS, MODELS, RECIPES, ROOT, TASK_FILES, faults
 def test_all_builtin_recipes_are_known_here():
     names = [name for name, _ in list_recipes()]
     assert sorted(names) == sorted([*MODELS, *METHODS, *TASK_FILES])
+    names += [f"experiments/{name}" for name, _ in list_experiments()]
     assert {RECIPES / f"{name}.yaml" for name in names} == set(RECIPES.rglob("*.y*ml"))
 
 
@@ -59,7 +61,7 @@ def test_method_alone_says_that_it_has_no_model(monkeypatch):
 
 
 def test_first_line_of_every_recipe_says_what_it_is():
-    for name, purpose in list_recipes():
+    for name, purpose in (*list_recipes(), *list_experiments()):
         assert len(purpose) > 20 and not purpose.startswith("#"), name
 
 

@@ -159,12 +159,12 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
     plus = "B × 16" if method == "methods/lora-plus" else ""
     plain = said()
     assert len(plain) == 3 and f"learning rate 0.03{f' ({plus})' if plus else ''}, linear" in plain[2]
-    own = said(mixer_learning_rate=1e-3, mixer_weight_decay=0.5)
+    own = said(mixer_rate_ratio=6.0, mixer_weight_decay=0.5)
     if learns:
-        assert len(own) == 3 and f"learning rate 0.03 ({f'{plus}, ' if plus else ''}mixer 0.001), linear" in own[2]
+        assert len(own) == 3 and f"learning rate 0.03 ({f'{plus}, ' if plus else ''}M × 6), linear" in own[2]
     else:
         assert own[:3] == plain and own[3:] == [
-            "note: training.mixer_learning_rate = 0.001 has no effect: this mixer has no learned parameters",
+            "note: training.mixer_rate_ratio = 6 has no effect: this mixer has no learned parameters",
             "note: training.mixer_weight_decay = 0.5 has no effect: this mixer has no learned parameters",
         ]
 

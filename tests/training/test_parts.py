@@ -71,7 +71,7 @@ def test_schedules_are_those_of_transformers(schedule: str) -> None:
 def test_the_mixer_has_a_rate_and_a_decay_of_its_own() -> None:
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
-    rates = TrainingSection(learning_rate=1e-3, mixer_learning_rate=5e-3, weight_decay=0.1)
+    rates = TrainingSection(learning_rate=1e-3, mixer_rate_ratio=5, weight_decay=0.1)
     optimizer = build_optimizer(model, rates)
     a, b, mixers = optimizer.param_groups
     assert (len(a["params"]), len(b["params"]), len(mixers["params"])) == (4, 4, 4)
@@ -102,7 +102,7 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, An
     rates = TrainingSection(
         learning_rate=1e-3,
         lora_plus_ratio=8.0,
-        mixer_learning_rate=5e-3,
+        mixer_rate_ratio=5.0,
         weight_decay=0.1,
         mixer_weight_decay=0.3,
         eps=1e-30,

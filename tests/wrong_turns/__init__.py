@@ -12,6 +12,7 @@ from wrong_turns.output import OUTPUT
 from wrong_turns.recipes import RECIPES
 from wrong_turns.scene import Scene, Turn, release
 from wrong_turns.stops import STOPS
+from wrong_turns.studies import STUDIES
 
 TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Recipes and the command line": RECIPES,
@@ -22,6 +23,7 @@ TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Output folders and disks": OUTPUT,
     "Adapters of others": IMPORTS,
     "Stops": STOPS,
+    "Experiments": STUDIES,
     "Arguments": {name: Turn(" ".join(arguments), 2, message) for name, (arguments, message) in WRONG_TURNS.items()},
 }
 """Group -> situation -> turn."""

@@ -12,9 +12,20 @@ def recipes(incomplete: str) -> list[tuple[str, str]]:
     """Built-in recipes with their descriptions, and YAML files."""
     from moslora.recipe import list_recipes
 
-    builtin = [(name, textwrap.shorten(text, 60, placeholder=" …")) for name, text in list_recipes()]
+    return _described(list_recipes(), incomplete)
+
+
+def _described(builtin: list[tuple[str, str]], incomplete: str) -> list[tuple[str, str]]:
+    builtin = [(name, textwrap.shorten(text, 60, placeholder=" …")) for name, text in builtin]
     files = [(path, "a file") for path in glob.glob(f"{glob.escape(incomplete)}*.y*ml")]
     return [(name, help) for name, help in (*builtin, *files) if name.startswith(incomplete)]
+
+
+def experiments(incomplete: str) -> list[tuple[str, str]]:
+    """Built-in experiments with their descriptions, and YAML files."""
+    from moslora.recipe import list_experiments
+
+    return _described(list_experiments(), incomplete)
 
 
 def recipes_and_runs(incomplete: str) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moslora.cli.options import Overrides, RecipeName
+from moslora.cli.table import print_described
 
 app = typer.Typer(help="List, show and copy recipes.", invoke_without_command=True)
 
@@ -23,10 +24,7 @@ def list_all() -> None:
     """List the built-in recipes, like `moslora recipes` alone."""
     from moslora.recipe import list_recipes
 
-    found = list_recipes()
-    width = max(len(name) for name, _ in found)
-    for name, purpose in found:
-        print(f"{name:{width}}  {purpose}")
+    print_described(list_recipes())
 
 
 @app.command("copy")

@@ -1,6 +1,13 @@
 """Tables in the terminal."""
 
 
+def print_described(names: list[tuple[str, str]]) -> None:
+    """Prints names and what they are, a line each."""
+    width = max(len(name) for name, _ in names)
+    for name, purpose in names:
+        print(f"{name:{width}}  {purpose}")
+
+
 def print_table(rows: list[list[str]]) -> None:
     """Prints ``rows``, header first; all columns but the first are right-aligned."""
     from rich.console import Console

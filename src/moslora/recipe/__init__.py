@@ -1,7 +1,7 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
-from .builtin import find_recipe, list_recipes
-from .load import copy_recipe, load_recipe, resolve_tasks, trace_recipe
+from .builtin import find_experiment, find_recipe, list_experiments, list_recipes
+from .load import copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
 from .recipe import Recipe
 from .rules import PROTOCOLS
 from .schema import recipe_schema
@@ -26,10 +26,13 @@ __all__ = [
     "TrackingSection",
     "TrainingSection",
     "copy_recipe",
+    "find_experiment",
     "find_recipe",
+    "list_experiments",
     "list_recipes",
     "load_recipe",
     "recipe_schema",
     "resolve_tasks",
+    "stack_recipe",
     "trace_recipe",
 ]

@@ -1,10 +1,13 @@
-"""The built-in recipes, and how a name or a path becomes a file."""
+"""The built-in recipes and experiments, and how a name or a path becomes a file."""
 
 import difflib
 import os
 from pathlib import Path
 
 from moslora.errors import UsageError
+
+EXPERIMENTS = "experiments/"
+"""Where the built-in experiments are; they are no recipes."""
 
 
 def find_recipe(name: str | Path, *, folder: Path = Path()) -> Path:
@@ -34,6 +37,29 @@ def find_recipe(name: str | Path, *, folder: Path = Path()) -> Path:
     raise UsageError(f"{printable(str(name))}: {kind}; {hint}")
 
 
+def find_experiment(name: str) -> Path:
+    """The file of a path, or of the name of a built-in experiment such as `mixer-ablation`.
+
+    Raises:
+        UsageError: neither; with the closest name.
+    """
+    path = Path(os.path.expanduser(name))
+    experiments = _builtin(EXPERIMENTS)
+    if os.path.isfile(path):
+        return path
+    stem = name.removeprefix("recipes/").removeprefix(EXPERIMENTS).removesuffix(".yaml")
+    if stem in experiments:
+        return experiments[stem]
+    close = difflib.get_close_matches(stem, experiments, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"built-in experiments are {', '.join(experiments)}"
+    raise UsageError(f"{printable(name)}: is neither a file nor a built-in experiment; {hint}")
+
+
+def list_experiments() -> list[tuple[str, str]]:
+    """Name and first comment line of every built-in experiment."""
+    return _described(_builtin(EXPERIMENTS))
+
+
 def printable(text: str) -> str:
     """The text itself, or quoted with escapes if it is empty or would break a line of output."""
     return text if text and text.isprintable() else repr(text)
@@ -41,12 +67,22 @@ def printable(text: str) -> str:
 
 def list_recipes() -> list[tuple[str, str]]:
     """Name and first comment line of every built-in recipe, the runnable ones first."""
-    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _builtin().items()]
+    return _described(_builtin())
 
 
-def _builtin() -> dict[str, Path]:
+def _described(files: dict[str, Path]) -> list[tuple[str, str]]:
+    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in files.items()]
+
+
+def _builtin(folder: str = "") -> dict[str, Path]:
+    """The recipes, or what lies in ``folder``, by name."""
     package = Path(__file__).parents[1]
     # In a wheel the recipes are inside the package; in a clone they are next to src/.
     root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
     names = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}
-    return dict(sorted(names.items(), key=lambda item: (item[0].count("/"), item[0])))
+    chosen = {
+        name.removeprefix(folder): path
+        for name, path in names.items()
+        if name.startswith(EXPERIMENTS) == (folder == EXPERIMENTS)
+    }
+    return dict(sorted(chosen.items(), key=lambda item: (item[0].count("/"), item[0])))

@@ -11,7 +11,7 @@ from moslora.files import write_text, writing
 from moslora.tasks import TASKS, Task
 from moslora.tasks.names import GROUP, split_names, unknown_names
 
-from .builtin import find_recipe, list_recipes
+from .builtin import EXPERIMENTS, find_experiment, find_recipe, list_recipes
 from .faults import fault_lines
 from .layers import Given, lay, read_layers, shown
 from .recipe import WRITTEN, Recipe
@@ -72,6 +72,34 @@ def _declared(file: str) -> dict[str, Task]:
     return recipe.own_tasks
 
 
+def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, folder: Path) -> Recipe:
+    """The recipe of several layers, each written as in a recipe file, the later ones over the earlier ones.
+
+    Args:
+        layers: what to call it in messages, and its keys, `extends` among them.
+        name: of the recipe.
+        folder: what a relative `extends` is relative to.
+
+    Raises:
+        UsageError: one line for every fault.
+    """
+    faults: list[str] = []
+    given = [_defaults(Path(name))]
+    for origin, values in layers:
+        extends = values.get("extends", [])
+        for base in [extends] if isinstance(extends, str) else extends:
+            try:
+                given += read_layers(find_recipe(base, folder=folder), faults)
+            except UsageError as error:
+                faults.append(f"{origin}: extends = {error}")
+        given.append(Given.by(origin, {key: value for key, value in values.items() if key != "extends"}))
+    complete, stacked = not faults, lay(given)
+    faults += fault_lines(stacked, main=layers[-1][0], complete=complete)
+    if faults:
+        raise UsageError("\n".join(dict.fromkeys(faults)))
+    return Recipe.model_validate(stacked.plain())
+
+
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
     """Every value of a recipe, in declared order, and where it comes from. The model may be missing.
 
@@ -96,13 +124,15 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:
-    """Copy a recipe into a file or folder. One that extends others is written out in full, below its own comment.
+    """Copy a recipe, or `experiments/NAME`, into a file or folder.
+
+    A recipe that extends others is written out in full, below its own comment.
 
     Raises:
         UsageError: the recipe cannot be read, or the destination exists or cannot be written.
         DiskFull: no room for it.
     """
-    source = find_recipe(name)
+    source = find_experiment(str(name)) if str(name).startswith(EXPERIMENTS) else find_recipe(name)
     faults: list[str] = []
     layers = read_layers(source, faults)
     if faults:

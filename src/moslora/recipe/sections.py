@@ -178,8 +178,8 @@ class TrainingSection(Section):
     lora_plus_ratio: PositiveFloat = 1.0
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354)."""
 
-    mixer_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of a learned M; null for `learning_rate`."""
+    mixer_rate_ratio: PositiveFloat = 1.0
+    """Learning rate of a learned M over that of A."""
 
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: falling to zero, or constant. Only with a constant one can a finished run be

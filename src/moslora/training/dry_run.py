@@ -49,16 +49,16 @@ def describe(
     # Not numel(): a packed 4-bit weight has fewer entries than parameters.
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     layers, learned = len(list(named_adapters(model))), mixer_learns(model)
-    own = {"mixer_learning_rate": training.mixer_learning_rate, "mixer_weight_decay": training.mixer_weight_decay}
+    own = {"mixer_rate_ratio": (training.mixer_rate_ratio, 1), "mixer_weight_decay": (training.mixer_weight_decay, 0)}
     notes = [
         f"note: training.{field} = {value:g} has no effect: this mixer has no learned parameters"
-        for field, value in own.items()
-        if value and not learned
+        for field, (value, default) in own.items()
+        if value != default and not learned
     ]
     if (warmup := training.warmup(len(plan))) >= len(plan):
         notes.append(f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises")
     rates = [f"B × {training.lora_plus_ratio:g}"] if training.lora_plus_ratio != 1 else []
-    rates += [f"mixer {training.mixer_learning_rate:g}"] if training.mixer_learning_rate and learned else []
+    rates += [f"M × {training.mixer_rate_ratio:g}"] if training.mixer_rate_ratio != 1 and learned else []
     return [
         f"{base.name} in {base.precision}, {layers} layers adapted: {adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",

@@ -1,6 +1,7 @@
 """Checks of a run's folder and recipe, before anything is loaded."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,14 @@ def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
     Raises:
         UsageError: the recipes differ in more than :data:`FREE` keys.
     """
-    before, after = binding(then), binding(now)
+    free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, MICRO_BATCH)
     bound = bound_to_length(now.training)
-    for key in (*(() if bound else LENGTH), *(() if getattr(now.adapter.mixer, "balance", 0) else (MICRO_BATCH,))):
-        before[key] = after[key]
-    changed = [key for key in dict.fromkeys((*after, *before)) if before.get(key) != after.get(key)]
-    if changed:
-        changes = [f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}" for key in changed]
-        why = f": with {bound} each step depends on the run's length" if set(changed) & {*LENGTH} else ""
+    changes = changed_keys(
+        then.model_dump(mode="json"), now.model_dump(mode="json"), free=free if bound else (*free, *LENGTH)
+    )
+    if changes:
+        of_length = any(change.startswith(LENGTH) for change in changes)
+        why = f": with {bound} each step depends on the run's length" if of_length else ""
         raise UsageError(
             f"{folder}: made with another recipe ({some(changes, separator='; ')}){why}; resume with {folder / RECIPE},"
             " or start a new run with name=… or --out"
@@ -85,7 +86,17 @@ def binding(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in _flat(recipe.model_dump(mode="json")).items() if not key.startswith(FREE)}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...]) -> list[str]:
+    """`key was …, is …` for every key that differs between two recipes as JSON values, but for those in ``free``."""
+    before, after = _flat(then), _flat(now)
+    return [
+        f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}"
+        for key in dict.fromkeys((*after, *before))
+        if not key.startswith(free) and before.get(key) != after.get(key)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():

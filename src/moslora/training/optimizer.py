@@ -28,7 +28,7 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
         {"params": b, "lr": rate * training.lora_plus_ratio, "weight_decay": decay},
         {
             "params": _learned(model, Mixer),
-            "lr": training.mixer_learning_rate or rate,
+            "lr": rate * training.mixer_rate_ratio,
             "weight_decay": training.mixer_weight_decay,
         },
         {"params": _learned(model, Magnitude), "lr": rate, "weight_decay": 0.0},

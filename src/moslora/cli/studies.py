@@ -1,0 +1,61 @@
+"""The commands ``experiment`` and ``runs``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moslora.cli import completion
+from moslora.cli.completion import RUNS
+from moslora.cli.table import print_described, print_table
+
+app = typer.Typer()
+
+
+@app.command()
+def experiment(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            help="An experiment file, or a built-in experiment. [default: list these]",
+            autocompletion=completion.experiments,
+        ),
+    ] = None,
+    arms: Annotated[
+        list[str] | None, typer.Argument(metavar="ARM", help="The arms to run, or all. [default: the file's first]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the experiment. [default: runs/NAME]")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Print what is known so far, and run nothing.")] = False,
+    any_code: Annotated[bool, typer.Option("--any-code", help="Also count results that other code has made.")] = False,
+) -> None:
+    """Train and score several methods with several seeds, each at its best learning rate.
+
+    The same command continues where it was stopped.
+    """
+    if file is None:
+        from moslora.recipe import list_experiments
+
+        print_described(list_experiments())
+        return
+    from moslora.study.arms import load_experiment
+    from moslora.study.experiment import Study
+
+    plan = load_experiment(file)
+    study = Study(plan, out or RUNS / plan.name, plan.chosen_arms(tuple(arms or ())), any_code)
+    if not table:
+        study.run()
+    for rows in study.tables():
+        print_table(rows)
+        print()
+    for line in study.closing():
+        print(line)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay=False)] = RUNS,
+) -> None:
+    """List the runs in a folder: adapter, steps, state and scores."""
+    from moslora.study.listing import list_runs
+
+    print_table(list_runs(folder))

@@ -1,0 +1,250 @@
+"""Runs an experiment: first each arm's learning rate is chosen, then its scored runs, one after the other.
+
+``runs/NAME/``         a run folder each, NAME = arm-rate-seed; without checkpoints once its result is kept
+``rates/NAME.json``    the validation loss of a run that only chooses the rate
+``results/NAME.json``  the answers of a scored run, and ``experiment.json``: what ``moslora compare`` reads
+
+A run with a file in ``rates`` or ``results`` is done, and needs no folder.
+"""
+
+import json
+import math
+import shlex
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from moslora.console import say
+from moslora.errors import UsageError, some, stopped
+from moslora.evaluation.predictions import mean_and_error
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.files import in_use, locked, write_json, write_text
+from moslora.runs.adapter_folder import stored_recipe
+from moslora.runs.find import RESULT, run_facts
+from moslora.runs.manifest import RECIPE
+from moslora.study.arms import Experiment, Planned
+from moslora.study.match import CODE, changes, provenance
+from moslora.study.outcomes import (
+    RESULTS,
+    ExperimentIndex,
+    ExperimentRun,
+    Outcomes,
+    collect,
+    read_outcomes,
+    write_index,
+    write_outcomes,
+)
+from moslora.study.rates import Curve, RateResult, curves, rate_file, rate_table, read_rate, validation_loss
+from moslora.training.launch import train_in_processes
+
+BEGUN = "begun.json"
+"""In a run's folder: its provenance when it began."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment in its folder.
+
+    Attributes:
+        out: the folder.
+        arms: those that run.
+        any_code: whether results of other code count.
+    """
+
+    experiment: Experiment
+    out: Path
+    arms: tuple[str, ...]
+    any_code: bool = False
+    _seconds: dict[bool, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @stopped("stopped; the work so far is saved, and the same command continues from there")
+    def run(self) -> None:
+        """Runs what is left.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; the run in progress saved first.
+            UsageError: something there was made with another recipe, other data or other code.
+            MosloraError: a run failed.
+        """
+        if others := self.others():
+            raise UsageError("\n".join(others))
+        with locked(self.out):
+            self._finish(self.experiment.search(self.arms), later=len(self.arms) * len(self.experiment.file.seeds))
+            for line in self.remarks():
+                say(line)
+            self._finish(self.scored(), later=0)
+
+    def curves(self) -> list[Curve]:
+        """What is known of the arms' learning rates."""
+        return curves(self.experiment, self.out, self.arms)
+
+    def scored(self) -> list[Planned]:
+        """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
+        chosen = [(curve.arm, rate) for curve in self.curves() if (rate := curve.best) is not None]
+        seeds = self.experiment.file.seeds
+        return [self.experiment.planned(arm, rate, seed, scored=True) for seed in seeds for arm, rate in chosen]
+
+    def remarks(self) -> Iterator[str]:
+        """Notes on the choice of the learning rates."""
+        for curve in self.curves():
+            yield from curve.remarks()
+
+    def others(self) -> list[str]:
+        """A line for each way in which results or run folders differ from what this experiment would make."""
+        found: dict[str, list[str]] = defaultdict(list)
+        file = self.experiment.file
+        scored = [
+            self.experiment.planned(arm, rate, seed, scored=True)
+            for arm in self.arms
+            for rate in file.learning_rates
+            for seed in file.seeds
+        ]
+        for planned in (*self.experiment.search(self.arms), *scored):
+            for path, text in self._differs(planned):
+                found[text].append(str(path))
+        fix = "remove what is old to run it again, or choose another folder with --out"
+        kept = {CODE: f"{fix}, or count it with --any-code"}
+        return [f"{some(paths, most=1)}: {text}; {kept.get(text, fix)}" for text, paths in found.items()]
+
+    def _differs(self, planned: Planned) -> Iterator[tuple[Path, str]]:
+        """The result of a run, or else its folder, and what is different about it."""
+        file, folder = self.result(planned), self.folder(planned)
+        made: Outcomes | RateResult | None
+        if made := _read_result(file, planned):
+            path, recipe, made_with = file, made.recipe, made.provenance
+        elif (folder / RECIPE).exists() and (folder / BEGUN).exists():
+            path, recipe = folder, stored_recipe(folder).model_dump(mode="json")
+            made_with = json.loads((folder / BEGUN).read_bytes())
+        else:
+            if in_use(folder) and not (folder / BEGUN).exists():
+                yield folder, "not a run of this experiment"
+            return
+        if changed := changes(planned, recipe, made_with, any_code=self.any_code):
+            yield path, some(changed, separator="; ")
+
+    def folder(self, planned: Planned) -> Path:
+        """The run folder."""
+        return self.out / "runs" / planned.name
+
+    def result(self, planned: Planned) -> Path:
+        """The small file that says that the run is done."""
+        if planned.scored:
+            return self.out / RESULTS / f"{planned.name}.json"
+        return rate_file(self.out, planned.arm, planned.learning_rate, planned.seed)
+
+    def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
+        """Does those of ``runs`` that are not done; ``later`` scored ones come after them."""
+        left = [planned for planned in runs if not self.result(planned).exists()]
+        for number, planned in enumerate(left):
+            pending = [*(p.scored for p in left[number:]), *[True] * later]
+            say(f"{planned.name}: {len(pending)} left{self._time(pending)}")
+            began = time.monotonic()
+            run_one(planned, folder=self.folder(planned), result=self.result(planned))
+            self._seconds[planned.scored].append(time.monotonic() - began)
+            self.write_index()
+        self.write_index()
+
+    def _time(self, pending: Sequence[bool]) -> str:
+        """How long runs take, after those finished since this command began; ``pending``: whether each is scored."""
+        known = {kind: math.fsum(times) / len(times) for kind, times in self._seconds.items() if times}
+        if not known:
+            return ""
+        minutes = sum(known.get(kind, max(known.values())) for kind in pending) / 60
+        return f", about {minutes:.0f} min"
+
+    def write_index(self) -> None:
+        """Writes ``experiment.json``: every scored run that is done."""
+        file = self.experiment.file
+        whole = replace(self, arms=tuple(self.experiment.recipes))
+        done = [planned for planned in whole.scored() if self.result(planned).exists()]
+        runs = tuple(ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}") for p in done)
+        write_index(self.out, ExperimentIndex(self.experiment.name, file.contrast, file.outcome, runs))
+
+    def tables(self) -> Iterator[list[list[str]]]:
+        """The curve of the learning rate, and the scores so far."""
+        found = self.curves()
+        if len(self.experiment.file.learning_rates) > 1:
+            yield rate_table(found)
+        yield self._scores(found)
+
+    def closing(self) -> Iterator[str]:
+        """What to say below the tables."""
+        yield from self.remarks()
+        yield from (f"note: {line}" for line in self.others())
+        total = len(self.arms) * len(self.experiment.file.seeds)
+        if done := sum(self.result(planned).exists() for planned in self.scored()):
+            yield f"{done} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
+        else:
+            yield f"none of {total} runs is scored yet"
+
+    def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
+        names = {"log_probability": "log p of the right option", "accuracy": "accuracy, %"}
+        order = sorted(names, key=lambda name: name != self.experiment.file.outcome)
+        rows = [["arm", "learning rate", "seeds", *(names[name] for name in order)]]
+        by_arm: dict[str, list[Outcomes]] = defaultdict(list)
+        for planned in self.scored():
+            if (file := self.result(planned)).exists():
+                by_arm[planned.arm].append(read_outcomes(file))
+        for curve in found:
+            rate = "not chosen" if curve.best is None else f"{curve.best:g}"
+            outcomes = by_arm[curve.arm]
+            seeds = f"{len(outcomes)}/{len(self.experiment.file.seeds)}"
+            rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(outcomes, name) for name in order)])
+        return rows
+
+
+def run_one(planned: Planned, *, folder: Path, result: Path) -> None:
+    """Trains, or goes on training, in ``folder``, scores if the run is to be scored, and writes the file ``result``.
+
+    Whatever was done before it was stopped is not done again.
+    """
+    made_with, recipe = _begin(planned, folder), planned.recipe.model_dump(mode="json")
+    trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
+    if not (folder / RESULT).is_dir():
+        train_in_processes([str(folder), "--resume", *["model.trust_remote_code=true"] * trust])
+    result.parent.mkdir(parents=True, exist_ok=True)
+    if planned.scored:
+        _, scores = evaluate_target(open_target(str(folder), trust_remote_code=trust))
+        torch.cuda.empty_cache()  # the next run trains in another process
+        outcomes = collect(scores, recipe=recipe, facts=run_facts(folder))
+        write_outcomes(result, replace(outcomes, provenance=made_with))
+    else:
+        loss = validation_loss(folder)
+        write_json(result, asdict(RateResult(loss, recipe, made_with)))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _begin(planned: Planned, folder: Path) -> dict[str, str]:
+    """Makes the folder of a run that has none. Returns the provenance of its beginning."""
+    if not (folder / RECIPE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / BEGUN, provenance(planned.recipe))
+        write_text(folder / RECIPE, planned.recipe.to_yaml())
+    made_with: dict[str, str] = json.loads((folder / BEGUN).read_bytes())
+    return made_with
+
+
+def _read_result(file: Path, planned: Planned) -> Outcomes | RateResult | None:
+    """What the small file of a run says; ``None`` if there is none."""
+    if not planned.scored:
+        return read_rate(file)
+    return read_outcomes(file) if file.exists() else None
+
+
+def _mean_over_seeds(outcomes: Sequence[Outcomes], name: str) -> str:
+    """The mean of the runs' macro averages, ± its standard error over the seeds."""
+    column, factor, digits = {"accuracy": ("correct", 100, 1), "log_probability": ("log_probability", 1, 4)}[name]
+    macros = []
+    for one in outcomes:
+        columns = [getattr(answers, column) for answers in one.tasks.values()]
+        if all(columns):  # under `generate` there are no probabilities
+            macros.append(factor * mean_and_error([mean_and_error(values)[0] for values in columns])[0])
+    if not macros:
+        return "–"
+    mean, error = mean_and_error(macros)
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

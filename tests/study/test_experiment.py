@@ -1,0 +1,246 @@
+"""Experiments of the small world: end to end, stopped and resumed, results that match or do not."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cli_kit import run
+from moslora.errors import Interrupted, UsageError
+from moslora.evaluation import METRICS, load_predictions
+from moslora.runs.adapter_folder import stored_recipe
+from moslora.study import experiment as module
+from moslora.study import match
+from moslora.study.arms import load_experiment
+from moslora.study.experiment import Study
+from moslora.study.outcomes import read_index, read_outcomes
+from moslora.training import loop, train_recipe
+
+FILE = """
+recipe:
+  extends: {world}/recipe.yaml
+  training: {{max_steps: 4, checkpoint_every: 1}}
+  evaluation: {{limit: 6}}
+arms:
+  lora: methods/lora
+  learned: {{adapter: {{mixer: {{init: orthogonal}}}}}}
+learning_rates: {rates}
+{search}
+seeds: [0, 1]
+contrast: [lora, learned]
+outcome: log_probability
+"""
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes an experiment file into the working folder."""
+
+    def file(*, rates: str = "[3e-2]", search: str = "", old: str = "", new: str = "") -> str:
+        text = FILE.format(world=world, rates=rates, search=search)
+        assert old in text
+        Path("e.yaml").write_text(text.replace(old, new, 1) if old else text, encoding="utf-8")
+        return "e.yaml"
+
+    monkeypatch.setattr(module, "train_in_processes", train)
+    monkeypatch.chdir(tmp_path)
+    return file
+
+
+def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
+    loaded = load_experiment(file)
+    return Study(loaded, out, loaded.chosen_arms(()), **options)
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished experiment of the file as it is; copy it before changing it."""
+    here = tmp_path_factory.mktemp("finished")
+    (here / "e.yaml").write_text(FILE.format(world=world, rates="[3e-2]", search=""), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_in_processes", train)
+        study(str(here / "e.yaml"), here / "e").run()
+    return here / "e"
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Training in this process."""
+    train_recipe(stored_recipe(Path(arguments[0]), arguments[2:]), out=Path(arguments[0]), resuming=True)
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("*/*.json") if path.parent.name in ("results", "rates")}
+
+
+def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, *, after: int) -> None:
+    """Ctrl-C in the call after ``after`` calls."""
+    real, calls = getattr(owner, name), []
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == after + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    patch.setattr(owner, name, stop)
+
+
+def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, errors = run(capsys, "experiment", write())
+    assert code == 0, errors
+    out = Path("runs/e")
+    names = ["learned-0.03-0", "learned-0.03-1", "lora-0.03-0", "lora-0.03-1"]
+    assert sorted(path.name for path in (out / "runs").iterdir()) == names
+    index = read_index(out)
+    assert (index.name, index.contrast, index.outcome) == ("e", ("lora", "learned"), "log_probability")
+    assert sorted(Path(line.folder).name for line in index.runs) == names
+    means = {}
+    for line in index.runs:
+        outcomes = read_outcomes(out / line.results)
+        assert outcomes.recipe is not None and outcomes.recipe["seed"] == line.seed
+        (scores,) = (out / line.folder / "eval").iterdir()
+        right = {p.id: METRICS["log_probability"](p) for p in load_predictions(scores)}
+        kept = {i: x for a in outcomes.tasks.values() for i, x in zip(a.ids, a.log_probability, strict=True)}
+        assert len(right) == 18 and kept == pytest.approx(right, abs=1e-6)
+        assert not (out / line.folder / "checkpoints").exists()
+        by_task = [np.mean([x for i, x in right.items() if i.startswith(task)]) for task in ("boolq", "arc", "obqa")]
+        means[line.arm, line.seed] = np.mean(by_task)
+    for arm in ("lora", "learned"):
+        pair = [means[arm, 0], means[arm, 1]]
+        assert f"{np.mean(pair):.4f} ± {np.std(pair, ddof=1) / 2**0.5:.4f}" in said
+    assert "lora-0.03-0: 4 left\n" in said and "learned-0.03-1: 1 left, about 0 min\n" in said
+    assert "4 of 4 runs are scored; to compare them: moslora compare runs/e" in said
+
+
+@pytest.mark.parametrize(("owner", "name", "after"), [(loop, "accumulate", 6), (module, "evaluate_target", 1)])
+def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
+    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, after: int
+) -> None:
+    """In the second run: at its third step, and before it is scored."""
+    file = write()
+    with monkeypatch.context() as patch:
+        interrupt(patch, owner, name, after=after)
+        with pytest.raises(Interrupted):
+            study(file, Path("cut")).run()
+    first = results(Path("cut"))
+    assert len(first) == 1 and not Path("cut/.lock").exists()
+    trained = []
+    real = module.train_in_processes
+    monkeypatch.setattr(module, "train_in_processes", lambda words: (trained.append(words[0]), real(words)))
+    shutil.rmtree("cut/runs/lora-0.03-0")  # done: not needed any more
+    study(file, Path("cut")).run()
+    assert len(trained) == (3 if owner is loop else 2)
+    assert results(Path("cut")) == results(finished) and len(results(finished)) == 4
+
+
+SEARCH = "rate_seeds: [7, 8]"
+
+
+def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(rates="[1e-4, 3e-2, 3]", search=SEARCH)
+    code, said, _ = run(capsys, "experiment", file, "lora")
+    assert code == 0
+    out = Path("runs/e")
+    chosen = {line.arm: line.learning_rate for line in read_index(out).runs}
+    means = {}
+    for rate in (1e-4, 3e-2, 3.0):
+        ends = []
+        for seed in (7, 8):
+            folder = out / "runs" / f"lora-{rate:g}-{seed}"
+            assert not (folder / "eval").exists(), "a run of the search is never scored"
+            logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            ends.append([row["validation_loss"] for row in logged if "validation_loss" in row][-1])
+        means[rate] = np.mean(ends)
+        spread = (max(ends) - min(ends)) / 2
+        assert f"{means[rate]:.4f} ± {spread:.4f}" + " *" * (rate == chosen["lora"]) in said
+    assert chosen == {"lora": min(means, key=lambda rate: means[rate])} == {"lora": 3e-2}
+    assert len(results(out)) == 6 + 2 and "tried" not in said
+
+    # One seed fewer: nothing is trained again.
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2, 3]", search="rate_seeds: [7]"), "lora")
+    assert code == 0 and " left" not in said
+    # Without the highest rate, the best is the highest.
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "--table")
+    assert code == 0 and "lora: 0.03 is the highest learning rate tried" in said
+
+
+def test_the_table_of_an_unfinished_experiment_runs_nothing(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "--table")
+    assert code == 0 and said.count("not chosen") == 2 and "none of 4 runs" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"old": "max_steps: 4", "new": "max_steps: 3"}, "training.max_steps was 4, is 3"),
+        ({"old": "limit: 6", "new": "limit: 5"}, "evaluation.limit was 6, is 5"),
+        ({"old": "init: orthogonal", "new": "init: xavier"}, "adapter.mixer.init was orthogonal, is xavier"),
+    ],
+)
+def test_results_of_another_recipe_do_not_count(
+    write: Write, finished: Path, change: dict[str, str], message: str
+) -> None:
+    """And what does not count is neither replaced nor removed."""
+    shutil.copytree(finished, "runs/e")
+    file, before = write(**change), results(finished)
+    for remove in ("none", "runs"):
+        shutil.rmtree(f"runs/e/{remove}", ignore_errors=True)
+        with pytest.raises(UsageError, match=message):
+            study(file).run()
+        assert results(Path("runs/e")) == before
+    assert any(line.startswith("note: ") and message in line for line in study(file).closing())
+
+
+def test_what_only_prints_or_saves_may_change(write: Write, finished: Path) -> None:
+    shutil.copytree(finished, "runs/e")
+    assert not study(write(old="checkpoint_every: 1", new="checkpoint_every: 3, log_every: 1")).others()
+
+
+def test_results_of_other_code_count_only_if_asked(
+    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, "runs/e")
+    file, before = write(), results(finished)
+    monkeypatch.setattr(match, "code", lambda: "other")
+    with pytest.raises(UsageError, match=r"the code changed.*--any-code"):
+        study(file).run()
+    study(file, any_code=True).run()
+    assert results(Path("runs/e")) == before
+
+
+def test_a_run_begun_with_another_recipe_is_not_resumed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, loop, "accumulate", after=1)
+        with pytest.raises(Interrupted):
+            study(write()).run()
+    with pytest.raises(UsageError, match=r"lora-0.03-0: training.max_steps was 4, is 3"):
+        study(write(old="max_steps: 4", new="max_steps: 3")).run()
+    shutil.rmtree("runs/e/runs/lora-0.03-0")
+    Path("runs/e/runs/lora-0.03-0").mkdir()
+    Path("runs/e/runs/lora-0.03-0/mine").touch()
+    with pytest.raises(UsageError, match="not a run of this experiment"):
+        study(write()).run()
+
+
+def test_code_is_told_from_comments() -> None:
+    one = '"""Doc."""\nRATE = 0.1  # why\n\n\ndef f(x):\n    """Doc."""\n    return x * RATE\n'
+    other = '# new\nRATE = 0.1\n"""Of f."""\ndef f(x):\n    return x*RATE\n'
+    assert match.without_comments(one) == match.without_comments(other)
+    assert match.without_comments(one) != match.without_comments(one.replace("0.1", "0.2"))
+    assert match.code() == match.code() and len(match.code()) == 16
+
+
+def test_modules_that_do_not_count_exist() -> None:
+    package = Path(module.__file__).parents[1]
+    assert all(list(package.rglob(name)) for name in match.ASIDE)

@@ -1,0 +1,105 @@
+"""The arms of an experiment share, for one seed, the draws of A and B, the rows of each step and dropout's masks."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from moslora.adapters import named_adapters
+from moslora.adapters.dropout import Dropout
+from moslora.recipe import Recipe
+from moslora.training.loop import train
+from moslora.training.prepare import prepare
+from training_kit import MakeRecipe
+
+ARMS = {
+    "lora": ["adapter.mixer={kind: identity}"],
+    "scaled": ["adapter.mixer={kind: identity}", "adapter.alpha=4.6"],
+    "folded": ["adapter.mixer.train=folded"],
+    "frozen": ["adapter.mixer.train=frozen"],
+    "kaiming": [],
+    "orthogonal": ["adapter.mixer.init=orthogonal"],
+    "identity": ["adapter.mixer.init=identity"],
+    "fast": ["training.mixer_rate_ratio=6"],
+    "two-subspace": ["adapter.mixer={kind: butterfly}"],
+    "hadamard": ["adapter.mixer={kind: hadamard}"],
+    "kronecker": ["adapter.mixer={kind: kronecker, blocks: 2}"],
+    "dora": ["adapter.mixer={kind: identity}", "adapter.dora=true"],
+    "pissa": ["adapter.mixer={kind: identity}", "adapter.start=pissa"],
+    "rslora": ["adapter.mixer={kind: identity}", "adapter.scaling=rslora"],
+    "plus": ["adapter.mixer={kind: identity}", "training.lora_plus_ratio=16"],
+}
+OTHER_START = ("folded", "pissa")
+
+
+class Watched:
+    """Runs four steps of a recipe and keeps the start, the rows of each step, and the entries dropped in each layer."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        parts, _ = prepare(Accelerator(), recipe)
+        self.layers = {name: layer for name, layer in named_adapters(parts.model)}
+        self.start = {name: (layer.lora_a.clone(), layer.lora_b.clone()) for name, layer in self.layers.items()}
+        self.mixers = {name: layer.mixer.matrix().clone() for name, layer in self.layers.items()}
+        self.rows: list[list[str]] = []
+        self.dropped: list[Tensor] = []
+        for module in parts.model.modules():
+            if isinstance(module, Dropout):
+                module.register_forward_hook(self._keep_mask)
+        for step in range(4):
+            self.rows.append([parts.rows[row].id for row in parts.plan[step]])
+        train(
+            parts,
+            recipe.training,
+            first_step=0,
+            observer=self,
+            checkpoint=lambda step: None,
+            validate=lambda step: None,
+            stop_requested=lambda: False,
+        )
+
+    def _keep_mask(self, module: nn.Module, given: tuple[Tensor, ...], dropped: Tensor) -> None:
+        self.dropped.append(dropped.eq(0).detach() & given[0].ne(0))
+
+    def count(self, *, tokens: int, examples: int) -> None: ...
+
+    def log(self, step: int, **values: float) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def plain(module_recipe: MakeRecipe) -> Watched:
+    return Watched(module_recipe(*ARMS["lora"]))
+
+
+@pytest.fixture(scope="module")
+def module_recipe(world) -> MakeRecipe:
+    from moslora.recipe import load_recipe
+
+    return lambda *overrides: load_recipe(world / "recipe.yaml", ["training.max_steps=4", *overrides])
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "lora"])
+def test_arms_share_their_draws_rows_and_masks(arm: str, plain: Watched, module_recipe: MakeRecipe) -> None:
+    other = Watched(module_recipe(*ARMS[arm]))
+    assert other.rows == plain.rows
+    assert len(other.dropped) == len(plain.dropped) > 4 * len(plain.layers) - 1
+    assert all(mine.equal(theirs) for mine, theirs in zip(other.dropped, plain.dropped, strict=True))
+    assert any(mask.any() for mask in plain.dropped)
+    for name, (a, b) in plain.start.items():
+        if arm not in OTHER_START:
+            assert other.start[name][0].equal(a) and other.start[name][1].equal(b)
+    assert not all(other.layers[name].lora_a.equal(layer.lora_a) for name, layer in plain.layers.items())
+
+
+def test_the_folded_start_is_the_mixer_of_the_learned_arm_times_the_shared_a(
+    plain: Watched, module_recipe: MakeRecipe
+) -> None:
+    learned, frozen, folded = (Watched(module_recipe(*ARMS[arm])) for arm in ("kaiming", "frozen", "folded"))
+    for name, (a, _) in plain.start.items():
+        assert learned.mixers[name].equal(frozen.mixers[name])
+        torch.testing.assert_close(folded.start[name][0], learned.mixers[name] @ a, rtol=1e-6, atol=1e-7)
+
+
+def test_another_seed_shares_none_of_it(plain: Watched, module_recipe: MakeRecipe) -> None:
+    other = Watched(module_recipe(*ARMS["lora"], "seed=4"))
+    assert other.rows != plain.rows
+    assert not any(other.start[name][0].equal(a) for name, (a, _) in plain.start.items())
