@@ -152,3 +152,13 @@ def test_a_rank_that_fails_tells_once_and_nobody_claims_to_save(
     errors = capfd.readouterr().err
     assert errors.startswith(f"error: rank 1 on {socket.gethostname()}: out of GPU memory; "), errors
     assert len(errors.splitlines()) == 1
+
+
+def test_processes_without_a_row_are_refused(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    with pytest.raises(UsageError, match=r"9 processes, but training\.global_batch_size = 8 .* start 8 at most"):
+        train_recipe(recipe(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -107,7 +107,7 @@ def _refuse_idle_processes(global_batch_size: int) -> None:
     if (processes := place()[1]) > global_batch_size:
         raise UsageError(
             f"{processes} processes, but training.global_batch_size = {global_batch_size} rows per step: start"
-            f" {global_batch_size} processes, or set training.global_batch_size={processes}"
+            f" {global_batch_size} at most, or set training.global_batch_size={processes}"
         )
 
 
