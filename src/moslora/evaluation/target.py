@@ -23,7 +23,8 @@ from moslora.evaluation.request import Options, Request
 from moslora.evaluation.results import Results
 from moslora.evaluation.run import evaluate
 from moslora.files import locked, refuse_used
-from moslora.processes.group import device, meeting
+from moslora.processes.devices import device
+from moslora.processes.group import meeting
 from moslora.recipe import ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.find import locate_adapter, run_folder, unfinished

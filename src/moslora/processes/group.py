@@ -20,10 +20,10 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import parse_flag_from_env
 
 from moslora.console import note, say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, first_line
+from moslora.processes.devices import device, gpus
 from moslora.processes.launch import FAULT, LAUNCHED_HERE, launched, place
 
 Found = TypeVar("Found")
@@ -36,17 +36,6 @@ _FACTS, _LEFT = "moslora/facts", "moslora/left"
 
 class Lost(MosloraError):
     """Another process has ended."""
-
-
-def gpus() -> int:
-    """GPUs of this machine that may be used."""
-    usable = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    return torch.cuda.device_count() if usable else 0
-
-
-def device() -> torch.device:
-    """This process's GPU, or else the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpus() else torch.device("cpu")
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def processes_to_start(wanted: int | None) -> int:
         return 1
     if wanted is None and "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch`, told to start one
         return 1
-    from moslora.processes.group import gpus
+    from moslora.processes.devices import gpus
 
     if wanted is not None and 0 < gpus() < wanted:
         raise UsageError(f"--processes {wanted}: this machine has {gpus()} GPU{'s' * (gpus() != 1)}")

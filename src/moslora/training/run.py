@@ -26,7 +26,8 @@ from moslora.data.encode import Encoded
 from moslora.data.steps import collate, cut, label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
-from moslora.processes.group import device, meeting
+from moslora.processes.devices import device
+from moslora.processes.group import meeting
 from moslora.processes.launch import place
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
