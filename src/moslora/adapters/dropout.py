@@ -42,13 +42,15 @@ class _Masked(torch.autograd.Function):
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         bits = bits.view(torch.int16)[: x.numel()].view(x.shape)
         # 1 or 0, then 0 or −1: no bit or all.
-        ctx.mask = torch.lt(bits, dropped - LEVELS // 2, out=torch.empty_like(bits)).sub_(1)
+        mask = torch.lt(bits, dropped - LEVELS // 2, out=torch.empty_like(bits)).sub_(1)
+        ctx.save_for_backward(mask)  # not an attribute, which gradient checkpointing would keep
         ctx.scale = LEVELS / (LEVELS - dropped)
-        return _masked(x, ctx.mask, ctx.scale)
+        return _masked(x, mask, ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _masked(gradient, ctx.mask, ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return _masked(gradient, mask, ctx.scale), None
 
 
 def _masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
