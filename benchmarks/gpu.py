@@ -89,13 +89,13 @@ def device() -> torch.device:
 
 def shapes() -> tuple[str, dict[str, Any]]:
     """Name and shapes of the model: the largest that fits, a tiny one on a CPU."""
-    from moslora.base.shapes import LLAMA_SHAPES
+    from moslora.base.shapes import SHAPES
 
     if not torch.cuda.is_available():
         return "tiny", TINY
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
     name = next(name for name, least in NEEDS.items() if memory >= least)
-    return name, LLAMA_SHAPES[name]
+    return name, SHAPES[name]
 
 
 def random_model() -> Any:

@@ -23,7 +23,10 @@ from moslora.recipe.mixers import (
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-MODELS = ["llama3-8b", "llama3-8b-nf4", "llama3.2-1b", "smollm2-135m"]
+MODELS = [
+    *("llama3-70b-nf4", "llama3-8b", "llama3-8b-nf4", "llama3.1-8b", "llama3.2-1b", "llama3.2-3b"),
+    *("mistral-7b", "qwen2.5-7b", "qwen3-8b", "smollm2-135m"),
+]
 TASK_FILES = ["tasks/commonsense_qa", "tasks/copa"]
 METHODS = {
     "methods/adalora": (

@@ -1,43 +1,46 @@
-"""The shapes of the Llama family: models to count parameters of, without weights or a hub."""
+"""The shapes of some models: to count their parameters and plan a run, without weights or a hub."""
 
 import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moslora.base.load import loading
 from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
 _KEYS = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("vocab_size", "tie_word_embeddings"),
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "vocab_size", "tie_word_embeddings"),
 )
-_SHAPES = {
-    "Meta-Llama-3-8B": (4096, 14336, 32, 32, 8, 128256, False),
-    "Meta-Llama-3-70B": (8192, 28672, 80, 64, 8, 128256, False),
-    "Llama-3.2-1B": (2048, 8192, 16, 32, 8, 128256, True),
-    "Llama-3.2-3B": (3072, 8192, 28, 24, 8, 128256, True),
-    BUILTIN: (576, 1536, 30, 9, 3, 49152, True),
+_SHAPES = {  # as in each model's config.json on the hub
+    "Meta-Llama-3-8B": ("llama", 4096, 14336, 32, 32, 8, 128256, False),
+    "Meta-Llama-3-70B": ("llama", 8192, 28672, 80, 64, 8, 128256, False),
+    "Meta-Llama-3-405B": ("llama", 16384, 53248, 126, 128, 8, 128256, False),
+    "Llama-3.2-1B": ("llama", 2048, 8192, 16, 32, 8, 128256, True),
+    "Llama-3.2-3B": ("llama", 3072, 8192, 28, 24, 8, 128256, True),
+    "Mistral-7B-v0.3": ("mistral", 4096, 14336, 32, 32, 8, 32768, False),
+    "Qwen2.5-7B": ("qwen2", 3584, 18944, 28, 28, 4, 152064, False),
+    "Qwen3-8B": ("qwen3", 4096, 12288, 36, 32, 8, 151936, False),
+    BUILTIN: ("llama", 576, 1536, 30, 9, 3, 49152, True),
 }
-LLAMA_SHAPES: dict[str, dict[str, Any]] = {
-    name: dict(zip(_KEYS, shape, strict=True)) for name, shape in _SHAPES.items()
-}
-"""Of `LlamaConfig`, by the last part of the hub id."""
+SHAPES: dict[str, dict[str, Any]] = {name: dict(zip(_KEYS, shape, strict=True)) for name, shape in _SHAPES.items()}
+"""Config values by the last part of the hub id. What they leave out is the same as in transformers' default config of
+that type, or changes no shape."""
 
 
 def meta_model(section: ModelSection) -> PreTrainedModel:
     """The model's modules without its weights, on the meta device.
 
-    From a local folder's ``config.json``, or else :data:`LLAMA_SHAPES` (``-Instruct`` and the 3.1 releases share the
-    shapes of their bases), or else the hub's ``config.json``.
+    From a local folder's ``config.json``, or else :data:`SHAPES` (``-Base``, ``-Instruct`` and the 3.1 releases share
+    theirs), or else the hub's ``config.json``.
     """
     name, code = section.name, {"trust_remote_code": section.trust_remote_code}
-    short = name.rpartition("/")[2].removesuffix("-Instruct").replace("Llama-3.1-", "Meta-Llama-3-")
-    short = short.replace("Meta-Meta-", "Meta-")
-    if short in LLAMA_SHAPES and not os.path.isdir(os.path.expanduser(name)):
-        config = LlamaConfig(**LLAMA_SHAPES[short])
+    short = name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base")
+    short = short.replace("Llama-3.1-", "Meta-Llama-3-").replace("Meta-Meta-", "Meta-")
+    if short in SHAPES and not os.path.isdir(os.path.expanduser(name)):
+        config = AutoConfig.for_model(**SHAPES[short])
     else:
         source = locate(name, revision=section.revision)
         with loading(name, "config.json"):
