@@ -94,7 +94,10 @@ def test_who_puts_dashes_before_a_value_is_shown_how_it_is_typed(
     assert f"Usage: moslora {command} [OPTIONS]" in err and " [training.learning_rate=1e-4]...\n" in err
 
 
-def test_a_warm_up_as_long_as_the_run_is_noted(capsys: pytest.CaptureFixture[str], world: Path) -> None:
+def test_a_warm_up_as_long_as_the_run_is_noted(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))  # without rows that another test has made
     command = ("train", world / "recipe.yaml", "--dry-run", "training.max_steps=9")
     code, out, _ = run(capsys, *command, "training.warmup_steps=9")
     assert code == 0

@@ -7,6 +7,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,20 @@ def locate(name: str, *, revision: str | None = None) -> str:
         raise UsageError(f"model.name = {name}: no such folder")
     _ask_hub(name, revision)
     return name
+
+
+def at_hand(name: str, *, revision: str | None = None) -> Path | None:
+    """The folder of a model, or of what the hub's cache has of it, without the network; ``None`` if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    folder = home() / "models" / BUILTIN if name == BUILTIN else Path(os.path.expanduser(name))
+    if (folder / "config.json").is_file():
+        return folder
+    with suppress(HFValidationError):  # not an id of the hub
+        if isinstance(config := try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return Path(config).parent
+    return None
 
 
 def written_as_path(name: str) -> bool:

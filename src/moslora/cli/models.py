@@ -1,19 +1,22 @@
-"""The commands ``train``, ``eval``, ``ask``, ``merge``, ``export``, ``import`` and ``quickstart``."""
+"""The commands ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``export``, ``import`` and ``quickstart``."""
 
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from moslora import choices
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
-from moslora.cli.options import Base, DType, Out, Overrides, Processes, Run, Task, Trust
+from moslora.cli.options import Base, DType, Out, Overrides, Processes, RecipeName, Run, Task, Trust
 from moslora.cli.table import print_table
 from moslora.console import is_main_process, note, say
 from moslora.errors import UsageError, stopped
+
+if TYPE_CHECKING:
+    from moslora.plan import Plan
 
 app = typer.Typer()
 
@@ -44,15 +47,37 @@ def train(
 
         resolved = load_recipe(recipe, overrides or ())
     if dry_run:
-        from moslora.training.dry_run import dry_run as preview
+        from moslora.plan import plan as plan_run
 
-        for line in preview(resolved):
-            print(line)
+        _print_plan(plan_run(resolved))
         return
     _share(processes, then="the same command with --resume continues from the last checkpoint")
     from moslora.training import train_recipe
 
     train_recipe(resolved, out=out or RUNS / resolved.name, resuming=resume)
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Devices, one process each. [default: this machine's GPUs, or 1]", min=1)
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Of each GPU, such as 80GB. [default: this machine's GPU, or its CPU]")
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Run a few steps here, to measure the time.")] = False,
+) -> None:
+    """Print what a run needs: the memory of each device, whether it fits, and the time.
+
+    Without --probe, no weights, data or network are needed.
+    """
+    from moslora.plan import plan as plan_run
+    from moslora.recipe import load_recipe
+
+    resolved = load_recipe(recipe, overrides or ())
+    _print_plan(plan_run(resolved, processes=processes, gpu_memory=gpu_memory, probing=probe))
 
 
 @app.command("eval")
@@ -235,6 +260,15 @@ def _share(processes: int | None, *, then: str) -> None:
 
     if (count := processes_to_start(processes)) > 1:
         raise typer.Exit(launch(this_command(), processes=count, then=then))
+
+
+def _print_plan(plan: "Plan") -> None:
+    for line in plan.heading:
+        print(line)
+    if plan.table:
+        print_table(plan.table)
+    for line in plan.remarks:
+        print(line)
 
 
 def _limit(text: str | None) -> int | Literal["all"] | None:

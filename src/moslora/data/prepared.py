@@ -61,7 +61,7 @@ def prepare_rows(
 
     Where the cache cannot be written, they are made for this process alone.
     """
-    folder = home() / "rows" / _key(data, tasks, questions, encoder, seed=seed)
+    folder = _folder(data, tasks, questions, encoder, seed=seed)
     if found := _read(folder):
         return found
     made = None
@@ -75,6 +75,17 @@ def prepare_rows(
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         note(f"the prepared rows are not kept: {first_line(error)}")
     return made or _make(data, tasks, questions, encoder, seed=seed)
+
+
+def find_rows(
+    data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
+) -> Prepared | None:
+    """What `prepare_rows` returns, if it is in the cache."""
+    return _read(_folder(data, tasks, questions, encoder, seed=seed))
+
+
+def _folder(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Path:
+    return home() / "rows" / _key(data, tasks, questions, encoder, seed=seed)
 
 
 def _make(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Prepared:

@@ -53,6 +53,11 @@ class RowTable(Sequence[Encoded]):
         id, truncated = (self.batch[column][row].as_py() for column in ("id", "truncated"))
         return Encoded(id, self.tasks[row], ids, [IGNORE_INDEX] * masked + ids[masked:], truncated)
 
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        lengths: list[int] = np.diff(self._offsets).tolist()
+        return lengths
+
     def token_count(self) -> int:
         return len(self._tokens)
 

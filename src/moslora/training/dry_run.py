@@ -1,41 +1,93 @@
-"""Describes a run in a few lines, without weights, data or network."""
+"""Describes a run in a few lines, without weights or network, and without data where none is at hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
 from moslora.adapters import named_adapters
+from moslora.base.load import load_tokenizer
+from moslora.base.resolve import at_hand
 from moslora.base.shapes import meta_model
-from moslora.data.select import refuse_all_set_aside
+from moslora.data.encode import Encoder
+from moslora.data.prepared import find_rows
+from moslora.data.select import Questions, refuse_all_set_aside
 from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan
-from moslora.recipe import AdapterSection, ModelSection, Recipe, TrainingSection
+from moslora.recipe import AdapterSection, DataSection, ModelSection, Recipe, TrainingSection
+from moslora.tasks import Task
 from moslora.training.budget import rank_budget
 from moslora.training.optimizer import mixer_learns
 from moslora.training.prepare import adapt, step_plan
+from moslora.training.rows import TrainingData, training_data
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75, "chat": 140}
 """Mean tokens of a row over the eight sets with LLaMA-3's tokenizer, for an estimate."""
 
 
-def dry_run(recipe: Recipe) -> list[str]:
-    """The run, counted on the meta device and from the task table; token counts are estimates.
+@dataclass(frozen=True)
+class Outline:
+    """A run before anything of it is loaded.
+
+    Attributes:
+        model: with adapters, on the meta device.
+        plan: its steps.
+        data: the encoded rows, if an earlier command has made them.
+        tokens: of the whole run; an estimate without ``data``.
+        lines: the run in words.
+    """
+
+    model: PreTrainedModel
+    plan: StepPlan
+    data: TrainingData | None
+    tokens: int
+    lines: list[str]
+
+
+def dry_run(recipe: Recipe) -> Outline:
+    """The run, counted on the meta device and from the rows at hand, or else from the task table.
 
     Raises:
         UsageError: no layer matches, no training row is left, or the steps or a rank budget do not fit.
     """
-    data, training = recipe.data, recipe.training
+    training = recipe.training
     model = meta_model(recipe.model)
     adapt(model, recipe.adapter_options(), seed=recipe.seed)
-    counts = row_counts(recipe.training_tasks, source=data.source, winogrande=data.winogrande)
+    data = _at_hand(recipe)
+    rows = len(data.rows) if data else _row_count(recipe.data, recipe.training_tasks)
+    plan = step_plan(training, rows=rows, seed=recipe.seed)
+    rank_budget(model, training.rank_budget, total=len(plan))
+    mean = data.rows.token_count() / rows if data else min(TOKENS_PER_ROW[recipe.data.format], recipe.data.max_length)
+    tokens = round(len(plan) * training.global_batch_size * mean)
+    lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)
+    lines += data.remarks() if data else _estimate(recipe.data, rows=rows, tokens=tokens)
+    return Outline(model, plan, data, tokens, lines)
+
+
+def _at_hand(recipe: Recipe) -> TrainingData | None:
+    """The rows, if they and the tokenizer are in the cache."""
+    folder = at_hand(recipe.model.name, revision=recipe.model.revision)
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": str(folder), "revision": None}))
+    encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
+    questions = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
+    found = find_rows(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
+    return training_data(found, recipe.data, mixer=recipe.adapter.mixer.kind) if found else None
+
+
+def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
+    """Training rows by the task table."""
+    counts = row_counts(tasks, source=data.source, winogrande=data.winogrande)
     if data.rows is not None:
         caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
         counts = {task: min(count, caps.get(task, count)) for task, count in counts.items()}
     refuse_all_set_aside(sum(counts.values()), validation_rows=data.validation_rows)
-    rows = sum(counts.values()) - data.validation_rows
-    plan = step_plan(training, rows=rows, seed=recipe.seed)
-    rank_budget(model, training.rank_budget, total=len(plan))
-    tokens = len(plan) * training.global_batch_size * min(TOKENS_PER_ROW[data.format], data.max_length)
+    return sum(counts.values()) - data.validation_rows
+
+
+def _estimate(data: DataSection, *, rows: int, tokens: int) -> list[str]:
     return [
-        *describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training),
         f"{rows:,} training rows from {data.source} ({', '.join(data.tasks)}) in format {data.format};"
         f" {data.validation_rows} validation rows" + ("; minus the leaks, not counted yet" if data.drop_leaks else ""),
         f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",

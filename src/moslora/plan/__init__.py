@@ -1,0 +1,5 @@
+"""What a run needs, before it is paid for: :func:`moslora.plan.plan`."""
+
+from moslora.plan.report import Plan, plan
+
+__all__ = ["Plan", "plan"]

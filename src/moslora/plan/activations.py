@@ -1,0 +1,160 @@
+"""What a forward and backward pass keeps and needs, in bytes, for the decoders that this engine trains.
+
+With e bytes per entry and the widths H (hidden), F (intermediate), Q (all query heads) and K (all key heads), autograd
+keeps in each layer, per token,
+
+    2 (H e + 4)               the inputs of both norms, and their roots
+    (2 Q + 2 K) e + 4 heads   query, key, value and output of the fused attention, and its sums; padded rows count
+    3 F e                     the gate, its activation, and what it multiplies
+    in (e + m)                of each adapter the dropped input and the mask; without dropout the input, once for all
+                              layers that read it
+    (rank_in + rank_out) e    of each adapter
+
+On a CPU attention keeps its weights instead of the output: (Q + 2 K + heads · row) e. A frozen linear layer keeps
+nothing, except int8 ones, which keep their input. With gradient checkpointing H e stays of each layer, and the backward
+pass needs one layer's share at a time. docs/plan.md has a worked example.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from moslora.adapters import AdapterLinear, named_adapters
+from moslora.base.attention import takes_rows
+from moslora.base.load import DTYPES
+from moslora.recipe import ModelSection
+from moslora.training.objective import LOGITS_AT_ONCE
+
+
+@dataclass(frozen=True)
+class Work:
+    """The largest micro-batch of a process.
+
+    Attributes:
+        tokens: T.
+        longest: tokens of its longest row.
+        labels: labelled tokens.
+        row: tokens of the row that a token lies in, on average over the tokens.
+        padding: entries of the batch that a GPU pads for attention, per token.
+    """
+
+    tokens: int
+    longest: int
+    labels: int
+    row: float
+    padding: float
+
+    def of(self, tokens: int) -> "Work":
+        """The same of at most ``tokens`` tokens."""
+        tokens = min(tokens, self.tokens)
+        return replace(self, tokens=tokens, labels=-(-self.labels * tokens // self.tokens))
+
+
+def block_of(name: str) -> str:
+    """The decoder layer of a module or parameter, such as ``model.layers.3``; "" outside of all."""
+    found = re.match(r".*?\.\d+(?=\.|$)", name)
+    return found[0] if found else ""
+
+
+def unknown(model: PreTrainedModel) -> str | None:
+    """Why the formulas do not hold for ``model``; ``None`` if they do."""
+    if not takes_rows(model):
+        return "has an attention of its own"
+    missing = [key for key in ("intermediate_size", "num_key_value_heads") if not hasattr(model.config, key)]
+    if missing:
+        return f"has no {missing[0]} in its config"
+    routed = any(hasattr(model.config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+    return "routes its tokens to experts" if routed else None
+
+
+def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: bool) -> tuple[int, int]:
+    """The bytes that autograd keeps until the backward pass, and the most that this pass needs beside them.
+
+    Args:
+        model: with adapters, on the meta device.
+    """
+    config, width, tokens = model.config, DTYPES[section.dtype].itemsize, work.tokens
+    size = head_size(model)
+    layers = {block: tokens * share for block, share in _per_token(model, section, work, on_gpu=on_gpu).items()}
+    if width < 4:  # the factors' copies in the dtype of the computation
+        for name, layer in named_adapters(model):
+            layers[block_of(name)] += width * sum(p.numel() for p in layer.parameters() if p.requires_grad)
+    # Outside of the layers: the final norm's input and root, the cosines and sines of the positions.
+    outside = tokens * (config.hidden_size * width + 4 + 2 * size * width)
+    # Of the two factors of the MLP's product, and of the residual stream.
+    gradients = tokens * (2 * config.intermediate_size + config.hidden_size) * width
+    if section.gradient_checkpointing:
+        inputs = len(layers) * tokens * config.hidden_size * width
+        return int(outside + inputs), int(max(layers.values()) + gradients)
+    return int(outside + sum(layers.values())), int(gradients)
+
+
+def loss_needs(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: bool) -> int:
+    """The final hidden states, those before a label with their gradient, and the logits of a chunk.
+
+    Logits and their softmax of one chunk are freed only when those of the next take their place.
+    """
+    config, width = model.config, DTYPES[section.dtype].itemsize
+    softmax = 4 if on_gpu else width
+    copy = softmax if softmax > width else 0
+    chunk = min(work.labels, max(1, LOGITS_AT_ONCE // config.vocab_size))
+    entry = width + softmax + (softmax if work.labels > chunk else 0) + copy
+    return chunk * config.vocab_size * entry + (work.tokens + 2 * work.labels) * config.hidden_size * width
+
+
+def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: bool) -> dict[str, float]:
+    """Bytes that autograd keeps per token in each decoder layer."""
+    config, width, size = model.config, DTYPES[section.dtype].itemsize, head_size(model)
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    if on_gpu:
+        attention = work.padding * ((2 * heads + 2 * keys) * size * width + 4 * heads)
+    else:
+        attention = ((heads + 2 * keys) * size + heads * work.row) * width
+    layer = 2 * (config.hidden_size * width + 4) + attention + 3 * config.intermediate_size * width
+    names = [name for name, _ in model.named_modules()]
+    layers = {name: layer for name in names if name and name == block_of(name)}
+    for name in names:  # Qwen3's norms of each head
+        if name.endswith((".q_norm", ".k_norm")):
+            layers[block_of(name)] += (heads if name.endswith(".q_norm") else keys) * (size * width + 4)
+    for name, adapter in named_adapters(model):
+        layers[block_of(name)] += _beside_its_input(adapter, width, mask=1 if on_gpu else width)
+    for parent, features, _ in _kept_inputs(model, int8=section.quantization == "int8"):
+        layers[block_of(parent)] += features * width
+    return layers
+
+
+def _beside_its_input(adapter: AdapterLinear, width: int, *, mask: int) -> int:
+    """Bytes per token that an adapter keeps beside its undropped input."""
+    size = (adapter.mixer.rank_in + adapter.mixer.rank_out) * width
+    if _drops(adapter):
+        size += adapter.in_features * (width + mask)
+    if adapter.magnitude is not None:  # DoRA: W x and ΔW x, which its gain multiplies
+        size += 2 * adapter.out_features * width
+    return size
+
+
+def _kept_inputs(model: PreTrainedModel, *, int8: bool) -> set[tuple[str, int, bool]]:
+    """The undropped inputs that layers keep. Those of one width in one module are one tensor, but for attention's own
+    output."""
+    inputs = set()
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterLinear):
+            keeps = not _drops(module) or module.mixer.reads_input
+        else:
+            keeps = int8 and isinstance(module, nn.Linear)
+        if keeps and block_of(name):
+            parent, _, last = name.removesuffix(".base").rpartition(".")
+            inputs.add((parent, int(module.in_features), last == "o_proj"))
+    return inputs
+
+
+def _drops(adapter: AdapterLinear) -> bool:
+    return not isinstance(adapter.dropout, nn.Identity)
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Of one attention head."""
+    size: int | None = getattr(model.config, "head_dim", None)
+    return size or model.config.hidden_size // model.config.num_attention_heads

@@ -1,0 +1,186 @@
+"""The formulas against what autograd keeps, what the allocator gives out and what bitsandbytes stores."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from moslora.adapters import inject, named_adapters
+from moslora.base.load import DTYPES, load_base
+from moslora.base.norm import use_fast_norms
+from moslora.base.quantized import quantized_layers
+from moslora.data.encode import Encoded
+from moslora.data.steps import MicroBatch, collate
+from moslora.plan.activations import Work, kept, loss_needs
+from moslora.plan.memory import Memory, largest_budget, memory
+from moslora.recipe import ModelSection, load_recipe
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer
+from reference import PROJECTIONS, tiny_llama
+
+SHAPES = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "tie_word_embeddings": False,
+}
+LENGTHS, LABELS = (100, 30, 64, 200), 6
+CASES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "float32": {"dtype": "float32"},
+    "no dropout": {"dropout": 0.0},
+    "all-linear": {"targets": "all-linear"},
+    "all-linear without dropout": {"targets": "all-linear", "dropout": 0.0},
+    "two targets": {"targets": ["q_proj", "v_proj"]},
+    "one layer": {"targets": r"model\.layers\.1\.mlp\.up_proj|model\.layers\.0\.self_attn\.q_proj"},
+    "token gate": {"mixer": {"kind": "token-gate", "experts": 4}},
+    "dora": {"dora": True},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "checkpointing": {"checkpointing": True},
+    "checkpointing in float32": {"checkpointing": True, "dtype": "float32", "dropout": 0.0},
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def built(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, ModelSection]:
+    case = {"dtype": "bfloat16", "checkpointing": False, "dropout": 0.1, "targets": PROJECTIONS} | request.param
+    head = {"head_dim": case["head_dim"]} if "head_dim" in case else {}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(case.get("model_type", "llama"), **SHAPES, **head), dtype=DTYPES[case["dtype"]]
+    )
+    if case["checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    use_fast_norms(model)
+    options = {"dora": case.get("dora", False), "mixer": case.get("mixer", {"kind": "dense"})}
+    inject(model, rank=4, alpha=4, target_modules=case["targets"], dropout=case["dropout"], **options)
+    # As in all layers but the first, the input has a gradient.
+    model.get_input_embeddings().requires_grad_()
+    section = ModelSection(name="x", dtype=case["dtype"], gradient_checkpointing=case["checkpointing"])
+    return model.train(), section
+
+
+def micro_batch() -> tuple[MicroBatch, Work]:
+    rows = [
+        Encoded(str(row), "boolq", list(range(n)), [-100] * (n - LABELS) + list(range(n - LABELS, n)), truncated=False)
+        for row, n in enumerate(LENGTHS)
+    ]
+    tokens = sum(LENGTHS)
+    work = Work(tokens, max(LENGTHS), LABELS * len(LENGTHS), sum(n * n for n in LENGTHS) / tokens, padding=1.0)
+    return collate(rows, device=torch.device("cpu")), work
+
+
+def test_autograd_keeps_what_the_formula_says(built: tuple[PreTrainedModel, ModelSection]) -> None:
+    model, section = built
+    batch, work = micro_batch()
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    found: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        found.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss, _ = LabelLoss(model).train()(batch)
+    sizes = {place: tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in own}
+    assert loss.requires_grad
+    expected = sum(sizes.values())
+    if section.gradient_checkpointing:  # hooks do not see its arguments, to which cosines and sines belong
+        expected += 2 * 32 * work.tokens * DTYPES[section.dtype].itemsize
+    assert kept(model, section, work, on_gpu=False)[0] == pytest.approx(expected, rel=0.01)
+
+
+def test_the_allocator_gives_out_what_a_step_needs_at_most(built: tuple[PreTrainedModel, ModelSection]) -> None:
+    model, section = built
+    batch, work = micro_batch()
+    objective = LabelLoss(model).train()
+    model.get_input_embeddings().requires_grad_(False)  # its gradient is none of a run's
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        objective(batch)[0].backward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    activations, backward = kept(model, section, work, on_gpu=False)
+    planned = activations + max(backward, loss_needs(model, section, work, on_gpu=False))
+    assert planned == pytest.approx(peak, rel=0.12)
+
+
+@pytest.mark.parametrize("options", [{}, {"double_quantization": False}, {"quantization": "int8"}], ids=str)
+def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
+    tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]
+) -> None:
+    folder = tmp_path_factory.mktemp("model")
+    plain = tiny_llama(hidden_size=64, intermediate_size=192)
+    plain.save_pretrained(folder)
+    section = ModelSection.model_validate({"name": str(folder), "dtype": "float32", "quantization": "nf4"} | options)
+    model = load_base(section)
+    stored = sum(weight.nbytes for weight in model.parameters())
+    for layer in quantized_layers(model).values():
+        weight: Any = layer.weight
+        if section.quantization == "int8":
+            stored += weight.SCB.nbytes
+        else:
+            state = weight.quant_state
+            constants = [state.absmax, state.code]
+            constants += [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+            stored += sum(tensor.nbytes for tensor in constants)
+    assert needed(plain, section).weights == stored
+
+
+def test_adapters_gradients_and_optimizer_take_what_training_makes() -> None:
+    model = tiny_llama()
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS, dora=True)
+    optimizer = build_optimizer(model, load_recipe("llama3-8b").training)
+    (sum(weight.sum() for weight in model.parameters() if weight.requires_grad)).backward()
+    optimizer.step()
+    found = needed(model, ModelSection(name="x", dtype="float32"))
+    own = [tensor for _, layer in named_adapters(model) for tensor in (*layer.mixer.parameters(), layer.lora_a)]
+    own += [layer.lora_b for _, layer in named_adapters(model)]
+    own += [
+        tensor for _, layer in named_adapters(model) for tensor in layer.magnitude.state_dict(keep_vars=True).values()
+    ]
+    own += [layer.magnitude.squared_norms for _, layer in named_adapters(model)]
+    assert found.adapters == sum(tensor.nbytes for tensor in own)
+    assert found.gradients == sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
+    moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    assert found.optimizer == sum(moment.nbytes for moment in moments)
+    assert found.weights == sum(weight.nbytes for weight in tiny_llama().parameters())
+
+
+def needed(model: PreTrainedModel, section: ModelSection, **options: Any) -> Memory:
+    work = Work(tokens=64, longest=32, labels=8, row=32, padding=1.0)
+    return memory(model, section, work, on_gpu=True, **options)
+
+
+def test_shards_divide_all_but_the_activations_and_gather_the_largest_block() -> None:
+    model = tiny_llama(layers=3)
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
+    section = ModelSection(name="x", dtype="float32")
+    alone, ddp, fsdp = (
+        needed(model, section, **options) for options in ({}, {"processes": 4}, {"processes": 4, "shards": 4})
+    )
+    assert ddp == replace(alone, gradients=2 * alone.gradients), "DDP's buckets"
+    parts = ("weights", "adapters", "gradients", "optimizer")
+    assert fsdp == replace(alone, gathered=fsdp.gathered, **{part: getattr(alone, part) // 4 for part in parts})
+    outside = (model.model.embed_tokens.weight, model.model.norm.weight, model.lm_head.weight)
+    assert fsdp.gathered == sum(weight.nbytes for weight in outside)
+
+
+@pytest.mark.parametrize("room", [10, 900, 1_000, 1_263, 1_264, 5_000, 100_000])
+def test_the_largest_budget_is_the_last_that_fits(room: int) -> None:
+    step = Work(tokens=2_000, longest=60, labels=500, row=50, padding=1.0)
+
+    def need(work: Work) -> Memory:
+        return Memory(100, 0, 0, 0, work.tokens * 10 // 2, 4 * work.labels, 0, 0)
+
+    fitting = [tokens for tokens in range(60, 2_001) if need(step.of(tokens)).total <= room]
+    expected = None if not fitting else 2_000 if fitting[-1] == 2_000 else max(60, fitting[-1] // 64 * 64)
+    assert largest_budget(step, room=room, need=need) == expected

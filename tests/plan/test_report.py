@@ -1,0 +1,154 @@
+"""The plan that a user reads: figures of published models, what fits, and the rows at hand."""
+
+import re
+from pathlib import Path
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPTNeoXConfig, MixtralConfig, PreTrainedConfig
+
+from cli_kit import run
+from moslora.adapters import inject
+from moslora.base.shapes import meta_model
+from moslora.plan.duration import operations
+from moslora.plan.report import parse_bytes, share_of_a_step
+from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.training.dry_run import dry_run
+from moslora.training.objective import LabelLoss
+from recipe_kit import MODELS
+from reference import PROJECTIONS, as_micro_batch, tiny_llama, token_batch
+from training_kit import MakeRecipe
+
+PUBLISHED = {
+    "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Meta-Llama-3-70B": 70_553_706_496,
+    "meta-llama/Llama-3.1-405B": 405_853_388_800,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen3-8B-Base": 8_190_735_360,
+    "smollm2-135m-instruct": 134_515_008,
+}
+"""Parameters, by the safetensors metadata on the hub."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
+    assert meta_model(ModelSection(name=name)).num_parameters() == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_recipe_with_a_model_is_planned_without_the_hub(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))
+    code, out, _ = run(capsys, "plan", name, "--gpu-memory", "80GB", "--processes", "8")
+    base = PUBLISHED[load_recipe(name).model.name]
+    (trained, total) = (
+        int(n.replace(",", "")) for n in re.findall(r"([\d,]+) trainable parameters of ([\d,]+)", out)[0]
+    )
+    assert code == 0 and total - trained == base
+    assert "an estimate" in out and re.search(r"^fits", out, re.M)
+    if "nf4" not in name:
+        (weights,) = re.findall(r"^weights +([\d.]+) ", out, re.M)
+        assert float(weights) == pytest.approx(2 * base / 1e9, rel=0.01)
+
+
+def test_a_model_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    def remark(*arguments: object) -> str:
+        code, out, _ = run(capsys, "plan", "llama3-8b", *arguments)
+        assert code == 0
+        return next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
+
+    assert remark("--gpu-memory", "80GB").startswith("fits, with any training.micro_batch_tokens")
+    smaller = remark("--gpu-memory", "24GB")
+    assert smaller.startswith("does not fit: ")
+    budget = int(re.findall(r"that fits is ([\d,]+)$", smaller)[0].replace(",", ""))
+    assert remark("--gpu-memory", "24GB", f"training.micro_batch_tokens={budget}").startswith("fits; the largest ")
+    assert remark("--gpu-memory", "24GB", f"training.micro_batch_tokens={budget + 64}").startswith("does not fit: ")
+    assert remark("--gpu-memory", "16GB").endswith("a single row is too much; try model.quantization=nf4")
+    assert remark("--gpu-memory", "4GB").endswith("it needs more memory")
+
+
+@pytest.mark.parametrize(("text", "size"), [("80GB", 80e9), ("79.6 GiB", 79.6 * 2**30), ("24", 24e9), ("16gb", 16e9)])
+def test_memory_is_read_in_either_unit(text: str, size: float) -> None:
+    assert parse_bytes(text) == int(size)
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "0GB", "80TB", "1e9"])
+def test_other_memory_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    code, _, err = run(capsys, "plan", "llama3-8b", f"--gpu-memory={text or ' '}")
+    assert code == 2 and err.count("\n") == 1 and "such as 80GB" in err
+
+
+def test_the_dry_run_of_train_is_the_plan(capsys: pytest.CaptureFixture[str], world: Path) -> None:
+    assert run(capsys, "train", world / "recipe.yaml", "--dry-run") == run(capsys, "plan", world / "recipe.yaml")
+
+
+def test_rows_that_are_at_hand_are_counted(recipe: MakeRecipe, trained: Path) -> None:
+    """Against the rows of every step; ``trained`` has put them into the cache."""
+    made: Recipe = recipe()
+    outline = dry_run(made)
+    assert outline.data is not None
+    rows = outline.data.rows
+    for processes in (1, 3):
+        step = share_of_a_step(outline, made, processes=processes)
+        shares = [
+            [len(rows[row].input_ids) for row in drawn[rank::processes]]
+            for drawn in outline.plan
+            for rank in range(processes)
+        ]
+        assert step.tokens == max(map(sum, shares)) and step.longest == max(map(max, shares))
+    assert any("tokens on average" in line for line in outline.lines)
+
+
+def test_a_probe_runs_steps_and_keeps_nothing(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "plan", world / "recipe.yaml", "--probe")
+    assert code == 0 and re.search(r"^measured here: [\d,]+ tokens a second in one process, over 5 steps: ", out, re.M)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_too_short_to_probe_is_told(capsys: pytest.CaptureFixture[str], world: Path) -> None:
+    code, _, err = run(capsys, "plan", world / "recipe.yaml", "--probe", "training.max_steps=5", "training.epochs=null")
+    assert code == 2 and err == "error: --probe: runs 6 steps, but this run has 5; leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (GPTNeoXConfig, "GPTNeoXForCausalLM has no num_key_value_heads"),
+        (MixtralConfig, "MixtralForCausalLM routes its tokens to experts"),
+    ],
+    ids=["gpt-neox", "mixtral"],
+)
+def test_what_the_formulas_do_not_cover_is_said(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, kind: type[PreTrainedConfig], reason: str
+) -> None:
+    kind(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    ).save_pretrained(tmp_path)
+    code, out, _ = run(
+        capsys, "plan", world / "recipe.yaml", f"model.name={tmp_path}", "adapter.target_modules=all-linear"
+    )
+    assert code == 0 and f"\nmemory and time are not known: {reason}" in out
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_operations_are_those_that_torch_counts(recomputed: bool) -> None:
+    model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
+    inject(model, rank=8, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
+    if recomputed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.get_input_embeddings().requires_grad_()  # its gradient is no product
+    batch = as_micro_batch(token_batch(model, rows=8, length=6))
+    with FlopCounterMode(display=False) as counter:
+        LabelLoss(model.train())(batch)[0].backward()
+    model.get_input_embeddings().requires_grad_(False)
+    found = operations(model, tokens=48, labels=40, row=6, recomputed=recomputed)
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.02)
