@@ -1,0 +1,251 @@
+"""The memory that `moslora plan` computes against that of real steps on this CPU, on the quickstart's model.
+
+    python benchmarks/memory.py steps      # the first table of docs/plan.md
+    python benchmarks/memory.py loading    # the last one, while a base is loaded: 4 GB on disk
+    python benchmarks/memory.py work '{"rows": [64]}'    # one case, as JSON; with torchrun in several processes
+
+Each case is a process of its own (or two, over gloo): two steps of one micro-batch each in the training loop, with
+random tokens. A thread reads the process's anonymous memory (RssAnon) every two milliseconds. Measured is the peak
+above the process before it loads the model. A base in the dtype of its file stays mapped from it, is no anonymous
+memory, and is not counted; in float32, or in two processes, it is a copy.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from moslora.adapters import inject
+from moslora.base.load import load_base
+from moslora.base.quantized import quantization_config
+from moslora.base.shapes import SHAPES, meta_model
+from moslora.data.encode import Encoded
+from moslora.data.steps import StepPlan
+from moslora.plan.activations import Work
+from moslora.plan.memory import memory
+from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.training.loop import Parts, train
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer
+from moslora.training.prepare import adapt
+from report import machine, markdown, write_between
+
+PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
+STEPS, LABELS = 2, 8
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
+"""Has the C library return every tensor of 128 kB and more to the system at once. By default it keeps what is freed,
+with gaps."""
+
+CASES: tuple[dict[str, Any], ...] = (
+    {"rows": [64] * 8},
+    {"rows": [128] * 16},
+    {"rows": [512] * 4},
+    {"rows": [40, 60, 80, 100, 120, 160, 200, 240]},
+    {"rows": [128] * 16, "dropout": 0},
+    {"rows": [128] * 8, "labels": 127},
+    {"rows": [128] * 8, "dtype": "float32"},
+    {"rows": [128] * 16, "checkpointing": True},
+    {"rows": [512] * 8, "checkpointing": True},
+    {"rows": [128] * 8, "checkpointing": True, "dtype": "float32"},
+    {"rows": [128] * 4, "processes": 2},
+    {"rows": [128] * 8, "processes": 2, "checkpointing": True},
+)
+"""`rows` are the lengths of those of one process; `labels` of each are labelled."""
+
+
+class Clock:
+    """Does not watch."""
+
+    def count(self, *, tokens: int, examples: int) -> None: ...
+
+    def log(self, step: int, **values: float) -> None: ...
+
+
+def anonymous() -> int:
+    """Bytes of this process that no file backs."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+@contextmanager
+def sampled() -> Iterator[list[int]]:
+    """Anonymous memory, every two milliseconds while the block runs."""
+    seen, done = [anonymous()], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.002):
+            seen.append(anonymous())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    yield seen
+    done.set()
+    thread.join()
+
+
+def recipe_of(case: dict[str, Any]) -> Recipe:
+    return load_recipe(
+        "smollm2-135m",
+        [
+            f"model.dtype={case.get('dtype', 'bfloat16')}",
+            f"model.gradient_checkpointing={str(case.get('checkpointing', False)).lower()}",
+            f"adapter.dropout={case.get('dropout', 0.05)}",
+            f"training.global_batch_size={len(case['rows']) * case.get('processes', 1)}",
+        ],
+    )
+
+
+def work(case: dict[str, Any]) -> dict[str, int]:
+    """Planned and measured bytes."""
+    recipe, lengths, processes = recipe_of(case), case["rows"], case.get("processes", 1)
+    labels = case.get("labels", LABELS)
+    planned_for = Work(
+        tokens=sum(lengths),
+        longest=max(lengths),
+        labels=labels * len(lengths),
+        row=sum(length**2 for length in lengths) / sum(lengths),
+        padding=1.0,
+    )
+    meta = meta_model(recipe.model)
+    adapt(meta, recipe.adapter, seed=0)
+    planned = memory(meta, recipe.model, planned_for, on_gpu=False, processes=processes)
+    accelerator = Accelerator(mixed_precision="no", cpu=True)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number, length in enumerate(n for n in lengths for _ in range(processes)):
+        ids = torch.randint(0, 49_152, (length,), generator=generator).tolist()
+        rows.append(Encoded(f"row/{number}", "boolq", ids, [-100] * (length - labels) + ids[length - labels :], False))
+    idle = anonymous()
+    model = load_base(recipe.model)
+    inject(model, **recipe.adapter.model_dump())
+    parts = Parts(
+        accelerator=accelerator,
+        model=model,
+        objective=accelerator.prepare_model(LabelLoss(model)),
+        optimizer=build_optimizer(model, recipe.training),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        rows=rows,
+        plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=STEPS, max_steps=None, seed=0),
+        micro_batch_tokens=sum(lengths),
+    )
+    with sampled() as seen:
+        train(
+            parts,
+            recipe.training,
+            first_step=0,
+            observer=Clock(),
+            checkpoint=lambda step: None,
+            validate=lambda step: None,
+            stop_requested=lambda: False,
+        )
+    peak = accelerator.gather(torch.tensor([max(seen)])).max().item()
+    # DDP sends the base to every process, which then has a copy of its own.
+    mapped = planned.weights if recipe.model.dtype == "bfloat16" and processes == 1 else 0
+    return {"planned": planned.total - mapped, "measured": int(peak) - idle}
+
+
+def load(case: dict[str, Any]) -> dict[str, int]:
+    """Anonymous bytes while the base of ``case``, a recipe's model, is loaded, and afterwards."""
+    quantization_config(ModelSection(name="x", quantization="nf4"), on_cpu=True)  # imports bitsandbytes
+    idle = anonymous()
+    with sampled() as seen:
+        model = load_base(ModelSection(**case))
+    gc.collect()
+    largest = max(weight.numel() for weight in model.parameters())
+    return {"peak": max(seen) - idle, "end": anonymous() - idle, "largest": 2 * largest}
+
+
+def measured(command: str, case: dict[str, Any], environment: dict[str, str]) -> dict[str, int]:
+    """:func:`work` or :func:`load` in a process of its own, or in two."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if "processes" in case else []
+    ran = subprocess.run(
+        [sys.executable, *launch, __file__, command, json.dumps(case)],
+        env=os.environ | environment | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, int] = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+    return found
+
+
+def row(case: dict[str, Any]) -> list[str]:
+    """Of the table; megabytes."""
+    lengths = case["rows"]
+    shape = (
+        f"{len(lengths)} × {lengths[0]}" if len({*lengths}) == 1 else f"{len(lengths)} of {lengths[0]} to {lengths[-1]}"
+    )
+    others = {
+        "float32": "dtype" in case,
+        "checkpointing": "checkpointing" in case,
+        "no dropout": "dropout" in case,
+        "loss on all": "labels" in case,
+        "2 processes": "processes" in case,
+    }
+    exact, plain = (measured("work", case, environment) for environment in (RETURNED, {}))
+    planned = exact["planned"]
+    return [
+        shape,
+        ", ".join(name for name, there in others.items() if there),
+        f"{planned / 1e6:,.0f}",
+        f"{exact['measured'] / 1e6:,.0f}",
+        f"{planned / exact['measured'] - 1:+.1%}",
+        f"{plain['measured'] / 1e6:,.0f}",
+    ]
+
+
+def steps() -> None:
+    table = [["rows", "", "planned, MB", "measured, MB", "error", "with the heap's gaps, MB"]]
+    for case in CASES:
+        table.append(row(case))
+        print(*table[-1], sep="  ", flush=True)
+    write_between(PAGE, "memory table", f"{machine()} (`benchmarks/memory.py steps`):\n\n{markdown(table)}")
+
+
+def loading() -> None:
+    table = [["base", "peak while loading", "at the end", "largest tensor"]]
+    with tempfile.TemporaryDirectory() as folder:
+        config = LlamaConfig(**SHAPES["Meta-Llama-3-8B"] | {"num_hidden_layers": 4})
+        with torch.device("meta"):
+            model: PreTrainedModel = LlamaForCausalLM(config)
+        nn.Module.to(model, torch.bfloat16).to_empty(device="cpu")
+        for weight in model.parameters():
+            weight.data.normal_(std=0.02)
+        model.save_pretrained(folder, max_shard_size="1GB")
+        for change in ({"dtype": "bfloat16"}, {"dtype": "float32"}, {"quantization": "nf4"}, {"quantization": "int8"}):
+            found = measured("load", {"name": folder, **change}, RETURNED)
+            table.append([*change.values(), *(f"{size / 1e6:,.0f}" for size in found.values())])
+            print(*table[-1], sep="  ", flush=True)
+    write_between(PAGE, "loading table", f"{machine()} (`benchmarks/memory.py loading`):\n\n{markdown(table)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["steps", "loading", "work", "load"])
+    parser.add_argument("case", nargs="?", type=json.loads)
+    options = parser.parse_args()
+    if options.command == "steps":
+        steps()
+    elif options.command == "loading":
+        loading()
+    else:
+        result = {"work": work, "load": load}[options.command](options.case)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
