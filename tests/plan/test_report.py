@@ -114,6 +114,12 @@ def test_a_probe_runs_steps_and_keeps_nothing(
     assert not any(tmp_path.iterdir())
 
 
+def test_processes_without_a_row_do_not_shorten_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = (run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes", n)[1] for n in (16, 20))
+    assert many.splitlines()[-1] == few.splitlines()[-1]
+    assert "\n4 of 20 processes have nothing to do: raise training.global_batch_size\n" in many
+
+
 def test_a_run_too_short_to_probe_is_told(capsys: pytest.CaptureFixture[str], world: Path) -> None:
     code, _, err = run(capsys, "plan", world / "recipe.yaml", "--probe", "training.max_steps=5", "training.epochs=null")
     assert code == 2 and err == "error: --probe: runs 6 steps, but this run has 5; leave it out\n"

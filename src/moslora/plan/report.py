@@ -100,6 +100,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     columns = {"GB": need(recipe.model, work)}
     if processes > 1:
         columns = {"ddp, GB": columns["GB"], "fsdp *, GB": need(recipe.model, work, processes)}
+    idle = max(0, processes - recipe.training.global_batch_size)
     unit = "GPU" if device.on_gpu else "process on this CPU"
     each = f"one {unit}" if processes == 1 else f"each of {processes} {unit}s" if device.on_gpu else f"each {unit}"
     pads = f", which attention pads by {work.padding - 1:.0%}" if device.on_gpu and outline.data else ""
@@ -112,7 +113,12 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         remarks=[
             *(["* by formula, for comparison: this version trains with ddp"] if processes > 1 else []),
             *fit(recipe.model, need, work=work, step=step, room=room),
-            *duration(outline, recipe, work, device=device, processes=processes, rate=rate),
+            *(
+                [f"{idle} of {processes} processes have nothing to do: raise training.global_batch_size"]
+                if idle
+                else []
+            ),
+            *duration(outline, recipe, work, device=device, processes=processes - idle, rate=rate),
         ],
     )
 
