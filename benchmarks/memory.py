@@ -120,7 +120,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
         padding=1.0,
     )
     meta = meta_model(recipe.model)
-    adapt(meta, recipe.adapter, seed=0)
+    adapt(meta, recipe.adapter_options(), seed=0)
     planned = memory(meta, recipe.model, planned_for, on_gpu=False, processes=processes)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     generator = torch.Generator().manual_seed(0)

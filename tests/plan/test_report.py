@@ -20,7 +20,7 @@ from reference import PROJECTIONS, as_micro_batch, tiny_llama, token_batch
 from training_kit import MakeRecipe
 
 PUBLISHED = {
-    "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
     "meta-llama/Meta-Llama-3-70B": 70_553_706_496,
     "meta-llama/Llama-3.1-405B": 405_853_388_800,

@@ -44,6 +44,7 @@ class Prepared:
         joins: whether the tokenizer joins the end of a prompt to the answer.
         leaks: as in `moslora.data.select.Selection`.
         incomparable: likewise.
+        repeats: likewise.
     """
 
     training: RowTable
@@ -52,6 +53,7 @@ class Prepared:
     joins: bool
     leaks: dict[str, int] | None
     incomparable: int
+    repeats: int
 
 
 def prepare_rows(
@@ -97,7 +99,7 @@ def _make(data: DataSection, tasks: Sequence[Task], questions: Questions, encode
     )
     joins = not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20])
     digest = data_hash(selection.training)
-    return Prepared(training, validation, digest, joins, selection.leaks, selection.incomparable)
+    return Prepared(training, validation, digest, joins, selection.leaks, selection.incomparable, selection.repeats)
 
 
 def _key(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> str:

@@ -21,12 +21,14 @@ class Selection:
         validation: set aside from the training rows.
         leaks: task -> rows left out of ``training`` because they are test rows; ``None`` without ``data.drop_leaks``.
         incomparable: instructions in ``training`` that follow no template and cannot be compared.
+        repeats: rows left out of ``training`` because they repeat a validation row.
     """
 
     training: list[Example]
     validation: list[Example]
     leaks: dict[str, int] | None = None
     incomparable: int = 0
+    repeats: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, se
     examples = load_training(tasks, source=data.source, winogrande=data.winogrande)
     chosen = cap(examples, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
+    repeats = len(chosen) - len(training) - len(validation)
     if not data.drop_leaks:
-        return Selection(training, validation)
+        return Selection(training, validation, repeats=repeats)
     source, sets = questions.source, [task for task in questions.tasks if not task.own]
     if sets and source == data.source and (path := local_path(source)) and path.is_file():
         raise UsageError(f"data.drop_leaks: {source} is one file and has no test rows; set evaluation.source")
@@ -60,6 +63,7 @@ def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, se
         validation,
         leaks=dict(Counter(example.task for example in training if example.id in ids)),
         incomparable=sum(read_back(example).task == INSTRUCTION for example in kept),
+        repeats=repeats,
     )
 
 

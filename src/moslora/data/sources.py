@@ -111,6 +111,11 @@ def local_path(source: str) -> Path | None:
     return Path(path)
 
 
+def is_local(tasks: Iterable[Task], *, source: str) -> bool:
+    """Whether all rows of ``tasks`` are in files of this machine."""
+    return all((task.own and not task.hub) or (not task.own and local_path(source)) for task in tasks)
+
+
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     """What changes whenever the rows of ``source`` do: hashes of local files, of the wheel; the hub's are pinned, but
     for `MIXTURE`, whose commit is asked for."""

@@ -10,9 +10,9 @@ from moslora.base.load import load_tokenizer
 from moslora.base.resolve import at_hand
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoder
-from moslora.data.prepared import find_rows
+from moslora.data.prepared import find_rows, prepare_rows
 from moslora.data.select import Questions, refuse_all_set_aside
-from moslora.data.sources import row_counts
+from moslora.data.sources import is_local, row_counts
 from moslora.data.steps import StepPlan
 from moslora.recipe import AdapterSection, DataSection, ModelSection, Recipe, TrainingSection
 from moslora.tasks import Task
@@ -65,14 +65,18 @@ def dry_run(recipe: Recipe) -> Outline:
 
 
 def _at_hand(recipe: Recipe) -> TrainingData | None:
-    """The rows, if they and the tokenizer are in the cache."""
+    """The rows, if the tokenizer is in the cache, and they are there too or in files of this machine."""
     folder = at_hand(recipe.model.name, revision=recipe.model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": str(folder), "revision": None}))
     encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
     questions = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
-    found = find_rows(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
+    sources: list[tuple[Sequence[Task], str]] = [(recipe.training_tasks, recipe.data.source)]
+    sources += [(questions.tasks, questions.source)] if recipe.data.drop_leaks else []
+    local = all(is_local(tasks, source=source) for tasks, source in sources)
+    look = prepare_rows if local else find_rows
+    found = look(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
     return training_data(found, recipe.data, mixer=recipe.adapter.mixer.kind) if found else None
 
 
@@ -88,7 +92,7 @@ def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
 
 def _estimate(data: DataSection, *, rows: int, tokens: int) -> list[str]:
     return [
-        f"{rows:,} training rows from {data.source} ({', '.join(data.tasks)}) in format {data.format};"
+        f"{rows:,} training rows ({', '.join(data.tasks)}; source {data.source}) in format {data.format};"
         f" {data.validation_rows} validation rows" + ("; minus the leaks, not counted yet" if data.drop_leaks else ""),
         f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
     ]

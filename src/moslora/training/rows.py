@@ -53,6 +53,7 @@ def training_data(prepared: Prepared, section: DataSection, *, mixer: str) -> Tr
         sha256=prepared.sha256,
         notes=[
             *differences(section.source, section.tasks, winogrande=section.winogrande),
+            *([f"{prepared.repeats:,} rows repeat a validation row and are left out"] if prepared.repeats else []),
             *_leak_notes(prepared),
             *(_gate_notes(prepared.training) if mixer == "task-gate" else []),
             *([JOINS] if prepared.joins else []),
