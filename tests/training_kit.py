@@ -1,6 +1,5 @@
 """Runs of the small world: started, read, compared."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,16 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from moslora.recipe import Recipe
+from moslora.training.tracking import MEASURED, read_metrics
 
 MakeRecipe = Callable[..., Recipe]
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:
     """The lines of ``metrics.jsonl``, without what differs from run to run."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if "per_second" not in k and "memory" not in k} for line in lines
-    ]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run)]
 
 
 def adapter(run: Path) -> dict[str, torch.Tensor]:

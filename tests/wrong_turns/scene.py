@@ -218,7 +218,9 @@ def newer(scene: Scene) -> None:
     for path in (run, run / "adapter"):
         text = (path / "recipe.yaml").read_text()
         (path / "recipe.yaml").write_text(text.replace("adapter:\n", "adapter:\n  gate: soft\n"))
-    (run / "run.json").write_text(json.dumps({**json.loads((run / "run.json").read_text()), "moslora": "9.0"}))
+    (run / "run.json").write_text(
+        json.dumps({**json.loads((run / "run.json").read_text()), "versions": {"moslora": "9.0"}})
+    )
 
     def change(values: dict[str, Any]) -> None:
         values["moslora"] = "9.0"

@@ -136,6 +136,11 @@ def as_rows(rows: Rows) -> dict[str, Any]:
     return {"position_ids": rows.positions, "attention_mask": torch.empty(1, 1, 0, 0), "rows": rows}
 
 
+def kernel(device: torch.device) -> str:
+    """What computes the attention of rows."""
+    return "row by row" if device.type == "cpu" else "torch, fused, padded"
+
+
 def attend_in_rows(
     module: nn.Module,
     query: Tensor,
@@ -172,7 +177,7 @@ def attend_in_rows(
         )
     if softcap is not None or s_aux is not None:
         raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which cannot be trained here")
-    if query.device.type == "cpu":
+    if kernel(query.device) == "row by row":
         out = _RowByRow.apply(query[0], key[0], value[0], rows, scaling, sliding_window)
     else:
         out = _padded(query[0], key[0], value[0], rows, scaling, sliding_window)

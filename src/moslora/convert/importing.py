@@ -86,7 +86,7 @@ def import_adapter(
             save_adapter(scratch / RESULT, model, recipe, facts=facts)
             del model
             write_text(scratch / RECIPE, recipe.to_yaml())
-            write_json(scratch / RUN, {**facts, "moslora": version("moslora")})
+            write_json(scratch / RUN, {**facts, "versions": {"moslora": version("moslora")}})
         folder = open_adapter(scratch / RESULT, trust_remote_code=trust_remote_code)
         found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         proof = ImportProof(

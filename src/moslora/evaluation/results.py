@@ -140,6 +140,18 @@ class Results:
             )
         return lines
 
+    def summary(self) -> dict[str, Any]:
+        """For the run's card: the main metric, its error and the majority class, macro, and the metric by task."""
+        metric = self.settings.primary
+        return {
+            "metric": metric,
+            "questions": self.macro.n,
+            "macro": getattr(self.macro, metric),
+            "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
+            "majority_class": self.macro.majority_class,
+            "tasks": {task: getattr(score, metric) for task, score in self.tasks.items()},
+        }
+
     def to_json(self) -> str:
         """The text of ``results.json``. Numbers that the protocol does not have are omitted."""
 

@@ -20,14 +20,14 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.request import Options, Request
-from moslora.evaluation.results import Results
+from moslora.evaluation.results import Results, load_results
 from moslora.evaluation.run import evaluate
 from moslora.files import locked, refuse_used
 from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.recipe import ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
-from moslora.runs.find import locate_adapter, run_folder, unfinished
+from moslora.runs.find import add_facts, locate_adapter, run_folder, unfinished
 from moslora.tasks import TASKS, Task
 
 
@@ -196,6 +196,8 @@ def evaluate_target(
                 metadata={**target.identity(), "source": tested_on(source)},
                 leaks=find_leaks(run, questions, chosen, source=source),
             )
+    if run and is_main_process() and out.parent == run_folder(run.path) / "eval":
+        add_facts(out.parent.parent, results={out.name: load_results(out).summary()})
     return results, out
 
 

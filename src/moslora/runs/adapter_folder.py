@@ -117,7 +117,7 @@ def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{run}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or copy the"
             " recipe there from a checkpoint"
         )
-    return _written_recipe(run / RECIPE, overrides, by=facts.get("moslora"))
+    return _written_recipe(run / RECIPE, overrides, by=facts.get("versions", {}).get("moslora"))
 
 
 def _written_recipe(path: Path, overrides: Sequence[str], *, by: str | None) -> Recipe:

@@ -6,7 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from moslora.errors import UsageError, some
+from moslora.files import write_json, writing
 from moslora.runs.manifest import MANIFEST, RECIPE
 
 RUN = "run.json"
@@ -50,6 +53,14 @@ def run_facts(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts
+
+
+def add_facts(run: Path, **facts: Any) -> None:
+    """Adds to run.json, also while another process does. A mapping is added to the one that is there."""
+    with writing(run / RUN), FileLock(run / f".{RUN}.lock"):
+        known = run_facts(run)
+        merged = {key: known.get(key, {}) | value if isinstance(value, dict) else value for key, value in facts.items()}
+        write_json(run / RUN, known | merged)
 
 
 def run_folder(adapter: Path) -> Path:

@@ -1,18 +1,16 @@
 """One training run: from a recipe to a run folder.
 
-``recipe.yaml``  the resolved recipe          ``run.json``       versions, device, data hashes, counts
-``metrics.jsonl``                             ``checkpoints/``   the newest, to resume from
-``adapter/``     the result
+``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made, what came out
+``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from
+``adapter/``       the result             ``eval/``          evaluations
 """
 
-import platform
 import signal
 import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from moslora.adapters import has_learned
+from moslora.base.resolve import fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate, cut, label_count
@@ -31,7 +30,7 @@ from moslora.processes.group import meeting
 from moslora.processes.launch import place
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
-from moslora.runs.find import RESULT, RUN
+from moslora.runs.find import RESULT, RUN, add_facts
 from moslora.runs.manifest import RECIPE
 from moslora.training.dry_run import describe
 from moslora.training.folder import binding, bound_to_length, refuse_other_run, resume_command
@@ -40,8 +39,9 @@ from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.rows import TrainingData
+from moslora.training.run_card import git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
-from moslora.training.tracking import Tracker, start_wandb
+from moslora.training.tracking import Tracker, read_metrics, start_wandb
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or data parallelism with the whole model in each process."""
@@ -122,7 +122,7 @@ def _facts(recipe: Recipe, saved: AdapterFolder | None, inputs: Inputs | None) -
         facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {rows.token_count()} tokens"
         facts["the number of steps"] = len(inputs.plan)
         facts["the fingerprint of the base"] = inputs.base
-    return facts | _packages(quantized=recipe.model.quantization is not None)
+    return facts | packages(quantized=recipe.model.quantization is not None)
 
 
 def _accelerator() -> Accelerator:
@@ -146,7 +146,7 @@ class Run:
     data: TrainingData
 
     def facts(self, *, steps: int) -> dict[str, Any]:
-        """For the manifest after ``steps`` updates."""
+        """For the manifest after ``steps`` updates, and for the card."""
         return {
             "data": self.data.facts(self.parts.plan, steps=steps),
             "trained_rows": len(self.data.rows),
@@ -178,15 +178,29 @@ class Run:
             )
         return int(manifest["step"])
 
+    def card(self) -> dict[str, Any]:
+        """What ``run.json`` says before the first step."""
+        recipe, model, device = self.recipe, self.parts.model, self.parts.accelerator.device
+        total = len(self.parts.plan)
+        return {
+            "recipe": recipe.model_dump(mode="json"),
+            "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
+            **self.facts(steps=total),
+            "steps": total,
+            "trainable_parameters": model.num_parameters(only_trainable=True),
+            "versions": versions(quantized=recipe.model.quantization is not None),
+            "git": git_state(),
+            "hardware": hardware(device),
+            "kernels": kernels(model, device),
+        }
+
     def begin(self) -> None:
         """Writes the recipe and ``run.json``, and prints what the run is."""
         recipe, parts = self.recipe, self.parts
         if parts.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(self.out / RECIPE, recipe.to_yaml())
-            machine = _machine(parts.accelerator.device, quantized=recipe.model.quantization is not None)
-            total = len(parts.plan)
-            write_json(self.out / RUN, {**self.facts(steps=total), "steps": total, **machine})
+            write_json(self.out / RUN, self.card())
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
@@ -245,6 +259,9 @@ class Run:
             if not has_learned(self.parts.model):
                 raise MosloraError(f"nothing was learned: after {steps} steps B·M·A is still zero in every layer")
             save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
+            if logged := [row for row in read_metrics(self.out) if "seconds" in row]:
+                peak = max(row["peak_memory_gb"] for row in logged)
+                add_facts(self.out, seconds=logged[-1]["seconds"], peak_memory_gb=peak)
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
@@ -261,16 +278,3 @@ def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
         total += objective(collate([mine[i] for i in batch], device=accelerator.device, tasks=parts.tasks))[0]
     objective.train()
     return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
-
-
-def _machine(where: torch.device, *, quantized: bool) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine(),
-        "python": platform.python_version(),
-        **_packages(quantized=quantized),
-    }
-
-
-def _packages(*, quantized: bool) -> dict[str, str]:
-    names = ["moslora", "torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
-    return {name: version(name) for name in names}

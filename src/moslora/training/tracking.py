@@ -15,21 +15,30 @@ from moslora.errors import UsageError
 from moslora.files import write_text, writing
 from moslora.recipe import TrackingSection
 
+METRICS = "metrics.jsonl"
+
+MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_gb")
+"""Metrics that differ between equal runs."""
+
 
 class Tracker:
     """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run."""
 
     def __init__(self, run: Path, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
         self._active = is_main_process()
-        self._path = run / "metrics.jsonl"
+        self._path = run / METRICS
         self._total = total_steps
         self._first = first_step
         self._began = time.perf_counter()
         self._last = (first_step, self._began)
         self._tokens = self._examples = 0
         self._wandb = wandb
-        if self._active:
-            _keep_until(self._path, first_step)
+        self._before = 0.0
+        if self._active and self._path.exists():
+            # What a killed run logged after its last checkpoint is dropped: those steps are repeated.
+            kept = [row for row in read_metrics(run) if row["step"] <= first_step]
+            self._before = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def count(self, *, tokens: int, examples: int) -> None:
         """Adds one step's work: real tokens, no padding."""
@@ -37,7 +46,8 @@ class Tracker:
         self._examples += examples
 
     def log(self, step: int, **values: float) -> None:
-        """Records ``values`` after ``step`` updates, with speed and peak memory since the last call."""
+        """Records ``values`` after ``step`` updates: with the speed since the last call, the seconds of training so
+        far, interruptions left out, and the peak memory of this process."""
         if not self._active:
             return
         now = time.perf_counter()
@@ -48,6 +58,7 @@ class Tracker:
             **values,
             "tokens_per_second": self._tokens / seconds,
             "examples_per_second": self._examples / seconds,
+            "seconds": round(self._before + now - self._began, 3),
             "peak_memory_gb": peak_memory_gb(),
         }
         self._last, self._tokens, self._examples = (step, now), 0, 0
@@ -85,18 +96,17 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drops what a killed run logged after its last checkpoint: those steps are repeated."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``, each with a step; none without the file."""
+    path, rows = run / METRICS, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            row = json.loads(line)
+            _ = row["step"] + 0
+            rows.append(row)
         except (ValueError, KeyError, TypeError):  # such as the line being written when the run was killed
             continue
-    write_text(path, "".join(kept))
+    return rows
 
 
 def start_wandb(section: TrackingSection, *, name: str, folder: Path, config: dict[str, Any]) -> Any:

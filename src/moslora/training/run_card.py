@@ -1,0 +1,77 @@
+"""What ``run.json``, the card of a run, says of the machine, the code and the kernels that trained it."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+import moslora
+from moslora.adapters.dropout import Dropout
+from moslora.base import attention, norm
+
+
+def packages(*, quantized: bool) -> dict[str, str]:
+    """The versions of the packages that compute."""
+    names = ["moslora", "torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
+    return {name: version(name) for name in names}
+
+
+def versions(*, quantized: bool) -> dict[str, str]:
+    """Of Python and of `packages`."""
+    return {"python": platform.python_version(), **packages(quantized=quantized)}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device of one process; memory in GB."""
+    on_gpu = device.type == "cuda"
+    memory = (
+        torch.cuda.get_device_properties(device).total_memory
+        if on_gpu
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu(),
+        "memory_gb": round(memory / 1e9, 1),
+        **({"cuda": torch.version.cuda} if on_gpu else {"threads": torch.get_num_threads()}),
+        "system": platform.platform(),
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, or at least its kind."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of this code, and whether the code differs from it; ``None`` outside a checkout."""
+    package = Path(moslora.__file__).parent
+
+    def git(*arguments: str) -> str:
+        asked = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True)
+        return asked.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails for a copy in the environment of another checkout
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:
+    """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
+    kinds = {type(module) for module in model.modules()}
+    return {
+        "attention": attention.kernel(device),
+        "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
+        "dropout": Dropout.kernel(device, model.dtype) if Dropout in kinds else None,
+    }

@@ -1,0 +1,93 @@
+"""run.json, the card of a run."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import moslora
+from cli_kit import run as cli
+from moslora.base.resolve import fingerprint
+from moslora.evaluation import load_results
+from moslora.recipe import load_recipe
+from moslora.runs.find import add_facts, run_facts
+from moslora.runs.manifest import read_manifest
+from moslora.training import train_recipe
+from moslora.training.run_card import git_state
+
+
+def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
+    card, manifest = run_facts(trained), read_manifest(trained / "adapter")
+    assert card["recipe"] == load_recipe(trained / "recipe.yaml").model_dump(mode="json")
+    assert card["base_fingerprint"] == manifest["base"]["fingerprint"] == fingerprint(str(world / "model"))
+    assert card["data"] == manifest["data"] and card["steps"] == 21
+    assert card["trainable_parameters"] == sum(
+        value.numel() for value in load_file(trained / "adapter" / "adapter.safetensors").values()
+    )
+    assert card["versions"]["torch"] == torch.__version__ and card["versions"]["python"] == platform.python_version()
+    assert card["hardware"]["threads"] == torch.get_num_threads()
+    assert card["kernels"] == {"attention": "row by row", "norm": "in place", "dropout": "torch"}
+    logged = [row for row in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    assert card["seconds"] == logged[-1]["seconds"] > logged[0]["seconds"] > 0
+    assert card["peak_memory_gb"] == max(row["peak_memory_gb"] for row in logged)
+
+
+def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
+    shutil.rmtree(run / "checkpoints" / "step-21")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{**row, "seconds": 1000.0 * row["step"]} if "seconds" in row else row for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 21, "lo')
+    train_recipe(load_recipe(world / "recipe.yaml"), out=run, resuming=True)
+    assert 20_000 < run_facts(run)["seconds"] < 20_900
+
+
+def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = run_facts(run)
+    for options in ((), ("--base",), ("--base", "--out", tmp_path / "elsewhere")):
+        assert cli(capsys, "eval", run, "--limit", 9, *options)[0] == 0
+    card = run_facts(run)
+    assert {key: value for key, value in card.items() if key != "results"} == before
+    assert list(card["results"]) == ["rank-label-float32", "rank-label-float32-base"]
+    results, summary = load_results(run / "eval" / "rank-label-float32"), card["results"]["rank-label-float32"]
+    assert summary["questions"] == 27 and summary["macro"] == results.macro.accuracy
+    assert summary["tasks"]["boolq"] == results.tasks["boolq"].accuracy
+
+
+def test_two_processes_add_to_one_card(tmp_path: Path) -> None:
+    add_facts(tmp_path, kept=1)
+    program = "import sys; from pathlib import Path; from moslora.runs.find import add_facts\n"
+    program += "for n in range(40): add_facts(Path(sys.argv[1]), results={f'{sys.argv[2]}{n}': n})"
+    both = [subprocess.Popen([sys.executable, "-c", program, tmp_path, name]) for name in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(run_facts(tmp_path)["results"]) == 80 and run_facts(tmp_path)["kept"] == 1
+
+
+def test_the_commit_is_told_only_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: object) -> str:
+        own = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        asked = subprocess.run(["git", "-C", tmp_path, *own, *arguments], check=True, capture_output=True, text=True)  # type: ignore[list-item]
+        return asked.stdout.strip()
+
+    package = tmp_path / "src" / "moslora"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(moslora, "__file__", str(package / "__init__.py"))
+    assert git_state() is None
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "x")
+    assert git_state() is None  # as in the environment of another checkout
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (package / "new.py").touch()
+    (tmp_path / "notes.md").touch()
+    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
