@@ -10,6 +10,7 @@ from wrong_turns.imports import IMPORTS
 from wrong_turns.models import MODELS
 from wrong_turns.output import OUTPUT
 from wrong_turns.recipes import RECIPES
+from wrong_turns.reports import REPORTS
 from wrong_turns.scene import Scene, Turn, release
 from wrong_turns.stops import STOPS
 from wrong_turns.studies import STUDIES
@@ -22,6 +23,7 @@ TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Evaluation": EVALUATION,
     "Output folders and disks": OUTPUT,
     "Adapters of others": IMPORTS,
+    "Reproducing and reporting": REPORTS,
     "Stops": STOPS,
     "Experiments": STUDIES,
     "Arguments": {name: Turn(" ".join(arguments), 2, message) for name, (arguments, message) in WRONG_TURNS.items()},

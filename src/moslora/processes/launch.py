@@ -10,9 +10,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from subprocess import Popen
+from types import MappingProxyType
 
 from moslora.errors import MosloraError, UsageError
 
@@ -85,7 +86,9 @@ def processes_to_start(wanted: int | None) -> int:
     return wanted or max(1, gpus())
 
 
-def launch(command: Sequence[str], *, processes: int, then: str) -> int:
+def launch(
+    command: Sequence[str], *, processes: int, then: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> int:
     """Runs ``command``, one of moslora, in several processes of this machine until all have ended.
 
     Signals are passed on, and the processes have all the time they need to save. If one fails, the others, which would
@@ -95,6 +98,7 @@ def launch(command: Sequence[str], *, processes: int, then: str) -> int:
         command: program and arguments.
         processes: how many.
         then: how to go on if one is killed.
+        environment: variables that are set for them.
 
     Returns:
         The exit code of the first that failed, which has said why, or zero.
@@ -114,6 +118,7 @@ def launch(command: Sequence[str], *, processes: int, then: str) -> int:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
         LAUNCHED_HERE: "1",
+        **environment,
     }
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # those that the context handles

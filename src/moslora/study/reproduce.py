@@ -1,0 +1,131 @@
+"""Trains a finished run again, and says whether the same came out."""
+
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moslora.console import note, say
+from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.files import in_use, writing
+from moslora.processes.launch import STOPPED, launch
+from moslora.runs.adapter_folder import open_adapter, stored_recipe
+from moslora.runs.find import RESULT, run_facts
+from moslora.runs.manifest import RECIPE
+from moslora.training.run_card import git_state, hardware, versions
+from moslora.training.tracking import MEASURED, read_metrics
+
+THEN = "the same command continues from the last checkpoint"
+
+TOLERANCE = 0.01
+"""Of ‖θ′ − θ‖ / ‖θ‖, θ all weights of the adapter: what other hardware or versions may do by rounding."""
+
+
+def reproduce(run: Path, *, out: Path) -> str:
+    """Trains ``run`` again in ``out``, with as many processes and threads, and compares metrics and weights.
+
+    Returns:
+        How equal the two are.
+
+    Raises:
+        UsageError: ``run`` is unfinished or imported, or ``out`` holds something else.
+        Interrupted: Ctrl-C or SIGTERM; training saved first.
+        MosloraError: training failed, or the weights differ by more than :data:`TOLERANCE`.
+    """
+    recipe, facts = stored_recipe(run), run_facts(run)
+    if not (run / RESULT).is_dir():
+        raise UsageError(f"{run}: unfinished; finish it first: moslora train {shlex.quote(str(run))} --resume")
+    if (out / RECIPE).exists():
+        if (out / RECIPE).read_bytes() != (run / RECIPE).read_bytes():
+            raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")
+    elif in_use(out):
+        raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
+    else:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / RECIPE, out / RECIPE)
+    on_cpu = "threads" in facts.get("hardware", {}) or not torch.cuda.is_available()
+    for line in changes(facts, device="cpu" if on_cpu else "cuda", quantized=recipe.model.quantization is not None):
+        note(line)
+    say(f"training again in {out}")
+    _train(out, facts, on_cpu=on_cpu)
+    return verdict(run, out)
+
+
+def changes(facts: Mapping[str, Any], *, device: str, quantized: bool) -> Iterator[str]:
+    """A line for each way in which code, versions or hardware are not those that ``facts``, a run's card, names."""
+    now = {"versions": versions(quantized=quantized), "git": git_state(), "hardware": hardware(torch.device(device))}
+    for part, values in now.items():
+        before, here = facts.get(part) or {}, values or {}
+        for key in dict.fromkeys((*before, *here)):
+            if before.get(key) != here.get(key) and key != "threads":  # which are set to what they were
+                yield f"{key} was {before.get(key, 'not recorded')}, is {here.get(key, 'not known')}"
+    if (facts.get("git") or {}).get("dirty"):
+        yield "the code had changes that were not committed"
+
+
+def _train(out: Path, facts: Mapping[str, Any], *, on_cpu: bool) -> None:
+    """Trains from the recipe in ``out``, in a process of its own: a process's threads are set when it starts."""
+    processes = facts.get("processes", 1)
+    environment = {"OMP_NUM_THREADS": str(facts.get("hardware", {}).get("threads", os.cpu_count()))}
+    environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
+    command = [sys.executable, "-m", "moslora", "train", str(out), "--resume"]
+    code = launch(command, processes=processes, then=THEN, environment=environment)
+    if code in STOPPED:
+        raise Interrupted(f"stopped; {THEN}", signal_number=code - 128)
+    if code:
+        fault = UsageError if code == UsageError.exit_code else MosloraError
+        raise fault(f"training ended with exit code {code}; the lines above say why")
+
+
+def verdict(run: Path, out: Path) -> str:
+    """How equal the finished runs are.
+
+    Raises:
+        MosloraError: beyond :data:`TOLERANCE`.
+    """
+    differs = first_difference(run, out)
+    before, after = (open_adapter(folder / RESULT).weights() for folder in (run, out))
+    if before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items()):
+        tensors = f"bitwise equal: all {len(before)} tensors of {out / RESULT} are those of {run / RESULT}"
+        return f"{tensors}, and so is every metric" if differs is None else f"{tensors}; but {differs}"
+    distance = relative_distance(before, after)
+    line = f"the weights differ by {distance:.2g} of their norm; {differs or 'every metric is equal'}"
+    if distance > TOLERANCE:
+        raise MosloraError(f"not reproduced: {line}")
+    return f"equal within the tolerance of {TOLERANCE:g}, but not bitwise: {line}"
+
+
+def relative_distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """‖θ′ − θ‖ / ‖θ‖ over all tensors; infinite if they are not the same ones."""
+    if {key: value.shape for key, value in before.items()} != {key: value.shape for key, value in after.items()}:
+        return math.inf
+    distance = sum(float((after[key].double() - value.double()).square().sum()) for key, value in before.items())
+    return math.sqrt(distance / sum(float(value.double().square().sum()) for value in before.values()))
+
+
+def first_difference(run: Path, out: Path) -> str | None:
+    """The first metric that differs, with its step and both values; ``None`` if none does."""
+    before, after = (_metrics(folder) for folder in (run, out))
+    for key in sorted({*before, *after}, key=lambda key: key[0]):  # stable: a step's metrics in the order logged
+        if before.get(key) != after.get(key):
+            step, name = key
+            return f"first difference at step {step}: {name} was {before.get(key)}, is {after.get(key)}"
+    return None
+
+
+def _metrics(run: Path) -> dict[tuple[int, str], Any]:
+    """(step, name) -> value, without what is of the machine."""
+    return {
+        (row["step"], name): value
+        for row in read_metrics(run)
+        for name, value in row.items()
+        if name not in ("step", *MEASURED)
+    }
