@@ -27,7 +27,7 @@ def draw(layer: AdapterLinear, *, name: str, seed: int) -> None:
         name: of the layer; part of the seed, so that the draw does not depend on the other layers.
         seed: of the run.
     """
-    layer.reset_parameters(_generator(seed, name, "factors"), _generator(seed, name, "mixer"))
+    layer.reset_parameters(generator_of(seed, name, "factors"), generator_of(seed, name, "mixer"))
 
 
 def refuse_stuck(layer: AdapterLinear, *, name: str) -> None:
@@ -179,6 +179,7 @@ def _float_weight(layer: AdapterLinear, name: str) -> torch.Tensor:
     return weight
 
 
-def _generator(seed: int, name: str, part: str) -> torch.Generator:
+def generator_of(seed: int, name: str, part: str) -> torch.Generator:
+    """Of the draws of one part, ``factors`` or ``mixer``, of the layer ``name``."""
     digest = hashlib.sha256(f"{seed}/{name}/{part}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,4 +1,4 @@
-"""The commands ``experiment`` and ``runs``."""
+"""The commands ``experiment``, ``runs``, ``report`` and ``reproduce``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -59,3 +59,36 @@ def runs(
     from moslora.study.listing import list_runs
 
     print_table(list_runs(folder))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN …", help="Runs, folders of runs, or an experiment.", autocompletion=completion.runs
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/report, or report for several]")
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")
+    ] = None,
+) -> None:
+    """Write a page about runs: their training, answers and mixers, side by side; with every figure as PNG."""
+    from moslora.study.report import write_report
+
+    out = out or (runs[0] if len(runs) == 1 else Path()) / "report"
+    print(f"written to {write_report(runs, out=out, evaluation=evaluation)}")
+
+
+@app.command()
+def reproduce(
+    run: Annotated[Path, typer.Argument(help="A finished run.", autocompletion=completion.runs)],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to train in. [default: RUN-again]")] = None,
+) -> None:
+    """Train a run again, and compare: bitwise equal, within tolerance, or different from which step on."""
+    from moslora.study.reproduce import reproduce as train_again
+
+    print(train_again(run, out=out or run.with_name(f"{run.resolve().name}-again")))

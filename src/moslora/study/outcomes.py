@@ -63,7 +63,7 @@ class Outcomes:
         settings: how it was asked.
         tasks: task -> answers.
         recipe: how it was trained, every field; ``None`` for a model that is no run's, and for a base.
-        facts: what its ``run.json`` says; empty where ``recipe`` is ``None``.
+        facts: what its ``run.json`` says besides recipe and results; empty where ``recipe`` is ``None``.
         provenance: of whoever wrote the file, such as the version of the code; not read by a comparison.
     """
 
@@ -136,7 +136,8 @@ def outcomes_of(
     """The outcomes of these predictions; a base is not trained, so that its run's recipe and facts are left out."""
     trained = settings.metadata.get("adapter") is not None
     tasks = _answers(predictions, METRICS[settings.primary])
-    return Outcomes(settings, tasks, recipe if trained else None, facts or {} if trained else {})
+    told = {key: value for key, value in (facts or {}).items() if key not in ("recipe", "results")}
+    return Outcomes(settings, tasks, recipe if trained else None, told if trained else {})
 
 
 def _answers(predictions: Sequence[Prediction], accuracy: Callable[[Prediction], float]) -> dict[str, Answers]:

@@ -61,7 +61,7 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
         UsageError: nothing to compare there, or two runs of an arm have the same seed.
     """
     if len(paths) == 1 and _is_run(paths[0]):
-        tuned = _evaluation(paths[0], evaluation)
+        tuned = evaluation_folder(paths[0], evaluation)
         paths = [tuned.with_name(f"{tuned.name}-base"), paths[0]]
         if not (paths[0] / PREDICTIONS).is_file():
             raise UsageError(
@@ -95,9 +95,9 @@ def _find(path: Path, evaluation: str | None) -> Iterator[_Run]:
     elif (path / PREDICTIONS).is_file():
         yield _of_evaluation(path)
     elif _is_run(path):
-        yield _of_evaluation(_evaluation(path, evaluation), path=path)
+        yield _of_evaluation(evaluation_folder(path, evaluation), path=path)
     elif runs := sorted(inner for inner in path.glob("*") if _is_run(inner)):
-        yield from (_of_evaluation(_evaluation(run, evaluation), path=run) for run in runs)
+        yield from (_of_evaluation(evaluation_folder(run, evaluation), path=run) for run in runs)
     else:
         raise UsageError(f"{path}: " + ("no evaluated run here" if path.exists() else "no such file or folder"))
 
@@ -131,7 +131,7 @@ def _run(path: Path, name: str, outcomes: Outcomes) -> _Run:
     return _Run(path, name, json.dumps(recipe, sort_keys=True) if recipe else str(path), outcomes)
 
 
-def _evaluation(run: Path, name: str | None) -> Path:
+def evaluation_folder(run: Path, name: str | None) -> Path:
     """The folder of a run's evaluation: the one called ``name``, or the only one, or the one that its recipe names."""
     found = sorted(path.parent for path in run.glob(f"eval/*/{PREDICTIONS}"))
     found = [path for path in found if not re.search(r"-base$|-step-\d+$", path.name)]

@@ -1,0 +1,110 @@
+"""What all figures of a report share: a style, a PNG, and an SVG whose colours the page sets, for light and dark."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+SERIES = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#db2777", "#65a30d", "#0891b2")
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{color: f"c{n}" for n, color in enumerate(SERIES)}}
+"""Each colour is a variable of the page, which has another value in the dark."""
+
+STYLE: Any = {
+    "font.size": 9.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moslora",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.02,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "text.parse_math": False,  # names may hold a $
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.2,
+    "figure.constrained_layout.use": True,
+}
+
+
+def _faded(*stops: tuple[str, float]) -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list("faded", [(*to_rgb(color), alpha) for color, alpha in stops])
+
+
+# Zero is transparent: the colour of the page.
+DIVERGING = _faded((SERIES[0], 1), (SERIES[0], 0), (SERIES[1], 0), (SERIES[1], 1))
+SEQUENTIAL = _faded((SERIES[0], 0), (SERIES[0], 0.85))
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Where figures are drawn.
+
+    Attributes:
+        folder: where the PNGs are written.
+        arms: names of the arms, in the order of their colours.
+    """
+
+    folder: Path
+    arms: Sequence[str]
+
+    @contextmanager
+    def figure(self, width: float, height: float, *, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
+        """A figure of this size in inches, and its axes: one, or an array of shape ``(rows, columns)``."""
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=(width, height))
+            yield figure, figure.subplots(rows, columns, squeeze=rows * columns == 1)
+
+    def color(self, arm: str) -> str:
+        return SERIES[self.arms.index(arm) % len(SERIES)] if arm in self.arms else SERIES[0]
+
+    def keep(self, name: str, figure: Figure) -> Markup:
+        """Writes ``FOLDER/NAME.png``, and returns the SVG for the page."""
+        text = io.StringIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(self.folder / f"{name}.png", dpi=160, facecolor="white")
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        svg = text.getvalue()[text.getvalue().index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>|(?<=<g) id=\"[A-Za-z0-9]+_\d+\"", "", svg, flags=re.S)
+        size = f'role="img" style="--width: {72 * figure.get_figwidth():.0f}pt"'
+        svg = re.sub(r'(?<=<svg) .*?(viewBox=".*?").*?>', rf" {size} \1>", svg, count=1, flags=re.S)
+        for value, variable in VARIABLES.items():
+            svg = svg.replace(value, f"var(--{variable})")
+        return Markup(svg)
+
+
+def in_steps(axes: Axes) -> None:
+    """Round whole numbers along x."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+
+
+def new_label(axes: Axes, label: str) -> str | None:
+    """The label, the first time in these axes."""
+    return None if label in axes.get_legend_handles_labels()[1] else label
+
+
+def legend_below(axes: Axes, *, columns: int = 4) -> Any:
+    """A legend below the label of the x axis."""
+    return axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)

@@ -1,0 +1,124 @@
+"""Which options were chosen, and which questions a model answers otherwise than its base."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moslora.data.sources import load_examples
+from moslora.errors import MosloraError
+from moslora.evaluation import METRICS, Prediction
+from moslora.evaluation.predictions import argmax
+from moslora.study.statistics import Floats
+from moslora.tasks import Example, Task
+
+
+def chosen(prediction: Prediction) -> int | None:
+    """The position that counts; ``None`` for a text without an answer."""
+    return argmax(prediction.deciding_scores) if prediction.scores else prediction.prediction
+
+
+def confusion(predictions: Iterable[Prediction]) -> dict[str, Floats]:
+    """Task -> counts, a row for each right option and a column for each chosen one, the last for none (generate)."""
+    by_task: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        by_task.setdefault(prediction.task, []).append(prediction)
+    tables = {}
+    for task, rows in by_task.items():
+        answers = [chosen(p) for p in rows]
+        size = 1 + max(max(p.gold, len(p.scores) - 1, answer or 0) for p, answer in zip(rows, answers, strict=True))
+        table = np.zeros((size, size + (None in answers)))
+        for p, answer in zip(rows, answers, strict=True):
+            table[p.gold, -1 if answer is None else answer] += 1
+        tables[task] = table
+    return tables
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option with its probability before and after; ``None`` under generate."""
+
+    text: str
+    right: bool
+    before: float | None
+    after: float | None
+    chosen_before: bool
+    chosen_after: bool
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A question, and the change of the right option's log-probability in nats (under generate of being right)."""
+
+    id: str
+    question: str
+    change: float
+    options: tuple[Option, ...]
+
+
+def most_changed(
+    before: Sequence[Prediction], after: Sequence[Prediction], examples: Mapping[str, Example], *, most: int
+) -> tuple[list[Changed], list[Changed]]:
+    """The questions that gained most and those that lost most, at most ``most`` of each.
+
+    Args:
+        before: of the base.
+        after: of the tuned model; questions that only one of them answered are left out.
+        examples: the questions' texts by id, as far as they are known.
+        most: of each list.
+    """
+    known = {p.id: p for p in before}
+    changes = sorted(
+        ((_change(known[p.id], p), known[p.id], p) for p in after if p.id in known), key=lambda change: -change[0]
+    )
+    gained = [_changed(*change, examples) for change in changes[:most] if change[0] > 0]
+    lost = [_changed(*change, examples) for change in changes[::-1][:most] if change[0] < 0]
+    return gained, lost
+
+
+def probabilities(prediction: Prediction) -> list[float]:
+    """softmax of the deciding scores."""
+    scores = prediction.deciding_scores
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _change(before: Prediction, after: Prediction) -> float:
+    if not (before.scores and after.scores):
+        return METRICS["accuracy"](after) - METRICS["accuracy"](before)
+    first, second = (math.log(max(probabilities(p)[p.gold], 1e-300)) for p in (before, after))
+    return second - first
+
+
+def _changed(change: float, before: Prediction, after: Prediction, examples: Mapping[str, Example]) -> Changed:
+    example = examples.get(after.id)
+    if example is not None and example.gold != after.gold:  # other rows than were asked
+        example = None
+    count = len(example.choices) if example else 1 + max(p.gold for p in (before, after))
+    count = max(count, len(before.scores), len(after.scores))
+    ones, others = (probabilities(p) if p.scores else [None] * count for p in (before, after))
+    options = tuple(
+        Option(
+            text=example.choices[n] if example else f"option {n + 1}",
+            right=n == after.gold,
+            before=ones[n],
+            after=others[n],
+            chosen_before=chosen(before) == n,
+            chosen_after=chosen(after) == n,
+        )
+        for n in range(count)
+    )
+    context = f"{example.context} " if example and example.context and example.task != "boolq" else ""
+    return Changed(after.id, f"{context}{example.question}" if example else "", change, options)
+
+
+def texts(tasks: Sequence[Task], *, source: str) -> dict[str, Example]:
+    """Id -> question, of the tasks whose rows are at hand."""
+    found: dict[str, Example] = {}
+    for task in tasks:
+        try:
+            found |= {example.id: example for example in load_examples(task, "test", source=source)}
+        except MosloraError:
+            continue
+    return found
