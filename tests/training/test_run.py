@@ -530,11 +530,3 @@ def test_float16_on_a_cpu_is_told_to_be_slow(
     for dtype, told in (("float16", 1), ("float32", 0)):
         train_recipe(recipe(f"model.dtype={dtype}", "training.max_steps=3"), out=tmp_path / dtype)
         assert capsys.readouterr().out.count("slow on a CPU") == told
-
-
-def test_wandb_offline_gets_the_metrics(recipe: MakeRecipe, tmp_path: Path) -> None:
-    pytest.importorskip("wandb", reason="wandb is an extra")
-    out = tmp_path / "run"
-    train_recipe(recipe("tracking.wandb_project=test", "tracking.wandb_mode=offline", "training.max_steps=4"), out=out)
-    (written,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"learning_rate" in written.read_bytes()

@@ -15,7 +15,7 @@ from moslora.base.resolve import fingerprint, locate
 from moslora.choices import DType
 from moslora.console import is_main_process, note
 from moslora.data.sources import MIXTURE, data_hash, differences, load_examples, tested_on
-from moslora.errors import UsageError
+from moslora.errors import UsageError, first_line
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
@@ -27,7 +27,8 @@ from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.recipe import ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
-from moslora.runs.find import add_facts, locate_adapter, run_folder, unfinished
+from moslora.runs.find import add_facts, locate_adapter, run_facts, run_folder, unfinished
+from moslora.runs.wandb_run import wandb_run
 from moslora.tasks import TASKS, Task
 
 
@@ -197,8 +198,23 @@ def evaluate_target(
                 leaks=find_leaks(run, questions, chosen, source=source),
             )
     if run and is_main_process() and out.parent == run_folder(run.path) / "eval":
-        add_facts(out.parent.parent, results={out.name: load_results(out).summary()})
+        _tell_run(run, out)
     return results, out
+
+
+def _tell_run(run: AdapterFolder, out: Path) -> None:
+    """Adds the scores in ``out`` to the run's card, and to its run on Weights & Biases, if it has one."""
+    folder, summary = out.parent.parent, load_results(out).summary()
+    add_facts(folder, results={out.name: summary})
+    if "wandb_id" not in run_facts(folder):
+        return
+    scores = {"macro": summary["macro"], "majority_class": summary["majority_class"], **summary["tasks"]}
+    try:
+        with wandb_run(run.recipe, folder) as opened:
+            if opened:
+                opened.summary.update({f"eval/{out.name}/{name}": score for name, score in scores.items()})
+    except Exception as error:  # of whatever kind: the scores are on the disk
+        note(f"the scores are not on Weights & Biases: {first_line(error)}")
 
 
 def _refuse_elsewhere(source: str) -> None:

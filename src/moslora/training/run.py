@@ -8,7 +8,7 @@
 import signal
 import warnings
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,9 @@ from moslora.processes.group import meeting
 from moslora.processes.launch import place
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
-from moslora.runs.find import RESULT, RUN, add_facts
+from moslora.runs.find import RESULT, RUN, add_facts, run_facts
 from moslora.runs.manifest import RECIPE
+from moslora.runs.wandb_run import wandb_run
 from moslora.training.dry_run import describe
 from moslora.training.folder import binding, bound_to_length, refuse_other_run, resume_command
 from moslora.training.interrupt import stop_requests
@@ -41,7 +42,7 @@ from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.rows import TrainingData
 from moslora.training.run_card import git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
-from moslora.training.tracking import Tracker, read_metrics, start_wandb
+from moslora.training.tracking import Tracker, read_metrics
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or data parallelism with the whole model in each process."""
@@ -200,7 +201,8 @@ class Run:
         if parts.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(self.out / RECIPE, recipe.to_yaml())
-            write_json(self.out / RUN, self.card())
+            kept = {key: value for key, value in run_facts(self.out).items() if key == "wandb_id"}
+            write_json(self.out / RUN, self.card() | kept)
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
@@ -214,12 +216,8 @@ class Run:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         """
         recipe, total = self.recipe, len(self.parts.plan)
-        config = recipe.model_dump(mode="json")
-        wandb = start_wandb(recipe.tracking, name=recipe.name, folder=self.out, config=config)
-        with (
-            closing(Tracker(self.out, first_step=first_step, total_steps=total, wandb=wandb)) as tracker,
-            stop_requests() as signals,
-        ):
+        with wandb_run(recipe, self.out) as wandb, stop_requests() as signals:
+            tracker = Tracker(self.out, first_step=first_step, total_steps=total, wandb=wandb)
             done = train(
                 self.parts,
                 recipe.training,

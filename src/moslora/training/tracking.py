@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from moslora.console import is_main_process, say
-from moslora.errors import UsageError
 from moslora.files import write_text, writing
-from moslora.recipe import TrackingSection
 
 METRICS = "metrics.jsonl"
 
@@ -83,10 +81,6 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log(row, step=row["step"])
 
-    def close(self) -> None:
-        if self._wandb is not None:
-            self._wandb.finish()
-
 
 def peak_memory_gb() -> float:
     """Peak memory so far in GB: the GPU's if there is one, otherwise this process's."""
@@ -107,24 +101,3 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):  # such as the line being written when the run was killed
             continue
     return rows
-
-
-def start_wandb(section: TrackingSection, *, name: str, folder: Path, config: dict[str, Any]) -> Any:
-    """The run on Weights & Biases; ``None`` without a project, or on other processes than the main one.
-
-    Raises:
-        UsageError: wandb is not installed.
-    """
-    if section.wandb_project is None or not is_main_process():
-        return None
-    try:
-        import wandb
-    except ImportError:
-        raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
-    return wandb.init(
-        project=section.wandb_project,
-        mode=section.wandb_mode,  # None: wandb's own settings
-        name=name,
-        dir=folder,
-        config=config,
-    )

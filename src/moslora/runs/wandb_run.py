@@ -1,0 +1,42 @@
+"""A run's own run on Weights & Biases: the one that its training began, for a resumed one and for evaluations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moslora.console import is_main_process
+from moslora.errors import UsageError
+from moslora.recipe import Recipe
+from moslora.runs.find import add_facts, run_facts
+
+
+@contextmanager
+def wandb_run(recipe: Recipe, run: Path) -> Iterator[Any]:
+    """The run on Weights & Biases, whose id is in ``run.json``; ``None`` without a project, or beside the main process.
+
+    Raises:
+        UsageError: wandb is not installed.
+    """
+    tracking = recipe.tracking
+    if tracking.wandb_project is None or not is_main_process():
+        yield None
+        return
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
+    opened = wandb.init(
+        project=tracking.wandb_project,
+        mode=tracking.wandb_mode,  # None: wandb's own settings
+        name=recipe.name,
+        dir=run,
+        config=recipe.model_dump(mode="json"),
+        id=run_facts(run).get("wandb_id"),
+        resume="allow",
+    )
+    add_facts(run, wandb_id=opened.id)
+    try:
+        yield opened
+    finally:
+        opened.finish()
