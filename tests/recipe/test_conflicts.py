@@ -75,6 +75,7 @@ from recipe_kit import BUDGET, faults
         (["data.format=llm-adapters", "evaluation.protocol=cloze"], "evaluation.protocol = 'cloze': "),
         (["evaluation.beams=4"], "evaluation.beams = 4: "),
         (["tracking.wandb_mode=offline"], "tracking.wandb_mode = 'offline': "),
+        (["training.canary_rows=121"], "training.canary_rows = 121: "),
         (["model.double_quantization=false"], "model.double_quantization = False: "),
         (
             ["model.quantization=int8", "model.quantization_storage=bfloat16"],
@@ -204,6 +205,7 @@ def test_impossible_combination(write, overrides, message):
         ["data.source=commonsense_170k", "data.format=llm-adapters"],
         *([f"data.source={source}", "adapter.mixer.kind=task-gate"] for source in ("hub", "wheel", "rows.json")),
         ["tracking.wandb_project=p", "tracking.wandb_mode=offline"],
+        ["training.canary_rows=120"],
         ["model.quantization=nf4", "model.double_quantization=false", "model.quantization_storage=bfloat16"],
         [BUDGET, "adapter.mixer.kind=diagonal"],
         [BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=4", "adapter.dora=true"],

@@ -45,6 +45,11 @@ class Prediction:
         return tuple(score / count for score, count in zip(self.scores, self.characters, strict=True))
 
     @property
+    def chosen(self) -> int | None:
+        """The position that counts, by the primary metric; ``None`` for a text without an answer."""
+        return argmax(self.deciding_scores) if self.scores else self.prediction
+
+    @property
     def margin(self) -> float:
         """The best deciding score minus the second best."""
         best, second = sorted(self.deciding_scores, reverse=True)[:2]
@@ -115,6 +120,7 @@ class Score:
         drift: largest change of a margin between a question alone and in its batch, over a sample of the task
             (an average holds the largest of its tasks), in units of a deciding score; not for generate.
         close_calls: questions whose margin is below their task's drift; not for generate.
+        same_answer: share of the most frequent answer, by its position; not of an average.
     """
 
     n: int
@@ -128,6 +134,7 @@ class Score:
     parse_rate: float | None = None
     drift: float | None = None
     close_calls: int | None = None
+    same_answer: float | None = None
 
 
 def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Score:
@@ -152,6 +159,7 @@ def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Sco
         parse_rate=None if first.scores else sum(bool(p.answer) for p in predictions) / n,
         drift=drift,
         close_calls=None if drift is None else sum(p.margin < drift for p in predictions),
+        same_answer=max(Counter(p.chosen for p in predictions).values()) / n,
     )
 
 
@@ -194,6 +202,38 @@ def micro(scores: Sequence[Score]) -> Score:
     """Every question the same weight, the tasks as strata."""
     total = sum(score.n for score in scores)
     return average(scores, [score.n / total for score in scores])
+
+
+SAME_ANSWER, PARSED = 0.95, 0.95
+"""A share of one answer from which, and a parse rate below which a model counts as collapsed."""
+
+FEWEST = 10
+"""Questions of a task from which the share of one answer says something."""
+
+
+def collapse(tasks: Mapping[str, Score], average: Score, metric: str) -> list[str]:
+    """Signs that a model answers without reading: a line for each kind of sign, with the tasks.
+
+    More than two standard errors below the majority class (of few questions that is a matter of luck); one answer for
+    nearly everything, where not nearly everything has that right answer; few texts with an answer.
+    """
+    below = [
+        f"{name} {percent(value)} against {percent(score.majority_class)}"
+        for name, score in {**tasks, "macro average": average}.items()
+        if (value := getattr(score, metric)) + 2 * (getattr(score, metric.replace("accuracy", "standard_error")) or 0)
+        < score.majority_class
+    ]
+    same = [
+        f"{task} {percent(score.same_answer)} %"
+        for task, score in tasks.items()
+        if score.n >= FEWEST and (score.same_answer or 0) >= SAME_ANSWER > score.majority_class
+    ]
+    parsed = average.parse_rate
+    return [
+        *([f"below the majority class: {', '.join(below)}"] if below else []),
+        *([f"one answer for nearly everything: {', '.join(same)}"] if same else []),
+        *([f"only {percent(parsed)} % of the texts have an answer"] if parsed is not None and parsed < PARSED else []),
+    ]
 
 
 def percent(share: float | None, error: float | None = None) -> str:

@@ -4,7 +4,7 @@ from typing import Literal, TypedDict, Unpack
 
 from moslora.choices import FormatName, Protocol
 from moslora.errors import UsageError
-from moslora.recipe import PROTOCOLS, EvaluationSection
+from moslora.recipe import PROTOCOLS, EvaluationSection, Recipe
 
 
 class Options(TypedDict, total=False):
@@ -23,6 +23,12 @@ class Request(EvaluationSection):
 
     format: FormatName = "label"
     source: str = "wheel"
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Request":
+        """How a recipe asks."""
+        own = {"format": recipe.data.format, "source": recipe.evaluation_source}
+        return cls.model_validate({**recipe.evaluation.model_dump(), **own})
 
     def changed(self, **options: Unpack[Options]) -> "Request":
         """This request with the given options. If only one of protocol and format is given, the other is chosen to fit.

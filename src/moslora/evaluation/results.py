@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
-from moslora.evaluation.predictions import Prediction, Score, macro, micro, percent, score_task
+from moslora.evaluation.predictions import Prediction, Score, collapse, macro, micro, percent, score_task
 
 RESULTS = "results.json"
 
@@ -97,6 +97,11 @@ class Results:
         return self.macro.drift
 
     @property
+    def collapse(self) -> list[str]:
+        """Signs that the model answers without reading; none if it does not."""
+        return collapse(self.tasks, self.macro, self.settings.primary)
+
+    @property
     def heading(self) -> str:
         """How the model was asked, above the table."""
         settings, quantization = self.settings, self.settings.metadata.get("quantization")
@@ -124,8 +129,8 @@ class Results:
         return [header, *([name, *(cell(score) for _, cell in shown)] for name, score in scores.items())]
 
     def remarks(self) -> list[str]:
-        """Notes below the table: truncated questions, leaks, close calls."""
-        lines = []
+        """Notes below the table: signs of a collapse, truncated questions, leaks, close calls."""
+        lines = [f"collapse: {sign}" for sign in self.collapse]
         if cut := self.macro.truncated:
             lines.append(
                 f"{cut:,} questions are longer than evaluation.max_length = {self.settings.max_length} tokens"
@@ -141,7 +146,8 @@ class Results:
         return lines
 
     def summary(self) -> dict[str, Any]:
-        """For the run's card: the main metric, its error and the majority class, macro, and the metric by task."""
+        """For the run's card: the main metric, its error and the majority class, macro, the metric by task, and signs
+        of a collapse."""
         metric = self.settings.primary
         return {
             "metric": metric,
@@ -150,6 +156,7 @@ class Results:
             "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
             "majority_class": self.macro.majority_class,
             "tasks": {task: getattr(score, metric) for task, score in self.tasks.items()},
+            "collapse": self.collapse,
         }
 
     def to_json(self) -> str:

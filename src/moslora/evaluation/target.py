@@ -125,13 +125,12 @@ def open_target(
         return Target(model, Request(), tuple(TASKS.values()), runs)
     run = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
     recipe = run.recipe
-    own = {**recipe.evaluation.model_dump(), "format": recipe.data.format, "source": recipe.evaluation_source}
     checkpoint = f"-{run.path.name}" if run.path.parent.name == "checkpoints" else ""
     if not base and (remark := unfinished(path, run.path, doing="scoring")):
         note(remark)
     return Target(
         recipe.model.model_copy(update=changes),
-        Request.model_validate(own),
+        Request.of(recipe),
         recipe.evaluation_tasks,
         runs,
         run=run,

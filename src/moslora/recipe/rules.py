@@ -80,6 +80,11 @@ def conflicts(
             ("evaluation.beams", "evaluation.protocol"),
             f"protocol {evaluation.protocol} generates nothing; set beams: 1, or protocol: generate",
         )
+    if training.canary_rows > data.validation_rows:
+        yield Conflict(
+            ("training.canary_rows", "data.validation_rows"),
+            f"canary_rows are among the validation rows; set at most {data.validation_rows}, or more validation_rows",
+        )
     if tracking.wandb_mode is not None and tracking.wandb_project is None:
         yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "wandb_mode needs wandb_project; set both")
 

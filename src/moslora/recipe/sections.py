@@ -215,6 +215,10 @@ class TrainingSection(Section):
     validate_every: PositiveInt = 200
     """Steps between measurements of the validation loss."""
 
+    canary_rows: NonNegativeInt = 0
+    """Of the validation rows, so many are also asked as in the test with each validation loss. A collapse is flagged:
+    below the majority class, one answer for nearly everything, or generated texts without an answer."""
+
     log_every: PositiveInt = 10
     """Steps between lines of progress and of metrics.jsonl."""
 

@@ -22,6 +22,7 @@ FREE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.validate_every",
+    "training.canary_rows",
 )
 """Keys of a recipe that may change when a run is resumed: output, memory, and the source of the rows (the rows are
 compared themselves). :data:`MICRO_BATCH` may change too, except with a gate's balance, which each micro-batch takes

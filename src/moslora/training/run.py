@@ -7,7 +7,7 @@
 
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from transformers import PreTrainedModel
 
 from moslora.adapters import has_learned
 from moslora.base.resolve import fingerprint
@@ -44,11 +45,17 @@ from moslora.training.run_card import git_state, hardware, kernels, packages, ve
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.tracking import Tracker, read_metrics
 
+Canary = Callable[[PreTrainedModel, int], Mapping[str, float | str]]
+"""Asks a model a few questions, in batches of at most so many tokens: ``canary``, the share of right answers,
+``canary_majority_class``, and where there are signs of a collapse ``canary_collapse``, those in words."""
+
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """One process, or data parallelism with the whole model in each process."""
 
 
-def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
+def train_recipe(
+    recipe: Recipe, *, out: Path, resuming: bool = False, make_canary: Callable[[Recipe], Canary] | None = None
+) -> Path:
     """Trains what ``recipe`` describes and returns the folder ``out/adapter``.
 
     Args:
@@ -56,6 +63,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         out: the run folder.
         resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned,
             unless ``recipe`` is longer and begins with the same steps.
+        make_canary: from above, for ``training.canary_rows``.
 
     Raises:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
@@ -66,7 +74,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     """
     with locked(out) if is_main_process() else nullcontext():
         try:
-            return _train(recipe, out=out, resuming=resuming)
+            return _train(recipe, out=out, resuming=resuming, make_canary=make_canary)
         except DiskFull as full:
             if not (out / RECIPE).exists():  # nothing to resume yet
                 raise
@@ -77,7 +85,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
             ) from None
 
 
-def _train(recipe: Recipe, *, out: Path, resuming: bool) -> Path:
+def _train(recipe: Recipe, *, out: Path, resuming: bool, make_canary: Callable[[Recipe], Canary] | None) -> Path:
     """The phases of a run: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
     if is_main_process():
         refuse_other_run(out, recipe, resuming=resuming)
@@ -85,6 +93,7 @@ def _train(recipe: Recipe, *, out: Path, resuming: bool) -> Path:
     saved = newest_saved(out, recipe) if resuming else None
     finished = saved is not None and saved.path.name == RESULT
     inputs = None if finished else gather_inputs(recipe)
+    canary = make_canary(recipe) if make_canary and recipe.training.canary_rows and inputs else None
     with meeting(_facts(recipe, saved, inputs), then=f"resume: {resume_command(out)}"):
         if saved and not inputs:
             done = saved.manifest["step"]
@@ -93,11 +102,11 @@ def _train(recipe: Recipe, *, out: Path, resuming: bool) -> Path:
             return saved.path
         if resuming and not saved:
             note("no checkpoint yet; starting at step 0")
-        return _run(recipe, out, saved, inputs)
+        return _run(recipe, out, saved, inputs, canary)
 
 
-def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
-    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs))
+def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None, canary: Canary | None) -> Path:
+    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs), canary)
     first_step = run.resume(saved) if saved else 0
     run.begin()
     run.train(first_step)
@@ -145,6 +154,7 @@ class Run:
     recipe: Recipe
     parts: Parts
     data: TrainingData
+    canary: Canary | None = None
 
     def facts(self, *, steps: int) -> dict[str, Any]:
         """For the manifest after ``steps`` updates, and for the card."""
@@ -240,11 +250,21 @@ class Run:
         self.parts.accelerator.wait_for_everyone()
 
     def validate(self, tracker: Tracker, step: int) -> None:
-        """Measures and records the validation loss, if there are validation rows."""
-        if self.data.validation:
-            loss = validation_loss(self.parts, self.data.validation)
-            tracker.record({"step": step, "validation_loss": loss})
-            say(f"step {step}/{len(self.parts.plan)}  validation_loss {loss:.4f}")
+        """Measures and records the validation loss, if there are validation rows, and asks the canary."""
+        if not self.data.validation:
+            return
+        loss = validation_loss(self.parts, self.data.validation)
+        row: dict[str, Any] = {"step": step, "validation_loss": loss}
+        line = f"step {step}/{len(self.parts.plan)}  validation_loss {loss:.4f}"
+        if self.canary:
+            try:
+                row |= self.canary(self.parts.model, self.parts.micro_batch_tokens)
+                line += f"  canary {row['canary']:.1%} (majority class {row['canary_majority_class']:.1%})"
+                line += f"  COLLAPSE: {row['canary_collapse']}" if "canary_collapse" in row else ""
+            except MosloraError as fault:  # which is no reason to stop training
+                note(f"no canary: {fault}")
+        tracker.record(row)
+        say(line)
 
     def finish(self) -> Path:
         """Saves the result.

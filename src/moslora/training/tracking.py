@@ -75,7 +75,7 @@ class Tracker:
         if not self._active:
             return
         # A step that the float16 scaler skips has an infinite norm, which JSON cannot hold.
-        row = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        row = {key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._wandb is not None:

@@ -22,6 +22,7 @@ from moslora.study.verdict import lines, tables
 CURVES = {
     "loss": "Training loss",
     "validation_loss": "Validation loss",
+    "canary": "Canary: share of right answers to held-out rows",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
@@ -96,9 +97,11 @@ def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
 
 
 def _remarks(runs: Sequence[ReportedRun]) -> list[str]:
-    """What `moslora eval` says below its tables, with the run it is about."""
+    """What the canary last said of a collapse, and what `moslora eval` says below its tables."""
     found = []
     for run in runs:
+        signs = [row for row in run.metrics if "canary_collapse" in row]
+        found += [f"{run.name}: canary at step {row['step']}: collapse: {row['canary_collapse']}" for row in signs[-1:]]
         for name, evaluated in ((run.name, run.tuned), (f"base of {run.name}", run.base)):
             found += [f"{name}: {line}" for line in evaluated.results.remarks()] if evaluated else []
     return found

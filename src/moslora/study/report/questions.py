@@ -9,14 +9,8 @@ import numpy as np
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError
 from moslora.evaluation import METRICS, Prediction
-from moslora.evaluation.predictions import argmax
 from moslora.study.statistics import Floats
 from moslora.tasks import Example, Task
-
-
-def chosen(prediction: Prediction) -> int | None:
-    """The position that counts; ``None`` for a text without an answer."""
-    return argmax(prediction.deciding_scores) if prediction.scores else prediction.prediction
 
 
 def confusion(predictions: Iterable[Prediction]) -> dict[str, Floats]:
@@ -26,7 +20,7 @@ def confusion(predictions: Iterable[Prediction]) -> dict[str, Floats]:
         by_task.setdefault(prediction.task, []).append(prediction)
     tables = {}
     for task, rows in by_task.items():
-        answers = [chosen(p) for p in rows]
+        answers = [p.chosen for p in rows]
         size = 1 + max(max(p.gold, len(p.scores) - 1, answer or 0) for p, answer in zip(rows, answers, strict=True))
         table = np.zeros((size, size + (None in answers)))
         for p, answer in zip(rows, answers, strict=True):
@@ -104,8 +98,8 @@ def _changed(change: float, before: Prediction, after: Prediction, examples: Map
             right=n == after.gold,
             before=ones[n],
             after=others[n],
-            chosen_before=chosen(before) == n,
-            chosen_after=chosen(after) == n,
+            chosen_before=before.chosen == n,
+            chosen_after=after.chosen == n,
         )
         for n in range(count)
     )
