@@ -27,7 +27,7 @@ LINES = {
     "moslora train ": [*RECIPES, "mine.yaml", "runs/later", "runs/early"],
     "moslora train ll": [name for name in RECIPES if name.startswith("ll")],
     "moslora train methods/controls/moslora": ["methods/controls/moslora-folded", "methods/controls/moslora-frozen"],
-    "moslora train m": [*(name for name in RECIPES if name.startswith("methods")), "mine.yaml"],
+    "moslora train m": ["mistral-7b", *(name for name in RECIPES if name.startswith("methods")), "mine.yaml"],
     "moslora experiment mi": ["mixer-ablation", "mine.yaml"],
     "moslora recipes copy smol": ["smollm2-135m"],
     "moslora recipes show runs/": ["runs/later", "runs/early"],

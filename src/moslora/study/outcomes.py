@@ -29,6 +29,9 @@ log-probabilities per character); it does not exist under ``generate``.
 
 Read = TypeVar("Read")
 
+COMPARED = ("data", "trained_rows", "steps")
+"""Facts of a run that a comparison reads: the same, however often and wherever it is trained."""
+
 EXPERIMENT = "experiment.json"
 RESULTS = "results"
 """The folder of the files of `Outcomes` in an experiment's."""
@@ -63,7 +66,7 @@ class Outcomes:
         settings: how it was asked.
         tasks: task -> answers.
         recipe: how it was trained, every field; ``None`` for a model that is no run's, and for a base.
-        facts: what its ``run.json`` says besides recipe and results; empty where ``recipe`` is ``None``.
+        facts: of its ``run.json``, :data:`COMPARED`; empty where ``recipe`` is ``None``.
         provenance: of whoever wrote the file, such as the version of the code; not read by a comparison.
     """
 
@@ -136,7 +139,7 @@ def outcomes_of(
     """The outcomes of these predictions; a base is not trained, so that its run's recipe and facts are left out."""
     trained = settings.metadata.get("adapter") is not None
     tasks = _answers(predictions, METRICS[settings.primary])
-    told = {key: value for key, value in (facts or {}).items() if key not in ("recipe", "results")}
+    told = {key: value for key, value in (facts or {}).items() if key in COMPARED}
     return Outcomes(settings, tasks, recipe if trained else None, told if trained else {})
 
 
