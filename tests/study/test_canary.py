@@ -14,6 +14,7 @@ from moslora.evaluation import Prediction, evaluate
 from moslora.evaluation.predictions import collapse, macro, score_task
 from moslora.evaluation.request import Request
 from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.study import canary
 from moslora.study.canary import make_canary
 from moslora.study.report import write_report
 from moslora.tasks import INSTRUCTION
@@ -44,8 +45,8 @@ def test_held_out_rows_are_asked_as_an_evaluation_would(
         by_task.setdefault(row.task, []).append(row)
     model = load_adapted(open_adapter(tmp_path / "run" / "adapter"))
     whole = evaluate(model, load_tokenizer(asked.model), by_task, Request.of(asked))
-    canary = make_canary(asked.model_copy(update={"training": asked.training.model_copy(update={"canary_rows": 24})}))
-    found = canary(model, 500)
+    ask = make_canary(asked.model_copy(update={"training": asked.training.model_copy(update={"canary_rows": 24})}))
+    found = ask(model, 500)
     assert found["canary"] == pytest.approx(whole.macro.accuracy)
     assert found["canary_majority_class"] == pytest.approx(whole.macro.majority_class)
     fewer = make_canary(asked)(model, 500)
@@ -95,21 +96,24 @@ def test_a_collapse_is_in_the_line_the_metrics_and_the_report(
 
 
 def test_a_canary_that_cannot_be_asked_stops_no_training(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(recipe: object) -> object:
-        def ask(model: object, tokens: int) -> None:
-            raise UsageError("these options cannot be compared")
+    """And leaves dropout on."""
 
-        return ask
+    def refuse(*arguments: object) -> None:
+        raise UsageError("these options cannot be compared")
 
-    train_recipe(recipe("training.canary_rows=2"), out=tmp_path / "run", make_canary=broken)  # type: ignore[arg-type]
+    monkeypatch.setattr(canary, "make_scorer", refuse)
+    train_recipe(recipe("training.canary_rows=2"), out=tmp_path / "run", make_canary=make_canary)
     assert "note: no canary: these options cannot be compared" in capsys.readouterr().out
+    assert same_bits(adapter(trained), adapter(tmp_path / "run"))
 
 
 def test_rows_that_are_no_questions_are_refused(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moslora.study import canary
-
     real = canary.select
 
     def nameless(*arguments: object, **options: object) -> object:

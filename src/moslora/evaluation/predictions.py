@@ -208,15 +208,16 @@ SAME_ANSWER, PARSED = 0.95, 0.95
 """A share of one answer from which, and a parse rate below which a model counts as collapsed."""
 
 FEWEST = 10
-"""Questions of a task from which the share of one answer says something."""
+"""Questions of a task below which it is left out: that would be a matter of luck."""
 
 
 def collapse(tasks: Mapping[str, Score], average: Score, metric: str) -> list[str]:
     """Signs that a model answers without reading: a line for each kind of sign, with the tasks.
 
-    More than two standard errors below the majority class (of few questions that is a matter of luck); one answer for
-    nearly everything, where not nearly everything has that right answer; few texts with an answer.
+    More than two standard errors below the majority class; one answer for nearly everything, where it is not right for
+    nearly everything; few texts with an answer.
     """
+    tasks = {task: score for task, score in tasks.items() if score.n >= FEWEST}
     below = [
         f"{name} {percent(value)} against {percent(score.majority_class)}"
         for name, score in {**tasks, "macro average": average}.items()
@@ -226,7 +227,7 @@ def collapse(tasks: Mapping[str, Score], average: Score, metric: str) -> list[st
     same = [
         f"{task} {percent(score.same_answer)} %"
         for task, score in tasks.items()
-        if score.n >= FEWEST and (score.same_answer or 0) >= SAME_ANSWER > score.majority_class
+        if (score.same_answer or 0) >= SAME_ANSWER > score.majority_class
     ]
     parsed = average.parse_rate
     return [

@@ -35,14 +35,15 @@ def make_canary(recipe: Recipe) -> Canary:
 
     @torch.inference_mode()
     def canary(model: PreTrainedModel, batch_tokens: int) -> Mapping[str, float | str]:
-        model.eval()
-        scorer = make_scorer(model, tokenizer, request.model_copy(update={"batch_tokens": batch_tokens}))
         tasks = {}
-        for task, rows in asked.items():
-            name_task(model, task)
-            tasks[task] = score_task(scorer.score(rows), drift=None)
-        describe_batch(model)
-        model.train()
+        try:
+            scorer = make_scorer(model.eval(), tokenizer, request.model_copy(update={"batch_tokens": batch_tokens}))
+            for task, rows in asked.items():
+                name_task(model, task)
+                tasks[task] = score_task(scorer.score(rows), drift=None)
+        finally:
+            describe_batch(model)
+            model.train()
         average = macro(list(tasks.values()))
         signs = collapse(tasks, average, scorer.primary)
         return {
