@@ -16,7 +16,11 @@ from cli_kit import run as cli
 from moslora.errors import UsageError
 from moslora.evaluation import Prediction
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.files import locked
+from moslora.recipe import load_recipe
+from moslora.runs.find import run_facts
 from moslora.study.compare import compare
+from moslora.study.outcomes import ExperimentIndex, ExperimentRun, collect, write_index, write_outcomes
 from moslora.study.report import write_report
 from moslora.study.report.questions import confusion, most_changed
 from moslora.study.report.runs import find_runs
@@ -164,6 +168,12 @@ def test_a_report_is_replaced_and_nothing_else(evaluated: Path, tmp_path: Path) 
     (out / "old.png").touch()
     write_report([evaluated], out=out)
     assert not (out / "old.png").exists() and (out / "report.html").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+
+
+def test_a_run_in_training_can_be_looked_at(evaluated: Path) -> None:
+    with locked(evaluated):
+        assert write_report([evaluated], out=evaluated / "report").exists()
 
 
 def test_without_matplotlib_one_line_says_how_to_install_it(
@@ -217,3 +227,22 @@ def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
     assert [run.name for run in find_runs([tmp_path])] == ["one", "two"]
     with pytest.raises(UsageError, match="no runs here"):
         find_runs([tmp_path / "one" / "adapter"])
+
+
+def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> None:
+    """Of two seeds each, as the index names them; a run without a folder is in the comparison alone."""
+    runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
+    for run in runs:
+        made = Path(shutil.copytree(evaluated, tmp_path / "exp" / run.folder))
+        recipe = load_recipe(made / "recipe.yaml", written=True).model_dump(mode="json")
+        recipe |= {"seed": run.seed, "name": run.arm}
+        recipe["adapter"]["alpha"] = 8.0 if run.arm == "mixed" else 4.0
+        (tmp_path / "exp" / "results").mkdir(exist_ok=True)
+        outcomes = collect(made / "eval" / "rank-label-float32", recipe=recipe, facts=run_facts(made))
+        write_outcomes(tmp_path / "exp" / run.results, outcomes)
+    write_index(tmp_path / "exp", ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs))
+    shutil.rmtree(tmp_path / "exp" / runs[3].folder)
+    assert [run.arm for run in find_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]
+    found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
+    assert any("mixed against plain: +0.00 points" in cell and "2 seeds" in cell for cell in found.cells)
+    assert {"plain-3", "plain-4", "mixed-3"} <= {*found.cells}

@@ -36,6 +36,7 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     runs = find_runs(paths, evaluation=evaluation)
     if not (out / PAGE).is_file():
         refuse_used(out)
-    with locked(out.parent), replaced_folder(out) as scratch:
+    beside = out.with_name(f".{out.name}.lock")  # not the run's own lock, which a training holds
+    with locked(beside), replaced_folder(out) as scratch:
         (scratch / PAGE).write_text(page(runs, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
     return out / PAGE
