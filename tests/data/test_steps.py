@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import StepPlan, collate, cut, label_count
+from moslora.data.steps import StepPlan, collate, cut, label_count, passes
 
 
 def plan(**changes: object) -> StepPlan:
@@ -65,6 +65,20 @@ def test_micro_batches_hold_what_fits_and_rows_of_similar_length() -> None:
             sum(lengths[row] for row in batch) + lengths[after[0]] > 500 for batch, after in itertools.pairwise(batches)
         )
     assert cut([9, 700, 3], tokens=500) == [[2, 0], [1]], "a row that is too long is by itself"
+
+
+def test_all_processes_have_equally_many_passes() -> None:
+    """One long row is a pass by itself; with three processes for two rows the third has only empty passes."""
+    lengths = (40, 5, 6, 30, 8, 35, 7)
+    rows = [Encoded(str(n), "boolq", [1] * n, [1] * n, truncated=False) for n in lengths]
+    for drawn, processes in ((rows, 2), (rows, 3), (rows[:2], 3)):
+        found = [passes(drawn, process=n, processes=processes, tokens=40) for n in range(processes)]
+        assert len({len(batches) for batches in found}) == 1
+        for process, batches in enumerate(found):
+            assert sorted(itertools.chain(*batches), key=drawn.index) == drawn[process::processes]
+    assert found[2] == [[]]
+    empty = collate([], device=torch.device("cpu"), tasks=("boolq",))
+    assert empty.input_ids.shape == (1, 1) and empty.tasks.tolist() == [[1]] and not len(empty.labels)
 
 
 def test_collate_lays_rows_end_to_end_and_finds_their_labels() -> None:

@@ -99,6 +99,7 @@ def test_kill_9_and_resuming_ends_with_the_same_bits(trained: Path, world: Path,
 
 
 METHODS = {
+    "lora": ("adapter.mixer={kind: identity}",),
     "dense": ("adapter.mixer={kind: dense}",),
     "diagonal, with penalty": ("adapter.mixer={kind: diagonal, orthogonality: 3}",),
     "dora": ("adapter.mixer={kind: dense}", "adapter.dora=true"),
@@ -131,12 +132,13 @@ def gradients(recipe: Recipe, *, global_batch_size: int, tokens: int) -> dict[st
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Relative to the largest entry of each gradient."""
-    assert one.keys() == other.keys() and len(one) > 18
+    assert one.keys() == other.keys() and len(one) > 12
     return max(float((one[k] - other[k]).abs().max() / one[k].abs().max()) for k in one)
 
 
 def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
-    """1 × 16, 4 × 4, and two processes × 8 over gloo, dropout 0: relative 1e-5 in float32, for every method."""
+    """1 × 16, 4 × 4, and two processes × 8 over gloo, dropout 0: relative 1e-5 in float32, for every method. A sharded
+    base, with or without checkpointing, gives the bits of a whole one, although the processes have other passes."""
     whole = {}
     for method, overrides in METHODS.items():
         plain = recipe("adapter.dropout=0", *overrides)
@@ -150,11 +152,17 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
         "from moslora.recipe import load_recipe\n"
         "from safetensors.torch import save_file\n"
         "from training.test_run import METHODS, gradients\n"
+        "from training_kit import same_bits\n"
         "import torch.distributed as dist\n"
-        "for method, overrides in METHODS.items():\n"
+        "def found(*overrides):\n"
         f"    recipe = load_recipe({str(world / 'recipe.yaml')!r}, ['adapter.dropout=0', *overrides])\n"
-        "    found = gradients(recipe, global_batch_size=16, tokens=300)\n"
-        f"    save_file(found, {str(tmp_path)!r} + f'/{{method}}-{{dist.get_rank()}}.safetensors')\n"
+        "    return gradients(recipe, global_batch_size=16, tokens=300)\n"
+        "for method, overrides in METHODS.items():\n"
+        "    whole = found(*overrides)\n"
+        f"    save_file(whole, {str(tmp_path)!r} + f'/{{method}}-{{dist.get_rank()}}.safetensors')\n"
+        "    for again in ('false', 'true'):\n"
+        "        sharded = found(*overrides, 'training.strategy=fsdp', f'model.gradient_checkpointing={again}')\n"
+        "        assert same_bits(whole, sharded), (method, again)\n"
         "assert dist.get_world_size() == 2 and dist.get_backend() == 'gloo'\n"
         "dist.destroy_process_group()\n"
     )

@@ -90,6 +90,17 @@ def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
     return batches
 
 
+def passes(rows: Sequence[Encoded], *, process: int, processes: int, tokens: int) -> list[list[Encoded]]:
+    """The micro-batches of one process, which has every ``processes``-th row.
+
+    All have equally many, as they wait for each other in every pass; one whose rows are used up has empty ones.
+    """
+    shares = [rows[first::processes] for first in range(processes)]
+    cuts = [cut([len(row.input_ids) for row in share], tokens=tokens) for share in shares]
+    mine = [[shares[process][i] for i in batch] for batch in cuts[process]]
+    return mine + [[] for _ in range(max(map(len, cuts)) - len(mine))]
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows laid end to end, T tokens together, on their device. Nothing is padded.
@@ -112,8 +123,10 @@ class MicroBatch:
 def collate(rows: Sequence[Encoded], *, device: torch.device, tasks: Sequence[str] = ()) -> MicroBatch:
     """A micro-batch of ``rows``. Where its labels are is decided here, on the host: no device is asked for it later.
 
-    ``tasks`` are the names of those with a number of their own; all others have the next number.
+    ``tasks`` are the names of those with a number of their own; all others have the next number. No rows are one token
+    without a label.
     """
+    rows = rows or [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     lengths = [len(row.input_ids) for row in rows]
     tokens = [token for row in rows for token in row.input_ids]
     # A row's first token is predicted by nothing.

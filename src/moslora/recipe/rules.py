@@ -62,7 +62,7 @@ def conflicts(
     own: Collection[str],
 ) -> Iterator[Conflict]:
     """All combinations of a recipe's sections that cannot work; ``own`` are the names of its own tasks."""
-    yield from _model(model)
+    yield from _model(model, training)
     yield from _mixer(adapter)
     yield from _composition(adapter)
     yield from _training(training, adapter)
@@ -89,7 +89,15 @@ def conflicts(
         yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "wandb_mode needs wandb_project; set both")
 
 
-def _model(model: ModelSection) -> Iterator[Conflict]:
+def _model(model: ModelSection, training: TrainingSection) -> Iterator[Conflict]:
+    if training.strategy == "fsdp" and model.quantization:
+        # bitsandbytes keeps the scales beside the weight, where fully_shard does not see them. For NF4 packed in
+        # bfloat16, wrong forward passes are reported (bitsandbytes issue 1945).
+        yield Conflict(
+            ("training.strategy", "model.quantization"),
+            f"torch's fully_shard fails or computes wrongly with {model.quantization} weights of bitsandbytes; set"
+            " training.strategy: ddp, or model.quantization: null",
+        )
     for field in ("double_quantization", "quantization_storage"):
         if model.quantization != "nf4" and getattr(model, field) != ModelSection.model_fields[field].default:
             yield Conflict(

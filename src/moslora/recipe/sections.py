@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from moslora.choices import DType, FormatName, LossOn, Protocol, Winogrande
+from moslora.choices import DType, FormatName, LossOn, Protocol, Strategy, Winogrande
 from moslora.tasks import COMMONSENSE
 
 from .fields import Modules, Section, Share, Shares, Size, TaskNames, source_among
@@ -34,8 +34,7 @@ class ModelSection(Section):
     """NF4 only: keep the scales of the blocks in 8 bits, too."""
 
     quantization_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
-    """NF4 only: the dtype of the tensors that hold the packed bytes; changes no value. FSDP shards only
-    floating-point tensors, and needs `dtype` here."""
+    """NF4 only: the dtype of the tensors that hold the packed bytes; changes no value."""
 
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Torch's fused attention, or the plain one, which is slower and takes more memory."""
@@ -171,6 +170,10 @@ class TrainingSection(Section):
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens in one forward pass of one process; null for a value that suits the device. It changes memory, not
     the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
+
+    strategy: Strategy = "ddp"
+    """What each of several processes holds: `ddp`, the whole model; `fsdp`, an equal share of the base's weights, for
+    models larger than one GPU. It changes memory and speed, not the result."""
 
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of A and B."""

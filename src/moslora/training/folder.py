@@ -18,6 +18,7 @@ FREE = (
     "tracking.",
     "model.gradient_checkpointing",
     "model.trust_remote_code",
+    "training.strategy",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",

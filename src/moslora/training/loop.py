@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import describe_batch
-from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import StepPlan, collate, cut, label_count
+from moslora.data.encode import Encoded
+from moslora.data.steps import StepPlan, collate, label_count, passes
 from moslora.errors import MosloraError
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
@@ -37,7 +37,7 @@ class Parts:
     """Everything one run trains with; the same on every process.
 
     Attributes:
-        objective: the loss of ``model``, wrapped in DDP if there are several processes.
+        objective: the loss of ``model``, as the processes compute it together.
         micro_batch_tokens: maximum of one forward pass.
         tasks: names by number, for gates that route by task.
     """
@@ -141,16 +141,14 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
         Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
     """
     accelerator = parts.accelerator
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    # A process without rows (only in a run's last step) still takes part in the reduction.
-    mine = drawn[rank::processes] or [replace(drawn[0], labels=[IGNORE_INDEX] * len(drawn[0].labels))]
-    batches = cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens)
+    process, processes = accelerator.process_index, accelerator.num_processes
+    batches = passes(drawn, process=process, processes=processes, tokens=parts.micro_batch_tokens)
     labels, total = label_count(drawn), sum(len(row.input_ids) for row in drawn)
     share = torch.zeros(2, device=accelerator.device)
     for n, batch in enumerate(batches, start=1):
-        weight = sum(len(mine[i].input_ids) for i in batch) / total if rank < len(drawn) else 0.0
+        weight = sum(len(row.input_ids) for row in batch) / total
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
-            rows = collate([mine[i] for i in batch], device=accelerator.device, tasks=parts.tasks)
+            rows = collate(batch, device=accelerator.device, tasks=parts.tasks)
             loss, penalty = parts.objective(rows)
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they are summed.

@@ -25,6 +25,7 @@ from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor
 from moslora.training.rows import TrainingData, training_data
+from moslora.training.strategy import distribute, shards
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def prepare(
     set_seed(recipe.seed)
     inputs = inputs or gather_inputs(recipe)
     data, plan = inputs.data, inputs.plan
+    sharded = shards(recipe.training.strategy, accelerator)
     with fitting(recipe.model):
-        model = load_base(recipe.model, device=accelerator.device)
+        model = load_base(recipe.model, device="cpu" if sharded else accelerator.device)
     if start:
         check_base(start)
     adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
@@ -68,7 +70,7 @@ def prepare(
         accelerator=accelerator,
         model=model,
         tasks=task_names(model),
-        objective=accelerator.prepare_model(LabelLoss(model)),
+        objective=distribute(LabelLoss(model), accelerator, recipe.training.strategy),
         optimizer=build_optimizer(model, recipe.training),
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
         rows=data.rows,

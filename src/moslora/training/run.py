@@ -23,7 +23,7 @@ from moslora.adapters import has_learned
 from moslora.base.resolve import fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.encode import Encoded
-from moslora.data.steps import collate, cut, label_count
+from moslora.data.steps import collate, label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
 from moslora.processes.devices import device
@@ -38,11 +38,11 @@ from moslora.training.dry_run import describe
 from moslora.training.folder import binding, bound_to_length, refuse_other_run, resume_command
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, train
-from moslora.training.objective import LabelLoss
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.rows import TrainingData
 from moslora.training.run_card import git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
+from moslora.training.strategy import facts as strategy_facts
 from moslora.training.tracking import Tracker, read_metrics
 
 Canary = Callable[[PreTrainedModel, int], Mapping[str, float | str]]
@@ -50,7 +50,7 @@ Canary = Callable[[PreTrainedModel, int], Mapping[str, float | str]]
 ``canary_majority_class``, and where there are signs of a collapse ``canary_collapse``, those in words."""
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""One process, or data parallelism with the whole model in each process."""
+"""What accelerate sets up; a sharded base is moslora's own matter (`training.strategy`)."""
 
 
 def train_recipe(
@@ -127,6 +127,7 @@ def _facts(recipe: Recipe, saved: AdapterFolder | None, inputs: Inputs | None) -
     facts = {key: value for key, value in binding(recipe).items() if key != "model.name"}  # its path may differ
     facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
     facts["the kind of device"] = device().type
+    facts["training.strategy"] = recipe.training.strategy  # may change between runs, but not between processes
     if inputs:
         rows = inputs.data.rows
         facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {rows.token_count()} tokens"
@@ -142,7 +143,10 @@ def _accelerator() -> Accelerator:
     on_cpu = device().type == "cpu"
     accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[without_buffers])
     if accelerator.distributed_type not in PLAIN:
-        raise UsageError(f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here")
+        raise UsageError(
+            f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here;"
+            " training.strategy=fsdp shards the base"
+        )
     return accelerator
 
 
@@ -198,6 +202,7 @@ class Run:
             "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
             **self.facts(steps=total),
             "steps": total,
+            **strategy_facts(self.parts.objective),
             "trainable_parameters": model.num_parameters(only_trainable=True),
             "versions": versions(quantized=recipe.model.quantization is not None),
             "git": git_state(),
@@ -216,6 +221,8 @@ class Run:
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
+        if recipe.training.strategy == "fsdp" and parts.accelerator.num_processes == 1:
+            note("training.strategy = fsdp: a single process holds the whole model; start more with --processes")
         if recipe.model.dtype == "float16" and parts.accelerator.device.type == "cpu":
             note("model.dtype = float16 is slow on a CPU; use bfloat16 or float32")
 
@@ -285,14 +292,14 @@ class Run:
         return result
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
     """Mean loss per label token of ``rows``, divided among the processes, without dropout."""
     accelerator = parts.accelerator
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    objective = LabelLoss(parts.model).eval()  # not DDP, whose forward would wait for processes with more batches
+    process, processes = accelerator.process_index, accelerator.num_processes
+    objective = accelerator.unwrap_model(parts.objective).eval()
     total = torch.zeros((), device=accelerator.device)
-    for batch in cut([len(row.input_ids) for row in mine], tokens=parts.micro_batch_tokens):
-        total += objective(collate([mine[i] for i in batch], device=accelerator.device, tasks=parts.tasks))[0]
+    for batch in passes(rows, process=process, processes=processes, tokens=parts.micro_batch_tokens):
+        total += objective(collate(batch, device=accelerator.device, tasks=parts.tasks))[0]
     objective.train()
     return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)

@@ -1,0 +1,61 @@
+"""How the processes of a run hold the model: each the whole of it (``ddp``), or each a share of the base (``fsdp``).
+
+Under ``fsdp`` each of n processes keeps 1/n of every decoder layer's frozen weights, and has a layer whole only while
+it computes it: torch's ``fully_shard``, the same on every device. The adapters are whole everywhere in both, and DDP
+reduces their gradients once a step. Sharded, they would be gathered twice for every micro-batch, and spare a process
+16 (1 − 1/n) bytes per trainable parameter: on 8 GPUs 0.4 GB for LLaMA-3-8B at rank 16 on five projections (28 million),
+and 1.9 GB for 70B (139 million), beside the 14 and 123 GB that sharding the base spares.
+"""
+
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from moslora.adapters import named_adapters
+from moslora.choices import Strategy
+from moslora.training.objective import LabelLoss
+
+
+def shards(strategy: Strategy, accelerator: Accelerator) -> bool:
+    """Whether the base is sharded: not where there is one process."""
+    return strategy == "fsdp" and accelerator.num_processes > 1
+
+
+def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> nn.Module:
+    """``objective`` as the processes compute it together, on the accelerator's device.
+
+    To be sharded its model may lie on the CPU: it goes to the device layer by layer.
+    """
+    if shards(strategy, accelerator):
+        _shard(objective, accelerator)
+    return accelerator.prepare_model(objective)
+
+
+def _shard(objective: LabelLoss, accelerator: Accelerator) -> None:
+    layers = [layer for _, layer in named_adapters(objective)]
+    adapters = {parameter for layer in layers for parameter in layer.parameters()}
+    adapters -= {parameter for layer in layers for parameter in layer.base.parameters()}
+    for parameter in adapters:
+        parameter.data = parameter.data.to(accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    # The whole last: it takes what is in no layer. Embeddings and output layer may be one tensor.
+    for module in (*objective.model.get_decoder().layers, objective):
+        fully_shard(module, mesh=mesh, ignored_params=adapters)
+    base = {name: parameter for name, parameter in objective.named_parameters() if parameter not in adapters}
+    assert all(isinstance(parameter, DTensor) for parameter in base.values())
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, base)
+
+
+def facts(objective: nn.Module) -> dict[str, Any]:
+    """What :func:`distribute` made, read from the model: the strategy, and the share of the frozen weights here."""
+    frozen = [parameter for parameter in objective.parameters() if not parameter.requires_grad]
+    here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in frozen)
+    sharded = any(isinstance(p, DTensor) for p in frozen)
+    together = isinstance(objective, DistributedDataParallel)
+    strategy = ("fsdp" if sharded else "ddp") if together else None
+    return {"strategy": strategy, "frozen_share": round(here / sum(p.numel() for p in frozen), 4)}

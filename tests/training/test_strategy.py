@@ -1,0 +1,67 @@
+"""A sharded base: it is really sharded, and nothing else changes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from moslora.training import train_recipe
+from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, steps_logged
+
+SHARDED = "training.strategy=fsdp"
+CHANGES = ("adapter.dropout=0", SHARDED, "training.log_every=1", "training.keep_checkpoints=9")
+"""21 steps."""
+
+CHECKED = """
+from torch.distributed.tensor import DTensor, Shard
+from moslora import cli
+from moslora.base.load import load_base
+from moslora.training import run
+prepare = run.prepare
+
+def checked(accelerator, recipe, *others, **options):
+    parts, data = prepare(accelerator, recipe, *others, **options)
+    held = {name.replace(".base.", "."): p for name, p in parts.model.named_parameters() if not p.requires_grad}
+    for name, whole in load_base(recipe.model).named_parameters():
+        mine = held.pop(name)
+        assert isinstance(mine, DTensor) and mine.placements == (Shard(0),), name
+        share = whole.chunk(2)[accelerator.process_index]
+        assert mine.to_local().equal(share) and mine.to_local().untyped_storage().nbytes() == share.nbytes, name
+    assert not held
+    assert not any(isinstance(p, DTensor) for p in parts.model.parameters() if p.requires_grad)
+    print("checked", flush=True)
+    return parts, data
+
+run.prepare = checked
+cli.main()
+"""
+
+
+def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    """Two processes against one: losses 1e-4. A checkpoint resumes on two to the bit, on one to rounding."""
+    two, script = tmp_path / "two", tmp_path / "checked.py"
+    script.write_text(CHECKED)
+    said = in_two_processes(script, "train", world / "recipe.yaml", *CHANGES, "--out", two)
+    assert said.count("checked") == 2 and said.count("adapter saved in") == 1
+    ran = json.loads((two / "run.json").read_text())
+    assert (ran["processes"], ran["strategy"], ran["frozen_share"]) == (2, "fsdp", 0.5)
+
+    cut, alone = (Path(shutil.copytree(two, tmp_path / name)) for name in ("cut", "alone"))
+    for run in (cut, alone):
+        shutil.rmtree(run / "adapter")
+        for step in (12, 16, 20, 21):
+            shutil.rmtree(run / "checkpoints" / f"step-{step}")
+    resumed = moslora("train", cut, "--resume", "--processes", 2)
+    said, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0 and "resuming after step 8" in said and errors == ""
+    assert same_bits(adapter(two), adapter(cut))
+
+    train_recipe(recipe(*CHANGES), out=alone, resuming=True)
+    train_recipe(recipe(*CHANGES), out=tmp_path / "one")
+    for run in (alone, tmp_path / "one"):
+        ran = json.loads((run / "run.json").read_text())
+        assert (ran["processes"], ran["strategy"], ran["frozen_share"]) == (1, None, 1)
+        for kind in ("loss", "validation_loss"):
+            losses = [[row[kind] for row in steps_logged(one) if kind in row] for one in (run, two)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-4), (run, kind)
