@@ -221,9 +221,14 @@ def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path,
 
 
 def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -> None:
+    """Whole on both or sharded, with the same bits, and as on one process."""
     changes = ["adapter.dropout=0", "training.max_steps=5"]
-    said = in_two_processes("-m", "moslora", "train", runs / "nf4.yaml", "--out", tmp_path / "two", *changes)
+    command = ("-m", "moslora", "train", runs / "nf4.yaml", *changes)
+    said = in_two_processes(*command, "--out", tmp_path / "two")
     assert said.count("on a CPU") == 1
+    assert in_two_processes(*command, "training.strategy=fsdp", "--out", tmp_path / "sharded").startswith(said[:200])
+    assert json.loads((tmp_path / "sharded" / "run.json").read_text())["frozen_share"] == 0.5
+    assert same_bits(adapter(tmp_path / "two"), adapter(tmp_path / "sharded"))
     recipe = load_recipe(runs / "nf4.yaml", changes)
     one = adapter(train_recipe(recipe, out=tmp_path / "one").parent)
     for key, value in adapter(tmp_path / "two").items():

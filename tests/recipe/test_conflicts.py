@@ -77,10 +77,7 @@ from recipe_kit import BUDGET, faults
         (["tracking.wandb_mode=offline"], "tracking.wandb_mode = 'offline': "),
         (["training.canary_rows=121"], "training.canary_rows = 121: "),
         (["model.double_quantization=false"], "model.double_quantization = False: "),
-        *(
-            (["training.strategy=fsdp", f"model.quantization={kind}"], "training.strategy = 'fsdp': ")
-            for kind in ("nf4", "int8")
-        ),
+        (["training.strategy=fsdp", "model.quantization=int8"], "training.strategy = 'fsdp': "),
         (
             ["model.quantization=int8", "model.quantization_storage=bfloat16"],
             "model.quantization_storage = 'bfloat16': ",

@@ -90,13 +90,11 @@ def conflicts(
 
 
 def _model(model: ModelSection, training: TrainingSection) -> Iterator[Conflict]:
-    if training.strategy == "fsdp" and model.quantization:
-        # bitsandbytes keeps the scales beside the weight, where fully_shard does not see them. For NF4 packed in
-        # bfloat16, wrong forward passes are reported (bitsandbytes issue 1945).
+    if training.strategy == "fsdp" and model.quantization == "int8":
         yield Conflict(
             ("training.strategy", "model.quantization"),
-            f"torch's fully_shard fails or computes wrongly with {model.quantization} weights of bitsandbytes; set"
-            " training.strategy: ddp, or model.quantization: null",
+            "bitsandbytes' int8 layers lose their scales when they are sharded; set model.quantization: nf4 or null, or"
+            " training.strategy: ddp",
         )
     for field in ("double_quantization", "quantization_storage"):
         if model.quantization != "nf4" and getattr(model, field) != ModelSection.model_fields[field].default:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import named_adapters
@@ -102,8 +103,14 @@ def describe(
     model: PreTrainedModel, plan: StepPlan, *, base: ModelSection, adapter: AdapterSection, training: TrainingSection
 ) -> list[str]:
     """The lines that a run prints at its start."""
-    # Not numel(): a packed 4-bit weight has fewer entries than parameters.
-    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    # A packed 4-bit weight has fewer entries than parameters.
+    linear = {
+        layer.weight: layer.in_features * layer.out_features
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    }
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(linear.get(p, p.numel()) for p in model.parameters())
     layers, learned = len(list(named_adapters(model))), mixer_learns(model)
     own = {"mixer_rate_ratio": (training.mixer_rate_ratio, 1), "mixer_weight_decay": (training.mixer_weight_decay, 0)}
     notes = [

@@ -60,9 +60,10 @@ def prepare(
     set_seed(recipe.seed)
     inputs = inputs or gather_inputs(recipe)
     data, plan = inputs.data, inputs.plan
-    sharded = shards(recipe.training.strategy, accelerator)
+    # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
+    shared = shards(recipe.training.strategy, accelerator) and not recipe.model.quantization
     with fitting(recipe.model):
-        model = load_base(recipe.model, device="cpu" if sharded else accelerator.device)
+        model = load_base(recipe.model, device="cpu" if shared else accelerator.device)
     if start:
         check_base(start)
     adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)

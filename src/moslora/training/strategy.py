@@ -9,15 +9,20 @@ and 1.9 GB for 70B (139 million), beside the 14 and 123 GB that sharding the bas
 
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from moslora.adapters import named_adapters
+from moslora.base.quantized import quantized_layers
 from moslora.choices import Strategy
+from moslora.data.encode import Encoded
+from moslora.data.steps import collate
+from moslora.errors import MosloraError
 from moslora.training.objective import LabelLoss
 
 
@@ -29,10 +34,20 @@ def shards(strategy: Strategy, accelerator: Accelerator) -> bool:
 def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> nn.Module:
     """``objective`` as the processes compute it together, on the accelerator's device.
 
-    To be sharded its model may lie on the CPU: it goes to the device layer by layer.
+    To be sharded its model may lie on the CPU: it goes to the device layer by layer. A quantised one is on its device.
+
+    Raises:
+        MosloraError: a quantised model computes something else when it is sharded.
     """
     if shards(strategy, accelerator):
+        # Packed in a floating dtype 4-bit codes can be NaNs, which a copy may change (bitsandbytes issue 1945).
+        before = _probe(objective, accelerator) if quantized_layers(objective) else None
         _shard(objective, accelerator)
+        if before is not None and (after := _probe(objective, accelerator)) != before:
+            raise MosloraError(
+                f"training.strategy = fsdp: the loss of the sharded model is {after}, of the whole one {before}; set"
+                " model.quantization_storage=uint8, or training.strategy=ddp"
+            )
     return accelerator.prepare_model(objective)
 
 
@@ -49,6 +64,17 @@ def _shard(objective: LabelLoss, accelerator: Accelerator) -> None:
     base = {name: parameter for name, parameter in objective.named_parameters() if parameter not in adapters}
     assert all(isinstance(parameter, DTensor) for parameter in base.values())
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, base)
+
+
+@torch.no_grad()
+def _probe(objective: LabelLoss, accelerator: Accelerator) -> float:
+    """The loss of 64 tokens, without dropout."""
+    tokens = list(range(64))
+    row = Encoded(id="", task="", input_ids=tokens, labels=tokens, truncated=False)
+    loss, _ = objective.eval()(collate([row], device=accelerator.device))
+    if isinstance(objective, FSDPModule):
+        objective.reshard()  # as it would without a backward pass stay gathered
+    return float(loss)
 
 
 def facts(objective: nn.Module) -> dict[str, Any]:
