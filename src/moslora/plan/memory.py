@@ -63,7 +63,7 @@ def memory(
     Args:
         model: with adapters, on the meta device.
         section: how the base is loaded.
-        shards: devices among which weights, adapters, gradients and optimizer are divided; 1 where each has them all.
+        shards: devices among which the frozen weights are divided; 1 where each has them all.
         rank_budget: whether AdaLoRA's scores are kept.
     """
     blocks = _blocks(model, section)
@@ -73,9 +73,9 @@ def memory(
     temporary = max(backward, loss_needs(model, section, work, on_gpu=on_gpu))
     return Memory(
         weights=sum(blocks.values()) // shards,
-        adapters=4 * held // shards,
-        gradients=4 * trained * (2 if processes > shards else 1) // shards,
-        optimizer=8 * trained * (2 if rank_budget else 1) // shards,
+        adapters=4 * held,
+        gradients=4 * trained * (2 if processes > 1 else 1),
+        optimizer=8 * trained * (2 if rank_budget else 1),
         activations=activations,
         temporary=temporary + _unpacked(model, section),
         gathered=max(blocks.values()) if shards > 1 else 0,

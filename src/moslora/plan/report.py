@@ -86,7 +86,9 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     work = step.of(max(budget, step.longest))
     room = device.room if device.on_gpu else device.room // processes
 
-    def need(section: ModelSection, work: Work, shards: int = 1) -> Memory:
+    chosen = processes if recipe.training.strategy == "fsdp" else 1
+
+    def need(section: ModelSection, work: Work, shards: int = chosen) -> Memory:
         return memory(
             outline.model,
             section,
@@ -99,7 +101,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
 
     columns = {"GB": need(recipe.model, work)}
     if processes > 1:
-        columns = {"ddp, GB": columns["GB"], "fsdp *, GB": need(recipe.model, work, processes)}
+        columns = {"ddp, GB": need(recipe.model, work, 1), "fsdp, GB": need(recipe.model, work, processes)}
     idle = max(0, processes - recipe.training.global_batch_size)
     unit = "GPU" if device.on_gpu else "process on this CPU"
     each = f"one {unit}" if processes == 1 else f"each of {processes} {unit}s" if device.on_gpu else f"each {unit}"
@@ -111,8 +113,8 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         ],
         table=as_table(columns),
         remarks=[
-            *(["* by formula, for comparison: this version trains with ddp"] if processes > 1 else []),
             *fit(recipe.model, need, work=work, step=step, room=room),
+            *_sharding(recipe, need(recipe.model, work, processes), processes=processes, room=room),
             *(
                 [f"{idle} of {processes} processes have nothing to do: raise training.global_batch_size"]
                 if idle
@@ -161,6 +163,15 @@ def as_table(columns: dict[str, Memory]) -> list[list[str]]:
     names = [*(field.name for field in fields(Memory)), "total"]
     parts = {name: [getattr(column, name) for column in columns.values()] for name in names}
     return [["", *columns], *([name, *map(gigabytes, sizes)] for name, sizes in parts.items() if any(sizes))]
+
+
+def _sharding(recipe: Recipe, sharded: Memory, *, processes: int, room: int) -> list[str]:
+    """By which strategy the lines above are meant, and whether the other one helps."""
+    if processes == 1:
+        return []
+    if recipe.training.strategy == "ddp" and sharded.total <= room:
+        return ["these lines are for training.strategy=ddp; with training.strategy=fsdp it fits"]
+    return [f"these lines are for training.strategy={recipe.training.strategy}"]
 
 
 def fit(section: ModelSection, need: Need, *, work: Work, step: Work, room: int) -> list[str]:
