@@ -79,6 +79,10 @@ from recipe_kit import BUDGET, faults
         (["model.double_quantization=false"], "model.double_quantization = False: "),
         (["training.strategy=fsdp", "model.quantization=int8"], "training.strategy = 'fsdp': "),
         (
+            ["training.strategy=fsdp", "training.canary_rows=4", "data.validation_rows=6"],
+            "training.canary_rows = 4: ",
+        ),
+        (
             ["model.quantization=int8", "model.quantization_storage=bfloat16"],
             "model.quantization_storage = 'bfloat16': ",
         ),

@@ -34,13 +34,13 @@ OUTPUT = {
     "no room for the base": Turn(
         HERE,
         1,
-        "does not fit into the GPU's memory; use a recipe with model.quantization=nf4 (4 bits), ",
+        "use a recipe with model.quantization=nf4 (4 bits), training.strategy=fsdp on several GPUs, a smaller model",
         raising("moslora.training.prepare.load_base", torch.OutOfMemoryError),
     ),
     "no room for the base, in 4 bits": Turn(
         f"{HERE} model.quantization=nf4",
         1,
-        "in nf4-float32 does not fit into the GPU's memory; use a smaller model, ",
+        "in nf4-float32 does not fit into the GPU's memory; use training.strategy=fsdp on several GPUs, ",
         raising("moslora.training.prepare.load_base", torch.OutOfMemoryError),
     ),
     "disk full at the start": Turn(

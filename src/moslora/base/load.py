@@ -79,12 +79,13 @@ def or_out_of_memory(line: str) -> Iterator[None]:
         raise MosloraError(line) from None
 
 
-def fitting(section: ModelSection) -> AbstractContextManager[None]:
-    """For loading the model of ``section``: out of GPU memory there, no batch is to blame."""
+def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManager[None]:
+    """For loading the model of ``section``: out of GPU memory there, no batch is to blame. ``another`` way out is named
+    beside the usual ones."""
     bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
     return or_out_of_memory(
-        f"{section.name} in {section.precision} does not fit into the GPU's memory; use {bits}a smaller model, or the"
-        " CPU: CUDA_VISIBLE_DEVICES=''"
+        f"{section.name} in {section.precision} does not fit into the GPU's memory; use {bits}{another}a smaller"
+        " model, or the CPU: CUDA_VISIBLE_DEVICES=''"
     )
 
 

@@ -80,6 +80,11 @@ def conflicts(
             ("evaluation.beams", "evaluation.protocol"),
             f"protocol {evaluation.protocol} generates nothing; set beams: 1, or protocol: generate",
         )
+    if training.canary_rows and training.strategy == "fsdp":
+        yield Conflict(
+            ("training.canary_rows", "training.strategy"),
+            "the canary asks the whole model, which no process has under fsdp; set it to 0, or strategy: ddp",
+        )
     if training.canary_rows > data.validation_rows:
         yield Conflict(
             ("training.canary_rows", "data.validation_rows"),

@@ -62,16 +62,19 @@ def prepare(
     data, plan = inputs.data, inputs.plan
     # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
     shared = shards(recipe.training.strategy, accelerator) and not recipe.model.quantization
-    with fitting(recipe.model):
+    sharding = "" if recipe.training.strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
+    with fitting(recipe.model, another=sharding):
         model = load_base(recipe.model, device="cpu" if shared else accelerator.device)
     if start:
         check_base(start)
     adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
+    with fitting(recipe.model, another=sharding):
+        objective = distribute(LabelLoss(model), accelerator, recipe.training.strategy)
     parts = Parts(
         accelerator=accelerator,
         model=model,
         tasks=task_names(model),
-        objective=distribute(LabelLoss(model), accelerator, recipe.training.strategy),
+        objective=objective,
         optimizer=build_optimizer(model, recipe.training),
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
         rows=data.rows,
