@@ -73,7 +73,7 @@ def _probe(objective: LabelLoss, accelerator: Accelerator) -> float:
     row = Encoded(id="", task="", input_ids=tokens, labels=tokens, truncated=False)
     loss, _ = objective.eval()(collate([row], device=accelerator.device))
     if isinstance(objective, FSDPModule):
-        objective.reshard()  # as it would without a backward pass stay gathered
+        objective.reshard()  # without a backward pass the output layer stays gathered
     return float(loss)
 
 
