@@ -197,7 +197,7 @@ def test_a_run_changes_every_factor_and_mixer_and_nothing_else(runs: Path, kind:
     for name, layer in quantized_layers(model).items():
         assert dequantize(layer).equal(before[name.removesuffix(".base")])
     run = json.loads((runs / kind / "run.json").read_text())
-    assert run["bitsandbytes"]
+    assert run["versions"]["bitsandbytes"]
     losses = [json.loads(line).get("loss") for line in (runs / kind / "metrics.jsonl").read_text().splitlines()]
     logged = [loss for loss in losses if loss is not None]
     assert logged[-1] < logged[0] - 2
@@ -350,7 +350,7 @@ def test_the_quickstart_runs_over_a_quantised_base(
     (out / "merged").mkdir()
     (out / "merged" / ".lock").touch()  # as a killed merge leaves it
     table, lines = quickstart(out=out)
-    assert len(table) == 5 and lines and f"against the adapter model on {kind}" in capsys.readouterr().out
+    assert len(table) == 6 and lines and f"against the adapter model on {kind}" in capsys.readouterr().out
     assert (out / "merged" / "model.safetensors").is_file()
 
 

@@ -14,7 +14,7 @@ from moslora.data.sources import data_hash
 from moslora.errors import UsageError
 from moslora.evaluation import Prediction, load_results
 from moslora.evaluation.leaks import Leaks
-from moslora.evaluation.results import Settings, TaskRecord, summarise
+from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts import llm_adapters_row
 from moslora.recipe import Recipe
@@ -62,6 +62,11 @@ def selected(recipe: Recipe) -> Selection:
     )
 
 
+def told(results: Results) -> list[str]:
+    """What is said below the table, but for the signs of a model that has learned nothing."""
+    return [line for line in results.remarks() if not line.startswith("collapse: ")]
+
+
 def test_leaks_are_left_out_and_recorded(
     recipe: MakeRecipe, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +88,7 @@ def test_leaks_are_left_out_and_recorded(
         train_recipe(plain, out=out, resuming=True)
 
     results, _ = evaluate_target(open_target(str(out)))
-    assert results.without_leaks is not None and not results.remarks()
+    assert results.without_leaks is not None and not told(results)
     assert set(results.without_leaks.leaks.values()) == {0} and results.without_leaks.macro == results.macro
 
 
@@ -175,7 +180,7 @@ def test_training_rows_that_are_gone_or_changed_are_no_failure(
     rewrite(planted / "boolq" / "train.json", lambda rows: rows[:-1])
     capsys.readouterr()
     results, folder = evaluate_target(open_target(str(out)))
-    assert results.without_leaks is None and not results.remarks()
+    assert results.without_leaks is None and not told(results)
     said = capsys.readouterr().out
     assert said.startswith("note: ") and f"{planted}: its rows have changed" in said
     assert json.loads((folder / "results.json").read_text())["without_leaks"] is None
@@ -210,6 +215,6 @@ def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:
     assert found is not None and found.macro is None
     assert found.leaks == {"obqa": 1, "boolq": 1} and list(found.tasks) == ["obqa"]
     assert found.tasks["obqa"].accuracy == 0 and results.tasks["obqa"].accuracy == 0.5
-    assert results.remarks() == [
+    assert told(results) == [
         "questions among these: obqa 1, boolq 1; accuracy without them: obqa 0.0, boolq –, macro average –"
     ]

@@ -40,7 +40,7 @@ def kept(folder: Path) -> list[list[bool]]:
 
 def logged(run: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows if "loss" in row]
 
 
 def same_files(one: Path, other: Path, *names: str) -> bool:

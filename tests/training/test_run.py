@@ -506,7 +506,7 @@ def test_a_warm_up_given_as_a_share_follows_the_run(recipe: MakeRecipe, tmp_path
     """Half of 21 steps, half of 4, and none of a single step, which would have rate 0."""
     for steps, warmup in ((21, 10), (4, 2), (1, 0)):
         settings = ("training.warmup_steps=0.5", f"training.max_steps={steps}")
-        assert f" after {warmup} warm-up steps" in "\n".join(dry_run(recipe(*settings)))
+        assert f" after {warmup} warm-up steps" in "\n".join(dry_run(recipe(*settings)).lines)
     share, count = (recipe("training.max_steps=4", f"training.warmup_steps={w}") for w in ("0.5", "2"))
     runs = [train_recipe(one, out=tmp_path / str(n)).parent for n, one in enumerate((share, count))]
     assert same_bits(*map(adapter, runs))

@@ -6,10 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from moslora.errors import UsageError, some
-from moslora.files import write_json, writing
+from moslora.files import once_per_machine, write_json, writing
 from moslora.runs.manifest import MANIFEST, RECIPE
 
 RUN = "run.json"
@@ -57,7 +55,7 @@ def run_facts(run: Path) -> dict[str, Any]:
 
 def add_facts(run: Path, **facts: Any) -> None:
     """Adds to run.json, also while another process does. A mapping is added to the one that is there."""
-    with writing(run / RUN), FileLock(run / f".{RUN}.lock"):
+    with writing(run / RUN), once_per_machine(run / RUN):
         known = run_facts(run)
         merged = {key: known.get(key, {}) | value if isinstance(value, dict) else value for key, value in facts.items()}
         write_json(run / RUN, known | merged)
