@@ -92,7 +92,7 @@ def test_a_collapse_is_in_the_line_the_metrics_and_the_report(
     assert "canary 10.0% (majority class 50.0%)  COLLAPSE: all <alike>" in said
     assert rows(run)[-1]["canary_collapse"] == "all <alike>"
     text = write_report([run], out=tmp_path / "page").read_text()
-    assert "run: canary at step 21: collapse: all &lt;alike&gt;" in text and "Canary: share" in text
+    assert "run: canary at step 21: all &lt;alike&gt;" in text and "Canary: share" in text
 
 
 def test_a_canary_that_cannot_be_asked_stops_no_training(

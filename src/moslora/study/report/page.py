@@ -97,13 +97,15 @@ def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
 
 
 def _remarks(runs: Sequence[ReportedRun]) -> list[str]:
-    """What the canary last said of a collapse, and what `moslora eval` says below its tables."""
-    found = []
+    """What `moslora eval` says below its tables, and the last sign of a collapse that the canary gave."""
+    scored = {run.name: run.tuned for run in runs} | {"base": next((run.base for run in runs if run.base), None)}
+    found = [f"{name}: {line}" for name, one in scored.items() if one for line in one.results.remarks()]
     for run in runs:
+        steps = [row["step"] for row in run.metrics]
         signs = [row for row in run.metrics if "canary_collapse" in row]
-        found += [f"{run.name}: canary at step {row['step']}: collapse: {row['canary_collapse']}" for row in signs[-1:]]
-        for name, evaluated in ((run.name, run.tuned), (f"base of {run.name}", run.base)):
-            found += [f"{name}: {line}" for line in evaluated.results.remarks()] if evaluated else []
+        for row in signs[-1:]:
+            since = "" if row["step"] == max(steps) else ", not since"
+            found.append(f"{run.name}: canary at step {row['step']}{since}: {row['canary_collapse']}")
     return found
 
 
