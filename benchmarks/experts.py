@@ -33,7 +33,7 @@ from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate
 from moslora.recipe import load_recipe
 from moslora.training.objective import LabelLoss
-from report import alternate, machine, markdown, spread, write_between
+from report import alternate, machine, markdown, publish, spread
 
 ROOT = Path(__file__).parents[1]
 TABLE = "experts table"
@@ -267,10 +267,7 @@ def main() -> int:
         repetitions=given.repetitions,
         tokens=given.tokens,
     )
-    print(text)
-    if not given.print_only:
-        write_between(given.docs, TABLE, text)
-        print(f"written to {given.docs}")
+    publish(text, given.docs, TABLE, print_only=given.print_only)
     return 0
 
 

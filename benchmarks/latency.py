@@ -30,7 +30,7 @@ from moslora.evaluation.run import make_scorer
 from moslora.prompts import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
-from report import machine, markdown, seconds, spread, write_between
+from report import machine, markdown, publish, seconds, spread
 
 ROOT = Path(__file__).parents[1]
 TABLE = "latency table"
@@ -191,10 +191,7 @@ def main() -> int:
         f" (quartiles) of {given.repetitions} rounds. An answer: {length} tokens, scored by protocol `rank`. Writing:"
         f" {given.tokens} tokens, greedy, reading the question included. {machine()}."
     )
-    print(text)
-    if not given.print_only:
-        write_between(given.docs, TABLE, text)
-        print(f"written to {given.docs}")
+    publish(text, given.docs, TABLE, print_only=given.print_only)
     return 0
 
 

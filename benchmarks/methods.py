@@ -22,7 +22,7 @@ from typing import Any
 import moslora
 from examine import METHODS, Method, Settings, recipe_text
 from moslora.recipe import load_recipe
-from report import machine, markdown, spread, write_between
+from report import machine, markdown, publish, spread
 
 ROOT = Path(__file__).parents[1]
 TABLE = "methods table"
@@ -184,13 +184,10 @@ def main() -> int:
     if "lora" not in results:
         return 1
     text = table(results)
-    print(text)
+    publish(text, given.docs, TABLE, print_only=given.print_only or bool(faults))
     if faults:
         print(f"{len(faults)} methods failed, so {given.docs} keeps its table", file=sys.stderr)
         return 1
-    if not given.print_only:
-        write_between(given.docs, TABLE, text)
-        print(f"written to {given.docs}")
     return 0
 
 

@@ -1,7 +1,6 @@
 """Shared by the benchmarks: paired times, and tables that are written into a document."""
 
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -70,20 +69,23 @@ def write_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
 
 
+def publish(text: str, page: Path, name: str, *, print_only: bool) -> None:
+    """Prints ``text``, and unless told otherwise puts it between the comments of that name."""
+    print(text)
+    if not print_only:
+        write_between(page, name, text)
+        print(f"written to {page}")
+
+
 def machine() -> str:
     """The device and the version of torch, in one line."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        device = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+        from moslora.training.run_card import processor  # not at the top: a timed process loads no more than it needs
+
+        device = f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     return f"{device}; torch {torch.__version__}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def wait() -> None:

@@ -14,7 +14,7 @@ from moslora.base.load import load_tokenizer
 from moslora.data import prepared
 from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.prepared import Prepared, prepare_rows
-from moslora.data.select import Questions, select
+from moslora.data.select import select
 from moslora.data.sources import data_hash
 from moslora.data.steps import collate, label_count
 from moslora.data.table import RowTable
@@ -33,13 +33,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home" / "rows"
 
 
-def questions(recipe: Recipe) -> Questions:
-    return Questions(recipe.evaluation_tasks, recipe.evaluation_source)
-
-
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) -> Prepared:
     encoder = Encoder(tokenizer or load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    return prepare_rows(recipe.data, recipe.training_tasks, questions(recipe), encoder, seed=recipe.seed)
+    return prepare_rows(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ OTHERS = ("data.max_length=40", "data.format=llm-adapters", "data.loss_on=all", 
 def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: list[None], change: str) -> None:
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
-    selection = select(own.data, own.training_tasks, questions(own), seed=own.seed)
+    selection = select(own.data, own.training_tasks, own.questions, seed=own.seed)
     encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
     fresh, validation = (
         encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)

@@ -9,7 +9,7 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import make_examples
-from moslora.data.select import Questions, Selection, select
+from moslora.data.select import Selection, select
 from moslora.data.sources import data_hash
 from moslora.errors import UsageError
 from moslora.evaluation import Prediction, load_results
@@ -57,7 +57,7 @@ def selected(recipe: Recipe) -> Selection:
     return select(
         recipe.data,
         recipe.training_tasks,
-        Questions(recipe.evaluation_tasks, recipe.evaluation_source),
+        recipe.questions,
         seed=recipe.seed,
     )
 

@@ -23,7 +23,7 @@ from moslora.study.compare import compare
 from moslora.study.outcomes import ExperimentIndex, ExperimentRun, collect, write_index, write_outcomes
 from moslora.study.report import write_report
 from moslora.study.report.questions import confusion, most_changed
-from moslora.study.report.runs import find_runs
+from moslora.study.report.runs import reported_runs
 from moslora.study.verdict import lines, tables
 from moslora.tasks import Example
 from moslora.training import train_recipe
@@ -224,9 +224,9 @@ def test_the_questions_that_changed_most() -> None:
 def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(evaluated, tmp_path / name)
-    assert [run.name for run in find_runs([tmp_path])] == ["one", "two"]
+    assert [run.name for run in reported_runs([tmp_path])] == ["one", "two"]
     with pytest.raises(UsageError, match="no runs here"):
-        find_runs([tmp_path / "one" / "adapter"])
+        reported_runs([tmp_path / "one" / "adapter"])
 
 
 def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
         write_outcomes(tmp_path / "exp" / run.results, outcomes)
     write_index(tmp_path / "exp", ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs))
     shutil.rmtree(tmp_path / "exp" / runs[3].folder)
-    assert [run.arm for run in find_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
     assert any("mixed against plain: +0.00 points" in cell and "2 seeds" in cell for cell in found.cells)
     assert {"plain-3", "plain-4", "mixed-3"} <= {*found.cells}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moslora.adapters.linear import AdapterLinear
-from moslora.adapters.mixers import IdentityMixer
+from moslora.adapters.mixers import IdentityMixer, Mixer
 
 
 class LoraPair(NamedTuple):
@@ -49,11 +49,19 @@ def fold(layer: AdapterLinear) -> LoraPair:
     Raises:
         NotMergeable: M depends on the input, or on a task that was not named.
     """
-    a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
-    if layer.start_a is not None and layer.start_b is not None:
-        a, b = torch.cat([a, layer.start_a]), torch.cat([b, -layer.start_b], dim=1)
+    a, b = fold_factors(layer.mixer, layer.lora_a, layer.lora_b, layer.start_a, layer.start_b)
     magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
     return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)
+
+
+def fold_factors(
+    mixer: Mixer, lora_a: Tensor, lora_b: Tensor, start_a: Tensor | None, start_b: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(M · A, B), of a layer that started with a part of the base [M · A; start_a] and [B | −start_b]."""
+    a, b = mixer.fold(lora_a, lora_b)
+    if start_a is None or start_b is None:
+        return a, b
+    return torch.cat([a, start_a]), torch.cat([b, -start_b], dim=1)
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def inject(
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
     names = _match(model, target_modules)
     _refuse_shared(model, names)
-    scale = alpha / (rank if scaling == "lora" else rank**0.5)
+    scale = scale_of(alpha, rank, scaling)
     # All layers are built before the first one is put in place: a fault leaves the model as it was.
     layers: dict[str, AdapterLinear] = {}
     for name in names:
@@ -143,6 +143,11 @@ def inject(
             if layer.magnitude is not None:
                 layer.magnitude.measure(weight_of(layer.base))
     return names
+
+
+def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
+    """s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732)."""
+    return alpha / (rank if scaling == "lora" else rank**0.5)
 
 
 def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:

@@ -26,10 +26,10 @@ def load(task: Task, split: Split) -> list[Example]:
     if "test" in task.splits:
         return _read(task, split)
     rows = _read(task, "train")
-    questions = {content(row)[:2] for row in rows}
-    first = sorted(questions, key=lambda said: hashlib.sha256(repr(said).encode()).digest())
-    tested = set(first[: math.ceil(task.held_out * len(first))])
-    found = [row for row in rows if (content(row)[:2] in tested) == (split == "test")]
+    asked = [content(row)[:2] for row in rows]
+    order = sorted(set(asked), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
+    tested = set(order[: math.ceil(task.held_out * len(order))])
+    found = [row for row, question in zip(rows, asked, strict=True) if (question in tested) == (split == "test")]
     if not found:
         raise UsageError(
             f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row of {len(rows)}; name a test file"

@@ -17,7 +17,7 @@ from filelock import FileLock
 import moslora
 from moslora.console import note
 from moslora.data.encode import Encoder, encode_examples
-from moslora.data.select import Questions, select
+from moslora.data.select import select
 from moslora.data.sources import data_hash, identity
 from moslora.data.table import SCHEMA, RowTable
 from moslora.download.wheels import home
@@ -25,7 +25,7 @@ from moslora.errors import first_line
 from moslora.files import LOCK, sha256
 from moslora.prompts import make_format
 from moslora.recipe import DataSection
-from moslora.tasks import Task
+from moslora.tasks import Questions, Task
 
 _KEPT = 16
 """Sets of rows in the cache; the oldest makes way."""

@@ -9,7 +9,7 @@ from moslora.data.overlap import leaked, read_back
 from moslora.data.sources import load_examples, load_training, local_path
 from moslora.errors import UsageError
 from moslora.recipe import DataSection
-from moslora.tasks import INSTRUCTION, Example, Task
+from moslora.tasks import INSTRUCTION, Example, Questions, Task
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,6 @@ class Selection:
     leaks: dict[str, int] | None = None
     incomparable: int = 0
     repeats: int = 0
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The test rows of some tasks; ``source`` is that of those of the eight sets."""
-
-    tasks: Sequence[Task]
-    source: str
 
 
 def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, seed: int) -> Selection:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moslora.console import note
 from moslora.data.overlap import leaked
-from moslora.data.select import Questions, select
+from moslora.data.select import select
 from moslora.data.sources import data_hash, load_training
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.predictions import Prediction, Score, macro, percent, score_task
@@ -108,8 +108,7 @@ def _training_rows(run: AdapterFolder | None, tasks: Sequence[Task], source: str
     if "data" not in run.manifest:
         raise UsageError(f"{run.path}: an imported adapter, which does not record its training rows")
     recipe = run.recipe
-    tested = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
-    rows = select(recipe.data, recipe.training_tasks, tested, seed=recipe.seed).training
+    rows = select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed).training
     if data_hash(rows) != run.manifest["data"]["sha256"]:
         raise UsageError(f"{recipe.data.source}: its rows have changed since this run")
     return rows, f"the {len(rows):,} rows this run was trained on"

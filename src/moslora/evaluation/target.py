@@ -164,7 +164,7 @@ def evaluate_target(
     for line in differences(source, [name for name in sets if name == "hellaswag"]):
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
-    # Only a note: by default a recipe evaluates all eight sets, and the other scores are valid.
+    # Only a note: the other scores are valid.
     if trained is not None and (others := [task.name for task in chosen if task.name not in trained]):
         note(
             f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)}): those scores use a"

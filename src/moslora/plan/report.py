@@ -1,6 +1,5 @@
 """What a run needs before it is paid for: the memory of each device, whether it fits, and the time."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from moslora.errors import UsageError
 from moslora.plan.activations import Work, unknown
 from moslora.plan.duration import GPUS, PROBED_STEPS, SHARE_OF_PEAK, operations, probe, seconds
 from moslora.plan.memory import Memory, largest_budget, memory
+from moslora.processes.devices import total_memory
 from moslora.recipe import ModelSection, Recipe
 from moslora.training.dry_run import Outline, dry_run
 
@@ -50,8 +50,8 @@ class Device:
     def found(cls) -> "Device":
         """This machine's GPUs, or its memory."""
         if torch.cuda.is_available():
-            return cls(True, torch.cuda.get_device_properties(0).total_memory, torch.cuda.device_count())
-        return cls(False, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+            return cls(True, total_memory(torch.device("cuda", 0)), torch.cuda.device_count())
+        return cls(False, total_memory(torch.device("cpu")))
 
 
 @dataclass(frozen=True)

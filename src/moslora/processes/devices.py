@@ -15,3 +15,10 @@ def gpus() -> int:
 def device() -> torch.device:
     """This process's GPU, or else the CPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpus() else torch.device("cpu")
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -5,7 +5,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from moslora.tasks import TASKS, Task
+from moslora.tasks import TASKS, Questions, Task
 
 from .fields import Section
 from .rules import conflicts
@@ -51,12 +51,16 @@ class Recipe(Section):
     @property
     def training_tasks(self) -> tuple[Task, ...]:
         """The entries of `data.tasks`."""
-        return tuple(({**TASKS, **self.own_tasks})[name] for name in self.data.tasks)
+        return self._entries(self.data.tasks)
 
     @property
     def evaluation_tasks(self) -> tuple[Task, ...]:
         """The entries of `evaluation.tasks`; by default those of the training rows."""
-        return tuple(({**TASKS, **self.own_tasks})[name] for name in self.evaluation.tasks or self.data.tasks)
+        return self._entries(self.evaluation.tasks or self.data.tasks)
+
+    def _entries(self, names: tuple[str, ...]) -> tuple[Task, ...]:
+        known = {**TASKS, **self.own_tasks}
+        return tuple(known[name] for name in names)
 
     @property
     def evaluation_source(self) -> str:
@@ -64,6 +68,11 @@ class Recipe(Section):
         if self.evaluation.source is not None:
             return self.evaluation.source
         return "hub" if self.data.source == "commonsense_170k" else self.data.source
+
+    @property
+    def questions(self) -> Questions:
+        """The test rows that it names."""
+        return Questions(self.evaluation_tasks, self.evaluation_source)
 
     def adapter_options(self) -> dict[str, Any]:
         """The arguments of `moslora.adapters.inject`: a task gate has an embedding for each of `data.tasks`."""

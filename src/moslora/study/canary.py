@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import describe_batch
 from moslora.base.load import load_tokenizer, name_task
-from moslora.data.select import Questions, select
+from moslora.data.select import select
 from moslora.errors import UsageError
 from moslora.evaluation.batches import canonical_order
 from moslora.evaluation.predictions import collapse, macro, score_task
@@ -25,8 +25,7 @@ def make_canary(recipe: Recipe) -> Canary:
         UsageError: none of them is a question.
     """
     request, tokenizer = Request.of(recipe), load_tokenizer(recipe.model)
-    tested = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
-    held_out = select(recipe.data, recipe.training_tasks, tested, seed=recipe.seed).validation
+    held_out = select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed).validation
     asked: dict[str, list[Example]] = {}
     for row in [row for row in canonical_order(held_out) if row.task != INSTRUCTION][: recipe.training.canary_rows]:
         asked.setdefault(row.task, []).append(row)

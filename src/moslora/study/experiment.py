@@ -8,7 +8,6 @@ A run with a file in ``rates`` or ``results`` is done, and needs no folder.
 """
 
 import json
-import math
 import shlex
 import shutil
 import time
@@ -16,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -151,7 +151,7 @@ class Study:
 
     def _time(self, pending: Sequence[bool]) -> str:
         """How long runs take, after those finished since this command began; ``pending``: whether each is scored."""
-        known = {kind: math.fsum(times) / len(times) for kind, times in self._seconds.items() if times}
+        known = {kind: fmean(times) for kind, times in self._seconds.items() if times}
         if not known:
             return ""
         minutes = sum(known.get(kind, max(known.values())) for kind in pending) / 60

@@ -1,6 +1,5 @@
 """What an adapter has learned, layer by layer: M, how far it is from its start, and the spectrum of ΔW."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +8,8 @@ import torch
 from torch import Tensor
 
 from moslora.adapters import MIXERS, build_mixer
+from moslora.adapters.folding import fold_factors
+from moslora.adapters.injection import scale_of
 from moslora.adapters.mixers import IdentityMixer
 from moslora.adapters.start import generator_of
 from moslora.runs.adapter_folder import AdapterFolder
@@ -63,7 +64,7 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
         return []
     weights = folder.weights()
     names = [key.removesuffix(".lora_a") for key in weights if key.endswith(".lora_a")]
-    scale = section.alpha / (section.rank if section.scaling == "lora" else section.rank**0.5)
+    scale = scale_of(section.alpha, section.rank, section.scaling)
     layers = []
     for name in sorted(names, key=_in_order):
         mixer = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
@@ -74,8 +75,8 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
         start = _array(mixer.matrix()) if learns else None
         own = f"{name}.mixer."
         mixer.load_state_dict({key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)})
-        a, b = mixer.fold(weights[f"{name}.lora_a"], weights[f"{name}.lora_b"])
-        a, b = _relative_to_base(a, b, weights, name)
+        factors = (weights.get(f"{name}.{key}") for key in ("start_a", "start_b"))
+        a, b = fold_factors(mixer, weights[f"{name}.lora_a"], weights[f"{name}.lora_b"], *factors)
         layers.append(LearnedLayer(name, _array(mixer.matrix()) if learns else None, start, scale * spectrum(a, b)))
     return layers
 
@@ -84,13 +85,6 @@ def spectrum(a: Tensor, b: Tensor) -> Floats:
     """The singular values of b · a, falling, by two thin QR decompositions; ``a (r, in)``, ``b (out, r)``."""
     left, right = (torch.linalg.qr(factor.detach().double(), mode="r").R for factor in (b, a.T))
     return np.asarray(torch.linalg.svdvals(left @ right.T).numpy(), dtype=np.float64)
-
-
-def _relative_to_base(a: Tensor, b: Tensor, weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Without the part of the base that a PiSSA start took, as in :func:`moslora.adapters.fold`."""
-    if f"{name}.start_a" not in weights:
-        return a, b
-    return torch.cat([a, weights[f"{name}.start_a"]]), torch.cat([b, -weights[f"{name}.start_b"]], dim=1)
 
 
 def _in_order(name: str) -> list[tuple[int, int, str]]:

@@ -1,16 +1,17 @@
 """The choice of the learning rate: per arm the lowest mean validation loss over the search's own seeds."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError
 from moslora.study.arms import Experiment, run_name
+from moslora.training.tracking import read_metrics
 
 FOLDER = "rates"
 """In an experiment's folder: one small file per run of the search."""
@@ -51,8 +52,7 @@ def read_rate(file: Path) -> RateResult | None:
 
 def validation_loss(run: Path) -> float | None:
     """The last one in a finished run's ``metrics.jsonl``."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    loss: float | None = [row["validation_loss"] for row in rows if "validation_loss" in row][-1]
+    loss: float | None = [row["validation_loss"] for row in read_metrics(run) if "validation_loss" in row][-1]
     return loss
 
 
@@ -75,7 +75,7 @@ class Curve:
             return next(iter(self.losses))
         if any(len(losses) < self.seeds for losses in self.losses.values()):
             return None
-        means = {rate: mean(losses) for rate, losses in self.losses.items()}
+        means = {rate: fmean(losses) for rate, losses in self.losses.items()}
         best = min(means, key=means.__getitem__)
         if not math.isfinite(means[best]):
             raise MosloraError(f"arm {self.arm}: no learning rate had a finite validation loss; try lower ones")
@@ -110,13 +110,9 @@ def rate_table(found: list[Curve]) -> list[list[str]]:
             return "–"
         spread = f" ± {(max(losses) - min(losses)) / 2:.4f}" if len(losses) > 1 else ""
         some = f" ({len(losses)} of {curve.seeds})" if len(losses) < curve.seeds else ""
-        return f"{mean(losses):.4f}{spread}{some}" + " *" * (rate == curve.best)
+        return f"{fmean(losses):.4f}{spread}{some}" + " *" * (rate == curve.best)
 
     return [
         ["validation loss at learning rate", *(f"{rate:g}" for rate in rates)],
         *([curve.arm, *(cell(curve, rate) for rate in rates)] for curve in found),
     ]
-
-
-def mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)

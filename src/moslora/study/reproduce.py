@@ -4,7 +4,6 @@ import math
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,14 @@ import torch
 from torch import Tensor
 
 from moslora.console import note, say
-from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.files import in_use, writing
-from moslora.processes.launch import STOPPED, launch
 from moslora.runs.adapter_folder import open_adapter, stored_recipe
 from moslora.runs.find import RESULT, run_facts
 from moslora.runs.manifest import RECIPE
+from moslora.training.launch import train_in_processes
 from moslora.training.run_card import git_state, hardware, versions
 from moslora.training.tracking import MEASURED, read_metrics
-
-THEN = "the same command continues from the last checkpoint"
 
 TOLERANCE = 0.01
 """Of ‖θ′ − θ‖ / ‖θ‖, θ all weights of the adapter: what other hardware or versions may do by rounding."""
@@ -76,13 +73,7 @@ def _train(out: Path, facts: Mapping[str, Any], *, on_cpu: bool) -> None:
     processes = facts.get("processes", 1)
     environment = {"OMP_NUM_THREADS": str(facts.get("hardware", {}).get("threads", os.cpu_count()))}
     environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
-    command = [sys.executable, "-m", "moslora", "train", str(out), "--resume"]
-    code = launch(command, processes=processes, then=THEN, environment=environment)
-    if code in STOPPED:
-        raise Interrupted(f"stopped; {THEN}", signal_number=code - 128)
-    if code:
-        fault = UsageError if code == UsageError.exit_code else MosloraError
-        raise fault(f"training ended with exit code {code}; the lines above say why")
+    train_in_processes([str(out), "--resume"], processes=processes, environment=environment)
 
 
 def verdict(run: Path, out: Path) -> str:

@@ -6,7 +6,7 @@ user's own are the same kind of entry; only `commonsense` knows the eight.
 
 from .commonsense import COMMONSENSE, TASKS
 from .example import INSTRUCTION, Example
-from .task import Columns, Hub, Task
+from .task import Columns, Hub, Questions, Task
 from .wording import Numbered, TrueFalse
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Example",
     "Hub",
     "Numbered",
+    "Questions",
     "Task",
     "TrueFalse",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -162,3 +162,10 @@ class Task:
         """
         question, choices, gold, context, meta = self.columns.read(row)
         return Example(id, self.name, question, choices, gold, context, meta, self.wording if self.own else None)
+
+
+class Questions(NamedTuple):
+    """The test rows of some tasks; ``source`` is that of those of the eight sets."""
+
+    tasks: tuple[Task, ...]
+    source: str

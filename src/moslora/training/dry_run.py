@@ -12,7 +12,7 @@ from moslora.base.resolve import at_hand
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoder
 from moslora.data.prepared import find_rows, prepare_rows
-from moslora.data.select import Questions, refuse_all_set_aside
+from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import is_local, row_counts
 from moslora.data.steps import StepPlan
 from moslora.recipe import AdapterSection, DataSection, ModelSection, Recipe, TrainingSection
@@ -72,12 +72,11 @@ def _at_hand(recipe: Recipe) -> TrainingData | None:
         return None
     tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": str(folder), "revision": None}))
     encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
-    questions = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
     sources: list[tuple[Sequence[Task], str]] = [(recipe.training_tasks, recipe.data.source)]
-    sources += [(questions.tasks, questions.source)] if recipe.data.drop_leaks else []
+    sources += [recipe.questions] if recipe.data.drop_leaks else []
     local = all(is_local(tasks, source=source) for tasks, source in sources)
     look = prepare_rows if local else find_rows
-    found = look(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
+    found = look(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
     return training_data(found, recipe.data, mixer=recipe.adapter.mixer.kind) if found else None
 
 

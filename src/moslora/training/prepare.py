@@ -15,7 +15,6 @@ from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.data.encode import Encoder
 from moslora.data.prepared import prepare_rows
-from moslora.data.select import Questions
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, TrainingSection
@@ -46,8 +45,7 @@ class Inputs:
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    questions = Questions(recipe.evaluation_tasks, recipe.evaluation_source)
-    prepared = prepare_rows(recipe.data, recipe.training_tasks, questions, encoder, seed=recipe.seed)
+    prepared = prepare_rows(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
     data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
     plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
     return Inputs(data, plan, base=fingerprint(recipe.model.name, revision=recipe.model.revision))

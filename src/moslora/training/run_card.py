@@ -1,6 +1,5 @@
 """What ``run.json``, the card of a run, says of the machine, the code and the kernels that trained it."""
 
-import os
 import platform
 import re
 import subprocess
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 import moslora
 from moslora.adapters.dropout import Dropout
 from moslora.base import attention, norm
+from moslora.processes.devices import total_memory
 
 
 def packages(*, quantized: bool) -> dict[str, str]:
@@ -30,20 +30,15 @@ def versions(*, quantized: bool) -> dict[str, str]:
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device of one process; memory in GB."""
     on_gpu = device.type == "cuda"
-    memory = (
-        torch.cuda.get_device_properties(device).total_memory
-        if on_gpu
-        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    )
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu(),
-        "memory_gb": round(memory / 1e9, 1),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
+        "memory_gb": round(total_memory(device) / 1e9, 1),
         **({"cuda": torch.version.cuda} if on_gpu else {"threads": torch.get_num_threads()}),
         "system": platform.platform(),
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The processor's name, or at least its kind."""
     try:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())

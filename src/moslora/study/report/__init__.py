@@ -31,9 +31,9 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     except ImportError:
         raise UsageError("a report needs matplotlib; pip install 'moslora[plots]', or pip install matplotlib") from None
     from moslora.study.report.page import page
-    from moslora.study.report.runs import find_runs
+    from moslora.study.report.runs import reported_runs
 
-    runs = find_runs(paths, evaluation=evaluation)
+    runs = reported_runs(paths, evaluation=evaluation)
     if not (out / PAGE).is_file():
         refuse_used(out)
     beside = out.with_name(f".{out.name}.lock")  # not the run's own lock, which a training holds

@@ -79,10 +79,8 @@ def probabilities(prediction: Prediction) -> list[float]:
 
 
 def _change(before: Prediction, after: Prediction) -> float:
-    if not (before.scores and after.scores):
-        return METRICS["accuracy"](after) - METRICS["accuracy"](before)
-    first, second = (math.log(max(probabilities(p)[p.gold], 1e-300)) for p in (before, after))
-    return second - first
+    metric = METRICS["log_probability" if before.scores and after.scores else "accuracy"]
+    return metric(after) - metric(before)
 
 
 def _changed(change: float, before: Prediction, after: Prediction, examples: Mapping[str, Example]) -> Changed:

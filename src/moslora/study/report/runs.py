@@ -82,7 +82,7 @@ class ReportedRun:
         return learned_layers(open_adapter(folder))
 
 
-def find_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> list[ReportedRun]:
+def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> list[ReportedRun]:
     """The runs at ``paths``: runs, folders of runs, or experiments.
 
     Args:
