@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, build_mixer, fold, inject, named_adapters
+from moslora.adapters.dropout import Dropout
 from moslora.recipe import TrainingSection
 from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, OfficialLayer, perturb, regression_loss, tiny_llama, token_batch
@@ -141,8 +142,9 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
 
 
-def test_dora_with_bias_and_dropout_in_training_is_stock_peft() -> None:
-    """Both draw one mask a layer from the global generator: the same after the same seed."""
+def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both draw one mask a layer from the global generator: the same after the same seed, by torch's own dropout."""
+    monkeypatch.setattr(Dropout, "kernel", lambda *_: "torch")
     ours, theirs = two_layers(), two_layers()
     mixer = {"kind": "identity"}
     inject(ours, rank=4, alpha=8, mixer=mixer, target_modules=["0", "2"], dora=True, dropout=0.3)

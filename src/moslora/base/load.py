@@ -95,7 +95,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The causal language model that ``section`` describes on ``device``, in evaluation mode.
+    """The causal language model that ``section`` describes on ``device``, frozen and in evaluation mode.
 
     The output layer and the embeddings, tied or not, are never quantised.
     """
@@ -141,7 +141,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     if not quantized:
         model.to(device)  # type: ignore[arg-type]
     use_fast_norms(model)
-    return model.eval()
+    return model.requires_grad_(False).eval()
 
 
 def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:

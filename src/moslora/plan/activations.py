@@ -6,15 +6,17 @@ keeps in each layer, per token,
     2 (H e + 4)               the inputs of both norms, and their roots
     (2 Q + 2 K) e + 4 heads   query, key, value and output of the fused attention, and its sums; padded rows count
     3 F e                     the gate, its activation, and what it multiplies
-    in (e + m)                of each adapter the dropped input and the mask; without dropout the input, once for all
-                              layers that read it
+    in (e + m)                of each adapter the dropped input and m bytes to drop the same of its gradient; without
+                              dropout the input, once for all layers that read it
     (rank_in + rank_out) e    of each adapter
 
-On a CPU attention keeps its weights instead of the output: (Q + 2 K + heads · row) e. A frozen linear layer keeps
-nothing, except int8 ones, which keep their input. With gradient checkpointing H e stays of each layer, and the backward
-pass needs one layer's share at a time. docs/plan.md has a worked example.
+On a GPU m is 1, of a mask; on a CPU 8 λ, of the places, with λ = −log(1 − dropout). There attention keeps its weights
+instead of the output: (Q + 2 K + heads · row) e. A frozen linear layer keeps nothing, except int8 ones, which keep
+their input. With gradient checkpointing H e stays of each layer, and the backward pass needs one layer's share at a
+time. docs/plan.md has a worked example.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -22,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, named_adapters
+from moslora.adapters.dropout import Dropout
 from moslora.base.attention import takes_rows
 from moslora.base.load import DTYPES
 from moslora.recipe import ModelSection
@@ -119,17 +122,17 @@ def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_
         if name.endswith((".q_norm", ".k_norm")):
             layers[block_of(name)] += (heads if name.endswith(".q_norm") else keys) * (size * width + 4)
     for name, adapter in named_adapters(model):
-        layers[block_of(name)] += _beside_its_input(adapter, width, mask=1 if on_gpu else width)
+        layers[block_of(name)] += _beside_its_input(adapter, width, on_gpu=on_gpu)
     for parent, features, _ in _kept_inputs(model, int8=section.quantization == "int8"):
         layers[block_of(parent)] += features * width
     return layers
 
 
-def _beside_its_input(adapter: AdapterLinear, width: int, *, mask: int) -> int:
+def _beside_its_input(adapter: AdapterLinear, width: int, *, on_gpu: bool) -> float:
     """Bytes per token that an adapter keeps beside its undropped input."""
-    size = (adapter.mixer.rank_in + adapter.mixer.rank_out) * width
-    if _drops(adapter):
-        size += adapter.in_features * (width + mask)
+    size: float = (adapter.mixer.rank_in + adapter.mixer.rank_out) * width
+    if isinstance(adapter.dropout, Dropout):
+        size += adapter.in_features * (width + (1 if on_gpu else -8 * math.log1p(-adapter.dropout.p)))
     if adapter.magnitude is not None:  # DoRA: W x and ΔW x, which its gain multiplies
         size += 2 * adapter.out_features * width
     return size
@@ -141,17 +144,13 @@ def _kept_inputs(model: PreTrainedModel, *, int8: bool) -> set[tuple[str, int, b
     inputs = set()
     for name, module in model.named_modules():
         if isinstance(module, AdapterLinear):
-            keeps = not _drops(module) or module.mixer.reads_input
+            keeps = not isinstance(module.dropout, Dropout) or module.mixer.reads_input
         else:
             keeps = int8 and isinstance(module, nn.Linear)
         if keeps and block_of(name):
             parent, _, last = name.removesuffix(".base").rpartition(".")
             inputs.add((parent, int(module.in_features), last == "o_proj"))
     return inputs
-
-
-def _drops(adapter: AdapterLinear) -> bool:
-    return not isinstance(adapter.dropout, nn.Identity)
 
 
 def head_size(model: PreTrainedModel) -> int:

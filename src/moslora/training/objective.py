@@ -59,14 +59,14 @@ class _ChunkedLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         step = max(1, LOGITS_AT_ONCE // len(weight))
         for begin in range(0, len(labels), step):
-            part, targets = hidden[begin : begin + step], labels[begin : begin + step, None]
+            part, targets = hidden[begin : begin + step], labels[begin : begin + step]
             logits = part @ weight.T
             log_p = (logits if logits.device.type == "cpu" else logits.to(loss.dtype)).log_softmax(-1)
-            loss -= log_p.gather(1, targets).to(loss.dtype).sum()
+            loss -= log_p.gather(1, targets[:, None]).to(loss.dtype).sum()
             if gradient is not None:
-                p = log_p.exp_()
-                p.scatter_add_(1, targets, p.new_full((), -1).expand_as(targets))
-                torch.mm(p.to(hidden.dtype), weight, out=gradient[begin : begin + step])
+                p = log_p.exp_().to(hidden.dtype)
+                wanted = weight.index_select(0, targets)
+                torch.addmm(wanted, p, weight, beta=-1, out=gradient[begin : begin + step])
         ctx.gradient = gradient
         return loss
 

@@ -68,5 +68,5 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     return {
         "attention": attention.kernel(device),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
-        "dropout": Dropout.kernel(device, model.dtype) if Dropout in kinds else None,
+        "dropout": Dropout.kernel(device) if Dropout in kinds else None,
     }
