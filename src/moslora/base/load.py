@@ -15,10 +15,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch, task_names
-from moslora.base.attention import Rows, as_rows, send, takes_rows, use_rows
+from moslora.base.attention import as_rows, takes_rows, use_rows
 from moslora.base.norm import use_fast_norms
 from moslora.base.quantized import fix_cpu_layers, quantization_config
 from moslora.base.resolve import locate
+from moslora.base.rows import Rows, send
 from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moslora.base.attention import Rows, send
+from moslora.base.rows import Rows, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}

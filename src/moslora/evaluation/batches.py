@@ -19,7 +19,7 @@ from moslora.tasks import Example
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BLOCK_SIZE = 128
+BLOCK_SIZE = 64
 """Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
 
 

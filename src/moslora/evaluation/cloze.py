@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.base.attention import Rows, send
 from moslora.base.load import final_hidden, output_weight
+from moslora.base.rows import Rows, send
 from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation.batches import BLOCK_SIZE, common_prefix, in_batches

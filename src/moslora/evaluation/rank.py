@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from moslora.base.attention import Rows, send
 from moslora.base.load import final_hidden, output_weight
+from moslora.base.rows import Rows, send
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation.batches import BLOCK_SIZE, common_prefix, in_batches

