@@ -122,10 +122,7 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "no rank": (setting(r=None), "r = None: "),
     "no alpha": (setting(lora_alpha=0), "lora_alpha = 0: "),
     "another rank": (setting(r=5), "q_proj: shapes [(4, 48), (4, 4), (48, 4)]"),
-    "fewer targets": (
-        setting(target_modules=["q_proj", "v_proj"]),
-        "mlp.down_proj, which target_modules in",
-    ),
+    "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "mlp.down_proj, which target_modules in"),
     "more targets": (setting(target_modules=[*TARGETS, "k_proj"]), "k_proj: adapter_config.json adapts it"),
     "a mixer that is not said": (setting(lora_use_mixer=False), "lora_use_mixer"),
     "a mixer that is not there": (no_mixer, "lora_AB is missing on model.layers.0."),

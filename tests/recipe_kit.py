@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from moslora.errors import UsageError
-from moslora.recipe import (
-    load_recipe,
-)
+from moslora.recipe import load_recipe
 from moslora.recipe.mixers import (
     ButterflyOptions,
     DenseOptions,

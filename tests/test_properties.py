@@ -348,8 +348,7 @@ def test_any_rows_are_read_or_refused(rows: list[Any], jsonl: bool, task: str | 
 
 @settings(quick, max_examples=150)
 @given(
-    text=st.text(max_size=40) | st.text('{}[]",:\\ \n1eu', max_size=40) | st.binary(max_size=20),
-    jsonl=st.booleans(),
+    text=st.text(max_size=40) | st.text('{}[]",:\\ \n1eu', max_size=40) | st.binary(max_size=20), jsonl=st.booleans()
 )
 @example(text="[" * 100_000, jsonl=True)
 @example(text="[" * 100_000, jsonl=False)

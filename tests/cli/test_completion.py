@@ -15,11 +15,7 @@ from moslora.tasks import COMMONSENSE
 
 def question(line: str) -> dict[str, str]:
     """The environment in which the candidates for the last word of ``line`` are printed."""
-    return {
-        "_MOSLORA_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(line.split(" ")) - 1),
-    }
+    return {"_MOSLORA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
 
 
 RECIPES = [name for name, _ in list_recipes()]

@@ -53,10 +53,7 @@ def test_one_token_decides_between_labels(name: str, task: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "trained", "prompted"),
-    [
-        ("smollm2", ["\n" + 15 * " ", " the"], [":", "\n" + 16 * " "]),
-        ("llama3", [15 * " ", " the"], [":\n", 16 * " "]),
-    ],
+    [("smollm2", ["\n" + 15 * " ", " the"], [":", "\n" + 16 * " "]), ("llama3", [15 * " ", " the"], [":\n", 16 * " "])],
 )
 def test_llm_adapters_prompts_are_no_token_prefix(name: str, trained: list[str], prompted: list[str]) -> None:
     """Where their evaluation leaves what was trained: the last of 16 spaces, and before that the request's line."""
@@ -178,8 +175,7 @@ def with_bos_and_eos() -> PreTrainedTokenizerBase:
     tokenizer = deepcopy(small_tokenizer())
     tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<end>"})
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A <end>",
-        special_tokens=[("<bos>", tokenizer.bos_token_id), ("<end>", tokenizer.eos_token_id)],
+        single="<bos> $A <end>", special_tokens=[("<bos>", tokenizer.bos_token_id), ("<end>", tokenizer.eos_token_id)]
     )
     return tokenizer
 

@@ -59,11 +59,7 @@ def test_rows_become_questions(tmp_path: Path) -> None:
         ("", {"question": "q", "options": ["a", "b"], "answer": 1}, ("q", ("a", "b"), 1)),
         ("", {"question": "q", "options": ["a", "b"], "answer": "a"}, ("q", ("a", "b"), 0)),
         ("", {"question": "q", "options": ["a", "b", 3], "answer": "c"}, ("q", ("a", "b", "3"), 2)),
-        (
-            "question: a.b, answer: n|int - 1",
-            {"a": {"b": "q"}, "options": ["a", "b"], "n": "2"},
-            ("q", ("a", "b"), 1),
-        ),
+        ("question: a.b, answer: n|int - 1", {"a": {"b": "q"}, "options": ["a", "b"], "n": "2"}, ("q", ("a", "b"), 1)),
         (
             "question: '{{p}} why?', options: ['{{c}}', none]",
             {"p": "P.", "c": "C", "answer": 0},

@@ -4,15 +4,8 @@ import tomllib
 
 import pytest
 
-from moslora.recipe import (
-    find_recipe,
-    list_experiments,
-    list_recipes,
-    load_recipe,
-)
-from moslora.recipe.mixers import (
-    DenseOptions,
-)
+from moslora.recipe import find_recipe, list_experiments, list_recipes, load_recipe
+from moslora.recipe.mixers import DenseOptions
 from moslora.tasks import COMMONSENSE
 from recipe_kit import METHODS, MODELS, RECIPES, ROOT, TASK_FILES, faults
 

@@ -4,14 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from moslora.adapters.mixers import MIXERS
-from moslora.recipe import (
-    ModelSection,
-    Recipe,
-    load_recipe,
-)
-from moslora.recipe.mixers import (
-    DenseOptions,
-)
+from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.recipe.mixers import DenseOptions
 from moslora.recipe.rules import AT_ZERO, GATES, INVERTIBLE, WELL_CONDITIONED
 from moslora.recipe.sections import AdapterSection
 from recipe_kit import BUDGET, faults
@@ -20,56 +14,20 @@ from recipe_kit import BUDGET, faults
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["adapter.mixer.kind=identity", "adapter.rank_out=8"],
-            "adapter.rank_out = 8: ",
-        ),
-        (
-            ["adapter.mixer.kind=butterfly", "adapter.rank_out=8"],
-            "adapter.rank_out = 8: ",
-        ),
-        (
-            ["adapter.mixer.train=folded", "adapter.rank_out=8"],
-            "adapter.rank_out = 8: ",
-        ),
-        (
-            ["adapter.mixer={kind: butterfly, blocks: 3}"],
-            "adapter.mixer.blocks = 3: ",
-        ),
-        (
-            ["adapter.mixer.kind=token-gate", "adapter.mixer.top_k=1"],
-            "adapter.mixer.top_k = 1: ",
-        ),
-        (
-            ["adapter.mixer={kind: dense, init: zeros, train: frozen}"],
-            "adapter.mixer.init = 'zeros': ",
-        ),
-        (
-            ["adapter.mixer={kind: dense, init: zeros, train: folded}"],
-            "adapter.mixer.init = 'zeros': ",
-        ),
+        (["adapter.mixer.kind=identity", "adapter.rank_out=8"], "adapter.rank_out = 8: "),
+        (["adapter.mixer.kind=butterfly", "adapter.rank_out=8"], "adapter.rank_out = 8: "),
+        (["adapter.mixer.train=folded", "adapter.rank_out=8"], "adapter.rank_out = 8: "),
+        (["adapter.mixer={kind: butterfly, blocks: 3}"], "adapter.mixer.blocks = 3: "),
+        (["adapter.mixer.kind=token-gate", "adapter.mixer.top_k=1"], "adapter.mixer.top_k = 1: "),
+        (["adapter.mixer={kind: dense, init: zeros, train: frozen}"], "adapter.mixer.init = 'zeros': "),
+        (["adapter.mixer={kind: dense, init: zeros, train: folded}"], "adapter.mixer.init = 'zeros': "),
         (["data.rows={bolq: 3}"], "data.rows.bolq = 3: "),
-        (
-            ["data.source=commonsense_170k", "data.tasks=boolq"],
-            "data.tasks = 'boolq': ",
-        ),
-        (
-            ["data.source=commonsense_170k", "data.rows=100"],
-            "data.rows = 100: ",
-        ),
-        (
-            ["data.source=commonsense_170k", "data.format=cloze", "evaluation.protocol=cloze"],
-            "data.format = 'cloze': ",
-        ),
-        (
-            ["data.source=commonsense_170k", "adapter.mixer.kind=task-gate"],
-            "data.source = 'commonsense_170k': ",
-        ),
+        (["data.source=commonsense_170k", "data.tasks=boolq"], "data.tasks = 'boolq': "),
+        (["data.source=commonsense_170k", "data.rows=100"], "data.rows = 100: "),
+        (["data.source=commonsense_170k", "data.format=cloze", "evaluation.protocol=cloze"], "data.format = 'cloze': "),
+        (["data.source=commonsense_170k", "adapter.mixer.kind=task-gate"], "data.source = 'commonsense_170k': "),
         (["training.epochs=null"], "training.epochs = None: "),
-        (
-            ["data.format=cloze"],
-            "data.format = 'cloze': ",
-        ),
+        (["data.format=cloze"], "data.format = 'cloze': "),
         (["data.format=cloze-passage", "evaluation.protocol=generate"], "evaluation.protocol = 'generate': "),
         (["evaluation.protocol=cloze"], "evaluation.protocol = 'cloze': "),
         (["data.format=llm-adapters", "evaluation.protocol=cloze"], "evaluation.protocol = 'cloze': "),
@@ -78,53 +36,23 @@ from recipe_kit import BUDGET, faults
         (["training.canary_rows=121"], "training.canary_rows = 121: "),
         (["model.double_quantization=false"], "model.double_quantization = False: "),
         (["training.strategy=fsdp", "model.quantization=int8"], "training.strategy = 'fsdp': "),
-        (
-            ["training.strategy=fsdp", "training.canary_rows=4", "data.validation_rows=6"],
-            "training.canary_rows = 4: ",
-        ),
+        (["training.strategy=fsdp", "training.canary_rows=4", "data.validation_rows=6"], "training.canary_rows = 4: "),
         (
             ["model.quantization=int8", "model.quantization_storage=bfloat16"],
             "model.quantization_storage = 'bfloat16': ",
         ),
-        (
-            ["adapter.mixer={kind: kronecker, blocks: 5}"],
-            "adapter.mixer.blocks = 5: ",
-        ),
-        (
-            ["adapter.mixer={kind: input-split, blocks: 3}"],
-            "adapter.mixer.blocks = 3: ",
-        ),
-        *(
-            (
-                [f"adapter.mixer={{kind: {kind}, experts: 3}}"],
-                "adapter.mixer.experts = 3: ",
-            )
-            for kind in GATES
-        ),
+        (["adapter.mixer={kind: kronecker, blocks: 5}"], "adapter.mixer.blocks = 5: "),
+        (["adapter.mixer={kind: input-split, blocks: 3}"], "adapter.mixer.blocks = 3: "),
+        *(([f"adapter.mixer={{kind: {kind}, experts: 3}}"], "adapter.mixer.experts = 3: ") for kind in GATES),
         *(
             ([f"adapter.mixer.kind={kind}", "adapter.rank_out=8"], "adapter.rank_out = 8: ")
             for kind in MIXERS
             if kind != "dense"
         ),
-        (
-            ["adapter.rank=12", "adapter.mixer={kind: hadamard, blocks: 6}"],
-            "adapter.mixer.blocks = 6: ",
-        ),
-        (
-            ["adapter.mixer={kind: token-gate, experts: 4, top_k: 4}"],
-            "adapter.mixer.top_k = 4: ",
-        ),
-        (
-            ["adapter.mixer={kind: token-gate, experts: 2, top_k: 5}"],
-            "adapter.mixer.top_k = 5: ",
-        ),
-        *(
-            (
-                ["adapter.dora=true", f"adapter.mixer.kind={kind}"],
-                "adapter.dora = True: ",
-            )
-            for kind in GATES
-        ),
+        (["adapter.rank=12", "adapter.mixer={kind: hadamard, blocks: 6}"], "adapter.mixer.blocks = 6: "),
+        (["adapter.mixer={kind: token-gate, experts: 4, top_k: 4}"], "adapter.mixer.top_k = 4: "),
+        (["adapter.mixer={kind: token-gate, experts: 2, top_k: 5}"], "adapter.mixer.top_k = 5: "),
+        *((["adapter.dora=true", f"adapter.mixer.kind={kind}"], "adapter.dora = True: ") for kind in GATES),
         *(
             (["adapter.start=pissa", f"adapter.mixer={mixer}"], "adapter.start = 'pissa': ")
             for mixer in (
@@ -153,10 +81,7 @@ from recipe_kit import BUDGET, faults
         ),
         (["adapter.trains=b", "training.lora_plus_ratio=16"], "training.lora_plus_ratio = 16: "),
         *(
-            (
-                ["adapter.start=pissa", f"adapter.mixer={{kind: dense, {option}}}"],
-                "adapter.start = 'pissa': ",
-            )
+            (["adapter.start=pissa", f"adapter.mixer={{kind: dense, {option}}}"], "adapter.start = 'pissa': ")
             for option, init in [
                 *((f"init: {init}", init) for init in ("kaiming", "xavier", "normal", "zeros")),
                 ("train: learned", "kaiming"),
@@ -164,17 +89,11 @@ from recipe_kit import BUDGET, faults
             ]
         ),
         *(
-            (
-                [BUDGET, f"adapter.mixer.kind={kind}"],
-                "training.rank_budget = {'target_rank': 4}: ",
-            )
+            ([BUDGET, f"adapter.mixer.kind={kind}"], "training.rank_budget = {'target_rank': 4}: ")
             for kind in MIXERS
             if kind != "diagonal"
         ),
-        (
-            [BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=3"],
-            "training.rank_budget.target_rank = 4: ",
-        ),
+        ([BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=3"], "training.rank_budget.target_rank = 4: "),
         (
             [
                 BUDGET,

@@ -3,11 +3,7 @@
 import pytest
 
 from moslora.errors import UsageError
-from moslora.recipe import (
-    copy_recipe,
-    find_recipe,
-    load_recipe,
-)
+from moslora.recipe import copy_recipe, find_recipe, load_recipe
 from recipe_kit import METHODS
 
 

@@ -2,15 +2,9 @@
 
 import pytest
 
-from moslora.recipe import (
-    find_recipe,
-    load_recipe,
-)
+from moslora.recipe import find_recipe, load_recipe
 from moslora.recipe.layers import MOST_BYTES
-from moslora.recipe.mixers import (
-    ButterflyOptions,
-    DenseOptions,
-)
+from moslora.recipe.mixers import ButterflyOptions, DenseOptions
 from recipe_kit import RECIPES, faults
 
 
@@ -51,10 +45,7 @@ def test_two_files_may_extend_the_same(write):
     ("files", "chain"),
     [
         ({"a": "extends: a.yaml"}, "a.yaml -> a.yaml"),
-        (
-            {"c": "extends: b.yaml", "b": "extends: c.yaml", "a": "extends: b.yaml"},
-            "b.yaml -> c.yaml -> b.yaml",
-        ),
+        ({"c": "extends: b.yaml", "b": "extends: c.yaml", "a": "extends: b.yaml"}, "b.yaml -> c.yaml -> b.yaml"),
     ],
 )
 def test_cycle_is_named(write, files, chain):

@@ -12,16 +12,8 @@ from pydantic import BaseModel
 from moslora.adapters import build_mixer
 from moslora.adapters.mixers import MIXERS
 from moslora.prompts import FORMATS
-from moslora.recipe import (
-    PROTOCOLS,
-    ModelSection,
-    Recipe,
-    TrainingSection,
-    load_recipe,
-)
-from moslora.recipe.mixers import (
-    DenseOptions,
-)
+from moslora.recipe import PROTOCOLS, ModelSection, Recipe, TrainingSection, load_recipe
+from moslora.recipe.mixers import DenseOptions
 from moslora.recipe.sections import AdapterSection, DataSection
 from moslora.tasks import COMMONSENSE
 from recipe_kit import METHODS, MODELS

@@ -3,16 +3,13 @@
 import pytest
 from pydantic import ValidationError
 
-from moslora.recipe import (
-    load_recipe,
-)
+from moslora.recipe import load_recipe
 from moslora.tasks import COMMONSENSE
 from recipe_kit import faults
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
-    [("3e-4", 3e-4), ("1e5", 1e5), ("1E+2", 100.0), (".5e-2", 0.005), ("3.e-1", 0.3), ("2", 2.0)],
+    ("text", "value"), [("3e-4", 3e-4), ("1e5", 1e5), ("1E+2", 100.0), (".5e-2", 0.005), ("3.e-1", 0.3), ("2", 2.0)]
 )
 def test_floats_as_people_write_them(write, text, value):
     path = write(a=f"model: {{name: x}}\ntraining: {{learning_rate: {text}, eps: {text}}}")
@@ -42,20 +39,14 @@ def test_floats_as_people_write_them(write, text, value):
         ("model.trust_remote_code=1", "model.trust_remote_code = 1: "),
         ("model.name=''", "model.name = '': "),
         ("seed=-1", "seed = -1: "),
-        (
-            "name=../x",
-            "name = '../x': ",
-        ),
+        ("name=../x", "name = '../x': "),
         ("adapter.dropout=1", "adapter.dropout = 1: "),
         ("adapter.target_modules=[]", "adapter.target_modules = []: "),
         ("adapter.target_modules=[q_proj, 3]", "adapter.target_modules.1 = 3: "),
         ("adapter.mixer.kind=moe", "adapter.mixer.kind = 'moe': "),
         ("adapter.mixer={kind: token-gate, top_k: 0}", "adapter.mixer.top_k = 0: "),
         ("adapter.mixer={kind: task-gate, experts: 1}", "adapter.mixer.experts = 1: "),
-        (
-            "adapter.mixer={kind: diagonal, orthogonality: -1}",
-            "adapter.mixer.orthogonality = -1: ",
-        ),
+        ("adapter.mixer={kind: diagonal, orthogonality: -1}", "adapter.mixer.orthogonality = -1: "),
         ("adapter.scaling=rs", "adapter.scaling = 'rs': "),
         ("adapter.start=svd", "adapter.start = 'svd': "),
         ("adapter.dora=1", "adapter.dora = 1: "),
@@ -66,10 +57,7 @@ def test_floats_as_people_write_them(write, text, value):
         ("training.epochs=1e300", "training.epochs = 1e+300: "),
         ("training.max_steps=99999999999999999999", "training.max_steps = 99999999999999999999: "),
         ("adapter.mixer=butterfly", "adapter.mixer = 'butterfly': "),
-        (
-            "training.rank_budget={target_rank: 4, final_share: 1}",
-            "training.rank_budget.final_share = 1: ",
-        ),
+        ("training.rank_budget={target_rank: 4, final_share: 1}", "training.rank_budget.final_share = 1: "),
         ("data.rows=many", "data.rows = 'many': "),
         ("data.rows={boolq: 0}", "data.rows.boolq = 0: "),
         ("data.tasks=3", "data.tasks = 3: "),

@@ -70,12 +70,7 @@ ADAPTERS = {
         "manifest.json: not a manifest",
         in_run(lambda adapter: (adapter / "manifest.json").write_bytes(b"\xff\x00")),
     ),
-    "altered manifest": Turn(
-        "merge runs/one",
-        1,
-        "manifest.json: altered",
-        in_run(edited('"step": 21', '"step": 12')),
-    ),
+    "altered manifest": Turn("merge runs/one", 1, "manifest.json: altered", in_run(edited('"step": 21', '"step": 12'))),
     "manifest without its hash": Turn(
         "merge runs/one", 1, "manifest.json: not a manifest", in_run(edited('"manifest_sha256"', '"x"'))
     ),
@@ -89,12 +84,7 @@ ADAPTERS = {
             )
         ),
     ),
-    "newer format": Turn(
-        "merge runs/one",
-        2,
-        "written in format 9",
-        in_run(edited('"format": 2', '"format": 9')),
-    ),
+    "newer format": Turn("merge runs/one", 2, "written in format 9", in_run(edited('"format": 2', '"format": 9'))),
     "missing key": Turn(
         "merge runs/one",
         1,
@@ -127,10 +117,7 @@ ADAPTERS = {
         ],
     ),
     "resumed with another recipe": Turn(
-        "train runs/one --resume seed=5",
-        2,
-        "runs/one: made with another recipe (seed was 3, is 5)",
-        a_run,
+        "train runs/one --resume seed=5", 2, "runs/one: made with another recipe (seed was 3, is 5)", a_run
     ),
     "resumed with its recipe edited": Turn(
         "train runs/one --resume",

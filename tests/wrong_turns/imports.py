@@ -24,22 +24,10 @@ from wrong_turns.scene import (
 IMPORTS = {
     "no such folder": Turn("import none", 2, "none: no such folder"),
     **{
-        f"an import, {how}": Turn(
-            f"train {command} --resume",
-            2,
-            "runs/source: an imported adapter",
-            imported,
-        )
-        for how, command in (
-            ("resumed", "runs/source"),
-            ("trained over", "runs/source/recipe.yaml --out runs/source"),
-        )
+        f"an import, {how}": Turn(f"train {command} --resume", 2, "runs/source: an imported adapter", imported)
+        for how, command in (("resumed", "runs/source"), ("trained over", "runs/source/recipe.yaml --out runs/source"))
     },
-    "an id of the hub": Turn(
-        "import me/adapter",
-        2,
-        "me/adapter: no such folder; if it is on the hub, ",
-    ),
+    "an id of the hub": Turn("import me/adapter", 2, "me/adapter: no such folder; if it is on the hub, "),
     "a run of ours": Turn("import runs/one", 2, "runs/one: not a LoRA adapter", a_run),
     "a base that cannot be reached": Turn(
         "import source",
@@ -79,10 +67,7 @@ IMPORTS = {
         source(lambda config, state: state.update(trap=importing_kit.Trap(Path("ran")))),  # type: ignore[arg-type]
     ),
     "a quantised base": Turn(
-        "import source --base model",
-        2,
-        "model: its weights are already quantised",
-        both(source(), a_model(quantised)),
+        "import source --base model", 2, "model: its weights are already quantised", both(source(), a_model(quantised))
     ),
     "unknown dtype": Turn("import source --dtype float8", 2, "'float8' is not one of 'bfloat16'", source()),
     "into what is used": Turn("import source --out source", 2, "source: not empty", source()),

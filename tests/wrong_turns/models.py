@@ -120,10 +120,7 @@ MODELS = {
         hub_says("GatedRepoError"),
     ),
     "absent from the hub": Turn(
-        f"{HERE} model.name=some/model",
-        2,
-        "some/model: neither a local folder",
-        hub_says("RepositoryNotFoundError"),
+        f"{HERE} model.name=some/model", 2, "some/model: neither a local folder", hub_says("RepositoryNotFoundError")
     ),
     "no such revision": Turn(
         f"{HERE} model.name=some/model model.revision=v9",
@@ -132,10 +129,7 @@ MODELS = {
         hub_says("RevisionNotFoundError"),
     ),
     "not in the cache": Turn(
-        f"{HERE} model.name=some/model",
-        1,
-        "some/model: the hub cannot be reached",
-        hub_says("LocalEntryNotFoundError"),
+        f"{HERE} model.name=some/model", 1, "some/model: the hub cannot be reached", hub_says("LocalEntryNotFoundError")
     ),
     "offline mode": Turn(
         f"{HERE} model.name=some/model", 1, "the hub cannot be reached", hub_says("OfflineModeIsEnabled")
@@ -159,12 +153,7 @@ MODELS = {
     "a run's name without its folder": Turn("eval one", 2, "did you mean runs/one?", a_run),
     "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "some/model/x: neither a local folder"),
     "no bfloat16": Turn(f"{HERE} model.dtype=bfloat16", 2, "model.dtype = bfloat16: ", on_a_gpu),
-    "4 bits without bitsandbytes": Turn(
-        f"{HERE} model.quantization=nf4",
-        2,
-        "-m pip install",
-        without_bitsandbytes,
-    ),
+    "4 bits without bitsandbytes": Turn(f"{HERE} model.quantization=nf4", 2, "-m pip install", without_bitsandbytes),
     "8 bits without bitsandbytes": Turn(f"{HERE} model.quantization=int8", 2, "-m pip install", without_bitsandbytes),
     "4 bits of odd widths on a CPU": Turn(f"{HERE} model.quantization=nf4", 2, "has 48 inputs, not a multiple of 64"),
     "quantised already": Turn(

@@ -12,10 +12,7 @@ OUTPUT = {
     "out is a file": Turn(HERE, 2, "run: File exists", file("run", "")),
     "out below a file": Turn("train {world}/recipe.yaml --out f/run", 2, "f/run: Not a directory", file("f", "")),
     "out on a read-only disk": Turn(
-        HERE,
-        2,
-        "run/.lock: Read-only file system",
-        raising("moslora.files.FileLock.acquire", READ_ONLY),
+        HERE, 2, "run/.lock: Read-only file system", raising("moslora.files.FileLock.acquire", READ_ONLY)
     ),
     "out of another user": Turn(
         HERE, 2, "run/.lock: Permission denied", raising("moslora.files.FileLock.acquire", DENIED)
@@ -44,10 +41,7 @@ OUTPUT = {
         raising("moslora.training.prepare.load_base", torch.OutOfMemoryError),
     ),
     "disk full at the start": Turn(
-        HERE,
-        1,
-        "run/recipe.yaml: File too large",
-        limited("moslora.training.prepare.adapt", size=500),
+        HERE, 1, "run/recipe.yaml: File too large", limited("moslora.training.prepare.adapt", size=500)
     ),
     "disk full in a checkpoint": Turn(
         HERE,
@@ -68,28 +62,16 @@ OUTPUT = {
     "merge below a file": Turn("merge {run} --out f/m", 2, "f/m: Not a directory", file("f", "")),
     "merge into a folder being written": Turn("merge {run} --out m", 2, "m: another process", locked("m/.lock")),
     "merge into a link that leads nowhere": Turn(
-        "merge {run} --out m",
-        2,
-        "m: File exists",
-        lambda scene: (scene.here / "m").symlink_to("m"),
+        "merge {run} --out m", 2, "m: File exists", lambda scene: (scene.here / "m").symlink_to("m")
     ),
     "merge, disk full": Turn(
-        "merge {run} --out m",
-        1,
-        "m: File too large",
-        limited("moslora.convert.merge._write_weights", size=50_000),
+        "merge {run} --out m", 1, "m: File too large", limited("moslora.convert.merge._write_weights", size=50_000)
     ),
     "merge, no space": Turn(
-        "merge {run} --out m",
-        1,
-        "m: No space left on device",
-        raising("moslora.convert.merge.save_file", NO_ROOM),
+        "merge {run} --out m", 1, "m: No space left on device", raising("moslora.convert.merge.save_file", NO_ROOM)
     ),
     "merge, disk full at the tokenizer": Turn(
-        "merge {run} --out m",
-        1,
-        "m: File too large",
-        limited("moslora.convert.merge._write_settings", size=1_000),
+        "merge {run} --out m", 1, "m: File too large", limited("moslora.convert.merge._write_settings", size=1_000)
     ),
     "merge, disk full at the config": Turn(
         "merge {run} --out m",
@@ -101,10 +83,7 @@ OUTPUT = {
     "export into a file": Turn("export {run} --out m", 2, "m: File exists", file("m", "")),
     "export into a folder being written": Turn("export {run} --out m", 2, "m: another process", locked("m/.lock")),
     "export, disk full": Turn(
-        "export {run} --out m",
-        1,
-        "m: File too large",
-        limited("moslora.convert.export.new_folder", size=1_000),
+        "export {run} --out m", 1, "m: File too large", limited("moslora.convert.export.new_folder", size=1_000)
     ),
     "quickstart into what is used": Turn("quickstart --out q", 2, "q: not empty", file("q/mine.txt", "x")),
     "quickstart into another run": Turn(

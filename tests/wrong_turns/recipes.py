@@ -22,10 +22,7 @@ RECIPES = {
     ),
     "a key twice": Turn("train r.yaml", 2, "line 2, column 1: the key 'seed'", file("r.yaml", "seed: 1\nseed: 2")),
     "a Python object": Turn(
-        "train r.yaml",
-        2,
-        "line 1, column 7",
-        file("r.yaml", "seed: !!python/object/apply:os.getpid []"),
+        "train r.yaml", 2, "line 1, column 7", file("r.yaml", "seed: !!python/object/apply:os.getpid []")
     ),
     "aliases of aliases": Turn("train r.yaml", 2, "r.yaml: is not YAML: line 1", file("r.yaml", BOMB)),
     "an alias to itself": Turn("train r.yaml", 2, "r.yaml: is not YAML: line 1", file("r.yaml", "data: &d {rows: *d}")),

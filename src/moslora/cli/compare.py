@@ -33,8 +33,7 @@ def compare(
         typer.Option(help="The number compared, per question; cloze: per character. [default: accuracy]"),
     ] = None,
     margin: Annotated[
-        float | None,
-        typer.Option(help="A difference that does not matter. [default: 0.5 points or 0.01 nats]", min=0),
+        float | None, typer.Option(help="A difference that does not matter. [default: 0.5 points or 0.01 nats]", min=0)
     ] = None,
     evaluation: Annotated[
         str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")

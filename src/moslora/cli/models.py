@@ -26,8 +26,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe file, a built-in recipe, or a run to resume.",
-            autocompletion=completion.recipes_and_runs,
+            help="A recipe file, a built-in recipe, or a run to resume.", autocompletion=completion.recipes_and_runs
         ),
     ],
     overrides: Overrides = None,
@@ -103,8 +102,7 @@ def evaluate(
     base: Base = False,
     limit: Annotated[str | None, typer.Option(help="Questions per task, or all.", metavar="NUMBER|all")] = None,
     source: Annotated[
-        str | None,
-        typer.Option(help="Source of the questions, as in a recipe.", autocompletion=completion.sources),
+        str | None, typer.Option(help="Source of the questions, as in a recipe.", autocompletion=completion.sources)
     ] = None,
     dtype: DType = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,

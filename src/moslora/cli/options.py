@@ -17,12 +17,10 @@ Source = Annotated[
     ),
 ]
 RecipeName = Annotated[
-    str,
-    typer.Argument(help="A built-in recipe, a file, or a run.", autocompletion=completion.recipes_and_runs),
+    str, typer.Argument(help="A built-in recipe, a file, or a run.", autocompletion=completion.recipes_and_runs)
 ]
 Run = Annotated[
-    Path,
-    typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs),
+    Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs)
 ]
 Task = Annotated[str | None, typer.Option("--task", help="With a task gate: the task that the result is for.")]
 Trust = Annotated[

@@ -52,9 +52,7 @@ def experiment(
 
 
 @app.command()
-def runs(
-    folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay=False)] = RUNS,
-) -> None:
+def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay=False)] = RUNS) -> None:
     """List the runs in a folder: adapter, steps, state and scores."""
     from moslora.study.listing import list_runs
 

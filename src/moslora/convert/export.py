@@ -23,12 +23,7 @@ OTHER_WEIGHTS = (
 
 
 def export_peft(
-    adapter: Path,
-    *,
-    out: Path,
-    task: str | None = None,
-    compact: bool = False,
-    trust_remote_code: bool = False,
+    adapter: Path, *, out: Path, task: str | None = None, compact: bool = False, trust_remote_code: bool = False
 ) -> Path:
     """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW.
 

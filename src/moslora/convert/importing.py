@@ -51,12 +51,7 @@ class ImportProof:
 
 
 def import_adapter(
-    source: Path,
-    *,
-    out: Path,
-    base: str | None = None,
-    dtype: DType = "bfloat16",
-    trust_remote_code: bool = False,
+    source: Path, *, out: Path, base: str | None = None, dtype: DType = "bfloat16", trust_remote_code: bool = False
 ) -> ImportProof:
     """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and checks what was written.
 

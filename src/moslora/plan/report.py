@@ -195,13 +195,7 @@ def fit(section: ModelSection, need: Need, *, work: Work, step: Work, room: int)
 
 
 def duration(
-    outline: Outline,
-    recipe: Recipe,
-    work: Work,
-    *,
-    device: Device,
-    processes: int,
-    rate: float | None,
+    outline: Outline, recipe: Recipe, work: Work, *, device: Device, processes: int, rate: float | None
 ) -> list[str]:
     """The time by the measured tokens a second, or at an assumed share of the peak of GPUs with about this memory."""
     if rate:

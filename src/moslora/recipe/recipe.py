@@ -9,14 +9,7 @@ from moslora.tasks import TASKS, Questions, Task
 
 from .fields import Section
 from .rules import conflicts
-from .sections import (
-    AdapterSection,
-    DataSection,
-    EvaluationSection,
-    ModelSection,
-    TrackingSection,
-    TrainingSection,
-)
+from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskName, TaskSection
 from .yaml_text import render
 

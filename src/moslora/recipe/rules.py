@@ -6,14 +6,7 @@ from typing import NamedTuple
 from moslora.tasks import COMMONSENSE
 from moslora.tasks.names import GROUP, unknown_names
 
-from .sections import (
-    AdapterSection,
-    DataSection,
-    EvaluationSection,
-    ModelSection,
-    TrackingSection,
-    TrainingSection,
-)
+from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 
 PROTOCOLS = {
     "label": ("rank", "generate"),

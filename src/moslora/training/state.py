@@ -123,8 +123,4 @@ def _moments(parts: Parts) -> dict[str, Tensor]:
 
 
 def _fresh(parameter: Tensor) -> dict[str, Tensor]:
-    return {
-        "step": torch.zeros(()),
-        "exp_avg": torch.zeros_like(parameter),
-        "exp_avg_sq": torch.zeros_like(parameter),
-    }
+    return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
