@@ -14,8 +14,6 @@ from recipe_kit import BUDGET, faults
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["adapter.mixer.kind=identity", "adapter.rank_out=8"], "adapter.rank_out = 8: "),
-        (["adapter.mixer.kind=butterfly", "adapter.rank_out=8"], "adapter.rank_out = 8: "),
         (["adapter.mixer.train=folded", "adapter.rank_out=8"], "adapter.rank_out = 8: "),
         (["adapter.mixer={kind: butterfly, blocks: 3}"], "adapter.mixer.blocks = 3: "),
         (["adapter.mixer.kind=token-gate", "adapter.mixer.top_k=1"], "adapter.mixer.top_k = 1: "),
@@ -31,9 +29,6 @@ from recipe_kit import BUDGET, faults
         (["data.format=cloze-passage", "evaluation.protocol=generate"], "evaluation.protocol = 'generate': "),
         (["evaluation.protocol=cloze"], "evaluation.protocol = 'cloze': "),
         (["data.format=llm-adapters", "evaluation.protocol=cloze"], "evaluation.protocol = 'cloze': "),
-        (["evaluation.beams=4"], "evaluation.beams = 4: "),
-        (["tracking.wandb_mode=offline"], "tracking.wandb_mode = 'offline': "),
-        (["training.canary_rows=121"], "training.canary_rows = 121: "),
         (["model.double_quantization=false"], "model.double_quantization = False: "),
         (["training.strategy=fsdp", "model.quantization=int8"], "training.strategy = 'fsdp': "),
         (["training.strategy=fsdp", "training.canary_rows=4", "data.validation_rows=6"], "training.canary_rows = 4: "),
@@ -49,22 +44,14 @@ from recipe_kit import BUDGET, faults
             for kind in MIXERS
             if kind != "dense"
         ),
-        (["adapter.rank=12", "adapter.mixer={kind: hadamard, blocks: 6}"], "adapter.mixer.blocks = 6: "),
         (["adapter.mixer={kind: token-gate, experts: 4, top_k: 4}"], "adapter.mixer.top_k = 4: "),
-        (["adapter.mixer={kind: token-gate, experts: 2, top_k: 5}"], "adapter.mixer.top_k = 5: "),
         *((["adapter.dora=true", f"adapter.mixer.kind={kind}"], "adapter.dora = True: ") for kind in GATES),
         *(
             (["adapter.start=pissa", f"adapter.mixer={mixer}"], "adapter.start = 'pissa': ")
-            for mixer in (
-                "{kind: butterfly}",
-                "{kind: diagonal}",
-                "{kind: input-split}",
-                *(f"{{kind: {kind}}}" for kind in GATES),
-            )
+            for mixer in (f"{{kind: {kind}}}" for kind in MIXERS if kind not in INVERTIBLE)
         ),
         (["adapter.start=pissa", "adapter.rank_out=8"], "adapter.start = 'pissa': "),
         (["adapter.start=pissa", "adapter.trains=mixer", "adapter.mixer.init=near-zero"], "adapter.start = 'pissa': "),
-        (["adapter.start=pissa", "adapter.trains=mixer", "adapter.mixer.init=orthogonal"], "adapter.start = 'pissa': "),
         (["adapter.mixer={kind: dense, init: near-zero, train: frozen}"], "adapter.mixer.init = 'near-zero': "),
         *(
             ([f"adapter.{part}", f"adapter.mixer={mixer}"], f"adapter.{field} = '{value}': ")
@@ -79,14 +66,9 @@ from recipe_kit import BUDGET, faults
                 *(f"{{kind: {kind}}}" for kind in ("diagonal", *GATES)),
             )
         ),
-        (["adapter.trains=b", "training.lora_plus_ratio=16"], "training.lora_plus_ratio = 16: "),
         *(
             (["adapter.start=pissa", f"adapter.mixer={{kind: dense, {option}}}"], "adapter.start = 'pissa': ")
-            for option, init in [
-                *((f"init: {init}", init) for init in ("kaiming", "xavier", "normal", "zeros")),
-                ("train: learned", "kaiming"),
-                ("train: folded", "kaiming"),
-            ]
+            for option in ("train: folded", *(f"init: {init}" for init in ("kaiming", "xavier", "normal", "zeros")))
         ),
         *(
             ([BUDGET, f"adapter.mixer.kind={kind}"], "training.rank_budget = {'target_rank': 4}: ")
@@ -94,19 +76,6 @@ from recipe_kit import BUDGET, faults
             if kind != "diagonal"
         ),
         ([BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=3"], "training.rank_budget.target_rank = 4: "),
-        (
-            [
-                BUDGET,
-                "adapter.mixer.kind=diagonal",
-                "training.rank_budget.warmup_share=0.5",
-                "training.rank_budget.final_share=0.5",
-            ],
-            "training.rank_budget.final_share = 0.5: ",
-        ),
-        (
-            [BUDGET, "adapter.mixer.kind=diagonal", "training.rank_budget.final_share=0.95"],
-            "training.rank_budget.final_share = 0.95: ",
-        ),
     ],
 )
 def test_impossible_combination(write, overrides, message):
@@ -124,12 +93,8 @@ def test_impossible_combination(write, overrides, message):
         ["adapter.mixer.init=zeros"],
         ["training.epochs=null", "training.max_steps=5"],
         ["training.epochs=0.5", "training.micro_batch_tokens=64"],
-        ["evaluation.beams=4", "evaluation.protocol=generate"],
-        ["data.format=cloze-passage", "evaluation.protocol=cloze"],
         ["data.source=commonsense_170k", "data.format=llm-adapters"],
         *([f"data.source={source}", "adapter.mixer.kind=task-gate"] for source in ("hub", "wheel", "rows.json")),
-        ["tracking.wandb_project=p", "tracking.wandb_mode=offline"],
-        ["training.canary_rows=120"],
         ["model.quantization=nf4", "model.double_quantization=false", "model.quantization_storage=bfloat16"],
         [BUDGET, "adapter.mixer.kind=diagonal"],
         [BUDGET, "adapter.mixer.kind=diagonal", "adapter.rank=4", "adapter.dora=true"],

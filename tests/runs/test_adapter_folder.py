@@ -9,15 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cli_kit import run as cli
 from moslora.adapters import adapter_state_dict
 from moslora.base.resolve import fingerprint
 from moslora.errors import MosloraError, UsageError
-from moslora.files import sha256
-from moslora.recipe import load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter, stored_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.find import locate_adapter, newest_run, run_folder
-from moslora.runs.manifest import OWN_HASH, with_own_hash
 
 
 @pytest.fixture
@@ -43,37 +39,6 @@ def test_one_changed_byte_is_noticed(run: Path, file: str) -> None:
     path.unlink()
     with pytest.raises(MosloraError, match=f"{file}: missing"):
         open_adapter(run / "adapter")
-
-
-@pytest.mark.parametrize(
-    ("choice", "told"),
-    [
-        (("adapter.start=pissa", "adapter.mixer.init=kaiming"), "adapter.start = 'pissa'"),
-        (
-            ("adapter.mixer.kind=task-gate", "data.source=commonsense_170k", "data.tasks=commonsense"),
-            "data.source = 'commonsense_170k'",
-        ),
-    ],
-)
-def test_an_adapter_from_before_a_rule_of_beginning_opens_and_no_other_begins(
-    world: Path, run: Path, capsys: pytest.CaptureFixture[str], choice: tuple[str, ...], told: str
-) -> None:
-    """Its recipe is under its hash, and so beyond all mending."""
-    with pytest.raises(UsageError, match=told):
-        load_recipe(world / "recipe.yaml", choice)
-    folder = run / "adapter"
-    for place in (run, folder):
-        (place / "recipe.yaml").write_text(load_recipe(world / "recipe.yaml", choice, written=True).to_yaml())
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"]["recipe.yaml"] = sha256(folder / "recipe.yaml")
-    del manifest[OWN_HASH]
-    (folder / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
-    opened = open_adapter(folder).recipe
-    assert opened == stored_recipe(run) and opened.adapter.mixer.kind == ("dense" if "pissa" in told else "task-gate")
-    code, _, errors = cli(capsys, "train", folder / "recipe.yaml", "--out", run.parent / "two")
-    assert code == 2 and told in errors and not (run.parent / "two").exists()
-    with pytest.raises(UsageError, match=r"adapter\.start = 'svd'"):
-        stored_recipe(run, ["adapter.start=svd"])
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ RECIPES = {
     "deep nesting": Turn("train r.yaml", 2, "r.yaml: is not YAML: ", file("r.yaml", "a: " + "[" * 3000)),
     "a binary file": Turn("train r.yaml", 2, "r.yaml: is not YAML", file("r.yaml", b"\x7fELF\x00\x01\xff")),
     "not UTF-8": Turn("train r.yaml", 2, "r.yaml: is not YAML: 'utf-8'", file("r.yaml", "name: é".encode("latin-1"))),
-    "a folder": Turn("train f", 2, "f: is a folder", folder("f")),
+    "a folder": Turn("train f", 2, "f: is neither", folder("f")),
     "a run": Turn("train runs/one", 2, "runs/one: is a run", a_run),
     "unreadable": Turn(
         "train r.yaml",

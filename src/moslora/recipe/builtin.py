@@ -20,39 +20,28 @@ def find_recipe(name: str | Path, *, folder: Path = Path()) -> Path:
     Raises:
         UsageError: neither; with the closest name.
     """
+    return _find(str(name), "", kind="recipe", folder=folder)
+
+
+def find_experiment(name: str) -> Path:
+    """The file of a path, or of the name of a built-in experiment, as `find_recipe`."""
+    return _find(name, EXPERIMENTS, kind="experiment")
+
+
+def _find(name: str, under: str, *, kind: str, folder: Path = Path()) -> Path:
     # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
     path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
         return path
-    recipes = _builtin()
-    stem = str(name).removesuffix(".yaml")
-    if stem in recipes:
-        return recipes[stem]
+    files, stem = _builtin(under), name.removeprefix("recipes/").removeprefix(under).removesuffix(".yaml")
+    if stem in files:
+        return files[stem]
     if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
-    known = {name.rpartition("/")[2]: name for name in recipes} | {name: name for name in recipes}
-    close = difflib.get_close_matches(stem.removeprefix("recipes/"), known, n=1)
-    hint = f"did you mean {known[close[0]]}?" if close else f"built-in recipes are {', '.join(recipes)}"
-    kind = "is a folder, not a recipe" if os.path.isdir(path) else "is neither a file nor a built-in recipe"
-    raise UsageError(f"{printable(str(name))}: {kind}; {hint}")
-
-
-def find_experiment(name: str) -> Path:
-    """The file of a path, or of the name of a built-in experiment such as `mixer-ablation`.
-
-    Raises:
-        UsageError: neither; with the closest name.
-    """
-    path = Path(os.path.expanduser(name))
-    experiments = _builtin(EXPERIMENTS)
-    if os.path.isfile(path):
-        return path
-    stem = name.removeprefix("recipes/").removeprefix(EXPERIMENTS).removesuffix(".yaml")
-    if stem in experiments:
-        return experiments[stem]
-    close = difflib.get_close_matches(stem, experiments, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"built-in experiments are {', '.join(experiments)}"
-    raise UsageError(f"{printable(name)}: is neither a file nor a built-in experiment; {hint}")
+    known = {file.rpartition("/")[2]: file for file in files} | {file: file for file in files}
+    close = difflib.get_close_matches(stem, known, n=1)
+    hint = f"did you mean {known[close[0]]}?" if close else f"built-in {kind}s are {', '.join(files)}"
+    raise UsageError(f"{printable(name)}: is neither a file nor a built-in {kind}; {hint}")
 
 
 def list_experiments() -> list[tuple[str, str]]:

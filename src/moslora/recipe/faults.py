@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any, get_args
 
@@ -36,17 +36,16 @@ _NAMES_ELSEWHERE = {
 """Names of keys and mixers in other tools and papers -> their names here."""
 
 
-def fault_lines(given: Given, *, main: str, complete: bool, context: Mapping[str, bool] | None = None) -> Iterator[str]:
+def fault_lines(given: Given, *, main: str, complete: bool) -> Iterator[str]:
     """A line for each fault of a recipe.
 
     Args:
         given: the merged layers.
         main: the recipe's own file, named for values that no file sets.
         complete: whether all files could be read; if not, a missing value may be in one of them.
-        context: pydantic's validation context.
     """
     values = given.plain()
-    errors = _errors(values, context)
+    errors = _errors(values)
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
     for error in errors:
         if error["type"] != "conflict":
@@ -58,7 +57,7 @@ def fault_lines(given: Given, *, main: str, complete: bool, context: Mapping[str
             yield _line(given, path, _message(found), main)
 
     # Pydantic checks combinations only when all fields are valid: validate again without the wrong fields.
-    for error in _errors(_without(values, wrong), context) if wrong else errors:
+    for error in _errors(_without(values, wrong)) if wrong else errors:
         for conflict in error.get("ctx", {}).get("conflicts", ()):
             paths = [tuple(path.split(".")) for path in conflict.paths]
             overlap = any(path[: len(other)] == other[: len(path)] for path in paths for other in wrong)
@@ -67,9 +66,9 @@ def fault_lines(given: Given, *, main: str, complete: bool, context: Mapping[str
                 yield _line(given, blamed, conflict.message, main)
 
 
-def _errors(values: Any, context: Mapping[str, bool] | None) -> list[ErrorDetails]:
+def _errors(values: Any) -> list[ErrorDetails]:
     try:
-        Recipe.model_validate(values, context=context)
+        Recipe.model_validate(values)
     except ValidationError as error:
         return error.errors(include_url=False)
     return []

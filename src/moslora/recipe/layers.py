@@ -12,9 +12,6 @@ from moslora.errors import UsageError
 from .builtin import find_recipe
 from .yaml_text import parse
 
-MOST_BYTES = 100_000
-"""Largest recipe file; the built-in ones have less than 2,000 bytes."""
-
 
 @dataclass(frozen=True)
 class Given:
@@ -89,18 +86,23 @@ def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: 
     values = _read(path, faults)
     if anchored:
         _anchor(values.get("tasks"), path.parent)
-    extends = values.pop("extends", [])
-    names = [extends] if isinstance(extends, str) else extends
+    layers = extended(origin, values.pop("extends", []), faults, folder=path.parent, chain=chain)
+    return [*layers, Given.by(origin, values)]
+
+
+def extended(origin: str, names: Any, faults: list[str], *, folder: Path, chain: tuple[Path, ...] = ()) -> list[Given]:
+    """The layers of the recipes that `origin` extends, one after the other; arguments as in `read_layers`."""
+    names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        faults.append(f"{origin}: extends = {extends!r}: must be a recipe's file or name, or a list of these")
-        names = []
+        faults.append(f"{origin}: extends = {names!r}: must be a recipe's file or name, or a list of these")
+        return []
     layers = []
     for name in names:
         try:
-            layers += read_layers(find_recipe(name, folder=path.parent), faults, chain=chain)
+            layers += read_layers(find_recipe(name, folder=folder), faults, chain=chain)
         except UsageError as error:
             faults.append(f"{origin}: extends = {error}")
-    return [*layers, Given.by(origin, values)]
+    return layers
 
 
 def _anchor(tasks: Any, folder: Path) -> None:
@@ -115,8 +117,6 @@ def _anchor(tasks: Any, folder: Path) -> None:
 def _read(path: Path, faults: list[str]) -> dict[Any, Any]:
     origin = shown(path)
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES:,} bytes")
         values = parse(path.read_text("utf-8"))
     except OSError as error:
         faults.append(f"{origin}: cannot be read: {error.strerror}")

@@ -13,8 +13,8 @@ from moslora.tasks.names import GROUP, split_names, unknown_names
 
 from .builtin import EXPERIMENTS, find_experiment, find_recipe, list_recipes
 from .faults import fault_lines
-from .layers import Given, lay, read_layers, shown
-from .recipe import WRITTEN, Recipe
+from .layers import Given, extended, lay, read_layers, shown
+from .recipe import Recipe
 from .sections import AdapterSection
 from .yaml_text import parse, render, render_inline
 
@@ -34,13 +34,12 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
     Args:
         source: path, or name of a built-in recipe.
         overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
-        written: it comes from a run folder: rules that apply only to new runs are not checked.
+        written: it comes from a run folder: files of its tasks are relative to where the run was trained.
 
     Raises:
         UsageError: one line for every fault in every file.
     """
-    context = WRITTEN if written else None
-    return Recipe.model_validate(_checked(source, overrides, context=context).plain(), context=context)
+    return Recipe.model_validate(_checked(source, overrides, anchored=not written).plain())
 
 
 def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = None) -> tuple[Task, ...]:
@@ -86,18 +85,9 @@ def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, 
     faults: list[str] = []
     given = [_defaults(Path(name))]
     for origin, values in layers:
-        extends = values.get("extends", [])
-        for base in [extends] if isinstance(extends, str) else extends:
-            try:
-                given += read_layers(find_recipe(base, folder=folder), faults)
-            except UsageError as error:
-                faults.append(f"{origin}: extends = {error}")
+        given += extended(origin, values.get("extends", []), faults, folder=folder)
         given.append(Given.by(origin, {key: value for key, value in values.items() if key != "extends"}))
-    complete, stacked = not faults, lay(given)
-    faults += fault_lines(stacked, main=layers[-1][0], complete=complete)
-    if faults:
-        raise UsageError("\n".join(dict.fromkeys(faults)))
-    return Recipe.model_validate(stacked.plain())
+    return Recipe.model_validate(_whole(given, faults, main=layers[-1][0], complete=not faults).plain())
 
 
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
@@ -151,19 +141,21 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
 
 
 def _checked(
-    source: str | Path,
-    overrides: Sequence[str],
-    *,
-    beneath: Sequence[Given] = (),
-    context: Mapping[str, bool] | None = None,
+    source: str | Path, overrides: Sequence[str], *, beneath: Sequence[Given] = (), anchored: bool = True
 ) -> Given:
     """The merged and validated layers of a recipe, over those `beneath`."""
     path = find_recipe(source)
     faults: list[str] = []
-    files = read_layers(path, faults, anchored=context != WRITTEN)
+    files = read_layers(path, faults, anchored=anchored)
     complete = not faults
-    given = lay([_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)])
-    faults += fault_lines(given, main=shown(path), complete=complete, context=context)
+    given = [_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)]
+    return _whole(given, faults, main=shown(path), complete=complete)
+
+
+def _whole(layers: Sequence[Given], faults: list[str], *, main: str, complete: bool) -> Given:
+    """The layers as one, if they make a recipe; see `fault_lines`."""
+    given = lay(layers)
+    faults += fault_lines(given, main=main, complete=complete)
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
     return given

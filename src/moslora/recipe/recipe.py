@@ -2,7 +2,7 @@
 
 from typing import Any, Self
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from moslora.tasks import TASKS, Questions, Task
@@ -12,9 +12,6 @@ from .rules import conflicts
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskName, TaskSection
 from .yaml_text import render
-
-WRITTEN = {"written": True}
-"""Pydantic's context for a recipe from a run folder: rules that apply only to new runs are not checked."""
 
 
 class Recipe(Section):
@@ -79,12 +76,8 @@ class Recipe(Section):
         return render(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
-    def _possible(self, info: ValidationInfo) -> Self:
-        rules = conflicts(
-            self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking, own=self.tasks
-        )
-        found = [rule for rule in rules if not (rule.new_runs_only and info.context == WRITTEN)]
-        if found:
+    def _possible(self) -> Self:
+        if found := list(conflicts(self)):
             text = "\n".join(f"{rule.paths[0]}: {rule.message}" for rule in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
         return self

@@ -1,12 +1,15 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from moslora.tasks import COMMONSENSE
 from moslora.tasks.names import GROUP, unknown_names
 
-from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
+from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrainingSection
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -26,7 +29,6 @@ INVERTIBLE = ("identity", "hadamard", "kronecker", "dense")
 WELL_CONDITIONED = ("orthogonal", "identity")
 """Starts of a dense mixer whose inverse is no larger than the mixer."""
 
-
 AT_ZERO = ("zeros", "near-zero")
 """Starts of a dense mixer from which ΔW is zero, or as good as zero, whatever B is."""
 
@@ -40,26 +42,15 @@ class Conflict(NamedTuple):
     message: str
     """What is wrong; how to fix it."""
 
-    new_runs_only: bool = False
-    """Checked when training starts. Runs and adapters from before the rule still open."""
 
-
-def conflicts(
-    model: ModelSection,
-    adapter: AdapterSection,
-    data: DataSection,
-    training: TrainingSection,
-    evaluation: EvaluationSection,
-    tracking: TrackingSection,
-    *,
-    own: Collection[str],
-) -> Iterator[Conflict]:
-    """All combinations of a recipe's sections that cannot work; ``own`` are the names of its own tasks."""
-    yield from _model(model, training)
+def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
+    """All combinations of its fields that cannot work."""
+    adapter, data, training, evaluation = recipe.adapter, recipe.data, recipe.training, recipe.evaluation
+    yield from _model(recipe.model, training)
     yield from _mixer(adapter)
     yield from _composition(adapter)
     yield from _training(training, adapter)
-    yield from _tasks(data, evaluation, own)
+    yield from _tasks(data, evaluation, recipe.tasks)
     yield from _data(data, adapter)
     protocols = PROTOCOLS[data.format]
     if evaluation.protocol not in protocols:
@@ -68,23 +59,6 @@ def conflicts(
             f"protocol {evaluation.protocol} cannot read the answers of format {data.format}; "
             f"set evaluation.protocol: {' or '.join(protocols)}, or change data.format",
         )
-    if evaluation.beams > 1 and evaluation.protocol != "generate":
-        yield Conflict(
-            ("evaluation.beams", "evaluation.protocol"),
-            f"protocol {evaluation.protocol} generates nothing; set beams: 1, or protocol: generate",
-        )
-    if training.canary_rows and training.strategy == "fsdp":
-        yield Conflict(
-            ("training.canary_rows", "training.strategy"),
-            "the canary asks the whole model, which no process has under fsdp; set it to 0, or strategy: ddp",
-        )
-    if training.canary_rows > data.validation_rows:
-        yield Conflict(
-            ("training.canary_rows", "data.validation_rows"),
-            f"canary_rows are among the validation rows; set at most {data.validation_rows}, or more validation_rows",
-        )
-    if tracking.wandb_mode is not None and tracking.wandb_project is None:
-        yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "wandb_mode needs wandb_project; set both")
 
 
 def _model(model: ModelSection, training: TrainingSection) -> Iterator[Conflict]:
@@ -115,8 +89,6 @@ def _mixer(adapter: AdapterSection) -> Iterator[Conflict]:
             yield Conflict(
                 (f"adapter.mixer.{field}", "adapter.rank"), f"rank = {rank} is not divisible by {field} = {count}"
             )
-    if mixer.kind == "hadamard" and mixer.blocks & (mixer.blocks - 1):
-        yield Conflict(("adapter.mixer.blocks",), "must be a power of two for a Hadamard mixer")
     if mixer.kind == "token-gate" and mixer.top_k is not None and not 2 <= mixer.top_k < mixer.experts:
         # With top_k = 1 the renormalised weight is always 1, and the router gets no gradient.
         yield Conflict(
@@ -175,20 +147,18 @@ def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
             ("adapter.start", "adapter.mixer.init"),
             f"a PiSSA start inverts M, and M from {mixer.init} is badly conditioned; "
             f"set adapter.mixer.init: {' or '.join(WELL_CONDITIONED)}, or start: lora",
-            new_runs_only=True,
         )
 
 
 def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Conflict]:
     if training.epochs is None and training.max_steps is None:
         yield Conflict(("training.epochs", "training.max_steps"), "the run would never end; set epochs or max_steps")
-    if training.lora_plus_ratio != 1 and adapter.trains != "all":
+    if training.canary_rows and training.strategy == "fsdp":
         yield Conflict(
-            ("training.lora_plus_ratio", "adapter.trains"),
-            f"a ratio of the rates of B and A, and with trains: {adapter.trains} A does not learn; set it to 1",
+            ("training.canary_rows", "training.strategy"),
+            "the canary asks the whole model, which no process has under fsdp; set it to 0, or strategy: ddp",
         )
-    budget = training.rank_budget
-    if budget is None:
+    if (budget := training.rank_budget) is None:
         return
     if adapter.mixer.kind != "diagonal":
         yield Conflict(
@@ -199,11 +169,6 @@ def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Co
         yield Conflict(
             ("training.rank_budget.target_rank", "adapter.rank"),
             f"target_rank must be at most adapter.rank = {adapter.rank}",
-        )
-    if budget.warmup_share + budget.final_share >= 1:
-        yield Conflict(
-            ("training.rank_budget.final_share", "training.rank_budget.warmup_share"),
-            "warmup_share and final_share must sum to less than 1",
         )
 
 
@@ -241,5 +206,4 @@ def _data(data: DataSection, adapter: AdapterSection) -> Iterator[Conflict]:
         yield Conflict(
             ("data.source", "adapter.mixer.kind"),
             "a task gate needs each row's task, and commonsense_170k does not name the tasks; set data.source: hub",
-            new_runs_only=True,
         )
