@@ -134,7 +134,7 @@ def test_a_stock_peft_adapter_computes_what_peft_does(
 def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
     theirs = peft.get_peft_model(fresh(world), peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
     theirs.save_pretrained(tmp_path / "source", save_embedding_layers=False)
-    with pytest.raises(UsageError, match="lm_head: not a linear layer"):
+    with pytest.raises(UsageError, match="adapts the output layer"):
         import_adapter(tmp_path / "source", out=tmp_path / "run")
 
 
@@ -144,7 +144,7 @@ def test_all_faults_come_at_once(world: Path, tmp_path: Path) -> None:
     for config in ({**fits, "use_dora": True, "r": "4"}, fits):
         state = official_model(world)[1]
         without("lora_B")(config, state)
-        weight("lora_A", lambda a: a * float("inf"))(config, state)
+        weight("lora_A", lambda a: a[:3])(config, state)
         source = write_source(tmp_path / f"source-{len(config)}", config, state)
         with pytest.raises(UsageError) as refused:
             import_adapter(source, out=tmp_path / "run")

@@ -66,6 +66,12 @@ IMPORTS = {
         "adapter_model.bin: not a file of tensors",
         source(lambda config, state: state.update(trap=importing_kit.Trap(Path("ran")))),  # type: ignore[arg-type]
     ),
+    "weights that are no numbers": Turn(
+        "import source --out m",
+        1,
+        "above the tolerance",
+        source(importing_kit.weight("lora_AB", lambda m: m * float("nan"))),
+    ),
     "a quantised base": Turn(
         "import source --base model", 2, "model: its weights are already quantised", both(source(), a_model(quantised))
     ),

@@ -11,18 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from moslora.adapters import inject
+from moslora.adapters import AdapterLinear, inject
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
-from moslora.convert.peft_adapter import Factors, PeftAdapter, read_adapter
+from moslora.convert.peft_adapter import PeftAdapter, read_adapter
 from moslora.convert.verify import LogProbabilities, log_probabilities
-from moslora.errors import MosloraError, UsageError, capped
+from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256, write_json, write_text, writing
-from moslora.recipe import ModelSection, Recipe
+from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
 from moslora.runs.find import RESULT, RUN
 from moslora.runs.manifest import RECIPE
+
+Layers = Mapping[str, Mapping[str, Tensor]]
+
+OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
+"""The source's weights, in the order in which they are applied, and their names here."""
 
 TOLERANCE = 1e-5
 """Largest accepted :attr:`ImportProof.error`: the two sides differ only in the order of float32 sums."""
@@ -71,7 +76,7 @@ def import_adapter(
         }
     }
     with new_folder(out) as scratch:
-        model = _load_base(adapter, recipe.model)
+        model = _load_base(adapter, recipe)
         tokenizer = load_tokenizer(recipe.model)
         without = log_probabilities(model, tokenizer)
         with _applied(model, adapter.layers, scale=adapter.settings.scale):
@@ -122,42 +127,41 @@ def _recipe(adapter: PeftAdapter, base: str | None, *, name: str, dtype: DType, 
     )
 
 
-def _load_base(adapter: PeftAdapter, section: ModelSection) -> PreTrainedModel:
+def _load_base(adapter: PeftAdapter, recipe: Recipe) -> PreTrainedModel:
     """The base in float32; a base that the adapter does not fit is refused before its weights are loaded."""
     try:
-        if misfits := adapter.misfits(meta_model(section)):
-            raise UsageError(capped(misfits))
-        return load_base(section.model_copy(update={"dtype": "float32"}))
+        shapes = meta_model(recipe.model)
+        inject(shapes, **recipe.adapter_options(), state=_our_state(adapter.layers))
+        if isinstance(shapes.get_output_embeddings(), AdapterLinear):
+            raise ValueError("adapts the output layer, which moslora does not")
+        return load_base(recipe.model.model_copy(update={"dtype": "float32"}))
+    except ValueError as misfits:
+        raise UsageError("\n".join(f"{adapter.weights_path}: {line}" for line in str(misfits).splitlines())) from None
     except MosloraError as error:  # there is no recipe yet in which to change `model.name`
         if (said := str(error)).startswith(key := "model.name = "):
             error.args = (f"{said.removeprefix(key)} (the adapter's base; --base names another)",)
         raise
 
 
-def _our_state(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """The factors under our names."""
-    state: dict[str, Tensor] = {}
-    for name, (a, m, b) in layers.items():
-        state |= {f"{name}.lora_a": a, f"{name}.lora_b": b}
-        if m is not None:
-            state[f"{name}.mixer.weight"] = m
-    return state
+def _our_state(layers: Layers) -> dict[str, Tensor]:
+    """The weights under our names."""
+    return {f"{name}.{OURS[part]}": value for name, parts in layers.items() for part, value in parts.items()}
 
 
 @contextmanager
-def _applied(model: nn.Module, layers: Mapping[str, Factors], *, scale: float) -> Iterator[None]:
+def _applied(model: nn.Module, layers: Layers, *, scale: float) -> Iterator[None]:
     """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to the base's layers."""
 
-    def add(factors: Factors) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def add(parts: Mapping[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = inputs[0]
-            for weight in factors:
-                x = x if weight is None else F.linear(x, weight)
+            for part in OURS:
+                x = F.linear(x, parts[part]) if part in parts else x
             return output + scale * x
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(add(factors)) for name, factors in layers.items()]
+    handles = [model.get_submodule(name).register_forward_hook(add(parts)) for name, parts in layers.items()]
     try:
         yield
     finally:

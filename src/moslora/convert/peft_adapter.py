@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from pydantic_core import from_json
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from moslora.errors import MosloraError, UsageError, capped, first_line, some
 from moslora.runs.adapter_folder import load_tensors
@@ -79,38 +78,14 @@ class Settings(BaseModel):
         return any(f".{name}".endswith(f".{target}") for target in self.target_modules)
 
 
-class Factors(NamedTuple):
-    """One layer's ``a (r, in_features)``, ``b (out_features, r)`` and, with a mixer, ``m (r, r)``, in float32."""
-
-    a: Tensor
-    m: Tensor | None
-    b: Tensor
-
-
 @dataclass(frozen=True)
 class PeftAdapter:
+    """What lies in a folder; ``layers`` has the float32 weights A, AB and B of each layer, as far as they are there."""
+
     config_path: Path
     weights_path: Path
     settings: Settings
-    layers: Mapping[str, Factors]
-
-    def misfits(self, base: PreTrainedModel) -> list[str]:
-        """A line for each mismatch with ``base``, which may be on the meta device."""
-        linear: dict[str, Any] = {name: part for name, part in base.named_modules() if hasattr(part, "in_features")}
-        rank, head = self.settings.r, base.get_output_embeddings()
-        faults = []
-        for name, factors in self.layers.items():
-            layer = linear.get(name)
-            if layer is None or layer is head:
-                faults.append(f"{name}: not a linear layer of the base, or the output layer, which is not adapted")
-                continue
-            mixer = [] if factors.m is None else [(rank, rank)]
-            wanted = [(rank, layer.in_features), *mixer, (layer.out_features, rank)]
-            if (found := [tuple(weight.shape) for weight in factors if weight is not None]) != wanted:
-                faults.append(f"{name}: shapes {found}, but r and the base need {wanted}")
-        bare = [name for name in linear if self.settings.adapts(name) and name not in self.layers]
-        faults += [f"{name}: {CONFIG} adapts it, but it has no weights" for name in bare]
-        return [f"{self.weights_path}: {fault}" for fault in faults]
+    layers: Mapping[str, Mapping[str, Tensor]]
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
@@ -132,7 +107,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
         raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy it here from the training run")
     settings = _read_settings(config)
     tensors = load_tensors(weights) if weights.suffix == ".safetensors" else _load_pickle(weights)
-    return PeftAdapter(config, weights, settings, _factors(weights, tensors, settings))
+    return PeftAdapter(config, weights, settings, _layers(weights, tensors, settings))
 
 
 def _read_settings(path: Path) -> Settings:
@@ -170,26 +145,17 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _factors(path: Path, tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, Factors]:
-    """The weights by layer; one that cannot be placed is refused."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    faults = []
+def _layers(path: Path, tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, dict[str, Tensor]]:
+    """The weights by layer and part; one that cannot be placed is refused."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    faults = [] if tensors else ["contains no LoRA weights; import a checkpoint of the Trainer"]
     for key, value in tensors.items():
-        if not (match := _KEY.fullmatch(key)):
+        if match := _KEY.fullmatch(key):
+            layers.setdefault(match["layer"], {})[match["part"]] = value.float()
+        else:
             faults.append(f"{key}: unexpected; not a LoRA weight that moslora knows")
-            continue
-        if not value.isfinite().all():
-            faults.append(f"{key}: holds NaN or infinities")
-        parts.setdefault(match["layer"], {})[match["part"]] = value.float()
-    if not tensors:
-        faults.append("contains no LoRA weights; import a checkpoint of the Trainer")
-    for part in ("A", "AB", "B") if settings.lora_use_mixer else ("A", "B"):
-        if lacking := [name for name, found in parts.items() if part not in found]:
-            faults.append(f"lora_{part} is missing on {some(lacking)}")
-    if not settings.lora_use_mixer and (mixed := [name for name, found in parts.items() if "AB" in found]):
-        faults.append(f"lora_AB on {some(mixed)}, but {CONFIG} has no lora_use_mixer = true")
-    if surplus := [name for name in parts if not settings.adapts(name)]:
+    if surplus := [name for name in layers if not settings.adapts(name)]:
         faults.append(f"weights on {some(surplus)}, which target_modules in {CONFIG} does not list")
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in faults]))
-    return {name: Factors(found["A"], found.get("AB"), found["B"]) for name, found in parts.items()}
+    return layers
