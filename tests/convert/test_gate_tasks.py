@@ -14,6 +14,7 @@ from moslora.base.load import load_base
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
+from moslora.data.prepared import TrainingData
 from moslora.data.steps import StepPlan
 from moslora.data.table import RowTable
 from moslora.errors import UsageError
@@ -23,7 +24,6 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import INSTRUCTION
 from moslora.training import train_recipe
-from moslora.training.rows import TrainingData
 
 GATE = ("adapter.mixer.kind=task-gate", "training.epochs=1")
 ASKED = {"question": "what did the old fox sing about", "options": ["rain", "two stone birds"]}
@@ -119,9 +119,7 @@ def test_eval_scores_every_task_and_says_which_were_not_trained(
         assert not [line for line in capsys.readouterr().out.splitlines() if "gate" in line]
 
 
-def test_rows_of_no_set_are_told_while_training_and_serve_no_task(
-    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_of_no_set_serve_no_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     """A mixed file whose rows of obqa do not name it: they could be of any of four sets."""
     source = tmp_path / "mixed.json"
     rows = json.loads((Path(recipe().data.source) / "openbookqa" / "train.json").read_text())
@@ -129,11 +127,8 @@ def test_rows_of_no_set_are_told_while_training_and_serve_no_task(
     run = tmp_path / "run"
     overrides = (f"data.source={source}", "data.tasks=obqa", "data.validation_rows=4")
     train_recipe(recipe(*GATE, *overrides), out=run)
-    assert "note: 26 rows name no task" in capsys.readouterr().out
     with pytest.raises(UsageError, match="never trained on obqa"):
         merge(run / "adapter", out=tmp_path / "merged", task="obqa")
-    train_recipe(recipe(*overrides, "training.epochs=1"), out=tmp_path / "dense")
-    assert "name no task" not in capsys.readouterr().out
 
 
 def test_the_command_says_it_in_one_line(

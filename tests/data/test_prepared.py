@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from moslora.base.load import load_tokenizer
 from moslora.data import prepared
 from moslora.data.encode import Encoded, Encoder, encode_examples
-from moslora.data.prepared import Prepared, prepare_rows
+from moslora.data.prepared import TrainingData, prepare_rows
 from moslora.data.select import select
 from moslora.data.sources import data_hash
 from moslora.data.steps import collate, label_count
@@ -21,7 +21,6 @@ from moslora.data.table import RowTable
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
-from moslora.training.rows import training_data
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -33,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home" / "rows"
 
 
-def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) -> Prepared:
+def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) -> TrainingData:
     encoder = Encoder(tokenizer or load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     return prepare_rows(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
 
@@ -63,17 +62,17 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
     written, read = prepare(own), prepare(own)
     assert len(made) == 1
     for found in (written, read):
-        assert list(found.training) == fresh and list(found.validation) == validation
-        assert found.training[-1] == fresh[-1] and found.validation[1::2] == validation[1::2]
-        one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.training, fresh))
+        assert list(found.rows) == fresh and list(found.validation) == validation
+        assert found.rows[-1] == fresh[-1] and found.validation[1::2] == validation[1::2]
+        one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.rows, fresh))
         assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
         assert one.tasks.equal(other.tasks) and one.predicted_from.equal(other.predicted_from)
         assert found.sha256 == data_hash(selection.training) and found.leaks == selection.leaks
-        assert found.training.token_count() == sum(len(row.input_ids) for row in fresh)
-        assert found.training.label_count() == label_count(fresh)
-        assert found.training.truncated_count() == sum(row.truncated for row in fresh)
-    assert (change == "data.max_length=40") <= (read.training.truncated_count() > 0)
-    said = [training_data(found, own.data, mixer="task-gate").remarks() for found in (written, read)]
+        assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)
+        assert found.rows.label_count() == label_count(fresh)
+        assert found.rows.truncated_count() == sum(row.truncated for row in fresh)
+    assert (change == "data.max_length=40") <= (read.rows.truncated_count() > 0)
+    said = [found.remarks() for found in (written, read)]
     assert said[0] == said[1]
 
 
@@ -108,7 +107,7 @@ def test_whatever_the_rows_depend_on_makes_others(
     rows = json.loads((world / "data" / "boolq" / "train.json").read_text(encoding="utf-8"))
     for count in (20, 30, 20):
         file.write_text("\n".join(map(json.dumps, rows[:count])), encoding="utf-8")
-        assert len(prepare(recipe(f"data.source={file}", "data.tasks=[boolq]")).training) == count - 6
+        assert len(prepare(recipe(f"data.source={file}", "data.tasks=[boolq]")).rows) == count - 6
     assert len(made) == n + 6 and len(list(cache.iterdir())) <= prepared._KEPT
 
 
@@ -117,11 +116,11 @@ def test_whatever_the_rows_depend_on_makes_others(
 def test_damaged_rows_are_made_again(
     recipe: MakeRecipe, cache: Path, made: list[None], name: str, damage: Callable[[bytes], bytes]
 ) -> None:
-    before = list(prepare(recipe()).training)
+    before = list(prepare(recipe()).rows)
     (file,) = cache.glob(f"*/{name}")
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    assert list(prepare(recipe()).training) == before and len(made) == 2
+    assert list(prepare(recipe()).rows) == before and len(made) == 2
     assert file.read_bytes() == whole and prepare(recipe()) and len(made) == 2  # and are read the next time
 
 
@@ -144,7 +143,7 @@ def test_without_a_cache_training_goes_on(
     """A folder that cannot be written, and a disk that fills up."""
     cache.parent.mkdir()
     cache.write_text("a file in the folder's place")
-    rows = list(prepare(recipe()).training)
+    rows = list(prepare(recipe()).rows)
     assert len(rows) == 84 and capsys.readouterr().out.count("not kept") == 1
     cache.unlink()
 
@@ -152,7 +151,7 @@ def test_without_a_cache_training_goes_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    assert list(prepare(recipe()).training) == rows and capsys.readouterr().out.count("not kept") == 1
+    assert list(prepare(recipe()).rows) == rows and capsys.readouterr().out.count("not kept") == 1
     assert [path.name for path in cache.glob("*/*")] == [".lock"]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import moslora
 from moslora.console import note
 from moslora.data.encode import Encoder, encode_examples
 from moslora.data.select import select
-from moslora.data.sources import data_hash, identity
+from moslora.data.sources import data_hash, differences, identity
+from moslora.data.steps import StepPlan
 from moslora.data.table import SCHEMA, RowTable
 from moslora.download.wheels import home
 from moslora.errors import first_line
@@ -30,35 +32,53 @@ from moslora.tasks import Questions, Task
 _KEPT = 16
 """Sets of rows in the cache; the oldest makes way."""
 
+JOINS = (
+    "this tokenizer merges the end of a prompt with the answer, so prompt and answer have different tokens together and"
+    " apart; training and scoring encode them apart"
+)
+
 _ROWS, _HASH = "rows.arrow", "rows.sha256"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The rows of a run, and what is known of them.
+class TrainingData:
+    """The encoded rows of a run, and what is known of them.
 
     Attributes:
-        training: trained on.
+        rows: trained on.
         validation: set aside.
         sha256: of the training rows' examples.
-        joins: whether the tokenizer joins the end of a prompt to the answer.
+        notes: what a user should know of them.
         leaks: as in `moslora.data.select.Selection`.
-        incomparable: likewise.
-        repeats: likewise.
     """
 
-    training: RowTable
+    rows: RowTable
     validation: RowTable
     sha256: str
-    joins: bool
+    notes: list[str]
     leaks: dict[str, int] | None
-    incomparable: int
-    repeats: int
+
+    def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
+        """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
+        drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
+        tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
+        return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
+
+    def remarks(self) -> list[str]:
+        rows, truncated = self.rows, self.rows.truncated_count()
+        lines = [
+            f"{len(rows):,} training rows of {rows.token_count() / len(rows):.1f} tokens on average, of which"
+            f" {rows.label_count() / len(rows):.1f} labelled; {len(self.validation)} validation rows"
+        ]
+        if truncated:
+            share = truncated / len(rows)
+            lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
+        return lines + [f"note: {note}" for note in self.notes]
 
 
 def prepare_rows(
     data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
-) -> Prepared:
+) -> TrainingData:
     """The rows of ``tasks`` that ``data`` describes (see `moslora.data.select`), from the cache if they are there.
 
     Where the cache cannot be written, they are made for this process alone.
@@ -81,7 +101,7 @@ def prepare_rows(
 
 def find_rows(
     data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
-) -> Prepared | None:
+) -> TrainingData | None:
     """What `prepare_rows` returns, if it is in the cache."""
     return _read(_folder(data, tasks, questions, encoder, seed=seed))
 
@@ -90,16 +110,19 @@ def _folder(data: DataSection, tasks: Sequence[Task], questions: Questions, enco
     return home() / "rows" / _key(data, tasks, questions, encoder, seed=seed)
 
 
-def _make(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Prepared:
+def _make(
+    data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
+) -> TrainingData:
     format = make_format(data.format, encoder.tokenizer)
     selection = select(data, tasks, questions, seed=seed)
     training, validation = (
         RowTable.of(encode_examples(examples, format, encoder, loss_on=data.loss_on))
         for examples in (selection.training, selection.validation)
     )
-    joins = not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20])
-    digest = data_hash(selection.training)
-    return Prepared(training, validation, digest, joins, selection.leaks, selection.incomparable, selection.repeats)
+    notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes]
+    if not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20]):
+        notes.append(JOINS)
+    return TrainingData(training, validation, data_hash(selection.training), notes, selection.leaks)
 
 
 def _key(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> str:
@@ -116,24 +139,24 @@ def _key(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _read(folder: Path) -> Prepared | None:
+def _read(folder: Path) -> TrainingData | None:
     """What lies in ``folder``; ``None`` if there is nothing, or it is damaged."""
     try:
         if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
             return None
         file = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS)))
         facts = json.loads(file.schema.metadata[b"facts"])
-        return Prepared(RowTable(file.get_batch(0)), RowTable(file.get_batch(1)), **facts)
+        return TrainingData(RowTable(file.get_batch(0)), RowTable(file.get_batch(1)), **facts)
     except (OSError, UnicodeDecodeError):
         return None
 
 
-def _write(made: Prepared, folder: Path) -> None:
+def _write(made: TrainingData, folder: Path) -> None:
     facts = {key: value for key, value in vars(made).items() if not isinstance(value, RowTable)}
     scratch = folder / f".{_ROWS}.writing"
     try:
         with pa.ipc.new_file(str(scratch), SCHEMA.with_metadata({"facts": json.dumps(facts)})) as file:
-            file.write_batch(made.training.batch)
+            file.write_batch(made.rows.batch)
             file.write_batch(made.validation.batch)
         os.replace(scratch, folder / _ROWS)  # not in place: another process may have the old file open
     finally:

@@ -20,15 +20,13 @@ class Selection:
         training: trained on.
         validation: set aside from the training rows.
         leaks: task -> rows left out of ``training`` because they are test rows; ``None`` without ``data.drop_leaks``.
-        incomparable: instructions in ``training`` that follow no template and cannot be compared.
-        repeats: rows left out of ``training`` because they repeat a validation row.
+        notes: what else was left out, and what could not be compared.
     """
 
     training: list[Example]
     validation: list[Example]
-    leaks: dict[str, int] | None = None
-    incomparable: int = 0
-    repeats: int = 0
+    leaks: dict[str, int] | None
+    notes: list[str]
 
 
 def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, seed: int) -> Selection:
@@ -40,8 +38,9 @@ def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, se
     chosen = cap(examples, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)
+    notes = [f"{repeats:,} rows repeat a validation row and are left out"] if repeats else []
     if not data.drop_leaks:
-        return Selection(training, validation, repeats=repeats)
+        return Selection(training, validation, None, notes)
     source, sets = questions.source, [task for task in questions.tasks if not task.own]
     if sets and source == data.source and (path := local_path(source)) and path.is_file():
         raise UsageError(f"data.drop_leaks: {source} is one file and has no test rows; set evaluation.source")
@@ -50,13 +49,12 @@ def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, se
     kept = [example for example in training if example.id not in ids]
     if not kept:
         raise UsageError(f"data.drop_leaks: every training row is also a test row of {source}; set another source")
-    return Selection(
-        kept,
-        validation,
-        leaks=dict(Counter(example.task for example in training if example.id in ids)),
-        incomparable=sum(read_back(example).task == INSTRUCTION for example in kept),
-        repeats=repeats,
-    )
+    leaks = dict(Counter(example.task for example in training if example.id in ids))
+    each = ", ".join(f"{task} {count:,}" for task, count in leaks.items())
+    notes.append(f"data.drop_leaks: rows left out because they are test rows: {each or 'none'}")
+    if free := sum(read_back(example).task == INSTRUCTION for example in kept):
+        notes.append(f"data.drop_leaks: {free:,} instructions of no known template were not compared")
+    return Selection(kept, validation, leaks, notes)
 
 
 def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:

@@ -11,7 +11,7 @@ from moslora.base.load import load_tokenizer
 from moslora.base.resolve import at_hand
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoder
-from moslora.data.prepared import find_rows, prepare_rows
+from moslora.data.prepared import TrainingData, find_rows, prepare_rows
 from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import is_local, row_counts
 from moslora.data.steps import StepPlan
@@ -20,7 +20,6 @@ from moslora.tasks import Task
 from moslora.training.budget import rank_budget
 from moslora.training.optimizer import mixer_learns
 from moslora.training.prepare import adapt, step_plan
-from moslora.training.rows import TrainingData, training_data
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75, "chat": 140}
 """Mean tokens of a row over the eight sets with LLaMA-3's tokenizer, for an estimate."""
@@ -76,8 +75,7 @@ def _at_hand(recipe: Recipe) -> TrainingData | None:
     sources += [recipe.questions] if recipe.data.drop_leaks else []
     local = all(is_local(tasks, source=source) for tasks, source in sources)
     look = prepare_rows if local else find_rows
-    found = look(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
-    return training_data(found, recipe.data, mixer=recipe.adapter.mixer.kind) if found else None
+    return look(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:

@@ -14,7 +14,7 @@ from moslora.base.load import fitting, load_base, load_tokenizer
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.data.encode import Encoder
-from moslora.data.prepared import prepare_rows
+from moslora.data.prepared import TrainingData, prepare_rows
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, TrainingSection
@@ -23,7 +23,6 @@ from moslora.training.budget import rank_budget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor
-from moslora.training.rows import TrainingData, training_data
 from moslora.training.strategy import distribute, shards
 
 
@@ -45,8 +44,7 @@ class Inputs:
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    prepared = prepare_rows(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
-    data = training_data(prepared, recipe.data, mixer=recipe.adapter.mixer.kind)
+    data = prepare_rows(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
     plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
     return Inputs(data, plan, base=fingerprint(recipe.model.name, revision=recipe.model.revision))
 

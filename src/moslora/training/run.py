@@ -23,6 +23,7 @@ from moslora.adapters import has_learned
 from moslora.base.resolve import fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.encode import Encoded
+from moslora.data.prepared import TrainingData
 from moslora.data.steps import collate, label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
@@ -39,7 +40,6 @@ from moslora.training.folder import binding, bound_to_length, refuse_other_run, 
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
-from moslora.training.rows import TrainingData
 from moslora.training.run_card import git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.strategy import facts as strategy_facts
