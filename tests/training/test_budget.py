@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from moslora.adapters import adapter_penalty, inject, named_adapters
 from moslora.errors import UsageError
-from moslora.recipe import Recipe
+from moslora.recipe import RankBudgetSection, Recipe
 from moslora.training.budget import RankBudget, budget_at
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
 
@@ -47,9 +47,12 @@ def survivors(model: nn.Module) -> int:
     return int(entries(model).count_nonzero())
 
 
-def budget_of(model: nn.Module, **changes: object) -> RankBudget:
-    options = {"target_rank": TARGET, "warmup": 3, "final": 5, "interval": 2, "betas": BETAS, "total": 25}
-    return RankBudget(model, **(options | changes))  # type: ignore[arg-type]
+def budget_of(
+    model: nn.Module, *, warmup: int = 3, final: int = 5, total: int = 25, target_rank: int = TARGET, interval: int = 2
+) -> RankBudget:
+    shares = {"warmup_share": warmup / total, "final_share": final / total}
+    section = RankBudgetSection(target_rank=target_rank, interval=interval, betas=BETAS, **shares)
+    return RankBudget(model, section, total=total)
 
 
 # The schedule
@@ -269,8 +272,8 @@ def test_the_penalty_alone_makes_factors_orthonormal() -> None:
     ("changes", "message"),
     [
         ({"warmup": 20}, "warm-up .*20 .*5 .*25"),
-        ({"final": 25, "warmup": 0}, "warm-up .*0 .*25 .*25"),
-        ({"final": 0}, "warm-up .*3 .*0 .*25"),
+        ({"final": 24, "warmup": 1}, "warm-up .*1 .*24 .*25"),
+        ({"final": 0, "total": 1, "warmup": 0}, "warm-up .*0 .*1 .*1"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:

@@ -39,37 +39,24 @@ class RankBudget:
 
     Args:
         model: all its adapters have a :class:`moslora.adapters.DiagonalMixer`.
-        target_rank: entries per layer kept in the end, on average over the layers.
-        warmup: updates before the first entry is dropped.
-        final: updates at the end, at least one, in which the choice is fixed.
-        interval: updates between two choices.
-        betas: β₁ and β₂.
-        total: updates of the whole run.
+        section: the schedule; its shares are those of ``total`` updates, and the last phase has at least one.
 
     Raises:
         UsageError: the phases are longer than the run.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        target_rank: int,
-        warmup: int,
-        final: int,
-        interval: int,
-        betas: tuple[float, float],
-        total: int,
-    ) -> None:
+    def __init__(self, model: nn.Module, section: RankBudgetSection, *, total: int) -> None:
         self.layers = list(named_adapters(model))
-        if final < 1 or warmup + final >= total:
+        warmup, final = round(section.warmup_share * total), max(1, round(section.final_share * total))
+        if warmup + final >= total:
             raise UsageError(
                 f"training.rank_budget: warm-up ({warmup} steps) and final phase ({final} steps, at least 1) must be"
                 f" shorter than the run ({total} steps); lengthen the run or shorten them"
             )
         self.first = sum(layer.mixer.rank_in for _, layer in self.layers)
-        self.target = target_rank * len(self.layers)
-        self.warmup, self.final, self.interval, self.betas, self.total = warmup, final, interval, betas, total
+        self.target = section.target_rank * len(self.layers)
+        self.warmup, self.final, self.total = warmup, final, total
+        self.interval, self.betas = section.interval, section.betas
         self._means = {name: torch.zeros_like(p) for name, p in self._parameters()}
         self._spreads = {name: torch.zeros_like(p) for name, p in self._parameters()}
 
@@ -139,21 +126,6 @@ class RankBudget:
         for part, values in (("mean", self._means), ("spread", self._spreads)):
             for name, value in values.items():
                 value.copy_(state[f"{name}:{part}"])
-
-
-def rank_budget(model: nn.Module, section: RankBudgetSection | None, *, total: int) -> RankBudget | None:
-    """The budget that ``section`` describes, over ``total`` steps; ``None`` without a section."""
-    if section is None:
-        return None
-    return RankBudget(
-        model,
-        target_rank=section.target_rank,
-        warmup=round(section.warmup_share * total),
-        final=max(1, round(section.final_share * total)),
-        interval=section.interval,
-        betas=section.betas,
-        total=total,
-    )
 
 
 def _diagonal(layer: AdapterLinear) -> Tensor:

@@ -17,7 +17,7 @@ from moslora.data.sources import is_local, row_counts
 from moslora.data.steps import StepPlan
 from moslora.recipe import AdapterSection, DataSection, ModelSection, Recipe, TrainingSection
 from moslora.tasks import Task
-from moslora.training.budget import rank_budget
+from moslora.training.budget import RankBudget
 from moslora.training.optimizer import mixer_learns
 from moslora.training.prepare import adapt, step_plan
 
@@ -56,7 +56,8 @@ def dry_run(recipe: Recipe) -> Outline:
     data = _at_hand(recipe)
     rows = len(data.rows) if data else _row_count(recipe.data, recipe.training_tasks)
     plan = step_plan(training, rows=rows, seed=recipe.seed)
-    rank_budget(model, training.rank_budget, total=len(plan))
+    if training.rank_budget:
+        RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
     mean = data.rows.token_count() / rows if data else min(TOKENS_PER_ROW[recipe.data.format], recipe.data.max_length)
     tokens = round(len(plan) * training.global_batch_size * mean)
     lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)

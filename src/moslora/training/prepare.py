@@ -19,7 +19,7 @@ from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.adapter_folder import AdapterFolder, check_base
-from moslora.training.budget import rank_budget
+from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor
@@ -66,6 +66,7 @@ def prepare(
     adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
     with fitting(recipe.model, another=sharding):
         objective = distribute(LabelLoss(model), accelerator, recipe.training.strategy)
+    budget = recipe.training.rank_budget
     parts = Parts(
         accelerator=accelerator,
         model=model,
@@ -76,7 +77,7 @@ def prepare(
         rows=data.rows,
         plan=plan,
         micro_batch_tokens=recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type],
-        budget=rank_budget(model, recipe.training.rank_budget, total=len(plan)),
+        budget=RankBudget(model, budget, total=len(plan)) if budget else None,
     )
     return parts, data
 
