@@ -1,7 +1,7 @@
 """Counts against hand-made rows, against counts of another program on the real sets, and the tokenizer itself."""
 
 import json
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +11,7 @@ import pytest
 from cli_kit import run
 from data_kit import COUNTED, rows, sample, smollm2
 from moslora.data import hub
-from moslora.data.audit import Overlap, audit, count_lengths, count_overlaps, read
-from moslora.data.audit_text import audit_report
+from moslora.data.audit import Overlap, audit_report, count_lengths, count_overlaps, read
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.local import example_from_row
 from moslora.data.overlap import content, leaked, normal, read_back
@@ -185,8 +184,9 @@ def test_a_folder_of_the_wheels_rows_gives_the_wheels_counts(tmp_path: Path) -> 
     assert ours == count_overlaps({task: some(task)[0] for task in tasks}, {task: some(task)[1] for task in tasks})
     assert (ours["obqa"].leaks, ours["arc_challenge"].elsewhere, ours["siqa"].conflicts > 0) == (14, 2, True)
     encoder, format = Encoder(smollm2(), max_length=None), FORMATS["label"]
-    found = audit([TASKS["obqa"]], source=str(folder), format=format, encoder=encoder, max_length=100)
-    assert found["obqa"].train_lengths == count_lengths(rows("obqa", "train"), format, encoder, max_length=100)
+    found = audit_report([TASKS["obqa"]], source=str(folder), tokenizer=smollm2(), format="label", max_length=100)
+    lengths = count_lengths(rows("obqa", "train"), format, encoder, max_length=100)
+    assert lengths and found.counts["tasks"]["obqa"]["train_lengths"] == asdict(lengths)
 
 
 def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def audit(
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
     from moslora.base.load import load_tokenizer
-    from moslora.data.audit_text import audit_report
+    from moslora.data.audit import audit_report
     from moslora.files import write_json
     from moslora.recipe import ModelSection, resolve_tasks
 

@@ -1,21 +1,26 @@
-"""Counts of a source's rows: their lengths, repeats, and how much of the test is in the training set.
+"""Counts of a source's rows: their lengths, repeats, and how much of the test is in the training set; and their table.
 
-`moslora.data.overlap` defines when two rows are the same; `audit_text` prints the counts.
+`moslora.data.overlap` defines when two rows are the same.
 """
 
+import dataclasses
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from moslora.choices import Split
+from moslora.choices import FormatName, Split
 from moslora.data import local
 from moslora.data.encode import Encoder
 from moslora.data.overlap import content
-from moslora.data.sources import MIXTURE, load_examples, load_training, local_path
+from moslora.data.sources import MIXTURE, differences, load_examples, load_training, local_path
 from moslora.errors import UsageError
-from moslora.prompts import Format
+from moslora.prompts import Format, make_format
 from moslora.tasks import INSTRUCTION, Example, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Rows = Mapping[str, Sequence[Example]]
 """Task -> its rows."""
@@ -63,24 +68,60 @@ class TaskAudit:
     overlap: Overlap
 
 
-def audit(
-    tasks: Sequence[Task], *, source: str, format: Format, encoder: Encoder, max_length: int
-) -> dict[str, TaskAudit]:
-    """Counts the rows of ``source`` by task; tasks without rows are left out.
+HEADER = [
+    "\n\ntask",
+    "rows\n\ntrain",
+    "\n\ntest",
+    "tokens of train\n\nmin med p95 max",
+    "tokens of test\n\nmin med p95 max",
+    "cut %\ntrain/\ntest",
+    "repeated\nin train\nq/+c/other",
+    "in\ntest\nq",
+    "test in\ntrain\nq/+c/leak",
+    "else-\nwhere\nq/leak",
+    "major-\nity\n%",
+]
+LEGEND = (
+    "q: the same question. +c: with the same choices, in any order. leak: and the same answer. other: another answer.",
+    "elsewhere: in another task's training rows. majority: always choosing the most frequent position of the test.",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is printed, a table and the lines below it, and the same counts as JSON values."""
+
+    table: list[list[str]]
+    lines: list[str]
+    counts: dict[str, Any]
+
+
+def audit_report(
+    tasks: Sequence[Task], *, source: str, tokenizer: "PreTrainedTokenizerBase", format: FormatName, max_length: int
+) -> Report:
+    """Counts the rows of ``source`` by task for one tokenizer and format; tasks without rows are left out.
 
     Bare instructions of a file are a task of their own, the last. A file has no test rows; `MIXTURE` is tested on the
-    hub's. Lengths are compared with ``max_length`` in tokens; ``encoder`` has no limit of its own.
+    hub's. Lengths are compared with ``max_length`` in tokens.
     """
+    encoder, rendered = Encoder(tokenizer, max_length=None), make_format(format, tokenizer)
     training, test = read(tasks, source=source)
     audits = {}
     for task, overlap in count_overlaps(training, test).items():
-        lengths = [count_lengths(rows[task], format, encoder, max_length=max_length) for rows in (training, test)]
+        lengths = [count_lengths(rows[task], rendered, encoder, max_length=max_length) for rows in (training, test)]
         audits[task] = TaskAudit(len(training[task]), len(test[task]), lengths[0], lengths[1], overlap)
-    return audits
+    notes = [*differences(source, [task.name for task in tasks]), *_notes(audits, max_length=max_length)]
+    counts = {task: dataclasses.asdict(found) for task, found in audits.items()}
+    settings = {"source": source, "tokenizer": tokenizer.name_or_path, "format": format, "max_length": max_length}
+    return Report(
+        table=[HEADER, *([task, *_cells(found)] for task, found in audits.items())],
+        lines=["", *LEGEND, *(f"note: {note}" for note in notes)],
+        counts={**settings, "tasks": counts, "notes": notes},
+    )
 
 
 def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
-    """Training and test rows by task, the same tasks in both; see `audit`."""
+    """Training and test rows by task, the same tasks in both; see `audit_report`."""
     one_file = bool((path := local_path(source)) and path.is_file())
     names = (*(task.name for task in tasks), INSTRUCTION)
     if one_file or source == MIXTURE:
@@ -148,3 +189,68 @@ def count_lengths(rows: Sequence[Example], format: Format, encoder: Encoder, *, 
         end_gone=sum(text.answer_start >= max_length for text in texts),
         no_room=sum(len(text.ids) - text.answer_start + bos > max_length for text in texts),
     )
+
+
+def _cells(counted: TaskAudit) -> list[str]:
+    train, test, found = counted.train, counted.test, counted.overlap
+    return [
+        _counts(train, of=train),
+        _counts(test, of=test),
+        _tokens(counted.train_lengths),
+        _tokens(counted.test_lengths),
+        f"{_cut(counted.train_lengths, train)}/{_cut(counted.test_lengths, test)}",
+        _counts(found.train_questions, found.train_choices, found.conflicts, of=train),
+        _counts(found.test_questions, of=test),
+        _counts(found.in_train, found.in_train_choices, found.leaks, of=train and test),
+        _counts(found.elsewhere, found.elsewhere_leaks, of=test),
+        f"{100 * found.majority / test:.1f}" if test else "–",
+    ]
+
+
+def _counts(*counts: int, of: int) -> str:
+    return "/".join(f"{count:,}" for count in counts) if of else "–"
+
+
+def _tokens(lengths: Lengths | None) -> str:
+    return f"{lengths.shortest} {lengths.median} {lengths.p95} {lengths.longest:>3}" if lengths else "–"
+
+
+def _cut(lengths: Lengths | None, rows: int) -> str:
+    return f"{100 * lengths.over / rows:.1f}" if lengths else "–"
+
+
+def _notes(audits: Mapping[str, TaskAudit], *, max_length: int) -> list[str]:
+    lines = []
+    for split in ("train", "test"):
+        missing = [task for task, counted in audits.items() if not getattr(counted, split)]
+        if len(missing) == len(audits):
+            lines.append(f"no {split} rows here, so overlaps between train and test are not counted")
+        elif missing:
+            lines.append(f"no {split} rows of {', '.join(missing)}")
+    for task, counted in audits.items():
+        found = counted.overlap
+        for split, lengths in (("training", counted.train_lengths), ("test", counted.test_lengths)):
+            if lengths and lengths.over:
+                lines.append(f"{task}, {split}: {_too_long(lengths, max_length)}")
+        if found.conflicts:
+            lines.append(f"{task}: {found.conflicts:,} training questions have more than one answer")
+        if leaks := found.leaks + found.elsewhere_leaks:
+            lines.append(
+                f"{task}: {leaks:,} test questions ({leaks / counted.test:.2%}) are training rows with the same choices"
+                " and answer; data.drop_leaks=true leaves those rows out of training"
+            )
+        if found.free:
+            lines.append(
+                f"{task}: {found.free:,} rows follow no template, so their options are unknown; their whole texts are"
+                " compared"
+            )
+    return lines
+
+
+def _too_long(lengths: Lengths, max_length: int) -> str:
+    if lengths.no_room:
+        return f"{lengths.no_room:,} answers alone are over {max_length} tokens, which training refuses"
+    line = f"{lengths.over:,} rows over {max_length} tokens lose the start of their question, never the answer"
+    if lengths.end_cut:
+        line += f" (a cut at the end would cut {lengths.end_cut:,} answers, {lengths.end_gone:,} of them entirely)"
+    return line

@@ -21,7 +21,7 @@ from moslora.training.folder import FREE, changed_keys
 COUNTED = ("adapters", "base", "data", "evaluation", "prompts", "tasks*", "training")
 """The code that makes the numbers, in the package's folder."""
 
-ASIDE = {"ask.py", "audit.py", "audit_text.py", "dry_run.py", "folder.py", "harness.py", "interrupt.py", "launch.py"}
+ASIDE = {"ask.py", "audit.py", "dry_run.py", "folder.py", "harness.py", "interrupt.py", "launch.py"}
 ASIDE |= {"run_card.py", "show.py", "tracking.py"}
 """Modules among it that only check, start or print. A new module counts until it is named here."""
 
