@@ -12,7 +12,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import Settings
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
-from moslora.study.mixed import refuse_mixed
+from moslora.study.compare import refuse_mixed
 from moslora.study.outcomes import Outcomes, write_outcomes
 from moslora.study.pairs import Arm, load_arms, pair, values
 from study_kit import SETTINGS, SIZES, base, drawn

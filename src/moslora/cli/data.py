@@ -80,8 +80,7 @@ def audit(
         max_length=max_length,
     )
     print_table(report.table)
-    for line in report.lines:
-        print(line)
+    print(*report.lines, sep="\n")
     if json is not None:
         write_json(json, report.counts)
         print(f"written to {json}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from moslora.cli import compare, data, models, recipes, studies
+from moslora.cli import data, models, recipes, studies
 from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, stopped
 from moslora.processes.launch import adopt_slurm, launched
@@ -58,7 +58,6 @@ def options(
 
 app.add_typer(models.app)
 app.add_typer(studies.app)
-app.add_typer(compare.app)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 

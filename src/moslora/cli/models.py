@@ -135,8 +135,7 @@ def evaluate(
     if is_main_process():
         print(results.heading)
         print_table(results.table())
-        for line in (*results.remarks(), f"written to {folder}"):
-            print(line)
+        print(*results.remarks(), f"written to {folder}", sep="\n")
 
 
 @app.command()
@@ -249,8 +248,7 @@ def quickstart(out: Out = None) -> None:
 
     table, lines = run_quickstart(out=out or RUNS / "quickstart")
     print_table(table)
-    for line in lines:
-        print(line)
+    print(*lines, sep="\n")
 
 
 def _share(processes: int | None, *, then: str) -> None:
@@ -262,12 +260,10 @@ def _share(processes: int | None, *, then: str) -> None:
 
 
 def _print_plan(plan: "Plan") -> None:
-    for line in plan.heading:
-        print(line)
+    print(*plan.heading, sep="\n")
     if plan.table:
         print_table(plan.table)
-    for line in plan.remarks:
-        print(line)
+    print(*plan.remarks, sep="\n")
 
 
 def _limit(text: str | None) -> int | Literal["all"] | None:
