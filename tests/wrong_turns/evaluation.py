@@ -4,21 +4,11 @@ import huggingface_hub
 import torch
 
 from moslora.evaluation.target import evaluate_target, open_target
-from wrong_turns.scene import Turn, a_run, both, file, hub_says, limited, locked, raising
+from wrong_turns.scene import Turn, a_run, both, file, hub_says, limited, raising
 
 ASKED = "ask {run} --question why --option a --option b"
 
 EVALUATION = {
-    "binary predictions": Turn(
-        "eval runs/one --limit 2",
-        1,
-        "predictions.jsonl:1: not a prediction",
-        lambda scene: [
-            scene.copy(scene.run, "runs/one"),
-            evaluate_target(open_target("runs/one"), limit=2),
-            scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", b"\xff\x00\n"),
-        ],
-    ),
     "predictions that are none": Turn(
         "eval runs/one --limit 2",
         1,
@@ -42,17 +32,12 @@ EVALUATION = {
         raising("moslora.evaluation.run._scored", torch.OutOfMemoryError),
         leaves=True,
     ),
-    "unknown format": Turn("eval {run} --format lable", 2, "'--format'"),
-    **{
-        f"{option} {value}, before a download": Turn(
-            f"eval some/model {option} {value}", 2, says, hub_says("LocalEntryNotFoundError")
-        )
-        for option, value, says in (
-            ("--tasks", "boolk", "did you mean boolq?"),
-            ("--protocol", "rnk", "'--protocol'"),
-            ("--format", "lable", "'--format'"),
-        )
-    },
+    "no runs yet": Turn("eval", 2, "no finished run"),
+    "results into a run": Turn("eval {run} --out {run}", 2, "not empty"),
+    "protocol and format": Turn("eval {run} --protocol cloze --format label", 2, "--protocol rank or generate"),
+    "an unknown task, before a download": Turn(
+        "eval some/model --tasks boolk", 2, "did you mean boolq?", hub_says("LocalEntryNotFoundError")
+    ),
     "no such source, before the weights": Turn(
         "eval some/model --source ./none",
         2,
@@ -67,15 +52,12 @@ EVALUATION = {
     ),
     "tasks that are none": Turn("eval {run} --tasks ", 2, "task"),
     "source that is none": Turn("eval {run} --source ", 2, "source '': "),
-    **{
-        f"no room for the model, {name}": Turn(
-            command,
-            1,
-            "does not fit into the GPU's memory; use a recipe with model.quantization=nf4 (4 bits), ",
-            raising("moslora.evaluation.target.load_adapted", torch.OutOfMemoryError),
-        )
-        for name, command in (("evaluated", "eval {run} --limit 2 --out e"), ("asked", ASKED))
-    },
+    "no room for the model": Turn(
+        ASKED,
+        1,
+        "does not fit into the GPU's memory; use a recipe with model.quantization=nf4 (4 bits), ",
+        raising("moslora.evaluation.target.load_adapted", torch.OutOfMemoryError),
+    ),
     "no room for a question": Turn(
         ASKED,
         1,
@@ -103,7 +85,6 @@ EVALUATION = {
     ),
     "contrast that is none": Turn("compare {run} --contrast one", 2, "--contrast one: must be two arms"),
     "limit that is none": Turn("eval {run} --limit some", 2, "--limit some"),
-    "limit of zero": Turn("eval {run} --limit 0", 2, "--limit"),
     "other settings": Turn(
         "eval runs/one --limit 2 --batch-tokens 400",
         2,
@@ -125,9 +106,7 @@ EVALUATION = {
     "out in a place of the system's": Turn(
         "train {world}/recipe.yaml --out /proc/x", 2, "/proc/x: No such file or directory"
     ),
-    "merged into a place of the system's": Turn("merge {run} --out /proc/x", 2, "/proc/x: No such file or directory"),
     "out is a file": Turn("eval {run} --out f", 2, "f: Not a directory", file("f", "")),
-    "out is being written": Turn("eval {run} --limit 2 --out e", 2, "e: another process", locked("e/.lock")),
     "disk full": Turn(
         "eval {run} --limit 2 --out e",
         1,

@@ -11,18 +11,14 @@ from wrong_turns.scene import (
     a_run,
     both,
     file,
-    folder,
     hub_says,
     imported,
-    limited,
-    locked,
     quantised,
     raising,
     source,
 )
 
 IMPORTS = {
-    "no such folder": Turn("import none", 2, "none: no such folder"),
     **{
         f"an import, {how}": Turn(f"train {command} --resume", 2, "runs/source: an imported adapter", imported)
         for how, command in (("resumed", "runs/source"), ("trained over", "runs/source/recipe.yaml --out runs/source"))
@@ -41,7 +37,6 @@ IMPORTS = {
         "hub: No space left on device",
         both(source(), raising("huggingface_hub.hf_hub_download", NO_SPACE)),
     ),
-    "no weights": Turn("import f", 2, "f: not a LoRA adapter", folder("f")),
     "no settings": Turn(
         "import source",
         2,
@@ -50,15 +45,6 @@ IMPORTS = {
     ),
     "settings that are no JSON": Turn(
         "import source", 1, "adapter_config.json: cannot be read", both(source(), file(SETTINGS, "{"))
-    ),
-    "settings that are a list": Turn(
-        "import source", 1, "adapter_config.json: not a mapping", both(source(), file(SETTINGS, "[]"))
-    ),
-    "weights that are none": Turn(
-        "import source",
-        1,
-        "adapter_model.bin: not a file of tensors",
-        both(source(), file("source/adapter_model.bin", "")),
     ),
     "code among the weights": Turn(
         "import source",
@@ -75,17 +61,7 @@ IMPORTS = {
     "a quantised base": Turn(
         "import source --base model", 2, "model: its weights are already quantised", both(source(), a_model(quantised))
     ),
-    "unknown dtype": Turn("import source --dtype float8", 2, "'float8' is not one of 'bfloat16'", source()),
     "into what is used": Turn("import source --out source", 2, "source: not empty", source()),
-    "into a folder being written": Turn(
-        "import source --out m", 2, "m: another process", both(source(), locked("m/.lock"))
-    ),
-    "disk full": Turn(
-        "import source --out m",
-        1,
-        "File too large",
-        both(source(), limited("moslora.convert.importing.save_adapter", size=1_000)),
-    ),
     **{
         name: Turn("import source --out m", 2, message, source(alter))
         for name, (alter, message) in importing_kit.REFUSED.items()

@@ -6,7 +6,6 @@ import torch
 from wrong_turns.scene import (
     BAD_CONFIGS,
     HERE,
-    NO_SPACE,
     Turn,
     a_model,
     a_peft_adapter,
@@ -28,15 +27,18 @@ from wrong_turns.scene import (
 )
 
 MODELS = {
-    "no such folder": Turn("train {world}/recipe.yaml model.name=./none", 2, "model.name = ./none: no such folder"),
-    "a folder without a model": Turn(
-        "train {world}/recipe.yaml model.name=f", 2, "f: not a Hugging Face model folder", folder("f")
-    ),
+    "no such folder": Turn("eval ./none", 2, "model.name = ./none: no such folder"),
     "no safetensors": Turn(
         "eval model --tasks obqa",
         2,
         "model: no safetensors weights",
         a_model(lambda model: (model / "model.safetensors").unlink()),
+    ),
+    "offline mode": Turn(
+        f"{HERE} model.name=some/model", 1, "the hub cannot be reached", hub_says("OfflineModeIsEnabled")
+    ),
+    "a folder without a model": Turn(
+        "train {world}/recipe.yaml model.name=f", 2, "f: not a Hugging Face model folder", folder("f")
     ),
     "an index that is none": Turn(
         "eval model --tasks obqa",
@@ -58,15 +60,6 @@ MODELS = {
     ),
     "truncated weights": Turn(
         "eval model --tasks obqa", 1, "model.safetensors: cannot be read", a_model(cut("model.safetensors"))
-    ),
-    "truncated weights, trained": Turn(
-        f"{HERE} model.name=model", 1, "model/model.safetensors: cannot be read", a_model(cut("model.safetensors"))
-    ),
-    "malformed config": Turn(
-        f"{HERE} model.name=model",
-        1,
-        "model.name = model: its",
-        a_model(lambda model: (model / "config.json").write_text("{")),
     ),
     **{
         f"{what}, {command}": Turn(line, 1, says, both(a_peft_adapter, a_model(change)))
@@ -102,12 +95,6 @@ MODELS = {
         "model.name = model: its tokenizer cannot be loaded: KeyError",
         a_model(lambda model: (model / "tokenizer.json").write_text("{}")),
     ),
-    "no tokenizer": Turn(
-        f"{HERE} model.name=model",
-        1,
-        "model.name = model: its tokenizer cannot be loaded",
-        a_model(lambda model: [path.unlink() for path in model.glob("token*")]),
-    ),
     "no target module": Turn(
         f"{HERE} adapter.target_modules=[q_prj]",
         2,
@@ -131,9 +118,6 @@ MODELS = {
     "not in the cache": Turn(
         f"{HERE} model.name=some/model", 1, "some/model: the hub cannot be reached", hub_says("LocalEntryNotFoundError")
     ),
-    "offline mode": Turn(
-        f"{HERE} model.name=some/model", 1, "the hub cannot be reached", hub_says("OfflineModeIsEnabled")
-    ),
     "no network": Turn("eval some/model --tasks obqa", 1, "the hub cannot be reached", no_network),
     "no network in the middle": Turn(
         "eval some/model --tasks obqa",
@@ -144,17 +128,10 @@ MODELS = {
             raising("huggingface_hub.snapshot_download", hub_error("LocalEntryNotFoundError")),
         ),
     ),
-    "disk full in a download": Turn(
-        f"{HERE} model.name=some/model",
-        1,
-        "hub: No space left on device",
-        raising("huggingface_hub.hf_hub_download", NO_SPACE),
-    ),
     "a run's name without its folder": Turn("eval one", 2, "did you mean runs/one?", a_run),
     "neither folder nor id": Turn("eval some/model/x --tasks obqa", 2, "some/model/x: neither a local folder"),
     "no bfloat16": Turn(f"{HERE} model.dtype=bfloat16", 2, "model.dtype = bfloat16: ", on_a_gpu),
     "4 bits without bitsandbytes": Turn(f"{HERE} model.quantization=nf4", 2, "-m pip install", without_bitsandbytes),
-    "8 bits without bitsandbytes": Turn(f"{HERE} model.quantization=int8", 2, "-m pip install", without_bitsandbytes),
     "4 bits of odd widths on a CPU": Turn(f"{HERE} model.quantization=nf4", 2, "has 48 inputs, not a multiple of 64"),
     "quantised already": Turn(
         f"{HERE} model.name=model", 2, "model.name = model: its weights are already quantised", a_model(quantised)
@@ -164,11 +141,5 @@ MODELS = {
         2,
         "4 processes on this machine, but 2 GPUs; start 2",
         both(gpus(2), environment(RANK="0", WORLD_SIZE="4")),
-    ),
-    "more processes than GPUs, torchrun": Turn(
-        HERE,
-        2,
-        "2 processes on this machine, but 1 GPU; start 1",
-        both(gpus(1), environment(RANK="0", WORLD_SIZE="8", LOCAL_WORLD_SIZE="2")),
     ),
 }

@@ -2,20 +2,16 @@
 
 import torch
 
-from wrong_turns.scene import DENIED, HERE, NO_ROOM, READ_ONLY, Turn, a_run, both, file, limited, locked, raising
+from wrong_turns.scene import HERE, NO_ROOM, READ_ONLY, Turn, a_run, both, file, limited, locked, raising
 
 OUTPUT = {
     "out holds another run": Turn(
         "train {world}/recipe.yaml --out runs/one", 2, "runs/one: not empty; resume that run with --resume", a_run
     ),
-    "out holds something": Turn(HERE, 2, "run: not empty", file("run/mine.txt", "x")),
     "out is a file": Turn(HERE, 2, "run: File exists", file("run", "")),
     "out below a file": Turn("train {world}/recipe.yaml --out f/run", 2, "f/run: Not a directory", file("f", "")),
     "out on a read-only disk": Turn(
         HERE, 2, "run/.lock: Read-only file system", raising("moslora.files.FileLock.acquire", READ_ONLY)
-    ),
-    "out of another user": Turn(
-        HERE, 2, "run/.lock: Permission denied", raising("moslora.files.FileLock.acquire", DENIED)
     ),
     "out is being written": Turn(HERE, 2, "run: another process", locked("run/.lock")),
     "resumed while it runs": Turn(
@@ -34,12 +30,6 @@ OUTPUT = {
         "use a recipe with model.quantization=nf4 (4 bits), training.strategy=fsdp on several GPUs, a smaller model",
         raising("moslora.training.prepare.load_base", torch.OutOfMemoryError),
     ),
-    "no room for the base, in 4 bits": Turn(
-        f"{HERE} model.quantization=nf4",
-        1,
-        "in nf4-float32 does not fit into the GPU's memory; use training.strategy=fsdp on several GPUs, ",
-        raising("moslora.training.prepare.load_base", torch.OutOfMemoryError),
-    ),
     "disk full at the start": Turn(
         HERE, 1, "run/recipe.yaml: File too large", limited("moslora.training.prepare.adapt", size=500)
     ),
@@ -50,38 +40,13 @@ OUTPUT = {
         limited("moslora.training.run.save_checkpoint", size=9_000, after=1),
         leaves=True,
     ),
-    "disk full in the metrics": Turn(
-        HERE,
-        1,
-        "run/metrics.jsonl: File too large",
-        limited("moslora.training.tracking.Tracker.record", size=300, after=1),
-        leaves=True,
-    ),
     "merge into what is used": Turn("merge {run} --out m", 2, "m: not empty", file("m/mine.txt", "x")),
-    "merge into a file": Turn("merge {run} --out m", 2, "m: File exists", file("m", "")),
-    "merge below a file": Turn("merge {run} --out f/m", 2, "f/m: Not a directory", file("f", "")),
-    "merge into a folder being written": Turn("merge {run} --out m", 2, "m: another process", locked("m/.lock")),
-    "merge into a link that leads nowhere": Turn(
-        "merge {run} --out m", 2, "m: File exists", lambda scene: (scene.here / "m").symlink_to("m")
-    ),
     "merge, disk full": Turn(
         "merge {run} --out m", 1, "m: File too large", limited("moslora.convert.merge._write_weights", size=50_000)
     ),
     "merge, no space": Turn(
         "merge {run} --out m", 1, "m: No space left on device", raising("moslora.convert.merge.save_file", NO_ROOM)
     ),
-    "merge, disk full at the tokenizer": Turn(
-        "merge {run} --out m", 1, "m: File too large", limited("moslora.convert.merge._write_settings", size=1_000)
-    ),
-    "merge, disk full at the config": Turn(
-        "merge {run} --out m",
-        1,
-        "error: m/.moslora.writing/config.json: File too large",
-        limited("moslora.convert.merge._write_settings", size=100),
-    ),
-    "export into what is used": Turn("export {run} --out m", 2, "m: not empty", file("m/mine.txt", "x")),
-    "export into a file": Turn("export {run} --out m", 2, "m: File exists", file("m", "")),
-    "export into a folder being written": Turn("export {run} --out m", 2, "m: another process", locked("m/.lock")),
     "export, disk full": Turn(
         "export {run} --out m", 1, "m: File too large", limited("moslora.convert.export.new_folder", size=1_000)
     ),
@@ -89,8 +54,4 @@ OUTPUT = {
     "quickstart into another run": Turn(
         "quickstart --out runs/one", 2, "runs/one: holds a run of recipe small; choose", a_run
     ),
-    "quickstart into an adapter": Turn(
-        "quickstart --out runs/one/adapter", 2, "runs/one/adapter: not a run folder", a_run
-    ),
-    "quickstart into a file": Turn("quickstart --out q", 2, "choose another path", file("q", "")),
 }

