@@ -25,19 +25,12 @@ from moslora.training.launch import train_in_processes
 RECIPE = "smollm2-135m"
 
 
-STOP = "stopped; the work so far is saved, and the same command continues from there"
-
-
-@stopped(STOP)
+@stopped("stopped; the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     """Runs all steps, or those that are left, in the folder ``out``.
 
     Returns:
         The table (header first), and the lines below it: the conclusion, and what to try next.
-
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM; training saved first.
-        UsageError: ``out`` holds something else.
     """
     began = time.monotonic()
     if (out / STORED).exists():

@@ -11,11 +11,7 @@ from moslora.runs.adapter_folder import AdapterFolder
 
 def lora_pairs(folder: AdapterFolder, model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
     """Every adapter of ``model``, that of ``folder``, folded, by layer; from now on the model, too, computes for
-    ``task``.
-
-    Raises:
-        MosloraError: it has learned nothing yet.
-    """
+    ``task``."""
     if not has_learned(model):
         raise MosloraError(f"{folder.path}: still as it started, with ΔW = 0 in every layer; choose a later checkpoint")
     if task is not None:
@@ -24,11 +20,7 @@ def lora_pairs(folder: AdapterFolder, model: PreTrainedModel, *, task: str | Non
 
 
 def fixed_task(folder: AdapterFolder, task: str | None) -> str | None:
-    """The task that a task gate is fixed to; ``None`` for any other mixer.
-
-    Raises:
-        UsageError: the mixer is not a single matrix, or ``task`` is not one task that its gate was trained on.
-    """
+    """The task that a task gate is fixed to; ``None`` for any other mixer that is a single matrix."""
     section = folder.recipe.adapter
     gated = section.mixer.kind == "task-gate"
     if task is None:

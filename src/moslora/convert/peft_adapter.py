@@ -89,12 +89,7 @@ class PeftAdapter:
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
-    """The adapter in ``folder``; a Trainer's checkpoint has its settings in the folder above.
-
-    Raises:
-        UsageError: no adapter, or one that moslora does not support; one line for each fault.
-        MosloraError: a file cannot be read, or contains more than tensors.
-    """
+    """The adapter in ``folder``; a Trainer's checkpoint has its settings in the folder above."""
     if not folder.is_dir():
         on_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder))
         fix = f"; if it is on the hub, download it first: hf download {folder} --local-dir FOLDER" if on_the_hub else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from moslora.choices import LossOn
 from moslora.errors import UsageError
-from moslora.prompts import Format, Option
+from moslora.prompts import Format
 from moslora.tasks import Example
 
 if TYPE_CHECKING:
@@ -106,11 +106,6 @@ class Encoder:
                 f" not cut; the longest needs {self._key}={max(over)}"
             )
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
-
-    def joins(self, option: Option) -> bool:
-        """Whether prompt and answer as one string have other tokens than when encoded separately."""
-        together, prompt, answer = self._token_ids([option.prompt + option.answer, option.prompt, option.answer])
-        return together != prompt + answer
 
     def _token_ids(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = []

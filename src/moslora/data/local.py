@@ -45,9 +45,6 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
     """All rows of a file: of one object a line if it ends in ``.jsonl``, else of one array of objects.
 
     ``split`` goes into the ids; ``task`` is the set of all rows, where the file's place determines it.
-
-    Raises:
-        UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array.
     """
     return read_rows(path, partial(example_from_row, split=split, task=task))
 

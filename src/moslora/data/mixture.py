@@ -39,11 +39,7 @@ def is_copy(source: str) -> bool:
 
 
 def refuse_other(examples: Sequence[Example], *, source: str) -> None:
-    """Refuses a copy that differs from LLM-Adapters' file; ``examples`` are all rows of ``source``.
-
-    Raises:
-        UsageError: another number of rows, or rows of LLM-Adapters that it does not have.
-    """
+    """Refuses a copy that differs from LLM-Adapters' file; ``examples`` are all rows of ``source``."""
     if not is_copy(source) or _is_own(source):
         return
     faults = []

@@ -32,11 +32,6 @@ from moslora.tasks import Questions, Task
 _KEPT = 16
 """Sets of rows in the cache; the oldest makes way."""
 
-JOINS = (
-    "this tokenizer merges the end of a prompt with the answer, so prompt and answer have different tokens together and"
-    " apart; training and scoring encode them apart"
-)
-
 _ROWS, _HASH = "rows.arrow", "rows.sha256"
 
 
@@ -106,10 +101,6 @@ def find_rows(
     return _read(_folder(data, tasks, questions, encoder, seed=seed))
 
 
-def _folder(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Path:
-    return home() / "rows" / _key(data, tasks, questions, encoder, seed=seed)
-
-
 def _make(
     data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
 ) -> TrainingData:
@@ -120,13 +111,11 @@ def _make(
         for examples in (selection.training, selection.validation)
     )
     notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes]
-    if not format.joint and any(encoder.joins(format.train(example)) for example in selection.training[:20]):
-        notes.append(JOINS)
     return TrainingData(training, validation, data_hash(selection.training), notes, selection.leaks)
 
 
-def _key(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> str:
-    """Of all that the rows depend on: recipe, source, tokenizer and code."""
+def _folder(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Path:
+    """Named by all that the rows depend on: recipe, source, tokenizer and code."""
     parts: list[Any] = [data.model_dump(mode="json"), seed, encoder.identity()]
     parts += identity(tasks, "train", source=data.source)
     if data.drop_leaks:
@@ -136,7 +125,7 @@ def _key(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder
     package = Path(moslora.__file__).parent
     code = [path for room in ("tasks", "data", "prompts") for path in sorted(package.glob(f"{room}/*.py"))]
     parts += [sha256(path) for path in code]  # in place of a number that somebody has to raise
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return home() / "rows" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _read(folder: Path) -> TrainingData | None:

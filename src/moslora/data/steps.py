@@ -22,12 +22,7 @@ class StepPlan:
     the very last step may be smaller. A step is a pure function of the seed and its number: to resume is to
     go on counting, and every process computes the same plan.
 
-    Args:
-        rows: number of training rows.
-        global_batch_size: rows per optimizer step, over all processes.
-        epochs: passes over the rows; may be fractional.
-        max_steps: an upper bound of the number of steps.
-        seed: of the permutations.
+    ``epochs`` may be fractional; ``max_steps`` is an upper bound.
     """
 
     def __init__(
@@ -70,14 +65,8 @@ class StepPlan:
 def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
     """Cuts one step into micro-batches of at most ``tokens`` tokens, rows of similar length together.
 
-    Which rows share a step is not decided here. A row longer than that is a micro-batch by itself.
-
-    Args:
-        lengths: tokens of each row.
-        tokens: of a micro-batch at most.
-
-    Returns:
-        Positions into ``lengths``, each exactly once.
+    Which rows share a step is not decided here. A row longer than that is a micro-batch by itself. Returns positions
+    into ``lengths``, the tokens of each row.
     """
     batches: list[list[int]] = []
     room = 0

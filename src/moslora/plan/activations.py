@@ -73,11 +73,7 @@ def unknown(model: PreTrainedModel) -> str | None:
 
 
 def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: bool) -> tuple[int, int]:
-    """The bytes that autograd keeps until the backward pass, and the most that this pass needs beside them.
-
-    Args:
-        model: with adapters, on the meta device.
-    """
+    """The bytes that autograd keeps until the backward pass, and the most that this pass needs beside them."""
     config, width, tokens = model.config, DTYPES[section.dtype].itemsize, work.tokens
     size = head_size(model)
     layers = {block: tokens * share for block, share in _per_token(model, section, work, on_gpu=on_gpu).items()}

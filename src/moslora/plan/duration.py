@@ -48,14 +48,8 @@ def operations(model: PreTrainedModel, *, tokens: int, labels: int, row: float, 
     A frozen weight costs 2 operations per token and entry forwards and 2 for the gradient of its input, a trained one 2
     more for its own gradient. Gradient checkpointing computes each layer again, up to its last product. A token attends
     to half its row, at 4 operations per entry of the queries, twice that backwards. The output layer runs where there
-    is a label.
-
-    Args:
-        model: with adapters, on the meta device.
-        tokens: of the run.
-        labels: labelled tokens of the run.
-        row: tokens of a row.
-        recomputed: whether gradient checkpointing runs the forward pass again.
+    is a label. ``tokens`` and ``labels`` are those of the run, ``row`` the tokens of a row, and ``recomputed`` says
+    whether there is checkpointing.
     """
     config, output, again = model.config, model.get_output_embeddings().weight, int(recomputed)
     frozen = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not output)
@@ -87,11 +81,7 @@ class _Clock:
 
 
 def probe(recipe: Recipe) -> float:
-    """Tokens a second of :data:`PROBED_STEPS` steps of ``recipe``, run here in one process; nothing is kept.
-
-    Raises:
-        UsageError: the run is too short.
-    """
+    """Tokens a second of :data:`PROBED_STEPS` steps of ``recipe``, run here in one process; nothing is kept."""
     parts, _ = prepare(Accelerator(mixed_precision="no"), recipe)
     if len(parts.plan) <= PROBED_STEPS:
         raise UsageError(f"--probe: runs {PROBED_STEPS + 1} steps, but this run has {len(parts.plan)}; leave it out")

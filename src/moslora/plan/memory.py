@@ -58,14 +58,7 @@ def memory(
     shards: int = 1,
     rank_budget: bool = False,
 ) -> Memory:
-    """What each of ``processes`` devices needs.
-
-    Args:
-        model: with adapters, on the meta device.
-        section: how the base is loaded.
-        shards: devices among which the frozen weights are divided; 1 where each has them all.
-        rank_budget: whether AdaLoRA's scores are kept.
-    """
+    """What each of ``processes`` devices needs; the frozen weights are divided among ``shards`` of them."""
     blocks = _blocks(model, section)
     held = sum(tensor.numel() for _, layer in named_adapters(model) for tensor in _own(layer))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -86,8 +79,7 @@ def memory(
 def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> int | None:
     """The most tokens of a micro-batch for which ``need`` stays within ``room`` bytes.
 
-    Returns:
-        ``work.tokens`` if all of them fit, otherwise a multiple of 64; ``None`` if even the longest row does not fit.
+    All of ``work``'s if they fit, otherwise a multiple of 64; ``None`` if even the longest row does not fit.
     """
 
     def fits(tokens: int) -> bool:

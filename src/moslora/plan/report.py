@@ -34,13 +34,7 @@ Need = Callable[[ModelSection, Work], Memory]
 
 @dataclass(frozen=True)
 class Device:
-    """What a process runs on.
-
-    Attributes:
-        on_gpu: or on this machine's CPU.
-        room: its bytes.
-        here: how many this machine has.
-    """
+    """What a process runs on: a GPU, or this machine's CPU; its bytes; and how many of it are here."""
 
     on_gpu: bool
     room: int
@@ -70,9 +64,6 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         processes: one for each device; ``None`` for all of this machine's GPUs, or one.
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
-
-    Raises:
-        UsageError: as :func:`moslora.training.dry_run.dry_run`, or ``gpu_memory`` is not an amount of memory.
     """
     device = Device(True, parse_bytes(gpu_memory)) if gpu_memory else Device.found()
     processes = processes or device.here
@@ -103,6 +94,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     if processes > 1:
         columns = {"ddp, GB": need(recipe.model, work, 1), "fsdp, GB": need(recipe.model, work, processes)}
     idle = max(0, processes - recipe.training.global_batch_size)
+    waiting = [f"{idle} of {processes} processes have nothing to do: raise training.global_batch_size"] if idle else []
     unit = "GPU" if device.on_gpu else "process on this CPU"
     each = f"one {unit}" if processes == 1 else f"each of {processes} {unit}s" if device.on_gpu else f"each {unit}"
     pads = f", which attention pads by {work.padding - 1:.0%}" if device.on_gpu and outline.data else ""
@@ -115,11 +107,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         remarks=[
             *fit(recipe.model, need, work=work, step=step, room=room),
             *_sharding(recipe, need(recipe.model, work, processes), processes=processes, room=room),
-            *(
-                [f"{idle} of {processes} processes have nothing to do: raise training.global_batch_size"]
-                if idle
-                else []
-            ),
+            *waiting,
             *duration(outline, recipe, work, device=device, processes=processes - idle, rate=rate),
         ],
     )

@@ -78,9 +78,6 @@ def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, 
         layers: what to call it in messages, and its keys, `extends` among them.
         name: of the recipe.
         folder: what a relative `extends` is relative to.
-
-    Raises:
-        UsageError: one line for every fault.
     """
     faults: list[str] = []
     given = [_defaults(Path(name))]
@@ -95,9 +92,6 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
 
     Returns:
         (dotted key, value in YAML on one line, origin); the origin is a file, "override" or "default".
-
-    Raises:
-        UsageError: one line for every fault in every file.
     """
     given = _checked(source, overrides, beneath=[NO_MODEL])
 
@@ -117,10 +111,6 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     """Copy a recipe, or `experiments/NAME`, into a file or folder.
 
     A recipe that extends others is written out in full, below its own comment.
-
-    Raises:
-        UsageError: the recipe cannot be read, or the destination exists or cannot be written.
-        DiskFull: no room for it.
     """
     source = find_experiment(str(name)) if str(name).startswith(EXPERIMENTS) else find_recipe(name)
     faults: list[str] = []

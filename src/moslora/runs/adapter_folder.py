@@ -90,12 +90,7 @@ def save_adapter(
 
 
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:
-    """Reads and checks an adapter folder; its stored recipe cannot allow the base's own Python code to run.
-
-    Raises:
-        UsageError: not an adapter folder, or one of another version.
-        MosloraError: a file is missing or altered.
-    """
+    """Reads and checks an adapter folder; its stored recipe cannot allow the base's own Python code to run."""
     manifest = read_manifest(folder)
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file():

@@ -22,12 +22,7 @@ def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, without its own hash, which is checked.
-
-    Raises:
-        UsageError: no manifest, or another format.
-        MosloraError: altered.
-    """
+    """The manifest, without its own hash, which is checked."""
     path = folder / MANIFEST
     if not path.is_file():
         raise UsageError(f"{folder}: not an adapter folder (no {MANIFEST})")

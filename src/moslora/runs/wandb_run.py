@@ -13,11 +13,7 @@ from moslora.runs.find import add_facts, run_facts
 
 @contextmanager
 def wandb_run(recipe: Recipe, run: Path) -> Iterator[Any]:
-    """The run on Weights & Biases, whose id is in ``run.json``; ``None`` without a project, or beside the main process.
-
-    Raises:
-        UsageError: wandb is not installed.
-    """
+    """The run on Weights & Biases, whose id is in ``run.json``; ``None`` without a project, or in a worker."""
     tracking = recipe.tracking
     if tracking.wandb_project is None or not is_main_process():
         yield None

@@ -19,11 +19,7 @@ from moslora.training.run import Canary
 
 
 def make_canary(recipe: Recipe) -> Canary:
-    """Asks the first ``training.canary_rows`` of the validation rows, in an order by their ids.
-
-    Raises:
-        UsageError: none of them is a question.
-    """
+    """Asks the first ``training.canary_rows`` of the validation rows, in an order by their ids."""
     request, tokenizer = Request.of(recipe), load_tokenizer(recipe.model)
     held_out = select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed).validation
     asked: dict[str, list[Example]] = {}

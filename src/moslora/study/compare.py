@@ -21,9 +21,6 @@ class Contrast:
     """One arm against another, run by run and question by question.
 
     Attributes:
-        before: the arm that the other is held against.
-        after: the other.
-        outcome: the number that is compared.
         seeds: pairs of runs, S; 1 for one run against one.
         y: task -> the outcome of both arms, shape ``(2, S, n)``.
         majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``.
@@ -55,14 +52,8 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
-
-    Attributes:
-        outcome: the number that is compared.
-        arms: in order.
-        main: the contrast that was named, or the only one there is.
-        exploratory: every other arm against the first, if there are more than two.
-    """
+    """What `compare` found: the contrast that was named, or the only one there is, and with more than two arms every
+    other one against the first."""
 
     outcome: Outcome
     arms: tuple[Arm, ...]
@@ -87,9 +78,6 @@ def compare(
         outcome: the number that is compared; the default is the experiment's, or the accuracy.
         evaluation: name of the evaluation, for runs that have several.
         allowed: fields that may differ; see `refuse_mixed`.
-
-    Raises:
-        UsageError: nothing there, or nothing that can be compared.
     """
     arms = load_arms(paths, evaluation=evaluation)
     if len(paths) == 1 and (paths[0] / EXPERIMENT).is_file():
@@ -137,15 +125,8 @@ def _contrast(before: Arm, after: Arm, *, outcome: Outcome) -> Contrast:
 
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
-    """Refuses runs that were asked differently, and those that differ in base, rows or steps.
-
-    Args:
-        arms: all that are compared.
-        allowed: fields of base, rows or steps that may differ.
-
-    Raises:
-        UsageError: one line for each field, with both values.
-    """
+    """Refuses runs that were asked differently, and those that differ in base, rows or steps, but for ``allowed``
+    fields: one line for each, with both values."""
     faults: dict[str, str] = {}
     asked: dict[str, tuple[Any, Path]] = {}
     made: dict[str, tuple[Any, Path]] = {}

@@ -16,11 +16,7 @@ NAMES = ("adapter", "checkpoints", "eval", "merged", "peft")
 
 
 def list_runs(folder: Path) -> list[list[str]]:
-    """A table, header first: every run at or below ``folder``.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """A table, header first: every run at or below ``folder``."""
     rows = [_row(folder, run) for run in find_runs(folder)]
     if not rows:
         what = "no runs here" if folder.is_dir() else "no such folder"

@@ -103,14 +103,8 @@ class ExperimentRun:
 
 @dataclass(frozen=True)
 class ExperimentIndex:
-    """The content of ``experiment.json``.
-
-    Attributes:
-        name: of the experiment.
-        contrast: the comparison named beforehand: the second arm against the first.
-        outcome: the number that it is about.
-        runs: all that are to be compared.
-    """
+    """The content of ``experiment.json``; ``contrast`` is the comparison named beforehand: the second arm against the
+    first."""
 
     name: str
     contrast: tuple[str, str]
@@ -119,12 +113,7 @@ class ExperimentIndex:
 
 
 def collect(evaluation: Path, *, recipe: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> Outcomes:
-    """The outcomes in the folder of one evaluation; ``recipe`` and ``facts`` (``run.json``) of its run.
-
-    Raises:
-        UsageError: no predictions there.
-        MosloraError: they are damaged.
-    """
+    """The outcomes in the folder of one evaluation; ``recipe`` and ``facts`` (``run.json``) of its run."""
     predictions = load_predictions(evaluation)
     return outcomes_of(predictions, read_head(evaluation).settings, recipe=recipe, facts=facts)
 

@@ -56,9 +56,6 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
         paths: runs, folders of runs, experiments, folders of one evaluation, or files of `Outcomes`. A run alone is
             compared with its base.
         evaluation: name of the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
-
-    Raises:
-        UsageError: nothing to compare there, or two runs of an arm have the same seed.
     """
     if len(paths) == 1 and _is_run(paths[0]):
         tuned = evaluation_folder(paths[0], evaluation)
@@ -171,11 +168,7 @@ def _named(groups: Sequence[Sequence[_Run]]) -> list[Arm]:
 
 
 def pair(before: Arm, after: Arm) -> list[tuple[Outcomes, Outcomes]]:
-    """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed.
-
-    Raises:
-        UsageError: several seeds, none in both.
-    """
+    """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed."""
     if len(before.runs) == len(after.runs) == 1 or not (before.trained and after.trained):
         ones, others = list(before.runs.values()), list(after.runs.values())
         return [(ones[i % len(ones)], others[i % len(others)]) for i in range(max(len(ones), len(others)))]
@@ -189,11 +182,7 @@ def pair(before: Arm, after: Arm) -> list[tuple[Outcomes, Outcomes]]:
 
 
 def values(runs: Sequence[Outcomes], outcome: Outcome) -> dict[str, Floats]:
-    """Task -> the outcome of every question under every seed, shape ``(S, n)``.
-
-    Raises:
-        UsageError: the protocol does not have it, or a task has a single question.
-    """
+    """Task -> the outcome of every question under every seed, shape ``(S, n)``."""
     attribute = "correct" if outcome == "accuracy" else outcome
     found = {task: np.array([getattr(run.tasks[task], attribute) for run in runs], float) for task in runs[0].tasks}
     for task, array in found.items():

@@ -26,14 +26,9 @@ TOLERANCE = 0.01
 
 
 def reproduce(run: Path, *, out: Path) -> str:
-    """Trains ``run`` again in ``out``, with as many processes and threads, and compares metrics and weights.
-
-    Returns:
-        How equal the two are.
+    """Trains ``run`` again in ``out``, with as many processes and threads, and says how equal metrics and weights are.
 
     Raises:
-        UsageError: ``run`` is unfinished or imported, or ``out`` holds something else.
-        Interrupted: Ctrl-C or SIGTERM; training saved first.
         MosloraError: training failed, or the weights differ by more than :data:`TOLERANCE`.
     """
     recipe, facts = stored_recipe(run), run_facts(run)
@@ -77,11 +72,7 @@ def _train(out: Path, facts: Mapping[str, Any], *, on_cpu: bool) -> None:
 
 
 def verdict(run: Path, out: Path) -> str:
-    """How equal the finished runs are.
-
-    Raises:
-        MosloraError: beyond :data:`TOLERANCE`.
-    """
+    """How equal the finished runs are; fails beyond :data:`TOLERANCE`."""
     differs = first_difference(run, out)
     before, after = (open_adapter(folder / RESULT).weights() for folder in (run, out))
     if before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items()):

@@ -110,12 +110,7 @@ def _over_seeds(values: Floats, *, questions: float, rest: float) -> Effect:
     """With S seeds: se² = se²_seeds + se²_questions − se²_rest, Student's t with S − 1 degrees.
 
     The rest, what varies by seed and question together, is in both of the first two (the crossed design of Owen 2007,
-    doi 10.1214/07-AOAS122); se² is never below either.
-
-    Args:
-        values: D by seed, shape ``(S,)``.
-        questions: the bootstrap's variance of D over questions.
-        rest: variance of D by the rest.
+    doi 10.1214/07-AOAS122); se² is never below either. ``values`` are D by seed, shape ``(S,)``, the others variances.
     """
     count, difference = len(values), float(values.mean())
     seeds = float(values.var(ddof=1)) / count

@@ -155,11 +155,7 @@ class Task:
         return self.folder is None
 
     def example(self, row: Mapping[str, Any], id: str) -> Example:
-        """A row as a question.
-
-        Raises:
-            ValueError: what is wrong with the row.
-        """
+        """A row as a question; a `ValueError` says what is wrong with it."""
         question, choices, gold, context, meta = self.columns.read(row)
         return Example(id, self.name, question, choices, gold, context, meta, self.wording if self.own else None)
 

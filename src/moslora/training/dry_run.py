@@ -45,11 +45,7 @@ class Outline:
 
 
 def dry_run(recipe: Recipe) -> Outline:
-    """The run, counted on the meta device and from the rows at hand, or else from the task table.
-
-    Raises:
-        UsageError: no layer matches, no training row is left, or the steps or a rank budget do not fit.
-    """
+    """The run, counted on the meta device and from the rows at hand, or else from the task table."""
     training = recipe.training
     model = meta_model(recipe.model)
     adapt(model, recipe.adapter_options(), seed=recipe.seed)

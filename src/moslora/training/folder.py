@@ -41,11 +41,7 @@ def resume_command(out: Path) -> str:
 
 
 def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
-    """Refuses a folder with anything but this run, to be resumed.
-
-    Raises:
-        UsageError: it holds something else, or ``resuming`` is false.
-    """
+    """Refuses a folder with anything but this run, to be resumed."""
     if resuming and (out / RECIPE).exists():
         refuse_other_recipe(out, then=stored_recipe(out), now=recipe)
     elif in_use(out):
@@ -55,11 +51,7 @@ def refuse_other_run(out: Path, recipe: Recipe, *, resuming: bool) -> None:
 
 
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
-    """Refuses to resume ``folder`` with a different recipe.
-
-    Raises:
-        UsageError: the recipes differ in more than :data:`FREE` keys.
-    """
+    """Refuses to resume ``folder`` with a recipe that differs in more than :data:`FREE` keys."""
     free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, MICRO_BATCH)
     bound = bound_to_length(now.training)
     changes = changed_keys(
@@ -85,12 +77,12 @@ def bound_to_length(training: TrainingSection) -> str | None:
 
 def binding(recipe: Recipe) -> dict[str, Any]:
     """The values of a run that may not change, by dotted key."""
-    return {key: value for key, value in _flat(recipe.model_dump(mode="json")).items() if not key.startswith(FREE)}
+    return {key: value for key, value in flat(recipe.model_dump(mode="json")).items() if not key.startswith(FREE)}
 
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...]) -> list[str]:
     """`key was …, is …` for every key that differs between two recipes as JSON values, but for those in ``free``."""
-    before, after = _flat(then), _flat(now)
+    before, after = flat(then), flat(now)
     return [
         f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}"
         for key in dict.fromkeys((*after, *before))
@@ -98,9 +90,9 @@ def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

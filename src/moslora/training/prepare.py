@@ -83,11 +83,7 @@ def prepare(
 
 
 def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
-    """The steps of a run with ``rows`` training rows.
-
-    Raises:
-        UsageError: the learning rate would be zero in all of them.
-    """
+    """The steps of a run with ``rows`` training rows; refused if the learning rate were zero in all of them."""
     plan = StepPlan(
         rows=rows,
         global_batch_size=training.global_batch_size,

@@ -102,15 +102,11 @@ def _train(recipe: Recipe, *, out: Path, resuming: bool, make_canary: Callable[[
             return saved.path
         if resuming and not saved:
             note("no checkpoint yet; starting at step 0")
-        return _run(recipe, out, saved, inputs, canary)
-
-
-def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None, canary: Canary | None) -> Path:
-    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs), canary)
-    first_step = run.resume(saved) if saved else 0
-    run.begin()
-    run.train(first_step)
-    return run.finish()
+        run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs), canary)
+        first_step = run.resume(saved) if saved else 0
+        run.begin()
+        run.train(first_step)
+        return run.finish()
 
 
 def _refuse_idle_processes(global_batch_size: int) -> None:
@@ -170,12 +166,7 @@ class Run:
         }
 
     def resume(self, saved: AdapterFolder) -> int:
-        """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done.
-
-        Raises:
-            UsageError: the training rows have changed.
-            MosloraError: the checkpoint does not fit this run.
-        """
+        """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done."""
         restore(saved, self.parts)
         manifest, parts = saved.manifest, self.parts
         if (then := manifest["data"]["sha256"]) != (now := self.data.sha256):
@@ -227,11 +218,7 @@ class Run:
             note("model.dtype = float16 is slow on a CPU; use bfloat16 or float32")
 
     def train(self, first_step: int) -> None:
-        """Runs the steps from ``first_step`` on.
-
-        Raises:
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-        """
+        """Runs the steps from ``first_step`` on; ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
         recipe, total = self.recipe, len(self.parts.plan)
         with wandb_run(recipe, self.out) as wandb, stop_requests() as signals:
             tracker = Tracker(self.out, first_step=first_step, total_steps=total, wandb=wandb)
@@ -274,11 +261,7 @@ class Run:
         say(line)
 
     def finish(self) -> Path:
-        """Saves the result.
-
-        Raises:
-            MosloraError: nothing was learned.
-        """
+        """Saves the result, if anything was learned."""
         result, steps = self.out / RESULT, len(self.parts.plan)
         if self.parts.accelerator.is_main_process:
             if not has_learned(self.parts.model):

@@ -77,11 +77,7 @@ def _begins(recipe: Recipe, saved: AdapterFolder) -> bool:
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:
-    """Restores optimizer, scaler and budget from a checkpoint.
-
-    Raises:
-        MosloraError: it does not fit this run.
-    """
+    """Restores optimizer, scaler and budget from a checkpoint, which must fit this run."""
     parameters = dict(parts.model.named_parameters())
     for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(parts)).items():
         name, _, moment = key.rpartition(":")

@@ -13,18 +13,9 @@ PAGE = "report.html"
 
 
 def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = None) -> Path:
-    """Writes the report about the runs at ``paths`` into ``out``, replacing an older report there.
+    """Writes the report about the runs at ``paths`` into ``out``, replacing an older report there; returns the page.
 
-    Args:
-        paths: runs, folders of runs, or experiments.
-        out: folder.
-        evaluation: name of the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
-
-    Returns:
-        The page.
-
-    Raises:
-        UsageError: no run there, ``out`` holds something else, or matplotlib is not installed.
+    ``evaluation`` names the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
     """
     try:
         import matplotlib  # noqa: F401

@@ -60,12 +60,7 @@ SEQUENTIAL = _faded((SERIES[0], 0), (SERIES[0], 0.85))
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where figures are drawn.
-
-    Attributes:
-        folder: where the PNGs are written.
-        arms: names of the arms, in the order of their colours.
-    """
+    """Where figures are drawn: the PNGs into ``folder``, with a colour for each of ``arms``."""
 
     folder: Path
     arms: Sequence[str]

@@ -1,7 +1,7 @@
 """The page of a report, from its runs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from moslora.study.report.canvas import SERIES, Canvas
 from moslora.study.report.questions import Changed, confusion, most_changed, texts
 from moslora.study.report.runs import ReportedRun
 from moslora.study.verdict import lines, tables
+from moslora.training.folder import flat
 
 CURVES = {
     "loss": "Training loss",
@@ -178,8 +179,8 @@ def _changed_questions(run: ReportedRun) -> tuple[list[Changed], list[Changed]]:
 def _facts(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str], bool]]:
     """(key, value per run, whether they differ): the cards without what has its place above; of the recipes only what
     differs."""
-    cards = [_flat({key: value for key, value in run.card.items() if key not in ("recipe", "results")}) for run in runs]
-    recipes = [_flat(run.card.get("recipe", {})) for run in runs]
+    cards = [flat({key: value for key, value in run.card.items() if key not in ("recipe", "results")}) for run in runs]
+    recipes = [flat(run.card.get("recipe", {})) for run in runs]
     rows = []
     for source, only_different in ((recipes, True), (cards, False)):
         for key in dict.fromkeys(key for values in source for key in values):
@@ -189,22 +190,10 @@ def _facts(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str], bool]]:
     return rows
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys; a mapping of counts stays together."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        counts = isinstance(value, dict) and all(isinstance(count, int) for count in value.values())
-        nested = isinstance(value, dict) and not counts
-        found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return found
-
-
 def _text(value: Any) -> str:
     match value:
         case None | []:
             return "–"
-        case dict():
-            return ", ".join(f"{key} {count:,}" for key, count in value.items()) or "none"
         case list():
             return "; ".join(map(str, value))
         case bool() | str():

@@ -56,11 +56,7 @@ def most_changed(
 ) -> tuple[list[Changed], list[Changed]]:
     """The questions that gained most and those that lost most, at most ``most`` of each.
 
-    Args:
-        before: of the base.
-        after: of the tuned model; questions that only one of them answered are left out.
-        examples: the questions' texts by id, as far as they are known.
-        most: of each list.
+    Questions that only one of the two answered are left out; ``examples`` has their texts, as far as they are known.
     """
     known = {p.id: p for p in before}
     changes = sorted(

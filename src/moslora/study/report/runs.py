@@ -36,14 +36,8 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One run.
-
-    Attributes:
-        path: its folder.
-        arm: its own name, or that of the runs that differ from it only in the seed.
-        tuned: its evaluation; ``None`` without one.
-        base: the evaluation of its base with the same settings; ``None`` without one.
-    """
+    """One run with its evaluation and that of its base with the same settings, if they are there; ``arm`` is its own
+    name, or that of the runs that differ from it only in the seed."""
 
     path: Path
     arm: str
@@ -83,15 +77,7 @@ class ReportedRun:
 
 
 def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> list[ReportedRun]:
-    """The runs at ``paths``: runs, folders of runs, or experiments.
-
-    Args:
-        paths: at least one.
-        evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
-
-    Raises:
-        UsageError: no run there.
-    """
+    """The runs at ``paths``: runs, folders of runs, or experiments."""
     found: dict[Path, str | None] = {}
     for path in paths:
         if (path / EXPERIMENT).is_file():
