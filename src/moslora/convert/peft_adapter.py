@@ -37,15 +37,6 @@ _HARMLESS = {
 _OFF: Mapping[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
 """Values that add nothing to B · M · A, besides those that are false or empty."""
 
-_REASONS = {
-    "alpha_pattern": "moslora has one scale for all layers",
-    "bias": "trained biases are not part of B · M · A",
-    "init_lora_weights": "it may change the base's weights; convert the adapter to a plain LoRA with PEFT first",
-    "modules_to_save": "whole modules were trained",
-    "rank_pattern": "moslora has one rank for all layers; if moslora exported it, export without --compact",
-    "use_dora": "DoRA's magnitudes are not part of B · M · A",
-}
-
 
 class Settings(BaseModel):
     """The settings of ``adapter_config.json`` that are read; any other must be off or harmless."""
@@ -121,8 +112,9 @@ def _read_settings(path: Path) -> Settings:
             faults.append(f"{key} = {shortened(values.get(key))}: {fault['msg']}")
     for key, value in values.items():
         if value and key not in {*Settings.model_fields, *_HARMLESS} and value not in _OFF.get(key, ()):
-            reason = _REASONS.get(key, "moslora does not know this setting")
-            faults.append(f"{key if key.isprintable() else repr(key)} = {shortened(value)}: not supported: {reason}")
+            faults.append(
+                f"{key if key.isprintable() else repr(key)} = {shortened(value)}: not supported (docs/merging.md)"
+            )
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in dict.fromkeys(faults)]))
     return settings

@@ -60,11 +60,6 @@ def operations(model: PreTrainedModel, *, tokens: int, labels: int, row: float, 
     return tokens * per_token + 4 * labels * output.numel()
 
 
-def seconds(operations: float, *, peak: float, devices: int) -> float:
-    """At :data:`SHARE_OF_PEAK` of ``peak`` · 10¹² operations a second on each of ``devices``."""
-    return operations / (peak * 1e12 * SHARE_OF_PEAK * devices)
-
-
 class _Clock:
     """Notes when each step of a training loop ends, and its tokens."""
 

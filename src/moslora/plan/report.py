@@ -10,7 +10,7 @@ import torch
 from moslora.data.steps import MICRO_BATCH_TOKENS
 from moslora.errors import UsageError
 from moslora.plan.activations import Work, unknown
-from moslora.plan.duration import GPUS, PROBED_STEPS, SHARE_OF_PEAK, operations, probe, seconds
+from moslora.plan.duration import GPUS, PROBED_STEPS, SHARE_OF_PEAK, operations, probe
 from moslora.plan.memory import Memory, largest_budget, memory
 from moslora.processes.devices import total_memory
 from moslora.recipe import ModelSection, Recipe
@@ -198,7 +198,7 @@ def duration(
         recomputed=recipe.model.gradient_checkpointing,
     )
     alike = [gpu for gpu in GPUS if device.on_gpu and abs(gpu.memory * 1e9 / device.room - 1) < 0.1]
-    times = [f"{gpu.name} {_time(seconds(total, peak=gpu.peak, devices=processes))}" for gpu in alike]
+    times = [f"{gpu.name} {_time(total / (gpu.peak * 1e12 * SHARE_OF_PEAK * processes))}" for gpu in alike]
     assumed = f"; at {SHARE_OF_PEAK:.0%} of the peak, an assumption: {', '.join(times)}" if times else ""
     return [f"about {total:.1e} operations{assumed}; --probe measures a few steps here"]
 

@@ -186,24 +186,20 @@ def _tasks(data: DataSection, evaluation: EvaluationSection, own: Collection[str
 def _data(data: DataSection, adapter: AdapterSection) -> Iterator[Conflict]:
     if data.source != "commonsense_170k":
         return
-    if set(data.tasks) != set(COMMONSENSE):
-        yield Conflict(
-            ("data.tasks", "data.source"),
-            "commonsense_170k mixes all eight tasks; set tasks: commonsense, or source: hub",
-        )
-    if data.rows is not None:
-        yield Conflict(
-            ("data.rows", "data.source"),
-            "rows is a limit per task, and commonsense_170k does not name the tasks; set rows: null, or source: hub",
-        )
-    if data.format not in ("label", "llm-adapters"):
-        yield Conflict(
-            ("data.format", "data.source"),
-            "commonsense_170k has only labels as answers; set format: label or llm-adapters, or source: hub",
-        )
-    if adapter.mixer.kind == "task-gate":
-        # Half of the sets share a template, so their rows would all train the embedding of rows without a task.
-        yield Conflict(
+    gated = adapter.mixer.kind == "task-gate"  # half of the sets share a template, so their rows would have no task
+    for paths, wrong, text in (
+        (("data.tasks",), set(data.tasks) != set(COMMONSENSE), "mixes all eight tasks; set tasks: commonsense"),
+        (("data.rows",), data.rows is not None, "does not name the tasks that rows would limit; set rows: null"),
+        (
+            ("data.format",),
+            data.format not in ("label", "llm-adapters"),
+            "has only labels as answers; set format: label",
+        ),
+        (
             ("data.source", "adapter.mixer.kind"),
-            "a task gate needs each row's task, and commonsense_170k does not name the tasks; set data.source: hub",
-        )
+            gated,
+            "does not name the tasks that a task gate needs; set another mixer",
+        ),
+    ):
+        if wrong:
+            yield Conflict((*paths, "data.source"), f"commonsense_170k {text}, or data.source: hub")
