@@ -21,6 +21,12 @@ class UsageError(MosloraError):
     exit_code = 2
 
 
+class Diverged(MosloraError):
+    """A training whose loss or gradient was not finite. Exit code 3."""
+
+    exit_code = 3
+
+
 class Interrupted(MosloraError):
     """Stopped by Ctrl-C or SIGTERM. Exit code 128 + the signal's number."""
 

@@ -1,7 +1,9 @@
 """Experiments of the small world: end to end, stopped and resumed, results that match or do not."""
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -10,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cli_kit import run
-from moslora.errors import Interrupted, UsageError
+from moslora.errors import Diverged, Interrupted, UsageError
 from moslora.evaluation import METRICS, load_predictions
 from moslora.runs.adapter_folder import stored_recipe
-from moslora.study import experiment as module
-from moslora.study import match
+from moslora.study import match, one_run
 from moslora.study.arms import load_experiment
 from moslora.study.experiment import Study
 from moslora.study.outcomes import read_index, read_outcomes
 from moslora.training import loop, train_recipe
+from moslora.training.launch import train_in_processes
 
 FILE = """
 recipe:
@@ -50,7 +53,7 @@ def write(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write
         Path("e.yaml").write_text(text.replace(old, new, 1) if old else text, encoding="utf-8")
         return "e.yaml"
 
-    monkeypatch.setattr(module, "train_in_processes", train)
+    monkeypatch.setattr(one_run, "train_in_processes", train)
     monkeypatch.chdir(tmp_path)
     return file
 
@@ -66,7 +69,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("finished")
     (here / "e.yaml").write_text(FILE.format(world=world, rates="[3e-2]", search=""), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train_in_processes", train)
+        patch.setattr(one_run, "train_in_processes", train)
         study(str(here / "e.yaml"), here / "e").run()
     return here / "e"
 
@@ -120,7 +123,7 @@ def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureF
     assert "4 of 4 runs are scored; to compare them: moslora compare runs/e" in said
 
 
-@pytest.mark.parametrize(("owner", "name", "after"), [(loop, "accumulate", 6), (module, "evaluate_target", 1)])
+@pytest.mark.parametrize(("owner", "name", "after"), [(loop, "accumulate", 6), (one_run, "evaluate_target", 1)])
 def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
     write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, after: int
 ) -> None:
@@ -133,8 +136,8 @@ def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
     first = results(Path("cut"))
     assert len(first) == 1 and not Path("cut/.lock").exists()
     trained = []
-    real = module.train_in_processes
-    monkeypatch.setattr(module, "train_in_processes", lambda words: (trained.append(words[0]), real(words)))
+    real = one_run.train_in_processes
+    monkeypatch.setattr(one_run, "train_in_processes", lambda words: (trained.append(words[0]), real(words)))
     shutil.rmtree("cut/runs/lora-0.03-0")  # done: not needed any more
     study(file, Path("cut")).run()
     assert len(trained) == (3 if owner is loop else 2)
@@ -172,6 +175,56 @@ def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
     # Without the highest rate, the best is the highest.
     code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "--table")
     assert code == 0 and "lora: 0.03 is the highest learning rate tried" in said
+
+
+def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        train_in_processes([str(world / "recipe.yaml"), "--out", str(tmp_path), "training.learning_rate=1e38"])
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.accumulate
+
+    def accumulate(parts: loop.Parts, drawn: Sequence[Any]) -> torch.Tensor:
+        return real(parts, drawn) * (math.nan if parts.optimizer.param_groups[0]["lr"] > 1 else 1)
+
+    monkeypatch.setattr(loop, "accumulate", accumulate)
+    file = write(rates="[3e-2, 9]", search="rate_seeds: [7]")
+    code, said, errors = run(capsys, "experiment", file, "lora")
+    assert code == 0, errors
+    assert "note: lora-9-7 diverged" in said
+    assert {line.learning_rate for line in read_index(Path("runs/e")).runs} == {3e-2}
+    assert json.loads(Path("runs/e/rates/lora-9-7.json").read_text())["validation_loss"] is None
+    assert re.search(r"lora +\d\.\d{4} \* +not finite\n", said)
+    code, said, _ = run(capsys, "experiment", file, "lora")
+    assert code == 0 and " left" not in said, "nothing is trained again"
+    # Where all diverge the arm has no rate, and the others go on.
+    code, said, _ = run(capsys, "experiment", write(rates="[8, 9]", search="rate_seeds: [7]"), "lora")
+    assert code == 0 and "lora: no learning rate had a finite validation loss" in said and "not chosen" in said
+
+
+def test_a_scored_run_that_diverges_is_named_and_stops_nothing(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a scale of 2.5e37 every seed of an arm does."""
+    learned = "mixer: {init: orthogonal}"
+    third = "  third: {adapter: {alpha: 9}}\nlearning_rates:"
+    text = Path(write(old=learned, new=f"alpha: 1.0e+38, {learned}")).read_text()
+    Path("e.yaml").write_text(text.replace("learning_rates:", third))
+    for _ in range(2):
+        code, said, errors = run(capsys, "experiment", "e.yaml")
+        assert code == 0, errors
+        assert "diverged, and so without a score: learned-0.03-0, learned-0.03-1\n4 of 6 runs are scored" in said
+    assert " left" not in said and re.search(r"learned +0\.03 +0/2 +– +–\n", said)
+    assert {line.arm for line in read_index(Path("runs/e")).runs if line.diverged} == {"learned"}
+    code, said, errors = run(capsys, "compare", "runs/e", "--contrast", "lora,third")
+    assert code == 0, errors
+    assert "note: runs/e: diverged, and so without answers: learned with seed 0, learned with seed 1;" in said
+    assert "no results yet" not in said
+    with pytest.raises(UsageError, match=r"adapter\.alpha was 1\.0e\+38, is 8"):  # as with any other result
+        study(write()).run()
 
 
 def test_the_table_of_an_unfinished_experiment_runs_nothing(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,5 +295,5 @@ def test_code_is_told_from_comments() -> None:
 
 
 def test_modules_that_do_not_count_exist() -> None:
-    package = Path(module.__file__).parents[1]
+    package = Path(one_run.__file__).parents[1]
     assert all(list(package.rglob(name)) for name in match.ASIDE)

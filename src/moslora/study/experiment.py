@@ -1,49 +1,28 @@
 """Runs an experiment: first each arm's learning rate is chosen, then its scored runs, one after the other.
 
-``runs/NAME/``         a run folder each, NAME = arm-rate-seed; without checkpoints once its result is kept
-``rates/NAME.json``    the validation loss of a run that only chooses the rate
-``results/NAME.json``  the answers of a scored run, and ``experiment.json``: what ``moslora compare`` reads
-
-A run with a file in ``rates`` or ``results`` is done, and needs no folder.
+What is kept of each: `moslora.study.one_run`; and ``experiment.json``, which ``moslora compare`` reads.
 """
 
 import json
 import shlex
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-
-import torch
 
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.evaluation.predictions import mean_and_error
-from moslora.evaluation.target import evaluate_target, open_target
-from moslora.files import in_use, locked, write_json, write_text
+from moslora.files import in_use, locked
 from moslora.runs.adapter_folder import stored_recipe
-from moslora.runs.find import RESULT, run_facts
 from moslora.runs.manifest import RECIPE
 from moslora.study.arms import Experiment, Planned
-from moslora.study.match import CODE, changes, provenance
-from moslora.study.outcomes import (
-    RESULTS,
-    ExperimentIndex,
-    ExperimentRun,
-    Outcomes,
-    collect,
-    read_outcomes,
-    write_index,
-    write_outcomes,
-)
-from moslora.study.rates import Curve, RateResult, curves, rate_file, rate_table, read_rate, validation_loss
-from moslora.training.launch import train_in_processes
-
-BEGUN = "begun.json"
-"""In a run's folder: its provenance when it began."""
+from moslora.study.match import CODE, changes
+from moslora.study.one_run import BEGUN, read_result, result_file, run_folder, run_one
+from moslora.study.outcomes import ExperimentIndex, ExperimentRun, Outcomes, write_index
+from moslora.study.rates import Curve, RateResult, curves, rate_table
 
 
 @dataclass(frozen=True)
@@ -113,9 +92,8 @@ class Study:
 
     def _differs(self, planned: Planned) -> Iterator[tuple[Path, str]]:
         """The result of a run, or else its folder, and what is different about it."""
-        file, folder = self.result(planned), self.folder(planned)
-        made: Outcomes | RateResult | None
-        if made := _read_result(file, planned):
+        file, folder = result_file(self.out, planned), run_folder(self.out, planned)
+        if made := read_result(file):
             path, recipe, made_with = file, made.recipe, made.provenance
         elif (folder / RECIPE).exists() and (folder / BEGUN).exists():
             path, recipe = folder, stored_recipe(folder).model_dump(mode="json")
@@ -127,24 +105,14 @@ class Study:
         if changed := changes(planned, recipe, made_with, any_code=self.any_code):
             yield path, some(changed, separator="; ")
 
-    def folder(self, planned: Planned) -> Path:
-        """The run folder."""
-        return self.out / "runs" / planned.name
-
-    def result(self, planned: Planned) -> Path:
-        """The small file that says that the run is done."""
-        if planned.scored:
-            return self.out / RESULTS / f"{planned.name}.json"
-        return rate_file(self.out, planned.arm, planned.learning_rate, planned.seed)
-
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` scored ones come after them."""
-        left = [planned for planned in runs if not self.result(planned).exists()]
+        left = [planned for planned in runs if not result_file(self.out, planned).exists()]
         for number, planned in enumerate(left):
             pending = [*(p.scored for p in left[number:]), *[True] * later]
             say(f"{planned.name}: {len(pending)} left{self._time(pending)}")
             began = time.monotonic()
-            run_one(planned, folder=self.folder(planned), result=self.result(planned))
+            run_one(planned, out=self.out)
             self._seconds[planned.scored].append(time.monotonic() - began)
             self.write_index()
         self.write_index()
@@ -161,8 +129,11 @@ class Study:
         """Writes ``experiment.json``: every scored run that is done."""
         file = self.experiment.file
         whole = replace(self, arms=tuple(self.experiment.recipes))
-        done = [planned for planned in whole.scored() if self.result(planned).exists()]
-        runs = tuple(ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}") for p in done)
+        runs = tuple(
+            ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}", diverged=not isinstance(made, Outcomes))
+            for p in whole.scored()
+            if (made := read_result(result_file(self.out, p)))
+        )
         write_index(self.out, ExperimentIndex(self.experiment.name, file.contrast, file.outcome, runs))
 
     def tables(self) -> Iterator[list[list[str]]]:
@@ -177,7 +148,10 @@ class Study:
         yield from self.remarks()
         yield from (f"note: {line}" for line in self.others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        if done := sum(self.result(planned).exists() for planned in self.scored()):
+        found = {planned.name: read_result(result_file(self.out, planned)) for planned in self.scored()}
+        if diverged := [name for name, made in found.items() if isinstance(made, RateResult)]:
+            yield f"diverged, and so without a score: {', '.join(diverged)}"
+        if done := sum(isinstance(made, Outcomes) for made in found.values()):
             yield f"{done} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
         else:
             yield f"none of {total} runs is scored yet"
@@ -188,52 +162,14 @@ class Study:
         rows = [["arm", "learning rate", "seeds", *(names[name] for name in order)]]
         by_arm: dict[str, list[Outcomes]] = defaultdict(list)
         for planned in self.scored():
-            if (file := self.result(planned)).exists():
-                by_arm[planned.arm].append(read_outcomes(file))
+            if isinstance(made := read_result(result_file(self.out, planned)), Outcomes):
+                by_arm[planned.arm].append(made)
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             outcomes = by_arm[curve.arm]
             seeds = f"{len(outcomes)}/{len(self.experiment.file.seeds)}"
             rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(outcomes, name) for name in order)])
         return rows
-
-
-def run_one(planned: Planned, *, folder: Path, result: Path) -> None:
-    """Trains, or goes on training, in ``folder``, scores if the run is to be scored, and writes the file ``result``.
-
-    Whatever was done before it was stopped is not done again.
-    """
-    made_with, recipe = _begin(planned, folder), planned.recipe.model_dump(mode="json")
-    trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
-    if not (folder / RESULT).is_dir():
-        train_in_processes([str(folder), "--resume", *["model.trust_remote_code=true"] * trust])
-    result.parent.mkdir(parents=True, exist_ok=True)
-    if planned.scored:
-        _, scores = evaluate_target(open_target(str(folder), trust_remote_code=trust))
-        torch.cuda.empty_cache()  # the next run trains in another process
-        outcomes = collect(scores, recipe=recipe, facts=run_facts(folder))
-        write_outcomes(result, replace(outcomes, provenance=made_with))
-    else:
-        loss = validation_loss(folder)
-        write_json(result, asdict(RateResult(loss, recipe, made_with)))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _begin(planned: Planned, folder: Path) -> dict[str, str]:
-    """Makes the folder of a run that has none. Returns the provenance of its beginning."""
-    if not (folder / RECIPE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / BEGUN, provenance(planned.recipe))
-        write_text(folder / RECIPE, planned.recipe.to_yaml())
-    made_with: dict[str, str] = json.loads((folder / BEGUN).read_bytes())
-    return made_with
-
-
-def _read_result(file: Path, planned: Planned) -> Outcomes | RateResult | None:
-    """What the small file of a run says; ``None`` if there is none."""
-    if not planned.scored:
-        return read_rate(file)
-    return read_outcomes(file) if file.exists() else None
 
 
 def _mean_over_seeds(outcomes: Sequence[Outcomes], name: str) -> str:

@@ -88,12 +88,13 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class ExperimentRun:
-    """One line of ``experiment.json``."""
+    """One line of ``experiment.json``; a run that ``diverged`` has no results."""
 
     arm: str
     seed: int
     learning_rate: float
     folder: str
+    diverged: bool = False
 
     @property
     def results(self) -> str:

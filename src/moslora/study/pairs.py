@@ -82,8 +82,10 @@ def _find(path: Path, evaluation: str | None) -> Iterator[_Run]:
     """The runs at one path."""
     if (path / EXPERIMENT).is_file():
         index = read_index(path)
+        if diverged := [f"{run.arm} with seed {run.seed}" for run in index.runs if run.diverged]:
+            note(f"{path}: diverged, and so without answers: {', '.join(diverged)}; this compares the other runs alone")
         there = [run for run in index.runs if (path / run.results).is_file()]
-        if missing := len(index.runs) - len(there):
+        if missing := len(index.runs) - len(diverged) - len(there):
             note(f"{path}: {missing} of {len(index.runs)} runs have no results yet, and are left out")
         for run in there:
             yield _Run(path / run.results, run.arm, f"{path}: {run.arm}", read_outcomes(path / run.results))

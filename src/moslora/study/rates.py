@@ -66,25 +66,26 @@ class Curve:
 
     @property
     def best(self) -> float | None:
-        """The chosen rate; ``None`` while runs are missing. A lone rate needs no run.
-
-        Raises:
-            MosloraError: no rate had a finite loss.
-        """
+        """The chosen rate; ``None`` while runs are missing, or if no loss was finite. A lone rate needs no run."""
         if len(self.losses) == 1:
             return next(iter(self.losses))
-        if any(len(losses) < self.seeds for losses in self.losses.values()):
+        if not self.complete:
             return None
         means = {rate: fmean(losses) for rate, losses in self.losses.items()}
         best = min(means, key=means.__getitem__)
-        if not math.isfinite(means[best]):
-            raise MosloraError(f"arm {self.arm}: no learning rate had a finite validation loss; try lower ones")
-        return best
+        return best if math.isfinite(means[best]) else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run of the search is done."""
+        return all(len(losses) == self.seeds for losses in self.losses.values())
 
     def remarks(self) -> Iterator[str]:
-        """If the best rate is the lowest or the highest: the optimum may lie beyond."""
+        """If no rate was good, or the best is the lowest or the highest: the optimum may lie beyond."""
         rates = sorted(self.losses)
-        if len(rates) > 1 and (best := self.best) in (rates[0], rates[-1]):
+        if self.complete and self.best is None:
+            yield f"{self.arm}: no learning rate had a finite validation loss, so it has no scored runs; add lower ones"
+        elif len(rates) > 1 and (best := self.best) in (rates[0], rates[-1]):
             side = "lowest" if best == rates[0] else "highest"
             yield f"{self.arm}: {best:g} is the {side} learning rate tried; one beyond it may be better"
 
@@ -108,8 +109,10 @@ def rate_table(found: list[Curve]) -> list[list[str]]:
         losses = curve.losses[rate]
         if not losses:
             return "–"
-        spread = f" ± {(max(losses) - min(losses)) / 2:.4f}" if len(losses) > 1 else ""
         some = f" ({len(losses)} of {curve.seeds})" if len(losses) < curve.seeds else ""
+        if not math.isfinite(sum(losses)):
+            return f"not finite{some}"
+        spread = f" ± {(max(losses) - min(losses)) / 2:.4f}" if len(losses) > 1 else ""
         return f"{fmean(losses):.4f}{spread}{some}" + " *" * (rate == curve.best)
 
     return [

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import torch
 
-from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.processes.launch import STOPPED, launch
 
 
@@ -23,7 +23,7 @@ def train_in_processes(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; training saved first.
-        UsageError, MosloraError: training failed, and said why.
+        UsageError, Diverged, MosloraError: training failed, and said why.
     """
     command = [sys.executable, "-m", "moslora", "train", *arguments]
     again = "the same command continues from the last checkpoint"
@@ -31,7 +31,7 @@ def train_in_processes(
     if code in STOPPED:
         raise Interrupted(f"stopped; the work so far is saved, and {again}", signal_number=code - 128)
     if code:
-        fault = UsageError if code == UsageError.exit_code else MosloraError
+        fault = next((kind for kind in (UsageError, Diverged) if code == kind.exit_code), MosloraError)
         raise fault(f"training ended with exit code {code}; the lines above say why")
 
 

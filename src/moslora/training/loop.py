@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import describe_batch
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan, collate, label_count, passes
-from moslora.errors import MosloraError
+from moslora.errors import Diverged
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
 from moslora.training.optimizer import rate_factor, set_rate, trainable
@@ -76,7 +76,7 @@ def train(
         The number of updates done: ``len(parts.plan)``, or fewer after a stop, which saves a checkpoint.
 
     Raises:
-        MosloraError: a loss or gradient is not finite.
+        Diverged: a loss or gradient is not finite.
     """
     optimizer, scaler, total = parts.optimizer, parts.scaler, len(parts.plan)
     warmup, skipped = settings.warmup(total), 0
@@ -158,9 +158,9 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     return share
 
 
-def _not_finite(step: int, *, loss: float, norm: float, drawn: Sequence[Encoded]) -> MosloraError:
+def _not_finite(step: int, *, loss: float, norm: float, drawn: Sequence[Encoded]) -> Diverged:
     ids = ", ".join(row.id for row in drawn)
-    return MosloraError(
+    return Diverged(
         f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite, so the run stops. Rows of this step:"
         f" {ids}. Try a lower training.learning_rate or model.dtype=bfloat16"
     )

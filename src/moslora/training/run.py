@@ -70,7 +70,8 @@ def train_recipe(
             of processes, or the processes found different things.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         DiskFull: no space; the last checkpoint is intact.
-        MosloraError: a loss or gradient is not finite, nothing was learned, or the GPU is out of memory.
+        Diverged: a loss or gradient is not finite.
+        MosloraError: nothing was learned, or the GPU is out of memory.
     """
     with locked(out) if is_main_process() else nullcontext():
         try:
