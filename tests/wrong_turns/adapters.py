@@ -4,6 +4,7 @@ import shutil
 
 import torch
 
+from moslora.runs.manifest import with_own_hash
 from wrong_turns.scene import Turn, a_run, another_tensor, cut, edited, file, flipped, folder, in_run, own_base, weights
 
 ADAPTERS = {
@@ -51,7 +52,12 @@ ADAPTERS = {
     ),
     "altered recipe": Turn("merge runs/one", 1, "recipe.yaml: altered or truncated", in_run(flipped("recipe.yaml"))),
     "malformed manifest": Turn("merge runs/one", 1, "manifest.json: not a manifest", in_run(cut("manifest.json"))),
-    "newer format": Turn("merge runs/one", 2, "written in format 9", in_run(edited('"format": 2', '"format": 9'))),
+    "newer format": Turn(
+        "merge runs/one",
+        2,
+        "written in format 9",
+        in_run(lambda adapter: (adapter / "manifest.json").write_text(json.dumps(with_own_hash({"format": 9})))),
+    ),
     "missing key": Turn(
         "merge runs/one",
         1,

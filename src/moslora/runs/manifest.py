@@ -28,10 +28,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: not an adapter folder (no {MANIFEST})")
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
-        if (written_as := manifest["format"]) != FORMAT:
-            raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; upgrade moslora")
+        # First of all, and so in every format: a damaged number must not look like that of a newer version.
         if manifest.pop(OWN_HASH) != _own_hash(manifest):
             raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
+        if (written_as := manifest["format"]) != FORMAT:
+            raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; upgrade moslora")
         _ = manifest["base"]["fingerprint"], manifest["sha256"][WEIGHTS], manifest["sha256"][RECIPE]
     except (ValueError, KeyError, TypeError) as error:
         raise MosloraError(f"{path}: not a manifest ({error!r}); use another checkpoint") from None
