@@ -9,6 +9,7 @@
 #   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
 #   make experts       time fused against sequential experts: a table of docs/argument.md
+#   make soak          kill a run and damage its files at random, and try random input, for some minutes
 #   make latency       time answers and writing with every kind of adapter: another (all three need an idle machine)
 #
 # Another interpreter: make PYTHON=python3.12 <target>
@@ -18,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test proof setup lint docs methods experts latency bench
+.PHONY: quickstart test proof setup lint docs methods experts latency bench soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -56,6 +57,11 @@ bench: .venv-bench/installed
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check install -e '.[bench]'
 	@touch $@
+
+# Another seed each time, which is printed; what is found becomes a test.
+soak: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest -s tests/test_properties.py
 
 experts: $(VENV)/installed
 	$(BIN)/python benchmarks/experts.py

@@ -3,10 +3,12 @@
 Nothing else may happen: no other exception, no line without its place, no half-written file or output. The inputs are
 random, near what is right: right and wrong keys, values of every YAML or JSON type, text of every kind. They are the
 same in every run (`derandomize`), so that a change cannot fail by chance; the examples written out are what was found.
+`make soak` tries others, and more of them.
 """
 
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -33,9 +35,18 @@ from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 SCHEMA = recipe_schema()
 LLAMA = str(find_recipe("llama3-8b"))
-quick = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
-)
+TIMES = int(os.environ.get("MOSLORA_EXAMPLES", "1"))
+"""Above 1, so many times the examples, and others in every run."""
+
+
+def tries(examples: int) -> settings:
+    return settings(
+        max_examples=TIMES * examples,
+        derandomize=TIMES == 1,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
 
 TEXT = st.one_of(
     st.text(max_size=12), st.sampled_from(["", " ", "~x", "a" * 300, "\\0", "a\nb", "é\u2028", "\ud800", "(", "1e400"])
@@ -173,7 +184,7 @@ def folder() -> Any:
         yield
 
 
-@settings(quick, max_examples=150)
+@tries(150)
 @given(value=recipes(), base=st.none() | recipes(), name=st.sampled_from(["base.yaml", "llama3-8b", "a"]) | ANYTHING)
 def test_any_recipe_file_is_read_or_refused(value: Any, base: Any, name: Any) -> None:
     if base is not None:
@@ -184,7 +195,7 @@ def test_any_recipe_file_is_read_or_refused(value: Any, base: Any, name: Any) ->
     check_recipe(Path("any.yaml"), places=("any.yaml: ", "base.yaml: "))
 
 
-@settings(quick, max_examples=100)
+@tries(100)
 @given(text=st.text(max_size=60) | st.text("{}[]:,-&*!|>'\"#%@ \n\tab1~", max_size=40) | st.binary(max_size=30))
 @example(text="training: &a {x: *a}")
 @example(text="&a [*a]")
@@ -211,7 +222,7 @@ def test_any_text_is_a_recipe_or_refused(text: str | bytes) -> None:
 DOTTED = [key for key, _, _ in trace_recipe("smollm2-135m")]
 
 
-@settings(quick, max_examples=150)
+@tries(150)
 @given(
     overrides=st.lists(
         st.tuples(
@@ -237,7 +248,7 @@ def test_any_override_is_laid_or_refused(overrides: list[str]) -> None:
     check_recipe(Path("any.yaml"), *overrides, places=("override", "any.yaml: "))
 
 
-@settings(quick, max_examples=60)
+@tries(60)
 @given(value=near(SCHEMA))
 def test_what_the_schema_describes_fails_by_values_alone(value: Any) -> None:
     """No key that the schema has is unknown to the loader."""
@@ -249,7 +260,7 @@ def test_what_the_schema_describes_fails_by_values_alone(value: Any) -> None:
         assert not unknown
 
 
-@settings(quick, max_examples=150)
+@tries(150)
 @given(value=st.recursive(st.text(st.characters(exclude_categories=["Cs"])), lambda inner: st.lists(inner, max_size=3)))
 def test_any_text_fits_on_one_line_and_comes_back(value: Any) -> None:
     line = render_inline(value)
@@ -319,7 +330,7 @@ def check_example(found: Example) -> None:
         assert answer_pattern(found).search(llm_adapters_row(found)["output"])
 
 
-@settings(quick, max_examples=250)
+@tries(250)
 @given(rows=st.lists(ROWS, max_size=4), jsonl=st.booleans(), task=st.none() | st.sampled_from(COMMONSENSE))
 @example(rows=[{**GOOD, "task": ["boolq"]}], jsonl=True, task=None)
 @example(rows=[{**GOOD, "task": {}}], jsonl=False, task=None)
@@ -346,7 +357,7 @@ def test_any_rows_are_read_or_refused(rows: list[Any], jsonl: bool, task: str | 
             assert (rendered["instruction"], rendered["output"]) == (row["instruction"], row["output"])
 
 
-@settings(quick, max_examples=150)
+@tries(150)
 @given(
     text=st.text(max_size=40) | st.text('{}[]",:\\ \n1eu', max_size=40) | st.binary(max_size=20), jsonl=st.booleans()
 )
@@ -412,7 +423,7 @@ def source(world: Path, folder: Any) -> Path:
     return Path("source")
 
 
-@settings(quick, max_examples=200)
+@tries(200)
 @given(config=CONFIGS | JSON | st.dictionaries(TEXT, JSON, max_size=4), named=st.booleans())
 @example(config={"r": 4, "lora_alpha": 10**400, "target_modules": ["q_proj"], "peft_type": "LORA"}, named=True)
 @example(
@@ -432,7 +443,7 @@ def test_any_settings_of_an_adapter_are_read_or_refused(source: Path, world: Pat
         shutil.rmtree("imported")
 
 
-@settings(quick, max_examples=100)
+@tries(100)
 @given(text=st.text(max_size=40) | st.text('{}[]",:\\ \n1eu', max_size=40) | st.binary(max_size=20))
 @example(text="[" * 100_000)
 @example(text='{"a":' * 100_000)

@@ -1,0 +1,235 @@
+"""Kills a run at random moments and damages its checkpoints: it must end as if nothing had happened, bit for bit.
+
+    make soak                                              # this, and more random input than in the tests
+    python benchmarks/soak.py --kills 200 --damages 1000 --seed 5
+
+The tests' small model is trained with a checkpoint after every second step, and scored.
+
+Kills: SIGKILL after a random time, or before a random one of the process's changes to the disk, in turns. The same run
+is then resumed, and may be killed again, until it ends.
+Damages: a file of the newest checkpoint, or of the result, is cut at a random place, or has a few bits flipped.
+
+Exits with 1 at the first run that ends otherwise, and at the first damage that is not noticed.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from moslora.errors import MosloraError
+from moslora.evaluation.journal import PREDICTIONS
+from moslora.evaluation.results import RESULTS
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.find import RESULT, checkpoints
+from moslora.runs.manifest import MANIFEST, WEIGHTS
+from moslora.training import train_recipe
+from moslora.training.state import newest_saved
+from moslora.training.tracking import MEASURED, read_metrics
+from world_kit import make_world
+
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
+"""Audit events of changes to the disk; besides "open" for writing."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument("--damages", type=int, default=300, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: another one each time")
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    torch.set_num_threads(1)  # a forked process has none of its parent's other threads
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        os.environ["MOSLORA_HOME"] = str(folder / "home")
+        make_world(folder)
+        recipe = load_recipe(folder / "recipe.yaml", ["training.checkpoint_every=2", "training.validate_every=4"])
+        kill(recipe, folder, kills=options.kills, draw=random.Random(options.seed))
+        damage(recipe, folder, damages=options.damages, draw=random.Random(options.seed))
+
+
+def kill(recipe: Recipe, folder: Path, *, kills: int, draw: random.Random) -> None:
+    """Kills runs until there are so many ``kills``, and compares each run that ends with an uninterrupted one."""
+    began = time.monotonic()
+    reference = folder / "reference"
+    ended(begin(recipe, reference), reference)
+    seconds, changes = time.monotonic() - began, len((reference / "changes").read_bytes())
+    wanted, places, runs = outcome(reference), Counter[str](), 0
+    while places.total() < kills:
+        run, runs = folder / f"run-{runs}", runs + 1
+        while True:
+            timed = draw.random() < 0.5
+            process = begin(recipe, run, until=None if timed else draw.randrange(changes))
+            if timed:
+                time.sleep(draw.uniform(0, seconds))
+                os.kill(process, signal.SIGKILL)
+            if ended(process, run):
+                break
+            places[moment(run)] += 1
+        if different := [name for name, content in outcome(run).items() if content != wanted[name]]:
+            fail(f"{run.name}: after its kills other than the uninterrupted run: {', '.join(different)}")
+        shutil.rmtree(run)
+    print(f"{places.total()} kills of {runs} runs, each of which then ended bit for bit as the uninterrupted one")
+    print("".join(f"{count:6} {place}\n" for place, count in places.most_common()), end="")
+    print(f"{time.monotonic() - began:.0f} s", flush=True)
+
+
+def begin(recipe: Recipe, run: Path, *, until: int | None = None) -> int:
+    """Trains and scores ``run`` in a forked process, resuming what is there. Returns the process's id.
+
+    Args:
+        until: the process kills itself before this change to the disk; ``None`` for never.
+    """
+    if process := os.fork():
+        return process
+    try:
+        log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        count = count_changes(run, until=until)
+        train_recipe(recipe, out=run, resuming=True)
+        evaluate_target(open_target(str(run)))
+        (run / "changes").write_bytes(b"." * count())
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def count_changes(run: Path, *, until: int | None) -> Callable[[], int]:
+    """Counts this process's changes to the disk from now on, and kills it before number ``until``."""
+    seen = 0
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        writes = event == "open" and str(arguments[0]).startswith(str(run)) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in CHANGES or writes:
+            if seen == until:
+                os.kill(os.getpid(), signal.SIGKILL)
+            seen += 1
+
+    sys.addaudithook(note)
+    return lambda: seen
+
+
+def ended(process: int, run: Path) -> bool:
+    """Waits for ``process``: whether it ended by itself, and not by a kill. Any fault is a failure."""
+    _, status = os.waitpid(process, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return False
+    if status:
+        fail(f"{run.name}: ended with {status}:\n{run.with_suffix('.log').read_text(encoding='utf-8')[-3000:]}")
+    return True
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run must end with, up to what is measured."""
+    open_adapter(run / RESULT)
+    (scores,) = (run / "eval").iterdir()
+    rows = [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run)]
+    return {
+        "the adapter": (run / RESULT / WEIGHTS).read_bytes(),
+        "the checkpoints": [(path.name, open_adapter(path).manifest["sha256"]) for path in checkpoints(run)],
+        "the metrics": rows,
+        "the answers": (scores / PREDICTIONS).read_bytes(),
+        "the scores": json.loads((scores / RESULTS).read_bytes())["tasks"],
+        "the files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
+    }
+
+
+def moment(run: Path) -> str:
+    """Where a killed run was."""
+    if list((run / "eval").glob(f"*/{RESULTS}")):
+        return "with its scores written"
+    if (run / "eval").exists():
+        return "while it was scored"
+    if (run / RESULT).exists():
+        return "after its result was written"
+    if (run / f".{RESULT}.writing").exists():
+        return "while its result was written"
+    if list((run / "checkpoints").glob(".*.writing")):
+        return "while a checkpoint was written"
+    return "between two checkpoints" if checkpoints(run) else "before the first checkpoint"
+
+
+def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -> None:
+    """Damages a file of the newest checkpoint, or of the result: the run must go on from the one before."""
+    began, run, kinds = time.monotonic(), folder / "reference", Counter[str]()
+    result, away = run / RESULT, folder / "away"
+    last, before = checkpoints(run)[::-1][:2]
+    files = [path for place in (last, result) for path in sorted(place.iterdir())]
+    for number in range(damages):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        how, content = spoil(whole, draw)
+        while path.name == MANIFEST and says_the_same(whole, content):
+            how, content = spoil(whole, draw)
+        path.write_bytes(content)
+        if path.parent == last:
+            result.rename(away)
+        said, expected = StringIO(), before if path.parent == last else last
+        with redirect_stdout(said):
+            found = newest_saved(run, recipe)
+        if found is None or found.path != expected or f"skipped: {path}: " not in said.getvalue():
+            fail(f"{path.parent.name}/{path.name} {how}: {found and found.path.name} is used; said: {said.getvalue()}")
+        try:
+            open_adapter(path.parent).weights()
+        except MosloraError:
+            pass
+        else:
+            fail(f"{path.parent.name}/{path.name} {how}: loaded")
+        if path.parent == last:
+            away.rename(result)
+        path.write_bytes(whole)
+        kinds[f"{path.name} {how.split()[0]}"] += 1
+    print(f"{kinds.total()} damages, all noticed and named, none loaded, the good checkpoint before it used")
+    print("".join(f"{count:6} {kind}\n" for kind, count in sorted(kinds.items())), end="")
+    print(f"{time.monotonic() - began:.0f} s", flush=True)
+
+
+def spoil(whole: bytes, draw: random.Random) -> tuple[str, bytes]:
+    """``whole`` cut at a random place, or with up to three bits flipped; and which of the two."""
+    if draw.random() < 0.5:
+        cut = draw.randrange(len(whole))
+        return f"cut to {cut} of {len(whole)} bytes", whole[:cut]
+    content, bits = bytearray(whole), draw.sample(range(8 * len(whole)), k=draw.randint(1, 3))
+    for bit in bits:
+        content[bit // 8] ^= 1 << bit % 8
+    return f"flipped in bits {bits}", bytes(content)
+
+
+def says_the_same(whole: bytes, content: bytes) -> bool:
+    """Whether a damaged manifest is the same JSON, as without its last line break."""
+    try:
+        return bool(json.loads(content) == json.loads(whole))
+    except ValueError:
+        return False
+
+
+def fail(line: str) -> NoReturn:
+    print(f"FAILED: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
