@@ -61,7 +61,7 @@ bench: .venv-bench/installed
 # Another seed each time, which is printed; what is found becomes a test.
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
-	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest -s tests/test_properties.py
+	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest --hypothesis-show-statistics tests/test_properties.py
 
 experts: $(VENV)/installed
 	$(BIN)/python benchmarks/experts.py

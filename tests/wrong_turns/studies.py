@@ -1,5 +1,7 @@
 """Wrong turns: experiments, and lists of runs."""
 
+import sys
+
 from wrong_turns.scene import Maker, Turn, file, folder, locked
 
 GOOD = """
@@ -85,6 +87,12 @@ STUDIES = {
         2,
         "runs/e: another process is writing here",
         lambda scene: [changed()(scene), locked("runs/e/.lock")(scene)],
+    ),
+    "an experiment on Ray, which is not installed": Turn(
+        "experiment e.yaml --on ray",
+        2,
+        "--on ray: ray is not installed; pip install ray",
+        lambda scene: [changed()(scene), scene.patch.setitem(sys.modules, "ray", None)],
     ),
     "runs where there are none": Turn("runs f", 2, "f: no runs here", folder("f")),
     "runs of no folder": Turn("runs f", 2, "f: no such folder"),

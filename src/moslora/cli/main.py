@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from moslora.cli import data, models, recipes, studies
 from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, stopped
-from moslora.processes.launch import adopt_slurm, launched
+from moslora.processes.launch import adopt_slurm, end_with_launcher, launched
 
 
 class Commands(TyperGroup):
@@ -68,6 +68,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
+    end_with_launcher()
     adopt_slurm()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -1,6 +1,7 @@
 """The commands ``experiment``, ``compare``, ``runs``, ``report`` and ``reproduce``."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +30,12 @@ def experiment(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the experiment. [default: runs/NAME]")] = None,
     table: Annotated[bool, typer.Option("--table", help="Print what is known so far, and run nothing.")] = False,
     any_code: Annotated[bool, typer.Option("--any-code", help="Also count results that other code has made.")] = False,
+    on: Annotated[
+        Literal["here", "ray"],
+        typer.Option(
+            help="One run after the other here, or many at once on Ray: the cluster at RAY_ADDRESS, or this machine."
+        ),
+    ] = "here",
 ) -> None:
     """Train and score several methods with several seeds, each at its best learning rate.
 
@@ -44,6 +51,10 @@ def experiment(
 
     plan = load_experiment(file)
     study = Study(plan, out or RUNS / plan.name, plan.chosen_arms(tuple(arms or ())), any_code)
+    if on == "ray":
+        from moslora.study.on_ray import on_ray
+
+        study = replace(study, start=on_ray)
     if not table:
         study.run()
     _print(study.tables(), study.closing())

@@ -4,6 +4,7 @@ torch's environment variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, …) s
 `accelerate launch`, :func:`adopt_slurm`, or :func:`launch` here.
 """
 
+import ctypes
 import logging
 import os
 import re
@@ -21,7 +22,10 @@ FAULT = "moslora/fault"
 """Key in the store of the processes: whoever is the first to add to it tells of the fault."""
 
 LAUNCHED_HERE = "MOSLORA_LAUNCHED"
-"""Set in the processes that :func:`launch` has started."""
+"""Set in the processes that :func:`launch` has started: the process that did."""
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when its parent ends."""
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C and SIGTERM."""
@@ -65,6 +69,15 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     }
     for name, value in found.items():
         environment.setdefault(name, value)
+
+
+def end_with_launcher() -> None:
+    """On Linux, ends this process when the one that launched it is killed: whoever repeats its work must not find this
+    one in the folder."""
+    if LAUNCHED_HERE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ[LAUNCHED_HERE]):  # it has gone already
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def processes_to_start(wanted: int | None) -> int:
@@ -117,7 +130,7 @@ def launch(
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
-        LAUNCHED_HERE: "1",
+        LAUNCHED_HERE: str(os.getpid()),
         **environment,
     }
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Runs an experiment: first each arm's learning rate is chosen, then its scored runs, one after the other.
+"""Runs an experiment: first each arm's learning rate is chosen, then its scored runs.
 
 What is kept of each: `moslora.study.one_run`; and ``experiment.json``, which ``moslora compare`` reads.
 """
@@ -7,7 +7,8 @@ import json
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +21,7 @@ from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.manifest import RECIPE
 from moslora.study.arms import Experiment, Planned
 from moslora.study.match import CODE, changes
-from moslora.study.one_run import BEGUN, read_result, result_file, run_folder, run_one
+from moslora.study.one_run import BEGUN, one_by_one, read_result, result_file, run_folder
 from moslora.study.outcomes import ExperimentIndex, ExperimentRun, Outcomes, write_index
 from moslora.study.rates import Curve, RateResult, curves, rate_table
 
@@ -33,12 +34,15 @@ class Study:
         out: the folder.
         arms: those that run.
         any_code: whether results of other code count.
+        start: of runs, one by one or as `moslora.study.on_ray` does: a block with a function for each, which returns
+            once that run is done.
     """
 
     experiment: Experiment
     out: Path
     arms: tuple[str, ...]
     any_code: bool = False
+    start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = one_by_one
     _seconds: dict[bool, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @stopped("stopped; the work so far is saved, and the same command continues from there")
@@ -108,13 +112,14 @@ class Study:
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` scored ones come after them."""
         left = [planned for planned in runs if not result_file(self.out, planned).exists()]
-        for number, planned in enumerate(left):
-            pending = [*(p.scored for p in left[number:]), *[True] * later]
-            say(f"{planned.name}: {len(pending)} left{self._time(pending)}")
-            began = time.monotonic()
-            run_one(planned, out=self.out)
-            self._seconds[planned.scored].append(time.monotonic() - began)
-            self.write_index()
+        with self.start(left, out=self.out) if left else nullcontext(()) as waits:
+            for number, (planned, done) in enumerate(zip(left, waits, strict=True)):
+                pending = [*(p.scored for p in left[number:]), *[True] * later]
+                say(f"{planned.name}: {len(pending)} left{self._time(pending)}")
+                began = time.monotonic()
+                done()
+                self._seconds[planned.scored].append(time.monotonic() - began)
+                self.write_index()
         self.write_index()
 
     def _time(self, pending: Sequence[bool]) -> str:

@@ -10,7 +10,10 @@ A run with a file in one of the last three is done, and needs no folder.
 
 import json
 import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,10 +56,16 @@ def read_result(file: Path) -> Outcomes | RateResult | None:
     return read_outcomes(file) if file.exists() else None
 
 
-def run_one(planned: Planned, *, out: Path) -> None:
+@contextmanager
+def one_by_one(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+    """What does each of ``runs``."""
+    yield [partial(run_one, planned, out=out) for planned in runs]
+
+
+def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> None:
     """Trains, or goes on training, scores if the run is to be scored, and writes its small file.
 
-    Whatever was done before it was stopped is not done again.
+    Whatever was done before it was stopped is not done again. ``processes`` train; the default is this machine's.
     """
     folder, result = run_folder(out, planned), result_file(out, planned)
     made_with, recipe = _begin(planned, folder), planned.recipe.model_dump(mode="json")
@@ -64,7 +73,8 @@ def run_one(planned: Planned, *, out: Path) -> None:
     diverged = False
     if not (folder / RESULT).is_dir():
         try:
-            train_in_processes([str(folder), "--resume", *["model.trust_remote_code=true"] * trust])
+            again = [str(folder), "--resume", *["model.trust_remote_code=true"] * trust]
+            train_in_processes(again, processes=processes)
         except Diverged:
             note(f"{planned.name} diverged; the experiment goes on without it")
             diverged = True

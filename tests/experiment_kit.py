@@ -1,0 +1,39 @@
+"""Experiments of the small world: their file, and how they run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moslora.runs.adapter_folder import stored_recipe
+from moslora.study.arms import load_experiment
+from moslora.study.experiment import Study
+from moslora.training import train_recipe
+
+FILE = """
+recipe:
+  extends: {world}/recipe.yaml
+  training: {{max_steps: 4, checkpoint_every: 1}}
+  evaluation: {{limit: 6}}
+arms:
+  lora: methods/lora
+  learned: {{adapter: {{mixer: {{init: orthogonal}}}}}}
+learning_rates: {rates}
+{search}
+seeds: [0, 1]
+contrast: [lora, learned]
+outcome: log_probability
+"""
+
+
+def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
+    loaded = load_experiment(file)
+    return Study(loaded, out, loaded.chosen_arms(()), **options)
+
+
+def train(arguments: Sequence[str], *, processes: int | None = None) -> None:
+    """Training in this process."""
+    train_recipe(stored_recipe(Path(arguments[0]), arguments[2:]), out=Path(arguments[0]), resuming=True)
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("*/*.json") if path.parent.name in ("results", "rates")}
