@@ -160,7 +160,7 @@ def needed(model: PreTrainedModel, section: ModelSection, **options: Any) -> Mem
     return memory(model, section, work, on_gpu=True, **options)
 
 
-def test_shards_divide_the_frozen_weights_and_gather_the_largest_block() -> None:
+def test_shards_divide_the_decoder_layers_and_gather_one() -> None:
     model = tiny_llama(layers=3)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
     section = ModelSection(name="x", dtype="float32")
@@ -168,9 +168,8 @@ def test_shards_divide_the_frozen_weights_and_gather_the_largest_block() -> None
         needed(model, section, **options) for options in ({}, {"processes": 4}, {"processes": 4, "shards": 4})
     )
     assert ddp == replace(alone, gradients=2 * alone.gradients), "DDP's buckets"
-    assert fsdp == replace(ddp, weights=alone.weights // 4, gathered=fsdp.gathered)
-    outside = (model.model.embed_tokens.weight, model.model.norm.weight, model.lm_head.weight)
-    assert fsdp.gathered == sum(weight.nbytes for weight in outside)
+    layer = sum(weight.nbytes for weight in tiny_llama().model.layers[0].parameters())
+    assert fsdp == replace(ddp, weights=alone.weights - 3 * layer + 3 * layer // 4, gathered=layer)
 
 
 @pytest.mark.parametrize("room", [10, 900, 1_000, 1_263, 1_264, 5_000, 100_000])

@@ -109,6 +109,13 @@ def evaluate(
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: Out = None,
     processes: Processes = None,
+    strategy: Annotated[
+        choices.Strategy | None,
+        typer.Option(
+            help="What each of several processes holds: ddp, the whole model; fsdp, a share of the base."
+            " [default: as in training]"
+        ),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Score a model on the commonsense sets, on all GPUs of this machine."""
@@ -122,7 +129,7 @@ def evaluate(
         say(f"newest run: {target}")
     with stopped("stopped; the scores so far are kept, and the same command continues from there"):
         results, folder = evaluate_target(
-            open_target(target, base=base, dtype=dtype, trust_remote_code=trust),
+            open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy),
             out=out,
             tasks=tasks,
             protocol=protocol,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.load import context_length, name_task, output_weight
+from moslora.base.sharded import in_step
 from moslora.console import say
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
@@ -70,7 +71,7 @@ def evaluate(
     """Scores ``model`` on multiple-choice questions, shared out among the processes. All return the same results.
 
     Args:
-        model: a causal language model in evaluation mode, on its device.
+        model: a causal language model in evaluation mode, on its device, whole or sharded.
         tokenizer: its tokenizer.
         questions: task -> all its questions, in any order. All of them also under a limit: in low precision
             they decide which share a batch (`moslora.evaluation.batches`).
@@ -200,11 +201,12 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer, model: PreTrainedModel,
             progress.tell(block, scored=0)
     for together in rounds(unfinished, _cost, processes=processes):
         own: list[Prediction] = []
-        if rank < len(together):
-            # A block begun before a kill is computed whole again: its shapes belong to its results.
-            missing = {example.id for example in together[rank].wanted} - journal.predictions.keys()
-            own = [p for p in _scored(together[rank], scorer, model) if p.id in missing]
-            journal.append(own)  # before the others are waited for, of which one may be lost
+        with in_step(model):
+            if rank < len(together):
+                # A block begun before a kill is computed whole again: its shapes belong to its results.
+                missing = {example.id for example in together[rank].wanted} - journal.predictions.keys()
+                own = [p for p in _scored(together[rank], scorer, model) if p.id in missing]
+                journal.append(own)  # before the others are waited for, of which one may be lost
         for other, predictions in enumerate(gathered(own)):
             if other != rank:
                 journal.append(predictions)
@@ -229,7 +231,8 @@ def _drifts(
 ) -> dict[str, float]:
     """Each task's drift; the tasks are shared out among the processes."""
     rank, processes = members()
-    own = {task: _drift(plan[task][0], scorer, model, journal) for task in list(plan)[rank::processes]}
+    with in_step(model):
+        own = {task: _drift(plan[task][0], scorer, model, journal) for task in list(plan)[rank::processes]}
     return {task: drift for each in gathered(own) for task, drift in each.items()}
 
 

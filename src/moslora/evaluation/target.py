@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
 from moslora.base.resolve import fingerprint, locate
-from moslora.choices import DType
+from moslora.base.sharded import shard_base, shards
+from moslora.choices import DType, Strategy
 from moslora.console import is_main_process, note
 from moslora.data.sources import MIXTURE, data_hash, differences, load_examples, tested_on
 from moslora.errors import UsageError, first_line
@@ -24,7 +25,7 @@ from moslora.evaluation.results import Results, load_results
 from moslora.evaluation.run import evaluate
 from moslora.files import locked, refuse_used
 from moslora.processes.devices import device
-from moslora.processes.group import meeting
+from moslora.processes.group import meeting, members
 from moslora.recipe import ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.find import add_facts, locate_adapter, run_facts, run_folder, unfinished
@@ -44,6 +45,7 @@ class Target:
         run: the run it belongs to (as its base, too), or ``None``.
         adapter: ``None`` for a base or a model without a run.
         suffix: of the results folder's name, for a base or a checkpoint.
+        strategy: what each of several processes holds, by default that of its run's training.
     """
 
     model: ModelSection
@@ -53,6 +55,7 @@ class Target:
     run: AdapterFolder | None = None
     adapter: AdapterFolder | None = None
     suffix: str = ""
+    strategy: Strategy = "ddp"
 
     def asked(self, **options: Unpack[Options]) -> Request:
         """Its request with the given options (`Request.changed`)."""
@@ -70,11 +73,18 @@ class Target:
         return results / (results_name(request.protocol, request.format, self.model) + self.suffix)
 
     def load(self) -> PreTrainedModel:
-        """The model on the GPU, or where there is none on the CPU, in evaluation mode."""
-        with fitting(self.model):
+        """The model on the GPU, or where there is none on the CPU, in evaluation mode; sharded, if so it is to be."""
+        shared, several = shards(self.strategy), members()[1] > 1
+        # To be sharded it is read on the CPU, where processes share the file's pages; quantised it is on its device.
+        place = torch.device("cpu") if shared and not self.model.quantization else device()
+        with fitting(self.model, another="--strategy fsdp, " if several and not shared else ""):
             if self.adapter:
-                return load_adapted(self.adapter, device=device(), dtype=self.model.dtype)
-            return load_base(self.model, device=device())
+                model = load_adapted(self.adapter, device=place, dtype=self.model.dtype)
+            else:
+                model = load_base(self.model, device=place)
+            if shared:
+                shard_base(model, device=device())
+        return model
 
     def identity(self) -> dict[str, Any]:
         """What identifies the model and the arithmetic of its device."""
@@ -101,6 +111,7 @@ def open_target(
     dtype: DType | None = None,
     runs: Path = Path("runs"),
     trust_remote_code: bool = False,
+    strategy: Strategy | None = None,
 ) -> Target:
     """What ``target`` names.
 
@@ -110,9 +121,10 @@ def open_target(
         dtype: instead of the recipe's.
         runs: folder of the runs, and of the results of other models.
         trust_remote_code: whether the model's own Python code may run; a run's recipe cannot allow it.
+        strategy: instead of the recipe's.
 
     Raises:
-        UsageError: it is nothing that can be evaluated.
+        UsageError: it is nothing that can be evaluated, or an 8-bit base is to be sharded.
     """
     changes = {"dtype": dtype} if dtype else {}
     path = Path(os.path.expanduser(target))
@@ -122,9 +134,11 @@ def open_target(
         if not os.path.isdir(path) and os.path.isdir(runs / path):
             raise UsageError(f"{target}: no such folder or model; did you mean {runs / path}?")
         model = ModelSection(name=target, trust_remote_code=trust_remote_code).model_copy(update=changes)
-        return Target(model, Request(), tuple(TASKS.values()), runs)
+        return Target(model, Request(), tuple(TASKS.values()), runs, strategy=strategy or "ddp")
     run = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
     recipe = run.recipe
+    if strategy == "fsdp" and recipe.model.quantization == "int8":
+        raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
     checkpoint = f"-{run.path.name}" if run.path.parent.name == "checkpoints" else ""
     if not base and (remark := unfinished(path, run.path, doing="scoring")):
         note(remark)
@@ -136,6 +150,7 @@ def open_target(
         run=run,
         adapter=None if base else run,
         suffix="-base" if base else checkpoint,
+        strategy=strategy or recipe.training.strategy,
     )
 
 
@@ -178,17 +193,17 @@ def evaluate_target(
         **{key: value for key, value in target.identity().items() if key != "base"},  # whose path may differ
         **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
         **request.model_dump(exclude={"source"}),
+        "strategy": target.strategy,
         "torch": torch.__version__,
     }
     same_command = "the same command continues from the scores so far"
     with locked(out) if is_main_process() else nullcontext(), meeting(facts, then=same_command):
-        model = target.load()
-        batch_tokens = request.batch_tokens or batch_budget(model.device)
+        batch_tokens = request.batch_tokens or batch_budget(device())
         with or_out_of_memory(
             f"out of GPU memory with batches of {batch_tokens:,} tokens; use a smaller --batch-tokens"
         ):
             results = evaluate(
-                model,
+                target.load(),  # not kept: it uses the group, which ends with this block
                 load_tokenizer(target.model),
                 questions,
                 request,

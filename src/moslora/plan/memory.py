@@ -30,7 +30,7 @@ class Memory:
         optimizer: AdamW's two moments, and a rank budget's two running means.
         activations: what autograd keeps for the backward pass.
         temporary: the most of what comes and goes: logits, gradients of activations, an unpacked weight.
-        gathered: where weights are sharded, the largest block put together.
+        gathered: where weights are sharded, the largest decoder layer put together.
         overhead: of the framework.
     """
 
@@ -58,14 +58,15 @@ def memory(
     shards: int = 1,
     rank_budget: bool = False,
 ) -> Memory:
-    """What each of ``processes`` devices needs; the frozen weights are divided among ``shards`` of them."""
+    """What each of ``processes`` devices needs; ``shards`` of them share the decoder layers' frozen weights."""
     blocks = _blocks(model, section)
+    outside = blocks.pop("")
     held = sum(tensor.numel() for _, layer in named_adapters(model) for tensor in _own(layer))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     activations, backward = kept(model, section, work, on_gpu=on_gpu)
     temporary = max(backward, loss_needs(model, section, work, on_gpu=on_gpu))
     return Memory(
-        weights=sum(blocks.values()) // shards,
+        weights=outside + sum(blocks.values()) // shards,
         adapters=4 * held,
         gradients=4 * trained * (2 if processes > 1 else 1),
         optimizer=8 * trained * (2 if rank_budget else 1),

@@ -172,7 +172,7 @@ class TrainingSection(Section):
     the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
 
     strategy: Strategy = "ddp"
-    """What each of several processes holds: `ddp`, the whole model; `fsdp`, an equal share of the base's weights, for
+    """What each of several processes holds: `ddp`, the whole model; `fsdp`, an equal share of its decoder layers, for
     models larger than one GPU. It changes memory and speed, not the result."""
 
     learning_rate: PositiveFloat = 3e-4

@@ -13,6 +13,7 @@ from moslora.adapters import AdapterLinear, inject, task_names
 from moslora.base.load import fitting, load_base, load_tokenizer
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
+from moslora.base.sharded import shards
 from moslora.data.encode import Encoder
 from moslora.data.prepared import TrainingData, prepare_rows
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
@@ -23,7 +24,7 @@ from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor
-from moslora.training.strategy import distribute, shards
+from moslora.training.strategy import distribute
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def prepare(
     inputs = inputs or gather_inputs(recipe)
     data, plan = inputs.data, inputs.plan
     # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
-    shared = shards(recipe.training.strategy, accelerator) and not recipe.model.quantization
+    shared = shards(recipe.training.strategy) and not recipe.model.quantization
     sharding = "" if recipe.training.strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
     with fitting(recipe.model, another=sharding):
         model = load_base(recipe.model, device="cpu" if shared else accelerator.device)

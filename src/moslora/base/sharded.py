@@ -1,0 +1,95 @@
+"""A base shared out over the processes: of n each keeps 1/n of every decoder layer's frozen weights.
+
+A process has a layer whole only while it computes it: torch's ``fully_shard``, the same on every device. Whole
+everywhere is what a pass needs from its beginning to its end, the embeddings, the final norm and the output layer; and
+the adapters.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import PreTrainedModel
+
+from moslora.adapters import describe_batch, named_adapters
+from moslora.base.attention import Rows
+from moslora.base.load import final_hidden, name_task
+from moslora.base.quantized import quantized_layers
+from moslora.choices import Strategy
+from moslora.errors import MosloraError
+from moslora.processes.group import members
+
+
+def shards(strategy: Strategy) -> bool:
+    """Whether the base is sharded: not where there is one process."""
+    return strategy == "fsdp" and members()[1] > 1
+
+
+def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
+    """Shares the decoder layers of ``model`` out, and brings all that stays here to ``device``.
+
+    It may lie on the CPU: it goes to the device layer by layer. A quantised one is on its device.
+
+    Raises:
+        MosloraError: a quantised model computes something else when it is sharded.
+    """
+    # Packed in a floating dtype 4-bit codes could be NaNs, which a copy may change (bitsandbytes issue 1945).
+    before = _probe(model) if quantized_layers(model) else None
+    layers = model.get_decoder().layers
+    adapters = [layer for _, layer in named_adapters(model)]
+    own = {p for layer in adapters for p in layer.parameters()} - {p for a in adapters for p in a.base.parameters()}
+    whole = {*model.parameters()} - {*layers.parameters()} | own
+    for parameter in whole:
+        parameter.data = parameter.data.to(device)
+    mesh = init_device_mesh(device.type, (members()[1],))
+    # The decoder has no weights left, but as their root it gathers a layer while the one before it computes.
+    for module in (*layers, model.get_decoder()):
+        fully_shard(module, mesh=mesh, ignored_params=whole)
+    if before is not None and not _probe(model).equal(before):
+        raise MosloraError("fsdp: the sharded model computes something else than the whole one; use ddp")
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel) -> Tensor:
+    """The hidden states of 64 tokens."""
+    name_task(model.eval(), "")
+    hidden = final_hidden(model, range(64), Rows((64,), model.device))
+    describe_batch(model)  # forget the batch
+    return hidden
+
+
+@contextmanager
+def in_step(model: PreTrainedModel) -> Iterator[None]:
+    """Lets each process make as many passes of a sharded ``model`` as it has, although each pass takes all processes.
+
+    Who has none left at the end of the block makes empty ones until all are there. Nothing for a whole model.
+    """
+    if not isinstance(model.get_decoder(), FSDPModule):
+        yield
+        return
+    decoder: Any = model.get_decoder()
+
+    def before_a_pass(*_: Any) -> None:
+        _announce(model, 1)
+
+    hook = decoder.register_forward_pre_hook(before_a_pass, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+    name_task(model, "")
+    with torch.inference_mode():
+        while _announce(model, 0).item():
+            decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+
+
+def _announce(model: PreTrainedModel, passes: int) -> Tensor:
+    """How many processes have a pass of their own to make next, this one ``passes``."""
+    count = torch.full((), passes, device=model.device)
+    dist.all_reduce(count)
+    return count
