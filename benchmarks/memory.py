@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py steps      # the first table of docs/plan.md
     python benchmarks/memory.py loading    # the last one, while a base is loaded: 4 GB on disk
+    python benchmarks/memory.py merging    # the one of docs/merging.md: 15 GB on disk
     python benchmarks/memory.py work '{"rows": [64]}'    # one case, as JSON; with torchrun in several processes
 
 Each case is a process of its own (or two, over gloo): two steps of one micro-batch each in the training loop, with
@@ -14,10 +15,12 @@ import argparse
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,22 +31,25 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from moslora.adapters import inject
+from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import quantization_config
 from moslora.base.shapes import SHAPES, meta_model
+from moslora.convert.export import export_peft
+from moslora.convert.merge import SHARD_BYTES, merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.plan.activations import Work
 from moslora.plan.memory import memory
 from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.runs.adapter_folder import save_adapter
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import adapt
 from report import machine, markdown, write_between
 
-PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
+PAGE, MERGING = (Path(__file__).parents[1] / "docs" / name for name in ("plan.md", "merging.md"))
 STEPS, LABELS = 2, 8
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 """Has the C library return every tensor of 128 kB and more to the system at once. By default it keeps what is freed,
@@ -168,6 +174,22 @@ def load(case: dict[str, Any]) -> dict[str, int]:
     return {"peak": max(seen) - idle, "end": anonymous() - idle, "largest": 2 * largest}
 
 
+def merging_case(case: dict[str, Any]) -> dict[str, int]:
+    """Anonymous bytes and milliseconds of the processor for merging ``case``: its adapter, into its out."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    idle, began = anonymous(), time.process_time()
+    with sampled() as seen:
+        if case["by"] == "PEFT":
+            model = AutoModelForCausalLM.from_pretrained(case["base"], dtype=torch.bfloat16)
+            merged = PeftModel.from_pretrained(model, case["adapter"]).merge_and_unload()
+            merged.save_pretrained(case["out"], max_shard_size=SHARD_BYTES)
+        else:
+            merge(Path(case["adapter"]), out=Path(case["out"]))
+    return {"peak": max(seen) - idle, "milliseconds": round(1000 * (time.process_time() - began))}
+
+
 def measured(command: str, case: dict[str, Any], environment: dict[str, str]) -> dict[str, int]:
     """:func:`work` or :func:`load` in a process of its own, or in two."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if "processes" in case else []
@@ -215,16 +237,21 @@ def steps() -> None:
     write_between(PAGE, "memory table", f"{machine()} (`benchmarks/memory.py steps`):\n\n{markdown(table)}")
 
 
+def write_base(folder: str, *, layers: int) -> None:
+    """A model of LLaMA-3-8B's shapes with fewer layers and random weights, in bfloat16."""
+    config = LlamaConfig(**SHAPES["Meta-Llama-3-8B"] | {"num_hidden_layers": layers})
+    with torch.device("meta"):
+        model: PreTrainedModel = LlamaForCausalLM(config)
+    nn.Module.to(model, torch.bfloat16).to_empty(device="cpu")
+    for weight in model.parameters():
+        weight.data.normal_(std=0.02)
+    model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+
+
 def loading() -> None:
     table = [["base", "peak while loading", "at the end", "largest tensor"]]
     with tempfile.TemporaryDirectory() as folder:
-        config = LlamaConfig(**SHAPES["Meta-Llama-3-8B"] | {"num_hidden_layers": 4})
-        with torch.device("meta"):
-            model: PreTrainedModel = LlamaForCausalLM(config)
-        nn.Module.to(model, torch.bfloat16).to_empty(device="cpu")
-        for weight in model.parameters():
-            weight.data.normal_(std=0.02)
-        model.save_pretrained(folder, max_shard_size="1GB")
+        write_base(folder, layers=4)
         for change in ({"dtype": "bfloat16"}, {"dtype": "float32"}, {"quantization": "nf4"}, {"quantization": "int8"}):
             found = measured("load", {"name": folder, **change}, RETURNED)
             table.append([*change.values(), *(f"{size / 1e6:,.0f}" for size in found.values())])
@@ -232,17 +259,51 @@ def loading() -> None:
     write_between(PAGE, "loading table", f"{machine()} (`benchmarks/memory.py loading`):\n\n{markdown(table)}")
 
 
+def merging() -> None:
+    """A merge with its proof against PEFT's, which has none, and against copying the files twice."""
+    sys.path.append(str(MERGING.parents[1] / "tests"))
+    from evaluation_kit import tokenizer
+
+    table = [["", "peak, MB", "seconds of the processor"]]
+    with tempfile.TemporaryDirectory() as folder:
+        base, adapter, exported = (f"{folder}/{name}" for name in ("base", "adapter", "peft"))
+        write_base(base, layers=6)
+        tokenizer().save_pretrained(base)
+        recipe = load_recipe("llama3-8b", [f"model.name={base}"])
+        model = load_base(recipe.model)
+        inject(model, **recipe.adapter_options())
+        for _, layer in named_adapters(model):
+            layer.lora_b.data.normal_(std=0.002)
+        facts = {"step": 1, "trained_rows": 0, "data": {"sha256": "", "notes": []}}
+        save_adapter(Path(adapter), model, recipe, facts=facts)
+        export_peft(Path(adapter), out=Path(exported))
+        del model
+        for by, source in (("moslora merge", adapter), ("PEFT", exported)):
+            out = f"{folder}/merged"
+            found = measured("merge", {"by": by, "base": base, "adapter": source, "out": out}, {})
+            shutil.rmtree(out)
+            table.append([by, f"{found['peak'] / 1e6:,.0f}", f"{found['milliseconds'] / 1e3:.1f}"])
+            print(*table[-1], sep="  ", flush=True)
+        before = os.times()
+        for copy in range(2):
+            subprocess.run(["cp", "-r", base, f"{folder}/{copy}"], check=True)
+        after = os.times()
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        table.append(["`cp` of the base, twice", "", f"{seconds:.1f}"])
+        print(*table[-1], sep="  ", flush=True)
+    write_between(MERGING, "merging table", f"{machine()} (`benchmarks/memory.py merging`):\n\n{markdown(table)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["steps", "loading", "work", "load"])
+    parser.add_argument("command", choices=["steps", "loading", "merging", "work", "load", "merge"])
     parser.add_argument("case", nargs="?", type=json.loads)
     options = parser.parse_args()
-    if options.command == "steps":
-        steps()
-    elif options.command == "loading":
-        loading()
+    tables = {"steps": steps, "loading": loading, "merging": merging}
+    if options.command in tables:
+        tables[options.command]()
     else:
-        result = {"work": work, "load": load}[options.command](options.case)
+        result = {"work": work, "load": load, "merge": merging_case}[options.command](options.case)
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(result))
 

@@ -32,6 +32,10 @@ class LoraPair(NamedTuple):
         norms = moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)  # a row of zeros stays zero
         return (self.magnitude.to(weight) / norms)[:, None] * moved
 
+    def of_rows(self, rows: slice) -> "LoraPair":
+        """The pair of these rows of W."""
+        return self._replace(b=self.b[rows], magnitude=None if self.magnitude is None else self.magnitude[rows])
+
     def compact(self) -> "LoraPair":
         """The same ΔW without the zero rows of ``a``, such as AdaLoRA's dropped ones; at least one row stays."""
         kept = self.a.any(dim=1)
