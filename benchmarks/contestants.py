@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,21 +10,26 @@ from torch import nn
 from report import wait
 
 
-def our_step(model: Any, training: Any) -> Callable[[Sequence[Any]], float]:
-    """One step of our loop: from its rows, encoded, to its loss. ``training`` is the recipe's section."""
+def our_step(
+    model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp"
+) -> Callable[[Sequence[Any]], float]:
+    """One step of our loop: from its rows, encoded, to this process's share of its loss. ``training`` is the recipe's
+    section."""
     from accelerate import Accelerator
 
     from moslora.data.steps import MICRO_BATCH_TOKENS
     from moslora.training.loop import Parts, accumulate
     from moslora.training.objective import LabelLoss
     from moslora.training.optimizer import build_optimizer, trainable
+    from moslora.training.strategy import distribute
 
-    optimizer = build_optimizer(model, training)
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    objective = distribute(LabelLoss(model), accelerator, strategy).train()
+    optimizer = build_optimizer(model, training)
     parts = Parts(
         accelerator=accelerator,
         model=model,
-        objective=LabelLoss(model).train(),
+        objective=objective,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(enabled=False),
         rows=[],

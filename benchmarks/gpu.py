@@ -14,6 +14,8 @@ are random tokens with the lengths of real ones, 16 a step, loss on all tokens, 
     latency     an answer and writing with every kind of adapter, merged and not: benchmarks/latency.py
     peft:4:random    PEFT's LoRA under the Trainer of transformers at the released settings, micro-batches of 4 × 4
     peft:…           the same with other sizes of micro-batch and ways to sample
+    sharded     training on all GPUs, with the base whole on each and with a share on each, and the protocols with
+                shares; skipped with one GPU, and in two processes on a CPU
 
 The JSON::
 
@@ -27,6 +29,8 @@ The JSON::
       ours          also checkpointing (training with gradient checkpointing), questions_per_second by protocol,
                     and failed (what -> error)
       latency       contestant -> answer_ms, tokens_per_second
+      sharded       processes; ddp and fsdp, each a training, peak_gb of rank 0; same_losses, to the bit;
+                    questions_per_second by protocol, with fsdp
     ours_is     rows per second of ours over those of PEFT: "released" and "best"
     seconds     of all
 """
@@ -46,7 +50,7 @@ import xml.etree.ElementTree as xml
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -63,6 +67,7 @@ LIMITS = {
     "peft:16:random": 50,
     "peft:8:group_by_length": 50,
     "peft:4:group_by_length": 50,
+    "sharded": 120,
 }
 """Seconds of each part at most. What is compared comes first: a part that takes long leaves the rest what it can."""
 
@@ -84,7 +89,9 @@ NEEDS = {"Meta-Llama-3-8B": 30, "Llama-3.2-3B": 14, "Llama-3.2-1B": 0}
 
 
 def device() -> torch.device:
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
 
 
 def shapes() -> tuple[str, dict[str, Any]]:
@@ -203,12 +210,36 @@ def ours() -> dict[str, Any]:
     return found
 
 
-def train(model: Any, recipe: Any, *, parameters: int, tflops: float) -> dict[str, Any]:
-    step = our_step(model, recipe.training)
+def train(
+    model: Any, recipe: Any, *, parameters: int, tflops: float, strategy: Literal["ddp", "fsdp"] = "ddp"
+) -> dict[str, Any]:
+    step = our_step(model, recipe.training, strategy=strategy)
     reset_peak()
     seconds, losses = timed(lambda number: step(step_rows(number)), range(1, STEPS + 1))
     result = rates(seconds, parameters=parameters, tflops=tflops)
     return {**result, **kernels(lambda: step(step_rows(1))), "losses": losses}
+
+
+def sharded() -> dict[str, Any]:
+    """In each of several processes: the same steps under both strategies, then the protocols on the sharded model."""
+    import torch.distributed as dist
+
+    from moslora.adapters import inject
+    from moslora.base.norm import use_fast_norms
+    from moslora.recipe import load_recipe
+
+    recipe, found = load_recipe("llama3-8b", ["adapter.dropout=0"]), dict[str, Any]()
+    for strategy in ("ddp", "fsdp"):
+        model, tflops = random_model(), matmul_tflops()
+        use_fast_norms(model)
+        parameters = model.num_parameters()
+        inject(model, **recipe.adapter_options())
+        found[strategy] = train(model, recipe, parameters=parameters, tflops=tflops, strategy=strategy)
+    found["processes"] = dist.get_world_size()
+    found["same_losses"] = found["ddp"]["losses"] == found["fsdp"]["losses"]
+    found["questions_per_second"] = questions_per_second(model.eval())
+    dist.destroy_process_group()
+    return found
 
 
 def reset_peak() -> None:
@@ -337,7 +368,7 @@ def work(name: str) -> dict[str, Any]:
     if name.startswith("peft:"):
         _, micro_batch, sampling = name.split(":")
         return peft(int(micro_batch), sampling)
-    return {"suite": suite, "latency": latency, "ours": ours}[name]()
+    return {"suite": suite, "latency": latency, "ours": ours, "sharded": sharded}[name]()
 
 
 def in_process(name: str, *, limit: float) -> dict[str, Any]:
@@ -346,8 +377,14 @@ def in_process(name: str, *, limit: float) -> dict[str, Any]:
         return {"skipped": "peft is not installed"}
     if name == "suite" and version("pytest") is None:
         return {"skipped": "pytest is not installed"}
+    launch = []
+    if name == "sharded":
+        processes = torch.cuda.device_count() if torch.cuda.is_available() else 2
+        if processes == 1:
+            return {"skipped": "one GPU"}
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     began = time.perf_counter()
-    command = [sys.executable, __file__, "work", name]
+    command = [sys.executable, *launch, __file__, "work", name]
     environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
     try:
         ran = subprocess.run(
@@ -421,6 +458,8 @@ def summary(found: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["work"]:
-        print(json.dumps(work(sys.argv[2])))
+        result = work(sys.argv[2])
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(result))
     else:
         main()
