@@ -76,7 +76,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     [
         {"quantization": "nf4"},
         {"quantization": "nf4", "double_quantization": False},
-        {"quantization": "nf4", "quantization_storage": "bfloat16"},
         {"quantization": "int8"},
         {},
     ],
@@ -116,22 +115,6 @@ def test_embeddings_and_output_layer_stay_as_they_are(models: Path, kind: str, n
     original = weights(models / name)
     assert embedding.equal(original["model.embed_tokens.weight"]) and (embedding is head) == (name == "tied")
     assert head.equal(original["lm_head.weight" if name == "plain" else "model.embed_tokens.weight"])
-
-
-def test_storage_changes_the_bytes_and_no_value(models: Path) -> None:
-    name = str(models / "plain")
-    packed = load_base(ModelSection(name=name, dtype="bfloat16", quantization="nf4"))
-    wide = load_base(ModelSection(name=name, dtype="bfloat16", quantization="nf4", quantization_storage="bfloat16"))
-    ids = token_batch(packed)
-    assert packed(ids).logits.equal(wide(ids).logits)
-    key = "model.layers.0.self_attn.q_proj"
-    one, other = (model.get_submodule(key).weight for model in (packed, wide))
-    assert (one.dtype, other.dtype) == (torch.uint8, torch.bfloat16) and one.nbytes == other.nbytes == 64 * 64 // 2
-    assert packed.num_parameters() == wide.num_parameters() == tiny_parameters(models)
-
-
-def tiny_parameters(models: Path) -> int:
-    return sum(value.numel() for value in weights(models / "plain").values())
 
 
 @pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])

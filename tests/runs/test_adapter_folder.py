@@ -14,6 +14,7 @@ from moslora.base.resolve import fingerprint
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.find import locate_adapter, newest_run, run_folder
+from moslora.runs.manifest import with_own_hash
 
 
 @pytest.fixture

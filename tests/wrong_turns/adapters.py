@@ -6,7 +6,7 @@ import shutil
 import torch
 
 from moslora.runs.manifest import with_own_hash
-from wrong_turns.scene import Turn, a_run, another_tensor, cut, edited, file, flipped, folder, in_run, own_base, weights
+from wrong_turns.scene import Turn, a_run, another_tensor, cut, file, flipped, folder, in_run, own_base, weights
 
 ADAPTERS = {
     f"{what}, {command}": Turn(line.format(path), 2, says, make)

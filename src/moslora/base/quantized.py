@@ -38,7 +38,6 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=section.dtype,
         bnb_4bit_use_double_quant=section.double_quantization,
-        bnb_4bit_quant_storage=section.quantization_storage,
     )
 
 

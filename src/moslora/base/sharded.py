@@ -17,9 +17,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
 from moslora.adapters import describe_batch, named_adapters
-from moslora.base.attention import Rows
 from moslora.base.load import final_hidden, name_task
 from moslora.base.quantized import quantized_layers
+from moslora.base.rows import Rows
 from moslora.choices import Strategy
 from moslora.errors import MosloraError
 from moslora.processes.group import members

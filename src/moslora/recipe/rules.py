@@ -68,12 +68,11 @@ def _model(model: ModelSection, training: TrainingSection) -> Iterator[Conflict]
             "bitsandbytes' int8 layers lose their scales when they are sharded; set model.quantization: nf4 or null, or"
             " training.strategy: ddp",
         )
-    for field in ("double_quantization", "quantization_storage"):
-        if model.quantization != "nf4" and getattr(model, field) != ModelSection.model_fields[field].default:
-            yield Conflict(
-                (f"model.{field}", "model.quantization"),
-                f"{field} is an option of nf4; remove {field}, or set model.quantization: nf4",
-            )
+    if model.quantization != "nf4" and not model.double_quantization:
+        yield Conflict(
+            ("model.double_quantization", "model.quantization"),
+            "double_quantization is an option of nf4; remove it, or set model.quantization: nf4",
+        )
 
 
 def _mixer(adapter: AdapterSection) -> Iterator[Conflict]:

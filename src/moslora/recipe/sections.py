@@ -33,9 +33,6 @@ class ModelSection(Section):
     double_quantization: bool = True
     """NF4 only: keep the scales of the blocks in 8 bits, too."""
 
-    quantization_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
-    """NF4 only: the dtype of the tensors that hold the packed bytes; changes no value."""
-
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Torch's fused attention, or the plain one, which is slower and takes more memory."""
 

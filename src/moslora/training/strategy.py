@@ -22,8 +22,9 @@ def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strateg
     """``objective`` as the processes compute it together, on the accelerator's device."""
     if shards(strategy):
         shard_base(objective.model, device=accelerator.device)
-        frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen)
+    # DDP would first send them to all, who have read the same: on a CPU each then had a copy of its own.
+    frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen)
     return accelerator.prepare_model(objective)
 
 
