@@ -95,10 +95,10 @@ class AdapterLinear(nn.Module):
         dropped = self.dropout(x)
         h = self.mixer.project(dropped, self.lora_a.to(x.dtype))  # (..., rank_in)
         u = self.mixer(h, x) * self.scale  # (..., rank_out): the scale where the tensor is smallest
-        y, b = self.base(x), self.lora_b.to(x.dtype)
-        if self.magnitude is not None:
-            return self._rescaled(y, F.linear(u, b), dropped)
-        return torch.addmm(y.reshape(-1, self.out_features), u.reshape(-1, u.shape[-1]), b.T).view(y.shape)
+        delta = F.linear(u, self.lora_b.to(x.dtype))
+        # The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
+        y: Tensor = self.base(x)
+        return y + delta if self.magnitude is None else self._rescaled(y, delta, dropped)
 
     def _rescaled(self, y: Tensor, delta: Tensor, dropped: Tensor) -> Tensor:
         """g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖; as in the released code, dropout also acts on (g − 1) ∘ W x."""
