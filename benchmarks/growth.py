@@ -25,10 +25,10 @@ import training
 from report import in_process, machine
 
 PICTURE = Path(__file__).parents[1] / "docs" / "speed.png"
-STEPS = 4
+STEPS = 3
 
-TRAINING = {"rows": (4, 8, 16, 32), "length": (50, 100, 200, 400), "rank": (4, 16, 64)}
-EVALUATION = {"questions": (8, 32, 128), "options": (2, 3, 4)}
+TRAINING = {"rows": (4, 16, 32), "length": (50, 100, 200), "rank": (4, 16, 64)}
+EVALUATION = {"questions": (8, 32, 64), "options": (2, 3, 4)}
 USUAL = {"rows": 16, "length": 100, "rank": 16, "questions": 32, "options": 4}
 AXES = {
     "rows": "rows of a step",
@@ -51,7 +51,7 @@ def point(who: str, **changed: int) -> dict[str, float]:
         return {"seconds": evaluation.scored_by(who, {"hellaswag": fewer})["seconds"]}
     from moslora.data.encode import Encoded
 
-    _, recipe = training.rows("paper", 1)
+    recipe = training.recipe_of("paper")
     recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": at["rank"]})})
     draw = random.Random(0)
     encoded = []

