@@ -131,6 +131,7 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title:
                     label=label,
                 )
         _rows(axes, [*tasks, MACRO])
+        axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         axes.set_xlabel(f"{title}, {unit.name}, 95 % interval; filled: shown")
         if len(contrasts) > 1:
             axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
