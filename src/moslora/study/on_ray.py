@@ -4,6 +4,7 @@ Every machine needs the same moslora, and the working folder and the experiment'
 from its folder, wherever it is begun again.
 """
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,7 @@ def _cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about that
     terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(include_dashboard=False, logging_level="WARNING")
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         raise MosloraError(f"--on ray: {first_line(error)}; see RAY_ADDRESS") from None
     signal.signal(signal.SIGTERM, terminate)  # Ray's own would end this process before the runs have saved
