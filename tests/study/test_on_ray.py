@@ -32,7 +32,8 @@ def trainers() -> dict[str, psutil.Process]:
 
 
 class InTheMiddle(threading.Thread):
-    """Waits until two runs train at once and one of them has saved; then stops this process, or kills a worker."""
+    """Waits until two runs train at once and one of them has saved, and stops this process; or until one that has saved
+    trains, and kills its worker."""
 
     def __init__(self, out: Path, *, kills: bool) -> None:
         super().__init__(daemon=True)
@@ -44,7 +45,7 @@ class InTheMiddle(threading.Thread):
             time.sleep(0.01)
             training = trainers()
             saved = [name for name in training if list((self.out / "runs" / name / "checkpoints").glob("step-[1-9]*"))]
-            if len(training) == 2 and saved:
+            if saved and (self.kills or len(training) == 2):
                 self.trainer = training[saved[0]]
         if self.kills:
             self.trainer.parent().kill()
