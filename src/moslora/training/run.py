@@ -103,11 +103,15 @@ def _train(recipe: Recipe, *, out: Path, resuming: bool, make_canary: Callable[[
             return saved.path
         if resuming and not saved:
             note("no checkpoint yet; starting at step 0")
-        run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs), canary)
-        first_step = run.resume(saved) if saved else 0
-        run.begin()
-        run.train(first_step)
-        return run.finish()
+        return _run(recipe, out, saved, inputs, canary)  # a function, so that nothing of it outlives the group
+
+
+def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None, canary: Canary | None) -> Path:
+    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs), canary)
+    first_step = run.resume(saved) if saved else 0
+    run.begin()
+    run.train(first_step)
+    return run.finish()
 
 
 def _refuse_idle_processes(global_batch_size: int) -> None:
