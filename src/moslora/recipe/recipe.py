@@ -77,7 +77,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if found := list(conflicts(self)):
+        sections = self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking
+        if found := list(conflicts(*sections, self.tasks)):
             text = "\n".join(f"{rule.paths[0]}: {rule.message}" for rule in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
         return self

@@ -1,15 +1,12 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from moslora.tasks import COMMONSENSE
 from moslora.tasks.names import GROUP, unknown_names
 
-from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrainingSection
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
+from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -43,14 +40,21 @@ class Conflict(NamedTuple):
     """What is wrong; how to fix it."""
 
 
-def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
-    """All combinations of its fields that cannot work."""
-    adapter, data, training, evaluation = recipe.adapter, recipe.data, recipe.training, recipe.evaluation
-    yield from _model(recipe.model, training)
+def conflicts(
+    model: ModelSection,
+    adapter: AdapterSection,
+    data: DataSection,
+    training: TrainingSection,
+    evaluation: EvaluationSection,
+    tracking: TrackingSection,
+    own: Collection[str],
+) -> Iterator[Conflict]:
+    """All combinations of a recipe's sections that cannot work; ``own`` are the names of its own tasks."""
+    yield from _model(model, training)
     yield from _mixer(adapter)
     yield from _composition(adapter)
     yield from _training(training, adapter)
-    yield from _tasks(data, evaluation, recipe.tasks)
+    yield from _tasks(data, evaluation, own)
     yield from _data(data, adapter)
     protocols = PROTOCOLS[data.format]
     if evaluation.protocol not in protocols:
@@ -59,6 +63,18 @@ def conflicts(recipe: "Recipe") -> Iterator[Conflict]:
             f"protocol {evaluation.protocol} cannot read the answers of format {data.format}; "
             f"set evaluation.protocol: {' or '.join(protocols)}, or change data.format",
         )
+    if evaluation.beams > 1 and evaluation.protocol != "generate":
+        yield Conflict(
+            ("evaluation.beams", "evaluation.protocol"),
+            f"protocol {evaluation.protocol} generates nothing; set beams: 1, or protocol: generate",
+        )
+    if training.canary_rows > data.validation_rows:
+        yield Conflict(
+            ("training.canary_rows", "data.validation_rows"),
+            f"canary_rows are among the validation rows; set at most {data.validation_rows}, or more validation_rows",
+        )
+    if tracking.wandb_mode is not None and tracking.wandb_project is None:
+        yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "wandb_mode needs wandb_project; set both")
 
 
 def _model(model: ModelSection, training: TrainingSection) -> Iterator[Conflict]:
@@ -156,6 +172,11 @@ def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Co
         yield Conflict(
             ("training.canary_rows", "training.strategy"),
             "the canary asks the whole model, which no process has under fsdp; set it to 0, or strategy: ddp",
+        )
+    if training.lora_plus_ratio != 1 and adapter.trains != "all":
+        yield Conflict(
+            ("training.lora_plus_ratio", "adapter.trains"),
+            f"a ratio of the rates of B and A, and with trains: {adapter.trains} A does not learn; set it to 1",
         )
     if (budget := training.rank_budget) is None:
         return
