@@ -154,7 +154,7 @@ class _Grouped(torch.autograd.Function):
         d_out = _by_token(gradient, k.shape[1])
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for group, weight in zip(ctx.groups, weights, strict=True):
-            g = group.batch(d_out, padding=0)
+            g = group.batch(d_out, zero_padding=True)
             group.put(weight.transpose(1, 2) @ g, d_v)
             d_weight = g @ group.batch(v).transpose(1, 2)
             d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)

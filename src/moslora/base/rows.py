@@ -133,13 +133,13 @@ class Group:
         self._back = entries.transpose(1, 2)[self._real].flatten()  # (tokens · K,)
         self._masks: dict[int | None, Tensor] = {}
 
-    def batch(self, x: Tensor, *, padding: int | None = None) -> Tensor:
+    def batch(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
         """Of ``x``, shape ``(T, K, heads, size)``, the tokens of the group: ``(n · K, L · heads, size)``.
 
-        ``padding`` may be 0; otherwise it is the row's first token, which no token looks at there, to its right.
+        Padding is the row's first token, which no token looks at there, to its right; or zero.
         """
         found = x.flatten(0, 1).flatten(1).index_select(0, self._there)
-        if padding == 0:
+        if zero_padding:
             found.view(len(self._real), -1, self.longest, found.shape[-1]).mul_(self._real[:, None, :, None])
         return found.view(-1, self.longest * x.shape[2], x.shape[3])
 

@@ -21,9 +21,9 @@ from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.manifest import RECIPE
 from moslora.study.arms import Experiment, Planned
 from moslora.study.match import CODE, changes
-from moslora.study.one_run import BEGUN, one_by_one, read_result, result_file, run_folder
+from moslora.study.one_run import BEGUN, DIVERGED, one_by_one, read_result, result_file, run_folder
 from moslora.study.outcomes import ExperimentIndex, ExperimentRun, Outcomes, write_index
-from moslora.study.rates import Curve, RateResult, curves, rate_table
+from moslora.study.rates import Curve, curves, rate_table
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class Study:
         file = self.experiment.file
         whole = replace(self, arms=tuple(self.experiment.recipes))
         runs = tuple(
-            ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}", diverged=not isinstance(made, Outcomes))
+            ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}", diverged=made.parent.name == DIVERGED)
             for p in whole.scored()
-            if (made := read_result(result_file(self.out, p)))
+            if (made := result_file(self.out, p)).exists()
         )
         write_index(self.out, ExperimentIndex(self.experiment.name, file.contrast, file.outcome, runs))
 
@@ -153,10 +153,10 @@ class Study:
         yield from self.remarks()
         yield from (f"note: {line}" for line in self.others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        found = {planned.name: read_result(result_file(self.out, planned)) for planned in self.scored()}
-        if diverged := [name for name, made in found.items() if isinstance(made, RateResult)]:
+        found = [file for planned in self.scored() if (file := result_file(self.out, planned)).exists()]
+        if diverged := [file.stem for file in found if file.parent.name == DIVERGED]:
             yield f"diverged, and so without a score: {', '.join(diverged)}"
-        if done := sum(isinstance(made, Outcomes) for made in found.values()):
+        if done := len(found) - len(diverged):
             yield f"{done} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
         else:
             yield f"none of {total} runs is scored yet"
