@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
+from moslora.base import rows as rows_module
 from moslora.base.attention import _padded as padded_attention
 from moslora.base.attention import as_rows, attend_in_rows, use_rows
 from moslora.base.rows import Rows, send
@@ -60,10 +61,19 @@ def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(name: str) -
 
 @pytest.mark.parametrize("branches", [(), ((2, 3), (), (4, 0, 5), (1,), (3, 4))])
 @pytest.mark.parametrize("window", [None, 4])
-def test_both_ways_of_computing_it_are_the_formula(window: int | None, branches: tuple[tuple[int, ...], ...]) -> None:
+@pytest.mark.parametrize(("most", "groups"), [(rows_module.SCORES, 4), (1, 5)])
+def test_both_ways_of_computing_it_are_the_formula(
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    groups: int,
+    window: int | None,
+    branches: tuple[tuple[int, ...], ...],
+) -> None:
+    monkeypatch.setattr(rows_module, "SCORES", most)
     torch.manual_seed(1)
     query, key, value = (torch.randn(1, heads, sum(LENGTHS), 8, dtype=torch.float64) for heads in (4, 2, 2))
     rows = Rows(LENGTHS, torch.device("cpu"), branches)
+    assert len(rows.groups(2)) == groups
     sees = torch.zeros(sum(LENGTHS), sum(LENGTHS), dtype=torch.bool)
     for path in rows.paths:
         for at, token in enumerate(path):

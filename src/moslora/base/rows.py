@@ -12,6 +12,9 @@ from torch import Tensor
 SIMILAR = 1.25
 """How many times its shortest row the longest of a group may be: beyond, padding costs more than another group."""
 
+SCORES = 2**18
+"""Most scores of a group and head, unless a single row has more: for a while they take 12 bytes each."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -100,10 +103,11 @@ class Rows:
     def groups(self, keys: int) -> list["Group"]:
         """All rows, in groups of neighbours of similar length, for so many key heads."""
         if keys not in self._groups:
-            firsts: list[int] = []
-            for row, length in enumerate(self.lengths):
-                of_group = (length, *self.lengths[firsts[-1] : row]) if firsts else ()
-                if not firsts or max(of_group) > SIMILAR * min(of_group):
+            firsts = [0]
+            for row in range(1, len(self.lengths)):
+                lengths = self.lengths[firsts[-1] : row + 1]
+                longest = max(lengths)
+                if longest > SIMILAR * min(lengths) or len(lengths) * longest**2 > SCORES:
                     firsts.append(row)
             self._groups[keys] = [Group(self, *bounds, keys) for bounds in pairwise([*firsts, len(self.lengths)])]
         return self._groups[keys]
