@@ -7,11 +7,12 @@ the official script pads with token 0 and no mask, which changes answers.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -87,15 +88,22 @@ class Generate:
         )
         decided = Decided(tokenizer, [example for example, _ in questions], longest)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
-        output = generate(
-            input_ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            generation_config=config,
-            stopping_criteria=[decided] if self.beams == 1 else [],
-        )  # (B, T + new)
+        with _in_one_product(self.model.get_output_embeddings()):
+            output = generate(
+                input_ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                generation_config=config,
+                stopping_criteria=[decided] if self.beams == 1 else [],
+            )  # (B, T + new)
         if self.beams == 1:
             return [decided.texts[row] for row in range(len(prompts))]
         return list(tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
+
+
+def _in_one_product(layer: nn.Module) -> AbstractContextManager[object]:
+    """Has the output layer take its input as one piece of memory: of the prompts only the last states go in, which lie
+    apart, and torch would copy the weight for each row."""
+    return layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
 
 class Decided(StoppingCriteria):
