@@ -34,6 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import quantization_config
+from moslora.base.rows import Rows
 from moslora.base.shapes import SHAPES, meta_model
 from moslora.convert.export import export_peft
 from moslora.convert.merge import SHARD_BYTES, merge
@@ -122,7 +123,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
         tokens=sum(lengths),
         longest=max(lengths),
         labels=labels * len(lengths),
-        row=sum(length**2 for length in lengths) / sum(lengths),
+        row=Rows(tuple(sorted(lengths)), torch.device("cpu")).scores / sum(lengths),
         padding=1.0,
     )
     meta = meta_model(recipe.model)

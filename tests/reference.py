@@ -52,14 +52,16 @@ def token_batch(model: LlamaForCausalLM, *, rows: int = 3, length: int = 11, see
     return torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
 
 
-def as_micro_batch(ids: Tensor, *, lengths: Sequence[int] = (), begins: Sequence[int] = ()) -> MicroBatch:
+def as_micro_batch(
+    ids: Tensor, *, lengths: Sequence[int] = (), begins: Sequence[int] = (), share: bool = False
+) -> MicroBatch:
     """The rows of ``ids``, of which the first ``lengths`` tokens count and those from ``begins`` on are labelled."""
     rows = []
     for number, row in enumerate(ids.tolist()):
         tokens = row[: lengths[number]] if lengths else row
         begin = begins[number] if begins else 0
         rows.append(Encoded(str(number), "none", tokens, [IGNORE_INDEX] * begin + tokens[begin:], truncated=False))
-    return collate(rows, device=ids.device)
+    return collate(rows, device=ids.device, share=share)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ Two devices in one operation raise; so does whatever would have the host wait fo
 torch without CUDA cannot index a tensor on CUDA: there the device is ``meta``, with the same way through the code.
 """
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -78,8 +79,8 @@ def test_nothing_in_the_loss_waits_for_the_device(
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_cuda(model)
         with Waits() as waits:
-            for batch in cut([len(row.input_ids) for row in ROWS], tokens=40):
-                loss, penalty = objective(collate([ROWS[i] for i in batch], device=CUDA))
+            for batch, share in product(cut([len(row.input_ids) for row in ROWS], tokens=40), (False, True)):
+                loss, penalty = objective(collate([ROWS[i] for i in batch], device=CUDA, share=share))
         assert loss.device == penalty.device == CUDA and loss.dtype == torch.float32
     assert waits.operations > 100 and not (waits.copies and torch.version.cuda)
     assert len(list(named_adapters(model))) == 10

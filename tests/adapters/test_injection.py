@@ -13,6 +13,7 @@ from moslora.adapters import (
     inject,
     mixers,
     named_adapters,
+    shares_beginnings,
 )
 from moslora.base.shapes import meta_model
 from moslora.recipe import ModelSection
@@ -274,3 +275,11 @@ def test_loading_is_strict_and_lists_every_fault() -> None:
     with pytest.raises(ValueError, match=r"(?s)^a\.lora_a: .*\n… and 6 more$"):
         inject(untouched, **options, state=state | strangers)
     assert not any(True for _ in named_adapters(untouched))
+
+
+def test_rows_share_their_beginning_only_where_neither_chance_nor_a_gate_parts_them() -> None:
+    plain, dropping, gated = tiny_llama(), tiny_llama(), tiny_llama()
+    for model, kind, dropout in ((plain, "dense", 0.0), (dropping, "dense", 0.1), (gated, "token-gate", 0.0)):
+        inject(model, rank=4, alpha=8, mixer={"kind": kind}, dropout=dropout, target_modules=["q_proj"])
+    for training, expected in ((True, [True, False, False]), (False, [True, True, False])):
+        assert [shares_beginnings(model, training=training) for model in (plain, dropping, gated)] == expected

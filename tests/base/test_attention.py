@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 from moslora.base import rows as rows_module
 from moslora.base.attention import _padded as padded_attention
 from moslora.base.attention import as_rows, attend_in_rows, use_rows
-from moslora.base.rows import Rows, send
+from moslora.base.rows import Rows, lay
 
 LENGTHS = (7, 6, 12, 1, 7)  # the first two are one group, with padding
 SHAPES = {
@@ -59,21 +59,21 @@ def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(name: str) -
     assert torch.allclose(hidden(model, embedded, attention_mask=mask.long())[mask], expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("branches", [(), ((2, 3), (), (4, 0, 5), (1,), (3, 4))])
+@pytest.mark.parametrize("continues", [(), (None, 0, 1, 0, None), (None, None, 1, 1, 0), (None, 0, 0, 0, 0)])
 @pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize(("most", "groups"), [(rows_module.SCORES, 4), (1, 5)])
+@pytest.mark.parametrize(("padding", "most"), [(rows_module.PADDING, rows_module.SCORES), (20, 999), (0, 1)])
 def test_both_ways_of_computing_it_are_the_formula(
     monkeypatch: pytest.MonkeyPatch,
+    padding: int,
     most: int,
-    groups: int,
     window: int | None,
-    branches: tuple[tuple[int, ...], ...],
+    continues: tuple[int | None, ...],
 ) -> None:
+    monkeypatch.setattr(rows_module, "PADDING", padding)
     monkeypatch.setattr(rows_module, "SCORES", most)
     torch.manual_seed(1)
     query, key, value = (torch.randn(1, heads, sum(LENGTHS), 8, dtype=torch.float64) for heads in (4, 2, 2))
-    rows = Rows(LENGTHS, torch.device("cpu"), branches)
-    assert len(rows.groups(2)) == groups
+    rows = Rows(LENGTHS, torch.device("cpu"), continues)
     sees = torch.zeros(sum(LENGTHS), sum(LENGTHS), dtype=torch.bool)
     for path in rows.paths:
         for at, token in enumerate(path):
@@ -83,13 +83,17 @@ def test_both_ways_of_computing_it_are_the_formula(
 
     found, _ = attend_in_rows(torch.nn.Module(), query, key, value, None, rows=rows, scaling=0.3, sliding_window=window)
     assert torch.allclose(found[0].transpose(0, 1), expected, rtol=0, atol=1e-12)
-    assert torch.allclose(padded_attention(query[0], key[0], value[0], rows, 0.3, window), expected, rtol=0, atol=1e-12)
+    padded = padded_attention(query[0], key[0], value[0], rows, 0.3, window)
+    assert torch.allclose(padded.transpose(0, 1), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("continues", [(), (None, 0, 0), (None, 0, 1), (None, None, 0)])
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_gradient_written_out_is_that_of_finite_differences(window: int | None) -> None:
+def test_the_gradient_written_out_is_that_of_finite_differences(
+    window: int | None, continues: tuple[int | None, ...]
+) -> None:
     torch.manual_seed(2)
-    rows = Rows((4, 5, 1), torch.device("cpu"))
+    rows = Rows((4, 5, 1), torch.device("cpu"), continues)
     heads = [torch.randn(1, n, 10, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
     assert torch.autograd.gradcheck(
         lambda q, k, v: attend_in_rows(torch.nn.Module(), q, k, v, None, rows=rows, scaling=0.7, sliding_window=window)[
@@ -99,15 +103,21 @@ def test_the_gradient_written_out_is_that_of_finite_differences(window: int | No
     )
 
 
-def test_branches_share_what_comes_before_them() -> None:
-    rows = Rows((6, 3), torch.device("cpu"), ((3, 1), ()))
-    assert rows.paths == [[0, 1, 2, 3, 4], [0, 1, 5], [6, 7, 8]]
-    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 2]]
+def test_what_texts_begin_with_is_laid_once() -> None:
+    tokens, rows, places = lay([[[7, 8, 1, 2, 3], [7, 8], [7, 8, 4]], [[9, 9]], [[5], [6]]], torch.device("cpu"))
+    assert rows.lengths == (2, 2, 1, 1, 1, 3) and rows.continues == (None, None, None, None, 0, 0)
+    assert tokens == [7, 8, 9, 9, 5, 6, 4, 1, 2, 3]
+    assert places == [[0, 1, 7, 8, 9], [0, 1], [0, 1, 6], [2, 3], [4], [5]]
+    assert rows.positions.tolist() == [[0, 1, 0, 1, 0, 0, 2, 2, 3, 4]]
 
 
-def test_places_are_known_without_a_device() -> None:
-    rows = Rows((2, 3), torch.device("cpu"))
-    assert rows.positions.tolist() == [[0, 1, 0, 1, 2]]
-    there, back = rows.padded
-    assert there.tolist() == [0, 1, 0, 2, 3, 4] and back.tolist() == [0, 1, 3, 4, 5]
-    assert send([1], torch.device("cpu")).dtype == torch.int64
+@pytest.mark.parametrize(
+    ("padding", "most", "groups"),
+    [(0, 999, [1, 1, 1, 1, 1]), (26, 999, [2, 1, 1, 1]), (999, 432, [3, 2]), (999, 100, [2, 1, 2])],
+)
+def test_neighbours_are_a_group_where_padding_and_scores_are_few(
+    monkeypatch: pytest.MonkeyPatch, padding: int, most: int, groups: list[int]
+) -> None:
+    monkeypatch.setattr(rows_module, "PADDING", padding)
+    monkeypatch.setattr(rows_module, "SCORES", most)
+    assert [group.shape[0] for group in Rows(LENGTHS, torch.device("cpu")).groups()] == groups

@@ -71,9 +71,8 @@ def micro_batch() -> tuple[MicroBatch, Work]:
         Encoded(str(row), "boolq", list(range(n)), [-100] * (n - LABELS) + list(range(n - LABELS, n)), truncated=False)
         for row, n in enumerate(LENGTHS)
     ]
-    tokens = sum(LENGTHS)
-    work = Work(tokens, max(LENGTHS), LABELS * len(LENGTHS), sum(n * n for n in LENGTHS) / tokens, padding=1.0)
-    return collate(rows, device=torch.device("cpu")), work
+    batch, tokens = collate(rows, device=torch.device("cpu")), sum(LENGTHS)
+    return batch, Work(tokens, max(LENGTHS), LABELS * len(LENGTHS), batch.rows.scores / tokens, padding=1.0)
 
 
 def test_autograd_keeps_what_the_formula_says(built: tuple[PreTrainedModel, ModelSection]) -> None:

@@ -17,11 +17,13 @@ from reference import as_micro_batch, perturb, tiny_llama, token_batch
 OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
+@pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("at_once", [1, 60, 10_000])
 def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
+    monkeypatch: pytest.MonkeyPatch, at_once: int, share: bool
 ) -> None:
-    """Float64, against the whole model's logits, row by row, whatever the pieces in which they are taken."""
+    """Float64, against the whole model's logits, row by row, whatever the pieces in which they are taken, and with what
+    all rows begin with computed once or in each."""
     monkeypatch.setattr(objective, "LOGITS_AT_ONCE", at_once)
     model = tiny_llama(dtype=torch.float64)
     inject(model, **OPTIONS, mixer={"kind": "dense"})
@@ -29,8 +31,11 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
     perturb((p for p in model.parameters() if p.requires_grad), size=0.2)
     naive = copy.deepcopy(model)
     ids = token_batch(model, rows=3, length=12)
+    ids[1:, :3] = ids[0, :3]
     lengths, begins = (12, 7, 9), (4, 5, 0)
-    loss, _ = LabelLoss(model)(as_micro_batch(ids, lengths=lengths, begins=begins))
+    batch = as_micro_batch(ids, lengths=lengths, begins=begins, share=share)
+    assert batch.rows.lengths == ((3, 4, 6, 9) if share else lengths)
+    loss, _ = LabelLoss(model)(batch)
     (2 * loss).backward()
 
     expected = torch.zeros((), dtype=torch.float64)

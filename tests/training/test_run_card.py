@@ -32,7 +32,12 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
     )
     assert card["versions"]["torch"] == torch.__version__ and card["versions"]["python"] == platform.python_version()
     assert card["hardware"]["threads"] == torch.get_num_threads()
-    assert card["kernels"] == {"attention": "in groups of rows", "norm": "in place", "dropout": "by places"}
+    assert card["kernels"] == {
+        "attention": "in groups of rows",
+        "norm": "in place",
+        "dropout": "by places",
+        "common beginning of rows": "in each row",
+    }
     logged = [row for row in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
     assert card["seconds"] == logged[-1]["seconds"] > logged[0]["seconds"] > 0
     assert card["peak_memory_gb"] == max(row["peak_memory_gb"] for row in logged)

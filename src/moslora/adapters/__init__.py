@@ -13,6 +13,7 @@ from moslora.adapters.injection import (
     has_learned,
     inject,
     named_adapters,
+    shares_beginnings,
     task_names,
 )
 from moslora.adapters.linear import AdapterLinear
@@ -61,5 +62,6 @@ __all__ = [
     "has_learned",
     "inject",
     "named_adapters",
+    "shares_beginnings",
     "task_names",
 ]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from moslora.adapters.dropout import Dropout
 from moslora.adapters.linear import AdapterLinear, Trains
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS, Gate, Mixer, TaskGateMixer
@@ -192,6 +193,18 @@ def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Ten
     for module in model.modules():
         if isinstance(module, Gate):
             module.describe(tokens=tokens, tasks=tasks)
+
+
+def shares_beginnings(model: nn.Module, *, training: bool) -> bool:
+    """Whether tokens that two rows begin with have the same hidden states in both, in training or otherwise.
+
+    Not under dropout, which draws for each row; nor with a gate, which may route by the row's task, and whose balance
+    counts the tokens of all rows.
+    """
+    return not any(
+        isinstance(module, Gate) or (training and isinstance(module, Dropout | nn.Dropout) and module.p > 0)
+        for module in model.modules()
+    )
 
 
 def task_names(model: nn.Module) -> tuple[str, ...]:

@@ -90,11 +90,8 @@ def attend_in_rows(
         )
     if softcap is not None or s_aux is not None:
         raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which cannot be trained here")
-    if kernel(query.device) == "in groups of rows":
-        out = _Grouped.apply(query[0], key[0], value[0], rows, scaling, sliding_window)
-    else:
-        out = _padded(query[0], key[0], value[0], rows, scaling, sliding_window)
-    return out.transpose(0, 1)[None], None
+    attend = _Grouped.apply if kernel(query.device) == "in groups of rows" else _padded
+    return attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
 
 
 AttentionInterface.register(ROWS, attend_in_rows)
@@ -102,18 +99,21 @@ AttentionMaskInterface.register(ROWS, sdpa_mask)
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
-    """Torch's fused attention over a padded batch: on a GPU, where a causal mask of its own is free."""
-    there, back = rows.padded
-    count, longest = len(rows.lengths), max(rows.lengths)
-    q, k, v = (
-        x.index_select(1, there).unflatten(1, (count, longest)).transpose(0, 1) for x in (query, key, value)
-    )  # (rows, heads, longest, size)
-    if not rows.branches and (window is None or window >= longest):
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=len(query) != len(key))
-    else:  # the fused kernels that take a mask do not share keys among heads
-        k, v = (x.repeat_interleave(len(query) // len(key), 1) for x in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=rows.seen(window).unsqueeze(1), scale=scaling)
-    return out.transpose(0, 1).flatten(1, 2).index_select(1, back)
+    """Torch's fused attention over padded batches: on a GPU, where a causal mask of its own is free."""
+    size, found = query.shape[-1], []
+    entries = [_entries(x, 1) for x in (query, key, value)]
+    for group in rows.groups():
+        batch = (group.batch(entries[0]), *map(group.with_past, entries[1:]))  # (n · length, heads · size)
+        q, k, v = (x.view(group.shape[0], -1, x.shape[1] // size, size).transpose(1, 2) for x in batch)
+        if not group.past and (window is None or window >= group.longest):
+            grouped = len(query) != len(key)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        else:  # the fused kernels that take a mask do not share keys among heads
+            k, v = (x.repeat_interleave(len(query) // len(key), 1) for x in (k, v))
+            seen = group.seen(window).unsqueeze(1)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
+        found.append(group.back(out.transpose(1, 2).flatten(2).flatten(0, 1)))
+    return torch.cat(found).unflatten(1, (len(query), size))
 
 
 class _Grouped(torch.autograd.Function):
@@ -135,39 +135,42 @@ class _Grouped(torch.autograd.Function):
         scaling: float,
         window: int | None,
     ) -> Tensor:
-        keys = len(key)
-        q, k, v = (_by_token(x, keys) for x in (query * scaling, key, value))
+        keys, size = len(key), query.shape[-1]
+        q, k, v = (_entries(x, keys) for x in (query * scaling, key, value))
         out, groups, weights = torch.empty_like(q), rows.groups(keys), []
         for group in groups:
-            scores = group.batch(q) @ group.batch(k).transpose(1, 2)
-            masked = scores.view(-1, keys, group.longest, len(query) // keys, group.longest) + group.mask(window)
+            wide = (group.shape[0] * keys, -1, size)
+            scores = group.batch(q).view(wide) @ group.with_past(k).view(wide).transpose(1, 2)
+            masked = scores.view(*group.shape, len(query) // keys, -1) + group.mask(window)
             weight = masked.softmax(-1).to(scores.dtype).view_as(scores)
-            group.put(weight @ group.batch(v), out)
+            group.back((weight @ group.with_past(v).view(wide)).view(-1, q.shape[1]), out)
             weights.append(weight)
         ctx.save_for_backward(q, k, v, *weights)
-        ctx.groups, ctx.scaling = groups, scaling
-        return _by_head(out)
+        ctx.groups, ctx.scaling, ctx.keys = groups, scaling, keys
+        return out.view(-1, len(query), size)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *weights = ctx.saved_tensors
-        d_out = _by_token(gradient, k.shape[1])
+        size = k.shape[1]
+        d_out = gradient.reshape(q.shape)
         d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         for group, weight in zip(ctx.groups, weights, strict=True):
-            g = group.batch(d_out, zero_padding=True)
-            group.put(weight.transpose(1, 2) @ g, d_v)
-            d_weight = g @ group.batch(v).transpose(1, 2)
+            wide = (len(weight), -1, size)
+            g = group.batch(d_out, zero_padding=True).view(wide)
+            group.back_with_past((weight.transpose(1, 2) @ g).view(-1, size), d_v)
+            d_weight = g @ group.with_past(v).view(wide).transpose(1, 2)
             d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)
-            group.put(d_scores @ group.batch(k), d_q)
-            group.put(d_scores.transpose(1, 2) @ group.batch(q), d_k)
-        return _by_head(d_q.mul_(ctx.scaling)), _by_head(d_k), _by_head(d_v), None, None, None
+            group.back((d_scores @ group.with_past(k).view(wide)).view(-1, q.shape[1]), d_q)
+            group.back_with_past((d_scores.transpose(1, 2) @ group.batch(q).view(wide)).view(-1, size), d_k)
+        return *(_heads(x, ctx.keys, size) for x in (d_q.mul_(ctx.scaling), d_k, d_v)), None, None, None
 
 
-def _by_token(heads: Tensor, keys: int) -> Tensor:
-    """``(heads, T, size)`` to ``(T, keys, heads / keys, size)``."""
-    return heads.transpose(0, 1).unflatten(1, (keys, -1)).contiguous()
+def _entries(heads: Tensor, keys: int) -> Tensor:
+    """``(heads, T, size)`` to entries, ``(T · keys, heads / keys · size)``."""
+    return heads.transpose(0, 1).reshape(heads.shape[1] * keys, -1)
 
 
-def _by_head(tokens: Tensor) -> Tensor:
+def _heads(entries: Tensor, keys: int, size: int) -> Tensor:
     """The way back."""
-    return tokens.flatten(1, 2).transpose(0, 1)
+    return entries.view(len(entries) // keys, -1, size).transpose(0, 1)

@@ -185,13 +185,14 @@ def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> T
         ).last_hidden_state
         return packed[0]
     # An attention of its own: every path as a sequence, padded on the right.
-    longest = max(map(len, rows.paths))
-    input_ids = [[tokens[i] for i in path] + [0] * (longest - len(path)) for path in rows.paths]
-    mask = [[1] * len(path) + [0] * (longest - len(path)) for path in rows.paths]
+    paths = rows.paths
+    longest = max(map(len, paths))
+    input_ids = [[tokens[i] for i in path] + [0] * (longest - len(path)) for path in paths]
+    mask = [[1] * len(path) + [0] * (longest - len(path)) for path in paths]
     hidden: Tensor = decoder(
         input_ids=send(input_ids, rows.device), attention_mask=send(mask, rows.device), use_cache=False
     ).last_hidden_state
-    found = {i: number * longest + at for number, path in enumerate(rows.paths) for at, i in enumerate(path)}
+    found = {i: number * longest + at for number, path in enumerate(paths) for at, i in enumerate(path)}
     return hidden.flatten(0, 1).index_select(0, send([found[i] for i in range(len(tokens))], rows.device))
 
 

@@ -1,4 +1,4 @@
-"""Rows laid end to end in one sequence, without padding: where each lies, and what its tokens see."""
+"""Rows laid end to end in one sequence, without padding: where each lies, which it continues, what its tokens see."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,30 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SIMILAR = 1.25
-"""How many times its shortest row the longest of a group may be: beyond, padding costs more than another group."""
+SCORES = 2**16
+"""Most scores of a group and head on a CPU, unless a single row has more: what follows finds them in the cache."""
 
-SCORES = 2**18
-"""Most scores of a group and head, unless a single row has more: for a while they take 12 bytes each."""
+PADDING = 2**13
+"""Most of them that are padding: computing more takes longer than another group."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows that lie end to end, T tokens together; known on the host, so that no device is asked.
 
-    A row may branch: its branches lie one after the other behind what they share, and each of them attends to that and
-    to itself alone.
+    A row may continue an earlier one: it follows that row, and what that one continues, as if they lay before it. So
+    what several texts begin with is computed once.
 
     Attributes:
-        lengths: tokens of each row, branches included.
+        lengths: tokens of each row, at least one.
         device: where the tokens are.
-        branches: of each row the tokens of its branches; empty where no row has any.
+        continues: of each row the number of the row that it continues, or ``None``; empty where no row does.
     """
 
     lengths: tuple[int, ...]
     device: torch.device
-    branches: tuple[tuple[int, ...], ...] = ()
-    _seen: dict[int | None, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    continues: tuple[int | None, ...] = ()
     _groups: dict[int, list["Group"]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -42,79 +41,64 @@ class Rows:
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
     @cached_property
-    def paths(self) -> list[list[int]]:
-        """Of every branch the tokens that its row shares and then its own; of a plain row all its tokens."""
-        paths = []
-        for (begin, end), branches in zip(self.bounds, self.branches or [()] * len(self.lengths), strict=True):
-            fork = end - sum(branches)
-            shared = list(range(begin, fork))
-            ends = list(accumulate(branches, initial=fork))
-            paths += [[*shared, *range(*bounds)] for bounds in pairwise(ends)] or [shared]
-        return paths
+    def pasts(self) -> list[list[int]]:
+        """Of each row the tokens that it continues."""
+        pasts: list[list[int]] = []
+        for before in self.continues or [None] * len(self.lengths):
+            pasts.append([] if before is None else [*pasts[before], *range(*self.bounds[before])])
+        return pasts
 
     @cached_property
-    def places(self) -> list[int]:
-        """Each token's place in its path."""
-        places = [0] * sum(self.lengths)
-        for path in self.paths:
-            for place, token in enumerate(path):
-                places[token] = place
-        return places
+    def paths(self) -> list[list[int]]:
+        """Of each row the tokens that it continues, and its own."""
+        return [[*past, *range(*bounds)] for past, bounds in zip(self.pasts, self.bounds, strict=True)]
 
     @cached_property
     def positions(self) -> Tensor:
-        """`places`, int64 of shape ``(1, T)``."""
-        return send([self.places], self.device)
+        """Each token's place in its path, int64 of shape ``(1, T)``."""
+        places = [len(past) + at for past, length in zip(self.pasts, self.lengths, strict=True) for at in range(length)]
+        return send([places], self.device)
 
-    def seen(self, window: int | None) -> Tensor:
-        """Which tokens (columns) each token (row) of each row sees, bool of shape ``(rows, longest, longest)``."""
-        if window not in self._seen:
-            self._seen[window] = self._seen_in_trees(window) if self.branches else self._seen_in_rows(window)
-        return self._seen[window]
+    def groups(self, keys: int = 1) -> list["Group"]:
+        """All rows in groups of neighbours, for so many key heads.
 
-    def _seen_in_rows(self, window: int | None) -> Tensor:
-        longest = max(self.lengths)
-        seen = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril_()
-        return (seen if window is None else seen.triu_(1 - window)).expand(len(self.lengths), -1, -1)
+        Those that continue another and those that do not are apart. On a CPU a group is of similar rows; a GPU would
+        rather have few groups.
+        """
+        if keys not in self._groups:
+            self._groups[keys] = [Group(self, *bounds, keys) for bounds in self._cuts]
+        return self._groups[keys]
 
-    def _seen_in_trees(self, window: int | None) -> Tensor:
-        places, branch_of = [], []  # in a padded batch; branch 0 is what the others share, padding a branch of its own
-        for (begin, end), branches in zip(self.bounds, self.branches, strict=True):
-            padding = max(self.lengths) - (end - begin)
-            places.append([*self.places[begin:end], *[0] * padding])
-            own = [number for number, length in enumerate(branches, start=1) for _ in range(length)]
-            branch_of.append([*[0] * (end - begin - len(own)), *own, *[-1] * padding])
-        place, branch = send(places, self.device), send(branch_of, self.device)
-        distance = place.unsqueeze(2) - place.unsqueeze(1)
-        seen = (distance >= 0) & ((branch.unsqueeze(1) == 0) | (branch.unsqueeze(2) == branch.unsqueeze(1)))
-        return seen if window is None else seen & (distance < window)
+    @property
+    def scores(self) -> int:
+        """How many scores of a head attention computes, those of padding included."""
+        return sum(self._scores(*bounds) for bounds in self._cuts)
 
     @cached_property
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """Where in the sequence the tokens of a padded batch lie, ``(rows · longest,)``, and the way back, ``(T,)``.
+    def _cuts(self) -> list[tuple[int, int]]:
+        firsts = [0]
+        for row in range(1, len(self.lengths)):
+            if not self._belong_together(firsts[-1], row + 1):
+                firsts.append(row)
+        return list(pairwise([*firsts, len(self.lengths)]))
 
-        Padding stands for its row's first token; no token looks at it, as it lies to the right.
-        """
-        longest = max(self.lengths)
-        there = [begin + (at if begin + at < end else 0) for begin, end in self.bounds for at in range(longest)]
-        back = [row * longest + at for row, length in enumerate(self.lengths) for at in range(length)]
-        return send(there, self.device), send(back, self.device)
+    def _belong_together(self, first: int, end: int) -> bool:
+        if bool(self.pasts[first]) != bool(self.pasts[end - 1]):
+            return False
+        if self.device.type == "cuda":
+            return True
+        alone = sum(self._scores(row, row + 1) for row in range(first, end))
+        return self._scores(first, end) <= min(SCORES, alone + PADDING)
 
-    def groups(self, keys: int) -> list["Group"]:
-        """All rows, in groups of neighbours of similar length, for so many key heads."""
-        if keys not in self._groups:
-            firsts = [0]
-            for row in range(1, len(self.lengths)):
-                lengths = self.lengths[firsts[-1] : row + 1]
-                longest = max(lengths)
-                if longest > SIMILAR * min(lengths) or len(lengths) * longest**2 > SCORES:
-                    firsts.append(row)
-            self._groups[keys] = [Group(self, *bounds, keys) for bounds in pairwise([*firsts, len(self.lengths)])]
-        return self._groups[keys]
+    def _scores(self, first: int, end: int) -> int:
+        """Of a head, for these rows as one group."""
+        longest = max(self.lengths[first:end])
+        return (end - first) * longest * (longest + max(map(len, self.pasts[first:end])))
 
 
 class Group:
-    """Neighbouring rows as a batch of n, padded to the L tokens of the longest, on a CPU.
+    """Neighbouring rows as a batch of n: queries padded to the L tokens of the longest row, keys to the P tokens of the
+    longest past and those L. They come as entries of shape ``(T · K, size)``, a token's K key heads together.
 
     Args:
         rows: all of them.
@@ -124,44 +108,117 @@ class Group:
     """
 
     def __init__(self, rows: Rows, first: int, end: int, keys: int) -> None:
-        self.rows, self.first, self.end = rows, first, end
-        bounds = rows.bounds[first:end]
-        self.longest = max(rows.lengths[first:end])
-        self._own = slice(bounds[0][0] * keys, bounds[-1][1] * keys)
-        begins, lengths = torch.tensor([(begin, end - begin) for begin, end in bounds]).unsqueeze(-1).unbind(1)
-        places = torch.arange(self.longest)
-        self._real = places < lengths  # (n, L)
-        tokens = begins + places * self._real  # padding stands for its row's first token
-        self._there = (tokens.unsqueeze(1) * keys + torch.arange(keys).unsqueeze(1)).flatten()  # (n · K · L,)
-        entries = torch.arange(len(self._there)).view(-1, keys, self.longest)
-        self._back = entries.transpose(1, 2)[self._real].flatten()  # (tokens · K,)
+        lengths, pasts = rows.lengths[first:end], rows.pasts[first:end]
+        self.longest, self.past = max(lengths), max(map(len, pasts))
+        self.shape = (len(lengths), keys, self.longest)  # of a batch
+        self._own = slice(rows.bounds[first][0] * keys, rows.bounds[end - 1][1] * keys)
+        past_lengths = [[len(past)] for past in pasts]
+        self._past_lengths = torch.tensor(past_lengths if min(past_lengths) < max(past_lengths) else past_lengths[:1])
+        self._one_past = self.past > 0 and all(past == pasts[0] for past in pasts)
+        self._seen: dict[int | None, Tensor] = {}
         self._masks: dict[int | None, Tensor] = {}
+        begins = torch.tensor([[begin] for begin, _ in rows.bounds[first:end]])
+        places, heads = torch.arange(self.longest), torch.arange(keys).unsqueeze(1)
+        real = places < torch.tensor(lengths).unsqueeze(1)  # (n, L)
+        tokens = begins + places * real  # padding stands for its row's first token
+        before = torch.tensor([past + [0] * (self.past - len(past)) for past in pasts], dtype=torch.long)
+        there, before = (index.unsqueeze(1) * keys + heads for index in (tokens, before))  # (n, K, L), (n, K, P)
+        back = [
+            (row * keys + key) * self.longest + place
+            for row, length in enumerate(lengths)
+            for place in range(length)
+            for key in range(keys)
+        ]
+        self._real = real[:, None, :, None]
+        self._there = send(there.flatten(), rows.device)
+        self._before = send((before[:1] if self._one_past else before).flatten(), rows.device)
+        self._all = send(torch.cat([before, there], 2).flatten(), rows.device)
+        self._back = send(back, rows.device)
 
     def batch(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
-        """Of ``x``, shape ``(T, K, heads, size)``, the tokens of the group: ``(n · K, L · heads, size)``.
+        """Of the entries ``x`` those of the group, ``(n · K · L, size)``.
 
         Padding is the row's first token, which no token looks at there, to its right; or zero.
         """
-        found = x.flatten(0, 1).flatten(1).index_select(0, self._there)
+        found = x.index_select(0, self._there)
         if zero_padding:
-            found.view(len(self._real), -1, self.longest, found.shape[-1]).mul_(self._real[:, None, :, None])
-        return found.view(-1, self.longest * x.shape[2], x.shape[3])
+            found.view(*self.shape, -1).mul_(self._real)
+        return found
 
-    def put(self, batch: Tensor, out: Tensor) -> None:
-        """Writes a batch's tokens to their places in ``out``."""
-        flat = out.view(-1, out.shape[2] * out.shape[3])
-        torch.index_select(batch.reshape(-1, flat.shape[-1]), 0, self._back, out=flat[self._own])
+    def with_past(self, x: Tensor) -> Tensor:
+        """The same behind what each row continues, ``(n · K · (P + L), size)``."""
+        if not (self._one_past and torch.is_grad_enabled()):
+            return x.index_select(0, self._all)
+        # Gathered once, so that its gradient is a sum over the rows.
+        before = x.index_select(0, self._before).view(1, self.shape[1], self.past, -1).expand(self.shape[0], -1, -1, -1)
+        return torch.cat([before, self.batch(x).view(*self.shape, -1)], 2).flatten(0, 2)
+
+    def back(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
+        """The group's entries of a batch, in the rows' order; in their places of all entries ``out``, where given."""
+        return torch.index_select(batch, 0, self._back, out=None if out is None else out[self._own])
+
+    def back_with_past(self, batch: Tensor, out: Tensor) -> None:
+        """The same of a batch with pasts, which are added to ``out``."""
+        past, own = batch.view(*self.shape[:2], -1, batch.shape[1]).split((self.past, self.longest), 2)
+        self.back(own.reshape(-1, batch.shape[1]), out)
+        if self.past:
+            rows = 1 if self._one_past else self.shape[0]
+            out.index_add_(0, self._before, past.sum_to_size(rows, *past.shape[1:]).flatten(0, 2))
+
+    def seen(self, window: int | None) -> Tensor:
+        """Which keys each query sees, bool of shape ``(n, L, P + L)``; ``(1, L, P + L)`` if the same in all."""
+        if window not in self._seen:
+            columns = torch.arange(self.past + self.longest)
+            own = columns >= self.past
+            places = torch.where(own, columns - self.past + self._past_lengths, columns)  # of the keys, (n, P + L)
+            distance = (self._past_lengths + torch.arange(self.longest)).unsqueeze(2) - places.unsqueeze(1)
+            seen = (own | (columns < self._past_lengths)).unsqueeze(1) & (distance >= 0)
+            self._seen[window] = send(seen if window is None else seen & (distance < window), self._there.device)
+        return self._seen[window]
 
     def mask(self, window: int | None) -> Tensor:
-        """0 where a token sees another and −∞ elsewhere, float32 of shape ``(n or 1, 1, L, 1, L)``."""
+        """0 where a query sees a key and −∞ elsewhere, float32 of shape ``(n or 1, 1, L, 1, P + L)``."""
         if window not in self._masks:
-            seen = self.rows.seen(window)[self.first : self.end if self.rows.branches else self.first + 1]
-            seen = seen[:, None, : self.longest, None, : self.longest]
+            seen = self.seen(window)[:, None, :, None]
             self._masks[window] = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
         return self._masks[window]
 
 
-def send(values: Sequence[Any], device: torch.device) -> Tensor:
-    """``values`` as int64 on ``device``, which nothing waits for."""
-    tensor = torch.tensor(values, dtype=torch.long)
+def lay(families: Sequence[Sequence[Sequence[int]]], device: torch.device) -> tuple[list[int], Rows, list[list[int]]]:
+    """Lays texts end to end. What all texts of a family begin with is a row of its own, which they continue.
+
+    Returns:
+        The tokens; their rows; and where the tokens of each text lie, family by family.
+    """
+    pieces: list[tuple[Sequence[int], int | None]] = []  # rows: their tokens, and the row before
+    rests: list[tuple[Sequence[int], int | None]] = []
+    for texts in families:
+        begin = common_prefix(texts) if len(texts) > 1 else 0
+        rests += [(text[begin:], len(pieces) if begin else None) for text in texts]
+        if begin:
+            pieces.append((texts[0][:begin], None))
+    row_of: dict[int, int] = {}
+    # Those that continue nothing come first, as given; then the others, so that neighbours are of similar length.
+    for text in sorted(range(len(rests)), key=lambda i: 0 if rests[i][1] is None else 1 + len(rests[i][0])):
+        rest, before = rests[text]
+        if rest:
+            pieces.append((rest, before))
+        row_of[text] = len(pieces) - 1 if rest or before is None else before
+    rows = Rows(tuple(len(piece) for piece, _ in pieces), device, tuple(before for _, before in pieces))
+    return [token for piece, _ in pieces for token in piece], rows, [rows.paths[row_of[i]] for i in range(len(rests))]
+
+
+def common_prefix(texts: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens in which all texts agree."""
+    length = 0
+    for column in zip(*texts, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return length
+
+
+def send(values: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
+    """``values``, as int64 where they are no tensor, on ``device``, which nothing waits for."""
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

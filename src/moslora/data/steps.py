@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moslora.base.rows import Rows, send
+from moslora.base.rows import Rows, lay, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
@@ -109,26 +109,36 @@ class MicroBatch:
     labels: Tensor
 
 
-def collate(rows: Sequence[Encoded], *, device: torch.device, tasks: Sequence[str] = ()) -> MicroBatch:
+def collate(
+    rows: Sequence[Encoded], *, device: torch.device, tasks: Sequence[str] = (), share: bool = False
+) -> MicroBatch:
     """A micro-batch of ``rows``. Where its labels are is decided here, on the host: no device is asked for it later.
 
-    ``tasks`` are the names of those with a number of their own; all others have the next number. No rows are one token
-    without a label.
+    Args:
+        rows: encoded; none of them are one token without a label.
+        device: where the tensors go.
+        tasks: names of those with a number of their own; all others have the next number.
+        share: what all rows begin with is laid once; see `moslora.adapters.shares_beginnings`.
     """
     rows = rows or [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
-    lengths = [len(row.input_ids) for row in rows]
-    tokens = [token for row in rows for token in row.input_ids]
-    # A row's first token is predicted by nothing.
-    labels = [label for row in rows for label in (IGNORE_INDEX, *row.labels[1:])]
+    texts = [row.input_ids for row in rows]
+    tokens, laid, places = lay([texts] if share else [[text] for text in texts], device)
     numbers = {name: number for number, name in enumerate(tasks)}
-    number_of = [numbers.get(row.task, len(numbers)) for row in rows]
-    kept = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+    number_of = {
+        place: numbers.get(row.task, len(numbers)) for row, path in zip(rows, places, strict=True) for place in path
+    }
+    labelled = [  # a row's first token is predicted by nothing
+        (before, label)
+        for row, path in zip(rows, places, strict=True)
+        for before, label in zip(path, row.labels[1:], strict=False)
+        if label != IGNORE_INDEX
+    ]
     return MicroBatch(
         input_ids=send([tokens], device),
-        rows=Rows(tuple(lengths), device),
-        tasks=torch.repeat_interleave(send(number_of, device), send(lengths, device), output_size=len(tokens))[None],
-        predicted_from=send([place - 1 for place in kept], device),
-        labels=send([labels[place] for place in kept], device),
+        rows=laid,
+        tasks=send([[number_of[place] for place in range(len(tokens))]], device),
+        predicted_from=send([before for before, _ in labelled], device),
+        labels=send([label for _, label in labelled], device),
     )
 
 

@@ -96,13 +96,3 @@ def in_batches(
     for batch in batches(lengths, tokens):
         results.update(zip(batch, compute([items[i] for i in batch]), strict=True))
     return [results[i] for i in range(len(items))]
-
-
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens in which all rows agree."""
-    length = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        length += 1
-    return length

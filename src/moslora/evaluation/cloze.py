@@ -9,7 +9,6 @@ options (WinoGrande, partial scoring: the option ends the prompt, the rest of th
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
-from moslora.base.rows import Rows, send
+from moslora.base.rows import common_prefix, lay, send
 from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import BLOCK_SIZE, common_prefix, in_batches
+from moslora.evaluation.batches import BLOCK_SIZE, in_batches
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.prompts import Format
 from moslora.tasks import Example
@@ -30,42 +29,6 @@ LOGITS_AT_ONCE = 2**24
 
 Scored = tuple[float, bool]
 """An answer's log-probability, and whether greedy writing would give it."""
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A question's options as tokens: what all of them begin with once, and the rest of each as a branch behind it.
-
-    No option's last token is read: it is only predicted.
-    """
-
-    texts: tuple[EncodedText, ...]
-
-    @cached_property
-    def fork(self) -> int:
-        """Tokens that all options share."""
-        return common_prefix([text.ids[:-1] for text in self.texts])
-
-    @cached_property
-    def branches(self) -> tuple[int, ...]:
-        """Tokens of each branch."""
-        return tuple(len(text.ids) - 1 - self.fork for text in self.texts)
-
-    @cached_property
-    def tokens(self) -> list[int]:
-        """What the model reads."""
-        shared = self.texts[0].ids[: self.fork]
-        return [*shared, *(token for text in self.texts for token in text.ids[self.fork : -1])]
-
-    @cached_property
-    def predicted_from(self) -> list[int]:
-        """The place before every answer token, among `tokens`."""
-        skipped = itertools.accumulate(self.branches, initial=0)  # what lies between the fork and an option's branch
-        return [
-            place if place < self.fork else place + skip
-            for text, skip in zip(self.texts, skipped, strict=False)
-            for place in range(text.answer_start - 1, len(text.ids) - 1)
-        ]
 
 
 @dataclass(frozen=True)
@@ -100,11 +63,11 @@ class Cloze:
 
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions in the order of ``examples``; ``alone``: every question by itself."""
-        questions = [Tree(tuple(self.encode(example))) for example in examples]
+        questions = [self.encode(example) for example in examples]
         scores = in_batches(
             self._sums,
             questions,
-            lengths=[len(q.tokens) for q in questions],
+            lengths=[tokens_read(question) for question in questions],
             tokens=1 if alone else self.batch_tokens,
         )
         return [
@@ -115,36 +78,44 @@ class Cloze:
                 prediction=argmax(found),
                 scores=found,
                 characters=tuple(option.characters for option in self.format.options(example)),
-                truncated=any(text.truncated for text in question.texts),
+                truncated=any(text.truncated for text in question),
             )
             for example, question, found in zip(examples, questions, scores, strict=True)
         ]
 
-    def _sums(self, questions: Sequence[Tree]) -> list[tuple[float, ...]]:
+    def _sums(self, questions: Sequence[Sequence[EncodedText]]) -> list[tuple[float, ...]]:
         return [tuple(value for value, _ in scores) for scores in score_answers(self.model, questions)]
 
 
-def score_answers(model: PreTrainedModel, questions: Sequence[Tree]) -> list[list[Scored]]:
+def tokens_read(options: Sequence[EncodedText]) -> int:
+    """Tokens of a question that the model reads: what all options begin with once, and no last one, which is only
+    predicted."""
+    shared = common_prefix([text.ids[:-1] for text in options])
+    return shared + sum(len(text.ids) - 1 - shared for text in options)
+
+
+def score_answers(model: PreTrainedModel, questions: Sequence[Sequence[EncodedText]]) -> list[list[Scored]]:
     """The scores of every question's answers, summed over their tokens, from one forward pass."""
     hidden, places, targets = _read(model, questions)
     values, hits = log_probabilities(hidden, output_weight(model), places, targets)  # (P,), (P,)
-    counts = [len(text.ids) - text.answer_start for q in questions for text in q.texts]
+    counts = [len(text.ids) - text.answer_start for q in questions for text in q]
     answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
     scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
-    return [list(itertools.islice(scores, len(q.texts))) for q in questions]
+    return [list(itertools.islice(scores, len(q))) for q in questions]
 
 
-def _read(model: PreTrainedModel, questions: Sequence[Tree]) -> tuple[Tensor, list[int], list[int]]:
+def _read(model: PreTrainedModel, questions: Sequence[Sequence[EncodedText]]) -> tuple[Tensor, list[int], list[int]]:
     """One forward pass over ``questions``.
 
     Returns:
         The hidden states h, shape ``(T, H)``; and of all answer tokens, question by question and option by option, the
         places in h that they are predicted from, and the tokens.
     """
-    rows = Rows(tuple(len(q.tokens) for q in questions), model.device, branches=tuple(q.branches for q in questions))
-    places = [begin + at for (begin, _), q in zip(rows.bounds, questions, strict=True) for at in q.predicted_from]
-    targets = [token for q in questions for text in q.texts for token in text.ids[text.answer_start :]]
-    return final_hidden(model, [token for q in questions for token in q.tokens], rows), places, targets
+    tokens, rows, paths = lay([[text.ids[:-1] for text in q] for q in questions], model.device)
+    texts = [text for q in questions for text in q]
+    places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]
+    targets = [token for text in texts for token in text.ids[text.answer_start :]]
+    return final_hidden(model, tokens, rows), places, targets
 
 
 def log_probabilities(

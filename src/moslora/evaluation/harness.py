@@ -19,7 +19,7 @@ from moslora.choices import DType
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget, in_batches
-from moslora.evaluation.cloze import Scored, Tree, score_answers
+from moslora.evaluation.cloze import Scored, score_answers, tokens_read
 from moslora.evaluation.target import open_target
 
 
@@ -74,10 +74,12 @@ class HarnessModel(TemplateLM):
         for i, (_, context, _) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append(i)
         groups = list(by_context.values())
-        trees = [Tree(tuple(self._text(*requests[i][1:]) for i in group)) for group in groups]
-        lengths = [len(tree.tokens) for tree in trees]
+        questions = [[self._text(*requests[i][1:]) for i in group] for group in groups]
+        lengths = [tokens_read(question) for question in questions]
         with torch.inference_mode():
-            scores = in_batches(partial(score_answers, self.model), trees, lengths=lengths, tokens=self.batch_tokens)
+            scores = in_batches(
+                partial(score_answers, self.model), questions, lengths=lengths, tokens=self.batch_tokens
+            )
         found = {i: one for group, each in zip(groups, scores, strict=True) for i, one in zip(group, each, strict=True)}
         return [found[i] for i in range(len(requests))]
 

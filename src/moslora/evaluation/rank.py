@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
-from moslora.base.rows import Rows, send
+from moslora.base.rows import common_prefix, lay, send
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import BLOCK_SIZE, common_prefix, in_batches
+from moslora.evaluation.batches import BLOCK_SIZE, in_batches
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.prompts import Format
 from moslora.tasks import Example
@@ -89,13 +89,13 @@ class Rank:
     def _scores(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Every question's scores, from one forward pass."""
         weight = output_weight(self.model)  # (V, H)
-        rows = Rows(tuple(len(q.input_ids) for q in questions), weight.device)
-        hidden = final_hidden(self.model, [token for q in questions for token in q.input_ids], rows)  # (T, H)
-        tokens = sorted({token for q in questions for token in q.option_tokens})
-        last = hidden.index_select(0, send([end - 1 for _, end in rows.bounds], weight.device))
-        options = weight.index_select(0, send(tokens, weight.device))
-        logits = (last.float() @ options.float().T).double().cpu()  # (questions, tokens)
+        tokens, rows, places = lay([[q.input_ids for q in questions]], weight.device)
+        hidden = final_hidden(self.model, tokens, rows)  # (T, H)
+        labels = sorted({token for q in questions for token in q.option_tokens})
+        last = hidden.index_select(0, send([path[-1] for path in places], weight.device))
+        options = weight.index_select(0, send(labels, weight.device))
+        logits = (last.float() @ options.float().T).double().cpu()  # (questions, labels)
         return [
-            tuple(torch.log_softmax(row[[tokens.index(token) for token in q.option_tokens]], dim=0).tolist())
+            tuple(torch.log_softmax(row[[labels.index(token) for token in q.option_tokens]], dim=0).tolist())
             for q, row in zip(questions, logits, strict=True)
         ]

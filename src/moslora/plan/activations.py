@@ -39,7 +39,7 @@ class Work:
         tokens: T.
         longest: tokens of its longest row.
         labels: labelled tokens.
-        row: tokens of the row that a token lies in, on average over the tokens.
+        row: keys that a query has scores for, those of padding included, on average over the tokens.
         padding: entries of the batch that a GPU pads for attention, per token.
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from moslora.base.rows import Rows
 from moslora.data.steps import MICRO_BATCH_TOKENS
 from moslora.errors import UsageError
 from moslora.plan.activations import Work, unknown
@@ -141,7 +142,7 @@ def share_of_a_step(outline: Outline, recipe: Recipe, *, processes: int) -> Work
         tokens=tokens,
         longest=max(map(max, filter(None, shares))),
         labels=round(tokens * rows.label_count() / rows.token_count()),
-        row=sum(length**2 for length in largest) / tokens,
+        row=Rows(tuple(sorted(largest)), torch.device("cpu")).scores / tokens,
         padding=max(largest) * len(largest) / tokens,
     )
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import describe_batch
+from moslora.adapters import describe_batch, shares_beginnings
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan, collate, label_count, passes
 from moslora.errors import Diverged
@@ -148,7 +148,9 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     for n, batch in enumerate(batches, start=1):
         weight = sum(len(row.input_ids) for row in batch) / total
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
-            rows = collate(batch, device=accelerator.device, tasks=parts.tasks)
+            rows = collate(
+                batch, device=accelerator.device, tasks=parts.tasks, share=shares_beginnings(parts.model, training=True)
+            )
             loss, penalty = parts.objective(rows)
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they are summed.

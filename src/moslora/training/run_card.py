@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 import moslora
+from moslora.adapters import shares_beginnings
 from moslora.adapters.dropout import Dropout
 from moslora.base import attention, norm
 from moslora.processes.devices import total_memory
@@ -69,4 +70,5 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
         "attention": attention.kernel(device),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
         "dropout": Dropout.kernel(device) if Dropout in kinds else None,
+        "common beginning of rows": "once" if shares_beginnings(model, training=True) else "in each row",
     }
