@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
+from moslora.base import vocabulary
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, cloze, evaluate
@@ -55,7 +56,7 @@ def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -
     targets = torch.randint(50, (40,), generator=generator).tolist()
     places = torch.randint(23, (40,), generator=generator).tolist()
     expected = torch.log_softmax(hidden.double() @ weight.double().T, dim=1)[places, targets]
-    monkeypatch.setattr(cloze, "LOGITS_AT_ONCE", 50 * 4)  # four positions at a time, the last piece smaller
+    monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", (4, 12))  # the last pieces are smaller
     given, likeliest = cloze.log_probabilities(hidden, weight, places, targets)
     torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-5)
     assert likeliest.tolist() == [

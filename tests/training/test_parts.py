@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from moslora.adapters import MIXERS, inject
+from moslora.base import vocabulary
 from moslora.recipe import TrainingSection
-from moslora.training import objective
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
@@ -18,13 +18,13 @@ OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.mark.parametrize("share", [False, True])
-@pytest.mark.parametrize("at_once", [1, 60, 10_000])
+@pytest.mark.parametrize("piece", [(1, 60), (7, 100), (99, 320), (99, 7)])
 def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(
-    monkeypatch: pytest.MonkeyPatch, at_once: int, share: bool
+    monkeypatch: pytest.MonkeyPatch, piece: tuple[int, int], share: bool
 ) -> None:
     """Float64, against the whole model's logits, row by row, whatever the pieces in which they are taken, and with what
     all rows begin with computed once or in each."""
-    monkeypatch.setattr(objective, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
     model = tiny_llama(dtype=torch.float64)
     inject(model, **OPTIONS, mixer={"kind": "dense"})
     model.double()

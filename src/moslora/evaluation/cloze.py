@@ -17,15 +17,13 @@ from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
 from moslora.base.rows import common_prefix, lay, send
+from moslora.base.vocabulary import pieces, sizes
 from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation.batches import BLOCK_SIZE, in_batches
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.prompts import Format
 from moslora.tasks import Example
-
-LOGITS_AT_ONCE = 2**24
-"""Logits held at a time, 64 MB in float32: a batch over a vocabulary of 128k would be many times that."""
 
 Scored = tuple[float, bool]
 """An answer's log-probability, and whether greedy writing would give it."""
@@ -121,11 +119,9 @@ def _read(model: PreTrainedModel, questions: Sequence[Sequence[EncodedText]]) ->
 def log_probabilities(
     hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(z) at the targets, z = h · Wᵀ in W's dtype.
+    """log softmax(z) at the targets, z = h · Wᵀ in W's dtype, the target's own logit in float32.
 
-    The target's own logit is taken in float32, and log Σ exp z as z − log softmax(z) of the likeliest token, where the
-    rounding of a log-probability is least: a float32 copy of all logits would cost a CPU more than the product. In
-    bfloat16 the log-probability of a single token may come out a little above 0.
+    In bfloat16 the log-probability of a single token may come out a little above 0.
 
     Args:
         hidden: h, shape ``(T, H)``.
@@ -139,11 +135,11 @@ def log_probabilities(
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
     sums, likeliest = [], []
-    for part in states.split(max(1, LOGITS_AT_ONCE // len(weight))):
-        logits = part @ weight.T
-        best, at = logits.log_softmax(1).max(1, keepdim=True)
-        sums.append((logits.gather(1, at).float() - best.float())[:, 0])
-        likeliest.append(at[:, 0])
+    for part in states.split(sizes(len(weight), weight.device)[0]):
+        found = [(piece.log_sum, piece.top, piece.likeliest) for piece in pieces(part, weight)]
+        log_sums, tops, tokens = (torch.cat(column, 1) for column in zip(*found, strict=True))  # (part, pieces)
+        sums.append(log_sums.logsumexp(1).float())
+        likeliest.append(tokens.gather(1, tops.argmax(1, keepdim=True))[:, 0])
     of, wanted = send([distinct[place] for place in places], hidden.device), send(targets, hidden.device)
     chosen = torch.linalg.vecdot(states.index_select(0, of).float(), weight.index_select(0, wanted).float())
     return chosen - torch.cat(sums).index_select(0, of), torch.cat(likeliest).index_select(0, of) == wanted

@@ -20,6 +20,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -27,8 +28,8 @@ from moslora.adapters import AdapterLinear, named_adapters
 from moslora.adapters.dropout import Dropout
 from moslora.base.attention import takes_rows
 from moslora.base.load import DTYPES
+from moslora.base.vocabulary import sizes
 from moslora.recipe import ModelSection
-from moslora.training.objective import LOGITS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,18 @@ def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: b
 
 
 def loss_needs(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: bool) -> int:
-    """The final hidden states, those before a label with their gradient, and the logits of a chunk.
+    """The final hidden states, those before a label with their gradient; and of the positions taken at once the logits
+    of a piece of the vocabulary and their softmax, and what each piece adds to the gradient.
 
-    Logits and their softmax of one chunk are freed only when those of the next take their place.
+    A piece's logits or softmax are freed only when those of the next take their place.
     """
     config, width = model.config, DTYPES[section.dtype].itemsize
-    softmax = 4 if on_gpu else width
-    copy = softmax if softmax > width else 0
-    chunk = min(work.labels, max(1, LOGITS_AT_ONCE // config.vocab_size))
-    entry = width + softmax + (softmax if work.labels > chunk else 0) + copy
-    return chunk * config.vocab_size * entry + (work.tokens + 2 * work.labels) * config.hidden_size * width
+    positions, tokens = sizes(config.vocab_size, torch.device("cuda" if on_gpu else "cpu"))
+    positions, pieces = min(work.labels, positions), math.ceil(config.vocab_size / tokens)
+    several = pieces > 1 or work.labels > positions
+    entry = (3 if several else 2) * (4 if on_gpu else width)
+    logits = positions * (min(tokens, config.vocab_size) * entry + pieces * config.hidden_size * width)
+    return logits + (work.tokens + 2 * work.labels) * config.hidden_size * width
 
 
 def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: bool) -> dict[str, float]:

@@ -8,10 +8,8 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_penalty, describe_batch
 from moslora.base.attention import as_rows, use_rows
+from moslora.base.vocabulary import pieces, sizes
 from moslora.data.steps import MicroBatch
-
-LOGITS_AT_ONCE = 2**24
-"""Logits held at a time: 32 MB in bfloat16. All of a step with LLaMA-3's vocabulary would be gigabytes."""
 
 
 class LabelLoss(nn.Module):
@@ -46,27 +44,33 @@ class LabelLoss(nn.Module):
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """−Σ_i log softmax(h_i Wᵀ)[y_i], a chunk at a time. The gradient (softmax(h_i Wᵀ) − onehot(y_i)) W is computed with
-    each chunk, so that its logits can be freed before the next. W is frozen.
+    """Σ_i (log Σ exp z_i − z_i[y_i]) with z_i = h_i Wᵀ, some positions and a piece of the vocabulary at a time.
 
-    On a CPU the softmax is in the logits' dtype, with float32 inside: a float32 copy would take eight times as long.
+    The gradient Σ_tokens p W − W[y_i] is computed with each piece, so that its logits can be freed before the next.
+    W is frozen.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
         loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        step = max(1, LOGITS_AT_ONCE // len(weight))
-        for begin in range(0, len(labels), step):
-            part, targets = hidden[begin : begin + step], labels[begin : begin + step]
-            logits = part @ weight.T
-            log_p = (logits if logits.device.type == "cpu" else logits.to(loss.dtype)).log_softmax(-1)
-            loss -= log_p.gather(1, targets[:, None]).to(loss.dtype).sum()
-            if gradient is not None:
-                p = log_p.exp_().to(hidden.dtype)
-                wanted = weight.index_select(0, targets)
-                torch.addmm(wanted, p, weight, beta=-1, out=gradient[begin : begin + step])
+        gradient = torch.empty_like(hidden)
+        positions, _ = sizes(len(weight), weight.device)
+        for states, targets, out in zip(*(x.split(positions) for x in (hidden, labels, gradient)), strict=True):
+            wanted = weight.index_select(0, targets)
+            sums, means = [], []  # of each piece: log Σ exp z, and the mean of W under p
+            for piece in pieces(states, weight):
+                sums.append(piece.log_sum)
+                if ctx.needs_input_grad[0]:
+                    means.append(piece.p.to(hidden.dtype) @ piece.weight)
+            log_sums = torch.cat(sums, 1)
+            total = log_sums.logsumexp(1, keepdim=True)
+            loss += total.sum() - torch.linalg.vecdot(states.to(loss.dtype), wanted.to(loss.dtype)).sum()
+            if ctx.needs_input_grad[0]:
+                out.zero_()
+                for mean, share in zip(means, (log_sums - total).exp_().to(out.dtype).split(1, 1), strict=True):
+                    out.addcmul_(mean, share)
+                out.sub_(wanted)
         ctx.gradient = gradient
         return loss
 

@@ -1,0 +1,69 @@
+"""The softmax over a vocabulary, a piece of it at a time: with z the logits of a position,
+
+    log Σ exp z = log Σ_pieces exp(log Σ_piece exp z)
+
+so that the logits of all positions and tokens, which would be gigabytes, are never in memory together. A CPU takes
+pieces that stay in its cache from the product that makes them to the one that uses them; a GPU has no use for that and
+takes the vocabulary whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PIECE_ON_CPU = (2**10, 2**12)
+"""Positions and tokens taken at once on a CPU: 8 MB of logits in bfloat16."""
+
+LOGITS_AT_ONCE = 2**24
+"""Logits held at a time elsewhere: 64 MB in float32."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Of n positions and c tokens of the vocabulary.
+
+    Attributes:
+        begin: number of the first token.
+        weight: its rows of the output layer, shape ``(c, hidden)``.
+        p: softmax within the piece, shape ``(n, c)``, in the logits' dtype.
+        log_sum: log Σ exp z over the piece, float32 or wider of shape ``(n, 1)``.
+        top: the largest logit, of that dtype and shape.
+        likeliest: its token, int64 of shape ``(n, 1)``.
+    """
+
+    begin: int
+    weight: Tensor
+    p: Tensor
+    log_sum: Tensor
+    top: Tensor
+    likeliest: Tensor
+
+
+def sizes(vocabulary: int, device: torch.device) -> tuple[int, int]:
+    """How many positions are taken at once, and how many tokens."""
+    return PIECE_ON_CPU if device.type == "cpu" else (max(1, LOGITS_AT_ONCE // vocabulary), vocabulary)
+
+
+def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
+    """The pieces of a vocabulary, for as many positions as :func:`sizes` says.
+
+    log Σ exp z is z − log p of the likeliest token, where the rounding of p, relative, is least. On a CPU the softmax
+    is in the logits' dtype, with float32 inside: a float32 copy would take eight times as long.
+
+    Args:
+        states: h, shape ``(n, hidden)``.
+        weight: W, shape ``(V, hidden)``; z = h Wᵀ.
+    """
+    wide = torch.promote_types(states.dtype, torch.float32)
+    begin = 0
+    for part in weight.split(sizes(len(weight), weight.device)[1]):
+        logits = states @ part.T
+        if logits.device.type != "cpu":
+            logits = logits.to(wide)
+        top, at = logits.max(1, keepdim=True)
+        p = logits.softmax(1)
+        top = top.to(wide)
+        yield Piece(begin, part, p, top - p.gather(1, at).to(wide).log(), top, at + begin)
+        begin += len(part)
