@@ -14,6 +14,7 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
+from moslora.base.heap import keep_freed_memory
 from moslora.base.load import context_length, load_tokenizer
 from moslora.choices import DType
 from moslora.data.encode import EncodedText
@@ -48,6 +49,7 @@ class HarnessModel(TemplateLM):
         opened = open_target(run, base=base, dtype=dtype)
         if opened.adapter and opened.adapter.trained_tasks() is not None:
             raise UsageError(f"{run}: its gate depends on the task, which lm-eval does not name; use moslora eval")
+        keep_freed_memory()
         self.model = opened.load()
         self.tokenizer = load_tokenizer(opened.model)
         self.batch_tokens = batch_tokens or batch_budget(self.model.device)

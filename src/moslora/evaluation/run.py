@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.heap import keep_freed_memory
 from moslora.base.load import context_length, name_task, output_weight
 from moslora.base.sharded import in_step
 from moslora.console import say
@@ -125,6 +126,7 @@ def evaluate(
 
 def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer:
     """The object behind the name of a protocol."""
+    keep_freed_memory()
     # In a recipe `data.max_length` is of the training rows alone.
     encoder = Encoder(tokenizer, max_length=request.max_length or context_length(model), key="evaluation.max_length")
     format = make_format(request.format, tokenizer)
