@@ -184,8 +184,8 @@ def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> T
             input_ids=send([tokens], rows.device), use_cache=False, **as_rows(rows)
         ).last_hidden_state
         return packed[0]
-    # An attention of its own: every path as a sequence, padded on the right.
-    paths = rows.paths
+    # An attention of its own: every path that does not go on as a sequence, padded on the right.
+    paths = [path for row, path in enumerate(rows.paths) if row not in rows.continues]
     longest = max(map(len, paths))
     input_ids = [[tokens[i] for i in path] + [0] * (longest - len(path)) for path in paths]
     mask = [[1] * len(path) + [0] * (longest - len(path)) for path in paths]
