@@ -25,7 +25,6 @@ class Piece:
     """Of n positions and c tokens of the vocabulary.
 
     Attributes:
-        begin: number of the first token.
         weight: its rows of the output layer, shape ``(c, hidden)``.
         p: softmax within the piece, shape ``(n, c)``, in the logits' dtype.
         log_sum: log Σ exp z over the piece, float32 or wider of shape ``(n, 1)``.
@@ -33,7 +32,6 @@ class Piece:
         likeliest: its token, int64 of shape ``(n, 1)``.
     """
 
-    begin: int
     weight: Tensor
     p: Tensor
     log_sum: Tensor
@@ -65,5 +63,5 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         top, at = logits.max(1, keepdim=True)
         p = logits.softmax(1)
         top = top.to(wide)
-        yield Piece(begin, part, p, top - p.gather(1, at).to(wide).log(), top, at + begin)
+        yield Piece(part, p, top - p.gather(1, at).to(wide).log(), top, at + begin)
         begin += len(part)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import describe_batch, shares_beginnings
 from moslora.data.encode import Encoded
-from moslora.data.steps import StepPlan, collate, label_count, passes
+from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, passes
 from moslora.errors import Diverged
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
@@ -52,6 +52,11 @@ class Parts:
     micro_batch_tokens: int
     tasks: tuple[str, ...] = ()
     budget: RankBudget | None = None
+
+    def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
+        """``rows`` on this process's device, laid for a pass in training or without dropout."""
+        share = shares_beginnings(self.model, training=training)
+        return collate(rows, device=self.accelerator.device, tasks=self.tasks, share=share)
 
 
 def train(
@@ -148,10 +153,7 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     for n, batch in enumerate(batches, start=1):
         weight = sum(len(row.input_ids) for row in batch) / total
         with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
-            rows = collate(
-                batch, device=accelerator.device, tasks=parts.tasks, share=shares_beginnings(parts.model, training=True)
-            )
-            loss, penalty = parts.objective(rows)
+            loss, penalty = parts.objective(parts.micro_batch(batch, training=True))
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they are summed.
             parts.scaler.scale((loss + penalty) * processes).backward()

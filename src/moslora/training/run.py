@@ -19,12 +19,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from transformers import PreTrainedModel
 
-from moslora.adapters import has_learned, shares_beginnings
+from moslora.adapters import has_learned
 from moslora.base.resolve import fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.encode import Encoded
 from moslora.data.prepared import TrainingData
-from moslora.data.steps import collate, label_count, passes
+from moslora.data.steps import label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, write_json, write_text
 from moslora.processes.devices import device
@@ -288,13 +288,6 @@ def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
     objective = accelerator.unwrap_model(parts.objective).eval()
     total = torch.zeros((), device=accelerator.device)
     for batch in passes(rows, process=process, processes=processes, tokens=parts.micro_batch_tokens):
-        total += objective(
-            collate(
-                batch,
-                device=accelerator.device,
-                tasks=parts.tasks,
-                share=shares_beginnings(parts.model, training=False),
-            )
-        )[0]
+        total += objective(parts.micro_batch(batch, training=False))[0]
     objective.train()
     return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
