@@ -20,19 +20,25 @@ from study_kit import SETTINGS
 
 
 @pytest.mark.parametrize(
-    ("cuda", "bfloat16", "units", "dtype"),
+    ("cuda", "bfloat16", "units", "limit", "dtype"),
     [
-        (False, False, {"avx512_bf16": True}, "bfloat16"),
-        (False, False, {"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
-        (False, False, {"amx_bf16": False, "avx512_f": True}, "float32"),
-        (False, False, {"neon": True}, "float32"),
-        (True, True, {}, "bfloat16"),
-        (True, False, {"avx512_bf16": True}, "float16"),
+        (False, False, {"avx512_bf16": True}, None, "bfloat16"),
+        (False, False, {"avx512_bf16": True}, "ALL", "bfloat16"),
+        (False, False, {"avx512_bf16": True}, "avx512_core_bf16", "bfloat16"),
+        (False, False, {"avx512_bf16": True}, "avx512_core", "float32"),
+        (False, False, {"avx512_bf16": True}, "AVX2", "float32"),
+        (False, False, {"amx_bf16": True, "avx512_bf16": False}, None, "bfloat16"),
+        (False, False, {"amx_bf16": False, "avx512_f": True}, None, "float32"),
+        (False, False, {"neon": True}, None, "float32"),
+        (True, True, {}, None, "bfloat16"),
+        (True, False, {"avx512_bf16": True}, None, "float16"),
     ],
 )
 def test_the_dtype_is_the_one_that_the_hardware_multiplies(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, bfloat16: bool, units: dict[str, bool], dtype: str
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, bfloat16: bool, units: dict[str, bool], limit: str | None, dtype: str
 ) -> None:
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16 or including_emulation)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
