@@ -16,6 +16,9 @@ from torch import Tensor
 PIECE_ON_CPU = (2**10, 2**12)
 """Positions and tokens taken at once on a CPU: 8 MB of logits in bfloat16."""
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their bytes."""
+
 LOGITS_AT_ONCE = 2**24
 """Logits held at a time elsewhere: 64 MB in float32."""
 
@@ -60,8 +63,9 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         logits = states @ part.T
         if logits.device.type != "cpu":
             logits = logits.to(wide)
-        top, at = logits.max(1, keepdim=True)
         p = logits.softmax(1)
-        top = top.to(wide)
-        yield Piece(part, p, top - p.gather(1, at).to(wide).log(), top, at + begin)
+        # Numbers that are not negative are in the order of their bits, which a CPU compares in half the time.
+        bits, at = p.view(BITS[p.dtype.itemsize]).max(1, keepdim=True)
+        top = logits.gather(1, at).to(wide)
+        yield Piece(part, p, top - bits.view(p.dtype).to(wide).log(), top, at + begin)
         begin += len(part)
