@@ -19,9 +19,10 @@ cli.main()
 
 
 def test_two_processes_score_as_one_also_after_one_was_lost(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate_target(open_target(str(trained)), out=tmp_path / "one")
+    monkeypatch.setenv("PET_MONITOR_INTERVAL", "3")  # so that torchrun lets the process that lives speak
     script = tmp_path / "loses_one.py"
     script.write_text(LOSES_ONE)
     command = ("eval", trained, "--out", tmp_path / "two")
