@@ -183,11 +183,11 @@ def rates(seconds: Sequence[float], *, parameters: int, tflops: float) -> dict[s
 def ours() -> dict[str, Any]:
     """Training and evaluation by this program, over one random model."""
     from moslora.adapters import inject
-    from moslora.base.norm import use_fast_norms
+    from moslora.base.load import use_own_modules
     from moslora.recipe import load_recipe
 
     recipe, model, tflops = load_recipe("llama3-8b"), random_model(), matmul_tflops()
-    use_fast_norms(model)
+    use_own_modules(model)
     parameters = model.num_parameters()
     inject(model, **recipe.adapter_options())
     found: dict[str, Any] = {"failed": {}}
@@ -225,13 +225,13 @@ def sharded() -> dict[str, Any]:
     import torch.distributed as dist
 
     from moslora.adapters import inject
-    from moslora.base.norm import use_fast_norms
+    from moslora.base.load import use_own_modules
     from moslora.recipe import load_recipe
 
     recipe, found = load_recipe("llama3-8b", ["adapter.dropout=0"]), dict[str, Any]()
     for strategy in ("ddp", "fsdp"):
         model, tflops = random_model(), matmul_tflops()
-        use_fast_norms(model)
+        use_own_modules(model)
         parameters = model.num_parameters()
         inject(model, **recipe.adapter_options())
         found[strategy] = train(model, recipe, parameters=parameters, tflops=tflops, strategy=strategy)
@@ -275,12 +275,12 @@ def latency() -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "tests"))
     from evaluation_kit import tokenizer
     from latency import measure, medians
-    from moslora.base.norm import use_fast_norms
+    from moslora.base.load import use_own_modules
     from moslora.recipe import load_recipe
 
     tokens, repetitions = (16, 5) if torch.cuda.is_available() else (2, 1)
     model = random_model()
-    use_fast_norms(model)
+    use_own_modules(model)
     adapter = load_recipe("llama3-8b").adapter
     return medians(measure(model, tokenizer(), adapter, tokens=tokens, repetitions=repetitions))
 

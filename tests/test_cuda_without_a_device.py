@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moslora.adapters import inject, named_adapters
-from moslora.base.norm import use_fast_norms
+from moslora.base.load import use_own_modules
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, cut
 from moslora.training.objective import LabelLoss
@@ -73,7 +73,7 @@ def test_nothing_in_the_loss_waits_for_the_device(
         pytest.skip("DoRA over a gate does not exist")
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # needs a driver
     model = tiny_llama(dtype=torch.bfloat16)
-    use_fast_norms(model)
+    use_own_modules(model)
     inject(model, rank=4, alpha=8, dropout=0.1, mixer=MIXERS[mixer], target_modules=PROJECTIONS, **options)
     objective = LabelLoss(model).train()
     with FakeTensorMode(allow_non_fake_inputs=True):

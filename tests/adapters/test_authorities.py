@@ -143,8 +143,10 @@ def two_layers() -> nn.Sequential:
 
 
 def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both draw one mask a layer from the global generator: the same after the same seed, by torch's own dropout."""
-    monkeypatch.setattr(Dropout, "kernel", lambda *_: "torch")
+    """Both draw one mask a layer from the global generator: the same after the same seed, if drawn as torch does."""
+    monkeypatch.setattr(
+        Dropout, "draw", lambda self, x: torch.empty_like(x).bernoulli_(0.7).bool() if self.training else None
+    )
     ours, theirs = two_layers(), two_layers()
     mixer = {"kind": "identity"}
     inject(ours, rank=4, alpha=8, mixer=mixer, target_modules=["0", "2"], dora=True, dropout=0.3)

@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from moslora.adapters.dropout import Dropout
+from moslora.adapters.dropout import Dropout, without
+from moslora.adapters.projection import made_of, project
+
+
+def dropped(dropout: Dropout, x: Tensor) -> Tensor:
+    return dropout(x, dropout.draw(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -11,7 +17,7 @@ from moslora.adapters.dropout import Dropout
 def test_entries_are_dropped_or_scaled_and_so_is_their_gradient(dtype: torch.dtype, p: float) -> None:
     torch.manual_seed(3)
     x = torch.ones(301, 333, dtype=dtype, requires_grad=True)
-    out = Dropout(p)(x)
+    out = dropped(Dropout(p), x)
     out.sum().backward()
     kept = out != 0
     assert torch.equal(out, kept * torch.tensor(1 / (1 - p), dtype=dtype))
@@ -25,14 +31,14 @@ def test_the_draw_follows_from_the_seed_and_evaluation_drops_nothing() -> None:
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(dropout(x))
+        draws.append(dropped(dropout, x))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert dropout.eval()(x) is x
+    assert dropped(dropout.eval(), x) is x
 
 
 def test_neighbours_are_dropped_independently() -> None:
     torch.manual_seed(4)
-    kept = (Dropout(0.5)(torch.ones(4, 50_000, dtype=torch.bfloat16)) != 0).double().flatten()
+    kept = (dropped(Dropout(0.5), torch.ones(4, 50_000, dtype=torch.bfloat16)) != 0).double().flatten()
     for distance in (1, 2, 3, 4):
         both = (kept[:-distance] * kept[distance:]).mean()
         assert abs(float(both) - 0.25) < 5 * (0.25 * 0.75 / len(kept)) ** 0.5
@@ -42,7 +48,59 @@ def test_as_many_are_dropped_as_of_independent_entries() -> None:
     """Binomial: of n entries n p on average, with variance n p (1 − p)."""
     torch.manual_seed(5)
     n, p, draws = 400, 0.2, 4_000
-    counts = torch.stack([(Dropout(p)(torch.ones(n)) == 0).sum() for _ in range(draws)]).double()
+    counts = torch.stack([(dropped(Dropout(p), torch.ones(n)) == 0).sum() for _ in range(draws)]).double()
     mean, variance = n * p, n * p * (1 - p)
     assert abs(float(counts.mean()) - mean) < 5 * (variance / draws) ** 0.5
     assert abs(float(counts.var()) - variance) < 5 * variance * (2 / draws) ** 0.5
+
+
+@pytest.mark.parametrize("kernel", ["by places", "by mask"])
+@pytest.mark.parametrize("again", [True, False])
+def test_the_projection_is_the_product_with_what_dropout_leaves(
+    kernel: str, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two adapters read one x, which is kept or computed again."""
+    monkeypatch.setattr(Dropout, "kernel", lambda *_: kernel)
+    torch.manual_seed(6)
+    source = torch.randn(3, 5, 8, dtype=torch.float64)
+    factors = [torch.randn(2, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    draws = [Dropout(0.4).draw(source) for _ in factors]
+    weights = [torch.randn(3, 5, 2, dtype=torch.float64) for _ in factors]
+    found = []
+    for ours in (True, False):
+        leaf = source.clone().requires_grad_()
+        x = made_of(leaf.sin(), torch.sin, leaf) if again else leaf.sin()
+        out = [
+            project(x, a, drawn) if ours else without(x, drawn) @ a.T for a, drawn in zip(factors, draws, strict=True)
+        ]
+        loss = sum((h * weight).sum() for h, weight in zip(out, weights, strict=True))
+        found.append([*out, *torch.autograd.grad(loss, [leaf, *factors])])
+    assert any((without(source, drawn) == 0).any() for drawn in draws)
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_computed_again_is_neither_kept_nor_left_behind() -> None:
+    """As often as there are backward passes, not readers."""
+    calls = []
+
+    def make(x: Tensor) -> Tensor:
+        calls.append(x)
+        return x.sin()
+
+    leaf, factors = torch.randn(5, 8, requires_grad=True), [torch.randn(2, 8, requires_grad=True) for _ in range(3)]
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    x = made_of(leaf.sin(), make, leaf)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = sum(project(x, a, None).sum() for a in factors)
+    assert x.untyped_storage().data_ptr() not in kept and leaf.untyped_storage().data_ptr() in kept
+    out.backward(retain_graph=True)
+    assert len(calls) == 1
+    first = [a.grad.clone() for a in factors]
+    out.backward()
+    assert len(calls) == 2 and all(torch.equal(a.grad, 2 * one) for a, one in zip(factors, first, strict=True))

@@ -71,7 +71,8 @@ def test_dropout_in_training_acts_on_what_the_adapter_adds() -> None:
     layer = layer_of({"kind": "dense"}, dropout=0.5)
     x = torch.randn(6, 10, dtype=torch.float64)
     torch.manual_seed(3)
-    dropped = layer.train().dropout(x)
+    dropout = layer.train().dropout
+    dropped = dropout(x, dropout.draw(x))
     gain = layer.magnitude.weight / row_norms(layer)
     weight, delta = layer.base.weight, layer.delta_weight()
     expected = layer.base(x) + (gain - 1) * (dropped @ weight.T) + gain * (dropped @ delta.T)

@@ -9,8 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moslora.adapters import inject, named_adapters
-from moslora.base.load import DTYPES, load_base
-from moslora.base.norm import use_fast_norms
+from moslora.base.load import DTYPES, load_base, use_own_modules
 from moslora.base.quantized import quantized_layers
 from moslora.data.encode import Encoded
 from moslora.data.steps import MicroBatch, collate
@@ -40,6 +39,8 @@ CASES: dict[str, dict[str, Any]] = {
     "two targets": {"targets": ["q_proj", "v_proj"]},
     "one layer": {"targets": r"model\.layers\.1\.mlp\.up_proj|model\.layers\.0\.self_attn\.q_proj"},
     "token gate": {"mixer": {"kind": "token-gate", "experts": 4}},
+    "input split": {"mixer": {"kind": "input-split", "blocks": 2}},
+    "input split without dropout": {"mixer": {"kind": "input-split", "blocks": 2}, "dropout": 0.0},
     "dora": {"dora": True},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
@@ -57,7 +58,7 @@ def built(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, ModelSection
     )
     if case["checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    use_fast_norms(model)
+    use_own_modules(model)
     options = {"dora": case.get("dora", False), "mixer": case.get("mixer", {"kind": "dense"})}
     inject(model, rank=4, alpha=4, target_modules=case["targets"], dropout=case["dropout"], **options)
     # As in all layers but the first, the input has a gradient.

@@ -34,6 +34,7 @@ from moslora.adapters.mixers import (
     TaskGateMixer,
     TokenGateMixer,
 )
+from moslora.adapters.projection import made_of
 
 __all__ = [
     "MIXERS",
@@ -61,6 +62,7 @@ __all__ = [
     "fold_into_a",
     "has_learned",
     "inject",
+    "made_of",
     "named_adapters",
     "shares_beginnings",
     "task_names",

@@ -1,11 +1,9 @@
-"""Dropout with few random numbers."""
+"""Dropout with few random numbers, in two steps: what to drop, and without it."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Dropout(nn.Module):
@@ -21,42 +19,40 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        if self.kernel(x.device) == "torch":
-            return F.dropout(x, self.p)
-        dropped: Tensor = _Dropped.apply(x, self.p)
-        return dropped
+    @property
+    def scale(self) -> float:
+        """What the entries that are left are multiplied by."""
+        return 1 / (1 - self.p) if self.training else 1.0
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """What to drop from ``x``: on a CPU the places of the entries, int64; else a bool mask, false for them.
+        ``None`` for nothing."""
+        if not self.training or not self.p:
+            return None
+        if self.kernel(x.device) == "by mask":
+            return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p)
+        mean = -x.numel() * math.log1p(-self.p)
+        count = int(torch.poisson(torch.tensor(mean, dtype=torch.float64)))
+        return torch.randint(max(x.numel(), 1), (count,))
+
+    def forward(self, x: Tensor, drawn: Tensor | None) -> Tensor:
+        """``x`` after dropout, given what :meth:`draw` found."""
+        return x if drawn is None else without(x, drawn) * self.scale
 
     @staticmethod
     def kernel(device: torch.device) -> str:
-        """What computes it."""
-        return "by places" if device.type == "cpu" else "torch"
+        """How the entries are drawn."""
+        return "by places" if device.type == "cpu" else "by mask"
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"
 
 
-class _Dropped(torch.autograd.Function):
-    """x / (1 − p) without the entries at the places drawn; the gradient loses the same ones."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        mean = -x.numel() * math.log1p(-p)
-        count = int(torch.poisson(torch.tensor(mean, dtype=torch.float64)))
-        places = torch.randint(max(x.numel(), 1), (count,))
-        ctx.save_for_backward(places)  # not an attribute, which gradient checkpointing would keep
-        ctx.scale = 1 / (1 - p)
-        return _without(x, places, ctx.scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        return _without(gradient, places, ctx.scale), None
-
-
-def _without(x: Tensor, places: Tensor, scale: float) -> Tensor:
-    kept = x.contiguous() * scale
-    kept.view(-1).index_fill_(0, places, 0)
-    return kept
+def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False) -> Tensor:
+    """``x`` with zero for the entries that :meth:`Dropout.draw` found."""
+    if drawn is None:
+        return x
+    if drawn.dtype == torch.bool:
+        return x.mul_(drawn) if in_place else x * drawn
+    flat = x.view(-1) if in_place else x.reshape(-1)
+    return (flat.index_fill_ if in_place else flat.index_fill)(0, drawn, 0).view_as(x)

@@ -63,7 +63,7 @@ class AdapterLinear(nn.Module):
         self.out_features = int(base.out_features)  # type: ignore[arg-type]
         self.scale = scale
         self.base = base.requires_grad_(False)
-        self.dropout = Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout)
         a = torch.empty(mixer.shape_of_a(self.in_features), dtype=torch.float32)
         b = torch.empty(self.out_features, mixer.rank_out, dtype=torch.float32)
         self.lora_a = nn.Parameter(a, requires_grad=trains == "all")
@@ -92,23 +92,23 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        dropped = self.dropout(x)
-        h = self.mixer.project(dropped, self.lora_a.to(x.dtype))  # (..., rank_in)
-        u = self.mixer(h, x) * self.scale  # (..., rank_out): the scale where the tensor is smallest
+        drawn = self.dropout.draw(x)
+        h = self.mixer.project(x, self.lora_a.to(x.dtype), drawn)  # (..., rank_in)
+        # (..., rank_out): the scales, dropout's too, where the tensor is smallest.
+        u = self.mixer(h, x) * (self.scale * self.dropout.scale)
         delta = F.linear(u, self.lora_b.to(x.dtype))
         # The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
         y: Tensor = self.base(x)
-        return y + delta if self.magnitude is None else self._rescaled(y, delta, dropped)
+        return y + delta if self.magnitude is None else self._rescaled(y, delta, x, drawn)
 
-    def _rescaled(self, y: Tensor, delta: Tensor, dropped: Tensor) -> Tensor:
+    def _rescaled(self, y: Tensor, delta: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
         """g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖; as in the released code, dropout also acts on (g − 1) ∘ W x."""
         assert self.magnitude is not None
         with torch.no_grad():  # the norm is a constant to the gradient
             a, b = self.mixer.fold(self.lora_a, self.lora_b)
             base_of_a = self._without_bias(self.base(a.to(y.dtype)))
         gain = self.magnitude(a=a, b=b, base_of_a=base_of_a, scale=self.scale)
-        dropping = self.training and isinstance(self.dropout, Dropout)
-        plain = self._without_bias(self.base(dropped) if dropping else y)
+        plain = self._without_bias(y if drawn is None else self.base(self.dropout(x, drawn)))
         return y + (gain - 1).to(y.dtype) * plain + gain.to(y.dtype) * delta
 
     def _without_bias(self, y: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch, task_names
 from moslora.base.attention import as_rows, takes_rows, use_rows
+from moslora.base.mlp import use_lean_mlps
 from moslora.base.norm import use_fast_norms
 from moslora.base.quantized import fix_cpu_layers, quantization_config
 from moslora.base.resolve import locate
@@ -141,8 +142,14 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not quantized:
         model.to(device)  # type: ignore[arg-type]
-    use_fast_norms(model)
+    use_own_modules(model)
     return model.requires_grad_(False).eval()
+
+
+def use_own_modules(model: PreTrainedModel) -> None:
+    """Exchanges the norms and MLPs of transformers for ours; the weights and their names stay."""
+    use_fast_norms(model)
+    use_lean_mlps(model)
 
 
 def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:

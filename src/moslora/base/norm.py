@@ -4,11 +4,14 @@ transformers' own takes six passes over the activations and as many kernels. Her
 CPU changes one float32 copy in place, forward and backward. Both differ from it only by rounding.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from moslora.adapters import made_of
 
 PLAIN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes of transformers with this formula."""
@@ -37,9 +40,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if kernel(x.device) == "in place" and not self.weight.requires_grad:
-            normed: Tensor = _InPlace.apply(x, self.weight, self.eps)
-            return normed
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            normed, root = _InPlace.apply(x, self.weight, self.eps)
+            return made_of(normed, _again, x, root, self.weight)
+        fused = partial(F.rms_norm, normalized_shape=self.weight.shape, eps=self.eps)
+        return made_of(fused(x, weight=self.weight), lambda x, weight: fused(x, weight=weight), x, self.weight)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
@@ -49,18 +53,24 @@ class _InPlace(torch.autograd.Function):
     """With n = x · r, r = 1 / √(mean(x²) + ε) and G the gradient of y: dx = r · (w ∘ G − n · mean(w ∘ G ∘ n))."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         normed = x.to(wide, copy=True)
         root = torch.linalg.vector_norm(normed, dim=-1, keepdim=True)
         root = root.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, root, weight)
-        return normed.mul_(root).to(x.dtype).mul_(weight)
+        ctx.mark_non_differentiable(root)
+        return normed.mul_(root).to(x.dtype).mul_(weight), root
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         x, root, weight = ctx.saved_tensors
         normed = x * root  # in the dtype of the root, float32 or wider
         scaled = (gradient * weight).to(root.dtype)
         mean = torch.linalg.vecdot(scaled, normed).div_(x.shape[-1]).unsqueeze(-1)
         return scaled.sub_(normed.mul_(mean)).mul_(root).to(x.dtype), None, None
+
+
+def _again(x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
+    """y in the backward pass."""
+    return (x * root).to(x.dtype).mul_(weight)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from moslora.base.load import loading
+from moslora.base.load import loading, use_own_modules
 from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
@@ -47,4 +47,5 @@ def meta_model(section: ModelSection) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(source, revision=section.revision, **code)
     with loading(name, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **code)
+    use_own_modules(model)
     return model

@@ -5,15 +5,16 @@ keeps in each layer, per token,
 
     2 (H e + 4)               the inputs of both norms, and their roots
     (2 Q + 2 K) e + 4 heads   query, key, value and output of the fused attention, and its sums; padded rows count
-    3 F e                     the gate, its activation, and what it multiplies
-    in (e + m)                of each adapter the dropped input and m bytes to drop the same of its gradient; without
-                              dropout the input, once for all layers that read it
+    2 F e                     the two factors of the MLP's product
+    in m                      of each adapter the draw of its dropout
     (rank_in + rank_out) e    of each adapter
 
 On a GPU m is 1, of a mask; on a CPU 8 λ, of the places, with λ = −log(1 − dropout). There attention keeps its weights
-instead of the output: (Q + 2 K + heads · row) e. A frozen linear layer keeps nothing, except int8 ones, which keep
-their input. With gradient checkpointing H e stays of each layer, and the backward pass needs one layer's share at a
-time. docs/plan.md has a worked example.
+instead of the output: (Q + 2 K + heads · row) e. The inputs of adapters are computed again from what the norms and the
+MLP keep, except attention's output and what a gate reads. A frozen linear layer keeps nothing, except int8 ones, which
+keep their input. Where norms and MLP are not ours, the MLP keeps F e more, and adapters their inputs. With gradient
+checkpointing H e stays of each layer, and the backward pass needs one layer's share at a time. docs/plan.md has a
+worked example.
 """
 
 import math
@@ -24,10 +25,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, named_adapters
-from moslora.adapters.dropout import Dropout
+from moslora.adapters import AdapterLinear, Gate, Mixer, named_adapters
 from moslora.base.attention import takes_rows
 from moslora.base.load import DTYPES
+from moslora.base.mlp import GatedMLP
 from moslora.base.vocabulary import sizes
 from moslora.recipe import ModelSection
 
@@ -83,8 +84,9 @@ def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: b
             layers[block_of(name)] += width * sum(p.numel() for p in layer.parameters() if p.requires_grad)
     # Outside of the layers: the final norm's input and root, the cosines and sines of the positions.
     outside = tokens * (config.hidden_size * width + 4 + 2 * size * width)
-    # Of the two factors of the MLP's product, and of the residual stream.
-    gradients = tokens * (2 * config.intermediate_size + config.hidden_size) * width
+    # Of the MLP's product and the residual stream, and what is computed again, before and after dropout.
+    again = 1 + any(adapter.dropout.p > 0 for _, adapter in named_adapters(model))
+    gradients = tokens * ((2 + again) * config.intermediate_size + config.hidden_size) * width
     if section.gradient_checkpointing:
         inputs = len(layers) * tokens * config.hidden_size * width
         return int(outside + inputs), int(max(layers.values()) + gradients)
@@ -114,7 +116,8 @@ def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_
         attention = work.padding * ((2 * heads + 2 * keys) * size * width + 4 * heads)
     else:
         attention = ((heads + 2 * keys) * size + heads * work.row) * width
-    layer = 2 * (config.hidden_size * width + 4) + attention + 3 * config.intermediate_size * width
+    factors = 2 if _computes_again(model) else 3
+    layer = 2 * (config.hidden_size * width + 4) + attention + factors * config.intermediate_size * width
     names = [name for name, _ in model.named_modules()]
     layers = {name: layer for name in names if name and name == block_of(name)}
     for name in names:  # Qwen3's norms of each head
@@ -130,26 +133,35 @@ def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_
 def _beside_its_input(adapter: AdapterLinear, width: int, *, on_gpu: bool) -> float:
     """Bytes per token that an adapter keeps beside its undropped input."""
     size: float = (adapter.mixer.rank_in + adapter.mixer.rank_out) * width
-    if isinstance(adapter.dropout, Dropout):
-        size += adapter.in_features * (width + (1 if on_gpu else -8 * math.log1p(-adapter.dropout.p)))
+    if adapter.dropout.p:
+        size += adapter.in_features * (1 if on_gpu else -8 * math.log1p(-adapter.dropout.p))
+    if isinstance(adapter.mixer, Gate) and adapter.mixer.reads_input:  # the experts' weights
+        size += adapter.mixer.experts * (4 + width)
     if adapter.magnitude is not None:  # DoRA: W x and ΔW x, which its gain multiplies
         size += 2 * adapter.out_features * width
     return size
 
 
 def _kept_inputs(model: PreTrainedModel, *, int8: bool) -> set[tuple[str, int, bool]]:
-    """The undropped inputs that layers keep. Those of one width in one module are one tensor, but for attention's own
-    output."""
-    inputs = set()
+    """The inputs that layers keep. Those of one width in one module are one tensor, but for attention's own output."""
+    inputs, again = set(), _computes_again(model)
     for name, module in model.named_modules():
+        parent, _, last = name.removesuffix(".base").rpartition(".")
         if isinstance(module, AdapterLinear):
-            keeps = not isinstance(module.dropout, Dropout) or module.mixer.reads_input
+            own = type(module.mixer).project is not Mixer.project  # keeps what it multiplies by A
+            keeps = last == "o_proj" or module.mixer.reads_input or own or not again
+            if own and module.dropout.p:
+                parent = name
         else:
             keeps = int8 and isinstance(module, nn.Linear)
         if keeps and block_of(name):
-            parent, _, last = name.removesuffix(".base").rpartition(".")
             inputs.add((parent, int(module.in_features), last == "o_proj"))
     return inputs
+
+
+def _computes_again(model: PreTrainedModel) -> bool:
+    """Whether norms and MLPs are those whose output the backward pass computes again."""
+    return any(isinstance(module, GatedMLP) for module in model.modules())
 
 
 def head_size(model: PreTrainedModel) -> int:

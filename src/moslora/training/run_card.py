@@ -14,6 +14,7 @@ import moslora
 from moslora.adapters import shares_beginnings
 from moslora.adapters.dropout import Dropout
 from moslora.base import attention, norm
+from moslora.base.mlp import GatedMLP
 from moslora.processes.devices import total_memory
 
 
@@ -65,10 +66,13 @@ def git_state() -> dict[str, Any] | None:
 
 def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:
     """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
-    kinds = {type(module) for module in model.modules()}
+    modules = list(model.modules())
+    kinds = {type(module) for module in modules}
+    dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {
         "attention": attention.kernel(device),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
-        "dropout": Dropout.kernel(device) if Dropout in kinds else None,
+        "MLP": "activation again" if GatedMLP in kinds else "transformers'",
+        "dropout": Dropout.kernel(device) if dropping else None,
         "common beginning of rows": "once" if shares_beginnings(model, training=True) else "in each row",
     }

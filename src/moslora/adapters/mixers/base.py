@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from moslora.adapters.projection import project
 
 NEAR_ZERO_STD = 1e-5
 """Of the entries of LoRA-XS's M at the start (arXiv 2405.17604; ``sigma=0.00001`` in its released code)."""
@@ -81,9 +82,10 @@ class Mixer(nn.Module, ABC):
         """
         return self.rank_in, in_features
 
-    def project(self, x: Tensor, lora_a: Tensor) -> Tensor:
-        """h = x Aᵀ, from ``(..., in_features)`` to ``(..., rank_in)``; both arguments in the compute dtype."""
-        return F.linear(x, lora_a)
+    def project(self, x: Tensor, lora_a: Tensor, drawn: Tensor | None) -> Tensor:
+        """h = x Aᵀ, from ``(..., in_features)`` to ``(..., rank_in)``, without the entries of x that dropout has
+        ``drawn``; x and A in the compute dtype."""
+        return project(x, lora_a, drawn)
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """The plain LoRA pair with the same product: B · M · A = B · (M · A), exactly.

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from moslora.adapters.dropout import without
 from moslora.adapters.mixers.base import Mixer, refuse_uneven
 
 
@@ -49,8 +50,8 @@ class InputSplitMixer(Mixer):
             raise ValueError(f"{in_features} input features do not split into {self.blocks} equal slices")
         return self.rank_in, in_features // self.blocks
 
-    def project(self, x: Tensor, lora_a: Tensor) -> Tensor:
-        slices = x.unflatten(-1, (self.blocks, -1))  # (..., k, in/k)
+    def project(self, x: Tensor, lora_a: Tensor, drawn: Tensor | None) -> Tensor:
+        slices = without(x, drawn).unflatten(-1, (self.blocks, -1))  # (..., k, in/k)
         experts = lora_a.unflatten(0, (self.blocks, -1))  # (k, r/k, in/k)
         # Not a broadcast product, which would repeat the experts for every token.
         return torch.einsum("...ki,kri->...kr", slices, experts).flatten(-2)  # (..., r)

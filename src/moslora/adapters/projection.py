@@ -1,0 +1,86 @@
+"""The adapter's first product, h = (x without what dropout drops) Aᵀ, which keeps little for the backward pass.
+
+Autograd would keep what is left of x after dropout, once for each adapter. Here x is kept, which layers with the same
+input share, and the backward pass drops again. An x that can be computed again from tensors that are kept anyway says
+so with :func:`made_of`, and is not kept either.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moslora.adapters.dropout import without
+
+
+class _Again:
+    """A tensor that the backward pass computes by ``make(*parts)``, once for all that read it.
+
+    It does not hold the parts: what gradient checkpointing cannot see it would keep.
+    """
+
+    def __init__(self, make: Callable[..., Tensor]) -> None:
+        self.readers = 0
+        self._make = make
+        self._made: Tensor | None = None
+        self._left = 0
+
+    def made(self, parts: Sequence[Tensor]) -> Tensor:
+        """For one of its readers."""
+        if self._made is None:
+            self._made, self._left = self._make(*parts), self.readers
+        made, self._left = self._made, self._left - 1
+        if not self._left:
+            self._made = None
+        return made
+
+
+def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """``x``, which ``make(*parts)`` computes again."""
+    if torch.is_grad_enabled():
+        x.again = _Again(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
+    return x
+
+
+def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> Tensor:
+    """h of shape ``(..., r)``.
+
+    Args:
+        x: shape ``(..., in_features)``.
+        a: A, shape ``(r, in_features)``, in the dtype of ``x``.
+        drawn: what to drop, of `moslora.adapters.dropout.Dropout.draw`.
+    """
+    if not torch.is_grad_enabled():
+        return F.linear(without(x, drawn), a)
+    again, parts = getattr(x, "again", None) or (_Again(_itself), [x.detach()])
+    h: Tensor = _Projection.apply(x, a, drawn, again, *parts)
+    return h
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+class _Projection(torch.autograd.Function):
+    """With G the gradient of h: dA = Gᵀ (x without), dx = (G A) without."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: _Again, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(a, drawn, *(parts if ctx.needs_input_grad[1] else ()))
+        ctx.again, ctx.parts = again, len(parts)
+        again.readers += ctx.needs_input_grad[1]
+        return F.linear(without(x, drawn), a)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        a, drawn, *parts = ctx.saved_tensors
+        gradient = gradient.to(a.dtype)  # under autocast it is of another
+        d_x = d_a = None
+        if ctx.needs_input_grad[1]:
+            left = without(ctx.again.made(parts), drawn)
+            d_a = gradient.reshape(-1, len(a)).T @ left.reshape(-1, a.shape[1])
+        if ctx.needs_input_grad[0]:
+            d_x = without(gradient @ a, drawn, in_place=True)
+        return d_x, d_a, *[None] * (2 + ctx.parts)

@@ -1,0 +1,63 @@
+"""The gated MLP, W_d y with y = silu(g) ∘ u, g = W_g x and u = W_u x (arXiv 2002.05202), which keeps g and u alone.
+
+transformers' own also keeps silu(g), and an adapter of W_d keeps y. Here the backward pass computes both again.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moslora.adapters import made_of
+
+PLAIN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+"""Classes of transformers with this formula, if their activation is silu."""
+
+
+def use_lean_mlps(model: nn.Module) -> None:
+    """Replaces every MLP of a class in :data:`PLAIN`; its layers and their names stay."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ in PLAIN and module.config.hidden_act in ("silu", "swish"):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, GatedMLP(module.gate_proj, module.up_proj, module.down_proj))
+
+
+class GatedMLP(nn.Module):
+    """W_d y of the module's docstring; shape ``(..., hidden)``."""
+
+    def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        activated: list[Tensor] = []
+        y = made_of(_SwiGLU.apply(gate, up, activated), partial(_again, activated), gate, up)
+        out: Tensor = self.down_proj(y)
+        return out
+
+
+class _SwiGLU(torch.autograd.Function):
+    """y = silu(g) ∘ u; with G its gradient du = G ∘ silu(g) and dg = G ∘ u ∘ silu'(g)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activated: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activated = activated
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        silu = ctx.activated.pop() if ctx.activated else F.silu(gate)
+        d_silu = gradient * up
+        torch.ops.aten.silu_backward(d_silu, gate, grad_input=d_silu)
+        return d_silu, silu.mul_(gradient), None
+
+
+def _again(activated: list[Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """y in the backward pass. Leaves silu(g) in ``activated``, for that of :class:`_SwiGLU`, which follows."""
+    activated[:] = [F.silu(gate)]
+    return activated[0] * up
