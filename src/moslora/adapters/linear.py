@@ -99,7 +99,7 @@ class AdapterLinear(nn.Module):
         delta = F.linear(u, self.lora_b.to(x.dtype))
         # The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
         y: Tensor = self.base(x)
-        return y + delta if self.magnitude is None else self._rescaled(y, delta, x, drawn)
+        return delta.add_(y) if self.magnitude is None else self._rescaled(y, delta, x, drawn)
 
     def _rescaled(self, y: Tensor, delta: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
         """g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖; as in the released code, dropout also acts on (g − 1) ∘ W x."""

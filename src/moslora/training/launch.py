@@ -14,7 +14,7 @@ from moslora.processes.launch import STOPPED, launch
 def train_in_processes(
     arguments: Sequence[str], *, processes: int | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """``moslora train`` in a subprocess; without a GPU, in several: two are a third faster than two threads.
+    """``moslora train`` in a subprocess; without a GPU, in several.
 
     Args:
         arguments: of the command.
