@@ -26,7 +26,7 @@ from moslora.training.launch import train_in_processes
 RECIPE = "smollm2-135m"
 
 MINUTES = {"bfloat16": 4, "float32": 9}
-"""On two cores of an AMD EPYC with AVX512-BF16; in float32 AVX2 is as fast there."""
+"""On two cores of an AMD EPYC with AVX512-BF16; in float32 with AVX2 alone a step takes as long there."""
 
 WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 """Values of ``ONEDNN_MAX_CPU_ISA`` under which torch's products of bfloat16 are emulated."""

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from moslora.adapters import MIXERS, AdapterLinear, build_mixer
 from moslora.adapters.dropout import Dropout, without
 from moslora.adapters.projection import made_of, project
 
@@ -78,6 +79,21 @@ def test_the_projection_is_the_product_with_what_dropout_leaves(
     assert any((without(source, drawn) == 0).any() for drawn in draws)
     for mine, expected in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MIXERS if "gate" not in kind])
+def test_an_adapter_in_training_is_the_formula(kind: str) -> None:
+    """y = W x + s · B · M · A · x̃ with the dropped x̃."""
+    torch.manual_seed(8)
+    mixer = build_mixer(kind=kind, rank=4)
+    layer = AdapterLinear(nn.Linear(8, 6), mixer=mixer, scale=2.0, dropout=0.4).double()
+    for weight in layer.parameters():
+        nn.init.normal_(weight)
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    torch.manual_seed(9)
+    expected = layer.base(x) + dropped(layer.dropout, x) @ layer.delta_weight().T
+    torch.manual_seed(9)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_what_is_computed_again_is_neither_kept_nor_left_behind() -> None:

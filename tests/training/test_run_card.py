@@ -35,7 +35,7 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
     assert card["kernels"] == {
         "attention": "in groups of rows",
         "norm": "in place",
-        "MLP": "activation again",
+        "MLP": "activation computed again",
         "dropout": "by places",
         "common beginning of rows": "in each row",
     }

@@ -18,7 +18,7 @@ from moslora.adapters.dropout import without
 class _Again:
     """A tensor that the backward pass computes by ``make(*parts)``, once for all that read it.
 
-    It does not hold the parts: what gradient checkpointing cannot see it would keep.
+    It does not hold the parts: gradient checkpointing frees saved tensors only, and would keep an attribute.
     """
 
     def __init__(self, make: Callable[..., Tensor]) -> None:
@@ -38,7 +38,7 @@ class _Again:
 
 
 def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-    """``x``, which ``make(*parts)`` computes again."""
+    """``x``, which ``make(*parts)`` computes again, exactly, from parts that are kept anyway. No one may change it."""
     if torch.is_grad_enabled():
         x.again = _Again(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
     return x
@@ -76,11 +76,11 @@ class _Projection(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         a, drawn, *parts = ctx.saved_tensors
-        gradient = gradient.to(a.dtype)  # under autocast it is of another
+        gradient = gradient.to(a.dtype)  # under autocast it has another dtype
         d_x = d_a = None
         if ctx.needs_input_grad[1]:
-            left = without(ctx.again.made(parts), drawn)
-            d_a = gradient.reshape(-1, len(a)).T @ left.reshape(-1, a.shape[1])
+            # Without a name for what is computed again: it is freed before dx is made.
+            d_a = gradient.reshape(-1, len(a)).T @ without(ctx.again.made(parts), drawn).reshape(-1, a.shape[1])
         if ctx.needs_input_grad[0]:
             d_x = without(gradient @ a, drawn, in_place=True)
         return d_x, d_a, *[None] * (2 + ctx.parts)

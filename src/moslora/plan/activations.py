@@ -85,8 +85,8 @@ def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: b
     # Outside of the layers: the final norm's input and root, the cosines and sines of the positions.
     outside = tokens * (config.hidden_size * width + 4 + 2 * size * width)
     # Of the MLP's product and the residual stream, and what is computed again, before and after dropout.
-    again = 1 + any(adapter.dropout.p > 0 for _, adapter in named_adapters(model))
-    gradients = tokens * ((2 + again) * config.intermediate_size + config.hidden_size) * width
+    copies = 1 + any(adapter.dropout.p > 0 for _, adapter in named_adapters(model))
+    gradients = tokens * ((2 + copies) * config.intermediate_size + config.hidden_size) * width
     if section.gradient_checkpointing:
         inputs = len(layers) * tokens * config.hidden_size * width
         return int(outside + inputs), int(max(layers.values()) + gradients)
@@ -144,12 +144,12 @@ def _beside_its_input(adapter: AdapterLinear, width: int, *, on_gpu: bool) -> fl
 
 def _kept_inputs(model: PreTrainedModel, *, int8: bool) -> set[tuple[str, int, bool]]:
     """The inputs that layers keep. Those of one width in one module are one tensor, but for attention's own output."""
-    inputs, again = set(), _computes_again(model)
+    inputs, lean = set(), _computes_again(model)
     for name, module in model.named_modules():
         parent, _, last = name.removesuffix(".base").rpartition(".")
         if isinstance(module, AdapterLinear):
             own = type(module.mixer).project is not Mixer.project  # keeps what it multiplies by A
-            keeps = last == "o_proj" or module.mixer.reads_input or own or not again
+            keeps = last == "o_proj" or module.mixer.reads_input or own or not lean
             if own and module.dropout.p:
                 parent = name
         else:
@@ -160,7 +160,7 @@ def _kept_inputs(model: PreTrainedModel, *, int8: bool) -> set[tuple[str, int, b
 
 
 def _computes_again(model: PreTrainedModel) -> bool:
-    """Whether norms and MLPs are those whose output the backward pass computes again."""
+    """Whether norms and MLPs are those whose output the backward pass computes again, judged by the MLPs."""
     return any(isinstance(module, GatedMLP) for module in model.modules())
 
 

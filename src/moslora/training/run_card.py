@@ -72,7 +72,7 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     return {
         "attention": attention.kernel(device),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
-        "MLP": "activation again" if GatedMLP in kinds else "transformers'",
+        "MLP": "activation computed again" if GatedMLP in kinds else "transformers'",
         "dropout": Dropout.kernel(device) if dropping else None,
         "common beginning of rows": "once" if shares_beginnings(model, training=True) else "in each row",
     }
