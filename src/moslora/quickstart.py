@@ -67,7 +67,7 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
 
 
 def fast_dtype() -> DType:
-    """The fastest dtype that trains well here: bfloat16 only if the hardware multiplies it."""
+    """The fastest dtype that trains well here: bfloat16 only if the hardware multiplies it, and may."""
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     units = torch.cpu.get_capabilities()

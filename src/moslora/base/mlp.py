@@ -53,9 +53,9 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         silu = ctx.activated.pop() if ctx.activated else F.silu(gate)
-        d_silu = gradient * up
-        torch.ops.aten.silu_backward(d_silu, gate, grad_input=d_silu)
-        return d_silu, silu.mul_(gradient), None
+        d_gate = gradient * up  # of silu(g); in place that of g
+        torch.ops.aten.silu_backward(d_gate, gate, grad_input=d_gate)
+        return d_gate, silu.mul_(gradient), None
 
 
 def _again(activated: list[Tensor], gate: Tensor, up: Tensor) -> Tensor:

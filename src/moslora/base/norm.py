@@ -5,7 +5,6 @@ CPU changes one float32 copy in place, forward and backward. Both differ from it
 """
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,8 +48,11 @@ class RMSNorm(nn.Module):
         if kernel(x.device) == "in place" and not self.weight.requires_grad:
             normed, root = _InPlace.apply(x, self.weight, self.eps)
             return made_of(normed, _again, x, root, self.weight)
-        fused = partial(F.rms_norm, normalized_shape=self.weight.shape, eps=self.eps)
-        return made_of(fused(x, weight=self.weight), lambda x, weight: fused(x, weight=weight), x, self.weight)
+
+        def fused(x: Tensor, weight: Tensor) -> Tensor:
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+
+        return made_of(fused(x, self.weight), fused, x, self.weight)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
