@@ -15,8 +15,8 @@ from report import markdown
 RANK, PARTS = 12, 3
 """Of the pictures; the table of halves and thirds has the same rank, which divides by 2 and by 3."""
 
-D, TABLE_RANK = 4096, 16
-"""Of the table: LLaMA-3-8B's q_proj and the recipes' rank."""
+D, TABLE_RANK, TOKENS = 4096, 16, 2048
+"""Of the table: LLaMA-3-8B's q_proj, the recipes' rank, and a pass of some rows."""
 
 
 def drawn(kind: str, *, rank: int = RANK, in_features: int = 24, **options: Any) -> Mixer:
@@ -88,10 +88,10 @@ def layer_of(mixer: Mixer) -> AdapterLinear:
 
 
 def operations(layer: AdapterLinear) -> int:
-    """Multiplications, each with the addition after it, of the products for one token beside W x."""
+    """Multiplications, each with the addition after it, of the products for one token of a pass, beside W x."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        layer(torch.empty(1, D, device="meta"))
-    return counter.get_total_flops() // 2 - D * D
+        layer(torch.empty(TOKENS, D, device="meta"))
+    return counter.get_total_flops() // 2 // TOKENS - D * D
 
 
 def merged_rank(layer: AdapterLinear) -> int | None:

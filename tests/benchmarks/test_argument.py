@@ -66,17 +66,17 @@ def test_the_pictures_show_the_matrices_of_the_definitions() -> None:
 
 def test_the_table_of_systems_is_what_the_formulas_give() -> None:
     """d × d, rank r, k experts: what methods.md says of each."""
-    d, r, k = 4096, 16, 4
+    d, r, k, tokens = 4096, 16, 4, 2048
     lora = 2 * r * d
     by_formula: dict[str, tuple[str, int, int, int, int | None]] = {  # gate, entries, parameters, operations, rank
         "LoRA": ("no", r, lora, lora, r),
         "LoRA experts, dense gate": ("yes", r, k * d, k * d, None),
         "LoRA experts, top-2 gate": ("yes", 2 * r // k, k * d, k * d, None),
         "gates inside": ("yes", r * k, 2 * k * d, 2 * k * d + r, None),
-        "input split in 4": ("no", r, -r * d * (k - 1) // k, -r * d * (k - 1) // k, r),
-        "two-subspace mixing": ("no", 2 * r, 0, 0, r // 2),
-        "Kronecker": ("no", r * k, k * k, r * k, r),
-        "MoSLoRA": ("no", r * r, r * r, r * r, r),
+        "input split in 4": ("no", r, -r * d * (k - 1) // k, 0, r),
+        "two-subspace mixing": ("no", 2 * r, 0, -lora // 2, r // 2),
+        "Kronecker": ("no", r * k, k * k, k * r * d // tokens, r),
+        "MoSLoRA": ("no", r * r, r * r, r * r * d // tokens, r),
     }
     rows = page_table("systems")
     assert [row[0] for row in rows] == list(by_formula) == list(SYSTEMS)

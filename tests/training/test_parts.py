@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from moslora.adapters import MIXERS, inject
-from moslora.base import vocabulary
+from moslora.base import rows, vocabulary
 from moslora.recipe import TrainingSection
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
@@ -49,6 +49,25 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
     for (name, mine), (_, other) in zip(model.named_parameters(), naive.named_parameters(), strict=True):
         if mine.requires_grad:
             assert (mine.grad - other.grad).abs().max() < 1e-5 * other.grad.abs().max(), name
+
+
+@pytest.mark.parametrize("mixer", [{"kind": "dense"}, {"kind": "token-gate", "top_k": 2, "balance": 0.1}])
+def test_tokens_that_fill_a_sequence_up_count_nowhere(monkeypatch: pytest.MonkeyPatch, mixer: dict[str, Any]) -> None:
+    """Float64: loss, penalty and gradients are those of the sequence as it is."""
+    model = tiny_llama(dtype=torch.float64)
+    inject(model, **OPTIONS, mixer=mixer)
+    model.double()
+    perturb((p for p in model.parameters() if p.requires_grad), size=0.2)
+    ids, learned = token_batch(model, rows=3, length=12), [p for p in model.parameters() if p.requires_grad]
+    found = {}
+    for filled_from in (1, 99):
+        monkeypatch.setattr(rows, "FILLED_FROM", filled_from)
+        batch = as_micro_batch(ids, lengths=(7, 9, 12), begins=(5, 4, 0))
+        assert batch.input_ids.shape[1] == (32 if filled_from == 1 else 28)
+        loss, penalty = LabelLoss(model).train()(batch)
+        found[filled_from] = (loss, penalty, *torch.autograd.grad(loss + penalty, learned))
+    assert bool(found[1][1]) == ("balance" in mixer)
+    torch.testing.assert_close(found[1], found[99], rtol=1e-9, atol=1e-12)
 
 
 def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter() -> None:

@@ -10,13 +10,16 @@ from moslora.adapters.dropout import Dropout
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import Mixer
 from moslora.adapters.mixers.base import kaiming
+from moslora.adapters.projection import project
 
 Trains = Literal["all", "b", "mixer"]
 """Which of A, M and B learn."""
 
 
 class AdapterLinear(nn.Module):
-    """y = base(x) + s · B · M · A · dropout(x).
+    """y = base(x) + s · B · M · A · dropout(x), computed as B ((M A) dropout(x)): M meets the rows of A, not tokens.
+
+    A mixer that routes comes after A instead; so does one that learns alone, whose gradient then needs A x and not x.
 
     The base (``nn.Linear``, a 4-bit linear, …) is called, never subclassed: one adapter class fits any base. The
     factors stay in float32 and are cast to the dtype of ``x`` for the product; the activations are never cast up.
@@ -69,6 +72,7 @@ class AdapterLinear(nn.Module):
         self.lora_a = nn.Parameter(a, requires_grad=trains == "all")
         self.mixer = mixer.requires_grad_(False) if trains == "b" else mixer
         self.lora_b = nn.Parameter(b, requires_grad=trains != "mixer")
+        self.folds = not mixer.routes and trains != "mixer"
         self.magnitude = magnitude
         self.register_buffer("start_a", None)
         self.register_buffer("start_b", None)
@@ -92,11 +96,13 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        drawn = self.dropout.draw(x)
-        h = self.mixer.project(x, self.lora_a.to(x.dtype), drawn)  # (..., rank_in)
-        # (..., rank_out): the scales, dropout's too, where the tensor is smallest.
-        u = self.mixer(h, x) * (self.scale * self.dropout.scale)
-        delta = F.linear(u, self.lora_b.to(x.dtype))
+        drawn, scale = self.dropout.draw(x), self.scale * self.dropout.scale
+        if self.folds:
+            a, b = self.mixer.fold(self.lora_a, self.lora_b)
+            u = project(x, (a * scale).to(x.dtype), drawn)  # (..., rank_out)
+        else:
+            u, b = self.mixer(project(x, self.lora_a.to(x.dtype), drawn), x) * scale, self.lora_b
+        delta = F.linear(u, b.to(x.dtype))
         # The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
         y: Tensor = self.base(x)
         return delta.add_(y) if self.magnitude is None else self._rescaled(y, delta, x, drawn)

@@ -27,14 +27,14 @@ class _Again:
         self._made: Tensor | None = None
         self._left = 0
 
-    def made(self, parts: Sequence[Tensor]) -> Tensor:
-        """For one of its readers."""
+    def made(self, parts: Sequence[Tensor]) -> tuple[Tensor, bool]:
+        """For one of its readers, and whether that one may change it: the last, where it was made."""
         if self._made is None:
             self._made, self._left = self._make(*parts), self.readers
         made, self._left = self._made, self._left - 1
         if not self._left:
             self._made = None
-        return made
+        return made, not self._left and self._make is not _itself
 
 
 def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
@@ -79,8 +79,9 @@ class _Projection(torch.autograd.Function):
         gradient = gradient.to(a.dtype)  # under autocast it has another dtype
         d_x = d_a = None
         if ctx.needs_input_grad[1]:
-            # Without a name for what is computed again: it is freed before dx is made.
-            d_a = gradient.reshape(-1, len(a)).T @ without(ctx.again.made(parts), drawn).reshape(-1, a.shape[1])
+            x, in_place = ctx.again.made(parts)
+            d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
+            del x  # freed before dx is made
         if ctx.needs_input_grad[0]:
             d_x = without(gradient @ a, drawn, in_place=True)
         return d_x, d_a, *[None] * (2 + ctx.parts)

@@ -92,7 +92,7 @@ def passes(rows: Sequence[Encoded], *, process: int, processes: int, tokens: int
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows laid end to end, T tokens together, on their device. Nothing is padded.
+    """Rows laid end to end, T tokens together, on their device. No row is padded.
 
     Attributes:
         input_ids: int64 of shape ``(1, T)``.
@@ -136,7 +136,7 @@ def collate(
     return MicroBatch(
         input_ids=send([tokens], device),
         rows=laid,
-        tasks=send([[number_of[place] for place in range(len(tokens))]], device),
+        tasks=send([[number_of.get(place, len(numbers)) for place in range(len(tokens))]], device),
         predicted_from=send([before for before, _ in labelled], device),
         labels=send([label for _, label in labelled], device),
     )

@@ -7,7 +7,7 @@ keeps in each layer, per token,
     (2 Q + 2 K) e + 4 heads   query, key, value and output of the fused attention, and its sums; padded rows count
     2 F e                     the two factors of the MLP's product
     in m                      of each adapter the draw of its dropout
-    (rank_in + rank_out) e    of each adapter
+    rank_out e                of each adapter; a gate, or M learning alone, rank_in e more
 
 On a GPU m is 1, of a mask; on a CPU 8 λ, of the places, with λ = −log(1 − dropout). There attention keeps its weights
 instead of the output: (Q + 2 K + heads · row) e. The inputs of adapters are computed again from what the norms and the
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, Gate, Mixer, named_adapters
+from moslora.adapters import AdapterLinear, Gate, named_adapters
 from moslora.base.attention import takes_rows
 from moslora.base.load import DTYPES
 from moslora.base.mlp import GatedMLP
@@ -84,9 +84,8 @@ def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: b
             layers[block_of(name)] += width * sum(p.numel() for p in layer.parameters() if p.requires_grad)
     # Outside of the layers: the final norm's input and root, the cosines and sines of the positions.
     outside = tokens * (config.hidden_size * width + 4 + 2 * size * width)
-    # Of the MLP's product and the residual stream, and what is computed again, before and after dropout.
-    copies = 1 + any(adapter.dropout.p > 0 for _, adapter in named_adapters(model))
-    gradients = tokens * ((2 + copies) * config.intermediate_size + config.hidden_size) * width
+    # Of the MLP's product and the residual stream, and what is computed again.
+    gradients = tokens * (3 * config.intermediate_size + config.hidden_size) * width
     if section.gradient_checkpointing:
         inputs = len(layers) * tokens * config.hidden_size * width
         return int(outside + inputs), int(max(layers.values()) + gradients)
@@ -132,11 +131,12 @@ def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_
 
 def _beside_its_input(adapter: AdapterLinear, width: int, *, on_gpu: bool) -> float:
     """Bytes per token that an adapter keeps beside its undropped input."""
-    size: float = (adapter.mixer.rank_in + adapter.mixer.rank_out) * width
+    mixer = adapter.mixer
+    size: float = (mixer.rank_out + (0 if adapter.folds else mixer.rank_in)) * width
     if adapter.dropout.p:
         size += adapter.in_features * (1 if on_gpu else -8 * math.log1p(-adapter.dropout.p))
-    if isinstance(adapter.mixer, Gate) and adapter.mixer.reads_input:  # the experts' weights
-        size += adapter.mixer.experts * (4 + width)
+    if isinstance(mixer, Gate) and mixer.reads_input:  # the experts' weights
+        size += mixer.experts * (4 + width)
     if adapter.magnitude is not None:  # DoRA: W x and ΔW x, which its gain multiplies
         size += 2 * adapter.out_features * width
     return size
@@ -148,10 +148,7 @@ def _kept_inputs(model: PreTrainedModel, *, int8: bool) -> set[tuple[str, int, b
     for name, module in model.named_modules():
         parent, _, last = name.removesuffix(".base").rpartition(".")
         if isinstance(module, AdapterLinear):
-            own = type(module.mixer).project is not Mixer.project  # keeps what it multiplies by A
-            keeps = last == "o_proj" or module.mixer.reads_input or own or not lean
-            if own and module.dropout.p:
-                parent = name
+            keeps = last == "o_proj" or module.mixer.reads_input or not lean
         else:
             keeps = int8 and isinstance(module, nn.Linear)
         if keeps and block_of(name):

@@ -29,7 +29,7 @@ class LabelLoss(nn.Module):
         Without a label in the batch the loss is zero, but still depends on every parameter, so that a process without
         rows takes part in the gradient reduction.
         """
-        describe_batch(self.model, tasks=batch.tasks)
+        describe_batch(self.model, tokens=batch.rows.real, tasks=batch.tasks)
         decoder = self.model.get_decoder()
         output = decoder(input_ids=batch.input_ids, use_cache=False, **as_rows(batch.rows))
         hidden: Tensor = output.last_hidden_state  # (1, T, H)

@@ -1,6 +1,6 @@
 """The base class of mixers. PyTorch's convention: ``h = x Aᵀ`` has shape ``(..., rank_in)``, and the mixer maps it to
-``u = h Mᵀ`` of shape ``(..., rank_out)``. The MoSLoRA paper (arXiv 2406.11909) writes row vectors, so its W is Mᵀ here;
-its released code stores ``lora_AB.weight``, which *is* M.
+``u = h Mᵀ = x (M A)ᵀ`` of shape ``(..., rank_out)``. The MoSLoRA paper (arXiv 2406.11909) writes row vectors, so its W
+is Mᵀ here; its released code stores ``lora_AB.weight``, which *is* M.
 """
 
 import math
@@ -8,8 +8,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-
-from moslora.adapters.projection import project
+from torch.nn import functional as F
 
 NEAR_ZERO_STD = 1e-5
 """Of the entries of LoRA-XS's M at the start (arXiv 2405.17604; ``sigma=0.00001`` in its released code)."""
@@ -25,8 +24,8 @@ class NotMergeable(ValueError):
 class Mixer(nn.Module, ABC):
     """A linear map M between the two factors of an adapter.
 
-    A subclass defines ``forward`` and ``matrix``. The other methods say how A and B are shaped, drawn and folded; most
-    mixers keep them.
+    A subclass defines ``matrix``, and ``forward`` if it routes. The other methods say how A and B are shaped, drawn and
+    folded; most mixers keep them.
 
     Attributes:
         rank_in: columns of M, rows of ``lora_a``.
@@ -54,9 +53,8 @@ class Mixer(nn.Module, ABC):
         if self.square and self.rank_out != rank:
             raise ValueError(f"{type(self).__name__} is square, but rank_out is {rank_out} and rank {rank}")
 
-    @abstractmethod
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        """u = h Mᵀ.
+        """u = h Mᵀ, where M depends on x or learns alone; otherwise it is folded.
 
         Args:
             h: shape ``(..., rank_in)``, in the compute dtype.
@@ -65,6 +63,7 @@ class Mixer(nn.Module, ABC):
         Returns:
             Shape ``(..., rank_out)``, in the dtype of ``h``.
         """
+        return F.linear(h, self.matrix().to(h.dtype))
 
     @abstractmethod
     def matrix(self) -> Tensor:
@@ -81,11 +80,6 @@ class Mixer(nn.Module, ABC):
             ValueError: ``in_features`` does not fit the mixer.
         """
         return self.rank_in, in_features
-
-    def project(self, x: Tensor, lora_a: Tensor, drawn: Tensor | None) -> Tensor:
-        """h = x Aᵀ, from ``(..., in_features)`` to ``(..., rank_in)``, without the entries of x that dropout has
-        ``drawn``; x and A in the compute dtype."""
-        return project(x, lora_a, drawn)
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """The plain LoRA pair with the same product: B · M · A = B · (M · A), exactly.
@@ -124,6 +118,11 @@ def refuse_uneven(rank: int, blocks: int, what: str = "blocks") -> None:
     """Refuses fewer than two blocks, or a number of blocks that does not divide the rank."""
     if blocks < 2 or rank % blocks:
         raise ValueError(f"rank {rank} cannot be split into {blocks} equal {what} (two or more)")
+
+
+def mix_blocks(g: Tensor, lora_a: Tensor) -> Tensor:
+    """(G ⊗ I) · A: row block i is Σⱼ Gᵢⱼ Aⱼ. ``g`` is ``(k, k)``, ``lora_a`` ``(r, in_features)``."""
+    return (g.to(lora_a) @ lora_a.reshape(len(g), -1)).view_as(lora_a)
 
 
 @torch.no_grad()

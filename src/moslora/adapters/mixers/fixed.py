@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from moslora.adapters.dropout import without
-from moslora.adapters.mixers.base import Mixer, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, mix_blocks, refuse_uneven
 
 
 class IdentityMixer(Mixer):
@@ -12,9 +11,6 @@ class IdentityMixer(Mixer):
 
     A mixture of LoRA experts without its gate is the same: with A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ = B A.
     """
-
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return h
 
     def matrix(self) -> Tensor:
         return torch.eye(self.rank_in)
@@ -39,9 +35,6 @@ class InputSplitMixer(Mixer):
         refuse_uneven(rank, blocks)
         self.blocks = blocks
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return h
-
     def matrix(self) -> Tensor:
         return torch.eye(self.rank_in)
 
@@ -49,12 +42,6 @@ class InputSplitMixer(Mixer):
         if in_features % self.blocks:
             raise ValueError(f"{in_features} input features do not split into {self.blocks} equal slices")
         return self.rank_in, in_features // self.blocks
-
-    def project(self, x: Tensor, lora_a: Tensor, drawn: Tensor | None) -> Tensor:
-        slices = without(x, drawn).unflatten(-1, (self.blocks, -1))  # (..., k, in/k)
-        experts = lora_a.unflatten(0, (self.blocks, -1))  # (k, r/k, in/k)
-        # Not a broadcast product, which would repeat the experts for every token.
-        return torch.einsum("...ki,kri->...kr", slices, experts).flatten(-2)  # (..., r)
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """The whole A, shape ``(r, in_features)``, with zeros off the diagonal blocks."""
@@ -79,10 +66,6 @@ class ButterflyMixer(Mixer):
         refuse_uneven(rank, blocks)
         self.blocks = blocks
         self.gain = 1 / blocks if normalize else 1.0
-
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        mixed = h.unflatten(-1, (self.blocks, -1)).sum(-2) * self.gain  # (..., r/k)
-        return mixed.repeat(*(1,) * (h.dim() - 1), self.blocks)
 
     def matrix(self) -> Tensor:
         ones = torch.ones(self.blocks, self.blocks, dtype=torch.float64)  # 1/3 is another number in float32
@@ -119,10 +102,9 @@ class HadamardMixer(Mixer):
         self.register_buffer("signs", signs, persistent=False)
         self.gain = blocks**-0.5
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        blocks = h.unflatten(-1, (self.blocks, -1))  # (..., k, r/k)
-        return (self.signs.to(h.dtype) @ blocks).flatten(-2) * self.gain
-
     def matrix(self) -> Tensor:
         eye = torch.eye(self.rank_in // self.blocks, dtype=self.signs.dtype, device=self.signs.device)
         return torch.kron(self.signs, eye) * self.gain
+
+    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        return mix_blocks(self.signs, lora_a) * self.gain, lora_b

@@ -4,9 +4,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from moslora.adapters.mixers.base import NEAR_ZERO_STD, Mixer, kaiming, refuse_uneven
+from moslora.adapters.mixers.base import NEAR_ZERO_STD, Mixer, kaiming, mix_blocks, refuse_uneven
 
 DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
 DenseTraining = Literal["learned", "frozen", "folded"]
@@ -47,13 +46,9 @@ class DenseMixer(Mixer):
             raise ValueError(f"a mixer that starts at zero and is {train} stays zero, so nothing would be learned")
         self.init = init
         self.folds_at_init = train == "folded"
+        # In float32: bfloat16 would lose a step of 3e-4 on an entry near 1, where its spacing is 7.8e-3.
         empty = torch.empty(self.rank_out, self.rank_in, dtype=torch.float32)
         self.weight = nn.Parameter(empty, requires_grad=train == "learned")
-
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        # Cast M, never the activations. M stays in float32 because bfloat16 would lose a step of 3e-4 on an entry
-        # near 1, where its spacing is 7.8e-3.
-        return F.linear(h, self.weight.to(h.dtype))
 
     def matrix(self) -> Tensor:
         return self.weight
@@ -101,9 +96,6 @@ class DiagonalMixer(Mixer):
         self.orthogonality = orthogonality
         self.weight = nn.Parameter(torch.empty(rank, dtype=torch.float32))
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return h * self.weight.to(h.dtype)
-
     def matrix(self) -> Tensor:
         return self.weight.diag()
 
@@ -138,12 +130,12 @@ class KroneckerMixer(Mixer):
         self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(blocks, blocks, dtype=torch.float32))
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return (self.weight.to(h.dtype) @ h.unflatten(-1, (self.blocks, -1))).flatten(-2)
-
     def matrix(self) -> Tensor:
         eye = torch.eye(self.rank_in // self.blocks, dtype=self.weight.dtype, device=self.weight.device)
         return torch.kron(self.weight, eye)
+
+    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
+        return mix_blocks(self.weight, lora_a), lora_b
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.orthogonal_(self.weight, generator=generator)
