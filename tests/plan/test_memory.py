@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moslora.adapters import inject, named_adapters
+from moslora.base.linear import packed_layers
 from moslora.base.load import DTYPES, load_base, use_own_modules
 from moslora.base.quantized import quantized_layers
 from moslora.data.encode import Encoded
@@ -110,6 +111,7 @@ def test_the_allocator_gives_out_what_a_step_needs_at_most(built: tuple[PreTrain
         peak = max(peak, live)
     activations, backward = kept(model, section, work, on_gpu=False)
     planned = activations + max(backward, loss_needs(model, section, work, on_gpu=False))
+    planned += sum(layer.weight.nbytes for layer in packed_layers(model))  # made in the first pass
     assert planned == pytest.approx(peak, rel=0.12)
 
 
@@ -177,7 +179,7 @@ def test_the_largest_budget_is_the_last_that_fits(room: int) -> None:
     step = Work(tokens=2_000, longest=60, labels=500, row=50, padding=1.0)
 
     def need(work: Work) -> Memory:
-        return Memory(100, 0, 0, 0, work.tokens * 10 // 2, 4 * work.labels, 0, 0)
+        return Memory(100, 0, 0, 0, 0, work.tokens * 10 // 2, 4 * work.labels, 0, 0)
 
     fitting = [tokens for tokens in range(60, 2_001) if need(step.of(tokens)).total <= room]
     expected = None if not fitting else 2_000 if fitting[-1] == 2_000 else max(60, fitting[-1] // 64 * 64)

@@ -34,6 +34,7 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
     assert card["hardware"]["threads"] == torch.get_num_threads()
     assert card["kernels"] == {
         "attention": "in groups of rows",
+        "frozen layers": "oneDNN, packed",
         "norm": "in place",
         "MLP": "activation computed again",
         "dropout": "by places",

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch, task_names
 from moslora.base.attention import as_rows, takes_rows, use_rows
+from moslora.base.linear import use_packed_weights
 from moslora.base.mlp import use_lean_mlps
 from moslora.base.norm import use_fast_norms
 from moslora.base.quantized import fix_cpu_layers, quantization_config
@@ -147,9 +148,10 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
 
 
 def use_own_modules(model: PreTrainedModel) -> None:
-    """Exchanges the norms and MLPs of transformers for ours; the weights and their names stay."""
+    """Exchanges norms, MLPs and linear layers for ours; the weights and their names stay."""
     use_fast_norms(model)
     use_lean_mlps(model)
+    use_packed_weights(model)
 
 
 def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:

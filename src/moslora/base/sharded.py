@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
 from moslora.adapters import describe_batch, named_adapters
+from moslora.base.linear import FrozenLinear
 from moslora.base.load import final_hidden, name_task
 from moslora.base.quantized import quantized_layers
 from moslora.base.rows import Rows
@@ -50,6 +51,9 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
     # The decoder has no weights left, but as their root it gathers a layer while the one before it computes.
     for module in (*layers, model.get_decoder()):
         fully_shard(module, mesh=mesh, ignored_params=whole)
+    for module in model.modules():
+        if isinstance(module, FrozenLinear):
+            module.packs = False  # a packed copy would be whole
     if before is not None and not _probe(model).equal(before):
         raise MosloraError("fsdp: the sharded model computes something else than the whole one; use ddp")
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moslora.base.linear import product
+
 PIECE_ON_CPU = (2**10, 2**12)
 """Positions and tokens taken at once on a CPU: 8 MB of logits in bfloat16."""
 
@@ -60,7 +62,7 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
     wide = torch.promote_types(states.dtype, torch.float32)
     begin = 0
     for part in weight.split(sizes(len(weight), weight.device)[1]):
-        logits = states @ part.T
+        logits = product(states, part)
         if logits.device.type != "cpu":
             logits = logits.to(wide)
         p = logits.softmax(1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, named_adapters
+from moslora.base.linear import ON_CPU, packed_layers
 from moslora.base.load import DTYPES
 from moslora.plan.activations import Work, block_of, kept, loss_needs
 from moslora.recipe import ModelSection
@@ -25,6 +26,7 @@ class Memory:
 
     Attributes:
         weights: the frozen base.
+        packed: on a CPU the copies of its layers in the order that products read, `moslora.base.linear`.
         adapters: in float32.
         gradients: in float32; with several processes also the buckets in which they are exchanged.
         optimizer: AdamW's two moments, and a rank budget's two running means.
@@ -35,6 +37,7 @@ class Memory:
     """
 
     weights: int
+    packed: int
     adapters: int
     gradients: int
     optimizer: int
@@ -67,6 +70,7 @@ def memory(
     temporary = max(backward, loss_needs(model, section, work, on_gpu=on_gpu))
     return Memory(
         weights=outside + sum(blocks.values()) // shards,
+        packed=0 if on_gpu or shards > 1 else _copies(model, section),
         adapters=4 * held,
         gradients=4 * trained * (2 if processes > 1 else 1),
         optimizer=8 * trained * (2 if rank_budget else 1),
@@ -112,6 +116,14 @@ def _blocks(model: PreTrainedModel, section: ModelSection) -> dict[str, int]:
         if id(weight) not in own:
             sizes[block_of(name)] += _packed(weight, section) if id(weight) in packed else width * weight.numel()
     return sizes
+
+
+def _copies(model: PreTrainedModel, section: ModelSection) -> int:
+    """The packed copies of the frozen layers."""
+    dtype = DTYPES[section.dtype]
+    if section.quantization is not None or dtype not in ON_CPU:
+        return 0
+    return dtype.itemsize * sum(layer.weight.numel() for layer in packed_layers(model))
 
 
 def _packed(weight: Tensor, section: ModelSection) -> int:

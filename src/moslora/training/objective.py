@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_penalty, describe_batch
 from moslora.base.attention import as_rows, use_rows
+from moslora.base.linear import product
 from moslora.base.vocabulary import pieces, sizes
 from moslora.data.steps import MicroBatch
 
@@ -62,7 +63,7 @@ class _ChunkedLoss(torch.autograd.Function):
             for piece in pieces(states, weight):
                 sums.append(piece.log_sum)
                 if ctx.needs_input_grad[0]:
-                    means.append(piece.p.to(hidden.dtype) @ piece.weight)
+                    means.append(product(piece.p.to(hidden.dtype), piece.weight.T))
             log_sums = torch.cat(sums, 1)
             total = log_sums.logsumexp(1, keepdim=True)
             loss += total.sum() - torch.linalg.vecdot(states.to(loss.dtype), wanted.to(loss.dtype)).sum()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import moslora
 from moslora.adapters import shares_beginnings
 from moslora.adapters.dropout import Dropout
-from moslora.base import attention, norm
+from moslora.base import attention, linear, norm
 from moslora.base.mlp import GatedMLP
 from moslora.processes.devices import total_memory
 
@@ -71,6 +71,7 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {
         "attention": attention.kernel(device),
+        "frozen layers": linear.kernel(device),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
         "MLP": "activation computed again" if GatedMLP in kinds else "transformers'",
         "dropout": Dropout.kernel(device) if dropping else None,
