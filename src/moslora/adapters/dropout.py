@@ -25,7 +25,7 @@ class Dropout(nn.Module):
         return 1 / (1 - self.p) if self.training else 1.0
 
     def draw(self, x: Tensor) -> Tensor | None:
-        """What to drop from ``x``: on a CPU the places of the entries, int64; else a bool mask, false for them.
+        """What to drop from ``x``: on a CPU the places of the entries, int32 where they fit; else a bool mask, false for them.
         ``None`` for nothing."""
         if not self.training or not self.p:
             return None
@@ -33,7 +33,8 @@ class Dropout(nn.Module):
             return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p)
         mean = -x.numel() * math.log1p(-self.p)
         count = int(torch.poisson(torch.tensor(mean, dtype=torch.float64)))
-        return torch.randint(max(x.numel(), 1), (count,))
+        narrow = x.numel() <= torch.iinfo(torch.int32).max  # they are kept, and an index of 8 bytes is made on use
+        return torch.randint(max(x.numel(), 1), (count,), dtype=torch.int32 if narrow else torch.int64)
 
     def forward(self, x: Tensor, drawn: Tensor | None) -> Tensor:
         """``x`` after dropout, given what :meth:`draw` found."""
@@ -55,4 +56,4 @@ def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False) -> Tenso
     if drawn.dtype == torch.bool:
         return x.mul_(drawn) if in_place else x * drawn
     flat = x.view(-1) if in_place else x.reshape(-1)
-    return (flat.index_fill_ if in_place else flat.index_fill)(0, drawn, 0).view_as(x)
+    return (flat.index_fill_ if in_place else flat.index_fill)(0, drawn.long(), 0).view_as(x)

@@ -9,7 +9,7 @@ keeps in each layer, per token,
     in m                      of each adapter the draw of its dropout
     rank_out e                of each adapter; a gate, or M learning alone, rank_in e more
 
-On a GPU m is 1, of a mask; on a CPU 8 λ, of the places, with λ = −log(1 − dropout). There attention keeps its weights
+On a GPU m is 1, of a mask; on a CPU 4 λ, of the places, with λ = −log(1 − dropout). There attention keeps its weights
 instead of the output: (Q + 2 K + heads · row) e. The inputs of adapters are computed again from what the norms and the
 MLP keep, except attention's output and what a gate reads. A frozen linear layer keeps nothing, except int8 ones, which
 keep their input. Where norms and MLP are not ours, the MLP keeps F e more, and adapters their inputs. With gradient
@@ -133,12 +133,13 @@ def _beside_its_input(adapter: AdapterLinear, width: int, *, on_gpu: bool) -> fl
     """Bytes per token that an adapter keeps beside its undropped input."""
     mixer = adapter.mixer
     size: float = (mixer.rank_out + (0 if adapter.folds else mixer.rank_in)) * width
+    places = 0 if on_gpu else -math.log1p(-adapter.dropout.p)
     if adapter.dropout.p:
-        size += adapter.in_features * (1 if on_gpu else -8 * math.log1p(-adapter.dropout.p))
+        size += adapter.in_features * (1 if on_gpu else 4 * places)
     if isinstance(mixer, Gate) and mixer.reads_input:  # the experts' weights
         size += mixer.experts * (4 + width)
-    if adapter.magnitude is not None:  # DoRA: W x and ΔW x, which its gain multiplies
-        size += 2 * adapter.out_features * width
+    if adapter.magnitude is not None:  # DoRA: W x and ΔW x, which its gain multiplies, and the index that x loses
+        size += 2 * adapter.out_features * width + adapter.in_features * 8 * places
     return size
 
 
