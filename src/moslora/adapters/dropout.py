@@ -25,8 +25,8 @@ class Dropout(nn.Module):
         return 1 / (1 - self.p) if self.training else 1.0
 
     def draw(self, x: Tensor) -> Tensor | None:
-        """What to drop from ``x``: on a CPU the places of the entries, int32 where they fit; else a bool mask, false for
-        them. ``None`` for nothing."""
+        """What to drop from ``x``: on a CPU the places of the entries, int32 where they fit; else a bool mask, false
+        for them. ``None`` for nothing."""
         if not self.training or not self.p:
             return None
         if self.kernel(x.device) == "by mask":
