@@ -40,6 +40,7 @@ def test_the_dtype_is_the_one_that_the_hardware_multiplies(
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16 or including_emulation)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     assert fast_dtype() == dtype

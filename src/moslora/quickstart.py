@@ -1,11 +1,8 @@
 """Train, evaluate before and after, and merge, in one command."""
 
-import os
 import shlex
 import time
 from pathlib import Path
-
-import torch
 
 from moslora.choices import DType
 from moslora.console import say
@@ -13,6 +10,7 @@ from moslora.convert.merge import merge
 from moslora.errors import UsageError, stopped
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
+from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.find import RESULT, locate_adapter
@@ -27,9 +25,6 @@ RECIPE = "smollm2-135m"
 
 MINUTES = {"bfloat16": 4, "float32": 9}
 """On two cores of an AMD EPYC with AVX512-BF16; in float32 with AVX2 alone a step takes as long there."""
-
-WITHOUT_BFLOAT16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
-"""Values of ``ONEDNN_MAX_CPU_ISA`` under which torch's products of bfloat16 are emulated."""
 
 
 @stopped("stopped; the work so far is saved, and the same command continues from there")
@@ -48,7 +43,7 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     else:
         refuse_used(out)
         dtype = fast_dtype()
-        if not torch.cuda.is_available():
+        if not gpus():
             say(f"about {MINUTES[dtype]} minutes on two cores, in {dtype}")
         training = [RECIPE, f"model.dtype={dtype}", "--out", str(out)]
     if not (out / RESULT).exists():
@@ -67,12 +62,10 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
 
 
 def fast_dtype() -> DType:
-    """The fastest dtype that trains well here: bfloat16 only if the hardware multiplies it, and may."""
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    units = torch.cpu.get_capabilities()
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BFLOAT16
-    return "bfloat16" if allowed and (units.get("amx_bf16") or units.get("avx512_bf16")) else "float32"
+    """The fastest dtype that trains well here: bfloat16 only if the hardware multiplies it."""
+    if multiplies_bfloat16(device()):
+        return "bfloat16"
+    return "float16" if gpus() else "float32"
 
 
 def _next(out: Path) -> list[str]:

@@ -118,7 +118,7 @@ def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]
     if min(weight.shape) <= LARGE:
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
     else:
-        with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        with torch.random.fork_rng([] if weight.is_cpu else [weight.device], device_type=weight.device.type):
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(weight, q=min(rank + OVERSAMPLING, *weight.shape), niter=ITERATIONS)
         v = v.T

@@ -25,6 +25,7 @@ from moslora.base.rows import Rows, send
 from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
+from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,8 +105,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     """
     name, dtype, device = section.name, section.dtype, torch.device(device)
     quantized, on_cpu = section.quantization is not None, device.type == "cpu"
-    # Emulated bfloat16 is slower than any other dtype and does not count.
-    if dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if dtype == "bfloat16" and not on_cpu and not multiplies_bfloat16(device):
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -113,7 +113,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     if quantized:
         changes["quantization_config"] = quantization_config(section, on_cpu=on_cpu)
     # Straight to the GPU, not through the host's memory. bitsandbytes by default takes the first GPU, for the CPU too.
-    if quantized or device.type == "cuda":
+    if quantized or not on_cpu:
         changes["device_map"] = {"": device}
     source = locate(name, revision=section.revision)
     code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}

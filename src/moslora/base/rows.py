@@ -97,7 +97,7 @@ class Rows:
     def _belong_together(self, first: int, end: int) -> bool:
         if bool(self.pasts[first]) != bool(self.pasts[end - 1]):
             return False
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             return True
         alone = sum(self._scores(row, row + 1) for row in range(first, end))
         return self._scores(first, end) <= min(SCORES, alone + PADDING)
@@ -238,4 +238,4 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
 def send(values: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
     """``values``, as int64 where they are no tensor, on ``device``, which nothing waits for."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

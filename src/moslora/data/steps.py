@@ -10,9 +10,9 @@ from torch import Tensor
 from moslora.base.rows import Rows, lay, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
 
-MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
-"""Tokens of a micro-batch at most, by device, where the recipe does not say: a CPU has little to gain beyond, and a GPU
-is kept busy by them."""
+MICRO_BATCH_TOKENS = {False: 2_048, True: 8_192}
+"""Tokens of a micro-batch at most where the recipe does not say, by whether a GPU computes it: a CPU has little to gain
+beyond, and a GPU is kept busy by them."""
 
 
 class StepPlan:

@@ -30,6 +30,7 @@ from moslora.base.attention import takes_rows
 from moslora.base.load import DTYPES
 from moslora.base.mlp import GatedMLP
 from moslora.base.vocabulary import sizes
+from moslora.processes.devices import GPU
 from moslora.recipe import ModelSection
 
 
@@ -99,7 +100,7 @@ def loss_needs(model: PreTrainedModel, section: ModelSection, work: Work, *, on_
     A piece's logits or softmax are freed only when those of the next take their place.
     """
     config, width = model.config, DTYPES[section.dtype].itemsize
-    positions, tokens = sizes(config.vocab_size, torch.device("cuda" if on_gpu else "cpu"))
+    positions, tokens = sizes(config.vocab_size, torch.device(GPU if on_gpu else "cpu"))
     positions, pieces = min(work.labels, positions), math.ceil(config.vocab_size / tokens)
     several = pieces > 1 or work.labels > positions
     entry = (3 if several else 2) * (4 if on_gpu else width)

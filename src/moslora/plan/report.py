@@ -13,7 +13,7 @@ from moslora.errors import UsageError
 from moslora.plan.activations import Work, unknown
 from moslora.plan.duration import GPUS, PROBED_STEPS, SHARE_OF_PEAK, operations, probe
 from moslora.plan.memory import Memory, largest_budget, memory
-from moslora.processes.devices import total_memory
+from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe
 from moslora.training.dry_run import Outline, dry_run
 
@@ -44,9 +44,7 @@ class Device:
     @classmethod
     def found(cls) -> "Device":
         """This machine's GPUs, or its memory."""
-        if torch.cuda.is_available():
-            return cls(True, total_memory(torch.device("cuda", 0)), torch.cuda.device_count())
-        return cls(False, total_memory(torch.device("cpu")))
+        return cls(gpus() > 0, total_memory(device()), gpus() or 1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         remark = f"memory and time are not known: {type(outline.model).__name__} {reason}"
         return Plan(heading=outline.lines, table=[], remarks=[remark])
     step = share_of_a_step(outline, recipe, processes=processes)
-    budget = recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS["cuda" if device.on_gpu else "cpu"]
+    budget = recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[device.on_gpu]
     work = step.of(max(budget, step.longest))
     room = device.room if device.on_gpu else device.room // processes
 

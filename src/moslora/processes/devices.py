@@ -1,24 +1,56 @@
-"""The devices that the processes of a command work on."""
+"""The devices that the processes of a command work on, and what they can do: nobody else asks torch about a GPU.
 
+Elsewhere a device is the CPU or it is not.
+"""
+
+import gc
 import os
+from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
 
+GPU = "cuda"
+"""The kind of device that is used beside the CPU; AMD's GPUs have this name too."""
+
+WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ``ONEDNN_MAX_CPU_ISA`` under which torch's products of bfloat16 are emulated."""
+
+
+def gpu_module() -> Any:
+    """``torch.cuda``, or whatever torch has in its place for :data:`GPU`."""
+    return torch.get_device_module(GPU)
+
 
 def gpus() -> int:
     """GPUs of this machine that may be used."""
-    usable = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    return torch.cuda.device_count() if usable else 0
+    usable = gpu_module().is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return int(gpu_module().device_count()) if usable else 0
 
 
 def device() -> torch.device:
     """This process's GPU, or else the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpus() else torch.device("cpu")
+    return torch.device(GPU, int(os.environ.get("LOCAL_RANK", 0))) if gpus() else torch.device("cpu")
 
 
 def total_memory(device: torch.device) -> int:
     """Bytes of a GPU, or of this machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu":
+        return int(gpu_module().get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory() -> None:
+    """Gives back what the GPU keeps of models that nobody refers to any more, those in reference cycles included."""
+    gc.collect()
+    if gpus():
+        gpu_module().empty_cache()
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether it multiplies bfloat16 itself: emulated products are slower than those of any other dtype."""
+    if device.type != "cpu":
+        return bool(gpu_module().is_bf16_supported(including_emulation=False))
+    units = torch.cpu.get_capabilities()
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BFLOAT16
+    return bool(allowed and (units.get("amx_bf16") or units.get("avx512_bf16")))

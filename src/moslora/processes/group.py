@@ -18,12 +18,11 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from moslora.console import note, say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, first_line
-from moslora.processes.devices import device, gpus
+from moslora.processes.devices import device, gpu_module, gpus
 from moslora.processes.launch import FAULT, LAUNCHED_HERE, launched, place
 
 Found = TypeVar("Found")
@@ -63,7 +62,7 @@ def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     if size > 1:
         say(f"{size} processes on {hosts} machine{'s' * (hosts != 1)}, each on {'a GPU' if gpus() else 'the CPU'}")
     if gpus():
-        torch.cuda.set_device(device())
+        gpu_module().set_device(device())
     try:
         backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
         dist.init_process_group(backend, store=_store(), rank=rank, world_size=size, timeout=TIMEOUT)

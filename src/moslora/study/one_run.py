@@ -16,12 +16,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from moslora.console import note
 from moslora.errors import Diverged
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import write_json, write_text
+from moslora.processes.devices import free_memory
 from moslora.runs.find import RESULT, run_facts
 from moslora.runs.manifest import RECIPE
 from moslora.study.arms import Planned
@@ -80,7 +79,7 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
             diverged = True
     if planned.scored and not diverged:
         _, scores = evaluate_target(open_target(str(folder), trust_remote_code=trust))
-        torch.cuda.empty_cache()  # the next run trains in another process
+        free_memory()  # the next run trains in another process
         outcomes = replace(collect(scores, recipe=recipe, facts=run_facts(folder)), provenance=made_with)
         result.parent.mkdir(parents=True, exist_ok=True)
         write_outcomes(result, outcomes)

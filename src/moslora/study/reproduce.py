@@ -14,6 +14,7 @@ from torch import Tensor
 from moslora.console import note, say
 from moslora.errors import MosloraError, UsageError
 from moslora.files import in_use, writing
+from moslora.processes.devices import GPU, gpus
 from moslora.runs.adapter_folder import open_adapter, stored_recipe
 from moslora.runs.find import RESULT, run_facts
 from moslora.runs.manifest import RECIPE
@@ -43,8 +44,8 @@ def reproduce(run: Path, *, out: Path) -> str:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / RECIPE, out / RECIPE)
-    on_cpu = "threads" in facts.get("hardware", {}) or not torch.cuda.is_available()
-    for line in changes(facts, device="cpu" if on_cpu else "cuda", quantized=recipe.model.quantization is not None):
+    on_cpu = "threads" in facts.get("hardware", {}) or not gpus()
+    for line in changes(facts, device="cpu" if on_cpu else GPU, quantized=recipe.model.quantization is not None):
         note(line)
     say(f"training again in {out}")
     _train(out, facts, on_cpu=on_cpu)

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-import torch
-
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
+from moslora.processes.devices import gpus
 from moslora.processes.launch import STOPPED, launch
 
 
@@ -37,4 +36,4 @@ def train_in_processes(
 
 def worker_processes() -> int:
     """One on a GPU, otherwise one per core, at most four."""
-    return 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    return 1 if gpus() else min(4, os.cpu_count() or 1)

@@ -77,7 +77,7 @@ def prepare(
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
         rows=data.rows,
         plan=plan,
-        micro_batch_tokens=recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type],
+        micro_batch_tokens=recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type != "cpu"],
         budget=RankBudget(model, budget, total=len(plan)) if budget else None,
     )
     return parts, data

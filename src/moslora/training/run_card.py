@@ -15,7 +15,7 @@ from moslora.adapters import shares_beginnings
 from moslora.adapters.dropout import Dropout
 from moslora.base import attention, linear, norm
 from moslora.base.mlp import GatedMLP
-from moslora.processes.devices import total_memory
+from moslora.processes.devices import gpu_module, total_memory
 
 
 def packages(*, quantized: bool) -> dict[str, str]:
@@ -31,9 +31,9 @@ def versions(*, quantized: bool) -> dict[str, str]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device of one process; memory in GB."""
-    on_gpu = device.type == "cuda"
+    on_gpu = device.type != "cpu"
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
+        "device": gpu_module().get_device_name(device) if on_gpu else processor(),
         "memory_gb": round(total_memory(device) / 1e9, 1),
         **({"cuda": torch.version.cuda} if on_gpu else {"threads": torch.get_num_threads()}),
         "system": platform.platform(),

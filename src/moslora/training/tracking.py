@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from moslora.console import is_main_process, say
 from moslora.files import write_text, writing
+from moslora.processes.devices import gpu_module, gpus
 
 METRICS = "metrics.jsonl"
 
@@ -84,8 +83,8 @@ class Tracker:
 
 def peak_memory_gb() -> float:
     """Peak memory so far in GB: the GPU's if there is one, otherwise this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+    if gpus():
+        return float(gpu_module().max_memory_allocated()) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
