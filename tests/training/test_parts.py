@@ -10,7 +10,7 @@ import transformers
 from moslora.adapters import MIXERS, inject
 from moslora.base import rows, vocabulary
 from moslora.recipe import TrainingSection
-from moslora.training.objective import LabelLoss
+from moslora.training.objective import LabelLoss, _ChunkedLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
@@ -49,6 +49,25 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
     for (name, mine), (_, other) in zip(model.named_parameters(), naive.named_parameters(), strict=True):
         if mine.requires_grad:
             assert (mine.grad - other.grad).abs().max() < 1e-5 * other.grad.abs().max(), name
+
+
+@pytest.mark.parametrize("piece", [(99, 120), (7, 30)])
+def test_a_label_that_is_nearly_certain_has_its_gradient_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, piece: tuple[int, int]
+) -> None:
+    """Against (p − e_y) W in float64 over the same logits. 1 − p is from 0.5 to 1e-6; rounded, p is 1 from .998 on."""
+    monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
+    torch.manual_seed(0)
+    weight, labels = torch.randn(120, 32).bfloat16(), torch.randint(120, (40,))
+    sizes = torch.linspace(0.1, 0.6, 40)[:, None]
+    hidden = (sizes * weight[labels]).bfloat16().requires_grad_()
+    p = (hidden @ weight.T).double().softmax(1).detach()
+    others = 1 - p.gather(1, labels[:, None])
+    assert others.min() < 1e-5 and others.max() > 0.3
+    _ChunkedLoss.apply(hidden, weight, labels).backward()
+    expected = (p - torch.nn.functional.one_hot(labels, 120)) @ weight.double()
+    error = (hidden.grad.double() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < 0.01
 
 
 @pytest.mark.parametrize("mixer", [{"kind": "dense"}, {"kind": "token-gate", "top_k": 2, "balance": 0.1}])

@@ -9,6 +9,7 @@ takes the vocabulary whole.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -32,16 +33,28 @@ class Piece:
     Attributes:
         weight: its rows of the output layer, shape ``(c, hidden)``.
         p: softmax within the piece, shape ``(n, c)``, in the logits' dtype.
+        rest: 1 − p of the likeliest token, of ``log_sum``'s dtype and shape; not rounded as p itself is.
         log_sum: log Σ exp z over the piece, float32 or wider of shape ``(n, 1)``.
         top: the logit of the largest p, of that dtype and shape.
         likeliest: its token, int64 of shape ``(n, 1)``; of tokens with equal p any.
+        begin: the first of its tokens.
     """
 
     weight: Tensor
     p: Tensor
+    rest: Tensor
     log_sum: Tensor
     top: Tensor
     likeliest: Tensor
+    begin: int
+
+    def p_minus_one_hot(self, labels: Tensor) -> Tensor:
+        """p, less 1 for the label where it is in the piece; changes p. Subtracted before it is rounded: where the label
+        is nearly certain, p rounds to 1. ``labels`` is int64 of shape ``(n, 1)``."""
+        place = (labels - self.begin).clamp(0, self.p.shape[1] - 1)
+        p = self.p.gather(1, place).to(self.rest.dtype)
+        less = torch.where(labels == self.likeliest, -self.rest, p - 1)
+        return self.p.scatter_(1, place, torch.where(labels == place + self.begin, less, p).to(self.p.dtype))
 
 
 def sizes(vocabulary: int, device: torch.device) -> tuple[int, int]:
@@ -52,8 +65,9 @@ def sizes(vocabulary: int, device: torch.device) -> tuple[int, int]:
 def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
     """The pieces of a vocabulary, for as many positions as :func:`sizes` says.
 
-    log Σ exp z is z − log p of the likeliest token, where the rounding of p, relative, is least. On a CPU the softmax
-    is in the logits' dtype, with float32 inside: a float32 copy would take eight times as long.
+    log Σ exp z is z − log p of the likeliest token, where the rounding of p, relative, is least; and where that is near
+    1, log p is log(1 − Σ p) over the others, each of which is rounded to its own size. On a CPU the softmax is in the
+    logits' dtype, with float32 inside: a float32 copy would take eight times as long.
 
     Args:
         states: h, shape ``(n, hidden)``.
@@ -68,6 +82,10 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         p = logits.softmax(1)
         # Numbers that are not negative are in the order of their bits, which a CPU compares in half the time.
         bits, at = p.view(BITS[p.dtype.itemsize]).max(1, keepdim=True)
-        top = logits.gather(1, at).to(wide)
-        yield Piece(part, p, top - bits.view(p.dtype).to(wide).log(), top, at + begin)
+        largest, top = bits.view(p.dtype), logits.gather(1, at).to(wide)
+        # In two steps, which takes a CPU a fifth of the time.
+        rest = p.scatter_(1, at, 0).unflatten(1, (-1, gcd(p.shape[1], 64))).sum(2).sum(1, keepdim=True).to(wide)
+        p.scatter_(1, at, largest)
+        log_p = torch.where(largest > 0.5, torch.log1p(-rest), largest.to(wide).log())
+        yield Piece(part, p, rest, top - log_p, top, at + begin, begin)
         begin += len(part)

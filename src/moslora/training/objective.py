@@ -48,7 +48,8 @@ class _ChunkedLoss(torch.autograd.Function):
     """Σ_i (log Σ exp z_i − z_i[y_i]) with z_i = h_i Wᵀ, some positions and a piece of the vocabulary at a time.
 
     The gradient Σ_tokens p W − W[y_i] is computed with each piece, so that its logits can be freed before the next.
-    W is frozen.
+    With q the softmax within a piece and s the piece's share of the whole, it is Σ_pieces s (q − e_y) W − (1 − s_y)
+    W[y]: a label's 1 is subtracted within its piece. W is frozen.
     """
 
     @staticmethod
@@ -56,22 +57,25 @@ class _ChunkedLoss(torch.autograd.Function):
         """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
         loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         gradient = torch.empty_like(hidden)
-        positions, _ = sizes(len(weight), weight.device)
+        positions, tokens = sizes(len(weight), weight.device)
         for states, targets, out in zip(*(x.split(positions) for x in (hidden, labels, gradient)), strict=True):
             wanted = weight.index_select(0, targets)
             sums, means = [], []  # of each piece: log Σ exp z, and the mean of W under p
             for piece in pieces(states, weight):
                 sums.append(piece.log_sum)
                 if ctx.needs_input_grad[0]:
-                    means.append(product(piece.p.to(hidden.dtype), piece.weight.T))
+                    p = piece.p_minus_one_hot(targets[:, None])
+                    means.append(product(p.to(hidden.dtype), piece.weight.T))
             log_sums = torch.cat(sums, 1)
             total = log_sums.logsumexp(1, keepdim=True)
             loss += total.sum() - torch.linalg.vecdot(states.to(loss.dtype), wanted.to(loss.dtype)).sum()
             if ctx.needs_input_grad[0]:
                 out.zero_()
-                for mean, share in zip(means, (log_sums - total).exp_().to(out.dtype).split(1, 1), strict=True):
+                shares = (log_sums - total).exp()
+                for mean, share in zip(means, shares.to(out.dtype).split(1, 1), strict=True):
                     out.addcmul_(mean, share)
-                out.sub_(wanted)
+                others = shares.scatter(1, targets[:, None] // tokens, 0).sum(1, keepdim=True)  # 1 − s_y
+                out.addcmul_(wanted, others.to(out.dtype), value=-1)
         ctx.gradient = gradient
         return loss
 
