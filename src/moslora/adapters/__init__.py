@@ -13,6 +13,7 @@ from moslora.adapters.injection import (
     has_learned,
     inject,
     named_adapters,
+    own_parameters,
     shares_beginnings,
     task_names,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "inject",
     "made_of",
     "named_adapters",
+    "own_parameters",
     "shares_beginnings",
     "task_names",
 ]

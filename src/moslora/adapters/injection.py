@@ -89,7 +89,8 @@ def inject(
         trains: which of A, M and B learn: ``all``, ``b`` (LoRA-FA, arXiv 2308.03303) or ``mixer`` (LoRA-XS).
         dora: whether to learn the length of the adapted weight's rows separately (DoRA, arXiv 2402.09353).
         seed: of the random start.
-        state: the adapters' weights from :func:`adapter_state_dict`, instead of a random start.
+        state: the adapters' weights from :func:`adapter_state_dict`, instead of a random start. Over a base on the meta
+            device they are on the CPU: enough to fold them.
         weight_of: the float weight of a base layer, which DoRA and ``svd`` need; by default its ``weight``.
 
     Returns:
@@ -111,7 +112,7 @@ def inject(
         base = model.get_submodule(name)
         d_in, d_out = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
         try:
-            with torch.device("meta" if next(base.parameters()).is_meta else "cpu"):
+            with torch.device("meta" if state is None and next(base.parameters()).is_meta else "cpu"):
                 m = build_mixer(rank=rank, rank_out=rank_out, in_features=d_in, **mixer)
                 magnitude = Magnitude(d_out) if dora else None
                 layers[name] = AdapterLinear(
@@ -156,6 +157,12 @@ def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, AdapterLinear):
             yield name, module
+
+
+def own_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of all adapters without their bases', whether they learn or not."""
+    layers = [layer for _, layer in named_adapters(model)]
+    return {p for layer in layers for p in layer.parameters()} - {p for one in layers for p in one.base.parameters()}
 
 
 def has_learned(model: nn.Module) -> bool:
@@ -282,7 +289,7 @@ def _device(layer: AdapterLinear) -> torch.device:
 
 def _put(model: nn.Module, name: str, layer: AdapterLinear) -> None:
     """Replaces the base by ``layer``, on the base's device and in its mode."""
-    device = _device(layer)
+    device = layer.lora_a.device if _device(layer).type == "meta" else _device(layer)
     for part in ("lora_a", "lora_b"):
         factor = layer.get_parameter(part)
         setattr(layer, part, nn.Parameter(factor.detach().to(device), requires_grad=factor.requires_grad))

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
-from moslora.adapters import describe_batch, named_adapters
-from moslora.base.linear import FrozenLinear
+from moslora.adapters import describe_batch, own_parameters
+from moslora.base.linear import pack_nothing
 from moslora.base.load import final_hidden, name_task
 from moslora.base.quantized import quantized_layers
 from moslora.base.rows import Rows
@@ -42,18 +42,14 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
     # Packed in a floating dtype 4-bit codes could be NaNs, which a copy may change (bitsandbytes issue 1945).
     before = _probe(model) if quantized_layers(model) else None
     layers = model.get_decoder().layers
-    adapters = [layer for _, layer in named_adapters(model)]
-    own = {p for layer in adapters for p in layer.parameters()} - {p for a in adapters for p in a.base.parameters()}
-    whole = {*model.parameters()} - {*layers.parameters()} | own
+    whole = {*model.parameters()} - {*layers.parameters()} | own_parameters(model)
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     mesh = init_device_mesh(device.type, (members()[1],))
     # The decoder has no weights left, but as their root it gathers a layer while the one before it computes.
     for module in (*layers, model.get_decoder()):
         fully_shard(module, mesh=mesh, ignored_params=whole)
-    for module in model.modules():
-        if isinstance(module, FrozenLinear):
-            module.packs = False  # a packed copy would be whole
+    pack_nothing(model)  # a packed copy would be whole
     if before is not None and not _probe(model).equal(before):
         raise MosloraError("fsdp: the sharded model computes something else than the whole one; use ddp")
 

@@ -13,7 +13,7 @@ from moslora.convert.card import public_name, write_card
 from moslora.convert.pairs import fixed_task, lora_pairs
 from moslora.files import new_folder, write_json
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapter_folder import load_without_base, open_adapter
 
 OTHER_WEIGHTS = (
     " It was trained on the Q4_1 quantisation of the hub's weights, and gives the same logits only on the folder that"
@@ -36,7 +36,7 @@ def export_peft(
     task = fixed_task(folder, task)
     base = folder.recipe.model.name
     with new_folder(out) as scratch:
-        model = load_adapted(folder)
+        model = load_without_base(folder)
         pairs = lora_pairs(folder, model, task=task)
         if compact:
             pairs = {name: pair.compact() for name, pair in pairs.items()}

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.linear import pack_nothing
 from moslora.choices import DType, Onto
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
@@ -38,6 +39,7 @@ class LogProbabilities(NamedTuple):
 @torch.inference_mode()
 def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[LogProbabilities]:
     """Of :data:`PROMPTS`, one by one."""
+    pack_nothing(model)  # a few short texts are not worth a second copy of all weights
     encoder = Encoder(tokenizer, max_length=None)
     found = []
     for prompt in PROMPTS:

@@ -22,6 +22,7 @@ from moslora.adapters import adapter_state_dict, inject
 from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
+from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import replaced_folder, sha256, write_json
 from moslora.recipe import Recipe, load_recipe
@@ -130,7 +131,15 @@ def _written_recipe(path: Path, overrides: Sequence[str], *, by: str | None) -> 
 def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any) -> PreTrainedModel:
     """The base of ``folder`` with its adapters, in evaluation mode; ``overrides`` change its ``model`` section."""
     check_base(folder)
-    model = load_base(folder.recipe.model.model_copy(update=overrides), device=device)
+    return _adapt(load_base(folder.recipe.model.model_copy(update=overrides), device=device), folder)
+
+
+def load_without_base(folder: AdapterFolder) -> PreTrainedModel:
+    """The model on the meta device, with its adapters in memory: enough to fold them."""
+    return _adapt(meta_model(folder.recipe.model), folder)
+
+
+def _adapt(model: PreTrainedModel, folder: AdapterFolder) -> PreTrainedModel:
     try:
         inject(model, **folder.recipe.adapter_options(), state=folder.weights(), weight_of=dequantize)
     except ValueError as error:

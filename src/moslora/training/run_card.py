@@ -71,7 +71,7 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {
         "attention": attention.kernel(device),
-        "frozen layers": linear.kernel(device),
+        "frozen layers": linear.kernel(device, model.dtype),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
         "MLP": "activation computed again" if GatedMLP in kinds else "transformers'",
         "dropout": Dropout.kernel(device) if dropping else None,
