@@ -1,5 +1,7 @@
 """Attention in rows against the model of transformers on a padded batch, and against the formula."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -85,6 +87,33 @@ def test_both_ways_of_computing_it_are_the_formula(
     assert torch.allclose(found[0].transpose(0, 1), expected, rtol=0, atol=1e-12)
     padded = padded_attention(query[0], key[0], value[0], rows, 0.3, window)
     assert torch.allclose(padded.transpose(0, 1), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ampere", "shared"),
+    [
+        (torch.float32, True, False),
+        (torch.bfloat16, True, True),
+        (torch.float16, True, True),
+        (torch.float16, False, False),
+    ],
+)
+def test_keys_are_shared_among_heads_only_where_a_fused_kernel_does(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ampere: bool, shared: bool
+) -> None:
+    """Elsewhere torch would fall back to the plain formula, whose scores take the memory that fused attention saves."""
+    given, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        given.append((k.shape[1], options["enable_gqa"]))
+        return fused(q, k, v, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr("moslora.base.attention.multiplies_bfloat16", lambda device: ampere)
+    query, key, value = (torch.randn(heads, 9, 8).to(dtype) for heads in (4, 2, 2))
+    rows = Rows((4, 5), torch.device("cpu"))
+    padded_attention(query, key, value, rows, 0.3, None)
+    assert set(given) == {(2, True) if shared else (4, False)}
 
 
 @pytest.mark.parametrize("continues", [(), (None, 0, 0), (None, 0, 1), (None, None, 0)])

@@ -1,14 +1,18 @@
 """Bases in 4 and 8 bits: what they store, what trains over them, and the two ways of merging."""
 
+import copy
+import gc
 import json
 import shlex
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import bitsandbytes
 import peft
 import pytest
 import torch
@@ -18,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from evaluation_kit import tokenizer
 from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, named_adapters
-from moslora.base.load import load_base, output_weight
+from moslora.base.load import fitting, load_base, output_weight
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import fingerprint
 from moslora.choices import Onto
@@ -378,8 +382,48 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(
     assert f"in {kind}-float32" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_end_with_their_model(models: Path, kind: str) -> None:
+    model = load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization=kind))
+    left = [weakref.ref(layer.weight) for layer in quantized_layers(model).values()]
+    gc.disable()  # it would find reference cycles, but only at some later time
+    try:
+        del model
+        assert len(left) == 14 and not any(weight() is not None for weight in left)
+    finally:
+        gc.enable()
+
+
+def test_a_layer_in_8_bits_keeps_no_input_and_has_the_same_gradient(models: Path) -> None:
+    """Against bitsandbytes' own layer."""
+    model = load_base(ModelSection(name=str(models / "plain"), dtype="bfloat16", quantization="int8"))
+    ours = model.get_decoder().layers[0].mlp.down_proj.train()
+    theirs = copy.deepcopy(ours)
+    theirs.__class__ = bitsandbytes.nn.Linear8bitLt
+    leaf, found = torch.randn(5, 128).bfloat16().requires_grad_(), []
+    for layer in (ours, theirs):
+        x = leaf * 1
+        y = layer(x)
+        kept = weakref.ref(x)
+        del x
+        found.append((kept() is not None, y.detach(), *torch.autograd.grad(y.sum(), leaf)))
+    assert (found[0][0], found[1][0]) == (False, True)
+    torch.testing.assert_close(found[0][1:], found[1][1:], rtol=0, atol=0)
+
+
+def test_out_of_memory_while_quantising_is_told(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", full)
+    section = ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4")
+    with pytest.raises(MosloraError, match="does not fit into the GPU's memory"), fitting(section):
+        load_base(section)
+
+
 def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
-    """48 inputs are no whole block. On the day that bitsandbytes unpacks them rightly, the refusal may go."""
+    """48 inputs are no whole block. On the day that bitsandbytes' AVX-512 code unpacks them rightly, as its plain code
+    does, the refusal may go."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     with pytest.raises(UsageError, match=r"model\.quantization = nf4: .*q_proj of .* has 48 inputs"):
@@ -388,7 +432,8 @@ def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
     packed, state = quantize_4bit(torch.ones(48, 80), quant_type="nf4")
     state.absmax = torch.arange(60.0)
     unpacked = dequantize_4bit(packed, state)
-    assert not unpacked.equal(state.absmax.repeat_interleave(64).view(48, 80))
+    right = unpacked.equal(state.absmax.repeat_interleave(64).view(48, 80))
+    assert right != bool(torch.cpu.get_capabilities().get("avx512_f"))
 
 
 def test_a_checkpoint_that_is_quantised_already_is_refused(models: Path, tmp_path: Path) -> None:

@@ -6,16 +6,22 @@ import shlex
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from cli_kit import run as cli
 from moslora.adapters import Gate, named_adapters
+from moslora.base import load
+from moslora.convert.merge import merge
+from moslora.data.encode import Encoded
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.files import sha256
@@ -24,6 +30,7 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.training import loop, train_recipe
 from moslora.training.dry_run import dry_run
+from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
 from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, steps_logged
 
@@ -534,9 +541,39 @@ def test_a_command_to_resume_can_be_pasted_whatever_the_folder_is_called(world: 
     assert shlex.split(errors.partition("with: ")[2]) == ["moslora", "train", str(out), "--resume"]
 
 
-def test_float16_on_a_cpu_is_told_to_be_slow(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("multiplied", [False, True])
+def test_a_dtype_that_the_processor_does_not_multiply_is_told_to_be_slow_once(
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    multiplied: bool,
 ) -> None:
-    for dtype, told in (("float16", 1), ("float32", 0)):
+    monkeypatch.setattr("moslora.base.load.multiplies_bfloat16", lambda device: multiplied)
+    for dtype, told in (("float16", 1), ("bfloat16", int(not multiplied)), ("float32", 0)):
+        load._note_slow.cache_clear()
         train_recipe(recipe(f"model.dtype={dtype}", "training.max_steps=3"), out=tmp_path / dtype)
-        assert capsys.readouterr().out.count("slow on a CPU") == told
+        merge(tmp_path / dtype / "adapter", out=tmp_path / f"merged-{dtype}")  # loads it three times
+        assert capsys.readouterr().out.count(f"model.dtype = {dtype}: slow") == told
+
+
+def test_a_rehearsal_takes_the_largest_step_and_changes_nothing(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def spy(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
+        taken.append(sum(len(row.input_ids) for row in drawn))
+        return accumulate(parts, drawn)
+
+    def rehearsed(parts: Parts, settings: Any, **options: Any) -> int:
+        loop.rehearse(parts, first_step=0)
+        return train(parts, settings, **options)
+
+    accumulate, train = loop.accumulate, loop.train
+    train_recipe(recipe(), out=tmp_path / "plain")
+    monkeypatch.setattr(loop, "accumulate", spy)
+    monkeypatch.setattr("moslora.training.run.train", rehearsed)
+    train_recipe(recipe(), out=tmp_path / "rehearsed")
+    assert len(taken) == 22 and taken[0] == max(taken[1:]) > min(taken[1:])
+    assert same_bits(adapter(tmp_path / "plain"), adapter(tmp_path / "rehearsed"))

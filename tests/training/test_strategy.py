@@ -15,6 +15,7 @@ CHANGES = ("adapter.dropout=0", SHARDED, "training.log_every=1", "training.keep_
 """21 steps."""
 
 CHECKED = """
+from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor, Shard
 from moslora import cli
 from moslora.base.load import load_base
@@ -22,6 +23,7 @@ from moslora.training import run
 prepare = run.prepare
 
 def checked(accelerator, recipe, *others, **options):
+    accelerator.state._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # which refuses sharded weights
     parts, data = prepare(accelerator, recipe, *others, **options)
     held = {name.replace(".base.", "."): p for name, p in parts.model.named_parameters() if not p.requires_grad}
     for name, whole in load_base(recipe.model).named_parameters():
@@ -40,6 +42,36 @@ def checked(accelerator, recipe, *others, **options):
 run.prepare = checked
 cli.main()
 """
+
+
+DIFFERS = """
+import os
+import torch
+from accelerate import Accelerator
+from moslora.adapters import named_adapters, start
+from moslora.processes.group import gathered, meeting
+from moslora.recipe import load_recipe
+from moslora.training.prepare import prepare
+
+triplets = start.largest_triplets
+start.largest_triplets = lambda *given: tuple(x * (1 + int(os.environ["RANK"])) for x in triplets(*given))
+with meeting({}, then=""):
+    import sys
+    parts, _ = prepare(Accelerator(cpu=True), load_recipe(sys.argv[1], sys.argv[2:]))
+    sums = [[float(w.detach().sum()) for w in (l.lora_a, l.lora_b)] for _, l in named_adapters(parts.model)]
+    assert gathered(sums)[0] == gathered(sums)[1]
+    if os.environ["RANK"] == "0":
+        print("the same", len(sums))
+    del parts
+"""
+
+
+def test_factors_that_do_not_learn_are_the_same_in_all_processes(world: Path, tmp_path: Path) -> None:
+    """LoRA-XS: A and B come from a decomposition, here another one in each process."""
+    script = tmp_path / "differs.py"
+    script.write_text(DIFFERS)
+    changes = ("adapter.start=svd", "adapter.trains=mixer", "adapter.mixer.init=near-zero")
+    assert "the same 6" in in_two_processes(script, world / "recipe.yaml", *changes)
 
 
 def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:

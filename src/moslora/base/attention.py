@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from moslora.base.rows import Rows
 from moslora.errors import UsageError
+from moslora.processes.devices import multiplies_bfloat16
 
 ROWS = "moslora-rows"
 
@@ -106,14 +107,22 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
         batch = (group.batch(entries[0]), *map(group.with_past, entries[1:]))  # (n · length, heads · size)
         q, k, v = (x.view(group.shape[0], -1, x.shape[1] // size, size).transpose(1, 2) for x in batch)
         if not group.past and (window is None or window >= group.longest):
-            grouped = len(query) != len(key)
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        else:  # the fused kernels that take a mask do not share keys among heads
-            k, v = (x.repeat_interleave(len(query) // len(key), 1) for x in (k, v))
+            # Only flash attention shares keys among heads: in 16 bits, on GPUs that also have bfloat16.
+            flash = q.dtype.itemsize == 2 and multiplies_bfloat16(q.device)
+            k, v = (k, v) if flash else (_repeated(x, len(query)) for x in (k, v))
+            shared = len(query) != k.shape[1]
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
+        else:  # no fused kernel takes a mask and shares keys
+            k, v = (_repeated(x, len(query)) for x in (k, v))
             seen = group.seen(window).unsqueeze(1)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
         found.append(group.back(out.transpose(1, 2).flatten(2).flatten(0, 1)))
     return torch.cat(found).unflatten(1, (len(query), size))
+
+
+def _repeated(keys: Tensor, heads: int) -> Tensor:
+    """``(n, key heads, L, size)`` with each key as often as there are heads that it serves."""
+    return keys.repeat_interleave(heads // keys.shape[1], 1)
 
 
 class _Grouped(torch.autograd.Function):

@@ -1,6 +1,8 @@
 """Loads the base model and its tokenizer, and reads from a model what training and scoring need."""
 
+import functools
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,14 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from moslora.adapters import describe_batch, task_names
+from moslora.adapters import describe_batch, named_adapters, task_names
 from moslora.base.attention import as_rows, takes_rows, use_rows
 from moslora.base.linear import use_packed_weights
 from moslora.base.mlp import use_lean_mlps
 from moslora.base.norm import use_fast_norms
-from moslora.base.quantized import fix_cpu_layers, quantization_config
+from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import locate
 from moslora.base.rows import Rows, send
+from moslora.console import note
 from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
@@ -50,28 +53,39 @@ def loading(name: str, what: str) -> Iterator[None]:
 
     Out-of-memory errors of the GPU are left to the caller.
     """
-    # transformers prints a table of missing and mismatched tensors, which are refused in one line here.
-    logger, no_table = logging.getLogger("transformers.modeling_utils"), lambda r: "LOAD REPORT" not in r.getMessage()
-    logger.addFilter(no_table)
+    # transformers prints a table of missing and mismatched tensors, which are refused in one line here. An error while
+    # it quantises is in that table alone.
+    table: list[str] = []
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        table.extend([record.getMessage()] * ("LOAD REPORT" in record.getMessage()))
+        return not table
+
+    logger.addFilter(keep)
     try:
         yield
     except (MosloraError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if "OutOfMemoryError" in "".join(table):
+            raise torch.OutOfMemoryError from None
         if isinstance(error, ValueError) and "trust_remote_code" in str(error):
             raise UsageError(
                 f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors,"
                 " add --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
             ) from None
         reason = first_line(error).rstrip(".")
-        if not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
+        if found := re.search(r"^(?:\w+\.)*\w+(?:Error|Exception): .+", "".join(table), re.MULTILINE):
+            reason = found[0]
+        elif not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
             reason = f"{type(error).__name__}: {reason}"
         place = Path(name) if Path(name).is_dir() else hub_cache()
         raise disk_fault(error, place) or MosloraError(
             f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
         ) from None
     finally:
-        logger.removeFilter(no_table)
+        logger.removeFilter(keep)
 
 
 @contextmanager
@@ -107,6 +121,8 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     quantized, on_cpu = section.quantization is not None, device.type == "cpu"
     if dtype == "bfloat16" and not on_cpu and not multiplies_bfloat16(device):
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
+    if on_cpu and dtype != "float32" and not (dtype == "bfloat16" and multiplies_bfloat16(device)):
+        _note_slow(dtype)
     if not sys.stderr.isatty():
         disable_progress_bar()
     changes: dict[str, Any] = {}
@@ -115,6 +131,8 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     # Straight to the GPU, not through the host's memory. bitsandbytes by default takes the first GPU, for the CPU too.
     if quantized or not on_cpu:
         changes["device_map"] = {"": device}
+    # cuDNN's attention plans anew for each shape, for up to a second, and rows have many lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     source = locate(name, revision=section.revision)
     code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     with loading(name, "model"):
@@ -136,8 +154,8 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     model: PreTrainedModel
     model, info = loaded
     _refuse_unfit(model, name, info)
-    if section.quantization == "nf4" and on_cpu:
-        fix_cpu_layers(model, name)
+    if quantized:
+        fix_layers(model, name, on_cpu=on_cpu)
     if section.gradient_checkpointing:
         # The reentrant form sees only frozen inputs and would drop every adapter gradient.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -145,6 +163,11 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         model.to(device)  # type: ignore[arg-type]
     use_own_modules(model)
     return model.requires_grad_(False).eval()
+
+
+@functools.cache  # once per process
+def _note_slow(dtype: str) -> None:
+    note(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
 
 
 def use_own_modules(model: PreTrainedModel) -> None:
@@ -215,7 +238,8 @@ def name_task(model: PreTrainedModel, task: str) -> None:
     """Sets the task of the next forward passes, for mixers that route by it."""
     names = task_names(model)
     number = names.index(task) if task in names else len(names)
-    describe_batch(model, tasks=torch.tensor([number], device=model.device))
+    place = next((layer.lora_a.device for _, layer in named_adapters(model)), model.device)
+    describe_batch(model, tasks=torch.tensor([number], device=place))
 
 
 def output_weight(model: PreTrainedModel) -> Tensor:

@@ -47,10 +47,16 @@ def _note_cpu_kernels(quantization: str) -> None:
     note(f"{quantization} on a CPU: bitsandbytes unpacks a weight for each use, which is slow{casts}")
 
 
-def fix_cpu_layers(model: PreTrainedModel, name: str) -> None:
-    """Works around two faults of bitsandbytes' 4-bit layers on a CPU (0.50.2)."""
+def fix_layers(model: PreTrainedModel, name: str, *, on_cpu: bool) -> None:
+    """Works around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone."""
     layer: Any
     for path, layer in quantized_layers(model).items():
+        if hasattr(layer.weight, "SCB"):
+            layer.__class__ = type("Frozen8bit", (_Frozen8bit, type(layer)), {})
+            continue
+        layer.weight.module = None  # a reference cycle, by which the weights outlive the model
+        if not on_cpu:
+            continue
         # Packed in blocks across rows, but unpacked in blocks per row: silently wrong scales.
         if layer.in_features % 64:
             raise UsageError(
@@ -60,6 +66,31 @@ def fix_cpu_layers(model: PreTrainedModel, name: str) -> None:
         # On a CPU with AVX512-BF16 the first forward pass in evaluation mode would repack the weight permanently,
         # with scales rounded to bfloat16 and for a kernel without a gradient.
         layer.support_avx512bf16_for_cpu = False
+
+
+class _Frozen8bit(nn.Module):
+    """What makes a layer in 8 bits keep no input: bitsandbytes' own do, in a place that checkpointing cannot free."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return super().forward(x)
+        y: Tensor = _Product8bit.apply(x, self)
+        return y
+
+
+class _Product8bit(torch.autograd.Function):
+    """With G the gradient of y: dx = G W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        y: Tensor = super(_Frozen8bit, layer).forward(x)  # type: ignore[misc]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        codes, unit = _codes_and_unit(ctx.layer)
+        return gradient @ codes.to(gradient.dtype, copy=True).mul_(unit), None
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -84,7 +115,13 @@ def dequantize(base: nn.Module) -> Tensor:
 
         return dequantize_4bit(weight.data, weight.quant_state).float()
     if hasattr(weight, "SCB"):
-        # The first forward pass moves the scales from the weight to the layer's state.
-        scales: Tensor = base.state.SCB if weight.SCB is None else weight.SCB  # type: ignore[union-attr, assignment]
-        return weight.data.float() * (scales.float() / 127).unsqueeze(1)
+        codes, unit = _codes_and_unit(base)
+        return codes.float() * unit
     return weight.detach().float()
+
+
+def _codes_and_unit(base: Any) -> tuple[Tensor, Tensor]:
+    """A layer's weight in 8 bits: codes, and what they are multiplied by, float32 of shape ``(out_features, 1)``."""
+    # The first forward pass moves the scales from the weight to the layer's state.
+    scales: Tensor = base.state.SCB if base.weight.SCB is None else base.weight.SCB
+    return base.weight.data, (scales.float() / 127).unsqueeze(1)

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import signal
 import sys
 from importlib.metadata import version
@@ -72,6 +73,8 @@ def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
     end_with_launcher()
     adopt_slurm()
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its old name; steps of many sizes leave gaps in a GPU's memory
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:

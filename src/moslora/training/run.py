@@ -6,7 +6,6 @@
 """
 
 import signal
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedType
 from transformers import PreTrainedModel
 
 from moslora.adapters import has_learned
@@ -38,7 +37,7 @@ from moslora.runs.wandb_run import wandb_run
 from moslora.training.dry_run import describe
 from moslora.training.folder import binding, bound_to_length, refuse_other_run, resume_command
 from moslora.training.interrupt import stop_requests
-from moslora.training.loop import Parts, train
+from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.run_card import git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
@@ -138,11 +137,8 @@ def _facts(recipe: Recipe, saved: AdapterFolder | None, inputs: Inputs | None) -
 
 
 def _accelerator() -> Accelerator:
-    # Weights, activations and the scaler are ours. No buffer changes in training, so none is sent before each pass.
-    without_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # but what is to replace it sends them once
-    on_cpu = device().type == "cpu"
-    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[without_buffers])
+    # Weights, activations and the scaler are ours.
+    accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")
     if accelerator.distributed_type not in PLAIN:
         raise UsageError(
             f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here;"
@@ -219,13 +215,13 @@ class Run:
             say(line)
         if recipe.training.strategy == "fsdp" and parts.accelerator.num_processes == 1:
             note("training.strategy = fsdp: a single process holds the whole model; start more with --processes")
-        if recipe.model.dtype == "float16" and parts.accelerator.device.type == "cpu":
-            note("model.dtype = float16 is slow on a CPU; use bfloat16 or float32")
 
     def train(self, first_step: int) -> None:
         """Runs the steps from ``first_step`` on; ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
         recipe, total = self.recipe, len(self.parts.plan)
         with wandb_run(recipe, self.out) as wandb, stop_requests() as signals:
+            if self.parts.accelerator.device.type != "cpu" and first_step < total:
+                rehearse(self.parts, first_step=first_step)
             tracker = Tracker(self.out, first_step=first_step, total_steps=total, wandb=wandb)
             done = train(
                 self.parts,

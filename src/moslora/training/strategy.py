@@ -6,6 +6,7 @@ LLaMA-3-8B at rank 16 on five projections (28 million), and 1.9 GB for 70B (139 
 sharding the base spares.
 """
 
+import warnings
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from moslora.adapters import own_parameters
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import Strategy
 from moslora.training.objective import LabelLoss
@@ -22,10 +24,17 @@ def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strateg
     """``objective`` as the processes compute it together, on the accelerator's device."""
     if shards(strategy):
         shard_base(objective.model, device=accelerator.device)
-    # DDP would first send them to all, who have read the same: on a CPU each then had a copy of its own.
-    frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, frozen)
-    return accelerator.prepare_model(objective)
+    if accelerator.num_processes == 1:
+        return objective
+    # DDP first sends what is of rank 0 to all: the adapters, as their start may come from a decomposition that another
+    # machine rounds differently. Not the base, which all have read: on a CPU each would then have a copy of its own.
+    own = own_parameters(objective)
+    base = [name for name, weight in objective.named_parameters() if weight not in own]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, base)
+    # No buffer changes in training, so none is sent before each pass; what is to replace the argument sends them once.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+    # Not by accelerate, which refuses a sharded base on GPUs.
+    return DistributedDataParallel(objective, broadcast_buffers=False)
 
 
 def facts(objective: nn.Module) -> dict[str, Any]:
