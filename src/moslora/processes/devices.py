@@ -4,7 +4,9 @@ Elsewhere a device is the CPU or it is not.
 """
 
 import gc
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,10 +36,22 @@ def device() -> torch.device:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of a GPU, or of this machine."""
+    """Bytes of a GPU, or of this machine, as far as this process may use them."""
     if device.type != "cpu":
         return int(gpu_module().get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit()))
+
+
+def _cgroup_limit(root: Path = Path("/")) -> float:
+    """The least memory limit of this process's control groups and those around them: a container's, or a job's."""
+    groups, limits = root / "proc/self/cgroup", [math.inf]
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, kind, path = line.split(":", 2)  # of version 2 the kind is empty
+        file = {"": "memory.max", "memory": "memory.limit_in_bytes"}.get(kind)
+        group = root / "sys/fs/cgroup" / kind / path.lstrip("/")
+        texts = [(at / file).read_text().strip() for at in (group, *group.parents) if file and (at / file).exists()]
+        limits += [int(text) for text in texts if text != "max"]
+    return min(limits)
 
 
 def free_memory() -> None:
