@@ -1,5 +1,6 @@
 """The formulas against what autograd keeps, what the allocator gives out and what bitsandbytes stores."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -97,22 +98,48 @@ def test_autograd_keeps_what_the_formula_says(built: tuple[PreTrainedModel, Mode
     assert kept(model, section, work, on_gpu=False)[0] == pytest.approx(expected, rel=0.01)
 
 
-def test_the_allocator_gives_out_what_a_step_needs_at_most(built: tuple[PreTrainedModel, ModelSection]) -> None:
-    model, section = built
-    batch, work = micro_batch()
-    objective = LabelLoss(model).train()
-    model.get_input_embeddings().requires_grad_(False)  # its gradient is none of a run's
+def given_out(run: Callable[[], Any]) -> tuple[int, int]:
+    """The bytes that torch's allocator gives out for ``run``: at the most, and at its end, its result included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        objective(batch)[0].backward()
+        result = run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
+    del result
+    return peak, live
+
+
+def test_the_allocator_gives_out_what_a_step_needs_at_most(built: tuple[PreTrainedModel, ModelSection]) -> None:
+    model, section = built
+    batch, work = micro_batch()
+    objective = LabelLoss(model).train()
+    model.get_input_embeddings().requires_grad_(False)  # its gradient is none of a run's
+    peak, _ = given_out(lambda: objective(batch)[0].backward())
     activations, backward = kept(model, section, work, on_gpu=False)
     planned = activations + max(backward, loss_needs(model, section, work, on_gpu=False))
     planned += sum(layer.weight.nbytes for layer in packed_layers(model))  # made in the first pass
     assert planned == pytest.approx(peak, rel=0.12)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_int8_layers_keep_their_inputs_also_with_checkpointing(
+    tmp_path_factory: pytest.TempPathFactory, checkpointing: bool
+) -> None:
+    """Which saved tensors' hooks do not see."""
+    folder = tmp_path_factory.mktemp("model")
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPES)).save_pretrained(folder)
+    options = {"dtype": "float32", "quantization": "int8", "gradient_checkpointing": checkpointing}
+    section = ModelSection.model_validate({"name": str(folder)} | options)
+    model = load_base(section)
+    inject(model, rank=4, alpha=4, mixer={"kind": "dense"}, target_modules=PROJECTIONS, dropout=0.1)
+    model.get_input_embeddings().requires_grad_()
+    batch, work = micro_batch()
+    objective = LabelLoss(model).train()
+    objective(batch)
+    _, live = given_out(lambda: objective(batch))
+    assert kept(model, section, work, on_gpu=False)[0] == pytest.approx(live, rel=0.01)
 
 
 @pytest.mark.parametrize("options", [{}, {"double_quantization": False}, {"quantization": "int8"}], ids=str)

@@ -13,8 +13,8 @@ On a GPU m is 1, of a mask; on a CPU 4 λ, of the places, with λ = −log(1 −
 instead of the output: (Q + 2 K + heads · row) e. The inputs of adapters are computed again from what the norms and the
 MLP keep, except attention's output and what a gate reads. A frozen linear layer keeps nothing, except int8 ones, which
 keep their input. Where norms and MLP are not ours, the MLP keeps F e more, and adapters their inputs. With gradient
-checkpointing H e stays of each layer, and the backward pass needs one layer's share at a time. docs/plan.md has a
-worked example.
+checkpointing H e stays of each layer, and what int8 ones keep, and the backward pass needs one layer's share at a time.
+docs/plan.md has a worked example.
 """
 
 import math
@@ -89,6 +89,10 @@ def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: b
     gradients = tokens * (3 * config.intermediate_size + config.hidden_size) * width
     if section.gradient_checkpointing:
         inputs = len(layers) * tokens * config.hidden_size * width
+        if section.quantization == "int8":  # attributes of bitsandbytes' context, and of `made_of` on them
+            held = sum(features for _, features, _ in _kept_inputs(model, int8=True))
+            made_of = 2 * config.intermediate_size + config.hidden_size if _computes_again(model) else 0
+            inputs += tokens * (held + len(layers) * made_of) * width
         return int(outside + inputs), int(max(layers.values()) + gradients)
     return int(outside + sum(layers.values())), int(gradients)
 
