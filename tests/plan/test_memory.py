@@ -142,6 +142,20 @@ def test_int8_layers_keep_their_inputs_also_with_checkpointing(
     assert kept(model, section, work, on_gpu=False)[0] == pytest.approx(live, rel=0.01)
 
 
+def test_keys_are_repeated_in_float32_on_a_gpu() -> None:
+    """As if there were as many key heads as heads: no kernel that keeps no scores shares keys in float32."""
+    work = Work(tokens=64, longest=32, labels=8, row=32, padding=1.5)
+
+    def bytes_kept(dtype: str, key_heads: int) -> int:
+        config = AutoConfig.for_model("llama", **SHAPES | {"num_key_value_heads": key_heads})
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        return kept(model, ModelSection(name="x", dtype=dtype), work, on_gpu=True)[0]
+
+    assert bytes_kept("float32", 2) == bytes_kept("float32", 8)
+    assert bytes_kept("bfloat16", 2) < bytes_kept("bfloat16", 8)
+
+
 @pytest.mark.parametrize("options", [{}, {"double_quantization": False}, {"quantization": "int8"}], ids=str)
 def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
     tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]

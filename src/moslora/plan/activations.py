@@ -9,12 +9,12 @@ keeps in each layer, per token,
     in m                      of each adapter the draw of its dropout
     rank_out e                of each adapter; a gate, or M learning alone, rank_in e more
 
-On a GPU m is 1, of a mask; on a CPU 4 λ, of the places, with λ = −log(1 − dropout). There attention keeps its weights
-instead of the output: (Q + 2 K + heads · row) e. The inputs of adapters are computed again from what the norms and the
-MLP keep, except attention's output and what a gate reads. A frozen linear layer keeps nothing, except int8 ones, which
-keep their input. Where norms and MLP are not ours, the MLP keeps F e more, and adapters their inputs. With gradient
-checkpointing H e stays of each layer, and what int8 ones keep, and the backward pass needs one layer's share at a time.
-docs/plan.md has a worked example.
+On a GPU m is 1, of a mask, and in float32 K is Q, as keys and values are repeated. On a CPU m is 4 λ, of the places,
+with λ = −log(1 − dropout), and attention keeps its weights instead of the output: (Q + 2 K + heads · row) e. The inputs
+of adapters are computed again from what the norms and the MLP keep, except attention's output and what a gate reads. A
+frozen linear layer keeps nothing, except int8 ones, which keep their input. Where norms and MLP are not ours, the MLP
+keeps F e more, and adapters their inputs. With gradient checkpointing H e stays of each layer, and what int8 ones keep,
+and the backward pass needs one layer's share at a time. docs/plan.md has a worked example.
 """
 
 import math
@@ -117,7 +117,8 @@ def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_
     config, width, size = model.config, DTYPES[section.dtype].itemsize, head_size(model)
     heads, keys = config.num_attention_heads, config.num_key_value_heads
     if on_gpu:
-        attention = work.padding * ((2 * heads + 2 * keys) * size * width + 4 * heads)
+        repeated = heads if width == 4 else keys
+        attention = work.padding * (2 * (heads + repeated) * size * width + 4 * heads)
     else:
         attention = ((heads + 2 * keys) * size + heads * work.row) * width
     factors = 2 if _computes_again(model) else 3
