@@ -1,18 +1,23 @@
 """The formulas against what autograd keeps, what the allocator gives out and what bitsandbytes stores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moslora.adapters import inject, named_adapters
+from moslora.base import sharded
 from moslora.base.linear import packed_layers
 from moslora.base.load import DTYPES, load_base, use_own_modules
 from moslora.base.quantized import quantized_layers
+from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoded
 from moslora.data.steps import MicroBatch, collate
 from moslora.plan.activations import Work, kept, loss_needs
@@ -156,18 +161,64 @@ def test_keys_are_repeated_in_float32_on_a_gpu() -> None:
     assert bytes_kept("bfloat16", 2) < bytes_kept("bfloat16", 8)
 
 
-@pytest.mark.parametrize("options", [{}, {"double_quantization": False}, {"quantization": "int8"}], ids=str)
+@pytest.fixture
+def one_of_two() -> Iterator[None]:
+    """Rank 0 of two processes, in torch's group that sends nothing: what is gathered has only its size."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two: None, checkpointing: bool) -> None:
+    """Few tokens, so that it is mostly weights."""
+    model = tiny_llama(layers=4, hidden_size=256, intermediate_size=512)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    use_own_modules(model.requires_grad_(False))
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
+    section = ModelSection(name="x", dtype="float32", gradient_checkpointing=checkpointing)
+    work = Work(tokens=4, longest=4, labels=3, row=4, padding=1.0)
+    planned = memory(model, section, work, on_gpu=False, processes=2, shards=2)
+    sharded.shard_base(model, device=torch.device("cpu"))
+    row = Encoded("0", "boolq", [3, 4, 5, 6], [-100, 4, 5, 6], truncated=False)
+    batch, objective = collate([row], device=torch.device("cpu")), LabelLoss(model).train()
+    objective(batch)[0].backward()
+    peak, _ = given_out(lambda: objective(batch)[0].backward())
+    assert planned.gathered + planned.activations + planned.temporary == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "shards"),
+    [
+        ({}, 1),
+        ({}, 2),
+        ({"double_quantization": False}, 1),
+        ({"double_quantization": False}, 2),
+        ({"quantization": "int8"}, 1),
+    ],
+    ids=str,
+)
 def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
-    tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    one_of_two: None,
+    options: dict[str, Any],
+    shards: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("model")
     plain = tiny_llama(hidden_size=64, intermediate_size=192)
     plain.save_pretrained(folder)
     section = ModelSection.model_validate({"name": str(folder), "dtype": "float32", "quantization": "nf4"} | options)
     model = load_base(section)
-    stored = sum(weight.nbytes for weight in model.parameters())
-    for layer in quantized_layers(model).values():
-        weight: Any = layer.weight
+    quantized: list[Any] = [layer.weight for layer in quantized_layers(model).values()]
+    whole = sum(weight.nbytes for weight in model.parameters())
+    if shards > 1:
+        monkeypatch.setattr(sharded, "_probe", lambda model: torch.zeros(1))
+        sharded.shard_base(model, device=torch.device("cpu"))
+    stored = sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in model.parameters())
+    assert (stored < whole) == (shards > 1)
+    for weight in quantized:
         if section.quantization == "int8":
             stored += weight.SCB.nbytes
         else:
@@ -175,7 +226,18 @@ def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
             constants = [state.absmax, state.code]
             constants += [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
             stored += sum(tensor.nbytes for tensor in constants)
-    assert needed(plain, section).weights == stored
+    assert needed(plain, section, shards=shards).weights == stored
+
+
+def test_a_base_that_is_quantised_before_it_is_sharded_has_to_fit_whole() -> None:
+    """Another one is shared out from the CPU."""
+    quantized, plain = (ModelSection(name="meta-llama/Meta-Llama-3-70B", quantization=how) for how in ("nf4", None))
+    model = meta_model(plain).requires_grad_(False)
+    for section, is_whole in ((quantized, True), (plain, False)):
+        alone, shared = needed(model, section), needed(model, section, processes=8, shards=8)
+        assert shared.weights < alone.weights / 3
+        assert (shared.total > alone.weights + alone.overhead) == is_whole
+        assert not alone.loading
 
 
 def test_adapters_gradients_and_optimizer_take_what_training_makes() -> None:
@@ -203,7 +265,7 @@ def needed(model: PreTrainedModel, section: ModelSection, **options: Any) -> Mem
     return memory(model, section, work, on_gpu=True, **options)
 
 
-def test_shards_divide_the_decoder_layers_and_gather_one() -> None:
+def test_shards_divide_the_decoder_layers_and_gather_three() -> None:
     model = tiny_llama(layers=3)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
     section = ModelSection(name="x", dtype="float32")
@@ -212,7 +274,7 @@ def test_shards_divide_the_decoder_layers_and_gather_one() -> None:
     )
     assert ddp == replace(alone, gradients=2 * alone.gradients), "DDP's buckets"
     layer = sum(weight.nbytes for weight in tiny_llama().model.layers[0].parameters())
-    assert fsdp == replace(ddp, weights=alone.weights - 3 * layer + 3 * layer // 4, gathered=layer)
+    assert fsdp == replace(ddp, weights=alone.weights - 3 * layer + 3 * layer // 4, gathered=3 * layer)
 
 
 @pytest.mark.parametrize("room", [10, 900, 1_000, 1_263, 1_264, 5_000, 100_000])

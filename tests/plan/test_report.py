@@ -75,6 +75,29 @@ def test_a_model_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixt
     assert remark("--gpu-memory", "4GB").endswith("it needs more memory")
 
 
+def test_a_base_that_fits_sharded_but_not_while_it_is_quantised_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def planned(memory: str, *changes: str) -> tuple[str, str]:
+        given = ("llama3-70b-nf4", "--processes", "8", "--gpu-memory", memory, "training.strategy=fsdp", *changes)
+        code, out, _ = run(capsys, "plan", *given)
+        assert code == 0
+        return out, next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
+
+    out, remark = planned("34GB")
+    assert re.search(r"^loading +0\.00 +[1-9]", out, re.M)
+    assert remark.startswith("does not fit: ") and "row" not in remark
+    assert remark.endswith("try model.quantization=null")
+    assert planned("34GB", "model.quantization=null")[1].startswith("fits")
+    assert planned("20GB")[1].endswith("it needs more memory")
+    assert planned("80GB")[1].startswith("fits")
+
+
+def test_no_other_strategy_is_named_that_a_recipe_may_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    for quantization, named in (("null", True), ("int8", False)):
+        changes = (f"model.quantization={quantization}", "model.gradient_checkpointing=true")
+        code, out, _ = run(capsys, "plan", "llama3-70b-nf4", "--processes", "8", "--gpu-memory", "80GB", *changes)
+        assert code == 0 and ("with training.strategy=fsdp it fits" in out) == named, quantization
+
+
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80e9), ("79.6 GiB", 79.6 * 2**30), ("24", 24e9), ("16gb", 16e9)])
 def test_memory_is_read_in_either_unit(text: str, size: float) -> None:
     assert parse_bytes(text) == int(size)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,10 @@ class Memory:
         optimizer: AdamW's two moments, and a rank budget's two running means.
         activations: what autograd keeps for the backward pass.
         temporary: the most of what comes and goes: logits, gradients of activations, an unpacked weight.
-        gathered: where weights are sharded, the largest decoder layer put together.
+        gathered: where weights are sharded, three times the largest decoder layer: ``wait_for_unshard`` in torch's
+            ``_fsdp_param_group.py`` copies a layer out of one flat buffer while it still holds the last layer's.
         overhead: of the framework.
+        loading: where a quantised base is sharded, what a device that has it whole first needs beyond all of this.
     """
 
     weights: int
@@ -46,6 +48,7 @@ class Memory:
     temporary: int
     gathered: int
     overhead: int
+    loading: int = 0
 
     @property
     def total(self) -> int:
@@ -64,22 +67,24 @@ def memory(
 ) -> Memory:
     """What each of ``processes`` devices needs; ``shards`` of them share the decoder layers' frozen weights."""
     blocks = _blocks(model, section)
-    outside = blocks.pop("")
+    outside, unpacked = blocks.pop(""), _unpacked(model, section)
     held = sum(tensor.numel() for _, layer in named_adapters(model) for tensor in _own(layer))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     activations, backward = kept(model, section, work, on_gpu=on_gpu)
     temporary = max(backward, loss_needs(model, section, work, on_gpu=on_gpu))
-    return Memory(
+    step = Memory(
         weights=outside + sum(blocks.values()) // shards,
         packed=0 if on_gpu or shards > 1 else _copies(model, section),
         adapters=4 * held,
         gradients=4 * trained * (2 if processes > 1 else 1),
         optimizer=8 * trained * (2 if rank_budget else 1),
         activations=activations,
-        temporary=temporary + _unpacked(model, section),
-        gathered=max(blocks.values()) if shards > 1 else 0,
+        temporary=temporary + unpacked,
+        gathered=3 * max(blocks.values()) if shards > 1 else 0,
         overhead=CUDA_OVERHEAD if on_gpu else CPU_OVERHEAD,
     )
+    whole = outside + sum(blocks.values()) + step.adapters + unpacked + step.overhead
+    return replace(step, loading=max(0, whole - step.total) if section.quantization else 0)
 
 
 def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> int | None:
@@ -109,13 +114,16 @@ def _own(layer: AdapterLinear) -> Iterator[Tensor]:
 
 
 def _blocks(model: PreTrainedModel, section: ModelSection) -> dict[str, int]:
-    """Bytes of the base's weights in each decoder layer, and in all that is outside of them."""
+    """Bytes of the base's weights in each decoder layer, and of what is not sharded: all outside of them, and
+    quantisation's constants, which are no parameters."""
     width, sizes = DTYPES[section.dtype].itemsize, defaultdict[str, int](int)
     own = {id(tensor) for _, layer in named_adapters(model) for tensor in _own(layer)}
     packed = {id(layer.weight) for layer in _quantized(model, section)}
     for name, weight in model.named_parameters():
         if id(weight) not in own:
-            sizes[block_of(name)] += _packed(weight, section) if id(weight) in packed else width * weight.numel()
+            codes, constants = _packed(weight, section) if id(weight) in packed else (width * weight.numel(), 0)
+            sizes[block_of(name)] += codes
+            sizes[""] += constants
     return sizes
 
 
@@ -127,18 +135,18 @@ def _copies(model: PreTrainedModel, section: ModelSection) -> int:
     return dtype.itemsize * sum(layer.weight.numel() for layer in packed_layers(model))
 
 
-def _packed(weight: Tensor, section: ModelSection) -> int:
-    """A quantised weight with its constants, as bitsandbytes 0.50 stores them.
+def _packed(weight: Tensor, section: ModelSection) -> tuple[int, int]:
+    """A quantised weight and its constants, as bitsandbytes 0.50 stores them.
 
     int8: a byte per entry, a float32 per row. NF4: half a byte per entry, a code book of 16 float32, and a scale for
     each block of 64: a float32, or with double quantisation a byte, with a float32 per 256 of them, a code book of 256
     and an offset.
     """
     if section.quantization == "int8":
-        return weight.numel() + 4 * weight.shape[0]
+        return weight.numel(), 4 * weight.shape[0]
     scales = -(-weight.numel() // 64)
     constants = scales + 4 * (-(-scales // 256) + 256 + 1) if section.double_quantization else 4 * scales
-    return -(-weight.numel() // 2) + 4 * 16 + constants
+    return -(-weight.numel() // 2), 4 * 16 + constants
 
 
 def _quantized(model: PreTrainedModel, section: ModelSection) -> list[nn.Linear]:

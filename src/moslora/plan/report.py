@@ -27,6 +27,7 @@ SMALLER: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
     {"quantization": "nf4"},
     {"quantization": "nf4", "gradient_checkpointing": True},
+    {"quantization": None},  # while loading, where it is to be sharded
 )
 """Changes of a recipe's model that save memory, the cheapest first."""
 
@@ -156,7 +157,8 @@ def _sharding(recipe: Recipe, sharded: Memory, *, processes: int, room: int) -> 
     """By which strategy the lines above are meant, and whether the other one helps."""
     if processes == 1:
         return []
-    if recipe.training.strategy == "ddp" and sharded.total <= room:
+    allowed = recipe.training.strategy == "ddp" and recipe.model.quantization != "int8"
+    if allowed and sharded.total <= room:
         return ["these lines are for training.strategy=ddp; with training.strategy=fsdp it fits"]
     return [f"these lines are for training.strategy={recipe.training.strategy}"]
 
@@ -174,11 +176,14 @@ def fit(section: ModelSection, need: Need, *, work: Work, step: Work, room: int)
     line = f"does not fit: {gigabytes(total - room)} GB too much"
     if largest is not None:
         return [f"{line}; the largest training.micro_batch_tokens that fits is {largest:,}"]
+    reason = ", and a single row is too much"
+    if need(section, work.of(work.longest)).loading:
+        reason = " while each device quantises the whole base, before it is sharded"
     for change in SMALLER:
         if need(section.model_copy(update=change), work.of(work.longest)).total <= room:
-            keys = " ".join(f"model.{key}={str(value).lower()}" for key, value in change.items())
-            return [f"{line}, and a single row is too much; try {keys}"]
-    return [f"{line}, and a single row is too much, also in 4 bits; it needs more memory"]
+            keys = " ".join(f"model.{key}={str(value or 'null').lower()}" for key, value in change.items())
+            return [f"{line}{reason}; try {keys}"]
+    return [f"{line}{reason}, also in 4 bits; it needs more memory"]
 
 
 def duration(
