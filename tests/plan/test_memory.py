@@ -21,7 +21,7 @@ from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoded
 from moslora.data.steps import MicroBatch, collate
 from moslora.plan.activations import Work, kept, loss_needs
-from moslora.plan.memory import Memory, largest_budget, memory
+from moslora.plan.memory import NCCL_BUFFERS, Memory, largest_budget, memory
 from moslora.recipe import ModelSection, load_recipe
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
@@ -272,7 +272,8 @@ def test_shards_divide_the_decoder_layers_and_gather_three() -> None:
     alone, ddp, fsdp = (
         needed(model, section, **options) for options in ({}, {"processes": 4}, {"processes": 4, "shards": 4})
     )
-    assert ddp == replace(alone, gradients=2 * alone.gradients), "DDP's buckets"
+    buckets = {"gradients": 2 * alone.gradients, "overhead": alone.overhead + NCCL_BUFFERS}
+    assert ddp == replace(alone, **buckets), "DDP's and NCCL's"
     layer = sum(weight.nbytes for weight in tiny_llama().model.layers[0].parameters())
     assert fsdp == replace(ddp, weights=alone.weights - 3 * layer + 3 * layer // 4, gathered=3 * layer)
 

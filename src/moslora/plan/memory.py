@@ -17,6 +17,10 @@ from moslora.recipe import ModelSection
 CUDA_OVERHEAD = 10**9
 """The context, the libraries' workspaces and the gaps between allocations on a GPU: an assumption."""
 
+NCCL_BUFFERS = 6 * 10**8
+"""Of several GPUs, on each: for 32 channels a ring's and a tree's connection of 9.6 MB, by the defaults of NCCL's
+``init.cc``: an assumption."""
+
 CPU_OVERHEAD = 25 * 10**6
 """What the libraries set up at the first step, without the gaps that the C library's heap leaves: measured."""
 
@@ -81,7 +85,7 @@ def memory(
         activations=activations,
         temporary=temporary + unpacked,
         gathered=3 * max(blocks.values()) if shards > 1 else 0,
-        overhead=CUDA_OVERHEAD if on_gpu else CPU_OVERHEAD,
+        overhead=CUDA_OVERHEAD + NCCL_BUFFERS * (processes > 1) if on_gpu else CPU_OVERHEAD,
     )
     whole = outside + sum(blocks.values()) + step.adapters + unpacked + step.overhead
     return replace(step, loading=max(0, whole - step.total) if section.quantization else 0)
