@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-CONVERTED = (32, (torch.bfloat16, torch.float16))
-"""From how many rows of x on a copy of the weight is worth it, and of which dtypes."""
+PACKED, IN_FLOAT32 = "oneDNN, packed", "torch, in float32"
+
+CONVERTED_FROM = 32
+"""Rows of x from which on a float32 copy of the weight is worth it."""
 
 SAMPLED = 64
 """Entries of a weight by which a change through ``weight.data`` is noticed, of which torch keeps no count."""
@@ -37,17 +39,17 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
     if torch.backends.mkldnn.is_available() and (
         dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     ):
-        return "oneDNN, packed"
-    return "torch, in float32" if dtype in CONVERTED[1] else "torch"
+        return PACKED
+    return IN_FLOAT32 if dtype in (torch.bfloat16, torch.float16) else "torch"
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Tensor | None = None) -> Tensor:
     """x Wᵀ + b without a gradient; ``x`` is ``(..., in_features)``, ``weight`` ``(out_features, in_features)``."""
     by = kernel(x.device, x.dtype) if x.dtype == weight.dtype else "torch"
-    if by == "oneDNN, packed":
+    if by == PACKED:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight if packed is None else packed, bias, "none", [], "")
         return y
-    if by == "torch" or x.numel() < CONVERTED[0] * x.shape[-1]:
+    if by == "torch" or x.numel() < CONVERTED_FROM * x.shape[-1]:
         return F.linear(x, weight, bias)
     return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
@@ -77,7 +79,7 @@ class FrozenLinear(nn.Linear):
         by = kernel(x.device, x.dtype) if x.dtype == self.weight.dtype else "torch"
         if self.weight.requires_grad or by == "torch":
             return F.linear(x, self.weight, self.bias)
-        packs = self.packs and by == "oneDNN, packed" and not self.weight.is_inference()
+        packs = self.packs and by == PACKED and not self.weight.is_inference()
         packed = _packed(self.weight) if packs else None
         if not (torch.is_grad_enabled() and x.requires_grad):
             return product(x, self.weight, self.bias, packed=packed)

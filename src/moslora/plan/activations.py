@@ -12,9 +12,9 @@ keeps in each layer, per token,
 On a GPU m is 1, of a mask, and in float32 K is Q, as keys and values are repeated. On a CPU m is 4 λ, of the places,
 with λ = −log(1 − dropout), and attention keeps its weights instead of the output: (Q + 2 K + heads · row) e. The inputs
 of adapters are computed again from what the norms and the MLP keep, except attention's output and what a gate reads. A
-frozen linear layer keeps nothing, except int8 ones, which keep their input. Where norms and MLP are not ours, the MLP
-keeps F e more, and adapters their inputs. With gradient checkpointing H e stays of each layer, and what int8 ones keep,
-and the backward pass needs one layer's share at a time. docs/plan.md has a worked example.
+frozen linear layer keeps nothing. Where norms and MLP are not ours, the MLP keeps F e more, and adapters their inputs.
+With gradient checkpointing H e stays of each layer, and the backward pass needs one layer's share at a time.
+docs/plan.md has a worked example.
 """
 
 import math
@@ -22,11 +22,11 @@ import re
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, Gate, named_adapters
 from moslora.base.attention import takes_rows
+from moslora.base.linear import IN_FLOAT32, kernel
 from moslora.base.load import DTYPES
 from moslora.base.mlp import GatedMLP
 from moslora.base.vocabulary import sizes
@@ -87,12 +87,11 @@ def kept(model: PreTrainedModel, section: ModelSection, work: Work, *, on_gpu: b
     outside = tokens * (config.hidden_size * width + 4 + 2 * size * width)
     # Of the MLP's product and the residual stream, and what is computed again.
     gradients = tokens * (3 * config.intermediate_size + config.hidden_size) * width
+    converts = not on_gpu and kernel(torch.device("cpu"), DTYPES[section.dtype]) == IN_FLOAT32
+    if converts:  # the MLP's input and output
+        gradients += 4 * tokens * (config.intermediate_size + config.hidden_size)
     if section.gradient_checkpointing:
         inputs = len(layers) * tokens * config.hidden_size * width
-        if section.quantization == "int8":  # attributes of bitsandbytes' context, and of `made_of` on them
-            held = sum(features for _, features, _ in _kept_inputs(model, int8=True))
-            made_of = 2 * config.intermediate_size + config.hidden_size if _computes_again(model) else 0
-            inputs += tokens * (held + len(layers) * made_of) * width
         return int(outside + inputs), int(max(layers.values()) + gradients)
     return int(outside + sum(layers.values())), int(gradients)
 
@@ -130,7 +129,7 @@ def _per_token(model: PreTrainedModel, section: ModelSection, work: Work, *, on_
             layers[block_of(name)] += (heads if name.endswith(".q_norm") else keys) * (size * width + 4)
     for name, adapter in named_adapters(model):
         layers[block_of(name)] += _beside_its_input(adapter, width, on_gpu=on_gpu)
-    for parent, features, _ in _kept_inputs(model, int8=section.quantization == "int8"):
+    for parent, features, _ in _kept_inputs(model):
         layers[block_of(parent)] += features * width
     return layers
 
@@ -149,17 +148,13 @@ def _beside_its_input(adapter: AdapterLinear, width: int, *, on_gpu: bool) -> fl
     return size
 
 
-def _kept_inputs(model: PreTrainedModel, *, int8: bool) -> set[tuple[str, int, bool]]:
-    """The inputs that layers keep. Those of one width in one module are one tensor, but for attention's own output."""
+def _kept_inputs(model: PreTrainedModel) -> set[tuple[str, int, bool]]:
+    """The inputs that adapters keep. Those of one width in one module are one tensor, but attention's own output."""
     inputs, lean = set(), _computes_again(model)
-    for name, module in model.named_modules():
-        parent, _, last = name.removesuffix(".base").rpartition(".")
-        if isinstance(module, AdapterLinear):
-            keeps = last == "o_proj" or module.mixer.reads_input or not lean
-        else:
-            keeps = int8 and isinstance(module, nn.Linear)
-        if keeps and block_of(name):
-            inputs.add((parent, int(module.in_features), last == "o_proj"))
+    for name, adapter in named_adapters(model):
+        parent, _, last = name.rpartition(".")
+        if (last == "o_proj" or adapter.mixer.reads_input or not lean) and block_of(name):
+            inputs.add((parent, adapter.in_features, last == "o_proj"))
     return inputs
 
 

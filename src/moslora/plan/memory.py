@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, named_adapters
-from moslora.base.linear import kernel, packed_layers
+from moslora.base.linear import PACKED, kernel, packed_layers
 from moslora.base.load import DTYPES
 from moslora.plan.activations import Work, block_of, kept, loss_needs
 from moslora.recipe import ModelSection
@@ -134,7 +134,7 @@ def _blocks(model: PreTrainedModel, section: ModelSection) -> dict[str, int]:
 def _copies(model: PreTrainedModel, section: ModelSection) -> int:
     """The packed copies of the frozen layers."""
     dtype = DTYPES[section.dtype]
-    if section.quantization is not None or kernel(torch.device("cpu"), dtype) != "oneDNN, packed":
+    if section.quantization is not None or kernel(torch.device("cpu"), dtype) != PACKED:
         return 0
     return dtype.itemsize * sum(layer.weight.numel() for layer in packed_layers(model))
 
