@@ -1,0 +1,40 @@
+"""Private names of torch and transformers in use: each is known, is still there, and has a way out."""
+
+import ast
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaForCausalLM, PretrainedConfig
+
+import moslora
+
+PRIVATE = {
+    "_attn_implementation": (PretrainedConfig, "keep beside the model which attention was set"),
+    "_is_mkldnn_bf16_supported": (torch.ops.mkldnn, "try a product of bfloat16 once"),
+    "_is_stateful": (LlamaForCausalLM, "a list of the architectures that are tested"),
+    "_linear_pointwise": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
+    "_reorder_linear_weight": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
+    "_set_params_and_buffers_to_ignore_for_model": (DistributedDataParallel, "DDP over the adapters' parameters alone"),
+    "_softmax_backward_data": (torch, "w * (d - (w * d).sum(-1, keepdim=True)): one more pass over the scores"),
+    "_supports_attention_backend": (LlamaForCausalLM, "a list of the architectures that are tested"),
+    "_supports_sdpa": (LlamaForCausalLM, "a list of the architectures that are tested"),
+    "_version": (torch.Tensor, "pack_nothing: without packed copies no change has to be noticed"),
+}
+"""Name -> where it is, and what would replace it."""
+
+PUBLIC = {"_exit", "_replace"}
+"""Of os and of named tuples: documented."""
+
+
+def test_every_private_name_in_use_is_known_and_there() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(moslora.__file__).parent.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    private = {name for name in used | imported if name.startswith("_") and not name.startswith("__")}
+    assert private - own - PUBLIC == PRIVATE.keys()
+    assert [name for name, (place, _) in PRIVATE.items() if not hasattr(place, name)] == []
