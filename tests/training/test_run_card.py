@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from importlib.metadata import Distribution, PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 import moslora
 from cli_kit import run as cli
 from moslora.base.resolve import fingerprint
+from moslora.convert.export import export_peft
+from moslora.convert.importing import import_adapter
 from moslora.evaluation import load_results
 from moslora.recipe import load_recipe
 from moslora.runs.find import add_facts, run_facts
@@ -43,6 +46,27 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
     logged = [row for row in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
     assert card["seconds"] == logged[-1]["seconds"] > logged[0]["seconds"] > 0
     assert card["peak_memory_gb"] == max(row["peak_memory_gb"] for row in logged)
+
+
+def test_code_that_is_not_installed_knows_its_version(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ``src`` on the path alone, no metadata tell it; where they do, it is the same."""
+    installed, found = version("moslora"), Distribution.from_name
+
+    def from_name(name: str) -> Distribution:
+        if name == "moslora":
+            raise PackageNotFoundError(name)
+        return found(name)
+
+    monkeypatch.setattr(Distribution, "from_name", from_name)
+    assert cli(capsys, "--version")[:2] == (0, f"moslora {installed}\n")
+    run, again = tmp_path / "run", tmp_path / "again"
+    train_recipe(load_recipe(world / "recipe.yaml", ["training.max_steps=4"]), out=run)
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    import_adapter(tmp_path / "peft", out=again)
+    for folder in (run, again):
+        assert run_facts(folder)["versions"]["moslora"] == read_manifest(folder / "adapter")["moslora"] == installed
 
 
 def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import gc
 import os
 import signal
 import sys
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+import moslora
 from moslora.cli import data, models, recipes, studies
 from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, stopped
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"moslora {version('moslora')}")
+        print(f"moslora {moslora.__version__}")
         raise typer.Exit
 
 

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+import moslora
 from moslora.adapters import AdapterLinear, inject
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.shapes import meta_model
@@ -86,7 +86,7 @@ def import_adapter(
             save_adapter(scratch / RESULT, model, recipe, facts=facts)
             del model
             write_text(scratch / RECIPE, recipe.to_yaml())
-            write_json(scratch / RUN, {**facts, "versions": {"moslora": version("moslora")}})
+            write_json(scratch / RUN, {**facts, "versions": {"moslora": moslora.__version__}})
         folder = open_adapter(scratch / RESULT, trust_remote_code=trust_remote_code)
         found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         proof = ImportProof(

@@ -9,7 +9,6 @@ A folder is written under another name and renamed, so that a reader finds a who
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import moslora
 from moslora.adapters import adapter_state_dict, inject
 from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
@@ -82,7 +82,7 @@ def save_adapter(
         (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         manifest = {
             "format": FORMAT,
-            "moslora": version("moslora"),
+            "moslora": moslora.__version__,
             "base": {"name": base, "revision": revision, "fingerprint": fingerprint(base, revision=revision)},
             **facts,
             "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
@@ -121,7 +121,7 @@ def _written_recipe(path: Path, overrides: Sequence[str], *, by: str | None) -> 
     try:
         return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
     except UsageError as fault:
-        if by in (None, here := version("moslora")):
+        if by in (None, here := moslora.__version__):
             raise
         raise UsageError(
             f"{path}: written by moslora {by}, this is {here}; use that version ({first_line(fault)})"

@@ -20,8 +20,8 @@ from moslora.processes.devices import gpu_module, total_memory
 
 def packages(*, quantized: bool) -> dict[str, str]:
     """The versions of the packages that compute."""
-    names = ["moslora", "torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
-    return {name: version(name) for name in names}
+    names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
+    return {"moslora": moslora.__version__, **{name: version(name) for name in names}}
 
 
 def versions(*, quantized: bool) -> dict[str, str]:
