@@ -131,8 +131,7 @@ def test_a_killed_process_is_resumed(
 ) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(make(*BASES["bfloat16"]).to_yaml(), encoding="utf-8")
-    visible = {"env": dict(os.environ)} if GPU else {}
-    process = moslora("train", recipe, "--out", out, "training.log_every=1", **visible)
+    process = moslora("train", recipe, "--out", out, "--processes", 1, "training.log_every=1", env=dict(os.environ))
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 9/"):

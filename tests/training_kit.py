@@ -29,13 +29,13 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
 
 
 def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    """The command, on the CPU unless ``options`` have another environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "moslora", *map(str, arguments)],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        **options,  # type: ignore[call-overload]
+        **{"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **options},  # type: ignore[call-overload]
     )
 
 
