@@ -10,6 +10,8 @@
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
 #   make experts       time fused against sequential experts: a table of docs/argument.md
 #   make soak          kill a run and damage its files at random, and try random input, for some minutes
+#   make test-processors    the tests as on processors with fewer instructions, three times
+#   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
 #   make latency       time answers and writing with every kind of adapter: another (all three need an idle machine)
 #
 # Another interpreter: make PYTHON=python3.12 <target>
@@ -19,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test proof setup lint docs methods experts latency bench soak
+.PHONY: quickstart test test-processors test-lowest test-newest proof setup lint docs methods experts latency bench soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -27,6 +29,28 @@ quickstart: $(VENV)/installed
 # Heavy tests hold a model each: two workers fit a small machine, with one thread each so that they do not compete.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+test-processors: $(VENV)/installed-dev
+	ONEDNN_MAX_CPU_ISA=AVX2 $(MAKE) test
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE $(MAKE) test
+	ATEN_CPU_CAPABILITY=default $(MAKE) test
+
+# What loads, trains, scores and merges; the rest does not depend on the packages' versions.
+CORE := tests/adapters tests/base tests/convert tests/evaluation tests/training tests/test_private_names.py
+
+test-lowest test-newest: test-%: .venv-%/installed
+	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2 --dist worksteal $(CORE)
+
+.venv-lowest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip --disable-pip-version-check install -e '.[dev]' \
+		'torch==2.11.*' 'transformers==5.17.*' 'accelerate==1.15.*'
+	@touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip --disable-pip-version-check install --upgrade --upgrade-strategy eager -e '.[dev]'
+	@touch $@
 
 proof: $(VENV)/installed-plots
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/proof.py
