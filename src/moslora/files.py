@@ -7,14 +7,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, some
 
 LOCK = ".lock"
 """The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it."""
@@ -104,40 +104,44 @@ def once_per_machine(place: Path) -> FileLock:
     return FileLock(Path(tempfile.gettempdir()) / f"moslora-{os.getuid()}-{name}.lock")
 
 
-def in_use(folder: Path) -> bool:
-    """Whether ``folder`` holds anything but the leftovers of a killed `new_folder`."""
+def in_use(folder: Path, *, older: Collection[str] = ()) -> list[str]:
+    """What ``folder`` holds besides ``older`` and the leftovers of a killed `new_folder`."""
     try:
         # The real path, since a part of it may not be there yet: run/new/../adapter.
-        return any(name not in (LOCK, SCRATCH) for name in os.listdir(os.path.realpath(folder)))
+        return sorted({*os.listdir(os.path.realpath(folder))} - {LOCK, SCRATCH, *older})
     except FileNotFoundError:
-        return False
+        return []
 
 
-def refuse_used(out: Path) -> None:
-    """Raises a `UsageError` if the output folder is not empty."""
-    if in_use(out):
-        raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
+def refuse_used(out: Path, *, older: Collection[str] = ()) -> None:
+    """Raises a `UsageError` if the output folder holds anything but files named ``older``."""
+    if found := in_use(out, older=older):
+        raise UsageError(f"{out}: not empty ({some(found)}); choose another folder with --out, or remove what is there")
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, *, older: Collection[str] = ()) -> Iterator[Path]:
     """A scratch folder whose content is moved into ``out`` when the block succeeds, :data:`MARKS` last.
 
-    ``out`` may exist if it is empty, and stays the same folder: it may be a mount point. It is locked, and checked
-    again before the move, so that nothing is replaced that another program put there.
+    ``out`` may exist if it is empty but for files named ``older``, which go, and stays the same folder: it may be a
+    mount point. It is locked, and checked again before the move, so that nothing is replaced that another program put
+    there.
 
     Raises:
         UsageError: ``out`` is in use, another process is writing there, or it cannot be written.
         DiskFull: no room.
     """
     with locked(out), writing(out):
-        refuse_used(out)
+        refuse_used(out, older=older)
         with _scratch(out / SCRATCH) as scratch:
             yield scratch
             sync_all(scratch)
-            refuse_used(out)
-            for path in sorted(scratch.iterdir(), key=lambda path: path.name in MARKS):
+            refuse_used(out, older=older)
+            new = sorted(scratch.iterdir(), key=lambda path: path.name in MARKS)
+            for path in new:
                 os.replace(path, out / path.name)
+            for name in {*older} - {path.name for path in new}:
+                (out / name).unlink(missing_ok=True)
             _sync(out)
 
 

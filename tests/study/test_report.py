@@ -162,13 +162,35 @@ def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> Non
     assert "Options chosen" in text and "What was learned" not in text
 
 
-def test_a_report_is_replaced_and_nothing_else(evaluated: Path, tmp_path: Path) -> None:
-    out = tmp_path / "page"
-    write_report([evaluated], out=out)
-    (out / "old.png").touch()
-    write_report([evaluated], out=out)
-    assert not (out / "old.png").exists() and (out / "report.html").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+def test_a_report_is_replaced_with_its_figures(evaluated: Path, tmp_path: Path) -> None:
+    run, out = Path(shutil.copytree(evaluated, tmp_path / "runs" / "bare")), tmp_path / "page"
+    write_report([run], out=out)
+    before = {path.name for path in out.iterdir()}
+    shutil.rmtree(run / "eval")
+    write_report([run], out=out)
+    after = {path.name for path in out.iterdir()}
+    assert "accuracy.png" in before - after and "report.html" in after < before
+    assert "Answers" not in (out / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "differences.png", "folder/notes.txt"])
+def test_what_no_report_made_stays(evaluated: Path, tmp_path: Path, name: str) -> None:
+    """Beside a report, whether a figure would have its name or not."""
+    write_report([evaluated], out=tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=name.partition("/")[0]):
+        write_report([evaluated], out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_of_another_program_stays(evaluated: Path, tmp_path: Path) -> None:
+    for text in (b"<html>tests passed</html>", b"\xff"):
+        (tmp_path / "report.html").write_bytes(text)
+        with pytest.raises(UsageError, match=r"report\.html"):
+            write_report([evaluated], out=tmp_path)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [text]
 
 
 def test_a_run_in_training_can_be_looked_at(evaluated: Path) -> None:

@@ -3,17 +3,19 @@
 ``report.html``  needs no network        ``NAME.png``  every figure
 """
 
+import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from moslora.errors import UsageError
-from moslora.files import locked, refuse_used, replaced_folder
+from moslora.files import new_folder
 
 PAGE = "report.html"
 
 
 def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = None) -> Path:
-    """Writes the report about the runs at ``paths`` into ``out``, replacing an older report there; returns the page.
+    """Writes the report about the runs at ``paths`` into ``out``, replacing an older report alone; returns the page.
 
     ``evaluation`` names the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
     """
@@ -25,9 +27,13 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     from moslora.study.report.runs import reported_runs
 
     runs = reported_runs(paths, evaluation=evaluation)
-    if not (out / PAGE).is_file():
-        refuse_used(out)
-    beside = out.with_name(f".{out.name}.lock")  # not the run's own lock, which a training holds
-    with locked(beside), replaced_folder(out) as scratch:
+    with new_folder(out, older=_files(out / PAGE)) as scratch:
         (scratch / PAGE).write_text(page(runs, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
     return out / PAGE
+
+
+def _files(page: Path) -> list[str]:
+    """The names of the files of the report with this page, which lists them; none if no report wrote it."""
+    text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    found = re.search('<meta name="moslora-report" content="(.*)">', text)
+    return html.unescape(found[1]).split("/") if found else []

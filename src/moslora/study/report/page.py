@@ -13,7 +13,7 @@ from moslora.errors import MosloraError
 from moslora.evaluation.predictions import percent
 from moslora.study.compare import Comparison, compare
 from moslora.study.learned import LearnedLayer
-from moslora.study.report import figures, weights
+from moslora.study.report import PAGE, figures, weights
 from moslora.study.report.canvas import SERIES, Canvas
 from moslora.study.report.questions import Changed, confusion, most_changed, texts
 from moslora.study.report.runs import ReportedRun
@@ -72,6 +72,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, ev
         first=firsts[0].name,
         facts=_facts(runs),
         cards={run.name: json.dumps(run.card, indent=2, ensure_ascii=False) for run in runs},
+        files=[PAGE, *sorted(path.name for path in folder.iterdir())],  # the last argument: the figures are drawn
     )
 
 
