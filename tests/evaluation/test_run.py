@@ -1,12 +1,16 @@
 """Evaluations as a whole: what moves a result, what is refused, and what is left on the disk."""
 
+import copy
 import json
 import random
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
@@ -127,6 +131,49 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     changed = {"piqa": make_examples("piqa", 6)}
     with pytest.raises(UsageError, match=r"data\.piqa was"):
         evaluate(model, tokenizer(), changed, Request(**RANK), out=tmp_path, metadata={"model": "a"})
+
+
+@pytest.mark.parametrize("key", ["moslora", "torch", "transformers"])
+def test_a_folder_of_other_versions_is_refused(tmp_path: Path, key: str) -> None:
+    model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
+    evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+    head = json.loads((tmp_path / "settings.json").read_text())
+    assert head["settings"]["made_with"][key] == version(key)
+    head["settings"]["made_with"][key] = "0.1"
+    (tmp_path / "settings.json").write_text(json.dumps(head))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=rf"{key} was 0\.1, is {re.escape(version(key))}"):
+        evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_records_no_versions_is_refused_but_read(tmp_path: Path) -> None:
+    model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
+    results = evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+    for name in ("settings.json", "results.json"):
+        old = json.loads((tmp_path / name).read_text())
+        del old["settings"]["made_with"]
+        (tmp_path / name).write_text(json.dumps(old))
+    with pytest.raises(UsageError, match=rf"torch was .*, is {re.escape(version('torch'))}"):
+        evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+    assert load_results(tmp_path).tasks == results.tasks
+
+
+def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Path) -> None:
+    """Of another template where the format is chat."""
+    model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
+    chat: dict[str, Any] = {"protocol": "generate", "format": "chat"}
+    one, other = copy.deepcopy(tokenizer()), copy.deepcopy(tokenizer())
+    one.chat_template = "{{ messages[0].content }} so "
+    other.chat_template = "{{ messages[0].content }} thus "
+    for name, request in (("chat", chat), ("label", RANK)):
+        evaluate(model, one, examples, Request(**request), out=tmp_path / name)
+    with pytest.raises(UsageError, match=r"chat_template was \w+, is \w+"):
+        evaluate(model, other, examples, Request(**chat), out=tmp_path / "chat")
+    evaluate(model, other, examples, Request(**RANK), out=tmp_path / "label")
+    other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(UsageError, match=r"tokenizer was \w+, is \w+"):
+        evaluate(model, other, examples, Request(**RANK), out=tmp_path / "label")
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import Settings
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
-from moslora.study.compare import refuse_mixed
+from moslora.study.compare import compare_arms, refuse_mixed
 from moslora.study.outcomes import Outcomes, write_outcomes
 from moslora.study.pairs import Arm, load_arms, pair, values
 from study_kit import SETTINGS, SIZES, base, drawn
@@ -142,6 +142,18 @@ def test_unlike_runs_are_refused_with_the_field_and_both_values(run: Outcomes, l
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
 
 
+def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that both have recorded."""
+    made_with = {"torch": "2.13.0", "transformers": "5.0"}
+    runs = other(made_with=made_with), other(made_with={**made_with, "torch": "2.14.0"}), other(made_with={})
+    arms = [arm(name, run) for name, run in zip(("one", "two", "old"), runs, strict=True)]
+    assert len(compare_arms(arms).exploratory) == 2
+    said = capsys.readouterr().out
+    assert "torch" in said and "2.13.0" in said and "2.14.0" in said and "transformers" not in said
+    compare_arms([arms[0], arms[2]])
+    assert not capsys.readouterr().out
+
+
 def test_what_is_meant_to_differ_is_allowed() -> None:
     longer = replace(drawn(1), facts={**drawn(1).facts, "steps": 99})
     refuse_mixed([arm("one", drawn(1)), arm("other", longer)], allowed=["steps"])
@@ -158,7 +170,36 @@ def test_the_steps_are_those_of_the_adapter_that_was_evaluated(runs: Path, train
     for name in ("adapter", "checkpoints"):
         shutil.copytree(trained / name, run / name)
     for place, steps in (("adapter", 21), ("checkpoints/step-20", 20)):
-        weights = read_manifest(run / place)["sha256"]["adapter.safetensors"]
         shutil.rmtree(run / "eval")
-        evaluated(run, settings=replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": weights}))
+        evaluated(run, settings=of_weights(run / place))
+        if place != "adapter":
+            shutil.rmtree(run / "adapter")
         assert load_arms([run, runs / "mixed-1"])[0].runs[1].facts["steps"] == steps
+
+
+def of_weights(adapter: Path) -> Settings:
+    weights = read_manifest(adapter)["sha256"]["adapter.safetensors"]
+    return replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": weights})
+
+
+@pytest.mark.parametrize("scored", ["weights that are gone", "a checkpoint"])
+def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs: Path, trained: Path, scored: str) -> None:
+    """With the folder that has to go; a checkpoint's may be compared by its own path."""
+    run, name = runs / "lora-1", "cloze-cloze-float32"
+    for place in ("adapter", "checkpoints"):
+        shutil.copytree(trained / place, run / place)
+    shutil.rmtree(run / "eval")
+    evaluated(run, settings=of_weights(run / "checkpoints" / "step-20") if scored == "a checkpoint" else SETTINGS)
+    untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
+    evaluated(run, f"{name}-base", settings=untrained)
+    for paths in ([run], [run, runs / "mixed-1"], [run / "eval" / name, runs / "mixed-1"]):
+        if scored == "a checkpoint" and paths[0] != run:
+            assert load_arms(paths)[0].runs[1].facts["steps"] == 20
+            continue
+        with pytest.raises(UsageError, match=f"{name}: .*moslora eval {run}"):
+            load_arms(paths)
+    with pytest.raises(UsageError, match=r"adapter was .*remove the folder"):
+        evaluated(run, settings=of_weights(run / "adapter"))
+    shutil.rmtree(run / "eval" / name)
+    evaluated(run, settings=of_weights(run / "adapter"))
+    assert [arm.name for arm in load_arms([run])] == ["base", "lora-1"]

@@ -129,7 +129,11 @@ def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
     """Refuses changed settings and names each. Tasks that only one side knows are not a change."""
     both = then.data.keys() & now.data.keys()
     old, new = (_flat(settings, tasks=sorted(both)) for settings in (then, now))
-    changed = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+    changed = [
+        f"{key} was {old.get(key, 'not recorded')}, is {new.get(key)}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
     if changed:
         raise UsageError(
             f"{folder}: holds predictions made with other settings ({'; '.join(changed)});"
@@ -138,9 +142,9 @@ def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
 
 
 def _flat(settings: Settings, *, tasks: Sequence[str]) -> dict[str, Any]:
-    """Settings with the entries of ``metadata``, and of ``data`` for ``tasks``, as dotted keys."""
-    flat = {key: value for key, value in vars(settings).items() if key not in ("data", "metadata")}
-    flat |= {f"data.{task}": settings.data[task] for task in tasks}
+    """Settings with the entries of its mappings, of ``data`` for ``tasks``, as dotted keys."""
+    flat = {key: value for key, value in vars(settings).items() if key not in ("data", "metadata", "made_with")}
+    flat |= {f"data.{task}": settings.data[task] for task in tasks} | dict(settings.made_with)
     return flat | {f"metadata.{key}": value for key, value in settings.metadata.items()}
 
 

@@ -31,6 +31,8 @@ class Settings:
         max_length: longest sequence in tokens; ``None`` if the model states no context length.
         data: task -> sha256 of all its questions.
         metadata: from the caller: what identifies the model.
+        made_with: versions of the packages, and hashes of the tokenizer and under ``chat`` of the chat template; empty
+            where an older version did not record them.
     """
 
     protocol: str
@@ -43,6 +45,7 @@ class Settings:
     max_length: int | None
     data: Mapping[str, str]
     metadata: Mapping[str, Any]
+    made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """One evaluation from questions to results: order, score block by block, keep, summarise."""
 
 import dataclasses
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +106,7 @@ def evaluate(
         max_length=request.max_length or context_length(model),
         data={task: data_hash(rows) for task, rows in questions.items()},
         metadata=metadata or {},
+        made_with=_made_with(tokenizer, request),
     )
     # LLM.int8() takes columns with an outlier out of a whole batch: a question's scores depend on its neighbours.
     exact = dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False)
@@ -122,6 +125,16 @@ def evaluate(
     asked = [journal.predictions[e.id] for task_blocks in plan.values() for block in task_blocks for e in block.wanted]
     records = {task: dataclasses.replace(journal.head.tasks[task], limit=request.limit) for task in plan}
     return summarise(settings, asked, records)
+
+
+def _made_with(tokenizer: PreTrainedTokenizerBase, request: Request) -> dict[str, str]:
+    """Of `Settings`. A hash of the code would change with every commit."""
+    chat = make_format(request.format, tokenizer).identity()
+    return {
+        **{package: version(package) for package in ("moslora", "torch", "transformers")},
+        "tokenizer": Encoder(tokenizer, max_length=None).identity(),
+        **({"chat_template": hashlib.sha256(chat.encode()).hexdigest()} if chat else {}),
+    }
 
 
 def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer:

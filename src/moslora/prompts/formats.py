@@ -45,6 +45,10 @@ class Format(ABC):
     name: str
     joint: bool
 
+    def identity(self) -> str:
+        """What decides its texts besides its name: the chat template."""
+        return ""
+
     @abstractmethod
     def train(self, example: Example) -> Option:
         """The right option as training text."""
@@ -173,14 +177,26 @@ class ChatFormat(Format):
         prompt = self.generation_prompt(example)
         return tuple(Option(prompt, label, label, len(label)) for label in labels(example))
 
-    def generation_prompt(self, example: Example) -> str:
+    def identity(self) -> str:
+        return repr((self.template, self.tokenizer.special_tokens_map))
+
+    @property
+    def template(self) -> str:
+        """The chat template."""
         if not self.tokenizer.chat_template:
             raise UsageError(
                 f"{self.tokenizer.name_or_path}: has no chat template (it is not an instruction-tuned model); use"
                 " format label"
             )
+        return str(self.tokenizer.get_chat_template())
+
+    def generation_prompt(self, example: Example) -> str:
         message = {"role": "user", "content": instruction(example)}
-        return str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+        return str(
+            self.tokenizer.apply_chat_template(
+                [message], chat_template=self.template, tokenize=False, add_generation_prompt=True
+            )
+        )
 
 
 _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from moslora.errors import UsageError, capped
+from moslora.console import note
+from moslora.errors import UsageError, capped, some
 from moslora.study.outcomes import EXPERIMENT, Outcome, Outcomes, read_index
 from moslora.study.pairs import Arm, load_arms, pair, values
 from moslora.study.statistics import MACRO, MICRO, Effect, Floats, effects
@@ -95,6 +96,7 @@ def compare_arms(
 ) -> Comparison:
     """`compare` for arms that are loaded."""
     refuse_mixed(arms, allowed=allowed)
+    _note_versions(arms)
     by_name = {arm.name: arm for arm in arms}
     if unknown := [name for name in contrast or () if name not in by_name]:
         raise UsageError(f"contrast: no arm {', '.join(unknown)}; must be two among {', '.join(by_name)}")
@@ -146,6 +148,15 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
         faults[""] = f"--allow {', '.join(unknown)}: must be among {', '.join(made)}"
     if faults:
         raise UsageError(capped(list(faults.values())))
+
+
+def _note_versions(arms: Sequence[Arm]) -> None:
+    """Says which versions, tokenizer and chat template are not those of all runs that have recorded them."""
+    recorded = [run.settings.made_with for arm in arms for run in arm.runs.values()]
+    for key in dict.fromkeys(key for made_with in recorded for key in made_with):
+        found = dict.fromkeys(made_with[key] for made_with in recorded if key in made_with)
+        if len(found) > 1:
+            note(f"evaluated with several {key}: {some([*found])}; scores may differ for that reason")
 
 
 def _asked(run: Outcomes) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from moslora.console import note
 from moslora.errors import UsageError, some
-from moslora.evaluation.journal import PREDICTIONS
+from moslora.evaluation.journal import PREDICTIONS, read_head
 from moslora.evaluation.target import results_name
 from moslora.recipe import load_recipe
 from moslora.runs.find import RESULT, RUN, checkpoints, run_facts
@@ -112,16 +112,29 @@ def _of_evaluation(folder: Path, *, path: Path | None = None) -> _Run:
         return _run(folder, folder.name, collect(folder, recipe=None, facts={}))
     recipe = load_recipe(run / RECIPE, written=True).model_dump(mode="json")
     outcomes = collect(folder, recipe=recipe, facts=run_facts(run))
-    if outcomes.recipe and (steps := _steps(run, outcomes.settings.metadata["adapter"])):
+    if outcomes.recipe and (steps := _steps(folder, run, of_run=path is not None)):
         outcomes = replace(outcomes, facts={**outcomes.facts, "steps": steps})
     return _run(path or folder, run.name if outcomes.recipe else "base", outcomes)
 
 
-def _steps(run: Path, weights: str) -> int | None:
-    """Steps of the adapter with this hash, which may be a checkpoint of an unfinished run; ``None`` if it is gone."""
-    for folder in (run / RESULT, *checkpoints(run)):
-        if (folder / MANIFEST).is_file() and (manifest := read_manifest(folder))["sha256"][WEIGHTS] == weights:
+def _steps(folder: Path, run: Path, *, of_run: bool) -> int | None:
+    """Steps of the adapter of ``run`` that was evaluated in ``folder``; ``None`` for a base, or without any adapter.
+
+    It may be a checkpoint; ``of_run``: only where the run has no result.
+
+    Raises:
+        UsageError: the run has other adapters.
+    """
+    weights = read_head(folder).settings.metadata.get("adapter")
+    places = [place for place in (run / RESULT, *checkpoints(run)) if (place / MANIFEST).is_file()]
+    for place in places[:1] if of_run and (run / RESULT) in places else places:
+        if (manifest := read_manifest(place))["sha256"][WEIGHTS] == weights:
             return manifest.get("step")
+    if weights and places:
+        raise UsageError(
+            f"{folder}: the scores of other weights than {run} has now, as after more training; remove this folder,"
+            f" then evaluate again: moslora eval {run}"
+        )
     return None
 
 
@@ -145,6 +158,7 @@ def evaluation_folder(run: Path, name: str | None) -> Path:
         raise UsageError(f"{run}: evaluated in several ways; choose one with --evaluation, among {names}")
     if not found or not (found[0] / PREDICTIONS).is_file():
         raise UsageError(f"{run}: not evaluated" + (f" as {name}" if name else "") + f"; moslora eval {run} does it")
+    _steps(found[0], run, of_run=True)  # refuses scores of older weights
     return found[0]
 
 

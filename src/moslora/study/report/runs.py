@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Prediction, Results, load_predictions, load_results
 from moslora.evaluation.results import RESULTS
@@ -105,9 +106,10 @@ def _arms(paths: Sequence[Path], evaluation: str | None) -> Mapping[Path, str]:
 def _run(path: Path, arm: str, evaluation: str | None) -> ReportedRun:
     try:
         folder = evaluation_folder(path, evaluation)
-    except UsageError:
+    except UsageError as fault:
         if evaluation:
             raise
+        note(str(fault))
         return ReportedRun(path, arm, None, None)
     found = [Evaluated(place) for place in (folder, folder.with_name(f"{folder.name}-base"))]
     tuned, base = (one if (one.folder / RESULTS).is_file() else None for one in found)  # else interrupted, or not there
