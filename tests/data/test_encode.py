@@ -1,6 +1,7 @@
 """Token ids and label masks: prompt and answer apart give the tokens of the whole text, and answers stay whole."""
 
 import copy
+from datetime import datetime
 from functools import cache
 
 import pytest
@@ -136,6 +137,40 @@ def test_a_chat_is_the_tokenizers_own_conversation(name: str, task: str) -> None
         options = encoder.encode_all([(o.prompt, o.answer) for o in format.options(example)], eos=False)
         assert options[example.gold].ids == row.input_ids[:-1]
         assert encoder.encode(format.generation_prompt(example), "", eos=False).ids == row.input_ids[: -len(kept)]
+
+
+LLAMA31_DATE = (
+    "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n"
+    '        {%- set date_string = strftime_now("%d %b %Y") %}\n    {%- else %}\n'
+    '        {%- set date_string = "26 Jul 2024" %}\n    {%- endif %}\n{%- endif %}\n'
+    '{{- "Today Date: " + date_string + "\\n\\n" }}\n'
+)
+DATED = {
+    "LLaMA 3.1": LLAMA31_DATE,
+    "SmolLM3": '{%- set today = strftime_now("%d %B %Y") -%}\n{{- "Today Date: " ~ today ~ "\\n" -}}\n',
+    "in a macro, after white space": "\n  {% macro day(form) %}{{ strftime_now(format=form) }}{% endmacro %}\n"
+    "  {{ day('%A, %Y-%m-%d %H:%M') }}\n",
+}
+
+
+@pytest.mark.parametrize("dated", DATED.values(), ids=DATED)
+def test_a_chat_template_that_asks_for_the_date_gets_the_same_one_on_every_day(
+    dated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is transformers' own on 26 July 2024, the date in LLaMA 3.1's template."""
+    tokenizer = copy.deepcopy(smollm2())
+    tokenizer.chat_template = dated + LLAMA3_CHAT
+    example = questions("boolq")[0]
+    message = [{"role": "user", "content": instruction(example)}]
+
+    def at(*day: int) -> tuple[str, str]:
+        clock = type("Clock", (), {"now": lambda: datetime(*day)})
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+        own = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return own, make_format("chat", tokenizer).generation_prompt(example)
+
+    one, other = at(2024, 7, 26), at(2031, 12, 1)
+    assert one[0] != other[0] and one[1] == other[1] == one[0]
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused() -> None:

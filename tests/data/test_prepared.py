@@ -103,12 +103,21 @@ def test_whatever_the_rows_depend_on_makes_others(
     prepare(recipe(), tokenizer)
     assert len(made) == n + 4
 
+    for template in ("{{ messages[0].content }} {{ eos_token }}", "{{ messages[0].content }}"):
+        tokenizer.chat_template = template
+        prepare(recipe("data.format=chat"), tokenizer)
+        prepare(recipe(), tokenizer)
+    tokenizer.add_tokens(["an"])
+    tokenizer.chat_template = None
+    prepare(recipe(), tokenizer)
+    assert len(made) == (n := n + 7), "without chat the template does not count"
+
     file = tmp_path / "mixed.jsonl"
     rows = json.loads((world / "data" / "boolq" / "train.json").read_text(encoding="utf-8"))
     for count in (20, 30, 20):
         file.write_text("\n".join(map(json.dumps, rows[:count])), encoding="utf-8")
         assert len(prepare(recipe(f"data.source={file}", "data.tasks=[boolq]")).rows) == count - 6
-    assert len(made) == n + 6 and len(list(cache.iterdir())) <= prepared._KEPT
+    assert len(made) == n + 2 and len(list(cache.iterdir())) <= prepared._KEPT
 
 
 @pytest.mark.parametrize("name", ["rows.arrow", "rows.sha256"])
@@ -161,6 +170,14 @@ def test_cached_rows_need_no_writable_folder(
     prepare(recipe())
     monkeypatch.setattr(prepared, "FileLock", None)
     assert prepare(recipe()) and len(made) == 1
+
+
+def test_a_fixed_date_in_a_chat_template_is_recorded(recipe: MakeRecipe, cache: Path) -> None:
+    tokenizer = load_tokenizer(recipe().model)
+    for template, dated in (("{{ messages[0].content }}", False), ("{{ strftime_now('%Y') }}", True)):
+        tokenizer.chat_template = template
+        notes = prepare(recipe("data.format=chat"), tokenizer).notes
+        assert any("26 Jul 2024" in note for note in notes) == dated
 
 
 def test_no_rows_are_rows() -> None:

@@ -110,13 +110,14 @@ def _make(
         RowTable.of(encode_examples(examples, format, encoder, loss_on=data.loss_on))
         for examples in (selection.training, selection.validation)
     )
-    notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes]
+    notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes, *format.notes()]
     return TrainingData(training, validation, data_hash(selection.training), notes, selection.leaks)
 
 
 def _folder(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Path:
-    """Named by all that the rows depend on: recipe, source, tokenizer and code."""
-    parts: list[Any] = [data.model_dump(mode="json"), seed, encoder.identity()]
+    """Named by all that the rows depend on: recipe, source, tokenizer, chat template and code."""
+    chat = make_format(data.format, encoder.tokenizer).identity()
+    parts: list[Any] = [data.model_dump(mode="json"), seed, encoder.identity(), chat]
     parts += identity(tasks, "train", source=data.source)
     if data.drop_leaks:
         names = [task.name for task in questions.tasks]

@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING
 
 from moslora.choices import FormatName
@@ -48,6 +49,10 @@ class Format(ABC):
     def identity(self) -> str:
         """What decides its texts besides its name: the chat template."""
         return ""
+
+    def notes(self) -> list[str]:
+        """What a user should know of its texts."""
+        return []
 
     @abstractmethod
     def train(self, example: Example) -> Option:
@@ -162,6 +167,16 @@ def _winogrande(example: Example) -> list[tuple[str, str, int]]:
     return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in example.choices]
 
 
+TODAY = date(2024, 7, 26)
+"""What a chat template is told that asks for the date: prompts must not change from day to day. LLaMA 3.1's template
+has this date where it cannot ask."""
+
+# A macro, as `apply_chat_template` takes no functions. The line break after it is not part of the text.
+_CLOCK = "{% macro strftime_now(format) %}{{ format"
+_CLOCK += "".join(f"|replace('%{one}', '{TODAY:%{one}}')" for one in (*"aAbBdeHIjmMpSyY", "-d", "-m"))
+_CLOCK += " }}{% endmacro %}\n"
+
+
 @dataclass(frozen=True)
 class ChatFormat(Format):
     """The instruction as a user's message in the tokenizer's chat template, answered by the option's label."""
@@ -180,15 +195,20 @@ class ChatFormat(Format):
     def identity(self) -> str:
         return repr((self.template, self.tokenizer.special_tokens_map))
 
+    def notes(self) -> list[str]:
+        asks = self.template.startswith(_CLOCK)
+        return [f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here"] if asks else []
+
     @property
     def template(self) -> str:
-        """The chat template."""
+        """The chat template, with :data:`TODAY` if it asks for the date."""
         if not self.tokenizer.chat_template:
             raise UsageError(
                 f"{self.tokenizer.name_or_path}: has no chat template (it is not an instruction-tuned model); use"
                 " format label"
             )
-        return str(self.tokenizer.get_chat_template())
+        template = str(self.tokenizer.get_chat_template())
+        return _CLOCK + template if "strftime_now" in template else template
 
     def generation_prompt(self, example: Example) -> str:
         message = {"role": "user", "content": instruction(example)}
