@@ -11,6 +11,7 @@ from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.generate import Decided, Generate, find_answer
 from moslora.prompts import FORMATS, labels
+from moslora.tasks import Example, Numbered
 
 EXPRESSIONS = {  # commonsense_evaluate.py, extract_answer
     "boolq": r"true|false",
@@ -74,6 +75,28 @@ def test_writing_ends_where_more_text_changes_no_answer(text: str) -> None:
         for t in (reader.decode(ids[:n]) for n in range(1, len(ids) + 1))
     ]
     assert ends == certain
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "written"),
+    [
+        ("is answer10 or so", "answer10", "is answer10"),
+        ("is answer1 or answer10", "answer1", "is answer1 "),
+        ("is answer12", "answer12", "is answer12"),
+        ("is answer1", "answer1", "is answer1"),
+    ],
+)
+def test_a_label_that_begins_another_is_not_decided_yet(text: str, answer: str, written: str) -> None:
+    """With twelve options, character by character: the answer is that of the whole text."""
+    wording = Numbered(head="Choose: ", stem="answer")
+    asked = Example("own/test/0", "own", "which?", tuple("abcdefghijkl"), 0, wording=wording)
+    reader = tokenizer()
+    ids = [id for character in text for id in reader(character, add_special_tokens=False)["input_ids"]]
+    assert len(ids) == len(text)
+    decided = Decided(reader, [asked], start=1)
+    ends = [bool(decided(torch.tensor([[9, *ids[:n]]]), None)[0]) for n in range(1, len(ids) + 1)]
+    assert find_answer(decided.texts[0], asked) == find_answer(text, asked) == answer
+    assert decided.texts[0] == written and any(ends) == (text != "is answer1")
 
 
 def test_beams_search() -> None:

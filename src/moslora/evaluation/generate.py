@@ -128,8 +128,7 @@ class Decided(StoppingCriteria):
         for row, ids in enumerate(input_ids[:, self.start :].tolist()):
             if row not in self._ended:
                 text = self.texts[row] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-                answered = find_answer(text, self.examples[row]) or RESPONSE_HEADER in text
-                if ids[-1] == self.tokenizer.eos_token_id or answered:
+                if ids[-1] == self.tokenizer.eos_token_id or _is_decided(text, self.examples[row]):
                     self._ended.add(row)
         return torch.tensor([row in self._ended for row in range(len(input_ids))], device=input_ids.device)
 
@@ -138,3 +137,11 @@ def find_answer(text: str, example: Example) -> str:
     """The first label in a continuation, "" if there is none. A second response header ends the response."""
     hit = answer_pattern(example).search(text.split(RESPONSE_HEADER)[0])
     return hit.group() if hit else ""
+
+
+def _is_decided(text: str, example: Example) -> bool:
+    """Whether more text leaves the answer as it is: "answer1" at the end may become "answer10"."""
+    answer = find_answer(text, example)
+    rest = text[text.find(answer) :]
+    begun = any(label != answer and label.startswith(rest) for label in labels(example))
+    return RESPONSE_HEADER in text or (answer != "" and not begun)
