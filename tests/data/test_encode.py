@@ -5,10 +5,12 @@ from datetime import datetime
 from functools import cache
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_kit import TOKENIZERS, hub_examples, llama3, sample, smollm2
+from evaluation_kit import make_examples
 from evaluation_kit import tokenizer as small_tokenizer
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.show import show_example
@@ -38,6 +40,37 @@ def test_the_prompt_is_a_token_prefix_of_the_whole_text(name: str, task: str, fo
     encoder = Encoder(TOKENIZERS[name](), max_length=None)
     pairs = [(option.prompt, option.answer) for option in texts(task, format)]
     assert encoder.encode_all(pairs) == encoder.encode_all(pairs, joint=True)
+
+
+SPACED = {
+    "as Llama 2's": {"normalizer": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])},
+    "Metaspace": {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="always", split=False)},
+}
+
+
+@pytest.mark.parametrize("format", ["label", "cloze"])
+@pytest.mark.parametrize("parts", SPACED.values(), ids=SPACED)
+def test_a_tokenizer_that_begins_every_text_with_a_space(parts: dict[str, object], format: str) -> None:
+    """As lm-eval splits it: the tokens of the whole text, and of these the answer's are behind the prompt's own."""
+    examples = [example for task in COMMONSENSE for example in make_examples(task, 20)]
+    pairs = [(option.prompt, option.answer) for e in examples for option in FORMATS[format].options(e)]
+    bpe = Tokenizer(models.BPE())
+    words = [pre_tokenizers.Metaspace(prepend_scheme="never"), pre_tokenizers.Split("\n", "isolated")]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(words)
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<eos>"], show_progress=False)
+    bpe.train_from_iterator([prompt + answer for prompt, answer in pairs], trainer)
+    bpe.pre_tokenizer = None
+    for name, part in parts.items():
+        setattr(bpe, name, part)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    encoder = Encoder(tokenizer, max_length=None)
+    for (prompt, answer), text in zip(pairs, encoder.encode_all(pairs, eos=False), strict=True):
+        whole, context = (tokenizer(part, add_special_tokens=False).input_ids for part in (prompt + answer, prompt))
+        assert whole[: len(context)] == context
+        assert (text.ids, text.answer_start) == (whole, len(context))
+    for example, row in zip(examples, encode_examples(examples, FORMATS[format], encoder, loss_on="all"), strict=True):
+        option = FORMATS[format].train(example)
+        assert row.labels == [*tokenizer(option.prompt + option.answer).input_ids, tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("task", COMMONSENSE)

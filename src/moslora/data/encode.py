@@ -1,8 +1,8 @@
 """Text to token ids and labels.
 
 Prompt and answer are encoded separately, so that the label mask is exact. This requires the prompt to be a token prefix
-of the whole text, which the tests check. The one format without this property (``Format.joint``) is encoded as one
-string and split by character offsets.
+of the whole text, which the tests check. The one format without this property (``Format.joint``), and every format with
+a tokenizer without it (:data:`BOUNDARIES`), is encoded as one string and split by character offsets.
 """
 
 import hashlib
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory
+
+BOUNDARIES = (("### Response:\n", "the correct answer is"), ("Question: why?\nAnswer:", " because"))
+"""Where prompts of the formats ``label`` and ``cloze`` end. Llama 2's tokenizer begins every text with a space, so that
+an answer by itself has one too many."""
 
 IGNORE_INDEX = -100
 """Label of a position without loss (PyTorch's default ``ignore_index``)."""
@@ -70,6 +74,7 @@ class Encoder:
         self._key = key
         bos = tokenizer.bos_token_id
         self._bos = [bos] if bos is not None and tokenizer("a").input_ids[0] == bos else []
+        self._joint = self._apart(BOUNDARIES) != self._split_by_offsets(BOUNDARIES)
 
     def identity(self) -> str:
         """A hash of what decides a text's tokens, beside the length limit."""
@@ -90,13 +95,7 @@ class Encoder:
             joint: encode each pair as one string; the answer starts at the first token that reaches into it.
             eos: append the end-of-sequence token, so that a model learns to stop.
         """
-        if joint:
-            pairs = self._split_by_offsets(texts)
-        else:
-            # Options of one question share their prompt, and many rows an answer: each text once.
-            distinct = list(dict.fromkeys(text for pair in texts for text in pair))
-            ids = dict(zip(distinct, self._token_ids(distinct), strict=True))
-            pairs = [(ids[prompt], ids[answer]) for prompt, answer in texts]
+        pairs = self._split_by_offsets(texts) if joint or self._joint else self._apart(texts)
         end = [self._eos()] if eos else []
         needed = [len(self._bos) + len(answer) + len(end) for _, answer in pairs]
         over = [length for length in needed if self.max_length is not None and length > self.max_length]
@@ -107,11 +106,14 @@ class Encoder:
             )
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
 
-    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+    def _apart(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        # Options of one question share their prompt, and many rows an answer: each text once.
+        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
         ids: list[list[int]] = []
-        for begin in range(0, len(texts), _CHUNK):
-            ids += self.tokenizer(texts[begin : begin + _CHUNK], add_special_tokens=False)["input_ids"]
-        return ids
+        for begin in range(0, len(distinct), _CHUNK):
+            ids += self.tokenizer(distinct[begin : begin + _CHUNK], add_special_tokens=False)["input_ids"]
+        of = dict(zip(distinct, ids, strict=True))
+        return [(of[prompt], of[answer]) for prompt, answer in texts]
 
     def _split_by_offsets(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         pairs = []
