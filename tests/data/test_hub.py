@@ -11,6 +11,7 @@ from cli_kit import run
 from moslora.data import hub
 from moslora.data.sources import MIXTURE, identity, load_examples
 from moslora.errors import MosloraError, UsageError
+from moslora.recipe import load_recipe
 from moslora.tasks import INSTRUCTION, TASKS, Example
 
 LETTERED = {"text": ["ice", "fire", "fog"], "label": ["1", "2", "3"]}
@@ -111,15 +112,17 @@ def test_another_number_of_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         hub.load(TASKS["arc_easy"], "test")
 
 
-def cached_mixture(monkeypatch: pytest.MonkeyPatch, cache: Path, *, commit: str) -> None:
+def cached_mixture(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, *, commit: str, name: str = hub.MIXTURE.path, card: bool = True
+) -> None:
     """The mixture's page in the hub's cache, its branch at ``commit``; the hub itself is out of reach."""
-    folder = cache / "datasets--zwhe99--commonsense_170k"
-    for path, text in (("refs/main", commit), (f"snapshots/{commit}/README.md", "")):
+    folder = cache / f"datasets--{name.replace('/', '--')}"
+    for path, text in (("refs/main", commit), (f"snapshots/{commit}/{'README.md' if card else 'a.parquet'}", "")):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.mixture_commit.cache_clear()
+    hub.commit.cache_clear()
 
 
 def test_rows_of_another_commit_of_the_mixture_are_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,6 +132,38 @@ def test_rows_of_another_commit_of_the_mixture_are_others(monkeypatch: pytest.Mo
         cached_mixture(monkeypatch, tmp_path, commit=commit)
         found.append(identity(list(TASKS.values()), "train", source=MIXTURE))
     assert found[0] != found[1] and "a" * 40 in found[0]
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_an_own_task_is_loaded_at_the_commit_that_its_rows_are_known_by(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: bool
+) -> None:
+    """So that a new commit of a branch makes new rows; with a pinned commit nothing is asked."""
+    name, place = "me/riddles", "{path: me/riddles}"
+    fake = FakeHub([{"question": "q", "options": ["a", "b"], "answer": 0}])
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        cached_mixture(monkeypatch, tmp_path, commit=commit, name=name, card=card)
+        task = load_recipe("smollm2-135m", [f"tasks.mine={{train: train, test: test, hub: {place}}}"]).own_tasks["mine"]
+        found.append(identity([task], "train", source="wheel"))
+        load_examples(task, "train", source="wheel")
+        assert fake.asked[-1] == ((name, None), {"revision": commit, "split": "train"})
+    assert found[0] != found[1]
+    place = f"{{path: me/others, revision: {'c' * 40}}}"
+    task = load_recipe("smollm2-135m", [f"tasks.mine={{train: train, test: test, hub: {place}}}"]).own_tasks["mine"]
+    assert identity([task], "train", source="wheel") and load_examples(task, "train", source="wheel")
+    assert fake.asked[-1] == (("me/others", None), {"revision": "c" * 40, "split": "train"})
+
+
+def test_an_own_task_that_was_never_here_is_one_line_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    task = load_recipe("smollm2-135m", ["tasks.mine={train: train, hub: {path: me/none}}"]).own_tasks["mine"]
+    with pytest.raises(MosloraError, match="datasets/me/none") as raised:
+        identity([task], "train", source="wheel")
+    assert "\n" not in str(raised.value)
 
 
 def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

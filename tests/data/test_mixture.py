@@ -40,7 +40,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     monkeypatch.setattr(wheel, "at_hand", lambda: True)
     monkeypatch.setattr(mixture, "NESTED_SIZES", SIZES)
     monkeypatch.setattr(hub, "MIXTURE_ROWS", len(whole))
-    monkeypatch.setattr(hub, "mixture_commit", lambda: "0" * 40)
+    monkeypatch.setattr(hub, "commit", lambda hub: "0" * 40)
     return [llm_adapters_row(example) for example in whole]
 
 
@@ -123,7 +123,7 @@ def test_the_hubs_copy_is_compared_as_well(theirs: list[dict[str, str]], monkeyp
 
 def test_rows_prepared_before_the_wheel_came_are_compared_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = []
-    monkeypatch.setattr(hub, "mixture_commit", lambda: "0" * 40)
+    monkeypatch.setattr(hub, "commit", lambda hub: "0" * 40)
     for there in (False, True):
         monkeypatch.setattr(wheel, "at_hand", lambda there=there: there)
         keys.append(identity(ALL, "train", source=MIXTURE))

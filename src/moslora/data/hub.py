@@ -1,13 +1,14 @@
 """The sets from the Hugging Face hub: parquet at pinned commits (`moslora.tasks.Hub`), never a script."""
 
 import functools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from moslora.choices import Split
 from moslora.data.local import example_from_row
@@ -32,7 +33,7 @@ def load(task: Task, split: Split) -> list[Example]:
 
 def load_mixture() -> list[Example]:
     """LLM-Adapters' training mixture ``commonsense_170k``, rows in its own order."""
-    rows = _rows(replace(MIXTURE, revision=mixture_commit()), "train", expected=MIXTURE_ROWS)
+    rows = _rows(MIXTURE, "train", expected=MIXTURE_ROWS)
     try:
         return [example_from_row(row, split="train", number=number) for number, row in enumerate(rows)]
     except ValueError as fault:
@@ -40,10 +41,19 @@ def load_mixture() -> list[Example]:
 
 
 @functools.cache
-def mixture_commit() -> str:
-    """The commit at which `MIXTURE` is, or offline was last."""
-    with _reaching(MIXTURE):
-        card = hf_hub_download(MIXTURE.path, "README.md", repo_type="dataset", revision=MIXTURE.revision)
+def commit(hub: Hub) -> str:
+    """The commit at which ``hub`` is, or offline was last."""
+    revision = hub.revision or "main"
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    with _reaching(hub):
+        try:
+            card = hf_hub_download(hub.path, "README.md", repo_type="dataset", revision=revision)
+        except EntryNotFoundError:  # a set without a card; the answer names the commit all the same
+            ref = hub_cache() / f"datasets--{hub.path.replace('/', '--')}" / "refs" / revision
+            if not ref.is_file():
+                raise
+            return ref.read_text(encoding="utf-8")
     return Path(card).parent.name  # …/snapshots/COMMIT/README.md
 
 
@@ -63,17 +73,18 @@ def _reaching(hub: Hub) -> Iterator[None]:
 
 
 def _rows(hub: Hub, split: str, *, expected: int | None) -> list[dict[str, Any]]:
+    revision = commit(hub)
     with _reaching(hub):
         import datasets  # seconds to import, and only this source needs it; reads whether the hub was reached
 
         if hub.data_files:  # load_dataset does not find these in its cache when offline
-            file = hf_hub_download(hub.path, hub.data_files[split], repo_type="dataset", revision=hub.revision)
+            file = hf_hub_download(hub.path, hub.data_files[split], repo_type="dataset", revision=revision)
             loaded = datasets.Dataset.from_parquet(file)
         else:
-            loaded = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, split=split)
+            loaded = datasets.load_dataset(hub.path, hub.config, revision=revision, split=split)
         rows = cast(list[dict[str, Any]], loaded.to_list())
     if expected is not None and len(rows) != expected:
-        raise MosloraError(f"{_page(hub)} at {hub.revision}: {split} has {len(rows)} rows, expected {expected}")
+        raise MosloraError(f"{_page(hub)} at {revision}: {split} has {len(rows)} rows, expected {expected}")
     return rows
 
 

@@ -38,9 +38,10 @@ def load(task: Task, split: Split) -> list[Example]:
 
 
 def identity(task: Task) -> list[str]:
-    """What changes whenever the rows of a task do: its declaration, and the hashes of its local files."""
-    splits: list[Split] = [] if task.hub else sorted(task.splits)
-    return [repr(task), *(sha256(_file(task, split)) for split in splits)]
+    """What changes whenever the rows of a task do: its declaration, and the hub's commit or its files' hashes."""
+    if task.hub:
+        return [repr(task), hub.commit(task.hub)]
+    return [repr(task), *(sha256(_file(task, split)) for split in sorted(task.splits))]
 
 
 def _read(task: Task, split: Split) -> list[Example]:

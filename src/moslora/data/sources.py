@@ -118,14 +118,14 @@ def is_local(tasks: Iterable[Task], *, source: str) -> bool:
 
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     """What changes whenever the rows of ``source`` do: hashes of local files, of the wheel; the hub's are pinned, but
-    for `MIXTURE`, whose commit is asked for."""
+    for `MIXTURE` and own tasks, whose commit is asked for."""
     found = [part for task in tasks if task.own for part in own.identity(task)]
     sets = [task for task in tasks if not task.own]
     if not sets:
         return found
     compared = [str(wheel.at_hand())] if mixture.is_copy(source) else []
     if source == MIXTURE:
-        return [*found, source, hub.mixture_commit(), *compared]
+        return [*found, source, hub.commit(hub.MIXTURE), *compared]
     path = local_path(source)
     if path is None:
         return [*found, source, DATA_WHEEL.sha256]

@@ -22,7 +22,7 @@ class Hub:
 
     Attributes:
         path: dataset id.
-        revision: pinned commit; ``None`` for the newest.
+        revision: pinned commit; of an own task also a branch or a tag, and ``None`` for the default branch.
         config: subset; None if there is only one.
         data_files: hub split -> file, where the commit is a parquet conversion without a dataset card.
     """
