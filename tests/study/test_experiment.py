@@ -241,6 +241,25 @@ def test_results_of_other_code_count_only_if_asked(
     assert results(Path("runs/e")) == before
 
 
+def test_other_arms_results_of_other_code_are_left_out_of_the_index_by_name(
+    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where one arm is run again; what it leaves out stays on the disk."""
+    shutil.copytree(finished, "runs/e")
+    file, before = write(), results(finished)
+    for path in Path("runs/e").glob("*/lora-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setattr(match, "code", lambda: "other")
+    code, said, errors = run(capsys, "experiment", file, "lora")
+    assert code == 0, errors
+    assert {line.arm for line in read_index(Path("runs/e")).runs} == {"lora"}
+    assert re.search(r"note: runs/e/results/learned-0\.03-\d\.json.*the code changed", said)
+    assert all(results(Path("runs/e"))[name] == before[name] for name in before if name.startswith("learned"))
+    code, said, _ = run(capsys, "experiment", file, "lora", "--any-code")
+    assert code == 0 and "the code changed" not in said
+    assert {line.arm for line in read_index(Path("runs/e")).runs} == {"lora", "learned"}
+
+
 def test_a_run_begun_with_another_recipe_is_not_resumed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt(patch, loop, "accumulate", after=1)

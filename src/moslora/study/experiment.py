@@ -94,6 +94,15 @@ class Study:
         kept = {CODE: f"{fix}, or count it with --any-code"}
         return [f"{some(paths, most=1)}: {text}; {kept.get(text, fix)}" for text, paths in found.items()]
 
+    def _whole(self) -> "Study":
+        """This one with all arms."""
+        return replace(self, arms=tuple(self.experiment.recipes))
+
+    def _counts(self, planned: Planned) -> bool:
+        """Whether a run and the search for its rate are as they would be made now."""
+        runs = (*self.experiment.search((planned.arm,)), planned)
+        return not any(list(self._differs(run)) for run in runs)
+
     def _differs(self, planned: Planned) -> Iterator[tuple[Path, str]]:
         """The result of a run, or else its folder, and what is different about it."""
         file, folder = result_file(self.out, planned), run_folder(self.out, planned)
@@ -131,13 +140,12 @@ class Study:
         return f", about {minutes:.0f} min"
 
     def write_index(self) -> None:
-        """Writes ``experiment.json``: every scored run that is done."""
+        """Writes ``experiment.json``: every scored run that is done, of the other arms those that still count."""
         file = self.experiment.file
-        whole = replace(self, arms=tuple(self.experiment.recipes))
         runs = tuple(
             ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}", diverged=made.parent.name == DIVERGED)
-            for p in whole.scored()
-            if (made := result_file(self.out, p)).exists()
+            for p in self._whole().scored()
+            if (made := result_file(self.out, p)).exists() and (p.arm in self.arms or self._counts(p))
         )
         write_index(self.out, ExperimentIndex(self.experiment.name, file.contrast, file.outcome, runs))
 
@@ -151,7 +159,7 @@ class Study:
     def closing(self) -> Iterator[str]:
         """What to say below the tables."""
         yield from self.remarks()
-        yield from (f"note: {line}" for line in self.others())
+        yield from (f"note: {line}" for line in self._whole().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
         found = [file for planned in self.scored() if (file := result_file(self.out, planned)).exists()]
         if diverged := [file.stem for file in found if file.parent.name == DIVERGED]:
