@@ -27,11 +27,13 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import sha256
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.find import checkpoints
 from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.training import loop, train_recipe
 from moslora.training.dry_run import dry_run
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
+from moslora.training.state import save_checkpoint
 from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, steps_logged
 
 
@@ -489,6 +491,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
     rows.write_text(rows.read_text().replace("question: ", "question: so ", 1))
     with pytest.raises(UsageError, match="rows have changed"):
         train_recipe(recipe(f"data.source={data}", "training.max_steps=3"), out=out, resuming=True)
+
+
+def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe("training.keep_checkpoints=9"), out=run)
+    shutil.rmtree(run / "adapter")
+    for step in (20, 21):
+        (run / "checkpoints" / f"step-{step}" / "adapter.safetensors").write_bytes(b"")
+    there: dict[int, list[int]] = {}
+
+    def saved(folder: Path, *arguments: Any, step: int, **options: Any) -> None:
+        save_checkpoint(folder, *arguments, step=step, **options)
+        there[step] = [int(path.name.removeprefix("step-")) for path in checkpoints(folder)]
+
+    monkeypatch.setattr("moslora.training.run.save_checkpoint", saved)
+    train_recipe(recipe("training.keep_checkpoints=2", "training.checkpoint_every=1"), out=run, resuming=True)
+    assert there == {17: [16, 17], 18: [17, 18], 19: [18, 19], 20: [19, 20], 21: [20, 21]}
 
 
 def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

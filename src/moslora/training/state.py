@@ -30,13 +30,17 @@ BUDGET = "rank_budget.safetensors"
 
 
 def save_checkpoint(run: Path, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
-    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes the oldest ones."""
+    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes the oldest ones: first
+    those of later steps, which the run was not resumed from, since they are damaged or of a longer run."""
     extra = {OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
         extra[BUDGET] = parts.budget.state_dict()
     facts = {**facts, "step": step, "scaler": parts.scaler.state_dict()}
-    save_adapter(run / "checkpoints" / f"step-{step}", parts.model, recipe, facts=facts, extra=extra)
-    for old in checkpoints(run)[: -recipe.training.keep_checkpoints]:
+    folder = run / "checkpoints" / f"step-{step}"
+    save_adapter(folder, parts.model, recipe, facts=facts, extra=extra)
+    found = checkpoints(run)
+    end = found.index(folder) + 1
+    for old in (*found[end:], *found[:end])[: -recipe.training.keep_checkpoints]:
         shutil.rmtree(old)
 
 
