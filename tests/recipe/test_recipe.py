@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 
 from moslora.adapters import build_mixer
 from moslora.adapters.mixers import MIXERS
+from moslora.errors import UsageError
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, ModelSection, Recipe, TrainingSection, load_recipe
 from moslora.recipe.mixers import DenseOptions
@@ -105,3 +107,16 @@ def test_recipes_load_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_keys_of_earlier_versions_are_dropped_from_what_they_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, recipe = tmp_path / "recipe.yaml", load_recipe("smollm2-135m")
+    text = recipe.to_yaml().replace("model:\n", "model:\n  attention: eager\n")
+    path.write_text(text.replace("training:\n", "training:\n  canary_rows: 0\n"), encoding="utf-8")
+    assert load_recipe(path, written=True) == recipe
+    said = capsys.readouterr().out
+    assert said.count("note: ") == 1 and "model.attention = eager" in said
+    with pytest.raises(UsageError, match=r"model\.attention(.|\n)*training\.canary_rows"):
+        load_recipe(path)

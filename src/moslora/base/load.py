@@ -144,7 +144,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=DTYPES[dtype],  # transformers 5 otherwise takes the checkpoint's
-            attn_implementation=section.attention,
+            attn_implementation="sdpa",
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all are named below

@@ -51,10 +51,9 @@ def train(
         _print_plan(plan_run(resolved))
         return
     _share(processes, then="the same command with --resume continues from the last checkpoint")
-    from moslora.study.canary import make_canary
     from moslora.training import train_recipe
 
-    train_recipe(resolved, out=out or RUNS / resolved.name, resuming=resume, make_canary=make_canary)
+    train_recipe(resolved, out=out or RUNS / resolved.name, resuming=resume)
 
 
 @app.command()

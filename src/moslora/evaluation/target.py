@@ -92,7 +92,6 @@ class Target:
             "base": self.model.name,
             "fingerprint": fingerprint(self.model.name, revision=self.model.revision),
             "adapter": self.adapter.manifest["sha256"]["adapter.safetensors"] if self.adapter else None,
-            "attention": self.model.attention,
             "quantization": self.model.quantization,
             **({"double_quantization": self.model.double_quantization} if self.model.quantization == "nf4" else {}),
             "device": device().type,

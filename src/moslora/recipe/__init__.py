@@ -1,7 +1,7 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
 from .builtin import find_experiment, find_recipe, list_experiments, list_recipes
-from .load import copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
+from .load import GONE, copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
 from .recipe import Recipe
 from .rules import PROTOCOLS
 from .schema import recipe_schema
@@ -16,6 +16,7 @@ from .sections import (
 )
 
 __all__ = [
+    "GONE",
     "PROTOCOLS",
     "AdapterSection",
     "DataSection",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moslora.console import note
 from moslora.errors import UsageError
 from moslora.files import write_text, writing
 from moslora.tasks import TASKS, Task
@@ -17,6 +18,9 @@ from .layers import Given, extended, lay, read_layers, shown
 from .recipe import Recipe
 from .sections import AdapterSection
 from .yaml_text import parse, render, render_inline
+
+GONE = {"model.attention": "sdpa", "training.canary_rows": 0}
+"""Keys that recipes of earlier runs have, and the values with which they did nothing."""
 
 NO_MODEL = Given.by("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
 """The layer below a recipe that is only shown."""
@@ -137,9 +141,22 @@ def _checked(
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults, anchored=anchored)
+    if not anchored:
+        _drop_gone(files)
     complete = not faults
     given = [_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)]
     return _whole(given, faults, main=shown(path), complete=complete)
+
+
+def _drop_gone(layers: Sequence[Given]) -> None:
+    """Takes the keys in :data:`GONE` out of what an earlier version wrote."""
+    for layer in layers:
+        for dotted, idle in GONE.items():
+            section, key = dotted.split(".")
+            inside = layer.trail((section,))[-1].value
+            value = inside.pop(key, None) if isinstance(inside, dict) else None
+            if value is not None and value.plain() != idle:
+                note(f"{layer.origin}: {dotted} = {render_inline(value.plain())} is of an earlier version and ignored")
 
 
 def _whole(layers: Sequence[Given], faults: list[str], *, main: str, complete: bool) -> Given:

@@ -68,11 +68,6 @@ def conflicts(
             ("evaluation.beams", "evaluation.protocol"),
             f"protocol {evaluation.protocol} generates nothing; set beams: 1, or protocol: generate",
         )
-    if training.canary_rows > data.validation_rows:
-        yield Conflict(
-            ("training.canary_rows", "data.validation_rows"),
-            f"canary_rows are among the validation rows; set at most {data.validation_rows}, or more validation_rows",
-        )
     if tracking.wandb_mode is not None and tracking.wandb_project is None:
         yield Conflict(("tracking.wandb_mode", "tracking.wandb_project"), "wandb_mode needs wandb_project; set both")
 
@@ -168,11 +163,6 @@ def _composition(adapter: AdapterSection) -> Iterator[Conflict]:
 def _training(training: TrainingSection, adapter: AdapterSection) -> Iterator[Conflict]:
     if training.epochs is None and training.max_steps is None:
         yield Conflict(("training.epochs", "training.max_steps"), "the run would never end; set epochs or max_steps")
-    if training.canary_rows and training.strategy == "fsdp":
-        yield Conflict(
-            ("training.canary_rows", "training.strategy"),
-            "the canary asks the whole model, which no process has under fsdp; set it to 0, or strategy: ddp",
-        )
     if training.lora_plus_ratio != 1 and adapter.trains != "all":
         yield Conflict(
             ("training.lora_plus_ratio", "adapter.trains"),

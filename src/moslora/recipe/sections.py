@@ -33,9 +33,6 @@ class ModelSection(Section):
     double_quantization: bool = True
     """NF4 only: keep the scales of the blocks in 8 bits, too."""
 
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Torch's fused attention, or the plain one, which is slower and takes more memory."""
-
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, much less memory."""
 
@@ -214,10 +211,6 @@ class TrainingSection(Section):
 
     validate_every: PositiveInt = 200
     """Steps between measurements of the validation loss."""
-
-    canary_rows: NonNegativeInt = 0
-    """Of the validation rows, so many are also asked as in the test with each validation loss. A collapse is flagged:
-    below the majority class, one answer for nearly everything, or generated texts without an answer."""
 
     log_every: PositiveInt = 10
     """Steps between lines of progress and of metrics.jsonl."""

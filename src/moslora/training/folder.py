@@ -7,7 +7,7 @@ from typing import Any
 
 from moslora.errors import UsageError, some
 from moslora.files import in_use
-from moslora.recipe import Recipe, TrainingSection
+from moslora.recipe import GONE, Recipe, TrainingSection
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.manifest import RECIPE
@@ -23,7 +23,7 @@ FREE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.validate_every",
-    "training.canary_rows",
+    *GONE,
 )
 """Keys of a recipe that may change when a run is resumed: output, memory, and the source of the rows (the rows are
 compared themselves). :data:`MICRO_BATCH` may change too, except with a gate's balance, which each micro-batch takes

@@ -6,7 +6,7 @@
 """
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from transformers import PreTrainedModel
 
 from moslora.adapters import has_learned
 from moslora.base.resolve import fingerprint
@@ -44,17 +43,11 @@ from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.strategy import facts as strategy_facts
 from moslora.training.tracking import Tracker, read_metrics
 
-Canary = Callable[[PreTrainedModel, int], Mapping[str, float | str]]
-"""Asks a model a few questions, in batches of at most so many tokens: ``canary``, the share of right answers,
-``canary_majority_class``, and where there are signs of a collapse ``canary_collapse``, those in words."""
-
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """What accelerate sets up; a sharded base is moslora's own matter (`training.strategy`)."""
 
 
-def train_recipe(
-    recipe: Recipe, *, out: Path, resuming: bool = False, make_canary: Callable[[Recipe], Canary] | None = None
-) -> Path:
+def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     """Trains what ``recipe`` describes and returns the folder ``out/adapter``.
 
     Args:
@@ -62,7 +55,6 @@ def train_recipe(
         out: the run folder.
         resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned,
             unless ``recipe`` is longer and begins with the same steps.
-        make_canary: from above, for ``training.canary_rows``.
 
     Raises:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
@@ -74,7 +66,7 @@ def train_recipe(
     """
     with locked(out) if is_main_process() else nullcontext():
         try:
-            return _train(recipe, out=out, resuming=resuming, make_canary=make_canary)
+            return _train(recipe, out=out, resuming=resuming)
         except DiskFull as full:
             if not (out / RECIPE).exists():  # nothing to resume yet
                 raise
@@ -85,7 +77,7 @@ def train_recipe(
             ) from None
 
 
-def _train(recipe: Recipe, *, out: Path, resuming: bool, make_canary: Callable[[Recipe], Canary] | None) -> Path:
+def _train(recipe: Recipe, *, out: Path, resuming: bool) -> Path:
     """The phases of a run: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
     if is_main_process():
         refuse_other_run(out, recipe, resuming=resuming)
@@ -93,7 +85,6 @@ def _train(recipe: Recipe, *, out: Path, resuming: bool, make_canary: Callable[[
     saved = newest_saved(out, recipe) if resuming else None
     finished = saved is not None and saved.path.name == RESULT
     inputs = None if finished else gather_inputs(recipe)
-    canary = make_canary(recipe) if make_canary and recipe.training.canary_rows and inputs else None
     with meeting(_facts(recipe, saved, inputs), then=f"resume: {resume_command(out)}"):
         if saved and not inputs:
             done = saved.manifest["step"]
@@ -102,11 +93,11 @@ def _train(recipe: Recipe, *, out: Path, resuming: bool, make_canary: Callable[[
             return saved.path
         if resuming and not saved:
             note("no checkpoint yet; starting at step 0")
-        return _run(recipe, out, saved, inputs, canary)  # a function, so that nothing of it outlives the group
+        return _run(recipe, out, saved, inputs)  # a function, so that nothing of it outlives the group
 
 
-def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None, canary: Canary | None) -> Path:
-    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs), canary)
+def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
+    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs))
     first_step = run.resume(saved) if saved else 0
     run.begin()
     run.train(first_step)
@@ -155,7 +146,6 @@ class Run:
     recipe: Recipe
     parts: Parts
     data: TrainingData
-    canary: Canary | None = None
 
     def facts(self, *, steps: int) -> dict[str, Any]:
         """For the manifest after ``steps`` updates, and for the card."""
@@ -245,21 +235,12 @@ class Run:
         self.parts.accelerator.wait_for_everyone()
 
     def validate(self, tracker: Tracker, step: int) -> None:
-        """Measures and records the validation loss, if there are validation rows, and asks the canary."""
+        """Measures and records the validation loss, if there are validation rows."""
         if not self.data.validation:
             return
         loss = validation_loss(self.parts, self.data.validation)
-        row: dict[str, Any] = {"step": step, "validation_loss": loss}
-        line = f"step {step}/{len(self.parts.plan)}  validation_loss {loss:.4f}"
-        if self.canary:
-            try:
-                row |= self.canary(self.parts.model, self.parts.micro_batch_tokens)
-                line += f"  canary {row['canary']:.1%} (majority class {row['canary_majority_class']:.1%})"
-                line += f"  COLLAPSE: {row['canary_collapse']}" if "canary_collapse" in row else ""
-            except MosloraError as fault:  # which is no reason to stop training
-                note(f"no canary: {fault}")
-        tracker.record(row)
-        say(line)
+        tracker.record({"step": step, "validation_loss": loss})
+        say(f"step {step}/{len(self.parts.plan)}  validation_loss {loss:.4f}")
 
     def finish(self) -> Path:
         """Saves the result, if anything was learned."""

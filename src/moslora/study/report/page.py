@@ -23,7 +23,6 @@ from moslora.training.folder import flat
 CURVES = {
     "loss": "Training loss",
     "validation_loss": "Validation loss",
-    "canary": "Canary: share of right answers to held-out rows",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
@@ -99,16 +98,9 @@ def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
 
 
 def _remarks(runs: Sequence[ReportedRun]) -> list[str]:
-    """What `moslora eval` says below its tables, and the last sign of a collapse that the canary gave."""
+    """What `moslora eval` says below its tables."""
     scored = {run.name: run.tuned for run in runs} | {"base": next((run.base for run in runs if run.base), None)}
-    found = [f"{name}: {line}" for name, one in scored.items() if one for line in one.results.remarks()]
-    for run in runs:
-        steps = [row["step"] for row in run.metrics]
-        signs = [row for row in run.metrics if "canary_collapse" in row]
-        for row in signs[-1:]:
-            since = "" if row["step"] == max(steps) else ", not since"
-            found.append(f"{run.name}: canary at step {row['step']}{since}: {row['canary_collapse']}")
-    return found
+    return [f"{name}: {line}" for name, one in scored.items() if one for line in one.results.remarks()]
 
 
 def _comparisons(
