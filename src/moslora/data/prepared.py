@@ -26,6 +26,7 @@ from moslora.download.wheels import home
 from moslora.errors import first_line
 from moslora.files import LOCK, sha256
 from moslora.prompts import make_format
+from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY
 from moslora.recipe import DataSection
 from moslora.tasks import Questions, Task
 
@@ -110,7 +111,9 @@ def _make(
         RowTable.of(encode_examples(examples, format, encoder, loss_on=data.loss_on))
         for examples in (selection.training, selection.validation)
     )
-    notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes, *format.notes()]
+    notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes]
+    if ASKS_FOR_THE_DATE in format.identity():
+        notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
     return TrainingData(training, validation, data_hash(selection.training), notes, selection.leaks)
 
 

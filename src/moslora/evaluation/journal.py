@@ -129,11 +129,8 @@ def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
     """Refuses changed settings and names each. Tasks that only one side knows are not a change."""
     both = then.data.keys() & now.data.keys()
     old, new = (_flat(settings, tasks=sorted(both)) for settings in (then, now))
-    changed = [
-        f"{key} was {old.get(key, 'not recorded')}, is {new.get(key)}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
-    ]
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    changed = [f"{key} was {old.get(key, 'not recorded')}, is {new.get(key)}" for key in keys]
     if changed:
         raise UsageError(
             f"{folder}: holds predictions made with other settings ({'; '.join(changed)});"

@@ -50,10 +50,6 @@ class Format(ABC):
         """What decides its texts besides its name: the chat template."""
         return ""
 
-    def notes(self) -> list[str]:
-        """What a user should know of its texts."""
-        return []
-
     @abstractmethod
     def train(self, example: Example) -> Option:
         """The right option as training text."""
@@ -171,6 +167,7 @@ TODAY = date(2024, 7, 26)
 """What a chat template is told that asks for the date: prompts must not change from day to day. LLaMA 3.1's template
 has this date where it cannot ask."""
 
+ASKS_FOR_THE_DATE = "strftime_now"
 # A macro, as `apply_chat_template` takes no functions. The line break after it is not part of the text.
 _CLOCK = "{% macro strftime_now(format) %}{{ format"
 _CLOCK += "".join(f"|replace('%{one}', '{TODAY:%{one}}')" for one in (*"aAbBdeHIjmMpSyY", "-d", "-m"))
@@ -195,10 +192,6 @@ class ChatFormat(Format):
     def identity(self) -> str:
         return repr((self.template, self.tokenizer.special_tokens_map))
 
-    def notes(self) -> list[str]:
-        asks = self.template.startswith(_CLOCK)
-        return [f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here"] if asks else []
-
     @property
     def template(self) -> str:
         """The chat template, with :data:`TODAY` if it asks for the date."""
@@ -208,15 +201,12 @@ class ChatFormat(Format):
                 " format label"
             )
         template = str(self.tokenizer.get_chat_template())
-        return _CLOCK + template if "strftime_now" in template else template
+        return _CLOCK + template if ASKS_FOR_THE_DATE in template else template
 
     def generation_prompt(self, example: Example) -> str:
         message = {"role": "user", "content": instruction(example)}
-        return str(
-            self.tokenizer.apply_chat_template(
-                [message], chat_template=self.template, tokenize=False, add_generation_prompt=True
-            )
-        )
+        render = self.tokenizer.apply_chat_template
+        return str(render([message], chat_template=self.template, tokenize=False, add_generation_prompt=True))
 
 
 _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings

@@ -120,10 +120,7 @@ def _of_evaluation(folder: Path, *, path: Path | None = None) -> _Run:
 def _steps(folder: Path, run: Path, *, of_run: bool) -> int | None:
     """Steps of the adapter of ``run`` that was evaluated in ``folder``; ``None`` for a base, or without any adapter.
 
-    It may be a checkpoint; ``of_run``: only where the run has no result.
-
-    Raises:
-        UsageError: the run has other adapters.
+    It may be a checkpoint; ``of_run``: only where the run has no result. Otherwise the scores are refused.
     """
     weights = read_head(folder).settings.metadata.get("adapter")
     places = [place for place in (run / RESULT, *checkpoints(run)) if (place / MANIFEST).is_file()]
