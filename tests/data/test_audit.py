@@ -205,7 +205,6 @@ def test_the_mixture_is_compared_with_the_hubs_questions(monkeypatch: pytest.Mon
     mixture = [llm_adapters_row(row) for row in (*TRAIN, *rows("boolq", "train")[:3])]
     read_mixture = [example_from_row(row, split="train", number=number) for number, row in enumerate(mixture)]
     monkeypatch.setattr(hub, "load_mixture", lambda: read_mixture)
-    monkeypatch.setattr("moslora.data.mixture.refuse_other", lambda *arguments, **options: None)
     monkeypatch.setattr(hub, "load", lambda task, split: TEST)
     training, test = read([TASKS["obqa"]], source=MIXTURE)
     assert {task: len(found) for task, found in training.items()} == {"obqa": 0, INSTRUCTION: 7}

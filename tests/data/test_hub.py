@@ -194,7 +194,6 @@ def test_the_mixture_is_tested_on_the_hubs_rows(
     with pytest.raises(UsageError, match=f"source {MIXTURE}"):
         load_examples(TASKS["obqa"], "train", source=MIXTURE)
     monkeypatch.setattr(hub, "load_mixture", lambda: [None] * 3)
-    monkeypatch.setattr("moslora.data.mixture.refuse_other", lambda *arguments, **options: None)
     monkeypatch.setattr(hub, "load", lambda task, split: [None] * {"test": 4, "dev": 5}[split])
     assert run(capsys, "data", "fetch", "--source", MIXTURE, "--tasks", "obqa")[:2] == (
         0,

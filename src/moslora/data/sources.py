@@ -66,10 +66,8 @@ def load_training(tasks: Sequence[Task], *, source: str, winogrande: Winogrande 
     sets = [task for task in tasks if not task.own]
     if sets and source == MIXTURE:
         examples = hub.load_mixture()
-        mixture.refuse_other(examples, source=source)
     elif sets and (path := local_path(source)) and path.is_file():
         wanted, whole = {*(task.name for task in sets), INSTRUCTION}, local.read_file(path, "train")
-        mixture.refuse_other(whole, source=source)
         examples = [example for example in whole if example.task in wanted]
         if not examples:
             raise UsageError(f"{path}: no rows of {', '.join(task.name for task in sets)}")
@@ -123,14 +121,13 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     sets = [task for task in tasks if not task.own]
     if not sets:
         return found
-    compared = [str(wheel.at_hand())] if mixture.is_copy(source) else []
     if source == MIXTURE:
-        return [*found, source, hub.commit(hub.MIXTURE), *compared]
+        return [*found, source, hub.commit(hub.MIXTURE)]
     path = local_path(source)
     if path is None:
         return [*found, source, DATA_WHEEL.sha256]
     files = [path] if path.is_file() else [local.find_file(path, task, split) for task in sets]
-    return [*found, *(sha256(file) if file else "" for file in files), *compared]
+    return [*found, *(sha256(file) if file else "" for file in files)]
 
 
 def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:
