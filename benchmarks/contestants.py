@@ -87,3 +87,13 @@ def trainer_settings(training: Any, *, rows: int, micro_batch: int, **others: An
         "disable_tqdm": True,
         **others,
     }
+
+
+def padded(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """On the right, to a multiple of 8. No token sees what is behind it, so that no mask is needed, and attention takes
+    the faster kernel."""
+    longest = -(-max(len(row["input_ids"]) for row in batch) // 8) * 8
+    return {
+        key: torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in batch])
+        for key, fill in (("input_ids", 0), ("labels", -100))
+    }

@@ -12,7 +12,7 @@ import argparse
 import copy
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +105,10 @@ def measure(
     *,
     tokens: int,
     repetitions: int,
+    after_round: Callable[[dict[str, Times]], None] = lambda found: None,
 ) -> dict[str, Times]:
-    """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up."""
+    """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up;
+    ``after_round`` gets the times so far."""
     scorer = make_scorer(model, tokenizer, Request(protocol="rank", format="label"))
     prompt = tokenizer(FORMATS["label"].generation_prompt(QUESTION), return_tensors="pt").input_ids.to(model.device)
     settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
@@ -129,6 +131,8 @@ def measure(
             if number:
                 found[name].answer.append(answering)
                 found[name].tokens_per_second.append(tokens / writing)
+        if number:
+            after_round(found)
     put(model, places["base"])
     return found
 

@@ -110,3 +110,23 @@ def wait() -> None:
     """Until the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def reset_peak() -> None:
+    """Has torch measure the peak of a GPU's memory from here on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def kernels(work: Callable[[], object]) -> list[tuple[str, float]]:
+    """Name and seconds of each CUDA kernel of ``work``; on a CPU of its operations."""
+    from torch._C._autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = torch.cuda.is_available()
+    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+        work()
+        wait()
+    events = [event for event in profiled.events() or [] if event.device_type == kind]
+    return [(event.name, (event.device_time_total if on_gpu else event.self_cpu_time_total) / 1e6) for event in events]

@@ -33,7 +33,7 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
     assert card["trainable_parameters"] == sum(
         value.numel() for value in load_file(trained / "adapter" / "adapter.safetensors").values()
     )
-    assert card["versions"]["torch"] == torch.__version__ and card["versions"]["python"] == platform.python_version()
+    assert card["versions"]["torch"] == version("torch") and card["versions"]["python"] == platform.python_version()
     assert card["hardware"]["threads"] == torch.get_num_threads()
     assert card["kernels"] == {
         "attention": "in groups of rows",

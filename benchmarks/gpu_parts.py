@@ -1,0 +1,221 @@
+"""The parts of gpu.py, each in a process of its own: python benchmarks/gpu_parts.py PART RECORDS"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import distributions
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from contestants import our_step, timed
+from gpu import ROOT
+from gpu_race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
+from report import kernels, reset_peak, seconds
+
+sys.path.append(str(ROOT / "tests"))
+
+PACKAGES = ("transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "triton", "flash_attn")
+FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}
+
+
+def machine(record: Record) -> None:
+    """Versions, the device, the speed of a large product, and what computes attention."""
+    there = {one.name.replace("-", "_"): one.version for one in distributions()}
+    found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "device": "cpu"}
+    if GPU:
+        about = torch.cuda.get_device_properties(0)
+        found |= {"device": about.name, "memory_gb": about.total_memory / 1e9, "devices": torch.cuda.device_count()}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    record(**found, **{package: there.get(package) for package in PACKAGES}, shapes=SIZES)
+    size = 8192 if GPU else 512
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    record(matmul_tflops=2 * size**3 / min(seconds(lambda: a @ b) for _ in range(12)) / 1e12)
+    for case in ("bfloat16 causal", "bfloat16 mask", "float32 causal"):
+        record(**{f"attention, {case}": attention(*case.split())})
+
+
+def attention(dtype: str, seen: str) -> dict[str, Any]:
+    """Forward and backward pass over the padded rows of a step, as `moslora.base.attention` has it computed.
+
+    Milliseconds of the first call and of later ones, by torch's own choice and by each kernel (``None`` where it
+    cannot), and the names of the kernels that it chose.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    heads, keys = SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
+    length, size = max(lengths(step_rows(0))), SIZES["hidden_size"] // heads
+    options: dict[str, Any] = {"is_causal": True, "enable_gqa": True}
+    if seen == "mask":  # whose kernels do not share keys among heads
+        keys, options = heads, {"attn_mask": torch.ones(1, 1, length, length, device=DEVICE, dtype=torch.bool).tril()}
+    of = {"device": DEVICE, "dtype": getattr(torch, dtype), "requires_grad": True}
+    query, key, value = (torch.randn(16, number, length, size, **of) for number in (heads, keys, keys))
+
+    def run() -> None:
+        F.scaled_dot_product_attention(query, key, value, **options).sum().backward()
+
+    found: dict[str, Any] = {}
+    for name in ("torch", "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
+        try:
+            with nullcontext() if name == "torch" else sdpa_kernel(getattr(SDPBackend, name)):
+                found[name] = [1e3 * time for time in (seconds(run), min(seconds(run) for _ in range(5)))]
+        except RuntimeError:
+            found[name] = None
+    longest = Counter[str]()
+    for name, took in kernels(run):
+        longest[name[:100]] += took  # type: ignore[assignment]
+    return {"kernels": [name for name, _ in longest.most_common(4)], **found}
+
+
+class Results:
+    """A plugin of pytest: each test is written down as it ends, with the counts so far."""
+
+    def __init__(self, record: Record) -> None:
+        self.record, self.counts = record, {"passed": 0, "failed": 0, "skipped": 0}
+        self.running: dict[str, dict[str, Any]] = defaultdict(lambda: {"outcome": "passed", "seconds": 0.0})
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        test = self.running[report.nodeid]
+        test["seconds"] += report.duration
+        if report.outcome != "passed":
+            test |= {"outcome": report.outcome, "message": report.longreprtext[-700:]}
+        if report.when == "teardown":
+            self.counts[test["outcome"]] += 1
+            self.record(**self.counts, **{report.nodeid.partition("::")[2]: {**test, **dict(report.user_properties)}})
+
+
+def tests(record: Record, file: str = str(ROOT / "tests" / "test_gpu.py")) -> None:
+    """The tests marked ``gpu``, several at a time where there are many cores."""
+    import pytest
+
+    workers = min(4, os.cpu_count() or 1)
+    code = pytest.main(["-q", "-m", "gpu", f"-n{workers}", "-p", "no:cacheprovider", file], plugins=[Results(record)])
+    sys.exit(0 if code == pytest.ExitCode.TESTS_FAILED else int(code))  # what failed is written down
+
+
+def memory(record: Record) -> None:
+    """Bytes of two training steps, without and with gradient checkpointing: planned, and as the device had them."""
+    from moslora.base.rows import Rows
+    from moslora.plan.activations import Work
+    from moslora.plan.memory import memory as planned
+
+    rows = max((step_rows(number) for number in range(8)), key=lambda rows: sum(lengths(rows)))
+    sizes = sorted(lengths(rows))
+    work = Work(
+        tokens=sum(sizes),
+        longest=sizes[-1],
+        labels=sum(sizes) - len(sizes),
+        row=Rows(tuple(sizes), torch.device("cpu")).scores / sum(sizes),
+        padding=sizes[-1] * len(sizes) / sum(sizes),
+    )
+    meta, (recipe, model) = adapted(on=torch.device("meta"))[1], adapted()
+    step = our_step(model, recipe.training)
+    for name in ("plain", "checkpointing"):
+        section = recipe.model.model_copy(update={"gradient_checkpointing": name == "checkpointing"})
+        if name == "checkpointing":
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        torch.cuda.empty_cache()
+        reset_peak()
+        for _ in range(2):
+            step(rows)
+        plan = planned(meta, section, work, on_gpu=GPU)
+        found = {"planned": plan.total, "planned_parts": asdict(plan), "allocated": torch.cuda.max_memory_allocated()}
+        if GPU:
+            free, total = torch.cuda.mem_get_info()  # with the context, which torch does not count
+            found |= {"reserved": torch.cuda.max_memory_reserved(), "device": total - free}
+        record(tokens=work.tokens, **{name: found})
+
+
+def evaluation(record: Record, model: Any = None) -> None:
+    """Questions per second by protocol, over questions of two sets with the tests' tokenizer."""
+    from evaluation_kit import make_examples, tokenizer
+    from moslora.evaluation import Request, evaluate
+
+    model, found = (model or adapted()[1]).eval(), dict[str, float]()
+    count = {"rank": 256, "cloze": 256, "generate": 64} if GPU else dict.fromkeys(FORMATS, 4)
+    for protocol, format in FORMATS.items():
+        questions = {task: make_examples(task, count[protocol]) for task in ("arc_easy", "siqa")}
+        request = Request.model_validate({"protocol": protocol, "format": format})
+        evaluate(model, tokenizer(), {task: rows[:8] for task, rows in questions.items()}, request)  # warms up
+        took = seconds(partial(evaluate, model, tokenizer(), questions, request))
+        found[protocol] = 2 * count[protocol] / took
+        record(questions_per_second=found)
+
+
+def latency(record: Record) -> None:
+    """One question at a time, over one random model; written down after every round."""
+    from evaluation_kit import tokenizer
+    from latency import Times, measure, medians
+    from moslora.base.load import use_own_modules
+    from moslora.recipe import load_recipe
+
+    def after_round(found: dict[str, Times]) -> None:
+        record(rounds=len(found["base"].answer), **medians(found))
+
+    model, adapter = random_model(), load_recipe("llama3-8b").adapter
+    use_own_modules(model)
+    tokens, repetitions = (8, 5) if GPU else (2, 1)
+    measure(model, tokenizer(), adapter, tokens=tokens, repetitions=repetitions, after_round=after_round)
+
+
+def sharded(record: Record) -> None:
+    """In a process for each GPU, two on a CPU: the same steps under both strategies, then the protocols."""
+    import torch.distributed as dist
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    if "RANK" not in os.environ:
+        processes = torch.cuda.device_count() if GPU else 2
+        if processes == 1:
+            return record(skipped="one GPU")
+        shared = {"WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{get_free_port()}"}
+        places = [os.environ | shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(processes)]
+        started = [subprocess.Popen([sys.executable, *sys.argv], env=place) for place in places]
+        sys.exit(max(process.wait() for process in started))
+    steps, losses = [step_rows(number) for number in range(7 if GPU else 3)], {}
+    for strategy in ("ddp", "fsdp"):
+        recipe, model = adapted("adapter.dropout=0")
+        step = our_step(model, recipe.training, strategy=strategy)
+        reset_peak()
+        times, losses[strategy] = timed(lambda number, step=step: step(steps[number]), range(1, len(steps)))  # type: ignore[misc]
+        found = {
+            "step_seconds": statistics.median(times),
+            "losses": losses[strategy],
+            "peak": torch.cuda.max_memory_allocated(),
+        }
+        record(processes=dist.get_world_size(), backend=dist.get_backend(), **{strategy: found})
+    record(same_losses=losses["ddp"] == losses["fsdp"])
+    evaluation(record, model)
+    dist.destroy_process_group()
+
+
+PARTS = {part.__name__: part for part in (machine, tests, memory, ours, evaluation, latency, sharded)}
+BEGAN = time.perf_counter()
+
+
+def write(records: str, part: str, **found: Any) -> None:
+    """Appends a line, which stays when this process is ended."""
+    line = {"part": part, "seconds": round(time.perf_counter() - BEGAN, 1), "found": found}
+    with open(records, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def main(part: str, records: str, *options: str) -> None:
+    if not GPU and "MOSLORA_GPU_DRY_RUN" not in os.environ:
+        sys.exit("no CUDA device here; --dry-run runs every part on a CPU")
+    name, _, how = part.partition(":")
+    first = os.environ.get("RANK", "0") == "0"
+    record: Record = partial(write, records, part) if first else lambda **found: None
+    peft(record, how) if how else PARTS[name](record, *options)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

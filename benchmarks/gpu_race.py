@@ -1,0 +1,140 @@
+"""Training by this program, and by PEFT's LoRA under the Trainer of transformers, on the same rows, each at its best.
+
+The model is large and random, the rows are random tokens. All steps run twice, and the second time is measured: by then
+every shape of a batch has been seen.
+"""
+
+import importlib.util
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from contestants import our_step, padded, trainer_settings, with_lora
+from moslora.adapters import inject
+from moslora.base.load import use_own_modules
+from moslora.base.shapes import SHAPES
+from moslora.data.encode import Encoded
+from moslora.recipe import load_recipe
+from report import kernels, reset_peak, wait
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if GPU else torch.device("cpu")
+ROWS, STEPS, EVERY = (16, 30, 10) if GPU else (16, 2, 2)
+"""Rows of a step; steps that are timed; after how many of them the rates so far are written down."""
+
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1024}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"] if GPU else TINY
+
+Record = Callable[..., None]
+"""Writes down what a part has found, by name."""
+
+
+def random_model(on: torch.device = DEVICE) -> Any:
+    """A LLaMA in bfloat16 with small random weights."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(**SIZES, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    torch.manual_seed(0)
+    with on:
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    return model.eval()
+
+
+def adapted(*overrides: str, on: torch.device = DEVICE) -> tuple[Any, Any]:
+    """The recipe ``llama3-8b``, and a random model with its adapters."""
+    recipe, model = load_recipe("llama3-8b", overrides), random_model(on)
+    use_own_modules(model)
+    inject(model, **recipe.adapter_options())
+    return recipe, model
+
+
+def step_rows(step: int) -> list[Encoded]:
+    """About 110 random tokens each, as long as the eight sets' rows are."""
+    draw, rows = random.Random(step), []
+    for row in range(ROWS):
+        length = min(256, max(50, round(draw.lognormvariate(4.65, 0.35))))
+        tokens = [draw.randrange(3, SIZES["vocab_size"]) for _ in range(length)]
+        rows.append(Encoded(f"{step}/{row}", "boolq", tokens, tokens, truncated=False))
+    return rows
+
+
+def lengths(rows: Sequence[Encoded]) -> list[int]:
+    return [len(row.input_ids) for row in rows]
+
+
+class Stopwatch:
+    """Counts steps of so many ``tokens``, which come twice."""
+
+    def __init__(self, record: Record, tokens: Sequence[int]) -> None:
+        self.record, self.tokens, self.began, self.steps = record, tokens, 0.0, -len(tokens)
+
+    def step_ended(self) -> None:
+        self.steps += 1
+        if self.steps < 0 or self.steps % EVERY or self.steps > len(self.tokens):
+            return
+        wait()
+        if not self.steps:
+            reset_peak()
+            self.began = time.perf_counter()
+            return
+        took, tokens = time.perf_counter() - self.began, sum(self.tokens[: self.steps])
+        rates = {"rows_per_second": ROWS * self.steps / took, "tokens_per_second": tokens / took}
+        rates |= {"step_seconds": took / self.steps, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+        self.record(timed_steps=self.steps, **rates)
+
+    def one_more(self, step: Callable[[], object]) -> None:
+        """What the device did in a step: less than it took where the host is too slow."""
+        times = [took for _, took in kernels(step)]
+        self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
+
+
+def ours(record: Record) -> None:
+    recipe, model = adapted()
+    steps = [step_rows(number) for number in range(STEPS)]
+    step, watch = our_step(model, recipe.training), Stopwatch(record, [sum(lengths(rows)) for rows in steps])
+    for rows in steps * 2:
+        step(rows)
+        watch.step_ended()
+    watch.one_more(lambda: step(steps[0]))
+
+
+def peft(record: Record, how: str) -> None:
+    """By "rows", "length", "packed", "liger" or "compile", as in gpu.py."""
+    from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
+
+    if how == "liger" and not (GPU and importlib.util.find_spec("liger_kernel")):
+        return record(skipped="liger-kernel is not there" if GPU else "liger-kernel has no kernels for a CPU")
+    recipe = load_recipe("llama3-8b")
+    model = with_lora(random_model(), recipe.adapter)
+    if how == "compile":  # one by one: all are alike, so that the first is compiled for all
+        for layer in model.get_base_model().model.layers:
+            layer.compile(dynamic=True, backend="inductor" if GPU else "aot_eager")
+    rows = [row for number in range(STEPS) for row in step_rows(number)]
+    if how not in ("rows", "packed"):
+        rows.sort(key=lambda row: len(row.input_ids))
+    steps = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
+    random.Random(0).shuffle(steps)
+    watch = Stopwatch(record, [sum(lengths(rows)) for rows in steps])
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            watch.step_ended()
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = trainer_settings(recipe.training, rows=ROWS, micro_batch=ROWS, train_sampling_strategy="sequential")
+        settings |= {"max_steps": 2 * STEPS, "use_liger_kernel": how == "liger"}
+        # By default the host waits for the device in every step.
+        settings |= {"logging_steps": 10 * STEPS, "logging_nan_inf_filter": False}
+        arguments = TrainingArguments(output_dir=folder, accelerator_config={"non_blocking": True}, **settings)
+        data = [{"input_ids": row.input_ids, "labels": row.labels} for rows in steps for row in rows]
+        collate: Any = DataCollatorWithFlattening() if how == "packed" else padded
+        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
+        trainer.train()
+        arguments.max_steps = 1
+        watch.one_more(trainer.train)

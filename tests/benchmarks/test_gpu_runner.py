@@ -1,0 +1,141 @@
+"""benchmarks/gpu.py: what is found stays, whatever becomes of the part that found it; and the race is fair."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DataCollatorWithFlattening
+
+import gpu
+from contestants import padded
+from moslora.data.encode import Encoded
+from moslora.data.steps import collate
+from moslora.training.objective import LabelLoss
+from reference import tiny_llama
+
+STUBBORN = """
+import json, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its child inherits that
+child = subprocess.Popen(["sleep", "600"])
+with open(sys.argv[1], "a") as file:
+    for found in ({"first": 1, "child": child.pid}, {"first": 2}):
+        file.write(json.dumps({"part": "stubborn", "found": found}) + "\\n")
+    file.write('{"part": "stubborn", "fou')
+print("said", flush=True)
+time.sleep(600)
+"""
+
+RECORDED = """
+import os, pytest, time
+pytestmark = pytest.mark.gpu
+def test_first(record_property):
+    record_property("fact", 7)
+def test_fails():
+    assert 1 == 2
+def test_skipped():
+    pytest.skip("no reason")
+def test_last():
+    until, written = time.monotonic() + 60, ""
+    while not ('"test_first"' in written and '"test_fails"' in written):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+        written = open(os.environ["RECORDS"]).read() if os.path.exists(os.environ["RECORDS"]) else ""
+"""
+
+
+def runs(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return not state.startswith("Z") and bool(state.strip())
+
+
+def test_an_ended_part_keeps_what_it_found_and_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "GRACE", 0.3)
+    records, log = tmp_path / "gpu.jsonl", tmp_path / "gpu.log"
+    command, until = [sys.executable, "-c", STUBBORN, str(records)], time.monotonic() + 4
+    ended = gpu.run_part(command, until=until, log=log, environment=os.environ)
+    assert ended["limit"] == pytest.approx(4, abs=0.1) and 4 <= ended["seconds"] < 8 and "error" not in ended
+    found = gpu.findings(records, "stubborn")
+    assert found["first"] == 2 and gpu.findings(records, "another") == {} and log.read_text() == "said\n"
+    assert not runs(found["child"])
+
+
+def test_a_part_that_fails_leaves_its_last_words_and_nothing_running(tmp_path: Path) -> None:
+    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid); sys.exit('the reason')"
+    (log := tmp_path / "gpu.log").write_text("of another part")
+    ended = gpu.run_part(
+        [sys.executable, "-c", program], until=time.monotonic() + 60, log=log, environment=os.environ | {"A": "B"}
+    )
+    assert "exit code 1" in ended["error"] and "the reason" in ended["error"] and "another" not in ended["error"]
+    assert not runs(int(log.read_text().removeprefix("of another part").split()[0]))
+
+
+def test_each_test_is_written_down_as_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "test_recorded.py").write_text(RECORDED)
+    records = tmp_path / "gpu.jsonl"
+    program = [
+        sys.executable,
+        gpu.ROOT / "benchmarks" / "gpu_parts.py",
+        "tests",
+        records,
+        tmp_path / "test_recorded.py",
+    ]
+    place = {"RECORDS": str(records), "MOSLORA_GPU_DRY_RUN": "1"}
+    ran = subprocess.run(program, cwd=gpu.ROOT, env=os.environ | place, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = gpu.findings(records, "tests")
+    assert {key: found[key] for key in ("passed", "failed", "skipped")} == {"passed": 2, "failed": 1, "skipped": 1}
+    assert found["test_first"]["fact"] == 7 and found["test_last"]["outcome"] == "passed"
+    assert "assert 1 == 2" in found["test_fails"]["message"] and "no reason" in found["test_skipped"]["message"]
+
+
+def test_all_parts_end_in_time_and_are_summed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "carried-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("carried/__init__.py", "")
+    speeds = {"ours": 8.0, "peft:rows": 4.0, "peft:length": 10.0}
+    asked: list[float] = []
+
+    def run_part(command: list[str], *, until: float, log: Path, environment: dict[str, str]) -> dict[str, Any]:
+        places = [Path(place) for place in environment["PYTHONPATH"].split(os.pathsep)]
+        assert places[0] == gpu.ROOT / "src" and (places[1] / "carried" / "__init__.py").exists()
+        part, records = command[-2:]
+        asked.append(until - time.monotonic())
+        with open(records, "a") as file:
+            found = {"rows_per_second": speeds[part]} if part in speeds else {"failed": int(part == "tests")}
+            file.write(json.dumps({"part": part, "found": found}) + "\n")
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu.main(["--wheels", str(tmp_path)]) == 1  # a test failed
+    assert len(asked) == len(gpu.LIMITS) - 1 and max(asked) <= 480
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["ours_is"] == {"peft:rows": 2.0, "peft:length": 0.8}
+    assert result["parts"]["tests"] == {"failed": 1, "seconds": 1.0} and "sharded" not in result["parts"]
+    assert result["wheels"] == ["carried-1.0-py3-none-any.whl"] and capsys.readouterr().out.startswith("machine: ")
+
+
+def test_the_contestants_have_one_loss() -> None:
+    """Rows end to end, and padded without a mask, against each row alone: the mean over the labels."""
+    model = tiny_llama()
+    model.config.use_cache = False  # as the Trainer sets it: with a cache rows end to end would see each other
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(3, 320, (length,), generator=generator).tolist() for length in (5, 17, 9)]
+    labels = sum(len(text) - 1 for text in texts)
+    with torch.no_grad():
+        alone = [(len(text) - 1) * model(torch.tensor([text]), labels=torch.tensor([text])).loss for text in texts]
+        batch = [{"input_ids": text, "labels": text} for text in texts]
+        found = [model(**together(batch)).loss for together in (padded, DataCollatorWithFlattening())]
+        rows = [Encoded(str(n), "none", text, text, truncated=False) for n, text in enumerate(texts)]
+        found.append(LabelLoss(model)(collate(rows, device=torch.device("cpu")))[0] / labels)
+    torch.testing.assert_close(torch.stack(found), (sum(alone) / labels).expand(3))
