@@ -143,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in chosen:
             until += LIMITS[part] * (3 if options.dry_run else 1)
             command = [sys.executable, str(ROOT / "benchmarks" / "gpu_parts.py"), part, str(records)]
-            if part != "sharded":  # the Trainer would share a batch among several
-                environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-            ended = run_part(command, until=until, log=log, environment=environment)
+            first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # the Trainer would use all
+            devices = {} if part == "sharded" else {"CUDA_VISIBLE_DEVICES": first}
+            ended = run_part(command, until=until, log=log, environment=environment | devices)
             parts[part] = findings(records, part) | ended
             result |= {"seconds": round(time.monotonic() - began, 1), "ours_is": ratios(parts)}
             summary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -109,6 +109,7 @@ def test_all_parts_end_in_time_and_are_summed_up(
         places = [Path(place) for place in environment["PYTHONPATH"].split(os.pathsep)]
         assert places[0] == gpu.ROOT / "src" and (places[1] / "carried" / "__init__.py").exists()
         part, records = command[-2:]
+        assert environment.get("CUDA_VISIBLE_DEVICES") == "3"
         asked.append(until - time.monotonic())
         with open(records, "a") as file:
             found = {"rows_per_second": speeds[part]} if part in speeds else {"failed": int(part == "tests")}
@@ -117,6 +118,7 @@ def test_all_parts_end_in_time_and_are_summed_up(
 
     monkeypatch.setattr(gpu, "run_part", run_part)
     monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     assert gpu.main(["--wheels", str(tmp_path)]) == 1  # a test failed
     assert len(asked) == len(gpu.LIMITS) - 1 and max(asked) <= 480
     result = json.loads((tmp_path / "gpu.json").read_text())
