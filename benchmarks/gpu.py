@@ -60,8 +60,7 @@ LIMITS = {
 }
 """Seconds of each part, to which comes what those before it have left over; three times as many in a dry run."""
 
-GRACE = 3.0
-"""Seconds between asking a group to end and ending it."""
+GRACE = 3.0  # seconds between asking a group to end and ending it
 
 
 def run_part(command: Sequence[str], *, until: float, log: Path, environment: Mapping[str, str]) -> dict[str, Any]:

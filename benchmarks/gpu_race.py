@@ -31,8 +31,7 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vo
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"] if GPU else TINY
 
-Record = Callable[..., None]
-"""Writes down what a part has found, by name."""
+Record = Callable[..., None]  # writes down what a part has found, by name
 
 
 def random_model(on: torch.device = DEVICE) -> Any:
