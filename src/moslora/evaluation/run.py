@@ -5,15 +5,16 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+import moslora
 from moslora.base.heap import keep_freed_memory
 from moslora.base.load import context_length, name_task, output_weight
 from moslora.base.sharded import in_step
@@ -131,7 +132,7 @@ def _made_with(tokenizer: PreTrainedTokenizerBase, request: Request) -> dict[str
     """Of `Settings`. A hash of the code would change with every commit."""
     chat = make_format(request.format, tokenizer).identity()
     return {
-        **{package: version(package) for package in ("moslora", "torch", "transformers")},
+        **{package.__name__: str(package.__version__) for package in (moslora, torch, transformers)},
         "tokenizer": Encoder(tokenizer, max_length=None).identity(),
         **({"chat_template": hashlib.sha256(chat.encode()).hexdigest()} if chat else {}),
     }
