@@ -131,8 +131,6 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     # Straight to the GPU, not through the host's memory. bitsandbytes by default takes the first GPU, for the CPU too.
     if quantized or not on_cpu:
         changes["device_map"] = {"": device}
-    # cuDNN's attention plans anew for each shape, for up to a second, and rows have many lengths.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     source = locate(name, revision=section.revision)
     code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     with loading(name, "model"):
@@ -172,6 +170,8 @@ def _note_slow(dtype: str) -> None:
 
 def use_own_modules(model: PreTrainedModel) -> None:
     """Exchanges norms, MLPs and linear layers for ours; the weights and their names stay."""
+    # cuDNN's attention plans anew for each shape, for up to half a second, and rows have many lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     use_fast_norms(model)
     use_lean_mlps(model)
     use_packed_weights(model)
