@@ -86,8 +86,7 @@ def restore(folder: AdapterFolder, parts: Parts) -> None:
     for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(parts)).items():
         name, _, moment = key.rpartition(":")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU and keeps its moments on the parameter's device.
-        parts.optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+        parts.optimizer.state[parameter][moment] = value.to(parameter.device)  # the fused AdamW counts there, too
     if parts.budget is not None:
         parts.budget.load_state_dict(_load_fitting(folder.path / BUDGET, parts.budget.state_dict()))
     parts.scaler.load_state_dict(folder.manifest["scaler"])

@@ -1,0 +1,271 @@
+"""A pretend accelerator: a device beside the CPU, of any build of torch, on which the whole program runs.
+
+Importing this module registers the device, which cannot be undone: only the checks in this folder do, in processes of
+their own (`tests/test_pretend.py` starts them). A tensor of it holds one on the CPU, which computes.
+
+It sees: tensors of two devices in one operation, kernels that only a CPU has, every wait of the host for the device
+and where it is caused, and how many operations are launched. It does not see: what CUDA's kernels themselves demand or
+return, NF4 and int8, memory, speed, more than one device.
+"""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import optimizer
+from torch.utils import _foreach_utils, backend_registration
+
+import moslora
+from moslora.processes import devices
+
+NAME = "pretend"
+
+
+class _Module(backend_registration._DummyBackendModule):
+    """``torch.pretend``, as far as moslora, torch and accelerate ask ``torch.cuda``."""
+
+    get_device_properties = staticmethod(lambda device=None: SimpleNamespace(total_memory=2**34))
+    get_device_name = staticmethod(lambda device=None: NAME)
+    is_bf16_supported = staticmethod(lambda including_emulation=True: True)
+    max_memory_allocated = staticmethod(lambda device=None: 0)
+    get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16, torch.float16])
+    empty_cache = staticmethod(lambda: None)
+
+
+backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+DEVICE = torch.device(NAME, 0)
+SRC = Path(moslora.__file__).parent
+aten = torch.ops.aten
+
+COPIES = (aten._to_copy.default, aten.copy_.default)
+INDEX = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+TAKE_NUMBERS = (*INDEX, aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor)
+"""Beside the pointwise operations those that take a number from the host: a tensor without a dimension."""
+
+EMPTY = (aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default)
+FREE = (*EMPTY, aten._unsafe_view.default)
+"""Beside the views those that launch nothing."""
+
+WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+@dataclass
+class Seen:
+    """What the device did: operations by name, and by name and place the waits for it."""
+
+    operations: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+
+
+_watching: list[Seen] = []
+
+
+@contextmanager
+def watch() -> Iterator[Seen]:
+    """Collects what the device does within the block, in all threads."""
+    seen = Seen()
+    _watching.append(seen)
+    try:
+        yield seen
+    finally:
+        _watching.remove(seen)
+
+
+class OnDevice(Tensor):
+    """A tensor of the device. ``held`` is on the CPU; views hold views of it."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "OnDevice":
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        with torch.inference_mode(held.is_inference()):  # which a view of another tensor is not
+            made = Tensor._make_wrapper_subclass(cls, held.size(), dtype=held.dtype, device=DEVICE, **layout)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(function, *args, **(kwargs or {}))
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        number = not isinstance(value, Tensor)  # for CUDA torch makes a tensor of it on the host, and copies that
+        super().__setitem__(place, torch.tensor(value, dtype=self.dtype) if number else value)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"OnDevice({self.held!r})"
+
+
+def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """``value`` with ``change`` of every tensor in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: each(part, change) for key, part in value.items()}
+    return type(value)(each(part, change) for part in value) if type(value) in (list, tuple) else value
+
+
+def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """An operation that has come to the device: checked, counted, and left to the CPU."""
+    if _is_composed(function):  # in inference mode they come whole
+        return function.decompose(*args, **kwargs)
+    there: dict[int, OnDevice] = {}
+    hosts: list[Tensor] = []
+
+    def held(x: Tensor) -> Tensor:
+        if isinstance(x, OnDevice):
+            there[id(x.held)] = x
+            return x.held
+        hosts.append(x)
+        return x
+
+    held_args, held_kwargs = each((args, kwargs), held)
+    if "device" in kwargs:
+        held_kwargs["device"] = torch.device("cpu")
+    _refuse(function, [x for x in hosts if not _may_be_on_host(function, x, args)])
+    _count(str(function), function not in FREE and not function.is_view, _waits(function, args, kwargs))
+    found = function(*held_args, **held_kwargs)
+    if _target(function, args, kwargs).type == "cpu":
+        return found
+    return each(found, lambda x: there[id(x)] if id(x) in there else OnDevice(x))
+
+
+@cache
+def _is_composed(function: Any) -> bool:
+    if function.namespace != "aten":
+        raise NotImplementedError(f"{function}: only on a CPU")
+    return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+
+
+def _target(function: Any, args: Any, kwargs: Any) -> torch.device:
+    """Where the result is."""
+    return args[0].device if function == aten.copy_.default else kwargs.get("device") or DEVICE
+
+
+def _may_be_on_host(function: Any, x: Tensor, args: Any) -> bool:
+    """Beside tensors of the device: what is copied, places, and numbers in what is computed entry by entry."""
+    if function in INDEX and any(x is index for index in args[1]):
+        return True
+    return function in COPIES or (not x.dim() and (torch.Tag.pointwise in function.tags or function in TAKE_NUMBERS))
+
+
+def _refuse(function: Any, hosts: list[Tensor]) -> None:
+    if hosts:
+        raise RuntimeError(f"{function}: tensors on {DEVICE} and on the CPU, {tuple(hosts[0].shape)}")
+
+
+def _count(name: str, launches: bool, waits: bool = False) -> None:
+    for seen in _watching:
+        seen.operations[name] += launches
+        if waits:
+            seen.waits[f"{name} in {_place()}"] += 1
+
+
+def _waits(function: Any, args: Any, kwargs: Any) -> bool:
+    if function in COPIES:
+        source = args[0] if function == aten._to_copy.default else args[1]
+        sent = kwargs.get("non_blocking") or True in args[2:]
+        between = source.device.type != _target(function, args, kwargs).type
+        return between and not (sent and (source.device == DEVICE or hasattr(source, "pinned")))
+    if function in INDEX:  # what is on the host is copied; a mask's entries are counted, unless a number fills them
+        indices = [index for index in args[1] if index is not None]
+        masks = [index.dtype in (torch.bool, torch.uint8) for index in indices]
+        number = function != aten.index.Tensor and args[2].device != DEVICE
+        waits = any(masks) != number if all(masks) else any(masks) or number
+        return waits or any(index.device != DEVICE for index in indices)
+    if function == aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    return function == aten.equal.default or not WAITING.isdisjoint(function.tags)
+
+
+def _place() -> str:
+    """The innermost function of moslora's that is running."""
+    frame: Any = sys._getframe()
+    while frame := frame.f_back:
+        if (path := Path(frame.f_code.co_filename)).is_relative_to(SRC):
+            return f"{path.relative_to(SRC)}:{frame.f_lineno} {frame.f_code.co_qualname}"
+    return "no function of moslora's"
+
+
+def one_kernel(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that CUDA computes in one kernel, as well as its gradient, and others compose."""
+
+    def computed(*args: Any, **kwargs: Any) -> Tensor:
+        tensors: list[Tensor] = []
+        each((args, kwargs), tensors.append)
+        if not any(isinstance(x, OnDevice) for x in tensors):
+            return function(*args, **kwargs)
+        _refuse(function.__name__, [x for x in tensors if not isinstance(x, OnDevice)])
+
+        def of(values: Iterable[Tensor]) -> Tensor:
+            values = iter(values)
+            others, named = each((args, kwargs), lambda _: next(values))
+            return function(*others, **named)
+
+        return _OneKernel.apply(function.__name__, of, *tensors)
+
+    return computed
+
+
+class _OneKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, name: str, of: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        _count(name, True)
+        ctx.name, ctx.of = name, of
+        ctx.save_for_backward(*tensors)
+        return OnDevice(of(x.held for x in tensors))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        _count(f"backward of {ctx.name}", True)
+        wanted = ctx.needs_input_grad[2:]
+        held = [x.held.detach().requires_grad_(wants) for x, wants in zip(ctx.saved_tensors, wanted, strict=True)]
+        with torch.enable_grad():
+            out = ctx.of(held)
+        found = iter(torch.autograd.grad(out, [x for x in held if x.requires_grad], gradient.held))
+        return None, None, *(OnDevice(next(found)) if wants else None for wants in wanted)
+
+
+def _pin(tensor: Tensor) -> Tensor:
+    pinned = tensor.clone()
+    pinned.pinned = True
+    return pinned
+
+
+_every, _aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+_every.fallback(compute, "PrivateUse1")  # what makes a tensor of none
+_aten.impl("copy_", partial(compute, aten.copy_.default), "PrivateUse1")  # of torch.tensor, which passes by the class
+F.scaled_dot_product_attention, F.rms_norm = one_kernel(F.scaled_dot_product_attention), one_kernel(F.rms_norm)
+Tensor.pin_memory = _pin  # needs a driver
+for _types in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
+    _types.append(OnDevice)
+PartialState.default_device = property(lambda _: torch.device(NAME))
+devices.GPU = NAME
+
+
+def on_cpu(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The same without the device."""
+    os.environ["ACCELERATE_USE_CPU"] = "1"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return compute(*args, **kwargs)
+    finally:
+        del os.environ["ACCELERATE_USE_CPU"]
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,90 @@
+"""Whole runs on the pretend device: resumed against uninterrupted, to the bit, and against the same on the CPU."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from torch import Tensor
+from torch.amp import GradScaler
+
+from moslora.recipe import Recipe
+from moslora.runs.manifest import MANIFEST
+from moslora.training import prepare, train_recipe
+from moslora.training.loop import accumulate
+from moslora.training.optimizer import trainable
+from pretend.accelerator import NAME, on_cpu, watch
+from training_kit import steps_logged
+
+Make = Callable[..., Recipe]
+SHORT = (
+    *("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.keep_checkpoints=9"),
+    *("training.log_every=1", "training.validate_every=2", "training.micro_batch_tokens=400"),
+)
+BUDGET = "training.rank_budget={target_rank: 2, warmup_share: 0.25, interval: 1}"
+KINDS = {
+    "float16": ("model.dtype=float16",),
+    "budget": ("adapter.mixer={kind: diagonal}", BUDGET),
+    "pissa": ("model.dtype=bfloat16", "adapter.start=pissa", "adapter.dora=true", "adapter.mixer={kind: identity}"),
+    "gate": ("model.dtype=bfloat16", "adapter.mixer={kind: token-gate, experts: 4, top_k: 2, balance: 0.01}"),
+}
+
+
+def run(recipe: Recipe, out: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """What a run logged, and its scaler at the end; in float16 the first step overflows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "GradScaler", partial(GradScaler, init_scale=2.0**40, backoff_factor=2.0**-24))
+        train_recipe(recipe, out=out)
+    return steps_logged(out), json.loads((out / "checkpoints" / "step-4" / MANIFEST).read_text())["scaler"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) -> None:
+    """The adapter, the optimizer's moments, the budget and what was logged."""
+    chosen, straight, again = recipe(*SHORT, *KINDS[kind]), tmp_path / "run", tmp_path / "again"
+    logged, _ = run(chosen, straight)
+    shutil.copytree(straight, again)
+    for later in ("adapter", "checkpoints/step-4"):
+        shutil.rmtree(again / later)
+    train_recipe(chosen, out=again, resuming=True)
+    files = [path.relative_to(again) for path in again.rglob("*.safetensors")]
+    assert len(files) == 5 + 2 * (kind == "budget")
+    assert all((again / file).read_bytes() == (straight / file).read_bytes() for file in files)
+    assert steps_logged(again) == logged and len(logged) == 6
+
+
+@pytest.mark.parametrize(("kind", "apart"), [("budget", 1e-5), ("float16", 2e-3)])
+def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: str, apart: float) -> None:
+    """Losses, norms, validation losses, and the scale after the skipped step. The loop waits once a step."""
+    chosen = recipe(*SHORT, *KINDS[kind], "adapter.dropout=0", "training.learning_rate=3e-3")
+    with watch() as seen:
+        found, scaler = run(chosen, tmp_path / "there")
+    expected, same = on_cpu(run, chosen, tmp_path / "cpu")
+    assert sum(count for place, count in seen.waits.items() if "training/loop.py" in place) == 4  # one a step
+    assert json.loads((tmp_path / "there" / "run.json").read_text())["hardware"]["device"] == NAME
+    assert scaler == same and bool(scaler) == (kind == "float16")
+    assert sum("validation_loss" in row for row in found) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert (other.get("grad_norm", 0) is None) == (kind == "float16" and other["step"] == 1)
+        numbers = {key: value for key, value in other.items() if value is not None}  # not an infinite norm
+        assert one == {**other, **{key: pytest.approx(value, rel=apart) for key, value in numbers.items()}}
+
+
+def test_checkpointing_changes_no_gradient_and_does_not_wait(recipe: Make) -> None:
+    def gradients(checkpointing: str) -> list[Tensor]:
+        made = recipe("adapter.dropout=0", f"model.gradient_checkpointing={checkpointing}")
+        parts, data = prepare.prepare(Accelerator(mixed_precision="no"), made)
+        parts.objective.train()
+        with watch() as seen:
+            accumulate(parts, data.rows[:8])
+        assert not seen.waits
+        return [parameter.grad.cpu() for parameter in trainable(parts.optimizer)]
+
+    plain, again, expected = gradients("false"), gradients("true"), on_cpu(gradients, "true")
+    assert all(one.equal(other) for one, other in zip(plain, again, strict=True))
+    for one, other in zip(plain, expected, strict=True):
+        assert (one - other).norm() <= 1e-4 * other.norm()
