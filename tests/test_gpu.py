@@ -33,8 +33,7 @@ from moslora.training.loop import accumulate
 from moslora.training.optimizer import trainable
 from moslora.training.prepare import prepare
 from reference import tiny_llama
-from test_cuda_without_a_device import MIXERS
-from training_kit import adapter, moslora, same_bits
+from training_kit import MIXERS, adapter, moslora, same_bits
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "pretend"
-HALVES = (["device", "training"],)
+HALVES = (["methods"], ["device", "training"])
+"""Of the checks, each about as long."""
 
 
 @pytest.mark.parametrize("half", HALVES, ids=",".join)

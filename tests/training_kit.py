@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,19 @@ from moslora.recipe import Recipe
 from moslora.training.tracking import MEASURED, read_metrics
 
 MakeRecipe = Callable[..., Recipe]
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "identity": {"kind": "identity"},
+    "butterfly": {"kind": "butterfly"},
+    "hadamard": {"kind": "hadamard", "blocks": 4},
+    "kronecker": {"kind": "kronecker", "blocks": 2},
+    "dense": {"kind": "dense"},
+    "diagonal": {"kind": "diagonal", "orthogonality": 0.1},
+    "input-split": {"kind": "input-split", "blocks": 2},
+    "token-gate": {"kind": "token-gate", "experts": 4, "top_k": 2, "balance": 0.01},
+    "gate-inside": {"kind": "gate-inside", "experts": 2},
+    "task-gate": {"kind": "task-gate", "experts": 2},
+}
 
 
 def steps_logged(run: Path) -> list[dict[str, float]]:

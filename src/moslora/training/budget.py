@@ -109,7 +109,7 @@ class RankBudget:
         scores = self.scores()
         order = scores.argsort(descending=True, stable=True)
         kept = torch.zeros_like(scores, dtype=torch.bool)
-        kept[order[:count]] = True
+        kept.index_fill_(0, order[:count], True)  # a number assigned to places would be sent, and waited for
         masks = kept.split([layer.mixer.rank_in for _, layer in self.layers])
         for (_, layer), mask in zip(self.layers, masks, strict=True):
             _diagonal(layer).mul_(mask)
