@@ -1,0 +1,75 @@
+"""What follows training, on the pretend device: protocols, a question and conversions against the same on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import test_own_tasks
+from evaluation_kit import make_examples
+from moslora.base.load import load_tokenizer, name_task
+from moslora.convert.export import export_peft
+from moslora.convert.importing import import_adapter
+from moslora.convert.merge import merge
+from moslora.evaluation import Request
+from moslora.evaluation.ask import ask
+from moslora.evaluation.predictions import Prediction
+from moslora.evaluation.run import make_scorer
+from moslora.evaluation.target import evaluate_target, open_target
+from pretend.accelerator import on_cpu, watch
+
+mine = test_own_tasks.mine  # a run on a task of one's own and on BoolQ, made on the device here
+FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}
+
+
+def scored(target: Path, out: Path, protocol: Any = "cloze", **options: Any) -> list[Prediction]:
+    opened, format = open_target(str(target), dtype="float32"), FORMATS[protocol]
+    return evaluate_target(opened, protocol=protocol, format=format, out=out, limit=12, **options)[0].predictions
+
+
+def same(found: list[Prediction], expected: list[Prediction]) -> None:
+    assert len(found) == len(expected) >= 12
+    for one, other in zip(found, expected, strict=True):
+        assert (one.id, one.prediction, one.text) == (other.id, other.prediction, other.text)
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("protocol", FORMATS)
+def test_the_predictions_are_those_of_the_cpu(mine: Path, tmp_path: Path, protocol: str) -> None:
+    with watch() as seen:
+        found = scored(mine / "run", tmp_path / "there", protocol)
+    assert seen.operations.total() > 100
+    same(found, on_cpu(scored, mine / "run", tmp_path / "cpu", protocol))
+
+
+def test_a_question_is_answered_as_on_the_cpu(mine: Path) -> None:
+    def asked() -> dict[str, float]:
+        answers = ask(open_target(str(mine / "run")), question="rain fell", options=test_own_tasks.OPTIONS)
+        return {answer.option: answer.probability for answer in answers.options}
+
+    assert asked() == pytest.approx(on_cpu(asked), abs=1e-4)
+
+
+def test_its_conversions_are_scored_as_it_is(mine: Path, world: Path, tmp_path: Path) -> None:
+    """Merged; exported, and imported again."""
+    adapter, merged, peft, back = mine / "run" / "adapter", *(tmp_path / name for name in ("merged", "peft", "back"))
+    merge(adapter, out=merged)
+    export_peft(adapter, out=peft)
+    import_adapter(peft, out=back, base=str(world / "model"), dtype="float32")
+    of = {"tasks": "boolq", "source": str(world / "data")}
+    expected = scored(mine / "run", tmp_path / "a", **of)
+    same(scored(merged, tmp_path / "b", **of), expected)
+    same(scored(back, tmp_path / "c", **of), expected)
+
+
+@pytest.mark.parametrize(("protocol", "waits", "most"), [("rank", 1, 140), ("cloze", 2, 165)])
+def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: Any, waits: int, most: int) -> None:
+    target = open_target(str(mine / "run"))
+    model, request = target.load(), Request(protocol=protocol, format=FORMATS[protocol])
+    scorer = make_scorer(model, load_tokenizer(target.model), request)
+    name_task(model, "arc_easy")
+    with torch.inference_mode(), watch() as seen:
+        assert len(scorer.score(make_examples("arc_easy", 64))) == 64
+    print(f"{protocol}: {seen.operations.total()} operations, waits: {dict(seen.waits)}")
+    assert seen.waits.total() == waits and seen.operations.total() <= most
