@@ -190,21 +190,6 @@ def test_training_rows_that_are_gone_or_changed_are_no_failure(
     assert again == results and "note: " in capsys.readouterr().out
 
 
-def test_a_model_of_nobodys_run_is_compared_with_the_sources_training_rows(
-    world: Path, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = open_target(str(world / "model"), dtype="float32", runs=tmp_path)
-    results, _ = evaluate_target(model, tasks=("obqa",), source=str(planted), out=tmp_path / "a")
-    assert results.without_leaks is not None  # of obqa alone, so arc_easy's does not show
-    assert results.without_leaks.leaks == {"obqa": 2}
-    assert results.without_leaks.compared_with == f"the 30 training rows of {planted}"
-    single = tmp_path / "rows.jsonl"
-    rows = [llm_adapters_row(example) for example in make_examples("boolq", 5)]
-    single.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    results, _ = evaluate_target(model, tasks=("boolq",), source=str(single), out=tmp_path / "b")
-    assert results.without_leaks is None and "no training rows" in capsys.readouterr().out
-
-
 def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:
     settings = Settings("generate", "label", "accuracy", "float32", 1, 128, 1, None, {}, {})
     ids = (("obqa", 0), ("obqa", 1), ("boolq", 0))

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from moslora.console import note
 from moslora.data.overlap import leaked
 from moslora.data.select import select
-from moslora.data.sources import data_hash, load_training
+from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.predictions import Prediction, Score, macro, percent, score_task
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.tasks import Example, Task
+from moslora.tasks import Example
 
 
 @dataclass(frozen=True)
@@ -75,40 +74,20 @@ def without_leaks(
     )
 
 
-def find_leaks(
-    run: AdapterFolder | None, questions: Mapping[str, Sequence[Example]], tasks: Sequence[Task], *, source: str
-) -> Leaks | None:
-    """The leaks among ``questions``.
+def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> Leaks | None:
+    """The leaks among all test ``questions``, by task, for a run's model or its base.
 
-    Args:
-        run: the run whose model or base is scored; ``None`` for other models, which are compared with the training rows
-            of the questions' source.
-        questions: task -> all its test questions.
-        tasks: the entries of these.
-        source: where they come from.
-
-    Returns:
-        ``None``, with a note, if the training rows are missing or have changed.
+    ``None``, with a note, if the rows that the run was trained on are unknown, missing or changed.
     """
+    recipe = run.recipe
     try:
-        rows, words = _training_rows(run, tasks, source)
+        if "data" not in run.manifest:
+            raise UsageError(f"{run.path}: an imported adapter, which does not record its training rows")
+        rows = select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed).training
+        if data_hash(rows) != run.manifest["data"]["sha256"]:
+            raise UsageError(f"{recipe.data.source}: its rows have changed since this run")
     except MosloraError as error:
         note(f"cannot check whether test questions were in the training rows: {first_line(error)}")
         return None
-    return Leaks(words, tuple(sorted(leaked([row for task in questions.values() for row in task], rows))))
-
-
-def _training_rows(run: AdapterFolder | None, tasks: Sequence[Task], source: str) -> tuple[list[Example], str]:
-    if run is None:
-        if any(not task.own for task in tasks) and Path(source).expanduser().is_file():
-            raise UsageError(f"{source}: a single file has questions, but no training rows")
-        rows = load_training(tasks, source=source)
-        of = [source] * any(not task.own for task in tasks) + [task.name for task in tasks if task.own]
-        return rows, f"the {len(rows):,} training rows of {' and '.join(of)}"
-    if "data" not in run.manifest:
-        raise UsageError(f"{run.path}: an imported adapter, which does not record its training rows")
-    recipe = run.recipe
-    rows = select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed).training
-    if data_hash(rows) != run.manifest["data"]["sha256"]:
-        raise UsageError(f"{recipe.data.source}: its rows have changed since this run")
-    return rows, f"the {len(rows):,} rows this run was trained on"
+    found = leaked([row for task in questions.values() for row in task], rows)
+    return Leaks(f"the {len(rows):,} rows this run was trained on", tuple(sorted(found)))

@@ -208,7 +208,7 @@ def evaluate_target(
                 request,
                 out=out,
                 metadata={**target.identity(), "source": tested_on(source)},
-                leaks=find_leaks(run, questions, chosen, source=source),
+                leaks=find_leaks(run, questions) if run else None,
             )
     if run and is_main_process() and out.parent == run_folder(run.path) / "eval":
         _tell_run(run, out)

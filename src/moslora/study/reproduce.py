@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moslora.console import note, say
 from moslora.errors import MosloraError, UsageError
-from moslora.files import in_use, writing
+from moslora.files import refuse_used, writing
 from moslora.processes.devices import GPU, gpus
 from moslora.runs.adapter_folder import open_adapter, stored_recipe
 from moslora.runs.find import RESULT, run_facts
@@ -38,9 +38,8 @@ def reproduce(run: Path, *, out: Path) -> str:
     if (out / RECIPE).exists():
         if (out / RECIPE).read_bytes() != (run / RECIPE).read_bytes():
             raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")
-    elif in_use(out):
-        raise UsageError(f"{out}: not empty; choose another folder with --out, or remove it")
     else:
+        refuse_used(out)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / RECIPE, out / RECIPE)
