@@ -1,5 +1,6 @@
 """What a command prints while it works: once, even when it runs in several processes. Does not load torch."""
 
+import functools
 import os
 import sys
 
@@ -25,6 +26,12 @@ def say(line: str) -> None:
 def note(line: str) -> None:
     """Prints a warning that stops nothing."""
     say(f"note: {line}")
+
+
+@functools.cache
+def note_once(line: str) -> None:
+    """The same, once per process."""
+    note(line)
 
 
 def drop_output() -> None:

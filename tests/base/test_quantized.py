@@ -25,6 +25,7 @@ from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, na
 from moslora.base.load import fitting, load_base, output_weight
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import fingerprint
+from moslora.base.sharded import shard_base
 from moslora.choices import Onto
 from moslora.cli import main
 from moslora.convert import pairs
@@ -207,6 +208,7 @@ def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path,
     assert same_bits(adapter(runs / kind), adapter(out))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="fully_shard takes no integers, which is told in one line")
 def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -> None:
     """Whole on both or sharded, with the same bits, and as on one process."""
     changes = ["adapter.dropout=0", "training.max_steps=5"]
@@ -224,6 +226,13 @@ def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -
     one = adapter(train_recipe(recipe, out=tmp_path / "one").parent)
     for key, value in adapter(tmp_path / "two").items():
         assert (value - one[key]).abs().max() < 2e-3 * value.abs().max(), key
+
+
+def test_a_torch_that_cannot_shard_integers_is_told(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4"))
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.11.0"))
+    with pytest.raises(UsageError, match=r"fsdp: torch 2\.11\.0"):
+        shard_base(model, device=torch.device("cpu"))
 
 
 def test_an_8_bit_base_is_not_sharded_for_an_evaluation_either(runs: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cli_kit import run as cli
 from moslora.adapters import Gate, named_adapters
-from moslora.base import load
+from moslora.console import note_once
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import label_count
@@ -572,7 +572,7 @@ def test_a_dtype_that_the_processor_does_not_multiply_is_told_to_be_slow_once(
 ) -> None:
     monkeypatch.setattr("moslora.base.load.multiplies_bfloat16", lambda device: multiplied)
     for dtype, told in (("float16", 1), ("bfloat16", int(not multiplied)), ("float32", 0)):
-        load._note_slow.cache_clear()
+        note_once.cache_clear()
         train_recipe(recipe(f"model.dtype={dtype}", "training.max_steps=3"), out=tmp_path / dtype)
         merge(tmp_path / dtype / "adapter", out=tmp_path / f"merged-{dtype}")  # loads it three times
         assert capsys.readouterr().out.count(f"model.dtype = {dtype}: slow") == told

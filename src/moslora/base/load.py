@@ -1,6 +1,5 @@
 """Loads the base model and its tokenizer, and reads from a model what training and scoring need."""
 
-import functools
 import logging
 import re
 import sys
@@ -24,7 +23,7 @@ from moslora.base.norm import use_fast_norms
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import locate
 from moslora.base.rows import Rows, send
-from moslora.console import note
+from moslora.console import note_once
 from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
@@ -122,7 +121,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     if dtype == "bfloat16" and not on_cpu and not multiplies_bfloat16(device):
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
     if on_cpu and dtype != "float32" and not (dtype == "bfloat16" and multiplies_bfloat16(device)):
-        _note_slow(dtype)
+        note_once(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
     if not sys.stderr.isatty():
         disable_progress_bar()
     changes: dict[str, Any] = {}
@@ -161,11 +160,6 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         model.to(device)  # type: ignore[arg-type]
     use_own_modules(model)
     return model.requires_grad_(False).eval()
-
-
-@functools.cache  # once per process
-def _note_slow(dtype: str) -> None:
-    note(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
 
 
 def use_own_modules(model: PreTrainedModel) -> None:

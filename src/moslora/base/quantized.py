@@ -1,6 +1,5 @@
 """Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers. bitsandbytes is optional."""
 
-import functools
 import logging
 import shlex
 import sys
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from moslora.console import note
+from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.recipe import ModelSection
 
@@ -30,7 +29,8 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
             f" {shlex.quote(sys.executable)} -m pip install {shlex.quote(BITSANDBYTES)}"
         ) from None
     if on_cpu:
-        _note_cpu_kernels(section.quantization)
+        casts = "; in evaluation it also rounds the inputs of these layers to 8 bits" * (section.quantization == "int8")
+        note_once(f"{section.quantization} on a CPU: bitsandbytes unpacks a weight for each use, which is slow{casts}")
     if section.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -39,12 +39,6 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
         bnb_4bit_compute_dtype=section.dtype,
         bnb_4bit_use_double_quant=section.double_quantization,
     )
-
-
-@functools.cache  # once per process
-def _note_cpu_kernels(quantization: str) -> None:
-    casts = "; in evaluation it also rounds the inputs of these layers to 8 bits" if quantization == "int8" else ""
-    note(f"{quantization} on a CPU: bitsandbytes unpacks a weight for each use, which is slow{casts}")
 
 
 def fix_layers(model: PreTrainedModel, name: str, *, on_cpu: bool) -> None:

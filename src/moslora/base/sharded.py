@@ -22,7 +22,7 @@ from moslora.base.load import final_hidden, name_task
 from moslora.base.quantized import quantized_layers
 from moslora.base.rows import Rows
 from moslora.choices import Strategy
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, UsageError
 from moslora.processes.group import members
 
 
@@ -37,10 +37,14 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
     It may lie on the CPU: it goes to the device layer by layer. A quantised one is on its device.
 
     Raises:
+        UsageError: this torch cannot shard a quantised model.
         MosloraError: a quantised model computes something else when it is sharded.
     """
     # Packed in a floating dtype 4-bit codes could be NaNs, which a copy may change (bitsandbytes issue 1945).
-    before = _probe(model) if quantized_layers(model) else None
+    quantized = bool(quantized_layers(model))
+    if quantized and torch.__version__ < "2.13":  # there fully_shard takes only weights that may have a gradient
+        raise UsageError(f"fsdp: torch {torch.__version__} cannot shard a base in 4 bits; use ddp, or torch 2.13")
+    before = _probe(model) if quantized else None
     layers = model.get_decoder().layers
     whole = {*model.parameters()} - {*layers.parameters()} | own_parameters(model)
     for parameter in whole:
