@@ -5,7 +5,7 @@ In float32 torch takes MKL instead, which on processors of AMD is half as fast. 
 the bit; in float32 sums are taken in another order.
 
 A processor without AVX-512 (most desktops, AMD's EPYC before Genoa) multiplies neither bfloat16 nor float16, and torch
-does so an entry at a time. There a product is of float32 copies, rounded once: 5 to 8 times as fast.
+does so an entry at a time. There a product is of float32 copies, rounded once, which is several times as fast.
 """
 
 from typing import Any
