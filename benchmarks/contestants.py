@@ -34,7 +34,7 @@ def our_step(
         scaler=torch.amp.GradScaler(enabled=False),
         rows=[],
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
-        micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type],
+        micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type != "cpu"],
     )
 
     def step(rows: Sequence[Any]) -> float:

@@ -14,9 +14,11 @@ import torch
 from transformers import DataCollatorWithFlattening
 
 import gpu
-from contestants import padded
+from contestants import our_step, padded
+from moslora.adapters import inject
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
+from moslora.recipe import TrainingSection
 from moslora.training.objective import LabelLoss
 from reference import tiny_llama
 
@@ -141,3 +143,16 @@ def test_the_contestants_have_one_loss() -> None:
         rows = [Encoded(str(n), "none", text, text, truncated=False) for n, text in enumerate(texts)]
         found.append(LabelLoss(model)(collate(rows, device=torch.device("cpu")))[0] / labels)
     torch.testing.assert_close(torch.stack(found), (sum(alone) / labels).expand(3))
+
+
+def test_our_steps_in_the_race_learn_from_their_rows() -> None:
+    """Against transformers' own loss of the same tokens, before the first step."""
+    model = tiny_llama()
+    ids = [[5, 9, 30, 7, 11, 3], [4, 8, 21, 40]]
+    labels = [model(torch.tensor([row]), labels=torch.tensor([row])).loss * (len(row) - 1) for row in ids]
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj", "down_proj"])
+    rows = [Encoded(str(n), "boolq", row, row, truncated=False) for n, row in enumerate(ids)]
+    step = our_step(model, TrainingSection(learning_rate=0.05))
+    losses = [step(rows) for _ in range(5)]
+    assert losses[0] == pytest.approx(float(sum(labels)) / 8, rel=1e-5)
+    assert losses[-1] < losses[0] - 0.01
