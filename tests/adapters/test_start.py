@@ -175,16 +175,17 @@ def test_a_packed_base_is_refused_drawing_and_loading(loading: bool, shape: tupl
 
 @pytest.mark.parametrize("rank_out", [4, 7])
 def test_singular_vectors_of_the_base_which_stays_as_it_is(rank_out: int) -> None:
-    """B = U and A = ΣVᵀ from an SVD in float64, up to the sign of each pair; ΔW as small as M."""
+    """B = U and A = ΣVᵀ from an SVD in float64, up to the sign of each pair and float32 rounding over the gaps between values; ΔW as
+    small as M."""
     model, base = adapted({"kind": "dense", "init": "near-zero"}, start="svd", rank_out=rank_out), tiny_llama()
     for name, layer in named_adapters(model):
         weight = base.get_submodule(name).weight
         assert layer.base.weight.equal(weight)
         u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
         sign = (u[:, :rank_out] * layer.lora_b).sum(0).sign()
-        torch.testing.assert_close(layer.lora_b.double(), u[:, :rank_out] * sign, rtol=0, atol=2e-5)
+        torch.testing.assert_close(layer.lora_b.double(), u[:, :rank_out] * sign, rtol=0, atol=5e-5)
         a = (s[:4, None] * v[:4]) * sign[:4, None]
-        torch.testing.assert_close(layer.lora_a.double(), a, rtol=0, atol=2e-5)
+        torch.testing.assert_close(layer.lora_a.double(), a, rtol=0, atol=5e-5)
         assert 0 < layer.delta_weight().norm() < 1e-3 * weight.norm()
         assert layer.start_a is None
     assert adapter_state_dict(model).keys() == {

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moslora.console import note
+from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import write_text, writing
 from moslora.tasks import TASKS, Task
@@ -156,7 +156,9 @@ def _drop_gone(layers: Sequence[Given]) -> None:
             inside = layer.trail((section,))[-1].value
             value = inside.pop(key, None) if isinstance(inside, dict) else None
             if value is not None and value.plain() != idle:
-                note(f"{layer.origin}: {dotted} = {render_inline(value.plain())} is of an earlier version and ignored")
+                note_once(
+                    f"{layer.origin}: {dotted} = {render_inline(value.plain())} is of an earlier version and ignored"
+                )
 
 
 def _whole(layers: Sequence[Given], faults: list[str], *, main: str, complete: bool) -> Given:
