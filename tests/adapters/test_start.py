@@ -175,8 +175,8 @@ def test_a_packed_base_is_refused_drawing_and_loading(loading: bool, shape: tupl
 
 @pytest.mark.parametrize("rank_out", [4, 7])
 def test_singular_vectors_of_the_base_which_stays_as_it_is(rank_out: int) -> None:
-    """B = U and A = ΣVᵀ from an SVD in float64, up to the sign of each pair and float32 rounding over the gaps between values; ΔW as
-    small as M."""
+    """B = U and A = ΣVᵀ from an SVD in float64, up to the sign of each pair and the rounding of float32, which the gaps
+    between singular values enlarge; ΔW as small as M."""
     model, base = adapted({"kind": "dense", "init": "near-zero"}, start="svd", rank_out=rank_out), tiny_llama()
     for name, layer in named_adapters(model):
         weight = base.get_submodule(name).weight

@@ -156,9 +156,7 @@ def _drop_gone(layers: Sequence[Given]) -> None:
             inside = layer.trail((section,))[-1].value
             value = inside.pop(key, None) if isinstance(inside, dict) else None
             if value is not None and value.plain() != idle:
-                note_once(
-                    f"{layer.origin}: {dotted} = {render_inline(value.plain())} is of an earlier version and ignored"
-                )
+                note_once(f"{layer.origin}: {dotted} = {render_inline(value.plain())} is of earlier versions; ignored")
 
 
 def _whole(layers: Sequence[Given], faults: list[str], *, main: str, complete: bool) -> Given:
