@@ -45,7 +45,7 @@ def machine(record: Record) -> None:
 
 
 def attention(dtype: str, seen: str) -> dict[str, Any]:
-    """Forward and backward pass over the padded rows of a step, as `moslora.base.attention` has it computed.
+    """Forward and backward pass over the padded rows of a step, as `moslora.kernels.attention` has it computed.
 
     Milliseconds of the first call and of later ones, by torch's own choice and by each kernel (``None`` where it
     cannot), and the names of the kernels that it chose.
@@ -105,7 +105,7 @@ def tests(record: Record, file: str = str(ROOT / "tests" / "test_gpu.py")) -> No
 
 def memory(record: Record) -> None:
     """Bytes of two training steps, without and with gradient checkpointing: planned, and as the device had them."""
-    from moslora.base.rows import Rows
+    from moslora.kernels.rows import Rows
     from moslora.plan.activations import Work
     from moslora.plan.memory import memory as planned
 

@@ -35,13 +35,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import quantization_config
-from moslora.base.rows import Rows
 from moslora.base.shapes import SHAPES, meta_model
 from moslora.convert import merge as merge_module
 from moslora.convert.export import export_peft
 from moslora.convert.merge import SHARD_BYTES, merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
+from moslora.kernels.rows import Rows
 from moslora.plan.activations import Work
 from moslora.plan.memory import memory
 from moslora.recipe import ModelSection, Recipe, load_recipe

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, build_mixer, fold, inject, named_adapters
-from moslora.adapters.dropout import Dropout
+from moslora.kernels.dropout import Dropout
 from moslora.recipe import TrainingSection
 from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, OfficialLayer, perturb, regression_loss, tiny_llama, token_batch

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
-from moslora.base import vocabulary
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, cloze, evaluate
+from moslora.kernels import vocabulary
 from moslora.prompts import FORMATS
 
 

@@ -10,10 +10,10 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evaluation_kit import all_tasks, log_probability, tokenizer
 from moslora.adapters import inject
-from moslora.base.attention import ROWS
 from moslora.base.load import name_task
 from moslora.data.encode import Encoder
 from moslora.evaluation import Request, evaluate
+from moslora.kernels.attention import ROWS
 from moslora.prompts import FORMATS
 from reference import perturb
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from moslora.adapters import named_adapters
-from moslora.adapters.dropout import Dropout
+from moslora.kernels.dropout import Dropout
 from moslora.recipe import Recipe
 from moslora.training.loop import train
 from moslora.training.prepare import prepare

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from moslora.adapters import MIXERS, inject
-from moslora.base import rows, vocabulary
+from moslora.kernels import rows, vocabulary
 from moslora.recipe import TrainingSection
 from moslora.training.objective import LabelLoss, _ChunkedLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable

@@ -35,7 +35,6 @@ from moslora.adapters.mixers import (
     TaskGateMixer,
     TokenGateMixer,
 )
-from moslora.adapters.projection import made_of
 
 __all__ = [
     "MIXERS",
@@ -63,7 +62,6 @@ __all__ = [
     "fold_into_a",
     "has_learned",
     "inject",
-    "made_of",
     "named_adapters",
     "own_parameters",
     "shares_beginnings",

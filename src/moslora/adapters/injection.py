@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.dropout import Dropout
 from moslora.adapters.linear import AdapterLinear, Trains
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS, Gate, Mixer, TaskGateMixer
@@ -21,6 +20,7 @@ from moslora.adapters.start import (
     take_singular_vectors,
 )
 from moslora.errors import capped
+from moslora.kernels.dropout import Dropout
 
 Scaling = Literal["lora", "rslora"]
 Start = Literal["lora", "pissa", "svd"]

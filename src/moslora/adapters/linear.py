@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters.dropout import Dropout
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import Mixer
 from moslora.adapters.mixers.base import kaiming
-from moslora.adapters.projection import project
+from moslora.kernels.dropout import Dropout
+from moslora.kernels.recompute import project
 
 Trains = Literal["all", "b", "mixer"]
 """Which of A, M and B learn."""

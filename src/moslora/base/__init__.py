@@ -1,1 +1,1 @@
-"""The frozen base model: where it is, its shapes, how it is loaded, and faster norms and attention."""
+"""The frozen base model: where it is, its shapes, and how it is loaded, quantised and sharded."""

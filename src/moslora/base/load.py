@@ -16,17 +16,17 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from moslora.adapters import describe_batch, named_adapters, task_names
-from moslora.base.attention import as_rows, takes_rows, use_rows
-from moslora.base.linear import use_packed_weights
-from moslora.base.mlp import use_lean_mlps
-from moslora.base.norm import use_fast_norms
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import locate
-from moslora.base.rows import Rows, send
 from moslora.console import note_once
 from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
+from moslora.kernels.attention import as_rows, takes_rows, use_rows
+from moslora.kernels.linear import use_packed_weights
+from moslora.kernels.mlp import use_lean_mlps
+from moslora.kernels.norm import use_fast_norms
+from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
 

@@ -17,12 +17,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
 from moslora.adapters import describe_batch, own_parameters
-from moslora.base.linear import pack_nothing
 from moslora.base.load import final_hidden, name_task
 from moslora.base.quantized import quantized_layers
-from moslora.base.rows import Rows
 from moslora.choices import Strategy
 from moslora.errors import MosloraError, UsageError
+from moslora.kernels.linear import pack_nothing
+from moslora.kernels.rows import Rows
 from moslora.processes.group import members
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.base.linear import pack_nothing
 from moslora.choices import DType, Onto
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
+from moslora.kernels.linear import pack_nothing
 from moslora.recipe import ModelSection
 
 PROMPTS = (

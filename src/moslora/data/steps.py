@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moslora.base.rows import Rows, lay, send
 from moslora.data.encode import IGNORE_INDEX, Encoded
+from moslora.kernels.rows import Rows, lay, send
 
 MICRO_BATCH_TOKENS = {False: 2_048, True: 8_192}
 """Tokens of a micro-batch at most where the recipe does not say, by whether a GPU computes it: a CPU has little to gain

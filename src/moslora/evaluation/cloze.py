@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
-from moslora.base.rows import common_prefix, lay, send
-from moslora.base.vocabulary import pieces, sizes
 from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation.batches import BLOCK_SIZE, in_batches
 from moslora.evaluation.predictions import Prediction, argmax
+from moslora.kernels.rows import common_prefix, lay, send
+from moslora.kernels.vocabulary import pieces, sizes
 from moslora.prompts import Format
 from moslora.tasks import Example
 

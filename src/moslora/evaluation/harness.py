@@ -14,7 +14,6 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from moslora.base.heap import keep_freed_memory
 from moslora.base.load import context_length, load_tokenizer
 from moslora.choices import DType
 from moslora.data.encode import EncodedText
@@ -22,6 +21,7 @@ from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget, in_batches
 from moslora.evaluation.cloze import Scored, score_answers, tokens_read
 from moslora.evaluation.target import open_target
+from moslora.processes.devices import keep_freed_memory
 
 
 @register_model("moslora")

@@ -15,11 +15,11 @@ import torch
 from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
-from moslora.base.rows import common_prefix, lay, send
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation.batches import BLOCK_SIZE, in_batches
 from moslora.evaluation.predictions import Prediction, argmax
+from moslora.kernels.rows import common_prefix, lay, send
 from moslora.prompts import Format
 from moslora.tasks import Example
 

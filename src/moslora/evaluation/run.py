@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import moslora
-from moslora.base.heap import keep_freed_memory
 from moslora.base.load import context_length, name_task, output_weight
 from moslora.base.sharded import in_step
 from moslora.console import say
@@ -31,6 +30,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
+from moslora.processes.devices import keep_freed_memory
 from moslora.processes.group import gathered, members
 from moslora.prompts import make_format
 from moslora.tasks import Example

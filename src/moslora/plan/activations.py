@@ -25,11 +25,11 @@ import torch
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, Gate, named_adapters
-from moslora.base.attention import takes_rows
-from moslora.base.linear import IN_FLOAT32, kernel
 from moslora.base.load import DTYPES
-from moslora.base.mlp import GatedMLP
-from moslora.base.vocabulary import sizes
+from moslora.kernels.attention import takes_rows
+from moslora.kernels.linear import IN_FLOAT32, kernel
+from moslora.kernels.mlp import GatedMLP
+from moslora.kernels.vocabulary import sizes
 from moslora.processes.devices import GPU
 from moslora.recipe import ModelSection
 

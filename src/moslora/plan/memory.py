@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, named_adapters
-from moslora.base.linear import PACKED, kernel, packed_layers
 from moslora.base.load import DTYPES
+from moslora.kernels.linear import PACKED, kernel, packed_layers
 from moslora.plan.activations import Work, block_of, kept, loss_needs
 from moslora.recipe import ModelSection
 
@@ -31,7 +31,7 @@ class Memory:
 
     Attributes:
         weights: the frozen base.
-        packed: on a CPU the copies of its layers in the order that products read, `moslora.base.linear`.
+        packed: on a CPU the copies of its layers in the order that products read, `moslora.kernels.linear`.
         adapters: in float32.
         gradients: in float32; with several processes also the buckets in which they are exchanged.
         optimizer: AdamW's two moments, and a rank budget's two running means.

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from moslora.base.rows import Rows
 from moslora.data.steps import MICRO_BATCH_TOKENS
 from moslora.errors import UsageError
+from moslora.kernels.rows import Rows
 from moslora.plan.activations import Work, unknown
 from moslora.plan.duration import GPUS, PROBED_STEPS, SHARE_OF_PEAK, operations, probe
 from moslora.plan.memory import Memory, largest_budget, memory

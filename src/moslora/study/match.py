@@ -18,7 +18,7 @@ from moslora.study.arms import Planned
 from moslora.tasks import Task
 from moslora.training.folder import FREE, changed_keys
 
-COUNTED = ("adapters", "base", "data", "evaluation", "prompts", "tasks*", "training")
+COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks*", "training")
 """The code that makes the numbers, in the package's folder."""
 
 ASIDE = {"ask.py", "audit.py", "dry_run.py", "folder.py", "harness.py", "interrupt.py", "launch.py"}

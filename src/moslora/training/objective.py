@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_penalty, describe_batch
-from moslora.base.attention import as_rows, use_rows
-from moslora.base.linear import product
-from moslora.base.vocabulary import pieces, sizes
 from moslora.data.steps import MicroBatch
+from moslora.kernels.attention import as_rows, use_rows
+from moslora.kernels.linear import product
+from moslora.kernels.vocabulary import pieces, sizes
 
 
 class LabelLoss(nn.Module):

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 import moslora
 from moslora.adapters import shares_beginnings
-from moslora.adapters.dropout import Dropout
-from moslora.base import attention, linear, norm
-from moslora.base.mlp import GatedMLP
+from moslora.kernels import attention, linear, norm
+from moslora.kernels.dropout import Dropout
+from moslora.kernels.mlp import GatedMLP
 from moslora.processes.devices import gpu_module, total_memory
 
 

@@ -14,7 +14,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from moslora.base.linear import product
+from moslora.kernels.linear import product
 
 PIECE_ON_CPU = (2**10, 2**12)
 """Positions and tokens taken at once on a CPU: 8 MB of logits in bfloat16."""

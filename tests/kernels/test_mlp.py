@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from moslora.adapters import inject
-from moslora.base.mlp import PLAIN, GatedMLP, use_lean_mlps
+from moslora.kernels.mlp import PLAIN, GatedMLP, use_lean_mlps
 
 SHAPES = {
     "vocab_size": 9,

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters import MIXERS, AdapterLinear, build_mixer
-from moslora.adapters.dropout import Dropout, without
-from moslora.adapters.projection import made_of, project
+from moslora.kernels.dropout import Dropout, without
+from moslora.kernels.recompute import made_of, project
 
 
 def dropped(dropout: Dropout, x: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 
-from moslora.base import rows as rows_module
-from moslora.base.attention import _padded as padded_attention
-from moslora.base.attention import as_rows, attend_in_rows, use_rows
-from moslora.base.rows import Rows, lay
+from moslora.kernels import rows as rows_module
+from moslora.kernels.attention import _padded as padded_attention
+from moslora.kernels.attention import as_rows, attend_in_rows, use_rows
+from moslora.kernels.rows import Rows, lay
 
 LENGTHS = (7, 6, 12, 1, 7)  # the first two are one group, with padding
 SHAPES = {
@@ -109,7 +109,7 @@ def test_keys_are_shared_among_heads_only_where_a_fused_kernel_does(
         return fused(q, k, v, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    monkeypatch.setattr("moslora.base.attention.multiplies_bfloat16", lambda device: ampere)
+    monkeypatch.setattr("moslora.kernels.attention.multiplies_bfloat16", lambda device: ampere)
     query, key, value = (torch.randn(heads, 9, 8).to(dtype) for heads in (4, 2, 2))
     rows = Rows((4, 5), torch.device("cpu"))
     padded_attention(query, key, value, rows, 0.3, None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moslora.adapters.dropout import without
+from moslora.kernels.dropout import without
 
 
 class _Again:
@@ -50,7 +50,7 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> Tensor:
     Args:
         x: shape ``(..., in_features)``.
         a: A, shape ``(r, in_features)``, in the dtype of ``x``.
-        drawn: what to drop, of `moslora.adapters.dropout.Dropout.draw`.
+        drawn: what to drop, of `moslora.kernels.dropout.Dropout.draw`.
     """
     if not torch.is_grad_enabled():
         return F.linear(without(x, drawn), a)

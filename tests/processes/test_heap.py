@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from moslora.base.heap import keep_freed_memory
+from moslora.processes.devices import keep_freed_memory
 keep_freed_memory()
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -15,8 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from moslora.base.rows import Rows
 from moslora.errors import UsageError
+from moslora.kernels.rows import Rows
 from moslora.processes.devices import multiplies_bfloat16
 
 ROWS = "moslora-rows"

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from moslora.base.norm import RMSNorm, use_fast_norms
+from moslora.kernels.norm import RMSNorm, use_fast_norms
 
 
 def norms(dtype: torch.dtype) -> tuple[RMSNorm, LlamaRMSNorm]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters import made_of
-from moslora.base.norm import is_plain
+from moslora.kernels.norm import is_plain
+from moslora.kernels.recompute import made_of
 
 PLAIN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 """Classes of transformers with this formula, if their activation is silu."""

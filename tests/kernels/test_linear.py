@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from moslora.base.linear import FrozenLinear, use_packed_weights
 from moslora.base.load import use_own_modules
+from moslora.kernels.linear import FrozenLinear, use_packed_weights
 from reference import tiny_llama, token_batch
 
 
