@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from moslora.study.statistics import LEVEL, MACRO, MICRO, Floats, effects, holm
+from moslora.compare.statistics import LEVEL, MACRO, MICRO, Floats, effects, holm
 from report import machine, markdown, write_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moslora.experiment.file import load_experiment
+from moslora.experiment.study import Study
 from moslora.runs.adapter_folder import stored_recipe
-from moslora.study.arms import load_experiment
-from moslora.study.experiment import Study
 from moslora.training import train_recipe
 
 FILE = """

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from moslora.compare.answers import Answers, Outcomes
 from moslora.evaluation.results import Settings
-from moslora.study.outcomes import Answers, Outcomes
 
 SETTINGS = Settings(
     protocol="cloze",

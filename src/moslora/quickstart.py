@@ -5,6 +5,10 @@ import time
 from pathlib import Path
 
 from moslora.choices import DType
+from moslora.compare.answers import outcomes_of
+from moslora.compare.arms import Arm
+from moslora.compare.comparison import compare_arms
+from moslora.compare.conclusion import lines, tables
 from moslora.console import say
 from moslora.convert.merge import merge
 from moslora.errors import UsageError, stopped
@@ -15,10 +19,6 @@ from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import stored_recipe
 from moslora.runs.find import RESULT, locate_adapter
 from moslora.runs.manifest import RECIPE as STORED
-from moslora.study.compare import compare_arms
-from moslora.study.outcomes import outcomes_of
-from moslora.study.pairs import Arm
-from moslora.study.verdict import lines, tables
 from moslora.training.launch import train_in_processes
 
 RECIPE = "smollm2-135m"

@@ -46,13 +46,13 @@ def experiment(
 
         print_described(list_experiments())
         return
-    from moslora.study.arms import load_experiment
-    from moslora.study.experiment import Study
+    from moslora.experiment.file import load_experiment
+    from moslora.experiment.study import Study
 
     plan = load_experiment(file)
     study = Study(plan, out or RUNS / plan.name, plan.chosen_arms(tuple(arms or ())), any_code)
     if on == "ray":
-        from moslora.study.on_ray import on_ray
+        from moslora.experiment.on_ray import on_ray
 
         study = replace(study, start=on_ray)
     if not table:
@@ -95,8 +95,8 @@ def compare(
     Runs whose recipes differ only in the seed are one arm; the arms are paired by seed. The last line says what can be
     concluded, and what cannot.
     """
-    from moslora.study.compare import compare as compare_runs
-    from moslora.study.verdict import lines, tables
+    from moslora.compare.comparison import compare as compare_runs
+    from moslora.compare.conclusion import lines, tables
 
     before, comma, after = (contrast or "").partition(",")
     if contrast is not None and not (before and after):
@@ -109,7 +109,7 @@ def compare(
 @app.command()
 def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay=False)] = RUNS) -> None:
     """List the runs in a folder: adapter, steps, state and scores."""
-    from moslora.study.listing import list_runs
+    from moslora.compare.listing import list_runs
 
     print_table(list_runs(folder))
 
@@ -130,7 +130,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a page about runs: their training, answers and mixers, side by side; with every figure as PNG."""
-    from moslora.study.report import write_report
+    from moslora.report import write_report
 
     out = out or (runs[0] if len(runs) == 1 else Path()) / "report"
     print(f"written to {write_report(runs, out=out, evaluation=evaluation)}")
@@ -142,7 +142,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to train in. [default: RUN-again]")] = None,
 ) -> None:
     """Train a run again, and compare: bitwise equal, within tolerance, or different from which step on."""
-    from moslora.study.reproduce import reproduce as train_again
+    from moslora.experiment.reproduce import reproduce as train_again
 
     print(train_again(run, out=out or run.with_name(f"{run.resolve().name}-again")))
 

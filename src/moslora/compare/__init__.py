@@ -1,0 +1,1 @@
+"""Runs against each other, question by question and seed by seed: what can be concluded, and what cannot."""

@@ -1,0 +1,186 @@
+"""Arms against each other, if they can be compared: one contrast named beforehand, everything else exploratory."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moslora.compare.answers import EXPERIMENT, Outcome, Outcomes, read_index
+from moslora.compare.arms import Arm, load_arms, pair, values
+from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
+from moslora.console import note
+from moslora.errors import UsageError, capped, some
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against another, run by run and question by question.
+
+    Attributes:
+        seeds: pairs of runs, S; 1 for one run against one.
+        y: task -> the outcome of both arms, shape ``(2, S, n)``.
+        majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``.
+        effects: task and average -> ``after`` minus ``before``.
+    """
+
+    before: str
+    after: str
+    outcome: Outcome
+    seeds: int
+    y: dict[str, Floats]
+    majority: dict[str, Floats]
+    effects: dict[str, Effect]
+
+    @cached_property
+    def means(self) -> dict[str, tuple[float, float]]:
+        """Task and average -> the mean outcome of both arms."""
+        means = {task: y.mean(axis=(1, 2)) for task, y in self.y.items()}
+        sizes = [y.shape[2] for y in self.y.values()]
+        means[MACRO] = np.mean(list(means.values()), axis=0)
+        means[MICRO] = np.average([means[task] for task in self.y], axis=0, weights=sizes)
+        return {name: (float(one), float(other)) for name, (one, other) in means.items()}
+
+    @cached_property
+    def over_majority(self) -> Effect:
+        """``after`` minus the majority class, macro, where accuracies are compared."""
+        return effects({task: y[1] - self.majority[task] for task, y in self.y.items()}, binary=True)[MACRO]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found: the contrast that was named, or the only one there is, and with more than two arms every
+    other one against the first."""
+
+    outcome: Outcome
+    arms: tuple[Arm, ...]
+    main: Contrast | None
+    exploratory: tuple[Contrast, ...]
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    contrast: tuple[str, str] | None = None,
+    outcome: Outcome | None = None,
+    evaluation: str | None = None,
+    allowed: Sequence[str] = (),
+) -> Comparison:
+    """Compares what is at ``paths``.
+
+    Args:
+        paths: see `moslora.compare.arms.load_arms`.
+        contrast: names of two arms, the second to be held against the first; the default is the experiment's, or the
+            two arms that there are.
+        outcome: the number that is compared; the default is the experiment's, or the accuracy.
+        evaluation: name of the evaluation, for runs that have several.
+        allowed: fields that may differ; see `refuse_mixed`.
+    """
+    arms = load_arms(paths, evaluation=evaluation)
+    if len(paths) == 1 and (paths[0] / EXPERIMENT).is_file():
+        index = read_index(paths[0])
+        contrast, outcome = contrast or index.contrast, outcome or index.outcome
+    return compare_arms(arms, contrast=contrast, outcome=outcome or "accuracy", allowed=allowed)
+
+
+def compare_arms(
+    arms: Sequence[Arm],
+    *,
+    contrast: tuple[str, str] | None = None,
+    outcome: Outcome = "accuracy",
+    allowed: Sequence[str] = (),
+) -> Comparison:
+    """`compare` for arms that are loaded."""
+    refuse_mixed(arms, allowed=allowed)
+    _note_versions(arms)
+    by_name = {arm.name: arm for arm in arms}
+    if unknown := [name for name in contrast or () if name not in by_name]:
+        raise UsageError(f"contrast: no arm {', '.join(unknown)}; must be two among {', '.join(by_name)}")
+    if contrast is None and len(arms) == 2:
+        contrast = (arms[0].name, arms[1].name)
+    return Comparison(
+        outcome,
+        tuple(arms),
+        main=_contrast(*(by_name[name] for name in contrast), outcome=outcome) if contrast else None,
+        exploratory=tuple(_contrast(arms[0], arm, outcome=outcome) for arm in arms[1:]) if len(arms) > 2 else (),
+    )
+
+
+def _contrast(before: Arm, after: Arm, *, outcome: Outcome) -> Contrast:
+    pairs = pair(before, after)
+    ones, others = (values(runs, outcome) for runs in zip(*pairs, strict=True))
+    gold = {task: answers.gold for task, answers in pairs[0][0].tasks.items()}
+    frequent = {task: Counter(labels).most_common(1)[0][0] for task, labels in gold.items()}
+    return Contrast(
+        before=before.name,
+        after=after.name,
+        outcome=outcome,
+        seeds=len(pairs),
+        y={task: np.stack([ones[task], others[task]]) for task in ones},
+        majority={task: np.equal(labels, frequent[task]).astype(float) for task, labels in gold.items()},
+        effects=effects({task: others[task] - ones[task] for task in ones}, binary=outcome == "accuracy"),
+    )
+
+
+def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
+    """Refuses runs that were asked differently, and those that differ in base, rows or steps, but for ``allowed``
+    fields: one line for each, with both values."""
+    faults: dict[str, str] = {}
+    asked: dict[str, tuple[Any, Path]] = {}
+    made: dict[str, tuple[Any, Path]] = {}
+    for arm in arms:
+        for seed, run in arm.runs.items():
+            path = arm.paths[seed]
+            for seen, fields, fix in (
+                (asked, _asked(run), "evaluate both in the same way"),
+                (made, _made(run), "if that is meant, add --allow {field}"),
+            ):
+                for field, value in fields.items():
+                    then, where = seen.setdefault(field, (value, path))
+                    if value != then and field not in allowed:
+                        line = f"{field}: {then} in {where}, {value} in {path}; {fix.format(field=field)}"
+                        faults.setdefault(field, line)
+    if unknown := [field for field in allowed if field not in made]:
+        faults[""] = f"--allow {', '.join(unknown)}: must be among {', '.join(made)}"
+    if faults:
+        raise UsageError(capped(list(faults.values())))
+
+
+def _note_versions(arms: Sequence[Arm]) -> None:
+    """Says which versions, tokenizer and chat template are not those of all runs that have recorded them."""
+    recorded = [run.settings.made_with for arm in arms for run in arm.runs.values()]
+    for key in dict.fromkeys(key for made_with in recorded for key in made_with):
+        found = dict.fromkeys(made_with[key] for made_with in recorded if key in made_with)
+        if len(found) > 1:
+            note(f"evaluated with several {key}: {some([*found])}; scores may differ for that reason")
+
+
+def _asked(run: Outcomes) -> dict[str, str]:
+    """Field -> value, of protocol, template and questions."""
+    settings = run.settings
+    fields = {name: str(getattr(settings, name)) for name in ("protocol", "format", "beams", "max_length")}
+    fields["tasks"] = ", ".join(sorted(run.tasks))
+    for task, answers in run.tasks.items():
+        digest = hashlib.sha256(repr((answers.ids, answers.gold, settings.data.get(task))).encode()).hexdigest()
+        fields[f"questions of {task}"] = f"{len(answers.ids):,} ({digest[:8]})"
+    return fields
+
+
+def _made(run: Outcomes) -> dict[str, str]:
+    """Field -> value, of base, rows and steps; the rows are compared under each seed, which chooses them."""
+    metadata = run.settings.metadata
+    fields = {
+        "base": f"{metadata.get('base')} ({metadata.get('fingerprint')})",
+        "dtype": run.settings.dtype,
+        "quantization": str(metadata.get("quantization")),
+    }
+    if run.recipe:
+        fields |= {f"data.{key}": str(value) for key, value in run.recipe["data"].items() if key != "source"}
+        fields["training.global_batch_size"] = str(run.recipe["training"].get("global_batch_size"))
+        fields |= {key: str(run.facts.get(key)) for key in ("trained_rows", "steps")}
+        fields[f"rows.{run.seed}"] = str(run.facts.get("data", {}).get("sha256"))[:8]
+    return fields

@@ -1,0 +1,166 @@
+"""A comparison as tables and in words: what can be concluded, and what cannot."""
+
+from dataclasses import dataclass
+
+from moslora.compare.answers import Outcome
+from moslora.compare.comparison import Comparison, Contrast
+from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Effect, holm, smallest_p
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How an outcome is written.
+
+    Attributes:
+        name: of the unit.
+        factor: from the outcome to it.
+        digits: after the point.
+        margin: below which a difference does not matter, in this unit.
+    """
+
+    name: str
+    factor: float
+    digits: int
+    margin: float
+
+    def level(self, value: float) -> str:
+        """A mean: 51.1."""
+        return f"{self.factor * value:.{self.digits}f}"
+
+    def change(self, value: float) -> str:
+        """A difference, with one more digit: +0.31."""
+        return f"{self.factor * value:+.{self.digits + 1}f}"
+
+    def range(self, interval: tuple[float, float]) -> str:
+        """An interval: −0.40 to +1.02."""
+        return f"{self.change(interval[0])} to {self.change(interval[1])}"
+
+
+UNITS: dict[Outcome, Unit] = {
+    "accuracy": Unit("points", factor=100, digits=1, margin=0.5),
+    "log_probability": Unit("nats", factor=1, digits=3, margin=0.01),
+}
+"""0.01 nats is one percent of the right option's probability."""
+
+
+def tables(comparison: Comparison) -> list[list[list[str]]]:
+    """All arms, if there are more than two; then the contrast, if there is one."""
+    return [
+        *([_all_arms(comparison)] if comparison.exploratory else []),
+        *([_of_contrast(comparison.main)] if comparison.main else []),
+    ]
+
+
+def _of_contrast(contrast: Contrast) -> list[list[str]]:
+    """A row per task and average: both arms, their difference, and with one run each p, by Holm over the tasks."""
+    unit, tasks = UNITS[contrast.outcome], list(contrast.y)
+    adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
+    sizes = {task: y.shape[2] for task, y in contrast.y.items()}
+    counts = {**sizes, MACRO: sum(sizes.values()), MICRO: sum(sizes.values())}
+    columns = {
+        "n": lambda name: f"{counts[name]:,}",
+        "majority": lambda name: unit.level(contrast.majority[name].mean()) if name in tasks else "",
+        contrast.before: lambda name: unit.level(contrast.means[name][0]),
+        contrast.after: lambda name: unit.level(contrast.means[name][1]),
+        "difference": lambda name: unit.change(contrast.effects[name].difference),
+        "95 % interval": lambda name: unit.range(contrast.effects[name].interval),
+        "p (Holm)": lambda name: probability(adjusted[name]) if name in tasks else "",
+    }
+    hidden = {"p (Holm)"} if contrast.seeds > 1 else set()
+    hidden |= {"majority"} if contrast.outcome != "accuracy" else set()
+    shown = {title: cell for title, cell in columns.items() if title not in hidden}
+    return [["task", *shown], *([name, *(cell(name) for cell in shown.values())] for name in counts)]
+
+
+def _all_arms(comparison: Comparison) -> list[list[str]]:
+    """A row per arm: its averages, and its difference from the first."""
+    unit, others = UNITS[comparison.outcome], comparison.exploratory
+    rows = [["arm (exploratory)", "seeds", "macro", "micro", "difference", "95 % interval", "p"]]
+    of = {name: unit.level(means[0]) for name, means in others[0].means.items()}
+    rows.append([others[0].before, str(len(comparison.arms[0].runs)), of[MACRO], of[MICRO], "", "", ""])
+    for contrast in others:
+        of = {name: unit.level(means[1]) for name, means in contrast.means.items()}
+        effect = contrast.effects[MACRO]
+        found = [unit.change(effect.difference), unit.range(effect.interval), probability(effect.p)]
+        rows.append([contrast.after, str(contrast.seeds), of[MACRO], of[MICRO], *found])
+    return rows
+
+
+def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
+    """What stands below the tables, the conclusion last; ``margin`` in the unit of the outcome."""
+    main = comparison.main
+    if main is None:
+        names = ",".join(arm.name for arm in comparison.arms[:2])
+        return [
+            "No contrast was named beforehand (--contrast " + names + "): all of this is exploratory, and shows at best"
+            " what is worth an experiment of its own."
+        ]
+    unit, effect = UNITS[main.outcome], main.effects[MACRO]
+    margin = unit.margin if margin is None else margin
+    found = [
+        f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.name}, 95 % interval"
+        f" {unit.range(effect.interval)}, {_test(main)}",
+        f"equal within ±{margin:g} {unit.name}: "
+        + ("yes" if effect.equivalent(margin / unit.factor) else "not shown")
+        + f" (90 % interval {unit.range(effect.inner)})",
+        _detectable(effect, main, unit),
+    ]
+    if main.outcome == "accuracy":
+        over = main.over_majority
+        above = "above" if over.interval[0] > 0 else "NOT above"
+        by = f"{unit.change(over.difference)}, {unit.range(over.interval)}"
+        found.append(f"{main.after} is {above} the majority class: {by}")
+    return [*found, conclusion(main, margin=margin)]
+
+
+def conclusion(main: Contrast, *, margin: float) -> str:
+    """What can be concluded, and what cannot, in a sentence."""
+    unit, effect = UNITS[main.outcome], main.effects[MACRO]
+    within = f"±{margin:g} {unit.name}"
+    equal = effect.equivalent(margin / unit.factor)
+    higher = "above" if effect.difference > 0 else "BELOW"
+    if effect.shown:
+        can = f"{main.after} is {higher} {main.before}" + (
+            f", though by less than {margin:g} {unit.name}" if equal else ""
+        )
+    elif equal:
+        can = f"{main.after} and {main.before} are equal within {within}"
+    elif effect.p <= LEVEL:
+        can = f"{main.after} is {higher} {main.before} on these questions, but perhaps not on others"
+    else:
+        can = f"neither a difference between {main.after} and {main.before} nor their equality within {within} is shown"
+    if main.seeds == 1:
+        cannot = "this is about these models: whether it is the methods or the seed takes several seeds"
+    elif effect.detectable is None:
+        cannot = (
+            f"{main.seeds} seeds cannot show a difference, as their p is at least {smallest_p(main.seeds):g}; six can"
+        )
+    elif effect.shown or equal:
+        cannot = "it holds for this base, these rows, steps and learning rates, and no others"
+    else:
+        cannot = f"a difference below {unit.level(effect.detectable)} {unit.name} may well have been missed"
+    return f"Conclusion: {can}; {cannot}."
+
+
+def _test(main: Contrast) -> str:
+    """p, and how it was found."""
+    p = probability(main.effects[MACRO].p)
+    p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
+    if main.seeds == 1:
+        return f"{p} (sign flips over the questions)"
+    exact = "all" if main.seeds <= EXACT_FLIPS else "sampled"
+    return f"{p} ({exact} sign flips over {main.seeds} seeds)"
+
+
+def _detectable(effect: Effect, main: Contrast, unit: Unit) -> str:
+    if effect.detectable is None:
+        return f"smallest detectable difference: none, as p cannot be below {smallest_p(main.seeds):g}"
+    return (
+        f"smallest detectable difference: about {unit.factor * effect.detectable:.{unit.digits + 1}f} {unit.name}"
+        " (found in 4 of 5 such comparisons)"
+    )
+
+
+def probability(p: float) -> str:
+    """p with three digits after the point."""
+    return "<.001" if p < 0.0005 else f"{p:.3f}".replace("0.", ".", 1)

@@ -1,0 +1,1 @@
+"""Experiments: arms × learning rates × seeds, each run once, and a run trained again."""

@@ -1,0 +1,213 @@
+"""An experiment file: arms × learning rates × seeds over one recipe, checked before anything runs."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationError
+
+from moslora.compare.answers import Outcome
+from moslora.errors import UsageError
+from moslora.recipe import Recipe, find_experiment, stack_recipe
+from moslora.recipe.fields import Section
+from moslora.recipe.layers import shown
+from moslora.recipe.yaml_text import parse
+
+SHARED = ("name", "seed", "model", "data", "evaluation", "tracking")
+SHARED_TRAINING = ("learning_rate", "epochs", "max_steps", "global_batch_size", "micro_batch_tokens")
+"""What all arms have in common, so that each seed gives them the same rows in the same order, and the same dropout.
+Learning rates, seeds and names are the experiment's own."""
+
+
+def _layer(value: Any) -> Any:
+    """A recipe's name, alone, is a layer that extends it."""
+    if isinstance(value, str):
+        value = {"extends": value}
+    if not isinstance(value, dict):
+        raise ValueError("must be a recipe's name, or a mapping of keys as in a recipe file")
+    extends = value.get("extends", [])
+    if not (isinstance(extends, str) or (isinstance(extends, list) and all(isinstance(name, str) for name in extends))):
+        raise ValueError("extends must be a recipe's file or name, or a list of these")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+Layer = Annotated[dict[str, Any], BeforeValidator(_layer)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Strict(False)]
+
+
+class ExperimentFile(Section):
+    """What an experiment file holds."""
+
+    recipe: Layer
+    """What all arms share: a recipe's name, or keys as in a recipe file with `extends`."""
+
+    arms: Annotated[dict[Name, Layer], Field(min_length=1)]
+    """What each arm lays over it: a method's name, or keys as in a recipe file."""
+
+    first: Annotated[tuple[str, ...], Strict(False)] = ()
+    """The arms that run if none are named; empty for all."""
+
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
+    """Each arm uses the one with the lowest validation loss."""
+
+    rate_seeds: Seeds = ()
+    """Seeds of the runs that choose the learning rate; they are never scored."""
+
+    seeds: Annotated[Seeds, Field(min_length=1)]
+    """Seeds of the runs that are scored and compared."""
+
+    contrast: Annotated[tuple[str, str], Strict(False)]
+    """The one comparison named beforehand: the second arm against the first."""
+
+    outcome: Outcome
+    """The number compared."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: an arm with a learning rate and a seed. ``scored`` is false for one that only chooses the rate."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    scored: bool
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return run_name(self.arm, self.learning_rate, self.seed)
+
+
+def run_name(arm: str, learning_rate: float, seed: int) -> str:
+    return f"{arm}-{learning_rate:g}-{seed}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment with the recipe of every arm, all checked.
+
+    Attributes:
+        name: of its file, without the ending.
+        file: what was written.
+        recipes: arm -> recipe, still without learning rate and seed.
+    """
+
+    name: str
+    file: ExperimentFile
+    recipes: Mapping[str, Recipe]
+
+    def planned(self, arm: str, rate: float, seed: int, *, scored: bool) -> Planned:
+        recipe = self.recipes[arm]
+        training = recipe.training.model_copy(update={"learning_rate": rate})
+        update = {"name": run_name(arm, rate, seed), "seed": seed, "training": training}
+        return Planned(arm, rate, seed, scored, recipe.model_copy(update=update))
+
+    def search(self, arms: tuple[str, ...]) -> list[Planned]:
+        """The runs that choose the learning rates, seed after seed; none if there is one rate."""
+        rates = self.file.learning_rates if len(self.file.learning_rates) > 1 else ()
+        return [
+            self.planned(arm, rate, seed, scored=False)
+            for seed in self.file.rate_seeds
+            for arm in arms
+            for rate in rates
+        ]
+
+    def chosen_arms(self, named: tuple[str, ...]) -> tuple[str, ...]:
+        """The arms ``named`` on the command line, ``all`` among them, or else the first ones.
+
+        Raises:
+            UsageError: an unknown arm.
+        """
+        known = tuple(self.recipes)
+        if unknown := [name for name in named if name not in (*known, "all")]:
+            raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or among {', '.join(known)}")
+        wanted = named or self.file.first
+        return tuple(arm for arm in known if not wanted or arm in wanted or "all" in wanted)
+
+
+def load_experiment(source: str) -> Experiment:
+    """Reads an experiment file, or a built-in one, and resolves the recipe of every arm.
+
+    Raises:
+        UsageError: one line for every fault.
+    """
+    path = find_experiment(source)
+    origin = shown(path)
+    try:
+        file = ExperimentFile.model_validate(parse(path.read_text("utf-8")))
+    except ValidationError as error:
+        raise UsageError("\n".join(dict.fromkeys(f"{origin}: {line}" for line in _lines(error)))) from None
+    except OSError as error:
+        raise UsageError(f"{origin}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{origin}: is not YAML: {error}") from None
+    faults = [f"{origin}: {fault}" for fault in _faults(file)]
+    try:
+        common = stack_recipe([(f"{origin}: recipe", file.recipe)], name=path.stem, folder=path.parent)
+    except UsageError as error:
+        raise UsageError("\n".join([*faults, str(error)])) from None
+    recipes = {}
+    for arm, layer in file.arms.items():
+        layers = [(f"{origin}: recipe", file.recipe), (f"{origin}: arms.{arm}", layer)]
+        try:
+            recipes[arm] = stack_recipe(layers, name=path.stem, folder=path.parent)
+        except UsageError as error:
+            faults.append(str(error))
+    faults += [f"{origin}: {fault}" for fault in _unlike(file, common, recipes)]
+    if faults:
+        raise UsageError("\n".join(faults))
+    return Experiment(re.sub(r"[^\w.-]", "-", path.stem), file, recipes)
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    """Pydantic's errors: `key: what is wrong`."""
+    for fault in error.errors(include_url=False):
+        text = {
+            "missing": "is missing",
+            "extra_forbidden": f"unknown key; must be one of {', '.join(ExperimentFile.model_fields)}",
+            "too_long": f"has more than {fault.get('ctx', {}).get('max_length')} items",
+            "model_type": "must be a mapping of keys, such as recipe, arms, seeds",
+        }.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("should ", "must "))
+        place = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+        yield f"{place}: {text}" if place else text
+
+
+def _faults(file: ExperimentFile) -> Iterator[str]:
+    """What does not fit together inside the file."""
+    for key in ("first", "contrast"):
+        for arm in getattr(file, key):
+            if arm not in file.arms:
+                yield f"{key}: {arm} is not an arm; must be among {', '.join(file.arms)}"
+    if file.contrast[0] == file.contrast[1]:
+        yield f"contrast: {file.contrast[0]} against itself; name two arms"
+    if both := sorted({*file.seeds} & {*file.rate_seeds}):
+        yield f"rate_seeds: {both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
+    if len(file.learning_rates) > 1 and not file.rate_seeds:
+        yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
+    seeds, rates = (*file.rate_seeds, *file.seeds), file.learning_rates
+    # In lower case: some file systems do not tell the two apart.
+    names = Counter(run_name(arm, rate, seed).lower() for arm in file.arms for rate in rates for seed in seeds)
+    if twice := [name for name, count in names.items() if count > 1]:
+        yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
+
+
+def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
+    """What of the arms' recipes does not let them be compared."""
+    for arm, recipe in recipes.items():
+        changed = [key for key in SHARED if getattr(recipe, key) != getattr(common, key)]
+        mine, shared = recipe.training, common.training
+        changed += [f"training.{key}" for key in SHARED_TRAINING if getattr(mine, key) != getattr(shared, key)]
+        if changed:
+            yield f"arms.{arm}: changes {', '.join(changed)}, which all arms share; set it for all, outside the arms"
+    written: dict[str, str] = {}
+    for arm, recipe in recipes.items():
+        text = recipe.model_copy(update={"name": "same"}).to_yaml()
+        if (other := written.setdefault(text, arm)) != arm:
+            yield f"arms.{arm}: changes nothing that arm {other} does not change; the two are one recipe"
+    if len(file.learning_rates) > 1 and not common.data.validation_rows:
+        yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
+    if file.outcome == "log_probability" and common.evaluation.protocol == "generate":
+        yield "outcome: log_probability does not exist under protocol generate; choose accuracy, or protocol rank"

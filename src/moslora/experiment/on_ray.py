@@ -1,0 +1,100 @@
+"""The runs of an experiment as Ray tasks, on this machine or a cluster.
+
+Every machine needs the same moslora, and the working folder and the experiment's under the same path: a run goes on
+from its folder, wherever it is begun again.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.experiment.file import Planned
+from moslora.experiment.one_run import run_one
+from moslora.training.launch import worker_processes
+
+RETRIES = 10
+"""How often a run is begun again after its worker or machine was lost."""
+
+
+@contextmanager
+def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+    """Starts ``runs``, as many at once as there is room for, and yields what waits for each.
+
+    A run has a GPU, or where the cluster has none, a core for each of its processes. If the block ends early, all that
+    still run save and end first.
+    """
+    with _cluster() as ray:
+        cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
+        gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
+        processes = 1 if gpus else max(1, min(worker_processes(), cores))
+        task = ray.remote(num_cpus=processes, num_gpus=gpus, max_retries=RETRIES)(_run)
+        started = [
+            task.options(name=planned.name).remote(planned, out=out, folder=os.getcwd(), processes=processes)
+            for planned in runs
+        ]
+        try:
+            yield [partial(_wait, ray, one, planned.name) for one, planned in zip(started, runs, strict=True)]
+        finally:
+            for one in started:
+                ray.cancel(one)  # as Ctrl-C; a finished one is left as it is
+            ray.wait(started, num_returns=len(started))
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Ray, connected to the cluster at RAY_ADDRESS, or to one of its own on this machine.
+
+    Raises:
+        UsageError: Ray is not installed.
+        MosloraError: no cluster there.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--on ray: ray is not installed; pip install ray") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about that
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MosloraError(f"--on ray: {first_line(error)}; see RAY_ADDRESS") from None
+    signal.signal(signal.SIGTERM, terminate)  # Ray's own would end this process before the runs have saved
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _run(planned: Planned, *, out: Path, folder: str, processes: int) -> tuple[str, int] | None:
+    """The task. Returns message and exit code of a fault, which Ray would wrap in a traceback."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it, and training would inherit that
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each process; Ray sets that of all together
+    os.chdir(folder)
+    try:
+        run_one(planned, out=out, processes=processes)
+    except MosloraError as fault:
+        return str(fault), fault.exit_code
+    return None
+
+
+def _wait(ray: Any, started: Any, name: str) -> None:
+    """Waits for a task.
+
+    Raises:
+        MosloraError: of the run; or its workers were lost too often.
+    """
+    try:
+        told = ray.get(started)
+    except ray.exceptions.RayError as error:
+        raise MosloraError(f"{name}: {first_line(error)}; the same command continues from there") from None
+    if told:
+        fault = MosloraError(told[0])
+        fault.exit_code = told[1]
+        raise fault

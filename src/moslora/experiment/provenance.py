@@ -1,0 +1,90 @@
+"""Whether a number on disk is still the one that its run would give, up to the rounding of another machine."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import moslora
+from moslora.base.resolve import fingerprint
+from moslora.choices import Split
+from moslora.data.sources import identity, tested_on
+from moslora.experiment.file import Planned
+from moslora.recipe import Recipe
+from moslora.tasks import Task
+from moslora.training.folder import FREE, changed_keys
+
+COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks*", "training")
+"""The code that makes the numbers, in the package's folder."""
+
+ASIDE = {"ask.py", "audit.py", "dry_run.py", "folder.py", "harness.py", "interrupt.py", "launch.py"}
+ASIDE |= {"run_card.py", "show.py", "tracking.py"}
+"""Modules among it that only check, start or print. A new module counts until it is named here."""
+
+
+PLACES = ("name", "model.name", "model.revision", "data.source", "evaluation.source")
+"""Keys of a recipe that say where something lies; what lies there is in the hash of the data."""
+
+
+CODE = "the code changed"
+
+
+def provenance(recipe: Recipe) -> dict[str, str]:
+    """Hashes of all that the numbers of a run depend on besides its recipe: ``data``, with the base, and ``code``."""
+    trained = recipe.training_tasks, recipe.data.source
+    tested = recipe.evaluation_tasks, tested_on(recipe.evaluation_source)
+    base = fingerprint(recipe.model.name, revision=recipe.model.revision)
+    return {"data": _hash([_rows("train", *trained), _rows("test", *tested), base]), "code": code()}
+
+
+@cache
+def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
+    """Hashes of the rows, computed once per process."""
+    return identity(tasks, split, source=source)
+
+
+def changes(
+    planned: Planned, recipe: Mapping[str, Any] | None, made_with: Mapping[str, Any], *, any_code: bool
+) -> list[str]:
+    """What differs between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``."""
+    now, here = planned.recipe, provenance(planned.recipe)
+    tested = planned.scored or now.data.drop_leaks
+    free = (*PLACES, *(key for key in FREE if key != "evaluation." or not tested))
+    what = {"data": "the rows, the questions or the base model changed", "code": CODE}
+    return changed_keys(recipe or {}, now.model_dump(mode="json"), free=free) + [
+        text for key, text in what.items() if made_with.get(key) != here[key] and not (any_code and key == "code")
+    ]
+
+
+@cache
+def code() -> str:
+    """Of the code in :data:`COUNTED` without comments and docstrings, and of the libraries that compute.
+
+    A commit would change with every document, and the version of the package with no change at all.
+    """
+    package = Path(moslora.__file__).parent
+    files = [path for place in COUNTED for top in package.glob(place) for path in [top, *top.rglob("*.py")]]
+    parts = {
+        path.relative_to(package).as_posix(): without_comments(path.read_text(encoding="utf-8"))
+        for path in files
+        if path.suffix == ".py" and path.name not in ASIDE
+    }
+    return _hash([parts, version("torch"), version("transformers")])
+
+
+def without_comments(source: str) -> str:
+    """Python code without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            kept = [part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""One page about runs: how they trained, what they answer, what they learned. Self-contained, with the figures as PNG.
+
+``report.html``  needs no network        ``NAME.png``  every figure
+"""
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from moslora.errors import UsageError
+from moslora.files import new_folder
+
+PAGE = "report.html"
+
+
+def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = None) -> Path:
+    """Writes the report about the runs at ``paths`` into ``out``, replacing an older report alone; returns the page.
+
+    ``evaluation`` names the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("a report needs matplotlib; pip install 'moslora[plots]', or pip install matplotlib") from None
+    from moslora.report.page import page
+    from moslora.report.runs import reported_runs
+
+    runs = reported_runs(paths, evaluation=evaluation)
+    with new_folder(out, older=_files(out / PAGE)) as scratch:
+        (scratch / PAGE).write_text(page(runs, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
+    return out / PAGE
+
+
+def _files(page: Path) -> list[str]:
+    """The names of the files of the report with this page, which lists them; none if no report wrote it."""
+    text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    found = re.search('<meta name="moslora-report" content="(.*)">', text)
+    return html.unescape(found[1]).split("/") if found else []

@@ -1,0 +1,185 @@
+"""The figures of training and of answers."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from moslora.compare.comparison import Contrast
+from moslora.compare.conclusion import UNITS
+from moslora.compare.statistics import MACRO, Floats
+from moslora.evaluation import Results, Score
+from moslora.report.canvas import GRID, INK, MUTED, SEQUENTIAL, Canvas, in_steps, new_label
+from moslora.report.runs import ReportedRun
+
+SMOOTHED = 100
+"""Points from which a curve is drawn faint, under its running mean over a thirtieth of them."""
+
+
+def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) -> Markup | None:
+    """One metric over the steps, a line per run; ``None`` if no run has it."""
+    if not any(run.curve(metric)[0] for run in runs):
+        return None
+    with canvas.figure(4.8, 2.5) as (figure, axes):
+        for run in runs:
+            steps, values = run.curve(metric)
+            color, label = canvas.color(run.arm), new_label(axes, run.arm)
+            width = len(values) // 30 if len(values) >= SMOOTHED else 1
+            smooth: Sequence[float] | Floats = values
+            if width > 1:
+                axes.plot(steps, values, linewidth=0.6, alpha=0.3, color=color)
+                smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            marker = "o" if len(values) <= 12 else ""
+            axes.plot(
+                steps[width - 1 :], smooth, linewidth=1.6, color=color, label=label, marker=marker, markersize=3.5
+            )
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        in_steps(axes)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        if metric in ("learning_rate", "tokens_per_second", "grad_norm"):
+            axes.set_ylim(bottom=0)
+        if len(canvas.arms) > 1:
+            axes.legend()
+    return canvas.keep(f"training-{metric.replace('_', '-')}", figure)
+
+
+def accuracy(canvas: Canvas, runs: Sequence[ReportedRun]) -> Markup | None:
+    """Per task and on average: every arm with its error, the base, and the majority class."""
+    arms = {arm: [run.tuned.results for run in runs if run.arm == arm and run.tuned] for arm in canvas.arms}
+    arms = {arm: results for arm, results in arms.items() if results}
+    if not arms:
+        return None
+    first = next(iter(arms.values()))[0]
+    metric = first.settings.primary
+    series = {"base": [run.base.results for run in runs if run.base][:1], **arms}
+    series = {name: results for name, results in series.items() if results}
+    names = [*first.tasks, MACRO]
+    places = np.linspace(-0.25, 0.25, len(series)) if len(series) > 1 else np.zeros(1)
+    with canvas.figure(5, _height(len(names), len(series))) as (figure, axes):
+        for row, name in enumerate(names):
+            level = 100 * _score(first, name).majority_class
+            label = new_label(axes, "majority class")
+            axes.plot(
+                [level] * 2, [row - 0.38, row + 0.38], color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label
+            )
+            for (arm, results), place in zip(series.items(), row + places, strict=True):
+                _point(
+                    axes,
+                    results,
+                    name,
+                    metric,
+                    y=place,
+                    label=new_label(axes, arm),
+                    color=MUTED if arm == "base" else canvas.color(arm),
+                )
+        _rows(axes, names)
+        axes.set_xlabel(f"{metric.replace('_', ' ')}, percent ± one standard error")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
+    return canvas.keep("accuracy", figure)
+
+
+def _point(
+    axes: Axes, results: Sequence[Results], name: str, metric: str, *, y: float, label: str | None, color: str
+) -> None:
+    """The mean over an arm's seeds with its standard error, and with one seed that over the questions."""
+    scores = [_score(result, name) for result in results if name == MACRO or name in result.tasks]
+    values = 100 * np.array([getattr(score, metric) for score in scores])
+    if not len(values):
+        return
+    if len(values) > 1:
+        error = values.std(ddof=1) / len(values) ** 0.5
+        axes.scatter(values, [y] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
+    else:
+        error = 100 * (getattr(scores[0], metric.replace("accuracy", "standard_error")) or 0)
+    face = "none" if color == MUTED else color
+    axes.errorbar(
+        values.mean(),
+        y,
+        xerr=error,
+        fmt="o",
+        markersize=5,
+        elinewidth=1.5,
+        color=color,
+        markerfacecolor=face,
+        label=label,
+    )
+
+
+def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title: str) -> Markup:
+    """Per task and on average: each contrast with its 95 % interval."""
+    unit, tasks = UNITS[contrasts[0].outcome], [*contrasts[0].y]
+    places = np.linspace(-0.24, 0.24, len(contrasts)) if len(contrasts) > 1 else np.zeros(1)
+    with canvas.figure(5, _height(1 + len(tasks), 1 + len(contrasts))) as (figure, axes):
+        axes.axvline(0, color=MUTED, linewidth=1.2)
+        for contrast, place in zip(contrasts, places, strict=True):
+            color = canvas.color(contrast.after)
+            for row, task in enumerate([*tasks, MACRO]):
+                effect = contrast.effects[task]
+                ends = [unit.factor * end for end in effect.interval]
+                axes.plot(ends, [row + place] * 2, color=color, linewidth=1.8, solid_capstyle="round")
+                face = color if effect.shown else "none"
+                label = new_label(axes, contrast.after)
+                axes.plot(
+                    unit.factor * effect.difference,
+                    row + place,
+                    "o",
+                    color=color,
+                    markersize=5,
+                    markerfacecolor=face,
+                    label=label,
+                )
+        _rows(axes, [*tasks, MACRO])
+        axes.locator_params(axis="x", nbins=5)  # more of them run into each other
+        axes.set_xlabel(f"{title}, {unit.name}, 95 % interval; filled: shown")
+        if len(contrasts) > 1:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
+    return canvas.keep(name, figure)
+
+
+def confusions(canvas: Canvas, task: str, tables: Mapping[str, Floats]) -> Markup:
+    """Right against chosen option of one task, in percent of the row, a panel for each of ``tables``."""
+    width = 0.5 + sum(0.33 * table.shape[1] + 0.25 for table in tables.values())
+    height = 0.9 + 0.33 * max(len(table) for table in tables.values())
+    with canvas.figure(max(width, 1.9), height, columns=len(tables), rows=1) as (figure, found):
+        for axes, (name, table) in zip(np.atleast_1d(found).flat, tables.items(), strict=True):
+            share = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+            axes.pcolormesh(share, cmap=SEQUENTIAL, vmin=0, vmax=100, edgecolors=GRID, linewidth=0.6)
+            for (row, column), value in np.ndenumerate(share):
+                weight = "bold" if row == column else "normal"
+                axes.text(
+                    column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=7.5, fontweight=weight
+                )
+            rows, columns = table.shape
+            numbers = [str(n + 1) for n in range(rows)]
+            axes.set_xticks(np.arange(columns) + 0.5, [*numbers, "–"][:columns])
+            axes.set_yticks(np.arange(rows) + 0.5, numbers)
+            axes.tick_params(length=0, labelsize=7.5)
+            axes.invert_yaxis()
+            axes.set_aspect("equal")
+            axes.grid(False)
+            axes.set_title(name, fontsize=8.5, fontweight="normal")
+            axes.spines[:].set_visible(False)
+        figure.supxlabel("chosen", fontsize=8, color=MUTED)
+        figure.supylabel("right", fontsize=8, color=MUTED)
+    return canvas.keep(f"confusion-{task}", figure)
+
+
+def _height(rows: int, points: int) -> float:
+    """In inches, of a figure with this many points in each row: the same for accuracies and differences."""
+    return 1.1 + rows * (0.22 + 0.1 * points)
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """A row for each name, the last one set apart."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.grid(axis="y", visible=False)
+    axes.axhline(len(names) - 1.5, color=GRID, linewidth=1)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.spines["left"].set_visible(False)
+
+
+def _score(results: Results, name: str) -> Score:
+    return results.macro if name == MACRO else results.tasks[name]

@@ -1,0 +1,96 @@
+"""What an adapter has learned, layer by layer: M, how far it is from its start, and the spectrum of ΔW."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moslora.adapters import MIXERS, build_mixer
+from moslora.adapters.folding import fold_factors
+from moslora.adapters.injection import scale_of
+from moslora.adapters.mixers import IdentityMixer
+from moslora.adapters.start import generator_of
+from moslora.compare.statistics import Floats
+from moslora.runs.adapter_folder import AdapterFolder
+
+
+@dataclass(frozen=True)
+class LearnedLayer:
+    """One layer's adapter.
+
+    Attributes:
+        name: of the layer in the model.
+        mixer: M, shape ``(rank_out, rank_in)``; ``None`` where M has no weights.
+        start: M as the seed drew it; of the same shape.
+        spectrum: singular values of ΔW, falling; before a magnitude (DoRA).
+    """
+
+    name: str
+    mixer: Floats | None
+    start: Floats | None
+    spectrum: Floats
+
+    @property
+    def kind(self) -> str:
+        """The last part of the name, such as q_proj."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def distance(self) -> float | None:
+        """‖M − M₀‖ / ‖M₀‖ (Frobenius), or ‖M − M₀‖ for an M that starts near zero; ``None`` without weights."""
+        if self.mixer is None or self.start is None:
+            return None
+        moved, before = float(np.linalg.norm(self.mixer - self.start)), float(np.linalg.norm(self.start))
+        return moved / before if before > 0.01 else moved
+
+    @cached_property
+    def effective_rank(self) -> float:
+        """exp(−Σ p log p), p = σ / Σ σ of ΔW (Roy and Vetterli 2007); 0 for ΔW = 0."""
+        if not self.spectrum.any():
+            return 0.0
+        p = self.spectrum / self.spectrum.sum()
+        return float(np.exp(-(p * np.log(np.where(p > 0, p, 1))).sum()))
+
+
+def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
+    """The layers of an adapter, by number and name. The base is not loaded.
+
+    Empty for a mixer that depends on the token or the task: it has no single M and no ΔW.
+    """
+    section, options = folder.recipe.adapter, dict(folder.recipe.adapter_options()["mixer"])
+    if MIXERS[section.mixer.kind].routes:
+        return []
+    weights = folder.weights()
+    names = [key.removesuffix(".lora_a") for key in weights if key.endswith(".lora_a")]
+    scale = scale_of(section.alpha, section.rank, section.scaling)
+    layers = []
+    for name in sorted(names, key=_in_order):
+        mixer = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
+        if mixer.folds_at_init:
+            mixer = IdentityMixer(rank=section.rank)
+        mixer.reset_parameters(generator_of(folder.recipe.seed, name, "mixer"))
+        learns = any(True for _ in mixer.parameters())
+        start = _array(mixer.matrix()) if learns else None
+        own = f"{name}.mixer."
+        mixer.load_state_dict({key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)})
+        factors = (weights.get(f"{name}.{key}") for key in ("start_a", "start_b"))
+        a, b = fold_factors(mixer, weights[f"{name}.lora_a"], weights[f"{name}.lora_b"], *factors)
+        layers.append(LearnedLayer(name, _array(mixer.matrix()) if learns else None, start, scale * spectrum(a, b)))
+    return layers
+
+
+def spectrum(a: Tensor, b: Tensor) -> Floats:
+    """The singular values of b · a, falling, by two thin QR decompositions; ``a (r, in)``, ``b (out, r)``."""
+    left, right = (torch.linalg.qr(factor.detach().double(), mode="r").R for factor in (b, a.T))
+    return np.asarray(torch.linalg.svdvals(left @ right.T).numpy(), dtype=np.float64)
+
+
+def _in_order(name: str) -> list[tuple[int, int, str]]:
+    """Numbers in a name are compared as numbers."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+
+
+def _array(matrix: Tensor) -> Floats:
+    return matrix.detach().double().numpy().copy()

@@ -1,0 +1,205 @@
+"""Arms: found on disk, grouped, paired; and what is not compared."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moslora.compare.answers import Outcomes, write_outcomes
+from moslora.compare.arms import Arm, load_arms, pair, values
+from moslora.compare.comparison import compare_arms, refuse_mixed
+from moslora.errors import UsageError
+from moslora.evaluation.journal import Journal, TaskRecord
+from moslora.evaluation.predictions import Prediction
+from moslora.evaluation.results import Settings
+from moslora.recipe import load_recipe
+from moslora.runs.manifest import read_manifest
+from study_kit import SETTINGS, SIZES, base, drawn
+
+
+def arm(name: str, *runs: Outcomes) -> Arm:
+    return Arm(name, {run.seed: run for run in runs}, {run.seed: Path(f"{name}-{run.seed}") for run in runs})
+
+
+def evaluated(run: Path, name: str = "cloze-cloze-float32", *, settings: Settings = SETTINGS, right: int = 2) -> None:
+    """An evaluation of three questions in a run's folder."""
+    journal = Journal(run / "eval" / name, settings)
+    journal.record({"obqa": TaskRecord()})
+    scores = [(-1.0, -2.0) if row < right else (-2.0, -1.0) for row in range(3)]
+    journal.append(
+        [Prediction(f"obqa/test/{row}", "obqa", 0, s.index(-1.0), s, (1, 1)) for row, s in enumerate(scores)]
+    )
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """runs/lora-1, runs/lora-2, runs/mixed-1, runs/mixed-2: evaluated, and otherwise only what is read of a run."""
+    for method, kind in (("lora", "identity"), ("mixed", "dense")):
+        for seed in (1, 2):
+            run = tmp_path / "runs" / f"{method}-{seed}"
+            run.mkdir(parents=True)
+            changes = [f"name={run.name}", f"seed={seed}", f"adapter.mixer.kind={kind}"]
+            (run / "recipe.yaml").write_text(load_recipe("smollm2-135m", changes).to_yaml(), encoding="utf-8")
+            (run / "run.json").write_text('{"steps": 50, "trained_rows": 9, "data": {"sha256": "x"}}')
+            evaluated(run)
+    return tmp_path / "runs"
+
+
+def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs: Path) -> None:
+    for paths in ([runs], [runs / f"{name}-{seed}" for seed in (1, 2) for name in ("lora", "mixed")]):
+        lora, mixed = load_arms(paths)
+        assert (lora.name, [*lora.runs], mixed.name, [*mixed.runs]) == ("lora", [1, 2], "mixed", [1, 2])
+        assert lora.paths[2] == runs / "lora-2"
+    for name in ("lora", "mixed"):
+        for seed in (1, 2):
+            (runs / name).mkdir(exist_ok=True)
+            shutil.move(runs / f"{name}-{seed}", runs / name / f"seed-{seed}")
+    assert [(arm.name, *arm.runs) for arm in load_arms([runs / "mixed", runs / "lora"])] == [
+        ("mixed", 1, 2),
+        ("lora", 1, 2),
+    ]
+
+
+def test_two_seeds_of_a_recipe_and_files_are_compared_one_by_one(runs: Path, tmp_path: Path) -> None:
+    assert [arm.name for arm in load_arms([runs / "lora-1", runs / "lora-2"])] == ["lora-1", "lora-2"]
+    for name, run in (("a", drawn(0)), ("b", drawn(0, rank=4))):
+        write_outcomes(tmp_path / f"{name}.json", run)
+    assert [arm.name for arm in load_arms([tmp_path / "b.json", tmp_path / "a.json"])] == ["b", "a"]
+
+
+def test_a_run_alone_is_compared_with_its_base(runs: Path) -> None:
+    with pytest.raises(UsageError, match=r"cloze-cloze-float32-base: not there.*--base"):
+        load_arms([runs / "lora-1"])
+    untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
+    evaluated(runs / "lora-1", "cloze-cloze-float32-base", settings=untrained)
+    base, tuned = load_arms([runs / "lora-1"])
+    assert (base.name, *base.runs, tuned.name, *tuned.runs) == ("base", None, "lora-1", 1)
+
+
+def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
+    with pytest.raises(UsageError, match="none: no such file or folder"):
+        load_arms([runs / "none"])
+    with pytest.raises(UsageError, match="one arm"):
+        load_arms([runs / "lora-1", runs / "lora-2", runs / "lora-2"])
+    shutil.copytree(runs / "lora-1", runs / "copy")
+    with pytest.raises(UsageError, match=r"lora-1: has the recipe and the seed of .*copy"):
+        load_arms([runs])
+    shutil.rmtree(runs / "copy")
+    evaluated(runs / "lora-1", "rank-label-float32")
+    with pytest.raises(UsageError, match="--evaluation, among cloze-cloze-float32, rank-label-float32"):
+        load_arms([runs])
+    evaluated(runs / "lora-1", "cloze-cloze-bfloat16", right=1)
+    own = load_arms([runs / "lora-1", runs / "mixed-1"])[0].runs[1]
+    assert sum(own.tasks["obqa"].correct) == 1, "as its recipe evaluates"
+    assert len(load_arms([runs], evaluation="cloze-cloze-float32")) == 2
+    with pytest.raises(UsageError, match="lora-2: not evaluated as rank-label-float32; moslora eval"):
+        load_arms([runs], evaluation="rank-label-float32")
+
+
+def test_arms_are_paired_by_seed() -> None:
+    one, other = arm("one", *map(drawn, (0, 1, 2))), arm("other", *(drawn(seed, rank=4) for seed in (2, 5, 1)))
+    assert [(a.seed, b.seed) for a, b in pair(one, other)] == [(1, 1), (2, 2)]
+    assert [(a.seed, b.seed) for a, b in pair(arm("base", base()), one)] == [(None, 0), (None, 1), (None, 2)]
+    assert [(a.seed, b.seed) for a, b in pair(arm("one", drawn(0)), arm("other", drawn(1)))] == [(0, 1)]
+    with pytest.raises(UsageError, match=r"no seed in both arms \(one: 0, 1, 2; x: 7, 8\)"):
+        pair(one, arm("x", drawn(7), drawn(8)))
+
+
+def test_values_are_a_row_per_seed() -> None:
+    runs = [drawn(0), drawn(1)]
+    found = values(runs, "log_probability")
+    assert {task: array.shape for task, array in found.items()} == {task: (2, n) for task, n in SIZES.items()}
+    assert found["obqa"][1].tolist() == list(runs[1].tasks["obqa"].log_probability)
+    with pytest.raises(UsageError, match="obqa: a comparison needs at least two questions"):
+        values([drawn(0, sizes={"obqa": 1})], "accuracy")
+    empty = replace(drawn(0), tasks={"obqa": replace(drawn(0).tasks["obqa"], log_probability=())})
+    with pytest.raises(UsageError, match="log_probability: protocol cloze gives none"):
+        values([empty], "log_probability")
+
+
+def other(**settings: object) -> Outcomes:
+    return replace(drawn(1), settings=replace(SETTINGS, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("run", "line"),
+    [
+        (other(protocol="rank"), "protocol: cloze in one-1, rank in other-1; evaluate both in the same way"),
+        (other(format="label"), "format: cloze in one-1, label in other-1; evaluate both in the same way"),
+        (other(data={"obqa": "0123"}), "questions of obqa: 50 ("),
+        (drawn(1, sizes={**SIZES, "obqa": 49}), "questions of obqa: 50 ("),
+        (drawn(1, sizes={"obqa": 50}), "tasks: boolq, obqa, siqa in one-1, obqa in other-1"),
+        (other(dtype="bfloat16"), "dtype: float32 in one-1, bfloat16 in other-1; if that is meant, add --allow dtype"),
+        (other(metadata={**SETTINGS.metadata, "fingerprint": "beef"}), "base: small (f00d) in one-1, small (beef)"),
+        (replace(drawn(1), facts={**drawn(1).facts, "steps": 99}), "steps: 50 in one-1, 99 in other-1; if"),
+        (replace(drawn(1), facts={**drawn(1).facts, "data": {"sha256": "no"}}), "rows.1: rows of  in one-1, no in"),
+    ],
+)
+def test_unlike_runs_are_refused_with_the_field_and_both_values(run: Outcomes, line: str) -> None:
+    with pytest.raises(UsageError) as fault:
+        refuse_mixed([arm("one", drawn(1)), arm("base", base()), arm("other", run)])
+    assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
+
+
+def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that both have recorded."""
+    made_with = {"torch": "2.13.0", "transformers": "5.0"}
+    runs = other(made_with=made_with), other(made_with={**made_with, "torch": "2.14.0"}), other(made_with={})
+    arms = [arm(name, run) for name, run in zip(("one", "two", "old"), runs, strict=True)]
+    assert len(compare_arms(arms).exploratory) == 2
+    said = capsys.readouterr().out
+    assert "torch" in said and "2.13.0" in said and "2.14.0" in said and "transformers" not in said
+    compare_arms([arms[0], arms[2]])
+    assert not capsys.readouterr().out
+
+
+def test_what_is_meant_to_differ_is_allowed() -> None:
+    longer = replace(drawn(1), facts={**drawn(1).facts, "steps": 99})
+    refuse_mixed([arm("one", drawn(1)), arm("other", longer)], allowed=["steps"])
+    with pytest.raises(UsageError, match="--allow stepz: must be among base, dtype"):
+        refuse_mixed([arm("one", drawn(1)), arm("other", longer)], allowed=["stepz", "steps"])
+    with pytest.raises(UsageError, match="--allow protocol: must be among base"):
+        refuse_mixed([arm("one", drawn(1)), arm("other", other(protocol="rank"))], allowed=["protocol"])
+    refuse_mixed([arm("base", base()), arm("one", drawn(1), drawn(2))])
+
+
+def test_the_steps_are_those_of_the_adapter_that_was_evaluated(runs: Path, trained: Path) -> None:
+    """A checkpoint, where the run was evaluated before its end."""
+    run = runs / "lora-1"
+    for name in ("adapter", "checkpoints"):
+        shutil.copytree(trained / name, run / name)
+    for place, steps in (("adapter", 21), ("checkpoints/step-20", 20)):
+        shutil.rmtree(run / "eval")
+        evaluated(run, settings=of_weights(run / place))
+        if place != "adapter":
+            shutil.rmtree(run / "adapter")
+        assert load_arms([run, runs / "mixed-1"])[0].runs[1].facts["steps"] == steps
+
+
+def of_weights(adapter: Path) -> Settings:
+    weights = read_manifest(adapter)["sha256"]["adapter.safetensors"]
+    return replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": weights})
+
+
+@pytest.mark.parametrize("scored", ["weights that are gone", "a checkpoint"])
+def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs: Path, trained: Path, scored: str) -> None:
+    """With the folder that has to go; a checkpoint's may be compared by its own path."""
+    run, name = runs / "lora-1", "cloze-cloze-float32"
+    for place in ("adapter", "checkpoints"):
+        shutil.copytree(trained / place, run / place)
+    shutil.rmtree(run / "eval")
+    evaluated(run, settings=of_weights(run / "checkpoints" / "step-20") if scored == "a checkpoint" else SETTINGS)
+    untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
+    evaluated(run, f"{name}-base", settings=untrained)
+    for paths in ([run], [run, runs / "mixed-1"], [run / "eval" / name, runs / "mixed-1"]):
+        if scored == "a checkpoint" and paths[0] != run:
+            assert load_arms(paths)[0].runs[1].facts["steps"] == 20
+            continue
+        with pytest.raises(UsageError, match=f"{name}: .*moslora eval {run}"):
+            load_arms(paths)
+    with pytest.raises(UsageError, match=r"adapter was .*remove the folder"):
+        evaluated(run, settings=of_weights(run / "adapter"))
+    shutil.rmtree(run / "eval" / name)
+    evaluated(run, settings=of_weights(run / "adapter"))
+    assert [arm.name for arm in load_arms([run])] == ["base", "lora-1"]

@@ -1,0 +1,128 @@
+"""Comparisons whole: an experiment's small files alone, the tables, and what is concluded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_kit import run
+from moslora.compare.answers import ExperimentIndex, ExperimentRun, Outcomes, write_index, write_outcomes
+from moslora.compare.arms import Arm
+from moslora.compare.comparison import Comparison, compare, compare_arms
+from moslora.compare.conclusion import lines, probability, tables
+from moslora.compare.statistics import MACRO
+from moslora.errors import UsageError
+from study_kit import base, drawn
+
+GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
+WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """Three arms of six seeds, of which only ``learned`` gains."""
+    folder = tmp_path / "ablation"
+    (folder / "results").mkdir(parents=True)
+    runs = [ExperimentRun(arm, seed, 1e-3, f"{arm}-{seed}") for arm in GAINS for seed in range(6)]
+    for one in runs:
+        write_outcomes(folder / one.results, drawn(one.seed, gain=GAINS[one.arm], sizes=WIDE, arm=one.arm))
+    write_index(folder, ExperimentIndex("ablation", ("init-only", "learned"), "log_probability", tuple(runs)))
+    return folder
+
+
+def arms(**runs: Mapping[int | None, Outcomes] | Outcomes) -> list[Arm]:
+    given = {name: {one.seed: one} if isinstance(one, Outcomes) else one for name, one in runs.items()}
+    return [Arm(name, some, {seed: Path(f"{name}-{seed}") for seed in some}) for name, some in given.items()]
+
+
+def seeds(count: int, **changes: float) -> dict[int | None, Outcomes]:
+    return {seed: drawn(seed, sizes=WIDE, **changes) for seed in range(count)}
+
+
+def said(comparison: Comparison) -> str:
+    return lines(comparison)[-1]
+
+
+def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> None:
+    found = compare([experiment])
+    assert found.main is not None and found.outcome == "log_probability" and found.main.seeds == 6
+    mean = {
+        arm: np.mean([np.mean([np.mean(t.log_probability) for t in one.tasks.values()]) for one in held.runs.values()])
+        for arm, held in zip(GAINS, found.arms, strict=True)
+    }
+    assert found.main.effects[MACRO].difference == pytest.approx(mean["learned"] - mean["init-only"])
+    assert found.main.means[MACRO] == pytest.approx((mean["init-only"], mean["learned"]))
+    every, contrast = tables(found)
+    assert [row[0] for row in every] == ["arm (exploratory)", *GAINS]
+    assert [row[0] for row in contrast] == ["task", *WIDE, "macro average", "micro average"]
+    assert said(found).startswith("Conclusion: learned is above init-only; it holds for this base")
+    null = compare([experiment], contrast=("lora", "init-only"), outcome="accuracy")
+    assert "neither a difference between init-only and lora nor their equality" in said(null)
+    with pytest.raises(UsageError, match="no arm lorra; must be two among lora, init-only, learned"):
+        compare([experiment], contrast=("lorra", "learned"))
+
+
+def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "compare", experiment, "--margin", "5", "--contrast", "lora,init-only")
+    assert code == 0 and "equal within ±5 nats: yes" in out and "init-only and lora are equal within" in out
+    (experiment / "results" / "lora-0.001-0.json").unlink()
+    code, out, _ = run(capsys, "compare", experiment)
+    assert code == 0 and "1 of 18 runs have no results yet" in out
+    files = [experiment / "results" / f"{arm}-0.001-1.json" for arm in GAINS]
+    code, out, _ = run(capsys, "compare", *files)
+    assert code == 0 and "No contrast was named beforehand" in out and "Conclusion" not in out
+
+
+def test_one_run_against_its_base_says_nothing_of_methods() -> None:
+    found = compare_arms(arms(base=base(sizes=WIDE), tuned=drawn(0, sizes=WIDE, gain=0.15)))
+    (table,) = tables(found)
+    assert table[0] == ["task", "n", "majority", "base", "tuned", "difference", "95 % interval", "p (Holm)"]
+    tuned, untrained = (
+        np.array([np.mean(t.correct) for t in one.tasks.values()])
+        for one in (found.arms[1].runs[0], found.arms[0].runs[None])
+    )
+    assert table[4][3:6] == [f"{100 * x:.1f}" for x in (untrained.mean(), tuned.mean())] + [
+        f"{100 * (tuned - untrained).mean():+.2f}"
+    ]
+    assert "tuned is above the majority class" in "\n".join(lines(found))
+    assert said(found).startswith("Conclusion: tuned is above base; this is about these models")
+    lost = compare_arms(arms(base=drawn(0, sizes=WIDE, gain=0.15), tuned=base(sizes=WIDE)))
+    assert "tuned is BELOW base" in said(lost)
+
+
+def test_what_too_few_seeds_cannot_say() -> None:
+    found = compare_arms(arms(a=seeds(3), b=seeds(3, gain=0.2, rank=4)))
+    assert said(found).startswith("Conclusion: neither a difference")
+    assert said(found).endswith("3 seeds cannot show a difference, as their p is at least 0.25; six can.")
+    assert "smallest detectable difference: none" in "\n".join(lines(found))
+
+
+def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> None:
+    """b knows four questions under every seed, a four others: all seeds agree, and the questions do not."""
+    one = drawn(0, sizes={"obqa": 9})
+    of = {"a": (1,) * 4 + (0,) * 5, "b": (0,) * 4 + (1,) * 5}
+
+    def runs(name: str) -> dict[int | None, Outcomes]:
+        answers = one.tasks["obqa"]
+        return {
+            seed: Outcomes(
+                one.settings,
+                {"obqa": type(answers)(answers.ids, answers.gold, of[name])},
+                {**drawn(seed).recipe, "name": name},
+                {**one.facts, "data": {"sha256": str(seed)}},
+            )
+            for seed in range(6)
+        }
+
+    found = compare_arms(arms(a=runs("a"), b=runs("b")))
+    assert "b is above a on these questions, but perhaps not on others" in said(found)
+
+
+def test_a_model_at_the_majority_class_is_flagged() -> None:
+    found = compare_arms(arms(a=drawn(0, sizes=WIDE), b=drawn(0, sizes=WIDE, gain=-0.2, rank=4)))
+    assert "b is NOT above the majority class" in "\n".join(lines(found))
+
+
+def test_probabilities() -> None:
+    assert [probability(p) for p in (1.0, 0.5, 0.03125, 0.0004, 1e-9)] == ["1.000", ".500", ".031", "<.001", "<.001"]

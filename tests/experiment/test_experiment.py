@@ -1,0 +1,287 @@
+"""Experiments of the small world: end to end, stopped and resumed, results that match or do not."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cli_kit import run
+from experiment_kit import FILE, results, study, train
+from moslora.compare.answers import read_index, read_outcomes
+from moslora.errors import Diverged, Interrupted, UsageError
+from moslora.evaluation import METRICS, load_predictions
+from moslora.experiment import one_run
+from moslora.training import loop
+from moslora.training.launch import train_in_processes
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes an experiment file into the working folder."""
+
+    def file(*, rates: str = "[3e-2]", search: str = "", old: str = "", new: str = "") -> str:
+        text = FILE.format(world=world, rates=rates, search=search)
+        assert old in text
+        Path("e.yaml").write_text(text.replace(old, new, 1) if old else text, encoding="utf-8")
+        return "e.yaml"
+
+    monkeypatch.setattr(one_run, "train_in_processes", train)
+    monkeypatch.chdir(tmp_path)
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished experiment of the file as it is; copy it before changing it."""
+    here = tmp_path_factory.mktemp("finished")
+    (here / "e.yaml").write_text(FILE.format(world=world, rates="[3e-2]", search=""), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_run, "train_in_processes", train)
+        study(str(here / "e.yaml"), here / "e").run()
+    return here / "e"
+
+
+def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, *, after: int) -> None:
+    """Ctrl-C in the call after ``after`` calls."""
+    real, calls = getattr(owner, name), []
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == after + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    patch.setattr(owner, name, stop)
+
+
+def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, errors = run(capsys, "experiment", write())
+    assert code == 0, errors
+    out = Path("runs/e")
+    names = ["learned-0.03-0", "learned-0.03-1", "lora-0.03-0", "lora-0.03-1"]
+    assert sorted(path.name for path in (out / "runs").iterdir()) == names
+    index = read_index(out)
+    assert (index.name, index.contrast, index.outcome) == ("e", ("lora", "learned"), "log_probability")
+    assert sorted(Path(line.folder).name for line in index.runs) == names
+    means = {}
+    for line in index.runs:
+        outcomes = read_outcomes(out / line.results)
+        assert outcomes.recipe is not None and outcomes.recipe["seed"] == line.seed
+        (scores,) = (out / line.folder / "eval").iterdir()
+        right = {p.id: METRICS["log_probability"](p) for p in load_predictions(scores)}
+        kept = {i: x for a in outcomes.tasks.values() for i, x in zip(a.ids, a.log_probability, strict=True)}
+        assert len(right) == 18 and kept == pytest.approx(right, abs=1e-6)
+        assert not (out / line.folder / "checkpoints").exists()
+        by_task = [np.mean([x for i, x in right.items() if i.startswith(task)]) for task in ("boolq", "arc", "obqa")]
+        means[line.arm, line.seed] = np.mean(by_task)
+    for arm in ("lora", "learned"):
+        pair = [means[arm, 0], means[arm, 1]]
+        assert f"{np.mean(pair):.4f} ± {np.std(pair, ddof=1) / 2**0.5:.4f}" in said
+    assert "lora-0.03-0: 4 left\n" in said and "learned-0.03-1: 1 left, about 0 min\n" in said
+    assert "4 of 4 runs are scored; to compare them: moslora compare runs/e" in said
+
+
+@pytest.mark.parametrize(("owner", "name", "after"), [(loop, "accumulate", 6), (one_run, "evaluate_target", 1)])
+def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
+    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, after: int
+) -> None:
+    """In the second run: at its third step, and before it is scored."""
+    file = write()
+    with monkeypatch.context() as patch:
+        interrupt(patch, owner, name, after=after)
+        with pytest.raises(Interrupted):
+            study(file, Path("cut")).run()
+    first = results(Path("cut"))
+    assert len(first) == 1 and not Path("cut/.lock").exists()
+    trained = []
+    real = one_run.train_in_processes
+    monkeypatch.setattr(one_run, "train_in_processes", lambda words, **options: (trained.append(words[0]), real(words)))
+    shutil.rmtree("cut/runs/lora-0.03-0")  # done: not needed any more
+    study(file, Path("cut")).run()
+    assert len(trained) == (3 if owner is loop else 2)
+    assert results(Path("cut")) == results(finished) and len(results(finished)) == 4
+
+
+SEARCH = "rate_seeds: [7, 8]"
+
+
+def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(rates="[1e-4, 3e-2, 3]", search=SEARCH)
+    code, said, _ = run(capsys, "experiment", file, "lora")
+    assert code == 0
+    out = Path("runs/e")
+    chosen = {line.arm: line.learning_rate for line in read_index(out).runs}
+    means = {}
+    for rate in (1e-4, 3e-2, 3.0):
+        ends = []
+        for seed in (7, 8):
+            folder = out / "runs" / f"lora-{rate:g}-{seed}"
+            assert not (folder / "eval").exists(), "a run of the search is never scored"
+            logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            ends.append([row["validation_loss"] for row in logged if "validation_loss" in row][-1])
+        means[rate] = np.mean(ends)
+        spread = (max(ends) - min(ends)) / 2
+        assert f"{means[rate]:.4f} ± {spread:.4f}" + " *" * (rate == chosen["lora"]) in said
+    assert chosen == {"lora": min(means, key=lambda rate: means[rate])} == {"lora": 3e-2}
+    assert len(results(out)) == 6 + 2 and "tried" not in said
+
+    # One seed fewer: nothing is trained again.
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2, 3]", search="rate_seeds: [7]"), "lora")
+    assert code == 0 and " left" not in said
+    # Without the highest rate, the best is the highest.
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "--table")
+    assert code == 0 and "lora: 0.03 is the highest learning rate tried" in said
+
+
+def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        train_in_processes([str(world / "recipe.yaml"), "--out", str(tmp_path), "training.learning_rate=1e38"])
+
+
+def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
+    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.accumulate
+
+    def accumulate(parts: loop.Parts, drawn: Sequence[Any]) -> torch.Tensor:
+        return real(parts, drawn) * (math.nan if parts.optimizer.param_groups[0]["lr"] > 1 else 1)
+
+    monkeypatch.setattr(loop, "accumulate", accumulate)
+    file = write(rates="[3e-2, 9]", search="rate_seeds: [7]")
+    code, said, errors = run(capsys, "experiment", file, "lora")
+    assert code == 0, errors
+    assert "note: lora-9-7 diverged" in said
+    assert {line.learning_rate for line in read_index(Path("runs/e")).runs} == {3e-2}
+    assert json.loads(Path("runs/e/rates/lora-9-7.json").read_text())["validation_loss"] is None
+    assert re.search(r"lora +\d\.\d{4} \* +not finite\n", said)
+    code, said, _ = run(capsys, "experiment", file, "lora")
+    assert code == 0 and " left" not in said, "nothing is trained again"
+    # Where all diverge the arm has no rate, and the others go on.
+    code, said, _ = run(capsys, "experiment", write(rates="[8, 9]", search="rate_seeds: [7]"), "lora")
+    assert code == 0 and "lora: no learning rate had a finite validation loss" in said and "not chosen" in said
+
+
+def test_a_scored_run_that_diverges_is_named_and_stops_nothing(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a scale of 2.5e37 every seed of an arm does."""
+    learned = "mixer: {init: orthogonal}"
+    third = "  third: {adapter: {alpha: 9}}\nlearning_rates:"
+    text = Path(write(old=learned, new=f"alpha: 1.0e+38, {learned}")).read_text()
+    Path("e.yaml").write_text(text.replace("learning_rates:", third))
+    for _ in range(2):
+        code, said, errors = run(capsys, "experiment", "e.yaml")
+        assert code == 0, errors
+        assert "diverged, and so without a score: learned-0.03-0, learned-0.03-1\n4 of 6 runs are scored" in said
+    assert " left" not in said and re.search(r"learned +0\.03 +0/2 +– +–\n", said)
+    assert {line.arm for line in read_index(Path("runs/e")).runs if line.diverged} == {"learned"}
+    code, said, errors = run(capsys, "compare", "runs/e", "--contrast", "lora,third")
+    assert code == 0, errors
+    assert "note: runs/e: diverged, and so without answers: learned with seed 0, learned with seed 1;" in said
+    assert "no results yet" not in said
+    with pytest.raises(UsageError, match=r"adapter\.alpha was 1\.0e\+38, is 8"):  # as with any other result
+        study(write()).run()
+
+
+def test_the_table_of_an_unfinished_experiment_runs_nothing(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "--table")
+    assert code == 0 and said.count("not chosen") == 2 and "none of 4 runs" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"old": "max_steps: 4", "new": "max_steps: 3"}, "training.max_steps was 4, is 3"),
+        ({"old": "limit: 6", "new": "limit: 5"}, "evaluation.limit was 6, is 5"),
+        ({"old": "init: orthogonal", "new": "init: xavier"}, "adapter.mixer.init was orthogonal, is xavier"),
+    ],
+)
+def test_results_of_another_recipe_do_not_count(
+    write: Write, finished: Path, change: dict[str, str], message: str
+) -> None:
+    """And what does not count is neither replaced nor removed."""
+    shutil.copytree(finished, "runs/e")
+    file, before = write(**change), results(finished)
+    for remove in ("none", "runs"):
+        shutil.rmtree(f"runs/e/{remove}", ignore_errors=True)
+        with pytest.raises(UsageError, match=message):
+            study(file).run()
+        assert results(Path("runs/e")) == before
+    assert any(line.startswith("note: ") and message in line for line in study(file).closing())
+
+
+def test_what_only_prints_or_saves_may_change(write: Write, finished: Path) -> None:
+    shutil.copytree(finished, "runs/e")
+    assert not study(write(old="checkpoint_every: 1", new="checkpoint_every: 3, log_every: 1")).others()
+
+
+def test_results_of_other_code_count_only_if_asked(
+    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, "runs/e")
+    file, before = write(), results(finished)
+    monkeypatch.setattr(provenance, "code", lambda: "other")
+    with pytest.raises(UsageError, match=r"the code changed.*--any-code"):
+        study(file).run()
+    study(file, any_code=True).run()
+    assert results(Path("runs/e")) == before
+
+
+def test_other_arms_results_of_other_code_are_left_out_of_the_index_by_name(
+    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where one arm is run again; what it leaves out stays on the disk."""
+    shutil.copytree(finished, "runs/e")
+    file, before = write(), results(finished)
+    for path in Path("runs/e").glob("*/lora-*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setattr(provenance, "code", lambda: "other")
+    code, said, errors = run(capsys, "experiment", file, "lora")
+    assert code == 0, errors
+    assert {line.arm for line in read_index(Path("runs/e")).runs} == {"lora"}
+    assert re.search(r"note: runs/e/results/learned-0\.03-\d\.json.*the code changed", said)
+    assert all(results(Path("runs/e"))[name] == before[name] for name in before if name.startswith("learned"))
+    code, said, _ = run(capsys, "experiment", file, "lora", "--any-code")
+    assert code == 0 and "the code changed" not in said
+    assert {line.arm for line in read_index(Path("runs/e")).runs} == {"lora", "learned"}
+
+
+def test_a_run_begun_with_another_recipe_is_not_resumed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, loop, "accumulate", after=1)
+        with pytest.raises(Interrupted):
+            study(write()).run()
+    with pytest.raises(UsageError, match=r"lora-0.03-0: training.max_steps was 4, is 3"):
+        study(write(old="max_steps: 4", new="max_steps: 3")).run()
+    shutil.rmtree("runs/e/runs/lora-0.03-0")
+    Path("runs/e/runs/lora-0.03-0").mkdir()
+    Path("runs/e/runs/lora-0.03-0/mine").touch()
+    with pytest.raises(UsageError, match="not a run of this experiment"):
+        study(write()).run()
+
+
+def test_code_is_told_from_comments() -> None:
+    one = '"""Doc."""\nRATE = 0.1  # why\n\n\ndef f(x):\n    """Doc."""\n    return x * RATE\n'
+    other = '# new\nRATE = 0.1\n"""Of f."""\ndef f(x):\n    return x*RATE\n'
+    assert provenance.without_comments(one) == provenance.without_comments(other)
+    assert provenance.without_comments(one) != provenance.without_comments(one.replace("0.1", "0.2"))
+    assert provenance.code() == provenance.code() and len(provenance.code()) == 16
+
+
+def test_modules_that_do_not_count_exist() -> None:
+    package = Path(one_run.__file__).parents[1]
+    assert all(list(package.rglob(name)) for name in provenance.ASIDE)

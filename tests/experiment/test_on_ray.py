@@ -1,0 +1,79 @@
+"""An experiment on Ray: stopped, and with a worker killed in the middle, it ends with the bytes of one run here."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from experiment_kit import FILE, results, study, train
+from moslora.errors import Interrupted
+from moslora.experiment import on_ray as module
+from moslora.experiment import one_run
+from moslora.experiment.on_ray import on_ray
+
+pytest.importorskip("ray")
+
+
+def trainers() -> dict[str, psutil.Process]:
+    """Run -> the process that trains it, below this one."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = process.cmdline()
+        except psutil.Error:  # it has just ended
+            continue
+        if "train" in words and "--resume" in words:
+            found[Path(words[words.index("train") + 1]).name] = process
+    return found
+
+
+class InTheMiddle(threading.Thread):
+    """Waits until two runs train at once and one of them has saved, and stops this process; or until one that has saved
+    trains, and kills its worker."""
+
+    def __init__(self, out: Path, *, kills: bool) -> None:
+        super().__init__(daemon=True)
+        self.out, self.kills = out, kills
+        self.trainer: psutil.Process | None = None
+
+    def run(self) -> None:
+        while self.trainer is None:
+            time.sleep(0.01)
+            training = trainers()
+            saved = [name for name in training if list((self.out / "runs" / name / "checkpoints").glob("step-[1-9]*"))]
+            if saved and (self.kills or len(training) == 2):
+                self.trainer = training[saved[0]]
+        if self.kills:
+            self.trainer.parent().kill()
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = FILE.format(world=world, rates="[3e-2]", search="").replace("max_steps: 4", "max_steps: 21")
+    Path("e.yaml").write_text(text.replace("seeds: [0, 1]", "seeds: [0]"), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(one_run, "train_in_processes", train)
+        study("e.yaml", Path("here")).run()
+
+    monkeypatch.setattr(module, "worker_processes", lambda: 1)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15, below all other tests
+    out = Path("rays")
+    stop = InTheMiddle(out, kills=False)
+    stop.start()
+    with pytest.raises(Interrupted):
+        study("e.yaml", out, start=on_ray).run()
+    assert stop.trainer is not None and not trainers() and not list(out.glob("runs/*/.lock"))
+    kill = InTheMiddle(out, kills=True)
+    kill.start()
+    study("e.yaml", out, start=on_ray).run()
+    assert kill.trainer is not None
+    assert not kill.trainer.is_running() or kill.trainer.status() == psutil.STATUS_ZOMBIE, "it ended with its worker"
+    assert results(out) == results(Path("here")) and len(results(out)) == 2

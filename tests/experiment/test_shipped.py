@@ -1,0 +1,56 @@
+"""The built-in experiments say what they claim to."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from moslora.experiment.file import load_experiment
+from moslora.recipe import list_experiments
+from moslora.recipe.rules import GATES
+from moslora.training.folder import changed_keys
+from recipe_kit import METHODS, ROOT
+
+
+@pytest.mark.parametrize("name", [name for name, _ in list_experiments()])
+def test_it_loads_and_holds_rows_out(name: str) -> None:
+    experiment = load_experiment(name)
+    assert experiment.name == name and len(experiment.file.seeds) >= 6  # fewer cannot reach p < .05 by sign-flips
+    assert all(recipe.data.validation_rows > 0 for recipe in experiment.recipes.values())
+
+
+def test_the_file_in_the_document_is_an_experiment(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
+    assert load_experiment(str(tmp_path / "shown.yaml")).chosen_arms(()) == ("lora", "moslora")
+
+
+def test_the_article_has_every_method_whose_mixer_is_one_matrix() -> None:
+    static = {
+        name.removeprefix("methods/")
+        for name, (mixer, _) in METHODS.items()
+        if mixer.kind not in GATES and "controls" not in name
+    }
+    assert set(load_experiment("article").recipes) == static
+
+
+def test_the_ablations_controls_differ_in_one_thing_each() -> None:
+    experiment = load_experiment("mixer-ablation")
+    first = experiment.chosen_arms(())
+    assert first == ("lora", "lora-scaled", "init-only", "learned-kaiming")
+    assert len(experiment.search(first)) + len(first) * len(experiment.file.seeds) == 40
+    assert experiment.file.contrast == ("init-only", "learned-kaiming")
+
+    def from_learned(arm: str) -> list[str]:
+        then, now = (experiment.recipes[name].model_dump(mode="json") for name in ("learned-kaiming", arm))
+        return changed_keys(then, now, free=())
+
+    assert from_learned("init-only") == ["adapter.mixer.train was learned, is folded"]
+    assert from_learned("fixed") == ["adapter.mixer.train was learned, is frozen"]
+    assert from_learned("learned-orthogonal") == ["adapter.mixer.init was kaiming, is orthogonal"]
+    assert from_learned("learned-identity") == ["adapter.mixer.init was kaiming, is identity"]
+    rank = experiment.recipes["learned-kaiming"].adapter.rank
+    assert experiment.recipes["learned-kaiming-fast"].training.mixer_rate_ratio == (576 / rank) ** 0.5
+    scaled, plain = (experiment.recipes[name].adapter for name in ("lora-scaled", "lora"))
+    assert scaled.alpha * 3**0.5 == pytest.approx(plain.alpha, rel=1e-4)
+    assert scaled.model_copy(update={"alpha": plain.alpha}) == plain

@@ -1,0 +1,270 @@
+"""moslora report: one page that needs nothing else, with the numbers of the other commands."""
+
+import builtins
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from cli_kit import run as cli
+from moslora.compare.answers import ExperimentIndex, ExperimentRun, collect, write_index, write_outcomes
+from moslora.compare.comparison import compare
+from moslora.compare.conclusion import lines, tables
+from moslora.errors import UsageError
+from moslora.evaluation import Prediction
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.files import locked
+from moslora.recipe import load_recipe
+from moslora.report import write_report
+from moslora.report.questions import confusion, most_changed
+from moslora.report.runs import reported_runs
+from moslora.runs.find import run_facts
+from moslora.tasks import Example
+from moslora.training import train_recipe
+from training_kit import MakeRecipe
+
+VOID = {"meta", "link"}
+TEXT = {"td", "p", "span", "summary"}
+
+
+class Reader(HTMLParser):
+    """The cells, paragraphs and links of a page; fails where a tag is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in TEXT:
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in TEXT:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run, scored with its base, in a folder with an awkward name."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "<u>run & $x$"))
+    for base in (True, False):
+        evaluate_target(open_target(str(run), base=base), limit=12)
+    return run
+
+
+@pytest.fixture(scope="module")
+def other(evaluated: Path) -> Path:
+    """The same as if it were of another method."""
+    run = Path(shutil.copytree(evaluated, evaluated.parent / "other"))
+    text = (run / "recipe.yaml").read_text().replace("alpha: 8", "alpha: 4")
+    (run / "recipe.yaml").write_text(text)
+    card = json.loads((run / "run.json").read_text())
+    card["recipe"]["adapter"]["alpha"] = 4.0
+    (run / "run.json").write_text(json.dumps(card))
+    return run
+
+
+def test_the_page_stands_alone_and_has_the_numbers_of_compare(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said, errors = cli(capsys, "report", evaluated)
+    assert code == 0 and said.strip() == f"written to {evaluated}/report/report.html", errors
+    text = (evaluated / "report" / "report.html").read_text("utf-8")
+    found = Reader(text)
+    assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "img"}
+    assert "<u>" not in text and "&lt;u&gt;run &amp; $x$" in text
+    links = [value for _, names in found.tags for key, value in names.items() if "href" in key or key == "src"]
+    assert links and all(str(link).startswith(("#", "data:image/png;base64,")) for link in links), links
+    assert not re.search(r"url\((?!#)|@import", text)
+    pictures = re.findall(r"<svg .*?</svg>", text, flags=re.S)
+    for picture in pictures:
+        ElementTree.fromstring(picture.replace("<svg", '<svg xmlns:xlink="x"', 1))
+    assert len(pictures) == len(list((evaluated / "report").glob("*.png"))) > 12
+    assert "#2563eb" not in "".join(pictures)  # a colour that the page could not change in the dark
+    comparison = compare([evaluated])
+    for row in (*tables(comparison)[0][1:], lines(comparison)):
+        for cell in row:
+            assert cell in found.cells, cell
+    card = json.loads((evaluated / "run.json").read_text())
+    assert {card["data"]["sha256"], "in groups of rows", "84"} <= {*found.cells}
+
+
+def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path: Path) -> None:
+    text = write_report([other, evaluated], out=tmp_path / "page").read_text("utf-8")
+    found = Reader(text)
+    for cell in ("Conclusion:", "base", "other", "<u>run & $x$"):
+        assert any(cell in seen for seen in found.cells), cell
+    assert (tmp_path / "page" / "differences.png").exists() and (
+        tmp_path / "page" / "differences-from-base.png"
+    ).exists()
+    assert {"adapter.alpha", "4", "8"} <= {*found.cells}  # where the recipes differ
+
+
+def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Path, tmp_path: Path) -> None:
+    shutil.rmtree(other / "eval")
+    text = write_report([evaluated, other], out=tmp_path / "page").read_text("utf-8")
+    assert "Not compared: " in text and "moslora eval" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "there", "gone"),
+    [
+        ("not evaluated", "Training loss", "Answers"),
+        ("without base", "Answers", "Gained"),
+        ("begun", "run.json", "What was learned"),
+        ("imported", "What was learned", "Training loss"),
+    ],
+)
+def test_a_run_is_shown_as_far_as_it_got(evaluated: Path, tmp_path: Path, change: str, there: str, gone: str) -> None:
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    shutil.rmtree(run / "report", ignore_errors=True)
+    card = json.loads((run / "run.json").read_text())
+    if change == "without base":
+        shutil.rmtree(next(run.glob("eval/*-base")))
+    else:
+        shutil.rmtree(run / "eval")
+    if change == "begun":
+        for path in ("adapter", "checkpoints"):
+            shutil.rmtree(run / path)
+        (run / "metrics.jsonl").unlink()
+    if change == "imported":
+        (run / "metrics.jsonl").unlink()
+        (run / "run.json").write_text(json.dumps({"imported": {}, "versions": card["versions"]}))
+    text = write_report([run], out=tmp_path / "page").read_text("utf-8")
+    Reader(text)
+    assert there in text and gone not in text
+
+
+def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    short = ("training.max_steps=2", "training.warmup_steps=0", "adapter.mixer={kind: token-gate}")
+    train_recipe(recipe(*short, "evaluation.protocol=generate"), out=run)
+    for base in (True, False):
+        evaluate_target(open_target(str(run), base=base), limit=3)
+    text = write_report([run], out=tmp_path / "page").read_text("utf-8")
+    Reader(text)
+    assert "Options chosen" in text and "What was learned" not in text
+
+
+def test_a_report_is_replaced_with_its_figures(evaluated: Path, tmp_path: Path) -> None:
+    run, out = Path(shutil.copytree(evaluated, tmp_path / "runs" / "bare")), tmp_path / "page"
+    write_report([run], out=out)
+    before = {path.name for path in out.iterdir()}
+    shutil.rmtree(run / "eval")
+    write_report([run], out=out)
+    after = {path.name for path in out.iterdir()}
+    assert "accuracy.png" in before - after and "report.html" in after < before
+    assert "Answers" not in (out / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "differences.png", "folder/notes.txt"])
+def test_what_no_report_made_stays(evaluated: Path, tmp_path: Path, name: str) -> None:
+    """Beside a report, whether a figure would have its name or not."""
+    write_report([evaluated], out=tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=name.partition("/")[0]):
+        write_report([evaluated], out=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_page_of_another_program_stays(evaluated: Path, tmp_path: Path) -> None:
+    for text in (b"<html>tests passed</html>", b"\xff"):
+        (tmp_path / "report.html").write_bytes(text)
+        with pytest.raises(UsageError, match=r"report\.html"):
+            write_report([evaluated], out=tmp_path)
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [text]
+
+
+def test_a_run_in_training_can_be_looked_at(evaluated: Path) -> None:
+    with locked(evaluated):
+        assert write_report([evaluated], out=evaluated / "report").exists()
+
+
+def test_without_matplotlib_one_line_says_how_to_install_it(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "matplotlib":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    code, _, errors = cli(capsys, "report", evaluated, "--out", tmp_path / "page")
+    assert code == 2 and "pip install" in errors and errors.count("\n") == 1 and not (tmp_path / "page").exists()
+
+
+def answer(id: str, gold: int, *scores: float, task: str = "t") -> Prediction:
+    return Prediction(id, task, gold, int(np.argmax(scores)), scores)
+
+
+def test_confusion_counts_right_against_chosen() -> None:
+    rows = [answer("a", 0, 1, 0, 0), answer("b", 0, 0, 1, 0), answer("c", 2, 0, 1, 0), answer("d", 2, 0, 1, 0)]
+    assert confusion(rows)["t"].tolist() == [[1, 1, 0], [0, 0, 0], [0, 2, 0]]
+    texts = [Prediction("a", "t", 1, None, text="?", answer=""), Prediction("b", "t", 1, 1, text="2", answer="2")]
+    assert confusion(texts)["t"].tolist() == [[0, 0, 0], [0, 1, 1]]
+    # cloze: the option that counts is the best one per character
+    cloze = Prediction("a", "t", 1, 0, scores=(-4.0, -6.0), characters=(1, 10))
+    assert confusion([cloze])["t"].tolist() == [[0, 0], [0, 1]]
+
+
+def test_the_questions_that_changed_most() -> None:
+    before = [answer("a", 0, 0.0, 0.0), answer("b", 1, 0.0, 0.0), answer("c", 0, 0.0, 0.0), answer("only", 0, 0, 9)]
+    after = [answer("a", 0, 2.0, 0.0), answer("b", 1, 1.0, 0.0), answer("c", 0, 1.0, 0.0)]
+    examples = {
+        "a": Example("a", "t", "why?", ("this", "that"), 0),
+        "b": Example("b", "t", "other rows", ("x", "y"), 0),
+    }
+    gained, lost = most_changed(before, after, examples, most=5)
+    assert [question.id for question in gained] == ["a", "c"] and [question.id for question in lost] == ["b"]
+    assert gained[0].change == pytest.approx(np.log(np.exp(2) / (np.exp(2) + 1)) - np.log(0.5))
+    assert gained[0].question == "why?" and gained[0].options[0].text == "this" and gained[0].options[0].right
+    assert gained[0].options[0].after == pytest.approx(np.exp(2) / (np.exp(2) + 1))
+    assert lost[0].question == "" and lost[0].options[1].text == "option 2"  # its text is of another question
+    assert len(most_changed(before, after, {}, most=1)[0]) == 1
+
+
+def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(evaluated, tmp_path / name)
+    assert [run.name for run in reported_runs([tmp_path])] == ["one", "two"]
+    with pytest.raises(UsageError, match="no runs here"):
+        reported_runs([tmp_path / "one" / "adapter"])
+
+
+def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> None:
+    """Of two seeds each, as the index names them; a run without a folder is in the comparison alone."""
+    runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
+    for run in runs:
+        made = Path(shutil.copytree(evaluated, tmp_path / "exp" / run.folder))
+        recipe = load_recipe(made / "recipe.yaml", written=True).model_dump(mode="json")
+        recipe |= {"seed": run.seed, "name": run.arm}
+        recipe["adapter"]["alpha"] = 8.0 if run.arm == "mixed" else 4.0
+        (tmp_path / "exp" / "results").mkdir(exist_ok=True)
+        outcomes = collect(made / "eval" / "rank-label-float32", recipe=recipe, facts=run_facts(made))
+        write_outcomes(tmp_path / "exp" / run.results, outcomes)
+    write_index(tmp_path / "exp", ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs))
+    shutil.rmtree(tmp_path / "exp" / runs[3].folder)
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]
+    found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
+    assert any("mixed against plain: +0.00 points" in cell and "2 seeds" in cell for cell in found.cells)
+    assert {"plain-3", "plain-4", "mixed-3"} <= {*found.cells}
