@@ -19,7 +19,7 @@ from experiment_kit import FILE, results, study, train
 from moslora.compare.answers import read_index, read_outcomes
 from moslora.errors import Diverged, Interrupted, UsageError
 from moslora.evaluation import METRICS, load_predictions
-from moslora.experiment import one_run
+from moslora.experiment import one_run, provenance
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
 
