@@ -39,11 +39,11 @@ from moslora.evaluation.results import RESULTS
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.find import RESULT, checkpoints
 from moslora.runs.manifest import MANIFEST, WEIGHTS
+from moslora.runs.run import RESULT, Run
 from moslora.training import train_recipe
 from moslora.training.state import newest_saved
-from moslora.training.tracking import MEASURED, read_metrics
+from moslora.training.tracking import MEASURED
 from world_kit import make_world
 
 KEPT = 2
@@ -150,10 +150,12 @@ def outcome(run: Path) -> dict[str, Any]:
     checkpoint that was being deleted: these are in nobody's way."""
     open_adapter(run / RESULT)
     (scores,) = (run / "eval").iterdir()
-    rows = [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run)]
+    rows = [{key: value for key, value in row.items() if key not in MEASURED} for row in Run(run).metrics]
     return {
         "the adapter": (run / RESULT / WEIGHTS).read_bytes(),
-        "the checkpoints": [(path.name, open_adapter(path).manifest["sha256"]) for path in checkpoints(run)[-KEPT:]],
+        "the checkpoints": [
+            (path.name, open_adapter(path).manifest["sha256"]) for path in Run(run).checkpoints[-KEPT:]
+        ],
         "the metrics": rows,
         "the answers": (scores / PREDICTIONS).read_bytes(),
         "the scores": json.loads((scores / RESULTS).read_bytes())["tasks"],
@@ -172,14 +174,14 @@ def moment(run: Path) -> str:
         return "while its result was written"
     if list((run / "checkpoints").glob(".*.writing")):
         return "while a checkpoint was written"
-    return "between two checkpoints" if checkpoints(run) else "before the first checkpoint"
+    return "between two checkpoints" if Run(run).checkpoints else "before the first checkpoint"
 
 
 def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -> None:
     """Damages a file of the newest checkpoint, or of the result: the run must go on from the one before."""
     began, run, kinds = time.monotonic(), folder / "reference", Counter[str]()
     result, away = run / RESULT, folder / "away"
-    last, before = checkpoints(run)[::-1][:2]
+    last, before = Run(run).checkpoints[::-1][:2]
     files = [path for place in (last, result) for path in sorted(place.iterdir())]
     for number in range(damages):
         path = files[number % len(files)]
@@ -192,7 +194,7 @@ def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -
             result.rename(away)
         said, expected = StringIO(), before if path.parent == last else last
         with redirect_stdout(said):
-            found = newest_saved(run, recipe)
+            found = newest_saved(Run(run), recipe)
         if found is None or found.path != expected or f"skipped: {path}: " not in said.getvalue():
             fail(f"{path.parent.name}/{path.name} {how}: {found and found.path.name} is used; said: {said.getvalue()}")
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from moslora.experiment.file import load_experiment
 from moslora.experiment.study import Study
-from moslora.runs.adapter_folder import stored_recipe
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 
 FILE = """
@@ -32,8 +32,14 @@ def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
 
 def train(arguments: Sequence[str], *, processes: int | None = None) -> None:
     """Training in this process."""
-    train_recipe(stored_recipe(Path(arguments[0]), arguments[2:]), out=Path(arguments[0]), resuming=True)
+    train_recipe(Run(Path(arguments[0])).recipe_to_resume(arguments[2:]), out=Path(arguments[0]), resuming=True)
 
 
-def results(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.glob("*/*.json") if path.parent.name in ("results", "rates")}
+def results(out: Path) -> dict[str, tuple[bytes, ...]]:
+    """Of each run that is done its adapter and its answers."""
+    found = {}
+    for run in map(Run, sorted(out.glob("runs/*"))):
+        if run.facts.get("experiment", {}).get("state") in ("trained", "scored"):
+            files = (run.result / "adapter.safetensors", *run.path.glob("eval/*/predictions.jsonl"))
+            found[run.name] = tuple(file.read_bytes() for file in files)
+    return found

@@ -1,13 +1,16 @@
-"""Outcomes drawn at random, with the difference between arms known."""
+"""Answers drawn at random, with the difference between arms known, and runs on disk that have them."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moslora.compare.answers import Answers, Outcomes
+from moslora.compare.answers import COLUMNS, Answers, TaskAnswers
 from moslora.evaluation.results import Settings
+from moslora.recipe import load_recipe
 
 SETTINGS = Settings(
     protocol="cloze",
@@ -37,7 +40,7 @@ def recipe(seed: int, **adapter: Any) -> dict[str, Any]:
 
 def drawn(
     seed: int, *, gain: float = 0.0, sizes: Mapping[str, int] = SIZES, settings: Settings = SETTINGS, **adapter: Any
-) -> Outcomes:
+) -> Answers:
     """A run: questions as hard as in every other one, answers by its seed and adapter, right ones more by ``gain``."""
     hard, draw = np.random.default_rng(0), np.random.default_rng([seed, *str(adapter).encode()])
     tasks = {}
@@ -46,14 +49,24 @@ def drawn(
         right = draw.uniform(size=n) < difficulty + gain
         log_probability = np.log(np.clip(difficulty + gain + 0.05 * draw.standard_normal(n), 0.01, 0.99)).round(6)
         ids = sorted(f"{task}/test/{row}" for row in range(n))
-        tasks[task] = Answers(
+        tasks[task] = TaskAnswers(
             tuple(ids), tuple(gold.tolist()), tuple(right.astype(int).tolist()), tuple(log_probability.tolist())
         )
     facts = {"steps": 50, "trained_rows": 100, "data": {"sha256": f"rows of {seed}"}}
-    return Outcomes(settings, tasks, recipe(seed, **adapter), facts)
+    return Answers(settings, tasks, recipe(seed, **adapter), facts)
 
 
-def base(**changes: Any) -> Outcomes:
+def base(**changes: Any) -> Answers:
     """The model before training."""
     untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
     return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={})
+
+
+def write_run(folder: Path, answers: Answers, *changes: str) -> None:
+    """What is read of a run that was committed: its recipe, ``run.json`` and an evaluation's columns."""
+    evaluation = folder / "eval" / "cloze-cloze-float32"
+    evaluation.mkdir(parents=True)
+    (evaluation / "settings.json").write_text(json.dumps({"settings": asdict(answers.settings), "tasks": {}}))
+    (evaluation / COLUMNS).write_text(json.dumps({task: asdict(columns) for task, columns in answers.tasks.items()}))
+    (folder / "run.json").write_text(json.dumps(answers.facts))
+    (folder / "recipe.yaml").write_text(load_recipe("smollm2-135m", [f"seed={answers.seed or 0}", *changes]).to_yaml())

@@ -23,7 +23,7 @@ from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.find import checkpoints
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 from wrong_turns import TABLE, Scene, Turn
 
@@ -165,7 +165,7 @@ def test_a_stop_of_the_quickstart_reaches_its_workers(scene: Scene, number: int,
     _, errors = process.communicate(timeout=120)  # which also waits for the workers to close these pipes
     assert process.returncode == code, errors
     assert "Traceback" not in errors and "error: stopped; " in errors
-    (step,) = checkpoints(Path("q"))
+    (step,) = Run(Path("q")).checkpoints
     lines = Path("q/metrics.jsonl").read_text().splitlines()
     assert open_adapter(step).manifest["step"] == max(json.loads(line)["step"] for line in lines)
     assert not Path("q/.lock").exists()

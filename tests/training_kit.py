@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from moslora.recipe import Recipe
-from moslora.training.tracking import MEASURED, read_metrics
+from moslora.runs.run import Run
+from moslora.training.tracking import MEASURED
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -31,7 +32,7 @@ MIXERS: dict[str, dict[str, Any]] = {
 
 def steps_logged(run: Path) -> list[dict[str, float]]:
     """The lines of ``metrics.jsonl``, without what differs from run to run."""
-    return [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run)]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in Run(run).metrics]
 
 
 def adapter(run: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from moslora.choices import DType
-from moslora.compare.answers import outcomes_of
+from moslora.compare.answers import Answers, by_task
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
 from moslora.compare.conclusion import lines, tables
@@ -16,9 +16,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import load_recipe
-from moslora.runs.adapter_folder import stored_recipe
-from moslora.runs.find import RESULT, locate_adapter
-from moslora.runs.manifest import RECIPE as STORED
+from moslora.runs.run import Run, locate_adapter
 from moslora.training.launch import train_in_processes
 
 RECIPE = "smollm2-135m"
@@ -35,8 +33,9 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         The table (header first), and the lines below it: the conclusion, and what to try next.
     """
     began = time.monotonic()
-    if (out / STORED).exists():
-        if (name := stored_recipe(out).name) != load_recipe(RECIPE).name:
+    run = Run(out)
+    if run.exists:
+        if (name := run.recipe_to_resume().name) != load_recipe(RECIPE).name:
             raise UsageError(f"{out}: holds a run of recipe {name}; choose another folder with --out")
         say(f"continuing {out} (remove that folder to start again)")
         training = [str(out), "--resume"]
@@ -46,13 +45,14 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         if not gpus():
             say(f"about {MINUTES[dtype]} minutes on two cores, in {dtype}")
         training = [RECIPE, f"model.dtype={dtype}", "--out", str(out)]
-    if not (out / RESULT).exists():
+    if not run.result.exists():
         train_in_processes(training)
     arms = []
     for name in ("base", "tuned"):
         say(f"scoring the {name} model ...")
         results, folder = evaluate_target(open_target(str(out), base=name == "base"))
-        arms.append(Arm(name, {None: outcomes_of(results.predictions, results.settings)}, {None: folder}))
+        answers = Answers(results.settings, by_task(results.predictions, results.settings))
+        arms.append(Arm(name, {None: answers}, {None: folder}))
     if not in_use(out / "merged"):  # ignores the lock file of a killed merge
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(locate_adapter(out), out=out / "merged")))

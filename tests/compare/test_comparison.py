@@ -1,5 +1,6 @@
 """Comparisons whole: an experiment's small files alone, the tables, and what is concluded."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 
 from cli_kit import run
-from moslora.compare.answers import ExperimentIndex, ExperimentRun, Outcomes, write_index, write_outcomes
+from moslora.compare.answers import Answers
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare, compare_arms
 from moslora.compare.conclusion import lines, probability, tables
+from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
-from study_kit import base, drawn
+from study_kit import base, drawn, write_run
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
@@ -23,20 +25,20 @@ WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 def experiment(tmp_path: Path) -> Path:
     """Three arms of six seeds, of which only ``learned`` gains."""
     folder = tmp_path / "ablation"
-    (folder / "results").mkdir(parents=True)
     runs = [ExperimentRun(arm, seed, 1e-3, f"{arm}-{seed}") for arm in GAINS for seed in range(6)]
     for one in runs:
-        write_outcomes(folder / one.results, drawn(one.seed, gain=GAINS[one.arm], sizes=WIDE, arm=one.arm))
-    write_index(folder, ExperimentIndex("ablation", ("init-only", "learned"), "log_probability", tuple(runs)))
+        answers = drawn(one.seed, gain=GAINS[one.arm], sizes=WIDE, arm=one.arm)
+        write_run(folder / one.folder, answers, f"adapter.alpha={1 + [*GAINS].index(one.arm)}")
+    ExperimentIndex("ablation", ("init-only", "learned"), "log_probability", tuple(runs)).write(folder)
     return folder
 
 
-def arms(**runs: Mapping[int | None, Outcomes] | Outcomes) -> list[Arm]:
-    given = {name: {one.seed: one} if isinstance(one, Outcomes) else one for name, one in runs.items()}
+def arms(**runs: Mapping[int | None, Answers] | Answers) -> list[Arm]:
+    given = {name: {one.seed: one} if isinstance(one, Answers) else one for name, one in runs.items()}
     return [Arm(name, some, {seed: Path(f"{name}-{seed}") for seed in some}) for name, some in given.items()]
 
 
-def seeds(count: int, **changes: float) -> dict[int | None, Outcomes]:
+def seeds(count: int, **changes: float) -> dict[int | None, Answers]:
     return {seed: drawn(seed, sizes=WIDE, **changes) for seed in range(count)}
 
 
@@ -66,11 +68,10 @@ def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> Non
 def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "compare", experiment, "--margin", "5", "--contrast", "lora,init-only")
     assert code == 0 and "equal within ±5 nats: yes" in out and "init-only and lora are equal within" in out
-    (experiment / "results" / "lora-0.001-0.json").unlink()
+    shutil.rmtree(experiment / "lora-0")
     code, out, _ = run(capsys, "compare", experiment)
-    assert code == 0 and "1 of 18 runs have no results yet" in out
-    files = [experiment / "results" / f"{arm}-0.001-1.json" for arm in GAINS]
-    code, out, _ = run(capsys, "compare", *files)
+    assert code == 0 and "1 of 18 runs" in out
+    code, out, _ = run(capsys, "compare", *(experiment / f"{arm}-1" for arm in GAINS))
     assert code == 0 and "No contrast was named beforehand" in out and "Conclusion" not in out
 
 
@@ -103,10 +104,10 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
     one = drawn(0, sizes={"obqa": 9})
     of = {"a": (1,) * 4 + (0,) * 5, "b": (0,) * 4 + (1,) * 5}
 
-    def runs(name: str) -> dict[int | None, Outcomes]:
+    def runs(name: str) -> dict[int | None, Answers]:
         answers = one.tasks["obqa"]
         return {
-            seed: Outcomes(
+            seed: Answers(
                 one.settings,
                 {"obqa": type(answers)(answers.ids, answers.gold, of[name])},
                 {**drawn(seed).recipe, "name": name},

@@ -13,8 +13,8 @@ from cli_kit import run as cli
 from moslora.errors import MosloraError
 from moslora.experiment.reproduce import changes, first_difference, relative_distance, verdict
 from moslora.files import sha256
-from moslora.runs.find import add_facts, run_facts
 from moslora.runs.manifest import MANIFEST, WEIGHTS, read_manifest, with_own_hash
+from moslora.runs.run import Run
 from training_kit import adapter, same_bits
 
 
@@ -39,7 +39,7 @@ def test_a_run_is_reproduced_bit_for_bit(run: Path, capfd: pytest.CaptureFixture
     again = run.with_name("run-again")
     assert "bitwise equal" in said.splitlines()[-1] and "every metric" in said.splitlines()[-1]
     assert same_bits(adapter(run), adapter(again)) and "note: threads" not in said
-    assert run_facts(again)["hardware"] == run_facts(run)["hardware"]
+    assert Run(again).facts["hardware"] == Run(run).facts["hardware"]
     code, said, errors = cli(capfd, "reproduce", run)  # again: it is there, and only compared
     assert code == 0 and "bitwise equal" in said
 
@@ -50,9 +50,9 @@ def test_weights_that_differ_are_told(run: Path, tmp_path: Path, share: float, c
     moved(other, share)
     if code:
         with pytest.raises(MosloraError, match=r"differ by 0\.1 of"):
-            verdict(run, other)
+            verdict(Run(run), Run(other))
     else:
-        assert "not bitwise: the weights differ by 9.5e-07 of" in verdict(run, other)
+        assert "not bitwise: the weights differ by 9.5e-07 of" in verdict(Run(run), Run(other))
 
 
 def test_the_first_step_that_differs_is_told_with_both_values(run: Path, tmp_path: Path) -> None:
@@ -65,9 +65,14 @@ def test_the_first_step_that_differs_is_told_with_both_values(run: Path, tmp_pat
             row["grad_norm"] += (row["step"] >= 12) * 0.5
             row["loss"] += (row["step"] >= 14) * 0.5
     (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert first_difference(run, other) == f"first difference at step 12: grad_norm was {before}, is {before + 0.5}"
+    assert (
+        first_difference(Run(run), Run(other))
+        == f"first difference at step 12: grad_norm was {before}, is {before + 0.5}"
+    )
     (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
-    assert "was" in str(first_difference(run, other)) and "is None" in str(first_difference(run, other))
+    assert "was" in str(first_difference(Run(run), Run(other))) and "is None" in str(
+        first_difference(Run(run), Run(other))
+    )
 
 
 def test_the_distance_is_relative_to_all_weights() -> None:
@@ -78,11 +83,11 @@ def test_the_distance_is_relative_to_all_weights() -> None:
 
 
 def test_other_versions_and_hardware_are_told_beforehand(run: Path) -> None:
-    facts = run_facts(run)
-    assert list(changes(facts, device="cpu", quantized=False)) == (
+    facts = Run(run).facts
+    assert (changes(facts, device="cpu", quantized=False)) == (
         ["the code had changes that were not committed"] if (facts["git"] or {}).get("dirty") else []
     )
-    add_facts(run, versions={"torch": "1.0"}, hardware={"device": "abacus", "threads": 99}, git={"dirty": True})
-    told = list(changes(run_facts(run), device="cpu", quantized=False))
-    assert f"torch was 1.0, is {version('torch')}" in told and any("abacus" in line for line in told)
+    Run(run).add_facts(versions={"torch": "1.0"}, hardware={"device": "abacus", "threads": 99}, git={"dirty": True})
+    told = changes(Run(run).facts, device="cpu", quantized=False)
+    assert f"versions.torch was '1.0', is {version('torch')}" in told and any("abacus" in line for line in told)
     assert not any("threads" in line for line in told) and "not committed" in told[-1]

@@ -7,8 +7,8 @@ import pytest
 
 from moslora.experiment.file import load_experiment
 from moslora.recipe import list_experiments
+from moslora.recipe.differences import changed_keys
 from moslora.recipe.rules import GATES
-from moslora.training.folder import changed_keys
 from recipe_kit import METHODS, ROOT
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from cli_kit import run as cli
-from moslora.compare.answers import ExperimentIndex, ExperimentRun, collect, write_index, write_outcomes
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
+from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.errors import UsageError
 from moslora.evaluation import Prediction
 from moslora.evaluation.target import evaluate_target, open_target
@@ -24,7 +24,6 @@ from moslora.recipe import load_recipe
 from moslora.report import write_report
 from moslora.report.questions import confusion, most_changed
 from moslora.report.runs import reported_runs
-from moslora.runs.find import run_facts
 from moslora.tasks import Example
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -252,19 +251,16 @@ def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
 
 
 def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> None:
-    """Of two seeds each, as the index names them; a run without a folder is in the comparison alone."""
+    """Of two seeds each, as the index names them."""
     runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
     for run in runs:
         made = Path(shutil.copytree(evaluated, tmp_path / "exp" / run.folder))
-        recipe = load_recipe(made / "recipe.yaml", written=True).model_dump(mode="json")
-        recipe |= {"seed": run.seed, "name": run.arm}
-        recipe["adapter"]["alpha"] = 8.0 if run.arm == "mixed" else 4.0
-        (tmp_path / "exp" / "results").mkdir(exist_ok=True)
-        outcomes = collect(made / "eval" / "rank-label-float32", recipe=recipe, facts=run_facts(made))
-        write_outcomes(tmp_path / "exp" / run.results, outcomes)
-    write_index(tmp_path / "exp", ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs))
-    shutil.rmtree(tmp_path / "exp" / runs[3].folder)
-    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]
+        recipe = load_recipe(made / "recipe.yaml", [f"seed={run.seed}", f"name={run.arm}"], written=True)
+        (made / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs).write(tmp_path / "exp")
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed", "mixed"]
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
     assert any("mixed against plain: +0.00 points" in cell and "2 seeds" in cell for cell in found.cells)
-    assert {"plain-3", "plain-4", "mixed-3"} <= {*found.cells}
+    assert {"plain-3", "plain-4", "mixed-3", "mixed-4"} <= {*found.cells}
+    shutil.rmtree(tmp_path / "exp" / runs[3].folder)
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]

@@ -13,8 +13,8 @@ from moslora.adapters import adapter_state_dict
 from moslora.base.resolve import fingerprint
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.adapter_folder import load_adapted, open_adapter
-from moslora.runs.find import locate_adapter, newest_run, run_folder
 from moslora.runs.manifest import with_own_hash
+from moslora.runs.run import Run, locate_adapter, newest_run, run_of
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_run_is_found_from_its_folder_its_adapter_and_its_checkpoints(run: Pat
     assert locate_adapter(run) == locate_adapter(run / "adapter") == run / "adapter"
     step = run / "checkpoints" / "step-20"
     assert locate_adapter(step) == step
-    assert run_folder(step) == run_folder(run / "adapter") == run
+    assert run_of(step) == run_of(run / "adapter") == Run(run)
     shutil.rmtree(run / "adapter")
     assert locate_adapter(run).name == "step-21", "an unfinished run is its newest checkpoint"
     with pytest.raises(UsageError, match=r"two: no such run; runs here: .*one$"):
@@ -95,7 +95,7 @@ def test_the_newest_run(run: Path, trained: Path) -> None:
     shutil.copytree(trained, other)
     manifest = other / "adapter" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text())))
-    assert newest_run(run.parent) == other
+    assert newest_run(run.parent).path == other
     with pytest.raises(UsageError, match="no finished run"):
         newest_run(run)
 

@@ -10,7 +10,7 @@ import pytest
 
 from cli_kit import run as cli
 from moslora.evaluation import load_results
-from moslora.runs.find import run_facts
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -61,7 +61,7 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_run(
     code, _, errors = cli(capsys, "eval", run, "--limit", 4)
     assert code == 0, errors
     first, second, third = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
-    assert first["id"] == second["id"] == third["id"] == run_facts(run)["wandb_id"]
+    assert first["id"] == second["id"] == third["id"] == Run(run).facts["wandb_id"]
     assert first["steps"] == [1, 2, 3, 4] and second["steps"] == [5, 6]
     results = load_results(run / "eval" / "rank-label-float32")
     assert third["summary"]["eval/rank-label-float32/boolq"] == results.tasks["boolq"].accuracy
@@ -82,4 +82,4 @@ def test_scores_stay_where_wandb_fails(
     monkeypatch.setattr(wandb, "init", unreachable)
     code, said, errors = cli(capsys, "eval", run, "--limit", 2)
     assert code == 0 and "note: the scores are not on Weights & Biases: no route to host" in said, errors
-    assert run_facts(run)["results"]["rank-label-float32"]["questions"] == 6
+    assert Run(run).facts["results"]["rank-label-float32"]["questions"] == 6

@@ -27,8 +27,8 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import sha256
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.find import checkpoints
 from moslora.runs.manifest import OWN_HASH, with_own_hash
+from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from moslora.training.dry_run import dry_run
 from moslora.training.loop import Parts
@@ -505,7 +505,7 @@ def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(
 
     def saved(folder: Path, *arguments: Any, step: int, **options: Any) -> None:
         save_checkpoint(folder, *arguments, step=step, **options)
-        there[step] = [int(path.name.removeprefix("step-")) for path in checkpoints(folder)]
+        there[step] = [int(path.name.removeprefix("step-")) for path in Run(folder).checkpoints]
 
     monkeypatch.setattr("moslora.training.run.save_checkpoint", saved)
     train_recipe(recipe("training.keep_checkpoints=2", "training.checkpoint_every=1"), out=run, resuming=True)

@@ -19,14 +19,14 @@ from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
 from moslora.evaluation import load_results
 from moslora.recipe import load_recipe
-from moslora.runs.find import add_facts, run_facts
 from moslora.runs.manifest import read_manifest
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.run_card import git_state
 
 
 def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
-    card, manifest = run_facts(trained), read_manifest(trained / "adapter")
+    card, manifest = Run(trained).facts, read_manifest(trained / "adapter")
     assert card["recipe"] == load_recipe(trained / "recipe.yaml").model_dump(mode="json")
     assert card["base_fingerprint"] == manifest["base"]["fingerprint"] == fingerprint(str(world / "model"))
     assert card["data"] == manifest["data"] and card["steps"] == 21
@@ -66,7 +66,7 @@ def test_code_that_is_not_installed_knows_its_version(
     export_peft(run / "adapter", out=tmp_path / "peft")
     import_adapter(tmp_path / "peft", out=again)
     for folder in (run, again):
-        assert run_facts(folder)["versions"]["moslora"] == read_manifest(folder / "adapter")["moslora"] == installed
+        assert Run(folder).facts["versions"]["moslora"] == read_manifest(folder / "adapter")["moslora"] == installed
 
 
 def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path: Path) -> None:
@@ -77,15 +77,15 @@ def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path
     rows = [{**row, "seconds": 1000.0 * row["step"]} if "seconds" in row else row for row in rows]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 21, "lo')
     train_recipe(load_recipe(world / "recipe.yaml"), out=run, resuming=True)
-    assert 20_000 < run_facts(run)["seconds"] < 20_900
+    assert 20_000 < Run(run).facts["seconds"] < 20_900
 
 
 def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    before = run_facts(run)
+    before = Run(run).facts
     for options in ((), ("--base",), ("--base", "--out", tmp_path / "elsewhere")):
         assert cli(capsys, "eval", run, "--limit", 9, *options)[0] == 0
-    card = run_facts(run)
+    card = Run(run).facts
     assert {key: value for key, value in card.items() if key != "results"} == before
     assert list(card["results"]) == ["rank-label-float32", "rank-label-float32-base"]
     results, summary = load_results(run / "eval" / "rank-label-float32"), card["results"]["rank-label-float32"]
@@ -94,12 +94,12 @@ def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys
 
 
 def test_two_processes_add_to_one_card(tmp_path: Path) -> None:
-    add_facts(tmp_path, kept=1)
-    program = "import sys; from pathlib import Path; from moslora.runs.find import add_facts\n"
-    program += "for n in range(40): add_facts(Path(sys.argv[1]), results={f'{sys.argv[2]}{n}': n})"
+    Run(tmp_path).add_facts(kept=1)
+    program = "import sys; from pathlib import Path; from moslora.runs.run import Run\n"
+    program += "for n in range(40): Run(Path(sys.argv[1])).add_facts(results={f'{sys.argv[2]}{n}': n})"
     both = [subprocess.Popen([sys.executable, "-c", program, tmp_path, name]) for name in "ab"]
     assert [process.wait() for process in both] == [0, 0]
-    assert len(run_facts(tmp_path)["results"]) == 80 and run_facts(tmp_path)["kept"] == 1
+    assert len(Run(tmp_path).facts["results"]) == 80 and Run(tmp_path).facts["kept"] == 1
 
 
 def test_the_commit_is_told_only_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,9 @@ def train(
     """Train an adapter from a recipe, on all GPUs of this machine."""
     run = Path(recipe)
     if resume and (run.is_dir() or (run.parent == RUNS and not run.exists())):
-        from moslora.runs.adapter_folder import stored_recipe
+        from moslora.runs.run import Run as TrainedRun
 
-        resolved, out = stored_recipe(run, overrides or ()), out or run
+        resolved, out = TrainedRun(run).recipe_to_resume(overrides or ()), out or run
     else:
         from moslora.recipe import load_recipe
 
@@ -121,10 +121,10 @@ def evaluate(
     most = _limit(limit)
     _share(processes, then="the same command continues from the scores so far")
     from moslora.evaluation.target import evaluate_target, open_target
-    from moslora.runs.find import newest_run
+    from moslora.runs.run import newest_run
 
     if target is None:
-        target = str(newest_run(RUNS, Path()))
+        target = str(newest_run(RUNS, Path()).path)
         say(f"newest run: {target}")
     with stopped("stopped; the scores so far are kept, and the same command continues from there"):
         results, folder = evaluate_target(
@@ -283,12 +283,12 @@ def _limit(text: str | None) -> int | Literal["all"] | None:
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder of `run`, with a note if the run is unfinished; and `out` or its default."""
-    from moslora.runs.find import locate_adapter, run_folder, unfinished
+    from moslora.runs.run import locate_adapter, run_of, unfinished
 
     adapter = locate_adapter(run)
     if remark := unfinished(run, adapter, doing=doing):
         note(remark)
-    return adapter, out or run_folder(adapter) / "-".join((name, *([task] if task else ())))
+    return adapter, out or run_of(adapter).path / "-".join((name, *([task] if task else ())))
 
 
 def _written(out: Path, adapter: Path) -> None:

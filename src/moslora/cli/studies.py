@@ -109,9 +109,9 @@ def compare(
 @app.command()
 def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay=False)] = RUNS) -> None:
     """List the runs in a folder: adapter, steps, state and scores."""
-    from moslora.compare.listing import list_runs
+    from moslora.runs.run import table_of_runs
 
-    print_table(list_runs(folder))
+    print_table(table_of_runs(folder))
 
 
 @app.command()
@@ -143,8 +143,9 @@ def reproduce(
 ) -> None:
     """Train a run again, and compare: bitwise equal, within tolerance, or different from which step on."""
     from moslora.experiment.reproduce import reproduce as train_again
+    from moslora.runs.run import Run
 
-    print(train_again(run, out=out or run.with_name(f"{run.resolve().name}-again")))
+    print(train_again(Run(run), out=out or run.with_name(f"{run.resolve().name}-again")))
 
 
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str]) -> None:

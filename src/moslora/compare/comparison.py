@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from moslora.compare.answers import EXPERIMENT, Outcome, Outcomes, read_index
+from moslora.compare.answers import Answers, Outcome
 from moslora.compare.arms import Arm, load_arms, pair, values
+from moslora.compare.index import is_experiment, read_index
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
@@ -81,7 +82,7 @@ def compare(
         allowed: fields that may differ; see `refuse_mixed`.
     """
     arms = load_arms(paths, evaluation=evaluation)
-    if len(paths) == 1 and (paths[0] / EXPERIMENT).is_file():
+    if len(paths) == 1 and is_experiment(paths[0]):
         index = read_index(paths[0])
         contrast, outcome = contrast or index.contrast, outcome or index.outcome
     return compare_arms(arms, contrast=contrast, outcome=outcome or "accuracy", allowed=allowed)
@@ -159,7 +160,7 @@ def _note_versions(arms: Sequence[Arm]) -> None:
             note(f"evaluated with several {key}: {some([*found])}; scores may differ for that reason")
 
 
-def _asked(run: Outcomes) -> dict[str, str]:
+def _asked(run: Answers) -> dict[str, str]:
     """Field -> value, of protocol, template and questions."""
     settings = run.settings
     fields = {name: str(getattr(settings, name)) for name in ("protocol", "format", "beams", "max_length")}
@@ -170,7 +171,7 @@ def _asked(run: Outcomes) -> dict[str, str]:
     return fields
 
 
-def _made(run: Outcomes) -> dict[str, str]:
+def _made(run: Answers) -> dict[str, str]:
     """Field -> value, of base, rows and steps; the rows are compared under each seed, which chooses them."""
     metadata = run.settings.metadata
     fields = {

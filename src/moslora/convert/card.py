@@ -15,8 +15,8 @@ from moslora.errors import MosloraError
 from moslora.recipe import Recipe, load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.find import run_folder
 from moslora.runs.manifest import RECIPE, WEIGHTS
+from moslora.runs.run import EVALUATIONS, run_of
 
 
 def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None, use: str, proof: str) -> None:
@@ -119,7 +119,7 @@ def _training(folder: AdapterFolder) -> str:
 def _evaluation(folder: AdapterFolder) -> str:
     """The results of this adapter, not of the run's other checkpoints or its base."""
     tables = []
-    for path in sorted(run_folder(folder.path).glob("eval/*/results.json")):
+    for path in sorted(run_of(folder.path).path.glob(f"{EVALUATIONS}/*/results.json")):
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             if results["settings"]["metadata"].get("adapter") == folder.manifest["sha256"][WEIGHTS]:

@@ -21,8 +21,8 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256, write_json, write_text, writing
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
-from moslora.runs.find import RESULT, RUN
 from moslora.runs.manifest import RECIPE
+from moslora.runs.run import RESULT, RUN
 
 Layers = Mapping[str, Mapping[str, Tensor]]
 

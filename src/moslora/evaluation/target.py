@@ -28,7 +28,7 @@ from moslora.processes.devices import device
 from moslora.processes.group import meeting, members
 from moslora.recipe import ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
-from moslora.runs.find import add_facts, locate_adapter, run_facts, run_folder, unfinished
+from moslora.runs.run import EVALUATIONS, evaluation_name, locate_adapter, run_of, unfinished
 from moslora.runs.wandb_run import wandb_run
 from moslora.tasks import TASKS, Task
 
@@ -66,11 +66,11 @@ class Target:
     def folder(self, request: Request) -> Path:
         """The default results folder. A hub model is downloaded for its fingerprint."""
         if self.run:
-            results = run_folder(self.run.path) / "eval"
+            results = run_of(self.run.path).path / EVALUATIONS
         else:
             name = Path(os.path.expanduser(self.model.name)).name
             results = self.runs / f"eval-{name}-{fingerprint(self.model.name)[:8]}"
-        return results / (results_name(request.protocol, request.format, self.model) + self.suffix)
+        return results / (evaluation_name(request.protocol, request.format, self.model.precision) + self.suffix)
 
     def load(self) -> PreTrainedModel:
         """The model on the GPU, or where there is none on the CPU, in evaluation mode; sharded, if so it is to be."""
@@ -96,11 +96,6 @@ class Target:
             **({"double_quantization": self.model.double_quantization} if self.model.quantization == "nf4" else {}),
             "device": device().type,
         }
-
-
-def results_name(protocol: str, format: str, model: ModelSection) -> str:
-    """The name of a folder of results."""
-    return f"{protocol}-{format}-{model.precision}"
 
 
 def open_target(
@@ -210,20 +205,20 @@ def evaluate_target(
                 metadata={**target.identity(), "source": tested_on(source)},
                 leaks=find_leaks(run, questions) if run else None,
             )
-    if run and is_main_process() and out.parent == run_folder(run.path) / "eval":
+    if run and is_main_process() and out.parent == run_of(run.path).path / EVALUATIONS:
         _tell_run(run, out)
     return results, out
 
 
 def _tell_run(run: AdapterFolder, out: Path) -> None:
     """Adds the scores in ``out`` to the run's card, and to its run on Weights & Biases, if it has one."""
-    folder, summary = out.parent.parent, load_results(out).summary()
-    add_facts(folder, results={out.name: summary})
-    if "wandb_id" not in run_facts(folder):
+    own, summary = run_of(run.path), load_results(out).summary()
+    own.add_facts(results={out.name: summary})
+    if "wandb_id" not in own.facts:
         return
     scores = {"macro": summary["macro"], "majority_class": summary["majority_class"], **summary["tasks"]}
     try:
-        with wandb_run(run.recipe, folder) as opened:
+        with wandb_run(run.recipe, own) as opened:
             if opened:
                 opened.summary.update({f"eval/{out.name}/{name}": score for name, score in scores.items()})
     except Exception as error:  # of whatever kind: the scores are on the disk

@@ -5,55 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from moslora.errors import MosloraError
-from moslora.experiment.file import Experiment, run_name
-from moslora.training.tracking import read_metrics
-
-FOLDER = "rates"
-"""In an experiment's folder: one small file per run of the search."""
-
-
-@dataclass(frozen=True)
-class RateResult:
-    """The end of a run that only chooses the rate.
-
-    Attributes:
-        validation_loss: after the last step; ``None`` if it was not finite.
-        recipe: how it was trained, every field.
-        provenance: of `moslora.experiment.provenance.provenance`.
-    """
-
-    validation_loss: float | None
-    recipe: Mapping[str, Any]
-    provenance: Mapping[str, str]
-
-
-def rate_file(out: Path, arm: str, rate: float, seed: int) -> Path:
-    return out / FOLDER / f"{run_name(arm, rate, seed)}.json"
-
-
-def read_rate(file: Path) -> RateResult | None:
-    """``None`` if there is no such file.
-
-    Raises:
-        MosloraError: it is something else.
-    """
-    try:
-        return TypeAdapter(RateResult).validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError:
-        raise MosloraError(f"{file}: not a result of an experiment; remove it, and that run is repeated") from None
-
-
-def validation_loss(run: Path) -> float | None:
-    """The last one in a finished run's ``metrics.jsonl``."""
-    loss: float | None = [row["validation_loss"] for row in read_metrics(run) if "validation_loss" in row][-1]
-    return loss
+from moslora.experiment.file import Experiment
+from moslora.experiment.one_run import is_done, run_of, validation_loss
 
 
 @dataclass(frozen=True)
@@ -95,8 +49,8 @@ def curves(experiment: Experiment, out: Path, arms: tuple[str, ...]) -> list[Cur
     file = experiment.file
 
     def losses(arm: str, rate: float) -> list[float]:
-        found = (read_rate(rate_file(out, arm, rate, seed)) for seed in file.rate_seeds)
-        return [math.inf if one.validation_loss is None else one.validation_loss for one in found if one]
+        planned = (experiment.planned(arm, rate, seed, scored=False) for seed in file.rate_seeds)
+        return [validation_loss(run_of(out, one)) for one in planned if is_done(out, one)]
 
     return [Curve(arm, len(file.rate_seeds), {rate: losses(arm, rate) for rate in file.learning_rates}) for arm in arms]
 

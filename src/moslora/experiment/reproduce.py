@@ -2,9 +2,8 @@
 
 import math
 import os
-import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +14,50 @@ from moslora.console import note, say
 from moslora.errors import MosloraError, UsageError
 from moslora.files import refuse_used, writing
 from moslora.processes.devices import GPU, gpus
-from moslora.runs.adapter_folder import open_adapter, stored_recipe
-from moslora.runs.find import RESULT, run_facts
+from moslora.recipe.differences import changed_keys
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import RECIPE
+from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
 from moslora.training.run_card import git_state, hardware, versions
-from moslora.training.tracking import MEASURED, read_metrics
+from moslora.training.tracking import MEASURED
 
 TOLERANCE = 0.01
 """Of ‖θ′ − θ‖ / ‖θ‖, θ all weights of the adapter: what other hardware or versions may do by rounding."""
 
 
-def reproduce(run: Path, *, out: Path) -> str:
+def reproduce(run: Run, *, out: Path) -> str:
     """Trains ``run`` again in ``out``, with as many processes and threads, and says how equal metrics and weights are.
 
     Raises:
         MosloraError: training failed, or the weights differ by more than :data:`TOLERANCE`.
     """
-    recipe, facts = stored_recipe(run), run_facts(run)
-    if not (run / RESULT).is_dir():
-        raise UsageError(f"{run}: unfinished; finish it first: moslora train {shlex.quote(str(run))} --resume")
-    if (out / RECIPE).exists():
-        if (out / RECIPE).read_bytes() != (run / RECIPE).read_bytes():
+    recipe, facts = run.recipe_to_resume(), run.facts
+    if not run.finished:
+        raise UsageError(f"{run.path}: unfinished; finish it first: {run.resume_command}")
+    if Run(out).exists:
+        if (out / RECIPE).read_bytes() != (run.path / RECIPE).read_bytes():
             raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")
     else:
         refuse_used(out)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run / RECIPE, out / RECIPE)
+            shutil.copyfile(run.path / RECIPE, out / RECIPE)
     on_cpu = "threads" in facts.get("hardware", {}) or not gpus()
     for line in changes(facts, device="cpu" if on_cpu else GPU, quantized=recipe.model.quantization is not None):
         note(line)
     say(f"training again in {out}")
     _train(out, facts, on_cpu=on_cpu)
-    return verdict(run, out)
+    return verdict(run, Run(out))
 
 
-def changes(facts: Mapping[str, Any], *, device: str, quantized: bool) -> Iterator[str]:
+def changes(facts: Mapping[str, Any], *, device: str, quantized: bool) -> list[str]:
     """A line for each way in which code, versions or hardware are not those that ``facts``, a run's card, names."""
     now = {"versions": versions(quantized=quantized), "git": git_state(), "hardware": hardware(torch.device(device))}
-    for part, values in now.items():
-        before, here = facts.get(part) or {}, values or {}
-        for key in dict.fromkeys((*before, *here)):
-            if before.get(key) != here.get(key) and key != "threads":  # which are set to what they were
-                yield f"{key} was {before.get(key, 'not recorded')}, is {here.get(key, 'not known')}"
-    if (facts.get("git") or {}).get("dirty"):
-        yield "the code had changes that were not committed"
+    then = {part: facts.get(part) for part in now}
+    lines = changed_keys(then, now, free=("hardware.threads",))  # which are set to what they were
+    dirty = (facts.get("git") or {}).get("dirty")
+    return lines + ["the code had changes that were not committed"] * bool(dirty)
 
 
 def _train(out: Path, facts: Mapping[str, Any], *, on_cpu: bool) -> None:
@@ -71,12 +68,12 @@ def _train(out: Path, facts: Mapping[str, Any], *, on_cpu: bool) -> None:
     train_in_processes([str(out), "--resume"], processes=processes, environment=environment)
 
 
-def verdict(run: Path, out: Path) -> str:
+def verdict(run: Run, again: Run) -> str:
     """How equal the finished runs are; fails beyond :data:`TOLERANCE`."""
-    differs = first_difference(run, out)
-    before, after = (open_adapter(folder / RESULT).weights() for folder in (run, out))
+    differs = first_difference(run, again)
+    before, after = (open_adapter(one.result).weights() for one in (run, again))
     if before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items()):
-        tensors = f"bitwise equal: all {len(before)} tensors of {out / RESULT} are those of {run / RESULT}"
+        tensors = f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
         return f"{tensors}, and so is every metric" if differs is None else f"{tensors}; but {differs}"
     distance = relative_distance(before, after)
     line = f"the weights differ by {distance:.2g} of their norm; {differs or 'every metric is equal'}"
@@ -93,9 +90,9 @@ def relative_distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
     return math.sqrt(distance / sum(float(value.double().square().sum()) for value in before.values()))
 
 
-def first_difference(run: Path, out: Path) -> str | None:
+def first_difference(run: Run, again: Run) -> str | None:
     """The first metric that differs, with its step and both values; ``None`` if none does."""
-    before, after = (_metrics(folder) for folder in (run, out))
+    before, after = (_metrics(one) for one in (run, again))
     for key in sorted({*before, *after}, key=lambda key: key[0]):  # stable: a step's metrics in the order logged
         if before.get(key) != after.get(key):
             step, name = key
@@ -103,11 +100,11 @@ def first_difference(run: Path, out: Path) -> str | None:
     return None
 
 
-def _metrics(run: Path) -> dict[tuple[int, str], Any]:
+def _metrics(run: Run) -> dict[tuple[int, str], Any]:
     """(step, name) -> value, without what is of the machine."""
     return {
         (row["step"], name): value
-        for row in read_metrics(run)
+        for row in run.metrics
         for name, value in row.items()
         if name not in ("step", *MEASURED)
     }

@@ -1,9 +1,8 @@
 """Runs an experiment: first each arm's learning rate is chosen, then its scored runs.
 
-What is kept of each: `moslora.experiment.one_run`; and ``experiment.json``, which ``moslora compare`` reads.
+Each is a run folder (`moslora.experiment.one_run`); ``experiment.json`` lists those that are scored.
 """
 
-import json
 import shlex
 import time
 from collections import defaultdict
@@ -13,17 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
-from moslora.compare.answers import ExperimentIndex, ExperimentRun, Outcomes, write_index
+from moslora.compare.answers import Answers, read_answers
+from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.evaluation.predictions import mean_and_error
 from moslora.experiment.file import Experiment, Planned
-from moslora.experiment.one_run import BEGUN, DIVERGED, one_by_one, read_result, result_file, run_folder
+from moslora.experiment.one_run import is_done, one_by_one, run_of, state
 from moslora.experiment.provenance import CODE, changes
 from moslora.experiment.rates import Curve, curves, rate_table
 from moslora.files import in_use, locked
-from moslora.runs.adapter_folder import stored_recipe
-from moslora.runs.manifest import RECIPE
 
 
 @dataclass(frozen=True)
@@ -104,23 +102,19 @@ class Study:
         return not any(list(self._differs(run)) for run in runs)
 
     def _differs(self, planned: Planned) -> Iterator[tuple[Path, str]]:
-        """The result of a run, or else its folder, and what is different about it."""
-        file, folder = result_file(self.out, planned), run_folder(self.out, planned)
-        if made := read_result(file):
-            path, recipe, made_with = file, made.recipe, made.provenance
-        elif (folder / RECIPE).exists() and (folder / BEGUN).exists():
-            path, recipe = folder, stored_recipe(folder).model_dump(mode="json")
-            made_with = json.loads((folder / BEGUN).read_bytes())
-        else:
-            if in_use(folder) and not (folder / BEGUN).exists():
-                yield folder, "not a run of this experiment"
-            return
-        if changed := changes(planned, recipe, made_with, any_code=self.any_code):
-            yield path, some(changed, separator="; ")
+        """The folder of a run, and what is different about it."""
+        run = run_of(self.out, planned)
+        made_with = run.facts.get("experiment")
+        if not made_with and in_use(run.path):
+            yield run.path, "not a run of this experiment"
+        elif made_with and run.exists:
+            recipe = run.recipe.model_dump(mode="json")
+            if changed := changes(planned, recipe, made_with, any_code=self.any_code):
+                yield run.path, some(changed, separator="; ")
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` scored ones come after them."""
-        left = [planned for planned in runs if not result_file(self.out, planned).exists()]
+        left = [planned for planned in runs if not is_done(self.out, planned)]
         with self.start(left, out=self.out) if left else nullcontext(()) as waits:
             for number, (planned, done) in enumerate(zip(left, waits, strict=True)):
                 pending = [*(p.scored for p in left[number:]), *[True] * later]
@@ -143,11 +137,11 @@ class Study:
         """Writes ``experiment.json``: every scored run that is done, of the other arms those that still count."""
         file = self.experiment.file
         runs = tuple(
-            ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}", diverged=made.parent.name == DIVERGED)
+            ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}", state(run_of(self.out, p)) == "diverged")
             for p in self._whole().scored()
-            if (made := result_file(self.out, p)).exists() and (p.arm in self.arms or self._counts(p))
+            if is_done(self.out, p) and (p.arm in self.arms or self._counts(p))
         )
-        write_index(self.out, ExperimentIndex(self.experiment.name, file.contrast, file.outcome, runs))
+        ExperimentIndex(self.experiment.name, file.contrast, file.outcome, runs).write(self.out)
 
     def tables(self) -> Iterator[list[list[str]]]:
         """The curve of the learning rate, and the scores so far."""
@@ -161,8 +155,8 @@ class Study:
         yield from self.remarks()
         yield from (f"note: {line}" for line in self._whole().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        found = [file for planned in self.scored() if (file := result_file(self.out, planned)).exists()]
-        if diverged := [file.stem for file in found if file.parent.name == DIVERGED]:
+        found = [run_of(self.out, planned) for planned in self.scored() if is_done(self.out, planned)]
+        if diverged := [run.name for run in found if state(run) == "diverged"]:
             yield f"diverged, and so without a score: {', '.join(diverged)}"
         if done := len(found) - len(diverged):
             yield f"{done} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
@@ -173,24 +167,24 @@ class Study:
         names = {"log_probability": "log p of the right option", "accuracy": "accuracy, %"}
         order = sorted(names, key=lambda name: name != self.experiment.file.outcome)
         rows = [["arm", "learning rate", "seeds", *(names[name] for name in order)]]
-        by_arm: dict[str, list[Outcomes]] = defaultdict(list)
+        by_arm: dict[str, list[Answers]] = defaultdict(list)
         for planned in self.scored():
-            if isinstance(made := read_result(result_file(self.out, planned)), Outcomes):
-                by_arm[planned.arm].append(made)
+            if state(run := run_of(self.out, planned)) == "scored":
+                by_arm[planned.arm].append(read_answers(run.evaluation()))
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
-            outcomes = by_arm[curve.arm]
-            seeds = f"{len(outcomes)}/{len(self.experiment.file.seeds)}"
-            rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(outcomes, name) for name in order)])
+            runs = by_arm[curve.arm]
+            seeds = f"{len(runs)}/{len(self.experiment.file.seeds)}"
+            rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, name) for name in order)])
         return rows
 
 
-def _mean_over_seeds(outcomes: Sequence[Outcomes], name: str) -> str:
+def _mean_over_seeds(runs: Sequence[Answers], name: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds."""
     column, factor, digits = {"accuracy": ("correct", 100, 1), "log_probability": ("log_probability", 1, 4)}[name]
     macros = []
-    for one in outcomes:
-        columns = [getattr(answers, column) for answers in one.tasks.values()]
+    for run in runs:
+        columns = [getattr(answers, column) for answers in run.tasks.values()]
         if all(columns):  # under `generate` there are no probabilities
             macros.append(factor * mean_and_error([mean_and_error(values)[0] for values in columns])[0])
     if not macros:

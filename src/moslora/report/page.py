@@ -13,12 +13,12 @@ from moslora.compare.comparison import Comparison, compare
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
 from moslora.evaluation.predictions import percent
+from moslora.recipe.differences import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.canvas import SERIES, Canvas
 from moslora.report.learned import LearnedLayer
 from moslora.report.questions import Changed, confusion, most_changed, texts
 from moslora.report.runs import ReportedRun
-from moslora.training.folder import flat
 
 CURVES = {
     "loss": "Training loss",
@@ -70,7 +70,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, ev
         changed=[("gained", gained), ("lost", lost)] if gained or lost else [],
         first=firsts[0].name,
         facts=_facts(runs),
-        cards={run.name: json.dumps(run.card, indent=2, ensure_ascii=False) for run in runs},
+        cards={run.name: json.dumps(run.run.facts, indent=2, ensure_ascii=False) for run in runs},
         files=[PAGE, *sorted(path.name for path in folder.iterdir())],  # the last argument: the figures are drawn
     )
 
@@ -79,14 +79,14 @@ def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
     """A row per run, header first."""
     rows = [["run", "method", "seed", "trained", "validation loss", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:
-        card, losses = run.card, run.curve("validation_loss")[1]
-        done = max((row["step"] for row in run.metrics), default=0)
+        card, losses = run.run.facts, run.curve("validation_loss")[1]
+        done = max((row["step"] for row in run.run.metrics), default=0)
         metric = run.tuned.results.settings.primary if run.tuned else ""
         seconds, memory = (run.curve(name)[1] for name in ("seconds", "peak_memory_gb"))
         rows.append([
             run.name,
-            run.recipe.adapter.summary(),
-            str(run.recipe.seed),
+            run.run.recipe.adapter.summary(),
+            str(run.run.recipe.seed),
             f"{done:,} of {card.get('steps', 0):,} steps",
             f"{losses[-1]:.4f}" if losses else "–",
             percent(getattr(run.base.results.macro, metric)) if run.base and metric else "–",
@@ -165,15 +165,17 @@ def _changed_questions(run: ReportedRun) -> tuple[list[Changed], list[Changed]]:
     if not (run.tuned and run.base):
         return [], []
     before, after = run.base.predictions, run.tuned.predictions
-    examples = texts(run.recipe.evaluation_tasks, source=run.recipe.evaluation_source)
+    examples = texts(run.run.recipe.evaluation_tasks, source=run.run.recipe.evaluation_source)
     return most_changed(before, after, examples, most=QUESTIONS)
 
 
 def _facts(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str], bool]]:
     """(key, value per run, whether they differ): the cards without what has its place above; of the recipes only what
     differs."""
-    cards = [flat({key: value for key, value in run.card.items() if key not in ("recipe", "results")}) for run in runs]
-    recipes = [flat(run.card.get("recipe", {})) for run in runs]
+    cards = [
+        flat({key: value for key, value in run.run.facts.items() if key not in ("recipe", "results")}) for run in runs
+    ]
+    recipes = [flat(run.run.facts.get("recipe", {})) for run in runs]
     rows = []
     for source, only_different in ((recipes, True), (cards, False)):
         for key in dict.fromkeys(key for values in source for key in values):

@@ -4,20 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from moslora.compare.answers import EXPERIMENT, read_index
-from moslora.compare.arms import evaluation_folder, load_arms
+from moslora.compare.arms import evaluated_steps, load_arms
+from moslora.compare.index import is_experiment, read_index
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Prediction, Results, load_predictions, load_results
 from moslora.evaluation.results import RESULTS
-from moslora.recipe import Recipe, load_recipe
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.find import RUN, locate_adapter, run_facts
-from moslora.runs.manifest import RECIPE
-from moslora.training.tracking import read_metrics
+from moslora.runs.run import RUN, Run
 
 
 @dataclass(frozen=True)
@@ -40,48 +36,32 @@ class ReportedRun:
     """One run with its evaluation and that of its base with the same settings, if they are there; ``arm`` is its own
     name, or that of the runs that differ from it only in the seed."""
 
-    path: Path
+    run: Run
     arm: str
-    tuned: Evaluated | None
-    base: Evaluated | None
+    tuned: Evaluated | None = None
+    base: Evaluated | None = None
 
     @property
     def name(self) -> str:
-        return self.path.resolve().name
-
-    @cached_property
-    def card(self) -> dict[str, Any]:
-        """Of run.json."""
-        return run_facts(self.path)
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        return load_recipe(self.path / RECIPE, written=True)
-
-    @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        return read_metrics(self.path)
+        return self.run.name
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
-        points = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
+        points = [(row["step"], row[name]) for row in self.run.metrics if row.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     @cached_property
     def layers(self) -> list[LearnedLayer]:
         """Of its adapter or newest checkpoint; none before the first."""
-        try:
-            folder = locate_adapter(self.path)
-        except UsageError:
-            return []
-        return learned_layers(open_adapter(folder))
+        adapters = self.run.adapters
+        return learned_layers(open_adapter(adapters[0])) if adapters else []
 
 
 def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> list[ReportedRun]:
     """The runs at ``paths``: runs, folders of runs, or experiments."""
     found: dict[Path, str | None] = {}
     for path in paths:
-        if (path / EXPERIMENT).is_file():
+        if is_experiment(path):
             found |= {path / run.folder: run.arm for run in read_index(path).runs if (path / run.folder).is_dir()}
         elif (path / RUN).is_file():
             found[path] = None
@@ -91,7 +71,7 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
         where = ", ".join(map(str, paths))
         raise UsageError(f"{where}: " + ("no runs here" if any(p.exists() for p in paths) else "no such run"))
     arms = _arms(list(found), evaluation)
-    return [_run(path, arm or arms.get(path, path.resolve().name), evaluation) for path, arm in found.items()]
+    return [_reported(Run(path), arm or arms.get(path, Run(path).name), evaluation) for path, arm in found.items()]
 
 
 def _arms(paths: Sequence[Path], evaluation: str | None) -> Mapping[Path, str]:
@@ -103,14 +83,15 @@ def _arms(paths: Sequence[Path], evaluation: str | None) -> Mapping[Path, str]:
     return {path: arm.name for arm in arms for path in arm.paths.values()}
 
 
-def _run(path: Path, arm: str, evaluation: str | None) -> ReportedRun:
+def _reported(run: Run, arm: str, evaluation: str | None) -> ReportedRun:
     try:
-        folder = evaluation_folder(path, evaluation)
+        folder = run.evaluation(evaluation)
+        evaluated_steps(folder, of_run=True)  # refuses the scores of older weights
     except UsageError as fault:
         if evaluation:
             raise
         note(str(fault))
-        return ReportedRun(path, arm, None, None)
+        return ReportedRun(run, arm)
     found = [Evaluated(place) for place in (folder, folder.with_name(f"{folder.name}-base"))]
     tuned, base = (one if (one.folder / RESULTS).is_file() else None for one in found)  # else interrupted, or not there
-    return ReportedRun(path, arm, tuned, base)
+    return ReportedRun(run, arm, tuned, base)

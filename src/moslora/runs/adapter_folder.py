@@ -7,7 +7,7 @@
 A folder is written under another name and renamed, so that a reader finds a whole one or none.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,20 @@ from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.base.shapes import meta_model
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, UsageError
 from moslora.files import replaced_folder, sha256, write_json
-from moslora.recipe import Recipe, load_recipe
-from moslora.runs.find import locate_adapter, run_facts
-from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, read_manifest, with_own_hash
+from moslora.recipe import Recipe
+from moslora.runs.manifest import (
+    FORMAT,
+    MANIFEST,
+    RECIPE,
+    TRUST,
+    WEIGHTS,
+    read_manifest,
+    with_own_hash,
+    written_recipe,
+)
 from moslora.tasks import INSTRUCTION
-
-TRUST = "model.trust_remote_code"
-"""The one key that is never read from a stored recipe, since its author may be anyone."""
 
 
 @dataclass(frozen=True)
@@ -99,33 +104,7 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFol
         if sha256(folder / name) != expected:
             raise MosloraError(f"{folder / name}: altered or truncated (its sha256 differs); use another checkpoint")
     overrides = (f"{TRUST}=true",) if trust_remote_code else ()
-    return AdapterFolder(folder, _written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest)
-
-
-def stored_recipe(run: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a run to resume; ``overrides`` have to repeat that remote code is trusted."""
-    facts = run_facts(run)
-    if "imported" in facts:
-        raise UsageError(f"{run}: an imported adapter, which cannot be resumed, only evaluated, merged or exported")
-    if (run / MANIFEST).is_file() or not (run / RECIPE).is_file():
-        locate_adapter(run)  # a clearer message if there is no adapter either
-        raise UsageError(
-            f"{run}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or copy the"
-            " recipe there from a checkpoint"
-        )
-    return _written_recipe(run / RECIPE, overrides, by=facts.get("versions", {}).get("moslora"))
-
-
-def _written_recipe(path: Path, overrides: Sequence[str], *, by: str | None) -> Recipe:
-    """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
-    try:
-        return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
-    except UsageError as fault:
-        if by in (None, here := moslora.__version__):
-            raise
-        raise UsageError(
-            f"{path}: written by moslora {by}, this is {here}; use that version ({first_line(fault)})"
-        ) from None
+    return AdapterFolder(folder, written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest)
 
 
 def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any) -> PreTrainedModel:

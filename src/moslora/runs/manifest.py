@@ -1,12 +1,14 @@
-"""The manifest of an adapter folder, with the hashes of every file and of itself."""
+"""What an adapter folder says of itself: its manifest, with the hashes of every file and of itself, and its recipe."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import MosloraError, UsageError
+import moslora
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.recipe import Recipe, load_recipe
 
 FORMAT = 2
 
@@ -14,6 +16,9 @@ WEIGHTS = "adapter.safetensors"
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
 OWN_HASH = "manifest_sha256"
+
+TRUST = "model.trust_remote_code"
+"""The one key that is never read from a stored recipe, since its author may be anyone."""
 
 
 def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,3 +48,15 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
     """sha256 of the manifest, without this hash, as canonical JSON."""
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
+    """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
+    try:
+        return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
+    except UsageError as fault:
+        if by in (None, here := moslora.__version__):
+            raise
+        raise UsageError(
+            f"{path}: written by moslora {by}, this is {here}; use that version ({first_line(fault)})"
+        ) from None

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from moslora.console import is_main_process
 from moslora.errors import UsageError
 from moslora.recipe import Recipe
-from moslora.runs.find import add_facts, run_facts
+from moslora.runs.run import Run
 
 
 @contextmanager
-def wandb_run(recipe: Recipe, run: Path) -> Iterator[Any]:
+def wandb_run(recipe: Recipe, run: Run) -> Iterator[Any]:
     """The run on Weights & Biases, whose id is in ``run.json``; ``None`` without a project, or in a worker."""
     tracking = recipe.tracking
     if tracking.wandb_project is None or not is_main_process():
@@ -26,12 +25,12 @@ def wandb_run(recipe: Recipe, run: Path) -> Iterator[Any]:
         project=tracking.wandb_project,
         mode=tracking.wandb_mode,  # None: wandb's own settings
         name=recipe.name,
-        dir=run,
+        dir=run.path,
         config=recipe.model_dump(mode="json"),
-        id=run_facts(run).get("wandb_id"),
+        id=run.facts.get("wandb_id"),
         resume="allow",
     )
-    add_facts(run, wandb_id=opened.id)
+    run.add_facts(wandb_id=opened.id)
     try:
         yield opened
     finally:

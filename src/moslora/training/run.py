@@ -1,9 +1,4 @@
-"""One training run: from a recipe to a run folder.
-
-``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made, what came out
-``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from
-``adapter/``       the result             ``eval/``          evaluations
-"""
+"""One training: from a recipe to a run folder (`moslora.runs.run`)."""
 
 import signal
 from collections.abc import Sequence
@@ -24,24 +19,23 @@ from moslora.data.encode import Encoded
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.files import DiskFull, locked, write_json, write_text
+from moslora.files import DiskFull, locked
 from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.processes.launch import place
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
-from moslora.runs.find import RESULT, RUN, add_facts, run_facts
-from moslora.runs.manifest import RECIPE
+from moslora.runs.run import Run
 from moslora.runs.wandb_run import wandb_run
 from moslora.training.dry_run import describe
-from moslora.training.folder import binding, bound_to_length, refuse_other_run, resume_command
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
+from moslora.training.resuming import binding, bound_to_length, refuse_other_run
 from moslora.training.run_card import git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.strategy import facts as strategy_facts
-from moslora.training.tracking import Tracker, read_metrics
+from moslora.training.tracking import Tracker
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """What accelerate sets up; a sharded base is moslora's own matter (`training.strategy`)."""
@@ -64,44 +58,45 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         Diverged: a loss or gradient is not finite.
         MosloraError: nothing was learned, or the GPU is out of memory.
     """
+    run = Run(out)
     with locked(out) if is_main_process() else nullcontext():
         try:
-            return _train(recipe, out=out, resuming=resuming)
+            return _train(recipe, run, resuming=resuming)
         except DiskFull as full:
-            if not (out / RECIPE).exists():  # nothing to resume yet
+            if not run.exists:  # nothing to resume yet
                 raise
-            raise DiskFull(full.path, full.reason, then=f"resume: {resume_command(out)}") from None
+            raise DiskFull(full.path, full.reason, then=f"resume: {run.resume_command}") from None
         except torch.OutOfMemoryError:
             raise MosloraError(
                 "out of GPU memory; use a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
             ) from None
 
 
-def _train(recipe: Recipe, *, out: Path, resuming: bool) -> Path:
-    """The phases of a run: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
+def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
+    """The phases of a training: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
     if is_main_process():
-        refuse_other_run(out, recipe, resuming=resuming)
+        refuse_other_run(run, recipe, resuming=resuming)
     _refuse_idle_processes(recipe.training.global_batch_size)
-    saved = newest_saved(out, recipe) if resuming else None
-    finished = saved is not None and saved.path.name == RESULT
+    saved = newest_saved(run, recipe) if resuming else None
+    finished = saved is not None and saved.path == run.result
     inputs = None if finished else gather_inputs(recipe)
-    with meeting(_facts(recipe, saved, inputs), then=f"resume: {resume_command(out)}"):
+    with meeting(_facts(recipe, saved, inputs), then=f"resume: {run.resume_command}"):
         if saved and not inputs:
             done = saved.manifest["step"]
             more = "" if bound_to_length(recipe.training) else "resume with more epochs, or "
-            say(f"{out}: finished, {done} of {done} steps; {more}start a new run with name=… or --out")
+            say(f"{run.path}: finished, {done} of {done} steps; {more}start a new run with name=… or --out")
             return saved.path
         if resuming and not saved:
             note("no checkpoint yet; starting at step 0")
-        return _run(recipe, out, saved, inputs)  # a function, so that nothing of it outlives the group
+        return _run(recipe, run, saved, inputs)  # a function, so that nothing of it outlives the group
 
 
-def _run(recipe: Recipe, out: Path, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
-    run = Run(out, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs))
-    first_step = run.resume(saved) if saved else 0
-    run.begin()
-    run.train(first_step)
-    return run.finish()
+def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
+    training = Training(run, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs))
+    first_step = training.resume(saved) if saved else 0
+    training.begin()
+    training.train(first_step)
+    return training.finish()
 
 
 def _refuse_idle_processes(global_batch_size: int) -> None:
@@ -139,10 +134,10 @@ def _accelerator() -> Accelerator:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A prepared run; the same on every process, but only the main one writes and prints."""
+class Training:
+    """A prepared training of ``run``; the same on every process, but only the main one writes and prints."""
 
-    out: Path
+    run: Run
     recipe: Recipe
     parts: Parts
     data: TrainingData
@@ -162,8 +157,8 @@ class Run:
         manifest, parts = saved.manifest, self.parts
         if (then := manifest["data"]["sha256"]) != (now := self.data.sha256):
             raise UsageError(
-                f"{self.out}: the training rows have changed (sha256 was {then[:12]}…, is {now[:12]}…); restore them,"
-                " or start a new run with name=… or --out"
+                f"{self.run.path}: the training rows have changed (sha256 was {then[:12]}…, is {now[:12]}…);"
+                " restore them, or start a new run with name=… or --out"
             )
         say(f"resuming after step {manifest['step']} of {len(parts.plan)}")
         before = manifest["processes"], manifest["micro_batch_tokens"]
@@ -196,10 +191,7 @@ class Run:
         """Writes the recipe and ``run.json``, and prints what the run is."""
         recipe, parts = self.recipe, self.parts
         if parts.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_text(self.out / RECIPE, recipe.to_yaml())
-            kept = {key: value for key, value in run_facts(self.out).items() if key == "wandb_id"}
-            write_json(self.out / RUN, self.card() | kept)
+            self.run.begin(recipe, self.card())
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
@@ -209,10 +201,10 @@ class Run:
     def train(self, first_step: int) -> None:
         """Runs the steps from ``first_step`` on; ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
         recipe, total = self.recipe, len(self.parts.plan)
-        with wandb_run(recipe, self.out) as wandb, stop_requests() as signals:
+        with wandb_run(recipe, self.run) as wandb, stop_requests() as signals:
             if self.parts.accelerator.device.type != "cpu" and first_step < total:
                 rehearse(self.parts, first_step=first_step)
-            tracker = Tracker(self.out, first_step=first_step, total_steps=total, wandb=wandb)
+            tracker = Tracker(self.run, first_step=first_step, total_steps=total, wandb=wandb)
             done = train(
                 self.parts,
                 recipe.training,
@@ -224,14 +216,14 @@ class Run:
             )
         if done < total:
             raise Interrupted(
-                f"stopped after step {done} of {total}; everything is saved. Resume with: {resume_command(self.out)}",
+                f"stopped after step {done} of {total}; everything is saved. Resume: {self.run.resume_command}",
                 signal_number=signals[0] if signals else signal.SIGTERM,  # none here: another process got it
             )
 
     def checkpoint(self, step: int) -> None:
         """Saves the state after ``step`` updates."""
         if self.parts.accelerator.is_main_process:
-            save_checkpoint(self.out, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
+            save_checkpoint(self.run, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
         self.parts.accelerator.wait_for_everyone()
 
     def validate(self, tracker: Tracker, step: int) -> None:
@@ -244,14 +236,14 @@ class Run:
 
     def finish(self) -> Path:
         """Saves the result, if anything was learned."""
-        result, steps = self.out / RESULT, len(self.parts.plan)
+        result, steps = self.run.result, len(self.parts.plan)
         if self.parts.accelerator.is_main_process:
             if not has_learned(self.parts.model):
                 raise MosloraError(f"nothing was learned: after {steps} steps B·M·A is still zero in every layer")
             save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
-            if logged := [row for row in read_metrics(self.out) if "seconds" in row]:
+            if logged := [row for row in self.run.metrics if "seconds" in row]:
                 peak = max(row["peak_memory_gb"] for row in logged)
-                add_facts(self.out, seconds=logged[-1]["seconds"], peak_memory_gb=peak)
+                self.run.add_facts(seconds=logged[-1]["seconds"], peak_memory_gb=peak)
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result

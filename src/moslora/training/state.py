@@ -18,33 +18,33 @@ from moslora.console import say
 from moslora.errors import MosloraError, UsageError, some
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_tensors, open_adapter, save_adapter
-from moslora.runs.find import RESULT, checkpoints
 from moslora.runs.manifest import MANIFEST
-from moslora.training.folder import refuse_other_recipe
+from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.loop import Parts
 from moslora.training.optimizer import trainable
 from moslora.training.prepare import step_plan
+from moslora.training.resuming import refuse_other_recipe
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
 
 
-def save_checkpoint(run: Path, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
+def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
     """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes the oldest ones: first
     those of later steps, which the run was not resumed from, since they are damaged or of a longer run."""
     extra = {OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
         extra[BUDGET] = parts.budget.state_dict()
     facts = {**facts, "step": step, "scaler": parts.scaler.state_dict()}
-    folder = run / "checkpoints" / f"step-{step}"
+    folder = run.path / CHECKPOINTS / f"step-{step}"
     save_adapter(folder, parts.model, recipe, facts=facts, extra=extra)
-    found = checkpoints(run)
+    found = run.checkpoints
     end = found.index(folder) + 1
     for old in (*found[end:], *found[:end])[: -recipe.training.keep_checkpoints]:
         shutil.rmtree(old)
 
 
-def newest_saved(run: Path, recipe: Recipe) -> AdapterFolder | None:
+def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
     """The result of ``run``, or else the newest intact checkpoint that ``recipe`` goes on from; ``None`` if there is
     none yet.
 
@@ -52,10 +52,9 @@ def newest_saved(run: Path, recipe: Recipe) -> AdapterFolder | None:
         UsageError: they were made with another recipe, or a run of this length has other steps.
         MosloraError: all of them are damaged.
     """
-    result = run / RESULT
-    found = [*checkpoints(run), *([result] if result.is_dir() else [])]
+    found = [*([run.result] if run.result.is_dir() else []), *reversed(run.checkpoints)]
     fault, kind = "no intact checkpoint", MosloraError
-    for path in reversed(found):
+    for path in found:
         try:
             saved = open_adapter(path)
         except MosloraError as error:
@@ -64,20 +63,20 @@ def newest_saved(run: Path, recipe: Recipe) -> AdapterFolder | None:
             say(f"skipped: {error}")
             continue
         refuse_other_recipe(path, then=saved.recipe, now=recipe)
-        if _begins(recipe, saved):
+        if _begins(recipe, saved, is_result=path == run.result):
             return saved
         fault, kind = "no checkpoint that a run of this length goes on from", UsageError
     if found:
-        raise kind(f"{run}: {fault}; start a new run with name=… or --out")
+        raise kind(f"{run.path}: {fault}; start a new run with name=… or --out")
     return None
 
 
-def _begins(recipe: Recipe, saved: AdapterFolder) -> bool:
+def _begins(recipe: Recipe, saved: AdapterFolder, *, is_result: bool) -> bool:
     """Whether a run of ``recipe``, longer or shorter than that of ``saved``, begins with its steps."""
     done, rows = saved.manifest["step"], saved.manifest["trained_rows"]
     then, now = (step_plan(one.training, rows=rows, seed=one.seed) for one in (saved.recipe, recipe))
     # A result has no optimizer to go on with. And only the last step of a run can have fewer rows than in a longer one.
-    return done <= len(now) and then[done - 1] == now[done - 1] and (saved.path.name != RESULT or done == len(now))
+    return done <= len(now) and then[done - 1] == now[done - 1] and (not is_result or done == len(now))
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:

@@ -5,14 +5,12 @@ import math
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from moslora.console import is_main_process, say
 from moslora.files import write_text, writing
 from moslora.processes.devices import gpu_module, gpus
-
-METRICS = "metrics.jsonl"
+from moslora.runs.run import METRICS, Run
 
 MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_gb")
 """Metrics that differ between equal runs."""
@@ -21,9 +19,9 @@ MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_
 class Tracker:
     """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run."""
 
-    def __init__(self, run: Path, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
+    def __init__(self, run: Run, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
         self._active = is_main_process()
-        self._path = run / METRICS
+        self._path = run.path / METRICS
         self._total = total_steps
         self._first = first_step
         self._began = time.perf_counter()
@@ -33,7 +31,7 @@ class Tracker:
         self._before = 0.0
         if self._active and self._path.exists():
             # What a killed run logged after its last checkpoint is dropped: those steps are repeated.
-            kept = [row for row in read_metrics(run) if row["step"] <= first_step]
+            kept = [row for row in run.metrics if row["step"] <= first_step]
             self._before = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -87,16 +85,3 @@ def peak_memory_gb() -> float:
         return float(gpu_module().max_memory_allocated()) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``, each with a step; none without the file."""
-    path, rows = run / METRICS, []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            _ = row["step"] + 0
-            rows.append(row)
-        except (ValueError, KeyError, TypeError):  # such as the line being written when the run was killed
-            continue
-    return rows

@@ -1,0 +1,54 @@
+"""The index of an experiment: its runs, arm by arm, and what is to be compared. Experiments write it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from moslora.compare.answers import Outcome
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.files import write_text
+
+EXPERIMENT = "experiment.json"
+
+
+@dataclass(frozen=True)
+class ExperimentRun:
+    """One scored run, in ``folder`` of the experiment's; a run that ``diverged`` has no answers."""
+
+    arm: str
+    seed: int
+    learning_rate: float
+    folder: str
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class ExperimentIndex:
+    """The content of ``experiment.json``; ``contrast`` is the comparison named beforehand: the second arm against the
+    first."""
+
+    name: str
+    contrast: tuple[str, str]
+    outcome: Outcome
+    runs: tuple[ExperimentRun, ...]
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / EXPERIMENT, TypeAdapter(ExperimentIndex).dump_json(self, indent=2).decode() + "\n")
+
+
+def is_experiment(folder: Path) -> bool:
+    return (folder / EXPERIMENT).is_file()
+
+
+def read_index(folder: Path) -> ExperimentIndex:
+    """Reads what `ExperimentIndex.write` wrote."""
+    path = folder / EXPERIMENT
+    try:
+        return TypeAdapter(ExperimentIndex).validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise MosloraError(
+            f"{path}: not an experiment ({first_line(error)}); remove it, and give the experiment's command again"
+        ) from None

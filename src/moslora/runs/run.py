@@ -1,0 +1,244 @@
+"""A run on disk: where it lies, and all that is in its folder. Nobody else knows the names of these files.
+
+``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made, what came out
+``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from
+``adapter/``       the result             ``eval/NAME/``     an evaluation of it, or of its base
+
+Importing this does not load torch.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moslora.errors import MosloraError, UsageError, some
+from moslora.files import once_per_machine, write_json, write_text, writing
+from moslora.recipe import Recipe
+from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
+
+RUN, METRICS, RESULT, CHECKPOINTS, EVALUATIONS = "run.json", "metrics.jsonl", "adapter", "checkpoints", "eval"
+SETTINGS = "settings.json"
+"""In the folder of an evaluation."""
+
+FOLDERS = (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")
+"""Folders of a run, which hold no runs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run in the folder ``path``, which need not exist yet."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a recipe to train by."""
+        return (self.path / RECIPE).is_file()
+
+    @property
+    def result(self) -> Path:
+        """The adapter folder of the finished run."""
+        return self.path / RESULT
+
+    @property
+    def finished(self) -> bool:
+        return (self.result / MANIFEST).is_file()
+
+    @property
+    def resume_command(self) -> str:
+        return f"moslora train {shlex.quote(str(self.path))} --resume"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first; unfinished ones have other names."""
+        found = [path for path in (self.path / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    @property
+    def adapters(self) -> list[Path]:
+        """The adapter folders: the result, then the checkpoints, newest first."""
+        return [*([self.result] if self.finished else []), *reversed(self.checkpoints)]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The content of run.json; empty if the run was killed before it was written."""
+        try:
+            facts: dict[str, Any] = json.loads((self.path / RUN).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return facts
+
+    def add_facts(self, **facts: Any) -> None:
+        """Adds to run.json, also while another process does. A mapping is added to the one that is there."""
+        card = self.path / RUN
+        with writing(card), once_per_machine(card):
+            known = self.facts
+            merged = {key: known.get(key, {}) | fact if isinstance(fact, dict) else fact for key, fact in facts.items()}
+            write_json(card, known | merged)
+
+    def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
+        """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs to."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / RECIPE, recipe.to_yaml())
+        kept = {key: fact for key, fact in self.facts.items() if key in ("wandb_id", "experiment")}
+        write_json(self.path / RUN, card | kept)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How it was trained; it grants no trust in remote code."""
+        return written_recipe(self.path / RECIPE, by=self.facts.get("versions", {}).get("moslora"))
+
+    def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
+        if "imported" in self.facts:
+            raise UsageError(f"{self.path}: an imported adapter, which cannot be resumed, only evaluated or merged")
+        if (self.path / MANIFEST).is_file() or not self.exists:
+            locate_adapter(self.path)  # a clearer message if there is no adapter either
+            raise UsageError(
+                f"{self.path}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or"
+                " copy the recipe there from a checkpoint"
+            )
+        return written_recipe(self.path / RECIPE, overrides, by=self.facts.get("versions", {}).get("moslora"))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``, each with a step; none without the file."""
+        path, rows = self.path / METRICS, []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+            try:
+                row = json.loads(line)
+                _ = row["step"] + 0
+                rows.append(row)
+            except (ValueError, KeyError, TypeError):  # such as the line being written when the run was killed
+                continue
+        return rows
+
+    @property
+    def steps_done(self) -> int:
+        """Number of updates that are saved."""
+        if self.finished:
+            return int(self.facts.get("steps", 0))
+        return int(self.checkpoints[-1].name.removeprefix("step-")) if self.checkpoints else 0
+
+    def evaluation(self, name: str | None = None) -> Path:
+        """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names.
+
+        Raises:
+            UsageError: there is none, or several to choose from.
+        """
+        found = sorted(path.parent for path in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
+        found = [path for path in found if not re.search(r"-base$|-step-\d+$", path.name)]
+        if not name and len(found) > 1 and self.exists:
+            own = evaluation_name(self.recipe.evaluation.protocol, self.recipe.data.format, self.recipe.model.precision)
+            name = own if self.path / EVALUATIONS / own in found else None
+        if name:
+            found = [self.path / EVALUATIONS / name]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UsageError(f"{self.path}: evaluated in several ways; choose one with --evaluation, among {names}")
+        if not found or not (found[0] / SETTINGS).is_file():
+            how = f" as {name}" if name else ""
+            raise UsageError(f"{self.path}: not evaluated{how}; moslora eval {self.path} does it")
+        return found[0]
+
+
+def evaluation_name(protocol: str, format: str, precision: str) -> str:
+    """The name of an evaluation's folder."""
+    return f"{protocol}-{format}-{precision}"
+
+
+def is_run(path: Path) -> bool:
+    return (path / RUN).is_file() or (path / EVALUATIONS).is_dir()
+
+
+def run_of(adapter: Path) -> Run:
+    """The run that contains an adapter folder; the folder itself if it was copied elsewhere."""
+    return Run(next((place for place in (adapter.parent, adapter.parent.parent) if (place / RUN).is_file()), adapter))
+
+
+def locate_adapter(path: Path) -> Path:
+    """The adapter folder at ``path``: itself, a run's ``adapter/``, or the run's newest checkpoint."""
+    if (path / MANIFEST).is_file():
+        return path
+    if adapters := Run(path).adapters:
+        return adapters[0]
+    quoted = shlex.quote(str(path))
+    if not path.exists():
+        raise UsageError(f"{path}: no such run; {_known_runs(path)}")
+    if (path / "adapter_config.json").is_file():
+        raise UsageError(f"{path}: a PEFT adapter, not a run; import it: moslora import {quoted}")
+    if (path / "config.json").is_file():
+        raise UsageError(f"{path}: a model without an adapter; choose a run or an adapter folder")
+    if Run(path).exists:
+        raise UsageError(f"{path}: this run has no checkpoint yet; resume it: {Run(path).resume_command}")
+    raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); {_known_runs(path)}")
+
+
+def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
+    """A note before ``doing`` something with the newest checkpoint of an unfinished run; empty otherwise."""
+    if adapter.parent != path / CHECKPOINTS:
+        return ""
+    steps = Run(path).facts.get("steps")
+    return f"{path} is unfinished: {doing} {adapter.name.replace('-', ' ')}" + (f" of {steps}" if steps else "")
+
+
+def newest_run(*places: Path) -> Run:
+    """The finished run in one of ``places`` that was written to last."""
+    found = [run for place in places for path in place.glob("*/") if (run := Run(path)).finished]
+    if not found:
+        raise UsageError("no finished run in runs/ or here; give a run or a model, or train one: moslora train RECIPE")
+    return max(found, key=lambda run: (run.result / MANIFEST).stat().st_mtime)
+
+
+def find_runs(folder: Path) -> Iterator[Run]:
+    """Every run at or below ``folder``, in the order of their names."""
+    for place, below, files in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if RECIPE in files and MANIFEST not in files:
+            yield Run(Path(place))
+            below[:] = [name for name in below if name not in FOLDERS]
+
+
+def table_of_runs(folder: Path) -> list[list[str]]:
+    """Header first: every run at or below ``folder``, what it is, how far it came, and its scores."""
+    rows = [
+        [str(run.path.relative_to(folder) if run.path != folder else folder), *_row(run)] for run in find_runs(folder)
+    ]
+    if not rows:
+        what = "no runs here" if folder.is_dir() else "no such folder"
+        raise UsageError(f"{folder}: {what}; name the folder they are in, or train one: moslora train RECIPE")
+    return [["run", "base", "adapter", "steps", "state", "scores"], *rows]
+
+
+def _row(run: Run) -> list[str]:
+    facts, total = run.facts, run.facts.get("steps")
+    steps = f"{run.steps_done:,}/{total:,}" if total else "–"
+    state = "finished" if run.finished else "unfinished" if total else "not begun"
+    if "imported" in facts:
+        steps, state = "–", "imported"
+    try:
+        base, adapter = run.recipe.model.name, run.recipe.adapter.summary()
+    except MosloraError:  # of another version
+        base, adapter = "?", "unreadable recipe"
+    scores = [
+        f"{name} {100 * found['macro']:.1f} (n {found['questions']:,})"
+        for name, found in sorted(facts.get("results", {}).items())
+    ]
+    return [Path(base).name, adapter, steps, state, "; ".join(scores) or "–"]
+
+
+def _known_runs(path: Path) -> str:
+    """The runs nearest to ``path``."""
+    folder = next(place for place in (path, *path.parents) if place.is_dir())
+    runs = sorted(str(found.parent) for place in (folder, folder / "runs") for found in place.glob(f"*/{RUN}"))
+    return f"runs here: {some(runs, most=10)}" if runs else "there are no runs here"

@@ -1,0 +1,46 @@
+"""The list of runs: finished, unfinished, imported, of an experiment, and one that cannot be read."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import importing_kit
+from cli_kit import run
+from moslora.convert.importing import import_adapter
+from moslora.evaluation.results import load_results
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.runs.run import table_of_runs
+
+
+def test_every_run_is_listed_with_its_state_and_scores(
+    world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/done", "runs/cut", "runs/e/runs/lora-0.03-0", "runs/strange"):
+        shutil.copytree(trained, name)
+    shutil.rmtree("runs/cut/adapter")
+    shutil.rmtree("runs/cut/checkpoints/step-21")
+    Path("runs/strange/recipe.yaml").write_text("gate: 3", encoding="utf-8")
+    Path("runs/begun").mkdir()
+    shutil.copy(trained / "recipe.yaml", "runs/begun")
+    importing_kit.altered_source(tmp_path / "source", world, lambda config, state: None)
+    import_adapter(tmp_path / "source", out=Path("runs/imported"))
+    _, folder = evaluate_target(open_target("runs/done"), limit=4)
+    accuracy = load_results(folder).macro.accuracy
+
+    header, *rows = table_of_runs(Path("runs"))
+    listed = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(listed) == ["begun", "cut", "done", "e/runs/lora-0.03-0", "imported", "strange"]
+    assert (listed["done"]["steps"], listed["done"]["state"]) == ("21/21", "finished")
+    assert listed["done"]["scores"] == f"rank-label-float32 {100 * accuracy:.1f} (n 12)"
+    assert listed["done"]["adapter"] == "mixer dense, rank 4, s = 8/4" and listed["done"]["base"] == "model"
+    assert (listed["cut"]["steps"], listed["cut"]["state"]) == ("20/21", "unfinished")
+    assert (listed["begun"]["steps"], listed["begun"]["state"]) == ("–", "not begun")
+    assert listed["imported"]["state"] == "imported" and listed["strange"]["adapter"] == "unreadable recipe"
+
+    capsys.readouterr()
+    code, said, _ = run(capsys, "runs")
+    assert code == 0 and len(said.splitlines()) == 7 and "e/runs/lora-0.03-0" in said
+    code, said, _ = run(capsys, "runs", "runs/done")
+    assert code == 0 and "runs/done" in said
