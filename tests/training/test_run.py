@@ -357,50 +357,6 @@ def test_a_finished_run_is_not_trained_again(
     assert files(run) == before
 
 
-CONSTANT = ("training.schedule=constant", "training.epochs=1")
-"""11 steps, of which the last has 4 rows instead of 8: step 11 of a longer run is another."""
-
-
-def test_a_finished_run_gets_more_epochs(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """To the bits of a run that had them from the beginning, and again after a stop on the way."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    train_recipe(recipe(*CONSTANT, "training.epochs=2"), out=whole)
-    train_recipe(recipe(*CONSTANT), out=run)
-    first = Path(shutil.copytree(run / "adapter", tmp_path / "first"))
-    capsys.readouterr()
-    code, said, _ = cli(capsys, "train", run, "training.epochs=2", "--resume")
-    assert code == 0 and "resuming after step 8 of 21" in said
-    assert same_bits(adapter(whole), adapter(run)) and steps_logged(whole) == steps_logged(run)
-    shutil.rmtree(run / "adapter")
-    shutil.copytree(first, run / "adapter")
-    code, said, _ = cli(capsys, "train", run, "--resume")
-    assert code == 0 and "resuming after step 21 of 21" in said
-    assert same_bits(adapter(whole), adapter(run))
-    assert cli(capsys, "train", run, "--resume")[1].startswith(f"{run}: finished, 21 of 21 steps")
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        (["training.schedule=cosine"], "training.schedule = cosine"),
-        (["training.warmup_steps=0.2"], "training.warmup_steps = 0.2"),
-        (["adapter.mixer={kind: diagonal}", "training.rank_budget={target_rank: 2}"], "training.rank_budget"),
-        (["training.keep_checkpoints=1"], "no checkpoint"),
-    ],
-)
-def test_a_longer_run_whose_first_steps_are_others_is_refused(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], says: str
-) -> None:
-    run = tmp_path / "run"
-    train_recipe(recipe(*CONSTANT, *settings), out=run)
-    before = files(run)
-    code, _, errors = cli(capsys, "train", run, "training.epochs=2", "--resume")
-    assert code == 2 and says in errors and "name=… or --out" in errors and errors.count("\n") == 1, errors
-    assert files(run) == before
-
-
 def test_a_run_without_a_checkpoint_begins_and_says_so(
     trained: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

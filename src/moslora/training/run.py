@@ -31,7 +31,7 @@ from moslora.training.dry_run import describe
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
-from moslora.training.resuming import binding, bound_to_length, refuse_other_run
+from moslora.training.resuming import binding, refuse_other_run
 from moslora.training.run_card import git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.strategy import facts as strategy_facts
@@ -47,8 +47,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     Args:
         recipe: resolved.
         out: the run folder.
-        resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned,
-            unless ``recipe`` is longer and begins with the same steps.
+        resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned.
 
     Raises:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
@@ -83,8 +82,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     with meeting(_facts(recipe, saved, inputs), then=f"resume: {run.resume_command}"):
         if saved and not inputs:
             done = saved.manifest["step"]
-            more = "" if bound_to_length(recipe.training) else "resume with more epochs, or "
-            say(f"{run.path}: finished, {done} of {done} steps; {more}start a new run with name=… or --out")
+            say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
             return saved.path
         if resuming and not saved:
             note("no checkpoint yet; starting at step 0")

@@ -22,7 +22,6 @@ from moslora.runs.manifest import MANIFEST
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.loop import Parts
 from moslora.training.optimizer import trainable
-from moslora.training.prepare import step_plan
 from moslora.training.resuming import refuse_other_recipe
 
 OPTIMIZER = "optimizer.safetensors"
@@ -31,7 +30,7 @@ BUDGET = "rank_budget.safetensors"
 
 def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
     """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes the oldest ones: first
-    those of later steps, which the run was not resumed from, since they are damaged or of a longer run."""
+    those of later steps, which are damaged, as the run was not resumed from them."""
     extra = {OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
         extra[BUDGET] = parts.budget.state_dict()
@@ -45,15 +44,13 @@ def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts:
 
 
 def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
-    """The result of ``run``, or else the newest intact checkpoint that ``recipe`` goes on from; ``None`` if there is
-    none yet.
+    """The result of ``run``, or else its newest intact checkpoint; ``None`` if there is none yet.
 
     Raises:
-        UsageError: they were made with another recipe, or a run of this length has other steps.
+        UsageError: it was made with another recipe.
         MosloraError: all of them are damaged.
     """
     found = [*([run.result] if run.result.is_dir() else []), *reversed(run.checkpoints)]
-    fault, kind = "no intact checkpoint", MosloraError
     for path in found:
         try:
             saved = open_adapter(path)
@@ -63,20 +60,10 @@ def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
             say(f"skipped: {error}")
             continue
         refuse_other_recipe(path, then=saved.recipe, now=recipe)
-        if _begins(recipe, saved, is_result=path == run.result):
-            return saved
-        fault, kind = "no checkpoint that a run of this length goes on from", UsageError
+        return saved
     if found:
-        raise kind(f"{run.path}: {fault}; start a new run with name=… or --out")
+        raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
     return None
-
-
-def _begins(recipe: Recipe, saved: AdapterFolder, *, is_result: bool) -> bool:
-    """Whether a run of ``recipe``, longer or shorter than that of ``saved``, begins with its steps."""
-    done, rows = saved.manifest["step"], saved.manifest["trained_rows"]
-    then, now = (step_plan(one.training, rows=rows, seed=one.seed) for one in (saved.recipe, recipe))
-    # A result has no optimizer to go on with. And only the last step of a run can have fewer rows than in a longer one.
-    return done <= len(now) and then[done - 1] == now[done - 1] and (not is_result or done == len(now))
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:
