@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cli_kit import run as cli
 from moslora.adapters import Gate, named_adapters
 from moslora.console import note_once
 from moslora.convert.merge import merge
