@@ -101,7 +101,7 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
         for cell in row:
             assert cell in found.cells, cell
     card = json.loads((evaluated / "run.json").read_text())
-    assert {card["data"]["sha256"], "in groups of rows", "84"} <= {*found.cells}
+    assert card["data"]["sha256"] in text and "in groups of rows" in text
 
 
 def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path: Path) -> None:

@@ -26,14 +26,11 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
             steps, values = run.curve(metric)
             color, label = canvas.color(run.arm), new_label(axes, run.arm)
             width = len(values) // 30 if len(values) >= SMOOTHED else 1
-            smooth: Sequence[float] | Floats = values
             if width > 1:
                 axes.plot(steps, values, linewidth=0.6, alpha=0.3, color=color)
-                smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-            marker = "o" if len(values) <= 12 else ""
-            axes.plot(
-                steps[width - 1 :], smooth, linewidth=1.6, color=color, label=label, marker=marker, markersize=3.5
-            )
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            marks = {"marker": "o" if len(values) <= 12 else "", "markersize": 3.5}
+            axes.plot(steps[width - 1 :], smooth, linewidth=1.6, color=color, label=label, **marks)
         axes.set_title(title)
         axes.set_xlabel("step")
         in_steps(axes)
@@ -48,89 +45,56 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 def accuracy(canvas: Canvas, runs: Sequence[ReportedRun]) -> Markup | None:
     """Per task and on average: every arm with its error, the base, and the majority class."""
     arms = {arm: [run.tuned.results for run in runs if run.arm == arm and run.tuned] for arm in canvas.arms}
-    arms = {arm: results for arm, results in arms.items() if results}
-    if not arms:
+    bases = [run.base.results for run in runs if run.base][:1]
+    series = {name: results for name, results in {"base": bases, **arms}.items() if results}
+    if not any(arms.values()):
         return None
-    first = next(iter(arms.values()))[0]
-    metric = first.settings.primary
-    series = {"base": [run.base.results for run in runs if run.base][:1], **arms}
-    series = {name: results for name, results in series.items() if results}
+    first = next(results[0] for results in arms.values() if results)
     names = [*first.tasks, MACRO]
-    places = np.linspace(-0.25, 0.25, len(series)) if len(series) > 1 else np.zeros(1)
     with canvas.figure(5, _height(len(names), len(series))) as (figure, axes):
         for row, name in enumerate(names):
-            level = 100 * _score(first, name).majority_class
+            level, ends = 100 * _score(first, name).majority_class, [row - 0.38, row + 0.38]
             label = new_label(axes, "majority class")
-            axes.plot(
-                [level] * 2, [row - 0.38, row + 0.38], color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label
-            )
-            for (arm, results), place in zip(series.items(), row + places, strict=True):
-                _point(
-                    axes,
-                    results,
-                    name,
-                    metric,
-                    y=place,
-                    label=new_label(axes, arm),
-                    color=MUTED if arm == "base" else canvas.color(arm),
-                )
+            axes.plot([level] * 2, ends, color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label)
+            for (arm, results), place in zip(series.items(), row + _places(len(series)), strict=True):
+                mean, error, values = _mean(results, name)
+                color, label = MUTED if arm == "base" else canvas.color(arm), new_label(axes, arm)
+                face = "none" if arm == "base" else color
+                axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
+                style = {"fmt": "o", "markersize": 5, "elinewidth": 1.5, "markerfacecolor": face}
+                axes.errorbar(mean, place, xerr=error, color=color, label=label, **style)
         _rows(axes, names)
-        axes.set_xlabel(f"{metric.replace('_', ' ')}, percent ± one standard error")
+        axes.set_xlabel(f"{first.settings.primary.replace('_', ' ')}, percent ± one standard error")
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
     return canvas.keep("accuracy", figure)
 
 
-def _point(
-    axes: Axes, results: Sequence[Results], name: str, metric: str, *, y: float, label: str | None, color: str
-) -> None:
-    """The mean over an arm's seeds with its standard error, and with one seed that over the questions."""
+def _mean(results: Sequence[Results], name: str) -> tuple[float, float, Floats]:
+    """In percent, the mean over an arm's seeds with its standard error, and each of several seeds; of one seed its
+    score and the error over the questions."""
+    metric = results[0].settings.primary
     scores = [_score(result, name) for result in results if name == MACRO or name in result.tasks]
     values = 100 * np.array([getattr(score, metric) for score in scores])
-    if not len(values):
-        return
     if len(values) > 1:
-        error = values.std(ddof=1) / len(values) ** 0.5
-        axes.scatter(values, [y] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
-    else:
-        error = 100 * (getattr(scores[0], metric.replace("accuracy", "standard_error")) or 0)
-    face = "none" if color == MUTED else color
-    axes.errorbar(
-        values.mean(),
-        y,
-        xerr=error,
-        fmt="o",
-        markersize=5,
-        elinewidth=1.5,
-        color=color,
-        markerfacecolor=face,
-        label=label,
-    )
+        return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5, values
+    error = getattr(scores[0], metric.replace("accuracy", "standard_error")) if scores else None
+    return float(values.sum()) if scores else np.nan, 100 * (error or 0), values[:0]
 
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title: str) -> Markup:
     """Per task and on average: each contrast with its 95 % interval."""
-    unit, tasks = UNITS[contrasts[0].outcome], [*contrasts[0].y]
-    places = np.linspace(-0.24, 0.24, len(contrasts)) if len(contrasts) > 1 else np.zeros(1)
-    with canvas.figure(5, _height(1 + len(tasks), 1 + len(contrasts))) as (figure, axes):
+    unit, names = UNITS[contrasts[0].outcome], [*contrasts[0].y, MACRO]
+    with canvas.figure(5, _height(len(names), 1 + len(contrasts))) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
-        for contrast, place in zip(contrasts, places, strict=True):
+        for contrast, place in zip(contrasts, _places(len(contrasts)), strict=True):
             color = canvas.color(contrast.after)
-            for row, task in enumerate([*tasks, MACRO]):
-                effect = contrast.effects[task]
-                ends = [unit.factor * end for end in effect.interval]
+            for row, task in enumerate(names):
+                effect, label = contrast.effects[task], new_label(axes, contrast.after)
+                ends, middle = [unit.factor * end for end in effect.interval], unit.factor * effect.difference
                 axes.plot(ends, [row + place] * 2, color=color, linewidth=1.8, solid_capstyle="round")
-                face = color if effect.shown else "none"
-                label = new_label(axes, contrast.after)
-                axes.plot(
-                    unit.factor * effect.difference,
-                    row + place,
-                    "o",
-                    color=color,
-                    markersize=5,
-                    markerfacecolor=face,
-                    label=label,
-                )
-        _rows(axes, [*tasks, MACRO])
+                style = {"color": color, "markersize": 5, "markerfacecolor": color if effect.shown else "none"}
+                axes.plot(middle, row + place, "o", label=label, **style)
+        _rows(axes, names)
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         axes.set_xlabel(f"{title}, {unit.name}, 95 % interval; filled: shown")
         if len(contrasts) > 1:
@@ -147,10 +111,8 @@ def confusions(canvas: Canvas, task: str, tables: Mapping[str, Floats]) -> Marku
             share = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
             axes.pcolormesh(share, cmap=SEQUENTIAL, vmin=0, vmax=100, edgecolors=GRID, linewidth=0.6)
             for (row, column), value in np.ndenumerate(share):
-                weight = "bold" if row == column else "normal"
-                axes.text(
-                    column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", fontsize=7.5, fontweight=weight
-                )
+                style = {"ha": "center", "va": "center", "fontweight": "bold" if row == column else "normal"}
+                axes.text(column + 0.5, row + 0.5, f"{value:.0f}", fontsize=7.5, **style)
             rows, columns = table.shape
             numbers = [str(n + 1) for n in range(rows)]
             axes.set_xticks(np.arange(columns) + 0.5, [*numbers, "–"][:columns])
@@ -164,6 +126,11 @@ def confusions(canvas: Canvas, task: str, tables: Mapping[str, Floats]) -> Marku
         figure.supxlabel("chosen", fontsize=8, color=MUTED)
         figure.supylabel("right", fontsize=8, color=MUTED)
     return canvas.keep(f"confusion-{task}", figure)
+
+
+def _places(count: int) -> Floats:
+    """So many places around a row."""
+    return np.linspace(-0.25, 0.25, count) if count > 1 else np.zeros(1)
 
 
 def _height(rows: int, points: int) -> float:

@@ -1,7 +1,7 @@
 """The page of a report, from its runs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, ev
         weights=list(_weights(canvas, firsts)),
         changed=[("gained", gained), ("lost", lost)] if gained or lost else [],
         first=firsts[0].name,
-        facts=_facts(runs),
+        differing=_differing(runs),
         cards={run.name: json.dumps(run.run.facts, indent=2, ensure_ascii=False) for run in runs},
         files=[PAGE, *sorted(path.name for path in folder.iterdir())],  # the last argument: the figures are drawn
     )
@@ -169,31 +169,14 @@ def _changed_questions(run: ReportedRun) -> tuple[list[Changed], list[Changed]]:
     return most_changed(before, after, examples, most=QUESTIONS)
 
 
-def _facts(runs: Sequence[ReportedRun]) -> list[tuple[str, list[str], bool]]:
-    """(key, value per run, whether they differ): the cards without what has its place above; of the recipes only what
-    differs."""
-    cards = [
-        flat({key: value for key, value in run.run.facts.items() if key not in ("recipe", "results")}) for run in runs
-    ]
-    recipes = [flat(run.run.facts.get("recipe", {})) for run in runs]
-    rows = []
-    for source, only_different in ((recipes, True), (cards, False)):
-        for key in dict.fromkeys(key for values in source for key in values):
-            found = [_text(values.get(key)) for values in source]
-            if (differs := len({*found}) > 1) or not only_different:
-                rows.append((key, found, differs))
-    return rows
+def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
+    """The facts of the cards that are not the same in all runs, header first."""
+    facts = [run.run.facts for run in runs]
+    others = [{key: fact for key, fact in card.items() if key not in ("recipe", "results")} for card in facts]
+    cards = [flat(card.get("recipe", {})) | flat(rest) for card, rest in zip(facts, others, strict=True)]
+    keys = [key for key in dict.fromkeys(key for card in cards for key in card) if len({*_texts(cards, key)}) > 1]
+    return [["", *(run.name for run in runs)], *([key, *_texts(cards, key)] for key in keys)]
 
 
-def _text(value: Any) -> str:
-    match value:
-        case None | []:
-            return "–"
-        case list():
-            return "; ".join(map(str, value))
-        case bool() | str():
-            return str(value)
-        case float():
-            return f"{value:.5g}"
-        case _:
-            return f"{value:,}"
+def _texts(cards: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    return [f"{value:.5g}" if isinstance(value := card.get(key, "–"), float) else str(value) for card in cards]

@@ -1,10 +1,10 @@
 """Which options were chosen, and which questions a model answers otherwise than its base."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
 
 from moslora.compare.statistics import Floats
 from moslora.data.sources import load_examples
@@ -15,16 +15,15 @@ from moslora.tasks import Example, Task
 
 def confusion(predictions: Iterable[Prediction]) -> dict[str, Floats]:
     """Task -> counts, a row for each right option and a column for each chosen one, the last for none (generate)."""
-    by_task: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_task.setdefault(prediction.task, []).append(prediction)
+    by_task: dict[str, list[tuple[int, int | None, int]]] = {}
+    for p in predictions:
+        by_task.setdefault(p.task, []).append((p.gold, p.chosen, len(p.scores)))
     tables = {}
-    for task, rows in by_task.items():
-        answers = [p.chosen for p in rows]
-        size = 1 + max(max(p.gold, len(p.scores) - 1, answer or 0) for p, answer in zip(rows, answers, strict=True))
-        table = np.zeros((size, size + (None in answers)))
-        for p, answer in zip(rows, answers, strict=True):
-            table[p.gold, -1 if answer is None else answer] += 1
+    for task, answers in by_task.items():
+        size = max(max(gold + 1, (chosen or 0) + 1, options) for gold, chosen, options in answers)
+        table = np.zeros((size, size + any(chosen is None for _, chosen, _ in answers)))
+        for gold, chosen, _ in answers:
+            table[gold, -1 if chosen is None else chosen] += 1
         tables[task] = table
     return tables
 
@@ -59,19 +58,11 @@ def most_changed(
     Questions that only one of the two answered are left out; ``examples`` has their texts, as far as they are known.
     """
     known = {p.id: p for p in before}
-    changes = sorted(
-        ((_change(known[p.id], p), known[p.id], p) for p in after if p.id in known), key=lambda change: -change[0]
-    )
+    pairs = [(known[p.id], p) for p in after if p.id in known]
+    changes = sorted(((_change(*pair), *pair) for pair in pairs), key=lambda change: -change[0])
     gained = [_changed(*change, examples) for change in changes[:most] if change[0] > 0]
     lost = [_changed(*change, examples) for change in changes[::-1][:most] if change[0] < 0]
     return gained, lost
-
-
-def probabilities(prediction: Prediction) -> list[float]:
-    """softmax of the deciding scores."""
-    scores = prediction.deciding_scores
-    weights = [math.exp(score - max(scores)) for score in scores]
-    return [weight / sum(weights) for weight in weights]
 
 
 def _change(before: Prediction, after: Prediction) -> float:
@@ -81,24 +72,18 @@ def _change(before: Prediction, after: Prediction) -> float:
 
 def _changed(change: float, before: Prediction, after: Prediction, examples: Mapping[str, Example]) -> Changed:
     example = examples.get(after.id)
-    if example is not None and example.gold != after.gold:  # other rows than were asked
-        example = None
-    count = len(example.choices) if example else 1 + max(p.gold for p in (before, after))
-    count = max(count, len(before.scores), len(after.scores))
-    ones, others = (probabilities(p) if p.scores else [None] * count for p in (before, after))
+    if example is None or example.gold != after.gold:  # other rows than were asked
+        count = max(1 + before.gold, 1 + after.gold, len(before.scores), len(after.scores))
+        question, choices = "", tuple(f"option {n + 1}" for n in range(count))
+    else:
+        context = f"{example.context} " if example.context and example.task != "boolq" else ""
+        question, choices = f"{context}{example.question}", example.choices
+    ones, others = (softmax(p.deciding_scores).tolist() if p.scores else [None] * len(choices) for p in (before, after))
     options = tuple(
-        Option(
-            text=example.choices[n] if example else f"option {n + 1}",
-            right=n == after.gold,
-            before=ones[n],
-            after=others[n],
-            chosen_before=before.chosen == n,
-            chosen_after=after.chosen == n,
-        )
-        for n in range(count)
+        Option(text, n == after.gold, ones[n], others[n], before.chosen == n, after.chosen == n)
+        for n, text in enumerate(choices)
     )
-    context = f"{example.context} " if example and example.context and example.task != "boolq" else ""
-    return Changed(after.id, f"{context}{example.question}" if example else "", change, options)
+    return Changed(after.id, question, change, options)
 
 
 def texts(tasks: Sequence[Task], *, source: str) -> dict[str, Example]:

@@ -46,12 +46,8 @@ def by_layer(canvas: Canvas, name: str, runs: Sequence[ReportedRun], attribute: 
         for run in shown:
             for number, kind in enumerate(kinds):
                 found = [(depth(layer.name), getattr(layer, attribute)) for layer in run.layers if layer.kind == kind]
-                style = {
-                    "marker": MARKERS[number % len(MARKERS)],
-                    "markersize": 3.6,
-                    "markeredgewidth": 0,
-                    "alpha": 0.8,
-                }
+                marker = MARKERS[number % len(MARKERS)]
+                style = {"marker": marker, "markersize": 3.6, "markeredgewidth": 0, "alpha": 0.8}
                 axes.plot(*zip(*found, strict=True), linestyle="", color=canvas.color(run.arm), **style)
                 axes.plot([], [], linestyle="", color=MUTED, label=new_label(axes, kind), **style)
         axes.set_title(title)
@@ -72,21 +68,15 @@ def spectra(canvas: Canvas, name: str, runs: Sequence[ReportedRun], title: str, 
             color = canvas.color(run.arm)
             if of_mixers:
                 start = [_singular(layer.start) for layer in run.layers if layer.start is not None]
-                axes.plot(
-                    *_quantiles(start)[:2],
-                    color=color,
-                    linewidth=1.2,
-                    linestyle=":",
-                    label=new_label(axes, "at the start"),
-                )
+                label = new_label(axes, "at the start")
+                axes.plot(*_quantiles(start)[:2], color=color, linewidth=1.2, linestyle=":", label=label)
                 values = [_singular(layer.mixer) for layer in run.layers if layer.mixer is not None]
             else:
                 values = [layer.spectrum for layer in run.layers]
             number, middle, low, high = _quantiles(values)
             axes.fill_between(number, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.plot(
-                number, middle, color=color, marker="o", markersize=3, linewidth=1.5, label=new_label(axes, run.arm)
-            )
+            label = new_label(axes, run.arm)
+            axes.plot(number, middle, color=color, marker="o", markersize=3, linewidth=1.5, label=label)
         axes.set_title(title)
         axes.set_xlabel("number of the singular value; band: four in five layers")
         if not of_mixers and all(layer.spectrum.all() for run in shown for layer in run.layers):
