@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -131,22 +130,17 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     """Refuses runs that were asked differently, and those that differ in base, rows or steps, but for ``allowed``
     fields: one line for each, with both values."""
     faults: dict[str, str] = {}
-    asked: dict[str, tuple[Any, Path]] = {}
-    made: dict[str, tuple[Any, Path]] = {}
-    for arm in arms:
-        for seed, run in arm.runs.items():
-            path = arm.paths[seed]
-            for seen, fields, fix in (
-                (asked, _asked(run), "evaluate both in the same way"),
-                (made, _made(run), "if that is meant, add --allow {field}"),
-            ):
-                for field, value in fields.items():
-                    then, where = seen.setdefault(field, (value, path))
-                    if value != then and field not in allowed:
-                        line = f"{field}: {then} in {where}, {value} in {path}; {fix.format(field=field)}"
-                        faults.setdefault(field, line)
-    if unknown := [field for field in allowed if field not in made]:
-        faults[""] = f"--allow {', '.join(unknown)}: must be among {', '.join(made)}"
+    seen: dict[str, tuple[str, Path]] = {}
+    for run, path in ((run, arm.paths[seed]) for arm in arms for seed, run in arm.runs.items()):
+        asked, made = _asked(run), _made(run)
+        for field, value in {**asked, **made}.items():
+            then, where = seen.setdefault(field, (value, path))
+            if value != then and field not in allowed:
+                fix = "evaluate both in the same way" if field in asked else f"if that is meant, add --allow {field}"
+                faults.setdefault(field, f"{field}: {then} in {where}, {value} in {path}; {fix}")
+    may = [field for field in seen if field not in asked]
+    if unknown := [field for field in allowed if field not in may]:
+        faults[""] = f"--allow {', '.join(unknown)}: must be among {', '.join(may)}"
     if faults:
         raise UsageError(capped(list(faults.values())))
 

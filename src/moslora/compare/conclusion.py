@@ -1,5 +1,6 @@
 """A comparison as tables and in words: what can be concluded, and what cannot."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from moslora.compare.answers import Outcome
@@ -45,10 +46,8 @@ UNITS: dict[Outcome, Unit] = {
 
 def tables(comparison: Comparison) -> list[list[list[str]]]:
     """All arms, if there are more than two; then the contrast, if there is one."""
-    return [
-        *([_all_arms(comparison)] if comparison.exploratory else []),
-        *([_of_contrast(comparison.main)] if comparison.main else []),
-    ]
+    found = [_all_arms(comparison)] if comparison.exploratory else []
+    return [*found, *([_of_contrast(comparison.main)] if comparison.main else [])]
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
@@ -56,20 +55,21 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
     unit, tasks = UNITS[contrast.outcome], list(contrast.y)
     adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
     sizes = {task: y.shape[2] for task, y in contrast.y.items()}
-    counts = {**sizes, MACRO: sum(sizes.values()), MICRO: sum(sizes.values())}
-    columns = {
-        "n": lambda name: f"{counts[name]:,}",
-        "majority": lambda name: unit.level(contrast.majority[name].mean()) if name in tasks else "",
+    columns: dict[str, Callable[[str], str]] = {"n": lambda name: f"{sizes.get(name, sum(sizes.values())):,}"}
+    if contrast.outcome == "accuracy":
+        columns["majority"] = lambda name: unit.level(contrast.majority[name].mean()) if name in tasks else ""
+    columns |= {
         contrast.before: lambda name: unit.level(contrast.means[name][0]),
         contrast.after: lambda name: unit.level(contrast.means[name][1]),
         "difference": lambda name: unit.change(contrast.effects[name].difference),
         "95 % interval": lambda name: unit.range(contrast.effects[name].interval),
-        "p (Holm)": lambda name: probability(adjusted[name]) if name in tasks else "",
     }
-    hidden = {"p (Holm)"} if contrast.seeds > 1 else set()
-    hidden |= {"majority"} if contrast.outcome != "accuracy" else set()
-    shown = {title: cell for title, cell in columns.items() if title not in hidden}
-    return [["task", *shown], *([name, *(cell(name) for cell in shown.values())] for name in counts)]
+    if contrast.seeds == 1:
+        columns["p (Holm)"] = lambda name: probability(adjusted[name]) if name in tasks else ""
+    return [
+        ["task", *columns],
+        *([name, *(cell(name) for cell in columns.values())] for name in (*tasks, MACRO, MICRO)),
+    ]
 
 
 def _all_arms(comparison: Comparison) -> list[list[str]]:
@@ -92,8 +92,8 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
     if main is None:
         names = ",".join(arm.name for arm in comparison.arms[:2])
         return [
-            "No contrast was named beforehand (--contrast " + names + "): all of this is exploratory, and shows at best"
-            " what is worth an experiment of its own."
+            f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
+            " is worth an experiment of its own."
         ]
     unit, effect = UNITS[main.outcome], main.effects[MACRO]
     margin = unit.margin if margin is None else margin
@@ -118,23 +118,20 @@ def conclusion(main: Contrast, *, margin: float) -> str:
     unit, effect = UNITS[main.outcome], main.effects[MACRO]
     within = f"±{margin:g} {unit.name}"
     equal = effect.equivalent(margin / unit.factor)
-    higher = "above" if effect.difference > 0 else "BELOW"
+    is_it = f"{main.after} is {'above' if effect.difference > 0 else 'BELOW'} {main.before}"
     if effect.shown:
-        can = f"{main.after} is {higher} {main.before}" + (
-            f", though by less than {margin:g} {unit.name}" if equal else ""
-        )
+        can = is_it + f", though by less than {margin:g} {unit.name}" * equal
     elif equal:
         can = f"{main.after} and {main.before} are equal within {within}"
     elif effect.p <= LEVEL:
-        can = f"{main.after} is {higher} {main.before} on these questions, but perhaps not on others"
+        can = f"{is_it} on these questions, but perhaps not on others"
     else:
         can = f"neither a difference between {main.after} and {main.before} nor their equality within {within} is shown"
     if main.seeds == 1:
         cannot = "this is about these models: whether it is the methods or the seed takes several seeds"
     elif effect.detectable is None:
-        cannot = (
-            f"{main.seeds} seeds cannot show a difference, as their p is at least {smallest_p(main.seeds):g}; six can"
-        )
+        least = smallest_p(main.seeds)
+        cannot = f"{main.seeds} seeds cannot show a difference, as their p is at least {least:g}; six can"
     elif effect.shown or equal:
         cannot = "it holds for this base, these rows, steps and learning rates, and no others"
     else:
@@ -146,19 +143,16 @@ def _test(main: Contrast) -> str:
     """p, and how it was found."""
     p = probability(main.effects[MACRO].p)
     p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
-    if main.seeds == 1:
-        return f"{p} (sign flips over the questions)"
     exact = "all" if main.seeds <= EXACT_FLIPS else "sampled"
-    return f"{p} ({exact} sign flips over {main.seeds} seeds)"
+    how = "sign flips over the questions" if main.seeds == 1 else f"{exact} sign flips over {main.seeds} seeds"
+    return f"{p} ({how})"
 
 
 def _detectable(effect: Effect, main: Contrast, unit: Unit) -> str:
     if effect.detectable is None:
         return f"smallest detectable difference: none, as p cannot be below {smallest_p(main.seeds):g}"
-    return (
-        f"smallest detectable difference: about {unit.factor * effect.detectable:.{unit.digits + 1}f} {unit.name}"
-        " (found in 4 of 5 such comparisons)"
-    )
+    size = f"{unit.factor * effect.detectable:.{unit.digits + 1}f} {unit.name}"
+    return f"smallest detectable difference: about {size} (found in 4 of 5 such comparisons)"
 
 
 def probability(p: float) -> str:
