@@ -41,7 +41,7 @@ class Study:
     arms: tuple[str, ...]
     any_code: bool = False
     start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = one_by_one
-    _seconds: dict[bool, list[float]] = field(default_factory=lambda: defaultdict(list))
+    _seconds: list[float] = field(default_factory=list)
 
     @stopped("stopped; the work so far is saved, and the same command continues from there")
     def run(self) -> None:
@@ -76,18 +76,18 @@ class Study:
             yield from curve.remarks()
 
     def others(self) -> list[str]:
-        """A line for each way in which results or run folders differ from what this experiment would make."""
+        """A line for each way in which runs there differ from those that this experiment would make."""
         found: dict[str, list[str]] = defaultdict(list)
-        file = self.experiment.file
+        file, planned = self.experiment.file, self.experiment.planned
         scored = [
-            self.experiment.planned(arm, rate, seed, scored=True)
+            planned(arm, rate, seed, scored=True)
             for arm in self.arms
             for rate in file.learning_rates
             for seed in file.seeds
         ]
-        for planned in (*self.experiment.search(self.arms), *scored):
-            for path, text in self._differs(planned):
-                found[text].append(str(path))
+        for one in (*self.experiment.search(self.arms), *scored):
+            if text := self._differs(one):
+                found[text].append(str(run_of(self.out, one).path))
         fix = "remove what is old to run it again, or choose another folder with --out"
         kept = {CODE: f"{fix}, or count it with --any-code"}
         return [f"{some(paths, most=1)}: {text}; {kept.get(text, fix)}" for text, paths in found.items()]
@@ -98,40 +98,30 @@ class Study:
 
     def _counts(self, planned: Planned) -> bool:
         """Whether a run and the search for its rate are as they would be made now."""
-        runs = (*self.experiment.search((planned.arm,)), planned)
-        return not any(list(self._differs(run)) for run in runs)
+        return not any(map(self._differs, (*self.experiment.search((planned.arm,)), planned)))
 
-    def _differs(self, planned: Planned) -> Iterator[tuple[Path, str]]:
-        """The folder of a run, and what is different about it."""
+    def _differs(self, planned: Planned) -> str:
+        """What is different about a run that is there; empty if nothing is."""
         run = run_of(self.out, planned)
         made_with = run.facts.get("experiment")
-        if not made_with and in_use(run.path):
-            yield run.path, "not a run of this experiment"
-        elif made_with and run.exists:
+        if made_with and run.exists:
             recipe = run.recipe.model_dump(mode="json")
-            if changed := changes(planned, recipe, made_with, any_code=self.any_code):
-                yield run.path, some(changed, separator="; ")
+            return some(changes(planned, recipe, made_with, any_code=self.any_code), separator="; ")
+        return "not a run of this experiment" if in_use(run.path) and not made_with else ""
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
-        """Does those of ``runs`` that are not done; ``later`` scored ones come after them."""
+        """Does those of ``runs`` that are not done; ``later`` others come after them."""
         left = [planned for planned in runs if not is_done(self.out, planned)]
         with self.start(left, out=self.out) if left else nullcontext(()) as waits:
             for number, (planned, done) in enumerate(zip(left, waits, strict=True)):
-                pending = [*(p.scored for p in left[number:]), *[True] * later]
-                say(f"{planned.name}: {len(pending)} left{self._time(pending)}")
+                pending = len(left) - number + later
+                minutes = f", about {pending * fmean(self._seconds) / 60:.0f} min" if self._seconds else ""
+                say(f"{planned.name}: {pending} left{minutes}")
                 began = time.monotonic()
                 done()
-                self._seconds[planned.scored].append(time.monotonic() - began)
+                self._seconds.append(time.monotonic() - began)
                 self.write_index()
         self.write_index()
-
-    def _time(self, pending: Sequence[bool]) -> str:
-        """How long runs take, after those finished since this command began; ``pending``: whether each is scored."""
-        known = {kind: fmean(times) for kind, times in self._seconds.items() if times}
-        if not known:
-            return ""
-        minutes = sum(known.get(kind, max(known.values())) for kind in pending) / 60
-        return f", about {minutes:.0f} min"
 
     def write_index(self) -> None:
         """Writes ``experiment.json``: every scored run that is done, of the other arms those that still count."""
@@ -167,13 +157,11 @@ class Study:
         names = {"log_probability": "log p of the right option", "accuracy": "accuracy, %"}
         order = sorted(names, key=lambda name: name != self.experiment.file.outcome)
         rows = [["arm", "learning rate", "seeds", *(names[name] for name in order)]]
-        by_arm: dict[str, list[Answers]] = defaultdict(list)
-        for planned in self.scored():
-            if state(run := run_of(self.out, planned)) == "scored":
-                by_arm[planned.arm].append(read_answers(run.evaluation()))
+        scored = [(planned.arm, run_of(self.out, planned)) for planned in self.scored()]
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
-            runs = by_arm[curve.arm]
+            done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
+            runs = [read_answers(run.evaluation()) for run in done]
             seeds = f"{len(runs)}/{len(self.experiment.file.seeds)}"
             rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, name) for name in order)])
         return rows
