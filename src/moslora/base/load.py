@@ -23,9 +23,10 @@ from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
 from moslora.kernels.attention import as_rows, takes_rows, use_rows
-from moslora.kernels.linear import use_packed_weights
-from moslora.kernels.mlp import use_lean_mlps
-from moslora.kernels.norm import use_fast_norms
+from moslora.kernels.exchange import exchange
+from moslora.kernels.linear import own_linear
+from moslora.kernels.mlp import own_mlp
+from moslora.kernels.norm import own_norm
 from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
@@ -166,9 +167,7 @@ def use_own_modules(model: PreTrainedModel) -> None:
     """Exchanges norms, MLPs and linear layers for ours; the weights and their names stay."""
     # cuDNN's attention plans anew for each shape, for up to half a second, and rows have many lengths.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    use_fast_norms(model)
-    use_lean_mlps(model)
-    use_packed_weights(model)
+    exchange(model, own_norm, own_mlp, own_linear)
 
 
 def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:

@@ -4,6 +4,9 @@
 
 All that a model does token by token (its linear layers, norms and output layer) needs no rows and no padding. Attention
 does, and gets them as :class:`Rows`. Registered with transformers under the name :data:`ROWS`.
+
+Replaces transformers' attention over a padded batch. A GPU pads the rows for torch's fused kernels; a CPU writes the
+formula out in groups of similar rows, which for rows of 100 tokens is several times as fast as torch's fused attention.
 """
 
 from typing import Any
@@ -126,8 +129,7 @@ def _repeated(keys: Tensor, heads: int) -> Tensor:
 
 
 class _Grouped(torch.autograd.Function):
-    """The formula written out, one group of rows after the other: on a CPU several times as fast as torch's fused
-    attention for rows of 100 tokens, backward pass included.
+    """The formula written out, one group of rows after the other, and its gradient.
 
     With P = softmax(s Q Kᵀ) and G the gradient of O = P V: dV = Pᵀ G, dP = G Vᵀ, dS = P ∘ (dP − Σ_j P ∘ dP),
     dQ = s dS K, dK = s dSᵀ Q. The heads that share a key are one product with it. The softmax is taken in float32,
@@ -136,13 +138,7 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rows: Rows,
-        scaling: float,
-        window: int | None,
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None
     ) -> Tensor:
         keys, size = len(key), query.shape[-1]
         q, k, v = (_entries(x, keys) for x in (query * scaling, key, value))

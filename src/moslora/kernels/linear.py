@@ -1,8 +1,8 @@
-"""Products with a frozen weight on a CPU, by oneDNN with the weight in the order in which its kernels read it.
+"""Products x Wᵀ with a frozen W on a CPU, by oneDNN with the weight in the order in which its kernels read it.
 
-From a weight as it lies in a checkpoint every product makes that order anew, which takes a tenth of its time or more.
-In float32 torch takes MKL instead, which on processors of AMD is half as fast. In bfloat16 the results are the same to
-the bit; in float32 sums are taken in another order.
+Replaces ``F.linear`` there; a GPU keeps it. From a weight as it lies in a checkpoint every product makes that order
+anew, which takes a tenth of its time or more. In float32 torch takes MKL instead, which on processors of AMD is half as
+fast. In bfloat16 the results are the same to the bit; in float32 sums are taken in another order.
 
 A processor without AVX-512 (most desktops, AMD's EPYC before Genoa) multiplies neither bfloat16 nor float16, and torch
 does so an entry at a time. There a product is of float32 copies, rounded once, which is several times as fast.
@@ -24,12 +24,9 @@ SAMPLED = 64
 """Entries of a weight by which a change through ``weight.data`` is noticed, of which torch keeps no count."""
 
 
-def use_packed_weights(model: nn.Module) -> None:
-    """Replaces every plain linear layer; weights and their names stay."""
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, FrozenLinear(module))
+def own_linear(module: nn.Module) -> nn.Module | None:
+    """Ours for a plain linear layer, not for a subclass."""
+    return FrozenLinear(module) if type(module) is nn.Linear else None
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
@@ -101,10 +98,8 @@ class _Product(torch.autograd.Function):
 
 
 def packed_layers(model: nn.Module) -> list[nn.Linear]:
-    """Those of which a training step on a CPU makes a copy: all but the output layer, which it computes by
-    :func:`product`."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, FrozenLinear)]
-    return [layer for name, layer in layers if "." in name]
+    """The layers that training on a CPU packs: all but the output layer, which it computes by :func:`product`."""
+    return [module for name, module in model.named_modules() if isinstance(module, FrozenLinear) and "." in name]
 
 
 _copies = WeakTensorKeyDictionary()  # weight: (its version and place, a sample of its entries, the packed copy)

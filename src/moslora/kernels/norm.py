@@ -1,34 +1,26 @@
-"""RMSNorm at the speed of memory: y = w ∘ x / √(mean(x²) + ε), the mean in float32 (arXiv 1910.07467).
+"""RMSNorm: y = w ∘ x / √(mean(x²) + ε), the mean in float32 (arXiv 1910.07467).
 
-transformers' own takes six passes over the activations and as many kernels. Here a GPU runs torch's fused norm, and a
-CPU changes one float32 copy in place, forward and backward. Both differ from it only by rounding.
+Replaces the norm of transformers, which takes six passes over the activations and as many kernels. A GPU runs torch's
+fused norm; a CPU changes one float32 copy in place, forward and backward. Both differ from it only by rounding.
+Measured with the other pieces only (docs/speed.md).
 """
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora.kernels.exchange import is_plain
 from moslora.kernels.recompute import made_of
 
 PLAIN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes of transformers with this formula."""
 
 
-def use_fast_norms(model: nn.Module) -> None:
-    """Replaces every norm of a class in :data:`PLAIN`; weights and their names stay."""
-    for name, module in list(model.named_modules()):
-        if is_plain(module, PLAIN):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, RMSNorm(module.weight, module.variance_epsilon))
-
-
-def is_plain(module: nn.Module, names: Collection[str]) -> bool:
-    """Whether a module is of one of these classes of transformers; a model's own code may use the same names."""
-    kind = type(module)
-    return kind.__name__ in names and kind.__module__.startswith("transformers.models.")
+def own_norm(module: Any) -> nn.Module | None:
+    """Ours for a norm of a class in :data:`PLAIN`."""
+    return RMSNorm(module.weight, module.variance_epsilon) if is_plain(module, PLAIN) else None
 
 
 def kernel(device: torch.device) -> str:

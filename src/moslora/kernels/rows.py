@@ -1,4 +1,8 @@
-"""Rows laid end to end in one sequence, without padding: where each lies, which it continues, what its tokens see."""
+"""Rows laid end to end in one sequence, without padding: where each lies, which it continues, what its tokens see.
+
+Replaces the padded batch on every device: linear layers, norms and output layer never compute padding, nor twice what
+several rows begin with. Only attention (`moslora.kernels.attention`) looks at rows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +34,7 @@ class Rows:
     Attributes:
         lengths: tokens of each row, at least one.
         device: where the tokens are.
-        continues: of each row the number of the row that it continues, or ``None``; empty where no row does.
+        continues: for each row the number of the row that it continues, or ``None``; empty where no row does.
         filler: the last of the tokens, which belong to no text; the last row's, where nothing looks at them.
     """
 
@@ -48,7 +52,7 @@ class Rows:
 
     @cached_property
     def pasts(self) -> list[list[int]]:
-        """Of each row the tokens that it continues."""
+        """The tokens that each row continues."""
         pasts: list[list[int]] = []
         for before in self.continues or [None] * len(self.lengths):
             pasts.append([] if before is None else [*pasts[before], *range(*self.bounds[before])])
@@ -56,7 +60,7 @@ class Rows:
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """Of each row the tokens that it continues, and its own."""
+        """The tokens that each row continues, and its own."""
         return [[*past, *range(*bounds)] for past, bounds in zip(self.pasts, self.bounds, strict=True)]
 
     @cached_property
@@ -103,7 +107,7 @@ class Rows:
         return self._scores(first, end) <= min(SCORES, alone + PADDING)
 
     def _scores(self, first: int, end: int) -> int:
-        """Of a head, for these rows as one group."""
+        """Scores of a head for these rows as one group."""
         longest = max(self.lengths[first:end])
         return (end - first) * longest * (longest + max(map(len, self.pasts[first:end])))
 
@@ -135,20 +139,15 @@ class Group:
         tokens = begins + places * real  # padding stands for its row's first token
         before = torch.tensor([past + [0] * (self.past - len(past)) for past in pasts], dtype=torch.long)
         there, before = (index.unsqueeze(1) * keys + heads for index in (tokens, before))  # (n, K, L), (n, K, P)
-        back = [
-            (row * keys + key) * self.longest + place
-            for row, length in enumerate(lengths)
-            for place in range(length)
-            for key in range(keys)
-        ]
+        back = torch.arange(real.numel() * keys).view(self.shape).transpose(1, 2)[real]  # as entries are, (tokens, K)
         self._real = real[:, None, :, None]
         self._there = send(there.flatten(), rows.device)
         self._before = send((before[:1] if self._one_past else before).flatten(), rows.device)
         self._all = send(torch.cat([before, there], 2).flatten(), rows.device)
-        self._back = send(back, rows.device)
+        self._back = send(back.flatten(), rows.device)
 
     def batch(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
-        """Of the entries ``x`` those of the group, ``(n · K · L, size)``.
+        """The group's part of the entries ``x``, ``(n · K · L, size)``.
 
         Padding is the row's first token, which no token looks at there, to its right; or zero.
         """
@@ -170,7 +169,7 @@ class Group:
         return torch.index_select(batch, 0, self._back, out=None if out is None else out[self._own])
 
     def back_with_past(self, batch: Tensor, out: Tensor) -> None:
-        """The same of a batch with pasts, which are added to ``out``."""
+        """The same for a batch with pasts, which are added to ``out``."""
         past, own = batch.view(*self.shape[:2], -1, batch.shape[1]).split((self.past, self.longest), 2)
         self.back(own.reshape(-1, batch.shape[1]), out)
         if self.past:

@@ -2,9 +2,9 @@
 
     log Σ exp z = log Σ_pieces exp(log Σ_piece exp z)
 
-so that the logits of all positions and tokens, which would be gigabytes, are never in memory together. A CPU takes
-pieces that stay in its cache from the product that makes them to the one that uses them; a GPU has no use for that and
-takes the vocabulary whole.
+Replaces a log-softmax over the logits of all positions and tokens, which would be gigabytes: they are never in memory
+together. A CPU takes pieces that stay in its cache from the product that makes them to the one that uses them; a GPU
+has no use for that and takes the vocabulary whole, for some positions at a time.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ LOGITS_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class Piece:
-    """Of n positions and c tokens of the vocabulary.
+    """The softmax of n positions over c tokens of the vocabulary.
 
     Attributes:
         weight: its rows of the output layer, shape ``(c, hidden)``.
