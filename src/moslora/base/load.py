@@ -22,7 +22,7 @@ from moslora.console import note_once
 from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
-from moslora.kernels.attention import as_rows, takes_rows, use_rows
+from moslora.kernels.attention import as_rows, use_rows
 from moslora.kernels.exchange import exchange
 from moslora.kernels.linear import own_linear
 from moslora.kernels.mlp import own_mlp
@@ -98,8 +98,8 @@ def or_out_of_memory(line: str) -> Iterator[None]:
 
 
 def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManager[None]:
-    """For loading the model of ``section``: out of GPU memory there, no batch is to blame. ``another`` way out is named
-    beside the usual ones."""
+    """For loading the model of ``section``, where no batch is to blame for running out of GPU memory; ``another`` way
+    out is named beside the usual ones."""
     bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
     return or_out_of_memory(
         f"{section.name} in {section.precision} does not fit into the GPU's memory; use {bits}{another}a smaller"
@@ -201,24 +201,14 @@ def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> T
 
     Returns:
         Shape ``(T, hidden)``, in the model's dtype.
+
+    Raises:
+        UsageError: the model's code does not let its attention be exchanged.
     """
-    decoder = model.get_decoder()
-    if takes_rows(model):
-        use_rows(model)
-        packed: Tensor = decoder(
-            input_ids=send([tokens], rows.device), use_cache=False, **as_rows(rows)
-        ).last_hidden_state
-        return packed[0]
-    # An attention of its own: every path that does not go on as a sequence, padded on the right.
-    paths = [path for row, path in enumerate(rows.paths) if row not in rows.continues]
-    longest = max(map(len, paths))
-    input_ids = [[tokens[i] for i in path] + [0] * (longest - len(path)) for path in paths]
-    mask = [[1] * len(path) + [0] * (longest - len(path)) for path in paths]
-    hidden: Tensor = decoder(
-        input_ids=send(input_ids, rows.device), attention_mask=send(mask, rows.device), use_cache=False
-    ).last_hidden_state
-    found = {i: number * longest + at for number, path in enumerate(paths) for at, i in enumerate(path)}
-    return hidden.flatten(0, 1).index_select(0, send([found[i] for i in range(len(tokens))], rows.device))
+    use_rows(model)
+    ids = send([tokens], rows.device)
+    packed: Tensor = model.get_decoder()(input_ids=ids, use_cache=False, **as_rows(rows)).last_hidden_state
+    return packed[0]
 
 
 def context_length(model: PreTrainedModel) -> int | None:

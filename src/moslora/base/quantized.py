@@ -63,7 +63,7 @@ def fix_layers(model: PreTrainedModel, name: str, *, on_cpu: bool) -> None:
 
 
 class _Frozen8bit(nn.Module):
-    """What makes a layer in 8 bits keep no input: bitsandbytes' own do, in a place that checkpointing cannot free."""
+    """An int8 layer that keeps no input: bitsandbytes' own do, in a place that checkpointing cannot free."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):

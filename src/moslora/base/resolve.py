@@ -81,7 +81,7 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
     if not index.is_file():
         raise UsageError(f"{folder}: no safetensors weights ({WHOLE} or {INDEX}); pickled weights are not supported")
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         files = tuple(folder / name for name in names)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MosloraError(
@@ -130,26 +130,20 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached
 def _ask_hub(name: str, revision: str | None) -> None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
+    unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     prefer_cache_if_unreachable()
     page = f"https://huggingface.co/{name}"
     offline = "or use a local folder"
     try:
         hf_hub_download(name, "config.json", revision=revision)
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise MosloraError(
             f"model.name = {name}: gated; accept its terms at {page} and log in with `hf auth login` (a"
             f" fine-grained token needs read access to public gated repositories), {offline}"
         ) from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError, HFValidationError):
+    except (*unknown, errors.HFValidationError):
         at = f", model.revision = {revision}" if revision else ""
         raise UsageError(
             f"model.name = {name}{at}: neither a local folder nor a transformers model at {page}; check the name and"

@@ -1,8 +1,7 @@
-"""A base shared out over the processes: of n each keeps 1/n of every decoder layer's frozen weights.
+"""A base shared out over n processes: each keeps 1/n of every decoder layer's frozen weights (torch's ``fully_shard``).
 
-A process has a layer whole only while it computes it: torch's ``fully_shard``, the same on every device. Whole
-everywhere is what a pass needs from its beginning to its end, the embeddings, the final norm and the output layer; and
-the adapters.
+A process has a layer whole only while it computes it. What a pass needs from its beginning to its end is whole
+everywhere: the embeddings, the final norm and the output layer; and so are the adapters.
 """
 
 from collections.abc import Iterator
@@ -32,9 +31,7 @@ def shards(strategy: Strategy) -> bool:
 
 
 def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
-    """Shares the decoder layers of ``model`` out, and brings all that stays here to ``device``.
-
-    It may lie on the CPU: it goes to the device layer by layer. A quantised one is on its device.
+    """Shards the decoder layers of ``model``, which goes to ``device`` layer by layer; a quantised one is there.
 
     Raises:
         UsageError: this torch cannot shard a quantised model.
@@ -71,12 +68,12 @@ def _probe(model: PreTrainedModel) -> Tensor:
 def in_step(model: PreTrainedModel) -> Iterator[None]:
     """Lets each process make as many passes of a sharded ``model`` as it has, although each pass takes all processes.
 
-    Who has none left at the end of the block makes empty ones until all are there. Nothing for a whole model.
+    Processes that finish early run empty passes until all are done. Does nothing for a whole model.
     """
+    decoder: Any = model.get_decoder()
     if not isinstance(model.get_decoder(), FSDPModule):
         yield
         return
-    decoder: Any = model.get_decoder()
 
     def before_a_pass(*_: Any) -> None:
         _announce(model, 1)
@@ -93,7 +90,7 @@ def in_step(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _announce(model: PreTrainedModel, passes: int) -> Tensor:
-    """How many processes have a pass of their own to make next, this one ``passes``."""
+    """Number of processes that have a pass of their own to make next, this one ``passes``."""
     count = torch.full((), passes, device=model.device)
     dist.all_reduce(count)
     return count

@@ -43,7 +43,7 @@ def use_rows(model: PreTrainedModel) -> None:
         UsageError: the model's code does not let its attention be exchanged.
     """
     if not takes_rows(model):
-        raise UsageError(f"model: {type(model).__name__} has an attention of its own, which cannot be trained here")
+        raise UsageError(f"model: {type(model).__name__} has an attention of its own, which moslora cannot exchange")
     if model.config._attn_implementation != ROWS:
         model.set_attn_implementation(ROWS)
 
@@ -93,7 +93,7 @@ def attend_in_rows(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
         )
     if softcap is not None or s_aux is not None:
-        raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which cannot be trained here")
+        raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which moslora does not support")
     attend = _Grouped.apply if kernel(query.device) == "in groups of rows" else _padded
     return attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
 
