@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from moslora.adapters import ButterflyMixer
+from moslora.adapters.mixers.fixed import ButterflyMixer
 from trajectories import (
     RANK,
     Start,

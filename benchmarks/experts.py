@@ -19,15 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters import (
-    AdapterLinear,
-    ButterflyMixer,
-    GateInsideMixer,
-    TokenGateMixer,
-    build_mixer,
-    inject,
-    named_adapters,
-)
+from moslora.adapters import AdapterLinear, build_mixer, inject, named_adapters
+from moslora.adapters.mixers.fixed import ButterflyMixer
+from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters import AdapterLinear, DenseMixer, IdentityMixer, Mixer
+from moslora.adapters import AdapterLinear, Mixer
+from moslora.adapters.mixers.fixed import IdentityMixer
+from moslora.adapters.mixers.learned import DenseMixer
 from update_rules import Rule
 
 WIDTHS = (20, 16, 12)

@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters import (
-    AdapterLinear,
-    NotMergeable,
-    TaskGateMixer,
-    TokenGateMixer,
-    build_mixer,
-    describe_batch,
-    fold,
-)
+from moslora.adapters import AdapterLinear, NotMergeable, build_mixer, describe_batch, fold
+from moslora.adapters.mixers.gates import TaskGateMixer, TokenGateMixer
 from reference import SequentialExperts, TaskRouter, TokenRouter, perturb
 
 IN, OUT, RANK, SCALE = 10, 7, 8, 1.7

@@ -7,14 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from moslora.adapters import (
-    MIXERS,
-    adapter_state_dict,
-    inject,
-    mixers,
-    named_adapters,
-    shares_beginnings,
-)
+from moslora.adapters import MIXERS, adapter_state_dict, inject, named_adapters, shares_beginnings
+from moslora.adapters.mixers.learned import DenseMixer
 from moslora.base.shapes import meta_model
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE
@@ -206,7 +200,7 @@ def test_exactly_one_of_b_and_m_starts_at_zero(
 ) -> None:
     """A mixer class that declares its start wrongly is found out by its values."""
 
-    class Liar(mixers.DenseMixer):
+    class Liar(DenseMixer):
         def __init__(self, *, rank: int, rank_out: int | None = None) -> None:
             super().__init__(rank=rank, rank_out=rank_out)
             self.zero_at_init = not b
@@ -227,6 +221,8 @@ def test_exactly_one_of_b_and_m_starts_at_zero(
         ({"kind": "token-gate"}, "mixer", "B"),
         ({"kind": "dense", "init": "zeros"}, "b", "M"),
         ({"kind": "dense", "init": "near-zero"}, "b", "M"),
+        ({"kind": "dense", "init": "zeros", "train": "frozen"}, "all", "M"),
+        ({"kind": "dense", "init": "zeros", "train": "folded"}, "all", "M"),
         ({"kind": "diagonal"}, "b", "M"),
     ],
 )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters import DenseMixer, adapter_state_dict, fold, inject, named_adapters
+from moslora.adapters import adapter_state_dict, fold, inject, named_adapters
+from moslora.adapters.mixers.learned import DenseMixer
 from moslora.adapters.start import LARGE, largest_triplets
 from reference import PROJECTIONS, perturb, tiny_llama, token_batch
 

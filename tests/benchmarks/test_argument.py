@@ -12,7 +12,7 @@ import latency
 from argument_tables import SYSTEMS, TABLES, drawn, matrices, token
 from evaluation_kit import make_model
 from latency import IN_PARTS, contestants, put
-from moslora.adapters import ButterflyMixer
+from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.recipe import AdapterSection
 from trajectories import ROUNDING, Start, distance, draw_a, folded, train
 from update_rules import ADAM, SGD, Rule

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moslora.adapters import Gate, named_adapters
+from moslora.adapters import named_adapters
+from moslora.adapters.mixers.gates import Gate
 from moslora.console import note_once
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded

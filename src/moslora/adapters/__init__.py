@@ -4,7 +4,7 @@
 >>> inject(model, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj"])
 """
 
-from moslora.adapters.folding import LoraPair, fold, fold_into_a
+from moslora.adapters.folding import LoraPair, fold
 from moslora.adapters.injection import (
     adapter_penalty,
     adapter_state_dict,
@@ -19,47 +19,21 @@ from moslora.adapters.injection import (
 )
 from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
-from moslora.adapters.mixers import (
-    MIXERS,
-    ButterflyMixer,
-    DenseMixer,
-    DiagonalMixer,
-    Gate,
-    GateInsideMixer,
-    HadamardMixer,
-    IdentityMixer,
-    InputSplitMixer,
-    KroneckerMixer,
-    Mixer,
-    NotMergeable,
-    TaskGateMixer,
-    TokenGateMixer,
-)
+from moslora.adapters.mixers import MIXERS
+from moslora.adapters.mixers.base import Mixer, NotMergeable
 
 __all__ = [
     "MIXERS",
     "AdapterLinear",
-    "ButterflyMixer",
-    "DenseMixer",
-    "DiagonalMixer",
-    "Gate",
-    "GateInsideMixer",
-    "HadamardMixer",
-    "IdentityMixer",
-    "InputSplitMixer",
-    "KroneckerMixer",
     "LoraPair",
     "Magnitude",
     "Mixer",
     "NotMergeable",
-    "TaskGateMixer",
-    "TokenGateMixer",
     "adapter_penalty",
     "adapter_state_dict",
     "build_mixer",
     "describe_batch",
     "fold",
-    "fold_into_a",
     "has_learned",
     "inject",
     "named_adapters",

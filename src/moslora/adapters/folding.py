@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from moslora.adapters.linear import AdapterLinear
-from moslora.adapters.mixers import IdentityMixer, Mixer
+from moslora.adapters.mixers.base import Mixer
+from moslora.adapters.mixers.fixed import IdentityMixer
 
 
 class LoraPair(NamedTuple):
@@ -73,12 +74,10 @@ def fold_into_a(layer: AdapterLinear) -> None:
     """A ← M · A and M ← I, in place: the same function, but a different path of training.
 
     Raises:
-        ValueError: the mixer is rectangular or splits the input, so A would change its shape.
+        ValueError: M is rectangular or splits the input, so A would change its shape.
     """
     mixer = layer.mixer
-    if layer.lora_a.shape[1] != layer.in_features:
-        raise ValueError("a mixer that splits the input cannot be folded in place: A would grow to the whole input")
-    if mixer.rank_in != mixer.rank_out:
-        raise ValueError(f"only a square mixer can be folded in place; this one is {mixer.rank_out} × {mixer.rank_in}")
+    if layer.lora_a.shape != (mixer.rank_out, layer.in_features):
+        raise ValueError("only a square M behind an A that reads the whole input can be folded in place")
     layer.lora_a.copy_(mixer.matrix().to(layer.lora_a) @ layer.lora_a)
     layer.mixer = IdentityMixer(rank=mixer.rank_in)

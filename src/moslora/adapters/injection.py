@@ -7,26 +7,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from moslora.adapters.folding import fold_into_a
 from moslora.adapters.linear import AdapterLinear, Trains
 from moslora.adapters.magnitude import Magnitude
-from moslora.adapters.mixers import MIXERS, Gate, Mixer, TaskGateMixer
-from moslora.adapters.start import (
-    draw,
-    fold_at_init,
-    leave_residual,
-    refuse_stuck,
-    remember_start,
-    take_principal_part,
-    take_singular_vectors,
-)
+from moslora.adapters.mixers import MIXERS
+from moslora.adapters.mixers.base import Mixer
+from moslora.adapters.mixers.gates import Gate, TaskGateMixer
+from moslora.adapters.start import Start, begin, leave_residual, remember_start
 from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
 
 Scaling = Literal["lora", "rslora"]
-Start = Literal["lora", "pissa", "svd"]
 
 
-def _weight(base: nn.Module) -> Tensor:
+def float_weight(base: nn.Module) -> Tensor:
+    """The weight of a layer that is not quantised."""
     weight = base.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise ValueError("DoRA and singular vectors need the base's float weight, but it is quantised; pass weight_of")
@@ -49,7 +44,11 @@ def build_mixer(
         raise ValueError(f"mixer kind {kind!r}: must be one of {', '.join(MIXERS)}")
     if MIXERS[kind].reads_input:
         options["in_features"] = in_features
-    return MIXERS[kind](rank=rank, rank_out=rank_out, **options)
+    if not MIXERS[kind].square:
+        options["rank_out"] = rank_out
+    elif rank_out not in (None, rank):
+        raise ValueError(f"{MIXERS[kind].__name__} is square, but rank_out is {rank_out} and rank {rank}")
+    return MIXERS[kind](rank=rank, **options)
 
 
 def inject(
@@ -67,7 +66,7 @@ def inject(
     dora: bool = False,
     seed: int = 0,
     state: Mapping[str, Tensor] | None = None,
-    weight_of: Callable[[nn.Module], Tensor] = _weight,
+    weight_of: Callable[[nn.Module], Tensor] = float_weight,
 ) -> list[str]:
     """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place and freezes everything else.
 
@@ -104,46 +103,39 @@ def inject(
     if any(named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
     names = _match(model, target_modules)
-    _refuse_shared(model, names)
-    scale = scale_of(alpha, rank, scaling)
     # All layers are built before the first one is put in place: a fault leaves the model as it was.
     layers: dict[str, AdapterLinear] = {}
     for name in names:
-        base = model.get_submodule(name)
-        d_in, d_out = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        base: Any = model.get_submodule(name)
+        on_meta = next(base.parameters()).is_meta
         try:
-            with torch.device("meta" if state is None and next(base.parameters()).is_meta else "cpu"):
-                m = build_mixer(rank=rank, rank_out=rank_out, in_features=d_in, **mixer)
-                magnitude = Magnitude(d_out) if dora else None
-                layers[name] = AdapterLinear(
-                    base, mixer=m, scale=scale, dropout=dropout, trains=trains, magnitude=magnitude
+            with torch.device("meta" if state is None and on_meta else "cpu"):
+                layer = layers[name] = AdapterLinear(
+                    base,
+                    mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=base.in_features, **mixer),
+                    scale=scale_of(alpha, rank, scaling),
+                    dropout=dropout,
+                    trains=trains,
+                    magnitude=Magnitude(base.out_features) if dora else None,
                 )
+            if layer.magnitude is not None and not on_meta:
+                layer.magnitude.measure(weight_of(base))
+                layer.magnitude.reset_parameters()
+            if state is None and not on_meta:
+                begin(layer, start, seed=seed, name=name, weight_of=weight_of)
+            if layer.mixer.folds_at_init:
+                fold_into_a(layer)
+            if start == "pissa":
+                remember_start(layer)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    for name, layer in layers.items():
-        on_meta = _device(layer).type == "meta"
-        if layer.magnitude is not None and not on_meta:
-            layer.magnitude.measure(weight_of(layer.base))
-            layer.magnitude.reset_parameters()
-        if state is None and not on_meta:
-            draw(layer, name=name, seed=seed)
-            if start == "svd":
-                take_singular_vectors(layer, weight_of(layer.base), name=name)
-            refuse_stuck(layer, name=name)
-            if start == "pissa":
-                take_principal_part(layer, name=name)
-        fold_at_init(layer, drawn=state is None and not on_meta)
-        if start == "pissa":
-            remember_start(layer, name=name)
     if state is not None:
         _load(layers, state)
     model.requires_grad_(False)
     for name, layer in layers.items():
-        _put(model, name, layer)
-        if start == "pissa" and _device(layer).type != "meta":
-            leave_residual(layer)
-            if layer.magnitude is not None:
-                layer.magnitude.measure(weight_of(layer.base))
+        if not next(layer.base.parameters()).is_meta:
+            _settle(layer, weight_of)
+        model.set_submodule(name, layer.train(layer.base.training))
     return names
 
 
@@ -216,17 +208,16 @@ def shares_beginnings(model: nn.Module, *, training: bool) -> bool:
 
 def task_names(model: nn.Module) -> tuple[str, ...]:
     """The tasks that the gates of ``model`` route by, in the order of their numbers; none without such gates."""
-    gates = (module for module in model.modules() if isinstance(module, TaskGateMixer))
-    return next((gate.task_names for gate in gates), ())
+    return next((module.task_names for module in model.modules() if isinstance(module, TaskGateMixer)), ())
 
 
 def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        for key, value in layer.state_dict(prefix=f"{name}.").items():
-            if not key.startswith(f"{name}.base."):
-                state[key] = value
-    return state
+    return {
+        key: value
+        for name, layer in layers.items()
+        for key, value in layer.state_dict(prefix=f"{name}.").items()
+        if not key.startswith(f"{name}.base.")
+    }
 
 
 @torch.no_grad()
@@ -251,12 +242,16 @@ def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> N
 
 
 def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
-    """Names of the linear layers that ``target_modules`` selects."""
-    linear = [
-        name
+    """Names of the linear layers that ``target_modules`` selects.
+
+    Raises:
+        ValueError: nothing matches, or a layer has several names: the adapter would be in only one of the places.
+    """
+    linear = {  # name: its last component
+        name: name.rpartition(".")[2]
         for name, module in model.named_modules()
         if hasattr(module, "in_features") and hasattr(module, "out_features")
-    ]
+    }
     if target_modules == "all-linear":
         output = getattr(model, "get_output_embeddings", lambda: None)()
         matched, unmatched = [name for name in linear if model.get_submodule(name) is not output], []
@@ -265,39 +260,24 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
         as_text = f"the regular expression {target_modules} as a whole (names are a list, such as [q_proj, v_proj])"
         unmatched = [] if matched else [as_text]
     else:
-        matched = [name for name in linear if name.rpartition(".")[2] in target_modules]
-        found = {name.rpartition(".")[2] for name in matched}
-        unmatched = [target for target in target_modules if target not in found]
+        matched = [name for name, last in linear.items() if last in target_modules]
+        unmatched = [target for target in target_modules if target not in linear.values()]
     if unmatched or not matched:
-        there = sorted({name.rpartition(".")[2] for name in linear})
-        wanted = ", ".join(unmatched) or "an empty list"
-        raise ValueError(f"no linear layer matches {wanted}; this model has {', '.join(there) or 'none'}")
-    return matched
-
-
-def _refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
-    """Refuses a module with several names in the model: the adapter would be in only one of the places."""
-    chosen = {model.get_submodule(name): name for name in names}
+        there = ", ".join(sorted({*linear.values()})) or "none"
+        raise ValueError(f"no linear layer matches {', '.join(unmatched) or 'an empty list'}; this model has {there}")
+    chosen = {model.get_submodule(name): name for name in matched}
     for name, module in model.named_modules(remove_duplicate=False):
         if chosen.get(module, name) != name:
             raise ValueError(f"{chosen[module]} and {name} are one shared module; choose layers that are not shared")
+    return matched
 
 
-def _device(layer: AdapterLinear) -> torch.device:
-    return next(layer.base.parameters()).device
-
-
-def _put(model: nn.Module, name: str, layer: AdapterLinear) -> None:
-    """Replaces the base by ``layer``, on the base's device and in its mode."""
-    device = layer.lora_a.device if _device(layer).type == "meta" else _device(layer)
-    for part in ("lora_a", "lora_b"):
-        factor = layer.get_parameter(part)
-        setattr(layer, part, nn.Parameter(factor.detach().to(device), requires_grad=factor.requires_grad))
-    layer.mixer.to(device)
-    if layer.magnitude is not None:
-        layer.magnitude.to(device)
-    if layer.start_a is not None and layer.start_b is not None:
-        layer.start_a, layer.start_b = layer.start_a.to(device), layer.start_b.to(device)
-    layer.train(layer.base.training)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+def _settle(layer: AdapterLinear, weight_of: Callable[[nn.Module], Tensor]) -> None:
+    """Moves the adapter to its base's device; a part of the base that it started with leaves the base."""
+    base, layer.base = layer.base, nn.Identity()  # which stays where it is
+    layer.to(next(base.parameters()).device)
+    layer.base = base
+    if layer.start_a is not None:
+        leave_residual(layer)
+        if layer.magnitude is not None:
+            layer.magnitude.measure(weight_of(base))

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters.magnitude import Magnitude
-from moslora.adapters.mixers import Mixer
-from moslora.adapters.mixers.base import kaiming
+from moslora.adapters.mixers.base import Mixer, kaiming
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.recompute import project
 

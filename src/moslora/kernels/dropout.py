@@ -49,9 +49,6 @@ class Dropout(nn.Module):
         """How the entries are drawn."""
         return "by places" if device.type == "cpu" else "by mask"
 
-    def extra_repr(self) -> str:
-        return f"p={self.p:g}"
-
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False) -> Tensor:
     """``x`` with zero for the entries that :meth:`Dropout.draw` found."""

@@ -46,9 +46,6 @@ class RMSNorm(nn.Module):
 
         return made_of(fused(x, self.weight), fused, x, self.weight)
 
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.eps}"
-
 
 class _InPlace(torch.autograd.Function):
     """With r = 1 / √(mean(x²) + ε) and G the gradient of y: dx = r · (w ∘ G − r² x · mean(w ∘ G ∘ x))."""

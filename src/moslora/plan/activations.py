@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, Gate, named_adapters
+from moslora.adapters import AdapterLinear, named_adapters
+from moslora.adapters.mixers.gates import Gate
 from moslora.base.load import DTYPES
 from moslora.kernels.attention import takes_rows
 from moslora.kernels.linear import IN_FLOAT32, kernel

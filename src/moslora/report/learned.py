@@ -10,7 +10,7 @@ from torch import Tensor
 from moslora.adapters import MIXERS, build_mixer
 from moslora.adapters.folding import fold_factors
 from moslora.adapters.injection import scale_of
-from moslora.adapters.mixers import IdentityMixer
+from moslora.adapters.mixers.fixed import IdentityMixer
 from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
 from moslora.runs.adapter_folder import AdapterFolder

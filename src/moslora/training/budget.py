@@ -15,7 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters import AdapterLinear, DiagonalMixer, named_adapters
+from moslora.adapters import AdapterLinear, named_adapters
+from moslora.adapters.mixers.learned import DiagonalMixer
 from moslora.errors import UsageError
 from moslora.recipe import RankBudgetSection
 

@@ -1,8 +1,8 @@
 """The mixers: every method is ΔW = s · B · M · A, and only M differs."""
 
-from moslora.adapters.mixers.base import Mixer, NotMergeable
+from moslora.adapters.mixers.base import Mixer
 from moslora.adapters.mixers.fixed import ButterflyMixer, HadamardMixer, IdentityMixer, InputSplitMixer
-from moslora.adapters.mixers.gates import Gate, GateInsideMixer, TaskGateMixer, TokenGateMixer
+from moslora.adapters.mixers.gates import GateInsideMixer, TaskGateMixer, TokenGateMixer
 from moslora.adapters.mixers.learned import DenseMixer, DiagonalMixer, KroneckerMixer
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -18,20 +18,3 @@ MIXERS: dict[str, type[Mixer]] = {
     "task-gate": TaskGateMixer,
 }
 """``adapter.mixer.kind`` of a recipe → the class."""
-
-__all__ = [
-    "MIXERS",
-    "ButterflyMixer",
-    "DenseMixer",
-    "DiagonalMixer",
-    "Gate",
-    "GateInsideMixer",
-    "HadamardMixer",
-    "IdentityMixer",
-    "InputSplitMixer",
-    "KroneckerMixer",
-    "Mixer",
-    "NotMergeable",
-    "TaskGateMixer",
-    "TokenGateMixer",
-]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NEAR_ZERO_STD = 1e-5
-"""Of the entries of LoRA-XS's M at the start (arXiv 2405.17604; ``sigma=0.00001`` in its released code)."""
+"""Standard deviation of LoRA-XS's M at the start (arXiv 2405.17604; ``sigma=0.00001`` in its released code)."""
 
 NEAR_ZERO = 10 * NEAR_ZERO_STD
 """Largest entry of an M that counts as starting at zero: no draw of :data:`NEAR_ZERO_STD` reaches it."""
@@ -30,7 +30,7 @@ class Mixer(nn.Module, ABC):
     Attributes:
         rank_in: columns of M, rows of ``lora_a``.
         rank_out: rows of M, columns of ``lora_b``.
-        square: whether ``rank_out`` must be ``rank``.
+        square: whether ``rank_out`` must be ``rank``, and the constructor does not take it.
         zero_at_init: whether M starts at zero or near it. Then ``lora_b`` must not (and the other way round).
         folds_at_init: whether M is multiplied into ``lora_a`` right after the draw and then removed.
         routes: whether M depends on the input or the task.
@@ -50,8 +50,6 @@ class Mixer(nn.Module, ABC):
         super().__init__()
         self.rank_in = rank
         self.rank_out = rank if rank_out is None else rank_out
-        if self.square and self.rank_out != rank:
-            raise ValueError(f"{type(self).__name__} is square, but rank_out is {rank_out} and rank {rank}")
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """u = h Mᵀ, where M depends on x or learns alone; otherwise it is folded.
@@ -125,7 +123,6 @@ def mix_blocks(g: Tensor, lora_a: Tensor) -> Tensor:
     return (g.to(lora_a) @ lora_a.reshape(len(g), -1)).view_as(lora_a)
 
 
-@torch.no_grad()
-def kaiming(weight: Tensor, generator: torch.Generator | None) -> None:
+def kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draws U(±1/√columns), as ``nn.Linear`` and LoRA start (``kaiming_uniform_`` with a = √5)."""
-    nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)

@@ -30,8 +30,8 @@ class InputSplitMixer(Mixer):
         blocks: k, the number of slices.
     """
 
-    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
+    def __init__(self, *, rank: int, blocks: int = 2) -> None:
+        super().__init__(rank=rank)
         refuse_uneven(rank, blocks)
         self.blocks = blocks
 
@@ -61,8 +61,8 @@ class ButterflyMixer(Mixer):
         normalize: M / k, an orthogonal projector: 1/√k on each side.
     """
 
-    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2, normalize: bool = False) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
+    def __init__(self, *, rank: int, blocks: int = 2, normalize: bool = False) -> None:
+        super().__init__(rank=rank)
         refuse_uneven(rank, blocks)
         self.blocks = blocks
         self.gain = 1 / blocks if normalize else 1.0
@@ -89,8 +89,8 @@ class HadamardMixer(Mixer):
 
     signs: Tensor
 
-    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 2) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
+    def __init__(self, *, rank: int, blocks: int = 2) -> None:
+        super().__init__(rank=rank)
         if blocks & (blocks - 1):
             raise ValueError(f"blocks = {blocks} of a Hadamard matrix must be a power of two")
         refuse_uneven(rank, blocks)

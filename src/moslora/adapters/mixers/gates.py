@@ -26,16 +26,16 @@ class Gate(Mixer):
         experts: k.
 
     Attributes:
-        tokens: of the next batch: true for a token, false for padding, ``(batch, length)``; ``None`` for no padding.
-        tasks: of the next batch: int64 of shape ``(batch,)`` or ``(batch, length)``, or ``(1,)`` for a single task.
+        tokens: the next batch's: true for a token, false for padding, ``(batch, length)``; ``None`` for no padding.
+        tasks: the next batch's: int64 of shape ``(batch,)`` or ``(batch, length)``, or ``(1,)`` for a single task.
     """
 
     routes = True
     tokens: Tensor | None = None
     tasks: Tensor | None = None
 
-    def __init__(self, *, rank: int, rank_out: int | None = None, experts: int = 4) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
+    def __init__(self, *, rank: int, experts: int = 4) -> None:
+        super().__init__(rank=rank)
         refuse_uneven(rank, experts, "experts")
         self.experts = experts
 
@@ -62,9 +62,6 @@ class TokenGateMixer(Gate):
     Shape: the router ``weight`` R is ``(experts, in_features)``.
 
     Args:
-        rank: r over all experts.
-        in_features: of the layer.
-        experts: k.
         top_k: experts per token, at least two: a single one always has weight 1, so its router would learn nothing from
             the loss. ``None`` for all.
         balance: β; 0 for no penalty.
@@ -76,16 +73,9 @@ class TokenGateMixer(Gate):
     reads_input = True
 
     def __init__(
-        self,
-        *,
-        rank: int,
-        in_features: int,
-        rank_out: int | None = None,
-        experts: int = 4,
-        top_k: int | None = None,
-        balance: float = 0.0,
+        self, *, rank: int, in_features: int, experts: int = 4, top_k: int | None = None, balance: float = 0.0
     ) -> None:
-        super().__init__(rank=rank, rank_out=rank_out, experts=experts)
+        super().__init__(rank=rank, experts=experts)
         if top_k is not None and not 2 <= top_k < experts:
             raise ValueError(f"top_k = {top_k} of {experts} experts: must be at least 2 and fewer than the experts")
         self.top_k = top_k
@@ -99,8 +89,10 @@ class TokenGateMixer(Gate):
         self._penalty, self._awaits_batch = None, True
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
-        gates = p if self.top_k is None else _keep_largest(p, self.top_k)
+        gates = p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
+        if self.top_k is not None:  # zeros but for the largest, which sum to one
+            values, places = p.topk(self.top_k, dim=-1)
+            gates = torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))
         if self.training and self.balance:
             penalty = self.balance * self._imbalance(p, gates)
             # Gradient checkpointing comes here again and must repeat every operation. Keeping that penalty too would
@@ -117,14 +109,9 @@ class TokenGateMixer(Gate):
             return None
         penalty, self._penalty = self._penalty, None
         if penalty is None:
-            raise RuntimeError(
-                "no penalty: call describe_batch before every forward pass, and adapter_penalty once after it"
-            )
+            raise RuntimeError("no penalty: call describe_batch before each pass, and adapter_penalty once after it")
         if torch.is_grad_enabled() and not penalty.requires_grad:
-            raise RuntimeError(
-                "the penalty was computed without gradients, so no router would learn from it; with gradient"
-                " checkpointing, set use_reentrant=False"
-            )
+            raise RuntimeError("no router learns from a penalty without gradient; checkpoint with use_reentrant=False")
         return penalty
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -158,17 +145,12 @@ class GateInsideMixer(Gate):
     section 3). With all gates at one it is the butterfly. There is no released code with these gates.
 
     Shape: ``router_a`` and ``router_b`` are ``(experts, in_features)``.
-
-    Args:
-        rank: r over all experts.
-        in_features: of the layer.
-        experts: k.
     """
 
     reads_input = True
 
-    def __init__(self, *, rank: int, in_features: int, rank_out: int | None = None, experts: int = 4) -> None:
-        super().__init__(rank=rank, rank_out=rank_out, experts=experts)
+    def __init__(self, *, rank: int, in_features: int, experts: int = 4) -> None:
+        super().__init__(rank=rank, experts=experts)
         self.router_a = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
         self.router_b = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
 
@@ -194,24 +176,14 @@ class TaskGateMixer(Gate):
     Shapes: ``embedding`` is ``(tasks + 1, embedding_size)``, ``weight`` G ``(experts, embedding_size)``.
 
     Args:
-        rank: r over all experts.
-        experts: k.
-        tasks: their names. Task i has number i; all other rows share the number after the last.
+        tasks: their names; task i has number i; all other rows share the number after the last.
         embedding_size: of e_task.
     """
 
     factor_std = 0.01
 
-    def __init__(
-        self,
-        *,
-        rank: int,
-        rank_out: int | None = None,
-        experts: int = 4,
-        tasks: Sequence[str] = (),
-        embedding_size: int = 64,
-    ) -> None:
-        super().__init__(rank=rank, rank_out=rank_out, experts=experts)
+    def __init__(self, *, rank: int, experts: int = 4, tasks: Sequence[str] = (), embedding_size: int = 64) -> None:
+        super().__init__(rank=rank, experts=experts)
         self.task_names = tuple(tasks)
         self.embedding = nn.Parameter(torch.empty(len(tasks) + 1, embedding_size, dtype=torch.float32))
         self.weight = nn.Parameter(torch.empty(experts, embedding_size, dtype=torch.float32))
@@ -242,9 +214,3 @@ class TaskGateMixer(Gate):
 def _softmax(logits: Tensor) -> Tensor:
     """Over the last dimension, in float32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
-
-
-def _keep_largest(p: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of the last dimension, scaled to sum to one; zeros elsewhere."""
-    values, places = p.topk(count, dim=-1)
-    return torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))

@@ -1,5 +1,6 @@
 """Mixers that are one learned matrix, the same for every input."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -9,6 +10,15 @@ from moslora.adapters.mixers.base import NEAR_ZERO_STD, Mixer, kaiming, mix_bloc
 
 DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
 DenseTraining = Literal["learned", "frozen", "folded"]
+DRAWS: dict[DenseInit, Callable[[Tensor, torch.Generator | None], Tensor]] = {
+    "kaiming": kaiming,
+    "orthogonal": lambda m, generator: nn.init.orthogonal_(m, generator=generator),
+    "identity": lambda m, _: nn.init.eye_(m),
+    "xavier": lambda m, generator: nn.init.xavier_uniform_(m, generator=generator),
+    "normal": lambda m, generator: nn.init.normal_(m, generator=generator),
+    "zeros": lambda m, _: nn.init.zeros_(m),
+    "near-zero": lambda m, generator: nn.init.normal_(m, std=NEAR_ZERO_STD, generator=generator),
+}
 
 
 class DenseMixer(Mixer):
@@ -25,25 +35,15 @@ class DenseMixer(Mixer):
         init: how M starts.
         train: ``learned`` trains M; ``frozen`` keeps its first value; ``folded`` multiplies it into
             ``lora_a`` and continues as LoRA. The last two are controls that show what learning adds.
-
-    Raises:
-        ValueError: a zero mixer that is not learned.
     """
 
     square = False
 
     def __init__(
-        self,
-        *,
-        rank: int,
-        rank_out: int | None = None,
-        init: DenseInit = "kaiming",
-        train: DenseTraining = "learned",
+        self, *, rank: int, rank_out: int | None = None, init: DenseInit = "kaiming", train: DenseTraining = "learned"
     ) -> None:
         super().__init__(rank=rank, rank_out=rank_out)
         self.zero_at_init = init in ("zeros", "near-zero")
-        if self.zero_at_init and train != "learned":
-            raise ValueError(f"a mixer that starts at zero and is {train} stays zero, so nothing would be learned")
         self.init = init
         self.folds_at_init = train == "folded"
         # In float32: bfloat16 would lose a step of 3e-4 on an entry near 1, where its spacing is 7.8e-3.
@@ -54,22 +54,7 @@ class DenseMixer(Mixer):
         return self.weight
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        with torch.no_grad():
-            match self.init:
-                case "kaiming":
-                    kaiming(self.weight, generator)
-                case "orthogonal":
-                    nn.init.orthogonal_(self.weight, generator=generator)
-                case "identity":
-                    nn.init.eye_(self.weight)
-                case "xavier":
-                    nn.init.xavier_uniform_(self.weight, generator=generator)
-                case "normal":
-                    nn.init.normal_(self.weight, generator=generator)
-                case "zeros":
-                    nn.init.zeros_(self.weight)
-                case "near-zero":
-                    nn.init.normal_(self.weight, std=NEAR_ZERO_STD, generator=generator)
+        DRAWS[self.init](self.weight, generator)
 
 
 class DiagonalMixer(Mixer):
@@ -91,8 +76,8 @@ class DiagonalMixer(Mixer):
     zero_at_init = True
     factor_std = 0.02
 
-    def __init__(self, *, rank: int, rank_out: int | None = None, orthogonality: float = 0.1) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
+    def __init__(self, *, rank: int, orthogonality: float = 0.1) -> None:
+        super().__init__(rank=rank)
         self.orthogonality = orthogonality
         self.weight = nn.Parameter(torch.empty(rank, dtype=torch.float32))
 
@@ -124,8 +109,8 @@ class KroneckerMixer(Mixer):
         blocks: k.
     """
 
-    def __init__(self, *, rank: int, rank_out: int | None = None, blocks: int = 4) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
+    def __init__(self, *, rank: int, blocks: int = 4) -> None:
+        super().__init__(rank=rank)
         refuse_uneven(rank, blocks)
         self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(blocks, blocks, dtype=torch.float32))
