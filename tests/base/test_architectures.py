@@ -15,18 +15,14 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
+ROPE = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE |= {"original_max_position_embeddings": 64}
+"""Positions as Llama 3.1 counts them."""
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0}},
+    "llama": {"rope_parameters": ROPE},
     "mistral": {"sliding_window": 16},
     "qwen2": {},
     "qwen3": {"head_dim": 16},
-}
-"""Of Llama, the positions as 3.1 counts them."""
-
-FAMILIES["llama"]["rope_parameters"] |= {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
 }
 
 

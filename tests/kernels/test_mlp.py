@@ -8,14 +8,8 @@ from moslora.adapters import inject
 from moslora.kernels.exchange import exchange
 from moslora.kernels.mlp import PLAIN, GatedMLP, own_mlp
 
-SHAPES = {
-    "vocab_size": 9,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
+SHAPES = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+SHAPES |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

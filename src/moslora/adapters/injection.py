@@ -38,16 +38,14 @@ def build_mixer(
 
     Raises:
         ValueError: unknown kind, or options that contradict each other.
-        TypeError: an option that this mixer does not have.
+        TypeError: an option that this mixer does not have, such as the ``rank_out`` of a square one.
     """
     if kind not in MIXERS:
         raise ValueError(f"mixer kind {kind!r}: must be one of {', '.join(MIXERS)}")
     if MIXERS[kind].reads_input:
         options["in_features"] = in_features
-    if not MIXERS[kind].square:
+    if rank_out not in (None, rank):
         options["rank_out"] = rank_out
-    elif rank_out not in (None, rank):
-        raise ValueError(f"{MIXERS[kind].__name__} is square, but rank_out is {rank_out} and rank {rank}")
     return MIXERS[kind](rank=rank, **options)
 
 
@@ -140,7 +138,7 @@ def inject(
 
 
 def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
-    """s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732)."""
+    """s, as :func:`inject` scales."""
     return alpha / (rank if scaling == "lora" else rank**0.5)
 
 

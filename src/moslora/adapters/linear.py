@@ -66,8 +66,8 @@ class AdapterLinear(nn.Module):
         self.scale = scale
         self.base = base.requires_grad_(False)
         self.dropout = Dropout(dropout)
-        a = torch.empty(mixer.shape_of_a(self.in_features), dtype=torch.float32)
-        b = torch.empty(self.out_features, mixer.rank_out, dtype=torch.float32)
+        shapes = mixer.shape_of_a(self.in_features), (self.out_features, mixer.rank_out)
+        a, b = (torch.empty(shape, dtype=torch.float32) for shape in shapes)
         self.lora_a = nn.Parameter(a, requires_grad=trains == "all")
         self.mixer = mixer.requires_grad_(False) if trains == "b" else mixer
         self.lora_b = nn.Parameter(b, requires_grad=trains != "mixer")
@@ -80,18 +80,13 @@ class AdapterLinear(nn.Module):
         self, generator: torch.Generator | None = None, mixer_generator: torch.Generator | None = None
     ) -> None:
         """Draws the start. M has its own generator, so that A and B do not depend on the mixer's kind."""
-        self._draw(self.lora_a, generator)
-        if self.mixer.zero_at_init:
-            self._draw(self.lora_b, generator)
-        else:
-            nn.init.zeros_(self.lora_b)
+        nn.init.zeros_(self.lora_b)
+        for factor in (self.lora_a, self.lora_b) if self.mixer.zero_at_init else (self.lora_a,):
+            if self.mixer.factor_std is None:
+                kaiming(factor, generator)
+            else:
+                nn.init.normal_(factor, std=self.mixer.factor_std, generator=generator)
         self.mixer.reset_parameters(mixer_generator)
-
-    def _draw(self, factor: Tensor, generator: torch.Generator | None) -> None:
-        if self.mixer.factor_std is None:
-            kaiming(factor, generator)
-        else:
-            nn.init.normal_(factor, std=self.mixer.factor_std, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""

@@ -61,9 +61,7 @@ def take_singular_vectors(layer: AdapterLinear, weight: Tensor) -> None:
     """A = Σ Vᵀ and B = U over the r largest singular values of W = U Σ Vᵀ, which stays as it is (LoRA-XS, arXiv
     2405.17604; ``utils/initialization_utils.py`` of its released code, which decomposes Wᵀ).
 
-    Args:
-        layer: drawn; M keeps its values.
-        weight: W, shape ``(out_features, in_features)``.
+    ``weight`` is W, shape ``(out_features, in_features)``. ``layer`` is drawn; M keeps its values.
 
     Raises:
         ValueError: the weight is smaller than the rank, or A reads only a slice of the input.
@@ -82,9 +80,8 @@ def take_principal_part(layer: AdapterLinear) -> None:
 
         A = √(S/s) Vᵀ,   B = U √(S/s) M⁻¹,
 
-    over the r largest singular values. W − s · B · M · A stays in the base (:func:`leave_residual`).
-
-    ``layer`` is drawn; M keeps its values.
+    over the r largest singular values. W − s · B · M · A stays in the base (:func:`leave_residual`). ``layer`` is
+    drawn; M keeps its values.
 
     Raises:
         ValueError: M is (almost) singular, or the base is quantised or smaller than the rank.

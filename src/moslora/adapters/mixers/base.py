@@ -30,7 +30,6 @@ class Mixer(nn.Module, ABC):
     Attributes:
         rank_in: columns of M, rows of ``lora_a``.
         rank_out: rows of M, columns of ``lora_b``.
-        square: whether ``rank_out`` must be ``rank``, and the constructor does not take it.
         zero_at_init: whether M starts at zero or near it. Then ``lora_b`` must not (and the other way round).
         folds_at_init: whether M is multiplied into ``lora_a`` right after the draw and then removed.
         routes: whether M depends on the input or the task.
@@ -39,17 +38,15 @@ class Mixer(nn.Module, ABC):
             ``None`` for LoRA's U(±1/√columns).
     """
 
-    square = True
     zero_at_init = False
     folds_at_init = False
     routes = False
     reads_input = False
     factor_std: float | None = None
 
-    def __init__(self, *, rank: int, rank_out: int | None = None) -> None:
+    def __init__(self, *, rank: int) -> None:
         super().__init__()
-        self.rank_in = rank
-        self.rank_out = rank if rank_out is None else rank_out
+        self.rank_in = self.rank_out = rank
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """u = h Mᵀ, where M depends on x or learns alone; otherwise it is folded.
@@ -82,12 +79,8 @@ class Mixer(nn.Module, ABC):
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """The plain LoRA pair with the same product: B · M · A = B · (M · A), exactly.
 
-        Args:
-            lora_a: shape ``shape_of_a(in_features)``.
-            lora_b: shape ``(out_features, rank_out)``.
-
-        Returns:
-            ``(a, b)`` of shapes ``(r, in_features)`` and ``(out_features, r)``, r ≤ rank_out.
+        From ``shape_of_a(in_features)`` and ``(out_features, rank_out)`` to ``(r, in_features)`` and ``(out_features,
+        r)``, r ≤ rank_out.
 
         Raises:
             NotMergeable: there is no single M.
@@ -99,10 +92,7 @@ class Mixer(nn.Module, ABC):
         return bool(self.matrix().abs().max() <= NEAR_ZERO)
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
-        """What the method adds to the loss for this layer, a float32 scalar or ``None``.
-
-        Called once after every forward pass in training.
-        """
+        """The method's addition to the loss for this layer, after a forward pass in training: a float32 scalar."""
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

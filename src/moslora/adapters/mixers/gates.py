@@ -9,7 +9,6 @@ A router reads x before dropout, as in the released code of LoRAMoE and MoLA. It
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +115,6 @@ class TokenGateMixer(Gate):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         kaiming(self.weight, generator)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the penalty of the last forward pass, whose graph cannot be copied."""
-        return {**self.__dict__, "_penalty": None}
 
     def _imbalance(self, p: Tensor, gates: Tensor) -> Tensor:
         """From ``(..., k)`` to a scalar, without padding."""

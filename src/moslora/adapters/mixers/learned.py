@@ -37,12 +37,11 @@ class DenseMixer(Mixer):
             ``lora_a`` and continues as LoRA. The last two are controls that show what learning adds.
     """
 
-    square = False
-
     def __init__(
         self, *, rank: int, rank_out: int | None = None, init: DenseInit = "kaiming", train: DenseTraining = "learned"
     ) -> None:
-        super().__init__(rank=rank, rank_out=rank_out)
+        super().__init__(rank=rank)
+        self.rank_out = rank_out or rank
         self.zero_at_init = init in ("zeros", "near-zero")
         self.init = init
         self.folds_at_init = train == "folded"
