@@ -17,8 +17,13 @@ from training_kit import MakeRecipe
 pytest.importorskip("wandb", reason="wandb is an extra")
 from wandb.proto.wandb_internal_pb2 import Record
 
-OFFLINE = ("tracking.wandb_project=test", "tracking.wandb_mode=offline")
+PROJECT = "tracking.wandb_project=test"
 LONGER = ("training.schedule=constant", "training.warmup_steps=2", "training.log_every=1", "data.validation_rows=0")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
 def pieces(content: bytes) -> Iterator[bytes]:
@@ -56,8 +61,8 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_run(
     recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    train_recipe(recipe(*OFFLINE, *LONGER, "training.max_steps=4"), out=run)
-    train_recipe(recipe(*OFFLINE, *LONGER, "training.max_steps=6"), out=run, resuming=True)
+    train_recipe(recipe(PROJECT, *LONGER, "training.max_steps=4"), out=run)
+    train_recipe(recipe(PROJECT, *LONGER, "training.max_steps=6"), out=run, resuming=True)
     code, _, errors = cli(capsys, "eval", run, "--limit", 4)
     assert code == 0, errors
     first, second, third = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
@@ -74,7 +79,7 @@ def test_scores_stay_where_wandb_fails(
     import wandb
 
     run = tmp_path / "run"
-    train_recipe(recipe(*OFFLINE, "training.max_steps=3"), out=run)
+    train_recipe(recipe(PROJECT, "training.max_steps=3"), out=run)
 
     def unreachable(**options: object) -> None:
         raise wandb.errors.CommError("no route to host")

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationEr
 
 from moslora.compare.answers import Outcome
 from moslora.errors import UsageError
-from moslora.recipe import Recipe, find_experiment, stack_recipe
+from moslora.recipe import Recipe, find_recipe, stack_recipe
 from moslora.recipe.fields import Section
 from moslora.recipe.layers import shown
 from moslora.recipe.yaml_text import parse
@@ -134,7 +134,7 @@ def load_experiment(source: str) -> Experiment:
     Raises:
         UsageError: one line for every fault.
     """
-    path = find_experiment(source)
+    path = find_recipe(source, kind="experiment")
     origin = shown(path)
     try:
         file = ExperimentFile.model_validate(parse(path.read_text("utf-8")))

@@ -1,19 +1,10 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
-from .builtin import find_experiment, find_recipe, list_experiments, list_recipes
+from .builtin import find_recipe, list_experiments, list_recipes
 from .load import GONE, copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
-from .recipe import Recipe
+from .recipe import Recipe, recipe_schema
 from .rules import PROTOCOLS
-from .schema import recipe_schema
-from .sections import (
-    AdapterSection,
-    DataSection,
-    EvaluationSection,
-    ModelSection,
-    RankBudgetSection,
-    TrackingSection,
-    TrainingSection,
-)
+from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, RankBudgetSection, TrainingSection
 
 __all__ = [
     "GONE",
@@ -24,10 +15,8 @@ __all__ = [
     "ModelSection",
     "RankBudgetSection",
     "Recipe",
-    "TrackingSection",
     "TrainingSection",
     "copy_recipe",
-    "find_experiment",
     "find_recipe",
     "list_experiments",
     "list_recipes",

@@ -7,28 +7,21 @@ from pathlib import Path
 from moslora.errors import UsageError
 
 EXPERIMENTS = "experiments/"
-"""Where the built-in experiments are; they are no recipes."""
+"""Folder of the built-in experiments, which are not recipes."""
 
 
-def find_recipe(name: str | Path, *, folder: Path = Path()) -> Path:
+def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe") -> Path:
     """The file of a path, or of the name of a built-in recipe such as `llama3-8b` or `methods/lora`.
 
     Args:
         name: path or name; a path that exists wins.
         folder: what a relative path is relative to.
+        kind: "recipe", or "experiment" for a built-in one of these.
 
     Raises:
         UsageError: neither; with the closest name.
     """
-    return _find(str(name), "", kind="recipe", folder=folder)
-
-
-def find_experiment(name: str) -> Path:
-    """The file of a path, or of the name of a built-in experiment, as `find_recipe`."""
-    return _find(name, EXPERIMENTS, kind="experiment")
-
-
-def _find(name: str, under: str, *, kind: str, folder: Path = Path()) -> Path:
+    name, under = str(name), EXPERIMENTS if kind == "experiment" else ""
     # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
     path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
@@ -44,34 +37,26 @@ def _find(name: str, under: str, *, kind: str, folder: Path = Path()) -> Path:
     raise UsageError(f"{printable(name)}: is neither a file nor a built-in {kind}; {hint}")
 
 
+def list_recipes(under: str = "") -> list[tuple[str, str]]:
+    """Name and first comment line of every built-in recipe, the runnable ones first."""
+    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _builtin(under).items()]
+
+
 def list_experiments() -> list[tuple[str, str]]:
     """Name and first comment line of every built-in experiment."""
-    return _described(_builtin(EXPERIMENTS))
+    return list_recipes(EXPERIMENTS)
+
+
+def _builtin(under: str) -> dict[str, Path]:
+    """Name -> file of the recipes, or of the experiments."""
+    package = Path(__file__).parents[1]
+    # In a wheel the recipes are inside the package; in a clone they are next to src/.
+    root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
+    names = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}
+    chosen = [name for name in names if name.startswith(EXPERIMENTS) == bool(under)]
+    return {name.removeprefix(under): names[name] for name in sorted(chosen, key=lambda name: (name.count("/"), name))}
 
 
 def printable(text: str) -> str:
     """The text itself, or quoted with escapes if it is empty or would break a line of output."""
     return text if text and text.isprintable() else repr(text)
-
-
-def list_recipes() -> list[tuple[str, str]]:
-    """Name and first comment line of every built-in recipe, the runnable ones first."""
-    return _described(_builtin())
-
-
-def _described(files: dict[str, Path]) -> list[tuple[str, str]]:
-    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in files.items()]
-
-
-def _builtin(folder: str = "") -> dict[str, Path]:
-    """The recipes, or what lies in ``folder``, by name."""
-    package = Path(__file__).parents[1]
-    # In a wheel the recipes are inside the package; in a clone they are next to src/.
-    root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
-    names = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}
-    chosen = {
-        name.removeprefix(folder): path
-        for name, path in names.items()
-        if name.startswith(EXPERIMENTS) == (folder == EXPERIMENTS)
-    }
-    return dict(sorted(chosen.items(), key=lambda item: (item[0].count("/"), item[0])))

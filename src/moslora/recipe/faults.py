@@ -2,18 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
-from copy import deepcopy
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from .builtin import printable
-from .layers import Given
+from .layers import KeyPath, Layer, depth, lay, origin_of
 from .recipe import Recipe
-
-KeyPath = tuple[str, ...]
 
 _WORDS = {
     "dict_type": "must be a mapping of keys",
@@ -36,92 +33,84 @@ _NAMES_ELSEWHERE = {
 """Names of keys and mixers in other tools and papers -> their names here."""
 
 
-def fault_lines(given: Given, *, main: str, complete: bool) -> Iterator[str]:
+def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, complete: bool) -> Iterator[str]:
     """A line for each fault of a recipe.
 
     Args:
-        given: the merged layers.
+        error: pydantic's, of the merged layers.
+        layers: what was merged.
         main: the recipe's own file, named for values that no file sets.
         complete: whether all files could be read; if not, a missing value may be in one of them.
     """
-    values = given.plain()
-    errors = _errors(values)
+    values = lay(layers)
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
-    for error in errors:
-        if error["type"] != "conflict":
-            wrong.setdefault(_key_path(error, values), []).append(error)
+    for detail in error.errors(include_url=False):
+        if detail["type"] != "conflict":
+            wrong.setdefault(_key_path(detail, values), []).append(detail)
     for path, found in wrong.items():
         # Every alternative of a union reports an error; one is noise if another alternative matched further in.
         noise = any(other[: len(path)] == path for other in wrong if other != path)
         if not noise and (complete or found[0]["type"] != "missing"):
-            yield _line(given, path, _message(found), main)
+            yield _line(layers, path, _message(found), main)
+    for keys, message in _conflicts(error, values, wrong) if complete else ():
+        paths = [tuple(key.split(".")) for key in keys.split()]
+        if not any(path[: len(other)] == other[: len(path)] for path in paths for other in wrong):
+            # Reported at the field that the user set most directly.
+            rank = {"override": 0, main: 1, "default": 3}
+            given = [path for path in paths if depth(values, path) == len(path)]
+            blamed = min(given, key=lambda path: rank.get(origin_of(layers, path), 2), default=paths[0])
+            yield _line(layers, blamed, message, main)
 
-    # Pydantic checks combinations only when all fields are valid: validate again without the wrong fields.
-    for error in _errors(_without(values, wrong)) if wrong else errors:
-        for conflict in error.get("ctx", {}).get("conflicts", ()):
-            paths = [tuple(path.split(".")) for path in conflict.paths]
-            overlap = any(path[: len(other)] == other[: len(path)] for path in paths for other in wrong)
-            if complete and not overlap:
-                blamed = min(paths, key=lambda path: _distance(given, path, main))
-                yield _line(given, blamed, conflict.message, main)
+
+def _conflicts(error: ValidationError, values: dict[str, Any], wrong: Collection[KeyPath]) -> Iterator[tuple[str, str]]:
+    """The broken rules between fields. Pydantic checks them only if all fields are valid: without the wrong ones."""
+    if wrong:
+        # These two have no default, and no rule reads them.
+        right = _without(values, wrong) | {"name": "unknown"}
+        right["model"] = {**right.get("model", {}), "name": "unknown"}
+        try:
+            Recipe.model_validate(right)
+            return
+        except ValidationError as another:
+            error = another
+    for detail in error.errors(include_url=False):
+        yield from detail.get("ctx", {}).get("conflicts", ())
 
 
-def _errors(values: Any) -> list[ErrorDetails]:
-    try:
-        Recipe.model_validate(values)
-    except ValidationError as error:
-        return error.errors(include_url=False)
-    return []
+def _without(values: dict[str, Any], wrong: Collection[KeyPath], at: KeyPath = ()) -> dict[str, Any]:
+    """The values but for the wrong ones; a list goes with its items."""
+    kept = {}
+    for key, value in values.items():
+        here = (*at, key)
+        if isinstance(value, dict) and here not in wrong:
+            kept[key] = _without(value, wrong, here)
+        elif not any(path[: len(here)] == here for path in wrong):
+            kept[key] = value
+    return kept
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
     """The key of the error in `values`; pydantic's own location also names alternatives of unions."""
     path = []
-    here: Any = values
     for step in error["loc"]:
-        inside = here if isinstance(here, dict) else dict(enumerate(here if isinstance(here, list) else ()))
+        inside = values if isinstance(values, dict) else dict(enumerate(values if isinstance(values, list) else ()))
         if step in inside:
-            here = inside[step]
+            values = inside[step]
             path.append(str(step))
     beyond = {"missing": error["loc"][-1:], "union_tag_invalid": ("kind",)}.get(error["type"], ())
     return (*path, *map(str, beyond))
 
 
-def _without(values: dict[str, Any], paths: Iterable[KeyPath]) -> dict[str, Any]:
-    """A copy of `values` with defaults at `paths`."""
-    copy = deepcopy(values)
-    for *parents, last in paths:
-        here = copy
-        for key in parents:
-            if not isinstance(here.get(key), dict):  # an item of a list: remove the whole list
-                last = key
-                break
-            here = here[key]
-        here.pop(last, None)
-    # These two have no default, and no rule reads them.
-    return copy | {"name": "unknown", "model": {**copy.get("model", {}), "name": "unknown"}}
-
-
-def _distance(given: Given, path: KeyPath, main: str) -> int:
-    """Rank of the place that sets `path`: a conflict is reported at the field that the user set most directly."""
-    trail = given.trail(path)
-    if len(trail) <= len(path) or trail[-1].origin == "default":
-        return 3
-    return {"override": 0, main: 1}.get(trail[-1].origin, 2)
-
-
-def _line(given: Given, path: KeyPath, message: str, main: str) -> str:
-    trail = given.trail(path)
-    origin = main if trail[-1].origin == "default" else trail[-1].origin
-    value = trail[-1].plain()
+def _line(layers: Sequence[Layer], path: KeyPath, message: str, main: str) -> str:
+    origin, value = origin_of(layers, path), lay(layers)
     try:
-        for key in path[len(trail) - 1 :]:  # the rest of the path is inside a list
-            value = value[int(key)]
+        for key in path:
+            value = value[int(key)] if isinstance(value, list) else value[key]
         text = repr(value)
         shown = f" = {text if len(text) <= 80 else f'{text[:79]}…'}"
     except (TypeError, ValueError, LookupError):  # the value is missing
         shown = ""
-    return f"{origin}: {'.'.join(map(printable, path))}{shown}: {message}"
+    return f"{main if origin == 'default' else origin}: {'.'.join(map(printable, path))}{shown}: {message}"
 
 
 def _message(errors: list[ErrorDetails]) -> str:
@@ -133,8 +122,10 @@ def _message(errors: list[ErrorDetails]) -> str:
     texts = {error["type"]: re.sub(r"^\w+ should ", "must ", error["msg"]) for error in errors}
     texts = {kind: _WORDS[kind].format(**context) if kind in _WORDS else text for kind, text in texts.items()}
     message = " or ".join(dict.fromkeys(texts.values())).replace(" or must ", " or ")
-    meant = _closest(context["tag"], context["expected_tags"].split("'")) if "tag" in context else []
-    return f"{message}; did you mean {meant[0]}?" if meant else message
+    if tag := context.get("tag"):
+        tag, tags = _NAMES_ELSEWHERE.get(tag, tag), context["expected_tags"].split("'")
+        message += "".join(f"; did you mean {meant}?" for meant in difflib.get_close_matches(tag, tags, n=1))
+    return message
 
 
 def _unknown(location: tuple[str | int, ...]) -> str:
@@ -150,14 +141,9 @@ def _unknown(location: tuple[str | int, ...]) -> str:
         for at, model in models.items()
         if key in model.model_fields and at[:2] != tuple(section[:2])
     ]
-    if meant := _closest(key, known) or elsewhere:
+    if meant := difflib.get_close_matches(key, known, n=1) or elsewhere:
         return f"unknown key; did you mean {meant[0]}?"
     return f"unknown key; must be one of {', '.join(known)}"
-
-
-def _closest(word: str, known: Iterable[str]) -> list[str]:
-    """The known word closest to `word`, if any is close."""
-    return difflib.get_close_matches(_NAMES_ELSEWHERE.get(word, word), list(known), n=1)
 
 
 def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:

@@ -1,75 +1,63 @@
-"""Layers of a recipe: each value with its origin, and how layers merge."""
+"""Layers of a recipe: what each file sets, how layers merge, and where a value comes from."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moslora.errors import UsageError
 
 from .builtin import find_recipe
 from .yaml_text import parse
 
+KeyPath = tuple[str, ...]
 
-@dataclass(frozen=True)
-class Given:
-    """A value and its origin, so that an error can name the file to change.
+
+class Layer(NamedTuple):
+    """What one place sets.
 
     Attributes:
-        value: a scalar, a list, or a mapping from key to `Given`.
-        origin: file, as shown to the user, "override" or "default".
+        origin: file, as shown to the user, "override" or "default"; an error names it as the place to change.
+        values: as in a recipe file.
     """
 
-    value: Any
     origin: str
-
-    @classmethod
-    def by(cls, origin: str, value: Any) -> "Given":
-        """`value` and every value inside it, all of one origin."""
-        if isinstance(value, dict):
-            value = {str(key): cls.by(origin, item) for key, item in value.items()}
-        return cls(value, origin)
-
-    def plain(self) -> Any:
-        """The value without the origins."""
-        if isinstance(self.value, dict):
-            return {key: item.plain() for key, item in self.value.items()}
-        return self.value
-
-    def trail(self, path: Iterable[str]) -> list["Given"]:
-        """This value and those inside it along `path`, as far as they exist."""
-        found = [self]
-        for key in path:
-            inside = found[-1].value
-            if not isinstance(inside, dict) or key not in inside:
-                break
-            found.append(inside[key])
-        return found
+    values: dict[str, Any]
 
 
-def lay(layers: Iterable[Given]) -> Given:
+def lay(layers: Iterable[Layer]) -> dict[str, Any]:
     """Merge the layers, later ones over earlier ones: mappings merge key by key, everything else replaces.
 
     A mapping with another `kind` replaces the whole mapping, since the keys of one kind mean nothing to another.
     """
-    return reduce(_over, layers)
+    return reduce(_over, (layer.values for layer in layers))
 
 
-def _over(under: Given, over: Given) -> Given:
-    if not isinstance(under.value, dict) or not isinstance(over.value, dict):
+def _over(under: Any, over: Any) -> Any:
+    if not isinstance(under, dict) or not isinstance(over, dict):
         return over
-    kinds = [given.value["kind"].plain() for given in (under, over) if "kind" in given.value]
-    if len(kinds) == 2 and kinds[0] != kinds[1]:
+    if "kind" in under and "kind" in over and under["kind"] != over["kind"]:
         return over
-    merged = dict(under.value)
-    for key, given in over.value.items():
-        merged[key] = _over(merged[key], given) if key in merged else given
-    return Given(merged, over.origin)
+    return under | {key: _over(under[key], value) if key in under else value for key, value in over.items()}
 
 
-def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: tuple[Path, ...] = ()) -> list[Given]:
+def depth(values: Any, path: KeyPath) -> int:
+    """How many keys of `path` exist, each inside the one before."""
+    for found, key in enumerate(path):
+        if not isinstance(values, dict) or key not in values:
+            return found
+        values = values[key]
+    return len(path)
+
+
+def origin_of(layers: Sequence[Layer], path: KeyPath) -> str:
+    """Origin of the value at `path`, or of as much of that path as exists: the last layer that sets it."""
+    exists = depth(lay(layers), path)
+    return next(layer.origin for layer in reversed(layers) if depth(layer.values, path) >= exists)
+
+
+def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: tuple[Path, ...] = ()) -> list[Layer]:
     """The files that a file extends, left to right, and then the file itself.
 
     Args:
@@ -78,31 +66,41 @@ def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: 
         anchored: whether the files of its tasks are relative to it, and not to the working folder.
         chain: the files that extend this one, outermost first.
     """
-    origin = shown(path)
-    chain = (*chain, path.resolve())
+    origin, chain = shown(path), (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
         faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, chain[chain.index(chain[-1]) :]))}")
         return []
-    values = _read(path, faults)
+    values: Any = {}
+    try:
+        values = parse(path.read_text("utf-8"))
+    except OSError as error:
+        faults.append(f"{origin}: cannot be read: {error.strerror}")
+    except ValueError as error:  # also a file that is not UTF-8
+        faults.append(f"{origin}: is not YAML: {error}")
+    if not isinstance(values, dict):
+        what = "is empty" if values is None else f"holds a {type(values).__name__} at its top level"
+        faults.append(f"{origin}: {what}; a recipe is a mapping of sections, such as `model:`")
+        values = {}
     if anchored:
         _anchor(values.get("tasks"), path.parent)
-    layers = extended(origin, values.pop("extends", []), faults, folder=path.parent, chain=chain)
-    return [*layers, Given.by(origin, values)]
+    return extended(Layer(origin, values), faults, folder=path.parent, chain=chain)
 
 
-def extended(origin: str, names: Any, faults: list[str], *, folder: Path, chain: tuple[Path, ...] = ()) -> list[Given]:
-    """The layers of the recipes that `origin` extends, one after the other; arguments as in `read_layers`."""
+def extended(layer: Layer, faults: list[str], *, folder: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
+    """The layers of the recipes that `layer` extends, and the layer itself; arguments as in `read_layers`."""
+    names = layer.values.get("extends", [])
+    own = Layer(layer.origin, {key: value for key, value in layer.values.items() if key != "extends"})
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        faults.append(f"{origin}: extends = {names!r}: must be a recipe's file or name, or a list of these")
-        return []
+        faults.append(f"{layer.origin}: extends = {names!r}: must be a recipe's file or name, or a list of these")
+        return [own]
     layers = []
     for name in names:
         try:
             layers += read_layers(find_recipe(name, folder=folder), faults, chain=chain)
         except UsageError as error:
-            faults.append(f"{origin}: extends = {error}")
-    return layers
+            faults.append(f"{layer.origin}: extends = {error}")
+    return [*layers, own]
 
 
 def _anchor(tasks: Any, folder: Path) -> None:
@@ -112,22 +110,6 @@ def _anchor(tasks: Any, folder: Path) -> None:
             for split in ("train", "test"):
                 if isinstance(file := task.get(split), str) and not file.startswith("~"):
                     task[split] = os.path.normpath(folder / file)
-
-
-def _read(path: Path, faults: list[str]) -> dict[Any, Any]:
-    origin = shown(path)
-    try:
-        values = parse(path.read_text("utf-8"))
-    except OSError as error:
-        faults.append(f"{origin}: cannot be read: {error.strerror}")
-    except ValueError as error:  # also a file that is not UTF-8
-        faults.append(f"{origin}: is not YAML: {error}")
-    else:
-        if isinstance(values, dict):
-            return values
-        what = "is empty" if values is None else f"holds a {type(values).__name__} at its top level"
-        faults.append(f"{origin}: {what}; a recipe is a mapping of sections, such as `model:`")
-    return {}
 
 
 def shown(path: Path) -> str:

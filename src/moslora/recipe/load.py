@@ -6,23 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import write_text, writing
 from moslora.tasks import TASKS, Task
 from moslora.tasks.names import GROUP, split_names, unknown_names
 
-from .builtin import EXPERIMENTS, find_experiment, find_recipe, list_recipes
+from .builtin import EXPERIMENTS, find_recipe, list_recipes
 from .faults import fault_lines
-from .layers import Given, extended, lay, read_layers, shown
+from .layers import Layer, depth, extended, lay, origin_of, read_layers, shown
 from .recipe import Recipe
 from .sections import AdapterSection
 from .yaml_text import parse, render, render_inline
 
-GONE = {"model.attention": "sdpa", "training.canary_rows": 0}
+GONE = {"model.attention": "sdpa", "training.canary_rows": 0, "tracking.wandb_mode": None}
 """Keys that recipes of earlier runs have, and the values with which they did nothing."""
 
-NO_MODEL = Given.by("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
+NO_MODEL = Layer("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
 """The layer below a recipe that is only shown."""
 
 OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
@@ -43,7 +45,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
     Raises:
         UsageError: one line for every fault in every file.
     """
-    return Recipe.model_validate(_checked(source, overrides, anchored=not written).plain())
+    return _resolve(source, overrides, written=written)[0]
 
 
 def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = None) -> tuple[Task, ...]:
@@ -69,7 +71,7 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
 
 
 def _declared(file: str) -> dict[str, Task]:
-    recipe = Recipe.model_validate(_checked(file, (), beneath=[NO_MODEL]).plain())
+    recipe, _ = _resolve(file, beneath=[NO_MODEL])
     if not recipe.tasks:
         raise UsageError(f"{file}: declares no tasks; it needs a section `tasks:`, as in a recipe")
     return recipe.own_tasks
@@ -86,9 +88,8 @@ def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, 
     faults: list[str] = []
     given = [_defaults(Path(name))]
     for origin, values in layers:
-        given += extended(origin, values.get("extends", []), faults, folder=folder)
-        given.append(Given.by(origin, {key: value for key, value in values.items() if key != "extends"}))
-    return Recipe.model_validate(_whole(given, faults, main=layers[-1][0], complete=not faults).plain())
+        given += extended(Layer(origin, dict(values)), faults, folder=folder)
+    return _checked(given, faults, main=layers[-1][0])
 
 
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
@@ -97,7 +98,8 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
     Returns:
         (dotted key, value in YAML on one line, origin); the origin is a file, "override" or "default".
     """
-    given = _checked(source, overrides, beneath=[NO_MODEL])
+    recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL])
+    given = lay(layers)
 
     def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
         for key, value in values.items():
@@ -105,10 +107,10 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
             if isinstance(value, dict) and value:
                 yield from leaves(value, here)
             else:
-                trail = given.trail(here)
-                yield ".".join(here), render_inline(value), trail[-1].origin if len(trail) > len(here) else "default"
+                origin = origin_of(layers, here) if depth(given, here) == len(here) else "default"
+                yield ".".join(here), render_inline(value), origin
 
-    return list(leaves(Recipe.model_validate(given.plain()).model_dump(mode="json")))
+    return list(leaves(recipe.model_dump(mode="json")))
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:
@@ -116,7 +118,7 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
 
     A recipe that extends others is written out in full, below its own comment.
     """
-    source = find_experiment(str(name)) if str(name).startswith(EXPERIMENTS) else find_recipe(name)
+    source = find_recipe(name, kind="experiment" if str(name).startswith(EXPERIMENTS) else "recipe")
     faults: list[str] = []
     layers = read_layers(source, faults)
     if faults:
@@ -124,7 +126,7 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     text = source.read_text("utf-8")
     if len(layers) > 1:  # a relative `extends` would break in another folder
         header = re.match(r"(#.*\n)*", text)
-        text = (header[0] if header else "") + render(lay(layers).plain())
+        text = (header[0] if header else "") + render(lay(layers))
     target = destination / source.name if os.path.isdir(destination) else destination
     if os.path.lexists(target):
         raise UsageError(f"{target}: already exists; choose another destination")
@@ -134,48 +136,48 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     return target
 
 
-def _checked(
-    source: str | Path, overrides: Sequence[str], *, beneath: Sequence[Given] = (), anchored: bool = True
-) -> Given:
-    """The merged and validated layers of a recipe, over those `beneath`."""
+def _resolve(
+    source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = (), written: bool = False
+) -> tuple[Recipe, list[Layer]]:
+    """A recipe and its layers, over those `beneath`."""
     path = find_recipe(source)
     faults: list[str] = []
-    files = read_layers(path, faults, anchored=anchored)
-    if not anchored:
+    files = read_layers(path, faults, anchored=not written)
+    if written:
         _drop_gone(files)
-    complete = not faults
-    given = [_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)]
-    return _whole(given, faults, main=shown(path), complete=complete)
+    layers = [_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)]
+    return _checked(layers, faults, main=shown(path)), layers
 
 
-def _drop_gone(layers: Sequence[Given]) -> None:
+def _drop_gone(layers: Sequence[Layer]) -> None:
     """Takes the keys in :data:`GONE` out of what an earlier version wrote."""
-    for layer in layers:
+    for origin, values in layers:
         for dotted, idle in GONE.items():
             section, key = dotted.split(".")
-            inside = layer.trail((section,))[-1].value
-            value = inside.pop(key, None) if isinstance(inside, dict) else None
-            if value is not None and value.plain() != idle:
-                note_once(f"{layer.origin}: {dotted} = {render_inline(value.plain())} is of earlier versions; ignored")
+            inside = values.get(section)
+            value = inside.pop(key, idle) if isinstance(inside, dict) else idle
+            if value != idle:
+                note_once(f"{origin}: {dotted} = {render_inline(value)} is of earlier versions; ignored")
 
 
-def _whole(layers: Sequence[Given], faults: list[str], *, main: str, complete: bool) -> Given:
-    """The layers as one, if they make a recipe; see `fault_lines`."""
-    given = lay(layers)
-    faults += fault_lines(given, main=main, complete=complete)
+def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:
+    """The recipe that the layers make; see `fault_lines`."""
+    try:
+        recipe = Recipe.model_validate(lay(layers))
+    except ValidationError as error:
+        faults += fault_lines(error, layers, main=main, complete=not faults)
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
-    return given
+    return recipe
 
 
-def _defaults(path: Path) -> Given:
+def _defaults(path: Path) -> Layer:
     """The values that merging and naming need: the recipe's name, and the mixer's kind."""
-    kind = AdapterSection().mixer.kind
     name = re.sub(r"[^\w.-]", "-", path.stem)
-    return Given.by("default", {"name": name, "model": {}, "adapter": {"mixer": {"kind": kind}}})
+    return Layer("default", {"name": name, "model": {}, "adapter": {"mixer": {"kind": AdapterSection().mixer.kind}}})
 
 
-def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path) -> list[Given]:
+def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path) -> list[Layer]:
     """The overrides as one layer, so that several keys of one mixer may come in any order."""
     layers = []
     for argument in arguments:
@@ -193,5 +195,5 @@ def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path)
                 continue
             for part in reversed(match[1].split(".")):
                 value = {part: value}
-            layers.append(Given.by("override", value))
-    return [lay(layers)] if layers else []
+            layers.append(Layer("override", value))
+    return [Layer("override", lay(layers))] if layers else []

@@ -77,8 +77,31 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        sections = self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking
-        if found := list(conflicts(*sections, self.tasks)):
-            text = "\n".join(f"{rule.paths[0]}: {rule.message}" for rule in found)
+        if found := list(conflicts(self)):
+            text = "\n".join(f"{keys.split()[0]}: {message}" for keys, message in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
         return self
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of one recipe *file*: the fields of `Recipe` with their documentation, and `extends`.
+
+    Nothing is required, unlike in a resolved recipe: any value may come from an extended file or a default. So a mixer
+    may lack its `kind`, and is only checked against all kinds.
+    """
+    schema = Recipe.model_json_schema()
+    for model in [schema, *schema["$defs"].values()]:
+        model.pop("required", None)
+        for field in model.get("properties", {}).values():
+            if field.pop("discriminator", None):
+                field["anyOf"] = field.pop("oneOf")
+            if "const" in field:
+                field["description"] = "The kind of mixer."
+            if "description" in field:
+                field["description"] = " ".join(field["description"].split())
+    extends = {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "Recipes that this file extends: a path relative to it, a built-in recipe, or a list of these.",
+    }
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "moslora recipe"}

@@ -251,7 +251,4 @@ class TrackingSection(Section):
     """Where metrics go, in addition to the run folder."""
 
     wandb_project: str | None = Field(default=None, min_length=1)
-    """Project on Weights & Biases, for metrics and scores; null for none."""
-
-    wandb_mode: Literal["online", "offline"] | None = None
-    """`offline` writes to disk, for a later `wandb sync`; null for `online`."""
+    """Project on Weights & Biases, for metrics and scores; null for none. WANDB_MODE=offline writes to disk."""

@@ -1,4 +1,4 @@
-"""YAML for recipes: the safe subset, with `3e-4` a number, and without repeated keys and aliases."""
+"""YAML for recipes: the safe subset, where `3e-4` is a number."""
 
 import json
 import re
@@ -12,7 +12,7 @@ _EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader` with the floats of YAML 1.2, and without repeated keys, anchors and aliases."""
+    """Reads the floats of YAML 1.2 and every key as text; refuses repeated keys, anchors and aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()
@@ -22,18 +22,15 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue  # the base class raises
-            if key_node.value in seen:  # PyYAML silently keeps the last one
-                problem = f"the key {key_node.value!r} is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):  # others: the base class raises
+            if key.value in seen:  # PyYAML silently keeps the last one
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
 class _Dumper(yaml.SafeDumper):
-    """`yaml.SafeDumper` without aliases, with inline lists, and with text that loads back unchanged."""
+    """Writes no aliases, lists inline, and text that loads back unchanged."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

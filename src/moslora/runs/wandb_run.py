@@ -23,7 +23,6 @@ def wandb_run(recipe: Recipe, run: Run) -> Iterator[Any]:
         raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
     opened = wandb.init(
         project=tracking.wandb_project,
-        mode=tracking.wandb_mode,  # None: wandb's own settings
         name=recipe.name,
         dir=run.path,
         config=recipe.model_dump(mode="json"),
