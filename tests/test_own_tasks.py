@@ -82,9 +82,9 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(
     [
         ("data.tasks=[wether]", "unknown task 'wether'; did you mean weather?"),
         ("tasks.weather.question=a b", "is neither a Jinja expression nor a template"),
-        ("tasks.weather.cloze=nothing", "must contain {question}"),
+        ("tasks.weather.cloze=nothing", "must match pattern"),
         ("tasks.weather.label=answer 1", "must match pattern"),
-        ("tasks.weather.held_out=0", "no questions to evaluate on; set test, or a share held_out"),
+        ("tasks.weather.held_out=0", "must be greater than 0"),
         ("tasks.boolq.train=x", "'boolq' cannot be the name of a task"),
         ("tasks.other.options=[a, b]", "tasks.other.train: is missing"),
     ],

@@ -132,7 +132,7 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
     (tmp_path / "mine.yaml").write_text("extends: [smollm2-135m, data/tasks.yaml]\ndata: {tasks: [triage]}\n")
     recipe = load_recipe("mine.yaml")
     assert recipe.tasks["triage"].train == "data/triage.jsonl"
-    assert recipe.training_tasks == recipe.evaluation_tasks == tuple(recipe.own_tasks.values())
+    assert recipe.training_tasks == recipe.questions.tasks == tuple(recipe.own_tasks.values())
     written = tmp_path / "run.yaml"
     written.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(written, written=True) == recipe

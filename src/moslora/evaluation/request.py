@@ -27,7 +27,7 @@ class Request(EvaluationSection):
     @classmethod
     def of(cls, recipe: Recipe) -> "Request":
         """How a recipe asks."""
-        own = {"format": recipe.data.format, "source": recipe.evaluation_source}
+        own = {"format": recipe.data.format, "source": recipe.questions.source}
         return cls.model_validate({**recipe.evaluation.model_dump(), **own})
 
     def changed(self, **options: Unpack[Options]) -> "Request":

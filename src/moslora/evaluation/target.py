@@ -139,7 +139,7 @@ def open_target(
     return Target(
         recipe.model.model_copy(update=changes),
         Request.of(recipe),
-        recipe.evaluation_tasks,
+        recipe.questions.tasks,
         runs,
         run=run,
         adapter=None if base else run,

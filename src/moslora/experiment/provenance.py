@@ -37,7 +37,7 @@ CODE = "the code changed"
 def provenance(recipe: Recipe) -> dict[str, str]:
     """Hashes of all that the numbers of a run depend on besides its recipe: ``data``, with the base, and ``code``."""
     trained = recipe.training_tasks, recipe.data.source
-    tested = recipe.evaluation_tasks, tested_on(recipe.evaluation_source)
+    tested = recipe.questions.tasks, tested_on(recipe.questions.source)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     return {"data": _hash([_rows("train", *trained), _rows("test", *tested), base]), "code": code()}
 

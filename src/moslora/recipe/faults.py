@@ -56,20 +56,18 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
         paths = [tuple(key.split(".")) for key in keys.split()]
         if not any(path[: len(other)] == other[: len(path)] for path in paths for other in wrong):
             # Reported at the field that the user set most directly.
-            rank = {"override": 0, main: 1, "default": 3}
-            given = [path for path in paths if depth(values, path) == len(path)]
-            blamed = min(given, key=lambda path: rank.get(origin_of(layers, path), 2), default=paths[0])
-            yield _line(layers, blamed, message, main)
+            near = {"override": 0, main: 1, "default": 3}
+            given = [path for path in paths if depth(values, path) == len(path)] or paths
+            yield _line(layers, min(given, key=lambda path: near.get(origin_of(layers, path), 2)), message, main)
 
 
 def _conflicts(error: ValidationError, values: dict[str, Any], wrong: Collection[KeyPath]) -> Iterator[tuple[str, str]]:
     """The broken rules between fields. Pydantic checks them only if all fields are valid: without the wrong ones."""
     if wrong:
-        # These two have no default, and no rule reads them.
-        right = _without(values, wrong) | {"name": "unknown"}
-        right["model"] = {**right.get("model", {}), "name": "unknown"}
+        right = _without(values, wrong)
+        unknown = {"name": "unknown", "model": {**right.get("model", {}), "name": "unknown"}}  # names have no default
         try:
-            Recipe.model_validate(right)
+            Recipe.model_validate(right | unknown)
             return
         except ValidationError as another:
             error = another

@@ -1,7 +1,6 @@
 """The base of a recipe's sections, and field types beyond numbers and text."""
 
 import re
-from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
@@ -19,11 +18,8 @@ class Section(BaseModel):
 
 def _names(value: Any) -> Any:
     """`commonsense`, `boolq,piqa` or a list, as task names; other types are left to pydantic."""
-    if not isinstance(value, str | list | tuple) or not all(isinstance(name, str) for name in value):
-        return value
-    if not (names := split_names(value)):
-        raise ValueError("no task given")
-    return names
+    names = isinstance(value, str | list | tuple) and all(isinstance(name, str) for name in value)
+    return split_names(value) if names else value
 
 
 def _compiles(value: Any) -> Any:
@@ -31,8 +27,7 @@ def _compiles(value: Any) -> Any:
         try:
             re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
-            raise ValueError(f"is not a regular expression ({reason}); fix the pattern") from error
+            raise ValueError(f"is not a regular expression ({error}); fix the pattern") from error
     return value
 
 
@@ -40,10 +35,8 @@ def source_among(*keywords: str) -> BeforeValidator:
     """One of the keywords, or a path. A bare word is refused: it is likely a misspelt keyword."""
 
     def check(value: Any) -> Any:
-        if isinstance(value, str) and value not in keywords:
-            path = PurePath(value)
-            if len(path.parts) < 2 and not path.suffix and "/" not in value:
-                raise ValueError(f"must be one of {', '.join(keywords)}, or a path such as ./data")
+        if isinstance(value, str) and value not in keywords and not re.search("[./]", value):
+            raise ValueError(f"must be one of {', '.join(keywords)}, or a path such as ./data")
         return value
 
     return BeforeValidator(check)
@@ -58,6 +51,7 @@ Shares = Annotated[tuple[Share, Share], Strict(False)]
 TaskNames = Annotated[
     tuple[str, ...],
     Strict(False),
+    Field(min_length=1),
     BeforeValidator(_names),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]

@@ -53,28 +53,29 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
 
     Args:
         names: of the eight sets, ``commonsense`` for all of these, of ``own``, or recipes with a section ``tasks``
-            (a file, or a built-in one such as ``tasks/copa``), of which all are meant.
+            (a file, or a built-in one such as ``tasks/copa``) for all of theirs.
         own: tasks of a recipe, by name.
 
     Raises:
         UsageError: unknown names, one line each with the closest known name; no name at all; a file's faults.
     """
-    known, given = {**TASKS, **(own or {})}, split_names(names)
-    files = {name: _declared(name) for name in given if name.endswith((".yaml", ".yml")) or "/" in name}
-    faults = unknown_names([name for name in given if name not in files], (*known, GROUP))
-    if not given:
+    known = {**TASKS, **(own or {})}
+    found: dict[str, Task] = {}
+    faults = []
+    for name in split_names(names):
+        if name.endswith((".yaml", ".yml")) or "/" in name:
+            tasks = _resolve(name, beneath=[NO_MODEL])[0].own_tasks
+            faults += [] if tasks else [f"{name}: declares no tasks; it needs a section `tasks:`, as in a recipe"]
+            found |= tasks
+        elif name in known:
+            found[name] = known[name]
+        else:
+            faults += unknown_names([name], (*known, GROUP))
+    if not (found or faults):
         faults = [f"no task given; choose from {', '.join((*known, GROUP))}, or a YAML file that declares tasks"]
     if faults:
         raise UsageError("\n".join(faults))
-    found = [files[name] if name in files else {name: known[name]} for name in given]
-    return tuple({task.name: task for tasks in found for task in tasks.values()}.values())
-
-
-def _declared(file: str) -> dict[str, Task]:
-    recipe, _ = _resolve(file, beneath=[NO_MODEL])
-    if not recipe.tasks:
-        raise UsageError(f"{file}: declares no tasks; it needs a section `tasks:`, as in a recipe")
-    return recipe.own_tasks
+    return tuple(found.values())
 
 
 def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, folder: Path) -> Recipe:
@@ -193,7 +194,7 @@ def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path)
             except ValueError as error:
                 faults.append(f"override {argument!r}: the value is not YAML: {error}")
                 continue
-            for part in reversed(match[1].split(".")):
-                value = {part: value}
+            for key in reversed(match[1].split(".")):
+                value = {key: value}
             layers.append(Layer("override", value))
     return [Layer("override", lay(layers))] if layers else []

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from .fields import Section, Size
 
+Blocks = Annotated[int, Field(ge=2, description="Number k of blocks; it divides the rank.")]
 Experts = Annotated[int, Field(ge=2, description="Number k of experts of rank / k each.")]
 
 
@@ -20,20 +21,18 @@ class ButterflyOptions(Section):
 
     kind: Literal["butterfly"] = "butterfly"
 
-    blocks: int = Field(default=2, ge=2)
-    """Number k of subspaces; it divides the rank."""
+    blocks: Blocks = 2
 
     normalize: bool = False
     """Divide M by k, which makes it an orthogonal projector."""
 
 
 class HadamardOptions(Section):
-    """M = H_k/√k ⊗ I_{r/k}, fixed: a butterfly with signs, orthogonal, so that ΔW keeps its rank."""
+    """M = H_k/√k ⊗ I_{r/k}, fixed, k a power of two: a butterfly with signs, orthogonal, so that ΔW keeps its rank."""
 
     kind: Literal["hadamard"] = "hadamard"
 
-    blocks: int = Field(default=2, ge=2)
-    """Number k of subspaces, a power of two; it divides the rank."""
+    blocks: Blocks = 2
 
 
 class KroneckerOptions(Section):
@@ -41,8 +40,7 @@ class KroneckerOptions(Section):
 
     kind: Literal["kronecker"] = "kronecker"
 
-    blocks: int = Field(default=4, ge=2)
-    """Number k of subspaces; it divides the rank."""
+    blocks: Blocks = 4
 
 
 class DenseOptions(Section):
@@ -68,12 +66,11 @@ class DiagonalOptions(Section):
 
 
 class InputSplitOptions(Section):
-    """Experts that each read one slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]."""
+    """Experts that each read one slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]. k also divides the input features."""
 
     kind: Literal["input-split"] = "input-split"
 
-    blocks: int = Field(default=2, ge=2)
-    """Number k of slices; it divides the rank and the layer's input features."""
+    blocks: Blocks = 2
 
 
 class TokenGateOptions(Section):

@@ -44,25 +44,15 @@ class Recipe(Section):
         return self._entries(self.data.tasks)
 
     @property
-    def evaluation_tasks(self) -> tuple[Task, ...]:
-        """The entries of `evaluation.tasks`; by default those of the training rows."""
-        return self._entries(self.evaluation.tasks or self.data.tasks)
+    def questions(self) -> Questions:
+        """The test rows; by default of the tasks and the source of the training rows."""
+        source = self.evaluation.source or self.data.source
+        tasks = self._entries(self.evaluation.tasks or self.data.tasks)
+        return Questions(tasks, "hub" if source == "commonsense_170k" else source)  # that has only training rows
 
     def _entries(self, names: tuple[str, ...]) -> tuple[Task, ...]:
         known = {**TASKS, **self.own_tasks}
         return tuple(known[name] for name in names)
-
-    @property
-    def evaluation_source(self) -> str:
-        """The source of the test questions; for commonsense_170k, which has only training rows, the hub."""
-        if self.evaluation.source is not None:
-            return self.evaluation.source
-        return "hub" if self.data.source == "commonsense_170k" else self.data.source
-
-    @property
-    def questions(self) -> Questions:
-        """The test rows that it names."""
-        return Questions(self.evaluation_tasks, self.evaluation_source)
 
     def adapter_options(self) -> dict[str, Any]:
         """The arguments of `moslora.adapters.inject`: a task gate has an embedding for each of `data.tasks`."""

@@ -1,7 +1,4 @@
-"""The sections of a recipe. The text under each field is its documentation.
-
-Types, ranges and names are checked here, combinations of fields in `rules`; `recipe` puts the sections together.
-"""
+"""The sections of a recipe, with types and ranges. The text under each field is its documentation."""
 
 from typing import Annotated, Literal
 
@@ -27,18 +24,18 @@ class ModelSection(Section):
     """Precision of the base weights and of the computation. The adapter's weights are always float32."""
 
     quantization: Literal["nf4", "int8"] | None = None
-    """Keep the base's linear layers in 4 bits (NF4, arXiv 2305.14314) or 8 (LLM.int8(), 2208.07339); `dtype` is then
-    the precision of the computation, the embeddings and the output layer. Needs bitsandbytes."""
+    """Keep the base's linear layers in 4 bits (NF4, arXiv 2305.14314) or 8 (LLM.int8(), 2208.07339), and the rest in
+    `dtype`, which is also the precision of the computation. Needs bitsandbytes."""
 
     double_quantization: bool = True
-    """NF4 only: keep the scales of the blocks in 8 bits, too."""
+    """NF4 only: quantise the scales of the blocks to 8 bits as well."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more time, much less memory."""
 
     trust_remote_code: bool = False
-    """Run the Python code that comes with the model. Only for authors you trust. A run's recipe does not grant it
-    later: every command that opens the run needs `--trust-remote-code`, or this key after `train --resume`."""
+    """Run the Python code that comes with the model; only for authors you trust. A run's recipe does not grant it:
+    every command that opens the run needs `--trust-remote-code`, or this key after `train --resume`."""
 
     @property
     def precision(self) -> str:
@@ -62,11 +59,11 @@ class AdapterSection(Section):
     """`lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
 
     dropout: Share = 0.05
-    """Share of the adapter's inputs set to zero in training."""
+    """Share of the adapter's inputs that dropout sets to zero in training."""
 
     target_modules: Modules = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-    """Linear layers to adapt: a list of the last parts of their names, a regular expression that matches the whole
-    dotted name, or `all-linear` for all but the output layer."""
+    """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted
+    name, or `all-linear` for all but the output layer."""
 
     start: Literal["lora", "pissa", "svd"] = "lora"
     """`lora`: A at random, ΔW = 0. `pissa`: the principal part of the base, which is removed from it (arXiv
@@ -74,8 +71,8 @@ class AdapterSection(Section):
     base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near zero."""
 
     trains: Literal["all", "b", "mixer"] = "all"
-    """Which of A, M and B learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303).
-    `mixer`: M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero."""
+    """Weights that learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303). `mixer`:
+    M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero."""
 
     dora: bool = False
     """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
@@ -109,10 +106,10 @@ class DataSection(Section):
     by an option's text. `cloze-passage`: also with BoolQ's passage."""
 
     max_length: PositiveInt = 512
-    """Most tokens in a row. A longer row loses the start of its question, never its answer."""
+    """Maximum number of tokens in a row. Longer rows lose the start of the question, never the answer."""
 
     rows: PositiveInt | dict[str, PositiveInt] | None = None
-    """At most this many rows of each task, or a mapping from task to number; null for all. The seed decides which.
+    """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which rows.
     Numbers for tasks that are not in `tasks` have no effect."""
 
     validation_rows: NonNegativeInt = 120
@@ -123,11 +120,11 @@ class DataSection(Section):
     smaller ones repeat rows of the larger ones."""
 
     drop_leaks: bool = False
-    """Drop training rows that are also a test row of the evaluation's source and tasks: the same question, the same
-    choices in any order and the same answer, compared as words in lower case. Validation rows stay."""
+    """Drop training rows that are also test rows of the evaluation's source and tasks: same question, same choices in
+    any order, same answer, compared as words in lower case. Validation rows stay."""
 
     loss_on: LossOn = "response"
-    """Tokens in the loss: those of the answer, or of the question as well."""
+    """Tokens in the loss: `response`, those of the answer; `all`, those of the question as well."""
 
 
 class RankBudgetSection(Section):
@@ -156,18 +153,18 @@ class TrainingSection(Section):
     """Passes over the training rows; null if only `max_steps` ends the run."""
 
     max_steps: int | None = Field(default=None, gt=0, le=1_000_000_000)
-    """Most steps of the run; null if only `epochs` ends it."""
+    """Maximum number of steps; null if only `epochs` ends the run."""
 
     global_batch_size: PositiveInt = 16
     """Rows per step, over all processes and micro-batches."""
 
     micro_batch_tokens: PositiveInt | None = None
-    """Most tokens in one forward pass of one process; null for a value that suits the device. It changes memory, not
-    the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
+    """Maximum number of tokens in one forward pass of one process; null for a value that suits the device. It changes
+    memory, not the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
 
     strategy: Strategy = "ddp"
-    """What each of several processes holds: `ddp`, the whole model; `fsdp`, an equal share of its decoder layers, for
-    models larger than one GPU. It changes memory and speed, not the result."""
+    """How several processes hold the model. `ddp`: each has all of it. `fsdp`: each has an equal share of the decoder
+    layers, for models larger than one GPU. It changes memory and speed, not the result."""
 
     learning_rate: PositiveFloat = 3e-4
     """Peak learning rate of A and B."""
@@ -179,8 +176,8 @@ class TrainingSection(Section):
     """Learning rate of a learned M over that of A."""
 
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Learning rate after the warm-up: falling to zero, or constant. Only with a constant one can a finished run be
-    resumed with more epochs: else every rate depends on the run's length."""
+    """Learning rate after the warm-up: falling to zero, or constant. A finished run can be resumed with more epochs
+    only if it is constant: otherwise every rate depends on the run's length."""
 
     warmup_steps: NonNegativeInt | Share = 100
     """Steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
@@ -201,7 +198,7 @@ class TrainingSection(Section):
     """AdamW's ε, added to the root of the second moment."""
 
     rank_budget: RankBudgetSection | None = None
-    """Which entries `diagonal` mixers keep; null for all."""
+    """Schedule by which `diagonal` mixers drop entries; null to keep all."""
 
     checkpoint_every: PositiveInt = 200
     """Steps between checkpoints. The last step always has one."""
@@ -217,31 +214,32 @@ class TrainingSection(Section):
 
     def warmup(self, steps: int) -> int:
         """The warm-up steps of a run of ``steps``."""
-        share = isinstance(self.warmup_steps, float)
-        return round(self.warmup_steps * steps) if share else int(self.warmup_steps)
+        warmup = self.warmup_steps
+        return warmup if isinstance(warmup, int) else round(warmup * steps)
 
 
 class EvaluationSection(Section):
     """The test: which questions, and how the model's answer is read."""
 
     tasks: TaskNames | None = None
-    """As in `data.tasks`; null for the tasks of the training rows."""
+    """Tasks of the questions, as in `data.tasks`; null for those of the training rows."""
 
     protocol: Protocol = "rank"
     """`rank`: the likeliest label, one forward pass per question. `cloze`: the likeliest option text, plain and per
     character. `generate`: LLM-Adapters' procedure, which generates an answer and searches it for a label."""
 
     limit: PositiveInt | None = None
-    """At most this many questions of each task; null for all."""
+    """Maximum number of questions per task; null for all."""
 
     batch_tokens: PositiveInt | None = None
-    """Most tokens in one forward pass; null for what suits the device."""
+    """Maximum number of tokens in one forward pass; null for a value that suits the device."""
 
     beams: PositiveInt = 1
-    """Beams of `generate`; 1 is greedy. LLM-Adapters uses 4."""
+    """Number of beams of `generate`; 1 is greedy. LLM-Adapters uses 4."""
 
     max_length: PositiveInt | None = None
-    """Most tokens in a question with its answer. A longer one loses its start; null for the model's context length."""
+    """Maximum number of tokens in a question with its answer. Longer ones lose their start; null for the model's
+    context length."""
 
     source: Annotated[str | None, source_among("wheel", "hub")] = None
     """Source of the questions, as in `data.source`; null for the source of the training rows."""

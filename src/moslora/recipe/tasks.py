@@ -1,15 +1,15 @@
 """The section of a user's own tasks."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 from jinja2 import TemplateSyntaxError
-from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, Strict
 
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Columns, Hub, Numbered, Task
 from moslora.tasks.names import GROUP
 from moslora.tasks.task import compiled
 
-from .fields import Section, Share
+from .fields import Section
 
 
 def _is_jinja(source: str) -> str:
@@ -18,12 +18,6 @@ def _is_jinja(source: str) -> str:
     except TemplateSyntaxError as error:
         raise ValueError(f"is neither a Jinja expression nor a template: {error.message}") from None
     return source
-
-
-def _has_question(prompt: str) -> str:
-    if "{question}" not in prompt:
-        raise ValueError("must contain {question}")
-    return prompt
 
 
 Expression = Annotated[str, Field(min_length=1), AfterValidator(_is_jinja)]
@@ -56,8 +50,8 @@ class TaskSection(Section):
     test: str | None = None
     """File or split of the questions to evaluate on; null for a part of the training rows, which is not trained on."""
 
-    held_out: Share = 0.1
-    """That part of the training rows, if there is no `test`. The rows' content decides which."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training rows that are the questions if there is no `test`. The rows' content decides which."""
 
     hub: HubSection | None = None
     """The data set of these splits; null for local files."""
@@ -72,34 +66,27 @@ class TaskSection(Section):
     """The right option: its position from 0, its text, or its letter."""
 
     context: Expression | None = None
-    """A text before the question."""
+    """Text before the question, such as a passage."""
 
     instruction: str = "Please choose the correct answer to the question: "
-    """What comes before the question in the formats that list the options."""
+    """Text before the question in the formats that list the options."""
 
     label: str = Field(default="answer", pattern=r"^[A-Za-z]+$")
-    """What an option is called: `answer` for answer1, answer2, …"""
+    """Name of an option without its number: `answer` for answer1, answer2, …"""
 
-    cloze: Annotated[str, AfterValidator(_has_question)] = "Question: {question}\nAnswer:"
+    cloze: str = Field(default="Question: {question}\nAnswer:", pattern=r"\{question\}")
     """The prompt of the format `cloze`, which the option's text continues after a space."""
 
     def task(self, name: str) -> Task:
         """This section as an entry like those of the eight sets."""
-        hub = Hub(self.hub.path, self.hub.revision, self.hub.config) if self.hub else None
         return Task(
             name=name,
             columns=Columns(self.question, self.options, self.answer, self.context),
             wording=Numbered(self.instruction, self.label, shown="{context} {question}", cloze=self.cloze),
             splits={"train": self.train, **({"test": self.test} if self.test else {})},
-            hub=hub,
+            hub=Hub(**self.hub.model_dump()) if self.hub else None,
             held_out=self.held_out,
         )
-
-    @model_validator(mode="after")
-    def _has_questions(self) -> Self:
-        if self.test is None and not self.held_out:
-            raise ValueError("no questions to evaluate on; set test, or a share held_out")
-        return self
 
 
 def _is_free(name: str) -> str:

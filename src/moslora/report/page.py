@@ -165,7 +165,7 @@ def _changed_questions(run: ReportedRun) -> tuple[list[Changed], list[Changed]]:
     if not (run.tuned and run.base):
         return [], []
     before, after = run.base.predictions, run.tuned.predictions
-    examples = texts(run.run.recipe.evaluation_tasks, source=run.run.recipe.evaluation_source)
+    examples = texts(run.run.recipe.questions)
     return most_changed(before, after, examples, most=QUESTIONS)
 
 

@@ -10,7 +10,7 @@ from moslora.compare.statistics import Floats
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError
 from moslora.evaluation import METRICS, Prediction
-from moslora.tasks import Example, Task
+from moslora.tasks import Example, Questions
 
 
 def confusion(predictions: Iterable[Prediction]) -> dict[str, Floats]:
@@ -86,12 +86,12 @@ def _changed(change: float, before: Prediction, after: Prediction, examples: Map
     return Changed(after.id, question, change, options)
 
 
-def texts(tasks: Sequence[Task], *, source: str) -> dict[str, Example]:
+def texts(questions: Questions) -> dict[str, Example]:
     """Id -> question, of the tasks whose rows are at hand."""
     found: dict[str, Example] = {}
-    for task in tasks:
+    for task in questions.tasks:
         try:
-            found |= {example.id: example for example in load_examples(task, "test", source=source)}
+            found |= {example.id: example for example in load_examples(task, "test", source=questions.source)}
         except MosloraError:
             continue
     return found
