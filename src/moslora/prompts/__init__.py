@@ -11,7 +11,7 @@
 * ``chat``: the question that lists its options in the tokenizer's chat template, answered by a label.
 """
 
-from moslora.prompts.formats import FORMATS, ChatFormat, ClozeFormat, Format, LabelFormat, Option, make_format
+from moslora.prompts.formats import FORMATS, Format, LabelFormat, Option, make_format
 from moslora.prompts.instructions import (
     RESPONSE_LEAD,
     answer_pattern,
@@ -19,14 +19,11 @@ from moslora.prompts.instructions import (
     labels,
     llm_adapters_row,
     parse_instruction,
-    response,
 )
 
 __all__ = [
     "FORMATS",
     "RESPONSE_LEAD",
-    "ChatFormat",
-    "ClozeFormat",
     "Format",
     "LabelFormat",
     "Option",
@@ -36,5 +33,4 @@ __all__ = [
     "llm_adapters_row",
     "make_format",
     "parse_instruction",
-    "response",
 ]

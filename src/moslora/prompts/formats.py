@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.prompts.instructions import full_question, instruction, labels, response, wording
-from moslora.tasks import Example
+from moslora.tasks import INSTRUCTION, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,15 +44,15 @@ class Format(ABC):
     """
 
     name: str
-    joint: bool
+    joint: bool = False
 
     def identity(self) -> str:
         """What decides its texts besides its name: the chat template."""
         return ""
 
-    @abstractmethod
     def train(self, example: Example) -> Option:
         """The right option as training text."""
+        return self.options(example)[example.gold]
 
     @abstractmethod
     def options(self, example: Example) -> tuple[Option, ...]:
@@ -73,18 +73,20 @@ class LabelFormat(Format):
     joint: bool = False
 
     def train(self, example: Example) -> Option:
-        return self._option(self.train_prompt, example, example.gold)
+        return self._options(self.train_prompt, example)[example.gold]
 
     def options(self, example: Example) -> tuple[Option, ...]:
-        return tuple(self._option(self.eval_prompt, example, i) for i in range(len(example.choices)))
+        return self._options(self.eval_prompt, example)
 
     def generation_prompt(self, example: Example) -> str:
         return self.eval_prompt.format(instruction=instruction(example))
 
-    def _option(self, prompt: str, example: Example, index: int) -> Option:
-        label = labels(example)[index]
+    def _options(self, prompt: str, example: Example) -> tuple[Option, ...]:
         text = prompt.format(instruction=instruction(example))
-        return Option(prompt=text, answer=response(example, index), label=label, characters=len(label))
+        return tuple(
+            Option(prompt=text, answer=response(example, index), label=label, characters=len(label))
+            for index, label in enumerate(labels(example))
+        )
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,6 @@ class ClozeFormat(Format):
 
     name: str
     passage: bool = False
-    joint: bool = False
-
-    def train(self, example: Example) -> Option:
-        return self.options(example)[example.gold]
 
     def options(self, example: Example) -> tuple[Option, ...]:
         options = []
@@ -121,33 +119,28 @@ class ClozeFormat(Format):
 
     def _rendered(self, example: Example) -> list[tuple[str, str, int]]:
         """(prompt, answer, characters) of each option."""
-        match example.task:
-            case "instruction":
-                raise UsageError(
-                    f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
-                    " use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
-                )
-            case "winogrande":
-                return _winogrande(example)
-            case "hellaswag" if "ctx_a" in example.meta:  # the wheel's text is already clean
-                return _hellaswag(example)
-        prompt, choices = wording(example).cloze.replace("{question}", full_question(example)), example.choices
-        if example.task == "boolq":
+        task, choices = example.task, example.choices
+        if task == INSTRUCTION:
+            raise UsageError(
+                f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
+                " use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
+            )
+        if task == "winogrande":
+            # Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by
+            # its choice string, which here is the prompt; so does this, to give the same acc_norm.
+            before, _, after = example.question.partition("_")
+            return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in choices]
+        if task == "hellaswag" and "ctx_a" in example.meta:  # the wheel's text is already clean
+            prompt = _without_tags(f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}")
+            choices = tuple(map(_without_tags, choices))
+        else:
+            prompt = wording(example).cloze.replace("{question}", full_question(example))
+        if task == "boolq":
             choices = ("yes", "no")  # lm-eval's order is no, yes; ours is true, false
-            if self.passage:
-                prompt = f"{_passage(example)}\n{prompt}"
+            if self.passage and example.context is None:
+                raise UsageError(f"{example.id}: format {self.name} needs BoolQ's passage, and this source has none")
+            prompt = f"{example.context}\n{prompt}" if self.passage else prompt
         return [(prompt, f" {choice}", len(choice)) for choice in choices]
-
-
-def _passage(example: Example) -> str:
-    if example.context is None:
-        raise UsageError(f"{example.id}: format cloze-passage needs BoolQ's passage, and this source has none")
-    return example.context
-
-
-def _hellaswag(example: Example) -> list[tuple[str, str, int]]:
-    prompt = _without_tags(f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}")
-    return [(prompt, f" {choice}", len(choice)) for choice in map(_without_tags, example.choices)]
 
 
 def _without_tags(text: str) -> str:
@@ -156,16 +149,9 @@ def _without_tags(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def _winogrande(example: Example) -> list[tuple[str, str, int]]:
-    # Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by its
-    # choice string, which here is the prompt; so does this, to give the same acc_norm.
-    before, _, after = example.question.partition("_")
-    return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in example.choices]
-
-
 TODAY = date(2024, 7, 26)
-"""What a chat template is told that asks for the date: prompts must not change from day to day. LLaMA 3.1's template
-has this date where it cannot ask."""
+"""The date for chat templates that ask for it: prompts must not change from day to day. LLaMA 3.1's template has this
+date where it cannot ask."""
 
 ASKS_FOR_THE_DATE = "strftime_now"
 # A macro, as `apply_chat_template` takes no functions. The line break after it is not part of the text.
@@ -180,10 +166,6 @@ class ChatFormat(Format):
 
     tokenizer: "PreTrainedTokenizerBase"
     name: str = "chat"
-    joint: bool = False
-
-    def train(self, example: Example) -> Option:
-        return self.options(example)[example.gold]
 
     def options(self, example: Example) -> tuple[Option, ...]:
         prompt = self.generation_prompt(example)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
 
-from moslora.tasks.names import split_names
+from moslora.tasks import split_names
 
 
 class Section(BaseModel):

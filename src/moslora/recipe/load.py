@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import write_text, writing
-from moslora.tasks import TASKS, Task
-from moslora.tasks.names import GROUP, split_names, unknown_names
+from moslora.tasks import GROUP, TASKS, Task, split_names, unknown_names
 
 from .builtin import EXPERIMENTS, find_recipe, list_recipes
 from .faults import fault_lines

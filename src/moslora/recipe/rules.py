@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moslora.tasks import COMMONSENSE
-from moslora.tasks.names import GROUP, unknown_names
+from moslora.tasks import COMMONSENSE, GROUP, unknown_names
 
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrainingSection
 

@@ -5,8 +5,7 @@ from typing import Annotated
 from jinja2 import TemplateSyntaxError
 from pydantic import AfterValidator, Field, Strict
 
-from moslora.tasks import COMMONSENSE, INSTRUCTION, Columns, Hub, Numbered, Task
-from moslora.tasks.names import GROUP
+from moslora.tasks import COMMONSENSE, GROUP, INSTRUCTION, Columns, Hub, Numbered, Task
 from moslora.tasks.task import compiled
 
 from .fields import Section

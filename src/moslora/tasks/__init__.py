@@ -4,13 +4,13 @@ A `Task` says where the rows are, how a row becomes an `Example`, and how the qu
 user's own are the same kind of entry; only `commonsense` knows the eight.
 """
 
-from .commonsense import COMMONSENSE, TASKS
-from .example import INSTRUCTION, Example
-from .task import Columns, Hub, Questions, Task
+from .commonsense import COMMONSENSE, GROUP, TASKS, split_names, unknown_names
+from .task import INSTRUCTION, Columns, Example, Hub, Questions, Task
 from .wording import Numbered, TrueFalse
 
 __all__ = [
     "COMMONSENSE",
+    "GROUP",
     "INSTRUCTION",
     "TASKS",
     "Columns",
@@ -20,4 +20,6 @@ __all__ = [
     "Questions",
     "Task",
     "TrueFalse",
+    "split_names",
+    "unknown_names",
 ]

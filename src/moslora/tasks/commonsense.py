@@ -5,7 +5,8 @@ A set's size, location, columns, wording and splits are defined here and nowhere
 """
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 from moslora.choices import Split
 
@@ -16,10 +17,21 @@ _ALL: Mapping[Split, str] = {"train": "train", "test": "test", "dev": "validatio
 _NO_TEST: Mapping[Split, str] = {"train": "train", "test": "validation"}
 """Five sets have no public test labels: as in LLM-Adapters, their validation split is the test split."""
 
-_ARC = "allenai/ai2_arc"
-_ARC_REVISION = "210d026faf9955653af8916fad021475a3f00453"
 _ARC_COLUMNS = Columns(options="choices.text", answer="choices.label.index(answerKey)")  # letters or digits
 _ANSWERS = Numbered("Please choose the correct answer to the question: ", "answer", most=5)
+
+
+def _arc(name: str, folder: str, *, train: int, test: int, dev: int) -> Task:
+    return Task(
+        name=name,
+        folder=folder,
+        hub=Hub("allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453", config=folder),
+        rows={"train": train, "test": test, "dev": dev},
+        splits=_ALL,
+        columns=_ARC_COLUMNS,
+        wording=_ANSWERS,
+    )
+
 
 TASKS: Mapping[str, Task] = {
     task.name: task
@@ -91,24 +103,8 @@ TASKS: Mapping[str, Task] = {
                 before_format=" ",
             ),
         ),
-        Task(
-            name="arc_easy",
-            folder="ARC-Easy",
-            hub=Hub(_ARC, _ARC_REVISION, config="ARC-Easy"),
-            rows={"train": 2_251, "test": 2_376, "dev": 570},
-            splits=_ALL,
-            columns=_ARC_COLUMNS,
-            wording=_ANSWERS,
-        ),
-        Task(
-            name="arc_challenge",
-            folder="ARC-Challenge",
-            hub=Hub(_ARC, _ARC_REVISION, config="ARC-Challenge"),
-            rows={"train": 1_119, "test": 1_172, "dev": 299},
-            splits=_ALL,
-            columns=_ARC_COLUMNS,
-            wording=_ANSWERS,
-        ),
+        _arc("arc_easy", "ARC-Easy", train=2_251, test=2_376, dev=570),
+        _arc("arc_challenge", "ARC-Challenge", train=1_119, test=1_172, dev=299),
         Task(
             name="obqa",
             folder="openbookqa",
@@ -122,4 +118,25 @@ TASKS: Mapping[str, Task] = {
 }
 
 COMMONSENSE: tuple[str, ...] = tuple(TASKS)
-"""The group ``commonsense``, in the order of LLM-Adapters' tables."""
+"""Names of the eight sets, in the order of LLM-Adapters' tables."""
+
+GROUP = "commonsense"
+"""Name of all eight."""
+
+
+def split_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """The names in ``"commonsense"``, ``"boolq,piqa"`` or a list of these; each once, order kept."""
+    parts = [part.strip() for part in ",".join([names] if isinstance(names, str) else names).split(",")]
+    found = [name for part in parts if part for name in (COMMONSENSE if part == GROUP else (part,))]
+    return tuple(dict.fromkeys(found))
+
+
+def unknown_names(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """A line for each name that is not known, with the closest that is."""
+    faults = []
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name.lower(), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"must be one of {', '.join(known)}"
+            faults.append(f"unknown task {name!r}; {hint}")
+    return faults

@@ -1,4 +1,4 @@
-"""`Task`: one set of questions as an entry: where its rows are, how they are read, how they are worded."""
+"""`Task`: where the rows of a set are, how they are read and how they are worded; `Example`: a row as a question."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,38 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from moslora.choices import Split
 
-from .example import Example
 from .wording import Numbered, TrueFalse
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+
+INSTRUCTION = "instruction"
+"""Task name of a local row that belongs to no task: a bare instruction with its response."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One multiple-choice question from any source.
+
+    Attributes:
+        id: ``<task>/<split>/<row>``; the row is the position in the source (HellaSwag's own ``ind`` repeats).
+        task: name of its task, or `INSTRUCTION`.
+        question: BoolQ question without "?", PIQA goal, SIQA question, HellaSwag context, WinoGrande
+            sentence with "_", ARC and OpenBookQA question; the whole instruction of an instruction row.
+        choices: the text of the options; ("true", "false") for BoolQ; whole responses for instruction rows.
+        gold: position of the right choice.
+        context: BoolQ passage, SIQA context or HellaSwag activity label, where the source has it as a field.
+        meta: further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``).
+        wording: of a task that is not among the eight, whose wording `moslora.tasks.TASKS` has.
+    """
+
+    id: str
+    task: str
+    question: str
+    choices: tuple[str, ...]
+    gold: int
+    context: str | None = None
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    wording: Numbered | TrueFalse | None = None
 
 
 @dataclass(frozen=True)
@@ -52,27 +80,6 @@ class Columns:
     answer: str = "answer"
     context: str | None = None
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-    def read(self, row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], int, str | None, dict[str, str]]:
-        """Question, choices, gold, context and meta of a row.
-
-        Raises:
-            ValueError: what is wrong with the row.
-        """
-        question = _text("question", _evaluate("question", self.question, row))
-        if isinstance(self.options, str):
-            listed = _evaluate("options", self.options, row)
-            if not isinstance(listed, list | tuple):
-                raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}")
-        else:
-            listed = [_evaluate("options", option, row) if "{{" in option else option for option in self.options]
-        choices = tuple(_text(f"option {number}", option) for number, option in enumerate(listed, start=1))
-        if len(choices) < 2:
-            raise ValueError(f"options: expected two or more, found {len(choices)}")
-        gold = _position(_evaluate("answer", self.answer, row), choices)
-        context = None if self.context is None else _text("context", _evaluate("context", self.context, row))
-        meta = {name: str(_evaluate(name, source, row)) for name, source in self.meta.items()}
-        return question, choices, gold, context, meta
 
 
 def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
@@ -156,7 +163,20 @@ class Task:
 
     def example(self, row: Mapping[str, Any], id: str) -> Example:
         """A row as a question; a `ValueError` says what is wrong with it."""
-        question, choices, gold, context, meta = self.columns.read(row)
+        columns = self.columns
+        question = _text("question", _evaluate("question", columns.question, row))
+        if isinstance(columns.options, str):
+            listed = _evaluate("options", columns.options, row)
+            if not isinstance(listed, list | tuple):
+                raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}")
+        else:
+            listed = [_evaluate("options", option, row) if "{{" in option else option for option in columns.options]
+        choices = tuple(_text(f"option {number}", option) for number, option in enumerate(listed, start=1))
+        if len(choices) < 2:
+            raise ValueError(f"options: expected two or more, found {len(choices)}")
+        gold = _position(_evaluate("answer", columns.answer, row), choices)
+        context = None if columns.context is None else _text("context", _evaluate("context", columns.context, row))
+        meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
         return Example(id, self.name, question, choices, gold, context, meta, self.wording if self.own else None)
 
 
