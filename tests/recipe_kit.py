@@ -58,8 +58,6 @@ METHODS = {
 }
 """Method -> its mixer, and whatever else it changes."""
 
-BUDGET = "training.rank_budget={target_rank: 4}"
-
 
 def faults(source: str | Path, *overrides: str) -> list[str]:
     with pytest.raises(UsageError) as caught:

@@ -10,9 +10,9 @@ def write(tmp_path, monkeypatch):
     """Write files into the working directory, by keyword: `write(a="text")` gives a.yaml."""
     monkeypatch.chdir(tmp_path)
 
-    def files(**texts: str) -> Path:
+    def files(**texts: str | bytes) -> Path:
         for name, text in texts.items():
-            (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+            (tmp_path / f"{name}.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
         return Path(f"{next(reversed(texts))}.yaml")
 
     return files

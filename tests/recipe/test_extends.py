@@ -7,11 +7,6 @@ from moslora.recipe.mixers import ButterflyOptions, DenseOptions
 from recipe_kit import RECIPES, faults
 
 
-def test_a_key_of_bytes_is_an_unknown_one(write):
-    (line,) = faults(write(a="model: {name: x}\n!!binary ZXh0ZW5kcw==: 1"))
-    assert "b'extends'" in line
-
-
 def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
     path = write(
         left="model: {name: left}\ntraining: {epochs: 1, max_steps: 1, warmup_steps: 1, log_every: 1}",
@@ -57,23 +52,22 @@ def test_lists_replace(write):
     assert load_recipe(path, ["training.betas=[0.7, 0.8]"]).training.betas == (0.7, 0.8)
 
 
-def test_another_kind_of_mixer_replaces_the_whole_mapping(write):
-    path = write(
-        base="model: {name: x}\nadapter: {rank: 8, mixer: {kind: dense, init: orthogonal, train: frozen}}",
-        top="extends: base.yaml\nadapter: {mixer: {kind: butterfly}}",
-    )
-    recipe = load_recipe(path)
-    assert recipe.adapter.mixer == ButterflyOptions() and recipe.adapter.rank == 8
-    back = load_recipe(path, ["adapter.mixer.kind=dense"]).adapter.mixer
-    assert back == DenseOptions(init="kaiming", train="learned")
+DENSE = "{kind: dense, init: orthogonal, train: frozen}"
 
 
-def test_same_kind_of_mixer_merges(write):
-    path = write(
-        base="model: {name: x}\nadapter: {mixer: {kind: dense, init: orthogonal}}",
-        top="extends: base.yaml\nadapter: {mixer: {kind: dense, train: frozen}}",
-    )
-    assert load_recipe(path).adapter.mixer == DenseOptions(init="orthogonal", train="frozen")
+@pytest.mark.parametrize(
+    ("top", "override", "mixer"),
+    [
+        ("{kind: butterfly}", "seed=0", ButterflyOptions()),
+        ("{kind: butterfly}", "adapter.mixer.kind=dense", DenseOptions(init="kaiming", train="learned")),
+        ("{kind: dense, train: folded}", "seed=0", DenseOptions(init="orthogonal", train="folded")),
+        ("{}", "adapter.mixer.init=identity", DenseOptions(init="identity", train="frozen")),
+    ],
+)
+def test_another_kind_of_mixer_replaces_the_whole_mapping_and_the_same_merges(write, top, override, mixer):
+    base = f"model: {{name: x}}\nadapter: {{rank: 8, mixer: {DENSE}}}"
+    adapter = load_recipe(write(base=base, top=f"extends: base.yaml\nadapter: {{mixer: {top}}}"), [override]).adapter
+    assert (adapter.rank, adapter.mixer) == (8, mixer)
 
 
 def test_mixer_without_a_kind_is_the_default_one(write):
@@ -100,6 +94,7 @@ def test_overrides_of_one_mixer_come_in_any_order(write, order):
         ("a: &a [*a]", "is not YAML: line 1, column 4: "),
         ("model: &m {name: x}", "is not YAML: line 1, column 8: "),
         ("seed: \x00", "is not YAML: "),
+        (b"name: \xff\xfe", "is not YAML: 'utf-8' codec"),
         ("", "is empty"),
         ("# only a comment\n", "is empty"),
         ("- a\n- b", "holds a list"),
@@ -111,13 +106,6 @@ def test_overrides_of_one_mixer_come_in_any_order(write, order):
 def test_unreadable_file_is_the_only_fault(write, text, message):
     (line,) = faults(write(a=text))
     assert line.startswith(f"a.yaml: {message}")
-
-
-def test_file_that_is_not_text(tmp_path):
-    path = tmp_path / "a.yaml"
-    path.write_bytes(b"name: \xff\xfe")
-    (line,) = faults(path)
-    assert line.startswith(f"{path}: is not YAML: 'utf-8' codec")
 
 
 def test_faults_of_readable_files_come_beside_unreadable_ones(write):

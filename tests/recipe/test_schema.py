@@ -1,76 +1,22 @@
-"""The JSON schema of recipe files: what it lets pass and what not, read by the rules of JSON Schema 2020-12."""
+"""The JSON schema of recipe files: what it lets pass and what not, as the library jsonschema reads it."""
 
 import json
-import re
 import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from moslora.cli import main
 from moslora.errors import UsageError
 from moslora.recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
 from moslora.recipe.yaml_text import parse
 
-TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
-ANNOTATIONS = {"$schema", "$defs", "default", "description", "title"}
-
-
-def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
-    """Whether a value is valid: the keywords that our schema uses, from their definitions; any other one fails."""
-
-    def keyword(name: str, limit: Any) -> bool:
-        match name:
-            case "$ref":
-                return accepts(root["$defs"][limit.removeprefix("#/$defs/")], value, root)
-            case "anyOf":
-                return any(accepts(option, value, root) for option in limit)
-            case "type":
-                if limit == "null":
-                    return value is None
-                return isinstance(value, TYPES[limit]) and (limit == "boolean" or not isinstance(value, bool))
-            case "enum":
-                return value in limit
-            case "const":
-                return value == limit
-            case "properties" | "additionalProperties" if not isinstance(value, dict):
-                return True
-            case "properties":
-                return all(accepts(limit[key], item, root) for key, item in value.items() if key in limit)
-            case "additionalProperties":
-                others = {key: item for key, item in value.items() if key not in schema.get("properties", {})}
-                return not others if limit is False else all(accepts(limit, item, root) for item in others.values())
-            case "items" | "prefixItems" | "minItems" | "maxItems" if not isinstance(value, list):
-                return True
-            case "items":
-                return all(accepts(limit, item, root) for item in value)
-            case "prefixItems":
-                return all(accepts(option, item, root) for option, item in zip(limit, value, strict=False))
-            case "minItems":
-                return len(value) >= limit
-            case "maxItems":
-                return len(value) <= limit
-            case "pattern" | "minLength" if not isinstance(value, str):
-                return True
-            case "pattern":
-                return re.search(limit, value) is not None
-            case "minLength":
-                return len(value) >= limit
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return True
-        below, at, above = value < limit, value == limit, value > limit
-        return {"minimum": at or above, "exclusiveMinimum": above, "maximum": below or at, "exclusiveMaximum": below}[
-            name
-        ]
-
-    return all(keyword(name, limit) for name, limit in schema.items() if name not in ANNOTATIONS)
-
 
 def valid(value: Any) -> bool:
-    schema = recipe_schema()
-    return accepts(schema, value, schema)
+    return Draft202012Validator(recipe_schema()).is_valid(value)
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
@@ -78,9 +24,8 @@ def test_every_builtin_recipe_is_valid(name: str) -> None:
     assert valid(parse(find_recipe(name).read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("name", ["llama3-8b", "llama3.2-1b", "smollm2-135m"])
-def test_resolved_recipe_is_valid(name: str) -> None:
-    assert valid(parse(load_recipe(name).to_yaml()))
+def test_a_resolved_recipe_is_valid() -> None:
+    assert valid(parse(load_recipe("llama3-8b").to_yaml()))
 
 
 FILES = {

@@ -30,7 +30,6 @@ def test_floats_as_people_write_them(write, text, value):
         ("training.max_steps=2.0", "training.max_steps = 2.0: "),
         ("training.warmup_steps=1.5", "training.warmup_steps = 1.5: "),
         ("training.warmup_steps=-0.1", "training.warmup_steps = -0.1: "),
-        ("training.max_steps=true", "training.max_steps = True: "),
         ("training.betas=[0.9]", "training.betas.1: "),
         ("training.betas=[0.9, 0.99, 0.999]", "training.betas = [0.9, 0.99, 0.999]: "),
         ("training.betas=[0.9, 1]", "training.betas.1 = 1: "),
@@ -40,21 +39,12 @@ def test_floats_as_people_write_them(write, text, value):
         ("model.name=''", "model.name = '': "),
         ("seed=-1", "seed = -1: "),
         ("name=../x", "name = '../x': "),
-        ("adapter.dropout=1", "adapter.dropout = 1: "),
         ("adapter.target_modules=[]", "adapter.target_modules = []: "),
         ("adapter.target_modules=[q_proj, 3]", "adapter.target_modules.1 = 3: "),
         ("adapter.mixer.kind=moe", "adapter.mixer.kind = 'moe': "),
-        ("adapter.mixer={kind: token-gate, top_k: 0}", "adapter.mixer.top_k = 0: "),
         ("adapter.mixer={kind: task-gate, experts: 1}", "adapter.mixer.experts = 1: "),
-        ("adapter.mixer={kind: diagonal, orthogonality: -1}", "adapter.mixer.orthogonality = -1: "),
-        ("adapter.scaling=rs", "adapter.scaling = 'rs': "),
-        ("adapter.start=svd", "adapter.start = 'svd': "),
-        ("adapter.dora=1", "adapter.dora = 1: "),
-        ("training.lora_plus_ratio=0", "training.lora_plus_ratio = 0: "),
-        ("training.rank_budget={target_rank: 0}", "training.rank_budget.target_rank = 0: "),
         ("training.rank_budget={interval: 2}", "training.rank_budget.target_rank: "),
         ("adapter.rank=100000", "adapter.rank = 100000: "),
-        ("training.epochs=1e300", "training.epochs = 1e+300: "),
         ("training.max_steps=99999999999999999999", "training.max_steps = 99999999999999999999: "),
         ("adapter.mixer=butterfly", "adapter.mixer = 'butterfly': "),
         ("training.rank_budget={target_rank: 4, final_share: 1}", "training.rank_budget.final_share = 1: "),
@@ -62,23 +52,15 @@ def test_floats_as_people_write_them(write, text, value):
         ("data.rows={boolq: 0}", "data.rows.boolq = 0: "),
         ("data.tasks=3", "data.tasks = 3: "),
         ("data.source=weel", "data.source = 'weel': "),
+        ("data.tasks=[]", "data.tasks = []: "),
+        ("data.tasks=[boolq, hellaswagg]", "data.tasks = ['boolq', 'hellaswagg']: unknown task 'hellaswagg'"),
+        ("adapter.target_modules=(q_proj", "adapter.target_modules = '(q_proj': "),
         ("evaluation.source=commonsense_170k", "evaluation.source = 'commonsense_170k': "),
     ],
 )
 def test_wrong_value(write, override, wanted):
     (line,) = faults(write(a="model: {name: x}"), override)
     assert line.startswith(f"override: {wanted}")
-
-
-def test_wrong_task_names_the_closest(write):
-    (line,) = faults(write(a="model: {name: x}\ndata: {tasks: [boolq, hellaswagg]}"))
-    assert line.startswith("a.yaml: data.tasks = ['boolq', 'hellaswagg']: unknown task 'hellaswagg'")
-    assert "did you mean hellaswag?" in line
-
-
-def test_wrong_regular_expression(write):
-    (line,) = faults(write(a="model: {name: x}\nadapter: {target_modules: '(q_proj'}"))
-    assert line.startswith("a.yaml: adapter.target_modules = '(q_proj': ")
 
 
 @pytest.mark.parametrize("path", ["./data", "data.json", "a/b", "/abs", "data/"])
@@ -139,16 +121,14 @@ def test_wrong_mixer_names_the_closest(write, kind, meant):
     assert line.endswith(f"'task-gate'; did you mean {meant}?")
 
 
-def test_misspelt_extends_is_told(write):
-    path = write(a="extend: smollm2-135m\nadapter: {rank: 8}")
-    assert "a.yaml: extend = 'smollm2-135m': unknown key; did you mean extends?" in faults(path)
-
-
-def test_key_that_is_no_text_is_unknown(write):
-    (line,) = faults(write(a="model: {name: x}\n1: 2"))
-    assert line.startswith("a.yaml: 1 = 2: unknown key")
-
-
-def test_long_value_is_cut(write):
-    (line,) = faults(write(a=f"model: {{name: x}}\nfoo: {'y' * 500}"))
-    assert len(line) < 250 and "…" in line
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("extend: smollm2-135m", "extend = 'smollm2-135m': unknown key; did you mean extends?"),
+        ("1: 2", "1 = 2: unknown key"),
+        (f"foo: {'y' * 500}", f"foo = '{'y' * 78}…: unknown key"),
+    ],
+)
+def test_unknown_keys(write, text, line):
+    (found,) = faults(write(a=f"model: {{name: x}}\n{text}"))
+    assert found.startswith(f"a.yaml: {line}")
