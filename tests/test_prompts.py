@@ -157,8 +157,6 @@ def test_cloze_passage_differs_in_boolq_alone() -> None:
     assert with_passage[0].answer == " yes"
     for other in (PIQA, SIQA, HELLASWAG, WINOGRANDE, ARC, OBQA):
         assert FORMATS["cloze-passage"].options(other) == FORMATS["cloze"].options(other)
-    with pytest.raises(UsageError, match="passage"):
-        FORMATS["cloze-passage"].options(example("boolq", "is ice cold", "true", "false"))
 
 
 def test_cloze_cleans_raw_hellaswag_and_leaves_clean_text_alone() -> None:
@@ -176,14 +174,16 @@ def test_white_space_at_the_end_of_a_prompt_belongs_to_the_answer() -> None:
     assert (first.prompt, first.answer, first.characters) == ("Birds can", "  fly", 3)
 
 
-def test_bare_instructions_have_labels_but_no_cloze() -> None:
+def test_bare_instructions_have_labels() -> None:
     assert FORMATS["label"].train(BARE).answer == "the correct answer is no"
     assert [option.label for option in FORMATS["label"].options(BARE)] == ["yes", "no"]
+
+
+def test_cloze_refuses_what_has_no_options_no_passage_and_generation() -> None:
     with pytest.raises(UsageError, match=r"data\.format=label"):
         FORMATS["cloze"].train(BARE)
-
-
-def test_cloze_has_nothing_to_generate() -> None:
+    with pytest.raises(UsageError, match="passage"):
+        FORMATS["cloze-passage"].options(example("boolq", "is ice cold", "true", "false"))
     with pytest.raises(UsageError, match="protocol=cloze"):
         FORMATS["cloze"].generation_prompt(OBQA)
 

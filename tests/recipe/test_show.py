@@ -75,12 +75,6 @@ def test_run_is_shown_by_its_own_recipe(
     assert {line.split("  ")[-1].strip() for line in out.splitlines()} == {"run/recipe.yaml"}
 
 
-def test_faults_come_without_any_output(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "recipes", "show", "smollm2-135m", "training.learning_rat=1", "seed=-1")
-    assert (code, out) == (2, "")
-    assert "learning_rate?" in err and "seed = -1" in err
-
-
 def test_a_method_is_shown_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     """With everything that it has over a recipe that gives one, which is then the only origin besides."""
     code, out, err = run(capsys, "recipes", "show", "methods/dora")

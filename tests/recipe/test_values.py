@@ -1,7 +1,6 @@
 """Values of every field, and keys that are unknown."""
 
 import pytest
-from pydantic import ValidationError
 
 from moslora.recipe import load_recipe
 from moslora.tasks import COMMONSENSE
@@ -68,17 +67,9 @@ def test_source_may_be_a_path(write, path):
     assert load_recipe(write(a=f"model: {{name: x}}\ndata: {{source: {path}}}")).data.source == path
 
 
-@pytest.mark.parametrize("tasks", ["commonsense", "[commonsense]", "[piqa, commonsense]"])
-def test_tasks_are_resolved(write, tasks):
-    recipe = load_recipe(write(a=f"model: {{name: x}}\ndata: {{tasks: {tasks}}}\nevaluation: {{tasks: 'boolq,obqa'}}"))
-    assert set(recipe.data.tasks) == set(COMMONSENSE) and len(recipe.data.tasks) == 8
-    assert recipe.evaluation.tasks == ("boolq", "obqa")
-
-
-def test_recipe_cannot_be_changed(write):
-    recipe = load_recipe(write(a="model: {name: x}"))
-    with pytest.raises(ValidationError):
-        recipe.training.epochs = 4
+def test_tasks_are_resolved(write):
+    recipe = load_recipe(write(a="model: {name: x}\ndata: {tasks: [commonsense]}\nevaluation: {tasks: 'boolq,obqa'}"))
+    assert (recipe.data.tasks, recipe.evaluation.tasks) == (COMMONSENSE, ("boolq", "obqa"))
 
 
 def test_all_faults_of_all_files_come_at_once(write):

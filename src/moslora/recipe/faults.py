@@ -34,13 +34,10 @@ _NAMES_ELSEWHERE = {
 
 
 def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, complete: bool) -> Iterator[str]:
-    """A line for each fault of a recipe.
+    """A line for each fault in pydantic's error of the merged layers.
 
-    Args:
-        error: pydantic's, of the merged layers.
-        layers: what was merged.
-        main: the recipe's own file, named for values that no file sets.
-        complete: whether all files could be read; if not, a missing value may be in one of them.
+    `main` is the recipe's own file, named for values that no file sets. If the layers are not `complete`, a missing
+    value may be in a file that cannot be read.
     """
     values = lay(layers)
     wrong: dict[KeyPath, list[ErrorDetails]] = {}

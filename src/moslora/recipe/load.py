@@ -24,7 +24,7 @@ GONE = {"model.attention": "sdpa", "training.canary_rows": 0, "tracking.wandb_mo
 """Keys that recipes of earlier runs have, and the values with which they did nothing."""
 
 NO_MODEL = Layer("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
-"""The layer below a recipe that is only shown."""
+"""The layer below a recipe that is only shown, or read for its tasks."""
 
 OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
 """`key.sub=value`; no key of a recipe has more than four parts."""
@@ -78,12 +78,9 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
 
 
 def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, folder: Path) -> Recipe:
-    """The recipe of several layers, each written as in a recipe file, the later ones over the earlier ones.
+    """The recipe `name` of several layers, the later ones over the earlier ones.
 
-    Args:
-        layers: what to call it in messages, and its keys, `extends` among them.
-        name: of the recipe.
-        folder: what a relative `extends` is relative to.
+    A layer is its name in messages and its keys, as in a recipe file in `folder`.
     """
     faults: list[str] = []
     given = [_defaults(Path(name))]
@@ -161,7 +158,7 @@ def _drop_gone(layers: Sequence[Layer]) -> None:
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:
-    """The recipe that the layers make; see `fault_lines`."""
+    """The recipe that the layers make, or its faults beside those of reading them."""
     try:
         recipe = Recipe.model_validate(lay(layers))
     except ValidationError as error:
