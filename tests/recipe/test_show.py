@@ -1,22 +1,13 @@
 """`moslora recipes show`: every value, and where it comes from."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cli_kit import run
 from moslora.recipe import load_recipe, trace_recipe
+from moslora.recipe.differences import flat
 from moslora.recipe.yaml_text import parse
-
-
-def flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{path}{key}.")
-        else:
-            yield path + key, value
 
 
 def test_every_value_names_the_layer_that_gave_it(write) -> None:
@@ -51,7 +42,7 @@ def test_another_mixer_takes_nothing_from_the_one_beneath(write) -> None:
 @pytest.mark.parametrize("name", ["llama3-8b", "smollm2-135m"])
 def test_values_are_the_recipes_own_in_declared_order(name: str) -> None:
     rows = [(key, parse(value)) for key, value, _ in trace_recipe(name)]
-    assert rows == list(flat(parse(load_recipe(name).to_yaml())))
+    assert rows == list(flat(parse(load_recipe(name).to_yaml())).items())
 
 
 def test_command_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from moslora.files import write_text, writing
 from moslora.tasks import GROUP, TASKS, Task, split_names, unknown_names
 
 from .builtin import EXPERIMENTS, find_recipe, list_recipes
+from .differences import flat
 from .faults import fault_lines
 from .layers import Layer, depth, extended, lay, origin_of, read_layers, shown
 from .recipe import Recipe
@@ -97,17 +98,12 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
     """
     recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL])
     given = lay(layers)
-
-    def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
-        for key, value in values.items():
-            here = (*path, key)
-            if isinstance(value, dict) and value:
-                yield from leaves(value, here)
-            else:
-                origin = origin_of(layers, here) if depth(given, here) == len(here) else "default"
-                yield ".".join(here), render_inline(value), origin
-
-    return list(leaves(recipe.model_dump(mode="json")))
+    rows = []
+    for key, value in flat(recipe.model_dump(mode="json")).items():
+        path = tuple(key.split("."))
+        origin = origin_of(layers, path) if depth(given, path) == len(path) else "default"
+        rows.append((key, render_inline(value), origin))
+    return rows
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:

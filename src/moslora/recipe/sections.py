@@ -176,8 +176,7 @@ class TrainingSection(Section):
     """Learning rate of a learned M over that of A."""
 
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Learning rate after the warm-up: falling to zero, or constant. A finished run can be resumed with more epochs
-    only if it is constant: otherwise every rate depends on the run's length."""
+    """Learning rate after the warm-up: falling to zero, or constant."""
 
     warmup_steps: NonNegativeInt | Share = 100
     """Steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
