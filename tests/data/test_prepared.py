@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from moslora.base.load import load_tokenizer
 from moslora.data import prepared
 from moslora.data.encode import Encoded, Encoder, encode_examples
-from moslora.data.prepared import TrainingData, prepare_rows
+from moslora.data.overlap import digest
+from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.select import select
 from moslora.data.sources import data_hash
 from moslora.data.steps import collate, label_count
@@ -34,15 +35,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) -> TrainingData:
     encoder = Encoder(tokenizer or load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    return prepare_rows(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
+    return RunRows(recipe.data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).prepare()
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """An entry for each time that rows were made."""
     times: list[None] = []
-    make = prepared._make
-    monkeypatch.setattr(prepared, "_make", lambda *args, **options: (times.append(None), make(*args, **options))[1])
+    make = RunRows._make
+    monkeypatch.setattr(RunRows, "_make", lambda rows: (times.append(None), make(rows))[1])
     return times
 
 
@@ -68,6 +69,7 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
         assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
         assert one.tasks.equal(other.tasks) and one.predicted_from.equal(other.predicted_from)
         assert found.sha256 == data_hash(selection.training) and found.leaks == selection.leaks
+        assert found.contents == b"".join(map(digest, selection.training))
         assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)
         assert found.rows.label_count() == label_count(fresh)
         assert found.rows.truncated_count() == sum(row.truncated for row in fresh)
@@ -135,9 +137,9 @@ def test_damaged_rows_are_made_again(
 
 def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Path) -> None:
     script = (
-        "import sys, data.test_prepared as t; from moslora.recipe import load_recipe; made = t.prepared._make\n"
-        "def say(*a, **k): print('made', flush=True); import time; time.sleep(1); return made(*a, **k)\n"
-        "t.prepared._make = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
+        "import sys, data.test_prepared as t; from moslora.recipe import load_recipe; made = t.RunRows._make\n"
+        "def say(rows): print('made', flush=True); import time; time.sleep(1); return made(rows)\n"
+        "t.RunRows._make = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
     )
     command = [sys.executable, "-c", script, str(world / "recipe.yaml")]
     here = Path(__file__).parents[1]

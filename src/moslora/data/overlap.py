@@ -4,6 +4,7 @@ Two texts are the same if their words are: lower-cased, word characters only. Op
 answer is the right option's text. So punctuation, the numbers of the options and the name of the set do not count.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,6 +13,9 @@ from typing import NamedTuple
 from moslora.prompts import labels, parse_instruction
 from moslora.prompts.instructions import full_question
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
+
+DIGEST = 8
+"""Bytes. A question shares them with another row by chance once in 5 billion evaluations of the eight sets."""
 
 _WORD = re.compile(r"\w+")
 
@@ -38,6 +42,11 @@ def content(example: Example) -> Content:
     answer = choices[example.gold]
     listed = () if example.task == INSTRUCTION else tuple(sorted(choices))
     return Content(normal(full_question(example)), listed, answer)
+
+
+def digest(example: Example) -> bytes:
+    """`DIGEST` bytes of the hash of an example's content."""
+    return hashlib.sha256(repr(content(example)).encode()).digest()[:DIGEST]
 
 
 def leaked(rows: Iterable[Example], others: Iterable[Example]) -> frozenset[str]:

@@ -16,10 +16,12 @@ import pyarrow as pa
 from filelock import FileLock
 
 import moslora
+from moslora.choices import Split
 from moslora.console import note
 from moslora.data.encode import Encoder, encode_examples
+from moslora.data.overlap import digest
 from moslora.data.select import select
-from moslora.data.sources import data_hash, differences, identity
+from moslora.data.sources import data_hash, differences, identity, is_local
 from moslora.data.steps import StepPlan
 from moslora.data.table import SCHEMA, RowTable
 from moslora.download.wheels import home
@@ -43,6 +45,7 @@ class TrainingData:
     Attributes:
         rows: trained on.
         validation: set aside.
+        contents: the `digest` of each training row, end to end.
         sha256: of the training rows' examples.
         notes: what a user should know of them.
         leaks: as in `moslora.data.select.Selection`.
@@ -50,6 +53,7 @@ class TrainingData:
 
     rows: RowTable
     validation: RowTable
+    contents: bytes
     sha256: str
     notes: list[str]
     leaks: dict[str, int] | None
@@ -72,64 +76,67 @@ class TrainingData:
         return lines + [f"note: {note}" for note in self.notes]
 
 
-def prepare_rows(
-    data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
-) -> TrainingData:
-    """The rows of ``tasks`` that ``data`` describes (see `moslora.data.select`), from the cache if they are there.
+@dataclass(frozen=True)
+class RunRows:
+    """The rows of a run, not loaded yet: those of ``tasks`` that ``data`` describes (`moslora.data.select`)."""
 
-    Where the cache cannot be written, they are made for this process alone.
-    """
-    folder = _folder(data, tasks, questions, encoder, seed=seed)
-    if found := _read(folder):
-        return found
-    made = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):
-            if found := _read(folder):  # made by the process that had the lock
-                return found
-            made = _make(data, tasks, questions, encoder, seed=seed)
-            _write(made, folder)
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        note(f"the prepared rows are not kept: {first_line(error)}")
-    return made or _make(data, tasks, questions, encoder, seed=seed)
+    data: DataSection
+    tasks: Sequence[Task]
+    questions: Questions
+    encoder: Encoder
+    seed: int
 
+    def prepare(self) -> TrainingData:
+        """The rows, from the cache if they are there. If it cannot be written, they are made for this process alone."""
+        folder = self._folder()
+        if found := _read(folder):
+            return found
+        made = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / LOCK):
+                if found := _read(folder):  # made by the process that had the lock
+                    return found
+                made = self._make()
+                _write(made, folder)
+        except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+            note(f"the prepared rows are not kept: {first_line(error)}")
+        return made or self._make()
 
-def find_rows(
-    data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
-) -> TrainingData | None:
-    """What `prepare_rows` returns, if it is in the cache."""
-    return _read(_folder(data, tasks, questions, encoder, seed=seed))
+    def at_hand(self) -> TrainingData | None:
+        """The rows, if they are in the cache or all their sources are files of this machine."""
+        local = all(is_local(tasks, source=source) for tasks, _, source in self._sources())
+        return self.prepare() if local else _read(self._folder())
 
+    def _make(self) -> TrainingData:
+        data, format = self.data, make_format(self.data.format, self.encoder.tokenizer)
+        selection = select(data, self.tasks, self.questions, seed=self.seed)
+        training, validation = (
+            RowTable.of(encode_examples(examples, format, self.encoder, loss_on=data.loss_on))
+            for examples in (selection.training, selection.validation)
+        )
+        notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes]
+        if ASKS_FOR_THE_DATE in format.identity():
+            notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
+        contents = b"".join(map(digest, selection.training))
+        return TrainingData(training, validation, contents, data_hash(selection.training), notes, selection.leaks)
 
-def _make(
-    data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int
-) -> TrainingData:
-    format = make_format(data.format, encoder.tokenizer)
-    selection = select(data, tasks, questions, seed=seed)
-    training, validation = (
-        RowTable.of(encode_examples(examples, format, encoder, loss_on=data.loss_on))
-        for examples in (selection.training, selection.validation)
-    )
-    notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes]
-    if ASKS_FOR_THE_DATE in format.identity():
-        notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
-    return TrainingData(training, validation, data_hash(selection.training), notes, selection.leaks)
+    def _sources(self) -> list[tuple[Sequence[Task], Split, str]]:
+        """Tasks, split and source of what the rows depend on."""
+        trained: tuple[Sequence[Task], Split, str] = (self.tasks, "train", self.data.source)
+        return [trained, (self.questions.tasks, "test", self.questions.source)] if self.data.drop_leaks else [trained]
 
-
-def _folder(data: DataSection, tasks: Sequence[Task], questions: Questions, encoder: Encoder, *, seed: int) -> Path:
-    """Named by all that the rows depend on: recipe, source, tokenizer, chat template and code."""
-    chat = make_format(data.format, encoder.tokenizer).identity()
-    parts: list[Any] = [data.model_dump(mode="json"), seed, encoder.identity(), chat]
-    parts += identity(tasks, "train", source=data.source)
-    if data.drop_leaks:
-        names = [task.name for task in questions.tasks]
-        parts += [names, *identity(questions.tasks, "test", source=questions.source)]
-    parts += [version(package) for package in ("pyarrow", "tokenizers")]
-    package = Path(moslora.__file__).parent
-    code = [path for room in ("tasks", "data", "prompts") for path in sorted(package.glob(f"{room}/*.py"))]
-    parts += [sha256(path) for path in code]  # in place of a number that somebody has to raise
-    return home() / "rows" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    def _folder(self) -> Path:
+        """Named by all that the rows depend on: recipe, source, tokenizer, chat template and code."""
+        chat = make_format(self.data.format, self.encoder.tokenizer).identity()
+        parts: list[Any] = [self.data.model_dump(mode="json"), self.seed, self.encoder.identity(), chat]
+        for tasks, split, source in self._sources():
+            parts += [[task.name for task in tasks], identity(tasks, split, source=source)]
+        parts += [version(package) for package in ("pyarrow", "tokenizers")]
+        package = Path(moslora.__file__).parent
+        code = [path for room in ("tasks", "data", "prompts") for path in sorted(package.glob(f"{room}/*.py"))]
+        parts += [sha256(path) for path in code]  # in place of a number that somebody has to raise
+        return home() / "rows" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _read(folder: Path) -> TrainingData | None:
@@ -138,17 +145,19 @@ def _read(folder: Path) -> TrainingData | None:
         if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
             return None
         file = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS)))
-        facts = json.loads(file.schema.metadata[b"facts"])
-        return TrainingData(RowTable(file.get_batch(0)), RowTable(file.get_batch(1)), **facts)
+        rows, validation = (RowTable(file.get_batch(number)) for number in range(2))
+        known = file.schema.metadata
+        return TrainingData(rows, validation, known[b"contents"], **json.loads(known[b"facts"]))
     except (OSError, UnicodeDecodeError):
         return None
 
 
 def _write(made: TrainingData, folder: Path) -> None:
-    facts = {key: value for key, value in vars(made).items() if not isinstance(value, RowTable)}
+    facts = {key: vars(made)[key] for key in ("sha256", "notes", "leaks")}
+    known = {"facts": json.dumps(facts), "contents": made.contents}
     scratch = folder / f".{_ROWS}.writing"
     try:
-        with pa.ipc.new_file(str(scratch), SCHEMA.with_metadata({"facts": json.dumps(facts)})) as file:
+        with pa.ipc.new_file(str(scratch), SCHEMA.with_metadata(known)) as file:
             file.write_batch(made.rows.batch)
             file.write_batch(made.validation.batch)
         os.replace(scratch, folder / _ROWS)  # not in place: another process may have the old file open

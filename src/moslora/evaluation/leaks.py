@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moslora.console import note
-from moslora.data.overlap import leaked
-from moslora.data.select import select
-from moslora.data.sources import data_hash
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.data.overlap import DIGEST, digest
 from moslora.evaluation.predictions import Prediction, Score, macro, percent, score_task
 from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.run import run_of
 from moslora.tasks import Example
 
 
@@ -31,7 +28,7 @@ class WithoutLeaks:
     """The numbers of the questions that are not leaks.
 
     Attributes:
-        compared_with: the training rows, in words.
+        compared_with: as in `Leaks`.
         leaks: task -> number of questions left out.
         tasks: task -> score, without tasks that have only leaks.
         macro: every task the same weight; ``None`` if a task has only leaks.
@@ -75,19 +72,12 @@ def without_leaks(
 
 
 def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> Leaks | None:
-    """The leaks among all test ``questions``, by task, for a run's model or its base.
-
-    ``None``, with a note, if the rows that the run was trained on are unknown, missing or changed.
-    """
-    recipe = run.recipe
-    try:
-        if "data" not in run.manifest:
-            raise UsageError(f"{run.path}: an imported adapter, which does not record its training rows")
-        rows = select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed).training
-        if data_hash(rows) != run.manifest["data"]["sha256"]:
-            raise UsageError(f"{recipe.data.source}: its rows have changed since this run")
-    except MosloraError as error:
-        note(f"cannot check whether test questions were in the training rows: {first_line(error)}")
+    """The leaks among all test ``questions``, by task, for a run's model or its base; ``None`` if the run has no record
+    of its training rows."""
+    file = run_of(run.path).contents
+    contents = file.read_bytes() if file.is_file() else b""
+    if not contents or len(contents) != DIGEST * run.manifest["trained_rows"]:
         return None
-    found = leaked([row for task in questions.values() for row in task], rows)
-    return Leaks(f"the {len(rows):,} rows this run was trained on", tuple(sorted(found)))
+    trained = {contents[start : start + DIGEST] for start in range(0, len(contents), DIGEST)}
+    ids = sorted(row.id for rows in questions.values() for row in rows if digest(row) in trained)
+    return Leaks(f"the {run.manifest['trained_rows']:,} rows this run was trained on", tuple(ids))

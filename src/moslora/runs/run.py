@@ -3,6 +3,7 @@
 ``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made, what came out
 ``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from
 ``adapter/``       the result             ``eval/NAME/``     an evaluation of it, or of its base
+``contents.bin``   hashes of the training rows, by which an evaluation finds leaks
 
 Importing this does not load torch.
 """
@@ -63,6 +64,11 @@ class Run:
         """The complete checkpoints, oldest first; unfinished ones have other names."""
         found = [path for path in (self.path / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    @property
+    def contents(self) -> Path:
+        """`moslora.data.overlap.digest` of each training row, by which an evaluation finds leaks."""
+        return self.path / "contents.bin"
 
     @property
     def adapters(self) -> list[Path]:

@@ -11,9 +11,9 @@ from moslora.base.load import load_tokenizer
 from moslora.base.resolve import at_hand
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoder
-from moslora.data.prepared import TrainingData, find_rows, prepare_rows
+from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.select import refuse_all_set_aside
-from moslora.data.sources import is_local, row_counts
+from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan
 from moslora.recipe import AdapterSection, DataSection, ModelSection, Recipe, TrainingSection
 from moslora.tasks import Task
@@ -68,11 +68,7 @@ def _at_hand(recipe: Recipe) -> TrainingData | None:
         return None
     tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": str(folder), "revision": None}))
     encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
-    sources: list[tuple[Sequence[Task], str]] = [(recipe.training_tasks, recipe.data.source)]
-    sources += [recipe.questions] if recipe.data.drop_leaks else []
-    local = all(is_local(tasks, source=source) for tasks, source in sources)
-    look = prepare_rows if local else find_rows
-    return look(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
+    return RunRows(recipe.data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).at_hand()
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:

@@ -15,7 +15,7 @@ from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.base.sharded import shards
 from moslora.data.encode import Encoder
-from moslora.data.prepared import TrainingData, prepare_rows
+from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, TrainingSection
@@ -45,7 +45,7 @@ class Inputs:
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    data = prepare_rows(recipe.data, recipe.training_tasks, recipe.questions, encoder, seed=recipe.seed)
+    data = RunRows(recipe.data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).prepare()
     plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
     return Inputs(data, plan, base=fingerprint(recipe.model.name, revision=recipe.model.revision))
 

@@ -19,7 +19,7 @@ from moslora.data.encode import Encoded
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.files import DiskFull, locked
+from moslora.files import DiskFull, locked, writing
 from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.processes.launch import place
@@ -190,6 +190,8 @@ class Training:
         recipe, parts = self.recipe, self.parts
         if parts.accelerator.is_main_process:
             self.run.begin(recipe, self.card())
+            with writing(self.run.contents):
+                self.run.contents.write_bytes(self.data.contents)
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
