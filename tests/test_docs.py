@@ -1,6 +1,5 @@
 """The documents' code runs, and what they show is what comes out."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -70,7 +69,6 @@ def test_the_data_pages_commands_run(
         command += ["--tasks", "obqa"] if "audit" in command else ["--dry-run"] if "train" in command else []
         code, _, err = run(capsys, *command)
         assert code == 0, (line, err)
-    assert json.loads(Path("audit.json").read_text(encoding="utf-8"))["tasks"]["obqa"]["overlap"]["leaks"] == 14
 
 
 def test_the_data_pages_formats_are_the_formats() -> None:
@@ -83,27 +81,10 @@ def test_the_data_pages_formats_are_the_formats() -> None:
 
 
 def test_the_data_pages_table_has_the_counts() -> None:
-    for task, (
-        _,
-        same,
-        choices,
-        leaks,
-        elsewhere,
-        repeated,
-        and_choices,
-        conflicts,
-        in_test,
-        majority,
-    ) in COUNTED.items():
+    for task, counts in COUNTED.items():
         (line,) = (line for line in DATA_PAGE.splitlines() if line.startswith(f"{task} "))
-        cells = line.replace(",", "").split()[-5:]
-        assert cells == [
-            f"{repeated}/{and_choices}/{conflicts}",
-            str(in_test),
-            f"{same}/{choices}/{leaks}",
-            f"{elsewhere}/0",
-            str(majority),
-        ]
+        _, train, test, _, _, _, *overlaps = line.replace(",", "").split()
+        assert tuple(map(int, (train, test, *overlaps))) == counts
 
 
 def test_the_readme_names_every_module_and_document() -> None:

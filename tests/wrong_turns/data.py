@@ -48,11 +48,5 @@ DATA = {
     "disk full in a download": Turn(
         "data fetch --source hub --tasks obqa", 1, "No space left on device", raising("datasets.load_dataset", NO_SPACE)
     ),
-    "audit into a folder": Turn(
-        "data audit --tasks obqa --source {world}/data --model {world}/model --json a.json",
-        2,
-        "--json",
-        folder("a.json"),
-    ),
     "row beyond the last": Turn("data show obqa --source {world}/data --model {world}/model --row 99", 2, "--row 99: "),
 }

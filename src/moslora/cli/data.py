@@ -1,6 +1,5 @@
 """``moslora data``: fetch, show and audit the eight sets."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,23 +63,15 @@ def audit(
     model: Tokenizer = "smollm2-135m-instruct",
     format: Format = "label",
     max_length: MaxLength = 512,
-    json: Annotated[Path | None, typer.Option("--json", help="File for the counts.", dir_okay=False)] = None,
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
     from moslora.base.load import load_tokenizer
-    from moslora.data.audit import audit_report
-    from moslora.files import write_json
+    from moslora.data.audit import LEGEND, audit_rows
     from moslora.recipe import ModelSection, resolve_tasks
 
-    report = audit_report(
-        resolve_tasks(tasks),
-        source=source,
-        tokenizer=load_tokenizer(ModelSection(name=model)),
-        format=format,
-        max_length=max_length,
+    tokenizer = load_tokenizer(ModelSection(name=model))
+    table, notes = audit_rows(
+        resolve_tasks(tasks), source=source, tokenizer=tokenizer, format=format, max_length=max_length
     )
-    print_table(report.table)
-    print(*report.lines, sep="\n")
-    if json is not None:
-        write_json(json, report.counts)
-        print(f"written to {json}")
+    print_table(table)
+    print(LEGEND, *(f"note: {note}" for note in notes), sep="\n")

@@ -1,14 +1,13 @@
-"""Counts of a source's rows: their lengths, repeats, and how much of the test is in the training set; and their table.
+"""Counts of a source's rows by task: their lengths, repeats, and how much of the test is in the training set.
 
 `moslora.data.overlap` defines when two rows are the same.
 """
 
-import dataclasses
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from statistics import median_low
+from typing import TYPE_CHECKING
 
 from moslora.choices import FormatName, Split
 from moslora.data import local
@@ -25,18 +24,21 @@ if TYPE_CHECKING:
 Rows = Mapping[str, Sequence[Example]]
 """Task -> its rows."""
 
+HEADER = ["task", "train", "test", "median", "longest", "cut", "repeats", "conflicts", "test in train", "leaks"]
+LEGEND = """
+median, longest: tokens of a training row. cut: training rows over the limit, which lose the start of their question.
+repeats: training rows whose question and choices came before. conflicts: questions and choices with several answers.
+test in train: test rows whose question is a training row's. leaks: those with the same choices and answer."""
+
 
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of training texts: BOS if the tokenizer adds one, prompt, right answer, EOS."""
 
-    shortest: int
     median: int  # the smallest length with half of the rows at or below it
-    p95: int  # … with 95 percent of them
     longest: int
     over: int  # rows longer than max_length: they lose the start of their question, never their answer
     end_cut: int  # of these, rows whose answer would lose tokens if the end were cut instead (EOS not counted)
-    end_gone: int  # of these, rows whose answer would be gone
     no_room: int  # rows whose answer alone is too long, which training refuses
 
 
@@ -44,84 +46,50 @@ class Lengths:
 class Overlap:
     """Repeated rows of one task; n equal rows are n − 1 repeats."""
 
-    train_questions: int  # training rows that repeat a question
-    train_choices: int  # … a question with its choices
+    repeats: int  # training rows that repeat a question with its choices
     conflicts: int  # questions with their choices that have more than one answer in training
-    test_questions: int  # test rows that repeat a question
-    in_train: int  # test rows whose question is in the task's training rows
-    in_train_choices: int  # … with the same choices
-    leaks: int  # … and the same answer
-    elsewhere: int  # test rows whose question is in the training rows of another task
-    elsewhere_leaks: int  # … with the same choices and answer, and not in the task's own
-    majority: int  # test rows whose right choice is at the most frequent position
+    in_train: int  # test rows whose question is in a training row, of whatever task
+    leaks: int  # … with the same choices and answer
     free: int  # training rows whose instruction follows no template: compared by their whole text
 
 
-@dataclass(frozen=True)
-class TaskAudit:
-    """The counts of one task; no lengths where there are no rows."""
-
-    train: int
-    test: int
-    train_lengths: Lengths | None
-    test_lengths: Lengths | None
-    overlap: Overlap
-
-
-HEADER = [
-    "\n\ntask",
-    "rows\n\ntrain",
-    "\n\ntest",
-    "tokens of train\n\nmin med p95 max",
-    "tokens of test\n\nmin med p95 max",
-    "cut %\ntrain/\ntest",
-    "repeated\nin train\nq/+c/other",
-    "in\ntest\nq",
-    "test in\ntrain\nq/+c/leak",
-    "else-\nwhere\nq/leak",
-    "major-\nity\n%",
-]
-LEGEND = (
-    "q: the same question. +c: with the same choices, in any order. leak: and the same answer. other: another answer.",
-    "elsewhere: in another task's training rows. majority: always choosing the most frequent position of the test.",
-)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is printed, a table and the lines below it, and the same counts as JSON values."""
-
-    table: list[list[str]]
-    lines: list[str]
-    counts: dict[str, Any]
-
-
-def audit_report(
+def audit_rows(
     tasks: Sequence[Task], *, source: str, tokenizer: "PreTrainedTokenizerBase", format: FormatName, max_length: int
-) -> Report:
-    """Counts the rows of ``source`` by task for one tokenizer and format; tasks without rows are left out.
+) -> tuple[list[list[str]], list[str]]:
+    """The counts of ``source`` as a table, and the notes below it; tasks without rows are left out.
 
     Bare instructions of a file are a task of their own, the last. A file has no test rows; `MIXTURE` is tested on the
     hub's. Lengths are compared with ``max_length`` in tokens.
     """
     encoder, rendered = Encoder(tokenizer, max_length=None), make_format(format, tokenizer)
     training, test = read(tasks, source=source)
-    audits = {}
-    for task, overlap in count_overlaps(training, test).items():
-        lengths = [count_lengths(rows[task], rendered, encoder, max_length=max_length) for rows in (training, test)]
-        audits[task] = TaskAudit(len(training[task]), len(test[task]), lengths[0], lengths[1], overlap)
-    notes = [*differences(source, [task.name for task in tasks]), *_notes(audits, max_length=max_length)]
-    counts = {task: dataclasses.asdict(found) for task, found in audits.items()}
-    settings = {"source": source, "tokenizer": tokenizer.name_or_path, "format": format, "max_length": max_length}
-    return Report(
-        table=[HEADER, *([task, *_cells(found)] for task, found in audits.items())],
-        lines=["", *LEGEND, *(f"note: {note}" for note in notes)],
-        counts={**settings, "tasks": counts, "notes": notes},
-    )
+    table, notes = [HEADER], differences(source, [task.name for task in tasks])
+    for split, rows in (("training", training), ("test", test)):
+        if missing := [task for task in rows if not rows[task]]:
+            notes.append(f"no {split} rows of {', '.join(missing)}")
+    overlaps = count_overlaps(training, test)
+    for task, found in overlaps.items():
+        trained, tested = len(training[task]), len(test[task])
+        lengths = count_lengths(training[task], rendered, encoder, max_length=max_length) if trained else None
+        measured = (lengths.median, lengths.longest, f"{lengths.over / trained:.1%}") if lengths else ("–", "–", "–")
+        cells = (trained, tested, *measured, found.repeats, found.conflicts, found.in_train, found.leaks)
+        table.append([task, *(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)])
+        if lengths and lengths.no_room:
+            notes.append(f"{task}: {lengths.no_room:,} answers exceed {max_length} tokens, which training refuses")
+        elif lengths and lengths.end_cut:
+            notes.append(
+                f"{task}: {lengths.over:,} rows over {max_length} tokens lose the start of their question; a cut at the"
+                f" end would cut {lengths.end_cut:,} answers"
+            )
+        if found.free:
+            notes.append(f"{task}: {found.free:,} rows follow no template and are compared by their whole texts")
+    if leaks := sum(found.leaks for found in overlaps.values()):
+        notes.append(f"{leaks:,} test questions are training rows; data.drop_leaks=true leaves these out of training")
+    return table, notes
 
 
 def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
-    """Training and test rows by task, the same tasks in both; see `audit_report`."""
+    """Training and test rows by task, the same tasks in both; see `audit_rows`."""
     one_file = bool((path := local_path(source)) and path.is_file())
     names = (*(task.name for task in tasks), INSTRUCTION)
     if one_file or source == MIXTURE:
@@ -145,112 +113,33 @@ def _split(task: Task, split: Split, source: str) -> list[Example]:
 
 
 def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
-    """Repeats within each task's training and test rows, and between the two."""
+    """Repeats within each task's training rows, and of its test rows in all training rows."""
     said = {task: [content(row) for row in rows] for task, rows in training.items()}
-    where = defaultdict(set)  # question, question with choices, and all of a row -> tasks with it in training
-    for task, rows in said.items():
-        for row in rows:
-            for part in (row.question, row[:2], row):
-                where[part].add(task)
+    trained = {row for rows in said.values() for row in rows}
+    questions = {row.question for row in trained}
     overlaps = {}
     for task, rows in said.items():
         asked = [content(row) for row in test[task]]
         overlaps[task] = Overlap(
-            train_questions=len(rows) - len({row.question for row in rows}),
-            train_choices=len(rows) - len({row[:2] for row in rows}),
+            repeats=len(rows) - len({row[:2] for row in rows}),
             conflicts=sum(answers > 1 for answers in Counter(row[:2] for row in set(rows)).values()),
-            test_questions=len(asked) - len({row.question for row in asked}),
-            in_train=sum(task in where[row.question] for row in asked),
-            in_train_choices=sum(task in where[row[:2]] for row in asked),
-            leaks=sum(task in where[row] for row in asked),
-            elsewhere=sum(bool(where[row.question] - {task}) for row in asked),
-            elsewhere_leaks=sum(bool(where[row]) and task not in where[row] for row in asked),
-            majority=max(Counter(row.gold for row in test[task]).values(), default=0),
+            in_train=sum(row.question in questions for row in asked),
+            leaks=sum(row in trained for row in asked),
             free=sum(not row.choices for row in rows),
         )
     return overlaps
 
 
-def count_lengths(rows: Sequence[Example], format: Format, encoder: Encoder, *, max_length: int) -> Lengths | None:
-    """Token lengths of ``rows`` as training texts; ``None`` without rows. ``encoder`` has no limit of its own."""
-    if not rows:
-        return None
+def count_lengths(rows: Sequence[Example], format: Format, encoder: Encoder, *, max_length: int) -> Lengths:
+    """Token lengths of ``rows`` as training texts. ``encoder`` has no limit of its own."""
     options = [format.train(row) for row in rows]
     texts = encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
     bos = len(encoder.encode("", "", eos=False).ids)
-    lengths = sorted(len(text.ids) for text in texts)
+    lengths = [len(text.ids) for text in texts]
     return Lengths(
-        shortest=lengths[0],
-        median=lengths[math.ceil(0.5 * len(rows)) - 1],
-        p95=lengths[math.ceil(0.95 * len(rows)) - 1],
-        longest=lengths[-1],
+        median=median_low(lengths),
+        longest=max(lengths),
         over=sum(length > max_length for length in lengths),
         end_cut=sum(length - 1 > max_length for length in lengths),  # the last one is EOS
-        end_gone=sum(text.answer_start >= max_length for text in texts),
         no_room=sum(len(text.ids) - text.answer_start + bos > max_length for text in texts),
     )
-
-
-def _cells(counted: TaskAudit) -> list[str]:
-    train, test, found = counted.train, counted.test, counted.overlap
-    return [
-        _counts(train, of=train),
-        _counts(test, of=test),
-        _tokens(counted.train_lengths),
-        _tokens(counted.test_lengths),
-        f"{_cut(counted.train_lengths, train)}/{_cut(counted.test_lengths, test)}",
-        _counts(found.train_questions, found.train_choices, found.conflicts, of=train),
-        _counts(found.test_questions, of=test),
-        _counts(found.in_train, found.in_train_choices, found.leaks, of=train and test),
-        _counts(found.elsewhere, found.elsewhere_leaks, of=test),
-        f"{100 * found.majority / test:.1f}" if test else "–",
-    ]
-
-
-def _counts(*counts: int, of: int) -> str:
-    return "/".join(f"{count:,}" for count in counts) if of else "–"
-
-
-def _tokens(lengths: Lengths | None) -> str:
-    return f"{lengths.shortest} {lengths.median} {lengths.p95} {lengths.longest:>3}" if lengths else "–"
-
-
-def _cut(lengths: Lengths | None, rows: int) -> str:
-    return f"{100 * lengths.over / rows:.1f}" if lengths else "–"
-
-
-def _notes(audits: Mapping[str, TaskAudit], *, max_length: int) -> list[str]:
-    lines = []
-    for split in ("train", "test"):
-        missing = [task for task, counted in audits.items() if not getattr(counted, split)]
-        if len(missing) == len(audits):
-            lines.append(f"no {split} rows here, so overlaps between train and test are not counted")
-        elif missing:
-            lines.append(f"no {split} rows of {', '.join(missing)}")
-    for task, counted in audits.items():
-        found = counted.overlap
-        for split, lengths in (("training", counted.train_lengths), ("test", counted.test_lengths)):
-            if lengths and lengths.over:
-                lines.append(f"{task}, {split}: {_too_long(lengths, max_length)}")
-        if found.conflicts:
-            lines.append(f"{task}: {found.conflicts:,} training questions have more than one answer")
-        if leaks := found.leaks + found.elsewhere_leaks:
-            lines.append(
-                f"{task}: {leaks:,} test questions ({leaks / counted.test:.2%}) are training rows with the same choices"
-                " and answer; data.drop_leaks=true leaves those rows out of training"
-            )
-        if found.free:
-            lines.append(
-                f"{task}: {found.free:,} rows follow no template, so their options are unknown; their whole texts are"
-                " compared"
-            )
-    return lines
-
-
-def _too_long(lengths: Lengths, max_length: int) -> str:
-    if lengths.no_room:
-        return f"{lengths.no_room:,} answers alone are over {max_length} tokens, which training refuses"
-    line = f"{lengths.over:,} rows over {max_length} tokens lose the start of their question, never the answer"
-    if lengths.end_cut:
-        line += f" (a cut at the end would cut {lengths.end_cut:,} answers, {lengths.end_gone:,} of them entirely)"
-    return line
