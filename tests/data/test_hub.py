@@ -177,10 +177,12 @@ def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch, t
     ]
     fake = FakeHub(rows)
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr(hub, "MIXTURE_ROWS", 2)
     cached_mixture(monkeypatch, tmp_path, commit="a" * 40)
+    with pytest.raises(MosloraError, match="has 2 rows, expected 170420"):
+        hub.load_mixture()
+    monkeypatch.setattr(hub, "MIXTURE_ROWS", 2)
     first, second = hub.load_mixture()
-    assert fake.asked == [((hub.MIXTURE.path, None), {"revision": "a" * 40, "split": "train"})]
+    assert fake.asked[1:] == [((hub.MIXTURE.path, None), {"revision": "a" * 40, "split": "train"})]
     assert (first.id, first.task, first.gold) == ("boolq/train/0", "boolq", 0)
     assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_kit import hub_rows
-from moslora.data import hub, own
+from moslora.data import hub
 from moslora.data.sources import identity, load_examples, load_training, row_counts
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
 from moslora.errors import UsageError
@@ -41,7 +41,7 @@ def read(row: dict[str, Any], declared: str) -> Example:
 
 def test_rows_become_questions(tmp_path: Path) -> None:
     (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}")))
-    training, tested = own.load(task, "train"), own.load(task, "test")
+    training, tested = load_examples(task, "train", source="wheel"), load_examples(task, "test", source="wheel")
     first = min([*training, *tested], key=lambda row: int(row.id.rpartition("/")[2]))
     assert (first.question, first.choices, first.gold) == ("message 0", ("billing", "technical", "sales"), 0)
     assert instruction(first) == (
@@ -93,7 +93,7 @@ def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str
     write(tmp_path / "rows.jsonl", [good, row])
     recipe = load_recipe("smollm2-135m", [f"tasks.mine.train={tmp_path / 'rows.jsonl'}"])
     with pytest.raises(UsageError) as error:
-        own.load(recipe.own_tasks["mine"], "train")
+        load_examples(recipe.own_tasks["mine"], "train", source="wheel")
     assert f"rows.jsonl:2: {said}" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -105,14 +105,14 @@ def test_an_expression_runs_in_jinjas_sandbox() -> None:
 def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(tmp_path: Path) -> None:
     """Repeated questions go together, whatever their answers."""
     (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}", rows=ROWS + ROWS[:20])))
-    tested, training = own.load(task, "test"), own.load(task, "train")
+    tested, training = load_examples(task, "test", source="wheel"), load_examples(task, "train", source="wheel")
     assert len(tested) + len(training) == 60
     questions = {row.question for row in tested}
     assert len(questions) == 4 and questions.isdisjoint(row.question for row in training)
+    assert load_training([task], source="hub") == training  # no other source is touched
     write(tmp_path / "triage.jsonl", ROWS[::-1])
-    assert {row.question for row in own.load(task, "test")} == questions
+    assert {row.question for row in load_examples(task, "test", source="wheel")} == questions
     assert row_counts([task], source="wheel") == {"triage": 36}
-    assert load_training([task], source="hub") == own.load(task, "train"), "no other source is touched"
 
 
 def test_named_test_rows_hold_nothing_out(tmp_path: Path) -> None:

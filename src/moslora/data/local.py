@@ -9,7 +9,6 @@ of ``messages``.
 
 import json
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,11 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
 
     ``split`` goes into the ids; ``task`` is the set of all rows, where the file's place determines it.
     """
-    return read_rows(path, partial(example_from_row, split=split, task=task))
+    return read_rows(path, lambda row, number: example_from_row(row, split=split, number=number, task=task))
 
 
-def read_rows(path: Path, read: Callable[..., Example]) -> list[Example]:
-    """The rows of a file by ``read``, which gets a row and its ``number``, from 0.
+def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> list[Example]:
+    """The rows of a file by ``read``, which gets a row and its number, from 0.
 
     Raises:
         UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array; the same fault once.
@@ -61,7 +60,9 @@ def read_rows(path: Path, read: Callable[..., Example]) -> list[Example]:
         try:
             if isinstance(row, ValueError):
                 raise row
-            examples.append(read(row, number=number))
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
+            examples.append(read(row, number))
         except ValueError as fault:
             faults.setdefault(str(fault), []).append(place)
     if faults:
@@ -72,7 +73,7 @@ def read_rows(path: Path, read: Callable[..., Example]) -> list[Example]:
     return examples
 
 
-def example_from_row(row: Any, *, split: Split, number: int, task: str | None = None) -> Example:
+def example_from_row(row: dict[str, Any], *, split: Split, number: int, task: str | None = None) -> Example:
     """A row of LLM-Adapters as an example that renders back to exactly this row.
 
     ``split`` and ``number``, the row's position, go into the id; ``task`` is as in `read_file`.
@@ -80,8 +81,6 @@ def example_from_row(row: Any, *, split: Split, number: int, task: str | None = 
     Raises:
         ValueError: what is wrong with the row.
     """
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object with instruction, output, answer; found {type(row).__name__}")
     row = _as_instruction(row)
     missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
     if missing:

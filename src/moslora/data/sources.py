@@ -5,6 +5,7 @@ All give `Example`; `differences` says where their text differs from LLM-Adapter
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from moslora.choices import Split, Winogrande
-from moslora.data import hub, local, mixture, own, wheel
+from moslora.data import hub, local, wheel
+from moslora.data.overlap import content
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.files import sha256
 from moslora.tasks import INSTRUCTION, Example, Task
 
-MIXTURE = mixture.MIXTURE
+MIXTURE = "commonsense_170k"
 """The source that is a copy of LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
+
+NESTED_SIZES = (160, 640, 2_558, 10_234, 40_398)
+"""WinoGrande's xs, s, m, l, xl: each is a prefix of the next, and LLM-Adapters trains on one after the other."""
 
 
 def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
@@ -34,23 +39,54 @@ def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogran
             the other as in LLM-Adapters' file, so that early rows come up to five times. Row numbers in the
             ids are then those of that file.
     """
+    splits = ("train", "test") if task.own else tuple(task.splits)
+    if split not in splits:
+        raise UsageError(f"{task.name} has no labelled split {split!r}; must be one of {', '.join(splits)}")
     if task.own:
-        return own.load(task, split)
-    if split not in task.splits:
-        raise UsageError(f"{task.name} has no labelled split {split!r}; must be one of {', '.join(task.splits)}")
-    if source == MIXTURE:
-        if split == "train":
-            raise UsageError(
-                f"source {MIXTURE}: its training rows are not split by set; use hub for those of {task.name}"
-            )
-        source = tested_on(source)
+        return _own_rows(task, split)
+    if source == MIXTURE and split == "train":
+        raise UsageError(f"source {MIXTURE}: its training rows are not split by set; use hub for those of {task.name}")
     if path := local_path(source):
         return local.load(path, task, split)
     examples = wheel.load(task, split) if source == "wheel" else hub.load(task, split)
     if task.name == "winogrande" and split == "train" and winogrande == "nested":
-        nested = [example for size in mixture.NESTED_SIZES for example in examples[:size]]
+        nested = [example for size in NESTED_SIZES for example in examples[:size]]
         return [replace(example, id=f"{task.name}/{split}/{row}") for row, example in enumerate(nested)]
     return examples
+
+
+def _own_rows(task: Task, split: Split) -> list[Example]:
+    """The rows of a user's task. Without a test split, a share of the training rows is tested on and not trained on."""
+    if "test" in task.splits:
+        return _read_own(task, split)
+    rows = _read_own(task, "train")
+    asked = [content(row)[:2] for row in rows]
+    order = sorted(set(asked), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
+    tested = set(order[: math.ceil(task.held_out * len(order))])
+    found = [row for row, question in zip(rows, asked, strict=True) if (question in tested) == (split == "test")]
+    if not found:
+        raise UsageError(
+            f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row of {len(rows)}; name a test file"
+        )
+    return found
+
+
+def _read_own(task: Task, split: Split) -> list[Example]:
+    if task.hub:
+        return hub.load(task, split)
+    return local.read_rows(
+        _own_file(task, split), lambda row, number: task.example(row, f"{task.name}/{split}/{number}")
+    )
+
+
+def _own_file(task: Task, split: Split) -> Path:
+    path = Path(task.splits[split]).expanduser()
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: no such file; it has the {split} rows of task {task.name} (a recipe's paths are relative to the"
+            " file that declares the task, a finished run's to the folder where it was trained)"
+        )
+    return path
 
 
 def tested_on(source: str) -> str:
@@ -73,7 +109,7 @@ def load_training(tasks: Sequence[Task], *, source: str, winogrande: Winogrande 
             raise UsageError(f"{path}: no rows of {', '.join(task.name for task in sets)}")
     else:
         examples = [e for task in sets for e in load_examples(task, "train", source=source, winogrande=winogrande)]
-    return examples + [e for task in tasks if task.own for e in own.load(task, "train")]
+    return examples + [e for task in tasks if task.own for e in _own_rows(task, "train")]
 
 
 def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
@@ -95,8 +131,8 @@ def row_counts(tasks: Sequence[Task], *, source: str, winogrande: Winogrande = "
     else:
         counts = {task.name: task.rows["train"] for task in sets}
         if "winogrande" in counts and winogrande == "nested":
-            counts["winogrande"] = sum(mixture.NESTED_SIZES)
-    return counts | {task.name: len(own.load(task, "train")) for task in tasks if task.own}
+            counts["winogrande"] = sum(NESTED_SIZES)
+    return counts | {task.name: len(_own_rows(task, "train")) for task in tasks if task.own}
 
 
 def local_path(source: str) -> Path | None:
@@ -115,9 +151,14 @@ def is_local(tasks: Iterable[Task], *, source: str) -> bool:
 
 
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
-    """What changes whenever the rows of ``source`` do: hashes of local files, of the wheel; the hub's are pinned, but
-    for `MIXTURE` and own tasks, whose commit is asked for."""
-    found = [part for task in tasks if task.own for part in own.identity(task)]
+    """What changes whenever the rows do: hashes of local files and of the wheel, commits of the hub that are not
+    pinned here, and own tasks' declarations."""
+    found = []
+    for task in tasks:
+        if task.own and task.hub:
+            found += [repr(task), hub.commit(task.hub)]
+        elif task.own:
+            found += [repr(task), *(sha256(_own_file(task, split)) for split in sorted(task.splits))]
     sets = [task for task in tasks if not task.own]
     if not sets:
         return found
@@ -131,10 +172,8 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
 
 
 def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:
-    """A line for each set of wheel or hub whose rows are not LLM-Adapters' own, and for a copy of their mixture."""
-    tasks = set(tasks)
-    said = None if source in ("wheel", "hub") else mixture.remark(source)
-    lines = [said] if said else []
+    """A line for each set of wheel or hub whose rows are not LLM-Adapters' own."""
+    tasks, lines = set(tasks), []
     if source == "wheel" and "hellaswag" in tasks:
         lines.append(
             "hellaswag: the wheel's text is without WikiHow's tags, in training and test "
