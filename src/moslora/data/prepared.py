@@ -115,7 +115,7 @@ class RunRows:
             RowTable.of(encode_examples(examples, format, self.encoder, loss_on=data.loss_on))
             for examples in (selection.training, selection.validation)
         )
-        notes = [*differences(data.source, data.tasks, winogrande=data.winogrande), *selection.notes]
+        notes = [*differences(data.source, data.tasks), *selection.notes]
         if ASKS_FOR_THE_DATE in format.identity():
             notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
         contents = b"".join(map(digest, selection.training))

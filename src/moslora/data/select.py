@@ -34,7 +34,7 @@ def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, se
 
     Leaks are left out last, so that two runs that differ only in this share every other row.
     """
-    examples = load_training(tasks, source=data.source, winogrande=data.winogrande)
+    examples = load_training(tasks, source=data.source)
     chosen = cap(examples, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)

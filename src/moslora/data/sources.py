@@ -9,10 +9,9 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from moslora.choices import Split, Winogrande
+from moslora.choices import Split
 from moslora.data import hub, local, wheel
 from moslora.data.overlap import content
 from moslora.download.wheels import DATA_WHEEL
@@ -23,11 +22,8 @@ from moslora.tasks import INSTRUCTION, Example, Task
 MIXTURE = "commonsense_170k"
 """The source that is a copy of LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
 
-NESTED_SIZES = (160, 640, 2_558, 10_234, 40_398)
-"""WinoGrande's xs, s, m, l, xl: each is a prefix of the next, and LLM-Adapters trains on one after the other."""
 
-
-def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
+def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
     """One split of one set.
 
     Args:
@@ -35,9 +31,6 @@ def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogran
         split: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
         source: "wheel", "hub", or a path (`moslora.data.local`); `MIXTURE` is tested on the hub's rows, and its
             training rows are not split by set (`load_training`).
-        winogrande: its training set from wheel or hub: "xl", or "nested", the sets xs, s, m, l, xl one after
-            the other as in LLM-Adapters' file, so that early rows come up to five times. Row numbers in the
-            ids are then those of that file.
     """
     splits = ("train", "test") if task.own else tuple(task.splits)
     if split not in splits:
@@ -48,11 +41,7 @@ def load_examples(task: Task, split: Split, *, source: str, winogrande: Winogran
         raise UsageError(f"source {MIXTURE}: its training rows are not split by set; use hub for those of {task.name}")
     if path := local_path(source):
         return local.load(path, task, split)
-    examples = wheel.load(task, split) if source == "wheel" else hub.load(task, split)
-    if task.name == "winogrande" and split == "train" and winogrande == "nested":
-        nested = [example for size in NESTED_SIZES for example in examples[:size]]
-        return [replace(example, id=f"{task.name}/{split}/{row}") for row, example in enumerate(nested)]
-    return examples
+    return wheel.load(task, split) if source == "wheel" else hub.load(task, split)
 
 
 def _own_rows(task: Task, split: Split) -> list[Example]:
@@ -94,7 +83,7 @@ def tested_on(source: str) -> str:
     return "hub" if source == MIXTURE else source
 
 
-def load_training(tasks: Sequence[Task], *, source: str, winogrande: Winogrande = "xl") -> list[Example]:
+def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
     """The training rows of ``tasks``, set after set, not shuffled; arguments as in `load_examples`.
 
     `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
@@ -108,7 +97,7 @@ def load_training(tasks: Sequence[Task], *, source: str, winogrande: Winogrande 
         if not examples:
             raise UsageError(f"{path}: no rows of {', '.join(task.name for task in sets)}")
     else:
-        examples = [e for task in sets for e in load_examples(task, "train", source=source, winogrande=winogrande)]
+        examples = [e for task in sets for e in load_examples(task, "train", source=source)]
     return examples + [e for task in tasks if task.own for e in _own_rows(task, "train")]
 
 
@@ -121,7 +110,7 @@ def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dic
         yield task.name, {split: len(load_examples(task, split, source=source)) for split in splits}
 
 
-def row_counts(tasks: Sequence[Task], *, source: str, winogrande: Winogrande = "xl") -> dict[str, int]:
+def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
     """The number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
     sets = [task for task in tasks if not task.own]
     if sets and source == MIXTURE:
@@ -130,8 +119,6 @@ def row_counts(tasks: Sequence[Task], *, source: str, winogrande: Winogrande = "
         counts = dict(Counter(example.task for example in load_training(sets, source=source)))
     else:
         counts = {task.name: task.rows["train"] for task in sets}
-        if "winogrande" in counts and winogrande == "nested":
-            counts["winogrande"] = sum(NESTED_SIZES)
     return counts | {task.name: len(_own_rows(task, "train")) for task in tasks if task.own}
 
 
@@ -171,19 +158,18 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     return [*found, *(sha256(file) if file else "" for file in files)]
 
 
-def differences(source: str, tasks: Iterable[str], *, winogrande: Winogrande = "xl") -> list[str]:
+def differences(source: str, tasks: Sequence[str]) -> list[str]:
     """A line for each set of wheel or hub whose rows are not LLM-Adapters' own."""
-    tasks, lines = set(tasks), []
+    lines = []
     if source == "wheel" and "hellaswag" in tasks:
         lines.append(
             "hellaswag: the wheel's text is without WikiHow's tags, in training and test "
             "(LLM-Adapters: with them); compare scores only with runs on such text"
         )
     if source in ("wheel", "hub") and "winogrande" in tasks:
-        rows = {"xl": "the 40,398 rows of xl", "nested": "the 53,990 rows of xs, s, m, l and xl"}[winogrande]
         lines.append(
-            f"winogrande: trains on {rows} (LLM-Adapters: 63,238, which repeat these and add 9,248 debiased "
-            "rows); the test set is the same"
+            "winogrande: trains on the 40,398 rows of xl (LLM-Adapters: 63,238, which repeat these and add 9,248 "
+            "debiased rows); the test set is the same"
         )
     return lines
 

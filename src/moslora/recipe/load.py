@@ -21,7 +21,7 @@ from .recipe import Recipe
 from .sections import AdapterSection
 from .yaml_text import parse, render, render_inline
 
-GONE = {"model.attention": "sdpa", "training.canary_rows": 0, "tracking.wandb_mode": None}
+GONE = {"model.attention": "sdpa", "training.canary_rows": 0, "tracking.wandb_mode": None, "data.winogrande": "xl"}
 """Keys that recipes of earlier runs have, and the values with which they did nothing."""
 
 NO_MODEL = Layer("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from moslora.choices import DType, FormatName, LossOn, Protocol, Strategy, Winogrande
+from moslora.choices import DType, FormatName, LossOn, Protocol, Strategy
 from moslora.tasks import COMMONSENSE
 
 from .fields import Modules, Section, Share, Shares, Size, TaskNames, source_among
@@ -114,10 +114,6 @@ class DataSection(Section):
 
     validation_rows: NonNegativeInt = 120
     """Training rows held out for the validation loss. The test rows are never used for it."""
-
-    winogrande: Winogrande = "xl"
-    """`xl`: WinoGrande's 40,398 training rows. `nested`: its sizes xs to xl concatenated, as in LLM-Adapters; the
-    smaller ones repeat rows of the larger ones."""
 
     drop_leaks: bool = False
     """Drop training rows that are also test rows of the evaluation's source and tasks: same question, same choices in

@@ -73,7 +73,7 @@ def _at_hand(recipe: Recipe) -> TrainingData | None:
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
     """Training rows by the task table."""
-    counts = row_counts(tasks, source=data.source, winogrande=data.winogrande)
+    counts = row_counts(tasks, source=data.source)
     if data.rows is not None:
         caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
         counts = {task: min(count, caps.get(task, count)) for task, count in counts.items()}
