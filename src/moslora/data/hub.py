@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from moslora.choices import Split
 from moslora.data.local import example_from_row
@@ -46,15 +45,9 @@ def commit(hub: Hub) -> str:
     revision = hub.revision or "main"
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    with _reaching(hub):
-        try:
-            card = hf_hub_download(hub.path, "README.md", repo_type="dataset", revision=revision)
-        except EntryNotFoundError:  # a set without a card; the answer names the commit all the same
-            ref = hub_cache() / f"datasets--{hub.path.replace('/', '--')}" / "refs" / revision
-            if not ref.is_file():
-                raise
-            return ref.read_text(encoding="utf-8")
-    return Path(card).parent.name  # …/snapshots/COMMIT/README.md
+    with _reaching(hub):  # the card is the smallest file; a set without one has the folder all the same
+        folder = snapshot_download(hub.path, repo_type="dataset", revision=revision, allow_patterns="README.md")
+    return Path(folder).name  # …/snapshots/COMMIT
 
 
 @contextmanager

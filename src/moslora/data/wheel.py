@@ -33,40 +33,25 @@ def load(task: Task, split: Split) -> list[Example]:
     HellaSwag's text is without WikiHow's tags; WinoGrande's training set is xl. The first call reads the wheel (some
     seconds for all sets) and leaves a compressed copy in the cache.
     """
-    copy = home() / "data" / _cache_key() / f"{task.name}-{split}.json.gz"
-    if examples := _read_copy(copy):
-        return examples
-    examples = [_example(task, f"{task.name}/{split}/{row}", doc) for row, doc in enumerate(_documents(task, split))]
-    _write_copy(examples, copy)
-    return examples
-
-
-def at_hand() -> bool:
-    """Whether the sets can be loaded without a download."""
-    return (home() / "wheels" / DATA_WHEEL.filename).is_file()
-
-
-def _cache_key() -> str:
-    return f"{DATA_WHEEL.name}-{DATA_WHEEL.version}-{DATA_WHEEL.sha256[:12]}-v{_SCHEMA}"
-
-
-def _read_copy(path: Path) -> list[Example]:
-    """The copy's examples; none if it is absent or fails gzip's checksum."""
+    key = f"{DATA_WHEEL.name}-{DATA_WHEEL.version}-{DATA_WHEEL.sha256[:12]}-v{_SCHEMA}"
+    copy = home() / "data" / key / f"{task.name}-{split}.json.gz"
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            rows = json.load(file)
-    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):
-        return []
+        rows = json.loads(gzip.decompress(copy.read_bytes()))
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):  # absent, or fails gzip's checksum
+        docs = enumerate(_documents(task, split))
+        examples = [_example(task, f"{task.name}/{split}/{row}", doc) for row, doc in docs]
+        _write_copy(examples, copy)
+        return examples
     return [Example(id, task, question, tuple(choices), *rest) for id, task, question, choices, *rest in rows]
 
 
 def _write_copy(examples: list[Example], path: Path) -> None:
+    text = json.dumps([list(vars(example).values()) for example in examples])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".copy-") as folder:
             copy = Path(folder) / path.name
-            with gzip.open(copy, "wt", compresslevel=1, encoding="utf-8") as file:
-                file.write(json.dumps([list(vars(example).values()) for example in examples]))
+            copy.write_bytes(gzip.compress(text.encode(), 1))
             os.replace(copy, path)  # whole or not at all
 
 
