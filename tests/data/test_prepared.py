@@ -14,11 +14,10 @@ from moslora.base.load import load_tokenizer
 from moslora.data import prepared
 from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.overlap import digest
-from moslora.data.prepared import RunRows, TrainingData
+from moslora.data.prepared import RowTable, RunRows, TrainingData
 from moslora.data.select import select
 from moslora.data.sources import data_hash
 from moslora.data.steps import collate, label_count
-from moslora.data.table import RowTable
 from moslora.prompts import FORMATS
 from moslora.recipe import Recipe
 from moslora.training import train_recipe

@@ -35,6 +35,7 @@ def show(
 ) -> None:
     """Print one example as text and as tokens, with its label mask."""
     from moslora.base.load import load_tokenizer
+    from moslora.data.encode import Encoder
     from moslora.data.show import show_example
     from moslora.errors import UsageError
     from moslora.recipe import ModelSection, resolve_tasks
@@ -42,18 +43,8 @@ def show(
     shown, *others = resolve_tasks(task)
     if others:
         raise UsageError(f"{task}: must be one set, such as {shown.name}")
-    print(
-        show_example(
-            shown,
-            split=split,
-            row=row,
-            format=format,
-            source=source,
-            tokenizer=load_tokenizer(ModelSection(name=model)),
-            max_length=max_length,
-            loss_on=loss_on,
-        )
-    )
+    encoder = Encoder(load_tokenizer(ModelSection(name=model)), max_length=max_length)
+    print(show_example(shown, encoder, split=split, row=row, format=format, source=source, loss_on=loss_on))
 
 
 @app.command("audit")

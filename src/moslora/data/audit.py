@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from moslora.choices import FormatName, Split
 from moslora.data import local
@@ -17,9 +18,6 @@ from moslora.data.sources import MIXTURE, differences, load_examples, load_train
 from moslora.errors import UsageError
 from moslora.prompts import Format, make_format
 from moslora.tasks import INSTRUCTION, Example, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Rows = Mapping[str, Sequence[Example]]
 """Task -> its rows."""
@@ -54,7 +52,7 @@ class Overlap:
 
 
 def audit_rows(
-    tasks: Sequence[Task], *, source: str, tokenizer: "PreTrainedTokenizerBase", format: FormatName, max_length: int
+    tasks: Sequence[Task], *, source: str, tokenizer: PreTrainedTokenizerBase, format: FormatName, max_length: int
 ) -> tuple[list[list[str]], list[str]]:
     """The counts of ``source`` as a table, and the notes below it; tasks without rows are left out.
 
@@ -132,8 +130,7 @@ def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
 
 def count_lengths(rows: Sequence[Example], format: Format, encoder: Encoder, *, max_length: int) -> Lengths:
     """Token lengths of ``rows`` as training texts. ``encoder`` has no limit of its own."""
-    options = [format.train(row) for row in rows]
-    texts = encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
+    texts = encoder.training_texts(rows, format)
     bos = len(encoder.encode("", "", eos=False).ids)
     lengths = [len(text.ids) for text in texts]
     return Lengths(

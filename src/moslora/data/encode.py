@@ -6,17 +6,15 @@ a tokenizer without it (:data:`BOUNDARIES`), is encoded as one string and split 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from moslora.choices import LossOn
 from moslora.errors import UsageError
 from moslora.prompts import Format
 from moslora.tasks import Example
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory
 
@@ -30,17 +28,11 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Token ids of one prompt with its answer.
+    """Token ids of one prompt with its answer."""
 
-    Attributes:
-        ids: BOS if the tokenizer adds one, prompt, answer, EOS if asked for.
-        answer_start: position of the first answer token.
-        truncated: whether the prompt was cut.
-    """
-
-    ids: list[int]
-    answer_start: int
-    truncated: bool
+    ids: list[int]  # BOS if the tokenizer adds one, prompt, answer, EOS if asked for
+    answer_start: int  # position of the first answer token
+    truncated: bool  # whether the prompt was cut
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class Encoder:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int | None, key: str = "data.max_length"
+        self, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None, key: str = "data.max_length"
     ) -> None:
         if not tokenizer.is_fast:
             raise UsageError(f"{tokenizer.name_or_path}: moslora needs a fast tokenizer (a tokenizer.json)")
@@ -96,7 +88,9 @@ class Encoder:
             eos: append the end-of-sequence token, so that a model learns to stop.
         """
         pairs = self._split_by_offsets(texts) if joint or self._joint else self._apart(texts)
-        end = [self._eos()] if eos else []
+        end = [self.tokenizer.eos_token_id] if eos else []
+        if end == [None]:
+            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
         needed = [len(self._bos) + len(answer) + len(end) for _, answer in pairs]
         over = [length for length in needed if self.max_length is not None and length > self.max_length]
         if over:
@@ -105,6 +99,11 @@ class Encoder:
                 f" not cut; the longest needs {self._key}={max(over)}"
             )
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
+
+    def training_texts(self, examples: Sequence[Example], format: Format) -> list[EncodedText]:
+        """Each example's prompt with its right option, and EOS."""
+        options = [format.train(example) for example in examples]
+        return self.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
 
     def _apart(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         # Options of one question share their prompt, and many rows an answer: each text once.
@@ -136,23 +135,14 @@ class Encoder:
         start = len(self._bos) + len(kept)
         return EncodedText([*self._bos, *kept, *answer], start, truncated=len(kept) < len(prompt))
 
-    def _eos(self) -> int:
-        eos: int | None = self.tokenizer.eos_token_id
-        if eos is None:
-            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
-        return eos
 
-
-def encode_examples(examples: Iterable[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
+def encode_examples(examples: Sequence[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
     """Training rows: the right option, then EOS, which has a label too.
 
     ``loss_on="response"`` masks the prompt; "all" trains on every token, as LLM-Adapters does.
     """
-    examples = list(examples)
-    options = [format.train(example) for example in examples]
-    texts = encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
     rows = []
-    for example, text in zip(examples, texts, strict=True):
+    for example, text in zip(examples, encoder.training_texts(examples, format), strict=True):
         masked = text.answer_start if loss_on == "response" else 0
         labels = [IGNORE_INDEX] * masked + text.ids[masked:]
         rows.append(Encoded(example.id, example.task, text.ids, labels, text.truncated))

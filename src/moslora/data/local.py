@@ -8,7 +8,7 @@ of ``messages``.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +31,29 @@ def load(source: Path, task: Task, split: Split) -> list[Example]:
             return read_file(path, split, task=task.name)
         name = f"{task.folder}/{split}"
         raise UsageError(f"{source}: no {name}.json or .jsonl in this folder (the layout of LLM-Adapters' dataset/)")
-    examples = [example for example in read_file(source, split) if example.task == task.name]
-    if not examples:
-        raise UsageError(
-            f"{source}: no rows of {task.name}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a"
-            f' key such as "task": "{task.name}"'
-        )
-    return examples
+    if examples := [example for example in read_file(source, split) if example.task == task.name]:
+        return examples
+    raise UsageError(
+        f"{source}: no rows of {task.name}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a"
+        f' key such as "task": "{task.name}"'
+    )
 
 
 def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Example]:
-    """All rows of a file: of one object a line if it ends in ``.jsonl``, else of one array of objects.
-
-    ``split`` goes into the ids; ``task`` is the set of all rows, where the file's place determines it.
-    """
+    """All rows of a file in LLM-Adapters' format; arguments as in `example_from_row`."""
     return read_rows(path, lambda row, number: example_from_row(row, split=split, number=number, task=task))
 
 
 def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> list[Example]:
     """The rows of a file by ``read``, which gets a row and its number, from 0.
 
+    A file has one object a line if its name ends in ``.jsonl``, else one array of objects.
+
     Raises:
         UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array; the same fault once.
     """
     examples: list[Example] = []
-    faults: dict[str, list[int | str]] = {}
+    faults: dict[str, list[str]] = {}
     for number, (place, row) in enumerate(_rows(path)):
         try:
             if isinstance(row, ValueError):
@@ -71,6 +69,30 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> lis
     if not examples:
         raise UsageError(f"{path}: contains no rows")
     return examples
+
+
+def _rows(path: Path) -> list[tuple[str, Any]]:
+    """(place, row) pairs; for a line that is not JSON, a ValueError in place of the row."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    if path.suffix == ".jsonl":
+        # splitlines() also breaks at characters that JSON strings may contain unescaped.
+        return [(f"{n}", _parsed(line)) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = _parsed(text, whole=True)
+    if not isinstance(rows, list):
+        fault = rows if isinstance(rows, ValueError) else "malformed JSON (not an array)"
+        raise UsageError(f"{path}: {fault}; a .json file is one array of rows, a .jsonl file has one row a line")
+    return [(f" row {n}", row) for n, row in enumerate(rows, start=1)]
+
+
+def _parsed(text: str, *, whole: bool = False) -> Any:
+    """JSON, or what is wrong with it; in a ``whole`` file also where."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"malformed JSON ({error if whole else getattr(error, 'msg', error)})")
 
 
 def example_from_row(row: dict[str, Any], *, split: Split, number: int, task: str | None = None) -> Example:
@@ -148,28 +170,3 @@ def _bare(row: dict[str, str], split: Split, number: int) -> Example:
         responses = tuple(RESPONSE_LEAD + name for name in names)
         return Example(id, INSTRUCTION, instruction, responses, names.index(answer))
     return Example(id, INSTRUCTION, instruction, (output,), 0)
-
-
-def _rows(path: Path) -> Iterator[tuple[int | str, Any]]:
-    """(place, row) pairs; for a line that is not JSON, a ValueError in place of the row."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if path.suffix == ".jsonl":
-        # splitlines() also breaks at characters that JSON strings may contain unescaped.
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield number, ValueError(f"malformed JSON ({getattr(error, 'msg', error)})")
-        return
-    try:
-        rows = json.loads(text)
-        if not isinstance(rows, list):
-            raise ValueError("not an array")
-    except (ValueError, RecursionError) as error:
-        layout = "a .json file is one array of rows, a .jsonl file has one row a line"
-        raise UsageError(f"{path}: malformed JSON ({error}); {layout}") from error
-    yield from ((f" row {number}", row) for number, row in enumerate(rows, start=1))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,18 +12,18 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
 import moslora
 from moslora.choices import Split
 from moslora.console import note
-from moslora.data.encode import Encoder, encode_examples
+from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
 from moslora.data.overlap import digest
 from moslora.data.select import select
-from moslora.data.sources import data_hash, differences, identity, is_local
+from moslora.data.sources import data_hash, differences, identity, local_path
 from moslora.data.steps import StepPlan
-from moslora.data.table import SCHEMA, RowTable
 from moslora.download.wheels import home
 from moslora.errors import first_line
 from moslora.files import LOCK, sha256
@@ -36,6 +36,58 @@ _KEPT = 16
 """Sets of rows in the cache; the oldest makes way."""
 
 _ROWS, _HASH = "rows.arrow", "rows.sha256"
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "task": pa.string(),
+        "input_ids": pa.large_list(pa.int32()),
+        "masked": pa.int32(),  # positions without loss, before the labels
+        "truncated": pa.bool_(),
+    }
+)
+
+
+class RowTable(Sequence[Encoded]):
+    """Encoded rows in an Arrow batch of `SCHEMA`, which may lie on disk: a row is built when a step draws it."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+        self.tasks: list[str] = batch["task"].to_pylist()
+        ids = batch["input_ids"]
+        # Not to_numpy(), which imports pandas.
+        self._tokens, self._offsets, self._masked = map(np.from_dlpack, (ids.values, ids.offsets, batch["masked"]))
+
+    @classmethod
+    def of(cls, rows: Iterable[Encoded]) -> "RowTable":
+        cells = [{**vars(row), "masked": row.labels.count(IGNORE_INDEX)} for row in rows]
+        return cls(pa.RecordBatch.from_pylist(cells, schema=SCHEMA))
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, row: Any) -> Any:
+        row = range(len(self))[row]
+        if isinstance(row, range):
+            return [self[i] for i in row]
+        ids = self._tokens[self._offsets[row] : self._offsets[row + 1]].tolist()
+        masked = int(self._masked[row])
+        id, truncated = (self.batch[column][row].as_py() for column in ("id", "truncated"))
+        return Encoded(id, self.tasks[row], ids, [IGNORE_INDEX] * masked + ids[masked:], truncated)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return list(map(int, np.diff(self._offsets)))
+
+    def token_count(self) -> int:
+        return len(self._tokens)
+
+    def label_count(self) -> int:
+        """As `moslora.data.steps.label_count`."""
+        return int((np.diff(self._offsets) - np.maximum(self._masked, 1)).sum())
+
+    def truncated_count(self) -> int:
+        return int(self.batch["truncated"].true_count)
 
 
 @dataclass(frozen=True)
@@ -105,7 +157,9 @@ class RunRows:
 
     def at_hand(self) -> TrainingData | None:
         """The rows, if they are in the cache or all their sources are files of this machine."""
-        local = all(is_local(tasks, source=source) for tasks, _, source in self._sources())
+        local = all(
+            not task.hub if task.own else local_path(source) for tasks, _, source in self._sources() for task in tasks
+        )
         return self.prepare() if local else _read(self._folder())
 
     def _make(self) -> TrainingData:

@@ -132,11 +132,6 @@ def local_path(source: str) -> Path | None:
     return Path(path)
 
 
-def is_local(tasks: Iterable[Task], *, source: str) -> bool:
-    """Whether all rows of ``tasks`` are in files of this machine."""
-    return all((task.own and not task.hub) or (not task.own and local_path(source)) for task in tasks)
-
-
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     """What changes whenever the rows do: hashes of local files and of the wheel, commits of the hub that are not
     pinned here, and own tasks' declarations."""
