@@ -46,16 +46,6 @@ def test_the_dtype_is_the_one_that_the_hardware_multiplies(
     assert fast_dtype() == dtype
 
 
-def test_what_to_try_next_are_commands_that_parse(tmp_path: Path) -> None:
-    lines = module._next(tmp_path / "my run")[1:]
-    commands = [shlex.split(line, comments=True) for line in lines]
-    assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "compare", "eval", "train")]
-    assert all(words[2] == str(tmp_path / "my run") for words in commands[:3])
-    for words in commands:
-        group = typer.main.get_command(app)
-        group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
-
-
 def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +80,12 @@ def test_it_ends_with_what_can_be_concluded(
         monkeypatch.setattr(module, name, Mock())
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)
-    table, lines = quickstart(out=tmp_path / "out")
+    table, lines = quickstart(out=(out := tmp_path / "my run"))
     assert table[0][:5] == ["task", "n", "majority", "base", "tuned"]
     assert table[1][:6] == ["obqa", "80", "100.0", "37.5", f"{right / 0.8:.1f}", f"{(right - 30) / 0.8:+.2f}"]
     assert lines[-6].startswith(f"Conclusion: {says}") and "NOT above the majority class" in lines[-7]
+    group, commands = typer.main.get_command(app), [shlex.split(line, comments=True) for line in lines[-4:]]
+    assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "compare", "eval", "train")]
+    for words in commands:
+        assert words[2] in (str(out), "llama3-8b")
+        group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]

@@ -58,7 +58,15 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         say(str(merge(locate_adapter(out), out=out / "merged")))
     say(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
     found = compare_arms(arms)
-    return tables(found)[-1], [*lines(found), *_next(out)]
+    run = shlex.quote(str(out))
+    return tables(found)[-1], [
+        *lines(found),
+        "try next:",
+        f"  moslora ask {run}    # ask your own question",
+        f"  moslora compare {run} --outcome log_probability    # how sure it is of the right options",
+        f"  moslora eval {run} --limit all    # every test question",
+        "  moslora train llama3-8b --dry-run    # what a run of LLaMA-3-8B would train",
+    ]
 
 
 def fast_dtype() -> DType:
@@ -66,14 +74,3 @@ def fast_dtype() -> DType:
     if multiplies_bfloat16(device()):
         return "bfloat16"
     return "float16" if gpus() else "float32"
-
-
-def _next(out: Path) -> list[str]:
-    run = shlex.quote(str(out))
-    return [
-        "try next:",
-        f"  moslora ask {run}    # ask your own question",
-        f"  moslora compare {run} --outcome log_probability    # how sure it is of the right options",
-        f"  moslora eval {run} --limit all    # every test question",
-        "  moslora train llama3-8b --dry-run    # what a run of LLaMA-3-8B would train",
-    ]

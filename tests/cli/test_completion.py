@@ -20,30 +20,20 @@ def question(line: str) -> dict[str, str]:
 
 RECIPES = [name for name, _ in list_recipes()]
 LINES = {
-    "moslora train ": [*RECIPES, "mine.yaml", "runs/later", "runs/early"],
-    "moslora train ll": [name for name in RECIPES if name.startswith("ll")],
+    "moslora train ": [*RECIPES, "runs/later", "runs/early"],
     "moslora train methods/controls/moslora": ["methods/controls/moslora-folded", "methods/controls/moslora-frozen"],
-    "moslora train m": ["mistral-7b", *(name for name in RECIPES if name.startswith("methods")), "mine.yaml"],
-    "moslora experiment mi": ["mixer-ablation", "mine.yaml"],
+    "moslora train mi": ["mistral-7b"],
+    "moslora experiment mi": ["mixer-ablation"],
     "moslora recipes copy smol": ["smollm2-135m"],
     "moslora recipes show runs/": ["runs/later", "runs/early"],
     "moslora eval ": ["runs/later", "runs/early"],
     "moslora merge runs/e": ["runs/early"],
-    "moslora export runs/l": ["runs/later"],
-    "moslora eval --tasks ": ["commonsense", *COMMONSENSE],
-    "moslora eval --tasks arc": ["arc_easy", "arc_challenge"],
+    "moslora eval --tasks ": list(COMMONSENSE),
     "moslora eval --tasks arc_easy,obqa,arc": ["arc_easy,obqa,arc_challenge"],
-    "moslora data fetch --tasks boolq,p": ["boolq,piqa"],
     "moslora data show w": ["winogrande"],
-    "moslora data audit --tasks obqa,bo": ["obqa,boolq"],
-    "moslora data audit --format la": ["label"],
-    "moslora ask runs/e": ["runs/early"],
     "moslora eval --protocol ": ["rank", "cloze", "generate"],
     "moslora eval --format ": [*FORMATS, "chat"],
-    "moslora data show boolq --format cl": ["cloze", "cloze-passage"],
-    "moslora eval --dtype f": ["float16", "float32"],
     "moslora merge --onto d": ["dequantized"],
-    "moslora export --format ": ["peft"],
 }
 
 
@@ -55,7 +45,6 @@ def test_tab(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         if run != "nothing":
             (folder / "recipe.yaml").touch()
             os.utime(folder / "recipe.yaml", (1_000 - age, 1_000 - age))
-    (tmp_path / "mine.yaml").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["moslora"])
     for name, value in question(line).items():
@@ -69,16 +58,7 @@ def test_protocols_are_all_offered() -> None:
     assert set(LINES["moslora eval --protocol "]) == {name for names in PROTOCOLS.values() for name in names}
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "moslora train ll",
-        "moslora eval ",
-        "moslora eval --tasks a",
-        "moslora eval --format l",
-        "moslora eval --protocol ",
-    ],
-)
+@pytest.mark.parametrize("line", ["moslora train ll", "moslora eval ", "moslora eval --tasks a"])
 def test_tab_loads_no_tensor_library(line: str, tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['moslora']; from moslora.cli import main\n"

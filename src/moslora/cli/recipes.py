@@ -14,17 +14,11 @@ app = typer.Typer(help="List, show and copy recipes.", invoke_without_command=Tr
 
 @app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the built-in recipes."""
-    if context.invoked_subcommand is None:
-        list_all()
-
-
-@app.command("list")
-def list_all() -> None:
-    """List the built-in recipes, like `moslora recipes` alone."""
+    """List the built-in recipes; the commands show and copy one."""
     from moslora.recipe import list_recipes
 
-    print_described(list_recipes())
+    if context.invoked_subcommand is None:
+        print_described(list_recipes())
 
 
 @app.command("copy")

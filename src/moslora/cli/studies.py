@@ -9,6 +9,7 @@ import typer
 
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
+from moslora.cli.options import Evaluation, Out
 from moslora.cli.table import print_described, print_table
 from moslora.errors import UsageError
 
@@ -27,7 +28,7 @@ def experiment(
     arms: Annotated[
         list[str] | None, typer.Argument(metavar="ARM", help="The arms to run, or all. [default: the file's first]")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the experiment. [default: runs/NAME]")] = None,
+    out: Out = None,
     table: Annotated[bool, typer.Option("--table", help="Print what is known so far, and run nothing.")] = False,
     any_code: Annotated[bool, typer.Option("--any-code", help="Also count results that other code has made.")] = False,
     on: Annotated[
@@ -83,9 +84,7 @@ def compare(
     margin: Annotated[
         float | None, typer.Option(help="A difference that does not matter. [default: 0.5 points or 0.01 nats]", min=0)
     ] = None,
-    evaluation: Annotated[
-        str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")
-    ] = None,
+    evaluation: Evaluation = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="A difference of base, rows or steps that is meant.", metavar="FIELD")
     ] = None,
@@ -122,14 +121,13 @@ def report(
             metavar="RUN …", help="Runs, folders of runs, or an experiment.", autocompletion=completion.runs
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write into. [default: RUN/report, or report for several]")
-    ] = None,
-    evaluation: Annotated[
-        str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")
-    ] = None,
+    out: Out = None,
+    evaluation: Evaluation = None,
 ) -> None:
-    """Write a page about runs: their training, answers and mixers, side by side; with every figure as PNG."""
+    """Write a page about runs: their training, answers and mixers, side by side; with every figure as PNG.
+
+    Into RUN/report, or for several into report.
+    """
     from moslora.report import write_report
 
     out = out or (runs[0] if len(runs) == 1 else Path()) / "report"
@@ -139,9 +137,9 @@ def report(
 @app.command()
 def reproduce(
     run: Annotated[Path, typer.Argument(help="A finished run.", autocompletion=completion.runs)],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to train in. [default: RUN-again]")] = None,
+    out: Out = None,
 ) -> None:
-    """Train a run again, and compare: bitwise equal, within tolerance, or different from which step on."""
+    """Train a run again, in RUN-again, and compare: bitwise equal, within tolerance, or different from a step on."""
     from moslora.experiment.reproduce import reproduce as train_again
     from moslora.runs.run import Run
 
