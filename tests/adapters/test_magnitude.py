@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora import adapters
-from moslora.adapters import AdapterLinear, LoraPair, Magnitude, build_mixer, fold, inject
+from moslora.adapters import AdapterLinear, Magnitude, build_mixer, fold, inject
 from reference import perturb, tiny_llama, token_batch
 
 MIXERS = {kind: {"kind": kind} for kind, mixer in adapters.MIXERS.items() if not mixer.routes} | {
@@ -153,19 +153,3 @@ def test_a_gate_has_no_one_row_to_measure(kind: str) -> None:
             scale=1.0,
             magnitude=Magnitude(7),
         )
-
-
-def test_compact_drops_the_rows_of_zeros_and_keeps_one() -> None:
-    torch.manual_seed(0)
-    a, b = torch.randn(5, 6), torch.randn(4, 5)
-    a[1] = a[3] = 0
-    a[4, :5] = 0  # almost a row of zeros
-    b[:, 0] = 0  # a column of zeros is no reason
-    pair = LoraPair(a, b, 1.5, torch.ones(4))
-    small = pair.compact()
-    assert small.a.equal(a[[0, 2, 4]]) and small.b.equal(b[:, [0, 2, 4]])
-    assert small.magnitude is pair.magnitude and small.scale == 1.5
-    torch.testing.assert_close(small.delta(), pair.delta())
-    nothing = LoraPair(torch.zeros(3, 6), b[:, :3], 1.5).compact()
-    assert nothing.a.shape == (1, 6) and nothing.b.shape == (4, 1) and not nothing.delta().any()
-    assert nothing.compact().a.shape == (1, 6)

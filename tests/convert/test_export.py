@@ -10,7 +10,9 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from cli_kit import run as cli
 from moslora.base.load import load_base, name_task
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
@@ -33,12 +35,18 @@ MIXERS = {
     "svd": (["adapter.start=svd", "adapter.trains=mixer", "adapter.mixer.init=near-zero"], 4),
     "b-alone": (["adapter.trains=b", "adapter.mixer.kind=identity"], 4),
     "dora": (["adapter.dora=true"], 4),
-    "dora-pissa": (["adapter.dora=true", "adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
+    "dora-pissa": (
+        [
+            *("adapter.dora=true", "adapter.start=pissa", "adapter.mixer.init=orthogonal"),
+            *("adapter.scaling=rslora", "adapter.alpha=4"),
+        ],
+        8,
+    ),
 }
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_stock_peft_computes_the_same(
+def test_stock_peft_and_the_merged_model_compute_the_same(
     recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixer: str
 ) -> None:
     overrides, rank = MIXERS[mixer]
@@ -63,6 +71,8 @@ def test_stock_peft_computes_the_same(
     parts = {key.removesuffix(".weight").rpartition(".")[2] for key in load_file(out / "adapter_model.safetensors")}
     assert parts == {"lora_A", "lora_B", *(["lora_magnitude_vector"] if "dora" in mixer else [])}
     assert not any("mixer" in key for key in config)
+    proof = merge(run / "adapter", out=tmp_path / "merged")
+    assert proof.max_error < 1e-4 and proof.effect > 0.05
 
 
 def test_the_page_on_merging_loads_the_export(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,30 +86,6 @@ def test_the_page_on_merging_loads_the_export(trained: Path, tmp_path: Path, mon
     ours = load_adapted(open_adapter(trained / "adapter"))
     ids = token_batch(ours)
     torch.testing.assert_close(names["model"](ids).logits, ours(ids).logits, rtol=1e-5, atol=1e-5)
-
-
-def test_compact_keeps_the_rows_that_the_budget_kept(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    """One rank for all with rows of zeros by default; each layer's own with --compact, at the same scale."""
-    overrides, _ = MIXERS["diagonal"]
-    train_recipe(recipe("training.epochs=1", *overrides), out=tmp_path / "run")
-    folder = open_adapter(tmp_path / "run" / "adapter")
-    kept = {
-        key.removesuffix(".mixer.weight"): int(e.count_nonzero()) for key, e in folder.weights().items() if "mix" in key
-    }
-    assert sum(kept.values()) == 2 * len(kept)
-    base = load_base(folder.recipe.model)
-    ids = token_batch(base)
-    logits = []
-    for compact in (False, True):
-        out = tmp_path / f"peft-{compact}"
-        export_peft(folder.path, out=out, compact=compact)
-        tensors = load_file(out / "adapter_model.safetensors")
-        ranks = {name: len(tensors[f"base_model.model.{name}.lora_A.weight"]) for name in kept}
-        assert ranks == ({name: max(count, 1) for name, count in kept.items()} if compact else dict.fromkeys(kept, 4))
-        model = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), out).double().eval()
-        logits.append(model(ids).logits)
-    torch.testing.assert_close(logits[0], logits[1], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(logits[1], load_adapted(folder).double()(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +106,9 @@ def test_a_gate_has_no_one_weight(recipe: Callable[..., Recipe], tmp_path: Path,
         assert not (tmp_path / "out").exists()
 
 
-def test_a_task_gate_becomes_one_weight_for_each_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(
+    recipe: Callable[..., Recipe], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
     folder = open_adapter(run / "adapter")
@@ -128,21 +116,23 @@ def test_a_task_gate_becomes_one_weight_for_each_task(recipe: Callable[..., Reci
     ids = token_batch(ours)
     seen = []
     for task in ("boolq", "obqa"):
-        export_peft(folder.path, out=tmp_path / task, task=task)
-        model = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), tmp_path / task).eval()
+        for command, name in (("merge", "merged"), ("export", "peft")):
+            assert cli(capsys, command, run, "--task", task)[0] == 0
+            assert f"its gate fixed at task `{task}`)" in (run / f"{name}-{task}" / "README.md").read_text()
         name_task(ours, task)
-        seen.append(model(ids).logits)
-        torch.testing.assert_close(seen[-1], ours(ids).logits, rtol=1e-5, atol=1e-5)
+        seen.append(ours(ids).logits)
+        theirs = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), run / f"peft-{task}").eval()
+        for model in (theirs, AutoModelForCausalLM.from_pretrained(run / f"merged-{task}", dtype=torch.float32).eval()):
+            torch.testing.assert_close(model(ids).logits, seen[-1], rtol=1e-5, atol=1e-5)
     assert (seen[0] - seen[1]).abs().max() > 1e-4
-    with pytest.raises(UsageError, match="--task"):
-        export_peft(folder.path, out=tmp_path / "x")
-    with pytest.raises(UsageError, match="--task boolq,obqa"):
-        export_peft(folder.path, out=tmp_path / "x", task="boolq,obqa")
-
-
-def test_a_task_is_refused_where_no_gate_asks_for_it(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--task boolq"):
-        export_peft(trained / "adapter", out=tmp_path / "x", task="boolq")
+    for write in (export_peft, merge):
+        with pytest.raises(UsageError, match="--task"):
+            write(folder.path, out=tmp_path / "x")
+        with pytest.raises(UsageError, match="never trained on boolq,obqa"):
+            write(folder.path, out=tmp_path / "x", task="boolq,obqa")
+        with pytest.raises(UsageError, match="--task boolq"):
+            write(trained / "adapter", out=tmp_path / "x", task="boolq")
+    assert not (run / "merged").exists() and not (run / "peft").exists() and not (tmp_path / "x").exists()
 
 
 def test_layers_that_share_a_name_with_others_are_named_in_full(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -155,10 +145,3 @@ def test_layers_that_share_a_name_with_others_are_named_in_full(recipe: Callable
     model = peft.PeftModel.from_pretrained(base, tmp_path / "peft")
     found = [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
     assert found == ["base_model.model.model.layers.1.self_attn.q_proj"]
-
-
-def test_a_folder_in_use_is_refused(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("mine")
-    with pytest.raises(UsageError, match="not empty"):
-        export_peft(trained / "adapter", out=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -1,14 +1,12 @@
 """Which tasks a task gate was trained on: recorded with the run, and asked wherever one task is meant."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from moslora import cli
 from moslora.adapters import adapter_state_dict, inject
 from moslora.base.load import load_base
 from moslora.convert.export import export_peft
@@ -86,16 +84,6 @@ def test_merge_and_export_refuse_a_task_that_was_not_trained(two_of_three: Path,
         assert not (tmp_path / "out").exists()
 
 
-def test_a_task_with_a_blank_or_twice_is_that_task(two_of_three: Path, tmp_path: Path) -> None:
-    folders = [
-        export_peft(two_of_three / "adapter", out=tmp_path / f"{n}", task=task)
-        for n, task in enumerate(("obqa", " obqa,", "obqa,obqa", "boolq"))
-    ]
-    plain, *others, another = [load_file(folder / "adapter_model.safetensors") for folder in folders]
-    assert all(value.equal(other[key]) for other in others for key, value in plain.items())
-    assert any(not value.equal(another[key]) for key, value in plain.items())
-
-
 def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three: Path) -> None:
     gated = open_target(str(two_of_three))
     with pytest.raises(UsageError, match=r"never trained on arc_easy"):
@@ -128,13 +116,3 @@ def test_rows_of_no_set_serve_no_task(recipe: Callable[..., Recipe], tmp_path: P
     train_recipe(recipe(*GATE, *overrides), out=run)
     with pytest.raises(UsageError, match="never trained on obqa"):
         merge(run / "adapter", out=tmp_path / "merged", task="obqa")
-
-
-def test_the_command_says_it_in_one_line(
-    two_of_three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["moslora", "merge", str(two_of_three), "--task", "siqa"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2 and "never trained on siqa" in line

@@ -37,12 +37,6 @@ class LoraPair(NamedTuple):
         """The pair of these rows of W."""
         return self._replace(b=self.b[rows], magnitude=None if self.magnitude is None else self.magnitude[rows])
 
-    def compact(self) -> "LoraPair":
-        """The same ΔW without the zero rows of ``a``, such as AdaLoRA's dropped ones; at least one row stays."""
-        kept = self.a.any(dim=1)
-        kept[0] |= not kept.any()
-        return self._replace(a=self.a[kept], b=self.b[:, kept])
-
 
 @torch.no_grad()
 def fold(layer: AdapterLinear) -> LoraPair:

@@ -1,1 +1,1 @@
-"""What an adapter becomes: a merged model, PEFT's format, or a run made of another program's adapter."""
+"""Writes an adapter as a merged model or in PEFT's format, and makes a run of another program's adapter."""

@@ -5,14 +5,13 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
 from moslora.data.sources import MIXTURE
 from moslora.errors import MosloraError
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.manifest import RECIPE, WEIGHTS
@@ -25,7 +24,8 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None,
     ``kind`` opens its first sentence, ``task`` is the one whose mixer a task gate was fixed at, ``use`` is Python and
     ``proof`` what was measured.
     """
-    name, revision = folder.recipe.model.name, folder.recipe.model.revision
+    recipe = folder.recipe
+    name, revision = recipe.model.name, recipe.model.revision
     data = ModelCardData(
         base_model=None if _is_local(name) else public_name(name),
         library_name="peft" if (out / "adapter_config.json").exists() else "transformers",
@@ -38,9 +38,9 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None,
     card = f"""---
 {data}
 ---
-# {folder.recipe.name}
+# {recipe.name}
 
-{kind} of `{public_name(name)}`{at}, fine-tuned with ΔW = s · B · M · A ({folder.recipe.adapter.summary()}{at_task}).
+{kind} of `{public_name(name)}`{at}, fine-tuned with ΔW = s · B · M · A ({recipe.adapter.summary()}{at_task}).
 
 ```python
 {use}
@@ -74,15 +74,11 @@ def how_to_upload(out: Path, adapter: Path) -> str:
 
 def public_name(base: str) -> str:
     """A base's hub id; of a local folder only the last part of its path."""
-    return BUILTIN_ON_THE_HUB if base == BUILTIN else _without_path(base)
+    return BUILTIN_ON_THE_HUB if base == BUILTIN else _last_part(base) if _is_local(base) else base
 
 
 def _is_local(base: str) -> bool:
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
-
-
-def _without_path(base: str) -> str:
-    return _last_part(base) if _is_local(base) else base
 
 
 def _public_source(source: str) -> str:
@@ -93,52 +89,46 @@ def _last_part(path: str) -> str:
     return f"./{Path(os.path.expanduser(path)).resolve().name}"
 
 
-def _public_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, without local paths."""
-    values = recipe.model_dump(mode="json")
-    values["model"]["name"] = _without_path(recipe.model.name)
-    for section in (values["data"], values["evaluation"]):
-        section["source"] = section["source"] and _public_source(section["source"])
-    return render(values)
-
-
 def _training(folder: AdapterFolder) -> str:
-    manifest = folder.manifest
+    """How the adapter was trained: facts, and the recipe without local paths."""
+    manifest, recipe = folder.manifest, folder.recipe
     if imported := manifest.get("imported"):
         files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["sha256"].items())
         return f"Imported from {imported['format']}'s format: {files}. How it was trained is not recorded there."
+    rows = f"{manifest['trained_rows']:,} rows from `{_public_source(recipe.data.source)}`"
     facts = (
         f"{manifest['step']:,} steps by moslora {manifest['moslora']}",
-        f"{manifest['trained_rows']:,} rows from `{_public_source(folder.recipe.data.source)}`,"
-        f" sha256 `{manifest['data']['sha256']}`",
+        f"{rows}, sha256 `{manifest['data']['sha256']}`",
         *manifest["data"]["notes"],
     )
-    return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{_public_recipe(folder.recipe).rstrip()}\n```"
+    values = recipe.model_dump(mode="json")
+    if _is_local(recipe.model.name):
+        values["model"]["name"] = _last_part(recipe.model.name)
+    for section in (values["data"], values["evaluation"]):
+        section["source"] = section["source"] and _public_source(section["source"])
+    return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{render(values).rstrip()}\n```"
 
 
 def _evaluation(folder: AdapterFolder) -> str:
     """The results of this adapter, not of the run's other checkpoints or its base."""
-    tables = []
+    lines = []
     for path in sorted(run_of(folder.path).path.glob(f"{EVALUATIONS}/*/results.json")):
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-            if results["settings"]["metadata"].get("adapter") == folder.manifest["sha256"][WEIGHTS]:
-                tables.append(_table(results))
+            settings, facts = results["settings"], results["settings"]["metadata"]
+            if facts.get("adapter") != folder.manifest["sha256"][WEIGHTS]:
+                continue
+            metric = settings["primary"]
+            over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
+            lines += [
+                f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over},"
+                f" questions from `{_public_source(facts['source'])}`, metric: {metric.replace('_', ' ')}.\n",
+                "| task | n | majority class | score |",
+                "|---|---|---|---|",
+            ]
+            for task, score in {**results["tasks"], "macro average": results["macro"]}.items():
+                lines.append(f"| {task} | {score['n']:,} | {score['majority_class']:.1%} | {score[metric]:.1%} |")
+            lines[-1] += "\n"
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
-    return "\n\n".join(tables) or "Not evaluated yet (`moslora eval`)."
-
-
-def _table(results: dict[str, Any]) -> str:
-    settings = results["settings"]
-    facts, metric = settings["metadata"], settings["primary"]
-    over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
-    rows = [
-        f"| {task} | {score['n']:,} | {score['majority_class']:.1%} | {score[metric]:.1%} |"
-        for task, score in {**results["tasks"], "macro average": results["macro"]}.items()
-    ]
-    head = (
-        f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over}, questions from"
-        f" `{_public_source(facts['source'])}`, metric: {metric.replace('_', ' ')}.\n"
-    )
-    return "\n".join([head, "| task | n | majority class | score |", "|---|---|---|---|", *rows])
+    return "\n".join(lines).rstrip() or "Not evaluated yet (`moslora eval`)."

@@ -1,9 +1,9 @@
 """Makes a run of an adapter that another program trained, and checks that it computes the same."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,15 +16,13 @@ from moslora.base.load import load_base, load_tokenizer
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
 from moslora.convert.peft_adapter import PeftAdapter, read_adapter
-from moslora.convert.verify import LogProbabilities, log_probabilities
+from moslora.convert.verify import log_probabilities
 from moslora.errors import MosloraError, UsageError
-from moslora.files import new_folder, sha256, write_json, write_text, writing
+from moslora.files import new_folder, sha256, write_json, write_text
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import RESULT, RUN
-
-Layers = Mapping[str, Mapping[str, Tensor]]
 
 OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
 """The source's weights, in the order in which they are applied, and their names here."""
@@ -35,17 +33,11 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class ImportProof:
-    """An imported adapter against its source's equations, in float32 over :data:`moslora.convert.verify.PROMPTS`.
-
-    Attributes:
-        layers: adapted layers.
-        error: max |Δ log p| / max |log p|.
-        effect: the same between the base and the source: what the adapter does.
-    """
+    """An imported adapter against its source's equations, in float32 over :data:`moslora.convert.verify.PROMPTS`."""
 
     layers: int
-    error: float
-    effect: float
+    error: float  # max |Δ log p| / max |log p|
+    effect: float  # the same between the base and the source: what the adapter does
 
     def __str__(self) -> str:
         return (
@@ -68,29 +60,32 @@ def import_adapter(
         MosloraError: a file cannot be read, or the run computes something else; nothing is written.
     """
     adapter = read_adapter(source)
+    settings = adapter.settings
     recipe = _recipe(adapter, base, name=source.resolve().name, dtype=dtype, trust_remote_code=trust_remote_code)
     facts = {
         "imported": {
-            "format": "MoSLoRA" if adapter.settings.official else "PEFT",
+            "format": "MoSLoRA" if settings.official else "PEFT",
             "sha256": {path.name: sha256(path) for path in (adapter.config_path, adapter.weights_path)},
         }
     }
     with new_folder(out) as scratch:
-        model = _load_base(adapter, recipe)
+        ours, model = _load(adapter, recipe)
         tokenizer = load_tokenizer(recipe.model)
         without = log_probabilities(model, tokenizer)
-        with _applied(model, adapter.layers, scale=adapter.settings.scale):
-            expected = log_probabilities(model, tokenizer)
-        inject(model, **recipe.adapter_options(), state=_our_state(adapter.layers))
-        with writing(out):
-            save_adapter(scratch / RESULT, model, recipe, facts=facts)
-            del model
-            write_text(scratch / RECIPE, recipe.to_yaml())
-            write_json(scratch / RUN, {**facts, "versions": {"moslora": moslora.__version__}})
+        for name, parts in adapter.layers.items():
+            model.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
+        expected = log_probabilities(model, tokenizer)
+        del model
+        save_adapter(scratch / RESULT, ours, recipe, facts=facts)
+        write_text(scratch / RECIPE, recipe.to_yaml())
+        write_json(scratch / RUN, {**facts, "versions": {"moslora": moslora.__version__}})
         folder = open_adapter(scratch / RESULT, trust_remote_code=trust_remote_code)
         found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
+        largest = expected.all.abs().max()
         proof = ImportProof(
-            layers=len(adapter.layers), error=_difference(found, expected), effect=_difference(without, expected)
+            layers=len(adapter.layers),
+            error=float((found.all - expected.all).abs().max() / largest),
+            effect=float((without.all - expected.all).abs().max() / largest),
         )
         if not proof.error <= TOLERANCE:
             raise MosloraError(f"{proof}: above the tolerance of {TOLERANCE:g}; nothing was written")
@@ -127,14 +122,14 @@ def _recipe(adapter: PeftAdapter, base: str | None, *, name: str, dtype: DType, 
     )
 
 
-def _load_base(adapter: PeftAdapter, recipe: Recipe) -> PreTrainedModel:
-    """The base in float32; a base that the adapter does not fit is refused before its weights are loaded."""
+def _load(adapter: PeftAdapter, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The adapter in our layers, without a base, and the base in float32, which is loaded only if the adapter fits."""
     try:
-        shapes = meta_model(recipe.model)
-        inject(shapes, **recipe.adapter_options(), state=_our_state(adapter.layers))
-        if isinstance(shapes.get_output_embeddings(), AdapterLinear):
+        ours = meta_model(recipe.model)
+        inject(ours, **recipe.adapter_options(), state=_our_state(adapter.layers))
+        if isinstance(ours.get_output_embeddings(), AdapterLinear):
             raise ValueError("adapts the output layer, which moslora does not")
-        return load_base(recipe.model.model_copy(update={"dtype": "float32"}))
+        return ours, load_base(recipe.model.model_copy(update={"dtype": "float32"}))
     except ValueError as misfits:
         raise UsageError("\n".join(f"{adapter.weights_path}: {line}" for line in str(misfits).splitlines())) from None
     except MosloraError as error:  # there is no recipe yet in which to change `model.name`
@@ -143,33 +138,16 @@ def _load_base(adapter: PeftAdapter, recipe: Recipe) -> PreTrainedModel:
         raise
 
 
-def _our_state(layers: Layers) -> dict[str, Tensor]:
+def _our_state(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The weights under our names."""
     return {f"{name}.{OURS[part]}": value for name, parts in layers.items() for part, value in parts.items()}
 
 
-@contextmanager
-def _applied(model: nn.Module, layers: Layers, *, scale: float) -> Iterator[None]:
-    """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to the base's layers."""
-
-    def add(parts: Mapping[str, Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = inputs[0]
-            for part in OURS:
-                x = F.linear(x, parts[part]) if part in parts else x
-            return output + scale * x
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(add(parts)) for name, parts in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _difference(ours: list[LogProbabilities], theirs: list[LogProbabilities]) -> float:
-    """max |Δ log p| / max |log p| over all prompts, positions and tokens."""
-    differences = [float((one.all - other.all).abs().max()) for one, other in zip(ours, theirs, strict=True)]
-    return max(differences) / max(float(one.all.abs().max()) for one in theirs)
+def _add(
+    parts: Mapping[str, Tensor], scale: float, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to a layer's output."""
+    x = inputs[0]
+    for part in OURS:
+        x = F.linear(x, parts[part]) if part in parts else x
+    return output + scale * x

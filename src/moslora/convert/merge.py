@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,17 @@ from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
 from moslora.choices import DType, Onto
 from moslora.convert.card import write_card
-from moslora.convert.pairs import fixed_task, lora_pairs
-from moslora.convert.verify import Proof, Reference, compare, log_probabilities
+from moslora.convert.pairs import lora_pairs, refuse_unfoldable
+from moslora.convert.verify import Proof, compare, log_probabilities
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
-from moslora.recipe import ModelSection
-from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
+from moslora.runs.adapter_folder import load_adapted, open_adapter
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
 
 ROWS = 256
-"""Of a weight that are merged at a time."""
+"""Rows of a weight that are merged at a time."""
 
 
 def merge(
@@ -64,17 +62,31 @@ def merge(
     section = folder.recipe.model.model_copy(update={"dtype": dtype} if dtype else {})
     if onto == "dequantized" and section.quantization is None:
         raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised; use --onto original")
-    task = fixed_task(folder, task)
+    refuse_unfoldable(folder, task)
     with new_folder(out) as scratch:
         tokenizer = load_tokenizer(section)
-        weights, reference = _measure(folder, section, tokenizer, onto=onto, task=task)
-        ratio = _write_weights(weights, scratch, dtype=DTYPES[section.dtype])
-        base = weights.files[0].parent
-        del weights  # with the quantised layers, before another model is loaded
-        _write_settings(base, scratch, tokenizer, dtype=section.dtype)
+        model = load_adapted(folder, dtype=section.dtype)
+        pairs = lora_pairs(folder, model, task=task)
+        adapted = expected = log_probabilities(model, tokenizer)
+        del model
+        model = load_base(section)
+        base = log_probabilities(model, tokenizer)
+        quantized = quantized_layers(model) if onto == "dequantized" else {}
+        del model
+        if section.quantization is not None:
+            model = load_adapted(folder, dtype=section.dtype, quantization=None)
+            _set_weights(model, quantized)
+            if task is not None:
+                name_task(model, task)
+            expected = log_probabilities(model, tokenizer)
+            del model
+        files = weight_files(section.name, revision=section.revision)
+        ratio = _write_weights(files, pairs, quantized, scratch, dtype=DTYPES[section.dtype])
+        del quantized  # before another model is loaded
+        _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
         merged = log_probabilities(load_base(written), tokenizer)
-        proof = compare(merged, reference, ratio=ratio, section=section, onto=onto)
+        proof = compare(merged, base=base, adapted=adapted, expected=expected, ratio=ratio, section=section, onto=onto)
         name = out.resolve().name
         use = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -85,57 +97,28 @@ def merge(
     return proof
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What the merged weights are made of."""
-
-    files: Sequence[Path]  # the base's
-    pairs: Mapping[str, LoraPair]  # layer -> ΔW
-    quantized: Mapping[str, nn.Module]  # layer -> what replaces its weights in the files
-
-
-def _measure(
-    folder: AdapterFolder,
-    section: ModelSection,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    onto: Onto,
-    task: str | None,
-) -> tuple[Weights, Reference]:
-    """Loads the adapter model, then its base; keeps what merging and the comparison need."""
-    model = load_adapted(folder, dtype=section.dtype)
-    pairs = lora_pairs(folder, model, task=task)
-    adapted = expected = log_probabilities(model, tokenizer)
-    del model
-    model = load_base(section)
-    base = log_probabilities(model, tokenizer)
-    layers = quantized_layers(model) if onto == "dequantized" else {}
-    del model
-    if section.quantization is not None:
-        expected = log_probabilities(_unquantized(folder, layers, task=task, dtype=section.dtype), tokenizer)
-    files = weight_files(section.name, revision=section.revision)
-    return Weights(files, pairs, layers), Reference(base=base, adapted=adapted, expected=expected)
-
-
 @torch.no_grad()
-def _unquantized(
-    folder: AdapterFolder, layers: Mapping[str, nn.Module], *, task: str | None, dtype: DType
-) -> PreTrainedModel:
-    """The adapter model on a base that is not quantised, but with the weights of ``layers``."""
-    model = load_adapted(folder, quantization=None, dtype=dtype)
+def _set_weights(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> None:
+    """Gives ``model``, with its adapters, the weights of these layers."""
     for name, layer in layers.items():
         place, weight = model.get_submodule(name), dequantize(layer)
         plain = place.base if isinstance(place, AdapterLinear) else place
         plain.get_parameter("weight").copy_(weight)
         if isinstance(place, AdapterLinear) and place.magnitude is not None:
             place.magnitude.measure(weight)
-    if task is not None:
-        name_task(model, task)
-    return model
 
 
-def _write_weights(weights: Weights, out: Path, *, dtype: torch.dtype) -> float:
+def _write_weights(
+    files: Sequence[Path],
+    pairs: Mapping[str, LoraPair],
+    quantized: Mapping[str, nn.Module],
+    out: Path,
+    *,
+    dtype: torch.dtype,
+) -> float:
     """Writes the base's tensors with every ΔW added, one shard of at most :data:`SHARD_BYTES` in memory at a time.
+
+    ``pairs`` has the ΔW of each layer, ``quantized`` what replaces a layer's weight in the base's ``files``.
 
     Returns:
         ‖ΔW‖ / ‖W‖, the mean over the adapted layers.
@@ -143,21 +126,21 @@ def _write_weights(weights: Weights, out: Path, *, dtype: torch.dtype) -> float:
     ratios = []
     with ExitStack() as opened:
         sources: dict[str, Any] = {}
-        for path in weights.files:
+        for path in files:
             file = opened.enter_context(safe_open(path, framework="pt"))
             sources |= dict.fromkeys(file.keys(), file)
-        if missing := {f"{name}.weight" for name in (*weights.pairs, *weights.quantized)} - sources.keys():
-            raise MosloraError(f"{weights.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
+        if missing := {f"{name}.weight" for name in (*pairs, *quantized)} - sources.keys():
+            raise MosloraError(f"{files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
         shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_BYTES)
         for name, keys in shards.filename_to_tensors.items():
             shard = {}
             for key in keys:
                 tensor, layer = sources[key].get_tensor(key), key.removesuffix(".weight")
-                if layer in weights.quantized:
-                    tensor = dequantize(weights.quantized[layer])
-                if layer in weights.pairs:
-                    tensor, ratio = _adapted(tensor, weights.pairs[layer], dtype=dtype)
+                if layer in quantized:
+                    tensor = dequantize(quantized[layer])
+                if layer in pairs:
+                    tensor, ratio = _adapted(tensor, pairs[layer], dtype=dtype)
                     ratios.append(ratio)
                 shard[key] = _cast(tensor, dtype).contiguous()
             save_file(shard, out / name, metadata={"format": "pt"})

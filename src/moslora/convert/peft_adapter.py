@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from moslora.errors import MosloraError, UsageError, capped, first_line, some
+from moslora.recipe.builtin import printable
 from moslora.runs.adapter_folder import load_tensors
 
 CONFIG = "adapter_config.json"
@@ -64,14 +65,10 @@ class Settings(BaseModel):
         """s."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
-    def adapts(self, name: str) -> bool:
-        """Whether ``target_modules`` lists the layer ``name``, or the end of it."""
-        return any(f".{name}".endswith(f".{target}") for target in self.target_modules)
-
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """What lies in a folder; ``layers`` has the float32 weights A, AB and B of each layer, as far as they are there."""
+    """The content of a folder; ``layers`` has the float32 weights A, AB and B of each layer, as far as it has them."""
 
     config_path: Path
     weights_path: Path
@@ -93,30 +90,29 @@ def read_adapter(folder: Path) -> PeftAdapter:
         raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy it here from the training run")
     settings = _read_settings(config)
     tensors = load_tensors(weights) if weights.suffix == ".safetensors" else _load_pickle(weights)
-    return PeftAdapter(config, weights, settings, _layers(weights, tensors, settings))
+    return PeftAdapter(config, weights, settings, _layers(weights, tensors, targets=settings.target_modules))
 
 
 def _read_settings(path: Path) -> Settings:
     try:
         values = from_json(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("not a mapping of settings")
     except (OSError, ValueError) as error:
         raise MosloraError(f"{path}: cannot be read ({first_line(error)})") from None
-    if not isinstance(values, dict):
-        raise MosloraError(f"{path}: not a mapping of settings")
     faults = []
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        for fault in error.errors():
-            key = str(fault["loc"][0])
-            faults.append(f"{key} = {shortened(values.get(key))}: {fault['msg']}")
+        faults = [(str(fault["loc"][0]), fault["msg"]) for fault in error.errors()]
     for key, value in values.items():
         if value and key not in {*Settings.model_fields, *_HARMLESS} and value not in _OFF.get(key, ()):
-            faults.append(
-                f"{key if key.isprintable() else repr(key)} = {shortened(value)}: not supported (docs/merging.md)"
-            )
+            faults.append((key, "not supported (docs/merging.md)"))
     if faults:
-        raise UsageError(capped([f"{path}: {fault}" for fault in dict.fromkeys(faults)]))
+        lines = [
+            f"{path}: {printable(key)} = {shortened(values.get(key))}: {said}" for key, said in dict.fromkeys(faults)
+        ]
+        raise UsageError(capped(lines))
     return settings
 
 
@@ -132,7 +128,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _layers(path: Path, tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, dict[str, Tensor]]:
+def _layers(path: Path, tensors: Mapping[str, Tensor], *, targets: list[str]) -> dict[str, dict[str, Tensor]]:
     """The weights by layer and part; one that cannot be placed is refused."""
     layers: dict[str, dict[str, Tensor]] = {}
     faults = [] if tensors else ["contains no LoRA weights; import a checkpoint of the Trainer"]
@@ -141,7 +137,7 @@ def _layers(path: Path, tensors: Mapping[str, Tensor], settings: Settings) -> di
             layers.setdefault(match["layer"], {})[match["part"]] = value.float()
         else:
             faults.append(f"{key}: unexpected; not a LoRA weight that moslora knows")
-    if surplus := [name for name in layers if not settings.adapts(name)]:
+    if surplus := [name for name in layers if not f".{name}".endswith(tuple(f".{target}" for target in targets))]:
         faults.append(f"weights on {some(surplus)}, which target_modules in {CONFIG} does not list")
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in faults]))

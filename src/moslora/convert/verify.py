@@ -1,4 +1,4 @@
-"""Whether two models compute the same: their log-probabilities on a few short texts."""
+"""Compares models by their log-probabilities on a few short texts."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,68 +30,40 @@ MISPLACED = "; WARNING: no more than the base's quantisation does: measure both 
 
 
 class LogProbabilities(NamedTuple):
-    """Of one prompt: ``all`` of shape (length, vocabulary); ``following``, of the tokens that follow, (length - 1,)."""
+    """At every position of :data:`PROMPTS`: ``all`` of shape (positions, vocabulary); ``following`` of shape (positions
+    but each prompt's last,), of the token that follows."""
 
     all: Tensor
     following: Tensor
 
 
 @torch.inference_mode()
-def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[LogProbabilities]:
-    """Of :data:`PROMPTS`, one by one."""
+def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LogProbabilities:
+    """log p of ``model``, which reads the prompts one by one."""
     pack_nothing(model)  # a few short texts are not worth a second copy of all weights
     encoder = Encoder(tokenizer, max_length=None)
     found = []
     for prompt in PROMPTS:
         ids = torch.tensor([encoder.encode(prompt, "", eos=False).ids])
         values = model(input_ids=ids).logits[0].float().log_softmax(-1)
-        found.append(LogProbabilities(all=values, following=values[:-1].gather(1, ids[0, 1:, None])[:, 0]))
-    return found
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The log-probabilities that a merged model's are compared with.
-
-    Attributes:
-        base: without the adapter.
-        adapted: the adapter model.
-        expected: the adapter on the weights that it is merged into; ``adapted`` unless the base is quantised.
-    """
-
-    base: list[LogProbabilities]
-    adapted: list[LogProbabilities]
-    expected: list[LogProbabilities]
+        found.append((values, values[:-1].gather(1, ids[0, 1:, None])[:, 0]))
+    return LogProbabilities(*map(torch.cat, zip(*found, strict=True)))
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Merged against adapter model, over all positions of :data:`PROMPTS`.
+    """Merged against adapter model, over all positions of :data:`PROMPTS`; differences in nats."""
 
-    Attributes:
-        mean_error: mean |Δ log p| of the token that follows, in nats.
-        max_error: the largest.
-        kl: mean KL(adapter ‖ merged), in nats.
-        flips: share of positions where another token is the likeliest.
-        rounding: the merge's own part of ``mean_error``: against :attr:`Reference.expected`. The rest comes from the
-            base's quantisation.
-        effect: mean |Δ log p| between the base and the adapter model, which the merge has to preserve.
-        ratio: ‖ΔW‖ / ‖W‖, the mean over layers; a small ΔW is lost in the merge's rounding.
-        dtype: of both models.
-        quantization: of the adapter model's base.
-        onto: the weights of a quantised base that the adapter was merged into.
-    """
-
-    mean_error: float
-    max_error: float
-    kl: float
-    flips: float
-    rounding: float
-    effect: float
-    ratio: float
-    dtype: DType
-    quantization: str | None
-    onto: Onto
+    mean_error: float  # mean |Δ log p| of the token that follows
+    max_error: float  # the largest
+    kl: float  # mean KL(adapter ‖ merged)
+    flips: float  # share of positions where another token is the likeliest
+    rounding: float  # the merge's own part of mean_error; the rest comes from the base's quantisation
+    effect: float  # mean |Δ log p| between the base and the adapter model, which the merge has to preserve
+    ratio: float  # ‖ΔW‖ / ‖W‖, the mean over layers; a small ΔW is lost in the merge's rounding
+    dtype: DType  # of both models
+    quantization: str | None  # of the adapter model's base
+    onto: Onto  # the weights of a quantised base that the adapter was merged into
 
     def __str__(self) -> str:
         models = f"merged against adapter model in {self.dtype}"
@@ -108,25 +80,30 @@ class Proof:
 
 
 def compare(
-    merged: list[LogProbabilities], reference: Reference, *, ratio: float, section: ModelSection, onto: Onto
+    merged: LogProbabilities,
+    *,
+    base: LogProbabilities,
+    adapted: LogProbabilities,
+    expected: LogProbabilities,
+    ratio: float,
+    section: ModelSection,
+    onto: Onto,
 ) -> Proof:
     """Measures what the merge changed, and what the adapter had changed.
+
+    ``expected`` is the adapter on the weights that it is merged into: ``adapted``, unless the base is quantised.
 
     Raises:
         MosloraError: the rounding error is beyond :data:`TOLERANCE`.
     """
-    base, adapted, expected, found = (
-        torch.cat([prompt.following for prompt in model])
-        for model in (reference.base, reference.adapted, reference.expected, merged)
-    )
-    all_adapted, all_merged = (torch.cat([prompt.all for prompt in model]) for model in (reference.adapted, merged))
+    error = (adapted.following - merged.following).abs()
     proof = Proof(
-        mean_error=float((adapted - found).abs().mean()),
-        max_error=float((adapted - found).abs().max()),
-        kl=float((all_adapted.exp() * (all_adapted - all_merged)).sum(-1).mean()),
-        flips=float((all_adapted.argmax(-1) != all_merged.argmax(-1)).float().mean()),
-        rounding=float((expected - found).abs().mean()),
-        effect=float((adapted - base).abs().mean()),
+        mean_error=float(error.mean()),
+        max_error=float(error.max()),
+        kl=float((adapted.all.exp() * (adapted.all - merged.all)).sum(-1).mean()),
+        flips=float((adapted.all.argmax(-1) != merged.all.argmax(-1)).float().mean()),
+        rounding=float((expected.following - merged.following).abs().mean()),
+        effect=float((adapted.following - base.following).abs().mean()),
         ratio=ratio,
         dtype=section.dtype,
         quantization=section.quantization,
