@@ -95,11 +95,6 @@ def weight(part: str, change: Callable[[Tensor], Tensor]) -> Altered:
     return lambda config, state: state.update({f"{LAYER}.{part}.weight": change(state[f"{LAYER}.{part}.weight"])})
 
 
-def no_mixer(config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    for key in [key for key in state if "lora_AB" in key]:
-        del state[key]
-
-
 def altered_source(folder: Path, world: Path, alter: Altered) -> Path:
     """A checkpoint of the repository's in ``folder``, over the small model, with something changed."""
     config, state = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}, official_model(world)[1]
@@ -109,13 +104,9 @@ def altered_source(folder: Path, world: Path, alter: Altered) -> Path:
 
 REFUSED: dict[str, tuple[Altered, str]] = {
     "bias": (setting(bias="lora_only"), "bias = 'lora_only': not supported"),
-    "modules_to_save": (setting(modules_to_save=["embed_tokens"]), "modules_to_save = ['embed_tokens']: not supported"),
     "dora": (setting(use_dora=True), "use_dora = True: not supported"),
     "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "rank_pattern = {'q_proj': 8}: not supported"),
-    "alpha_pattern": (setting(alpha_pattern={"q_proj": 8}), "alpha_pattern = {'q_proj': 8}: not supported"),
     "pissa": (setting(init_lora_weights="pissa"), "init_lora_weights = 'pissa': not supported"),
-    "chosen layers": (setting(layers_to_transform=[1]), "layers_to_transform = [1]: not supported"),
-    "all but": (setting(exclude_modules=["q_proj"]), "exclude_modules = ['q_proj']: not supported"),
     "a pattern": (setting(target_modules=r".*\.q_proj"), "target_modules = '.*\\\\.q_proj': "),
     "what is not known": (setting(use_magic=1), "use_magic = 1: not supported"),
     "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': "),
@@ -124,7 +115,7 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "another rank": (setting(r=5), "q_proj.lora_a: shape (4, 48), the model has (5, 48)"),
     "fewer targets": (setting(target_modules=["q_proj", "v_proj"]), "mlp.down_proj, which target_modules in"),
     "a mixer that is not said": (setting(lora_use_mixer=False), "q_proj.mixer.weight: unexpected"),
-    "a mixer that is not there": (no_mixer, "q_proj.mixer.weight: missing"),
+    "a mixer that is not there": (without("lora_AB"), "q_proj.mixer.weight: missing"),
     "A without B": (without("lora_B"), "model.layers.1.self_attn.q_proj.lora_b: missing"),
     "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "1.self_attn.q_proj.lora_a: missing"),
     "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: unexpected"),
@@ -132,7 +123,7 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "no base": (setting(base_model_name_or_path=None), "names no base model"),
     "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder"),
 }
-"""What is not understood, and so refused: see `wrong_turns.IMPORTS`."""
+"""Refused, since it is not understood: see `wrong_turns.IMPORTS`."""
 
 
 class Trap:

@@ -1,20 +1,15 @@
 """Every command in the documents is one that works.
 
-Of each line in each ```bash block of README.md, CONTRIBUTING.md, docs/, recipes/README.md and data/README.md:
+Each line of each ```bash block in README.md, CONTRIBUTING.md, docs/, recipes/README.md and data/README.md:
 
-* `moslora …` parses: the command and its options exist, required arguments are there; the recipe that it names loads,
-  with its overrides; tasks, protocol, format and dtype are known. `make …` names a target of the Makefile.
-* Then it is run, unless a comment `<!-- not run here: REASON -->` stands before the block. The lines of a page run one
-  after the other in one folder, its ```python blocks among them, and have to succeed. What is put in place of the large
-  and the far: `runs/NAME` is a finished run of the small model of conftest.py; `train` of anything else than a run
-  becomes a dry run, for which the hub is off; `data show` and `data audit` read the small set and tokenizer; `ask` is
-  given its question; `import` takes what `export` wrote; `merge` and `export` write into the folder, and over what they
-  wrote before, and with `--onto dequantized` they read a run over an int8 base. `make …` and `moslora quickstart` are
-  not run: their own tests do, or they are this test.
+* `moslora …` parses: command, options, recipe with its overrides, tasks, protocol, format and dtype are known. `make …`
+  names a target of the Makefile.
+* Then it is run (`small`), unless a comment `<!-- not run here: REASON -->` stands before the block. The lines of a
+  page run one after the other in one folder, its ```python blocks among them. The pages in `ELSEWHERE` are run by the
+  test named there.
 
-A command that is anything else needs the comment, and so does one in a block of another kind. Of a shell's loop, which
-needs it too, the first value is parsed. So are the commands in the text, `moslora … --option`. The pages in `ELSEWHERE`
-are run by the test named there, and parsed here. A ```py block is an excerpt of a file and not run.
+Any other command needs the comment, and so does a command in a block of another kind, or a shell's loop, whose first
+value is parsed. Commands in the text, `moslora … --option`, are parsed. A ```py block is an excerpt of a file.
 """
 
 import io
@@ -144,7 +139,11 @@ def test_every_command_in_the_text_parses(page: Path) -> None:
 
 
 def small(words: list[str], world: Path) -> list[str] | None:
-    """The command on the small model, or None if it is not run."""
+    """The command on the small model, or None if it is not run.
+
+    Every `runs/NAME` is a finished run. `train` becomes a dry run without the hub; `merge` and `export` replace what
+    they wrote before, and `import` takes what `export` wrote.
+    """
     command, given = parsed(words)
     extra: list[str] = []
     match command:

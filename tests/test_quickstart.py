@@ -76,7 +76,7 @@ def test_it_ends_with_what_can_be_concluded(
         ]
         return summarise(replace(SETTINGS, primary="accuracy"), predictions, {}), tmp_path / str(target)
 
-    for name in ("train_in_processes", "merge", "locate_adapter"):
+    for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)

@@ -1,4 +1,4 @@
-"""What a command prints while it works: once, even when it runs in several processes. Does not load torch."""
+"""Output of a command while it works: printed once, even by several processes. Does not load torch."""
 
 import functools
 import os

@@ -105,7 +105,7 @@ def once_per_machine(place: Path) -> FileLock:
 
 
 def in_use(folder: Path, *, older: Collection[str] = ()) -> list[str]:
-    """What ``folder`` holds besides ``older`` and the leftovers of a killed `new_folder`."""
+    """Names in ``folder`` besides ``older`` and the leftovers of a killed `new_folder`."""
     try:
         # The real path, since a part of it may not be there yet: run/new/../adapter.
         return sorted({*os.listdir(os.path.realpath(folder))} - {LOCK, SCRATCH, *older})

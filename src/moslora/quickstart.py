@@ -16,7 +16,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import load_recipe
-from moslora.runs.run import Run, locate_adapter
+from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
 
 RECIPE = "smollm2-135m"
@@ -55,16 +55,16 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         arms.append(Arm(name, {None: answers}, {None: folder}))
     if not in_use(out / "merged"):  # ignores the lock file of a killed merge
         say(f"merging into {out / 'merged'} ...")
-        say(str(merge(locate_adapter(out), out=out / "merged")))
+        say(str(merge(run.result, out=out / "merged")))
     say(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
     found = compare_arms(arms)
-    run = shlex.quote(str(out))
+    quoted = shlex.quote(str(out))
     return tables(found)[-1], [
         *lines(found),
         "try next:",
-        f"  moslora ask {run}    # ask your own question",
-        f"  moslora compare {run} --outcome log_probability    # how sure it is of the right options",
-        f"  moslora eval {run} --limit all    # every test question",
+        f"  moslora ask {quoted}    # ask your own question",
+        f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options",
+        f"  moslora eval {quoted} --limit all    # every test question",
         "  moslora train llama3-8b --dry-run    # what a run of LLaMA-3-8B would train",
     ]
 

@@ -1,4 +1,4 @@
-"""What <Tab> offers, asked the way bash asks: the line so far in the environment, the candidates on stdout."""
+"""The candidates of <Tab>, asked the way bash asks: the line so far in the environment, the candidates on stdout."""
 
 import os
 import subprocess

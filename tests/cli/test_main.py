@@ -13,7 +13,7 @@ from moslora.recipe import list_recipes
 
 
 def test_help_loads_no_tensor_library() -> None:
-    """What makes --help fast; the time itself is a benchmark's matter."""
+    """So that --help is fast."""
     check = (
         "import sys, moslora.cli; print(sorted({'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules)))"
     )

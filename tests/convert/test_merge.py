@@ -13,12 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cli_kit import run as cli
 from evaluation_kit import make_examples
 from moslora.adapters import fold
-from moslora.base.resolve import fingerprint
 from moslora.convert import merge as merging
 from moslora.convert import pairs
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
@@ -111,18 +110,6 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(
     with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
         merge(trained / "adapter", out=tmp_path / "merged")
     assert not list(tmp_path.iterdir())
-
-
-def test_another_base_is_refused(world: Path, recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    fingerprint.cache_clear()
-    model = Path(shutil.copytree(world / "model", tmp_path / "model"))
-    run = tmp_path / "run"
-    train_recipe(recipe(f"model.name={model}", "training.max_steps=3"), out=run)
-    merge(run / "adapter", out=tmp_path / "merged")
-    shutil.copy(tmp_path / "merged" / "model.safetensors", model)
-    fingerprint.cache_clear()
-    with pytest.raises(UsageError, match=r"trained on .* with fingerprint"):
-        merge(run / "adapter", out=tmp_path / "twice")
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,10 @@ from moslora.choices import DType
 from moslora.convert.peft_adapter import PeftAdapter, read_adapter
 from moslora.convert.verify import log_probabilities
 from moslora.errors import MosloraError, UsageError
-from moslora.files import new_folder, sha256, write_json, write_text
+from moslora.files import new_folder, sha256
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
-from moslora.runs.manifest import RECIPE
-from moslora.runs.run import RESULT, RUN
+from moslora.runs.run import Run
 
 OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
 """The source's weights, in the order in which they are applied, and their names here."""
@@ -76,10 +75,10 @@ def import_adapter(
             model.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
         expected = log_probabilities(model, tokenizer)
         del model
-        save_adapter(scratch / RESULT, ours, recipe, facts=facts)
-        write_text(scratch / RECIPE, recipe.to_yaml())
-        write_json(scratch / RUN, {**facts, "versions": {"moslora": moslora.__version__}})
-        folder = open_adapter(scratch / RESULT, trust_remote_code=trust_remote_code)
+        run = Run(scratch)
+        run.begin(recipe, {**facts, "versions": {"moslora": moslora.__version__}})
+        save_adapter(run.result, ours, recipe, facts=facts)
+        folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
         found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         largest = expected.all.abs().max()
         proof = ImportProof(
