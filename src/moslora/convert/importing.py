@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from moslora.adapters import AdapterLinear, inject
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
-from moslora.convert.peft_adapter import PeftAdapter, read_adapter
+from moslora.convert.peft_adapter import Layers, Settings, adapter_files, read_layers, read_settings
 from moslora.convert.verify import log_probabilities
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
@@ -27,93 +27,78 @@ OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
 """The source's weights, in the order in which they are applied, and their names here."""
 
 TOLERANCE = 1e-5
-"""Largest accepted :attr:`ImportProof.error`: the two sides differ only in the order of float32 sums."""
-
-
-@dataclass(frozen=True)
-class ImportProof:
-    """An imported adapter against its source's equations, in float32 over :data:`moslora.convert.verify.PROMPTS`."""
-
-    layers: int
-    error: float  # max |Δ log p| / max |log p|
-    effect: float  # the same between the base and the source: what the adapter does
-
-    def __str__(self) -> str:
-        return (
-            f"{self.layers} layers imported; log p differs from the source's equations in float32 by"
-            f" {self.error:.2g} of the largest, the adapter itself moves it by {self.effect:.2g}"
-            + ("" if self.effect else "; WARNING: the adapter changes nothing; was it trained?")
-        )
+"""Largest accepted max |Δ log p| / max |log p|: the two sides differ only in the order of float32 sums."""
 
 
 def import_adapter(
     source: Path, *, out: Path, base: str | None = None, dtype: DType = "bfloat16", trust_remote_code: bool = False
-) -> ImportProof:
+) -> str:
     """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and checks what was written.
 
-    ``base`` replaces the model that the settings name, and ``dtype`` goes into the run's recipe. The check loads the
-    base in float32: 4 bytes of memory a parameter, one model at a time.
+    ``base`` replaces the model that the settings name, and ``dtype`` goes into the run's recipe. The check compares
+    with the source's equations on a few prompts, in float32: 4 bytes of memory a parameter, one model at a time.
+
+    Returns:
+        A line with max |Δ log p| / max |log p| between run and source, and between base and source.
 
     Raises:
         UsageError: an adapter that moslora does not support; one line for each fault.
         MosloraError: a file cannot be read, or the run computes something else; nothing is written.
     """
-    adapter = read_adapter(source)
-    settings = adapter.settings
-    recipe = _recipe(adapter, base, name=source.resolve().name, dtype=dtype, trust_remote_code=trust_remote_code)
-    facts = {
-        "imported": {
-            "format": "MoSLoRA" if settings.official else "PEFT",
-            "sha256": {path.name: sha256(path) for path in (adapter.config_path, adapter.weights_path)},
-        }
+    config, weights = adapter_files(source)
+    settings = read_settings(config)
+    layers = read_layers(weights, targets=settings.target_modules)
+    if not (base or settings.base_model_name_or_path):
+        raise UsageError(f"{config}: names no base model; set --base")
+    model = {
+        "name": base or settings.base_model_name_or_path,
+        "revision": None if base else settings.revision,
+        "dtype": dtype,
+        "trust_remote_code": trust_remote_code,
+    }
+    recipe = _recipe(source.resolve().name, settings, model=model, layers=list(layers))
+    imported = {
+        "format": "MoSLoRA" if settings.official else "PEFT",
+        "sha256": {path.name: sha256(path) for path in (config, weights)},
     }
     with new_folder(out) as scratch:
-        ours, model = _load(adapter, recipe)
+        ours, plain = _load(recipe, layers, weights)
         tokenizer = load_tokenizer(recipe.model)
-        without = log_probabilities(model, tokenizer)
-        for name, parts in adapter.layers.items():
-            model.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
-        expected = log_probabilities(model, tokenizer)
-        del model
+        without = log_probabilities(plain, tokenizer).all
+        for name, parts in layers.items():
+            plain.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
+        expected = log_probabilities(plain, tokenizer).all
+        del plain
         run = Run(scratch)
-        run.begin(recipe, {**facts, "versions": {"moslora": moslora.__version__}})
-        save_adapter(run.result, ours, recipe, facts=facts)
+        run.begin(recipe, {"imported": imported, "versions": {"moslora": moslora.__version__}})
+        save_adapter(run.result, ours, recipe, facts={"imported": imported})
         folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
-        found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
-        largest = expected.all.abs().max()
-        proof = ImportProof(
-            layers=len(adapter.layers),
-            error=float((found.all - expected.all).abs().max() / largest),
-            effect=float((without.all - expected.all).abs().max() / largest),
+        found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer).all
+        error, effect = (float((one - expected).abs().max() / expected.abs().max()) for one in (found, without))
+        said = (
+            f"{len(layers)} layers imported; log p differs from the source's equations in float32 by {error:.2g} of the"
+            f" largest, the adapter itself moves it by {effect:.2g}"
         )
-        if not proof.error <= TOLERANCE:
-            raise MosloraError(f"{proof}: above the tolerance of {TOLERANCE:g}; nothing was written")
-    return proof
+        if not error <= TOLERANCE:
+            raise MosloraError(f"{said}: above the tolerance of {TOLERANCE:g}; nothing was written")
+    return said if effect else f"{said}; WARNING: the adapter changes nothing; was it trained?"
 
 
-def _recipe(adapter: PeftAdapter, base: str | None, *, name: str, dtype: DType, trust_remote_code: bool) -> Recipe:
-    """The recipe that rebuilds ``adapter``, on ``base`` or what its settings name."""
-    settings = adapter.settings
-    if not (base or settings.base_model_name_or_path):
-        raise UsageError(f"{adapter.config_path}: names no base model; set --base")
-    whole = any("." in target for target in settings.target_modules)  # ours are last components or a pattern
+def _recipe(name: str, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
+    """The recipe that rebuilds the adapter of ``layers``."""
+    targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
+    if any("." in target for target in settings.target_modules):  # ours are last components or a pattern
+        targets = "|".join(map(re.escape, layers))
     return Recipe.model_validate(
         {
             "name": re.sub(r"[^\w.-]", "-", name).lstrip(".-") or "imported",
-            "model": {
-                "name": base or settings.base_model_name_or_path,
-                "revision": None if base else settings.revision,
-                "dtype": dtype,
-                "trust_remote_code": trust_remote_code,
-            },
+            "model": model,
             "adapter": {
                 "rank": settings.r,
                 "alpha": settings.lora_alpha,
                 "scaling": "rslora" if settings.use_rslora else "lora",
                 "dropout": settings.lora_dropout,
-                "target_modules": "|".join(map(re.escape, adapter.layers))
-                if whole
-                else sorted({layer.rpartition(".")[2] for layer in adapter.layers}),
+                "target_modules": targets,
                 "mixer": {"kind": "dense" if settings.lora_use_mixer else "identity"},
             },
             "data": {"format": "llm-adapters"} if settings.official else {},
@@ -121,23 +106,23 @@ def _recipe(adapter: PeftAdapter, base: str | None, *, name: str, dtype: DType, 
     )
 
 
-def _load(adapter: PeftAdapter, recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedModel]:
+def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The adapter in our layers, without a base, and the base in float32, which is loaded only if the adapter fits."""
     try:
         ours = meta_model(recipe.model)
-        inject(ours, **recipe.adapter_options(), state=_our_state(adapter.layers))
+        inject(ours, **recipe.adapter_options(), state=_our_state(layers))
         if isinstance(ours.get_output_embeddings(), AdapterLinear):
             raise ValueError("adapts the output layer, which moslora does not")
         return ours, load_base(recipe.model.model_copy(update={"dtype": "float32"}))
     except ValueError as misfits:
-        raise UsageError("\n".join(f"{adapter.weights_path}: {line}" for line in str(misfits).splitlines())) from None
+        raise UsageError("\n".join(f"{weights}: {line}" for line in str(misfits).splitlines())) from None
     except MosloraError as error:  # there is no recipe yet in which to change `model.name`
         if (said := str(error)).startswith(key := "model.name = "):
             error.args = (f"{said.removeprefix(key)} (the adapter's base; --base names another)",)
         raise
 
 
-def _our_state(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _our_state(layers: Layers) -> dict[str, Tensor]:
     """The weights under our names."""
     return {f"{name}.{OURS[part]}": value for name, parts in layers.items() for part, value in parts.items()}
 

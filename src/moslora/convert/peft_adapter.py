@@ -9,7 +9,6 @@ weight M. Any setting or weight that is not understood is refused: ignoring it w
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, Literal
@@ -66,18 +65,12 @@ class Settings(BaseModel):
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
-@dataclass(frozen=True)
-class PeftAdapter:
-    """The content of a folder; ``layers`` has the float32 weights A, AB and B of each layer, as far as it has them."""
-
-    config_path: Path
-    weights_path: Path
-    settings: Settings
-    layers: Mapping[str, Mapping[str, Tensor]]
+Layers = Mapping[str, Mapping[str, Tensor]]
+"""The float32 weights A, AB and B of each layer, as far as it has them."""
 
 
-def read_adapter(folder: Path) -> PeftAdapter:
-    """The adapter in ``folder``; a Trainer's checkpoint has its settings in the folder above."""
+def adapter_files(folder: Path) -> tuple[Path, Path]:
+    """Settings and weights of an adapter; a Trainer's checkpoint has its settings in the folder above."""
     if not folder.is_dir():
         on_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder))
         fix = f"; if it is on the hub, download it first: hf download {folder} --local-dir FOLDER" if on_the_hub else ""
@@ -88,12 +81,11 @@ def read_adapter(folder: Path) -> PeftAdapter:
     config = next((path for path in (folder / CONFIG, folder.resolve().parent / CONFIG) if path.is_file()), None)
     if config is None:
         raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy it here from the training run")
-    settings = _read_settings(config)
-    tensors = load_tensors(weights) if weights.suffix == ".safetensors" else _load_pickle(weights)
-    return PeftAdapter(config, weights, settings, _layers(weights, tensors, targets=settings.target_modules))
+    return config, weights
 
 
-def _read_settings(path: Path) -> Settings:
+def read_settings(path: Path) -> Settings:
+    """The settings, of which any that is not understood is refused."""
     try:
         values = from_json(path.read_bytes())
         if not isinstance(values, dict):
@@ -128,8 +120,9 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _layers(path: Path, tensors: Mapping[str, Tensor], *, targets: list[str]) -> dict[str, dict[str, Tensor]]:
-    """The weights by layer and part; one that cannot be placed is refused."""
+def read_layers(path: Path, *, targets: list[str]) -> Layers:
+    """The weights by layer and part, where ``targets`` are the ends of their names; any other weight is refused."""
+    tensors = load_tensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     layers: dict[str, dict[str, Tensor]] = {}
     faults = [] if tensors else ["contains no LoRA weights; import a checkpoint of the Trainer"]
     for key, value in tensors.items():
