@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "no base": (setting(base_model_name_or_path=None), "names no base model"),
     "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder"),
 }
-"""Refused, since it is not understood: see `wrong_turns.IMPORTS`."""
+"""What is not understood, and so refused: see `wrong_turns.test_imports`."""
 
 
 class Trap:

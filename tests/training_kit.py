@@ -48,9 +48,8 @@ def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "moslora", *map(str, arguments)],
         text=True,
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **{"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **options},  # type: ignore[call-overload]
+        **{"stdout": subprocess.PIPE, "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **options},  # type: ignore[call-overload]
     )
 
 

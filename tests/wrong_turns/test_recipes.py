@@ -1,0 +1,75 @@
+"""Wrong turns: the command line and recipes. What a recipe may not say is in `tests/recipe`."""
+
+from unittest.mock import Mock
+
+import pytest
+
+from wrong_turns.changes import edit_json, replace, sign
+
+TYPED = (
+    ("trian llama3-8b", "trian", "train"),
+    ("train", "recipe"),
+    ("train none.yaml", "none.yaml"),
+    ("train methods/lora", "methods/lora.yaml", "model.name"),
+    ("train llama3-8b seed=-1 training.epochs=no", "seed = -1", "training.epochs = False"),
+    ("train smollm2-135m methods/dora", "methods/dora", "extends: [smollm2-135m, methods/dora]"),
+    ("train {world}/recipe.yaml adapter.target_modules=[lm_head]", "adapter.target_modules"),
+    ("train {world}/recipe.yaml adapter.target_modules=[q_prj]", "q_prj", "down_proj, gate_proj, k_proj"),
+    ("train {world}/recipe.yaml adapter.target_modules=q_proj,v_proj", "q_proj,v_proj", "[q_proj, v_proj]"),
+    ("train {world}/recipe.yaml data.source=./none", "./none"),
+    ("train {world}/recipe.yaml data.validation_rows=500", "data.validation_rows = 500", "90"),
+    ("train {world}/recipe.yaml data.max_length=2", "data.max_length=2", "data.max_length=7"),
+    ("recipes copy lama3-8b", "lama3-8b", "llama3-8b"),
+    ("data show obqa --source commonsense_170k --model {world}/model", "commonsense_170k", "obqa"),
+    ("data show obqa --source {world}/data --model {world}/model --row 99", "--row 99", "29"),
+    ("data audit --tasks obqa --source {world}/data --model {world}/model --json /tmp", "--json", "/tmp"),
+    ("eval", "runs/", "moslora train RECIPE"),
+    ("eval --tusks boolq", "--tusks", "--tasks"),
+    ("eval {run} --dtype bf16", "--dtype", "bf16"),
+    ("eval {run} --out {run}", "adapter, checkpoints"),
+    ("eval {run} --protocol cloze --format label", "--protocol cloze", "--format label"),
+    ("eval {run} --tasks ", "boolq"),
+    ("eval {run} --tasks piqa", "piqa/test.json"),
+    ("eval {run} --source ", "source ''"),
+    ("eval {run} --source {world}/data/openbookqa/train.json", "openbookqa/train.json", "boolq"),
+    ("eval {run} --limit some", "--limit some"),
+    ("compare {run} none", "run: ", "moslora eval"),
+    ("compare {run} --contrast one", "--contrast one"),
+    ("export {run} --format gguf", "--format", "gguf", "peft"),
+    ("merge {run} --onto dequantized", "--onto dequantized", "--onto original"),
+    ("merge {world}/model", "model: "),
+    ("import me/adapter", "me/adapter", "hf download me/adapter"),
+    ("import {run}", "run: ", "adapter_model.safetensors"),
+    ("runs none", "none: ", "moslora train RECIPE"),
+    ("report none", "none: "),
+    ("report {run} --evaluation x --out page", "as x", "moslora eval"),
+    ("experiment mixer-ablatoin", "mixer-ablatoin", "mixer-ablation"),
+)
+
+
+@pytest.mark.parametrize("turn", TYPED, ids=lambda turn: turn[0])
+def test_what_is_typed(refused, turn):
+    refused(*turn)
+
+
+def test_a_file_that_cannot_be_read(refused, here, monkeypatch):
+    (here / "f").mkdir()
+    (here / "r.yaml").write_text("extends: f")
+    refused("train r.yaml", "r.yaml", "extends = f")
+    refused("train f", "f: ")
+    denied = PermissionError(13, "Permission denied", "r.yaml")
+    monkeypatch.setattr("moslora.recipe.layers.parse", Mock(side_effect=denied))
+    refused("train r.yaml", "r.yaml", "Permission denied")
+
+
+def test_a_run_in_the_place_of_a_recipe(refused, a_run):
+    refused("train runs/one", "runs/one", "--resume", "runs/one/recipe.yaml")
+
+
+def test_a_run_of_a_newer_version(refused, a_run):
+    """Its recipe has a key that this version does not know."""
+    for folder in (a_run, a_run / "adapter"):
+        replace(folder / "recipe.yaml", "adapter:\n", "adapter:\n  gate: soft\n")
+    edit_json(a_run / "run.json", versions={"moslora": "9.0"})
+    sign(a_run / "adapter", moslora="9.0")
+    refused("eval runs/one", "runs/one/adapter/recipe.yaml", "moslora 9.0", "adapter.gate = 'soft'")

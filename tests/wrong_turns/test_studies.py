@@ -1,0 +1,80 @@
+"""Wrong turns: experiments, and runs trained again."""
+
+import fcntl
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+GOOD = """
+recipe: smollm2-135m
+arms:
+  lora: methods/lora
+  learned: methods/moslora
+learning_rates: [1e-3, 2e-3]
+rate_seeds: [7]
+seeds: [0, 1]
+contrast: [lora, learned]
+outcome: log_probability
+"""
+
+CHANGES = (
+    ("\nseeds:", "\nseed: 1\nseeds:", "seed: ", "recipe"),
+    ("lora: methods/lora", "lora: 3", "arms.lora"),
+    ("lora: methods/lora", "lora: methods/lroa", "arms.lora: extends = methods/lroa", "methods/lora"),
+    ("lora: methods/lora", "lora: {adapter: {rnk: 3}}", "arms.lora: adapter.rnk = 3", "rank"),
+    ("  lora:", "  a/b:", "arms.a/b"),
+    ("[lora, learned]", "[lroa, learned]", "contrast: lroa", "lora, learned"),
+    ("[lora, learned]", "[lora, lora]", "contrast: lora"),
+    ("[lora, learned]", "[lora, learned, lora]", "contrast: "),
+    ("\nseeds:", "\nfirst: [other]\nseeds:", "first: other", "lora, learned"),
+    ("methods/moslora", "{adapter: {mixer: {kind: identity}}}", "arms.learned", "lora"),
+    ("methods/moslora", "{data: {rows: 10}}", "arms.learned", "data"),
+    ("methods/moslora", "{seed: 3, training: {learning_rate: 1}}", "arms.learned", "seed, training.learning_rate"),
+    ("2e-3", "0.001", "lora-0.001-7"),
+    ("  learned:", "  LoRA:", "lora-0.001-7"),
+    ("rate_seeds: [7]", "rate_seeds: [1]", "rate_seeds: 1"),
+    ("rate_seeds: [7]\n", "", "rate_seeds: ", "learning_rates"),
+    ("smollm2-135m", "{extends: smollm2-135m, data: {validation_rows: 0}}", "data.validation_rows = 0"),
+    ("[0, 1]", "[0, -1]", "seeds.1"),
+    (": log_probability", ": loss", "outcome: "),
+    ("smollm2-135m", "{extends: llama3-8b, evaluation: {protocol: generate}}", "outcome: log_probability", "generate"),
+    ("smollm2-135m", "methods/lora", "recipe: model.name"),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change[1].strip())
+def test_an_experiment_that_would_go_well_but_for_one_thing(refused, here, change):
+    old, new, *names = change
+    assert old in GOOD
+    (here / "e.yaml").write_text(GOOD.replace(old, new, 1))
+    refused("experiment e.yaml", "e.yaml: ", *names)
+
+
+def test_an_experiment_that_cannot_run(refused, here, monkeypatch):
+    for text, named in (("extends: llama3-8b", "extends"), ("", "arms")):
+        (here / "e.yaml").write_text(text)
+        refused("experiment e.yaml", "e.yaml: ", named)
+    (here / "e.yaml").write_text(GOOD)
+    refused("experiment e.yaml lroa", "lroa", "lora, learned")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused("experiment e.yaml --on ray", "--on ray", "pip install ray")
+    result = Path("runs/e/rates/lora-0.001-7.json")
+    result.parent.mkdir(parents=True)
+    with Path("runs/e/.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused("experiment e.yaml", "runs/e: ", "--out")
+    result.write_text("[]")
+    refused("experiment e.yaml --table", str(result), code=1)
+
+
+def test_a_run_that_cannot_be_trained_again(refused, here, a_run):
+    again = here / "runs/one-again"
+    again.mkdir()
+    (again / "notes").touch()
+    refused("reproduce runs/one", "runs/one-again: ", "notes")
+    (again / "notes").rename(again / "recipe.yaml").write_text("name: other\n")
+    refused("reproduce runs/one", "runs/one-again: ", "--out")
+    shutil.rmtree(a_run / "adapter")
+    refused("reproduce runs/one", "runs/one: ", "moslora train runs/one --resume")
