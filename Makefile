@@ -8,11 +8,10 @@
 #   make docs          write docs/recipes.md from the recipe models
 #   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
-#   make experts       time fused against sequential experts: a table of docs/argument.md
 #   make soak          kill a run and damage its files at random, and try random input, for some minutes
 #   make test-processors    the tests as on processors with fewer instructions, three times
 #   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
-#   make latency       time answers and writing with every kind of adapter: another (all three need an idle machine)
+#   make latency       time answers and writing with every kind of adapter: a table of docs/argument.md
 #
 # Another interpreter: make PYTHON=python3.12 <target>
 
@@ -21,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-processors test-lowest test-newest proof setup lint docs methods experts latency bench soak
+.PHONY: quickstart test test-processors test-lowest test-newest proof setup lint docs methods latency bench soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -86,9 +85,6 @@ bench: .venv-bench/installed
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
 	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest --hypothesis-show-statistics tests/test_properties.py
-
-experts: $(VENV)/installed
-	$(BIN)/python benchmarks/experts.py
 
 latency: $(VENV)/installed
 	$(BIN)/python benchmarks/latency.py

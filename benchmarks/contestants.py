@@ -1,13 +1,12 @@
 """A training step of this program, and of PEFT's LoRA under the Trainer of transformers."""
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from report import wait
+from report import seconds
 
 
 def our_step(
@@ -50,14 +49,8 @@ def our_step(
 def timed(step: Callable[[int], float], numbers: Iterable[int]) -> tuple[list[float], list[float]]:
     """Seconds and losses of the steps ``numbers``; step 0, which comes before and warms up, is not counted."""
     step(0)
-    wait()
-    times, losses = [], []
-    for number in numbers:
-        began = time.perf_counter()
-        losses.append(step(number))
-        wait()
-        times.append(time.perf_counter() - began)
-    return times, losses
+    losses: list[float] = []
+    return [seconds(lambda number=number: losses.append(step(number))) for number in numbers], losses  # type: ignore[misc]
 
 
 def with_lora(model: Any, adapter: Any) -> Any:

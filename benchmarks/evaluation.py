@@ -16,8 +16,7 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.run import make_scorer
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE, TASKS, Example
-from report import in_process, machine, markdown, spread, write_between
+from report import in_process, machine, markdown, publish, seconds, spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SECTION = ModelSection(name=BUILTIN)
@@ -60,7 +59,7 @@ def scored_by(who: str, questions: dict[str, list[Example]]) -> dict[str, Any]:
     model.to(device)  # type: ignore[arg-type]
     if how == "official":
         rows = [row for some in questions.values() for row in some]
-        return {"seconds": timed(lambda: [official(model, tokenizer, row) for row in rows])}
+        return {"seconds": seconds(lambda: [official(model, tokenizer, row) for row in rows])}
     format = "cloze" if protocol == "cloze" else "label"
     budget = batch_budget(torch.device(device))
     request = Request.model_validate({"protocol": protocol, "format": format, "batch_tokens": budget})
@@ -71,8 +70,7 @@ def scored_by(who: str, questions: dict[str, list[Example]]) -> dict[str, Any]:
             for rows in questions.values():
                 scorer.score(rows, alone=how == "alone")
 
-    seconds = timed(score)
-    return {"seconds": seconds, "products": floor(score, repetitions=2) if how == "ours" else None}
+    return {"seconds": seconds(score), "products": floor(score, repetitions=2) if how == "ours" else None}
 
 
 def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float:
@@ -91,7 +89,7 @@ def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float
         Instance("loglikelihood", doc={}, arguments=(option.prompt, option.answer), idx=number)
         for number, option in enumerate(options)
     ]
-    return timed(lambda: harness.loglikelihood(requests, disable_tqdm=True))
+    return seconds(lambda: harness.loglikelihood(requests, disable_tqdm=True))
 
 
 def official(model: Any, tokenizer: Any, row: Example) -> str:
@@ -101,14 +99,6 @@ def official(model: Any, tokenizer: Any, row: Example) -> str:
     ids = tokenizer(FORMATS["llm-adapters"].generation_prompt(row), return_tensors="pt").to(model.device)
     written = model.generate(**ids, num_beams=4, max_new_tokens=32, do_sample=False, pad_token_id=0)
     return str(tokenizer.decode(written[0]))
-
-
-def timed(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def measure(who: str, count: int) -> dict[str, Any]:
@@ -145,9 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ]
             )
     text = f"{machine()}; {options.repetitions} processes each\n\n{markdown(table)}"
-    print(f"\n{text}")
-    if not options.print_only:
-        write_between(PAGE, "evaluation table", text)
+    publish(text, PAGE, "evaluation table", print_only=options.print_only)
 
 
 if __name__ == "__main__":

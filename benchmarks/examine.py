@@ -25,7 +25,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import adapt, prepare
-from report import alternate, machine
+from report import Silent, alternate
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured for one method; results of other settings are not reused.
+    """How much is measured for one method.
 
     Attributes:
         base: the recipe with the model.
@@ -131,7 +131,6 @@ def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
         "dropout": recipe.adapter.dropout,
         "parameters": parameters(method, recipe, rank=load_recipe(settings.base).adapter.rank),
         "seconds": times(method, folder, settings),
-        "machine": machine(),
         "resumed_difference": resume(run, resumed, step=settings.steps // 2),
         "questions": reload_and_evaluate(resumed),
         "becomes": {command: becomes(command, run, folder / command) for command in ("merge", "export")},
@@ -226,14 +225,6 @@ class Stepper:
             validate=lambda step: None,
             stop_requested=lambda: True,
         )
-
-
-class Silent:
-    """An observer that reports nothing."""
-
-    def count(self, *, tokens: int, examples: int) -> None: ...
-
-    def log(self, step: int, **values: float) -> None: ...
 
 
 def becomes(command: str, run: Path, out: Path) -> dict[str, str]:

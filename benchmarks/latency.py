@@ -6,24 +6,28 @@
 One model in one process. In every round each contestant's layers are put into it in turn, so that whatever slows the
 machine slows all. An answer is a question scored by protocol ``rank``, one forward pass; writing is greedy, from the
 same question on. The adapters' B is moved from zero, and the numbers that come out do not matter.
+
+Parts are computed all at once by the mixers of `moslora.adapters`, and one after the other in a loop: every expert on
+every token as LoRAMoE does, top-k experts on the tokens that chose them as MoLA does, and inside LoRA first those of A,
+then those of B.
 """
 
 import argparse
 import copy
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from argument_tables import SYSTEMS
-from experts import SequentialExperts
-from moslora.adapters import AdapterLinear, inject, named_adapters
+from moslora.adapters import AdapterLinear, ButterflyMixer, GateInsideMixer, TokenGateMixer, inject, named_adapters
 from moslora.base.load import load_base, load_tokenizer
 from moslora.evaluation.request import Request
 from moslora.evaluation.run import make_scorer
@@ -60,6 +64,71 @@ class Times(NamedTuple):
 
     answer: list[float]
     tokens_per_second: list[float]
+
+
+class SequentialExperts(nn.Module):
+    """A fused layer's experts one at a time, with its weights.
+
+    With one gate y = base(x) + s Σᵢ gᵢ(x) · Bᵢ Aᵢ x. Inside LoRA y = base(x) + s Σⱼ g_B,ⱼ(x) · Bⱼ Σᵢ g_A,ᵢ(x) · Aᵢ x,
+    and so in two-subspace mixing, where every g is one.
+
+    Shapes: Aᵢ ``(r/k, in_features)``, Bᵢ ``(out_features, r/k)``, routers ``(k, in_features)``.
+
+    Args:
+        fused: a layer with one of those mixers and without dropout; its weights are copied, its base is shared.
+    """
+
+    def __init__(self, fused: AdapterLinear) -> None:
+        super().__init__()
+        mixer = fused.mixer
+        if not isinstance(mixer, TokenGateMixer | GateInsideMixer | ButterflyMixer):
+            raise TypeError("experts need a token gate, gates inside or two-subspace mixing")
+        count = mixer.blocks if isinstance(mixer, ButterflyMixer) else mixer.experts
+        self.base, self.scale = fused.base, fused.scale
+        self.top_k = mixer.top_k if isinstance(mixer, TokenGateMixer) else None
+        self.routers = nn.ParameterList(router.detach().clone() for router in mixer.parameters())
+        self.a = nn.ParameterList(part.detach().clone() for part in fused.lora_a.chunk(count))
+        self.b = nn.ParameterList(part.detach().clone() for part in fused.lora_b.chunk(count, dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape ``(..., in_features)`` to ``(..., out_features)``."""
+        y: Tensor = self.base(x)
+        gates = [self._gate(x, router) for router in self.routers]  # (..., k)
+        if len(gates) != 1:
+            return y + self._inside(x, *gates)
+        return y + (self._all(x, gates[0]) if self.top_k is None else self._chosen(x, gates[0], self.top_k))
+
+    def _gate(self, x: Tensor, router: Tensor) -> Tensor:
+        logits = F.linear(x, router.to(x.dtype))
+        return logits.to(torch.promote_types(x.dtype, torch.float32)).softmax(-1)
+
+    def _all(self, x: Tensor, p: Tensor) -> Tensor:
+        outputs = [p[..., i, None].to(x.dtype) * self._expert(i, x) for i in range(len(self.a))]
+        return torch.stack(outputs).sum(0)
+
+    def _inside(self, x: Tensor, of_a: Tensor | None = None, of_b: Tensor | None = None) -> Tensor:
+        h = _weighted([F.linear(x, a.to(x.dtype)) for a in self.a], of_a) * self.scale
+        return _weighted([F.linear(h, b.to(x.dtype)) for b in self.b], of_b)
+
+    def _chosen(self, x: Tensor, p: Tensor, top_k: int) -> Tensor:
+        x = x.flatten(0, -2)  # (tokens, in_features)
+        weights, chosen = p.flatten(0, -2).topk(top_k, dim=-1)  # (tokens, top_k)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
+        delta = x.new_zeros(len(x), self.b[0].shape[0])
+        for i in range(len(self.a)):
+            token, place = torch.where(chosen == i)
+            delta = delta.index_add(0, token, weights[token, place, None] * self._expert(i, x[token]))
+        return delta.unflatten(0, p.shape[:-1])
+
+    def _expert(self, i: int, x: Tensor) -> Tensor:
+        u = F.linear(x, self.a[i].to(x.dtype)) * self.scale
+        return F.linear(u, self.b[i].to(x.dtype))
+
+
+def _weighted(outputs: Sequence[Tensor], gates: Tensor | None) -> Tensor:
+    if gates is not None:
+        outputs = [gates[..., i, None].to(output.dtype) * output for i, output in enumerate(outputs)]
+    return torch.stack(list(outputs)).sum(0)
 
 
 def one_by_one(name: str) -> str:

@@ -50,7 +50,7 @@ from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import adapt
-from report import machine, markdown, write_between
+from report import Silent, machine, markdown, write_between
 
 PAGE, MERGING = (Path(__file__).parents[1] / "docs" / name for name in ("plan.md", "merging.md"))
 STEPS, LABELS = 2, 8
@@ -73,14 +73,6 @@ CASES: tuple[dict[str, Any], ...] = (
     {"rows": [128] * 8, "processes": 2, "checkpointing": True},
 )
 """`rows` are the lengths of those of one process; `labels` of each are labelled."""
-
-
-class Clock:
-    """Does not watch."""
-
-    def count(self, *, tokens: int, examples: int) -> None: ...
-
-    def log(self, step: int, **values: float) -> None: ...
 
 
 def anonymous() -> int:
@@ -155,7 +147,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
             parts,
             recipe.training,
             first_step=0,
-            observer=Clock(),
+            observer=Silent(),
             checkpoint=lambda step: None,
             validate=lambda step: None,
             stop_requested=lambda: False,

@@ -1,6 +1,6 @@
 """Every method recipe on one real model: trained, resumed, reloaded, evaluated, merged and exported.
 
-    python benchmarks/methods.py    # all of them; results of the same code are kept
+    python benchmarks/methods.py    # all of them
     python benchmarks/methods.py --methods lora moslora --print-only
 
 A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
@@ -15,13 +15,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import moslora
 from examine import METHODS, Method, Settings, recipe_text
-from moslora.recipe import load_recipe
 from report import machine, markdown, publish, spread
 
 ROOT = Path(__file__).parents[1]
@@ -29,22 +26,17 @@ TABLE = "methods table"
 
 
 def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
-    """Everything about one method; read from its file if it was measured before with the same key.
+    """Everything about one method.
 
     Raises:
         RuntimeError: a process failed; its log is named.
     """
-    folder = work / method.recipe.replace("/", "-")
-    stored, own_key = folder / "result.json", key(method, work, settings)
-    if stored.exists():
-        found: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8"))
-        if found.get("key") == own_key:
-            print(f"{method.recipe}: measured before")
-            return found
     print(f"{method.recipe} ...", flush=True)
+    folder = work / method.recipe.replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    recipe = _write(folder / "recipe.yaml", recipe_text(method.recipe, settings, steps=settings.steps))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe_text(method.recipe, settings, steps=settings.steps), encoding="utf-8")
     # LoRA twice: the difference between its two runs is the noise.
     runs = ["run", "repeated"] if method.recipe == "lora" else ["run"]
     for run in runs:
@@ -55,39 +47,15 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     found = {
         **json.loads((folder / "examined.json").read_text(encoding="utf-8")),
         "peak_memory_gb": peaks,
-        "settings": asdict(settings),
-        "key": own_key,
     }
     printed = re.search(r"([\d,]+) trainable parameters", (folder / "run.log").read_text(encoding="utf-8"))
     trained = int(printed[1].replace(",", "")) if printed else None
     if trained != found["parameters"]["counted"]:
         raise RuntimeError(f"{method.recipe}: the run says {trained} trainable parameters, not {found['parameters']}")
-    _write(stored, json.dumps(found, indent=1, ensure_ascii=False))
     return found
 
 
-def key(method: Method, work: Path, settings: Settings) -> str:
-    """What a result depends on: the settings, the method's recipe and LoRA's in full, the code, and the machine."""
-    parts = [json.dumps(asdict(settings)), machine()]
-    work.mkdir(parents=True, exist_ok=True)
-    for name in (method.recipe, "lora"):
-        recipe = _write(work / "recipe.yaml", recipe_text(name, settings, steps=settings.steps))
-        parts.append(load_recipe(recipe).model_dump_json())
-    parts += [f"{file.name} {sha256(file.read_bytes()).hexdigest()}" for file in sources()]
-    return sha256("\n".join(parts).encode()).hexdigest()
-
-
-def sources() -> list[Path]:
-    """The package and the code that measures it."""
-    here = Path(__file__)
-    return [
-        *sorted(Path(moslora.__file__).parent.rglob("*.py")),
-        here.with_name("examine.py"),
-        here.with_name("report.py"),
-    ]
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
     """The results as Markdown, with the refusals under the table.
 
     Args:
@@ -120,8 +88,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         said = [] if merge["verdict"] == "yes" else [merge["said"]]
         said += [] if export["verdict"] == "yes" or export["said"] in said else [export["said"]]
         refusals += [f"- `{method.recipe}`: “{words}”" for words in said]
-    settings, lora = Settings(**results["lora"]["settings"]), results["lora"]["parameters"]["lora"]
-    machines = " / ".join(sorted({found["machine"] for found in results.values()}))
+    lora = results["lora"]["parameters"]["lora"]
     notes = (
         f"`{settings.base}`, dropout {results['lora']['dropout']:g}, {lora:,} trainable parameters with LoRA; counted"
         " in the model and equal to the formula, summed over the layers. Step time: median (quartiles) of"
@@ -129,7 +96,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         " LoRA's own line is LoRA against LoRA: the noise."
         f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"
         " included); LoRA's own line is its second run. Resumed: the adapter of a run resumed from the"
-        f" checkpoint at its half, compared with that of the uninterrupted run. {machines}."
+        f" checkpoint at its half, compared with that of the uninterrupted run. {machine()}."
     )
     parts = [markdown(rows), notes]
     if refusals:
@@ -148,11 +115,6 @@ def _process(arguments: Sequence[str], log: Path) -> None:
     if code:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-3:])
         raise RuntimeError(f"exit code {code}, see {log}:\n{tail}")
-
-
-def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def main() -> int:
@@ -183,7 +145,7 @@ def main() -> int:
             print(f"error: {faults[-1]}", file=sys.stderr)
     if "lora" not in results:
         return 1
-    text = table(results)
+    text = table(results, settings)
     publish(text, given.docs, TABLE, print_only=given.print_only or bool(faults))
     if faults:
         print(f"{len(faults)} methods failed, so {given.docs} keeps its table", file=sys.stderr)

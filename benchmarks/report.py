@@ -66,10 +66,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, header first."""
+def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """A table, header first; ``numbers`` are aligned on the right, in all columns but the first."""
+    rule = "| --- |" + " --: |" * (len(rows[0]) - 1) if numbers else "|" + "---|" * len(rows[0])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def write_between(path: Path, name: str, text: str) -> None:
@@ -85,6 +86,14 @@ def write_between(path: Path, name: str, text: str) -> None:
     if not (found and found_end) or begin in rest or end in tail:
         raise ValueError(f"{path}: must contain {begin} and {end} once each, in this order")
     path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
+
+
+class Silent:
+    """An observer of the training loop that reports nothing."""
+
+    def count(self, *, tokens: int, examples: int) -> None: ...
+
+    def log(self, step: int, **values: float) -> None: ...
 
 
 def publish(text: str, page: Path, name: str, *, print_only: bool) -> None:

@@ -31,7 +31,7 @@ import torch
 from contestants import our_step, timed, trainer_settings, with_lora
 from floor import floor
 from moslora.choices import LossOn
-from report import in_process, machine, markdown, spread, write_between
+from report import in_process, machine, markdown, publish, spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 STEP = 16
@@ -179,9 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 found[who].append(measure(who, setting, options.steps))
         table += lines(setting, found)
     text = f"{machine()}; {options.repetitions} processes each, {options.steps} steps\n\n{markdown(table)}"
-    print(f"\n{text}")
-    if not options.print_only:
-        write_between(PAGE, "training table", text)
+    publish(text, PAGE, "training table", print_only=options.print_only)
 
 
 def lines(setting: str, found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
