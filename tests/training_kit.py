@@ -1,5 +1,6 @@
 """Runs of the small world: started, read, compared."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from moslora.files import sha256
 from moslora.recipe import Recipe
+from moslora.runs.manifest import MANIFEST, read_manifest, with_own_hash
 from moslora.runs.run import Run
 from moslora.training.tracking import MEASURED
 
@@ -41,6 +44,13 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
+
+
+def sign(folder: Path, **values: Any) -> None:
+    """Changes values of an adapter folder's manifest, and has its hashes fit the files."""
+    manifest = read_manifest(folder) | values
+    manifest["sha256"] = {name: sha256(folder / name) for name in manifest["sha256"]}
+    (folder / MANIFEST).write_text(json.dumps(with_own_hash(manifest)))
 
 
 def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from cli_kit import run
 from evaluation_kit import tokenizer
 from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, named_adapters
 from moslora.base.load import fitting, load_base, output_weight
@@ -27,8 +28,8 @@ from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import fingerprint
 from moslora.base.sharded import shard_base
 from moslora.choices import Onto
-from moslora.cli import main
 from moslora.convert import pairs
+from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.convert.verify import PROMPTS
 from moslora.errors import MosloraError, UsageError
@@ -191,6 +192,7 @@ def test_a_run_changes_every_factor_and_mixer_and_nothing_else(runs: Path, kind:
     assert logged[-1] < logged[0] - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
@@ -208,6 +210,7 @@ def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path,
     assert same_bits(adapter(runs / kind), adapter(out))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="fully_shard takes no integers, which is told in one line")
 def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -> None:
     """Whole on both or sharded, with the same bits, and as on one process."""
@@ -333,7 +336,7 @@ def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path: Path, kind: str) -> None:
-    assert run("export", runs / kind, "--out", tmp_path / "peft") == 0
+    export_peft(runs / kind / "adapter", out=tmp_path / "peft")
     folder = open_adapter(runs / kind / "adapter")
     ours, base = load_adapted(folder), load_base(folder.recipe.model)
     ids = token_batch(base)
@@ -362,33 +365,17 @@ def test_the_quickstart_runs_over_a_quantised_base(
 # What cannot be
 
 
-def run(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["moslora", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as ended:
-            return int(ended.code or 0)
-    return 0
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_bitsandbytes_one_line_says_how_to_get_it(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert run("train", runs / f"{kind}.yaml", "--out", tmp_path / "run") == 2
-    line = one_line(capsys)
-    assert f"model.quantization = {kind}" in line
+    code, _, line = run(capsys, "train", runs / f"{kind}.yaml", "--out", tmp_path / "run")
+    assert code == 2 and line.count("\n") == 1 and f"model.quantization = {kind}" in line
     assert f"{shlex.quote(sys.executable)} -m pip install 'bitsandbytes>=" in line
     assert not (tmp_path / "run").exists()
-    assert run("train", runs / f"{kind}.yaml", "--dry-run") == 0  # needs no weights, so none of it
-    assert f"in {kind}-float32" in capsys.readouterr().out
+    code, said, _ = run(capsys, "train", runs / f"{kind}.yaml", "--dry-run")
+    assert code == 0 and f"in {kind}-float32" in said, "which needs no weights, and so none of it"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -451,9 +438,3 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(models: Path, tmp_pat
     for options in ({}, {"quantization": "nf4"}):
         with pytest.raises(UsageError, match="already quantised"):
             load_base(ModelSection(name=str(tmp_path / "packed"), dtype="float32", **options))  # type: ignore[arg-type]
-
-
-def test_another_quantisation_is_another_run(runs: Path) -> None:
-    other = load_recipe(runs / "nf4.yaml", ["model.quantization=int8"])
-    with pytest.raises(UsageError, match=r"model\.quantization was nf4, is int8"):
-        train_recipe(other, out=runs / "nf4", resuming=True)

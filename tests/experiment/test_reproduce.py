@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 from cli_kit import run as cli
 from moslora.errors import MosloraError
 from moslora.experiment.reproduce import changes, first_difference, relative_distance, verdict
-from moslora.files import sha256
-from moslora.runs.manifest import MANIFEST, WEIGHTS, read_manifest, with_own_hash
+from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import Run
-from training_kit import adapter, same_bits
+from training_kit import adapter, same_bits, sign
 
 
 @pytest.fixture
@@ -28,9 +27,7 @@ def moved(run: Path, share: float) -> None:
     path = run / "adapter" / WEIGHTS
     weights = load_file(path)
     save_file({key: value * (1 + share) for key, value in weights.items()}, path)
-    manifest = read_manifest(path.parent)
-    manifest["sha256"][WEIGHTS] = sha256(path)
-    (path.parent / MANIFEST).write_text(json.dumps(with_own_hash(manifest)))
+    sign(path.parent)
 
 
 def test_a_run_is_reproduced_bit_for_bit(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.recipe import Recipe, load_recipe
-from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
 from moslora.training.dry_run import dry_run
 from moslora.training.tracking import Tracker
+from training_kit import sign
 
 MakeRecipe = Callable[..., Recipe]
 RUN = (
@@ -123,11 +123,9 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     shutil.rmtree(run / "adapter")
     newest = run / "checkpoints" / "step-10"
     scores = newest / "rank_budget.safetensors"
-    manifest = json.loads((newest / "manifest.json").read_text())
-    del manifest["sha256"]["rank_budget.safetensors"], manifest[OWN_HASH]
-    (newest / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
     first, *others = sorted(state := load_file(scores))
     save_file({key: state[key] for key in others}, scores)
+    sign(newest)
     with pytest.raises(MosloraError, match=rf"rank_budget\.safetensors: .*{re.escape(first)} is missing"):
         train_recipe(recipe(*RUN), out=run, resuming=True)
     scores.unlink()

@@ -1,6 +1,5 @@
 """Whole runs on a small random model: exact resuming, equal gradients however the work is shared, faults."""
 
-import json
 import re
 import shlex
 import shutil
@@ -24,17 +23,15 @@ from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
-from moslora.files import sha256
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.manifest import OWN_HASH, with_own_hash
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from moslora.training.dry_run import dry_run
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
 from moslora.training.state import save_checkpoint
-from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, steps_logged
+from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, sign, steps_logged
 
 
 def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
@@ -300,12 +297,8 @@ def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over
 
 def with_moments(run: Path, moments: dict[str, torch.Tensor]) -> None:
     """Puts others into the newest checkpoint, as if they had been written with it."""
-    folder = run / "checkpoints" / "step-21"
-    save_file(moments, folder / "optimizer.safetensors")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest[OWN_HASH]
-    manifest["sha256"]["optimizer.safetensors"] = sha256(folder / "optimizer.safetensors")
-    (folder / "manifest.json").write_text(json.dumps(with_own_hash(manifest)))
+    save_file(moments, run / "checkpoints/step-21/optimizer.safetensors")
+    sign(run / "checkpoints/step-21")
 
 
 def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(

@@ -1,4 +1,4 @@
-"""Damage to files, and edits that the hashes of an adapter folder do not notice."""
+"""Damage to files, and edits."""
 
 import json
 from collections.abc import Callable
@@ -7,9 +7,6 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from moslora.files import sha256
-from moslora.runs.manifest import MANIFEST, read_manifest, with_own_hash
 
 
 def truncate(path: Path) -> None:
@@ -30,10 +27,3 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], object]) -> N
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-def sign(adapter: Path, **values: Any) -> None:
-    """Changes values of the manifest, and has its hashes fit the files."""
-    manifest = read_manifest(adapter) | values
-    manifest["sha256"] = {name: sha256(adapter / name) for name in manifest["sha256"]}
-    (adapter / MANIFEST).write_text(json.dumps(with_own_hash(manifest)))

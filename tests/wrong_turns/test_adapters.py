@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from importing_kit import REFUSED, setting, weight
 from moslora.convert.importing import import_adapter
-from wrong_turns.changes import edit_json, replace, sign, truncate
+from training_kit import sign
+from wrong_turns.changes import edit_json, replace, truncate
 
 
 @pytest.mark.parametrize("command", ["train {} --resume", "eval {}", "merge {}", "export {}"])

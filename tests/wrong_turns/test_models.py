@@ -1,6 +1,5 @@
 """Wrong turns: base models."""
 
-import sys
 from unittest.mock import Mock
 
 import httpx
@@ -122,11 +121,3 @@ def test_what_the_gpus_cannot_do(refused, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     refused("train {world}/recipe.yaml", "4 processes", "2 GPUs")
-
-
-def test_four_bits(refused, monkeypatch):
-    """Of odd widths on a CPU, and without bitsandbytes."""
-    command = "train {world}/recipe.yaml model.quantization=nf4"
-    refused(command, "model.quantization = nf4", "q_proj", "48", "64")
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    refused(command, "model.quantization = nf4", "-m pip install", "bitsandbytes")

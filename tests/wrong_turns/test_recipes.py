@@ -4,7 +4,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from wrong_turns.changes import edit_json, replace, sign
+from training_kit import sign
+from wrong_turns.changes import edit_json, replace
 
 TYPED = (
     ("trian llama3-8b", "trian", "train"),
