@@ -27,7 +27,9 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from argument_tables import SYSTEMS
-from moslora.adapters import AdapterLinear, ButterflyMixer, GateInsideMixer, TokenGateMixer, inject, named_adapters
+from moslora.adapters import AdapterLinear, inject, named_adapters
+from moslora.adapters.mixers.fixed import ButterflyMixer
+from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.evaluation.request import Request
 from moslora.evaluation.run import make_scorer
