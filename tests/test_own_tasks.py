@@ -52,7 +52,7 @@ def test_the_merged_model_answers_as_the_run_by_the_same_file(
     mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, "merge", mine / "run", "--out", tmp_path / "merged")[0] == 0
-    options = {"protocol": "cloze", "format": "cloze", "limit": "all"}
+    options = {"protocol": "cloze", "format": "cloze", "limit": None}
     ours = scored(mine / "run", tasks="weather", out=tmp_path / "a", **options)
     merged = scored(tmp_path / "merged", tasks=str(mine / "weather.yaml"), out=tmp_path / "b", **options)
     assert len(ours.predictions) == len(merged.predictions) == 6

@@ -101,7 +101,7 @@ def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) ->
     assert close(logits(peft.PeftModel.from_pretrained(fresh(world), run / "peft").eval()), expected)
     for folder in ("merged", "peft"):
         assert "Imported from MoSLoRA's format: `adapter_config.json`" in (run / folder / "README.md").read_text()
-    target = open_target(str(run), runs=tmp_path / "runs")
+    target = open_target(str(run))
     results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"))
     assert results.tasks["obqa"].n == 20 and where == run / "eval" / "rank-llm-adapters-float32"
     import_adapter(run / "peft", out=tmp_path / "again")

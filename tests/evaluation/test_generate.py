@@ -114,7 +114,7 @@ def test_beams_search() -> None:
 
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     written = iter(["it is true", "false, then", "I cannot say", "true or false"])
-    monkeypatch.setattr(Generate, "_continue", lambda self, questions: [next(written) for _ in questions])
+    monkeypatch.setattr(Generate, "compute", lambda self, questions: [next(written) for _ in questions])
     results = evaluate(
         make_model(), tokenizer(), {"boolq": make_examples("boolq", 4)}, Request(protocol="generate", format="label")
     )
@@ -129,7 +129,7 @@ def test_a_label_of_no_option_is_an_answer_but_never_right() -> None:
     scorer = Generate(
         make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], beams=1, batch_tokens=1_000
     )
-    object.__setattr__(scorer, "_continue", lambda questions: ["answer5"])
+    object.__setattr__(scorer, "compute", lambda questions: ["answer5"])
     prediction = scorer.score(make_examples("siqa", 1))[0]
     assert (prediction.answer, prediction.prediction) == ("answer5", None)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from moslora.evaluation.batches import rounds
 from moslora.evaluation.target import evaluate_target, open_target
 from training_kit import in_two_processes, moslora
 
@@ -40,10 +39,3 @@ def test_two_processes_score_as_one_also_after_one_was_lost(
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     one, two = ((tmp_path / run / "predictions.jsonl").read_text().splitlines() for run in ("one", "two"))
     assert two[:20] == kept and sorted(one) == sorted(two)
-
-
-def test_rounds_hold_items_of_like_cost_and_each_once() -> None:
-    costs = [3, 9, 1, 8, 2, 9, 4]
-    shared = rounds(costs, float, processes=3)
-    assert shared == [[9, 9, 8], [4, 3, 2], [1]]
-    assert rounds(costs, float, processes=1) == [[cost] for cost in costs]

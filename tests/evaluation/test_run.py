@@ -113,7 +113,6 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
     into("pieces", "boolq", limit=10)
     mixed = json.loads(into("pieces", "obqa"))
     assert {task: score["n"] for task, score in mixed["tasks"].items()} == {"piqa": 30, "boolq": 30, "obqa": 40}
-    assert mixed["limits"] == {"piqa": 30, "boolq": 30, "obqa": None}
     assert mixed["micro"]["n"] == 100 and set(mixed["settings"]["data"]) == set(examples)
     assert rounded(into("pieces", "piqa", "boolq")) == rounded(whole), "but for the order in which sums are taken"
     (tmp_path / "pieces" / "predictions.jsonl").unlink()

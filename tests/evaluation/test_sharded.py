@@ -67,7 +67,7 @@ def scored(*, tied: bool, protocol: str, share: bool = False) -> str:
     if share:
         shard_base(model, device=device())
     questions = {task: make_examples(task, 12) for task in ("siqa", "piqa", "obqa")}
-    request = Request.model_validate({"batch_tokens": 300}).changed(protocol=protocol)  # type: ignore[typeddict-item]
+    request = Request.model_validate({"batch_tokens": 300}).changed({"protocol": protocol})
     results = evaluate(model, tokenizer(), questions, request)
     return "\n".join([results.to_json(), *(prediction.to_json() for prediction in results.predictions)])
 

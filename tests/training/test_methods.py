@@ -299,7 +299,7 @@ def test_a_question_is_scored_by_its_own_task(finished: Callable[[str], Done], p
         lines = map(json.loads, (path / "predictions.jsonl").read_text().splitlines())
         found: dict[str, list[tuple[float, ...]]] = {task: [] for task in examples}
         for line in lines:
-            found[line["task"]].append(line["scores"])
+            found[line["id"].partition("/")[0]].append(line["scores"])
         return found
 
     before = scored(None)

@@ -3,7 +3,7 @@
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -111,7 +111,8 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Score a model on the commonsense sets, on all GPUs of this machine."""
-    most = _limit(limit)
+    typed = _typed(protocol=protocol, format=format, source=source, batch_tokens=batch_tokens, beams=beams)
+    typed |= _limit(limit)
     _share(processes, then="the same command continues from the scores so far")
     from moslora.evaluation.target import evaluate_target, open_target
     from moslora.runs.run import newest_run
@@ -120,17 +121,8 @@ def evaluate(
         target = str(newest_run(RUNS, Path()).path)
         say(f"newest run: {target}")
     with stopped("stopped; the scores so far are kept, and the same command continues from there"):
-        results, folder = evaluate_target(
-            open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy),
-            out=out,
-            tasks=tasks,
-            protocol=protocol,
-            format=format,
-            limit=most,
-            source=source,
-            batch_tokens=batch_tokens,
-            beams=beams,
-        )
+        opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
+        results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
     if is_main_process():
         print(results.heading)
         print_table(results.table())
@@ -171,7 +163,8 @@ def ask(
     opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust)
     if question is None or (not option and task != "boolq"):
         question, option = read_typed(sys.stdin, question=question, options=option or ())
-    answers = ask_target(opened, question=question, options=option or (), task=task, protocol=protocol, format=format)
+    typed = _typed(protocol=protocol, format=format)
+    answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)
     for answer in answers.options:
         print(f"{answer.probability:7.1%}  log p {answer.log_probability:8.3f}  {answer.option}")
@@ -259,12 +252,17 @@ def _print_plan(plan: "Plan") -> None:
     print(*plan.remarks, sep="\n")
 
 
-def _limit(text: str | None) -> int | Literal["all"] | None:
+def _typed(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _limit(text: str | None) -> dict[str, int | None]:
     if text is None or text == "all":
-        return "all" if text else None
+        return {"limit": None} if text else {}
     with suppress(ValueError):  # also for a number with thousands of digits
         if (number := int(text)) > 0:
-            return number
+            return {"limit": number}
     raise UsageError(f"--limit {text}: must be a number of questions per task, or all")
 
 

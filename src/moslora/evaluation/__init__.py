@@ -1,6 +1,6 @@
 """Evaluation: multiple-choice questions scored by one of three protocols, with standard errors and averages."""
 
-from moslora.evaluation.journal import load_predictions
+from moslora.evaluation.journal import Evaluation, load_predictions
 from moslora.evaluation.predictions import METRICS, Prediction, Score
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, load_results
@@ -8,6 +8,7 @@ from moslora.evaluation.run import evaluate
 
 __all__ = [
     "METRICS",
+    "Evaluation",
     "Prediction",
     "Request",
     "Results",

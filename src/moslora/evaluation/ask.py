@@ -8,12 +8,11 @@ So the most likely option is the one that ``moslora eval`` would count as the an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 
 from moslora.base.load import load_tokenizer, name_task, or_out_of_memory
-from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
@@ -51,16 +50,9 @@ class Answers:
         )
 
 
-def ask(
-    target: Target,
-    *,
-    question: str,
-    options: Sequence[str],
-    task: str | None = None,
-    protocol: Literal["rank", "cloze"] | None = None,
-    format: FormatName | None = None,
-) -> Answers:
-    """Scores the options of one question (see :func:`as_example`), by default with the settings of ``target``.
+def ask(target: Target, *, question: str, options: Sequence[str], task: str | None = None, **typed: Any) -> Answers:
+    """Scores the options of one question (see :func:`as_example`) with the settings of ``target``, changed by ``typed``
+    fields of its request: protocol and format.
 
     Raises:
         UsageError: a question that cannot be asked, or a task that a gate was not trained on.
@@ -69,13 +61,12 @@ def ask(
     example, names = as_example(question, options, task=task, own=target.run.recipe.own_tasks if target.run else {})
     if target.adapter:
         target.adapter.refuse_untrained(example.task)
-    request = target.asked(protocol=protocol, format=format)
-    if request.protocol == "generate":  # no probabilities; rank reads the same formats
-        request = request.model_copy(update={"protocol": "rank"})
-    if request.format == "cloze-passage":  # differs by BoolQ's passage, which is missing here
-        request = request.model_copy(update={"format": "cloze"})
+    request = target.asked(typed)
+    protocol = "rank" if request.protocol == "generate" else request.protocol  # a text has no probabilities
+    format = "cloze" if request.format == "cloze-passage" else request.format  # BoolQ's passage is missing here
     model = target.load()
     name_task(model, example.task)
+    request = request.model_copy(update={"protocol": protocol, "format": format})
     scorer = make_scorer(model, load_tokenizer(target.model), request)
     with (
         torch.inference_mode(),
@@ -87,7 +78,7 @@ def ask(
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
     best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
-    return Answers(tuple(best_first), prediction, request.protocol, request.format)
+    return Answers(tuple(best_first), prediction, protocol, format)
 
 
 def as_example(
@@ -104,32 +95,31 @@ def as_example(
     Raises:
         UsageError: something is missing or does not fit the task.
     """
-    question, options = question.strip(), [option.strip() for option in options if option.strip()]
+    question, options = question.strip(), tuple(option.strip() for option in options if option.strip())
     if not question:
         raise UsageError("the question is empty; give it with --question, or type it")
     truths = [option.lower() for option in options]
     order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
     default = next(iter(own)) if own and len(own) == 1 else "boolq" if order else "arc_easy"
     entry, *others = resolve_tasks(task or default, own)
-    task = entry.name
     if others:
         raise UsageError("--task: must be a single task for one question")
-    if task == "boolq":
+    if entry.name == "boolq":
         if options and not order:
             raise UsageError("task boolq: options must be yes and no, or true and false; omit them or change --task")
         names = tuple(options[truths.index(word)] for word in order) if order else TRUTHS[0]
-        return Example("question", task, question.rstrip("? "), TRUTHS[0], 0), names
+        return Example("question", "boolq", question.rstrip("? "), TRUTHS[0], 0), names
     if len(options) < 2:
         raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one a line")
     context = None
-    if task == "winogrande" and question.count("_") != 1:
+    if entry.name == "winogrande" and question.count("_") != 1:
         raise UsageError("task winogrande: the sentence must contain one _, where the options go")
-    if task == "hellaswag":
+    if entry.name == "hellaswag":
         context, found, question = question.partition(": ")
         if not found:
             raise UsageError("task hellaswag: must begin with an activity and a colon, as in 'Baking: She takes'")
     wording = entry.wording if entry.own else None
-    return Example("question", task, question, tuple(options), 0, context, wording=wording), tuple(options)
+    return Example("question", entry.name, question, options, 0, context, wording=wording), options
 
 
 def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:

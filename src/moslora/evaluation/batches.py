@@ -24,7 +24,7 @@ BLOCK_SIZE = 64
 
 
 def batch_budget(device: torch.device) -> int:
-    """Most tokens of a batch where no one says: what a CPU has nothing to gain beyond, and what keeps a GPU busy."""
+    """Default for the most tokens of a batch: more gain nothing on a CPU, fewer leave a GPU idle."""
     return 2_048 if device.type == "cpu" else 16_384
 
 
@@ -59,16 +59,6 @@ def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size:
         yield Block(computed=kept if exact else block, wanted=kept)
 
 
-def rounds(items: Sequence[Item], cost: Callable[[Item], float], *, processes: int) -> list[list[Item]]:
-    """The items in rounds of one for each process; those of a round cost about the same, so that nobody waits long.
-
-    The dearest come first. For one process the order stays.
-    """
-    if processes > 1:
-        items = sorted(items, key=cost, reverse=True)
-    return [list(items[start : start + processes]) for start in range(0, len(items), processes)]
-
-
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Cuts the sequences of a block into batches of similar length, the longest first.
 
@@ -91,7 +81,7 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 def in_batches(
     compute: Callable[[list[Item]], Iterable[Result]], items: Sequence[Item], *, lengths: Sequence[int], tokens: int
 ) -> list[Result]:
-    """What ``compute`` returns for each of ``items``, in their order, computed in :func:`batches`."""
+    """The results of ``compute`` for ``items``, in their order, computed in :func:`batches`."""
     results: dict[int, Result] = {}
     for batch in batches(lengths, tokens):
         results.update(zip(batch, compute([items[i] for i in batch]), strict=True))

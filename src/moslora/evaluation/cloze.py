@@ -8,7 +8,6 @@ options (WinoGrande, partial scoring: the option ends the prompt, the rest of th
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,29 +15,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
-from moslora.data.encode import EncodedText, Encoder
+from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import BLOCK_SIZE, in_batches
-from moslora.evaluation.predictions import Prediction, argmax
+from moslora.evaluation.predictions import Prediction
+from moslora.evaluation.scorer import Scorer
 from moslora.kernels.rows import common_prefix, lay, send
 from moslora.kernels.vocabulary import pieces, sizes
-from moslora.prompts import Format
 from moslora.tasks import Example
 
 Scored = tuple[float, bool]
-"""An answer's log-probability, and whether greedy writing would give it."""
+"""An answer's log-probability, and whether greedy decoding would give it."""
 
 
-@dataclass(frozen=True)
-class Cloze:
-    """The protocol ``cloze``; see `moslora.evaluation.run.Scorer`."""
+class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
+    """The protocol ``cloze``; a question has one text per option."""
 
-    model: PreTrainedModel
-    encoder: Encoder
-    format: Format
-    batch_tokens: int
-
-    block_size: ClassVar[int] = BLOCK_SIZE
     primary: ClassVar[str] = "accuracy_per_character"
 
     def encode(self, example: Example) -> list[EncodedText]:
@@ -47,46 +38,29 @@ class Cloze:
         Raises:
             MosloraError: the answer fills ``max_length``, so that nothing is left to condition on.
         """
-        texts = self.encoder.encode_all(
-            [(option.prompt, option.answer) for option in self.format.options(example)],
-            joint=self.format.joint,
-            eos=False,
-        )
+        pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
+        texts = self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
         if any(text.answer_start == 0 for text in texts):
             raise MosloraError(
-                f"{example.id}: no token of the prompt is left beside an option of"
-                f" {max(len(text.ids) for text in texts)} tokens; give a larger evaluation.max_length"
+                f"{example.id}: an option of {max(len(text.ids) for text in texts)} tokens leaves no room for the"
+                " prompt; use a larger evaluation.max_length"
             )
         return texts
 
-    def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``; ``alone``: every question by itself."""
-        questions = [self.encode(example) for example in examples]
-        scores = in_batches(
-            self._sums,
-            questions,
-            lengths=[tokens_read(question) for question in questions],
-            tokens=1 if alone else self.batch_tokens,
-        )
-        return [
-            Prediction(
-                id=example.id,
-                task=example.task,
-                gold=example.gold,
-                prediction=argmax(found),
-                scores=found,
-                characters=tuple(option.characters for option in self.format.options(example)),
-                truncated=any(text.truncated for text in question),
-            )
-            for example, question, found in zip(examples, questions, scores, strict=True)
-        ]
+    def length(self, question: Sequence[EncodedText]) -> int:
+        return tokens_read(question)
 
-    def _sums(self, questions: Sequence[Sequence[EncodedText]]) -> list[tuple[float, ...]]:
-        return [tuple(value for value, _ in scores) for scores in score_answers(self.model, questions)]
+    def compute(self, questions: Sequence[Sequence[EncodedText]]) -> list[list[Scored]]:
+        return score_answers(self.model, questions)
+
+    def read(self, example: Example, question: Sequence[EncodedText], found: list[Scored]) -> Prediction:
+        characters = tuple(option.characters for option in self.format.options(example))
+        truncated = any(text.truncated for text in question)
+        return Prediction.of(example, [value for value, _ in found], characters=characters, truncated=truncated)
 
 
 def tokens_read(options: Sequence[EncodedText]) -> int:
-    """Tokens of a question that the model reads: what all options begin with once, and no last one, which is only
+    """Tokens of a question that the model reads: the options' common beginning once, and no last token, which is only
     predicted."""
     shared = common_prefix([text.ids[:-1] for text in options])
     return shared + sum(len(text.ids) - 1 - shared for text in options)
@@ -94,26 +68,16 @@ def tokens_read(options: Sequence[EncodedText]) -> int:
 
 def score_answers(model: PreTrainedModel, questions: Sequence[Sequence[EncodedText]]) -> list[list[Scored]]:
     """The scores of every question's answers, summed over their tokens, from one forward pass."""
-    hidden, places, targets = _read(model, questions)
-    values, hits = log_probabilities(hidden, output_weight(model), places, targets)  # (P,), (P,)
-    counts = [len(text.ids) - text.answer_start for q in questions for text in q]
-    answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
-    scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
-    return [list(itertools.islice(scores, len(q))) for q in questions]
-
-
-def _read(model: PreTrainedModel, questions: Sequence[Sequence[EncodedText]]) -> tuple[Tensor, list[int], list[int]]:
-    """One forward pass over ``questions``.
-
-    Returns:
-        The hidden states h, shape ``(T, H)``; and of all answer tokens, question by question and option by option, the
-        places in h that they are predicted from, and the tokens.
-    """
     tokens, rows, paths = lay([[text.ids[:-1] for text in q] for q in questions], model.device)
     texts = [text for q in questions for text in q]
     places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]
     targets = [token for text in texts for token in text.ids[text.answer_start :]]
-    return final_hidden(model, tokens, rows), places, targets
+    hidden = final_hidden(model, tokens, rows)  # (T, H)
+    values, hits = log_probabilities(hidden, output_weight(model), places, targets)  # (P,), (P,)
+    counts = [len(text.ids) - text.answer_start for text in texts]
+    answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
+    scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
+    return [list(itertools.islice(scores, len(q))) for q in questions]
 
 
 def log_probabilities(
@@ -126,7 +90,7 @@ def log_probabilities(
     Args:
         hidden: h, shape ``(T, H)``.
         weight: W, shape ``(V, H)``.
-        places: of h, P numbers; those that repeat are computed once.
+        places: P rows of h; those that repeat are computed once.
         targets: P token ids.
 
     Returns:

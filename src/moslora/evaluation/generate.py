@@ -13,65 +13,50 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.load import pad_id
-from moslora.data.encode import EncodedText, Encoder
-from moslora.evaluation.batches import in_batches
+from moslora.data.encode import EncodedText
 from moslora.evaluation.predictions import Prediction
-from moslora.prompts import Format, answer_pattern, labels
+from moslora.evaluation.scorer import Scorer
+from moslora.prompts import answer_pattern, labels
 from moslora.tasks import Example
 
 MAX_NEW_TOKENS = 32
 RESPONSE_HEADER = "### Response:"
 
+Question = tuple[Example, EncodedText]
+
 
 @dataclass(frozen=True)
-class Generate:
-    """The protocol ``generate``; see `moslora.evaluation.run.Scorer`. ``beams`` = 1 is greedy."""
+class Generate(Scorer[Question, str]):
+    """The protocol ``generate``. ``beams`` = 1 is greedy."""
 
-    model: PreTrainedModel
-    encoder: Encoder
-    format: Format
-    beams: int
-    batch_tokens: int
+    beams: int = 1
 
     block_size: ClassVar[int] = 32  # a block takes long, and a limit should cost little more than what it asks for
-    primary: ClassVar[str] = "accuracy"
 
-    def encode(self, example: Example) -> EncodedText:
-        """The prompt as tokens."""
-        return self.encoder.encode(self.format.generation_prompt(example), "", eos=False)
+    def encode(self, example: Example) -> Question:
+        return example, self.encoder.encode(self.format.generation_prompt(example), "", eos=False)
 
-    def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``; ``alone``: every question by itself."""
-        prompts = [self.encode(example) for example in examples]
-        texts = in_batches(
-            self._continue,
-            list(zip(examples, prompts, strict=True)),
-            lengths=[self.beams * (len(prompt.ids) + MAX_NEW_TOKENS) for prompt in prompts],
-            tokens=1 if alone else self.batch_tokens,
-        )
-        return [
-            self._read(example, text, prompt.truncated)
-            for example, prompt, text in zip(examples, prompts, texts, strict=True)
-        ]
+    def length(self, question: Question) -> int:
+        return self.beams * (len(question[1].ids) + MAX_NEW_TOKENS)
 
-    def _read(self, example: Example, text: str, truncated: bool) -> Prediction:
-        answer = find_answer(text, example)
-        names = labels(example)
+    def read(self, example: Example, question: Question, found: str) -> Prediction:
+        answer, names = find_answer(found, example), labels(example)
         return Prediction(
             id=example.id,
             task=example.task,
             gold=example.gold,
             prediction=names.index(answer) if answer in names else None,
-            text=text,
+            text=found,
             answer=answer,
-            truncated=truncated,
+            truncated=question[1].truncated,
         )
 
-    def _continue(self, questions: Sequence[tuple[Example, EncodedText]]) -> list[str]:
+    def compute(self, questions: Sequence[Question]) -> list[str]:
+        """The texts after the prompts."""
         tokenizer = self.encoder.tokenizer
         prompts = [prompt.ids for _, prompt in questions]
         longest = max(map(len, prompts))

@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.results import RESULTS, Settings, TaskRecord, summarise
+from moslora.evaluation.results import RESULTS, Results, Settings, TaskRecord, load_results, summarise
 from moslora.files import write_json, write_text, writing
 
 SETTINGS = "settings.json"
@@ -53,8 +54,7 @@ class Journal:
         if (folder / SETTINGS).exists():
             then = read_head(folder)
             _refuse_others(folder, then.settings, settings)
-            data = {**then.settings.data, **settings.data}
-            self.head = Head(dataclasses.replace(settings, data=data), then.tasks)
+            self.head = Head(dataclasses.replace(settings, data={**then.settings.data, **settings.data}), then.tasks)
         if (folder / PREDICTIONS).exists():
             _drop_torn_line(folder / PREDICTIONS)
             self.predictions = {p.id: p for p in load_predictions(folder)}
@@ -102,9 +102,9 @@ def load_predictions(path: Path) -> list[Prediction]:
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
         try:
             prediction = Prediction.from_json(line)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise MosloraError(
-                f"{file}:{number}: not a prediction ({error}); remove the folder and evaluate again"
+                f"{file}:{number}: not a prediction ({error!r}); remove the folder and evaluate again"
             ) from None
         if prediction.id in predictions:
             raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
@@ -125,11 +125,46 @@ def read_head(folder: Path) -> Head:
         raise MosloraError(f"{file}: not an evaluation's settings; choose another --out or remove the folder") from None
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The folder of one evaluation. Each of its files is read when asked for, once."""
+
+    folder: Path
+
+    @classmethod
+    def all_of(cls, run: Path) -> list["Evaluation"]:
+        """Those of a run, by name, unfinished ones too."""
+        found = [cls(folder) for folder in sorted(run.glob("eval/*"))]
+        return [evaluation for evaluation in found if evaluation.begun or evaluation.finished]
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are predictions."""
+        return (self.folder / PREDICTIONS).is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are results."""
+        return (self.folder / RESULTS).is_file()
+
+    @cached_property
+    def settings(self) -> Settings:
+        return read_head(self.folder).settings
+
+    @cached_property
+    def results(self) -> Results:
+        return load_results(self.folder)
+
+    @cached_property
+    def predictions(self) -> list[Prediction]:
+        return load_predictions(self.folder)
+
+
 def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
     """Refuses changed settings and names each. Tasks that only one side knows are not a change."""
-    both = then.data.keys() & now.data.keys()
-    old, new = (_flat(settings, tasks=sorted(both)) for settings in (then, now))
+    old, new = _flat(then), _flat(now)
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    keys = [key for key in keys if not key.startswith("data.") or (key in old and key in new)]
     changed = [f"{key} was {old.get(key, 'not recorded')}, is {new.get(key)}" for key in keys]
     if changed:
         raise UsageError(
@@ -138,11 +173,12 @@ def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
         )
 
 
-def _flat(settings: Settings, *, tasks: Sequence[str]) -> dict[str, Any]:
-    """Settings with the entries of its mappings, of ``data`` for ``tasks``, as dotted keys."""
-    flat = {key: value for key, value in vars(settings).items() if key not in ("data", "metadata", "made_with")}
-    flat |= {f"data.{task}": settings.data[task] for task in tasks} | dict(settings.made_with)
-    return flat | {f"metadata.{key}": value for key, value in settings.metadata.items()}
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Settings, with the entries of mappings under dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in vars(settings).items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _drop_torn_line(file: Path) -> None:

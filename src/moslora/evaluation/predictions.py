@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moslora.tasks import Example
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -37,6 +39,15 @@ class Prediction:
     answer: str | None = None
     truncated: bool = False
 
+    @classmethod
+    def of(
+        cls, example: Example, scores: Sequence[float], *, characters: tuple[int, ...] = (), truncated: bool
+    ) -> "Prediction":
+        """The option with the best score. Scores are rounded to 1e-6 nats here rather than on the way to the disk, so
+        that a resumed evaluation equals an uninterrupted one."""
+        rounded = tuple(round(score, 6) for score in scores)
+        return cls(example.id, example.task, example.gold, argmax(rounded), rounded, characters, truncated=truncated)
+
     @property
     def deciding_scores(self) -> tuple[float, ...]:
         """The scores behind the primary metric: per character if there are ``characters``."""
@@ -56,18 +67,22 @@ class Prediction:
         return best - second
 
     def to_json(self) -> str:
-        """One line. Fields with default values are omitted."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return json.dumps({k: v for k, v in fields.items() if v != defaults[k]}, ensure_ascii=False)
+        """One line, without fields that have their default or that others give."""
+        known = {field.name: field.default for field in dataclasses.fields(self)} | _given(self.id, self.scores)
+        fields = {name: value for name, value in vars(self).items() if value != known[name]}
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> "Prediction":
-        """The inverse of `to_json`, with floats equal bit for bit."""
+        """The inverse of `to_json`, with floats equal bit for bit. Lines of earlier versions have more fields."""
         values = json.loads(line)
-        for name in ("scores", "characters"):
-            values[name] = tuple(values.get(name, ()))
-        return cls(**values)
+        values |= {name: tuple(values.get(name, ())) for name in ("scores", "characters")}
+        return cls(**_given(values["id"], values["scores"]) | values)
+
+
+def _given(id: str, scores: Sequence[float]) -> dict[str, Any]:
+    """The fields of a `Prediction` that its id and its scores give."""
+    return {"task": id.partition("/")[0], **({"prediction": argmax(scores)} if scores else {})}
 
 
 def argmax(values: Sequence[float]) -> int:
@@ -83,7 +98,7 @@ def _log_probability(prediction: Prediction) -> float:
 
 METRICS: Mapping[str, Callable[[Prediction], float]] = {
     "accuracy": lambda p: float(p.prediction == p.gold),
-    "accuracy_per_character": lambda p: float(argmax(p.deciding_scores) == p.gold),
+    "accuracy_per_character": lambda p: float(p.chosen == p.gold),
     "log_probability": _log_probability,
 }
 """The contribution of one question to each mean.
@@ -146,7 +161,6 @@ def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Sco
 
     accuracy, error = mean("accuracy")
     per_character, its_error = mean("accuracy_per_character") if first.characters else (None, None)
-    drift = drift if first.scores else None
     return Score(
         n=n,
         accuracy=accuracy,
@@ -166,31 +180,22 @@ def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Sco
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added."""
 
-    def weighted(name: str, total: Callable[[list[float]], float] = math.fsum) -> Any:  # None if a task has none
-        values = [getattr(score, name) for score in scores]
-        return None if None in values else total([w * x for w, x in zip(weights, values, strict=True)])
+    def over(combine: Callable[[list[float]], float], *names: str) -> dict[str, Any]:  # None if a task has none
+        columns = {name: [getattr(score, name) for score in scores] for name in names}
+        return {name: None if None in values else combine(values) for name, values in columns.items()}
 
-    def known(name: str) -> list[Any]:
-        return [value for score in scores if (value := getattr(score, name)) is not None]
+    def mean(values: list[float]) -> float:
+        return math.fsum(w * x for w, x in zip(weights, values, strict=True))
+
+    def error(values: list[float]) -> float:
+        return math.sqrt(math.fsum((w * x) * (w * x) for w, x in zip(weights, values, strict=True)))
 
     return Score(
-        n=sum(score.n for score in scores),
-        accuracy=weighted("accuracy"),
-        standard_error=weighted("standard_error", root_of_squares),
-        majority_class=weighted("majority_class"),
-        truncated=sum(score.truncated for score in scores),
-        accuracy_per_character=weighted("accuracy_per_character"),
-        standard_error_per_character=weighted("standard_error_per_character", root_of_squares),
-        log_probability=weighted("log_probability"),
-        parse_rate=weighted("parse_rate"),
-        drift=max(known("drift"), default=None),
-        close_calls=sum(close_calls) if (close_calls := known("close_calls")) else None,
+        **over(mean, "accuracy", "majority_class", "accuracy_per_character", "log_probability", "parse_rate"),
+        **over(error, "standard_error", "standard_error_per_character"),
+        **over(sum, "n", "truncated", "close_calls"),
+        **over(max, "drift"),
     )
-
-
-def root_of_squares(values: Sequence[float]) -> float:
-    """√(Σ x²)."""
-    return math.sqrt(math.fsum(x * x for x in values))
 
 
 def macro(scores: Sequence[Score]) -> Score:
@@ -205,10 +210,10 @@ def micro(scores: Sequence[Score]) -> Score:
 
 
 SAME_ANSWER, PARSED = 0.95, 0.95
-"""A share of one answer from which, and a parse rate below which a model counts as collapsed."""
+"""Share of one answer from which a model counts as collapsed, and parse rate below which it does."""
 
 FEWEST = 10
-"""Questions of a task below which it is left out: that would be a matter of luck."""
+"""Tasks with fewer questions show no signs of a collapse: there it would be chance."""
 
 
 def collapse(tasks: Mapping[str, Score], average: Score, metric: str) -> list[str]:

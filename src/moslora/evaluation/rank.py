@@ -9,47 +9,36 @@ which is what comparing the labels' full log-probabilities comes to, because the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
-from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation.batches import BLOCK_SIZE, in_batches
-from moslora.evaluation.predictions import Prediction, argmax
+from moslora.evaluation.predictions import Prediction
+from moslora.evaluation.scorer import Scorer
 from moslora.kernels.rows import common_prefix, lay, send
-from moslora.prompts import Format
 from moslora.tasks import Example
+
+Scores = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the model reads (``input_ids``) and the token of every option that may come next."""
+    """The tokens that the model reads, and the token of every option that may come next."""
 
     input_ids: list[int]
     option_tokens: list[int]
     truncated: bool
 
 
-@dataclass(frozen=True)
-class Rank:
-    """The protocol ``rank``; see `moslora.evaluation.run.Scorer`."""
-
-    model: PreTrainedModel
-    encoder: Encoder
-    format: Format
-    batch_tokens: int
-
-    block_size: ClassVar[int] = BLOCK_SIZE
-    primary: ClassVar[str] = "accuracy"
+class Rank(Scorer[Question, Scores]):
+    """The protocol ``rank``."""
 
     def encode(self, example: Example) -> Question:
         """The question as tokens.
 
         Raises:
-            MosloraError: the options differ in more than one token, so that one position cannot compare them.
+            MosloraError: the labels differ in more than one token, so that one position cannot compare them.
         """
         options = self.format.options(example)
         texts = self.encoder.encode_all([(o.prompt, o.answer) for o in options], joint=self.format.joint, eos=False)
@@ -65,28 +54,10 @@ class Rank:
             )
         return Question(ids[0][:common], tokens, truncated=texts[0].truncated)
 
-    def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``; ``alone``: every question by itself."""
-        questions = [self.encode(example) for example in examples]
-        scores = in_batches(
-            self._scores,
-            questions,
-            lengths=[len(q.input_ids) for q in questions],
-            tokens=1 if alone else self.batch_tokens,
-        )
-        return [
-            Prediction(
-                id=example.id,
-                task=example.task,
-                gold=example.gold,
-                prediction=argmax(found),
-                scores=found,
-                truncated=question.truncated,
-            )
-            for example, question, found in zip(examples, questions, scores, strict=True)
-        ]
+    def length(self, question: Question) -> int:
+        return len(question.input_ids)
 
-    def _scores(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+    def compute(self, questions: Sequence[Question]) -> list[Scores]:
         """Every question's scores, from one forward pass."""
         weight = output_weight(self.model)  # (V, H)
         tokens, rows, places = lay([[q.input_ids for q in questions]], weight.device)
@@ -99,3 +70,6 @@ class Rank:
             tuple(torch.log_softmax(row[[labels.index(token) for token in q.option_tokens]], dim=0).tolist())
             for q, row in zip(questions, logits, strict=True)
         ]
+
+    def read(self, example: Example, question: Question, found: Scores) -> Prediction:
+        return Prediction.of(example, found, truncated=question.truncated)

@@ -31,8 +31,7 @@ class Settings:
         max_length: longest sequence in tokens; ``None`` if the model states no context length.
         data: task -> sha256 of all its questions.
         metadata: from the caller: what identifies the model.
-        made_with: versions of the packages, and hashes of the tokenizer and under ``chat`` of the chat template; empty
-            where an older version did not record them.
+        made_with: versions of the packages, hashes of the tokenizer and the chat template; empty if not recorded.
     """
 
     protocol: str
@@ -50,26 +49,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What is known of a task besides its predictions.
+    """Facts about a task besides its predictions.
 
     Attributes:
-        limit: most questions asked for, ``None`` for all.
         drift: see `Score`; ``None`` for generate and before it is measured.
         leaks: of this task; ``None`` if the training rows are unknown.
     """
 
-    limit: int | None = None
     drift: float | None = None
     leaks: Leaks | None = None
 
     def updated(self, later: "TaskRecord") -> "TaskRecord":
         """This record with a later evaluation's, which may have fewer questions and so a smaller drift."""
         drifts = [drift for drift in (self.drift, later.drift) if drift is not None]
-        return TaskRecord(
-            limit=None if self.limit is None or later.limit is None else max(self.limit, later.limit),
-            drift=max(drifts, default=None),
-            leaks=later.leaks or self.leaks,
-        )
+        return TaskRecord(max(drifts, default=None), later.leaks or self.leaks)
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,6 @@ class Results:
 
     Attributes:
         settings: with which it was made.
-        limits: task -> most questions asked for, ``None`` for all.
         tasks: by task, in the order of evaluation.
         macro: every task the same weight.
         micro: every question the same weight.
@@ -87,7 +79,6 @@ class Results:
     """
 
     settings: Settings
-    limits: Mapping[str, int | None]
     tasks: Mapping[str, Score]
     macro: Score
     micro: Score
@@ -149,8 +140,7 @@ class Results:
         return lines
 
     def summary(self) -> dict[str, Any]:
-        """For the run's card: the main metric, its error and the majority class, macro, the metric by task, and signs
-        of a collapse."""
+        """For the run's card: the main metric with its error and the majority class, and signs of a collapse."""
         metric = self.settings.primary
         return {
             "metric": metric,
@@ -177,14 +167,13 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
     by_task: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_task.setdefault(prediction.task, []).append(prediction)
-    records = {task: records.get(task) or TaskRecord() for task in by_task}
-    tasks = {task: score_task(rows, drift=records[task].drift) for task, rows in by_task.items()}
-    leaks = {task: record.leaks for task, record in records.items() if record.leaks}
+    records = {task: records.get(task, TaskRecord()) for task in by_task}
     drifts = {task: record.drift for task, record in records.items()}
+    tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in by_task.items()}
+    leaks = {task: record.leaks for task, record in records.items() if record.leaks}
     known = len(leaks) == len(tasks)
     return Results(
         settings=settings,
-        limits={task: record.limit for task, record in records.items()},
         tasks=tasks,
         macro=macro(list(tasks.values())),
         micro=micro(list(tasks.values())),

@@ -1,16 +1,14 @@
 """One evaluation from questions to results: order, score block by block, keep, summarise."""
 
-import dataclasses
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -21,7 +19,7 @@ from moslora.console import say
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.batches import Block, batch_budget, blocks, rounds
+from moslora.evaluation.batches import Block, batch_budget, blocks
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
@@ -30,6 +28,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
+from moslora.evaluation.scorer import Scorer
 from moslora.processes.devices import keep_freed_memory
 from moslora.processes.group import gathered, members
 from moslora.prompts import make_format
@@ -37,29 +36,6 @@ from moslora.tasks import Example
 
 DRIFT_SAMPLE = 8
 """Questions of each task that are scored once more alone, to see how far the shapes move a margin."""
-
-
-class Scorer(Protocol):
-    """A protocol of evaluation: how questions become predictions."""
-
-    @property
-    def primary(self) -> str:
-        """The metric that counts: a key of `moslora.evaluation.predictions.METRICS`."""
-
-    @property
-    def batch_tokens(self) -> int:
-        """Most tokens of a batch."""
-
-    @property
-    def block_size(self) -> int:
-        """Questions computed together."""
-
-    def encode(self, example: Example) -> object:
-        """The question as tokens; fails if the protocol cannot score it."""
-
-    def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``, which make up a block: their order and number decide the
-        batches. ``alone``: every question by itself."""
 
 
 def evaluate(
@@ -92,7 +68,11 @@ def evaluate(
         UsageError: questions that the protocol cannot score, or a folder of other settings.
         MosloraError: a module in training mode.
     """
-    refuse_training_mode(model)
+    if training := [name or type(module).__name__ for name, module in model.named_modules() if module.training]:
+        raise MosloraError(
+            f"{len(training)} modules are in training mode, first {training[0]}: dropout would add noise to the scores;"
+            " call model.eval() first"
+        )
     scorer = make_scorer(model, tokenizer, request)
     _refuse_unusable(questions, scorer)
     dtype = output_weight(model).dtype
@@ -104,10 +84,10 @@ def evaluate(
         batch_tokens=scorer.batch_tokens,
         block_size=scorer.block_size,
         beams=request.beams if request.protocol == "generate" else None,
-        max_length=request.max_length or context_length(model),
+        max_length=scorer.encoder.max_length,
         data={task: data_hash(rows) for task, rows in questions.items()},
         metadata=metadata or {},
-        made_with=_made_with(tokenizer, request),
+        made_with=_made_with(scorer),
     )
     # LLM.int8() takes columns with an outlier out of a whole batch: a question's scores depend on its neighbours.
     exact = dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False)
@@ -117,58 +97,41 @@ def evaluate(
     }
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
-    journal.record({task: TaskRecord(request.limit, leaks=_of_task(leaks, rows)) for task, rows in questions.items()})
-    _score([block for task_blocks in plan.values() for block in task_blocks], scorer, model, journal)
+    journal.record({task: TaskRecord(leaks=_of_task(leaks, rows)) for task, rows in questions.items()})
+    _score([block for task_blocks in plan.values() for block in task_blocks], scorer, journal)
     if request.protocol != "generate":  # which has no margins
-        drifts = _drifts(plan, scorer, model, journal)
-        journal.record({task: TaskRecord(request.limit, drift=drift) for task, drift in drifts.items()})
+        journal.record({task: TaskRecord(drift=drift) for task, drift in _drifts(plan, scorer, journal).items()})
     journal.finish()
     asked = [journal.predictions[e.id] for task_blocks in plan.values() for block in task_blocks for e in block.wanted]
-    records = {task: dataclasses.replace(journal.head.tasks[task], limit=request.limit) for task in plan}
-    return summarise(settings, asked, records)
+    return summarise(settings, asked, journal.head.tasks)
 
 
-def _made_with(tokenizer: PreTrainedTokenizerBase, request: Request) -> dict[str, str]:
-    """Of `Settings`. A hash of the code would change with every commit."""
-    chat = make_format(request.format, tokenizer).identity()
+def _made_with(scorer: Scorer[Any, Any]) -> dict[str, str]:
+    """See `Settings`. A hash of the code would change with every commit."""
+    chat = scorer.format.identity()
     return {
         **{package.__name__: str(package.__version__) for package in (moslora, torch, transformers)},
-        "tokenizer": Encoder(tokenizer, max_length=None).identity(),
+        "tokenizer": scorer.encoder.identity(),
         **({"chat_template": hashlib.sha256(chat.encode()).hexdigest()} if chat else {}),
     }
 
 
-def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer:
-    """The object behind the name of a protocol."""
+def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any, Any]:
+    """The protocol that ``request`` names. Its tasks, limit and source are not read here."""
     keep_freed_memory()
     # In a recipe `data.max_length` is of the training rows alone.
     encoder = Encoder(tokenizer, max_length=request.max_length or context_length(model), key="evaluation.max_length")
-    format = make_format(request.format, tokenizer)
-    tokens = request.batch_tokens or batch_budget(model.device)
+    parts = model, encoder, make_format(request.format, tokenizer), request.batch_tokens or batch_budget(model.device)
     match request.protocol:
         case "rank":
-            return Rank(model, encoder, format, tokens)
+            return Rank(*parts)
         case "cloze":
-            return Cloze(model, encoder, format, tokens)
+            return Cloze(*parts)
         case "generate":
-            return Generate(model, encoder, format, request.beams, tokens)
+            return Generate(*parts, beams=request.beams)
 
 
-def refuse_training_mode(model: nn.Module) -> None:
-    """Dropout would put noise into every score, as it does in the official evaluation on CUDA.
-
-    Raises:
-        MosloraError: some module is in training mode.
-    """
-    training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        raise MosloraError(
-            f"{len(training)} modules are in training mode, first {training[0]}: dropout would put noise into"
-            " the scores; call model.eval() first"
-        )
-
-
-def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorer: Scorer) -> None:
+def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorer: Scorer[Any, Any]) -> None:
     """Tries one question of each task, so that a task that cannot be scored stops now, not in an hour."""
     faults = []
     for rows in questions.values():
@@ -181,7 +144,7 @@ def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorer: Scorer)
 
 
 def _of_task(leaks: Leaks | None, rows: Sequence[Example]) -> Leaks | None:
-    """Those of the leaks that are among the questions of one task."""
+    """The leaks among the questions of one task."""
     ids = {row.id for row in rows}
     return leaks and Leaks(leaks.compared_with, tuple(id for id in leaks.ids if id in ids))
 
@@ -205,7 +168,7 @@ class _Progress:
         say(f"  {task}: {self._done[task]}/{self._totals[task]}{rest}")
 
 
-def _score(task_blocks: Sequence[Block], scorer: Scorer, model: PreTrainedModel, journal: Journal) -> None:
+def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Journal) -> None:
     """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would."""
     progress = _Progress(task_blocks)
     rank, processes = members()
@@ -215,13 +178,16 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer, model: PreTrainedModel,
             unfinished.append(block)
         else:
             progress.tell(block, scored=0)
-    for together in rounds(unfinished, _cost, processes=processes):
+    if processes > 1:  # blocks of about the same cost together, so that no process waits long
+        unfinished.sort(key=_characters, reverse=True)
+    for first in range(0, len(unfinished), processes):
+        together = unfinished[first : first + processes]
         own: list[Prediction] = []
-        with in_step(model):
+        with in_step(scorer.model):
             if rank < len(together):
                 # A block begun before a kill is computed whole again: its shapes belong to its results.
                 missing = {example.id for example in together[rank].wanted} - journal.predictions.keys()
-                own = [p for p in _scored(together[rank], scorer, model) if p.id in missing]
+                own = [p for p in _scored(together[rank], scorer) if p.id in missing]
                 journal.append(own)  # before the others are waited for, of which one may be lost
         for other, predictions in enumerate(gathered(own)):
             if other != rank:
@@ -230,29 +196,26 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer, model: PreTrainedModel,
             progress.tell(block, scored=len(block.computed))
 
 
-def _cost(block: Block) -> int:
-    """Of computing a block, in characters."""
+def _characters(block: Block) -> int:
     return sum(len(example.question) + sum(map(len, example.choices)) for example in block.computed)
 
 
 @torch.inference_mode()
-def _scored(block: Block, scorer: Scorer, model: PreTrainedModel, *, alone: int = 0) -> list[Prediction]:
+def _scored(block: Block, scorer: Scorer[Any, Any], *, alone: int = 0) -> list[Prediction]:
     """The predictions of a block, or of its first ``alone`` questions, each by itself."""
-    name_task(model, block.wanted[0].task)
+    name_task(scorer.model, block.wanted[0].task)
     return scorer.score(block.wanted[:alone], alone=True) if alone else scorer.score(block.computed)
 
 
-def _drifts(
-    plan: Mapping[str, Sequence[Block]], scorer: Scorer, model: PreTrainedModel, journal: Journal
-) -> dict[str, float]:
+def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journal: Journal) -> dict[str, float]:
     """Each task's drift; the tasks are shared out among the processes."""
     rank, processes = members()
-    with in_step(model):
-        own = {task: _drift(plan[task][0], scorer, model, journal) for task in list(plan)[rank::processes]}
+    with in_step(scorer.model):
+        own = {task: _drift(plan[task][0], scorer, journal) for task in list(plan)[rank::processes]}
     return {task: drift for each in gathered(own) for task, drift in each.items()}
 
 
-def _drift(block: Block, scorer: Scorer, model: PreTrainedModel, journal: Journal) -> float:
+def _drift(block: Block, scorer: Scorer[Any, Any], journal: Journal) -> float:
     """The largest change of a margin between a question alone and in its batch, over a sample of one task.
 
     Task by task, because the units differ: cloze divides by few characters here and by many there. With d_j the
@@ -260,7 +223,7 @@ def _drift(block: Block, scorer: Scorer, model: PreTrainedModel, journal: Journa
     best option whose margin is larger stays the best.
     """
     drift = 0.0
-    for alone in _scored(block, scorer, model, alone=DRIFT_SAMPLE):
+    for alone in _scored(block, scorer, alone=DRIFT_SAMPLE):
         batched = journal.predictions[alone.id].deciding_scores
         changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]
         drift = max(drift, max(changes) - min(changes))
