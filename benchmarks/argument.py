@@ -34,7 +34,7 @@ from diagrams import (
     heights,
     picture,
 )
-from report import write_between
+from written import write_between
 
 DOCS = Path(__file__).parents[1] / "docs"
 

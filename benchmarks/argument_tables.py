@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moslora.adapters import AdapterLinear, Mixer, NotMergeable, build_mixer
-from report import markdown
+from written import markdown
 
 RANK, PARTS = 12, 3
 """Of the pictures; the table of halves and thirds has the same rank, which divides by 2 and by 3."""

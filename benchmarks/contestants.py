@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from report import seconds
+from written import seconds
 
 
 def our_step(

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from moslora.compare.statistics import LEVEL, MACRO, MICRO, Floats, effects, holm
-from report import machine, markdown, write_between
+from written import machine, markdown, write_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 TASKS, QUESTIONS, RESAMPLES = 8, 64, 1000

@@ -31,7 +31,7 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.run import make_scorer
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE, TASKS, Example
-from report import in_process, machine, markdown, publish, seconds, spread
+from written import in_process, machine, markdown, publish, seconds, spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SECTION = ModelSection(name=BUILTIN)

@@ -25,7 +25,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import adapt, prepare
-from report import Silent, alternate
+from written import Silent, alternate
 
 
 @dataclass(frozen=True)

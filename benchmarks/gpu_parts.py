@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from contestants import our_step, timed
 from gpu import ROOT
 from gpu_race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
-from report import kernels, reset_peak, seconds
+from written import kernels, reset_peak, seconds
 
 sys.path.append(str(ROOT / "tests"))
 

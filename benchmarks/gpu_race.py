@@ -20,7 +20,7 @@ from moslora.base.load import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.recipe import load_recipe
-from report import kernels, reset_peak, wait
+from written import kernels, reset_peak, wait
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if GPU else torch.device("cpu")

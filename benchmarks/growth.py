@@ -22,7 +22,7 @@ from typing import Any
 
 import evaluation
 import training
-from report import in_process, machine
+from written import in_process, machine
 
 PICTURE = Path(__file__).parents[1] / "docs" / "speed.png"
 STEPS = 3

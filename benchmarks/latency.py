@@ -36,7 +36,7 @@ from moslora.evaluation.run import make_scorer
 from moslora.prompts import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
-from report import machine, markdown, publish, seconds, spread
+from written import machine, markdown, publish, seconds, spread
 
 ROOT = Path(__file__).parents[1]
 TABLE = "latency table"

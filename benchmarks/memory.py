@@ -50,7 +50,7 @@ from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import adapt
-from report import Silent, machine, markdown, write_between
+from written import Silent, machine, markdown, write_between
 
 PAGE, MERGING = (Path(__file__).parents[1] / "docs" / name for name in ("plan.md", "merging.md"))
 STEPS, LABELS = 2, 8

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from examine import METHODS, Method, Settings, recipe_text
-from report import machine, markdown, publish, spread
+from written import machine, markdown, publish, spread
 
 ROOT = Path(__file__).parents[1]
 TABLE = "methods table"

@@ -11,7 +11,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from comparisons import butterfly_distances, comparisons, drift, path, smallest_growth, start_matters, twin_rule
-from report import markdown, write_between
 from trajectories import ROUNDING, STEPS
 from update_rules import (
     ADAM,
@@ -26,6 +25,7 @@ from update_rules import (
     SGD,
     TORCH_MUON,
 )
+from written import markdown, write_between
 
 DOCS = Path(__file__).parents[1] / "docs"
 FLOOR = 1e-17

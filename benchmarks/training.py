@@ -31,7 +31,7 @@ import torch
 from contestants import our_step, timed, trainer_settings, with_lora
 from floor import floor
 from moslora.choices import LossOn
-from report import in_process, machine, markdown, publish, spread
+from written import in_process, machine, markdown, publish, spread
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 STEP = 16

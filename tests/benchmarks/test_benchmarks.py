@@ -13,7 +13,7 @@ from examine import METHODS, Settings, parameters, recipe_text
 from moslora.adapters import MIXERS, describe_batch, inject
 from moslora.errors import UsageError
 from moslora.recipe import list_recipes, load_recipe
-from report import alternate, spread, write_between
+from written import alternate, spread, write_between
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
