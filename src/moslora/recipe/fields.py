@@ -27,7 +27,8 @@ def _compiles(value: Any) -> Any:
         try:
             re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"is not a regular expression ({error}); fix the pattern") from error
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise ValueError(f"is not a regular expression ({reason}); fix the pattern") from error
     return value
 
 

@@ -20,7 +20,6 @@ class ButterflyOptions(Section):
     """M = 1_{k×k} ⊗ I_{r/k}, fixed: two-subspace mixing for k = 2 (arXiv 2406.11909). ΔW has rank r/k."""
 
     kind: Literal["butterfly"] = "butterfly"
-
     blocks: Blocks = 2
 
     normalize: bool = False
@@ -31,7 +30,6 @@ class HadamardOptions(Section):
     """M = H_k/√k ⊗ I_{r/k}, fixed, k a power of two: a butterfly with signs, orthogonal, so that ΔW keeps its rank."""
 
     kind: Literal["hadamard"] = "hadamard"
-
     blocks: Blocks = 2
 
 
@@ -39,7 +37,6 @@ class KroneckerOptions(Section):
     """M = G ⊗ I_{r/k} with a learned G (k × k): the butterfly's pattern with learned weights."""
 
     kind: Literal["kronecker"] = "kronecker"
-
     blocks: Blocks = 4
 
 
@@ -69,7 +66,6 @@ class InputSplitOptions(Section):
     """Experts that each read one slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]. k also divides the input features."""
 
     kind: Literal["input-split"] = "input-split"
-
     blocks: Blocks = 2
 
 
@@ -77,7 +73,6 @@ class TokenGateOptions(Section):
     """LoRA experts with a gate for each token: LoRAMoE (arXiv 2312.09979); top-k: MoLA (2402.08562). Not mergeable."""
 
     kind: Literal["token-gate"] = "token-gate"
-
     experts: Experts = 4
 
     top_k: PositiveInt | None = None
@@ -91,7 +86,6 @@ class GateInsideOptions(Section):
     """One gate on the experts of A and one on those of B (arXiv 2406.11909, section 3). Not mergeable."""
 
     kind: Literal["gate-inside"] = "gate-inside"
-
     experts: Experts = 4
 
 
@@ -99,7 +93,6 @@ class TaskGateOptions(Section):
     """LoRA experts weighted by the row's task: MOELoRA (arXiv 2310.18339). Mergeable for a named task."""
 
     kind: Literal["task-gate"] = "task-gate"
-
     experts: Experts = 4
 
     embedding_size: Size = 64
