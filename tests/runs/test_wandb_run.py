@@ -1,6 +1,7 @@
 """Weights & Biases, offline: what its files hold."""
 
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ pytest.importorskip("wandb", reason="wandb is an extra")
 from wandb.proto.wandb_internal_pb2 import Record
 
 PROJECT = "tracking.wandb_project=test"
-LONGER = ("training.schedule=constant", "training.warmup_steps=2", "training.log_every=1", "data.validation_rows=0")
+SIX = ("training.max_steps=6", "training.checkpoint_every=4", "training.log_every=1", "data.validation_rows=0")
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +62,15 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_run(
     recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    train_recipe(recipe(PROJECT, *LONGER, "training.max_steps=4"), out=run)
-    train_recipe(recipe(PROJECT, *LONGER, "training.max_steps=6"), out=run, resuming=True)
+    train_recipe(recipe(PROJECT, *SIX), out=run)
+    for later in ("adapter", "checkpoints/step-6"):
+        shutil.rmtree(run / later)
+    train_recipe(recipe(PROJECT, *SIX), out=run, resuming=True)
     code, _, errors = cli(capsys, "eval", run, "--limit", 4)
     assert code == 0, errors
     first, second, third = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
     assert first["id"] == second["id"] == third["id"] == Run(run).facts["wandb_id"]
-    assert first["steps"] == [1, 2, 3, 4] and second["steps"] == [5, 6]
+    assert first["steps"] == [1, 2, 3, 4, 5, 6] and second["steps"] == [5, 6]
     results = load_results(run / "eval" / "rank-label-float32")
     assert third["summary"]["eval/rank-label-float32/boolq"] == results.tasks["boolq"].accuracy
     assert third["summary"]["eval/rank-label-float32/macro"] == results.macro.accuracy
