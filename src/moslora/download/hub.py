@@ -20,5 +20,5 @@ def prefer_cache_if_unreachable() -> None:
 
 
 def hub_cache() -> Path:
-    """Where the hub's libraries put what they download."""
+    """Folder of the hub's downloads."""
     return Path(constants.HF_HUB_CACHE)

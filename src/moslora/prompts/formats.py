@@ -47,7 +47,7 @@ class Format(ABC):
     joint: bool = False
 
     def identity(self) -> str:
-        """What decides its texts besides its name: the chat template."""
+        """The chat template, or whatever else changes the texts of a format of the same name."""
         return ""
 
     def train(self, example: Example) -> Option:

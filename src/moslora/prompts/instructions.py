@@ -8,7 +8,7 @@ RESPONSE_LEAD = "the correct answer is "
 
 
 def wording(example: Example) -> Numbered | TrueFalse:
-    """How its task words an example; an instruction row has no wording."""
+    """The wording of an example's task; an instruction row has none."""
     return example.wording or TASKS[example.task].wording
 
 

@@ -15,7 +15,7 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
 
     Args:
         name: path or name; a path that exists wins.
-        folder: what a relative path is relative to.
+        folder: base of a relative path.
         kind: "recipe", or "experiment" for a built-in one of these.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What differs between two recipes, or other nested mappings of JSON values."""
+"""Differences between two recipes, or other nested mappings of JSON values."""
 
 from collections.abc import Mapping
 from typing import Any

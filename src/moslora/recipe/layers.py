@@ -15,7 +15,7 @@ KeyPath = tuple[str, ...]
 
 
 class Layer(NamedTuple):
-    """What one place sets.
+    """The values that one file or the command line sets.
 
     Attributes:
         origin: file, as shown to the user, "override" or "default"; an error names it as the place to change.
@@ -43,7 +43,7 @@ def _over(under: Any, over: Any) -> Any:
 
 
 def depth(values: Any, path: KeyPath) -> int:
-    """How many keys of `path` exist, each inside the one before."""
+    """Number of keys of `path` that exist, each inside the one before."""
     for found, key in enumerate(path):
         if not isinstance(values, dict) or key not in values:
             return found

@@ -52,8 +52,8 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     """The tasks that a command line names.
 
     Args:
-        names: of the eight sets, ``commonsense`` for all of these, of ``own``, or recipes with a section ``tasks``
-            (a file, or a built-in one such as ``tasks/copa``) for all of theirs.
+        names: tasks among the eight sets and ``own``, ``commonsense`` for all eight, or recipes with a section
+            ``tasks`` (a file, or a built-in one such as ``tasks/copa``) for all of theirs.
         own: tasks of a recipe, by name.
 
     Raises:
@@ -150,7 +150,7 @@ def _drop_gone(layers: Sequence[Layer]) -> None:
             inside = values.get(section)
             value = inside.pop(key, idle) if isinstance(inside, dict) else idle
             if value != idle:
-                note_once(f"{origin}: {dotted} = {render_inline(value)} is of earlier versions; ignored")
+                note_once(f"{origin}: {dotted} = {render_inline(value)} belongs to earlier versions; ignored")
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:

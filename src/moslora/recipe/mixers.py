@@ -47,7 +47,7 @@ class DenseOptions(Section):
     kind: Literal["dense"] = "dense"
 
     init: Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"] = "kaiming"
-    """How M starts. B starts at zero, except with `zeros` and `near-zero`, N(0, 1e-5²): then B is random."""
+    """Start of M. B starts at zero, except with `zeros` and `near-zero`, N(0, 1e-5²): then B is random."""
 
     train: Literal["learned", "frozen", "folded"] = "learned"
     """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, so that M = I."""

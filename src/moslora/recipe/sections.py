@@ -241,7 +241,7 @@ class EvaluationSection(Section):
 
 
 class TrackingSection(Section):
-    """Where metrics go, in addition to the run folder."""
+    """Tracking of metrics beside the run folder."""
 
     wandb_project: str | None = Field(default=None, min_length=1)
     """Project on Weights & Biases, for metrics and scores; null for none. WANDB_MODE=offline writes to disk."""

@@ -1,4 +1,4 @@
-"""Tasks: what a set of multiple-choice questions is, and the eight commonsense sets as such entries.
+"""Tasks: sets of multiple-choice questions as entries, among them the eight commonsense sets.
 
 A `Task` says where the rows are, how a row becomes an `Example`, and how the question is worded. The eight sets and a
 user's own are the same kind of entry; only `commonsense` knows the eight.

@@ -31,7 +31,7 @@ class Example:
         gold: position of the right choice.
         context: BoolQ passage, SIQA context or HellaSwag activity label, where the source has it as a field.
         meta: further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``).
-        wording: of a task that is not among the eight, whose wording `moslora.tasks.TASKS` has.
+        wording: its task's, if that is not among the eight, whose wording is in `moslora.tasks.TASKS`.
     """
 
     id: str
@@ -139,12 +139,12 @@ class Task:
     Attributes:
         name: as in recipes and tables.
         columns: how its rows are read.
-        wording: of its questions.
+        wording: how its questions are worded.
         splits: our split -> hub split, or the file of a set without a hub.
         hub: where it lies on the hub; ``None`` for local files.
         held_out: share of the training rows that are the test rows of a set without any.
         folder: name in LLM-Adapters' ``dataset/``; ``None`` for a set that is not among the eight.
-        rows: rows per split of ours, where they are known (WinoGrande: of its ``xl`` training set).
+        rows: number of rows per split, where known (WinoGrande: of its ``xl`` training set).
     """
 
     name: str
@@ -158,7 +158,7 @@ class Task:
 
     @property
     def own(self) -> bool:
-        """Whether it is a user's, and not one of the eight."""
+        """True for a user's task, false for the eight sets."""
         return self.folder is None
 
     def example(self, row: Mapping[str, Any], id: str) -> Example:
@@ -181,7 +181,7 @@ class Task:
 
 
 class Questions(NamedTuple):
-    """The test rows of some tasks; ``source`` is that of those of the eight sets."""
+    """Test rows: the tasks, and the source of those among the eight sets."""
 
     tasks: tuple[Task, ...]
     source: str
