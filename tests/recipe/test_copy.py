@@ -31,10 +31,3 @@ def test_copy_overwrites_nothing(tmp_path):
         with pytest.raises(UsageError, match=r"llama3-8b\.yaml: "):
             copy_recipe("llama3-8b", destination)
     assert path.read_text() == "mine"
-
-
-def test_copy_of_what_cannot_be_read(write, tmp_path):
-    path = write(a="extends: gone.yaml")
-    with pytest.raises(UsageError, match=r"a\.yaml: extends = gone\.yaml: "):
-        copy_recipe(path, tmp_path / "b.yaml")
-    assert not (tmp_path / "b.yaml").exists()

@@ -27,12 +27,8 @@ def test_extends_is_relative_to_the_file_and_nests(write, tmp_path):
 
 
 def test_two_files_may_extend_the_same(write):
-    path = write(
-        base="model: {name: x}",
-        a="extends: base.yaml\nseed: 1",
-        b="extends: base.yaml",
-        top="extends: [a.yaml, b.yaml]",
-    )
+    base, top = "model: {name: x}", "extends: [a.yaml, b.yaml]"
+    path = write(base=base, a="extends: base.yaml\nseed: 1", b="extends: base.yaml", top=top)
     assert load_recipe(path).seed == 1
 
 
