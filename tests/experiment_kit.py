@@ -30,9 +30,9 @@ def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
     return Study(loaded, out, loaded.chosen_arms(()), **options)
 
 
-def train(arguments: Sequence[str], *, processes: int | None = None) -> None:
+def train(arguments: Sequence[str], *, out: Path, processes: int | None = None) -> None:
     """Training in this process."""
-    train_recipe(Run(Path(arguments[0])).recipe_to_resume(arguments[2:]), out=Path(arguments[0]), resuming=True)
+    train_recipe(Run(out).recipe_to_resume(arguments[2:]), out=out, resuming=True)
 
 
 def results(out: Path) -> dict[str, tuple[bytes, ...]]:

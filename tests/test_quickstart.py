@@ -51,7 +51,7 @@ def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
 ) -> None:
     """With what the run recorded, which may be of another version of the recipe."""
     trained: list[list[str]] = []
-    monkeypatch.setattr(module, "train_in_processes", trained.append)
+    monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
     monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
     own = load_recipe(module.RECIPE, ["model.dtype=float32", "data.rows.boolq=60", "adapter.rank=8"])
     (tmp_path / "recipe.yaml").write_text(own.to_yaml(), encoding="utf-8")

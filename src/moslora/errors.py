@@ -28,7 +28,7 @@ class Diverged(MosloraError):
 
 
 class Interrupted(MosloraError):
-    """Stopped by Ctrl-C or SIGTERM. Exit code 128 + the signal's number."""
+    """Stopped by a signal, such as that of Ctrl-C. Exit code 128 + the signal's number."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)

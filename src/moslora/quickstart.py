@@ -44,9 +44,9 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         dtype = fast_dtype()
         if not gpus():
             say(f"about {MINUTES[dtype]} minutes on two cores, in {dtype}")
-        training = [RECIPE, f"model.dtype={dtype}", "--out", str(out)]
+        training = [RECIPE, f"model.dtype={dtype}"]
     if not run.result.exists():
-        train_in_processes(training)
+        train_in_processes(training, out=out)
     arms = []
     for name in ("base", "tuned"):
         say(f"scoring the {name} model ...")

@@ -107,8 +107,12 @@ def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
     first = results(Path("cut"))
     assert len(first) == 1 and not Path("cut/.lock").exists()
     trained = []
-    real = one_run.train_in_processes
-    monkeypatch.setattr(one_run, "train_in_processes", lambda words, **options: (trained.append(words[0]), real(words)))
+
+    def count(arguments: Sequence[str], *, out: Path, processes: int | None = None) -> None:
+        trained.append(out)
+        train(arguments, out=out)
+
+    monkeypatch.setattr(one_run, "train_in_processes", count)
     shutil.move("cut/runs/lora-0.03-0/adapter", "done")  # not needed any more
     study(file, Path("cut")).run()
     shutil.move("done", "cut/runs/lora-0.03-0/adapter")
@@ -151,7 +155,7 @@ def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
 
 def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world: Path, tmp_path: Path) -> None:
     with pytest.raises(Diverged):
-        train_in_processes([str(world / "recipe.yaml"), "--out", str(tmp_path), "training.learning_rate=1e38"])
+        train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path)
 
 
 def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(

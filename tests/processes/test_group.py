@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from moslora.errors import UsageError
-from moslora.processes.group import compare
+from moslora.processes.group import Shared, compare
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -72,9 +71,9 @@ def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_a
     assert not (tmp_path / "node1" / "run").exists()
 
 
-def test_a_fault_of_one_node_alone_is_told_once_with_its_rank_and_ends_all(world: Path, tmp_path: Path) -> None:
-    """While the other still encodes; so it is the other's end, too."""
-    (code, silent), (other, told) = on_two_nodes(
+def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(world: Path, tmp_path: Path) -> None:
+    """The fault waits for the other, which still encodes, and is the other's end, too."""
+    (code, told), (other, silent) = on_two_nodes(
         tmp_path, ("train", world / "recipe.yaml", "--out", "run"), ("train", "here.yaml", "--out", "run")
     )
     assert code == other == 2 and silent == "", silent
@@ -82,13 +81,24 @@ def test_a_fault_of_one_node_alone_is_told_once_with_its_rank_and_ends_all(world
     assert not (tmp_path / "node0" / "run").exists()
 
 
-@pytest.mark.parametrize("odd", [0, 2])
-def test_the_rank_that_differs_from_most_is_named(odd: int) -> None:
-    found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {"step": 8, "base": "b"}} for rank in range(4)]
-    assert compare(found) == 2
-    found[odd] = {"host": f"h{odd // 2}", "facts": {"step": 0, "base": "b"}}
-    with pytest.raises(UsageError) as refused:
+def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:
+    with pytest.raises(Shared) as refusal:
         compare(found)
-    assert (
-        str(refused.value).splitlines()[0] == f"rank {odd} on h{odd // 2}: step is 0, but 8 on rank {0 if odd else 1}"
-    )
+    return str(refusal.value).splitlines(), refusal.value.exit_code
+
+
+def test_what_differs_from_rank_0_is_named() -> None:
+    found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {"step": 8, "base": "b"}} for rank in range(4)]
+    compare(found)
+    found[2] = {"host": "h1", "facts": {"step": 0, "base": "b"}}
+    lines, code = refused(found)
+    assert lines[0] == "rank 2 on h1: step is 0, but 8 on rank 0" and len(lines) == code == 2
+
+
+def test_faults_are_listed_each_once_and_the_first_gives_the_exit_code() -> None:
+    found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {}} for rank in range(5)]
+    for rank, fault, code in ((1, "no file\nno model", 2), (2, "no space", 1), (3, "no file\nno model", 2)):
+        found[rank] = {"host": f"h{rank // 2}", "fault": fault, "exit_code": code}
+    assert refused(found) == (["rank 1 on h0: no file", "rank 1 on h0: no model", "rank 2 on h1: no space"], 2)
+    found[0] = {"host": "h0", "fault": "no space", "exit_code": 1}
+    assert refused(found) == (["no space", "rank 1 on h0: no file", "rank 1 on h0: no model"], 1)

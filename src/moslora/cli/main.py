@@ -73,6 +73,8 @@ def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
     end_with_launcher()
     adopt_slurm()
+    if launched():  # torch warns of a lost process with a stack of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its old name; steps of many sizes leave gaps in a GPU's memory
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
@@ -84,7 +86,8 @@ def main() -> None:
         from moslora.files import disk_fault
 
         fault = error if isinstance(error, MosloraError) else disk_fault(error)
-        if launched():
+        # Where the others would wait for this process.
+        if launched() and sys.argv[1] in ("train", "eval") and "--dry-run" not in sys.argv:
             from moslora.processes.group import end
 
             end(fault or error)

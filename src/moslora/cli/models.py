@@ -1,5 +1,6 @@
 """The commands ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``export``, ``import`` and ``quickstart``."""
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,14 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
     processes: Processes = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(
+            help="How often to start again from a new checkpoint after a process was killed."
+            " [default: 3 if several processes run, otherwise 0]",
+            min=0,
+        ),
+    ] = None,
 ) -> None:
     """Train an adapter from a recipe, on all GPUs of this machine."""
     run = Path(recipe)
@@ -45,10 +54,16 @@ def train(
 
         _print_plan(plan_run(resolved))
         return
-    _share(processes, then="the same command with --resume continues from the last checkpoint")
+    out = out or RUNS / resolved.name
+    _share(
+        processes,
+        then="the same command with --resume continues from the last checkpoint",
+        restarts=max_restarts,
+        run=out,
+    )
     from moslora.training import train_recipe
 
-    train_recipe(resolved, out=out or RUNS / resolved.name, resuming=resume)
+    train_recipe(resolved, out=out, resuming=resume)
 
 
 @app.command()
@@ -237,12 +252,29 @@ def quickstart(out: Out = None) -> None:
     print(*lines, sep="\n")
 
 
-def _share(processes: int | None, *, then: str) -> None:
-    """Runs this command in several processes and ends with their exit code, unless one is wanted, or it is theirs."""
-    from moslora.processes.launch import launch, processes_to_start, this_command
+def _share(processes: int | None, *, then: str, restarts: int | None = 0, run: Path = RUNS) -> None:
+    """Runs this command in processes of its own and ends with their exit code, unless it is to be one, or one of them.
 
-    if (count := processes_to_start(processes)) > 1:
-        raise typer.Exit(launch(this_command(), processes=count, then=then))
+    Args:
+        processes: how many; ``None`` for one per GPU.
+        then: how to go on if one is killed.
+        restarts: how often all may start again if ``run`` has a new checkpoint; ``None`` for the default.
+    """
+    from moslora.processes.launch import LAUNCHED_HERE, RESTARTS, launch, launched, processes_to_start
+    from moslora.runs.run import Run as TrainedRun
+
+    count = processes_to_start(processes)
+    if restarts and launched() and LAUNCHED_HERE not in os.environ:
+        raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
+    if count > 1 or (restarts and not launched()):
+        code = launch(
+            [sys.executable, "-m", "moslora", *sys.argv[1:]],
+            processes=count,
+            then=then,
+            restarts=RESTARTS if restarts is None else restarts,
+            steps_done=lambda: TrainedRun(run).steps_done,
+        )
+        raise typer.Exit(code)
 
 
 def _print_plan(plan: "Plan") -> None:

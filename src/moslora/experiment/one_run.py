@@ -72,7 +72,7 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
     try:
         if not run.finished:
             again = [str(run.path), "--resume", *["model.trust_remote_code=true"] * trust]
-            train_in_processes(again, processes=processes)
+            train_in_processes(again, out=run.path, processes=processes)
         if planned.scored:
             evaluate_target(open_target(str(run.path), trust_remote_code=trust))
             free_memory()  # the next run trains in another process

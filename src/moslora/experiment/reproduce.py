@@ -65,7 +65,7 @@ def _train(out: Path, facts: Mapping[str, Any], *, on_cpu: bool) -> None:
     processes = facts.get("processes", 1)
     environment = {"OMP_NUM_THREADS": str(facts.get("hardware", {}).get("threads", os.cpu_count()))}
     environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
-    train_in_processes([str(out), "--resume"], processes=processes, environment=environment)
+    train_in_processes([str(out), "--resume"], out=out, processes=processes, environment=environment)
 
 
 def verdict(run: Run, again: Run) -> str:

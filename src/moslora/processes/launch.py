@@ -11,32 +11,20 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from subprocess import Popen
-from types import MappingProxyType
 
-from moslora.errors import MosloraError, UsageError
-
-FAULT = "moslora/fault"
-"""Key in the store of the processes: whoever is the first to add to it tells of the fault."""
+from moslora.console import note
+from moslora.errors import Interrupted, UsageError
 
 LAUNCHED_HERE = "MOSLORA_LAUNCHED"
 """Set in the processes that :func:`launch` has started: the process that did."""
 
-PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that a process gets when its parent ends."""
-
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C and SIGTERM."""
 
-
-class Killed(MosloraError):
-    """A process was ended by a signal. Exit code 128 + the signal's number."""
-
-    def __init__(self, message: str, *, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
+RESTARTS = 3
+"""How often several processes start again after one of them was killed."""
 
 
 def launched() -> bool:
@@ -67,25 +55,20 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
         "MASTER_ADDR": first[1] + first[2],
         "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 10_000),
     }
-    for name, value in found.items():
-        environment.setdefault(name, value)
+    environment.update({**found, **environment})
 
 
 def end_with_launcher() -> None:
     """On Linux, ends this process when the one that launched it is killed: whoever repeats its work must not find this
     one in the folder."""
     if LAUNCHED_HERE in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: at the parent's end
         if os.getppid() != int(os.environ[LAUNCHED_HERE]):  # it has gone already
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def processes_to_start(wanted: int | None) -> int:
-    """How many processes should run this command here: as many as wanted, or one per GPU; 1 if they run already.
-
-    Raises:
-        UsageError: more than there are GPUs, or another launcher has decided.
-    """
+    """How many processes should run this command here: as many as wanted, or one per GPU; 1 if they run already."""
     if launched():
         if wanted not in (None, place()[1]):
             raise UsageError(f"--processes {wanted}: a launcher has started {place()[1]} already; leave it out")
@@ -94,33 +77,55 @@ def processes_to_start(wanted: int | None) -> int:
         return 1
     from moslora.processes.devices import gpus
 
-    if wanted is not None and 0 < gpus() < wanted:
-        raise UsageError(f"--processes {wanted}: this machine has {gpus()} GPU{'s' * (gpus() != 1)}")
     return wanted or max(1, gpus())
 
 
 def launch(
-    command: Sequence[str], *, processes: int, then: str, environment: Mapping[str, str] = MappingProxyType({})
+    command: Sequence[str],
+    *,
+    processes: int,
+    then: str,
+    restarts: int = 0,
+    steps_done: Callable[[], int] = lambda: 0,
+    environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs ``command``, one of moslora, in several processes of this machine until all have ended.
+    """Runs ``command``, one of moslora, in several ``processes`` of this machine until all have ended.
 
     Signals are passed on, and the processes have all the time they need to save. If one fails, the others, which would
-    wait for it forever, are stopped.
+    wait for it forever, are stopped. If one was killed after a new checkpoint, all start again with --resume; never
+    after an error that one reported, nor after a signal to this process.
 
     Args:
-        command: program and arguments.
-        processes: how many.
         then: how to go on if one is killed.
-        environment: variables that are set for them.
+        restarts: how often all may start again.
+        steps_done: returns the number of steps that are saved.
+        environment: more variables for them.
 
     Returns:
         The exit code of the first that failed, which has said why, or zero.
 
     Raises:
-        Killed: a process was ended by a signal that it did not handle.
+        Interrupted: a process was ended by a signal that it did not handle.
     """
+    for restart in range(restarts + 1):
+        began_at = steps_done()
+        codes, stopped = _run([*command, *["--resume"] * (restart > 0)], processes, environment or {})
+        reported = [code for code in codes if code and code > 0]
+        if reported or not any(codes):
+            return next(iter(reported), 0)
+        killed, by = next((rank, -code) for rank, code in enumerate(codes) if code and code < 0)
+        fault = f"rank {killed} was killed by {signal.Signals(by).name}" + ", perhaps for lack of memory" * (by == 9)
+        if stopped or restart == restarts or steps_done() == began_at:
+            break
+        note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of at most {restarts})")
+    raise Interrupted(f"{fault}; {then}", signal_number=by)
+
+
+def _run(command: Sequence[str], processes: int, environment: Mapping[str, str]) -> tuple[list[int | None], bool]:
+    """Runs ``command`` until all processes have ended or one has failed, and then stops the others. Returns the exit
+    codes, ``None`` of those that were stopped, and whether a signal was passed on."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SubprocessContext
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives on if the main process is killed
     shared = {
@@ -143,43 +148,25 @@ def launch(
         envs={rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)},
         logs_specs=DefaultLogsSpecs(os.devnull),
     )
+    stopped = False
     try:
         context.start()
-        codes = _wait([context.subprocess_handlers[rank].proc for rank in range(processes)])
-        killed = next((rank for rank, code in enumerate(codes) if code and code < 0), None)
-        untold = killed is not None and store.add(FAULT, 1) == 1  # before the others are stopped, and speak
+        workers = [context.subprocess_handlers[rank].proc for rank in range(processes)]
+        while True:
+            try:
+                codes = [worker.poll() for worker in workers]
+                if None not in codes or any(code not in (None, 0, *STOPPED) for code in codes):
+                    return codes, stopped
+                time.sleep(0.05)
+            except SignalException as received:
+                stopped = True
+                os.write(2, b"\nstopping, once all have saved (Ctrl-C again to stop at once) ...\n")
+                for worker in workers:
+                    with suppress(ProcessLookupError):
+                        os.killpg(worker.pid, received.sigval)
+    except SignalException as received:
+        raise Interrupted("stopped before all had started", signal_number=received.sigval) from None
     finally:
-        context.close()
+        context.close(death_sig=signal.SIGKILL)
         for number, handler in before.items():
             signal.signal(number, handler)
-    if killed is not None and untold:
-        by = signal.Signals(-(codes[killed] or 0))
-        reason = ", perhaps for lack of memory" * (by == signal.SIGKILL)
-        raise Killed(f"rank {killed} was killed by {by.name}{reason}; {then}", signal_number=by)
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
-
-
-def _wait(workers: Sequence["Popen[bytes]"]) -> list[int | None]:
-    """Waits until all have ended or one has failed, and passes signals on.
-
-    Returns:
-        Exit codes; ``None`` of those that still run.
-    """
-    from torch.distributed.elastic.multiprocessing import SignalException
-
-    while True:
-        try:
-            codes = [worker.poll() for worker in workers]
-            if None not in codes or any(code not in (None, 0, *STOPPED) for code in codes):
-                return codes
-            time.sleep(0.05)
-        except SignalException as received:
-            os.write(2, b"\nstopping, once all have saved (Ctrl-C again to stop at once) ...\n")
-            for worker in workers:
-                with suppress(ProcessLookupError):
-                    os.killpg(worker.pid, received.sigval)
-
-
-def this_command() -> list[str]:
-    """The command that was typed, as :func:`launch` takes it."""
-    return [sys.executable, "-m", "moslora", *sys.argv[1:]]

@@ -3,30 +3,42 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from pathlib import Path
 
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.processes.devices import gpus
-from moslora.processes.launch import STOPPED, launch
+from moslora.processes.launch import RESTARTS, STOPPED, launch
+from moslora.runs.run import Run
 
 
 def train_in_processes(
-    arguments: Sequence[str], *, processes: int | None = None, environment: Mapping[str, str] = MappingProxyType({})
+    arguments: Sequence[str],
+    *,
+    out: Path,
+    processes: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
-    """``moslora train`` in a subprocess; without a GPU, in several.
+    """``moslora train`` in a subprocess; without a GPU, in several. Starts again after one was killed.
 
     Args:
-        arguments: of the command.
+        arguments: of the command, without --out.
+        out: the run folder.
         processes: instead of that number.
         environment: variables that are set for them.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; training saved first.
+        Interrupted: Ctrl-C or SIGTERM, training saved first; or it was killed too often.
         UsageError, Diverged, MosloraError: training failed, and said why.
     """
-    command = [sys.executable, "-m", "moslora", "train", *arguments]
     again = "the same command continues from the last checkpoint"
-    code = launch(command, processes=processes or worker_processes(), then=again, environment=environment)
+    code = launch(
+        [sys.executable, "-m", "moslora", "train", *arguments, "--out", str(out)],
+        processes=processes or worker_processes(),
+        then=again,
+        restarts=RESTARTS,
+        steps_done=lambda: Run(out).steps_done,
+        environment=environment,
+    )
     if code in STOPPED:
         raise Interrupted(f"stopped; the work so far is saved, and {again}", signal_number=code - 128)
     if code:
