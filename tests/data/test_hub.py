@@ -1,4 +1,4 @@
-"""The hub's rows, by hand in the hub's schema (whole sets: test_data_wheel.py), and the hub's absence."""
+"""What is asked of the hub, and its absence (the hub's rows: test_wheel.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -12,59 +12,7 @@ from moslora.data import hub
 from moslora.data.sources import MIXTURE, identity, load_examples
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import load_recipe
-from moslora.tasks import INSTRUCTION, TASKS, Example
-
-LETTERED = {"text": ["ice", "fire", "fog"], "label": ["1", "2", "3"]}
-
-
-@pytest.mark.parametrize(
-    ("task", "row", "expected"),
-    [
-        (
-            "boolq",
-            {"question": "is ice cold", "answer": False, "passage": "Ice."},
-            Example("id", "boolq", "is ice cold", ("true", "false"), 1, context="Ice."),
-        ),
-        (
-            "piqa",
-            {"goal": "open a jar", "sol1": "a", "sol2": "b", "label": 1},
-            Example("id", "piqa", "open a jar", ("a", "b"), 1),
-        ),
-        (
-            "siqa",
-            {"context": "C.", "question": "Q?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "3"},
-            Example("id", "siqa", "Q?", ("a", "b", "c"), 2, context="C."),
-        ),
-        (
-            "hellaswag",
-            {
-                "ind": 4, "activity_label": "Digging", "ctx_a": "A man digs.", "ctx_b": "he", "ctx": "A man digs. he",
-                "endings": ["a", "b", "c", "d"], "source_id": "x", "split": "val", "split_type": "y", "label": "3",
-            },
-            Example(
-                "id", "hellaswag", "A man digs. he", ("a", "b", "c", "d"), 3, context="Digging",
-                meta={"ctx_a": "A man digs.", "ctx_b": "he"},
-            ),
-        ),
-        (
-            "winogrande",
-            {"sentence": "The _ broke.", "option1": "cup", "option2": "jar", "answer": "2"},
-            Example("id", "winogrande", "The _ broke.", ("cup", "jar"), 1),
-        ),
-        (
-            "arc_easy",
-            {"id": "X_1", "question": "What is hot?", "choices": LETTERED, "answerKey": "2"},
-            Example("id", "arc_easy", "What is hot?", ("ice", "fire", "fog"), 1),
-        ),
-        (
-            "obqa",
-            {"question_stem": "Hot is", "choices": {**LETTERED, "label": ["A", "B", "C"]}, "answerKey": "C"},
-            Example("id", "obqa", "Hot is", ("ice", "fire", "fog"), 2),
-        ),
-    ],
-)  # fmt: skip
-def test_row_to_example(task: str, row: dict[str, Any], expected: Example) -> None:
-    assert TASKS[task].example(row, "id") == expected
+from moslora.tasks import INSTRUCTION, TASKS
 
 
 class FakeHub:
@@ -85,9 +33,11 @@ def test_sets_are_asked_for_at_their_pinned_commit(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets, "load_dataset", fake)
     examples = hub.load(TASKS["winogrande"], "test")
     assert (examples[0].id, examples[-1].id) == ("winogrande/test/0", "winogrande/test/1266")
-    (args, kwargs) = fake.asked[0]
-    assert args == ("allenai/winogrande", "winogrande_xl")
-    assert kwargs == {"revision": "01e74176c63542e6b0bcb004dcdea22d94fb67b5", "split": "validation"}
+    pinned = {"revision": "01e74176c63542e6b0bcb004dcdea22d94fb67b5", "split": "validation"}
+    assert fake.asked == [(("allenai/winogrande", "winogrande_xl"), pinned)]
+    fake.rows = [row]
+    with pytest.raises(MosloraError, match=r"allenai/winogrande.*has 1 rows, expected 1267"):
+        hub.load(TASKS["winogrande"], "test")
 
 
 def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(
@@ -104,12 +54,6 @@ def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(
     examples = hub.load(TASKS["siqa"], "test")
     assert (examples[0].id, examples[-1].id) == ("siqa/test/0", "siqa/test/1953")
     assert examples[0].choices == ("a", "b", "c")
-
-
-def test_another_number_of_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", FakeHub([{"x": 1}]))
-    with pytest.raises(MosloraError, match=r"allenai/ai2_arc.*has 1 rows, expected 2376"):
-        hub.load(TASKS["arc_easy"], "test")
 
 
 def cached_mixture(

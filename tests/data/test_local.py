@@ -1,6 +1,7 @@
 """Local files in LLM-Adapters' format: read back exactly, and their faults said all at once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,11 @@ def test_other_instructions_stay_as_they_are(tmp_path: Path) -> None:
     free = {"instruction": "What is 2 + 2?", "input": "", "output": "Two more than 2 is 4.", "answer": "4"}
     reasoned = {**YES, "output": "It is, because it is. the correct answer is true"}
     explained = {**free, "output": "the correct answer is 4, two more than 2."}
-    first, second, third = read_file(write(tmp_path / "rows.jsonl", [free, reasoned, explained]), "train")
+    said = [{"role": "user", "content": free["instruction"]}, {"role": "assistant", "content": free["output"]}]
+    same = [{"prompt": free["instruction"], "completion": free["output"]}, {"messages": said}]
+    path = write(tmp_path / "rows.jsonl", [free, reasoned, explained, *same])
+    first, second, third, *others = read_file(path, "train")
+    assert [replace(other, id=first.id) for other in others] == [first, first]
     assert (first.task, first.question, first.choices) == (INSTRUCTION, "What is 2 + 2?", ("Two more than 2 is 4.",))
     assert second.choices == (reasoned["output"],) and third.choices == (explained["output"],)
 
@@ -101,34 +106,16 @@ def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
         json.dumps({"instruction": "", "output": " ", "answer": ""}),
         json.dumps({**YES, "answer": "false"}),
         json.dumps({"instruction": "A planet?", "output": "the correct answer is Mars", "answer": "Venus"}),
+        json.dumps({"messages": [{"role": "assistant", "content": "Hello."}]}),
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
+    said = ["malformed", "output, answer", "'answer3'", '"input"', "found list", "task 'arc'", "piqa", "a/b"]
+    said += ["empty", "'false'", "'Venus'", "role"]
     faults = str(error.value).splitlines()
-    said = {
-        2: "malformed JSON",
-        4: "output, answer",
-        5: "'answer3'",
-        6: '"input"',
-        7: "found list",
-        8: "task 'arc'",
-        9: "piqa",
-        10: "a/b",
-        11: "empty",
-        12: "'false'",
-        13: "'Venus'",
-    }
-    assert len(faults) == len(said)
-    for fault, (line, words) in zip(faults, said.items(), strict=True):
+    for fault, line, words in zip(faults, [2, *range(4, 15)], said, strict=True):
         assert fault.startswith(f"{path}:{line}: ") and words in fault
-
-
-def test_at_most_twenty_faults_are_shown(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as error:
-        read_file(write(tmp_path / "rows.jsonl", [{**TWO, "task": f"x{n}"} for n in range(25)]), "train")
-    lines = str(error.value).splitlines()
-    assert len(lines) == 21 and lines[-1] == "… and 5 more"
 
 
 def test_a_fault_of_many_rows_is_told_once(tmp_path: Path) -> None:
@@ -156,17 +143,13 @@ def test_malformed_arrays(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_faults_of_an_array_name_the_row(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.json", [YES, {**YES, "answer": "maybe"}, YES, {}])
+    """A row of another set in a set's folder is one, too."""
+    path = write(tmp_path / "piqa" / "train.json", [YES, {**YES, "answer": "maybe"}, {}])
     with pytest.raises(UsageError) as error:
-        read_file(path, "train")
-    second, fourth = str(error.value).splitlines()
-    assert second.startswith(f"{path}: row 2: answer 'maybe'") and fourth.startswith(f"{path}: row 4: ")
-
-
-def test_a_row_of_another_set_in_a_sets_folder_is_a_fault(tmp_path: Path) -> None:
-    write(tmp_path / "piqa" / "train.json", [YES])
-    with pytest.raises(UsageError, match="piqa"):
         load(tmp_path, TASKS["piqa"], "train")
+    lines = str(error.value).splitlines()
+    assert [line.startswith(f"{path}: row {n}: ") for n, line in enumerate(lines, start=1)] == [True] * 3
+    assert "piqa" in lines[0]
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

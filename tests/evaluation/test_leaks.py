@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,10 @@ def planted(world: Path, tmp_path: Path) -> Path:
     data = Path(shutil.copytree(world / "data", tmp_path / "planted"))
     obqa, arc = ([llm_adapters_row(e) for e in make_examples(task, 50)[30:]] for task in ("obqa", "arc_easy"))
     loud = make_examples("obqa", 50)[33]
-    shouted = llm_adapters_row(
-        type(loud)(loud.id, "obqa", loud.question.upper() + " ?", loud.choices[::-1], len(loud.choices) - 1 - loud.gold)
-    )
-    other = {**obqa[7]} | {key: "answer1" if obqa[7]["answer"] != "answer1" else "answer2" for key in ("answer",)}
-    other["output"] = f"the correct answer is {other['answer']}"
+    gold, question = len(loud.choices) - 1 - loud.gold, loud.question.upper() + " ?"
+    shouted = llm_adapters_row(replace(loud, question=question, choices=loud.choices[::-1], gold=gold))
+    answer = "answer1" if obqa[7]["answer"] != "answer1" else "answer2"
+    other = {**obqa[7], "answer": answer, "output": f"the correct answer is {answer}"}
     rewrite(data / "openbookqa" / "train.json", lambda rows: [shouted, obqa[5], other, *rows[3:-1], arc[9]])
     return data
 
@@ -54,12 +54,7 @@ def run_recipe(recipe: MakeRecipe, data: Path, *more: str) -> Recipe:
 
 
 def selected(recipe: Recipe) -> Selection:
-    return select(
-        recipe.data,
-        recipe.training_tasks,
-        recipe.questions,
-        seed=recipe.seed,
-    )
+    return select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed)
 
 
 def told(results: Results) -> list[str]:
@@ -103,10 +98,7 @@ def test_only_the_evaluations_tasks_and_source_count(
     dropping = run_recipe(recipe, planted, "data.drop_leaks=true", "evaluation.tasks=[obqa]", elsewhere)
     assert [row.id for row in selected(dropping).training if row.task == "obqa"][:2] == ["obqa/train/0", "obqa/train/2"]
 
-    def same(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-        return json.loads((planted / "openbookqa" / "test.json").read_text())
-
-    rewrite(planted / "openbookqa" / "train.json", same)
+    shutil.copy(planted / "openbookqa" / "test.json", planted / "openbookqa" / "train.json")
     only = ("data.drop_leaks=true", "data.tasks=[obqa]", "evaluation.tasks=[obqa]")
     with pytest.raises(UsageError, match=r"data\.drop_leaks"):
         selected(run_recipe(recipe, planted, *only))
@@ -133,10 +125,7 @@ def accuracy(predictions: list[Prediction]) -> float:
 
 
 def test_results_with_and_without_leaks(
-    recipe: MakeRecipe,
-    planted: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    recipe: MakeRecipe, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted), out=out)
@@ -161,15 +150,10 @@ def test_results_with_and_without_leaks(
     asked = [p.id for p in evaluate_target(open_target(str(out), base=True), tasks=("obqa",), limit=15)[0].predictions]
     assert limited.leaks["obqa"] == len(LEAKED & set(asked)) == 1
     code, printed, _ = run(capsys, "eval", out)
-    assert code == 0
-    (line,) = (line for line in printed.splitlines() if line.startswith("questions among"))
     shares = {"arc_easy": found.tasks["arc_easy"], "obqa": found.tasks["obqa"], "macro average": found.macro}
-    values = ", ".join(
-        f"{name} {100 * s.accuracy:.1f} ± {100 * (s.standard_error or 0):.1f}" for name, s in shares.items()
-    )
-    assert line == (
-        f"questions among the 90 rows this run was trained on: arc_easy 1, obqa 2; accuracy without them: {values}"
-    )
+    values = [f"{name} {100 * s.accuracy:.1f} ± {100 * (s.standard_error or 0):.1f}" for name, s in shares.items()]
+    line = "questions among the 90 rows this run was trained on: arc_easy 1, obqa 2; accuracy without them: "
+    assert code == 0 and line + ", ".join(values) in printed.splitlines()
 
 
 def test_leaks_are_known_by_the_run_alone(recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median_low
 
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +15,7 @@ from moslora.choices import FormatName, Split
 from moslora.data import local
 from moslora.data.encode import Encoder
 from moslora.data.overlap import content
-from moslora.data.sources import MIXTURE, differences, load_examples, load_training, local_path
+from moslora.data.sources import differences, load_examples, load_training, local_path
 from moslora.errors import UsageError
 from moslora.prompts import Format, make_format
 from moslora.tasks import INSTRUCTION, Example, Task
@@ -88,26 +89,22 @@ def audit_rows(
 
 def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
     """Training and test rows by task, the same tasks in both; see `audit_rows`."""
-    one_file = bool((path := local_path(source)) and path.is_file())
-    names = (*(task.name for task in tasks), INSTRUCTION)
-    if one_file or source == MIXTURE:
-        rows = load_training(tasks, source=source)
-        training = {name: [row for row in rows if row.task == name] for name in names}
-    else:
-        training = {task.name: _split(task, "train", source) for task in tasks} | {INSTRUCTION: []}
-    test = {task.name: [] if one_file and not task.own else _split(task, "test", source) for task in tasks}
-    test |= {INSTRUCTION: []}
-    found = [name for name in names if training[name] or test[name]]
-    if not found:
-        raise UsageError(f"{source}: contains no rows of {', '.join(names[:-1])}")
-    return {name: training[name] for name in found}, {name: test[name] for name in found}
+    path = local_path(source)
+    trained = load_training([task for task in tasks if _has(path, task, "train")], source=source)
+    tested = [row for task in tasks if _has(path, task, "test") for row in load_examples(task, "test", source=source)]
+    found = {row.task for row in (*trained, *tested)}
+    names = [name for name in (*(task.name for task in tasks), INSTRUCTION) if name in found]
+    if not names:
+        raise UsageError(f"{source}: contains no rows of {', '.join(task.name for task in tasks)}")
+    training, test = ({name: [row for row in rows if row.task == name] for name in names} for rows in (trained, tested))
+    return training, test
 
 
-def _split(task: Task, split: Split, source: str) -> list[Example]:
-    """The rows of a split; none if the folder has no such file."""
-    if not task.own and (path := local_path(source)) and local.find_file(path, task, split) is None:
-        return []
-    return load_examples(task, split, source=source)
+def _has(path: Path | None, task: Task, split: Split) -> bool:
+    """Whether a split can be loaded: a folder may lack files, and a file has training rows alone."""
+    if task.own or path is None:
+        return True
+    return split == "train" if path.is_file() else local.find_file(path, task, split) is not None
 
 
 def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:

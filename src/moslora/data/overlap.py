@@ -21,18 +21,14 @@ _WORD = re.compile(r"\w+")
 
 
 class Content(NamedTuple):
-    """The content of a row, normalised.
+    """The content of a row, normalised. An instruction that follows no template is a question without choices.
 
-    Attributes:
-        question: after its context where every format shows that (SIQA, HellaSwag); BoolQ's without the passage,
-            which not every source has. The whole text of an instruction that follows no template.
-        choices: sorted; none for an instruction that follows no template.
-        answer: the right choice, or the response of an instruction.
+    Formats show a question after its context (SIQA, HellaSwag), but for BoolQ's passage, which not every source has.
     """
 
-    question: str
-    choices: tuple[str, ...]
-    answer: str
+    question: str  # with its context, if that is shown
+    choices: tuple[str, ...]  # sorted
+    answer: str  # the right choice, or the response of an instruction
 
 
 def content(example: Example) -> Content:

@@ -1,4 +1,4 @@
-"""What ``moslora data show`` prints: one example as text, as tokens with the label mask, and its options."""
+"""One example as text, as tokens with the label mask, and its options: the output of ``moslora data show``."""
 
 from moslora.choices import FormatName, LossOn, Split
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples

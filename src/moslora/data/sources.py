@@ -133,7 +133,7 @@ def local_path(source: str) -> Path | None:
 
 
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
-    """What changes whenever the rows do: hashes of local files and of the wheel, commits of the hub that are not
+    """Parts that change whenever the rows do: hashes of local files and of the wheel, commits of the hub that are not
     pinned here, and own tasks' declarations."""
     found = []
     for task in tasks:

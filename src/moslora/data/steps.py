@@ -16,7 +16,7 @@ beyond, and a GPU is kept busy by them."""
 
 
 class StepPlan:
-    """Which rows each optimizer step trains on: a uniform random draw, whatever the rows' lengths.
+    """The rows of each optimizer step: a uniform random draw, whatever their lengths.
 
     The epochs are permutations laid end to end and cut into steps of ``global_batch_size`` rows, so that only
     the very last step may be smaller. A step is a pure function of the seed and its number: to resume is to
