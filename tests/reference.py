@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from moslora.adapters import AdapterLinear, build_mixer, inject
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MicroBatch, collate
 
@@ -45,6 +46,32 @@ def tiny_llama(
             if name.endswith("norm.weight"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.to(dtype).eval()
+
+
+def adapted_llama(
+    mixer: dict[str, object], *, moved: float = 0.0, dtype: torch.dtype = torch.float32, **options: object
+) -> LlamaForCausalLM:
+    """The same with adapters, by default of rank 4 on q_proj, moved off their start where wanted."""
+    model = tiny_llama(dtype=dtype)
+    inject(model, mixer=mixer, **{"rank": 4, "alpha": 8, "target_modules": ["q_proj"], **options})  # type: ignore[arg-type]
+    if moved:
+        perturb((p for p in model.parameters() if p.requires_grad), size=moved)
+    return model
+
+
+def adapted_linear(
+    mixer: dict[str, object], *, size: float, rank: int = 8, bias: bool = True, **options: object
+) -> AdapterLinear:
+    """A layer of 10 inputs and 7 outputs with s = 1.7, in float64, moved off its start."""
+    torch.manual_seed(0)
+    built = build_mixer(**{"rank": rank, "in_features": 10, **mixer})  # type: ignore[arg-type]
+    layer = AdapterLinear(nn.Linear(10, 7, bias=bias), mixer=built, scale=1.7, **options).double()  # type: ignore[arg-type]
+    layer.reset_parameters()
+    if layer.magnitude is not None:
+        layer.magnitude.measure(layer.base.weight)
+        layer.magnitude.reset_parameters()
+    perturb((p for p in layer.parameters() if p.requires_grad), size=size)
+    return layer
 
 
 def token_batch(model: LlamaForCausalLM, *, rows: int = 3, length: int = 11, seed: int = 0) -> Tensor:

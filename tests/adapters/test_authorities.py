@@ -13,7 +13,7 @@ from moslora.adapters import AdapterLinear, build_mixer, fold, inject, named_ada
 from moslora.kernels.dropout import Dropout
 from moslora.recipe import TrainingSection
 from moslora.training.optimizer import build_optimizer
-from reference import PROJECTIONS, OfficialLayer, perturb, regression_loss, tiny_llama, token_batch
+from reference import PROJECTIONS, OfficialLayer, adapted_llama, perturb, regression_loss, tiny_llama, token_batch
 
 STEPS = 10
 
@@ -72,10 +72,8 @@ VARIANTS = {
 def test_identity_is_stock_peft(variant: str) -> None:
     """Start, forward, gradients and ten AdamW steps, float32, dropout 0."""
     mine_is, theirs_is = VARIANTS[variant]
-    ours, theirs = tiny_llama(), tiny_llama()
-    options = {"alpha": 8, **mine_is}
-    inject(ours, rank=4, mixer={"kind": "identity"}, target_modules=PROJECTIONS, **options)
-    theirs, pairs = stock_twin(ours, theirs, **theirs_is)
+    ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS, **mine_is)
+    theirs, pairs = stock_twin(ours, tiny_llama(), **theirs_is)
     for name, layer in named_adapters(ours):
         module = theirs.base_model.model.get_submodule(name)
         torch.testing.assert_close(layer.base.weight, module.base_layer.weight, rtol=1e-5, atol=1e-6)
@@ -108,21 +106,13 @@ def test_identity_is_stock_peft(variant: str) -> None:
 
 
 def test_a_rate_of_its_own_for_b_is_stock_peft_lora_plus() -> None:
-    ours, theirs = tiny_llama(), tiny_llama()
-    inject(ours, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS)
-    theirs, pairs = stock_twin(ours, theirs)
+    ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS)
+    theirs, pairs = stock_twin(ours, tiny_llama())
     perturb_alike(pairs)
     rates = TrainingSection(learning_rate=2e-3, lora_plus_ratio=8, weight_decay=0.1, betas=(0.9, 0.99))
     mine = build_optimizer(ours, rates)
-    stock = peft.optimizers.create_loraplus_optimizer(
-        theirs,
-        torch.optim.AdamW,
-        lr=2e-3,
-        loraplus_lr_ratio=8,
-        loraplus_weight_decay=0.1,
-        betas=(0.9, 0.99),
-        eps=1e-8,
-    )
+    options = {"lr": 2e-3, "loraplus_lr_ratio": 8, "loraplus_weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
+    stock = peft.optimizers.create_loraplus_optimizer(theirs, torch.optim.AdamW, **options)
     ids = token_batch(ours)
     start = [mine.detach().clone() for mine, _ in pairs]
     for model, optimizer in ((ours, mine), (theirs, stock)):
@@ -208,7 +198,7 @@ def test_dense_is_the_released_layer() -> None:
 
 
 def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer() -> None:
-    """Of MohammadrezaBanaei/LoRA-XS: Wᵀ = U' S V'ᵀ, lora_A.weight = (U' S)ᵀ and lora_B.weight = V', both frozen, around
+    """MohammadrezaBanaei/LoRA-XS: Wᵀ = U' S V'ᵀ, lora_A.weight = (U' S)ᵀ and lora_B.weight = V', both frozen, around
     a learned r × r linear layer (``forward_latent``). Start, then ten AdamW steps in float64."""
     model = two_layers()
     mixer = {"kind": "dense", "init": "near-zero"}
@@ -245,9 +235,8 @@ def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer() -> Non
 
 def test_b_alone_is_stock_peft_with_a_frozen() -> None:
     """LoRA-FA without the correction of B's gradient: ten AdamW steps of our optimizer's groups; A keeps its bits."""
-    ours, theirs = tiny_llama(), tiny_llama()
-    inject(ours, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS, trains="b")
-    theirs, pairs = stock_twin(ours, theirs)
+    ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS, trains="b")
+    theirs, pairs = stock_twin(ours, tiny_llama())
     for a, other in pairs[::2]:
         other.data.copy_(a)
         other.requires_grad_(False)

@@ -1,23 +1,18 @@
-"""What a gate on tokens adds to the loss to keep its experts' load even, and when it may be asked for."""
+"""The penalty by which a gate on tokens keeps its experts' load even, and when it may be asked for."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters import AdapterLinear, adapter_penalty, build_mixer, describe_batch, inject, named_adapters
-from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+from moslora.adapters import AdapterLinear, adapter_penalty, describe_batch, named_adapters
+from reference import PROJECTIONS, adapted_linear, adapted_llama, token_batch
 
 IN = 10
 
 
 def trained_layer(*, top_k: int | None, balance: float = 0.3) -> AdapterLinear:
     """Perturbed, in float64 and in training."""
-    torch.manual_seed(0)
-    mixer = build_mixer(kind="token-gate", rank=8, in_features=IN, experts=4, top_k=top_k, balance=balance)
-    layer = AdapterLinear(nn.Linear(IN, 7), mixer=mixer, scale=1.7).double()
-    layer.reset_parameters()
-    perturb([layer.lora_a, layer.lora_b, *layer.mixer.parameters()], size=0.7)
-    return layer.train()
+    return adapted_linear({"kind": "token-gate", "top_k": top_k, "balance": balance}, size=0.7).train()
 
 
 @pytest.mark.parametrize("top_k", [None, 2, 3])
@@ -70,10 +65,8 @@ def test_no_penalty_in_evaluation_nor_without_balance() -> None:
 
 
 def test_the_penalty_is_the_mean_over_the_layers() -> None:
-    model = tiny_llama().train()
     mixer = {"kind": "token-gate", "experts": 2, "balance": 1.0}
-    inject(model, rank=4, alpha=8, mixer=mixer, target_modules=PROJECTIONS)
-    perturb((p for p in model.parameters() if p.requires_grad), size=0.3)
+    model = adapted_llama(mixer, moved=0.3, target_modules=PROJECTIONS).train()
     describe_batch(model)
     model(token_batch(model))
     parts = [layer.penalty() for _, layer in named_adapters(model)]
@@ -87,10 +80,7 @@ def test_gradient_checkpointing_changes_nothing(mixer: dict[str, object]) -> Non
     """Loss, penalty and every gradient over two steps; the recomputation leaves no second penalty and its graph."""
 
     def run(checkpointing: bool) -> tuple[list[float], list[Tensor]]:
-        model = tiny_llama()
-        inject(model, rank=4, alpha=8, mixer={"kind": "token-gate", "experts": 4, **mixer}, target_modules=PROJECTIONS)
-        perturb((p for p in model.parameters() if p.requires_grad), size=0.3)
-        model.train()
+        model = adapted_llama({"kind": "token-gate", **mixer}, moved=0.3, target_modules=PROJECTIONS).train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         ids, values = token_batch(model), []
@@ -114,11 +104,7 @@ def test_gradient_checkpointing_changes_nothing(mixer: dict[str, object]) -> Non
 
 def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:
     """Reentrant checkpointing runs the first forward pass without gradients."""
-    model = tiny_llama()
-    inject(
-        model, rank=4, alpha=8, mixer={"kind": "token-gate", "experts": 4, "balance": 1.0}, target_modules=["q_proj"]
-    )
-    model.train()
+    model = adapted_llama({"kind": "token-gate", "balance": 1.0}).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     model.enable_input_require_grads()
     describe_batch(model)

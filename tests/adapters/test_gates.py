@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moslora.adapters import AdapterLinear, NotMergeable, build_mixer, describe_batch, fold
 from moslora.adapters.mixers.gates import TaskGateMixer, TokenGateMixer
-from reference import SequentialExperts, TaskRouter, TokenRouter, perturb
+from reference import SequentialExperts, TaskRouter, TokenRouter, adapted_linear, perturb
 
 IN, OUT, RANK, SCALE = 10, 7, 8, 1.7
 TASKS = [2, 0, 1]
@@ -21,13 +21,9 @@ KINDS = {
 }
 
 
-def layer_of(kind: str, *, experts: int = 4, size: float = 0.7, **options: object) -> AdapterLinear:
+def layer_of(kind: str, *, experts: int = 4, size: float = 0.7) -> AdapterLinear:
     """A perturbed layer in float64, tasks named."""
-    torch.manual_seed(0)
-    mixer = build_mixer(rank=RANK, in_features=IN, experts=experts, **KINDS[kind], **options)  # type: ignore[arg-type]
-    layer = AdapterLinear(nn.Linear(IN, OUT), mixer=mixer, scale=SCALE).double()
-    layer.reset_parameters()
-    perturb([layer.lora_a, layer.lora_b, *layer.mixer.parameters()], size=size)
+    layer = adapted_linear({**KINDS[kind], "experts": experts}, size=size, rank=RANK)
     describe_batch(layer, tasks=torch.tensor(TASKS))
     return layer
 
@@ -46,7 +42,7 @@ def sequential(layer: AdapterLinear) -> SequentialExperts:
 
 
 def gradients(layer: AdapterLinear) -> list[Tensor]:
-    """Of A, of B, of what the mixer learns, in the naive module's order."""
+    """Gradients of A, B and the mixer's parameters, in the naive module's order."""
     mixer = dict(layer.mixer.named_parameters())
     order = ("router_b", "router_a") if "router_a" in mixer else ("embedding", "weight")
     learned = [mixer[name].grad for name in order if name in mixer]
@@ -215,7 +211,7 @@ def test_top_k_leaves_k_gates_that_sum_to_one(top_k: int) -> None:
 
 @pytest.mark.parametrize("top_k", [0, 1, 4, 5])
 def test_a_choice_that_is_none_is_refused(top_k: int) -> None:
-    """Of one expert alone the scaled weight is 1 whatever the router says: its gradient would be zero."""
+    """The scaled weight of one expert alone is 1 whatever the router says: its gradient would be zero."""
     with pytest.raises(ValueError, match=f"top_k = {top_k} of 4 experts"):
         build_mixer(kind="token-gate", rank=8, in_features=8, experts=4, top_k=top_k)
 

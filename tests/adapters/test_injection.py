@@ -7,12 +7,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from moslora.adapters import MIXERS, adapter_state_dict, inject, named_adapters, shares_beginnings
-from moslora.adapters.mixers.learned import DenseMixer
+from moslora.adapters import (
+    MIXERS,
+    AdapterLinear,
+    adapter_state_dict,
+    build_mixer,
+    inject,
+    named_adapters,
+    shares_beginnings,
+)
+from moslora.adapters.start import refuse_stuck
 from moslora.base.shapes import meta_model
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE
-from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+from reference import PROJECTIONS, adapted_llama, perturb, tiny_llama, token_batch
 
 DENSE = {"kind": "dense"}
 
@@ -72,26 +80,22 @@ def test_every_method_has_the_parameters_of_its_formula(case: str, llama_3_8b: n
 
 
 def test_names_and_expressions_choose_the_same_layers() -> None:
-    by_name, by_expression = tiny_llama(), tiny_llama()
-    options = {"rank": 4, "alpha": 8, "mixer": DENSE}
-    names = inject(by_name, target_modules=["q_proj", "v_proj"], **options)
-    assert names == inject(by_expression, target_modules=r".*\.(q|v)_proj", **options)
-    assert len(names) == 4
-    trainable = {name for name, p in by_name.named_parameters() if p.requires_grad}
+    models = [adapted_llama(DENSE, target_modules=chosen) for chosen in (["q_proj", "v_proj"], r".*\.(q|v)_proj")]
+    names, same = ([name for name, _ in named_adapters(model)] for model in models)
+    assert names == same and len(names) == 4
+    trainable = {name for name, p in models[0].named_parameters() if p.requires_grad}
     assert trainable == {f"{n}.{part}" for n in names for part in ("lora_a", "lora_b", "mixer.weight")}
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "qq_proj"], r".*\.nothing", []])
 def test_what_matches_nothing_is_an_error_that_lists_what_there_is(targets: object) -> None:
     with pytest.raises(ValueError, match=r"this model has down_proj, gate_proj, k_proj, lm_head, o_proj"):
-        inject(tiny_llama(), rank=4, alpha=8, mixer=DENSE, target_modules=targets)  # type: ignore[arg-type]
+        adapted_llama(DENSE, target_modules=targets)
 
 
 def test_injecting_twice_is_refused() -> None:
-    model = tiny_llama()
-    inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["q_proj"])
     with pytest.raises(ValueError, match="adapters already"):
-        inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=["v_proj"])
+        inject(adapted_llama(DENSE), rank=4, alpha=8, mixer=DENSE, target_modules=["v_proj"])
 
 
 def test_a_layer_in_two_places_is_refused() -> None:
@@ -118,9 +122,7 @@ def test_adapters_are_float32_whatever_the_default(kind: str) -> None:
 
 def test_draws_of_the_factors_depend_on_seed_and_layer_only() -> None:
     def factors(seed: int, mixer: dict[str, object], targets: list[str]) -> dict[str, torch.Tensor]:
-        model = tiny_llama()
-        torch.manual_seed(int(torch.randint(1000, ())))  # the global generator has no say
-        inject(model, rank=4, alpha=8, mixer=mixer, target_modules=targets, seed=seed)
+        model = adapted_llama(mixer, target_modules=targets, seed=seed)
         return {name: layer.lora_a.detach() for name, layer in named_adapters(model)}
 
     first = factors(0, DENSE, ["q_proj", "k_proj"])
@@ -134,8 +136,7 @@ def test_one_seed_draws_one_a_whatever_the_mixer() -> None:
     """Controls share A: all kinds but those whose method prescribes another draw or another shape."""
 
     def first_a(mixer: dict[str, object], **options: object) -> torch.Tensor:
-        model = tiny_llama()
-        inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["up_proj"], seed=5, **options)
+        model = adapted_llama(mixer, target_modules=["up_proj"], seed=5, **options)
         return next(layer.lora_a.detach() for _, layer in named_adapters(model))
 
     lora = first_a({"kind": "identity"})
@@ -155,9 +156,7 @@ def test_spread_of_the_draws_where_the_mixer_starts_at_zero() -> None:
     """FLoRA: B ~ U(±1/√r) as A ~ U(±1/√in); AdaLoRA: both N(0, 0.02²)."""
     drawn = {}
     for name, mixer in {"flora": {"kind": "dense", "init": "zeros"}, "adalora": {"kind": "diagonal"}}.items():
-        model = tiny_llama()
-        inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["up_proj"])
-        layer = next(named_adapters(model))[1]
+        _, layer = next(named_adapters(adapted_llama(mixer, target_modules=["up_proj"])))
         drawn[name] = layer.lora_a.detach(), layer.lora_b.detach()
     for factor, limit in zip(drawn["flora"], (48**-0.5, 4**-0.5), strict=True):
         assert factor.abs().max() <= limit and factor.std().item() == pytest.approx(limit / 3**0.5, rel=0.1)
@@ -168,32 +167,21 @@ def test_spread_of_the_draws_where_the_mixer_starts_at_zero() -> None:
 def test_folded_at_init_starts_from_the_same_function_as_learned() -> None:
     models = {}
     for train in ("learned", "folded"):
-        model = tiny_llama()
-        inject(model, rank=4, alpha=8, mixer={"kind": "dense", "train": train}, target_modules=["q_proj"])
-        perturb((layer.lora_b for _, layer in named_adapters(model)), size=1)
-        models[train] = model
+        models[train] = adapted_llama({"kind": "dense", "train": train})
+        perturb((layer.lora_b for _, layer in named_adapters(models[train])), size=1)
     ids = token_batch(models["learned"])
     torch.testing.assert_close(models["learned"](ids).logits, models["folded"](ids).logits, rtol=1e-5, atol=1e-5)
     assert not any("mixer" in key for key in adapter_state_dict(models["folded"]))
 
 
-@pytest.mark.parametrize(("m", "b", "message"), [(0.0, True, "saddle"), (1.0, False, "neither B nor M")])
-def test_exactly_one_of_b_and_m_starts_at_zero(
-    monkeypatch: pytest.MonkeyPatch, m: float, b: bool, message: str
-) -> None:
+@pytest.mark.parametrize(("m", "b", "message"), [(0.0, 0.0, "saddle"), (1.0, 1.0, "neither B nor M")])
+def test_exactly_one_of_b_and_m_starts_at_zero(m: float, b: float, message: str) -> None:
     """A mixer class that declares its start wrongly is found out by its values."""
-
-    class Liar(DenseMixer):
-        def __init__(self, *, rank: int) -> None:
-            super().__init__(rank=rank)
-            self.zero_at_init = not b
-
-        def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-            nn.init.constant_(self.weight, m)
-
-    monkeypatch.setitem(MIXERS, "liar", Liar)
+    layer = AdapterLinear(nn.Linear(6, 5), mixer=build_mixer(kind="dense", rank=4), scale=1.0)
+    nn.init.constant_(layer.mixer.weight, m)
+    nn.init.constant_(layer.lora_b, b)
     with pytest.raises(ValueError, match=message):
-        inject(tiny_llama(), rank=4, alpha=8, mixer={"kind": "liar"}, target_modules=["q_proj"])
+        refuse_stuck(layer)
 
 
 @pytest.mark.parametrize(
@@ -218,9 +206,7 @@ def test_what_starts_at_zero_has_to_learn(mixer: dict[str, object], trains: str,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_adapters_stay_float32_over_any_base_and_every_part_gets_a_gradient(dtype: torch.dtype) -> None:
-    model = tiny_llama(dtype=dtype)
-    inject(model, rank=4, alpha=8, mixer=DENSE, target_modules=PROJECTIONS)
-    perturb((p for p in model.parameters() if p.requires_grad), size=0.1)
+    model = adapted_llama(DENSE, moved=0.1, dtype=dtype, target_modules=PROJECTIONS)
     logits = model(token_batch(model)).logits
     assert logits.dtype == dtype
     logits.float().logsumexp(-1).sum().backward()
@@ -231,19 +217,15 @@ def test_adapters_stay_float32_over_any_base_and_every_part_gets_a_gradient(dtyp
 
 
 def test_loading_is_strict_and_lists_every_fault() -> None:
-    options = {"rank": 4, "alpha": 8, "mixer": DENSE, "target_modules": ["q_proj"]}
-    model = tiny_llama()
-    inject(model, **options)
-    state = {key: value.clone() + 1 for key, value in adapter_state_dict(model).items()}
-    loaded = tiny_llama()
-    inject(loaded, **options, state=state)
+    state = {key: value.clone() + 1 for key, value in adapter_state_dict(adapted_llama(DENSE)).items()}
+    loaded = adapted_llama(DENSE, state=state)
     assert all(value.equal(state[key]) for key, value in adapter_state_dict(loaded).items())
 
     first = "model.layers.0.self_attn.q_proj"
     del state[f"{first}.mixer.weight"]
     state[f"{first}.lora_a"] = state[f"{first}.lora_a"][:2]
     state["model.layers.9.lora_a"] = torch.zeros(1)
-    untouched = tiny_llama()
+    untouched, options = tiny_llama(), {"rank": 4, "alpha": 8, "mixer": DENSE, "target_modules": ["q_proj"]}
     with pytest.raises(ValueError) as caught:
         inject(untouched, **options, state=state)
     shape, missing, unexpected = str(caught.value).splitlines()
@@ -257,8 +239,6 @@ def test_loading_is_strict_and_lists_every_fault() -> None:
 
 
 def test_rows_share_their_beginning_only_where_neither_chance_nor_a_gate_parts_them() -> None:
-    plain, dropping, gated = tiny_llama(), tiny_llama(), tiny_llama()
-    for model, kind, dropout in ((plain, "dense", 0.0), (dropping, "dense", 0.1), (gated, "token-gate", 0.0)):
-        inject(model, rank=4, alpha=8, mixer={"kind": kind}, dropout=dropout, target_modules=["q_proj"])
+    models = [adapted_llama(DENSE), adapted_llama(DENSE, dropout=0.1), adapted_llama({"kind": "token-gate"})]
     for training, expected in ((True, [True, False, False]), (False, [True, True, False])):
-        assert [shares_beginnings(model, training=training) for model in (plain, dropping, gated)] == expected
+        assert [shares_beginnings(model, training=training) for model in models] == expected

@@ -6,7 +6,7 @@ from torch import nn
 
 from moslora.adapters import MIXERS, AdapterLinear, build_mixer, fold
 from moslora.adapters.folding import fold_into_a
-from reference import perturb
+from reference import adapted_linear
 
 CASES = {
     "identity": {"kind": "identity", "rank": 6},
@@ -22,12 +22,8 @@ CASES = {
 }
 
 
-def layer_of(case: str, *, dtype: torch.dtype = torch.float64, bias: bool = True) -> AdapterLinear:
-    torch.manual_seed(0)
-    layer = AdapterLinear(nn.Linear(10, 7, bias=bias), mixer=build_mixer(**CASES[case]), scale=1.7).to(dtype)
-    layer.reset_parameters()
-    perturb([layer.lora_a, layer.lora_b, *layer.mixer.parameters()], size=0.5)
-    return layer
+def layer_of(case: str) -> AdapterLinear:
+    return adapted_linear(CASES[case], size=0.5)
 
 
 def definition(case: str, layer: AdapterLinear) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from moslora.adapters import adapter_state_dict, fold, inject, named_adapters
 from moslora.adapters.mixers.learned import DenseMixer
 from moslora.adapters.start import LARGE, largest_triplets
-from reference import PROJECTIONS, perturb, tiny_llama, token_batch
+from reference import PROJECTIONS, adapted_llama, tiny_llama, token_batch
 
 INVERTIBLE: dict[str, dict[str, object]] = {
     "identity": {"kind": "identity"},
@@ -22,16 +22,7 @@ LAYER = "model.layers.0.self_attn.k_proj"
 
 
 def adapted(mixer: dict[str, object], **options: object) -> nn.Module:
-    model = tiny_llama()
-    choice = {"rank": 4, "alpha": 8, "target_modules": PROJECTIONS, "start": "pissa", **options}
-    inject(model, mixer=mixer, **choice)  # type: ignore[arg-type]
-    return model
-
-
-def perturbed(mixer: dict[str, object], **options: object) -> nn.Module:
-    model = adapted(mixer, **options)
-    perturb((p for p in model.parameters() if p.requires_grad), size=0.1)
-    return model
+    return adapted_llama(mixer, **{"target_modules": PROJECTIONS, "start": "pissa", **options})
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -59,8 +50,7 @@ def test_the_start_is_the_base_split_into_principal_part_and_residual(case: str,
 
 @pytest.mark.parametrize("case", INVERTIBLE)
 def test_bfloat16_keeps_the_sum_to_the_rounding_of_the_residual(case: str) -> None:
-    model, base = tiny_llama(dtype=torch.bfloat16), tiny_llama(dtype=torch.bfloat16)
-    inject(model, rank=4, alpha=8, mixer=INVERTIBLE[case], target_modules=PROJECTIONS, start="pissa")
+    model, base = adapted(INVERTIBLE[case], dtype=torch.bfloat16), tiny_llama(dtype=torch.bfloat16)
     for name, layer in named_adapters(model):
         assert layer.base.weight.dtype == torch.bfloat16 and layer.lora_a.dtype == torch.float32
         weight = base.get_submodule(name).weight.float()
@@ -75,7 +65,7 @@ def test_bfloat16_keeps_the_sum_to_the_rounding_of_the_residual(case: str) -> No
 @pytest.mark.parametrize("case", INVERTIBLE)
 def test_a_saved_adapter_on_a_fresh_base_is_the_same_model_to_the_bit(case: str, dora: bool) -> None:
     """So the same part has left the base, once."""
-    model = perturbed(INVERTIBLE[case], dora=dora)
+    model = adapted(INVERTIBLE[case], moved=0.1, dora=dora)
     state = {key: value.clone() for key, value in adapter_state_dict(model).items()}
     assert f"{LAYER}.start_a" in state and f"{LAYER}.start_b" in state
     again = adapted(INVERTIBLE[case], dora=dora, state=state)
@@ -109,7 +99,7 @@ def test_the_principal_part_of_a_large_weight_is_the_full_decompositions() -> No
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("case", INVERTIBLE)
 def test_the_folded_pair_makes_the_adapter_model_from_the_base(case: str, dora: bool, start: str) -> None:
-    model, merged = perturbed(INVERTIBLE[case], dora=dora, start=start), tiny_llama()
+    model, merged = adapted(INVERTIBLE[case], moved=0.1, dora=dora, start=start), tiny_llama()
     for name, layer in named_adapters(model):
         weight = merged.get_submodule(name).weight
         pair = fold(layer)
@@ -184,9 +174,8 @@ def test_singular_vectors_of_the_base_which_stays_as_it_is(rank_out: int) -> Non
 def test_what_has_no_start_on_singular_vectors_is_refused(
     mixer: dict[str, object], options: dict[str, object], message: str
 ) -> None:
-    choice = {"rank": 4, "alpha": 8, "target_modules": ["k_proj"], **options}
     with pytest.raises(ValueError, match=rf"{LAYER}.*({message})"):
-        inject(tiny_llama(), mixer=mixer, start="svd", **choice)  # type: ignore[arg-type]
+        adapted(mixer, target_modules=["k_proj"], start="svd", **options)
 
 
 def test_an_embedding_tied_to_the_output_layer_keeps_its_weight() -> None:

@@ -63,7 +63,7 @@ WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 @dataclass
 class Seen:
-    """What the device did: operations by name, and by name and place the waits for it."""
+    """Operations of the device by name, and waits for it by name and place."""
 
     operations: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)

@@ -72,7 +72,7 @@ FREE: dict[str, tuple[Use, int]] = {
     "norm": (lambda there, host: F.rms_norm(there, (3,), there[0]), 1),
     "AdamW, twice": (lambda there, host: adamw(there, on_host=""), 9),
 }
-"""What does not wait, and its operations."""
+"""Uses that do not wait, and how many operations each is."""
 
 
 def both() -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ KINDS = {
 
 
 def run(recipe: Recipe, out: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """What a run logged, and its scaler at the end; in float16 the first step overflows."""
+    """The log of a run, and its scaler at the end; in float16 the first step overflows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "GradScaler", partial(GradScaler, init_scale=2.0**40, backoff_factor=2.0**-24))
         train_recipe(recipe, out=out)

@@ -34,7 +34,7 @@ def build_mixer(
     """The mixer ``kind`` of :data:`MIXERS`; ``options`` are its own keyword arguments.
 
     Args:
-        in_features: of the layer; only needed by a router that reads its input.
+        in_features: the layer's; only needed by a router that reads its input.
 
     Raises:
         ValueError: unknown kind, or options that contradict each other.
@@ -85,7 +85,7 @@ def inject(
             2404.02948); ``svd``, A and B from the base's singular vectors, M near zero (arXiv 2405.17604).
         trains: which of A, M and B learn: ``all``, ``b`` (LoRA-FA, arXiv 2308.03303) or ``mixer`` (LoRA-XS).
         dora: whether to learn the length of the adapted weight's rows separately (DoRA, arXiv 2402.09353).
-        seed: of the random start.
+        seed: the random start's.
         state: the adapters' weights from :func:`adapter_state_dict`, instead of a random start. Over a base on the meta
             device they are on the CPU: enough to fold them.
         weight_of: the float weight of a base layer, which DoRA and ``svd`` need; by default its ``weight``.
@@ -162,7 +162,7 @@ def has_learned(model: nn.Module) -> bool:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change and a checkpoint must keep: every adapter without its base."""
+    """All that training may change and a checkpoint must keep: every adapter without its base."""
     return _state(dict(named_adapters(model)))
 
 

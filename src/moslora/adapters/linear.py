@@ -130,7 +130,7 @@ class AdapterLinear(nn.Module):
         return delta - self.scale * (self.start_b @ self.start_a)
 
     def penalty(self) -> Tensor | None:
-        """What the mixer adds to the loss after a forward pass in training, or ``None``."""
+        """The mixer's addition to the loss after a forward pass in training, or ``None``."""
         return self.mixer.penalty(self.lora_a, self.lora_b)
 
     def extra_repr(self) -> str:

@@ -32,7 +32,7 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def locate(name: str, *, revision: str | None = None) -> str:
-    """What transformers can open for ``name``; the hub is asked for one small file before anything large."""
+    """A path or a hub id that transformers can open for ``name``; the hub is asked for one small file first."""
     if name == BUILTIN:
         return str(_builtin_folder())
     path = Path(os.path.expanduser(name))

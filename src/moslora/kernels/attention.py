@@ -54,7 +54,7 @@ def as_rows(rows: Rows) -> dict[str, Any]:
 
 
 def kernel(device: torch.device) -> str:
-    """What computes the attention of rows."""
+    """Name of what computes the attention of rows."""
     return "in groups of rows" if device.type == "cpu" else "torch, fused, padded"
 
 

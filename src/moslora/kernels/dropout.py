@@ -25,11 +25,11 @@ class Dropout(nn.Module):
 
     @property
     def scale(self) -> float:
-        """What the entries that are left are multiplied by."""
+        """Factor of the entries that are left."""
         return 1 / (1 - self.p) if self.training else 1.0
 
     def draw(self, x: Tensor) -> Tensor | None:
-        """What to drop from ``x``: on a CPU the places of the entries, int32 where they fit; else a bool mask, false
+        """The entries of ``x`` to drop: on a CPU their places, int32 where they fit; else a bool mask, false
         for them. ``None`` for nothing."""
         if not self.training or not self.p:
             return None

@@ -30,7 +30,7 @@ def own_linear(module: nn.Module) -> nn.Module | None:
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
-    """What computes a frozen linear layer."""
+    """Name of what computes a frozen linear layer."""
     if device.type != "cpu":
         return "torch"
     if torch.backends.mkldnn.is_available() and (

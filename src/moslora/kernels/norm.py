@@ -24,7 +24,7 @@ def own_norm(module: Any) -> nn.Module | None:
 
 
 def kernel(device: torch.device) -> str:
-    """What computes a frozen norm."""
+    """Name of what computes a frozen norm."""
     return "in place" if device.type == "cpu" else "torch, fused"
 
 
