@@ -35,13 +35,9 @@ class Magnitude(nn.Module):
         self.weight.copy_(self.squared_norms.sqrt())
 
     def forward(self, *, a: Tensor, b: Tensor, base_of_a: Tensor, scale: float) -> Tensor:
-        """m / ‖W + s · b · a‖, shape ``(out_features,)``.
+        """m / ‖W + s · b · a‖, shape ``(out_features,)``; ``a (r, in_features)``, ``b (out_features, r)``.
 
-        Args:
-            a: shape ``(r, in_features)``.
-            b: shape ``(out_features, r)``.
-            base_of_a: a · Wᵀ, shape ``(r, out_features)``.
-            scale: s.
+        ``base_of_a`` is a · Wᵀ, shape ``(r, out_features)``; ``scale`` is s.
         """
         with torch.no_grad():
             cross = (base_of_a.T.to(b) * b).sum(1)

@@ -68,8 +68,6 @@ def attend_in_rows(
     rows: Rows | None = None,
     scaling: float,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, of rows.
@@ -92,7 +90,7 @@ def attend_in_rows(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
         )
-    if softcap is not None or s_aux is not None:
+    if others.get("softcap") is not None or others.get("s_aux") is not None:
         raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which moslora does not support")
     attend = _Grouped.apply if kernel(query.device) == "in groups of rows" else _padded
     return attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None

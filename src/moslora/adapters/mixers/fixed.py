@@ -26,8 +26,7 @@ class InputSplitMixer(Mixer):
     instead of r. A has in · r/k numbers, a k-th of LoRA's. With one B for all slices it would be exactly LoRA.
 
     Args:
-        rank: r over all experts, a multiple of ``blocks``.
-        blocks: k, the number of slices.
+        blocks: k, the number of slices, which divides r.
     """
 
     def __init__(self, *, rank: int, blocks: int = 2) -> None:
@@ -56,8 +55,7 @@ class ButterflyMixer(Mixer):
     Source: arXiv 2406.11909, section 3, "butterfly factor".
 
     Args:
-        rank: r, a multiple of ``blocks``.
-        blocks: k, the number of subspaces.
+        blocks: k, the number of subspaces, which divides r.
         normalize: M / k, an orthogonal projector: 1/√k on each side.
     """
 
@@ -83,8 +81,7 @@ class HadamardMixer(Mixer):
     M is orthogonal, so under plain gradient descent this is LoRA started from M · A, and under Adam it is not.
 
     Args:
-        rank: r, a multiple of ``blocks``.
-        blocks: k, a power of two: the order of Sylvester's matrix Hₖ.
+        blocks: k, a power of two that divides r: the order of Sylvester's matrix Hₖ.
     """
 
     signs: Tensor

@@ -18,15 +18,11 @@ from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_un
 
 
 class Gate(Mixer):
-    """The base of all gates: k experts of rank r/k, and a description of the batch.
+    """The base of all gates: k experts of rank r/k, and ``tokens`` and ``tasks`` of the next batch.
 
     Args:
         rank: r over all experts, a multiple of ``experts``.
         experts: k.
-
-    Attributes:
-        tokens: the next batch's: true for a token, false for padding, ``(batch, length)``; ``None`` for no padding.
-        tasks: the next batch's: int64 of shape ``(batch,)`` or ``(batch, length)``, or ``(1,)`` for a single task.
     """
 
     routes = True
@@ -39,7 +35,7 @@ class Gate(Mixer):
         self.experts = experts
 
     def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
-        """Describes the next batch."""
+        """Describes the next batch, as :func:`moslora.adapters.describe_batch` says."""
         self.tokens, self.tasks = tokens, tasks
 
     def starts_at_zero(self) -> bool:

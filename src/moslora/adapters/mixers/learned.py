@@ -67,9 +67,7 @@ class DiagonalMixer(Mixer):
     stay, and zeroes the others; the scale stays α/r with the r at the start (the released code divides by r + 1e-5, a
     relative 6e-7 at r = 16).
 
-    Args:
-        rank: r at the start.
-        orthogonality: γ; 0 for none.
+    ``orthogonality`` is γ; 0 for none.
     """
 
     zero_at_init = True
@@ -101,11 +99,8 @@ class DiagonalMixer(Mixer):
 class KroneckerMixer(Mixer):
     """M = G ⊗ I with a learned G (k × k): the butterfly's pattern with learned weights.
 
-    Between LoRA (G = I), two-subspace mixing (G all ones) and MoSLoRA, whose M has r² weights instead of k².
-
-    Args:
-        rank: r, a multiple of ``blocks``.
-        blocks: k.
+    Between LoRA (G = I), two-subspace mixing (G all ones) and MoSLoRA, whose M has r² weights instead of k². ``blocks``
+    is k, which divides r.
     """
 
     def __init__(self, *, rank: int, blocks: int = 4) -> None:
