@@ -9,7 +9,7 @@ import pytest
 
 from moslora.cli import main
 from moslora.prompts import FORMATS
-from moslora.recipe import PROTOCOLS, list_recipes
+from moslora.recipe import list_recipes
 from moslora.tasks import COMMONSENSE
 
 
@@ -52,10 +52,6 @@ def test_tab(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().out.split() == LINES[line]
-
-
-def test_protocols_are_all_offered() -> None:
-    assert set(LINES["moslora eval --protocol "]) == {name for names in PROTOCOLS.values() for name in names}
 
 
 @pytest.mark.parametrize("line", ["moslora train ll", "moslora eval ", "moslora eval --tasks a"])

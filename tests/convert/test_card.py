@@ -15,6 +15,7 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe
+from moslora.recipe.tasks import TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 
 
@@ -52,12 +53,16 @@ def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path
 )
 def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path, name: str, listed: str) -> None:
     folder = open_adapter(trained / "adapter")
-    recipe = folder.recipe.model_copy(update={"model": folder.recipe.model.model_copy(update={"name": name})})
+    own = {"mine": TaskSection(train="/home/me/mine.jsonl")}
+    recipe = folder.recipe.model_copy(
+        update={"model": folder.recipe.model.model_copy(update={"name": name}), "tasks": own}
+    )
     manifest = {**folder.manifest, "base": {**folder.manifest["base"], "name": name}}
     write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), kind="k", task="piqa", use="u", proof="p")
     (_, head, text) = (tmp_path / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["base_model"] == listed
     assert f"  name: {name}\n" in text and f"k of `{listed}`" in text
+    assert "train: ./mine.jsonl\n" in text and "/home/me" not in text
 
 
 @pytest.mark.parametrize("name", ["llama3.1-8b", "a--b", "_x._y.", "modèle", "模型"])

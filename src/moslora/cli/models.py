@@ -198,11 +198,12 @@ def merge(
     trust: Trust = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model, in RUN/merged[-TASK]."""
+    from moslora.convert.card import how_to_upload
     from moslora.convert.merge import merge as merge_adapter
 
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
-    _written(out, adapter)
+    print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
 
 
 @app.command()
@@ -214,11 +215,12 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write the adapter in the format of another library, into RUN/peft[-TASK]."""
+    from moslora.convert.card import how_to_upload
     from moslora.convert.export import export_peft
 
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
     export_peft(adapter, out=out, task=task, trust_remote_code=trust)
-    _written(out, adapter)
+    print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
 
 
 @app.command("import")
@@ -305,12 +307,4 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
     adapter = locate_adapter(run)
     if remark := unfinished(run, adapter, doing=doing):
         note(remark)
-    return adapter, out or run_of(adapter).path / "-".join((name, *([task] if task else ())))
-
-
-def _written(out: Path, adapter: Path) -> None:
-    """Prints where a model or an adapter was written, and how to upload it."""
-    from moslora.convert.card import how_to_upload
-
-    print(f"written to {out}")
-    print(how_to_upload(out, adapter))
+    return adapter, out or run_of(adapter).path / (f"{name}-{task}" if task else name)

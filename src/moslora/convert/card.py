@@ -106,6 +106,9 @@ def _training(folder: AdapterFolder) -> str:
         values["model"]["name"] = _last_part(recipe.model.name)
     for section in (values["data"], values["evaluation"]):
         section["source"] = section["source"] and _public_source(section["source"])
+    for task in values["tasks"].values():
+        if task["hub"] is None:
+            task |= {split: _last_part(task[split]) for split in ("train", "test") if task[split]}
     return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{render(values).rstrip()}\n```"
 
 
