@@ -74,16 +74,6 @@ def test_a_checkpoint_has_the_tasks_up_to_its_step(world: Path, tmp_path: Path) 
         export_peft(tmp_path / "run" / "checkpoints" / "step-1", out=tmp_path / "out", task=other)
 
 
-def test_merge_and_export_refuse_a_task_that_was_not_trained(two_of_three: Path, tmp_path: Path) -> None:
-    adapter = two_of_three / "adapter"
-    for write in (export_peft, merge):
-        with pytest.raises(UsageError) as caught:
-            write(adapter, out=tmp_path / "out", task="piqa")
-        said = str(caught.value)
-        assert said.startswith(f"{adapter}: ") and "never trained on piqa" in said and said.endswith("obqa, boolq")
-        assert not (tmp_path / "out").exists()
-
-
 def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three: Path) -> None:
     gated = open_target(str(two_of_three))
     with pytest.raises(UsageError, match=r"never trained on arc_easy"):
