@@ -2,6 +2,7 @@
 #
 #   make quickstart    install, then train, score and merge a small real model
 #   make test          setup, then run the tests
+#   make test-fast     without the tests that are marked slow, in about a minute
 #   make proof         compute the figures and tables of docs/proof.md and docs/argument.md
 #   make setup         install with the development tools
 #   make lint          style, types and the import contract
@@ -20,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-processors test-lowest test-newest proof setup lint docs methods latency bench soak
+.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof setup lint docs methods latency bench soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -28,6 +29,9 @@ quickstart: $(VENV)/installed
 # Heavy tests hold a model each: two workers fit a small machine, with one thread each so that they do not compete.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-processors: $(VENV)/installed-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 $(MAKE) test

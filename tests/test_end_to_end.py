@@ -49,6 +49,7 @@ def predictions(
     return {p.id: p for p in results.predictions}
 
 
+@pytest.mark.slow
 def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp_path: Path) -> None:
     """≥ 200 real questions. The merge is made in float32 as well, so that rounding decides nothing."""
     folder = open_adapter(run / "adapter")
@@ -74,6 +75,7 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp
     assert all(len({p.prediction for p in mine.values() if p.task == task}) > 1 for task in TASKS)
 
 
+@pytest.mark.slow
 def test_the_exports_card_names_the_folder_over_which_peft_computes_the_same(run: Path, tmp_path: Path) -> None:
     """The built-in base's, whose name on the hub stands for other weights."""
     card = (export_peft(run / "adapter", out=tmp_path / "peft") / "README.md").read_text(encoding="utf-8")
@@ -88,6 +90,7 @@ def test_the_exports_card_names_the_folder_over_which_peft_computes_the_same(run
     assert 1e-3 * (expected - without).abs().max() > (found - expected).abs().max()
 
 
+@pytest.mark.slow
 def test_every_mixer_had_a_gradient_and_moved(run: Path) -> None:
     folder = open_adapter(run / "adapter")
     section = folder.recipe.adapter

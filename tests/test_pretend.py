@@ -12,6 +12,7 @@ HALVES = (["methods"], ["device", "training", "evaluation"])
 """Of the checks, each about as long."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES, ids=",".join)
 def test_on_a_pretend_accelerator(half: list[str]) -> None:
     files = [str(FOLDER / f"check_{name}.py") for name in half]

@@ -57,6 +57,7 @@ def runs(pid: int) -> bool:
     return not state.startswith("Z") and bool(state.strip())
 
 
+@pytest.mark.slow
 def test_an_ended_part_keeps_what_it_found_and_leaves_nothing_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_part_that_fails_leaves_its_last_words_and_nothing_running(tmp_path: P
     assert not runs(int(log.read_text().removeprefix("of another part").split()[0]))
 
 
+@pytest.mark.slow
 def test_each_test_is_written_down_as_it_ends(tmp_path: Path) -> None:
     (tmp_path / "test_recorded.py").write_text(RECORDED)
     records = tmp_path / "gpu.jsonl"

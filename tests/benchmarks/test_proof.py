@@ -290,6 +290,7 @@ def test_torchs_muon_is_not_exact() -> None:
     assert 1e6 * distances("Q", MUON).max() < largest < 0.1
 
 
+@pytest.mark.slow
 def test_adam_tells_an_orthogonal_start_from_the_identity_and_sgd_does_not() -> None:
     """The signs that section 6 reads from its table, from the first of its draws, which agree with its numbers."""
     draws, after = 30, (10, STEPS)

@@ -134,6 +134,7 @@ def test_damaged_rows_are_made_again(
     assert file.read_bytes() == whole and prepare(recipe()) and len(made) == 2  # and are read the next time
 
 
+@pytest.mark.slow
 def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Path) -> None:
     script = (
         "import sys, data.test_prepared as t; from moslora.recipe import load_recipe; made = t.RunRows._make\n"

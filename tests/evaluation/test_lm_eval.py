@@ -151,6 +151,7 @@ def test_a_run_is_a_model_of_lm_eval(task: str, world: Path) -> None:
         ours.generate_until([])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")
 @pytest.mark.parametrize("task", COMMONSENSE)
 def test_acc_and_acc_norm_are_those_of_lm_eval_on_a_real_model(task: str) -> None:

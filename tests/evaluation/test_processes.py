@@ -17,6 +17,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one_also_after_one_was_lost(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

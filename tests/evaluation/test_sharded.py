@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from evaluation_kit import make_examples, tokenizer
 from moslora.adapters import inject
 from moslora.base.sharded import shard_base
@@ -38,6 +40,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_share_each_score_like_one(trained: Path, tmp_path: Path) -> None:
     """Three blocks and three drifts, so that in every second round one process has nothing; as the recipe says."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
@@ -72,6 +75,7 @@ def scored(*, tied: bool, protocol: str, share: bool = False) -> str:
     return "\n".join([results.to_json(), *(prediction.to_json() for prediction in results.predictions)])
 
 
+@pytest.mark.slow
 def test_every_protocol_over_tied_and_untied_embeddings(tmp_path: Path) -> None:
     one = [scored(tied=tied, protocol=protocol) for tied, protocol in CASES]
     script = tmp_path / "script.py"

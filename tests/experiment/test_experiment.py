@@ -153,6 +153,7 @@ def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
     assert code == 0 and "lora: 0.03 is the highest learning rate tried" in said
 
 
+@pytest.mark.slow
 def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world: Path, tmp_path: Path) -> None:
     with pytest.raises(Diverged):
         train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path)

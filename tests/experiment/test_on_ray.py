@@ -53,6 +53,7 @@ class InTheMiddle(threading.Thread):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def on_two_nodes(tmp_path: Path, *commands: tuple[object, ...], **other: str) ->
     return [(process.returncode, said) for process, said in zip(started, errors, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_and_named(
     recipe: MakeRecipe, world: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_a
     assert not (tmp_path / "node1" / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(world: Path, tmp_path: Path) -> None:
     """The fault waits for the other, which still encodes, and is the other's end, too."""
     (code, told), (other, silent) = on_two_nodes(

@@ -28,6 +28,7 @@ def rank_of(process: psutil.Process) -> str | None:
     return process.environ().get("RANK")
 
 
+@pytest.mark.slow
 def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(
     recipe: MakeRecipe, world: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_reports_once_and_nothing_starts_again(
     world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,12 +56,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     assert not same_bits(adapter(trained), adapter(tmp_path / "other"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [3, 13])
 def test_ctrl_c_saves_and_resuming_ends_with_the_same_bits(
     trained: Path, world: Path, tmp_path: Path, stop_after: int
 ) -> None:
     """Step 3 is before the first planned checkpoint, step 13 in the middle of the second epoch."""
-    out = tmp_path / "run"
+    out = tmp_path / "my runs" / "it's one"
     process = moslora("train", world / "recipe.yaml", "--out", out, "training.log_every=1")
     assert process.stdout is not None
     for line in process.stdout:
@@ -70,7 +71,7 @@ def test_ctrl_c_saves_and_resuming_ends_with_the_same_bits(
             break
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert f"moslora train {out} --resume" in errors and "Traceback" not in errors
+    assert shlex.split(errors.partition("with: ")[2]) == ["moslora", "train", str(out), "--resume"]
     assert not (out / "adapter").exists()
 
     resumed = moslora("train", out, "--resume", "training.log_every=2")
@@ -83,6 +84,7 @@ def test_ctrl_c_saves_and_resuming_ends_with_the_same_bits(
     assert all(redone[step] == loss for step, loss in final.items())
 
 
+@pytest.mark.slow
 def test_kill_9_and_resuming_ends_with_the_same_bits(trained: Path, world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = moslora("train", world / "recipe.yaml", "--out", out)
@@ -143,6 +145,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max(float((one[k] - other[k]).abs().max() / one[k].abs().max()) for k in one)
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
     """1 × 16, 4 × 4, and two processes × 8 over gloo, dropout 0: relative 1e-5 in float32, for every method. A sharded
     base, with or without checkpointing, gives the bits of a whole one, although the processes have other passes."""
@@ -498,17 +501,6 @@ def test_a_run_that_diverges_at_once_speaks_of_no_checkpoint(
     with pytest.raises(MosloraError, match=r"step \d: .*not finite.*training\.learning_rate") as caught:
         train_recipe(recipe(), out=tmp_path / "run")
     assert "checkpoint" not in str(caught.value) and not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_a_command_to_resume_can_be_pasted_whatever_the_folder_is_called(world: Path, tmp_path: Path) -> None:
-    out = tmp_path / "my runs" / "it's one"
-    process = moslora("train", world / "recipe.yaml", "--out", out, "training.log_every=1")
-    assert process.stdout is not None
-    next(line for line in process.stdout if line.startswith("step 1/"))
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert shlex.split(errors.partition("with: ")[2]) == ["moslora", "train", str(out), "--resume"]
 
 
 @pytest.mark.parametrize("multiplied", [False, True])

@@ -93,6 +93,7 @@ def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys
     assert summary["tasks"]["boolq"] == results.tasks["boolq"].accuracy
 
 
+@pytest.mark.slow
 def test_two_processes_add_to_one_card(tmp_path: Path) -> None:
     Run(tmp_path).add_facts(kept=1)
     program = "import sys; from pathlib import Path; from moslora.runs.run import Run\n"

@@ -66,6 +66,7 @@ with meeting({}, then=""):
 """
 
 
+@pytest.mark.slow
 def test_factors_that_do_not_learn_are_the_same_in_all_processes(world: Path, tmp_path: Path) -> None:
     """LoRA-XS: A and B come from a decomposition, here another one in each process."""
     script = tmp_path / "differs.py"
@@ -74,6 +75,7 @@ def test_factors_that_do_not_learn_are_the_same_in_all_processes(world: Path, tm
     assert "the same 6" in in_two_processes(script, world / "recipe.yaml", *changes)
 
 
+@pytest.mark.slow
 def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
     """Two processes against one: losses 1e-4. A checkpoint resumes on two to the bit, on one to rounding."""
     two, script = tmp_path / "two", tmp_path / "checked.py"

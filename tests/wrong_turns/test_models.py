@@ -47,6 +47,7 @@ def test_weights_that_do_not_fit(refused, a_model):
     refused(EVAL, "model.norm.weight", "(3,)", "(48,)", code=1)
 
 
+@pytest.mark.slow
 def test_tensors_that_are_missing_are_named_once(here, world, a_model):
     """In a process of its own, where transformers would print a table of them as well."""
     missing = ("model.layers.0.self_attn.q_proj.weight", "model.norm.weight")

@@ -23,7 +23,6 @@ TYPED = (
     ("recipes copy lama3-8b", "lama3-8b", "llama3-8b"),
     ("data show obqa --source commonsense_170k --model {world}/model", "commonsense_170k", "obqa"),
     ("data show obqa --source {world}/data --model {world}/model --row 99", "--row 99", "29"),
-    ("data audit --tasks obqa --source {world}/data --model {world}/model --json /tmp", "--json", "/tmp"),
     ("eval", "runs/", "moslora train RECIPE"),
     ("eval --tusks boolq", "--tusks", "--tasks"),
     ("eval {run} --dtype bf16", "--dtype", "bf16"),

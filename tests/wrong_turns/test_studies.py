@@ -60,13 +60,13 @@ def test_an_experiment_that_cannot_run(refused, here, monkeypatch):
     refused("experiment e.yaml lroa", "lroa", "lora, learned")
     monkeypatch.setitem(sys.modules, "ray", None)
     refused("experiment e.yaml --on ray", "--on ray", "pip install ray")
-    result = Path("runs/e/rates/lora-0.001-7.json")
-    result.parent.mkdir(parents=True)
+    run = Path("runs/e/runs/lora-0.001-7")
+    run.mkdir(parents=True)
     with Path("runs/e/.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         refused("experiment e.yaml", "runs/e: ", "--out")
-    result.write_text("[]")
-    refused("experiment e.yaml --table", str(result), code=1)
+    (run / "run.json").write_text("[]")
+    refused("experiment e.yaml", str(run), "--out")
 
 
 def test_a_run_that_cannot_be_trained_again(refused, here, a_run):

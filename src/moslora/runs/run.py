@@ -77,12 +77,12 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The content of run.json; empty if the run was killed before it was written."""
+        """The content of run.json; empty if the run was killed before it was written, or if it is damaged."""
         try:
-            facts: dict[str, Any] = json.loads((self.path / RUN).read_bytes())
+            facts = json.loads((self.path / RUN).read_bytes())
         except (OSError, ValueError):
             return {}
-        return facts
+        return facts if isinstance(facts, dict) else {}
 
     def add_facts(self, **facts: Any) -> None:
         """Adds to run.json, also while another process does. A mapping is added to the one that is there."""
