@@ -31,7 +31,7 @@ from moslora.adapters import AdapterLinear, inject, named_adapters
 from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base, load_tokenizer
-from moslora.evaluation.request import Request
+from moslora.evaluation import Request
 from moslora.evaluation.run import make_scorer
 from moslora.prompts import FORMATS
 from moslora.recipe import AdapterSection, load_recipe

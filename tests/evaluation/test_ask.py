@@ -11,8 +11,6 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import make_examples, tokenizer
-from moslora.base.load import load_tokenizer
-from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.ask import as_example, ask, read_typed
 from moslora.evaluation.target import open_target
@@ -36,13 +34,6 @@ SHAPES = {
 def softmax(scores: tuple[float, ...]) -> list[float]:
     total = math.fsum(map(math.exp, scores))
     return [math.exp(score) / total for score in scores]
-
-
-def test_a_limit_too_small_is_named_by_its_own_key(trained: Path) -> None:
-    target = open_target(str(trained))
-    short = replace(target, request=target.request.model_copy(update={"max_length": 2}))
-    with pytest.raises(UsageError, match=r"evaluation\.max_length"):
-        ask(short, question="what did the old fox sing about", options=["rain", "two stone birds"])
 
 
 @pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("rank", "llm-adapters"), ("cloze", "cloze")])
@@ -104,9 +95,8 @@ def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(tra
     target = open_target(str(trained))
     generates = replace(target, request=target.request.model_copy(update={"protocol": "generate"}))
     assert ask(generates, question="a", options=("b", "c")).protocol == "rank"
-    passages = replace(
-        target, request=target.request.model_copy(update={"format": "cloze-passage", "protocol": "cloze"})
-    )
+    cloze = {"format": "cloze-passage", "protocol": "cloze"}
+    passages = replace(target, request=target.request.model_copy(update=cloze))
     assert ask(passages, question="a", options=("yes", "no")).format == "cloze"
 
 
@@ -126,17 +116,12 @@ WRONG = {
     "end before the options": ([], "why\n", "0 option given; give two or more"),
     "one option": (["--question", "why", "--option", "a"], "", "1 option given; give two or more"),
     "one option typed": ([], "why\na\n\nb\n", "1 option given"),
-    "one of them empty": (["--question", "why", "--option", "a", "--option", ""], "", "1 option given"),
     "no such task": ([*ASKED, "--task", "boolk"], "", "did you mean boolq?"),
     "two tasks": ([*ASKED, "--task", "piqa,obqa"], "", "--task: "),
     "not boolq's": ([*ASKED, "--task", "boolq"], "", "task boolq"),
     "no gap": ([*ASKED, "--task", "winogrande"], "", "one _"),
     "no activity": ([*ASKED, "--task", "hellaswag"], "", "task hellaswag"),
-    "protocol and format": (
-        [*ASKED, "--protocol", "rank", "--format", "cloze"],
-        "",
-        "--protocol cloze",
-    ),
+    "protocol and format": ([*ASKED, "--protocol", "rank", "--format", "cloze"], "", "--protocol cloze"),
 }
 
 
@@ -185,11 +170,3 @@ def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "question: option 1 (none: done): option 2 (none: done): option 3 (none: done): "
     assert read_typed(io.StringIO("why\na\n"), question=None, options=()) == ("why", ["a"])
     assert capsys.readouterr().out == ""
-
-
-def test_the_tokenizer_of_the_kit_is_the_worlds(world: Path) -> None:
-    """What the comparison with `evaluate` takes for granted: the run's tokenizer is the kit's."""
-    texts = ["a red fox", "### Response:\nthe correct answer is answer2"]
-    loaded = open_target(str(world / "model")).model
-    theirs = load_tokenizer(loaded)
-    assert [theirs(text).input_ids for text in texts] == [tokenizer()(text).input_ids for text in texts]

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from evaluation_kit import make_examples
-from moslora.evaluation.batches import BLOCK_SIZE, batches, blocks, canonical_order
+from moslora.evaluation.batches import BLOCK_SIZE, blocks, canonical_order
+from moslora.evaluation.rank import Rank
 
 
 def test_order_depends_on_ids_alone() -> None:
@@ -29,10 +30,14 @@ def test_exact_arithmetic_computes_only_what_is_wanted() -> None:
         assert block.computed == block.wanted
 
 
-def test_batches_hold_similar_lengths_and_every_sequence_once() -> None:
-    lengths = random.Random(0).choices(range(5, 90), k=101)
-    cut = list(batches(lengths, 500))
-    assert sorted(i for batch in cut for i in batch) == list(range(101))
-    assert [lengths[i] for batch in cut for i in batch] == sorted(lengths, reverse=True)
-    assert [len(batch) for batch in cut[:-1]] == [500 // lengths[batch[0]] for batch in cut[:-1]]
-    assert [len(batch) for batch in batches(lengths, 1)] == [1] * 101
+def test_batches_hold_similar_lengths_and_every_question_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest come first, and every output is that of its own question."""
+    lengths, batches = random.Random(0).choices(range(5, 90), k=101), []
+    scorer = object.__new__(Rank)
+    monkeypatch.setattr(Rank, "length", lambda _, question: lengths[question])
+    monkeypatch.setattr(Rank, "compute", lambda _, batch: batches.append(batch) or [-question for question in batch])
+    for tokens in (500, 1):
+        batches.clear()
+        assert scorer.in_batches(range(101), tokens=tokens) == [-question for question in range(101)]
+        assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+        assert [len(batch) for batch in batches[:-1]] == [max(1, tokens // lengths[b[0]]) for b in batches[:-1]]

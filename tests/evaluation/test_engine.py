@@ -1,18 +1,23 @@
 """Scores from batches without padding against a plain loop: every option by itself, the whole model, every logit."""
 
 import copy
+import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from evaluation_kit import all_tasks, log_probability, tokenizer
+from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
 from moslora.adapters import inject
 from moslora.base.load import name_task
 from moslora.data.encode import Encoder
-from moslora.evaluation import Request, evaluate
+from moslora.errors import MosloraError
+from moslora.evaluation import Request, cloze, evaluate
+from moslora.evaluation.rank import Rank
+from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
 from moslora.prompts import FORMATS
 from reference import perturb
@@ -50,22 +55,23 @@ def model_of(name: str, mixer: dict[str, object] | None = None) -> PreTrainedMod
     ("name", "mixer"),
     [("llama", None), ("mistral", None), ("qwen3", None), ("llama", TOKEN_GATE), ("llama", TASK_GATE)],
 )
-@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("cloze", "cloze")])
+@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("rank", "llm-adapters"), ("cloze", "cloze")])
 def test_scores_are_those_of_a_plain_loop(
-    name: str, mixer: dict[str, object] | None, protocol: str, format: str
+    name: str, mixer: dict[str, object] | None, protocol: Any, format: Any
 ) -> None:
+    """All tokens of every option, also where one of them decides, in float64."""
     examples = all_tasks(4)
     model = model_of(name, mixer)
     plain = copy.deepcopy(model).double()
-    results = evaluate(model, tokenizer(), examples, Request(protocol=protocol, format=format, batch_tokens=400))  # type: ignore[arg-type]
+    results = evaluate(model, tokenizer(), examples, Request(protocol=protocol, format=format, batch_tokens=400))
     assert model.config._attn_implementation == ROWS
-    encoder = Encoder(tokenizer(), max_length=CONFIGS[name].max_position_embeddings)
+    encoder, form = Encoder(tokenizer(), max_length=CONFIGS[name].max_position_embeddings), FORMATS[format]
     by_id = {example.id: example for rows in examples.values() for example in rows}
     for prediction in results.predictions:
         name_task(plain, prediction.task)
-        scores, longest = [], 0
-        for option in FORMATS[format].options(by_id[prediction.id]):
-            text = encoder.encode(option.prompt, option.answer, eos=False)
+        scores, longest, options = [], 0, form.options(by_id[prediction.id])
+        for option in options:
+            text = encoder.encode(option.prompt, option.answer, joint=form.joint, eos=False)
             scores.append(log_probability(plain, text.ids[: text.answer_start], text.ids[text.answer_start :]))
             longest = max(longest, len(text.ids) - text.answer_start)
         expected = torch.tensor(scores, dtype=torch.float64)
@@ -73,18 +79,80 @@ def test_scores_are_those_of_a_plain_loop(
             expected = expected.log_softmax(0)
         given = torch.tensor(prediction.scores, dtype=torch.float64)
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-5 * longest)
+        assert prediction.prediction == int(expected.argmax())
+        assert prediction.characters == tuple(option.characters for option in options if protocol == "cloze")
+
+
+@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("cloze", "cloze-passage")])
+@pytest.mark.parametrize("batch_tokens", [1, 500, 5_000])
+def test_float32_predictions_do_not_depend_on_batch_tokens_or_order(
+    protocol: Any, format: Any, batch_tokens: int
+) -> None:
+    examples = all_tasks(20)
+    shuffled = {task: random.Random(batch_tokens).sample(rows, 20) for task, rows in reversed(examples.items())}
+    request = Request(protocol=protocol, format=format)
+    expected = evaluate(make_model(), tokenizer(), examples, request)
+    given = evaluate(make_model(), tokenizer(), shuffled, request.model_copy(update={"batch_tokens": batch_tokens}))
+    by_id = {prediction.id: prediction for prediction in given.predictions}
+    assert len(by_id) == 8 * 20
+    for prediction in expected.predictions:
+        other = by_id[prediction.id]
+        assert (other.prediction, other.chosen) == (prediction.prediction, prediction.chosen)
+        assert other.deciding_scores == pytest.approx(prediction.deciding_scores, rel=0, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
-@pytest.mark.parametrize("beams", [1, 3])
-def test_texts_written_in_batches_are_those_written_one_by_one(name: str, beams: int) -> None:
-    examples = all_tasks(6)
-    model = model_of(name, TOKEN_GATE)
-    texts = []
-    for tokens in (1, 2_000):
+def test_texts_written_in_batches_are_those_written_one_by_one(name: str) -> None:
+    """By beam search they are others than the greedy ones."""
+    examples, model, texts = all_tasks(6), model_of(name, TOKEN_GATE), {}
+    for beams, tokens in itertools.product((1, 3), (1, 2_000)):
         request = Request(protocol="generate", format="label", beams=beams, batch_tokens=tokens)
         shuffled = {task: random.Random(tokens).sample(rows, 6) for task, rows in examples.items()}
-        results = evaluate(model, tokenizer(), shuffled, request)
-        texts.append({prediction.id: (prediction.text, prediction.answer) for prediction in results.predictions})
-    assert texts[0] == texts[1]
-    assert len(set(texts[0].values())) > (20 if name == "llama" else 10)
+        predictions = evaluate(model, tokenizer(), shuffled, request).predictions
+        texts[beams, tokens] = {prediction.id: (prediction.text, prediction.answer) for prediction in predictions}
+    for beams in (1, 3):
+        assert texts[beams, 1] == texts[beams, 2_000]
+        assert len(set(texts[beams, 1].values())) > (20 if name == "llama" else 10)
+    assert texts[1, 1] != texts[3, 1]
+
+
+def test_rank_reads_what_the_labels_share() -> None:
+    scorer = Rank(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], batch_tokens=400)
+    question = scorer.encode(make_examples("arc_challenge", 1)[0])
+    assert tokenizer().decode(question.input_ids).endswith("### Response:\nthe correct answer is answer")
+    assert tokenizer().convert_ids_to_tokens(question.option_tokens) == ["1", "2", "3", "4", "5"]
+
+
+def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(23, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    targets = torch.randint(50, (40,), generator=generator).tolist()
+    places = torch.randint(23, (40,), generator=generator).tolist()
+    expected = torch.log_softmax(hidden.double() @ weight.double().T, dim=1)[places, targets]
+    monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", (4, 12))  # the last pieces are smaller
+    given, likeliest = cloze.log_probabilities(hidden, weight, places, targets)
+    torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-5)
+    assert likeliest.tolist() == [
+        (hidden[p] @ weight.T).argmax().item() == t for p, t in zip(places, targets, strict=True)
+    ]
+
+
+def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
+    examples = {"piqa": make_examples("piqa", 30)}
+    settings = {"protocol": "cloze", "format": "cloze"}
+    results = evaluate(make_model(), tokenizer(), examples, Request(max_length=24, **settings))
+    encoder = Encoder(tokenizer(), max_length=None)
+    too_long = sum(
+        any(len(encoder.encode(o.prompt, o.answer, eos=False).ids) > 24 for o in FORMATS["cloze"].options(e))
+        for e in examples["piqa"]
+    )
+    assert results.tasks["piqa"].truncated == too_long > 0
+
+
+def test_no_room_for_any_prompt_is_refused() -> None:
+    example = make_examples("piqa", 1)[0]
+    encoder = Encoder(tokenizer(), max_length=None)
+    longest = max(len(encoder.encode("", o.answer, eos=False).ids) for o in FORMATS["cloze"].options(example))
+    with pytest.raises(MosloraError, match=r"piqa/test/0: .*evaluation\.max_length"):
+        request = Request(protocol="cloze", format="cloze", max_length=longest)
+        evaluate(make_model(), tokenizer(), {"piqa": [example]}, request)

@@ -1,10 +1,20 @@
-"""Questions shared out among processes: the results of one, byte for byte; with one lost, what is done is kept."""
+"""Questions shared out among processes: the results of one, byte for byte; with one lost, what is done is kept.
 
+A sharded base scores like a whole one, to the bit, although the processes have different numbers of passes.
+"""
+
+import shutil
 from pathlib import Path
 
 import pytest
 
+from evaluation_kit import make_examples, tokenizer
+from moslora.adapters import inject
+from moslora.base.sharded import shard_base
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.processes.devices import device
+from reference import perturb, tiny_llama
 from training_kit import in_two_processes, moslora
 
 LOSES_ONE = """
@@ -40,3 +50,85 @@ def test_two_processes_score_as_one_also_after_one_was_lost(
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     one, two = ((tmp_path / run / "predictions.jsonl").read_text().splitlines() for run in ("one", "two"))
     assert two[:20] == kept and sorted(one) == sorted(two)
+
+
+COUNTED = """
+from torch.distributed.tensor import DTensor
+from moslora import cli
+from moslora.base import sharded
+from moslora.evaluation import target
+share, announce, passes = target.shard_base, sharded._announce, [0, 0]
+
+def shared(model, **options):
+    share(model, **options)
+    for name, weight in model.named_parameters():
+        assert isinstance(weight, DTensor) == (".layers." in name and "lora" not in name and "mixer" not in name), name
+        assert not isinstance(weight, DTensor) or weight.to_local().numel() * 2 == weight.numel(), name
+
+def counted(model, own):
+    found = announce(model, own)
+    passes[own] += int(found > 0)
+    return found
+
+target.shard_base, sharded._announce = shared, counted
+try:
+    cli.main()
+finally:
+    print(f"{passes[1]} passes and {passes[0]} empty ones", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_share_each_score_like_one(trained: Path, tmp_path: Path) -> None:
+    """Three blocks and three drifts, so that in every second round one process has nothing; as the recipe says."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_target(open_target(str(run)), out=tmp_path / "one", batch_tokens=300)
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED)
+    options = ("--strategy", "fsdp", "--batch-tokens", 300, "--out", tmp_path / "two")
+    said = in_two_processes(script, "eval", run, *options)
+    counts = [[int(word) for word in line.split() if word.isdigit()] for line in said.splitlines() if "empty" in line]
+    assert len(counts) == 2 and sum(counts[0]) == sum(counts[1]) and counts[0] != counts[1], said
+    for file in ("results.json", "settings.json"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file
+    one, two = ((tmp_path / run / "predictions.jsonl").read_text().splitlines() for run in ("one", "two"))
+    assert sorted(one) == sorted(two) and len(one) == 60
+
+
+CASES = [(tied, asked) for tied in (False, True) for asked in ("rank", "cloze", "generate")]
+
+
+def scored(*, tied: bool, protocol: str, share: bool = False) -> str:
+    """Results and predictions of a random model with gates that need each row's task; three blocks."""
+    model = tiny_llama(vocab_size=len(tokenizer()), tied=tied)
+    mixer = {"kind": "task-gate", "experts": 2, "tasks": ("siqa", "obqa")}
+    inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["q_proj", "v_proj", "down_proj"])
+    perturb([p for p in model.parameters() if p.requires_grad])
+    model.eval()
+    if share:
+        shard_base(model, device=device())
+    questions = {task: make_examples(task, 12) for task in ("siqa", "piqa", "obqa")}
+    request = Request(protocol=protocol, format="cloze" if protocol == "cloze" else "label", batch_tokens=300)
+    results = evaluate(model, tokenizer(), questions, request)
+    return "\n".join([results.to_json(), *(prediction.to_json() for prediction in results.predictions)])
+
+
+@pytest.mark.slow
+def test_every_protocol_over_tied_and_untied_embeddings(tmp_path: Path) -> None:
+    one = [scored(tied=tied, protocol=protocol) for tied, protocol in CASES]
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
+        "import torch.distributed as dist\n"
+        "from evaluation.test_processes import CASES, scored\n"
+        "dist.init_process_group('gloo')\n"
+        "for number, (tied, protocol) in enumerate(CASES):\n"
+        "    text = scored(tied=tied, protocol=protocol, share=True)\n"
+        f"    open(f'{tmp_path}/{{number}}-{{dist.get_rank()}}', 'w').write(text)\n"
+        "dist.destroy_process_group()\n"
+    )
+    in_two_processes(script)
+    for number, (case, text) in enumerate(zip(CASES, one, strict=True)):
+        for rank in (0, 1):
+            assert (tmp_path / f"{number}-{rank}").read_text() == text, case
+    assert len({*one}) == len(CASES)

@@ -14,9 +14,9 @@ from tokenizers import normalizers
 
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Prediction, Request, Results, evaluate, load_predictions, load_results
+from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluate, load_predictions, load_results
 from moslora.evaluation.batches import BLOCK_SIZE
-from moslora.evaluation.cloze import Cloze
+from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.run import DRIFT_SAMPLE
@@ -46,7 +46,7 @@ def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> No
 @pytest.mark.parametrize("settings", [RANK, CLOZE], ids=["rank", "cloze"])
 def test_float32_does_not_drift(settings: dict[str, Any]) -> None:
     results = evaluate(make_model(), tokenizer(), all_tasks(12), Request(**settings))
-    assert results.drift < 1e-5
+    assert results.macro.drift < 1e-5
     assert results.macro.close_calls == 0
 
 
@@ -73,18 +73,6 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     assert resumed.predictions == straight.predictions
     assert (out / "results.json").read_bytes() == (tmp_path / "straight/results.json").read_bytes()
     assert load_predictions(out) == load_predictions(tmp_path / "straight")
-
-
-def test_a_folder_is_continued_towards_more_questions_and_tasks(tmp_path: Path) -> None:
-    model = make_model()
-    examples = {"piqa": make_examples("piqa", 60)}
-    evaluate(model, tokenizer(), examples, Request(limit=20, **RANK), out=tmp_path)
-    examples["boolq"] = make_examples("boolq", 60)
-    results = evaluate(model, tokenizer(), examples, Request(limit=40, **RANK), out=tmp_path)
-    assert {task: score.n for task, score in results.tasks.items()} == {"piqa": 40, "boolq": 40}
-    fewer = evaluate(model, tokenizer(), {"boolq": examples["boolq"]}, Request(limit=10, **RANK), out=tmp_path)
-    assert {task: score.n for task, score in fewer.tasks.items()} == {"boolq": 10}
-    assert len(load_predictions(tmp_path)) == 80
 
 
 def rounded(results: bytes) -> Any:
@@ -132,29 +120,24 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         evaluate(model, tokenizer(), changed, Request(**RANK), out=tmp_path, metadata={"model": "a"})
 
 
-@pytest.mark.parametrize("key", ["moslora", "torch", "transformers"])
-def test_a_folder_of_other_versions_is_refused(tmp_path: Path, key: str) -> None:
-    model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
-    evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
-    head = json.loads((tmp_path / "settings.json").read_text())
-    assert head["settings"]["made_with"][key] == version(key)
-    head["settings"]["made_with"][key] = "0.1"
-    (tmp_path / "settings.json").write_text(json.dumps(head))
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UsageError, match=rf"{key} was 0\.1, is {re.escape(version(key))}"):
-        evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_folder_that_records_no_versions_is_refused_but_read(tmp_path: Path) -> None:
+def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path: Path) -> None:
     model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
     results = evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
-    for name in ("settings.json", "results.json"):
-        old = json.loads((tmp_path / name).read_text())
-        del old["settings"]["made_with"]
-        (tmp_path / name).write_text(json.dumps(old))
-    with pytest.raises(UsageError, match=rf"torch was .*, is {re.escape(version('torch'))}"):
-        evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+    head = json.loads((tmp_path / "settings.json").read_text())
+    made_with = head["settings"]["made_with"]
+    for key in ("moslora", "torch", "transformers"):
+        assert made_with[key] == version(key)
+        for then, said in ({**made_with, key: "0.1"}, r"0\.1"), ({}, ".*"):
+            (tmp_path / "settings.json").write_text(
+                json.dumps({**head, "settings": head["settings"] | {"made_with": then}})
+            )
+            before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+            with pytest.raises(UsageError, match=rf"{key} was {said}, is {re.escape(version(key))}"):
+                evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+            assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    old = json.loads((tmp_path / "results.json").read_text())
+    del old["settings"]["made_with"]
+    (tmp_path / "results.json").write_text(json.dumps(old))
     assert load_results(tmp_path).tasks == results.tasks
 
 
@@ -197,43 +180,53 @@ def test_dropout_left_on_is_refused() -> None:
 
 def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rank, "score", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=r"task siqa, format cloze: .* use evaluation.protocol=cloze") as caught:
         evaluate(make_model(), tokenizer(), all_tasks(2), Request(protocol="rank", format="cloze"))
     assert len(str(caught.value).splitlines()) == 7, "all but boolq, whose options are one token each"
 
 
 def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples = {"hellaswag": make_examples("hellaswag", 150), "siqa": make_examples("siqa", 20)}
-    results = evaluate(
-        make_model(),
-        tokenizer(),
-        examples,
-        Request(limit=70, **CLOZE),
-        out=tmp_path,
-        metadata={"model": "tiny", "step": 3},
-    )
+    made = {"out": tmp_path, "metadata": {"model": "tiny", "step": 3}}
+    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), **made)
     first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("  hellaswag: 64/70, about 0.0 min left") and second.startswith("  hellaswag: 70/70, ")
-    assert last == "  siqa: 20/20"
-    assert load_results(tmp_path) == load_results(tmp_path / "results.json") == results
-    assert tuple(load_predictions(tmp_path)) == results.predictions
+    assert first.startswith("  hellaswag: 64/90 questions, about 0.0 min left") and "70/90" in second
+    assert last == "  siqa: 90/90 questions"
+    assert load_results(tmp_path) == results and tuple(load_predictions(tmp_path)) == results.predictions
     written = json.loads((tmp_path / "results.json").read_text())
-    assert written["settings"]["dtype"] == "float32"
-    assert written["settings"]["primary"] == "accuracy_per_character"
-    assert written["settings"]["metadata"] == {"model": "tiny", "step": 3}
-    assert written["settings"]["data"].keys() == {"hellaswag", "siqa"}
+    assert (written["settings"]["dtype"], written["settings"]["primary"]) == ("float32", "accuracy_per_character")
+    assert written["settings"]["metadata"] == made["metadata"] and written["settings"]["data"].keys() == examples.keys()
     assert {task: score["n"] for task, score in written["tasks"].items()} == {"hellaswag": 70, "siqa": 20}
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "settings.json",
-        "predictions.jsonl",
-        "results.json",
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "predictions.jsonl", "results.json"}
     assert "parse_rate" not in written["macro"]
 
 
-def test_predictions_survive_the_disk_bit_for_bit() -> None:
-    examples = make_examples("arc_challenge", 5)
-    results = evaluate(make_model(torch.bfloat16), tokenizer(), {"arc_challenge": examples}, Request(**CLOZE))
+def test_a_line_of_a_prediction_says_nothing_twice(tmp_path: Path) -> None:
+    """Lines of earlier versions, with every field, are read as well."""
+    results = evaluate(make_model(torch.bfloat16), tokenizer(), all_tasks(12), Request(**CLOZE))
     for prediction in results.predictions:
-        assert Prediction.from_json(prediction.to_json()) == prediction
-    assert Cloze.primary == results.settings.primary
+        line = prediction.to_json()
+        assert Prediction.from_json(line) == Prediction.from_json(json.dumps(vars(prediction))) == prediction
+        assert json.loads(line).keys() == {"id", "gold", "scores", "characters"}
+        assert prediction.scores == tuple(round(score, 6) for score in prediction.scores)
+    assert sum(len(prediction.to_json()) + 1 for prediction in results.predictions) < 105 * len(results.predictions)
+    written = Prediction("boolq/test/1", "boolq", 1, None, text="so", answer="")
+    assert json.loads(written.to_json()) == {
+        "id": "boolq/test/1",
+        "gold": 1,
+        "prediction": None,
+        "text": "so",
+        "answer": "",
+    }
+    assert Prediction.from_json(written.to_json()) == written
+
+
+def test_an_evaluation_is_read_by_its_folder(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", Prediction("a", "piqa", 0, 1, scores=(-2.0, -1.0))
+    results = evaluate(make_model(), tokenizer(), all_tasks(2), Request(**RANK), out=run / "eval" / "b")
+    Journal(run / "eval" / "a", results.settings).append([other])
+    (run / "eval" / "c").mkdir()
+    begun, finished = Evaluation.all_of(run)
+    assert (begun.folder.name, begun.begun, begun.finished, begun.predictions) == ("a", True, False, [other])
+    assert finished.finished and finished.results == results and finished.settings == results.settings
+    assert tuple(finished.predictions) == results.predictions

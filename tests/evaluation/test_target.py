@@ -8,15 +8,10 @@ import pytest
 
 from cli_kit import run
 from moslora.convert.merge import merge
-from moslora.evaluation import Results, load_predictions, load_results
+from moslora.evaluation import load_predictions, load_results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
-
-
-def evaluated(target: str, tmp_path: Path, world: Path, **options: object) -> Results:
-    opened = open_target(target, dtype="float32", **options)
-    return evaluate_target(opened, source=str(world / "data"), tasks=("obqa",))[0]
 
 
 def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(
@@ -26,8 +21,9 @@ def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(
     train_recipe(recipe("data.max_length=24", "training.max_steps=6"), out=tmp_path / "run")
     merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
     monkeypatch.chdir(tmp_path)
-    runs, merged = (evaluated(str(tmp_path / name), tmp_path, world) for name in ("run", "merged"))
-    base = evaluated(str(tmp_path / "run"), tmp_path, world, base=True)
+    targets = [open_target("run"), open_target("merged", dtype="float32"), open_target("run", base=True)]
+    asked = {"source": str(world / "data"), "tasks": ("obqa",)}
+    runs, merged, base = (evaluate_target(target, **asked)[0] for target in targets)
     assert {results.settings.max_length for results in (runs, merged, base)} == {512}, "the model's context"
     assert not any(prediction.truncated for results in (runs, merged, base) for prediction in results.predictions)
     theirs = {prediction.id: prediction.scores for prediction in merged.predictions}

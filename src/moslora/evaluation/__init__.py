@@ -2,9 +2,9 @@
 
 from moslora.evaluation.journal import Evaluation, load_predictions
 from moslora.evaluation.predictions import METRICS, Prediction, Score
-from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, load_results
 from moslora.evaluation.run import evaluate
+from moslora.evaluation.scorer import Request
 
 __all__ = [
     "METRICS",

@@ -20,6 +20,8 @@ from moslora.evaluation.target import Target
 from moslora.recipe import resolve_tasks
 from moslora.tasks import Example, Task
 
+NO_ROOM = "out of GPU memory for this question; make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
+
 TRUTHS = (("true", "false"), ("yes", "no"))
 """The options of a BoolQ question, in its order."""
 
@@ -68,12 +70,7 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     name_task(model, example.task)
     request = request.model_copy(update={"protocol": protocol, "format": format})
     scorer = make_scorer(model, load_tokenizer(target.model), request)
-    with (
-        torch.inference_mode(),
-        or_out_of_memory(
-            "out of GPU memory for this question; make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
-        ),
-    ):
+    with torch.inference_mode(), or_out_of_memory(NO_ROOM):
         (prediction,) = scorer.score([example])
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
@@ -123,10 +120,8 @@ def as_example(
 
 
 def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:
-    """Reads what is missing: the question, one line; the options, one per line up to an empty line or the end.
-
-    Prints prompts on a terminal.
-    """
+    """Reads the question if it is missing, one line, and the options if there are none, one per line up to an empty
+    line or the end. Prints prompts on a terminal."""
 
     def line(prompt: str) -> str:
         if stream.isatty():
@@ -136,8 +131,7 @@ def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) 
         except UnicodeDecodeError:
             raise UsageError("the input is not UTF-8 text") from None
 
-    asked = line("question: ") if question is None else question
-    given = list(options)
-    while asked and not options and (option := line(f"option {len(given) + 1} (none: done): ")):
+    question, given = line("question: ") if question is None else question, list(options)
+    while question and not options and (option := line(f"option {len(given) + 1} (none: done): ")):
         given.append(option)
-    return asked, given
+    return question, given

@@ -1,4 +1,4 @@
-"""Which sequences share a forward pass: decided by the question ids alone.
+"""The questions that share a forward pass: decided by their ids alone.
 
 In low precision the shapes of a forward pass move its result: kernels choose the order of their sums by the
 shape, and in bfloat16 the same question scored alone or in a batch differs by up to 0.4 in a logit. If the
@@ -8,16 +8,12 @@ and a block is computed as a whole. What remains is the size of a batch, which i
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
 from moslora.tasks import Example
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 BLOCK_SIZE = 64
 """Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
@@ -42,14 +38,12 @@ def canonical_order(examples: Sequence[Example]) -> list[Example]:
 
 
 def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:
-    """Cuts a task into blocks.
+    """Cuts a task into blocks of ``size`` questions.
 
     Args:
         examples: all questions of the task, in any order, whatever the limit: they define the blocks.
-        limit: how many are wanted, the first in canonical order; ``None`` for all.
-        exact: the arithmetic is float32 or wider, so that shapes do not matter: the last block is computed
-            only as far as it is wanted. Otherwise it is computed whole.
-        size: questions of a block.
+        limit: number of wanted ones, the first in canonical order; ``None`` for all.
+        exact: shapes do not matter, as in float32, so that the last block is computed only as far as it is wanted.
     """
     ordered = canonical_order(examples)
     wanted = len(ordered) if limit is None else min(limit, len(ordered))
@@ -57,32 +51,3 @@ def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size:
         block = tuple(ordered[start : start + size])
         kept = block[: wanted - start]
         yield Block(computed=kept if exact else block, wanted=kept)
-
-
-def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Cuts the sequences of a block into batches of similar length, the longest first.
-
-    Longest first: whatever does not fit into memory says so at once.
-
-    Args:
-        lengths: tokens of every sequence, in the block's order.
-        tokens: most tokens of a batch, were it padded; a sequence longer than that is a batch by itself.
-
-    Yields:
-        Positions in ``lengths``. Every position comes once.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal lengths keep the block's order
-    while order:
-        count = max(1, tokens // lengths[order[0]])
-        yield order[:count]
-        del order[:count]
-
-
-def in_batches(
-    compute: Callable[[list[Item]], Iterable[Result]], items: Sequence[Item], *, lengths: Sequence[int], tokens: int
-) -> list[Result]:
-    """The results of ``compute`` for ``items``, in their order, computed in :func:`batches`."""
-    results: dict[int, Result] = {}
-    for batch in batches(lengths, tokens):
-        results.update(zip(batch, compute([items[i] for i in batch]), strict=True))
-    return [results[i] for i in range(len(items))]

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from moslora.base.load import final_hidden, output_weight
 from moslora.data.encode import EncodedText
@@ -48,36 +47,27 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
         return texts
 
     def length(self, question: Sequence[EncodedText]) -> int:
-        return tokens_read(question)
+        """Tokens read: the options' common beginning once, and no last token, which is only predicted."""
+        shared = common_prefix([text.ids[:-1] for text in question])
+        return shared + sum(len(text.ids) - 1 - shared for text in question)
 
     def compute(self, questions: Sequence[Sequence[EncodedText]]) -> list[list[Scored]]:
-        return score_answers(self.model, questions)
+        """The scores of every question's answers, summed over their tokens, from one forward pass."""
+        tokens, rows, paths = lay([[text.ids[:-1] for text in q] for q in questions], self.model.device)
+        texts = [text for q in questions for text in q]
+        places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]
+        targets = [token for text in texts for token in text.ids[text.answer_start :]]
+        hidden = final_hidden(self.model, tokens, rows)  # (T, H)
+        values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,), (P,)
+        counts = [len(text.ids) - text.answer_start for text in texts]
+        answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
+        scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
+        return [list(itertools.islice(scores, len(q))) for q in questions]
 
     def read(self, example: Example, question: Sequence[EncodedText], found: list[Scored]) -> Prediction:
         characters = tuple(option.characters for option in self.format.options(example))
         truncated = any(text.truncated for text in question)
         return Prediction.of(example, [value for value, _ in found], characters=characters, truncated=truncated)
-
-
-def tokens_read(options: Sequence[EncodedText]) -> int:
-    """Tokens of a question that the model reads: the options' common beginning once, and no last token, which is only
-    predicted."""
-    shared = common_prefix([text.ids[:-1] for text in options])
-    return shared + sum(len(text.ids) - 1 - shared for text in options)
-
-
-def score_answers(model: PreTrainedModel, questions: Sequence[Sequence[EncodedText]]) -> list[list[Scored]]:
-    """The scores of every question's answers, summed over their tokens, from one forward pass."""
-    tokens, rows, paths = lay([[text.ids[:-1] for text in q] for q in questions], model.device)
-    texts = [text for q in questions for text in q]
-    places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]
-    targets = [token for text in texts for token in text.ids[text.answer_start :]]
-    hidden = final_hidden(model, tokens, rows)  # (T, H)
-    values, hits = log_probabilities(hidden, output_weight(model), places, targets)  # (P,), (P,)
-    counts = [len(text.ids) - text.answer_start for text in texts]
-    answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
-    scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
-    return [list(itertools.islice(scores, len(q))) for q in questions]
 
 
 def log_probabilities(

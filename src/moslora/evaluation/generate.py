@@ -1,18 +1,17 @@
-"""LLM-Adapters' procedure (arXiv 2304.01933, ``commonsense_evaluate.py``): write an answer, search it.
+"""LLM-Adapters' procedure (arXiv 2304.01933, ``commonsense_evaluate.py``): generate an answer, search it.
 
-The model continues the prompt by at most 32 tokens, by beam search or greedily; the first hit of the task's
-regular expression behind "### Response:" is its answer, and no hit is a wrong one. Greedy writing ends where the
+The model continues the prompt by at most 32 tokens, by beam search or greedily; the first match of the task's
+regular expression behind "### Response:" is its answer, and no match is wrong. Greedy generation ends where the
 answer cannot change any more. Several questions at a time are padded on the left, masked, and keep their positions:
 the official script pads with token 0 and no mask, which changes answers.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -44,16 +43,9 @@ class Generate(Scorer[Question, str]):
         return self.beams * (len(question[1].ids) + MAX_NEW_TOKENS)
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
-        answer, names = find_answer(found, example), labels(example)
-        return Prediction(
-            id=example.id,
-            task=example.task,
-            gold=example.gold,
-            prediction=names.index(answer) if answer in names else None,
-            text=found,
-            answer=answer,
-            truncated=question[1].truncated,
-        )
+        answer, names, truncated = find_answer(found, example), labels(example), question[1].truncated
+        named = names.index(answer) if answer in names else None
+        return Prediction(example.id, example.task, example.gold, named, text=found, answer=answer, truncated=truncated)
 
     def compute(self, questions: Sequence[Question]) -> list[str]:
         """The texts after the prompts."""
@@ -73,7 +65,10 @@ class Generate(Scorer[Question, str]):
         )
         decided = Decided(tokenizer, [example for example, _ in questions], longest)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
-        with _in_one_product(self.model.get_output_embeddings()):
+        # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
+        # each row.
+        together = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+        with together:
             output = generate(
                 input_ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
@@ -85,22 +80,11 @@ class Generate(Scorer[Question, str]):
         return list(tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
 
 
-def _in_one_product(layer: nn.Module) -> AbstractContextManager[object]:
-    """Has the output layer take its input as one piece of memory: of the prompts only the last states go in, which lie
-    apart, and torch would copy the weight for each row."""
-    return layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-
-
 class Decided(StoppingCriteria):
-    """Ends a row of greedy writing at its end of text, or where more text cannot change the answer.
+    """Ends a row of greedy generation at its end of text, or where more text cannot change the answer.
 
-    Args:
-        tokenizer: of the model.
-        examples: of the rows.
-        start: tokens of the padded prompts.
-
-    Attributes:
-        texts: row -> what it has written, up to its own end.
+    ``examples`` are the rows' questions, ``start`` is the length of the padded prompts in tokens. ``texts`` has each
+    row's text up to its own end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], start: int) -> None:

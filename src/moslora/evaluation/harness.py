@@ -2,11 +2,11 @@
 
     python -m moslora.evaluation.harness --model moslora --model_args run=runs/mine --tasks arc_easy,piqa
 
-takes lm-eval's own options. What a question's options begin with is read once, and nothing is padded.
+takes lm-eval's own options. The common beginning of a question's options is read once, and nothing is padded.
 """
 
+import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from moslora.base.load import context_length, load_tokenizer
+from moslora.base.load import load_tokenizer
 from moslora.choices import DType
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
-from moslora.evaluation.batches import batch_budget, in_batches
-from moslora.evaluation.cloze import Scored, score_answers, tokens_read
+from moslora.evaluation.cloze import Scored
+from moslora.evaluation.run import make_scorer
+from moslora.evaluation.scorer import Request
 from moslora.evaluation.target import open_target
-from moslora.processes.devices import keep_freed_memory
 
 
 @register_model("moslora")
@@ -49,10 +49,9 @@ class HarnessModel(TemplateLM):
         opened = open_target(run, base=base, dtype=dtype)
         if opened.adapter and opened.adapter.trained_tasks() is not None:
             raise UsageError(f"{run}: its gate depends on the task, which lm-eval does not name; use moslora eval")
-        keep_freed_memory()
-        self.model = opened.load()
         self.tokenizer = load_tokenizer(opened.model)
-        self.batch_tokens = batch_tokens or batch_budget(self.model.device)
+        request = Request(protocol="cloze", format="cloze", batch_tokens=batch_tokens)
+        self.scorer = make_scorer(opened.load(), self.tokenizer, request)
         self.backend = "causal"
 
     @property
@@ -75,19 +74,16 @@ class HarnessModel(TemplateLM):
         by_context: dict[tuple[int, ...], list[int]] = {}
         for i, (_, context, _) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append(i)
-        groups = list(by_context.values())
-        questions = [[self._text(*requests[i][1:]) for i in group] for group in groups]
-        lengths = [tokens_read(question) for question in questions]
+        questions = [[self._text(*requests[i][1:]) for i in group] for group in by_context.values()]
         with torch.inference_mode():
-            scores = in_batches(
-                partial(score_answers, self.model), questions, lengths=lengths, tokens=self.batch_tokens
-            )
-        found = {i: one for group, each in zip(groups, scores, strict=True) for i, one in zip(group, each, strict=True)}
+            scores = self.scorer.in_batches(questions, tokens=self.scorer.batch_tokens)
+        order = [i for group in by_context.values() for i in group]
+        found = dict(zip(order, itertools.chain.from_iterable(scores), strict=True))
         return [found[i] for i in range(len(requests))]
 
     def _text(self, context: list[int], answer: list[int]) -> EncodedText:
         """As lm-eval cuts it: the end of the text that fits, its last token aside."""
-        length = context_length(self.model)
+        length = self.scorer.encoder.max_length
         ids = [*context, *answer]
         kept = ids if length is None else ids[-(length + 1) :]
         if len(kept) <= len(answer):
@@ -95,7 +91,7 @@ class HarnessModel(TemplateLM):
         return EncodedText(kept, len(kept) - len(answer), truncated=len(kept) < len(ids))
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        raise UsageError("lm-eval: moslora scores options of questions, no whole texts; use --model hf")
+        raise UsageError("lm-eval: moslora scores options of questions, not whole texts; use --model hf")
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         raise UsageError("lm-eval: moslora scores options of questions, it does not write; use --model hf")

@@ -55,8 +55,9 @@ class Journal:
             then = read_head(folder)
             _refuse_others(folder, then.settings, settings)
             self.head = Head(dataclasses.replace(settings, data={**then.settings.data, **settings.data}), then.tasks)
-        if (folder / PREDICTIONS).exists():
-            _drop_torn_line(folder / PREDICTIONS)
+        if (predictions := folder / PREDICTIONS).exists():
+            content = predictions.read_bytes()
+            os.truncate(predictions, content.rfind(b"\n") + 1)  # a killed process may have left part of a line
             self.predictions = {p.id: p for p in load_predictions(folder)}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
@@ -88,12 +89,7 @@ class Journal:
 
 
 def load_predictions(path: Path) -> list[Prediction]:
-    """Reads ``predictions.jsonl`` (``path`` is the file or its folder), in the order written.
-
-    Raises:
-        UsageError: there is none.
-        MosloraError: a line is not a prediction, or a question appears twice.
-    """
+    """Reads ``predictions.jsonl`` (``path`` is the file or its folder), in the order written."""
     file = path / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
@@ -106,18 +102,13 @@ def load_predictions(path: Path) -> list[Prediction]:
             raise MosloraError(
                 f"{file}:{number}: not a prediction ({error!r}); remove the folder and evaluate again"
             ) from None
-        if prediction.id in predictions:
+        if predictions.setdefault(prediction.id, prediction) is not prediction:
             raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
-        predictions[prediction.id] = prediction
     return list(predictions.values())
 
 
 def read_head(folder: Path) -> Head:
-    """Reads ``settings.json``.
-
-    Raises:
-        MosloraError: it is damaged.
-    """
+    """Reads ``settings.json``."""
     file = folder / SETTINGS
     try:
         return TypeAdapter(Head).validate_json(file.read_bytes())
@@ -127,7 +118,8 @@ def read_head(folder: Path) -> Head:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The folder of one evaluation. Each of its files is read when asked for, once."""
+    """The folder of one evaluation: ``begun`` if it has predictions, ``finished`` if it has results. Each file is read
+    once, when asked for."""
 
     folder: Path
 
@@ -139,12 +131,10 @@ class Evaluation:
 
     @property
     def begun(self) -> bool:
-        """Whether there are predictions."""
         return (self.folder / PREDICTIONS).is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether there are results."""
         return (self.folder / RESULTS).is_file()
 
     @cached_property
@@ -179,11 +169,3 @@ def _flat(settings: Settings) -> dict[str, Any]:
     for name, value in vars(settings).items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-def _drop_torn_line(file: Path) -> None:
-    """Removes an incomplete last line, left by a killed process."""
-    content = file.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        os.truncate(file, end)

@@ -16,8 +16,6 @@ class Prediction:
     """A model's answer to one question: a line of ``predictions.jsonl``.
 
     Attributes:
-        id: of the example.
-        task: of the example.
         gold: position of the right option.
         prediction: position of the option with the best score, the first of equals; for generate, of the option named
             in the text, or ``None``.
@@ -123,13 +121,10 @@ class Score:
     """The numbers of one task, or of an average over tasks. Shares are between 0 and 1.
 
     Attributes:
-        n: questions.
-        accuracy: share of right answers.
         standard_error: of ``accuracy``: sample standard deviation / √n; ``None`` below two questions.
         majority_class: accuracy of always giving the most frequent label of these questions.
         truncated: questions whose prompt lost its beginning.
-        accuracy_per_character: cloze only.
-        standard_error_per_character: cloze only.
+        accuracy_per_character: with its standard error, cloze only.
         log_probability: mean of the right option's log-probability among the options, nats; not for generate.
         parse_rate: share of generated texts in which an answer was found; generate only.
         drift: largest change of a margin between a question alone and in its batch, over a sample of the task
@@ -213,7 +208,7 @@ SAME_ANSWER, PARSED = 0.95, 0.95
 """Share of one answer from which a model counts as collapsed, and parse rate below which it does."""
 
 FEWEST = 10
-"""Tasks with fewer questions show no signs of a collapse: there it would be chance."""
+"""Questions of a task below which a sign would be a matter of chance."""
 
 
 def collapse(tasks: Mapping[str, Score], average: Score, metric: str) -> list[str]:
@@ -223,18 +218,13 @@ def collapse(tasks: Mapping[str, Score], average: Score, metric: str) -> list[st
     nearly everything; few texts with an answer.
     """
     tasks = {task: score for task, score in tasks.items() if score.n >= FEWEST}
-    below = [
-        f"{name} {percent(value)} against {percent(score.majority_class)}"
-        for name, score in {**tasks, "macro average": average}.items()
-        if (value := getattr(score, metric)) + 2 * (getattr(score, metric.replace("accuracy", "standard_error")) or 0)
-        < score.majority_class
-    ]
-    same = [
-        f"{task} {percent(score.same_answer)} %"
-        for task, score in tasks.items()
-        if (score.same_answer or 0) >= SAME_ANSWER > score.majority_class
-    ]
-    parsed = average.parse_rate
+    below, same, parsed = [], [], average.parse_rate
+    for name, score in {**tasks, "macro average": average}.items():
+        value, error = getattr(score, metric), getattr(score, metric.replace("accuracy", "standard_error")) or 0
+        if value + 2 * error < score.majority_class:
+            below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
+        if (score.same_answer or 0) >= SAME_ANSWER > score.majority_class:
+            same.append(f"{name} {percent(score.same_answer)} %")
     return [
         *([f"below the majority class: {', '.join(below)}"] if below else []),
         *([f"one answer for nearly everything: {', '.join(same)}"] if same else []),

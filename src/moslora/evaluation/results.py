@@ -21,12 +21,8 @@ class Settings:
     """All that a prediction depends on besides its question: predictions with equal settings may be mixed.
 
     Attributes:
-        protocol: rank, cloze or generate.
-        format: name of the prompt format.
         primary: the metric that counts, a key of `METRICS`.
         dtype: of the model's computation.
-        batch_tokens: most tokens of a batch.
-        block_size: questions per block.
         beams: of generate; ``None`` otherwise.
         max_length: longest sequence in tokens; ``None`` if the model states no context length.
         data: task -> sha256 of all its questions.
@@ -70,10 +66,9 @@ class Results:
     """One evaluation, or in ``results.json`` all evaluations of a folder.
 
     Attributes:
-        settings: with which it was made.
-        tasks: by task, in the order of evaluation.
-        macro: every task the same weight.
-        micro: every question the same weight.
+        tasks: in the order of evaluation.
+        macro: every task has the same weight.
+        micro: every question has the same weight.
         without_leaks: ``None`` if the leaks of a task are unknown.
         predictions: behind the numbers; not in ``results.json``.
     """
@@ -84,11 +79,6 @@ class Results:
     micro: Score
     without_leaks: WithoutLeaks | None = None
     predictions: tuple[Prediction, ...] = dataclasses.field(default=(), repr=False, compare=False)
-
-    @property
-    def drift(self) -> float | None:
-        """The largest drift of any task; ``None`` for generate."""
-        return self.macro.drift
 
     @property
     def collapse(self) -> list[str]:
@@ -104,14 +94,15 @@ class Results:
 
     def table(self) -> list[list[str]]:
         """Header, one row per task, macro, micro: shares in percent, ± one standard error."""
+        per_character = "accuracy_per_character"
         columns: list[tuple[str, str, Callable[[Score], str]]] = [
             ("n", "n", lambda s: f"{s.n:,}"),
             ("majority class", "majority_class", lambda s: percent(s.majority_class)),
             ("accuracy", "accuracy", lambda s: percent(s.accuracy, s.standard_error)),
             (
                 "per character",
-                "accuracy_per_character",
-                lambda s: percent(s.accuracy_per_character, s.standard_error_per_character),
+                per_character,
+                lambda s: percent(getattr(s, per_character), s.standard_error_per_character),
             ),
             ("log-probability", "log_probability", lambda s: f"{s.log_probability:.3f}"),
             ("parsed", "parse_rate", lambda s: percent(s.parse_rate)),
@@ -134,7 +125,7 @@ class Results:
             lines.append(line)
         if close := self.macro.close_calls:
             lines.append(
-                f"{close} answers are closer than the noise of the arithmetic ({self.drift:.2g});"
+                f"{close} answers are closer than the noise of the arithmetic ({self.macro.drift:.2g});"
                 " --dtype float32 decides them"
             )
         return lines
@@ -183,12 +174,7 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
 
 
 def load_results(path: Path) -> Results:
-    """Reads ``results.json`` (``path`` is the file or its folder), without the predictions.
-
-    Raises:
-        UsageError: there is none.
-        MosloraError: it was not written by `Results.to_json`.
-    """
+    """Reads ``results.json`` (``path`` is the file or its folder), without the predictions."""
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"{file}: no results here; `moslora eval` writes them")

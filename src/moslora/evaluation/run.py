@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
-from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
-from moslora.evaluation.scorer import Scorer
+from moslora.evaluation.scorer import Request, Scorer
 from moslora.processes.devices import keep_freed_memory
 from moslora.processes.group import gathered, members
 from moslora.prompts import make_format
@@ -56,8 +54,7 @@ def evaluate(
         questions: task -> all its questions, in any order. All of them also under a limit: in low precision
             they decide which share a batch (`moslora.evaluation.batches`).
         request: how they are asked; its tasks and source are not read here.
-        out: results folder, where an earlier evaluation of the same settings is continued. ``None`` leaves
-            nothing on disk.
+        out: results folder, where an earlier evaluation of the same settings is continued; ``None`` for none.
         metadata: tells this model from others; JSON values. A folder made under other metadata is refused.
         leaks: questions that training gave away; ``None`` where they are unknown.
 
@@ -75,22 +72,9 @@ def evaluate(
         )
     scorer = make_scorer(model, tokenizer, request)
     _refuse_unusable(questions, scorer)
-    dtype = output_weight(model).dtype
-    settings = Settings(
-        protocol=request.protocol,
-        format=request.format,
-        primary=scorer.primary,
-        dtype=str(dtype).removeprefix("torch."),
-        batch_tokens=scorer.batch_tokens,
-        block_size=scorer.block_size,
-        beams=request.beams if request.protocol == "generate" else None,
-        max_length=scorer.encoder.max_length,
-        data={task: data_hash(rows) for task, rows in questions.items()},
-        metadata=metadata or {},
-        made_with=_made_with(scorer),
-    )
+    settings = _settings(scorer, request, questions, metadata or {})
     # LLM.int8() takes columns with an outlier out of a whole batch: a question's scores depend on its neighbours.
-    exact = dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False)
+    exact = settings.dtype in ("float32", "float64") and not getattr(model, "is_loaded_in_8bit", False)
     plan = {
         task: list(blocks(rows, limit=request.limit, exact=exact, size=scorer.block_size))
         for task, rows in questions.items()
@@ -106,14 +90,27 @@ def evaluate(
     return summarise(settings, asked, journal.head.tasks)
 
 
-def _made_with(scorer: Scorer[Any, Any]) -> dict[str, str]:
-    """See `Settings`. A hash of the code would change with every commit."""
+def _settings(
+    scorer: Scorer[Any, Any], request: Request, questions: Mapping[str, Sequence[Example]], metadata: Mapping[str, Any]
+) -> Settings:
     chat = scorer.format.identity()
-    return {
-        **{package.__name__: str(package.__version__) for package in (moslora, torch, transformers)},
-        "tokenizer": scorer.encoder.identity(),
-        **({"chat_template": hashlib.sha256(chat.encode()).hexdigest()} if chat else {}),
-    }
+    return Settings(
+        protocol=request.protocol,
+        format=request.format,
+        primary=scorer.primary,
+        dtype=str(output_weight(scorer.model).dtype).removeprefix("torch."),
+        batch_tokens=scorer.batch_tokens,
+        block_size=scorer.block_size,
+        beams=request.beams if request.protocol == "generate" else None,
+        max_length=scorer.encoder.max_length,
+        data={task: data_hash(rows) for task, rows in questions.items()},
+        metadata=metadata,
+        made_with={  # no hash of the code, which would change with every commit
+            **{package.__name__: str(package.__version__) for package in (moslora, torch, transformers)},
+            "tokenizer": scorer.encoder.identity(),
+            **({"chat_template": hashlib.sha256(chat.encode()).hexdigest()} if chat else {}),
+        },
+    )
 
 
 def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any, Any]:
@@ -149,51 +146,28 @@ def _of_task(leaks: Leaks | None, rows: Sequence[Example]) -> Leaks | None:
     return leaks and Leaks(leaks.compared_with, tuple(id for id in leaks.ids if id in ids))
 
 
-class _Progress:
-    """Says how far an evaluation is and, at its speed so far, how long the rest will take."""
-
-    def __init__(self, task_blocks: Sequence[Block]) -> None:
-        self._totals = Counter(example.task for block in task_blocks for example in block.wanted)
-        self._done: Counter[str] = Counter()
-        self._scored, self._began = 0, time.monotonic()
-
-    def tell(self, block: Block, *, scored: int) -> None:
-        """The questions of ``block`` have predictions, for which the model scored ``scored``."""
-        task = block.wanted[0].task
-        self._done[task] += len(block.wanted)
-        self._scored += scored
-        left = self._totals.total() - self._done.total()
-        minutes = (time.monotonic() - self._began) / max(self._scored, 1) * left / 60
-        rest = f", about {minutes:.1f} min left" if self._scored and left else ""
-        say(f"  {task}: {self._done[task]}/{self._totals[task]}{rest}")
-
-
 def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Journal) -> None:
-    """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would."""
-    progress = _Progress(task_blocks)
+    """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would: also one begun
+    before a kill, since its shapes belong to its results."""
     rank, processes = members()
-    unfinished = []
-    for block in task_blocks:
-        if any(example.id not in journal.predictions for example in block.wanted):
-            unfinished.append(block)
-        else:
-            progress.tell(block, scored=0)
+    missing = {example.id for block in task_blocks for example in block.wanted} - journal.predictions.keys()
+    unfinished = [block for block in task_blocks if any(example.id in missing for example in block.wanted)]
     if processes > 1:  # blocks of about the same cost together, so that no process waits long
         unfinished.sort(key=_characters, reverse=True)
+    began = time.monotonic()
     for first in range(0, len(unfinished), processes):
-        together = unfinished[first : first + processes]
         own: list[Prediction] = []
         with in_step(scorer.model):
-            if rank < len(together):
-                # A block begun before a kill is computed whole again: its shapes belong to its results.
-                missing = {example.id for example in together[rank].wanted} - journal.predictions.keys()
-                own = [p for p in _scored(together[rank], scorer) if p.id in missing]
+            for block in unfinished[first : first + processes][rank : rank + 1]:
+                own = [prediction for prediction in _scored(block, scorer) if prediction.id in missing]
                 journal.append(own)  # before the others are waited for, of which one may be lost
         for other, predictions in enumerate(gathered(own)):
             if other != rank:
                 journal.append(predictions)
-        for block in together:
-            progress.tell(block, scored=len(block.computed))
+        left = len(missing - journal.predictions.keys())
+        done, minutes = len(missing) - left, (time.monotonic() - began) / 60
+        rest = f", about {minutes / done * left:.1f} min left" if left else ""
+        say(f"  {unfinished[first].wanted[0].task}: {done:,}/{len(missing):,} questions{rest}")
 
 
 def _characters(block: Block) -> int:
@@ -208,23 +182,18 @@ def _scored(block: Block, scorer: Scorer[Any, Any], *, alone: int = 0) -> list[P
 
 
 def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journal: Journal) -> dict[str, float]:
-    """Each task's drift; the tasks are shared out among the processes."""
-    rank, processes = members()
-    with in_step(scorer.model):
-        own = {task: _drift(plan[task][0], scorer, journal) for task in list(plan)[rank::processes]}
-    return {task: drift for each in gathered(own) for task, drift in each.items()}
-
-
-def _drift(block: Block, scorer: Scorer[Any, Any], journal: Journal) -> float:
-    """The largest change of a margin between a question alone and in its batch, over a sample of one task.
+    """Each task's drift: the largest change of a margin between a question alone and in its batch, over a sample.
 
     Task by task, because the units differ: cloze divides by few characters here and by many there. With d_j the
     change of option j's deciding score, no margin of the question changed by more than max_j d_j − min_j d_j: a
-    best option whose margin is larger stays the best.
+    best option whose margin is larger stays the best. The tasks are shared out among the processes.
     """
-    drift = 0.0
-    for alone in _scored(block, scorer, alone=DRIFT_SAMPLE):
-        batched = journal.predictions[alone.id].deciding_scores
-        changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]
-        drift = max(drift, max(changes) - min(changes))
-    return drift
+    rank, processes = members()
+    own = dict.fromkeys(list(plan)[rank::processes], 0.0)
+    with in_step(scorer.model):
+        for task in own:
+            for alone in _scored(plan[task][0], scorer, alone=DRIFT_SAMPLE):
+                batched = journal.predictions[alone.id].deciding_scores
+                changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]
+                own[task] = max(own[task], max(changes) - min(changes))
+    return {task: drift for each in gathered(own) for task, drift in each.items()}

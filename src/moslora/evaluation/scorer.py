@@ -1,4 +1,4 @@
-"""A protocol of evaluation: how questions become predictions, batch by batch."""
+"""How a model is asked, and a protocol of evaluation: how questions become predictions, batch by batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -7,14 +7,23 @@ from typing import ClassVar, Generic, TypeVar
 
 from transformers import PreTrainedModel
 
+from moslora.choices import FormatName
 from moslora.data.encode import Encoder
-from moslora.evaluation.batches import BLOCK_SIZE, in_batches
+from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.predictions import Prediction
 from moslora.prompts import Format
+from moslora.recipe import EvaluationSection
 from moslora.tasks import Example
 
 Question = TypeVar("Question")
 Found = TypeVar("Found")
+
+
+class Request(EvaluationSection):
+    """A recipe's section `evaluation`, with the prompt format and the source of the questions."""
+
+    format: FormatName = "label"
+    source: str = "wheel"
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,20 @@ class Scorer(ABC, Generic[Question, Found]):
         """Predictions in the order of ``examples``, which make up a block: their order and number decide the
         batches. ``alone``: every question by itself."""
         questions = [self.encode(example) for example in examples]
-        lengths, tokens = [self.length(question) for question in questions], 1 if alone else self.batch_tokens
-        found = in_batches(self.compute, questions, lengths=lengths, tokens=tokens)
+        found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
         return [self.read(*each) for each in zip(examples, questions, found, strict=True)]
+
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[Found]:
+        """The output for every question of a block, computed in batches of similar length.
+
+        The longest come first: what does not fit into memory says so at once. A batch has at most ``tokens`` tokens,
+        were it padded; a question that is longer is a batch by itself.
+        """
+        lengths = [self.length(question) for question in questions]
+        order = sorted(range(len(questions)), key=lambda i: -lengths[i])  # stable: equal lengths keep their order
+        found: dict[int, Found] = {}
+        while order:
+            count = max(1, tokens // lengths[order[0]])
+            batch, order = order[:count], order[count:]
+            found.update(zip(batch, self.compute([questions[i] for i in batch]), strict=True))
+        return [found[i] for i in range(len(questions))]

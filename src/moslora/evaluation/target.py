@@ -20,13 +20,13 @@ from moslora.errors import UsageError, first_line
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import SETTINGS
 from moslora.evaluation.leaks import find_leaks
-from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, load_results
 from moslora.evaluation.run import evaluate
+from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
 from moslora.processes.devices import device
 from moslora.processes.group import meeting, members
-from moslora.recipe import ModelSection, resolve_tasks
+from moslora.recipe import PROTOCOLS, ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.run import CHECKPOINTS, EVALUATIONS, evaluation_name, locate_adapter, run_of, unfinished
 from moslora.runs.wandb_run import wandb_run
@@ -43,8 +43,8 @@ class Target:
     Attributes:
         model: how it is loaded.
         request: the settings of its run's recipe, or the defaults.
-        run: the adapter folder, of which ``base`` is the base; ``None`` for a model without a run.
-        base: without the adapter.
+        run: its adapter folder; ``None`` for a model without a run.
+        base: the run's base is scored, without the adapter.
         strategy: what each of several processes holds.
     """
 
@@ -59,10 +59,20 @@ class Target:
         return None if self.base else self.run
 
     def asked(self, typed: Mapping[str, Any]) -> Request:
-        """Its request with the typed fields (`Request.changed`)."""
-        if self.run is None and not {"protocol", "format"} & typed.keys():
-            note(f"no run says how to ask this model: protocol {self.request.protocol} (change it with --protocol)")
-        return self.request.changed(typed)
+        """Its request with the ``typed`` fields. If only one of protocol and format is typed, the other is chosen to
+        fit."""
+        own, protocol, format = self.request, typed.get("protocol"), typed.get("format")
+        if self.run is None and not (protocol or format):
+            note(f"no run says how to ask this model: protocol {own.protocol} (change it with --protocol)")
+        pairs = [(p, f) for f in (own.format, *PROTOCOLS) for p in (own.protocol, *PROTOCOLS[f]) if p in PROTOCOLS[f]]
+        fitting = [(p, f) for p, f in pairs if protocol in (None, p) and format in (None, f)]
+        if not fitting:
+            raise UsageError(
+                f"--protocol {protocol} cannot read the answers of --format {format};"
+                f" choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
+            )
+        chosen = dict(zip(("protocol", "format"), fitting[0], strict=True))
+        return Request.model_validate({**own.model_dump(), **typed, **chosen})
 
     def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
         """The typed tasks, by default those of its run's recipe, or the eight sets."""
@@ -81,16 +91,13 @@ class Target:
         return run_of(self.run.path).path / EVALUATIONS / (name + ("-base" if self.base else checkpoint))
 
     def load(self) -> PreTrainedModel:
-        """The model on the GPU, or where there is none on the CPU, in evaluation mode; sharded if the strategy asks for
-        it."""
+        """The model in evaluation mode on the GPU or else the CPU, sharded if the strategy asks for it."""
         shared, several = shards(self.strategy), members()[1] > 1
         # To be sharded it is read on the CPU, where processes share the file's pages; quantised it is on its device.
         place = torch.device("cpu") if shared and not self.model.quantization else device()
         with fitting(self.model, another="--strategy fsdp, " if several and not shared else ""):
-            if self.adapter:
-                model = load_adapted(self.adapter, device=place, dtype=self.model.dtype)
-            else:
-                model = load_base(self.model, device=place)
+            adapter, dtype = self.adapter, self.model.dtype
+            model = load_adapted(adapter, device=place, dtype=dtype) if adapter else load_base(self.model, device=place)
             if shared:
                 shard_base(model, device=device())
         return model
@@ -120,12 +127,8 @@ def open_target(
     Args:
         target: a run, an adapter folder, a model folder, or a hub id.
         base: of a run, the base model without the adapter.
-        dtype: instead of the recipe's.
+        dtype: instead of the recipe's, as is ``strategy``.
         trust_remote_code: whether the model's own Python code may run; a run's recipe cannot allow it.
-        strategy: instead of the recipe's.
-
-    Raises:
-        UsageError: it cannot be evaluated, or is an 8-bit base to be sharded.
     """
     changes = {"dtype": dtype} if dtype else {}
     path = Path(os.path.expanduser(target))
@@ -151,10 +154,7 @@ def evaluate_target(
     target: Target, *, tasks: str | Sequence[str] | None = None, out: Path | None = None, **typed: Any
 ) -> tuple[Results, Path]:
     """Scores ``target`` with its own settings, changed by ``typed`` fields of `Request`; ``tasks`` as in
-    `resolve_tasks`.
-
-    Returns:
-        The results and their folder.
+    `resolve_tasks`. Returns the results and their folder.
 
     Raises:
         UsageError: the protocol cannot read the format's answers, or the folder holds something else.
@@ -173,11 +173,10 @@ def evaluate_target(
         "strategy": target.strategy,
         "torch": torch.__version__,
     }
-    same_command = "the same command continues from the scores so far"
     tokens = request.batch_tokens or batch_budget(device())
     with (
         locked(out) if is_main_process() else nullcontext(),
-        meeting(facts, then=same_command),
+        meeting(facts, then="the same command continues from the scores so far"),
         or_out_of_memory(f"out of GPU memory with batches of {tokens:,} tokens; use a smaller --batch-tokens"),
     ):
         results = evaluate(
