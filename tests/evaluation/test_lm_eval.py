@@ -47,7 +47,7 @@ OWN = {
     "copa": {"options": "[' ' ~ choice1[0]|lower ~ choice1[1:], ' ' ~ choice2[0]|lower ~ choice2[1:]]"},
     "commonsense_qa": {"question": f"{{{{question.strip()}}}}\n{LETTERS}", "options": [*"ABCDE"]},
 }
-"""What lm-eval's files have that our declarations of these tasks do not: a second space, and letters as answers."""
+"""Parts of lm-eval's files that our declarations of these tasks lack: a second space, and letters as answers."""
 
 
 def entry(task: str) -> Task:

@@ -142,7 +142,7 @@ def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_p
 
 
 def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Path) -> None:
-    """Of another template where the format is chat."""
+    """The template matters where the format is chat."""
     model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
     chat: dict[str, Any] = {"protocol": "generate", "format": "chat"}
     one, other = copy.deepcopy(tokenizer()), copy.deepcopy(tokenizer())

@@ -1,4 +1,4 @@
-"""What `moslora eval` is pointed at: a run, its base and its merged model are asked the same, and nothing in vain."""
+"""Targets of `moslora eval`: a run, its base and its merged model are asked the same, and nothing in vain."""
 
 import shutil
 from dataclasses import replace

@@ -29,10 +29,7 @@ class HarnessModel(TemplateLM):
     """lm-eval's interface.
 
     Args:
-        run: a run, an adapter folder, a model folder or a hub id, as for ``moslora eval``.
-        base: of a run the base model, without the adapter.
-        dtype: other than the recipe's.
-        batch_tokens: most tokens in one forward pass; ``None`` for what suits the device.
+        run: as for ``moslora eval``, like ``base``, ``dtype`` and ``batch_tokens``.
         others: lm-eval's own; it sends its batch size and device to every model.
     """
 

@@ -125,7 +125,7 @@ class Evaluation:
 
     @classmethod
     def all_of(cls, run: Path) -> list["Evaluation"]:
-        """Those of a run, by name, unfinished ones too."""
+        """The evaluations of a run, by name, unfinished ones too."""
         found = [cls(folder) for folder in sorted(run.glob("eval/*"))]
         return [evaluation for evaluation in found if evaluation.begun or evaluation.finished]
 

@@ -87,7 +87,7 @@ class Results:
 
     @property
     def heading(self) -> str:
-        """How the model was asked, above the table."""
+        """The line above the table: protocol, format and precision."""
         settings, quantization = self.settings, self.settings.metadata.get("quantization")
         precision = f"{settings.dtype} on {quantization}" if quantization else settings.dtype
         return f"protocol {settings.protocol}, format {settings.format}, {precision}; shares in percent ± s.e."

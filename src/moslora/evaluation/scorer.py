@@ -1,4 +1,4 @@
-"""How a model is asked, and a protocol of evaluation: how questions become predictions, batch by batch."""
+"""The request, and the base class of the protocols: questions become predictions batch by batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

@@ -103,7 +103,7 @@ class Target:
         return model
 
     def identity(self) -> dict[str, Any]:
-        """What identifies the model and the arithmetic of its device."""
+        """Facts that identify the model and the arithmetic of its device."""
         return {
             "base": self.model.name,
             "fingerprint": fingerprint(self.model.name, revision=self.model.revision),
@@ -195,7 +195,7 @@ def evaluate_target(
 
 def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
-    that are not what they seem."""
+    that need a remark."""
     run, sets = target.run, [task.name for task in tasks if not task.own]
     if sets and run and source == run.recipe.data.source and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
