@@ -105,19 +105,11 @@ def tests(record: Record, file: str = str(ROOT / "tests" / "test_gpu.py")) -> No
 
 def memory(record: Record) -> None:
     """Bytes of two training steps, without and with gradient checkpointing: planned, and as the device had them."""
-    from moslora.kernels.rows import Rows
-    from moslora.plan.activations import Work
     from moslora.plan.memory import memory as planned
+    from moslora.plan.step import Work
 
     rows = max((step_rows(number) for number in range(8)), key=lambda rows: sum(lengths(rows)))
-    sizes = sorted(lengths(rows))
-    work = Work(
-        tokens=sum(sizes),
-        longest=sizes[-1],
-        labels=sum(sizes) - len(sizes),
-        row=Rows(tuple(sizes), torch.device("cpu")).scores / sum(sizes),
-        padding=sizes[-1] * len(sizes) / sum(sizes),
-    )
+    work = Work(tuple(sorted(lengths(rows))), labelled=1)
     meta, (recipe, model) = adapted(on=torch.device("meta"))[1], adapted()
     step = our_step(model, recipe.training)
     for name in ("plain", "checkpointing"):

@@ -5,7 +5,7 @@
     python benchmarks/memory.py merging    # the one of docs/merging.md: 15 GB on disk
     python benchmarks/memory.py work '{"rows": [64]}'    # one case, as JSON; with torchrun in several processes
 
-Each case is a process of its own (or two, over gloo): two steps of one micro-batch each in the training loop, with
+Each case is a process of its own (or two, over gloo): two training steps of one micro-batch each, with
 random tokens. A thread reads the process's anonymous memory (RssAnon) every two milliseconds. Measured is the peak
 above the process before it loads the model. A base in the dtype of its file stays mapped from it, is no anonymous
 memory, and is not counted; in float32, or in two processes, it is a copy.
@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from accelerate import Accelerator
@@ -36,23 +35,20 @@ from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import quantization_config
 from moslora.base.shapes import SHAPES, meta_model
-from moslora.convert import merge as merge_module
 from moslora.convert.export import export_peft
 from moslora.convert.merge import SHARD_BYTES, merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
-from moslora.kernels.rows import Rows
-from moslora.plan.activations import Work
 from moslora.plan.memory import memory
+from moslora.plan.step import Work
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.runs.adapter_folder import save_adapter
-from moslora.training.loop import Parts, train
+from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import adapt
-from written import Silent, machine, markdown, write_between
+from written import machine, markdown, write_between
 
-PAGE, MERGING = (Path(__file__).parents[1] / "docs" / name for name in ("plan.md", "merging.md"))
 STEPS, LABELS = 2, 8
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 """Has the C library return every tensor of 128 kB and more to the system at once. By default it keeps what is freed,
@@ -113,15 +109,9 @@ def work(case: dict[str, Any]) -> dict[str, int]:
     """Planned and measured bytes."""
     recipe, lengths, processes = recipe_of(case), case["rows"], case.get("processes", 1)
     labels = case.get("labels", LABELS)
-    planned_for = Work(
-        tokens=sum(lengths),
-        longest=max(lengths),
-        labels=labels * len(lengths),
-        row=Rows(tuple(sorted(lengths)), torch.device("cpu")).scores / sum(lengths),
-        padding=1.0,
-    )
     meta = meta_model(recipe.model)
     adapt(meta, recipe.adapter_options(), seed=0)
+    planned_for = Work(tuple(lengths), labels * len(lengths) / sum(lengths))
     planned = memory(meta, recipe.model, planned_for, on_gpu=False, processes=processes)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     generator = torch.Generator().manual_seed(0)
@@ -139,19 +129,14 @@ def work(case: dict[str, Any]) -> dict[str, int]:
         optimizer=build_optimizer(model, recipe.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         rows=rows,
-        plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=STEPS, max_steps=None, seed=0),
+        plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=1, max_steps=None, seed=0),
         micro_batch_tokens=sum(lengths),
     )
     with sampled() as seen:
-        train(
-            parts,
-            recipe.training,
-            first_step=0,
-            observer=Silent(),
-            checkpoint=lambda step: None,
-            validate=lambda step: None,
-            stop_requested=lambda: False,
-        )
+        for _ in range(STEPS):
+            accumulate(parts, rows)
+            parts.optimizer.step()
+            parts.optimizer.zero_grad()
     peak = accelerator.gather(torch.tensor([max(seen)])).max().item()
     # DDP sends the base to every process, which then has a copy of its own.
     mapped = planned.weights if recipe.model.dtype == "bfloat16" and processes == 1 else 0
@@ -170,37 +155,19 @@ def load(case: dict[str, Any]) -> dict[str, int]:
 
 
 def merging_case(case: dict[str, Any]) -> dict[str, int]:
-    """Anonymous bytes and milliseconds of the processor for merging ``case``: its adapter, into its out. Of ours also
-    those of writing the weights, without the proof."""
+    """Anonymous bytes and milliseconds of the processor for merging ``case``: its adapter, into its out."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    idle, began, writing = anonymous(), time.process_time(), list[float]()
+    idle, began = anonymous(), time.process_time()
     with sampled() as seen:
         if case["by"] == "PEFT":
             model = AutoModelForCausalLM.from_pretrained(case["base"], dtype=torch.bfloat16)
             merged = PeftModel.from_pretrained(model, case["adapter"]).merge_and_unload()
             merged.save_pretrained(case["out"], max_shard_size=SHARD_BYTES)
         else:
-            with mock.patch.object(merge_module, "_write_weights", timed(merge_module._write_weights, writing)):
-                merge(Path(case["adapter"]), out=Path(case["out"]))
-    return {
-        "peak": max(seen) - idle,
-        "milliseconds": round(1000 * (time.process_time() - began)),
-        "writing": round(1000 * sum(writing)),
-    }
-
-
-def timed(function: Any, seconds: list[float]) -> Any:
-    """``function``, which leaves the processor's seconds in a list."""
-
-    def timing(*arguments: Any, **options: Any) -> Any:
-        began = time.process_time()
-        result = function(*arguments, **options)
-        seconds.append(time.process_time() - began)
-        return result
-
-    return timing
+            merge(Path(case["adapter"]), out=Path(case["out"]))
+    return {"peak": max(seen) - idle, "milliseconds": round(1000 * (time.process_time() - began))}
 
 
 def measured(command: str, case: dict[str, Any], environment: dict[str, str]) -> dict[str, int]:
@@ -217,37 +184,17 @@ def measured(command: str, case: dict[str, Any], environment: dict[str, str]) ->
     return found
 
 
-def row(case: dict[str, Any]) -> list[str]:
-    """Of the table; megabytes."""
-    lengths = case["rows"]
-    shape = (
-        f"{len(lengths)} × {lengths[0]}" if len({*lengths}) == 1 else f"{len(lengths)} of {lengths[0]} to {lengths[-1]}"
-    )
-    others = {
-        "float32": "dtype" in case,
-        "checkpointing": "checkpointing" in case,
-        "no dropout": "dropout" in case,
-        "loss on all": "labels" in case,
-        "2 processes": "processes" in case,
-    }
-    exact, plain = (measured("work", case, environment) for environment in (RETURNED, {}))
-    planned = exact["planned"]
-    return [
-        shape,
-        ", ".join(name for name, there in others.items() if there),
-        f"{planned / 1e6:,.0f}",
-        f"{exact['measured'] / 1e6:,.0f}",
-        f"{planned / exact['measured'] - 1:+.1%}",
-        f"{plain['measured'] / 1e6:,.0f}",
-    ]
-
-
-def steps() -> None:
-    table = [["rows", "", "planned, MB", "measured, MB", "error", "with the heap's gaps, MB"]]
+def steps() -> Iterator[list[str]]:
+    names = {"dtype": "float32", "checkpointing": "checkpointing", "dropout": "no dropout", "labels": "loss on all"}
+    yield ["rows", "", "planned, MB", "measured, MB", "error", "with the heap's gaps, MB"]
     for case in CASES:
-        table.append(row(case))
-        print(*table[-1], sep="  ", flush=True)
-    write_between(PAGE, "memory table", f"{machine()} (`benchmarks/memory.py steps`):\n\n{markdown(table)}")
+        rows = case["rows"]
+        shape = f"{len(rows)} × {rows[0]}" if len({*rows}) == 1 else f"{len(rows)} of {rows[0]} to {rows[-1]}"
+        others = ", ".join(name for key, name in (names | {"processes": "2 processes"}).items() if key in case)
+        exact, plain = (measured("work", case, environment) for environment in (RETURNED, {}))
+        sizes = exact["planned"], exact["measured"], plain["measured"]
+        planned, found, with_gaps = (f"{size / 1e6:,.0f}" for size in sizes)
+        yield [shape, others, planned, found, f"{sizes[0] / sizes[1] - 1:+.1%}", with_gaps]
 
 
 def write_base(folder: str, *, layers: int) -> None:
@@ -261,23 +208,21 @@ def write_base(folder: str, *, layers: int) -> None:
     model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
 
 
-def loading() -> None:
-    table = [["base", "peak while loading", "at the end", "largest tensor"]]
+def loading() -> Iterator[list[str]]:
+    yield ["base", "peak while loading", "at the end", "largest tensor"]
     with tempfile.TemporaryDirectory() as folder:
         write_base(folder, layers=4)
         for change in ({"dtype": "bfloat16"}, {"dtype": "float32"}, {"quantization": "nf4"}, {"quantization": "int8"}):
             found = measured("load", {"name": folder, **change}, RETURNED)
-            table.append([*change.values(), *(f"{size / 1e6:,.0f}" for size in found.values())])
-            print(*table[-1], sep="  ", flush=True)
-    write_between(PAGE, "loading table", f"{machine()} (`benchmarks/memory.py loading`):\n\n{markdown(table)}")
+            yield [*change.values(), *(f"{size / 1e6:,.0f}" for size in found.values())]
 
 
-def merging() -> None:
-    """A merge with its proof against PEFT's, which has none, and against copying the files twice."""
-    sys.path.append(str(MERGING.parents[1] / "tests"))
+def merging() -> Iterator[list[str]]:
+    """A merge with its proof against PEFT's, which has none."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from evaluation_kit import tokenizer
 
-    table = [["", "peak, MB", "seconds of the processor"]]
+    yield ["", "peak, MB", "seconds of the processor"]
     with tempfile.TemporaryDirectory() as folder:
         base, adapter, exported = (f"{folder}/{name}" for name in ("base", "adapter", "peft"))
         write_base(base, layers=6)
@@ -295,29 +240,26 @@ def merging() -> None:
             out = f"{folder}/merged"
             found = measured("merge", {"by": by, "base": base, "adapter": source, "out": out}, {})
             shutil.rmtree(out)
-            table.append([by, f"{found['peak'] / 1e6:,.0f}", f"{found['milliseconds'] / 1e3:.1f}"])
-            print(*table[-1], sep="  ", flush=True)
-            if found["writing"]:
-                table.append(["… the weights alone, without the proof", "", f"{found['writing'] / 1e3:.1f}"])
-                print(*table[-1], sep="  ", flush=True)
-        before = os.times()
-        for copy in range(2):
-            subprocess.run(["cp", "-r", base, f"{folder}/{copy}"], check=True)
-        after = os.times()
-        seconds = after.children_user + after.children_system - before.children_user - before.children_system
-        table.append(["`cp` of the base, twice", "", f"{seconds:.1f}"])
-        print(*table[-1], sep="  ", flush=True)
-    write_between(MERGING, "merging table", f"{machine()} (`benchmarks/memory.py merging`):\n\n{markdown(table)}")
+            yield [by, f"{found['peak'] / 1e6:,.0f}", f"{found['milliseconds'] / 1e3:.1f}"]
+
+
+TABLES = {"steps": (steps, "plan.md"), "loading": (loading, "plan.md"), "merging": (merging, "merging.md")}
+"""What makes each table, and the page that has it."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["steps", "loading", "merging", "work", "load", "merge"])
+    parser.add_argument("command", choices=[*TABLES, "work", "load", "merge"])
     parser.add_argument("case", nargs="?", type=json.loads)
     options = parser.parse_args()
-    tables = {"steps": steps, "loading": loading, "merging": merging}
-    if options.command in tables:
-        tables[options.command]()
+    if options.command in TABLES:
+        rows, page = TABLES[options.command]
+        table = []
+        for row in rows():
+            table.append(row)
+            print(*row, sep="  ", flush=True)
+        text = f"{machine()} (`benchmarks/memory.py {options.command}`):\n\n{markdown(table)}"
+        write_between(Path(__file__).parents[1] / "docs" / page, f"{options.command} table", text)
     else:
         result = {"work": work, "load": load, "merge": merging_case}[options.command](options.case)
         if os.environ.get("RANK", "0") == "0":

@@ -13,9 +13,9 @@ from cli_kit import run
 from moslora.adapters import inject
 from moslora.base.shapes import meta_model
 from moslora.plan.duration import operations
-from moslora.plan.report import parse_bytes, share_of_a_step
-from moslora.recipe import ModelSection, Recipe, load_recipe
-from moslora.training.dry_run import dry_run
+from moslora.plan.outline import outline
+from moslora.plan.report import parse_bytes
+from moslora.recipe import ModelSection, load_recipe
 from moslora.training.objective import LabelLoss
 from recipe_kit import MODELS
 from reference import PROJECTIONS, as_micro_batch, tiny_llama, token_batch
@@ -59,43 +59,44 @@ def test_every_recipe_with_a_model_is_planned_without_the_hub(
         assert float(weights) == pytest.approx(2 * base / 1e9, rel=0.01)
 
 
-def test_a_model_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixture[str]) -> None:
-    def remark(*arguments: object) -> str:
-        code, out, _ = run(capsys, "plan", "llama3-8b", *arguments)
-        assert code == 0
-        return next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    """What the command prints, and the line that says whether it fits."""
+    code, out, _ = run(capsys, "plan", *arguments)
+    assert code == 0
+    return out, next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
 
-    assert remark("--gpu-memory", "80GB").startswith("fits, with any training.micro_batch_tokens")
-    smaller = remark("--gpu-memory", "24GB")
+
+def test_a_model_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    def remark(memory: str, *changes: str) -> str:
+        return planned(capsys, "llama3-8b", "--gpu-memory", memory, *changes)[1]
+
+    smaller = remark("24GB")
     assert smaller.startswith("does not fit: ")
     budget = int(re.findall(r"that fits is ([\d,]+)$", smaller)[0].replace(",", ""))
-    assert remark("--gpu-memory", "24GB", f"training.micro_batch_tokens={budget}").startswith("fits; the largest ")
-    assert remark("--gpu-memory", "24GB", f"training.micro_batch_tokens={budget + 64}").startswith("does not fit: ")
-    assert remark("--gpu-memory", "16GB").endswith("a single row is too much; try model.quantization=nf4")
-    assert remark("--gpu-memory", "4GB").endswith("it needs more memory")
+    assert remark("24GB", f"training.micro_batch_tokens={budget}").startswith("fits; the largest ")
+    assert remark("24GB", f"training.micro_batch_tokens={budget + 64}").startswith("does not fit: ")
+    assert remark("16GB").endswith("row; try model.quantization=nf4")
+    assert remark("4GB").endswith("it needs more memory")
 
 
 def test_a_base_that_fits_sharded_but_not_while_it_is_quantised_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
-    def planned(memory: str, *changes: str) -> tuple[str, str]:
-        given = ("llama3-70b-nf4", "--processes", "8", "--gpu-memory", memory, "training.strategy=fsdp", *changes)
-        code, out, _ = run(capsys, "plan", *given)
-        assert code == 0
-        return out, next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
-
-    out, remark = planned("34GB")
+    given = ("llama3-70b-nf4", "--processes", "8", "training.strategy=fsdp", "--gpu-memory")
+    out, remark = planned(capsys, *given, "34GB")
     assert re.search(r"^loading +0\.00 +[1-9]", out, re.M)
     assert remark.startswith("does not fit: ") and "row" not in remark
     assert remark.endswith("try model.quantization=null")
-    assert planned("34GB", "model.quantization=null")[1].startswith("fits")
-    assert planned("20GB")[1].endswith("it needs more memory")
-    assert planned("80GB")[1].startswith("fits")
+    assert planned(capsys, *given, "34GB", "model.quantization=null")[1].startswith("fits")
+    assert planned(capsys, *given, "20GB")[1].endswith("it needs more memory")
+    assert planned(capsys, *given, "80GB")[1].startswith("fits, with any training.micro_batch_tokens")
 
 
-def test_no_other_strategy_is_named_that_a_recipe_may_not_have(capsys: pytest.CaptureFixture[str]) -> None:
-    for quantization, named in (("null", True), ("int8", False)):
-        changes = (f"model.quantization={quantization}", "model.gradient_checkpointing=true")
-        code, out, _ = run(capsys, "plan", "llama3-70b-nf4", "--processes", "8", "--gpu-memory", "80GB", *changes)
-        assert code == 0 and ("with training.strategy=fsdp it fits" in out) == named, quantization
+@pytest.mark.parametrize(("quantization", "named"), [("null", True), ("int8", False)])
+def test_no_other_strategy_is_named_that_a_recipe_may_not_have(
+    capsys: pytest.CaptureFixture[str], quantization: str, named: bool
+) -> None:
+    changes = (f"model.quantization={quantization}", "model.gradient_checkpointing=true")
+    out, _ = planned(capsys, "llama3-70b-nf4", "--processes", "8", "--gpu-memory", "80GB", *changes)
+    assert ("with training.strategy=fsdp it fits" in out) == named
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80e9), ("79.6 GiB", 79.6 * 2**30), ("24", 24e9), ("16gb", 16e9)])
@@ -115,19 +116,14 @@ def test_the_dry_run_of_train_is_the_plan(capsys: pytest.CaptureFixture[str], wo
 
 def test_rows_that_are_at_hand_are_counted(recipe: MakeRecipe, trained: Path) -> None:
     """Against the rows of every step; ``trained`` has put them into the cache."""
-    made: Recipe = recipe()
-    outline = dry_run(made)
-    assert outline.data is not None
-    rows = outline.data.rows
+    run = outline(recipe())
+    assert run.data is not None
+    lengths = [len(row.input_ids) for row in run.data.rows]
     for processes in (1, 3):
-        step = share_of_a_step(outline, made, processes=processes)
-        shares = [
-            [len(rows[row].input_ids) for row in drawn[rank::processes]]
-            for drawn in outline.plan
-            for rank in range(processes)
-        ]
-        assert step.tokens == max(map(sum, shares)) and step.longest == max(map(max, shares))
-    assert any("tokens on average" in line for line in outline.lines)
+        shares = [[lengths[row] for row in drawn[rank::processes]] for drawn in run.plan for rank in range(processes)]
+        *others, longest = run.share_of_a_step(processes).lengths
+        assert [*others, max(max(shares, key=sum))] == sorted(max(shares, key=sum)) and longest == max(map(max, shares))
+    assert any("tokens on average" in line for line in run.lines)
 
 
 def test_a_probe_runs_steps_and_keeps_nothing(
@@ -151,23 +147,20 @@ def test_a_run_too_short_to_probe_is_told(capsys: pytest.CaptureFixture[str], wo
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "said"),
     [
-        (GPTNeoXConfig, "GPTNeoXForCausalLM has no num_key_value_heads"),
-        (MixtralConfig, "MixtralForCausalLM routes its tokens to experts"),
+        (GPTNeoXConfig, "fits, with any"),
+        (MixtralConfig, "memory and time are not known: MixtralForCausalLM routes its tokens to experts"),
     ],
-    ids=["gpt-neox", "mixtral"],
 )
-def test_what_the_formulas_do_not_cover_is_said(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, kind: type[PreTrainedConfig], reason: str
+def test_other_architectures_are_planned_or_refused(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, kind: type[PreTrainedConfig], said: str
 ) -> None:
-    kind(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
-    ).save_pretrained(tmp_path)
-    code, out, _ = run(
-        capsys, "plan", world / "recipe.yaml", f"model.name={tmp_path}", "adapter.target_modules=all-linear"
-    )
-    assert code == 0 and f"\nmemory and time are not known: {reason}" in out
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind(**shape, vocab_size=64).save_pretrained(tmp_path)
+    changes = (f"model.name={tmp_path}", "adapter.target_modules=all-linear")
+    code, out, _ = run(capsys, "plan", world / "recipe.yaml", *changes)
+    assert code == 0 and f"\n{said}" in out
 
 
 @pytest.mark.parametrize("recomputed", [False, True])

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.plan.outline import outline
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
-from moslora.training.dry_run import dry_run
 from moslora.training.tracking import Tracker
 from training_kit import sign
 
@@ -145,7 +145,7 @@ def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe
         train_recipe(recipe(*short), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match=r"training\.rank_budget: .*0 steps.*1 steps"):
-        dry_run(recipe(*short, "data.source=hub"))
+        outline(recipe(*short, "data.source=hub"))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor]) -> None:

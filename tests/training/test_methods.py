@@ -26,9 +26,9 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.tasks import COMMONSENSE, TASKS
 from moslora.training import run as run_module
 from moslora.training import train_recipe
-from moslora.training.dry_run import describe
 from moslora.training.objective import LabelLoss
 from moslora.training.prepare import adapt, step_plan
+from moslora.training.run_card import describe
 from reference import perturb
 
 METHODS = [name for name, _ in list_recipes() if name.startswith("methods/")]

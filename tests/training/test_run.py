@@ -23,11 +23,11 @@ from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
+from moslora.plan.outline import outline
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
-from moslora.training.dry_run import dry_run
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
 from moslora.training.state import save_checkpoint
@@ -477,7 +477,7 @@ def test_a_run_whose_every_rate_is_zero_is_refused_before_it_has_a_folder(
 ) -> None:
     """Its only step is the first of a warm-up."""
     with pytest.raises(UsageError, match=r"training\.warmup_steps"):
-        dry_run(recipe("training.max_steps=1", f"training.warmup_steps={warmup}", "data.source=hub"))
+        outline(recipe("training.max_steps=1", f"training.warmup_steps={warmup}", "data.source=hub"))
     short = recipe("training.max_steps=1", f"training.warmup_steps={warmup}")
     with pytest.raises(UsageError, match=r"training\.warmup_steps"):
         train_recipe(short, out=tmp_path / "run")
@@ -488,7 +488,7 @@ def test_a_warm_up_given_as_a_share_follows_the_run(recipe: MakeRecipe, tmp_path
     """Half of 21 steps, half of 4, and none of a single step, which would have rate 0."""
     for steps, warmup in ((21, 10), (4, 2), (1, 0)):
         settings = ("training.warmup_steps=0.5", f"training.max_steps={steps}")
-        assert f" after {warmup} warm-up steps" in "\n".join(dry_run(recipe(*settings)).lines)
+        assert f" after {warmup} warm-up steps" in "\n".join(outline(recipe(*settings)).lines)
     share, count = (recipe("training.max_steps=4", f"training.warmup_steps={w}") for w in ("0.5", "2"))
     runs = [train_recipe(one, out=tmp_path / str(n)).parent for n, one in enumerate((share, count))]
     assert same_bits(*map(adapter, runs))

@@ -22,7 +22,7 @@ from moslora.training.resuming import FREE
 COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks*", "training")
 """The code that makes the numbers, in the package's folder."""
 
-ASIDE = {"ask.py", "audit.py", "dry_run.py", "resuming.py", "harness.py", "interrupt.py", "launch.py"}
+ASIDE = {"ask.py", "audit.py", "resuming.py", "harness.py", "interrupt.py", "launch.py"}
 ASIDE |= {"run_card.py", "show.py", "tracking.py"}
 """Modules among it that only check, start or print. A new module counts until it is named here."""
 

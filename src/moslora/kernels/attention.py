@@ -109,10 +109,13 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
         q, k, v = (x.view(group.shape[0], -1, x.shape[1] // size, size).transpose(1, 2) for x in batch)
         if not group.past and (window is None or window >= group.longest):
             # Only flash attention shares keys among heads: in 16 bits, on GPUs that also have bfloat16.
-            flash = q.dtype.itemsize == 2 and multiplies_bfloat16(q.device)
+            flash = q.dtype.itemsize == 2 and (q.is_meta or multiplies_bfloat16(q.device))
             k, v = (k, v) if flash else (_repeated(x, len(query)) for x in (k, v))
             shared = len(query) != k.shape[1]
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
+            if q.is_meta:  # stands for a GPU; torch itself would write the formula out
+                out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=True, scale=scaling)[0]
+            else:
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
         else:  # no fused kernel takes a mask and shares keys
             k, v = (_repeated(x, len(query)) for x in (k, v))
             seen = group.seen(window).unsqueeze(1)

@@ -237,4 +237,5 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
 def send(values: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
     """``values``, as int64 where they are no tensor, on ``device``, which nothing waits for."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    from_host = device.type not in ("cpu", "meta")
+    return (tensor.pin_memory() if from_host else tensor).to(device, non_blocking=True)

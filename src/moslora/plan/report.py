@@ -3,25 +3,17 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
-import torch
-
 from moslora.data.steps import MICRO_BATCH_TOKENS
-from moslora.errors import UsageError
-from moslora.kernels.rows import Rows
-from moslora.plan.activations import Work, unknown
-from moslora.plan.duration import GPUS, PROBED_STEPS, SHARE_OF_PEAK, operations, probe
+from moslora.errors import UsageError, first_line
+from moslora.plan.duration import PROBED_STEPS, at_a_share_of_peak, in_words, operations, probe
 from moslora.plan.memory import Memory, largest_budget, memory
+from moslora.plan.outline import outline
+from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe
-from moslora.training.dry_run import Outline, dry_run
-
-LABELLED = 0.25
-"""Share of the tokens that are taken as labelled where the loss is on the answers and no row is at hand."""
-
-STEPS_LOOKED_AT = 4_096
-"""For the largest step, where the rows are at hand."""
 
 SMALLER: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
@@ -30,22 +22,6 @@ SMALLER: tuple[dict[str, Any], ...] = (
     {"quantization": None},  # while loading, where it is to be sharded
 )
 """Changes of a recipe's model that save memory, the cheapest first."""
-
-Need = Callable[[ModelSection, Work], Memory]
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a process runs on: a GPU, or this machine's CPU; its bytes; and how many of it are here."""
-
-    on_gpu: bool
-    room: int
-    here: int = 1
-
-    @classmethod
-    def found(cls) -> "Device":
-        """This machine's GPUs, or its memory."""
-        return cls(gpus() > 0, total_memory(device()), gpus() or 1)
 
 
 @dataclass(frozen=True)
@@ -65,52 +41,47 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
     """
-    device = Device(True, parse_bytes(gpu_memory)) if gpu_memory else Device.found()
-    processes = processes or device.here
+    on_gpu = gpu_memory is not None or gpus() > 0
+    size = total_memory(device()) if gpu_memory is None else parse_bytes(gpu_memory)
+    processes = processes or (gpus() if gpu_memory is None else 0) or 1
+    room = size if on_gpu else size // processes
     rate = probe(recipe) if probing else None  # first, because it makes the rows
-    outline = dry_run(recipe)
-    if reason := unknown(outline.model):
-        remark = f"memory and time are not known: {type(outline.model).__name__} {reason}"
-        return Plan(heading=outline.lines, table=[], remarks=[remark])
-    step = share_of_a_step(outline, recipe, processes=processes)
-    budget = recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[device.on_gpu]
-    work = step.of(max(budget, step.longest))
-    room = device.room if device.on_gpu else device.room // processes
-
-    chosen = processes if recipe.training.strategy == "fsdp" else 1
-
-    def need(section: ModelSection, work: Work, shards: int = chosen) -> Memory:
-        return memory(
-            outline.model,
-            section,
-            work,
-            on_gpu=device.on_gpu,
-            processes=processes,
-            shards=shards,
-            rank_budget=recipe.training.rank_budget is not None,
-        )
-
-    columns = {"GB": need(recipe.model, work)}
+    run, section, training = outline(recipe), recipe.model, recipe.training
+    step = run.share_of_a_step(processes)
+    work = step.of(training.micro_batch_tokens or MICRO_BATCH_TOKENS[on_gpu])
+    budget = training.rank_budget is not None
+    need = partial(memory, run.model, on_gpu=on_gpu, processes=processes, rank_budget=budget)
+    try:
+        ddp, fsdp = (need(section, work, shards=shards) for shards in (1, processes))
+    except (NotImplementedError, RuntimeError) as error:
+        reason = f"{type(run.model).__name__} {first_line(error)}"
+        return Plan(run.lines, table=[], remarks=[f"memory and time are not known: {reason}"])
+    columns = {"GB": ddp} if processes == 1 else {"ddp, GB": ddp, "fsdp, GB": fsdp}
+    chosen = partial(need, shards=processes if training.strategy == "fsdp" else 1)
+    remarks = [fit(section, chosen, work=work, step=step, room=room)]
     if processes > 1:
-        columns = {"ddp, GB": need(recipe.model, work, 1), "fsdp, GB": need(recipe.model, work, processes)}
-    idle = max(0, processes - recipe.training.global_batch_size)
-    waiting = [f"{idle} of {processes} processes have nothing to do: raise training.global_batch_size"] if idle else []
-    unit = "GPU" if device.on_gpu else "process on this CPU"
-    each = f"one {unit}" if processes == 1 else f"each of {processes} {unit}s" if device.on_gpu else f"each {unit}"
-    pads = f", which attention pads by {work.padding - 1:.0%}" if device.on_gpu and outline.data else ""
-    return Plan(
-        heading=[
-            *outline.lines,
-            f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens{pads}:",
-        ],
-        table=as_table(columns),
-        remarks=[
-            *fit(recipe.model, need, work=work, step=step, room=room),
-            *_sharding(recipe, need(recipe.model, work, processes), processes=processes, room=room),
-            *waiting,
-            *duration(outline, recipe, work, device=device, processes=processes - idle, rate=rate),
-        ],
-    )
+        helps = training.strategy == "ddp" and section.quantization != "int8" and fsdp.total <= room
+        strategy = f"these lines are for training.strategy={training.strategy}"
+        remarks.append(strategy + "; with training.strategy=fsdp it fits" * helps)
+    if idle := max(0, processes - training.global_batch_size):
+        remarks.append(f"{idle} of {processes} processes have nothing to do: raise training.global_batch_size")
+    working = processes - idle
+    if rate:
+        together = f"; {working} processes, if each is as fast" * (working > 1)
+        took = f"{together}: {in_words(run.tokens / rate / working)}"
+        remarks.append(f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps{took}")
+    else:
+        row = run.tokens / len(run.plan) / training.global_batch_size
+        counts = {"tokens": run.tokens, "labels": run.tokens * run.labelled, "row": row}
+        total = operations(run.model, **counts, recomputed=section.gradient_checkpointing)
+        assumed = at_a_share_of_peak(total / working, memory=room) if on_gpu else ""
+        remarks.append(f"about {total:.1e} operations{assumed}; --probe measures a few steps here")
+    unit = f"of {processes} GPUs" if on_gpu else "process on this CPU"
+    each = f"each {unit}" if processes > 1 else "one GPU" if on_gpu else f"one {unit}"
+    padding = work.lengths[-1] * len(work.lengths) / work.tokens - 1
+    pads = f", which attention pads by {padding:.0%}" if on_gpu and run.data else ""
+    heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens{pads}:"
+    return Plan([*run.lines, heading], as_table(columns), remarks)
 
 
 def parse_bytes(text: str) -> int:
@@ -125,27 +96,6 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.2f}" if size < 1e10 else f"{size / 1e9:,.1f}"
 
 
-def share_of_a_step(outline: Outline, recipe: Recipe, *, processes: int) -> Work:
-    """A process's largest share of a step, as one micro-batch; without rows at hand, all of ``max_length``."""
-    if outline.data is None:
-        longest = recipe.data.max_length
-        tokens = -(-recipe.training.global_batch_size // processes) * longest
-        labels = tokens if recipe.data.loss_on == "all" else int(LABELLED * tokens)
-        return Work(tokens=tokens, longest=longest, labels=labels, row=longest, padding=1.0)
-    rows, lengths = outline.data.rows, outline.data.rows.lengths()
-    steps = [outline.plan[step] for step in range(min(len(outline.plan), STEPS_LOOKED_AT))]
-    shares = [[lengths[row] for row in step[rank::processes]] for step in steps for rank in range(processes)]
-    largest = max(shares, key=sum)
-    tokens = sum(largest)
-    return Work(
-        tokens=tokens,
-        longest=max(map(max, filter(None, shares))),
-        labels=round(tokens * rows.label_count() / rows.token_count()),
-        row=Rows(tuple(sorted(largest)), torch.device("cpu")).scores / tokens,
-        padding=max(largest) * len(largest) / tokens,
-    )
-
-
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:
     """A row for each part of the memory that is not zero everywhere, and their sum."""
     names = [*(field.name for field in fields(Memory)), "total"]
@@ -153,59 +103,24 @@ def as_table(columns: dict[str, Memory]) -> list[list[str]]:
     return [["", *columns], *([name, *map(gigabytes, sizes)] for name, sizes in parts.items() if any(sizes))]
 
 
-def _sharding(recipe: Recipe, sharded: Memory, *, processes: int, room: int) -> list[str]:
-    """By which strategy the lines above are meant, and whether the other one helps."""
-    if processes == 1:
-        return []
-    allowed = recipe.training.strategy == "ddp" and recipe.model.quantization != "int8"
-    if allowed and sharded.total <= room:
-        return ["these lines are for training.strategy=ddp; with training.strategy=fsdp it fits"]
-    return [f"these lines are for training.strategy={recipe.training.strategy}"]
-
-
-def fit(section: ModelSection, need: Need, *, work: Work, step: Work, room: int) -> list[str]:
+def fit(
+    section: ModelSection, need: Callable[[ModelSection, Work], Memory], *, work: Work, step: Work, room: int
+) -> str:
     """Whether it fits, the largest budget that does, and otherwise what would help."""
-    total = need(section, work).total
-    largest = largest_budget(step, room=room, need=lambda work: need(section, work))
-    if total <= room:
-        if largest == step.tokens:
-            return [
-                f"fits, with any training.micro_batch_tokens: a step has {step.tokens:,} tokens per process at most"
-            ]
-        return [f"fits; the largest training.micro_batch_tokens that does is {largest:,}"]
-    line = f"does not fit: {gigabytes(total - room)} GB too much"
+    excess = need(section, work).total - room
+    largest = largest_budget(step, room=room, need=partial(need, section))
+    if excess <= 0 and largest == step.tokens:
+        return f"fits, with any training.micro_batch_tokens: a step has {largest:,} tokens per process at most"
+    if excess <= 0:
+        return f"fits; the largest training.micro_batch_tokens that does is {largest:,}"
+    line = f"does not fit: {gigabytes(excess)} GB too much"
     if largest is not None:
-        return [f"{line}; the largest training.micro_batch_tokens that fits is {largest:,}"]
-    reason = ", and a single row is too much"
-    if need(section, work.of(work.longest)).loading:
-        reason = " while each device quantises the whole base, before it is sharded"
+        return f"{line}; the largest training.micro_batch_tokens that fits is {largest:,}"
+    one_row = work.of(0)
+    loading = need(section, one_row).loading
+    line += " while each device quantises the whole base, before it is sharded" if loading else ", even with one row"
     for change in SMALLER:
-        if need(section.model_copy(update=change), work.of(work.longest)).total <= room:
+        if need(section.model_copy(update=change), one_row).total <= room:
             keys = " ".join(f"model.{key}={str(value or 'null').lower()}" for key, value in change.items())
-            return [f"{line}{reason}; try {keys}"]
-    return [f"{line}{reason}, also in 4 bits; it needs more memory"]
-
-
-def duration(
-    outline: Outline, recipe: Recipe, work: Work, *, device: Device, processes: int, rate: float | None
-) -> list[str]:
-    """The time by the measured tokens a second, or at an assumed share of the peak of GPUs with about this memory."""
-    if rate:
-        line = f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps"
-        together = f"; {processes} processes, if each is as fast" if processes > 1 else ""
-        return [f"{line}{together}: {_time(outline.tokens / rate / processes)}"]
-    total = operations(
-        outline.model,
-        tokens=outline.tokens,
-        labels=round(outline.tokens * work.labels / work.tokens),
-        row=outline.tokens / len(outline.plan) / recipe.training.global_batch_size,
-        recomputed=recipe.model.gradient_checkpointing,
-    )
-    alike = [gpu for gpu in GPUS if device.on_gpu and abs(gpu.memory * 1e9 / device.room - 1) < 0.1]
-    times = [f"{gpu.name} {_time(total / (gpu.peak * 1e12 * SHARE_OF_PEAK * processes))}" for gpu in alike]
-    assumed = f"; at {SHARE_OF_PEAK:.0%} of the peak, an assumption: {', '.join(times)}" if times else ""
-    return [f"about {total:.1e} operations{assumed}; --probe measures a few steps here"]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"
+            return f"{line}; try {keys}"
+    return f"{line}, also in 4 bits; it needs more memory"

@@ -27,12 +27,11 @@ from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.run import Run
 from moslora.runs.wandb_run import wandb_run
-from moslora.training.dry_run import describe
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.resuming import binding, refuse_other_run
-from moslora.training.run_card import git_state, hardware, kernels, packages, versions
+from moslora.training.run_card import describe, git_state, hardware, kernels, packages, versions
 from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.strategy import facts as strategy_facts
 from moslora.training.tracking import Tracker

@@ -1,4 +1,4 @@
-"""What ``run.json``, the card of a run, says of the machine, the code and the kernels that trained it."""
+"""A run in words: the lines that it prints at its start, and what ``run.json`` says of machine, code and kernels."""
 
 import platform
 import re
@@ -8,14 +8,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 import moslora
-from moslora.adapters import shares_beginnings
+from moslora.adapters import named_adapters, shares_beginnings
+from moslora.data.steps import StepPlan
 from moslora.kernels import attention, linear, norm
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.processes.devices import gpu_module, total_memory
+from moslora.recipe import AdapterSection, ModelSection, TrainingSection
+from moslora.training.optimizer import mixer_learns
+
+
+def describe(
+    model: PreTrainedModel, plan: StepPlan, *, base: ModelSection, adapter: AdapterSection, training: TrainingSection
+) -> list[str]:
+    """The lines that a run prints at its start."""
+    # A packed 4-bit weight has fewer entries than parameters.
+    linear = {
+        layer.weight: layer.in_features * layer.out_features
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    }
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(linear.get(p, p.numel()) for p in model.parameters())
+    layers, learned = len(list(named_adapters(model))), mixer_learns(model)
+    own = {"mixer_rate_ratio": (training.mixer_rate_ratio, 1), "mixer_weight_decay": (training.mixer_weight_decay, 0)}
+    notes = [
+        f"note: training.{field} = {value:g} has no effect: this mixer has no learned parameters"
+        for field, (value, default) in own.items()
+        if value != default and not learned
+    ]
+    if (warmup := training.warmup(len(plan))) >= len(plan):
+        notes.append(f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises")
+    rates = [f"B × {training.lora_plus_ratio:g}"] if training.lora_plus_ratio != 1 else []
+    rates += [f"M × {training.mixer_rate_ratio:g}"] if training.mixer_rate_ratio != 1 and learned else []
+    return [
+        f"{base.name} in {base.precision}, {layers} layers adapted: {adapter.summary()}",
+        f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
+        f"{len(plan):,} steps of {training.global_batch_size} rows, learning rate {training.learning_rate:g}"
+        + (f" ({', '.join(rates)})" if rates else "")
+        + f", {training.schedule} after {warmup} warm-up steps",
+        *notes,
+    ]
 
 
 def packages(*, quantized: bool) -> dict[str, str]:
