@@ -7,7 +7,6 @@ import pytest
 
 from moslora.experiment.file import load_experiment
 from moslora.recipe import list_experiments
-from moslora.recipe.differences import changed_keys
 from moslora.recipe.rules import GATES
 from recipe_kit import METHODS, ROOT
 
@@ -42,8 +41,8 @@ def test_the_ablations_controls_differ_in_one_thing_each() -> None:
     assert experiment.file.contrast == ("init-only", "learned-kaiming")
 
     def from_learned(arm: str) -> list[str]:
-        then, now = (experiment.recipes[name].model_dump(mode="json") for name in ("learned-kaiming", arm))
-        return changed_keys(then, now, free=())
+        then, now = (experiment.recipes[name] for name in ("learned-kaiming", arm))
+        return now.changes(then)
 
     assert from_learned("init-only") == ["adapter.mixer.train was learned, is folded"]
     assert from_learned("fixed") == ["adapter.mixer.train was learned, is frozen"]

@@ -15,7 +15,6 @@ from moslora.choices import Split
 from moslora.data.sources import identity, tested_on
 from moslora.experiment.file import Planned
 from moslora.recipe import Recipe
-from moslora.recipe.differences import changed_keys
 from moslora.tasks import Task
 from moslora.training.resuming import FREE
 
@@ -48,13 +47,13 @@ def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
     return identity(tasks, split, source=source)
 
 
-def changes(planned: Planned, recipe: Mapping[str, Any], made_with: Mapping[str, Any], *, any_code: bool) -> list[str]:
+def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool) -> list[str]:
     """What differs between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``."""
     now, here = planned.recipe, provenance(planned.recipe)
     tested = planned.scored or now.data.drop_leaks
     free = (*PLACES, *(key for key in FREE if key != "evaluation." or not tested))
     what = {"data": "the rows, the questions or the base model changed", "code": CODE}
-    return changed_keys(recipe, now.model_dump(mode="json"), free=free) + [
+    return now.changes(recipe, free=free) + [
         text for key, text in what.items() if made_with.get(key) != here[key] and not (any_code and key == "code")
     ]
 

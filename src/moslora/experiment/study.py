@@ -105,8 +105,7 @@ class Study:
         run = run_of(self.out, planned)
         made_with = run.facts.get("experiment")
         if made_with and run.exists:
-            recipe = run.recipe.model_dump(mode="json")
-            return some(changes(planned, recipe, made_with, any_code=self.any_code), separator="; ")
+            return some(changes(planned, run.recipe, made_with, any_code=self.any_code), separator="; ")
         return "not a run of this experiment" if in_use(run.path) and not made_with else ""
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from moslora.recipe.yaml_text import render_inline
+from .yaml_text import render_inline
 
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> list[str]:

@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from moslora.tasks import TASKS, Questions, Task
 
+from .differences import changed_keys
 from .fields import Section
 from .rules import conflicts
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
@@ -61,13 +62,18 @@ class Recipe(Section):
             options["mixer"]["tasks"] = self.data.tasks
         return options
 
+    def changes(self, since: "Recipe", *, free: tuple[str, ...] = ()) -> list[str]:
+        """`key was …, is …` for every dotted key with another value, but for keys that begin with one of ``free``."""
+        return changed_keys(since.model_dump(mode="json"), self.model_dump(mode="json"), free=free)
+
     def to_yaml(self) -> str:
         """The recipe with every field, in declared order. `load_recipe` reads it back equal."""
         return render(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if found := list(conflicts(self)):
+        sections = self.model, self.adapter, self.data, self.training, self.evaluation
+        if found := list(conflicts(*sections, own_tasks=self.tasks)):
             text = "\n".join(f"{keys.split()[0]}: {message}" for keys, message in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
         return self

@@ -1,14 +1,10 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
 
 from moslora.tasks import COMMONSENSE, GROUP, unknown_names
 
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrainingSection
-
-if TYPE_CHECKING:
-    from .recipe import Recipe
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -35,15 +31,22 @@ Conflicts = Iterator[tuple[str, str]]
 """The dotted keys of the fields that do not go together, the best one to change first; what is wrong, and the fix."""
 
 
-def conflicts(recipe: "Recipe") -> Conflicts:
+def conflicts(
+    model: ModelSection,
+    adapter: AdapterSection,
+    data: DataSection,
+    training: TrainingSection,
+    evaluation: EvaluationSection,
+    own_tasks: Collection[str],
+) -> Conflicts:
     """All combinations in a recipe that cannot work."""
-    yield from _training(recipe.training, recipe.model, recipe.adapter)
-    yield from _mixer(recipe.adapter)
-    yield from _start(recipe.adapter)
-    yield from _tasks(recipe.data, recipe.evaluation, (*COMMONSENSE, *recipe.tasks))
-    if recipe.data.source == "commonsense_170k":
-        yield from _mixture(recipe.data, recipe.adapter)
-    yield from _evaluation(recipe.data, recipe.evaluation)
+    yield from _training(training, model, adapter)
+    yield from _mixer(adapter)
+    yield from _start(adapter)
+    yield from _tasks(data, evaluation, (*COMMONSENSE, *own_tasks))
+    if data.source == "commonsense_170k":
+        yield from _mixture(data, adapter)
+    yield from _evaluation(data, evaluation)
 
 
 def _training(training: TrainingSection, model: ModelSection, adapter: AdapterSection) -> Conflicts:

@@ -24,15 +24,16 @@ from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.processes.launch import place
 from moslora.recipe import Recipe
+from moslora.recipe.differences import flat
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.run import Run
 from moslora.runs.wandb_run import wandb_run
 from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
-from moslora.training.resuming import binding, refuse_other_run
+from moslora.training.resuming import FREE, newest_saved, refuse_other_run
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, versions
-from moslora.training.state import newest_saved, restore, save_checkpoint
+from moslora.training.state import restore, save_checkpoint
 from moslora.training.strategy import facts as strategy_facts
 from moslora.training.tracking import Tracker
 
@@ -74,7 +75,12 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     """The phases of a training: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
     if is_main_process():
         refuse_other_run(run, recipe, resuming=resuming)
-    _refuse_idle_processes(recipe.training.global_batch_size)
+    rows, processes = recipe.training.global_batch_size, place()[1]
+    if processes > rows:  # all other numbers divide the rows of a step, if not evenly
+        raise UsageError(
+            f"{processes} processes, but training.global_batch_size = {rows} rows per step: start {rows} at most, or"
+            f" set training.global_batch_size={processes}"
+        )
     saved = newest_saved(run, recipe) if resuming else None
     finished = saved is not None and saved.path == run.result
     inputs = None if finished else gather_inputs(recipe)
@@ -96,18 +102,10 @@ def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs |
     return training.finish()
 
 
-def _refuse_idle_processes(global_batch_size: int) -> None:
-    """Refuses processes that would never have a row. All other numbers divide the rows of a step, if not evenly."""
-    if (processes := place()[1]) > global_batch_size:
-        raise UsageError(
-            f"{processes} processes, but training.global_batch_size = {global_batch_size} rows per step: start"
-            f" {global_batch_size} at most, or set training.global_batch_size={processes}"
-        )
-
-
 def _facts(recipe: Recipe, saved: AdapterFolder | None, inputs: Inputs | None) -> dict[str, Any]:
     """What must be the same on all processes, by what it is called."""
-    facts = {key: value for key, value in binding(recipe).items() if key != "model.name"}  # its path may differ
+    free = (*FREE, "model.name")  # whose path may differ
+    facts = {key: value for key, value in flat(recipe.model_dump(mode="json")).items() if not key.startswith(free)}
     facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
     facts["the kind of device"] = device().type
     facts["training.strategy"] = recipe.training.strategy  # may change between runs, but not between processes

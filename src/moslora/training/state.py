@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moslora.console import say
-from moslora.errors import MosloraError, UsageError, some
+from moslora.errors import MosloraError, some
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import AdapterFolder, load_tensors, open_adapter, save_adapter
-from moslora.runs.manifest import MANIFEST
+from moslora.runs.adapter_folder import AdapterFolder, load_tensors, save_adapter
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.loop import Parts
 from moslora.training.optimizer import trainable
-from moslora.training.resuming import refuse_other_recipe
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
@@ -43,29 +40,6 @@ def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts:
         shutil.rmtree(old)
 
 
-def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
-    """The result of ``run``, or else its newest intact checkpoint; ``None`` if there is none yet.
-
-    Raises:
-        UsageError: it was made with another recipe.
-        MosloraError: all of them are damaged.
-    """
-    found = [*([run.result] if run.result.is_dir() else []), *reversed(run.checkpoints)]
-    for path in found:
-        try:
-            saved = open_adapter(path)
-        except MosloraError as error:
-            if isinstance(error, UsageError) and (path / MANIFEST).is_file():
-                raise  # not damaged, but written by a newer version
-            say(f"skipped: {error}")
-            continue
-        refuse_other_recipe(path, then=saved.recipe, now=recipe)
-        return saved
-    if found:
-        raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
-    return None
-
-
 def restore(folder: AdapterFolder, parts: Parts) -> None:
     """Restores optimizer, scaler and budget from a checkpoint, which must fit this run."""
     parameters = dict(parts.model.named_parameters())
@@ -81,14 +55,11 @@ def restore(folder: AdapterFolder, parts: Parts) -> None:
 def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in ``path``, which must have exactly the keys and shapes of ``wanted``."""
     saved = load_tensors(path)
-    faults = [f"{key} is missing" for key in wanted.keys() - saved.keys()]
-    faults += [f"{key} is unexpected" for key in saved.keys() - wanted.keys()]
-    faults += [
-        f"{key} has shape {tuple(saved[key].shape)}, not {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & saved.keys()
-        if saved[key].shape != wanted[key].shape
-    ]
-    if faults:
+    there, needed = ({f"{key} {tuple(x.shape)}" for key, x in tensors.items()} for tensors in (saved, wanted))
+    if there != needed:
+        faults = [f"{name} is missing" for name in needed - there] + [
+            f"{name} is unexpected" for name in there - needed
+        ]
         raise MosloraError(f"{path}: does not fit this run: {some(sorted(faults))}")
     return saved
 
