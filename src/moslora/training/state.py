@@ -57,10 +57,8 @@ def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]
     saved = load_tensors(path)
     there, needed = ({f"{key} {tuple(x.shape)}" for key, x in tensors.items()} for tensors in (saved, wanted))
     if there != needed:
-        faults = [f"{name} is missing" for name in needed - there] + [
-            f"{name} is unexpected" for name in there - needed
-        ]
-        raise MosloraError(f"{path}: does not fit this run: {some(sorted(faults))}")
+        faults = [f"{name} is {'missing' if name in needed else 'unexpected'}" for name in sorted(there ^ needed)]
+        raise MosloraError(f"{path}: does not fit this run: {some(faults)}")
     return saved
 
 
