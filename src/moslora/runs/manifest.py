@@ -1,4 +1,4 @@
-"""What an adapter folder says of itself: its manifest, with the hashes of every file and of itself, and its recipe."""
+"""The manifest of an adapter folder, with the hashes of every file and of itself, and its recipe."""
 
 import hashlib
 import json

@@ -40,11 +40,6 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
     return optimizer
 
 
-def mixer_learns(model: nn.Module) -> bool:
-    """Whether any mixer has learned parameters, so that its own rate and decay have an effect."""
-    return bool(_learned(model, Mixer))
-
-
 def _learned(model: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter]:
     """The trainable parameters of all modules of class ``kind``."""
     modules = [module for module in model.modules() if isinstance(module, kind)]

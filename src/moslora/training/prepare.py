@@ -29,7 +29,7 @@ from moslora.training.strategy import distribute
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run needs from elsewhere, fetched, converted and encoded: once per machine, whoever is first.
+    """Inputs of a run from elsewhere, fetched, converted and encoded once per machine.
 
     Attributes:
         data: the encoded rows.

@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and what may not: checked before anything is loaded."""
+"""The newest checkpoint, and the keys of a recipe that may change when a run is resumed from it."""
 
 from pathlib import Path
 

@@ -38,7 +38,7 @@ from moslora.training.strategy import facts as strategy_facts
 from moslora.training.tracking import Tracker
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""What accelerate sets up; a sharded base is moslora's own matter (`training.strategy`)."""
+"""Kinds of processes that accelerate may set up; sharding is moslora's own (`training.strategy`)."""
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
@@ -103,7 +103,7 @@ def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs |
 
 
 def _facts(recipe: Recipe, saved: AdapterFolder | None, inputs: Inputs | None) -> dict[str, Any]:
-    """What must be the same on all processes, by what it is called."""
+    """Facts that must be the same on all processes, by name."""
     free = (*FREE, "model.name")  # whose path may differ
     facts = {key: value for key, value in flat(recipe.model_dump(mode="json")).items() if not key.startswith(free)}
     facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
@@ -166,7 +166,7 @@ class Training:
         return int(manifest["step"])
 
     def card(self) -> dict[str, Any]:
-        """What ``run.json`` says before the first step."""
+        """The content of ``run.json`` before the first step."""
         recipe, model, device = self.recipe, self.parts.model, self.parts.accelerator.device
         total = len(self.parts.plan)
         return {

@@ -19,7 +19,6 @@ from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.processes.devices import gpu_module, total_memory
 from moslora.recipe import AdapterSection, ModelSection, TrainingSection
-from moslora.training.optimizer import mixer_learns
 
 
 def describe(
@@ -27,31 +26,20 @@ def describe(
 ) -> list[str]:
     """The lines that a run prints at its start."""
     # A packed 4-bit weight has fewer entries than parameters.
-    linear = {
-        layer.weight: layer.in_features * layer.out_features
-        for layer in model.modules()
-        if isinstance(layer, nn.Linear)
-    }
+    linear = {m.weight: m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(linear.get(p, p.numel()) for p in model.parameters())
-    layers, learned = len(list(named_adapters(model))), mixer_learns(model)
-    own = {"mixer_rate_ratio": (training.mixer_rate_ratio, 1), "mixer_weight_decay": (training.mixer_weight_decay, 0)}
-    notes = [
-        f"note: training.{field} = {value:g} has no effect: this mixer has no learned parameters"
-        for field, (value, default) in own.items()
-        if value != default and not learned
-    ]
-    if (warmup := training.warmup(len(plan))) >= len(plan):
-        notes.append(f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises")
-    rates = [f"B × {training.lora_plus_ratio:g}"] if training.lora_plus_ratio != 1 else []
-    rates += [f"M × {training.mixer_rate_ratio:g}"] if training.mixer_rate_ratio != 1 and learned else []
+    learned = any(p.requires_grad for _, layer in named_adapters(model) for p in layer.mixer.parameters())
+    warmup, ratios = training.warmup(len(plan)), {"B": training.lora_plus_ratio}
+    ratios |= {"M": training.mixer_rate_ratio} if learned else {}
+    rates = [f"learning rate {training.learning_rate:g}", *(f"{x} × {n:g}" for x, n in ratios.items() if n != 1)]
+    rises = [f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises"]
     return [
-        f"{base.name} in {base.precision}, {layers} layers adapted: {adapter.summary()}",
+        f"{base.name} in {base.precision}, {len(list(named_adapters(model)))} layers adapted: {adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
-        f"{len(plan):,} steps of {training.global_batch_size} rows, learning rate {training.learning_rate:g}"
-        + (f" ({', '.join(rates)})" if rates else "")
-        + f", {training.schedule} after {warmup} warm-up steps",
-        *notes,
+        f"{len(plan):,} steps of {training.global_batch_size} rows, {', '.join(rates)}, {training.schedule} after"
+        f" {warmup} warm-up steps",
+        *(rises if warmup >= len(plan) else []),
     ]
 
 
@@ -62,7 +50,7 @@ def packages(*, quantized: bool) -> dict[str, str]:
 
 
 def versions(*, quantized: bool) -> dict[str, str]:
-    """Of Python and of `packages`."""
+    """The version of Python, and those of `packages`."""
     return {"python": platform.python_version(), **packages(quantized=quantized)}
 
 

@@ -38,7 +38,7 @@ def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strateg
 
 
 def facts(objective: nn.Module) -> dict[str, Any]:
-    """What :func:`distribute` made, read from the model: the strategy, and the share of the frozen weights here."""
+    """The strategy that :func:`distribute` chose, and the share of the frozen weights here, read from the model."""
     frozen = [parameter for parameter in objective.parameters() if not parameter.requires_grad]
     here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in frozen)
     sharded = any(isinstance(p, DTensor) for p in frozen)
