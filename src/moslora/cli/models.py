@@ -32,11 +32,7 @@ def train(
     processes: Processes = None,
     max_restarts: Annotated[
         int | None,
-        typer.Option(
-            help="How often to start again from a new checkpoint after a process was killed."
-            " [default: 3 if several processes run, otherwise 0]",
-            min=0,
-        ),
+        typer.Option(help="Restarts after a process was killed. [default: 3 with several processes, else 0]", min=0),
     ] = None,
 ) -> None:
     """Train an adapter from a recipe, on all GPUs of this machine."""
@@ -254,27 +250,17 @@ def quickstart(out: Out = None) -> None:
     print(*lines, sep="\n")
 
 
-def _share(processes: int | None, *, then: str, restarts: int | None = 0, run: Path = RUNS) -> None:
-    """Runs this command in processes of its own and ends with their exit code, unless it is to be one, or one of them.
-
-    Args:
-        processes: how many; ``None`` for one per GPU.
-        then: how to go on if one is killed.
-        restarts: how often all may start again if ``run`` has a new checkpoint; ``None`` for the default.
-    """
-    from moslora.processes.launch import LAUNCHED_HERE, RESTARTS, launch, launched, processes_to_start
+def _share(processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS) -> None:
+    """Runs this command in processes of its own and ends with their exit code, unless this is one, or it needs none."""
+    from moslora.processes.launch import LAUNCHED_HERE, launch, launched, processes_to_start
     from moslora.runs.run import Run as TrainedRun
 
-    count = processes_to_start(processes)
+    count, command = processes_to_start(processes), [sys.executable, "-m", "moslora", *sys.argv[1:]]
     if restarts and launched() and LAUNCHED_HERE not in os.environ:
         raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
     if count > 1 or (restarts and not launched()):
         code = launch(
-            [sys.executable, "-m", "moslora", *sys.argv[1:]],
-            processes=count,
-            then=then,
-            restarts=RESTARTS if restarts is None else restarts,
-            steps_done=lambda: TrainedRun(run).steps_done,
+            command, processes=count, then=then, restarts=restarts, steps_done=lambda: TrainedRun(run).steps_done
         )
         raise typer.Exit(code)
 

@@ -23,9 +23,6 @@ LAUNCHED_HERE = "MOSLORA_LAUNCHED"
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C and SIGTERM."""
 
-RESTARTS = 3
-"""How often several processes start again after one of them was killed."""
-
 
 def launched() -> bool:
     """Whether a launcher has started this process."""
@@ -85,7 +82,7 @@ def launch(
     *,
     processes: int,
     then: str,
-    restarts: int = 0,
+    restarts: int | None = None,
     steps_done: Callable[[], int] = lambda: 0,
     environment: Mapping[str, str] | None = None,
 ) -> int:
@@ -97,7 +94,7 @@ def launch(
 
     Args:
         then: how to go on if one is killed.
-        restarts: how often all may start again.
+        restarts: how often all may start again, by default three times.
         steps_done: returns the number of steps that are saved.
         environment: more variables for them.
 
@@ -107,7 +104,8 @@ def launch(
     Raises:
         Interrupted: a process was ended by a signal that it did not handle.
     """
-    for restart in range(restarts + 1):
+    most = 3 if restarts is None else restarts
+    for restart in range(most + 1):
         began_at = steps_done()
         codes, stopped = _run([*command, *["--resume"] * (restart > 0)], processes, environment or {})
         reported = [code for code in codes if code and code > 0]
@@ -115,9 +113,9 @@ def launch(
             return next(iter(reported), 0)
         killed, by = next((rank, -code) for rank, code in enumerate(codes) if code and code < 0)
         fault = f"rank {killed} was killed by {signal.Signals(by).name}" + ", perhaps for lack of memory" * (by == 9)
-        if stopped or restart == restarts or steps_done() == began_at:
+        if stopped or restart == most or steps_done() == began_at:
             break
-        note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of at most {restarts})")
+        note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of at most {most})")
     raise Interrupted(f"{fault}; {then}", signal_number=by)
 
 

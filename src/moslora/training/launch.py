@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.processes.devices import gpus
-from moslora.processes.launch import RESTARTS, STOPPED, launch
+from moslora.processes.launch import STOPPED, launch
 from moslora.runs.run import Run
 
 
@@ -35,7 +35,6 @@ def train_in_processes(
         [sys.executable, "-m", "moslora", "train", *arguments, "--out", str(out)],
         processes=processes or worker_processes(),
         then=again,
-        restarts=RESTARTS,
         steps_done=lambda: Run(out).steps_done,
         environment=environment,
     )
