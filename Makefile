@@ -2,7 +2,7 @@
 #
 #   make quickstart    install, then train, score and merge a small real model
 #   make test          setup, then run the tests
-#   make test-fast     without the tests that are marked slow, in about a minute
+#   make test-fast     without the tests that are marked slow: for the time while you work
 #   make proof         compute the figures and tables of docs/proof.md and docs/argument.md
 #   make setup         install with the development tools
 #   make lint          style, types and the import contract

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from moslora.adapters import named_adapters
 from moslora.base.shapes import meta_model
-from moslora.cli import app
-from moslora.errors import MosloraError
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
+from moslora.errors import UsageError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
@@ -133,7 +133,10 @@ def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
         "seconds": times(method, folder, settings),
         "resumed_difference": resume(run, resumed, step=settings.steps // 2),
         "questions": reload_and_evaluate(resumed),
-        "becomes": {command: becomes(command, run, folder / command) for command in ("merge", "export")},
+        "becomes": {
+            "merge": becomes(merge, run, folder / "merged"),
+            "export": becomes(export_peft, run, folder / "exported"),
+        },
     }
     shutil.rmtree(resumed)
     return found
@@ -227,30 +230,18 @@ class Stepper:
         )
 
 
-def becomes(command: str, run: Path, out: Path) -> dict[str, str]:
-    """Whether ``moslora merge`` or ``export`` accepts a run (``yes``, ``per task`` or ``no``), and its message."""
-    said, code = _moslora(command, run, out)
-    if code == 0:
-        return {"verdict": "yes", "said": said}
-    refusal = said
-    if "--task" in refusal:
-        said, code = _moslora(command, run, out, "--task", TASKS[0])
-        if code == 0:
-            return {"verdict": "per task", "said": refusal}
-        refusal += f"; with --task: {said}"
-    return {"verdict": "no", "said": refusal}
-
-
-def _moslora(command: str, run: Path, out: Path, *options: str) -> tuple[str, int]:
-    """The command's last line and exit code; what it wrote is removed."""
-    result = CliRunner().invoke(app, [command, str(run), "--out", str(out), *options])
-    shutil.rmtree(out, ignore_errors=True)
-    if isinstance(result.exception, MosloraError):
-        return str(result.exception).replace(f"{run / 'adapter'}: ", ""), result.exception.exit_code
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    words = [line.strip("│ ") for line in result.output.splitlines() if line.strip("│╭╰─╮╯ ")]
-    return words[0 if result.exit_code == 0 else -1], result.exit_code
+def becomes(convert: Callable[..., object], run: Path, out: Path) -> dict[str, str]:
+    """Whether a run can be merged or exported (``yes``, ``per task`` or ``no``), and the refusal without a task."""
+    said = ""
+    for verdict, options in (("yes", {}), ("per task", {"task": TASKS[0]})):
+        try:
+            convert(run / "adapter", out=out, **options)
+            return {"verdict": verdict, "said": said}
+        except UsageError as error:
+            said = said or str(error).replace(f"{run / 'adapter'}: ", "")
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+    return {"verdict": "no", "said": said}
 
 
 if __name__ == "__main__":

@@ -44,10 +44,7 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     peaks = [_peak_memory(folder / run) for run in runs]
     examine = [str(Path(__file__).with_name("examine.py")), method.recipe, str(folder), json.dumps(asdict(settings))]
     _process(examine, folder / "examine.log")
-    found = {
-        **json.loads((folder / "examined.json").read_text(encoding="utf-8")),
-        "peak_memory_gb": peaks,
-    }
+    found = json.loads((folder / "examined.json").read_text(encoding="utf-8")) | {"peak_memory_gb": peaks}
     printed = re.search(r"([\d,]+) trainable parameters", (folder / "run.log").read_text(encoding="utf-8"))
     trained = int(printed[1].replace(",", "")) if printed else None
     if trained != found["parameters"]["counted"]:

@@ -184,6 +184,7 @@ def folder() -> Any:
         yield
 
 
+@pytest.mark.slow
 @tries(150)
 @given(value=recipes(), base=st.none() | recipes(), name=st.sampled_from(["base.yaml", "llama3-8b", "a"]) | ANYTHING)
 def test_any_recipe_file_is_read_or_refused(value: Any, base: Any, name: Any) -> None:
@@ -222,6 +223,7 @@ def test_any_text_is_a_recipe_or_refused(text: str | bytes) -> None:
 DOTTED = [key for key, _, _ in trace_recipe("smollm2-135m")]
 
 
+@pytest.mark.slow
 @tries(150)
 @given(
     overrides=st.lists(

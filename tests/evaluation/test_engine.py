@@ -101,6 +101,7 @@ def test_float32_predictions_do_not_depend_on_batch_tokens_or_order(
         assert other.deciding_scores == pytest.approx(prediction.deciding_scores, rel=0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_texts_written_in_batches_are_those_written_one_by_one(name: str) -> None:
     """By beam search they are others than the greedy ones."""

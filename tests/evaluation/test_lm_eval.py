@@ -124,6 +124,7 @@ def assert_equal(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     print(f"{task}: acc {score.accuracy:.4f}, acc_norm {score.accuracy_per_character:.4f}, as lm-eval")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [*COMMONSENSE, *OWN])
 def test_acc_and_acc_norm_are_those_of_lm_eval(task: str) -> None:
     assert_equal(task, make_model(), tokenizer())

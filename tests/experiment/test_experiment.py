@@ -66,6 +66,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, *, after: int
     patch.setattr(owner, name, stop)
 
 
+@pytest.mark.slow
 def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, errors = run(capsys, "experiment", write())
     assert code == 0, errors
@@ -94,6 +95,7 @@ def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureF
     assert "4 of 4 runs are scored; to compare them: moslora compare runs/e" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name", "after"), [(loop, "accumulate", 6), (one_run, "evaluate_target", 1)])
 def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
     write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, after: int
@@ -123,6 +125,7 @@ def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
 SEARCH = "rate_seeds: [7, 8]"
 
 
+@pytest.mark.slow
 def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +162,7 @@ def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults
         train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +186,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
     assert code == 0 and "lora: no learning rate had a finite validation loss" in said and "not chosen" in said
 
 
+@pytest.mark.slow
 def test_a_scored_run_that_diverges_is_named_and_stops_nothing(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

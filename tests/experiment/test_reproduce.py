@@ -30,6 +30,7 @@ def moved(run: Path, share: float) -> None:
     sign(path.parent)
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_bit_for_bit(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, said, errors = cli(capfd, "reproduce", run)
     assert code == 0, errors
