@@ -24,7 +24,7 @@ def own_norm(module: Any) -> nn.Module | None:
 
 
 def kernel(device: torch.device) -> str:
-    """Name of what computes a frozen norm. On the meta device torch's is not fused, and would keep more than a GPU."""
+    """Name of what computes a frozen norm. On the meta device torch's keeps more than the fused one of a GPU."""
     return "in place" if device.type in ("cpu", "meta") else "torch, fused"
 
 

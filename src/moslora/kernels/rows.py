@@ -139,7 +139,8 @@ class Group:
         tokens = begins + places * real  # padding stands for its row's first token
         before = torch.tensor([past + [0] * (self.past - len(past)) for past in pasts], dtype=torch.long)
         there, before = (index.unsqueeze(1) * keys + heads for index in (tokens, before))  # (n, K, L), (n, K, P)
-        back = torch.arange(real.numel() * keys).view(self.shape).transpose(1, 2)[real]  # as entries are, (tokens, K)
+        back = torch.arange(real.numel() * keys).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
+        back = torch.cat([row[:length] for row, length in zip(back, lengths, strict=True)])  # (tokens, K)
         self._real = real[:, None, :, None]
         self._there = send(there.flatten(), rows.device)
         self._before = send((before[:1] if self._one_past else before).flatten(), rows.device)
