@@ -457,7 +457,7 @@ def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(
 
     def saved(folder: Path, *arguments: Any, step: int, **options: Any) -> None:
         save_checkpoint(folder, *arguments, step=step, **options)
-        there[step] = [int(path.name.removeprefix("step-")) for path in Run(folder).checkpoints]
+        there[step] = [int(path.name.removeprefix("step-")) for path in folder.checkpoints]
 
     monkeypatch.setattr("moslora.training.run.save_checkpoint", saved)
     train_recipe(recipe("training.keep_checkpoints=2", "training.checkpoint_every=1"), out=run, resuming=True)
