@@ -5,8 +5,8 @@
     python benchmarks/memory.py merging    # the one of docs/merging.md: 15 GB on disk
     python benchmarks/memory.py work '{"rows": [64]}'    # one case, as JSON; with torchrun in several processes
 
-Each case is a process of its own (or two, over gloo): two training steps of one micro-batch each, with
-random tokens. A thread reads the process's anonymous memory (RssAnon) every two milliseconds. Measured is the peak
+Each case is a process of its own (or two, over gloo): two training steps of one micro-batch each, with random tokens. A
+thread reads the process's anonymous memory (RssAnon) every two milliseconds. Measured is the peak
 above the process before it loads the model. A base in the dtype of its file stays mapped from it, is no anonymous
 memory, and is not counted; in float32, or in two processes, it is a copy.
 """
@@ -41,7 +41,7 @@ from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.plan.memory import memory
 from moslora.plan.step import Work
-from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.adapter_folder import save_adapter
 from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss
@@ -93,22 +93,16 @@ def sampled() -> Iterator[list[int]]:
     thread.join()
 
 
-def recipe_of(case: dict[str, Any]) -> Recipe:
-    return load_recipe(
-        "smollm2-135m",
-        [
-            f"model.dtype={case.get('dtype', 'bfloat16')}",
-            f"model.gradient_checkpointing={str(case.get('checkpointing', False)).lower()}",
-            f"adapter.dropout={case.get('dropout', 0.05)}",
-            f"training.global_batch_size={len(case['rows']) * case.get('processes', 1)}",
-        ],
-    )
-
-
 def work(case: dict[str, Any]) -> dict[str, int]:
     """Planned and measured bytes."""
-    recipe, lengths, processes = recipe_of(case), case["rows"], case.get("processes", 1)
-    labels = case.get("labels", LABELS)
+    lengths, labels, processes = case["rows"], case.get("labels", LABELS), case.get("processes", 1)
+    changes = {
+        "model.dtype": case.get("dtype", "bfloat16"),
+        "model.gradient_checkpointing": str(case.get("checkpointing", False)).lower(),
+        "adapter.dropout": case.get("dropout", 0.05),
+        "training.global_batch_size": len(lengths) * processes,
+    }
+    recipe = load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
     meta = meta_model(recipe.model)
     adapt(meta, recipe.adapter_options(), seed=0)
     planned_for = Work(tuple(lengths), labels * len(lengths) / sum(lengths))
@@ -132,6 +126,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
         plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=1, max_steps=None, seed=0),
         micro_batch_tokens=sum(lengths),
     )
+    parts.objective.train()
     with sampled() as seen:
         for _ in range(STEPS):
             accumulate(parts, rows)
