@@ -23,7 +23,7 @@ from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
-from moslora.training.optimizer import build_optimizer, rate_factor
+from moslora.training.optimizer import build_optimizer
 from moslora.training.strategy import distribute
 
 
@@ -56,7 +56,6 @@ def prepare(
     """Loads and builds everything; the adapters take the weights of ``start``, if given."""
     set_seed(recipe.seed)
     inputs = inputs or gather_inputs(recipe)
-    data, plan = inputs.data, inputs.plan
     # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
     shared = shards(recipe.training.strategy) and not recipe.model.quantization
     sharding = "" if recipe.training.strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
@@ -75,31 +74,18 @@ def prepare(
         objective=objective,
         optimizer=build_optimizer(model, recipe.training),
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
-        rows=data.rows,
-        plan=plan,
+        rows=inputs.data.rows,
+        plan=inputs.plan,
         micro_batch_tokens=recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type != "cpu"],
-        budget=RankBudget(model, budget, total=len(plan)) if budget else None,
+        budget=RankBudget(model, budget, total=len(inputs.plan)) if budget else None,
     )
-    return parts, data
+    return parts, inputs.data
 
 
 def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
-    """The steps of a run with ``rows`` training rows; refused if the learning rate were zero in all of them."""
-    plan = StepPlan(
-        rows=rows,
-        global_batch_size=training.global_batch_size,
-        epochs=training.epochs,
-        max_steps=training.max_steps,
-        seed=seed,
-    )
-    total, warmup = len(plan), training.warmup(len(plan))
-    rates = (rate_factor(n, schedule=training.schedule, warmup_steps=warmup, total_steps=total) for n in range(total))
-    if not any(rates):
-        raise UsageError(
-            f"training.warmup_steps = {training.warmup_steps}: the learning rate would be 0 in all {total} steps of the"
-            " run; use a shorter warm-up, or more steps"
-        )
-    return plan
+    """The steps of a run with ``rows`` training rows."""
+    batch, epochs, most = training.global_batch_size, training.epochs, training.max_steps
+    return StepPlan(rows=rows, global_batch_size=batch, epochs=epochs, max_steps=most, seed=seed)
 
 
 def adapt(model: PreTrainedModel, options: Mapping[str, Any], *, seed: int, start: AdapterFolder | None = None) -> None:
