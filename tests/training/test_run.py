@@ -471,19 +471,6 @@ def test_a_run_that_learned_nothing_fails(recipe: MakeRecipe, tmp_path: Path, mo
         train_recipe(recipe("model.dtype=float16", "training.max_steps=3"), out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("warmup", [1, 2])
-def test_a_run_whose_every_rate_is_zero_is_refused_before_it_has_a_folder(
-    recipe: MakeRecipe, tmp_path: Path, warmup: int
-) -> None:
-    """Its only step is the first of a warm-up."""
-    with pytest.raises(UsageError, match=r"training\.warmup_steps"):
-        outline(recipe("training.max_steps=1", f"training.warmup_steps={warmup}", "data.source=hub"))
-    short = recipe("training.max_steps=1", f"training.warmup_steps={warmup}")
-    with pytest.raises(UsageError, match=r"training\.warmup_steps"):
-        train_recipe(short, out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_warm_up_given_as_a_share_follows_the_run(recipe: MakeRecipe, tmp_path: Path) -> None:
     """Half of 21 steps, half of 4, and none of a single step, which would have rate 0."""
     for steps, warmup in ((21, 10), (4, 2), (1, 0)):
