@@ -222,11 +222,10 @@ def test_a_line_of_a_prediction_says_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_is_read_by_its_folder(tmp_path: Path) -> None:
-    run, other = tmp_path / "run", Prediction("a", "piqa", 0, 1, scores=(-2.0, -1.0))
-    results = evaluate(make_model(), tokenizer(), all_tasks(2), Request(**RANK), out=run / "eval" / "b")
-    Journal(run / "eval" / "a", results.settings).append([other])
-    (run / "eval" / "c").mkdir()
-    begun, finished = Evaluation.all_of(run)
-    assert (begun.folder.name, begun.begun, begun.finished, begun.predictions) == ("a", True, False, [other])
+    other = Prediction("a", "piqa", 0, 1, scores=(-2.0, -1.0))
+    results = evaluate(make_model(), tokenizer(), all_tasks(2), Request(**RANK), out=tmp_path / "b")
+    Journal(tmp_path / "a", results.settings).append([other])
+    begun, finished = Evaluation(tmp_path / "a"), Evaluation(tmp_path / "b")
+    assert not begun.finished and begun.predictions == [other]
     assert finished.finished and finished.results == results and finished.settings == results.settings
     assert tuple(finished.predictions) == results.predictions

@@ -26,7 +26,6 @@ from moslora.errors import MosloraError, UsageError
 from moslora.plan.outline import outline
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,6 +18,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import RESULTS, Results, Settings, TaskRecord, load_results, summarise
 from moslora.files import write_json, write_text, writing
+from moslora.recipe.differences import changed_keys
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"
@@ -118,20 +118,9 @@ def read_head(folder: Path) -> Head:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The folder of one evaluation: ``begun`` if it has predictions, ``finished`` if it has results. Each file is read
-    once, when asked for."""
+    """The folder of one evaluation, ``finished`` if it has results. Each file is read once, when asked for."""
 
     folder: Path
-
-    @classmethod
-    def all_of(cls, run: Path) -> list["Evaluation"]:
-        """The evaluations of a run, by name, unfinished ones too."""
-        found = [cls(folder) for folder in sorted(run.glob("eval/*"))]
-        return [evaluation for evaluation in found if evaluation.begun or evaluation.finished]
-
-    @property
-    def begun(self) -> bool:
-        return (self.folder / PREDICTIONS).is_file()
 
     @property
     def finished(self) -> bool:
@@ -152,20 +141,10 @@ class Evaluation:
 
 def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
     """Refuses changed settings and names each. Tasks that only one side knows are not a change."""
-    old, new = _flat(then), _flat(now)
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    keys = [key for key in keys if not key.startswith("data.") or (key in old and key in new)]
-    changed = [f"{key} was {old.get(key, 'not recorded')}, is {new.get(key)}" for key in keys]
-    if changed:
+    both = then.data.keys() & now.data.keys()
+    old, new = ({**vars(settings), "data": {task: settings.data[task] for task in both}} for settings in (then, now))
+    if changed := changed_keys(old, new):
         raise UsageError(
             f"{folder}: holds predictions made with other settings ({'; '.join(changed)});"
             " choose another --out or remove the folder"
         )
-
-
-def _flat(settings: Settings) -> dict[str, Any]:
-    """Settings, with the entries of mappings under dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in vars(settings).items():
-        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat
