@@ -127,7 +127,7 @@ def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_p
     made_with = head["settings"]["made_with"]
     for key in ("moslora", "torch", "transformers"):
         assert made_with[key] == version(key)
-        for then, said in ({**made_with, key: "0.1"}, r"0\.1"), ({}, ".*"):
+        for then, said in ({**made_with, key: "0.1"}, r"'0\.1'"), ({}, ".*"):
             (tmp_path / "settings.json").write_text(
                 json.dumps({**head, "settings": head["settings"] | {"made_with": then}})
             )
