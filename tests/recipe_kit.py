@@ -31,7 +31,7 @@ METHODS = {
         DiagonalOptions(),
         {
             "adapter": {"rank": 24},
-            "training": {"rank_budget": {"target_rank": 16, "warmup_share": 0.1, "final_share": 0.3, "interval": 1}},
+            "training": {"rank_budget": {"target_rank": 16, "warmup_share": 0.1, "final_share": 0.3}},
         },
     ),
     "methods/dora": (IdentityOptions(), {"adapter": {"dora": True}}),

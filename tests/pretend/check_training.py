@@ -25,7 +25,7 @@ SHORT = (
     *("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.keep_checkpoints=9"),
     *("training.log_every=1", "training.validate_every=2", "training.micro_batch_tokens=400"),
 )
-BUDGET = "training.rank_budget={target_rank: 2, warmup_share: 0.25, interval: 1}"
+BUDGET = "training.rank_budget={target_rank: 2, warmup_share: 0.25}"
 KINDS = {
     "float16": ("model.dtype=float16",),
     "budget": ("adapter.mixer={kind: diagonal}", BUDGET),

@@ -38,7 +38,7 @@ def test_floats_as_people_write_them(write, text, value):
         ("adapter.target_modules=[]", "adapter.target_modules = []: "),
         ("adapter.target_modules=[q_proj, 3]", "adapter.target_modules.1 = 3: "),
         ("adapter.mixer.kind=moe", "adapter.mixer.kind = 'moe': "),
-        ("training.rank_budget={interval: 2}", "training.rank_budget.target_rank: "),
+        ("training.rank_budget={final_share: 0.2}", "training.rank_budget.target_rank: "),
         ("adapter.rank=100000", "adapter.rank = 100000: "),
         ("training.max_steps=99999999999999999999", "training.max_steps = 99999999999999999999: "),
         ("adapter.mixer=butterfly", "adapter.mixer = 'butterfly': "),

@@ -1,13 +1,12 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
 from .builtin import find_recipe, list_experiments, list_recipes
-from .load import GONE, copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
+from .load import copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
 from .recipe import Recipe, recipe_schema
 from .rules import PROTOCOLS
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, RankBudgetSection, TrainingSection
 
 __all__ = [
-    "GONE",
     "PROTOCOLS",
     "AdapterSection",
     "DataSection",

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,16 @@ from .recipe import Recipe
 from .sections import AdapterSection
 from .yaml_text import parse, render, render_inline
 
-GONE = {"model.attention": "sdpa", "training.canary_rows": 0, "tracking.wandb_mode": None, "data.winogrande": "xl"}
-"""Keys that recipes of earlier runs have, and the values with which they did nothing."""
+GONE = {
+    "data.winogrande": "xl",
+    "model.attention": "sdpa",
+    "tracking.wandb_mode": None,
+    "training.canary_rows": 0,
+    "training.mixer_weight_decay": 0.0,
+    "training.rank_budget.betas": [0.85, 0.85],
+    "training.rank_budget.interval": 1,
+}
+"""Keys that recipes of earlier runs have, and the values that need no word: today's."""
 
 NO_MODEL = Layer("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
 """The layer below a recipe that is only shown, or read for its tasks."""
@@ -145,12 +154,12 @@ def _resolve(
 def _drop_gone(layers: Sequence[Layer]) -> None:
     """Takes the keys in :data:`GONE` out of what an earlier version wrote."""
     for origin, values in layers:
-        for dotted, idle in GONE.items():
-            section, key = dotted.split(".")
-            inside = values.get(section)
-            value = inside.pop(key, idle) if isinstance(inside, dict) else idle
-            if value != idle:
-                note_once(f"{origin}: {dotted} = {render_inline(value)} belongs to earlier versions; ignored")
+        for dotted, usual in GONE.items():
+            *sections, key = dotted.split(".")
+            if depth(values, (*sections, key)) > len(sections):
+                value = reduce(dict.__getitem__, sections, values).pop(key)
+                if value != usual:
+                    note_once(f"{origin}: {dotted} = {render_inline(value)} belongs to earlier versions; ignored")
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:

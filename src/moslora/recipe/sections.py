@@ -135,12 +135,6 @@ class RankBudgetSection(Section):
     final_share: Share = 0.3
     """Share of the run, at its end, in which the entries are fixed; at least one step."""
 
-    interval: PositiveInt = 1
-    """Steps between changes."""
-
-    betas: Shares = (0.85, 0.85)
-    """Decay rates of the running importance and of its uncertainty."""
-
 
 class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
@@ -178,10 +172,7 @@ class TrainingSection(Section):
     """Steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
 
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay of A and B."""
-
-    mixer_weight_decay: NonNegativeFloat = 0.0
-    """Weight decay of M. It pulls M towards zero and may reduce its rank, so the default is none."""
+    """AdamW's decoupled weight decay of A and B. M has none: it would pull M towards zero and may reduce its rank."""
 
     max_grad_norm: PositiveFloat = 1.0
     """Clip the gradient of a step to this norm."""

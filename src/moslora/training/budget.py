@@ -20,6 +20,9 @@ from moslora.adapters.mixers.learned import DiagonalMixer
 from moslora.errors import UsageError
 from moslora.recipe import RankBudgetSection
 
+BETAS = (0.85, 0.85)
+"""β₁ and β₂, as in PEFT."""
+
 
 def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, total: int) -> int:
     """b(t): entries kept after ``step`` of ``total`` updates.
@@ -57,7 +60,6 @@ class RankBudget:
         self.first = sum(layer.mixer.rank_in for _, layer in self.layers)
         self.target = section.target_rank * len(self.layers)
         self.warmup, self.final, self.total = warmup, final, total
-        self.interval, self.betas = section.interval, section.betas
         self._means = {name: torch.zeros_like(p) for name, p in self._parameters()}
         self._spreads = {name: torch.zeros_like(p) for name, p in self._parameters()}
 
@@ -83,12 +85,12 @@ class RankBudget:
         budget = budget_at(
             step, first=self.first, target=self.target, warmup=self.warmup, final=self.final, total=self.total
         )
-        if fixed or (step > self.warmup and step % self.interval == 0):
+        if fixed or step > self.warmup:
             self._keep(budget)
         return {"rank_budget": budget}
 
     def _score(self) -> None:
-        beta_mean, beta_spread = self.betas
+        beta_mean, beta_spread = BETAS
         for name, parameter in self._parameters():
             assert parameter.grad is not None
             importance = (parameter * parameter.grad).abs()

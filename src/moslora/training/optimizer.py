@@ -16,8 +16,8 @@ Schedule = Literal["linear", "cosine", "constant"]
 def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) with groups for the factors A and B, for the mixers, and for DoRA's magnitudes.
 
-    The mixer has its own decay because decay pulls M towards zero, where B and A get no gradient; without it an
-    invertible M keeps its rank under gradient flow. Magnitudes are lengths of rows and do not decay.
+    Mixers do not decay: that would pull M towards zero, where B and A get no gradient; without it an invertible M keeps
+    its rank under gradient flow. Neither do magnitudes, which are lengths of rows.
     """
     layers = [layer for _, layer in named_adapters(model)]
     a = [layer.lora_a for layer in layers if layer.lora_a.requires_grad]
@@ -26,11 +26,7 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
     groups: list[dict[str, Any]] = [
         {"params": a, "lr": rate, "weight_decay": decay},
         {"params": b, "lr": rate * training.lora_plus_ratio, "weight_decay": decay},
-        {
-            "params": _learned(model, Mixer),
-            "lr": rate * training.mixer_rate_ratio,
-            "weight_decay": training.mixer_weight_decay,
-        },
+        {"params": _learned(model, Mixer), "lr": rate * training.mixer_rate_ratio, "weight_decay": 0.0},
         {"params": _learned(model, Magnitude), "lr": rate, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]

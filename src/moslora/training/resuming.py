@@ -5,7 +5,7 @@ from pathlib import Path
 from moslora.console import say
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use
-from moslora.recipe import GONE, Recipe
+from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.run import Run
@@ -21,7 +21,6 @@ FREE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.validate_every",
-    *GONE,
 )
 """Keys of a recipe that may change when a run is resumed: output, memory, and the source of the rows (the rows are
 compared themselves). :data:`MICRO_BATCH` may change too, except with a gate's balance, which each micro-batch takes
