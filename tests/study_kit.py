@@ -53,7 +53,7 @@ def drawn(
             tuple(ids), tuple(gold.tolist()), tuple(right.astype(int).tolist()), tuple(log_probability.tolist())
         )
     facts = {"steps": 50, "trained_rows": 100, "data": {"sha256": f"rows of {seed}"}}
-    return Answers(settings, tasks, recipe(seed, **adapter), facts)
+    return Answers(settings, tasks, Path(f"run-{seed}"), recipe(seed, **adapter), facts)
 
 
 def base(**changes: Any) -> Answers:

@@ -48,8 +48,8 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     for name in ("base", "tuned"):
         say(f"scoring the {name} model ...")
         results, folder = evaluate_target(open_target(str(out), base=name == "base"))
-        answers = Answers(results.settings, by_task(results.predictions, results.settings))
-        arms.append(Arm(name, {None: answers}, {None: folder}))
+        answers = Answers(results.settings, by_task(results.predictions, results.settings), folder)
+        arms.append(Arm(name, {None: answers}))
     if not in_use(out / "merged"):  # ignores the lock file of a killed merge
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(run.result, out=out / "merged")))

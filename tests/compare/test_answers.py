@@ -9,6 +9,7 @@ import pytest
 from scipy.special import log_softmax
 
 from moslora.compare.answers import COLUMNS, by_task, read_answers
+from moslora.compare.arms import load_arms
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Prediction
@@ -32,12 +33,12 @@ def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
 
 
 def test_columns_are_read_and_a_base_is_not_trained(tmp_path: Path) -> None:
-    for name, written in (("tuned", drawn(4)), ("base", base())):
+    for name, written in (("tuned", drawn(4)), ("untrained", base())):
         write_run(tmp_path / name, written)
-        folder = tmp_path / name / "eval" / "cloze-cloze-float32"
-        read = read_answers(folder, recipe={"seed": 4}, facts=drawn(4).facts)
-        assert read.tasks == written.tasks and read.settings == written.settings
-        assert (read.seed, read.facts) == ((4, drawn(4).facts) if name == "tuned" else (None, {}))
+    untrained, tuned = (arm.runs for arm in load_arms([tmp_path / "untrained", tmp_path / "tuned"]))
+    assert (tuned[4].tasks, tuned[4].settings, tuned[4].facts) == (drawn(4).tasks, SETTINGS, drawn(4).facts)
+    assert (untrained[None].tasks, untrained[None].recipe, untrained[None].facts) == (base().tasks, None, {})
+    folder = tmp_path / "tuned" / "eval" / "cloze-cloze-float32"
     whole = (folder / COLUMNS).read_text(encoding="utf-8")
     for text in (whole[:-50], "[]", whole.replace('"gold": [', '"gold": [7, ', 1)):
         (folder / COLUMNS).write_text(text, encoding="utf-8")

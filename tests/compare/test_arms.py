@@ -19,7 +19,7 @@ from study_kit import SETTINGS, SIZES, base, drawn
 
 
 def arm(name: str, *runs: Answers) -> Arm:
-    return Arm(name, {run.seed: run for run in runs}, {run.seed: Path(f"{name}-{run.seed}") for run in runs})
+    return Arm(name, {run.seed: replace(run, path=Path(f"{name}-{run.seed}")) for run in runs})
 
 
 def evaluated(run: Path, name: str = "cloze-cloze-float32", *, settings: Settings = SETTINGS, right: int = 2) -> None:
@@ -50,7 +50,7 @@ def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs: Path) -> None:
     for paths in ([runs], [runs / f"{name}-{seed}" for seed in (1, 2) for name in ("lora", "mixed")]):
         lora, mixed = load_arms(paths)
         assert (lora.name, [*lora.runs], mixed.name, [*mixed.runs]) == ("lora", [1, 2], "mixed", [1, 2])
-        assert lora.paths[2] == runs / "lora-2"
+        assert lora.runs[2].path == runs / "lora-2"
     for name in ("lora", "mixed"):
         for seed in (1, 2):
             (runs / name).mkdir(exist_ok=True)

@@ -34,8 +34,7 @@ def experiment(tmp_path: Path) -> Path:
 
 
 def arms(**runs: Mapping[int | None, Answers] | Answers) -> list[Arm]:
-    given = {name: {one.seed: one} if isinstance(one, Answers) else one for name, one in runs.items()}
-    return [Arm(name, some, {seed: Path(f"{name}-{seed}") for seed in some}) for name, some in given.items()]
+    return [Arm(name, {one.seed: one} if isinstance(one, Answers) else {**one}) for name, one in runs.items()]
 
 
 def seeds(count: int, **changes: float) -> dict[int | None, Answers]:
@@ -110,6 +109,7 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
             seed: Answers(
                 one.settings,
                 {"obqa": type(answers)(answers.ids, answers.gold, of[name])},
+                one.path,
                 {**drawn(seed).recipe, "name": name},
                 {**one.facts, "data": {"sha256": str(seed)}},
             )

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, first_line
-from moslora.evaluation import METRICS, Prediction, Settings, load_predictions
-from moslora.evaluation.journal import read_head
+from moslora.evaluation import METRICS, Evaluation, Prediction, Settings
 
 Outcome = Literal["accuracy", "log_probability"]
 """The number of a question that is compared.
@@ -51,35 +50,32 @@ class Answers:
     Attributes:
         settings: how it was asked.
         tasks: task -> answers.
+        path: of the run, or of the evaluation's folder, as the user named it.
         recipe: how it was trained, every field; ``None`` for a model that is no run's, and for a base.
         facts: of its ``run.json``; empty where ``recipe`` is ``None``.
     """
 
     settings: Settings
     tasks: Mapping[str, TaskAnswers]
+    path: Path
     recipe: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int | None:
-        """Of its training."""
         return self.recipe["seed"] if self.recipe else None
 
 
-def read_answers(
-    evaluation: Path, *, recipe: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
-) -> Answers:
-    """The answers in the folder of an evaluation. A base is not trained: its run's recipe and facts are left out."""
-    settings = read_head(evaluation).settings
-    if (file := evaluation / COLUMNS).is_file():
-        try:
-            tasks = TypeAdapter(dict[str, TaskAnswers]).validate_json(file.read_bytes())
-        except ValidationError as error:
-            raise MosloraError(f"{file}: not the answers of a run ({first_line(error)}); evaluate again") from None
-    else:
-        tasks = by_task(load_predictions(evaluation), settings)
-    trained = settings.metadata.get("adapter") is not None
-    return Answers(settings, tasks, recipe if trained else None, (facts or {}) if trained else {})
+def read_answers(folder: Path) -> Answers:
+    """The answers in the folder of an evaluation, without what is known of its run."""
+    evaluation, file = Evaluation(folder), folder / COLUMNS
+    if not file.is_file():
+        return Answers(evaluation.settings, by_task(evaluation.predictions, evaluation.settings), folder)
+    try:
+        tasks = TypeAdapter(dict[str, TaskAnswers]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise MosloraError(f"{file}: not the answers of a run ({first_line(error)}); evaluate again") from None
+    return Answers(evaluation.settings, tasks, folder)
 
 
 def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, TaskAnswers]:

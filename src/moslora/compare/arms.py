@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from moslora.compare.index import is_experiment, read_index
 from moslora.compare.statistics import Floats
 from moslora.console import note
 from moslora.errors import UsageError, some
-from moslora.evaluation.journal import read_head
+from moslora.evaluation import Evaluation
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.run import EVALUATIONS, SETTINGS, Run, is_run
 
@@ -28,23 +29,19 @@ class Arm:
     Attributes:
         name: of the runs, or of the folder that holds them.
         runs: seed -> answers; a model that was not trained has the seed ``None``.
-        paths: seed -> where they are.
     """
 
     name: str
-    runs: Mapping[int | None, Answers]
-    paths: Mapping[int | None, Path]
+    runs: dict[int | None, Answers]
 
     @property
     def trained(self) -> bool:
         return None not in self.runs
 
 
-@dataclass(frozen=True)
-class _Answered:
-    """One evaluation: what the user calls it, its name, the arm that it belongs to, and its answers."""
+class _Answered(NamedTuple):
+    """An evaluation with its name, and the same ``arm`` as all that belong together."""
 
-    path: Path
     name: str
     arm: str
     answers: Answers
@@ -65,12 +62,12 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
                 f"{paths[0]}: not there, so there is nothing to compare this run with; give another run, or evaluate"
                 " its base with --base"
             )
-    runs = [run for path in paths for run in _find(path, evaluation)]
+    found = [one for path in paths for one in _find(path, evaluation)]
     groups: dict[str, list[_Answered]] = {}
-    for run in runs:
-        groups.setdefault(run.arm, []).append(run)
-    if len(groups) == 1 and len(runs) == 2:  # two seeds of one recipe: how much the seed does
-        groups = {str(run.path): [run] for run in runs}
+    for one in found:
+        groups.setdefault(one.arm, []).append(one)
+    if len(groups) == 1 and len(found) == 2:  # two seeds of one recipe: how much the seed does
+        groups = {str(one.answers.path): [one] for one in found}
     if len(groups) < 2:
         raise UsageError(
             f"{', '.join(map(str, paths))}: one arm, whose runs differ only in the seed; a comparison needs two"
@@ -78,44 +75,44 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
     return _named(list(groups.values()))
 
 
+def runs_at(path: Path) -> dict[Path, str | None]:
+    """The run at ``path``, those in this folder, or an experiment's with the arms that its index names."""
+    if is_experiment(path):
+        return {path / run.folder: run.arm for run in read_index(path).runs if is_run(path / run.folder)}
+    return dict.fromkeys([path] if is_run(path) else sorted(filter(is_run, path.glob("*"))))
+
+
 def _find(path: Path, evaluation: str | None) -> Iterator[_Answered]:
     """The evaluations at one path."""
-    if is_experiment(path):
-        index = read_index(path)
-        if diverged := [f"{run.arm} with seed {run.seed}" for run in index.runs if run.diverged]:
-            note(f"{path}: diverged, and so without answers: {', '.join(diverged)}; this compares the other runs alone")
-        there = [run for run in index.runs if not run.diverged and is_run(path / run.folder)]
-        if missing := len(index.runs) - len(diverged) - len(there):
-            note(f"{path}: {missing} of {len(index.runs)} runs are not here, and are left out")
-        for run in there:
-            answered = _of_run(path / run.folder, evaluation)
-            yield replace(answered, name=run.arm, arm=f"{path}: {run.arm}")
-    elif (path / SETTINGS).is_file():
-        yield _of_evaluation(path)
-    elif is_run(path):
-        yield _of_run(path, evaluation)
-    elif runs := sorted(inner for inner in path.glob("*") if is_run(inner)):
-        yield from (_of_run(run, evaluation) for run in runs)
-    else:
+    if (path / SETTINGS).is_file():
+        yield _answered(path)
+        return
+    found, index = runs_at(path), read_index(path).runs if is_experiment(path) else ()
+    if diverged := {path / run.folder: f"{run.arm} with seed {run.seed}" for run in index if run.diverged}:
+        names = ", ".join(diverged.values())
+        note(f"{path}: diverged, and so without answers: {names}; this compares the other runs alone")
+    if missing := sum(path / run.folder not in {**found, **diverged} for run in index):
+        note(f"{path}: {missing} of {len(index)} runs are not here, and are left out")
+    if not found:
         raise UsageError(f"{path}: " + ("no evaluated run here" if path.exists() else "no such file or folder"))
+    for place, arm in found.items():
+        if place not in diverged:
+            one = _answered(Run(place).evaluation(evaluation), run=place)
+            yield one._replace(name=arm, arm=f"{path}: {arm}") if arm else one
 
 
-def _of_run(path: Path, evaluation: str | None) -> _Answered:
-    return replace(_of_evaluation(Run(path).evaluation(evaluation), of_run=True), path=path)
-
-
-def _of_evaluation(folder: Path, *, of_run: bool = False) -> _Answered:
-    """An evaluation's folder; ``of_run``: it stands for its run."""
-    run = Run(folder.parent.parent)
-    if folder.parent.name != EVALUATIONS or not run.exists:
-        return _Answered(folder, folder.name, str(folder), read_answers(folder))
-    answers = read_answers(folder, recipe=run.recipe.model_dump(mode="json"), facts=run.facts)
-    if not answers.recipe:
-        return _Answered(folder, "base", str(folder), answers)
-    if (steps := evaluated_steps(folder, of_run=of_run)) is not None:
-        answers = replace(answers, facts={**answers.facts, "steps": steps})
-    recipe = {key: value for key, value in run.recipe.model_dump(mode="json").items() if key not in NOT_THE_ARM}
-    return _Answered(folder, run.path.name, json.dumps(recipe, sort_keys=True), answers)
+def _answered(folder: Path, *, run: Path | None = None) -> _Answered:
+    """An evaluation's folder, which stands for a ``run`` if that is given."""
+    answers, made = replace(read_answers(folder), path=run or folder), Run(folder.parent.parent)
+    if folder.parent.name != EVALUATIONS or not made.exists:
+        return _Answered(folder.name, str(folder), answers)
+    if answers.settings.metadata.get("adapter") is None:
+        return _Answered("base", str(folder), answers)
+    recipe, facts = made.recipe.model_dump(mode="json"), made.facts
+    if (steps := evaluated_steps(folder, of_run=bool(run))) is not None:
+        facts |= {"steps": steps}
+    arm = {key: value for key, value in recipe.items() if key not in NOT_THE_ARM}
+    return _Answered(made.path.name, json.dumps(arm, sort_keys=True), replace(answers, recipe=recipe, facts=facts))
 
 
 def evaluated_steps(folder: Path, *, of_run: bool) -> int | None:
@@ -125,7 +122,7 @@ def evaluated_steps(folder: Path, *, of_run: bool) -> int | None:
         UsageError: the run has other adapters, or, where the evaluation stands for the run (``of_run``), its result is
             another one.
     """
-    run, weights = Run(folder.parent.parent), read_head(folder).settings.metadata.get("adapter")
+    run, weights = Run(folder.parent.parent), Evaluation(folder).settings.metadata.get("adapter")
     places = run.adapters
     for place in places[:1] if of_run and run.finished else places:
         if (manifest := read_manifest(place))["sha256"][WEIGHTS] == weights:
@@ -144,18 +141,17 @@ def _named(groups: Sequence[Sequence[_Answered]]) -> list[Arm]:
     def common(group: Sequence[_Answered]) -> str:
         if len(group) == 1:
             return group[0].name
-        names = {re.sub(r"[-_.=]*(seed|s)?[-_.=]*\d+$", "", run.name) for run in group}
+        names = {re.sub(r"[-_.=]*(seed|s)?[-_.=]*\d+$", "", one.name) for one in group}
         return names.pop() if len(names) == 1 else ""
 
-    kinds = (common, lambda group: group[0].path.parent.name, lambda group: str(group[0].path))
-    names = next(found for kind in kinds if len({*(found := [kind(group) for group in groups]), ""}) > len(groups))
-    arms = []
-    for name, group in zip(names, groups, strict=True):
-        runs: dict[int | None, _Answered] = {}
-        for run in group:
-            if (twin := runs.setdefault(run.answers.seed, run)) is not run:
-                raise UsageError(f"{run.path}: has the recipe and the seed of {twin.path}; leave one of them out")
-        arms.append(Arm(name, {s: run.answers for s, run in runs.items()}, {s: run.path for s, run in runs.items()}))
+    paths = [group[0].answers.path for group in groups]
+    kinds = ([common(group) for group in groups], [path.parent.name for path in paths], [str(path) for path in paths])
+    names = next(found for found in kinds if len({*found, ""}) > len(groups))
+    arms = [Arm(name, {}) for name in names]
+    for arm, group in zip(arms, groups, strict=True):
+        for answers in (one.answers for one in group):
+            if (twin := arm.runs.setdefault(answers.seed, answers)) is not answers:
+                raise UsageError(f"{answers.path}: has the recipe and the seed of {twin.path}; leave one of them out")
     return arms
 
 

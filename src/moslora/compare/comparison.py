@@ -131,13 +131,13 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     fields: one line for each, with both values."""
     faults: dict[str, str] = {}
     seen: dict[str, tuple[str, Path]] = {}
-    for run, path in ((run, arm.paths[seed]) for arm in arms for seed, run in arm.runs.items()):
+    for run in (run for arm in arms for run in arm.runs.values()):
         asked, made = _asked(run), _made(run)
         for field, value in {**asked, **made}.items():
-            then, where = seen.setdefault(field, (value, path))
+            then, where = seen.setdefault(field, (value, run.path))
             if value != then and field not in allowed:
                 fix = "evaluate both in the same way" if field in asked else f"if that is meant, add --allow {field}"
-                faults.setdefault(field, f"{field}: {then} in {where}, {value} in {path}; {fix}")
+                faults.setdefault(field, f"{field}: {then} in {where}, {value} in {run.path}; {fix}")
     may = [field for field in seen if field not in asked]
     if unknown := [field for field in allowed if field not in may]:
         faults[""] = f"--allow {', '.join(unknown)}: must be among {', '.join(may)}"
