@@ -17,7 +17,7 @@ from moslora.base.load import load_base, name_task
 from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
-from moslora.data.steps import collate
+from moslora.data.steps import StepPlan, collate
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts import FORMATS
@@ -27,7 +27,7 @@ from moslora.tasks import COMMONSENSE, TASKS
 from moslora.training import run as run_module
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
-from moslora.training.prepare import adapt, step_plan
+from moslora.training.prepare import adapt
 from moslora.training.run_card import describe
 from reference import perturb
 
@@ -153,7 +153,7 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
         base, section = done.recipe.model, done.recipe.adapter
         model = meta_model(base)
         adapt(model, done.recipe.adapter_options(), seed=0)
-        plan = step_plan(training, rows=84, seed=0)
+        plan = StepPlan.of(training, rows=84, seed=0)
         return describe(model, plan, base=base, adapter=section, training=training)
 
     plus = ", B × 16" if method == "methods/lora-plus" else ""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.kernels.rows import Rows, lay, send
+from moslora.recipe import TrainingSection
 
 MICRO_BATCH_TOKENS = {False: 2_048, True: 8_192}
 """Tokens of a micro-batch at most where the recipe does not say, by whether a GPU computes it: a CPU has little to gain
@@ -41,6 +42,12 @@ class StepPlan:
         if epochs is not None:
             self._end = min(self._end, math.ceil(epochs * rows))
         self._permutations: dict[int, list[int]] = {}
+
+    @classmethod
+    def of(cls, training: TrainingSection, *, rows: int, seed: int) -> "StepPlan":
+        """The steps that a recipe's section asks for, over ``rows`` rows."""
+        batch, epochs, most = training.global_batch_size, training.epochs, training.max_steps
+        return cls(rows=rows, global_batch_size=batch, epochs=epochs, max_steps=most, seed=seed)
 
     def __len__(self) -> int:
         return self._length

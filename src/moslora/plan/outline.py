@@ -17,7 +17,7 @@ from moslora.plan.step import Work
 from moslora.recipe import DataSection, ModelSection, Recipe
 from moslora.tasks import Questions, Task
 from moslora.training.budget import RankBudget
-from moslora.training.prepare import adapt, step_plan
+from moslora.training.prepare import adapt
 from moslora.training.run_card import describe
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75, "chat": 140}
@@ -62,7 +62,7 @@ def outline(recipe: Recipe) -> Outline:
     adapt(model, recipe.adapter_options(), seed=recipe.seed)
     data = _at_hand(recipe.model, section, tasks, recipe.questions, seed=recipe.seed)
     rows = len(data.rows) if data else _row_count(section, tasks)
-    plan = step_plan(training, rows=rows, seed=recipe.seed)
+    plan = StepPlan.of(training, rows=rows, seed=recipe.seed)
     if training.rank_budget:
         RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
     mean = data.rows.token_count() / rows if data else min(TOKENS_PER_ROW[section.format], section.max_length)

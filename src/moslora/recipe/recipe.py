@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from moslora.tasks import TASKS, Questions, Task
 
-from .differences import changed_keys
+from .differences import changed_keys, flat
 from .fields import Section
 from .rules import conflicts
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
@@ -61,6 +61,10 @@ class Recipe(Section):
         if self.adapter.mixer.kind == "task-gate":
             options["mixer"]["tasks"] = self.data.tasks
         return options
+
+    def values(self, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The values by dotted key, but for keys that begin with one of ``but``."""
+        return {key: value for key, value in flat(self.model_dump(mode="json")).items() if not key.startswith(but)}
 
     def changes(self, since: "Recipe", *, free: tuple[str, ...] = ()) -> list[str]:
         """`key was …, is …` for every dotted key with another value, but for keys that begin with one of ``free``."""

@@ -18,7 +18,7 @@ from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.recipe import Recipe, TrainingSection
+from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
@@ -45,9 +45,9 @@ class Inputs:
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
+    base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     data = RunRows(recipe.data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).prepare()
-    plan = step_plan(recipe.training, rows=len(data.rows), seed=recipe.seed)
-    return Inputs(data, plan, base=fingerprint(recipe.model.name, revision=recipe.model.revision))
+    return Inputs(data, StepPlan.of(recipe.training, rows=len(data.rows), seed=recipe.seed), base)
 
 
 def prepare(
@@ -59,12 +59,11 @@ def prepare(
     # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
     shared = shards(recipe.training.strategy) and not recipe.model.quantization
     sharding = "" if recipe.training.strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
-    with fitting(recipe.model, another=sharding):
-        model = load_base(recipe.model, device="cpu" if shared else accelerator.device)
     if start:
         check_base(start)
-    adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
     with fitting(recipe.model, another=sharding):
+        model = load_base(recipe.model, device="cpu" if shared else accelerator.device)
+        adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
         objective = distribute(LabelLoss(model), accelerator, recipe.training.strategy)
     budget = recipe.training.rank_budget
     parts = Parts(
@@ -80,12 +79,6 @@ def prepare(
         budget=RankBudget(model, budget, total=len(inputs.plan)) if budget else None,
     )
     return parts, inputs.data
-
-
-def step_plan(training: TrainingSection, *, rows: int, seed: int) -> StepPlan:
-    """The steps of a run with ``rows`` training rows."""
-    batch, epochs, most = training.global_batch_size, training.epochs, training.max_steps
-    return StepPlan(rows=rows, global_batch_size=batch, epochs=epochs, max_steps=most, seed=seed)
 
 
 def adapt(model: PreTrainedModel, options: Mapping[str, Any], *, seed: int, start: AdapterFolder | None = None) -> None:

@@ -24,7 +24,6 @@ from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.processes.launch import place
 from moslora.recipe import Recipe
-from moslora.recipe.differences import flat
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.run import Run
 from moslora.runs.wandb_run import wandb_run
@@ -84,7 +83,17 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     saved = newest_saved(run, recipe) if resuming else None
     finished = saved is not None and saved.path == run.result
     inputs = None if finished else gather_inputs(recipe)
-    with meeting(_facts(recipe, saved, inputs), then=f"resume: {run.resume_command}"):
+    facts = recipe.values(but=(*FREE, "model.name"))  # whose path may differ
+    facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
+    facts["the kind of device"] = device().type
+    facts["training.strategy"] = recipe.training.strategy  # may change between runs, but not between processes
+    if inputs:
+        tokens = inputs.data.rows.token_count()
+        facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {tokens} tokens"
+        facts["the number of steps"] = len(inputs.plan)
+        facts["the fingerprint of the base"] = inputs.base
+    facts |= packages(quantized=recipe.model.quantization is not None)
+    with meeting(facts, then=f"resume: {run.resume_command}"):
         if saved and not inputs:
             done = saved.manifest["step"]
             say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
@@ -100,21 +109,6 @@ def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs |
     training.begin()
     training.train(first_step)
     return training.finish()
-
-
-def _facts(recipe: Recipe, saved: AdapterFolder | None, inputs: Inputs | None) -> dict[str, Any]:
-    """Facts that must be the same on all processes, by name."""
-    free = (*FREE, "model.name")  # whose path may differ
-    facts = {key: value for key, value in flat(recipe.model_dump(mode="json")).items() if not key.startswith(free)}
-    facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
-    facts["the kind of device"] = device().type
-    facts["training.strategy"] = recipe.training.strategy  # may change between runs, but not between processes
-    if inputs:
-        rows = inputs.data.rows
-        facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {rows.token_count()} tokens"
-        facts["the number of steps"] = len(inputs.plan)
-        facts["the fingerprint of the base"] = inputs.base
-    return facts | packages(quantized=recipe.model.quantization is not None)
 
 
 def _accelerator() -> Accelerator:
@@ -213,7 +207,7 @@ class Training:
             )
         if done < total:
             raise Interrupted(
-                f"stopped after step {done} of {total}; everything is saved. Resume: {self.run.resume_command}",
+                f"stopped after step {done} of {total}; all is saved. Resume with: {self.run.resume_command}",
                 signal_number=signals[0] if signals else signal.SIGTERM,  # none here: another process got it
             )
 
