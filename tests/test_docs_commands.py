@@ -31,7 +31,7 @@ import test_docs
 from moslora.base.load import DTYPES
 from moslora.cli import app, main
 from moslora.prompts import FORMATS
-from moslora.recipe import PROTOCOLS, list_experiments, list_recipes, load_recipe, resolve_tasks
+from moslora.recipe import PROTOCOLS, list_recipes, load_recipe, resolve_tasks
 from moslora.tasks import TASKS
 from moslora.training import train_recipe
 
@@ -46,7 +46,7 @@ BLOCK = re.compile(r"^(?:<!-- not run here: (?P<reason>.*?) -->\n+)?```(?P<kind>
 TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 QUANTISED = "runs/over-int8"
 SHIPPED = {name for name, _ in list_recipes()}
-EXPERIMENTS = {f"experiments/{name}" for name, _ in list_experiments()}
+EXPERIMENTS = {f"experiments/{name}" for name, _ in list_recipes("experiment")}
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from moslora.experiment.file import load_experiment
-from moslora.recipe import list_experiments
+from moslora.recipe import list_recipes
 from moslora.recipe.rules import GATES
 from recipe_kit import METHODS, ROOT
 
 
-@pytest.mark.parametrize("name", [name for name, _ in list_experiments()])
+@pytest.mark.parametrize("name", [name for name, _ in list_recipes("experiment")])
 def test_it_loads_and_holds_rows_out(name: str) -> None:
     experiment = load_experiment(name)
     assert experiment.name == name and len(experiment.file.seeds) >= 6  # fewer cannot reach p < .05 by sign-flips

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from moslora.recipe import find_recipe, list_experiments, list_recipes, load_recipe
+from moslora.recipe import find_recipe, list_recipes, load_recipe
 from moslora.recipe.mixers import DenseOptions
 from moslora.tasks import COMMONSENSE
 from recipe_kit import METHODS, MODELS, RECIPES, ROOT, TASK_FILES
@@ -13,7 +13,7 @@ from recipe_kit import METHODS, MODELS, RECIPES, ROOT, TASK_FILES
 def test_all_builtin_recipes_are_known_here():
     names = [name for name, _ in list_recipes()]
     assert sorted(names) == sorted([*MODELS, *METHODS, *TASK_FILES])
-    names += [f"experiments/{name}" for name, _ in list_experiments()]
+    names += [f"experiments/{name}" for name, _ in list_recipes("experiment")]
     assert {RECIPES / f"{name}.yaml" for name in names} == set(RECIPES.rglob("*.y*ml"))
 
 
@@ -48,7 +48,7 @@ def test_scaled_lora_has_the_models_alpha_over_the_root_of_three(write, model):
 def test_every_recipe_says_what_it_is_is_in_the_table_and_shows_how_to_launch_it():
     table = (RECIPES / "README.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in table for name, _ in list_recipes())
-    for name, purpose in (*list_recipes(), *list_experiments()):
+    for name, purpose in (*list_recipes(), *list_recipes("experiment")):
         assert len(purpose) > 20 and not purpose.startswith("#"), name
     for name in MODELS:
         launches = [

@@ -6,7 +6,7 @@ import pytest
 
 from cli_kit import run
 from moslora.recipe import load_recipe, trace_recipe
-from moslora.recipe.differences import flat
+from moslora.recipe.recipe import flat
 from moslora.recipe.yaml_text import parse
 
 

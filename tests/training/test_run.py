@@ -316,9 +316,9 @@ def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(
     without = {key: value for key, value in moments.items() if ".mixer." not in key}
     assert len(moments) - len(without) == 18
     for state, fault in (
-        (without, f"{first}.mixer.weight:exp_avg is missing"),
-        (moments | stranger, "model.layers.9.x.lora_a:step is unexpected"),
-        (moments | short, f"{first}.lora_b:exp_avg has shape (48, 3), not (48, 4)"),
+        (without, f"{first}.mixer.weight:exp_avg"),
+        (moments | stranger, "model.layers.9.x.lora_a:step () is unexpected"),
+        (moments | short, f"{first}.lora_b:exp_avg (48, 3) is unexpected"),
     ):
         with_moments(run, state)
         with pytest.raises(MosloraError, match=rf"step-21/optimizer\.safetensors: .*{re.escape(fault)}"):

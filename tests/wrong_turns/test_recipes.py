@@ -13,7 +13,7 @@ TYPED = (
     ("train none.yaml", "none.yaml"),
     ("train methods/lora", "methods/lora.yaml", "model.name"),
     ("train llama3-8b seed=-1 training.epochs=no", "seed = -1", "training.epochs = False"),
-    ("train smollm2-135m methods/dora", "methods/dora", "extends: [smollm2-135m, methods/dora]"),
+    ("train smollm2-135m methods/dora", "methods/dora", "extends="),
     ("train {world}/recipe.yaml adapter.target_modules=[lm_head]", "adapter.target_modules"),
     ("train {world}/recipe.yaml adapter.target_modules=[q_prj]", "q_prj", "down_proj, gate_proj, k_proj"),
     ("train {world}/recipe.yaml adapter.target_modules=q_proj,v_proj", "q_proj,v_proj", "[q_proj, v_proj]"),

@@ -18,9 +18,9 @@ def recipes_and_runs() -> list[tuple[str, str]]:
 
 def experiments() -> list[tuple[str, str]]:
     """Built-in experiments with their descriptions."""
-    from moslora.recipe import list_experiments
+    from moslora.recipe import list_recipes
 
-    return list_experiments()
+    return list_recipes("experiment")
 
 
 def runs() -> list[tuple[str, str]]:

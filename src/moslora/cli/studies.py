@@ -43,9 +43,9 @@ def experiment(
     The same command continues where it was stopped.
     """
     if file is None:
-        from moslora.recipe import list_experiments
+        from moslora.recipe import list_recipes
 
-        print_described(list_experiments())
+        print_described(list_recipes("experiment"))
         return
     from moslora.experiment.file import load_experiment
     from moslora.experiment.study import Study

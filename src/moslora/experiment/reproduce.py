@@ -14,7 +14,7 @@ from moslora.console import note, say
 from moslora.errors import MosloraError, UsageError
 from moslora.files import refuse_used, writing
 from moslora.processes.devices import GPU, gpus
-from moslora.recipe.differences import changed_keys
+from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import Run

@@ -1,6 +1,6 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
-from .builtin import find_recipe, list_experiments, list_recipes
+from .builtin import find_recipe, list_recipes
 from .load import copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
 from .recipe import Recipe, recipe_schema
 from .rules import PROTOCOLS
@@ -17,7 +17,6 @@ __all__ = [
     "TrainingSection",
     "copy_recipe",
     "find_recipe",
-    "list_experiments",
     "list_recipes",
     "load_recipe",
     "recipe_schema",

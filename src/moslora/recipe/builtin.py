@@ -21,12 +21,14 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     Raises:
         UsageError: neither; with the closest name.
     """
-    name, under = str(name), EXPERIMENTS if kind == "experiment" else ""
+    name = str(name)
     # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
     path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
         return path
-    files, stem = _builtin(under), name.removeprefix("recipes/").removeprefix(under).removesuffix(".yaml")
+    files, stem = _builtin(kind), name.removeprefix("recipes/").removesuffix(".yaml")
+    if kind == "experiment":
+        stem = stem.removeprefix(EXPERIMENTS)
     if stem in files:
         return files[stem]
     if os.path.isfile(path / "recipe.yaml"):
@@ -37,24 +39,21 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     raise UsageError(f"{printable(name)}: is neither a file nor a built-in {kind}; {hint}")
 
 
-def list_recipes(under: str = "") -> list[tuple[str, str]]:
-    """Name and first comment line of every built-in recipe, the runnable ones first."""
-    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _builtin(under).items()]
+def list_recipes(kind: str = "recipe") -> list[tuple[str, str]]:
+    """Name and first comment line of every built-in recipe, the runnable ones first; or of every "experiment"."""
+    return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _builtin(kind).items()]
 
 
-def list_experiments() -> list[tuple[str, str]]:
-    """Name and first comment line of every built-in experiment."""
-    return list_recipes(EXPERIMENTS)
-
-
-def _builtin(under: str) -> dict[str, Path]:
+def _builtin(kind: str) -> dict[str, Path]:
     """Name -> file of the recipes, or of the experiments."""
     package = Path(__file__).parents[1]
     # In a wheel the recipes are inside the package; in a clone they are next to src/.
     root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
+    if kind == "experiment":
+        root /= EXPERIMENTS
     names = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}
-    chosen = [name for name in names if name.startswith(EXPERIMENTS) == bool(under)]
-    return {name.removeprefix(under): names[name] for name in sorted(chosen, key=lambda name: (name.count("/"), name))}
+    chosen = [name for name in names if not name.startswith(EXPERIMENTS)]
+    return {name: names[name] for name in sorted(chosen, key=lambda name: (name.count("/"), name))}
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import reduce
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -13,12 +15,9 @@ from .layers import KeyPath, Layer, depth, lay, origin_of
 from .recipe import Recipe
 
 _WORDS = {
-    "dict_type": "must be a mapping of keys",
+    **dict.fromkeys(("dict_type", "model_attributes_type", "model_type"), "must be a mapping of keys"),
     "missing": "is missing; set it in this file, or extend a recipe that does",
-    "model_attributes_type": "must be a mapping of keys",
-    "model_type": "must be a mapping of keys",
     "tuple_type": "must be a list",
-    "union_tag_invalid": "must be one of {expected_tags}",
 }
 """Pydantic's error types -> our text, where pydantic's is about Python."""
 
@@ -58,30 +57,24 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
             yield _line(layers, min(given, key=lambda path: near.get(origin_of(layers, path), 2)), message, main)
 
 
-def _conflicts(error: ValidationError, values: dict[str, Any], wrong: Collection[KeyPath]) -> Iterator[tuple[str, str]]:
+def _conflicts(
+    error: ValidationError, values: dict[str, Any], wrong: Mapping[KeyPath, list[ErrorDetails]]
+) -> Iterator[tuple[str, str]]:
     """The broken rules between fields. Pydantic checks them only if all fields are valid: without the wrong ones."""
     if wrong:
-        right = _without(values, wrong)
-        unknown = {"name": "unknown", "model": {**right.get("model", {}), "name": "unknown"}}  # names have no default
+        right = deepcopy(values)
+        for path in sorted(wrong, key=len, reverse=True):
+            if wrong[path][0]["type"] != "missing":
+                *parents, last = path[: depth(values, path)]  # a list goes with its items
+                reduce(dict.__getitem__, parents, right).pop(last, None)
+        right |= {"name": "unknown", "model": {**right.get("model", {}), "name": "unknown"}}  # names have no default
         try:
-            Recipe.model_validate(right | unknown)
+            Recipe.model_validate(right)
             return
         except ValidationError as another:
             error = another
     for detail in error.errors(include_url=False):
         yield from detail.get("ctx", {}).get("conflicts", ())
-
-
-def _without(values: dict[str, Any], wrong: Collection[KeyPath], at: KeyPath = ()) -> dict[str, Any]:
-    """The values but for the wrong ones; a list goes with its items."""
-    kept = {}
-    for key, value in values.items():
-        here = (*at, key)
-        if isinstance(value, dict) and here not in wrong:
-            kept[key] = _without(value, wrong, here)
-        elif not any(path[: len(here)] == here for path in wrong):
-            kept[key] = value
-    return kept
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
@@ -110,35 +103,30 @@ def _line(layers: Sequence[Layer], path: KeyPath, message: str, main: str) -> st
 
 def _message(errors: list[ErrorDetails]) -> str:
     first, context = errors[0], errors[0].get("ctx", {})
-    if first["type"] == "extra_forbidden":
-        return _unknown(first["loc"])
-    if first["type"] == "value_error":
-        return "; ".join(str(context["error"]).splitlines())
-    texts = {error["type"]: re.sub(r"^\w+ should ", "must ", error["msg"]) for error in errors}
-    texts = {kind: _WORDS[kind].format(**context) if kind in _WORDS else text for kind, text in texts.items()}
-    message = " or ".join(dict.fromkeys(texts.values())).replace(" or must ", " or ")
-    if tag := context.get("tag"):
-        tag, tags = _NAMES_ELSEWHERE.get(tag, tag), context["expected_tags"].split("'")
-        message += "".join(f"; did you mean {meant}?" for meant in difflib.get_close_matches(tag, tags, n=1))
-    return message
+    match first["type"]:
+        case "extra_forbidden":
+            return _unknown(first["loc"])
+        case "value_error":
+            return "; ".join(str(context["error"]).splitlines())
+        case "union_tag_invalid":
+            tag, tags = context["tag"], context["expected_tags"]
+            close = difflib.get_close_matches(_NAMES_ELSEWHERE.get(tag, tag), tags.split("'"), n=1)
+            return "; ".join([f"must be one of {tags}", *(f"did you mean {meant}?" for meant in close)])
+    texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
+    return " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
 
 
 def _unknown(location: tuple[str | int, ...]) -> str:
     *section, key = map(str, location)
     if section[:1] == ["tasks"]:
         del section[1]  # the task's own name
-    models = dict(_models(Recipe))
-    known = [*models[tuple(section)].model_fields, *(() if section else ("extends",))]
-    key = _NAMES_ELSEWHERE.get(key, key)
-    # The right key in the wrong section, such as `learning_rate` at the top level.
-    elsewhere = [
-        ".".join((*at, key))
-        for at, model in models.items()
-        if key in model.model_fields and at[:2] != tuple(section[:2])
-    ]
-    if meant := difflib.get_close_matches(key, known, n=1) or elsewhere:
-        return f"unknown key; did you mean {meant[0]}?"
-    return f"unknown key; must be one of {', '.join(known)}"
+    models, key = dict(_models(Recipe)), _NAMES_ELSEWHERE.get(key, key)
+    known = [*models[tuple(section)].model_fields, *["extends"] * (not section)]
+    close = difflib.get_close_matches(key, known, n=1)
+    for at, model in models.items():  # in another section, such as `learning_rate` at the top level
+        if key in model.model_fields and at[:2] != tuple(section[:2]):
+            close.append(".".join((*at, key)))
+    return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; must be one of {', '.join(known)}"
 
 
 def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:

@@ -78,8 +78,7 @@ def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: 
     except ValueError as error:  # also a file that is not UTF-8
         faults.append(f"{origin}: is not YAML: {error}")
     if not isinstance(values, dict):
-        what = "is empty" if values is None else f"holds a {type(values).__name__} at its top level"
-        faults.append(f"{origin}: {what}; a recipe is a mapping of sections, such as `model:`")
+        faults.append(f"{origin}: must be a mapping of sections, such as `model:`")
         values = {}
     if anchored:
         _anchor(values.get("tasks"), path.parent)

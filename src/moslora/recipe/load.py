@@ -14,13 +14,12 @@ from moslora.errors import UsageError
 from moslora.files import write_text, writing
 from moslora.tasks import GROUP, TASKS, Task, split_names, unknown_names
 
-from .builtin import EXPERIMENTS, find_recipe, list_recipes
-from .differences import flat
+from .builtin import EXPERIMENTS, find_recipe
 from .faults import fault_lines
 from .layers import Layer, depth, extended, lay, origin_of, read_layers, shown
-from .recipe import Recipe
+from .recipe import Recipe, flat
 from .sections import AdapterSection
-from .yaml_text import parse, render, render_inline
+from .yaml_text import parse, render_inline
 
 GONE = {
     "data.winogrande": "xl",
@@ -116,25 +115,14 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:
-    """Copy a recipe, or `experiments/NAME`, into a file or folder.
-
-    A recipe that extends others is written out in full, below its own comment.
-    """
+    """Copy a recipe, or `experiments/NAME`, into a file or folder."""
     source = find_recipe(name, kind="experiment" if str(name).startswith(EXPERIMENTS) else "recipe")
-    faults: list[str] = []
-    layers = read_layers(source, faults)
-    if faults:
-        raise UsageError("\n".join(faults))
-    text = source.read_text("utf-8")
-    if len(layers) > 1:  # a relative `extends` would break in another folder
-        header = re.match(r"(#.*\n)*", text)
-        text = (header[0] if header else "") + render(lay(layers))
     target = destination / source.name if os.path.isdir(destination) else destination
     if os.path.lexists(target):
         raise UsageError(f"{target}: already exists; choose another destination")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, text)
+        write_text(target, source.read_text("utf-8"))
     return target
 
 
@@ -147,7 +135,7 @@ def _resolve(
     files = read_layers(path, faults, anchored=not written)
     if written:
         _drop_gone(files)
-    layers = [_defaults(path), *beneath, *files, *_overrides(overrides, faults, over=source)]
+    layers = [_defaults(path), *beneath, *files, *_overrides(overrides, faults)]
     return _checked(layers, faults, main=shown(path)), layers
 
 
@@ -179,23 +167,22 @@ def _defaults(path: Path) -> Layer:
     return Layer("default", {"name": name, "model": {}, "adapter": {"mixer": {"kind": AdapterSection().mixer.kind}}})
 
 
-def _overrides(arguments: Sequence[str], faults: list[str], *, over: str | Path) -> list[Layer]:
-    """The overrides as one layer, so that several keys of one mixer may come in any order."""
+def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Layer]:
+    """The overrides as one layer, so that several keys of one mixer may come in any order; `extends` as in a file."""
     layers = []
     for argument in arguments:
         match = OVERRIDE.fullmatch(argument)
-        if argument.startswith("extends=") or (match is None and argument in dict(list_recipes())):
-            name = argument.removeprefix("extends=").strip("[] ")
-            faults.append(f"override {argument!r}: combine recipes in a file, with extends: [{over}, {name}]")
-        elif match is None or not match[1].isprintable():
-            faults.append(f"override {argument!r}: must be key.sub=value, such as training.learning_rate=3e-4")
-        else:
-            try:
-                value = parse(match[2])
-            except ValueError as error:
-                faults.append(f"override {argument!r}: the value is not YAML: {error}")
-                continue
-            for key in reversed(match[1].split(".")):
-                value = {key: value}
-            layers.append(Layer("override", value))
-    return [Layer("override", lay(layers))] if layers else []
+        if match is None or not match[1].isprintable():
+            faults.append(
+                f"override {argument!r}: must be key.sub=value, such as training.learning_rate=3e-4, or extends=RECIPE"
+            )
+            continue
+        try:
+            value = parse(match[2])
+        except ValueError as error:
+            faults.append(f"override {argument!r}: the value is not YAML: {error}")
+            continue
+        for key in reversed(match[1].split(".")):
+            value = {key: value}
+        layers.append(Layer("override", value))
+    return extended(Layer("override", lay(layers)), faults, folder=Path()) if layers else []

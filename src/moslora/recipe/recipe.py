@@ -1,5 +1,6 @@
-"""The recipe as a whole: its sections, and the rules between them."""
+"""The recipe as a whole: its sections and the rules between them; differences between two recipes; the schema."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -7,12 +8,11 @@ from pydantic_core import PydanticCustomError
 
 from moslora.tasks import TASKS, Questions, Task
 
-from .differences import changed_keys, flat
 from .fields import Section
 from .rules import conflicts
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskName, TaskSection
-from .yaml_text import render
+from .yaml_text import render, render_inline
 
 
 class Recipe(Section):
@@ -81,6 +81,24 @@ class Recipe(Section):
             text = "\n".join(f"{keys.split()[0]}: {message}" for keys, message in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
         return self
+
+
+def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> list[str]:
+    """`key was …, is …` for every dotted key whose value differs, but for keys that begin with one of ``free``."""
+    before, after = flat(then), flat(now)
+    return [
+        f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}"
+        for key in dict.fromkeys((*after, *before))
+        if not key.startswith(free) and before.get(key) != after.get(key)
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def recipe_schema() -> dict[str, Any]:

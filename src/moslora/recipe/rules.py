@@ -51,14 +51,10 @@ def conflicts(
 
 def _training(training: TrainingSection, model: ModelSection, adapter: AdapterSection) -> Conflicts:
     if training.strategy == "fsdp" and model.quantization == "int8":
-        yield (
-            "training.strategy model.quantization",
-            "bitsandbytes' int8 layers lose their scales when they are sharded; set model.quantization: nf4 or null, or"
-            " training.strategy: ddp",
-        )
+        keys = "training.strategy model.quantization"
+        yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
     if model.quantization != "nf4" and not model.double_quantization:
-        keys = "model.double_quantization model.quantization"
-        yield keys, "double_quantization is an option of nf4; remove it, or set model.quantization: nf4"
+        yield "model.double_quantization model.quantization", "only nf4 has it; remove it, or set quantization: nf4"
     if training.epochs is None and training.max_steps is None:
         yield "training.epochs training.max_steps", "the run would never end; set epochs or max_steps"
     if training.lora_plus_ratio != 1 and adapter.trains != "all":
@@ -100,26 +96,20 @@ def _start(adapter: AdapterSection) -> Conflicts:
     m_at_zero = mixer.kind == "dense" and mixer.init in AT_ZERO
     if adapter.trains == "b" and (m_at_zero or mixer.kind in ("diagonal", *GATES)):
         # M would keep its start: zero, or a gate that never learned anything.
-        yield (
-            f"adapter.trains {keys}",
-            "with B alone M keeps its start, which here is zero or a random gate; set adapter.mixer.kind: identity,"
-            " or trains: all",
-        )
+        fix = "set adapter.mixer.kind: identity, or trains: all"
+        yield f"adapter.trains {keys}", f"with B alone M keeps its start, which here is zero or a random gate; {fix}"
     for field, value, usual in (("trains", "mixer", "all"), ("start", "svd", "lora")):
         if getattr(adapter, field) == value and not m_at_zero:
-            yield (
-                f"adapter.{field} {keys}",
-                "B is then not zero, so M must start at zero or near it; set adapter.mixer to"
-                f" {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}",
-            )
+            fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
+            yield f"adapter.{field} {keys}", f"B is then not zero, so M must start at zero or near it; {fix}"
     square = mixer.kind in INVERTIBLE and adapter.rank_out in (None, adapter.rank)
     if adapter.start == "pissa" and not (square and (mixer.kind != "dense" or mixer.init in WELL_CONDITIONED)):
         # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,
         # which in bfloat16 is no longer the part removed from the base.
+        fix = f"{', '.join(INVERTIBLE)} (dense with init: {' or '.join(WELL_CONDITIONED)}), or start: lora"
         yield (
             f"adapter.start {keys}",
-            f"a PiSSA start inverts M, which must be square and well conditioned; set the mixer's kind to one of"
-            f" {', '.join(INVERTIBLE)} (dense with init: {' or '.join(WELL_CONDITIONED)}), or start: lora",
+            f"a PiSSA start inverts M, square and well conditioned; set the mixer's kind to {fix}",
         )
 
 
@@ -153,11 +143,8 @@ def _mixture(data: DataSection, adapter: AdapterSection) -> Conflicts:
 def _evaluation(data: DataSection, evaluation: EvaluationSection) -> Conflicts:
     protocol, readers = evaluation.protocol, PROTOCOLS[data.format]
     if protocol not in readers:
-        yield (
-            "evaluation.protocol data.format",
-            f"protocol {protocol} cannot read the answers of format {data.format}; "
-            f"set evaluation.protocol: {' or '.join(readers)}, or change data.format",
-        )
+        fix = f"set evaluation.protocol: {' or '.join(readers)}, or change data.format"
+        yield "evaluation.protocol data.format", f"{protocol} cannot read the answers of format {data.format}; {fix}"
     if evaluation.beams > 1 and protocol != "generate":
         keys = "evaluation.beams evaluation.protocol"
         yield keys, f"protocol {protocol} generates nothing; set beams: 1, or protocol: generate"

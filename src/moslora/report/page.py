@@ -13,7 +13,7 @@ from moslora.compare.comparison import Comparison, compare
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
 from moslora.evaluation.predictions import percent
-from moslora.recipe.differences import flat
+from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.canvas import SERIES, Canvas
 from moslora.report.learned import LearnedLayer
