@@ -22,9 +22,8 @@ from moslora.adapters import named_adapters
 from moslora.adapters.start import LARGE, largest_triplets
 from moslora.base.load import load_base
 from moslora.base.quantized import dequantize, quantized_layers
-from moslora.convert.export import export_peft
+from moslora.convert.export import export_peft, lora_pairs
 from moslora.convert.merge import merge
-from moslora.convert.pairs import lora_pairs
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter

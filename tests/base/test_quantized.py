@@ -28,7 +28,7 @@ from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import fingerprint
 from moslora.base.sharded import shard_base
 from moslora.choices import Onto
-from moslora.convert import pairs
+from moslora.convert import export
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.convert.verify import PROMPTS
@@ -328,7 +328,7 @@ def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
 def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
 ) -> None:
-    monkeypatch.setattr(pairs, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    monkeypatch.setattr(export, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
     with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
         merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
     assert not list(tmp_path.iterdir())

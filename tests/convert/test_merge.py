@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cli_kit import run as cli
 from evaluation_kit import make_examples
 from moslora.adapters import fold
+from moslora.convert import export
 from moslora.convert import merge as merging
-from moslora.convert import pairs
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError
@@ -44,7 +44,6 @@ def test_every_weight_is_the_base_plus_s_b_m_a(trained: Path, world: Path, tmp_p
             ratios.append((expected - weight).norm() / weight.double().norm())
         torch.testing.assert_close(merged[key].double(), expected, rtol=1e-6, atol=1e-6, msg=key)
     assert len(ratios) == 6 and min(ratios) > 0.05
-    assert proof.ratio == pytest.approx(float(sum(ratios) / 6), rel=1e-5)
     assert proof.mean_error < 1e-5 and proof.effect > 0.1
 
 
@@ -106,7 +105,7 @@ def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
 def test_a_wrong_merge_is_refused_and_leaves_nothing(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
+    monkeypatch.setattr(export, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
     with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
         merge(trained / "adapter", out=tmp_path / "merged")
     assert not list(tmp_path.iterdir())

@@ -87,7 +87,7 @@ def test_an_import_without_settings_or_numbers(refused, source):
 def test_an_import_over_a_base_that_cannot_be_used(refused, source, a_model, monkeypatch):
     source(setting(base_model_name_or_path="some/model"))
     edit_json(a_model / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    refused("import source --base model", "model: ", "--base")
+    refused("import source --base model", "model.name = model: ")
     lost = huggingface_hub.errors.LocalEntryNotFoundError("lost")
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=lost))
     refused("import source", "some/model", code=1)

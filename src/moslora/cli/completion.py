@@ -25,10 +25,7 @@ def experiments() -> list[tuple[str, str]]:
 
 def runs() -> list[tuple[str, str]]:
     """The runs in the default folder, newest first."""
-    try:
-        found = sorted(RUNS.glob("*/recipe.yaml"), key=lambda path: -path.stat().st_mtime)
-    except OSError:  # a run was deleted meanwhile
-        found = []
+    found = sorted(RUNS.glob("*/recipe.yaml"), key=lambda path: -path.stat().st_mtime)
     return [(str(path.parent), "a run") for path in found]
 
 

@@ -64,5 +64,4 @@ def audit(
     table, notes = audit_rows(
         resolve_tasks(tasks), source=source, tokenizer=tokenizer, format=format, max_length=max_length
     )
-    print_table(table)
-    print(LEGEND, *(f"note: {note}" for note in notes), sep="\n")
+    print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])

@@ -2,16 +2,14 @@
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from moslora import choices
-from moslora.cli import completion
+from moslora.cli import completion, options
 from moslora.cli.completion import RUNS
-from moslora.cli.options import Base, DType, Out, Overrides, Processes, RecipeName, Run, Task, Trust
 from moslora.cli.table import print_table
 from moslora.console import is_main_process, note, say
 from moslora.errors import UsageError, stopped
@@ -24,16 +22,13 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    out: Out = None,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
+    out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
-    processes: Processes = None,
-    max_restarts: Annotated[
-        int | None,
-        typer.Option(help="Restarts after a process was killed. [default: 3 with several processes, else 0]", min=0),
-    ] = None,
+    processes: options.Processes = None,
+    max_restarts: options.Restarts = None,
 ) -> None:
     """Train an adapter from a recipe, on all GPUs of this machine."""
     run = Path(recipe)
@@ -51,12 +46,8 @@ def train(
         _print_plan(plan_run(resolved))
         return
     out = out or RUNS / resolved.name
-    _share(
-        processes,
-        then="the same command with --resume continues from the last checkpoint",
-        restarts=max_restarts,
-        run=out,
-    )
+    then = "the same command with --resume continues from the last checkpoint"
+    _share(processes, then=then, restarts=max_restarts, run=out)
     from moslora.training import train_recipe
 
     train_recipe(resolved, out=out, resuming=resume)
@@ -64,8 +55,8 @@ def train(
 
 @app.command()
 def plan(
-    recipe: RecipeName,
-    overrides: Overrides = None,
+    recipe: options.RecipeName,
+    overrides: options.Overrides = None,
     processes: Annotated[
         int | None, typer.Option(help="Devices, one process each. [default: this machine's GPUs, or 1]", min=1)
     ] = None,
@@ -85,45 +76,34 @@ def plan(
     _print_plan(plan_run(resolved, processes=processes, gpu_memory=gpu_memory, probing=probe))
 
 
+def _limit(text: str) -> int:
+    """The number, 0 for all."""
+    if text != "all" and int(text) < 1:
+        raise ValueError
+    return 0 if text == "all" else int(text)
+
+
 @app.command("eval")
 def evaluate(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            help="A run, an adapter folder, a model folder or a hub id. [default: newest run]",
-            autocompletion=completion.runs,
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="commonsense, or names separated by commas: of sets, of the run's own tasks, of YAML files that"
-            " declare some.",
-            autocompletion=completion.tasks,
-        ),
-    ] = None,
+    target: Annotated[str | None, options.TARGET] = None,
+    tasks: Annotated[str | None, options.TASKS] = None,
     protocol: Annotated[choices.Protocol | None, typer.Option(help="How an answer is read from the model.")] = None,
-    format: Annotated[choices.FormatName | None, typer.Option(help="Prompt format.")] = None,
-    base: Base = False,
-    limit: Annotated[str | None, typer.Option(help="Questions per task, or all.", metavar="NUMBER|all")] = None,
+    format: Annotated[choices.FormatName | None, options.FORMAT] = None,
+    base: options.Base = False,
+    limit: Annotated[int | None, typer.Option(help="Questions per task, or all.", parser=_limit)] = None,
     source: Annotated[str | None, typer.Option(help="Source of the questions, as in a recipe.")] = None,
-    dtype: DType = None,
+    dtype: options.DType = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
-    out: Out = None,
-    processes: Processes = None,
-    strategy: Annotated[
-        choices.Strategy | None,
-        typer.Option(
-            help="What each of several processes holds: ddp, the whole model; fsdp, a share of the base."
-            " [default: as in training]"
-        ),
-    ] = None,
-    trust: Trust = False,
+    out: options.Out = None,
+    processes: options.Processes = None,
+    strategy: options.Strategy = None,
+    trust: options.Trust = False,
 ) -> None:
-    """Score a model on the commonsense sets, on all GPUs of this machine."""
+    """Score a model, by default the newest run's, on the commonsense sets, on all GPUs of this machine."""
     typed = _typed(protocol=protocol, format=format, source=source, batch_tokens=batch_tokens, beams=beams)
-    typed |= _limit(limit)
+    if limit is not None:
+        typed["limit"] = limit or None
     _share(processes, then="the same command continues from the scores so far")
     from moslora.evaluation.target import evaluate_target, open_target
     from moslora.runs.run import newest_run
@@ -135,17 +115,12 @@ def evaluate(
         opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
         results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
     if is_main_process():
-        print(results.heading)
-        print_table(results.table())
-        print(*results.remarks(), f"written to {folder}", sep="\n")
+        print_table(results.table(), above=[results.heading], below=[*results.remarks(), f"written to {folder}"])
 
 
 @app.command()
 def ask(
-    target: Annotated[
-        str,
-        typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs),
-    ],
+    target: Annotated[str, options.TARGET],
     question: Annotated[str | None, typer.Option(help="The question. [default: read from the terminal]")] = None,
     option: Annotated[list[str] | None, typer.Option(help="An option; give two or more.")] = None,
     task: Annotated[
@@ -157,9 +132,9 @@ def ask(
     ] = None,
     protocol: Annotated[Literal["rank", "cloze"] | None, typer.Option(help="[default: the run's]")] = None,
     format: Annotated[choices.FormatName | None, typer.Option(help="[default: the run's]")] = None,
-    base: Base = False,
-    dtype: DType = None,
-    trust: Trust = False,
+    base: options.Base = False,
+    dtype: options.DType = None,
+    trust: options.Trust = False,
 ) -> None:
     """Answer a question: its options with their probabilities, the likeliest first.
 
@@ -183,15 +158,12 @@ def ask(
 
 @app.command()
 def merge(
-    run: Run,
-    onto: Annotated[
-        choices.Onto,
-        typer.Option(help="For a quantised base: merge into the original weights, or the dequantized ones."),
-    ] = "original",
-    task: Task = None,
-    dtype: DType = None,
-    out: Out = None,
-    trust: Trust = False,
+    run: options.Run,
+    onto: Annotated[choices.Onto, typer.Option(help="The weights of a quantised base to merge into.")] = "original",
+    task: options.Task = None,
+    dtype: options.DType = None,
+    out: options.Out = None,
+    trust: options.Trust = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model, in RUN/merged[-TASK]."""
     from moslora.convert.card import how_to_upload
@@ -204,11 +176,11 @@ def merge(
 
 @app.command()
 def export(
-    run: Run,
+    run: options.Run,
     format: Annotated[Literal["peft"], typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
-    task: Task = None,
-    out: Out = None,
-    trust: Trust = False,
+    task: options.Task = None,
+    out: options.Out = None,
+    trust: options.Trust = False,
 ) -> None:
     """Write the adapter in the format of another library, into RUN/peft[-TASK]."""
     from moslora.convert.card import how_to_upload
@@ -224,14 +196,13 @@ def import_(
     source: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.* in it.")],
     base: Annotated[str | None, typer.Option(help="The base model. [default: the one the source names]")] = None,
     dtype: Annotated[choices.DType, typer.Option(help="Precision in which the run loads its base.")] = "bfloat16",
-    out: Out = None,
-    trust: Trust = False,
+    out: options.Out = None,
+    trust: options.Trust = False,
 ) -> None:
     """Import an adapter of the MoSLoRA repository or a LoRA of PEFT as a run.
 
-    A Trainer checkpoint (pytorch_model.bin) works too. The result is compared with the source's own equations; if
-    anything is not supported, nothing is written. Not supported: DoRA, a rank or scale per layer, trained biases or
-    whole modules, PiSSA and other starts that change the base, and layers not chosen by a list of names.
+    A Trainer checkpoint (pytorch_model.bin) works too. The result is compared with the source's own equations. If
+    anything is not supported (docs/merging.md has a list), nothing is written.
     """
     from moslora.convert.importing import import_adapter
 
@@ -241,13 +212,12 @@ def import_(
 
 
 @app.command()
-def quickstart(out: Out = None) -> None:
+def quickstart(out: options.Out = None) -> None:
     """Train, evaluate and merge a small real model on this machine."""
     from moslora.quickstart import quickstart as run_quickstart
 
     table, lines = run_quickstart(out=out or RUNS / "quickstart")
-    print_table(table)
-    print(*lines, sep="\n")
+    print_table(table, below=lines)
 
 
 def _share(processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS) -> None:
@@ -266,24 +236,12 @@ def _share(processes: int | None, *, then: str, restarts: int | None = None, run
 
 
 def _print_plan(plan: "Plan") -> None:
-    print(*plan.heading, sep="\n")
-    if plan.table:
-        print_table(plan.table)
-    print(*plan.remarks, sep="\n")
+    print_table(plan.table, above=plan.heading, below=plan.remarks)
 
 
-def _typed(**options: Any) -> dict[str, Any]:
+def _typed(**values: Any) -> dict[str, Any]:
     """The options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _limit(text: str | None) -> dict[str, int | None]:
-    if text is None or text == "all":
-        return {"limit": None} if text else {}
-    with suppress(ValueError):  # also for a number with thousands of digits
-        if (number := int(text)) > 0:
-            return {"limit": number}
-    raise UsageError(f"--limit {text}: must be a number of questions per task, or all")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:

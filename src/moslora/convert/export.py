@@ -1,21 +1,48 @@
-"""Adapters written for other libraries."""
+"""Adapters as plain LoRA pairs, and written in PEFT's format."""
 
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import nn
+from transformers import PreTrainedModel
 
+from moslora.adapters import LoraPair, NotMergeable, build_mixer, fold, has_learned, named_adapters
+from moslora.base.load import name_task
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.convert.card import public_name, write_card
-from moslora.convert.pairs import lora_pairs, refuse_unfoldable
+from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
-from moslora.runs.adapter_folder import load_without_base, open_adapter
+from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
 
 OTHER_WEIGHTS = (
     " It was trained on the Q4_1 quantisation of the hub's weights, and gives the same logits only on the folder that"
     f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
 )
 """For an adapter of the built-in model."""
+
+
+def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
+    """Refuses an adapter without a single ΔW. A task gate has one for each ``task`` that it was trained on."""
+    section = folder.recipe.adapter
+    gated = section.mixer.kind == "task-gate"
+    if task is None:
+        try:
+            build_mixer(rank=section.rank, in_features=1, **folder.recipe.adapter_options()["mixer"]).matrix()
+        except NotMergeable as error:
+            fix = "name one with --task" if gated else "evaluate the adapter folder itself"
+            raise UsageError(f"{folder.path}: has no single weight: it has {error}; {fix}") from None
+    elif not gated:
+        raise UsageError(f"{folder.path}: --task {task}: its mixer does not depend on the task; omit --task")
+    else:
+        folder.refuse_untrained(task)
+
+
+def lora_pairs(folder: AdapterFolder, model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
+    """The folded adapters of ``folder`` by layer. ``model`` has them, and computes for ``task`` from now on."""
+    if not has_learned(model):
+        raise MosloraError(f"{folder.path}: still as it started, with ΔW = 0 in every layer; choose a later checkpoint")
+    if task is not None:
+        name_task(model, task)
+    return {name: fold(layer) for name, layer in named_adapters(model)}
 
 
 def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remote_code: bool = False) -> Path:
@@ -33,12 +60,14 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         pairs = lora_pairs(folder, model, task=task)
         tensors = {}
         for name, pair in pairs.items():
-            tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
-            if pair.magnitude is not None:
-                tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude
+            parts = {"A.weight": pair.a, "B.weight": pair.b, "magnitude_vector": pair.magnitude}
+            for part, value in parts.items():
+                if value is not None:
+                    tensors[f"base_model.model.{name}.lora_{part}"] = value.contiguous()
         save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
         rank = len(pair.a)  # of the last layer, as of all
+        components = {name.rpartition(".")[2] for name in pairs}
+        same = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
         settings = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -51,7 +80,8 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
-            "target_modules": _target_modules(model, list(pairs)),
+            # The whole names where other layers share a component.
+            "target_modules": sorted(components if len(same) == len(pairs) else pairs),
         }
         write_json(scratch / "adapter_config.json", settings)
         use = (
@@ -63,10 +93,3 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         proof += OTHER_WEIGHTS if base == BUILTIN else ""
         write_card(scratch, folder, kind="A LoRA adapter", task=task, use=use, proof=proof)
     return out
-
-
-def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
-    """The last components of the adapted layers' names; the whole names where other layers share a component."""
-    components = {name.rpartition(".")[2] for name in adapted}
-    meant = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
-    return sorted(components if len(meant) == len(adapted) else adapted)

@@ -116,10 +116,6 @@ def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedMode
         return ours, load_base(recipe.model.model_copy(update={"dtype": "float32"}))
     except ValueError as misfits:
         raise UsageError("\n".join(f"{weights}: {line}" for line in str(misfits).splitlines())) from None
-    except MosloraError as error:  # there is no recipe yet in which to change `model.name`
-        if (said := str(error)).startswith(key := "model.name = "):
-            error.args = (f"{said.removeprefix(key)} (the adapter's base; --base names another)",)
-        raise
 
 
 def _our_state(layers: Layers) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
 from moslora.choices import DType, Onto
 from moslora.convert.card import write_card
-from moslora.convert.pairs import lora_pairs, refuse_unfoldable
+from moslora.convert.export import lora_pairs, refuse_unfoldable
 from moslora.convert.verify import Proof, compare, log_probabilities
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
@@ -81,12 +81,12 @@ def merge(
             expected = log_probabilities(model, tokenizer)
             del model
         files = weight_files(section.name, revision=section.revision)
-        ratio = _write_weights(files, pairs, quantized, scratch, dtype=DTYPES[section.dtype])
+        _write_weights(files, pairs, quantized, scratch, dtype=DTYPES[section.dtype])
         del quantized  # before another model is loaded
         _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
         merged = log_probabilities(load_base(written), tokenizer)
-        proof = compare(merged, base=base, adapted=adapted, expected=expected, ratio=ratio, section=section, onto=onto)
+        proof = compare(merged, base=base, adapted=adapted, expected=expected, section=section, onto=onto)
         name = out.resolve().name
         use = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -115,15 +115,11 @@ def _write_weights(
     out: Path,
     *,
     dtype: torch.dtype,
-) -> float:
+) -> None:
     """Writes the base's tensors with every ΔW added, one shard of at most :data:`SHARD_BYTES` in memory at a time.
 
     ``pairs`` has the ΔW of each layer, ``quantized`` what replaces a layer's weight in the base's ``files``.
-
-    Returns:
-        ‖ΔW‖ / ‖W‖, the mean over the adapted layers.
     """
-    ratios = []
     with ExitStack() as opened:
         sources: dict[str, Any] = {}
         for path in files:
@@ -140,27 +136,20 @@ def _write_weights(
                 if layer in quantized:
                     tensor = dequantize(quantized[layer])
                 if layer in pairs:
-                    tensor, ratio = _adapted(tensor, pairs[layer], dtype=dtype)
-                    ratios.append(ratio)
+                    tensor = _adapted(tensor, pairs[layer], dtype=dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
             save_file(shard, out / name, metadata={"format": "pt"})
     if shards.is_sharded:
         write_json(out / INDEX, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})
-    return sum(ratios) / len(ratios)
 
 
-def _adapted(weight: Tensor, pair: LoraPair, *, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """W' in ``dtype``, and ‖W' − W‖ / ‖W‖. By a few rows at a time, so that the float32 copies stay small."""
+def _adapted(weight: Tensor, pair: LoraPair, *, dtype: torch.dtype) -> Tensor:
+    """W' in ``dtype``. By a few rows at a time, so that the float32 copies stay small."""
     adapted = torch.empty_like(weight, dtype=dtype)
-    moved, size = 0.0, 0.0
     for begin in range(0, len(weight), ROWS):
         rows = slice(begin, begin + ROWS)
-        before = weight[rows].float()
-        after = pair.of_rows(rows).adapted(before)
-        adapted[rows] = after
-        moved += float(torch.linalg.vector_norm(after - before)) ** 2
-        size += float(torch.linalg.vector_norm(before)) ** 2
-    return adapted, (moved / size) ** 0.5
+        adapted[rows] = pair.of_rows(rows).adapted(weight[rows].float())
+    return adapted
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -60,7 +60,6 @@ class Proof:
     flips: float  # share of positions where another token is the likeliest
     rounding: float  # the merge's own part of mean_error; the rest comes from the base's quantisation
     effect: float  # mean |Δ log p| between the base and the adapter model, which the merge has to preserve
-    ratio: float  # ‖ΔW‖ / ‖W‖, the mean over layers; a small ΔW is lost in the merge's rounding
     dtype: DType  # of both models
     quantization: str | None  # of the adapter model's base
     onto: Onto  # the weights of a quantised base that the adapter was merged into
@@ -75,7 +74,7 @@ class Proof:
         return (
             f"{models}: mean |Δ log p| {self.mean_error:.2g}{rounding}, largest {self.max_error:.2g}, KL {self.kl:.2g}"
             f" nats, another likeliest token at {self.flips:.1%} of the positions; the adapter itself moves them by"
-            f" {self.effect:.2g} (‖ΔW‖/‖W‖ {self.ratio:.2%}){warning}"
+            f" {self.effect:.2g}{warning}"
         )
 
 
@@ -85,7 +84,6 @@ def compare(
     base: LogProbabilities,
     adapted: LogProbabilities,
     expected: LogProbabilities,
-    ratio: float,
     section: ModelSection,
     onto: Onto,
 ) -> Proof:
@@ -104,7 +102,6 @@ def compare(
         flips=float((adapted.all.argmax(-1) != merged.all.argmax(-1)).float().mean()),
         rounding=float((expected.following - merged.following).abs().mean()),
         effect=float((adapted.following - base.following).abs().mean()),
-        ratio=ratio,
         dtype=section.dtype,
         quantization=section.quantization,
         onto=onto,

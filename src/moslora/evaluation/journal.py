@@ -18,7 +18,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import RESULTS, Results, Settings, TaskRecord, load_results, summarise
 from moslora.files import write_json, write_text, writing
-from moslora.recipe.differences import changed_keys
+from moslora.recipe.recipe import changed_keys
 
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"

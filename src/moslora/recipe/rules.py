@@ -107,10 +107,7 @@ def _start(adapter: AdapterSection) -> Conflicts:
         # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,
         # which in bfloat16 is no longer the part removed from the base.
         fix = f"{', '.join(INVERTIBLE)} (dense with init: {' or '.join(WELL_CONDITIONED)}), or start: lora"
-        yield (
-            f"adapter.start {keys}",
-            f"a PiSSA start inverts M, square and well conditioned; set the mixer's kind to {fix}",
-        )
+        yield f"adapter.start {keys}", f"a PiSSA start inverts M; set the mixer's kind to {fix}"
 
 
 def _tasks(data: DataSection, evaluation: EvaluationSection, known: tuple[str, ...]) -> Conflicts:

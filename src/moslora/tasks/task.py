@@ -85,11 +85,11 @@ class Columns:
 def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
     try:
         value = compiled(source)({**row, "row": row})
+        if isinstance(value, Undefined):
+            raise LookupError(f"{source} is not there")
+        return value
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{field}: {error}; the row has {', '.join(map(str, row))}") from None
-    if isinstance(value, Undefined):
-        raise ValueError(f"{field}: {source} is not there; the row has {', '.join(map(str, row))}")
-    return value
 
 
 @cache
@@ -123,10 +123,8 @@ def _position(answer: Any, choices: tuple[str, ...]) -> int:
     elif isinstance(answer, str) and len(answer) == 1 and answer.isascii() and answer.isalpha():
         gold = ord(answer.upper()) - ord("A")
     else:
-        raise ValueError(
-            f"answer {answer!r}: must be the position of an option from 0, its text, or its letter; an expression can"
-            " turn it into one, such as answer: label|int - 1"
-        )
+        fix = "must be the position of an option from 0, its text, or its letter, such as answer: label|int - 1"
+        raise ValueError(f"answer {answer!r}: {fix}")
     if not 0 <= gold < len(choices):
         raise ValueError(f"answer {answer!r}: there are {len(choices)} options")
     return gold
