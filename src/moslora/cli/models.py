@@ -1,6 +1,7 @@
 """The commands ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``export``, ``import`` and ``quickstart``."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -78,8 +79,8 @@ def plan(
 
 def _limit(text: str) -> int:
     """The number, 0 for all."""
-    if text != "all" and int(text) < 1:
-        raise ValueError
+    if not re.fullmatch(r"all|[1-9]\d{0,8}", text):
+        raise typer.BadParameter(f"{text}: must be a number of questions per task, or all")
     return 0 if text == "all" else int(text)
 
 

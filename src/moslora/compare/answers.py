@@ -42,6 +42,9 @@ class TaskAnswers:
         if {len(self.gold), len(self.correct), len(self.log_probability) or len(self.ids)} != {len(self.ids)}:
             raise ValueError("columns of different lengths")
 
+    def of(self, outcome: Outcome) -> Sequence[float]:
+        return self.correct if outcome == "accuracy" else self.log_probability
+
 
 @dataclass(frozen=True)
 class Answers:

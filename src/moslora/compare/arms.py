@@ -171,8 +171,7 @@ def pair(before: Arm, after: Arm) -> list[tuple[Answers, Answers]]:
 
 def values(runs: Sequence[Answers], outcome: Outcome) -> dict[str, Floats]:
     """Task -> the outcome of every question under every seed, shape ``(S, n)``."""
-    attribute = "correct" if outcome == "accuracy" else outcome
-    found = {task: np.array([getattr(run.tasks[task], attribute) for run in runs], float) for task in runs[0].tasks}
+    found = {task: np.array([run.tasks[task].of(outcome) for run in runs], float) for task in runs[0].tasks}
     for task, array in found.items():
         if not array.size:
             raise UsageError(f"{outcome}: protocol {runs[0].settings.protocol} gives none; compare the accuracy")

@@ -53,8 +53,8 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: the contrast that was named, or the only one there is, and with more than two arms every
-    other one against the first."""
+    """The contrast that was named, or the only one there is, and with more than two arms every other one against the
+    first."""
 
     outcome: Outcome
     arms: tuple[Arm, ...]
@@ -70,16 +70,7 @@ def compare(
     evaluation: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
-    """Compares what is at ``paths``.
-
-    Args:
-        paths: see `moslora.compare.arms.load_arms`.
-        contrast: names of two arms, the second to be held against the first; the default is the experiment's, or the
-            two arms that there are.
-        outcome: the number that is compared; the default is the experiment's, or the accuracy.
-        evaluation: name of the evaluation, for runs that have several.
-        allowed: fields that may differ; see `refuse_mixed`.
-    """
+    """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrast and outcome."""
     arms = load_arms(paths, evaluation=evaluation)
     if len(paths) == 1 and is_experiment(paths[0]):
         index = read_index(paths[0])
@@ -94,20 +85,23 @@ def compare_arms(
     outcome: Outcome = "accuracy",
     allowed: Sequence[str] = (),
 ) -> Comparison:
-    """`compare` for arms that are loaded."""
+    """Compares arms.
+
+    Args:
+        arms: two or more.
+        contrast: names of two arms, the second to be held against the first; the default is the only two.
+        outcome: the number that is compared.
+        allowed: fields that may differ; see `refuse_mixed`.
+    """
     refuse_mixed(arms, allowed=allowed)
     _note_versions(arms)
     by_name = {arm.name: arm for arm in arms}
     if unknown := [name for name in contrast or () if name not in by_name]:
         raise UsageError(f"contrast: no arm {', '.join(unknown)}; must be two among {', '.join(by_name)}")
-    if contrast is None and len(arms) == 2:
-        contrast = (arms[0].name, arms[1].name)
-    return Comparison(
-        outcome,
-        tuple(arms),
-        main=_contrast(*(by_name[name] for name in contrast), outcome=outcome) if contrast else None,
-        exploratory=tuple(_contrast(arms[0], arm, outcome=outcome) for arm in arms[1:]) if len(arms) > 2 else (),
-    )
+    named = [by_name[name] for name in contrast] if contrast else arms if len(arms) == 2 else []
+    main = _contrast(*named, outcome=outcome) if named else None
+    others = [_contrast(arms[0], arm, outcome=outcome) for arm in arms[1:]] if len(arms) > 2 else []
+    return Comparison(outcome, tuple(arms), main, tuple(others))
 
 
 def _contrast(before: Arm, after: Arm, *, outcome: Outcome) -> Contrast:
@@ -127,8 +121,8 @@ def _contrast(before: Arm, after: Arm, *, outcome: Outcome) -> Contrast:
 
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
-    """Refuses runs that were asked differently, and those that differ in base, rows or steps, but for ``allowed``
-    fields: one line for each, with both values."""
+    """Refuses runs that were asked differently, or that differ in base, rows or steps, except in ``allowed`` fields:
+    one line for each, with both values."""
     faults: dict[str, str] = {}
     seen: dict[str, tuple[str, Path]] = {}
     for run in (run for arm in arms for run in arm.runs.values()):

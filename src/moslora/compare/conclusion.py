@@ -5,19 +5,13 @@ from dataclasses import dataclass
 
 from moslora.compare.answers import Outcome
 from moslora.compare.comparison import Comparison, Contrast
-from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Effect, holm, smallest_p
+from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, holm, smallest_p
 
 
 @dataclass(frozen=True)
 class Unit:
-    """How an outcome is written.
-
-    Attributes:
-        name: of the unit.
-        factor: from the outcome to it.
-        digits: after the point.
-        margin: below which a difference does not matter, in this unit.
-    """
+    """How an outcome is written: times ``factor``, with so many ``digits``; a difference below ``margin`` of this unit
+    does not matter."""
 
     name: str
     factor: float
@@ -25,7 +19,6 @@ class Unit:
     margin: float
 
     def level(self, value: float) -> str:
-        """A mean: 51.1."""
         return f"{self.factor * value:.{self.digits}f}"
 
     def change(self, value: float) -> str:
@@ -33,7 +26,6 @@ class Unit:
         return f"{self.factor * value:+.{self.digits + 1}f}"
 
     def range(self, interval: tuple[float, float]) -> str:
-        """An interval: −0.40 to +1.02."""
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
 
 
@@ -46,8 +38,8 @@ UNITS: dict[Outcome, Unit] = {
 
 def tables(comparison: Comparison) -> list[list[list[str]]]:
     """All arms, if there are more than two; then the contrast, if there is one."""
-    found = [_all_arms(comparison)] if comparison.exploratory else []
-    return [*found, *([_of_contrast(comparison.main)] if comparison.main else [])]
+    all_arms = [_all_arms(comparison)] if comparison.exploratory else []
+    return [*all_arms, *([_of_contrast(comparison.main)] if comparison.main else [])]
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
@@ -74,20 +66,19 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
 
 def _all_arms(comparison: Comparison) -> list[list[str]]:
     """A row per arm: its averages, and its difference from the first."""
-    unit, others = UNITS[comparison.outcome], comparison.exploratory
+    unit, first, rest = UNITS[comparison.outcome], comparison.arms[0], comparison.exploratory
     rows = [["arm (exploratory)", "seeds", "macro", "micro", "difference", "95 % interval", "p"]]
-    of = {name: unit.level(means[0]) for name, means in others[0].means.items()}
-    rows.append([others[0].before, str(len(comparison.arms[0].runs)), of[MACRO], of[MICRO], "", "", ""])
-    for contrast in others:
-        of = {name: unit.level(means[1]) for name, means in contrast.means.items()}
-        effect = contrast.effects[MACRO]
+    means = [unit.level(rest[0].means[name][0]) for name in (MACRO, MICRO)]
+    rows.append([first.name, str(len(first.runs)), *means, "", "", ""])
+    for contrast in rest:
+        means, effect = [unit.level(contrast.means[name][1]) for name in (MACRO, MICRO)], contrast.effects[MACRO]
         found = [unit.change(effect.difference), unit.range(effect.interval), probability(effect.p)]
-        rows.append([contrast.after, str(contrast.seeds), of[MACRO], of[MICRO], *found])
+        rows.append([contrast.after, str(contrast.seeds), *means, *found])
     return rows
 
 
 def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
-    """What stands below the tables, the conclusion last; ``margin`` in the unit of the outcome."""
+    """The lines below the tables, the conclusion last; ``margin`` in the unit of the outcome."""
     main = comparison.main
     if main is None:
         names = ",".join(arm.name for arm in comparison.arms[:2])
@@ -97,13 +88,20 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
         ]
     unit, effect = UNITS[main.outcome], main.effects[MACRO]
     margin = unit.margin if margin is None else margin
+    p = probability(effect.p)
+    p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
+    exact = "all" if main.seeds <= EXACT_FLIPS else "sampled"
+    how = "sign flips over the questions" if main.seeds == 1 else f"{exact} sign flips over {main.seeds} seeds"
+    equal = "yes" if effect.equivalent(margin / unit.factor) else "not shown"
+    smallest = f"none, as p cannot be below {smallest_p(main.seeds):g}"
+    if effect.detectable is not None:
+        size = unit.change(effect.detectable).lstrip("+")
+        smallest = f"about {size} {unit.name} (found in 4 of 5 such comparisons)"
     found = [
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.name}, 95 % interval"
-        f" {unit.range(effect.interval)}, {_test(main)}",
-        f"equal within ±{margin:g} {unit.name}: "
-        + ("yes" if effect.equivalent(margin / unit.factor) else "not shown")
-        + f" (90 % interval {unit.range(effect.inner)})",
-        _detectable(effect, main, unit),
+        f" {unit.range(effect.interval)}, {p} ({how})",
+        f"equal within ±{margin:g} {unit.name}: {equal} (90 % interval {unit.range(effect.inner)})",
+        f"smallest detectable difference: {smallest}",
     ]
     if main.outcome == "accuracy":
         over = main.over_majority
@@ -114,7 +112,7 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
 
 
 def conclusion(main: Contrast, *, margin: float) -> str:
-    """What can be concluded, and what cannot, in a sentence."""
+    """One sentence: what can be concluded, and what cannot."""
     unit, effect = UNITS[main.outcome], main.effects[MACRO]
     within = f"±{margin:g} {unit.name}"
     equal = effect.equivalent(margin / unit.factor)
@@ -137,22 +135,6 @@ def conclusion(main: Contrast, *, margin: float) -> str:
     else:
         cannot = f"a difference below {unit.level(effect.detectable)} {unit.name} may well have been missed"
     return f"Conclusion: {can}; {cannot}."
-
-
-def _test(main: Contrast) -> str:
-    """p, and how it was found."""
-    p = probability(main.effects[MACRO].p)
-    p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
-    exact = "all" if main.seeds <= EXACT_FLIPS else "sampled"
-    how = "sign flips over the questions" if main.seeds == 1 else f"{exact} sign flips over {main.seeds} seeds"
-    return f"{p} ({how})"
-
-
-def _detectable(effect: Effect, main: Contrast, unit: Unit) -> str:
-    if effect.detectable is None:
-        return f"smallest detectable difference: none, as p cannot be below {smallest_p(main.seeds):g}"
-    size = f"{unit.factor * effect.detectable:.{unit.digits + 1}f} {unit.name}"
-    return f"smallest detectable difference: about {size} (found in 4 of 5 such comparisons)"
 
 
 def probability(p: float) -> str:

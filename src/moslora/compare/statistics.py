@@ -15,11 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-LEVEL = 0.05
-"""Of every test, two-sided."""
-
-POWER = 0.8
-"""Of the smallest effect that is called detectable."""
+LEVEL, POWER = 0.05, 0.8
+"""The level of every test, two-sided; the power with which a detectable effect is found."""
 
 RESAMPLES = 10_000
 
@@ -27,7 +24,7 @@ EXACT_FLIPS = 12
 """Differences whose every combination of signs is tried; of more, a random sample of `RESAMPLES`."""
 
 MACRO, MICRO = "macro average", "micro average"
-"""Every task has the same weight; every question."""
+"""Every task has the same weight, or every question."""
 
 RESAMPLED_AT_ONCE = 2**21
 """Questions drawn at a time, to bound the memory."""
@@ -79,13 +76,13 @@ def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int =
     weights |= {MACRO: np.full(len(tasks), 1 / len(tasks)), MICRO: sizes / sizes.sum()}
     joins = 1 / math.sqrt(len(tasks[0])) if binary else 0.0
     replicates = np.stack(  # (R, k)
-        [resampled_means(d.mean(axis=0), random, joins=joins, resamples=resamples) for d in tasks], axis=1
+        [_resampled_means(d.mean(axis=0), random, joins=joins, resamples=resamples) for d in tasks], axis=1
     )
     if len(tasks[0]) == 1:
         parts = {name: [wt * d[0] / d.size for wt, d in zip(w, tasks, strict=True)] for name, w in weights.items()}
         return {name: _over_questions(np.concatenate(parts[name]), replicates @ w) for name, w in weights.items()}
     means = np.stack([d.mean(axis=1) for d in tasks], axis=1)  # (S, k)
-    rest = np.array([interaction(d) for d in tasks])
+    rest = np.array([_interaction(d) for d in tasks])
     return {
         name: _over_seeds(means @ w, questions=float((replicates @ w).var()), rest=float(w**2 @ rest))
         for name, w in weights.items()
@@ -94,13 +91,13 @@ def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int =
 
 def _over_questions(parts: Floats, replicates: Floats) -> Effect:
     """With one seed: percentiles of the bootstrap. ``parts`` are of the questions, and sum to D."""
-    low, inner_low, inner_high, high = np.quantile(replicates, [LEVEL / 2, LEVEL, 1 - LEVEL, 1 - LEVEL / 2])
+    low, inner_low, inner_high, high = np.quantile(replicates, [LEVEL / 2, LEVEL, 1 - LEVEL, 1 - LEVEL / 2]).tolist()
     error = float(replicates.std())
     return Effect(
         difference=float(parts.sum()),
         standard_error=error,
-        interval=(float(low), float(high)),
-        inner=(float(inner_low), float(inner_high)),
+        interval=(low, high),
+        inner=(inner_low, inner_high),
         p=sign_flip(parts),
         detectable=float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * error,
     )
@@ -136,18 +133,17 @@ def _detectable(count: int, *, seeds: float, error: float) -> float | None:
     if smallest_p(count) > LEVEL:
         return None
     of_interval = float(stats.t.ppf(1 - LEVEL / 2, count - 1) + stats.t.ppf(POWER, count - 1)) * error
-    if 2 * smallest_p(count) <= LEVEL:
-        return of_interval
-    return max(of_interval, float(stats.norm.ppf(POWER ** (1 / count))) * math.sqrt(count) * seeds)
+    of_flips = float(stats.norm.ppf(POWER ** (1 / count))) * math.sqrt(count) * seeds
+    return of_interval if 2 * smallest_p(count) <= LEVEL else max(of_interval, of_flips)
 
 
 def smallest_p(count: int) -> float:
-    """What a sign-flip test of ``count`` differences reaches at best: 2 / 2^count."""
+    """The smallest p of a sign-flip test of ``count`` differences: 2 / 2^count."""
     return 2.0 ** (1 - count)
 
 
 def sign_flip(values: Floats) -> float:
-    """The share of sign combinations with |Σ ± x| ≥ |Σ x|: p of the hypothesis that x and −x are equally likely.
+    """Share of sign combinations with |Σ ± x| ≥ |Σ x|: p of the hypothesis that x and −x are equally likely.
 
     Exact for up to `EXACT_FLIPS` values that are not 0, and for more if all have the same size: McNemar's exact test.
     Otherwise from a fixed random sample of flips, in which the observed one is counted, so that p is never too small.
@@ -171,7 +167,7 @@ def sign_flip(values: Floats) -> float:
     return extreme / (RESAMPLES + 1)
 
 
-def resampled_means(values: Floats, random: np.random.Generator, *, joins: float, resamples: int) -> Floats:
+def _resampled_means(values: Floats, random: np.random.Generator, *, joins: float, resamples: int) -> Floats:
     """Bootstrap over questions: means of n drawn from n with replacement, shape ``(resamples,)``.
 
     Args:
@@ -194,7 +190,7 @@ def resampled_means(values: Floats, random: np.random.Generator, *, joins: float
     return means + centre - values.mean()
 
 
-def interaction(d: Floats) -> float:
+def _interaction(d: Floats) -> float:
     """Variance of the mean of d by what varies by seed and question together: Σ e² / ((S − 1)(n − 1)) / (S n).
 
     e = d − (its seed's mean) − (its question's mean) + (the mean); d has shape ``(S, n)``.

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationError
@@ -27,9 +28,6 @@ def _layer(value: Any) -> Any:
         value = {"extends": value}
     if not isinstance(value, dict):
         raise ValueError("must be a recipe's name, or a mapping of keys as in a recipe file")
-    extends = value.get("extends", [])
-    if not (isinstance(extends, str) or (isinstance(extends, list) and all(isinstance(name, str) for name in extends))):
-        raise ValueError("extends must be a recipe's file or name, or a list of these")
     return value
 
 
@@ -39,13 +37,13 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Strict(Fals
 
 
 class ExperimentFile(Section):
-    """What an experiment file holds."""
+    """The content of an experiment file."""
 
     recipe: Layer
-    """What all arms share: a recipe's name, or keys as in a recipe file with `extends`."""
+    """All arms share it: a recipe's name, or keys as in a recipe file with `extends`."""
 
     arms: Annotated[dict[Name, Layer], Field(min_length=1)]
-    """What each arm lays over it: a method's name, or keys as in a recipe file."""
+    """Each arm lays its own over it: a method's name, or keys as in a recipe file."""
 
     first: Annotated[tuple[str, ...], Strict(False)] = ()
     """The arms that run if none are named; empty for all."""
@@ -71,14 +69,12 @@ class Planned:
     """One run: an arm with a learning rate and a seed. ``scored`` is false for one that only chooses the rate."""
 
     arm: str
-    learning_rate: float
-    seed: int
-    scored: bool
     recipe: Recipe
+    scored: bool
 
     @property
     def name(self) -> str:
-        return run_name(self.arm, self.learning_rate, self.seed)
+        return self.recipe.name
 
 
 def run_name(arm: str, learning_rate: float, seed: int) -> str:
@@ -99,21 +95,19 @@ class Experiment:
     file: ExperimentFile
     recipes: Mapping[str, Recipe]
 
-    def planned(self, arm: str, rate: float, seed: int, *, scored: bool) -> Planned:
-        recipe = self.recipes[arm]
-        training = recipe.training.model_copy(update={"learning_rate": rate})
-        update = {"name": run_name(arm, rate, seed), "seed": seed, "training": training}
-        return Planned(arm, rate, seed, scored, recipe.model_copy(update=update))
+    def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[Planned]:
+        """The runs of arms with learning rates, seed after seed."""
+        found = []
+        for seed, (arm, rate) in product(self.file.seeds if scored else self.file.rate_seeds, choices):
+            training = self.recipes[arm].training.model_copy(update={"learning_rate": rate})
+            update = {"name": run_name(arm, rate, seed), "seed": seed, "training": training}
+            found.append(Planned(arm, self.recipes[arm].model_copy(update=update), scored))
+        return found
 
     def search(self, arms: tuple[str, ...]) -> list[Planned]:
-        """The runs that choose the learning rates, seed after seed; none if there is one rate."""
+        """The runs that choose the learning rates; none if there is one rate."""
         rates = self.file.learning_rates if len(self.file.learning_rates) > 1 else ()
-        return [
-            self.planned(arm, rate, seed, scored=False)
-            for seed in self.file.rate_seeds
-            for arm in arms
-            for rate in rates
-        ]
+        return self.planned(list(product(arms, rates)), scored=False)
 
     def chosen_arms(self, named: tuple[str, ...]) -> tuple[str, ...]:
         """The arms ``named`` on the command line, ``all`` among them, or else the first ones.
@@ -145,15 +139,15 @@ def load_experiment(source: str) -> Experiment:
     except ValueError as error:
         raise UsageError(f"{origin}: is not YAML: {error}") from None
     faults = [f"{origin}: {fault}" for fault in _faults(file)]
+    shared, recipes = (f"{origin}: recipe", file.recipe), {}
     try:
-        common = stack_recipe([(f"{origin}: recipe", file.recipe)], name=path.stem, folder=path.parent)
+        common = stack_recipe([shared], name=path.stem, folder=path.parent)
     except UsageError as error:
         raise UsageError("\n".join([*faults, str(error)])) from None
-    recipes = {}
     for arm, layer in file.arms.items():
-        layers = [(f"{origin}: recipe", file.recipe), (f"{origin}: arms.{arm}", layer)]
         try:
-            recipes[arm] = stack_recipe(layers, name=path.stem, folder=path.parent)
+            own = (f"{origin}: arms.{arm}", layer)
+            recipes[arm] = stack_recipe([shared, own], name=path.stem, folder=path.parent)
         except UsageError as error:
             faults.append(str(error))
     faults += [f"{origin}: {fault}" for fault in _unlike(file, common, recipes)]
@@ -168,7 +162,6 @@ def _lines(error: ValidationError) -> Iterator[str]:
         text = {
             "missing": "is missing",
             "extra_forbidden": f"unknown key; must be one of {', '.join(ExperimentFile.model_fields)}",
-            "too_long": f"has more than {fault.get('ctx', {}).get('max_length')} items",
             "model_type": "must be a mapping of keys, such as recipe, arms, seeds",
         }.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("should ", "must "))
         place = ".".join(str(part) for part in fault["loc"] if part != "[key]")
@@ -176,7 +169,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def _faults(file: ExperimentFile) -> Iterator[str]:
-    """What does not fit together inside the file."""
+    """Parts of the file that do not fit together."""
     for key in ("first", "contrast"):
         for arm in getattr(file, key):
             if arm not in file.arms:
@@ -187,15 +180,14 @@ def _faults(file: ExperimentFile) -> Iterator[str]:
         yield f"rate_seeds: {both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
     if len(file.learning_rates) > 1 and not file.rate_seeds:
         yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
-    seeds, rates = (*file.rate_seeds, *file.seeds), file.learning_rates
-    # In lower case: some file systems do not tell the two apart.
-    names = Counter(run_name(arm, rate, seed).lower() for arm in file.arms for rate in rates for seed in seeds)
+    runs = product(file.arms, file.learning_rates, (*file.rate_seeds, *file.seeds))
+    names = Counter(run_name(*run).lower() for run in runs)  # some file systems do not tell the case apart
     if twice := [name for name, count in names.items() if count > 1]:
         yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
 
 
 def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
-    """What of the arms' recipes does not let them be compared."""
+    """Reasons why the arms' recipes cannot be compared."""
     for arm, recipe in recipes.items():
         changed = [key for key in SHARED if getattr(recipe, key) != getattr(common, key)]
         mine, shared = recipe.training, common.training

@@ -25,16 +25,14 @@ ASIDE = {"ask.py", "audit.py", "resuming.py", "harness.py", "interrupt.py", "lau
 ASIDE |= {"run_card.py", "show.py", "tracking.py"}
 """Modules among it that only check, start or print. A new module counts until it is named here."""
 
-
 PLACES = ("name", "model.name", "model.revision", "data.source", "evaluation.source")
 """Keys of a recipe that say where something lies; what lies there is in the hash of the data."""
-
 
 CODE = "the code changed"
 
 
 def provenance(recipe: Recipe) -> dict[str, str]:
-    """Hashes of all that the numbers of a run depend on besides its recipe: ``data``, with the base, and ``code``."""
+    """Hashes of everything besides its recipe that a run's numbers depend on: ``data``, with the base, and ``code``."""
     trained = recipe.training_tasks, recipe.data.source
     tested = recipe.questions.tasks, tested_on(recipe.questions.source)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
@@ -48,7 +46,7 @@ def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
 
 
 def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool) -> list[str]:
-    """What differs between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``."""
+    """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``."""
     now, here = planned.recipe, provenance(planned.recipe)
     tested = planned.scored or now.data.drop_leaks
     free = (*PLACES, *(key for key in FREE if key != "evaluation." or not tested))
@@ -60,7 +58,7 @@ def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, a
 
 @cache
 def code() -> str:
-    """Of the code in :data:`COUNTED` without comments and docstrings, and of the libraries that compute.
+    """Hash of the code in :data:`COUNTED` without comments and docstrings, and of the libraries that compute.
 
     A commit would change with every document, and the version of the package with no change at all.
     """

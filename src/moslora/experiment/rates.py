@@ -45,14 +45,14 @@ class Curve:
 
 
 def curves(experiment: Experiment, out: Path, arms: tuple[str, ...]) -> list[Curve]:
-    """What the search has found so far."""
-    file = experiment.file
+    """The search so far."""
 
     def losses(arm: str, rate: float) -> list[float]:
-        planned = (experiment.planned(arm, rate, seed, scored=False) for seed in file.rate_seeds)
+        planned = experiment.planned([(arm, rate)], scored=False)
         return [validation_loss(run_of(out, one)) for one in planned if is_done(out, one)]
 
-    return [Curve(arm, len(file.rate_seeds), {rate: losses(arm, rate) for rate in file.learning_rates}) for arm in arms]
+    rates, seeds = experiment.file.learning_rates, len(experiment.file.rate_seeds)
+    return [Curve(arm, seeds, {rate: losses(arm, rate) for rate in rates}) for arm in arms]
 
 
 def rate_table(found: list[Curve]) -> list[list[str]]:

@@ -23,7 +23,7 @@ from moslora.training.run_card import git_state, hardware, versions
 from moslora.training.tracking import MEASURED
 
 TOLERANCE = 0.01
-"""Of ‖θ′ − θ‖ / ‖θ‖, θ all weights of the adapter: what other hardware or versions may do by rounding."""
+"""Largest ‖θ′ − θ‖ / ‖θ‖, θ all weights of the adapter, that other hardware or versions may cause by rounding."""
 
 
 def reproduce(run: Run, *, out: Path) -> str:
@@ -43,11 +43,17 @@ def reproduce(run: Run, *, out: Path) -> str:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run.path / RECIPE, out / RECIPE)
-    on_cpu = "threads" in facts.get("hardware", {}) or not gpus()
+    threads = facts.get("hardware", {}).get("threads")
+    on_cpu = bool(threads) or not gpus()
     for line in changes(facts, device="cpu" if on_cpu else GPU, quantized=recipe.model.quantization is not None):
         note(line)
     say(f"training again in {out}")
-    _train(out, facts, on_cpu=on_cpu)
+    # In a process of its own: a process's threads are set when it starts.
+    environment = {"OMP_NUM_THREADS": str(threads or os.cpu_count())} | (
+        {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
+    )
+    processes = facts.get("processes", 1)
+    train_in_processes([str(out), "--resume"], out=out, processes=processes, environment=environment)
     return verdict(run, Run(out))
 
 
@@ -58,14 +64,6 @@ def changes(facts: Mapping[str, Any], *, device: str, quantized: bool) -> list[s
     lines = changed_keys(then, now, free=("hardware.threads",))  # which are set to what they were
     dirty = (facts.get("git") or {}).get("dirty")
     return lines + ["the code had changes that were not committed"] * bool(dirty)
-
-
-def _train(out: Path, facts: Mapping[str, Any], *, on_cpu: bool) -> None:
-    """Trains from the recipe in ``out``, in a process of its own: a process's threads are set when it starts."""
-    processes = facts.get("processes", 1)
-    environment = {"OMP_NUM_THREADS": str(facts.get("hardware", {}).get("threads", os.cpu_count()))}
-    environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
-    train_in_processes([str(out), "--resume"], out=out, processes=processes, environment=environment)
 
 
 def verdict(run: Run, again: Run) -> str:
@@ -92,19 +90,12 @@ def relative_distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
 
 def first_difference(run: Run, again: Run) -> str | None:
     """The first metric that differs, with its step and both values; ``None`` if none does."""
-    before, after = (_metrics(one) for one in (run, again))
-    for key in sorted({*before, *after}, key=lambda key: key[0]):  # stable: a step's metrics in the order logged
-        if before.get(key) != after.get(key):
-            step, name = key
-            return f"first difference at step {step}: {name} was {before.get(key)}, is {after.get(key)}"
+    before, after = (
+        {(row["step"], key): row[key] for row in one.metrics for key in row if key not in ("step", *MEASURED)}
+        for one in (run, again)
+    )
+    for step, name in sorted({**before, **after}, key=lambda key: key[0]):  # stable: as logged within a step
+        then, now = before.get((step, name)), after.get((step, name))
+        if then != now:
+            return f"first difference at step {step}: {name} was {then}, is {now}"
     return None
-
-
-def _metrics(run: Run) -> dict[tuple[int, str], Any]:
-    """(step, name) -> value, without what is of the machine."""
-    return {
-        (row["step"], name): value
-        for row in run.metrics
-        for name, value in row.items()
-        if name not in ("step", *MEASURED)
-    }

@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from moslora.compare.answers import Answers, read_answers
+from moslora.compare.answers import Answers, Outcome, read_answers
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
@@ -22,6 +23,12 @@ from moslora.experiment.one_run import is_done, one_by_one, run_of, state
 from moslora.experiment.provenance import CODE, changes
 from moslora.experiment.rates import Curve, curves, rate_table
 from moslora.files import in_use, locked
+
+COLUMNS: dict[Outcome, tuple[str, int, int]] = {
+    "log_probability": ("log p of the right option", 1, 4),
+    "accuracy": ("accuracy, %", 100, 1),
+}
+"""Outcome -> the heading of its column, the factor to its unit, and digits after the point."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,13 @@ class Study:
             self._finish(self.scored(), later=0)
 
     def curves(self) -> list[Curve]:
-        """What is known of the arms' learning rates."""
+        """The arms' learning rates, as far as they are known."""
         return curves(self.experiment, self.out, self.arms)
 
     def scored(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
         chosen = [(curve.arm, rate) for curve in self.curves() if (rate := curve.best) is not None]
-        seeds = self.experiment.file.seeds
-        return [self.experiment.planned(arm, rate, seed, scored=True) for seed in seeds for arm, rate in chosen]
+        return self.experiment.planned(chosen, scored=True)
 
     def remarks(self) -> Iterator[str]:
         """Notes on the choice of the learning rates."""
@@ -78,14 +84,8 @@ class Study:
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
         found: dict[str, list[str]] = defaultdict(list)
-        file, planned = self.experiment.file, self.experiment.planned
-        scored = [
-            planned(arm, rate, seed, scored=True)
-            for arm in self.arms
-            for rate in file.learning_rates
-            for seed in file.seeds
-        ]
-        for one in (*self.experiment.search(self.arms), *scored):
+        choices = list(product(self.arms, self.experiment.file.learning_rates))
+        for one in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
             if text := self._differs(one):
                 found[text].append(str(run_of(self.out, one).path))
         fix = "remove what is old to run it again, or choose another folder with --out"
@@ -96,12 +96,8 @@ class Study:
         """This one with all arms."""
         return replace(self, arms=tuple(self.experiment.recipes))
 
-    def _counts(self, planned: Planned) -> bool:
-        """Whether a run and the search for its rate are as they would be made now."""
-        return not any(map(self._differs, (*self.experiment.search((planned.arm,)), planned)))
-
     def _differs(self, planned: Planned) -> str:
-        """What is different about a run that is there; empty if nothing is."""
+        """The differences of a run that is there; empty if it has none."""
         run = run_of(self.out, planned)
         made_with = run.facts.get("experiment")
         if made_with and run.exists:
@@ -123,14 +119,15 @@ class Study:
         self.write_index()
 
     def write_index(self) -> None:
-        """Writes ``experiment.json``: every scored run that is done, of the other arms those that still count."""
-        file = self.experiment.file
-        runs = tuple(
-            ExperimentRun(p.arm, p.seed, p.learning_rate, f"runs/{p.name}", state(run_of(self.out, p)) == "diverged")
-            for p in self._whole().scored()
-            if is_done(self.out, p) and (p.arm in self.arms or self._counts(p))
-        )
-        ExperimentIndex(self.experiment.name, file.contrast, file.outcome, runs).write(self.out)
+        """Writes ``experiment.json``: every scored run that is done; of the other arms those that, with the search for
+        their rate, would be made the same now."""
+        file, runs = self.experiment.file, []
+        for one in self._whole().scored():
+            behind = (*self.experiment.search((one.arm,)), one)
+            if is_done(self.out, one) and (one.arm in self.arms or not any(map(self._differs, behind))):
+                rate, diverged = one.recipe.training.learning_rate, state(run_of(self.out, one)) == "diverged"
+                runs.append(ExperimentRun(one.arm, one.recipe.seed, rate, f"runs/{one.name}", diverged))
+        ExperimentIndex(self.experiment.name, file.contrast, file.outcome, tuple(runs)).write(self.out)
 
     def tables(self) -> Iterator[list[list[str]]]:
         """The curve of the learning rate, and the scores so far."""
@@ -140,7 +137,7 @@ class Study:
         yield self._scores(found)
 
     def closing(self) -> Iterator[str]:
-        """What to say below the tables."""
+        """The lines below the tables."""
         yield from self.remarks()
         yield from (f"note: {line}" for line in self._whole().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
@@ -153,28 +150,23 @@ class Study:
             yield f"none of {total} runs is scored yet"
 
     def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
-        names = {"log_probability": "log p of the right option", "accuracy": "accuracy, %"}
-        order = sorted(names, key=lambda name: name != self.experiment.file.outcome)
-        rows = [["arm", "learning rate", "seeds", *(names[name] for name in order)]]
+        order = sorted(COLUMNS, key=lambda outcome: outcome != self.experiment.file.outcome)
+        rows = [["arm", "learning rate", "seeds", *(COLUMNS[outcome][0] for outcome in order)]]
         scored = [(planned.arm, run_of(self.out, planned)) for planned in self.scored()]
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
             runs = [read_answers(run.evaluation()) for run in done]
             seeds = f"{len(runs)}/{len(self.experiment.file.seeds)}"
-            rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, name) for name in order)])
+            rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, outcome) for outcome in order)])
         return rows
 
 
-def _mean_over_seeds(runs: Sequence[Answers], name: str) -> str:
+def _mean_over_seeds(runs: Sequence[Answers], outcome: Outcome) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds."""
-    column, factor, digits = {"accuracy": ("correct", 100, 1), "log_probability": ("log_probability", 1, 4)}[name]
-    macros = []
-    for run in runs:
-        columns = [getattr(answers, column) for answers in run.tasks.values()]
-        if all(columns):  # under `generate` there are no probabilities
-            macros.append(factor * mean_and_error([mean_and_error(values)[0] for values in columns])[0])
-    if not macros:
+    _, factor, digits = COLUMNS[outcome]
+    columns = [[answers.of(outcome) for answers in run.tasks.values()] for run in runs]
+    if not columns or not columns[0][0]:  # under `generate` there are no probabilities
         return "–"
-    mean, error = mean_and_error(macros)
+    mean, error = mean_and_error([factor * fmean(map(fmean, tasks)) for tasks in columns])
     return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

@@ -20,6 +20,8 @@ SERIES = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#db2777", "#65
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{color: f"c{n}" for n, color in enumerate(SERIES)}}
 """Each colour is a variable of the page, which has another value in the dark."""
 
+NO_METADATA: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
 STYLE: Any = {
     "font.size": 9.5,
     "svg.fonttype": "none",
@@ -80,11 +82,10 @@ class Canvas:
         text = io.StringIO()
         with matplotlib.rc_context(STYLE):
             figure.savefig(self.folder / f"{name}.png", dpi=160, facecolor="white")
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        svg = text.getvalue()[text.getvalue().index("<svg") :]
-        svg = re.sub(r"<metadata>.*?</metadata>|(?<=<g) id=\"[A-Za-z0-9]+_\d+\"", "", svg, flags=re.S)
+            figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
+        svg = re.sub(r"(?<=<g) id=\"[A-Za-z0-9]+_\d+\"", "", text.getvalue().partition("<svg")[2])
         size = f'role="img" style="--width: {72 * figure.get_figwidth():.0f}pt"'
-        svg = re.sub(r'(?<=<svg) .*?(viewBox=".*?").*?>', rf" {size} \1>", svg, count=1, flags=re.S)
+        svg = re.sub(r'.*?(viewBox=".*?").*?>', rf"<svg {size} \1>", svg, count=1, flags=re.S)
         for value, variable in VARIABLES.items():
             svg = svg.replace(value, f"var(--{variable})")
         return Markup(svg)

@@ -1,5 +1,6 @@
 """What an adapter has learned, layer by layer: M, how far it is from its start, and the spectrum of ΔW."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +24,7 @@ class LearnedLayer:
     Attributes:
         name: of the layer in the model.
         mixer: M, shape ``(rank_out, rank_in)``; ``None`` where M has no weights.
-        start: M as the seed drew it; of the same shape.
+        start: M as the seed drew it, of the same shape.
         spectrum: singular values of ΔW, falling; before a magnitude (DoRA).
     """
 
@@ -36,6 +37,12 @@ class LearnedLayer:
     def kind(self) -> str:
         """The last part of the name, such as q_proj."""
         return self.name.rpartition(".")[2]
+
+    @property
+    def depth(self) -> int:
+        """The first number in the name, or 0."""
+        found = re.search(r"\.(\d+)\.", self.name)
+        return int(found[1]) if found else 0
 
     @property
     def distance(self) -> float | None:
@@ -66,18 +73,19 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
     names = [key.removesuffix(".lora_a") for key in weights if key.endswith(".lora_a")]
     scale = scale_of(section.alpha, section.rank, section.scaling)
     layers = []
-    for name in sorted(names, key=_in_order):
+    for name in sorted(names, key=lambda name: [part.zfill(9) for part in name.split(".")]):  # numbers as numbers
         mixer = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
         if mixer.folds_at_init:
             mixer = IdentityMixer(rank=section.rank)
         mixer.reset_parameters(generator_of(folder.recipe.seed, name, "mixer"))
         learns = any(True for _ in mixer.parameters())
-        start = _array(mixer.matrix()) if learns else None
+        start = mixer.matrix().detach().double().numpy() if learns else None
         own = f"{name}.mixer."
         mixer.load_state_dict({key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)})
         factors = (weights.get(f"{name}.{key}") for key in ("start_a", "start_b"))
         a, b = fold_factors(mixer, weights[f"{name}.lora_a"], weights[f"{name}.lora_b"], *factors)
-        layers.append(LearnedLayer(name, _array(mixer.matrix()) if learns else None, start, scale * spectrum(a, b)))
+        learned = mixer.matrix().detach().double().numpy() if learns else None
+        layers.append(LearnedLayer(name, learned, start, scale * spectrum(a, b)))
     return layers
 
 
@@ -85,12 +93,3 @@ def spectrum(a: Tensor, b: Tensor) -> Floats:
     """The singular values of b · a, falling, by two thin QR decompositions; ``a (r, in)``, ``b (out, r)``."""
     left, right = (torch.linalg.qr(factor.detach().double(), mode="r").R for factor in (b, a.T))
     return np.asarray(torch.linalg.svdvals(left @ right.T).numpy(), dtype=np.float64)
-
-
-def _in_order(name: str) -> list[tuple[int, int, str]]:
-    """Numbers in a name are compared as numbers."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
-
-
-def _array(matrix: Tensor) -> Floats:
-    return matrix.detach().double().numpy().copy()

@@ -1,17 +1,17 @@
 """The page of a report, from its runs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from moslora.compare.comparison import Comparison, compare
+from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
+from moslora.evaluation import Evaluation
 from moslora.evaluation.predictions import percent
 from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
@@ -34,22 +34,18 @@ QUESTIONS = 8
 """Questions that gained most, and as many that lost most."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A comparison as the page shows it, or the reason why there is none."""
-
-    title: str
-    figure: Markup | None = None
-    tables: Sequence[list[list[str]]] = ()
-    lines: Sequence[str] = ()
-
-
 def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, evaluation: str | None) -> str:
     """The text of the page about ``runs``, which were found at ``paths``; the PNGs are written into ``folder``."""
     arms = list(dict.fromkeys(run.arm for run in runs))
     canvas = Canvas(folder, arms)
     firsts = [next(run for run in runs if run.arm == arm) for arm in arms]
-    gained, lost = _changed_questions(firsts[0])
+    first, base = firsts[0], next((run.base for run in runs if run.base), None)
+    changed: list[tuple[str, list[Changed]]] = []
+    if first.tuned and first.base:
+        examples = texts(first.run.recipe.questions)
+        found = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
+        changed = list(zip(("gained", "lost"), found, strict=True)) if any(found) else []
+    scored = {**{run.name: run.tuned for run in runs}, "base": base}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -58,17 +54,17 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, ev
         title=", ".join(arms),
         arms={arm: f"c{number % len(SERIES)}" for number, arm in enumerate(arms)},
         glance=_glance(runs),
-        remarks=_remarks(runs),
+        remarks=[f"{name}: {line}" for name, one in scored.items() if one for line in one.results.remarks()],
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs),
-        compared=list(_comparisons(canvas, runs, paths, evaluation)),
+        compared=list(_comparisons(canvas, base, paths, runs=len(runs), evaluation=evaluation)),
         confusions=list(_confusions(canvas, firsts)),
         maps={
             run.arm: weights.heat_maps(canvas, f"mixer-{run.name}", shown) for run in firsts if (shown := _some(run))
         },
-        weights=list(_weights(canvas, firsts)),
-        changed=[("gained", gained), ("lost", lost)] if gained or lost else [],
-        first=firsts[0].name,
+        weights=_weights(canvas, firsts),
+        changed=changed,
+        first=first.name,
         differing=_differing(runs),
         cards={run.name: json.dumps(run.run.facts, indent=2, ensure_ascii=False) for run in runs},
         files=[PAGE, *sorted(path.name for path in folder.iterdir())],  # the last argument: the figures are drawn
@@ -97,33 +93,24 @@ def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
     return rows
 
 
-def _remarks(runs: Sequence[ReportedRun]) -> list[str]:
-    """What `moslora eval` says below its tables."""
-    scored = {run.name: run.tuned for run in runs} | {"base": next((run.base for run in runs if run.base), None)}
-    return [f"{name}: {line}" for name, one in scored.items() if one for line in one.results.remarks()]
-
-
 def _comparisons(
-    canvas: Canvas, runs: Sequence[ReportedRun], paths: Sequence[Path], evaluation: str | None
-) -> Iterator[Compared]:
-    """The arms against each other, if there are several, and all against the base."""
-    base = next((run.base for run in runs if run.base), None)
-    if len(canvas.arms) > 1:
-        yield _compared(canvas, "differences", "Against each other", paths, evaluation)
+    canvas: Canvas, base: Evaluation | None, paths: Sequence[Path], *, runs: int, evaluation: str | None
+) -> Iterator[dict[str, Any]]:
+    """The arms against each other, if there are several, and all against the base; or the reason why there is none."""
+    wanted = [("differences", "Against each other", paths)] if len(canvas.arms) > 1 else []
     if base:
-        with_base = paths if len(runs) == 1 else [base.folder, *paths]
-        yield _compared(canvas, "differences-from-base", "Against the base", with_base, evaluation)
-
-
-def _compared(canvas: Canvas, name: str, title: str, paths: Sequence[Path], evaluation: str | None) -> Compared:
-    try:
-        found: Comparison = compare(paths, evaluation=evaluation)
-    except MosloraError as error:
-        return Compared(title, lines=[f"Not compared: {line}" for line in str(error).splitlines()])
-    contrasts = found.exploratory or ((found.main,) if found.main else ())
-    against = f"difference from {contrasts[0].before}"
-    figure = figures.differences(canvas, name, contrasts, against)
-    return Compared(title, figure, tables(found), lines(found) if found.main else ())
+        wanted.append(("differences-from-base", "Against the base", paths if runs == 1 else [base.folder, *paths]))
+    for name, title, places in wanted:
+        try:
+            found = compare(places, evaluation=evaluation)
+        except MosloraError as error:
+            said = [f"Not compared: {line}" for line in str(error).splitlines()]
+            yield {"title": title, "figure": None, "tables": [], "lines": said}
+            continue
+        contrasts = found.exploratory or ((found.main,) if found.main else ())
+        figure = figures.differences(canvas, name, contrasts, f"difference from {contrasts[0].before}")
+        said = lines(found) if found.main else []
+        yield {"title": title, "figure": figure, "tables": tables(found), "lines": said}
 
 
 def _confusions(canvas: Canvas, firsts: Sequence[ReportedRun]) -> Iterator[tuple[str, Markup]]:
@@ -149,34 +136,25 @@ def _some(run: ReportedRun) -> list[LearnedLayer]:
     return list({layer.name: layer for layer in found}.values())
 
 
-def _weights(canvas: Canvas, firsts: Sequence[ReportedRun]) -> Iterator[Markup]:
+def _weights(canvas: Canvas, firsts: Sequence[ReportedRun]) -> list[Markup]:
     runs = [run for run in firsts if run.layers]
-    for figure in (
+    found = (
         weights.by_layer(canvas, "mixer-distance", runs, "distance", "M: distance from its start, ‖M − M₀‖ / ‖M₀‖"),
         weights.spectra(canvas, "mixer-spectrum", runs, "M: singular values", of_mixers=True),
         weights.by_layer(canvas, "delta-rank", runs, "effective_rank", "ΔW: effective rank"),
         weights.spectra(canvas, "delta-spectrum", runs, "ΔW: singular values", of_mixers=False),
-    ):
-        if figure:
-            yield figure
-
-
-def _changed_questions(run: ReportedRun) -> tuple[list[Changed], list[Changed]]:
-    if not (run.tuned and run.base):
-        return [], []
-    before, after = run.base.predictions, run.tuned.predictions
-    examples = texts(run.run.recipe.questions)
-    return most_changed(before, after, examples, most=QUESTIONS)
+    )
+    return [figure for figure in found if figure]
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
     """The facts of the cards that are not the same in all runs, header first."""
-    facts = [run.run.facts for run in runs]
-    others = [{key: fact for key, fact in card.items() if key not in ("recipe", "results")} for card in facts]
-    cards = [flat(card.get("recipe", {})) | flat(rest) for card, rest in zip(facts, others, strict=True)]
-    keys = [key for key in dict.fromkeys(key for card in cards for key in card) if len({*_texts(cards, key)}) > 1]
-    return [["", *(run.name for run in runs)], *([key, *_texts(cards, key)] for key in keys)]
-
-
-def _texts(cards: Sequence[Mapping[str, Any]], key: str) -> list[str]:
-    return [f"{value:.5g}" if isinstance(value := card.get(key, "–"), float) else str(value) for card in cards]
+    cards = []
+    for facts in (run.run.facts for run in runs):
+        others = {key: fact for key, fact in facts.items() if key not in ("recipe", "results")}
+        cards.append(flat(facts.get("recipe", {})) | flat(others))
+    rows = [["", *(run.name for run in runs)]]
+    for key in dict.fromkeys(key for card in cards for key in card):
+        values = [card.get(key, "–") for card in cards]
+        rows.append([key, *(f"{value:.5g}" if isinstance(value, float) else str(value) for value in values)])
+    return [row for row in rows if row is rows[0] or len({*row[1:]}) > 1]

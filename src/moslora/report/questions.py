@@ -1,7 +1,7 @@
 """Which options were chosen, and which questions a model answers otherwise than its base."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -15,21 +15,19 @@ from moslora.tasks import Example, Questions
 
 def confusion(predictions: Iterable[Prediction]) -> dict[str, Floats]:
     """Task -> counts, a row for each right option and a column for each chosen one, the last for none (generate)."""
-    by_task: dict[str, list[tuple[int, int | None, int]]] = {}
+    by_task: dict[str, list[Prediction]] = {}
     for p in predictions:
-        by_task.setdefault(p.task, []).append((p.gold, p.chosen, len(p.scores)))
+        by_task.setdefault(p.task, []).append(p)
     tables = {}
     for task, answers in by_task.items():
-        size = max(max(gold + 1, (chosen or 0) + 1, options) for gold, chosen, options in answers)
-        table = np.zeros((size, size + any(chosen is None for _, chosen, _ in answers)))
-        for gold, chosen, _ in answers:
-            table[gold, -1 if chosen is None else chosen] += 1
-        tables[task] = table
+        size = max(max(p.gold + 1, (p.chosen or 0) + 1, len(p.scores)) for p in answers)
+        tables[task] = np.zeros((size, size + any(p.chosen is None for p in answers)))
+        for p in answers:
+            tables[task][p.gold, -1 if p.chosen is None else p.chosen] += 1
     return tables
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """An option with its probability before and after; ``None`` under generate."""
 
     text: str
@@ -40,14 +38,13 @@ class Option:
     chosen_after: bool
 
 
-@dataclass(frozen=True)
-class Changed:
+class Changed(NamedTuple):
     """A question, and the change of the right option's log-probability in nats (under generate of being right)."""
 
     id: str
     question: str
     change: float
-    options: tuple[Option, ...]
+    options: list[Option]
 
 
 def most_changed(
@@ -58,20 +55,15 @@ def most_changed(
     Questions that only one of the two answered are left out; ``examples`` has their texts, as far as they are known.
     """
     known = {p.id: p for p in before}
-    pairs = [(known[p.id], p) for p in after if p.id in known]
-    changes = sorted(((_change(*pair), *pair) for pair in pairs), key=lambda change: -change[0])
-    gained = [_changed(*change, examples) for change in changes[:most] if change[0] > 0]
-    lost = [_changed(*change, examples) for change in changes[::-1][:most] if change[0] < 0]
+    metric = METRICS["log_probability" if all(p.scores for p in (*before, *after)) else "accuracy"]
+    changes = [(metric(p) - metric(known[p.id]), known[p.id], p) for p in after if p.id in known]
+    changes.sort(key=lambda change: -change[0])
+    gained = [_changed(*change, examples.get(change[2].id)) for change in changes[:most] if change[0] > 0]
+    lost = [_changed(*change, examples.get(change[2].id)) for change in changes[::-1][:most] if change[0] < 0]
     return gained, lost
 
 
-def _change(before: Prediction, after: Prediction) -> float:
-    metric = METRICS["log_probability" if before.scores and after.scores else "accuracy"]
-    return metric(after) - metric(before)
-
-
-def _changed(change: float, before: Prediction, after: Prediction, examples: Mapping[str, Example]) -> Changed:
-    example = examples.get(after.id)
+def _changed(change: float, before: Prediction, after: Prediction, example: Example | None) -> Changed:
     if example is None or example.gold != after.gold:  # other rows than were asked
         count = max(1 + before.gold, 1 + after.gold, len(before.scores), len(after.scores))
         question, choices = "", tuple(f"option {n + 1}" for n in range(count))
@@ -79,15 +71,15 @@ def _changed(change: float, before: Prediction, after: Prediction, examples: Map
         context = f"{example.context} " if example.context and example.task != "boolq" else ""
         question, choices = f"{context}{example.question}", example.choices
     ones, others = (softmax(p.deciding_scores).tolist() if p.scores else [None] * len(choices) for p in (before, after))
-    options = tuple(
+    options = [
         Option(text, n == after.gold, ones[n], others[n], before.chosen == n, after.chosen == n)
         for n, text in enumerate(choices)
-    )
+    ]
     return Changed(after.id, question, change, options)
 
 
 def texts(questions: Questions) -> dict[str, Example]:
-    """Id -> question, of the tasks whose rows are at hand."""
+    """Id -> question, for the tasks whose rows are here."""
     found: dict[str, Example] = {}
     for task in questions.tasks:
         try:

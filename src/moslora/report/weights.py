@@ -1,6 +1,5 @@
-"""The figures of what adapters have learned."""
+"""Figures of the weights that adapters have learned."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from moslora.report.learned import LearnedLayer
 from moslora.report.runs import ReportedRun
 
 MARKERS = "osD^vPX*<>"
-"""Of the kinds of layers."""
+"""One for each kind of layer."""
 
 
 def heat_maps(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Markup:
@@ -28,7 +27,7 @@ def heat_maps(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Mark
                 place.grid(False)
                 place.spines[:].set(visible=True, color=GRID)
                 if row is maps[0]:
-                    place.set_title(short(layer.name), fontsize=8.5, fontweight="normal")
+                    place.set_title(f"{layer.depth} {layer.kind}", fontsize=8.5, fontweight="normal")
             places[0].set_ylabel(label, color=INK)
             bar = figure.colorbar(image, ax=list(places), shrink=0.85, pad=0.01, aspect=14)
             bar.outline.set_visible(False)
@@ -45,7 +44,7 @@ def by_layer(canvas: Canvas, name: str, runs: Sequence[ReportedRun], attribute: 
     with canvas.figure(4.8, 3.2) as (figure, axes):
         for run in shown:
             for number, kind in enumerate(kinds):
-                found = [(depth(layer.name), getattr(layer, attribute)) for layer in run.layers if layer.kind == kind]
+                found = [(layer.depth, getattr(layer, attribute)) for layer in run.layers if layer.kind == kind]
                 marker = MARKERS[number % len(MARKERS)]
                 style = {"marker": marker, "markersize": 3.6, "markeredgewidth": 0, "alpha": 0.8}
                 axes.plot(*zip(*found, strict=True), linestyle="", color=canvas.color(run.arm), **style)
@@ -85,17 +84,6 @@ def spectra(canvas: Canvas, name: str, runs: Sequence[ReportedRun], title: str, 
         in_steps(axes)
         legend_below(axes)
     return canvas.keep(name, figure)
-
-
-def depth(name: str) -> int:
-    """The first number in a layer's name, or 0."""
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else 0
-
-
-def short(name: str) -> str:
-    """model.layers.10.self_attn.q_proj as 10 q_proj."""
-    return f"{depth(name)} {name.rpartition('.')[2]}"
 
 
 def _singular(matrix: Floats) -> Floats:
