@@ -62,7 +62,9 @@ def test_the_mixers_that_start_at_zero_are_those_the_rules_name(options: dict[st
     mixer = build_mixer(rank=16, in_features=8, **options)
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     named = options.get("init") in AT_ZERO or options["kind"] == "diagonal"
-    assert mixer.starts_at_zero() == mixer.zero_at_init == named
+    assert mixer.zero_at_init == named
+    if not mixer.routes:  # a softmax is never zero; LoRA-XS draws N(0, 1e-5²)
+        assert bool(mixer.matrix().abs().max() <= 1e-4) == named
 
 
 @pytest.mark.parametrize("rank", [4, 16, 64])

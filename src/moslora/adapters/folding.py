@@ -40,14 +40,7 @@ class LoraPair(NamedTuple):
 
 @torch.no_grad()
 def fold(layer: AdapterLinear) -> LoraPair:
-    """The plain LoRA pair with the ΔW of ``layer``: (M · A, B), of rank r/k for a butterfly.
-
-    If the adapter started with a part of the base's weight, that part is subtracted again: [M · A; start_a] and
-    [B | −start_b], of rank 2r, apply to the weight as it was loaded.
-
-    Raises:
-        NotMergeable: M depends on the input, or on a task that was not named.
-    """
+    """The plain LoRA pair with the ΔW of ``layer``, relative to the weight as it was loaded."""
     a, b = fold_factors(layer.mixer, layer.lora_a, layer.lora_b, layer.start_a, layer.start_b)
     magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
     return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)
@@ -56,7 +49,11 @@ def fold(layer: AdapterLinear) -> LoraPair:
 def fold_factors(
     mixer: Mixer, lora_a: Tensor, lora_b: Tensor, start_a: Tensor | None, start_b: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(M · A, B), of a layer that started with a part of the base [M · A; start_a] and [B | −start_b]."""
+    """(M · A, B), of rank r/k for a butterfly.
+
+    If the adapter started with a part of the base's weight, that part is subtracted again: [M · A; start_a] and
+    [B | −start_b], of rank 2r.
+    """
     a, b = mixer.fold(lora_a, lora_b)
     if start_a is None or start_b is None:
         return a, b
@@ -65,13 +62,6 @@ def fold_factors(
 
 @torch.no_grad()
 def fold_into_a(layer: AdapterLinear) -> None:
-    """A ← M · A and M ← I, in place: the same function, but a different path of training.
-
-    Raises:
-        ValueError: M is rectangular or splits the input, so A would change its shape.
-    """
-    mixer = layer.mixer
-    if layer.lora_a.shape != (mixer.rank_out, layer.in_features):
-        raise ValueError("only a square M behind an A that reads the whole input can be folded in place")
-    layer.lora_a.copy_(mixer.matrix().to(layer.lora_a) @ layer.lora_a)
-    layer.mixer = IdentityMixer(rank=mixer.rank_in)
+    """A ← M · A and M ← I, in place, for a square M: the same function, but a different path of training."""
+    layer.lora_a.copy_(layer.mixer.matrix().to(layer.lora_a) @ layer.lora_a)
+    layer.mixer = IdentityMixer(rank=layer.mixer.rank_in)

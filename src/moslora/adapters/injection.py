@@ -13,19 +13,11 @@ from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS
 from moslora.adapters.mixers.base import Mixer
 from moslora.adapters.mixers.gates import Gate, TaskGateMixer
-from moslora.adapters.start import Start, begin, leave_residual, remember_start
+from moslora.adapters.start import Start, begin, float_weight, leave_residual, remember_start
 from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
 
 Scaling = Literal["lora", "rslora"]
-
-
-def float_weight(base: nn.Module) -> Tensor:
-    """The weight of a layer that is not quantised."""
-    weight = base.weight
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise ValueError("DoRA and singular vectors need the base's float weight, but it is quantised; pass weight_of")
-    return weight
 
 
 def build_mixer(
@@ -33,12 +25,7 @@ def build_mixer(
 ) -> Mixer:
     """The mixer ``kind`` of :data:`MIXERS`; ``options`` are its own keyword arguments.
 
-    Args:
-        in_features: the layer's; only needed by a router that reads its input.
-
-    Raises:
-        ValueError: unknown kind, or options that contradict each other.
-        TypeError: an option that this mixer does not have, such as the ``rank_out`` of a square one.
+    ``in_features`` of the layer are needed only by a router that reads its input.
     """
     if kind not in MIXERS:
         raise ValueError(f"mixer kind {kind!r}: must be one of {', '.join(MIXERS)}")
@@ -94,9 +81,8 @@ def inject(
         The names of the adapted modules, in the model's order.
 
     Raises:
-        ValueError: a name or the expression matches nothing (the message lists the linear layers), the model has
-            adapters already, training could not start, ``state`` does not fit (all faults are listed), or options
-            contradict each other.
+        ValueError: nothing matches, the model has adapters, training could not start, ``state`` does not fit, or
+            options contradict each other. The model is as it was.
     """
     if any(named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
@@ -170,9 +156,6 @@ def adapter_penalty(model: nn.Module) -> Tensor | None:
     """The mean over the adapters of what their mixers add to the loss, or ``None``.
 
     Call :func:`describe_batch` before every forward pass in training, and this once after it.
-
-    Raises:
-        RuntimeError: a gate has a penalty, but no batch was described since the last call.
     """
     layers = [layer for _, layer in named_adapters(model)]
     penalties = [penalty for layer in layers if (penalty := layer.penalty()) is not None]
@@ -220,11 +203,7 @@ def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> None:
-    """Copies ``state`` into ``layers``, strictly.
-
-    Raises:
-        ValueError: missing or unexpected keys, or wrong shapes; all of them are listed.
-    """
+    """Copies ``state`` into ``layers``, strictly: all missing or unexpected keys and wrong shapes are listed."""
     own = _state(layers)
     faults = [f"{key}: missing" for key in own.keys() - state.keys()]
     faults += [f"{key}: unexpected, not an adapter weight of this model" for key in state.keys() - own.keys()]
@@ -240,11 +219,7 @@ def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> N
 
 
 def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
-    """Names of the linear layers that ``target_modules`` selects.
-
-    Raises:
-        ValueError: nothing matches, or a layer has several names: the adapter would be in only one of the places.
-    """
+    """Names of the linear layers that ``target_modules`` selects."""
     linear = {  # name: its last component
         name: name.rpartition(".")[2]
         for name, module in model.named_modules()
@@ -264,7 +239,7 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
         there = ", ".join(sorted({*linear.values()})) or "none"
         raise ValueError(f"no linear layer matches {', '.join(unmatched) or 'an empty list'}; this model has {there}")
     chosen = {model.get_submodule(name): name for name in matched}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules(remove_duplicate=False):  # the adapter would be in one place only
         if chosen.get(module, name) != name:
             raise ValueError(f"{chosen[module]} and {name} are one shared module; choose layers that are not shared")
     return matched

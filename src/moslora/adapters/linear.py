@@ -27,11 +27,9 @@ class AdapterLinear(nn.Module):
     ``lora_b (out_features, mixer.rank_out)``.
 
     Start (arXiv 2106.09685 section 4.1, microsoft/LoRA): A ~ U(±1/√in_features). B = 0, or, where the mixer
-    starts at zero, B ~ U(±1/√rank_out). A mixer may ask for normal draws instead (``factor_std``). Other starts, and
-    what all have to fulfil: `moslora.adapters.start`.
-
-    If the adapter starts with a part of the base's weight (PiSSA, `moslora.adapters.start`), that part is removed from
-    the base and kept in ``start_a (r, in_features)`` and ``start_b (out_features, r)``.
+    starts at zero, B ~ U(±1/√rank_out). A mixer may ask for normal draws instead (``factor_std``). A part of the base
+    that an adapter starts with (PiSSA, `moslora.adapters.start`) leaves the base, and is kept in ``start_a (r,
+    in_features)`` and ``start_b (out_features, r)``.
 
     Args:
         base: the linear map to adapt, with ``in_features`` and ``out_features``. It is frozen here.
@@ -39,10 +37,7 @@ class AdapterLinear(nn.Module):
         scale: s; α/r in LoRA.
         dropout: probability of dropping an entry of ``x`` on the adapter's path.
         trains: ``all``, as far as the mixer learns at all; ``b`` or ``mixer`` alone. A magnitude always learns.
-        magnitude: for DoRA; then y = x · W'ᵀ + bias with W' = m ∘ (W + ΔW) / ‖W + ΔW‖.
-
-    Raises:
-        ValueError: a magnitude with a mixer that routes, or features that do not fit the mixer.
+        magnitude: for DoRA; then y = x · W'ᵀ + bias with W' = m ∘ (W + ΔW) / ‖W + ΔW‖. Not with a mixer that routes.
     """
 
     start_a: Tensor | None
@@ -119,9 +114,6 @@ class AdapterLinear(nn.Module):
         """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32).
 
         Relative to the weight as it was loaded: without the start that was removed from the base, before a magnitude.
-
-        Raises:
-            NotMergeable: the mixer depends on the input, or on a task that was not named.
         """
         a, b = self.mixer.fold(self.lora_a, self.lora_b)
         delta = self.scale * (b @ a)

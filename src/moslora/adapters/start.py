@@ -27,69 +27,46 @@ def begin(
 ) -> None:
     """Draws A, B and M of the layer ``name`` on the CPU, and takes from the base what ``start`` says.
 
-    Raises:
-        ValueError: the mixer or the base has no such start, or training could not leave it.
+    Training must start at the base and be able to leave it: exactly one of B and M starts at zero, M perhaps only near
+    it, and that one learns. With G = ∂L/∂ΔW the gradients are Mᵀ Bᵀ G of A, Bᵀ G Aᵀ of M and G Aᵀ Mᵀ of B: at first
+    only the one at zero has any.
     """
-    layer.reset_parameters(generator_of(seed, name, "factors"), generator_of(seed, name, "mixer"))
-    if start == "svd":
-        take_singular_vectors(layer, weight_of(layer.base))
-    refuse_stuck(layer)
-    if start == "pissa":
-        take_principal_part(layer)
-
-
-def refuse_stuck(layer: AdapterLinear) -> None:
-    """Training must start at the base and be able to leave it: exactly one of B and M starts at zero, M perhaps only
-    near it, and that one learns. With G = ∂L/∂ΔW the gradients are Mᵀ Bᵀ G of A, Bᵀ G Aᵀ of M and G Aᵀ Mᵀ of B: at
-    first only the one at zero has any.
-
-    Raises:
-        ValueError: both are zero, neither is, or the one that is does not learn.
-    """
-    b_at_zero, m_at_zero = not layer.lora_b.any(), layer.mixer.starts_at_zero()
-    if b_at_zero and m_at_zero:
-        raise ValueError("B and M both start at zero: a saddle point, where every gradient is zero")
-    if not (b_at_zero or m_at_zero):
+    mixer = layer.mixer
+    if start == "svd" and not mixer.zero_at_init:
         raise ValueError("neither B nor M starts at zero, so training would not start at the base")
-    part, weights = ("B", [layer.lora_b]) if b_at_zero else ("M", [*layer.mixer.parameters()])
+    part, weights = ("M", [*mixer.parameters()]) if mixer.zero_at_init else ("B", [layer.lora_b])
     if not any(weight.requires_grad for weight in weights):
         raise ValueError(f"{part} starts at zero and does not learn, so no gradient could arrive anywhere")
+    layer.reset_parameters(generator_of(seed, name, "factors"), generator_of(seed, name, "mixer"))
+    if start == "svd":
+        _take_singular_vectors(layer, weight_of(layer.base))
+    if start == "pissa":
+        _take_principal_part(layer)
 
 
 @torch.no_grad()
-def take_singular_vectors(layer: AdapterLinear, weight: Tensor) -> None:
+def _take_singular_vectors(layer: AdapterLinear, weight: Tensor) -> None:
     """A = Σ Vᵀ and B = U over the r largest singular values of W = U Σ Vᵀ, which stays as it is (LoRA-XS, arXiv
     2405.17604; ``utils/initialization_utils.py`` of its released code, which decomposes Wᵀ).
 
     ``weight`` is W, shape ``(out_features, in_features)``. ``layer`` is drawn; M keeps its values.
-
-    Raises:
-        ValueError: the weight is smaller than the rank, or A reads only a slice of the input.
     """
-    mixer = layer.mixer
-    if layer.lora_a.shape[1] != layer.in_features:
-        raise ValueError("singular vectors need an A that reads the whole input")
-    u, s, v = largest_triplets(weight.float(), max(mixer.rank_in, mixer.rank_out))
-    layer.lora_a.copy_((s[:, None] * v)[: mixer.rank_in])
-    layer.lora_b.copy_(u[:, : mixer.rank_out])
+    rank_in, rank_out = layer.mixer.rank_in, layer.mixer.rank_out
+    u, s, v = largest_triplets(weight.float(), max(rank_in, rank_out))
+    layer.lora_a.copy_((s[:, None] * v)[:rank_in])
+    layer.lora_b.copy_(u[:, :rank_out])
 
 
 @torch.no_grad()
-def take_principal_part(layer: AdapterLinear) -> None:
+def _take_principal_part(layer: AdapterLinear) -> None:
     """s · B · M · A = the best rank-r approximation of W (PiSSA, arXiv 2404.02948): with W = U S Vᵀ,
 
         A = √(S/s) Vᵀ,   B = U √(S/s) M⁻¹,
 
     over the r largest singular values. W − s · B · M · A stays in the base (:func:`leave_residual`). ``layer`` is
-    drawn; M keeps its values.
-
-    Raises:
-        ValueError: M is (almost) singular, or the base is quantised or smaller than the rank.
+    drawn; M, which is square, keeps its values.
     """
-    rank, weight = layer.mixer.rank_in, _float_weight(layer)
-    if layer.mixer.routes or layer.lora_a.shape[1] != layer.in_features or layer.mixer.rank_out != rank:
-        raise ValueError("a PiSSA start needs a square M between full factors")
-    u, s, v = largest_triplets(weight.float(), rank)
+    u, s, v = largest_triplets(float_weight(layer.base).float(), layer.mixer.rank_in)
     m = layer.mixer.matrix().double()
     condition = float(torch.linalg.cond(m))
     if not condition <= MAX_CONDITION:
@@ -111,9 +88,6 @@ def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]
 
     Returns:
         U ``(out, rank)``, S ``(rank,)`` falling, V ``(rank, in)``.
-
-    Raises:
-        ValueError: the weight is smaller than the rank.
     """
     if rank > min(weight.shape):
         raise ValueError(f"rank {rank} is more than a weight of {weight.shape[0]} × {weight.shape[1]} has")
@@ -129,12 +103,8 @@ def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def remember_start(layer: AdapterLinear) -> None:
-    """Stores the current folded factors, which are to be removed from the base.
-
-    Raises:
-        ValueError: the base is quantised.
-    """
-    _float_weight(layer)
+    """Stores the current folded factors, which are to be removed from the base."""
+    float_weight(layer.base)  # a quantised base cannot lose them
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
     layer.register_buffer("start_a", a.detach().clone())
     layer.register_buffer("start_b", b.detach().clone())
@@ -153,11 +123,11 @@ def leave_residual(layer: AdapterLinear) -> None:
     layer.base.weight = nn.Parameter(residual, requires_grad=False)
 
 
-def _float_weight(layer: AdapterLinear) -> Tensor:
-    weight = getattr(layer.base, "weight", None)
-    full = (layer.out_features, layer.in_features)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != full:
-        raise ValueError("a PiSSA start is removed from the base's weight, which must not be quantised")
+def float_weight(base: nn.Module) -> Tensor:
+    """The weight of a layer, which must not be quantised."""
+    weight = base.weight
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise ValueError("the start or DoRA needs the base's float weight, which must not be quantised, or a weight_of")
     return weight
 
 

@@ -10,27 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NEAR_ZERO_STD = 1e-5
-"""Standard deviation of LoRA-XS's M at the start (arXiv 2405.17604; ``sigma=0.00001`` in its released code)."""
-
-NEAR_ZERO = 10 * NEAR_ZERO_STD
-"""Largest entry of an M that counts as starting at zero: no draw of :data:`NEAR_ZERO_STD` reaches it."""
-
 
 class NotMergeable(ValueError):
     """There is no single matrix M: it depends on the input, or on a task that was not named."""
 
 
 class Mixer(nn.Module, ABC):
-    """A linear map M between the two factors of an adapter.
-
-    A subclass defines ``matrix``, and ``forward`` if it routes. The other methods say how A and B are shaped, drawn and
-    folded; most mixers keep them.
+    """A linear map M between an adapter's two factors. A subclass defines ``matrix``, and ``forward`` if it routes.
 
     Attributes:
         rank_in: columns of M, rows of ``lora_a``.
         rank_out: rows of M, columns of ``lora_b``.
-        zero_at_init: whether M starts at zero or near it. Then ``lora_b`` must not (and the other way round).
+        zero_at_init: whether M starts at zero or near it. Then ``lora_b`` does not (and the other way round).
         folds_at_init: whether M is multiplied into ``lora_a`` right after the draw and then removed.
         routes: whether M depends on the input or the task.
         reads_input: whether the constructor takes ``in_features``, for a router that reads the layer's input.
@@ -49,31 +40,18 @@ class Mixer(nn.Module, ABC):
         self.rank_in = self.rank_out = rank
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        """u = h Mᵀ, where M depends on x or learns alone; otherwise it is folded.
+        """u = h Mᵀ in the dtype of ``h``, where M depends on x or learns alone; otherwise it is folded.
 
-        Args:
-            h: shape ``(..., rank_in)``, in the compute dtype.
-            x: the layer's input before dropout, shape ``(..., in_features)``; only routers use it.
-
-        Returns:
-            Shape ``(..., rank_out)``, in the dtype of ``h``.
+        ``x`` is the layer's input before dropout, shape ``(..., in_features)``; only routers use it.
         """
         return F.linear(h, self.matrix().to(h.dtype))
 
     @abstractmethod
     def matrix(self) -> Tensor:
-        """M, in float32 or float64, shape ``(rank_out, rank_in)``.
-
-        Raises:
-            NotMergeable: there is no single M.
-        """
+        """M, in float32 or float64, shape ``(rank_out, rank_in)``, unless it is :class:`NotMergeable`."""
 
     def shape_of_a(self, in_features: int) -> tuple[int, int]:
-        """Shape of ``lora_a``.
-
-        Raises:
-            ValueError: ``in_features`` does not fit the mixer.
-        """
+        """Shape of ``lora_a``."""
         return self.rank_in, in_features
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,15 +59,8 @@ class Mixer(nn.Module, ABC):
 
         From ``shape_of_a(in_features)`` and ``(out_features, rank_out)`` to ``(r, in_features)`` and ``(out_features,
         r)``, r ≤ rank_out.
-
-        Raises:
-            NotMergeable: there is no single M.
         """
         return self.matrix().to(lora_a) @ lora_a, lora_b
-
-    def starts_at_zero(self) -> bool:
-        """Whether M, after the draw, is zero or as near it as LoRA-XS starts (:data:`NEAR_ZERO`)."""
-        return bool(self.matrix().abs().max() <= NEAR_ZERO)
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
         """The method's addition to the loss for this layer, after a forward pass in training: a float32 scalar."""

@@ -18,12 +18,7 @@ from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_un
 
 
 class Gate(Mixer):
-    """The base of all gates: k experts of rank r/k, and ``tokens`` and ``tasks`` of the next batch.
-
-    Args:
-        rank: r over all experts, a multiple of ``experts``.
-        experts: k.
-    """
+    """The base of all gates: k experts of rank r/k, and ``tokens`` and ``tasks`` of the next batch."""
 
     routes = True
     tokens: Tensor | None = None
@@ -35,11 +30,8 @@ class Gate(Mixer):
         self.experts = experts
 
     def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
-        """Describes the next batch, as :func:`moslora.adapters.describe_batch` says."""
+        """As :func:`moslora.adapters.describe_batch` says."""
         self.tokens, self.tasks = tokens, tasks
-
-    def starts_at_zero(self) -> bool:
-        return False  # a softmax is never zero
 
     def _blocks(self, h: Tensor) -> Tensor:
         """``(..., r)`` to ``(..., k, r/k)``."""
@@ -60,9 +52,6 @@ class TokenGateMixer(Gate):
         top_k: experts per token, at least two: a single one always has weight 1, so its router would learn nothing from
             the loss. ``None`` for all.
         balance: β; 0 for no penalty.
-
-    Raises:
-        ValueError: ``top_k`` is not between 2 and ``experts`` − 1.
     """
 
     reads_input = True

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.mixers.base import NEAR_ZERO_STD, Mixer, kaiming, mix_blocks, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, kaiming, mix_blocks, refuse_uneven
 
 DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
 DenseTraining = Literal["learned", "frozen", "folded"]
@@ -17,7 +17,8 @@ DRAWS: dict[DenseInit, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "xavier": lambda m, generator: nn.init.xavier_uniform_(m, generator=generator),
     "normal": lambda m, generator: nn.init.normal_(m, generator=generator),
     "zeros": lambda m, _: nn.init.zeros_(m),
-    "near-zero": lambda m, generator: nn.init.normal_(m, std=NEAR_ZERO_STD, generator=generator),
+    # LoRA-XS, arXiv 2405.17604; ``sigma=0.00001`` in its released code
+    "near-zero": lambda m, generator: nn.init.normal_(m, std=1e-5, generator=generator),
 }
 
 
