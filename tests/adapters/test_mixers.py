@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from moslora.adapters import MIXERS, AdapterLinear, build_mixer, fold
-from moslora.adapters.folding import fold_into_a
 from reference import adapted_linear
 
 CASES = {
@@ -105,14 +104,6 @@ def test_gradients_of_the_folded_pairs_pull_back_to_the_factors(case: str) -> No
         torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_folding_in_place_keeps_the_function_and_the_shape_of_a() -> None:
-    layer = layer_of("dense")
-    before = layer.delta_weight().detach().clone()
-    fold_into_a(layer)
-    assert not list(layer.mixer.parameters())
-    torch.testing.assert_close(layer.delta_weight(), before, rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_only_one_factor_has_a_gradient_at_the_start(case: str) -> None:
     layer = AdapterLinear(nn.Linear(10, 7), mixer=build_mixer(**CASES[case]), scale=1.0)
@@ -139,12 +130,6 @@ def test_gains_of_the_dense_initialisations() -> None:
     assert gains["xavier"] == pytest.approx(1, abs=0.02) and gains["normal"] == pytest.approx(16, abs=0.3)
 
 
-def test_rectangular_orthogonal_has_orthonormal_rows() -> None:
-    mixer = build_mixer(kind="dense", rank=8, rank_out=5, init="orthogonal")
-    mixer.reset_parameters(torch.Generator().manual_seed(0))
-    torch.testing.assert_close(mixer.matrix() @ mixer.matrix().T, torch.eye(5), rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -156,12 +141,6 @@ def test_rectangular_orthogonal_has_orthonormal_rows() -> None:
 def test_what_does_not_go_together_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         build_mixer(**options)  # type: ignore[arg-type]
-
-
-def test_frozen_mixer_has_no_gradient_but_is_kept_in_the_state() -> None:
-    layer = AdapterLinear(nn.Linear(4, 4), mixer=build_mixer(kind="dense", rank=2, train="frozen"), scale=1.0)
-    assert "mixer.weight" in layer.state_dict()
-    assert not layer.mixer.weight.requires_grad
 
 
 def test_input_split_has_one_block_of_experts_for_each_slice() -> None:

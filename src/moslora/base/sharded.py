@@ -31,12 +31,7 @@ def shards(strategy: Strategy) -> bool:
 
 
 def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
-    """Shards the decoder layers of ``model``, which goes to ``device`` layer by layer; a quantised one is there.
-
-    Raises:
-        UsageError: this torch cannot shard a quantised model.
-        MosloraError: a quantised model computes something else when it is sharded.
-    """
+    """Shards the decoder layers of ``model``, which goes to ``device`` layer by layer; a quantised one is there."""
     # Packed in a floating dtype 4-bit codes could be NaNs, which a copy may change (bitsandbytes issue 1945).
     quantized = bool(quantized_layers(model))
     if quantized and torch.__version__ < "2.13":  # there fully_shard takes only weights that may have a gradient

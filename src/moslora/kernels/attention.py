@@ -25,24 +25,12 @@ from moslora.processes.devices import multiplies_bfloat16
 ROWS = "moslora-rows"
 
 
-def takes_rows(model: PreTrainedModel) -> bool:
-    """Whether the model's code lets its attention be exchanged, and mixes tokens in nothing but attention."""
-    layers = getattr(model.config, "layer_types", None) or ()
-    return (
-        model._supports_attention_backend
-        and model._supports_sdpa
-        and not model._is_stateful
-        and set(layers) <= {"full_attention", "sliding_attention"}
-    )
-
-
 def use_rows(model: PreTrainedModel) -> None:
-    """Has every attention of ``model`` take the keywords of :func:`as_rows`, beside ordinary batches.
-
-    Raises:
-        UsageError: the model's code does not let its attention be exchanged.
-    """
-    if not takes_rows(model):
+    """Has every attention of ``model`` take the keywords of :func:`as_rows`, beside ordinary batches."""
+    layers = {*(getattr(model.config, "layer_types", None) or ())}
+    exchangeable = model._supports_attention_backend and model._supports_sdpa
+    # Tokens must mix in nothing but attention.
+    if not exchangeable or model._is_stateful or layers - {"full_attention", "sliding_attention"}:
         raise UsageError(f"model: {type(model).__name__} has an attention of its own, which moslora cannot exchange")
     if model.config._attn_implementation != ROWS:
         model.set_attn_implementation(ROWS)
@@ -70,7 +58,7 @@ def attend_in_rows(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, of rows.
+    """Attention as transformers calls it, of rows; the result has shape ``(1, T, heads, size)``.
 
     Args:
         query: shape ``(1, heads, T, size)``.
@@ -79,12 +67,6 @@ def attend_in_rows(
         rows: which tokens belong together; ``None`` for an ordinary padded batch, which torch's fused attention takes.
         scaling: s.
         sliding_window: tokens that a token sees at most, itself included; ``None`` for all before it.
-
-    Returns:
-        Shape ``(1, T, heads, size)``.
-
-    Raises:
-        UsageError: an attention of another formula.
     """
     if rows is None:
         return sdpa_attention_forward(
@@ -169,14 +151,10 @@ class _Grouped(torch.autograd.Function):
             d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)
             group.back((d_scores @ group.with_past(k).view(wide)).view(-1, q.shape[1]), d_q)
             group.back_with_past((d_scores.transpose(1, 2) @ group.batch(q).view(wide)).view(-1, size), d_k)
-        return *(_heads(x, ctx.keys, size) for x in (d_q.mul_(ctx.scaling), d_k, d_v)), None, None, None
+        found = (x.view(len(x) // ctx.keys, -1, size).transpose(0, 1) for x in (d_q.mul_(ctx.scaling), d_k, d_v))
+        return *found, None, None, None
 
 
 def _entries(heads: Tensor, keys: int) -> Tensor:
     """``(heads, T, size)`` to entries, ``(T · keys, heads / keys · size)``."""
     return heads.transpose(0, 1).reshape(heads.shape[1] * keys, -1)
-
-
-def _heads(entries: Tensor, keys: int, size: int) -> Tensor:
-    """The way back."""
-    return entries.view(len(entries) // keys, -1, size).transpose(0, 1)

@@ -85,11 +85,6 @@ class Rows:
             self._groups[keys] = [Group(self, *bounds, keys) for bounds in self._cuts]
         return self._groups[keys]
 
-    @property
-    def scores(self) -> int:
-        """How many scores of a head attention computes, those of padding included."""
-        return sum(self._scores(*bounds) for bounds in self._cuts)
-
     @cached_property
     def _cuts(self) -> list[tuple[int, int]]:
         firsts = [0]
@@ -116,11 +111,7 @@ class Group:
     """Neighbouring rows as a batch of n: queries padded to the L tokens of the longest row, keys to the P tokens of the
     longest past and those L. They come as entries of shape ``(T · K, size)``, a token's K key heads together.
 
-    Args:
-        rows: all of them.
-        first: of those in the group.
-        end: the one after the last.
-        keys: key heads K, which are a dimension of the batch.
+    ``first`` to ``end`` − 1 are its rows; ``keys`` is K, which is a dimension of the batch.
     """
 
     def __init__(self, rows: Rows, first: int, end: int, keys: int) -> None:
@@ -197,10 +188,9 @@ class Group:
 
 
 def lay(families: Sequence[Sequence[Sequence[int]]], device: torch.device) -> tuple[list[int], Rows, list[list[int]]]:
-    """Lays texts end to end. What all texts of a family begin with is a row of its own, which they continue.
+    """The tokens of texts laid end to end; their rows; and where the tokens of each text lie, family by family.
 
-    Returns:
-        The tokens; their rows; and where the tokens of each text lie, family by family.
+    What all texts of a family begin with is a row of its own, which they continue.
     """
     pieces: list[tuple[Sequence[int], int | None]] = []  # rows: their tokens, and the row before
     rests: list[tuple[Sequence[int], int | None]] = []

@@ -58,7 +58,7 @@ class Piece:
 
 
 def sizes(vocabulary: int, device: torch.device) -> tuple[int, int]:
-    """How many positions are taken at once, and how many tokens."""
+    """Positions and tokens of the vocabulary taken at once."""
     return PIECE_ON_CPU if device.type == "cpu" else (max(1, LOGITS_AT_ONCE // vocabulary), vocabulary)
 
 
