@@ -1,5 +1,6 @@
 """Targets of `moslora eval`: a run, its base and its merged model are asked the same, and nothing in vain."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +102,6 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "0")
     assert code == 0 and len(load_predictions(folder)) == 60
     assert run(capsys, "export", copy)[0] == 0
-    card = (copy / "peft" / "README.md").read_text()
-    assert (
-        all(f"| {task} | 20 |" in card for task in ("boolq", "arc_easy", "obqa")) and "| macro average | 60 |" in card
-    )
+    (line,) = [line for line in (copy / "peft" / "README.md").read_text().splitlines() if "Protocol" in line]
+    scores = re.findall(r"(\w[\w ]*) [\d.]+% of (\d+)", line)
+    assert scores == [("boolq", "20"), ("arc_easy", "20"), ("obqa", "20"), ("macro average", "60")]

@@ -32,7 +32,7 @@ TYPED = (
     ("eval {run} --tasks piqa", "piqa/test.json"),
     ("eval {run} --source ", "source ''"),
     ("eval {run} --source {world}/data/openbookqa/train.json", "openbookqa/train.json", "boolq"),
-    ("eval {run} --limit some", "--limit", "some"),
+    ("eval {run} --limit some", "--limit"),
     ("compare {run} none", "run: ", "moslora eval"),
     ("compare {run} --contrast one", "--contrast one"),
     ("export {run} --format gguf", "--format", "gguf", "peft"),

@@ -58,12 +58,8 @@ def train(
 def plan(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
-    processes: Annotated[
-        int | None, typer.Option(help="Devices, one process each. [default: this machine's GPUs, or 1]", min=1)
-    ] = None,
-    gpu_memory: Annotated[
-        str | None, typer.Option(help="Of each GPU, such as 80GB. [default: this machine's GPU, or its CPU]")
-    ] = None,
+    processes: Annotated[int | None, typer.Option(help="One a device. [default: the GPUs here, or 1]", min=1)] = None,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GB. [default: this machine's]")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Run a few steps here, to measure the time.")] = False,
 ) -> None:
     """Print what a run needs: the memory of each device, whether it fits, and the time.

@@ -21,15 +21,9 @@ _WORDS = {
 }
 """Pydantic's error types -> our text, where pydantic's is about Python."""
 
-_NAMES_ELSEWHERE = {
-    "lora": "identity",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "lr": "learning_rate",
-    "moslora": "dense",
-    "r": "rank",
-}
-"""Names of keys and mixers in other tools and papers -> their names here."""
+_KEYS_ELSEWHERE = {"lora_alpha": "alpha", "lora_dropout": "dropout", "lr": "learning_rate", "r": "rank"}
+_MIXERS_ELSEWHERE = {"lora": "identity", "moslora": "dense"}
+"""Names in other tools and papers -> their names here."""
 
 
 def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, complete: bool) -> Iterator[str]:
@@ -110,7 +104,7 @@ def _message(errors: list[ErrorDetails]) -> str:
             return "; ".join(str(context["error"]).splitlines())
         case "union_tag_invalid":
             tag, tags = context["tag"], context["expected_tags"]
-            close = difflib.get_close_matches(_NAMES_ELSEWHERE.get(tag, tag), tags.split("'"), n=1)
+            close = difflib.get_close_matches(_MIXERS_ELSEWHERE.get(tag, tag), tags.split("'"), n=1)
             return "; ".join([f"must be one of {tags}", *(f"did you mean {meant}?" for meant in close)])
     texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
     return " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
@@ -120,7 +114,7 @@ def _unknown(location: tuple[str | int, ...]) -> str:
     *section, key = map(str, location)
     if section[:1] == ["tasks"]:
         del section[1]  # the task's own name
-    models, key = dict(_models(Recipe)), _NAMES_ELSEWHERE.get(key, key)
+    models, key = dict(_models(Recipe)), _KEYS_ELSEWHERE.get(key, key)
     known = [*models[tuple(section)].model_fields, *["extends"] * (not section)]
     close = difflib.get_close_matches(key, known, n=1)
     for at, model in models.items():  # in another section, such as `learning_rate` at the top level
