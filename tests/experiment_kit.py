@@ -36,7 +36,7 @@ def train(arguments: Sequence[str], *, out: Path, processes: int | None = None) 
 
 
 def results(out: Path) -> dict[str, tuple[bytes, ...]]:
-    """Of each run that is done its adapter and its answers."""
+    """Run -> adapter and answers, for the runs that are done."""
     found = {}
     for run in map(Run, sorted(out.glob("runs/*"))):
         if run.facts.get("experiment", {}).get("state") in ("trained", "scored"):

@@ -28,7 +28,7 @@ SIZES = {"boolq": 60, "siqa": 40, "obqa": 50}
 
 
 def recipe(seed: int, **adapter: Any) -> dict[str, Any]:
-    """What of a resolved recipe a comparison reads."""
+    """The parts of a resolved recipe that a comparison reads."""
     return {
         "name": f"run-{seed}",
         "seed": seed,
@@ -63,7 +63,7 @@ def base(**changes: Any) -> Answers:
 
 
 def write_run(folder: Path, answers: Answers, *changes: str) -> None:
-    """What is read of a run that was committed: its recipe, ``run.json`` and an evaluation's columns."""
+    """Writes the files of a run that are committed: its recipe, ``run.json`` and an evaluation's columns."""
     evaluation = folder / "eval" / "cloze-cloze-float32"
     evaluation.mkdir(parents=True)
     (evaluation / "settings.json").write_text(json.dumps({"settings": asdict(answers.settings), "tasks": {}}))

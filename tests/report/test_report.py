@@ -1,12 +1,11 @@
 """moslora report: one page that needs nothing else, with the numbers of the other commands."""
 
-import builtins
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -163,7 +162,8 @@ def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> Non
 
 def test_a_report_is_replaced_with_its_figures(evaluated: Path, tmp_path: Path) -> None:
     run, out = Path(shutil.copytree(evaluated, tmp_path / "runs" / "bare")), tmp_path / "page"
-    write_report([run], out=out)
+    with locked(run):  # as in training
+        write_report([run], out=out)
     before = {path.name for path in out.iterdir()}
     shutil.rmtree(run / "eval")
     write_report([run], out=out)
@@ -184,30 +184,18 @@ def test_what_no_report_made_stays(evaluated: Path, tmp_path: Path, name: str) -
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_page_of_another_program_stays(evaluated: Path, tmp_path: Path) -> None:
-    for text in (b"<html>tests passed</html>", b"\xff"):
-        (tmp_path / "report.html").write_bytes(text)
-        with pytest.raises(UsageError, match=r"report\.html"):
-            write_report([evaluated], out=tmp_path)
-        assert [path.read_bytes() for path in tmp_path.iterdir()] == [text]
-
-
-def test_a_run_in_training_can_be_looked_at(evaluated: Path) -> None:
-    with locked(evaluated):
-        assert write_report([evaluated], out=evaluated / "report").exists()
+@pytest.mark.parametrize("text", [b"<html>tests passed</html>", b"\xff"])
+def test_a_page_of_another_program_stays(evaluated: Path, tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "report.html").write_bytes(text)
+    with pytest.raises(UsageError, match=r"report\.html"):
+        write_report([evaluated], out=tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [text]
 
 
 def test_without_matplotlib_one_line_says_how_to_install_it(
     evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def absent(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "matplotlib":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, errors = cli(capsys, "report", evaluated, "--out", tmp_path / "page")
     assert code == 2 and "pip install" in errors and errors.count("\n") == 1 and not (tmp_path / "page").exists()
 
@@ -251,7 +239,7 @@ def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
 
 
 def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> None:
-    """Of two seeds each, as the index names them."""
+    """Two seeds each, as the index names them."""
     runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
     for run in runs:
         made = Path(shutil.copytree(evaluated, tmp_path / "exp" / run.folder))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moslora.compare.answers import Answers, Outcome, read_answers
-from moslora.compare.index import is_experiment, read_index
+from moslora.compare.index import read_index
 from moslora.compare.statistics import Floats
 from moslora.console import note
 from moslora.errors import UsageError, some
@@ -77,8 +77,8 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
 
 def runs_at(path: Path) -> dict[Path, str | None]:
     """The run at ``path``, those in this folder, or an experiment's with the arms that its index names."""
-    if is_experiment(path):
-        return {path / run.folder: run.arm for run in read_index(path).runs if is_run(path / run.folder)}
+    if index := read_index(path):
+        return {path / run.folder: run.arm for run in index.runs if is_run(path / run.folder)}
     return dict.fromkeys([path] if is_run(path) else sorted(filter(is_run, path.glob("*"))))
 
 
@@ -87,12 +87,13 @@ def _find(path: Path, evaluation: str | None) -> Iterator[_Answered]:
     if (path / SETTINGS).is_file():
         yield _answered(path)
         return
-    found, index = runs_at(path), read_index(path).runs if is_experiment(path) else ()
-    if diverged := {path / run.folder: f"{run.arm} with seed {run.seed}" for run in index if run.diverged}:
+    found, index = runs_at(path), read_index(path)
+    planned = index.runs if index else ()
+    if diverged := {path / run.folder: f"{run.arm} with seed {run.seed}" for run in planned if run.diverged}:
         names = ", ".join(diverged.values())
         note(f"{path}: diverged, and so without answers: {names}; this compares the other runs alone")
-    if missing := sum(path / run.folder not in {**found, **diverged} for run in index):
-        note(f"{path}: {missing} of {len(index)} runs are not here, and are left out")
+    if missing := sum(path / run.folder not in {**found, **diverged} for run in planned):
+        note(f"{path}: {missing} of {len(planned)} runs are not here, and are left out")
     if not found:
         raise UsageError(f"{path}: " + ("no evaluated run here" if path.exists() else "no such file or folder"))
     for place, arm in found.items():

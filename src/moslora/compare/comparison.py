@@ -11,7 +11,7 @@ import numpy as np
 
 from moslora.compare.answers import Answers, Outcome
 from moslora.compare.arms import Arm, load_arms, pair, values
-from moslora.compare.index import is_experiment, read_index
+from moslora.compare.index import read_index
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
@@ -72,8 +72,7 @@ def compare(
 ) -> Comparison:
     """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrast and outcome."""
     arms = load_arms(paths, evaluation=evaluation)
-    if len(paths) == 1 and is_experiment(paths[0]):
-        index = read_index(paths[0])
+    if len(paths) == 1 and (index := read_index(paths[0])):
         contrast, outcome = contrast or index.contrast, outcome or index.outcome
     return compare_arms(arms, contrast=contrast, outcome=outcome or "accuracy", allowed=allowed)
 

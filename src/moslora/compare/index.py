@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.compare.answers import Outcome
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, first_line
 from moslora.files import write_text
 
 EXPERIMENT = "experiment.json"
@@ -37,18 +37,12 @@ class ExperimentIndex:
         write_text(folder / EXPERIMENT, TypeAdapter(ExperimentIndex).dump_json(self, indent=2).decode() + "\n")
 
 
-def is_experiment(folder: Path) -> bool:
-    return (folder / EXPERIMENT).is_file()
-
-
-def read_index(folder: Path) -> ExperimentIndex:
-    """Reads what `ExperimentIndex.write` wrote."""
+def read_index(folder: Path) -> ExperimentIndex | None:
+    """The index that `ExperimentIndex.write` wrote; ``None`` in a folder that is no experiment's."""
     path = folder / EXPERIMENT
     try:
-        return TypeAdapter(ExperimentIndex).validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValidationError as error:
+        return TypeAdapter(ExperimentIndex).validate_json(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValidationError) as error:
         raise MosloraError(
             f"{path}: not an experiment ({first_line(error)}); remove it, and give the experiment's command again"
         ) from None

@@ -8,7 +8,7 @@ A question is a cluster: its answers under several seeds are resampled together.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +25,6 @@ EXACT_FLIPS = 12
 
 MACRO, MICRO = "macro average", "micro average"
 """Every task has the same weight, or every question."""
-
-RESAMPLED_AT_ONCE = 2**21
-"""Questions drawn at a time, to bound the memory."""
 
 Floats = NDArray[np.float64]
 
@@ -158,12 +155,10 @@ def sign_flip(values: Floats) -> float:
     if len(x) <= EXACT_FLIPS:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(x))))
         return float((np.abs(signs @ x) >= least).mean())
-    random, extreme, left = np.random.default_rng(0), 1, RESAMPLES
-    while left:
-        rows = min(left, max(1, RESAMPLED_AT_ONCE // len(x)))
+    random, extreme = np.random.default_rng(0), 1
+    for rows in _parts(RESAMPLES, len(x)):
         flips = random.integers(0, 2, (rows, len(x)), dtype=np.int8).astype(float)
         extreme += int((np.abs(x.sum() - 2 * (flips @ x)) >= least).sum())
-        left -= rows
     return extreme / (RESAMPLES + 1)
 
 
@@ -182,12 +177,15 @@ def _resampled_means(values: Floats, random: np.random.Generator, *, joins: floa
     centre = values.mean()
     if joins:
         values = np.append(values, (joins, -joins))
-    n, means = len(values), np.empty(resamples)
-    rows = max(1, RESAMPLED_AT_ONCE // n)
-    for begin in range(0, resamples, rows):
-        drawn = random.integers(0, n, (min(rows, resamples - begin), n), dtype=np.int32)
-        means[begin : begin + rows] = values[drawn].mean(axis=1)
-    return means + centre - values.mean()
+    n = len(values)
+    drawn = (random.integers(0, n, (rows, n), dtype=np.int32) for rows in _parts(resamples, n))
+    return np.concatenate([values[some].mean(axis=1) for some in drawn]) + centre - values.mean()
+
+
+def _parts(samples: int, size: int) -> Iterator[int]:
+    """Samples of this size drawn at a time, to bound the memory: 2 million values."""
+    for begin in range(0, samples, most := max(1, 2**21 // size)):
+        yield min(most, samples - begin)
 
 
 def _interaction(d: Floats) -> float:

@@ -19,7 +19,7 @@ from moslora.experiment.one_run import run_one
 from moslora.training.launch import worker_processes
 
 RETRIES = 10
-"""How often a run is begun again after its worker or machine was lost."""
+"""Restarts of a run whose worker or machine was lost."""
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def is_done(out: Path, planned: Planned) -> bool:
 
 
 def validation_loss(run: Run) -> float:
-    """The last one of a run that is done; infinite if it diverged."""
+    """The last validation loss of a run that is done; infinite if it diverged."""
     if state(run) == "diverged":
         return math.inf
     loss: float = [row["validation_loss"] for row in run.metrics if "validation_loss" in row][-1]
@@ -53,7 +53,7 @@ def validation_loss(run: Run) -> float:
 
 @contextmanager
 def one_by_one(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
-    """What does each of ``runs``."""
+    """A function that does it, for each of ``runs``."""
     yield [partial(run_one, planned, out=out) for planned in runs]
 
 

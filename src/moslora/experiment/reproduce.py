@@ -67,7 +67,7 @@ def changes(facts: Mapping[str, Any], *, device: str, quantized: bool) -> list[s
 
 
 def verdict(run: Run, again: Run) -> str:
-    """How equal the finished runs are; fails beyond :data:`TOLERANCE`."""
+    """A line that says how equal the finished runs are; fails beyond :data:`TOLERANCE`."""
     differs = first_difference(run, again)
     before, after = (open_adapter(one.result).weights() for one in (run, again))
     if before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items()):

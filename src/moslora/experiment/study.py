@@ -3,10 +3,11 @@
 Each is a run folder (`moslora.experiment.one_run`); ``experiment.json`` lists those that are scored.
 """
 
+import math
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -19,9 +20,8 @@ from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.evaluation.predictions import mean_and_error
 from moslora.experiment.file import Experiment, Planned
-from moslora.experiment.one_run import is_done, one_by_one, run_of, state
+from moslora.experiment.one_run import is_done, one_by_one, run_of, state, validation_loss
 from moslora.experiment.provenance import CODE, changes
-from moslora.experiment.rates import Curve, curves, rate_table
 from moslora.files import in_use, locked
 
 COLUMNS: dict[Outcome, tuple[str, int, int]] = {
@@ -29,6 +29,47 @@ COLUMNS: dict[Outcome, tuple[str, int, int]] = {
     "accuracy": ("accuracy, %", 100, 1),
 }
 """Outcome -> the heading of its column, the factor to its unit, and digits after the point."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The choice of an arm's learning rate: the lowest mean validation loss over the search's own seeds.
+
+    Attributes:
+        seeds: number of the search's seeds.
+        losses: rate -> validation losses of the seeds that have run; infinite if not finite.
+    """
+
+    arm: str
+    seeds: int
+    losses: Mapping[float, list[float]]
+
+    @property
+    def best(self) -> float | None:
+        """The chosen rate; ``None`` while runs are missing, or if no loss was finite. A lone rate needs no run."""
+        if len(self.losses) == 1:
+            return next(iter(self.losses))
+        if not self.complete:
+            return None
+        means = {rate: fmean(losses) for rate, losses in self.losses.items()}
+        best = min(means, key=means.__getitem__)
+        return best if math.isfinite(means[best]) else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run of the search is done."""
+        return all(len(losses) == self.seeds for losses in self.losses.values())
+
+    @property
+    def remark(self) -> str:
+        """A note if no rate was good, or if the best is the lowest or the highest: the optimum may lie beyond."""
+        rates, best = sorted(self.losses), self.best
+        if self.complete and best is None:
+            return f"{self.arm}: no learning rate had a finite validation loss, so no run is scored; add lower ones"
+        if len(rates) == 1 or best not in (rates[0], rates[-1]):
+            return ""
+        side = "lowest" if best == rates[0] else "highest"
+        return f"{self.arm}: {best:g} is the {side} learning rate tried; one beyond it may be better"
 
 
 @dataclass(frozen=True)
@@ -63,23 +104,25 @@ class Study:
             raise UsageError("\n".join(others))
         with locked(self.out):
             self._finish(self.experiment.search(self.arms), later=len(self.arms) * len(self.experiment.file.seeds))
-            for line in self.remarks():
-                say(line)
+            for curve in self.curves():
+                if curve.remark:
+                    say(curve.remark)
             self._finish(self.scored(), later=0)
 
     def curves(self) -> list[Curve]:
         """The arms' learning rates, as far as they are known."""
-        return curves(self.experiment, self.out, self.arms)
+        rates, seeds = self.experiment.file.learning_rates, len(self.experiment.file.rate_seeds)
+
+        def losses(arm: str, rate: float) -> list[float]:
+            planned = self.experiment.planned([(arm, rate)], scored=False)
+            return [validation_loss(run_of(self.out, one)) for one in planned if is_done(self.out, one)]
+
+        return [Curve(arm, seeds, {rate: losses(arm, rate) for rate in rates}) for arm in self.arms]
 
     def scored(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
         chosen = [(curve.arm, rate) for curve in self.curves() if (rate := curve.best) is not None]
         return self.experiment.planned(chosen, scored=True)
-
-    def remarks(self) -> Iterator[str]:
-        """Notes on the choice of the learning rates."""
-        for curve in self.curves():
-            yield from curve.remarks()
 
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
@@ -133,12 +176,12 @@ class Study:
         """The curve of the learning rate, and the scores so far."""
         found = self.curves()
         if len(self.experiment.file.learning_rates) > 1:
-            yield rate_table(found)
+            yield _rate_table(found)
         yield self._scores(found)
 
     def closing(self) -> Iterator[str]:
         """The lines below the tables."""
-        yield from self.remarks()
+        yield from (curve.remark for curve in self.curves() if curve.remark)
         yield from (f"note: {line}" for line in self._whole().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
         found = [run_of(self.out, planned) for planned in self.scored() if is_done(self.out, planned)]
@@ -170,3 +213,23 @@ def _mean_over_seeds(runs: Sequence[Answers], outcome: Outcome) -> str:
         return "–"
     mean, error = mean_and_error([factor * fmean(map(fmean, tasks)) for tasks in columns])
     return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _rate_table(found: Sequence[Curve]) -> list[list[str]]:
+    """Arms × rates: the mean validation loss, ± half the range where there are several seeds; a * marks the choice."""
+    rates = list(found[0].losses)
+
+    def cell(curve: Curve, rate: float) -> str:
+        losses = curve.losses[rate]
+        if not losses:
+            return "–"
+        some = f" ({len(losses)} of {curve.seeds})" if len(losses) < curve.seeds else ""
+        if not math.isfinite(sum(losses)):
+            return f"not finite{some}"
+        spread = f" ± {(max(losses) - min(losses)) / 2:.4f}" if len(losses) > 1 else ""
+        return f"{fmean(losses):.4f}{spread}{some}" + " *" * (rate == curve.best)
+
+    return [
+        ["validation loss at learning rate", *(f"{rate:g}" for rate in rates)],
+        *([curve.arm, *(cell(curve, rate) for rate in rates)] for curve in found),
+    ]

@@ -1,4 +1,4 @@
-"""What all figures of a report share: a style, a PNG, and an SVG whose colours the page sets, for light and dark."""
+"""The canvas of every figure: a style, a PNG, and an SVG whose colours the page sets, for light and dark."""
 
 import io
 import re
@@ -51,18 +51,15 @@ STYLE: Any = {
 }
 
 
-def _faded(*stops: tuple[str, float]) -> LinearSegmentedColormap:
-    return LinearSegmentedColormap.from_list("faded", [(*to_rgb(color), alpha) for color, alpha in stops])
-
-
 # Zero is transparent: the colour of the page.
-DIVERGING = _faded((SERIES[0], 1), (SERIES[0], 0), (SERIES[1], 0), (SERIES[1], 1))
-SEQUENTIAL = _faded((SERIES[0], 0), (SERIES[0], 0.85))
+BLUE, ORANGE = to_rgb(SERIES[0]), to_rgb(SERIES[1])
+DIVERGING = LinearSegmentedColormap.from_list("faded", [(*BLUE, 1), (*BLUE, 0), (*ORANGE, 0), (*ORANGE, 1)])
+SEQUENTIAL = LinearSegmentedColormap.from_list("faded", [(*BLUE, 0), (*BLUE, 0.85)])
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where figures are drawn: the PNGs into ``folder``, with a colour for each of ``arms``."""
+    """Draws figures, the PNGs into ``folder``, with a colour for each of ``arms``."""
 
     folder: Path
     arms: Sequence[str]
@@ -91,8 +88,9 @@ class Canvas:
         return Markup(svg)
 
 
-def in_steps(axes: Axes) -> None:
-    """Round whole numbers along x."""
+def in_steps(axes: Axes, title: str, label: str) -> None:
+    """Titles the axes, with round whole numbers along x."""
+    axes.set(title=title, xlabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
@@ -101,6 +99,7 @@ def new_label(axes: Axes, label: str) -> str | None:
     return None if label in axes.get_legend_handles_labels()[1] else label
 
 
-def legend_below(axes: Axes, *, columns: int = 4) -> Any:
-    """A legend below the label of the x axis."""
-    return axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+def below(axes: Axes, title: str, label: str, *, columns: int = 4) -> None:
+    """`in_steps`, and a legend below the label of the x axis."""
+    in_steps(axes, title, label)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)

@@ -31,9 +31,7 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
             smooth = np.convolve(values, np.ones(width) / width, mode="valid")
             marks = {"marker": "o" if len(values) <= 12 else "", "markersize": 3.5}
             axes.plot(steps[width - 1 :], smooth, linewidth=1.6, color=color, label=label, **marks)
-        axes.set_title(title)
-        axes.set_xlabel("step")
-        in_steps(axes)
+        in_steps(axes, title, "step")
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         if metric in ("learning_rate", "tokens_per_second", "grad_norm"):
             axes.set_ylim(bottom=0)
@@ -44,12 +42,13 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 
 def accuracy(canvas: Canvas, runs: Sequence[ReportedRun]) -> Markup | None:
     """Per task and on average: every arm with its error, the base, and the majority class."""
-    arms = {arm: [run.tuned.results for run in runs if run.arm == arm and run.tuned] for arm in canvas.arms}
-    bases = [run.base.results for run in runs if run.base][:1]
-    series = {name: results for name, results in {"base": bases, **arms}.items() if results}
-    if not any(arms.values()):
+    tuned = [(run.arm, run.tuned.results) for run in runs if run.tuned]
+    if not tuned:
         return None
-    first = next(results[0] for results in arms.values() if results)
+    series = {"base": [run.base.results for run in runs if run.base][:1]}
+    series |= {arm: [results for its, results in tuned if its == arm] for arm in canvas.arms}
+    series = {name: results for name, results in series.items() if results}
+    first = tuned[0][1]
     names = [*first.tasks, MACRO]
     with canvas.figure(5, _height(len(names), len(series))) as (figure, axes):
         for row, name in enumerate(names):
@@ -59,19 +58,18 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun]) -> Markup | None:
             for (arm, results), place in zip(series.items(), row + _places(len(series)), strict=True):
                 mean, error, values = _mean(results, name)
                 color, label = MUTED if arm == "base" else canvas.color(arm), new_label(axes, arm)
-                face = "none" if arm == "base" else color
                 axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
-                style = {"fmt": "o", "markersize": 5, "elinewidth": 1.5, "markerfacecolor": face}
+                style = {"fmt": "o", "markersize": 5, "elinewidth": 1.5}
+                style["markerfacecolor"] = "none" if arm == "base" else color
                 axes.errorbar(mean, place, xerr=error, color=color, label=label, **style)
-        _rows(axes, names)
-        axes.set_xlabel(f"{first.settings.primary.replace('_', ' ')}, percent ± one standard error")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
+        metric = first.settings.primary.replace("_", " ")
+        _rows(axes, names, f"{metric}, percent ± one standard error")
     return canvas.keep("accuracy", figure)
 
 
 def _mean(results: Sequence[Results], name: str) -> tuple[float, float, Floats]:
-    """In percent, the mean over an arm's seeds with its standard error, and each of several seeds; of one seed its
-    score and the error over the questions."""
+    """In percent: the mean over an arm's seeds, its standard error, and each of several seeds. A single seed has the
+    error over the questions."""
     metric = results[0].settings.primary
     scores = [_score(result, name) for result in results if name == MACRO or name in result.tasks]
     values = 100 * np.array([getattr(score, metric) for score in scores])
@@ -94,11 +92,8 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title:
                 axes.plot(ends, [row + place] * 2, color=color, linewidth=1.8, solid_capstyle="round")
                 style = {"color": color, "markersize": 5, "markerfacecolor": color if effect.shown else "none"}
                 axes.plot(middle, row + place, "o", label=label, **style)
-        _rows(axes, names)
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
-        axes.set_xlabel(f"{title}, {unit.name}, 95 % interval; filled: shown")
-        if len(contrasts) > 1:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
+        _rows(axes, names, f"{title}, {unit.name}, 95 % interval; filled: shown", legend=len(contrasts) > 1)
     return canvas.keep(name, figure)
 
 
@@ -129,23 +124,26 @@ def confusions(canvas: Canvas, task: str, tables: Mapping[str, Floats]) -> Marku
 
 
 def _places(count: int) -> Floats:
-    """So many places around a row."""
+    """Places of this many points around a row."""
     return np.linspace(-0.25, 0.25, count) if count > 1 else np.zeros(1)
 
 
 def _height(rows: int, points: int) -> float:
-    """In inches, of a figure with this many points in each row: the same for accuracies and differences."""
+    """Inches of a figure with this many points in each row: the same for accuracies and differences."""
     return 1.1 + rows * (0.22 + 0.1 * points)
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """A row for each name, the last one set apart."""
+def _rows(axes: Axes, names: Sequence[str], label: str, *, legend: bool = True) -> None:
+    """A row for each name, the last one set apart, and a legend above."""
+    axes.set_xlabel(label)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(axis="y", visible=False)
     axes.axhline(len(names) - 1.5, color=GRID, linewidth=1)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
+    if legend:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
 
 
 def _score(results: Results, name: str) -> Score:

@@ -1,4 +1,4 @@
-"""What an adapter has learned, layer by layer: M, how far it is from its start, and the spectrum of ΔW."""
+"""The weights of an adapter, layer by layer: M, how far it is from its start, and the spectrum of ΔW."""
 
 import re
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,15 @@ def _confusions(canvas: Canvas, firsts: Sequence[ReportedRun]) -> Iterator[tuple
 
 def _some(run: ReportedRun) -> list[LearnedLayer]:
     """Layers to draw M of: from the first to the last, of one kind after the other."""
-    layers = [layer for layer in run.layers if layer.mixer is not None]
-    kinds = list(dict.fromkeys(layer.kind for layer in layers))
-    most = min(MAPS, len(layers))
-    found = []
-    for number in range(most):
-        same = [layer for layer in layers if layer.kind == kinds[number % len(kinds)]]
-        found.append(same[round(number * (len(same) - 1) / max(1, most - 1))])
+    kinds: dict[str, list[LearnedLayer]] = {}
+    for layer in run.layers:
+        if layer.mixer is not None:
+            kinds.setdefault(layer.kind, []).append(layer)
+    most = min(MAPS, sum(map(len, kinds.values())))
+    found = [
+        same[round(n * (len(same) - 1) / max(1, most - 1))]
+        for n, same in zip(range(most), cycle(kinds.values()), strict=False)
+    ]
     return list({layer.name: layer for layer in found}.values())
 
 

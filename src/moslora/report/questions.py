@@ -1,4 +1,4 @@
-"""Which options were chosen, and which questions a model answers otherwise than its base."""
+"""The options that were chosen, and the questions that a model answers unlike its base."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple

@@ -35,7 +35,7 @@ class ReportedRun:
 
     @cached_property
     def layers(self) -> list[LearnedLayer]:
-        """Of its adapter or newest checkpoint; none before the first."""
+        """The layers of its adapter or newest checkpoint; none before the first."""
         adapters = self.run.adapters
         return learned_layers(open_adapter(adapters[0])) if adapters else []
 

@@ -1,17 +1,15 @@
 """Figures of the weights that adapters have learned."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from markupsafe import Markup
 
 from moslora.compare.statistics import Floats
-from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, in_steps, legend_below, new_label
+from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, below, new_label
 from moslora.report.learned import LearnedLayer
 from moslora.report.runs import ReportedRun
-
-MARKERS = "osD^vPX*<>"
-"""One for each kind of layer."""
 
 
 def heat_maps(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Markup:
@@ -43,17 +41,13 @@ def by_layer(canvas: Canvas, name: str, runs: Sequence[ReportedRun], attribute: 
     kinds = list(dict.fromkeys(layer.kind for run in shown for layer in run.layers))
     with canvas.figure(4.8, 3.2) as (figure, axes):
         for run in shown:
-            for number, kind in enumerate(kinds):
+            for kind, marker in zip(kinds, cycle("osD^vPX*<>"), strict=False):
                 found = [(layer.depth, getattr(layer, attribute)) for layer in run.layers if layer.kind == kind]
-                marker = MARKERS[number % len(MARKERS)]
-                style = {"marker": marker, "markersize": 3.6, "markeredgewidth": 0, "alpha": 0.8}
-                axes.plot(*zip(*found, strict=True), linestyle="", color=canvas.color(run.arm), **style)
-                axes.plot([], [], linestyle="", color=MUTED, label=new_label(axes, kind), **style)
-        axes.set_title(title)
-        axes.set_xlabel("layer")
+                style = {"marker": marker, "markersize": 3.6, "markeredgewidth": 0, "alpha": 0.8, "linestyle": ""}
+                axes.plot(*zip(*found, strict=True), color=canvas.color(run.arm), **style)
+                axes.plot([], [], color=MUTED, label=new_label(axes, kind), **style)
         axes.set_ylim(bottom=0)
-        in_steps(axes)
-        legend_below(axes, columns=5)
+        below(axes, title, "layer", columns=5)
     return canvas.keep(name, figure)
 
 
@@ -65,24 +59,21 @@ def spectra(canvas: Canvas, name: str, runs: Sequence[ReportedRun], title: str, 
     with canvas.figure(4.8, 3.2) as (figure, axes):
         for run in shown:
             color = canvas.color(run.arm)
+            values = [layer.spectrum for layer in run.layers]
             if of_mixers:
-                start = [_singular(layer.start) for layer in run.layers if layer.start is not None]
-                label = new_label(axes, "at the start")
-                axes.plot(*_quantiles(start)[:2], color=color, linewidth=1.2, linestyle=":", label=label)
                 values = [_singular(layer.mixer) for layer in run.layers if layer.mixer is not None]
-            else:
-                values = [layer.spectrum for layer in run.layers]
+                begun = [_singular(layer.start) for layer in run.layers if layer.start is not None]
+                number, start, *_ = _quantiles(begun)
+                style = {"linewidth": 1.2, "linestyle": ":", "label": new_label(axes, "at the start")}
+                axes.plot(number, start, color=color, **style)
             number, middle, low, high = _quantiles(values)
             axes.fill_between(number, low, high, color=color, alpha=0.15, linewidth=0)
-            label = new_label(axes, run.arm)
-            axes.plot(number, middle, color=color, marker="o", markersize=3, linewidth=1.5, label=label)
-        axes.set_title(title)
-        axes.set_xlabel("number of the singular value; band: four in five layers")
+            style = {"marker": "o", "markersize": 3, "linewidth": 1.5, "label": new_label(axes, run.arm)}
+            axes.plot(number, middle, color=color, **style)
         if not of_mixers and all(layer.spectrum.all() for run in shown for layer in run.layers):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-        in_steps(axes)
-        legend_below(axes)
+        below(axes, title, "number of the singular value; band: four in five layers")
     return canvas.keep(name, figure)
 
 
