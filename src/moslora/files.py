@@ -65,6 +65,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A scratch path, on the same disk, whose file or folder is moved to ``path`` when the block succeeds."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".placed-") as folder:
+            yield (scratch := Path(folder) / path.name)
+            os.replace(scratch, path)
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Locks ``folder`` against other processes while the block runs; the lock ends with this process.
 

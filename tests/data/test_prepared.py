@@ -71,8 +71,8 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
         assert found.contents == b"".join(map(digest, selection.training))
         assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)
         assert found.rows.label_count() == label_count(fresh)
-        assert found.rows.truncated_count() == sum(row.truncated for row in fresh)
-    assert (change == "data.max_length=40") <= (read.rows.truncated_count() > 0)
+        assert found.rows.batch["truncated"].true_count == sum(row.truncated for row in fresh)
+    assert (change == "data.max_length=40") <= (read.rows.batch["truncated"].true_count > 0)
     said = [found.remarks() for found in (written, read)]
     assert said[0] == said[1]
 
@@ -148,10 +148,10 @@ def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Pa
     assert sorted(map(len, said)) == [1, 2] and said[0][-1] == said[1][-1] == prepare(recipe()).sha256
 
 
-def test_without_a_cache_training_goes_on(
+def test_without_a_writable_cache_training_goes_on(
     recipe: MakeRecipe, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder that cannot be written, and a disk that fills up."""
+    """A folder that cannot be written, a disk that fills up, and cached rows, for which nothing is written."""
     cache.parent.mkdir()
     cache.write_text("a file in the folder's place")
     rows = list(prepare(recipe()).rows)
@@ -161,17 +161,13 @@ def test_without_a_cache_training_goes_on(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
-    assert list(prepare(recipe()).rows) == rows and capsys.readouterr().out.count("not kept") == 1
-    assert [path.name for path in cache.glob("*/*")] == [".lock"]
-
-
-def test_cached_rows_need_no_writable_folder(
-    recipe: MakeRecipe, cache: Path, made: list[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    with monkeypatch.context() as disk:
+        disk.setattr("os.replace", full)
+        assert list(prepare(recipe()).rows) == rows and capsys.readouterr().out.count("not kept") == 1
+    assert not list(cache.iterdir())
     prepare(recipe())
-    monkeypatch.setattr(prepared, "FileLock", None)
-    assert prepare(recipe()) and len(made) == 1
+    monkeypatch.setattr(prepared, "once_per_machine", None)
+    assert list(prepare(recipe()).rows) == rows
 
 
 def test_a_fixed_date_in_a_chat_template_is_recorded(recipe: MakeRecipe, cache: Path) -> None:

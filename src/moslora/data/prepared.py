@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 
 import moslora
 from moslora.choices import Split
@@ -25,8 +23,8 @@ from moslora.data.select import select
 from moslora.data.sources import data_hash, differences, identity, local_path
 from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
-from moslora.errors import first_line
-from moslora.files import LOCK, sha256
+from moslora.errors import MosloraError, first_line
+from moslora.files import once_per_machine, placed, sha256
 from moslora.prompts import make_format
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY
 from moslora.recipe import DataSection
@@ -86,29 +84,17 @@ class RowTable(Sequence[Encoded]):
         """As `moslora.data.steps.label_count`."""
         return int((np.diff(self._offsets) - np.maximum(self._masked, 1)).sum())
 
-    def truncated_count(self) -> int:
-        return int(self.batch["truncated"].true_count)
-
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The encoded rows of a run, and what is known of them.
+    """The encoded rows of a run, and what is known of them."""
 
-    Attributes:
-        rows: trained on.
-        validation: set aside.
-        contents: the `digest` of each training row, end to end.
-        sha256: of the training rows' examples.
-        notes: what a user should know of them.
-        leaks: as in `moslora.data.select.Selection`.
-    """
-
-    rows: RowTable
-    validation: RowTable
-    contents: bytes
-    sha256: str
-    notes: list[str]
-    leaks: dict[str, int] | None
+    rows: RowTable  # trained on
+    validation: RowTable  # set aside
+    contents: bytes  # the `digest` of each training row, end to end
+    sha256: str  # of the training rows' examples
+    notes: list[str]  # what a user should know of them
+    leaks: dict[str, int] | None  # as in `moslora.data.select.Selection`
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
@@ -117,7 +103,7 @@ class TrainingData:
         return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
 
     def remarks(self) -> list[str]:
-        rows, truncated = self.rows, self.rows.truncated_count()
+        rows, truncated = self.rows, self.rows.batch["truncated"].true_count
         lines = [
             f"{len(rows):,} training rows of {rows.token_count() / len(rows):.1f} tokens on average, of which"
             f" {rows.label_count() / len(rows):.1f} labelled; {len(self.validation)} validation rows"
@@ -143,23 +129,20 @@ class RunRows:
         folder = self._folder()
         if found := _read(folder):
             return found
-        made = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / LOCK):
-                if found := _read(folder):  # made by the process that had the lock
-                    return found
-                made = self._make()
+        with once_per_machine(folder):
+            if found := _read(folder):  # made by the process that had the lock
+                return found
+            made = self._make()
+            try:
                 _write(made, folder)
-        except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-            note(f"the prepared rows are not kept: {first_line(error)}")
-        return made or self._make()
+            except (MosloraError, OSError) as error:
+                note(f"the prepared rows are not kept: {first_line(error)}")
+        return made
 
     def at_hand(self) -> TrainingData | None:
         """The rows, if they are in the cache or all their sources are files of this machine."""
-        local = all(
-            not task.hub if task.own else local_path(source) for tasks, _, source in self._sources() for task in tasks
-        )
+        sources = [(task, source) for tasks, _, source in self._sources() for task in tasks]
+        local = all(not task.hub if task.own else local_path(source) for task, source in sources)
         return self.prepare() if local else _read(self._folder())
 
     def _make(self) -> TrainingData:
@@ -209,15 +192,13 @@ def _read(folder: Path) -> TrainingData | None:
 def _write(made: TrainingData, folder: Path) -> None:
     facts = {key: vars(made)[key] for key in ("sha256", "notes", "leaks")}
     known = {"facts": json.dumps(facts), "contents": made.contents}
-    scratch = folder / f".{_ROWS}.writing"
-    try:
-        with pa.ipc.new_file(str(scratch), SCHEMA.with_metadata(known)) as file:
+    with placed(folder) as new:
+        new.mkdir()
+        with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(known)) as file:
             file.write_batch(made.rows.batch)
             file.write_batch(made.validation.batch)
-        os.replace(scratch, folder / _ROWS)  # not in place: another process may have the old file open
-    finally:
-        scratch.unlink(missing_ok=True)
-    (folder / _HASH).write_text(sha256(folder / _ROWS), encoding="utf-8")
+        (new / _HASH).write_text(sha256(new / _ROWS), encoding="utf-8")
+        rmtree(folder, ignore_errors=True)  # which is damaged; another process may have its file open
     with suppress(OSError):  # another process may remove the same
         for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
             rmtree(old, ignore_errors=True)

