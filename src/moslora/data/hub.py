@@ -1,9 +1,9 @@
 """The sets from the Hugging Face hub: parquet at pinned commits (`moslora.tasks.Hub`), never a script."""
 
-import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,23 +23,16 @@ MIXTURE_ROWS = 170_420
 def load(task: Task, split: Split) -> list[Example]:
     """One split of one set; HellaSwag raw, WinoGrande's training set ``xl``."""
     assert task.hub
-    rows = _rows(task.hub, task.splits[split], expected=task.rows.get(split))
-    try:
-        return [task.example(row, f"{task.name}/{split}/{number}") for number, row in enumerate(rows)]
-    except ValueError as fault:
-        raise UsageError(f"{_page(task.hub)}: task {task.name}: {fault}") from None
+    name, expected = task.splits[split], task.rows.get(split)
+    return _load(task.hub, name, lambda row, number: task.example(row, f"{task.name}/{split}/{number}"), expected)
 
 
 def load_mixture() -> list[Example]:
     """LLM-Adapters' training mixture ``commonsense_170k``, rows in its own order."""
-    rows = _rows(MIXTURE, "train", expected=MIXTURE_ROWS)
-    try:
-        return [example_from_row(row, split="train", number=number) for number, row in enumerate(rows)]
-    except ValueError as fault:
-        raise MosloraError(f"{_page(MIXTURE)}: a row is not in LLM-Adapters' format: {fault}") from fault
+    return _load(MIXTURE, "train", partial(example_from_row, split="train"), MIXTURE_ROWS)
 
 
-@functools.cache
+@cache
 def commit(hub: Hub) -> str:
     """The commit at which ``hub`` is, or offline was last."""
     revision = hub.revision or "main"
@@ -65,7 +58,8 @@ def _reaching(hub: Hub) -> Iterator[None]:
         ) from error
 
 
-def _rows(hub: Hub, split: str, *, expected: int | None) -> list[dict[str, Any]]:
+def _load(hub: Hub, split: str, read: Callable[[dict[str, Any], int], Example], expected: int | None) -> list[Example]:
+    """The rows of a split of the hub's by ``read``, which gets a row and its number."""
     revision = commit(hub)
     with _reaching(hub):
         import datasets  # seconds to import, and only this source needs it; reads whether the hub was reached
@@ -78,7 +72,10 @@ def _rows(hub: Hub, split: str, *, expected: int | None) -> list[dict[str, Any]]
         rows = cast(list[dict[str, Any]], loaded.to_list())
     if expected is not None and len(rows) != expected:
         raise MosloraError(f"{_page(hub)} at {revision}: {split} has {len(rows)} rows, expected {expected}")
-    return rows
+    try:
+        return [read(row, number) for number, row in enumerate(rows)]
+    except ValueError as fault:
+        raise UsageError(f"{_page(hub)}: {fault}") from None
 
 
 def _page(hub: Hub) -> str:

@@ -9,13 +9,14 @@ of ``messages``.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moslora.choices import Split
 from moslora.errors import UsageError, capped
 from moslora.prompts import RESPONSE_LEAD, llm_adapters_row, parse_instruction
-from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example, Task
+from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Task
 
 
 def find_file(folder: Path, task: Task, split: Split) -> Path | None:
@@ -40,8 +41,8 @@ def load(source: Path, task: Task, split: Split) -> list[Example]:
 
 
 def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Example]:
-    """All rows of a file in LLM-Adapters' format; arguments as in `example_from_row`."""
-    return read_rows(path, lambda row, number: example_from_row(row, split=split, number=number, task=task))
+    """All rows of a file in LLM-Adapters' format; ``task`` names the set that it is of."""
+    return read_rows(path, partial(example_from_row, split=split, task=task))
 
 
 def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> list[Example]:
@@ -56,49 +57,44 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> lis
     faults: dict[str, list[str]] = {}
     for number, (place, row) in enumerate(_rows(path)):
         try:
-            if isinstance(row, ValueError):
-                raise row
+            row = json.loads(row) if path.suffix == ".jsonl" else row
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
             examples.append(read(row, number))
-        except ValueError as fault:
-            faults.setdefault(str(fault), []).append(place)
+        except (ValueError, RecursionError) as fault:
+            said = f"malformed JSON ({fault.msg})" if isinstance(fault, json.JSONDecodeError) else str(fault)
+            faults.setdefault(said, []).append(place)
     if faults:
-        also = {fault: f" (and {len(places) - 1} more rows)" if places[1:] else "" for fault, places in faults.items()}
-        raise UsageError(capped([f"{path}:{places[0]}: {fault}{also[fault]}" for fault, places in faults.items()]))
+        told = ((f"{path}:{place}: {fault}", len(more)) for fault, (place, *more) in faults.items())
+        raise UsageError(capped([line + f" (and {more} more rows)" * bool(more) for line, more in told]))
     if not examples:
         raise UsageError(f"{path}: contains no rows")
     return examples
 
 
 def _rows(path: Path) -> list[tuple[str, Any]]:
-    """(place, row) pairs; for a line that is not JSON, a ValueError in place of the row."""
+    """(place, row) pairs; of JSONL, the row is its line."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     if path.suffix == ".jsonl":
         # splitlines() also breaks at characters that JSON strings may contain unescaped.
-        return [(f"{n}", _parsed(line)) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = _parsed(text, whole=True)
-    if not isinstance(rows, list):
-        fault = rows if isinstance(rows, ValueError) else "malformed JSON (not an array)"
-        raise UsageError(f"{path}: {fault}; a .json file is one array of rows, a .jsonl file has one row a line")
+        return [(f"{n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    try:
+        if not isinstance(rows := json.loads(text), list):
+            raise ValueError("not an array")
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: malformed JSON ({error}); a .json file is one array of rows, a .jsonl file has one row a line"
+        ) from None
     return [(f" row {n}", row) for n, row in enumerate(rows, start=1)]
 
 
-def _parsed(text: str, *, whole: bool = False) -> Any:
-    """JSON, or what is wrong with it; in a ``whole`` file also where."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"malformed JSON ({error if whole else getattr(error, 'msg', error)})")
-
-
-def example_from_row(row: dict[str, Any], *, split: Split, number: int, task: str | None = None) -> Example:
+def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: str | None = None) -> Example:
     """A row of LLM-Adapters as an example that renders back to exactly this row.
 
-    ``split`` and ``number``, the row's position, go into the id; ``task`` is as in `read_file`.
+    ``split`` and ``number``, the row's position, go into the id; ``task`` names the set of the row's file, if known.
 
     Raises:
         ValueError: what is wrong with the row.
@@ -114,10 +110,8 @@ def example_from_row(row: dict[str, Any], *, split: Split, number: int, task: st
     if row.get("input"):
         raise ValueError('"input" must be empty; move its text into the instruction')
     named = row.get("task", task)
-    if named is not None and (not isinstance(named, str) or named not in TASKS):
-        raise ValueError(f"task {named!r}: must be one of {', '.join(COMMONSENSE)}")
-    if task is not None and named != task:
-        raise ValueError(f"task {named!r}: must be {task!r} in this file")
+    if named is not None and named not in (known := (task,) if task else COMMONSENSE):
+        raise ValueError(f"task {named!r}: must be {'' if task else 'one of '}{', '.join(known)} in this file")
 
     matches = [e for name in ([named] if named else COMMONSENSE) if (e := _of_task(row, name, split, number))]
     if len(matches) == 1:
@@ -131,16 +125,15 @@ def example_from_row(row: dict[str, Any], *, split: Split, number: int, task: st
 
 def _as_instruction(row: dict[str, Any]) -> dict[str, Any]:
     """A row of ``prompt`` and ``completion``, or of ``messages`` (a user's, the assistant's), as an instruction."""
-    if "prompt" in row and "completion" in row:
-        asked, answered = row["prompt"], row["completion"]
-    elif "messages" in row:
-        match row["messages"]:
-            case [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]:
-                pass
-            case _:
-                raise ValueError("messages: must be one of role user and one of role assistant, in this order")
-    else:
-        return row
+    match row:
+        case {"prompt": asked, "completion": answered}:
+            pass
+        case {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}:
+            pass
+        case {"messages": _}:
+            raise ValueError("messages: must be one of role user and one of role assistant, in this order")
+        case _:
+            return row
     return {"instruction": asked, "input": "", "output": answered, "answer": answered}
 
 

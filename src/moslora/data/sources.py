@@ -29,26 +29,34 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
     Args:
         task: of the eight, or a user's own, which has its own source.
         split: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
-        source: "wheel", "hub", or a path (`moslora.data.local`); `MIXTURE` is tested on the hub's rows, and its
-            training rows are not split by set (`load_training`).
+        source: "wheel", "hub", `MIXTURE`, which is tested on the hub's rows, or a path (`moslora.data.local`).
     """
-    splits = ("train", "test") if task.own else tuple(task.splits)
-    if split not in splits:
-        raise UsageError(f"{task.name} has no labelled split {split!r}; must be one of {', '.join(splits)}")
+    if split not in (known := splits(task, source=source)):
+        raise UsageError(f"source {source}: no split {split!r} of {task.name}; must be one of {', '.join(known)}")
     if task.own:
         return _own_rows(task, split)
-    if source == MIXTURE and split == "train":
-        raise UsageError(f"source {MIXTURE}: its training rows are not split by set; use hub for those of {task.name}")
     if path := local_path(source):
         return local.load(path, task, split)
     return wheel.load(task, split) if source == "wheel" else hub.load(task, split)
 
 
+def splits(task: Task, *, source: str) -> tuple[Split, ...]:
+    """The splits that can be loaded. The training rows of `MIXTURE` are not split by set."""
+    if task.own:
+        return ("train", "test")
+    return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
+
+
 def _own_rows(task: Task, split: Split) -> list[Example]:
     """The rows of a user's task. Without a test split, a share of the training rows is tested on and not trained on."""
+    file: Split = split if "test" in task.splits else "train"
+    if task.hub:
+        rows = hub.load(task, file)
+    else:
+        path = _own_file(task, file)
+        rows = local.read_rows(path, lambda row, number: task.example(row, f"{task.name}/{file}/{number}"))
     if "test" in task.splits:
-        return _read_own(task, split)
-    rows = _read_own(task, "train")
+        return rows
     asked = [content(row)[:2] for row in rows]
     order = sorted(set(asked), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
     tested = set(order[: math.ceil(task.held_out * len(order))])
@@ -60,14 +68,6 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
     return found
 
 
-def _read_own(task: Task, split: Split) -> list[Example]:
-    if task.hub:
-        return hub.load(task, split)
-    return local.read_rows(
-        _own_file(task, split), lambda row, number: task.example(row, f"{task.name}/{split}/{number}")
-    )
-
-
 def _own_file(task: Task, split: Split) -> Path:
     path = Path(task.splits[split]).expanduser()
     if not path.is_file():
@@ -76,11 +76,6 @@ def _own_file(task: Task, split: Split) -> Path:
             " file that declares the task, a finished run's to the folder where it was trained)"
         )
     return path
-
-
-def tested_on(source: str) -> str:
-    """The source of the questions: for `MIXTURE`, which has none, the hub."""
-    return "hub" if source == MIXTURE else source
 
 
 def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
@@ -106,19 +101,16 @@ def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dic
     if source == MIXTURE:
         yield MIXTURE, {"train": len(load_training(tasks, source=source))}
     for task in tasks:
-        splits = [split for split in task.splits if not (source == MIXTURE and split == "train")]
-        yield task.name, {split: len(load_examples(task, split, source=source)) for split in splits}
+        known = splits(task, source=source)
+        yield task.name, {split: len(load_examples(task, split, source=source)) for split in known}
 
 
 def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
     """The number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
     sets = [task for task in tasks if not task.own]
-    if sets and source == MIXTURE:
-        counts = {MIXTURE: hub.MIXTURE_ROWS}
-    elif sets and local_path(source):
-        counts = dict(Counter(example.task for example in load_training(sets, source=source)))
-    else:
-        counts = {task.name: task.rows["train"] for task in sets}
+    if not sets or local_path(source):
+        return dict(Counter(example.task for example in load_training(tasks, source=source)))
+    counts = {MIXTURE: hub.MIXTURE_ROWS} if source == MIXTURE else {task.name: task.rows["train"] for task in sets}
     return counts | {task.name: len(_own_rows(task, "train")) for task in tasks if task.own}
 
 
@@ -137,36 +129,28 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     pinned here, and own tasks' declarations."""
     found = []
     for task in tasks:
-        if task.own and task.hub:
-            found += [repr(task), hub.commit(task.hub)]
-        elif task.own:
-            found += [repr(task), *(sha256(_own_file(task, split)) for split in sorted(task.splits))]
+        if task.own:
+            files = [] if task.hub else [_own_file(task, part) for part in sorted(task.splits)]
+            found += [repr(task), *([hub.commit(task.hub)] if task.hub else map(sha256, files))]
     sets = [task for task in tasks if not task.own]
     if not sets:
         return found
-    if source == MIXTURE:
-        return [*found, source, hub.commit(hub.MIXTURE)]
-    path = local_path(source)
-    if path is None:
-        return [*found, source, DATA_WHEEL.sha256]
-    files = [path] if path.is_file() else [local.find_file(path, task, split) for task in sets]
-    return [*found, *(sha256(file) if file else "" for file in files)]
+    if path := local_path(source):
+        named = [path] if path.is_file() else [local.find_file(path, task, split) for task in sets]
+        return [*found, *(sha256(file) if file else "" for file in named)]
+    return [*found, source, hub.commit(hub.MIXTURE) if source == MIXTURE else DATA_WHEEL.sha256]
 
 
 def differences(source: str, tasks: Sequence[str]) -> list[str]:
     """A line for each set of wheel or hub whose rows are not LLM-Adapters' own."""
-    lines = []
-    if source == "wheel" and "hellaswag" in tasks:
-        lines.append(
-            "hellaswag: the wheel's text is without WikiHow's tags, in training and test "
-            "(LLM-Adapters: with them); compare scores only with runs on such text"
-        )
-    if source in ("wheel", "hub") and "winogrande" in tasks:
-        lines.append(
-            "winogrande: trains on the 40,398 rows of xl (LLM-Adapters: 63,238, which repeat these and add 9,248 "
-            "debiased rows); the test set is the same"
-        )
-    return lines
+    known = {
+        "hellaswag": "the wheel's text is without WikiHow's tags, in training and test (LLM-Adapters: with them);"
+        " compare scores only with runs on such text",
+        "winogrande": "trains on the 40,398 rows of xl (LLM-Adapters: 63,238, which repeat these and add 9,248 debiased"
+        " rows); the test set is the same",
+    }
+    differing = {"wheel": ("hellaswag", "winogrande"), "hub": ("winogrande",)}.get(source, ())
+    return [f"{task}: {known[task]}" for task in differing if task in tasks]
 
 
 def data_hash(examples: Iterable[Example]) -> str:

@@ -15,7 +15,7 @@ from moslora.base.resolve import fingerprint, locate
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import DType, Strategy
 from moslora.console import is_main_process, note
-from moslora.data.sources import data_hash, differences, load_examples, tested_on
+from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError, first_line
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import SETTINGS
@@ -185,7 +185,7 @@ def evaluate_target(
             questions,
             request,
             out=out,
-            metadata={**identity, "source": tested_on(request.source)},
+            metadata={**identity, "source": request.source},
             leaks=find_leaks(run, questions) if run else None,
         )
     if run and is_main_process() and out.parent == run_of(run.path).path / EVALUATIONS:

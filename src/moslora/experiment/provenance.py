@@ -12,7 +12,7 @@ from typing import Any
 import moslora
 from moslora.base.resolve import fingerprint
 from moslora.choices import Split
-from moslora.data.sources import identity, tested_on
+from moslora.data.sources import identity
 from moslora.experiment.file import Planned
 from moslora.recipe import Recipe
 from moslora.tasks import Task
@@ -34,7 +34,7 @@ CODE = "the code changed"
 def provenance(recipe: Recipe) -> dict[str, str]:
     """Hashes of everything besides its recipe that a run's numbers depend on: ``data``, with the base, and ``code``."""
     trained = recipe.training_tasks, recipe.data.source
-    tested = recipe.questions.tasks, tested_on(recipe.questions.source)
+    tested = recipe.questions.tasks, recipe.questions.source
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     return {"data": _hash([_rows("train", *trained), _rows("test", *tested), base]), "code": code()}
 
