@@ -228,9 +228,7 @@ def test_too_long_answers_are_counted_and_the_fix_is_a_number() -> None:
 
 def with_bos_and_eos() -> PreTrainedTokenizerBase:
     """The small tokenizer with a post-processor that wraps every text."""
-    from copy import deepcopy
-
-    tokenizer = deepcopy(small_tokenizer())
+    tokenizer = copy.deepcopy(small_tokenizer())
     tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<end>"})
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A <end>", special_tokens=[("<bos>", tokenizer.bos_token_id), ("<end>", tokenizer.eos_token_id)]

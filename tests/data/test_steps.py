@@ -31,15 +31,12 @@ def test_a_step_does_not_depend_on_those_asked_for_before() -> None:
 
 
 def test_max_steps_and_fractions_of_an_epoch() -> None:
+    """The paper's run has 170,420 rows less 120 for validation, 3 epochs, 16 a step."""
+    assert len(plan(rows=170_300, global_batch_size=16)) == 31_932
     assert len(plan(max_steps=5)) == 5 and len(plan(epochs=None, max_steps=9)) == 9
     assert len(plan(epochs=0.5)) == 2 and [len(plan(epochs=0.5)[step]) for step in range(2)] == [4, 1]
     with pytest.raises(IndexError):
         plan()[8]
-
-
-def test_the_paper_run_has_31932_steps() -> None:
-    """170,420 rows less 120 for validation, 3 epochs, 16 a step."""
-    assert len(plan(rows=170_300, global_batch_size=16)) == 31_932
 
 
 def test_draws_are_uniform_over_long_and_short_rows() -> None:

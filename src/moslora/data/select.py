@@ -14,19 +14,12 @@ from moslora.tasks import INSTRUCTION, Example, Questions, Task
 
 @dataclass(frozen=True)
 class Selection:
-    """The rows of a run.
-
-    Attributes:
-        training: trained on.
-        validation: set aside from the training rows.
-        leaks: task -> rows left out of ``training`` because they are test rows; ``None`` without ``data.drop_leaks``.
-        notes: what else was left out, and what could not be compared.
-    """
+    """The rows of a run."""
 
     training: list[Example]
     validation: list[Example]
-    leaks: dict[str, int] | None
-    notes: list[str]
+    leaks: dict[str, int] | None  # task -> training rows left out as test rows; ``None`` without ``data.drop_leaks``
+    notes: list[str]  # what else was left out, and what could not be compared
 
 
 def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, seed: int) -> Selection:
@@ -46,12 +39,11 @@ def select(data: DataSection, tasks: Sequence[Task], questions: Questions, *, se
         raise UsageError(f"data.drop_leaks: {source} is one file and has no test rows; set evaluation.source")
     test = [example for task in questions.tasks for example in load_examples(task, "test", source=source)]
     ids = leaked(training, test)
-    kept = [example for example in training if example.id not in ids]
-    if not kept:
-        raise UsageError(f"data.drop_leaks: every training row is also a test row of {source}; set another source")
     leaks = dict(Counter(example.task for example in training if example.id in ids))
-    each = ", ".join(f"{task} {count:,}" for task, count in leaks.items())
-    notes.append(f"data.drop_leaks: rows left out because they are test rows: {each or 'none'}")
+    if not (kept := [example for example in training if example.id not in ids]):
+        raise UsageError(f"data.drop_leaks: every training row is also a test row of {source}; set another source")
+    each = ", ".join(f"{task} {count:,}" for task, count in leaks.items()) or "none"
+    notes.append(f"data.drop_leaks: rows left out because they are test rows: {each}")
     if free := sum(read_back(example).task == INSTRUCTION for example in kept):
         notes.append(f"data.drop_leaks: {free:,} instructions of no known template were not compared")
     return Selection(kept, validation, leaks, notes)
@@ -64,14 +56,11 @@ def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, se
     """
     if rows is None:
         return list(examples)
-    by_task: dict[str, list[int]] = {}
-    for position, example in enumerate(examples):
-        by_task.setdefault(example.task, []).append(position)
     kept: set[int] = set()
-    for task, positions in by_task.items():
-        limit = rows if isinstance(rows, int) else rows.get(task, len(positions))
+    for task in {example.task for example in examples}:
+        positions = [position for position, example in enumerate(examples) if example.task == task]
         random.Random(f"{seed}/{task}").shuffle(positions)
-        kept.update(positions[:limit])
+        kept.update(positions[: rows if isinstance(rows, int) else rows.get(task)])
     return [example for position, example in enumerate(examples) if position in kept]
 
 
@@ -83,8 +72,12 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
     refuse_all_set_aside(len(examples), validation_rows=validation_rows)
     chosen = set(random.Random(f"{seed}/validation").sample(range(len(examples)), validation_rows))
     validation = [example for position, example in enumerate(examples) if position in chosen]
-    said = {_content(example) for example in validation}
-    training = [example for example in examples if _content(example) not in said]
+
+    def said(row: Example) -> tuple[object, ...]:
+        return row.task, row.context, row.question, row.choices, row.gold
+
+    repeated = set(map(said, validation))
+    training = [example for example in examples if said(example) not in repeated]
     if not training:
         raise UsageError("data.validation_rows: all other rows repeat those set aside; use fewer")
     return training, validation
@@ -94,7 +87,3 @@ def refuse_all_set_aside(rows: int, *, validation_rows: int) -> None:
     """Refuses a number of validation rows that leaves nothing to train on."""
     if validation_rows >= rows:
         raise UsageError(f"data.validation_rows = {validation_rows}: must be less than the {rows:,} rows of the source")
-
-
-def _content(example: Example) -> tuple[object, ...]:
-    return example.task, example.context, example.question, example.choices, example.gold

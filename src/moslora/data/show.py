@@ -7,8 +7,6 @@ from moslora.errors import UsageError
 from moslora.prompts import make_format
 from moslora.tasks import Task
 
-_TAIL = 40  # characters of an option's prompt that are shown before its answer
-
 
 def show_example(
     task: Task, encoder: Encoder, *, split: Split, row: int, format: FormatName, source: str, loss_on: LossOn
@@ -39,5 +37,5 @@ def show_example(
     lines += ["", "options (evaluation; * is right)"]
     for index, choice in enumerate(renderer.options(example)):
         star = "*" if index == example.gold else " "
-        lines.append(f"{star} {choice.label}: …{choice.prompt[-_TAIL:]!r} + {choice.answer!r}")
+        lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")
     return "\n".join(lines)

@@ -99,21 +99,13 @@ def passes(rows: Sequence[Encoded], *, process: int, processes: int, tokens: int
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows laid end to end, T tokens together, on their device. No row is padded.
+    """Rows laid end to end, T tokens together, on their device. No row is padded. The tensors are int64."""
 
-    Attributes:
-        input_ids: int64 of shape ``(1, T)``.
-        rows: which tokens belong together.
-        tasks: number of each token's task, int64 of shape ``(1, T)``.
-        predicted_from: places of the N tokens after which a labelled one comes, int64 of shape ``(N,)``.
-        labels: those labelled tokens, int64 of shape ``(N,)``.
-    """
-
-    input_ids: Tensor
-    rows: Rows
-    tasks: Tensor
-    predicted_from: Tensor
-    labels: Tensor
+    input_ids: Tensor  # (1, T)
+    rows: Rows  # which tokens belong together
+    tasks: Tensor  # number of each token's task, (1, T)
+    predicted_from: Tensor  # places of the N tokens after which a labelled one comes, (N,)
+    labels: Tensor  # those labelled tokens, (N,)
 
 
 def collate(

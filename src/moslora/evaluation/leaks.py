@@ -12,48 +12,34 @@ from moslora.tasks import Example
 
 @dataclass(frozen=True)
 class Leaks:
-    """Questions whose choices and right answer are also a training row.
+    """Questions whose choices and right answer are also a training row."""
 
-    Attributes:
-        compared_with: the training rows, in words.
-        ids: of the questions, whether asked or not.
-    """
-
-    compared_with: str
-    ids: tuple[str, ...]
+    compared_with: str  # the training rows, in words
+    ids: tuple[str, ...]  # of the questions, whether asked or not
 
 
 @dataclass(frozen=True)
 class WithoutLeaks:
-    """The numbers of the questions that are not leaks.
+    """The numbers of the questions that are not leaks."""
 
-    Attributes:
-        compared_with: as in `Leaks`.
-        leaks: task -> number of questions left out.
-        tasks: task -> score, without tasks that have only leaks.
-        macro: every task the same weight; ``None`` if a task has only leaks.
-    """
-
-    compared_with: str
-    leaks: Mapping[str, int]
-    tasks: Mapping[str, Score]
-    macro: Score | None
+    compared_with: str  # as in `Leaks`
+    leaks: Mapping[str, int]  # task -> number of questions left out
+    tasks: Mapping[str, Score]  # without tasks that have only leaks
+    macro: Score | None  # every task the same weight; ``None`` if a task has only leaks
 
     def line(self, primary: str) -> str | None:
         """The metric ``primary`` without the leaks, in percent; ``None`` if there are no leaks."""
-        counts = {task: count for task, count in self.leaks.items() if count}
+        counts = [f"{task} {count}" for task, count in self.leaks.items() if count]
         if not counts:
             return None
-        scores = {**{task: self.tasks.get(task) for task in counts}, "macro average": self.macro}
+        scores = {task: self.tasks.get(task) for task, count in self.leaks.items() if count}
         error = primary.replace("accuracy", "standard_error")
         values = [
             f"{name} {percent(getattr(score, primary, None), getattr(score, error, None))}"
-            for name, score in scores.items()
+            for name, score in {**scores, "macro average": self.macro}.items()
         ]
-        return (
-            f"questions among {self.compared_with}: {', '.join(f'{task} {count}' for task, count in counts.items())};"
-            f" {primary.replace('_', ' ')} without them: {', '.join(values)}"
-        )
+        without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
+        return f"questions among {self.compared_with}: {', '.join(counts)}; {without}"
 
 
 def without_leaks(
@@ -72,8 +58,7 @@ def without_leaks(
 
 
 def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> Leaks | None:
-    """The leaks among all test ``questions``, by task, for a run's model or its base; ``None`` if the run has no record
-    of its training rows."""
+    """The leaks among all test ``questions``, by task; ``None`` if the run has no record of its training rows."""
     file = run_of(run.path).contents
     contents = file.read_bytes() if file.is_file() else b""
     if not contents or len(contents) != DIGEST * run.manifest["trained_rows"]:

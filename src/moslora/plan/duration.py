@@ -33,17 +33,12 @@ GPUS = {
 
 
 def operations(model: PreTrainedModel, *, tokens: float, labels: float, row: float, recomputed: bool) -> float:
-    """Floating-point operations of a run's matrix products.
+    """Floating-point operations of a run's matrix products: ``tokens``, in rows of ``row`` tokens, and ``labels``.
 
     A frozen weight costs 2 operations per token and entry forwards and 2 for the gradient of its input, a trained one 2
-    more for its own gradient. Gradient checkpointing computes each layer again, up to its last product. A token attends
-    to half its row, at 4 operations per entry of the queries, twice that backwards. The output layer runs where there
-    is a label.
-
-    Args:
-        tokens: of the run; ``labels`` likewise.
-        row: tokens of a row.
-        recomputed: with gradient checkpointing.
+    more for its own gradient. Checkpointing (``recomputed``) computes each layer again, up to its last product.
+    A token attends to half its row, at 4 operations per entry of the queries, twice that backwards. The output layer
+    runs where there is a label.
     """
     config, layers, output = model.config, decoder_layers(model), model.get_output_embeddings().weight
     frozen = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not output)

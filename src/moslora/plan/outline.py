@@ -14,8 +14,8 @@ from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan
 from moslora.plan.step import Work
-from moslora.recipe import DataSection, ModelSection, Recipe
-from moslora.tasks import Questions, Task
+from moslora.recipe import DataSection, Recipe
+from moslora.tasks import Task
 from moslora.training.budget import RankBudget
 from moslora.training.prepare import adapt
 from moslora.training.run_card import describe
@@ -60,7 +60,7 @@ def outline(recipe: Recipe) -> Outline:
     training, section, tasks = recipe.training, recipe.data, recipe.training_tasks
     model = meta_model(recipe.model)
     adapt(model, recipe.adapter_options(), seed=recipe.seed)
-    data = _at_hand(recipe.model, section, tasks, recipe.questions, seed=recipe.seed)
+    data = _at_hand(recipe)
     rows = len(data.rows) if data else _row_count(section, tasks)
     plan = StepPlan.of(training, rows=rows, seed=recipe.seed)
     if training.rank_budget:
@@ -80,22 +80,21 @@ def outline(recipe: Recipe) -> Outline:
     return Outline(model, plan, None, section.max_length, labelled, tokens, lines)
 
 
-def _at_hand(
-    model: ModelSection, data: DataSection, tasks: Sequence[Task], questions: Questions, *, seed: int
-) -> TrainingData | None:
+def _at_hand(recipe: Recipe) -> TrainingData | None:
     """The rows, if the tokenizer is in the cache, and they are there too or in files of this machine."""
+    model, data = recipe.model, recipe.data
     folder = at_hand(model.name, revision=model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     tokenizer = load_tokenizer(model.model_copy(update={"name": str(folder), "revision": None}))
-    return RunRows(data, tasks, questions, Encoder(tokenizer, max_length=data.max_length), seed).at_hand()
+    encoder = Encoder(tokenizer, max_length=data.max_length)
+    return RunRows(data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).at_hand()
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
     """Training rows by the task table."""
     counts = row_counts(tasks, source=data.source)
-    if data.rows is not None:
-        caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
-        counts = {task: min(count, caps.get(task, count)) for task, count in counts.items()}
-    refuse_all_set_aside(sum(counts.values()), validation_rows=data.validation_rows)
-    return sum(counts.values()) - data.validation_rows
+    caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
+    total = sum(min(count, caps.get(task) or count) for task, count in counts.items())
+    refuse_all_set_aside(total, validation_rows=data.validation_rows)
+    return total - data.validation_rows

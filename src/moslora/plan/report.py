@@ -78,9 +78,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         remarks.append(f"about {total:.1e} operations{assumed}; --probe measures a few steps here")
     unit = f"of {processes} GPUs" if on_gpu else "process on this CPU"
     each = f"each {unit}" if processes > 1 else "one GPU" if on_gpu else f"one {unit}"
-    padding = work.lengths[-1] * len(work.lengths) / work.tokens - 1
-    pads = f", which attention pads by {padding:.0%}" if on_gpu and run.data else ""
-    heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens{pads}:"
+    heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens:"
     return Plan([*run.lines, heading], as_table(columns), remarks)
 
 
