@@ -57,12 +57,13 @@ def without_leaks(
     )
 
 
-def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> Leaks | None:
-    """The leaks among all test ``questions``, by task; ``None`` if the run has no record of its training rows."""
+def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
+    """The leaks among all test ``questions``, by task; empty if the run has no record of its training rows."""
     file = run_of(run.path).contents
     contents = file.read_bytes() if file.is_file() else b""
     if not contents or len(contents) != DIGEST * run.manifest["trained_rows"]:
-        return None
+        return {}
     trained = {contents[start : start + DIGEST] for start in range(0, len(contents), DIGEST)}
-    ids = sorted(row.id for rows in questions.values() for row in rows if digest(row) in trained)
-    return Leaks(f"the {run.manifest['trained_rows']:,} rows this run was trained on", tuple(ids))
+    found = {task: sorted(row.id for row in rows if digest(row) in trained) for task, rows in questions.items()}
+    compared_with = f"the {run.manifest['trained_rows']:,} rows this run was trained on"
+    return {task: Leaks(compared_with, tuple(ids)) for task, ids in found.items()}

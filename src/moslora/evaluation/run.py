@@ -44,7 +44,7 @@ def evaluate(
     *,
     out: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
-    leaks: Leaks | None = None,
+    leaks: Mapping[str, Leaks] | None = None,
 ) -> Results:
     """Scores ``model`` on multiple-choice questions, shared out among the processes. All return the same results.
 
@@ -56,7 +56,7 @@ def evaluate(
         request: how they are asked; its tasks and source are not read here.
         out: results folder, where an earlier evaluation of the same settings is continued; ``None`` for none.
         metadata: tells this model from others; JSON values. A folder made under other metadata is refused.
-        leaks: questions that training gave away; ``None`` where they are unknown.
+        leaks: questions that training gave away, by task; ``None`` where they are unknown.
 
     Returns:
         The results of the questions asked; those in ``out`` are of earlier evaluations as well.
@@ -81,7 +81,7 @@ def evaluate(
     }
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
-    journal.record({task: TaskRecord(leaks=_of_task(leaks, rows)) for task, rows in questions.items()})
+    journal.record({task: TaskRecord(leaks=(leaks or {}).get(task)) for task in questions})
     _score([block for task_blocks in plan.values() for block in task_blocks], scorer, journal)
     if request.protocol != "generate":  # which has no margins
         journal.record({task: TaskRecord(drift=drift) for task, drift in _drifts(plan, scorer, journal).items()})
@@ -138,12 +138,6 @@ def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorer: Scorer[
             faults.append(str(error))
     if faults:
         raise UsageError("\n".join(dict.fromkeys(faults)))
-
-
-def _of_task(leaks: Leaks | None, rows: Sequence[Example]) -> Leaks | None:
-    """The leaks among the questions of one task."""
-    ids = {row.id for row in rows}
-    return leaks and Leaks(leaks.compared_with, tuple(id for id in leaks.ids if id in ids))
 
 
 def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Journal) -> None:
