@@ -177,7 +177,7 @@ class RunRows:
 
 
 def _read(folder: Path) -> TrainingData | None:
-    """What lies in ``folder``; ``None`` if there is nothing, or it is damaged."""
+    """The rows in ``folder``; ``None`` if there are none, or they are damaged."""
     try:
         if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
             return None

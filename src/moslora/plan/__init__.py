@@ -1,4 +1,4 @@
-"""What a run needs, before it is paid for: :func:`moslora.plan.plan`."""
+"""Memory and time of a run, before it is paid for: :func:`moslora.plan.plan`."""
 
 from moslora.plan.report import Plan, plan
 

@@ -1,4 +1,4 @@
-"""How long a run takes: from its products and a share of a device's peak, or from the rate of a few real steps."""
+"""The duration of a run: from its products and a share of a device's peak, or from the rate of a few real steps."""
 
 import time
 

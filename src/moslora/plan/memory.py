@@ -20,11 +20,11 @@ CUDA_OVERHEAD = 10**9
 """The context, the libraries' workspaces and the gaps between allocations on a GPU: an assumption."""
 
 NCCL_BUFFERS = 6 * 10**8
-"""Of several GPUs, on each: for 32 channels a ring's and a tree's connection of 9.6 MB, by the defaults of NCCL's
+"""On each of several GPUs: for 32 channels a ring's and a tree's connection of 9.6 MB, by the defaults of NCCL's
 ``init.cc``: an assumption."""
 
 CPU_OVERHEAD = 25 * 10**6
-"""What the libraries set up at the first step, without the gaps that the C library's heap leaves: measured."""
+"""Set up by the libraries at the first step, without the gaps that the C library's heap leaves: measured."""
 
 
 @dataclass(frozen=True)

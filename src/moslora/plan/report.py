@@ -1,4 +1,4 @@
-"""What a run needs before it is paid for: the memory of each device, whether it fits, and the time."""
+"""The plan of a run, before it is paid for: the memory of each device, whether it fits, and the time."""
 
 import re
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None = None, probing: bool = False) -> Plan:
-    """What ``recipe`` needs.
+    """Memory and time of ``recipe``.
 
     Args:
         processes: one for each device; ``None`` for all of this machine's GPUs, or one.

@@ -1,4 +1,4 @@
-"""What a forward and backward pass keeps and needs, in bytes: the real step of training, run on tensors without data.
+"""The bytes that a forward and backward pass keeps and needs: the real step of training, run on tensors without data.
 
 For a GPU they are on the meta device, where every kernel is a GPU's; for a CPU they are torch's fake tensors, under
 which every kernel is this CPU's. docs/plan.md has a worked example of what is found.
