@@ -117,6 +117,10 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
 def copy_recipe(name: str | Path, destination: Path) -> Path:
     """Copy a recipe, or `experiments/NAME`, into a file or folder."""
     source = find_recipe(name, kind="experiment" if str(name).startswith(EXPERIMENTS) else "recipe")
+    faults: list[str] = []
+    read_layers(source, faults)
+    if faults:
+        raise UsageError("\n".join(faults))
     target = destination / source.name if os.path.isdir(destination) else destination
     if os.path.lexists(target):
         raise UsageError(f"{target}: already exists; choose another destination")
