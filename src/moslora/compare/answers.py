@@ -56,6 +56,8 @@ class Answers:
         path: of the run, or of the evaluation's folder, as the user named it.
         recipe: how it was trained, every field; ``None`` for a model that is no run's, and for a base.
         facts: of its ``run.json``; empty where ``recipe`` is ``None``.
+        name: of the run.
+        arm: the same for all runs that differ only in the seed.
     """
 
     settings: Settings
@@ -63,6 +65,8 @@ class Answers:
     path: Path
     recipe: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    arm: str = ""
 
     @property
     def seed(self) -> int | None:
@@ -83,9 +87,8 @@ def read_answers(folder: Path) -> Answers:
 
 def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, TaskAnswers]:
     """The columns of these predictions."""
-    rows: dict[str, list[Prediction]] = {}
-    for prediction in sorted(predictions, key=lambda p: p.id):
-        rows.setdefault(prediction.task, []).append(prediction)
+    ordered = sorted(predictions, key=lambda p: p.id)
+    rows = {task: [p for p in ordered if p.task == task] for task in dict.fromkeys(p.task for p in ordered)}
     accuracy, log_probability = METRICS[settings.primary], METRICS["log_probability"]
     return {
         task: TaskAnswers(

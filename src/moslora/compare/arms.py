@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -39,14 +38,6 @@ class Arm:
         return None not in self.runs
 
 
-class _Answered(NamedTuple):
-    """An evaluation with its name, and the same ``arm`` as all that belong together."""
-
-    name: str
-    arm: str
-    answers: Answers
-
-
 def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[Arm]:
     """The arms in ``paths``, in their order.
 
@@ -63,11 +54,11 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
                 " its base with --base"
             )
     found = [one for path in paths for one in _find(path, evaluation)]
-    groups: dict[str, list[_Answered]] = {}
+    groups: dict[str, list[Answers]] = {}
     for one in found:
         groups.setdefault(one.arm, []).append(one)
     if len(groups) == 1 and len(found) == 2:  # two seeds of one recipe: how much the seed does
-        groups = {str(one.answers.path): [one] for one in found}
+        groups = {str(one.path): [one] for one in found}
     if len(groups) < 2:
         raise UsageError(
             f"{', '.join(map(str, paths))}: one arm, whose runs differ only in the seed; a comparison needs two"
@@ -82,7 +73,7 @@ def runs_at(path: Path) -> dict[Path, str | None]:
     return dict.fromkeys([path] if is_run(path) else sorted(filter(is_run, path.glob("*"))))
 
 
-def _find(path: Path, evaluation: str | None) -> Iterator[_Answered]:
+def _find(path: Path, evaluation: str | None) -> Iterator[Answers]:
     """The evaluations at one path."""
     if (path / SETTINGS).is_file():
         yield _answered(path)
@@ -99,21 +90,22 @@ def _find(path: Path, evaluation: str | None) -> Iterator[_Answered]:
     for place, arm in found.items():
         if place not in diverged:
             one = _answered(Run(place).evaluation(evaluation), run=place)
-            yield one._replace(name=arm, arm=f"{path}: {arm}") if arm else one
+            yield replace(one, name=arm, arm=f"{path}: {arm}") if arm else one
 
 
-def _answered(folder: Path, *, run: Path | None = None) -> _Answered:
+def _answered(folder: Path, *, run: Path | None = None) -> Answers:
     """An evaluation's folder, which stands for a ``run`` if that is given."""
-    answers, made = replace(read_answers(folder), path=run or folder), Run(folder.parent.parent)
+    answers, made = read_answers(folder), Run(folder.parent.parent)
+    answers = replace(answers, path=run or folder, name=folder.name, arm=str(folder))
     if folder.parent.name != EVALUATIONS or not made.exists:
-        return _Answered(folder.name, str(folder), answers)
+        return answers
     if answers.settings.metadata.get("adapter") is None:
-        return _Answered("base", str(folder), answers)
+        return replace(answers, name="base")
     recipe, facts = made.recipe.model_dump(mode="json"), made.facts
     if (steps := evaluated_steps(folder, of_run=bool(run))) is not None:
         facts |= {"steps": steps}
-    arm = {key: value for key, value in recipe.items() if key not in NOT_THE_ARM}
-    return _Answered(made.path.name, json.dumps(arm, sort_keys=True), replace(answers, recipe=recipe, facts=facts))
+    arm = json.dumps({key: value for key, value in recipe.items() if key not in NOT_THE_ARM}, sort_keys=True)
+    return replace(answers, recipe=recipe, facts=facts, name=made.path.name, arm=arm)
 
 
 def evaluated_steps(folder: Path, *, of_run: bool) -> int | None:
@@ -136,21 +128,21 @@ def evaluated_steps(folder: Path, *, of_run: bool) -> int | None:
     return None
 
 
-def _named(groups: Sequence[Sequence[_Answered]]) -> list[Arm]:
+def _named(groups: Sequence[Sequence[Answers]]) -> list[Arm]:
     """Arms, named by what their runs' names have in common, or by the folder around them, or by path."""
 
-    def common(group: Sequence[_Answered]) -> str:
+    def common(group: Sequence[Answers]) -> str:
         if len(group) == 1:
             return group[0].name
         names = {re.sub(r"[-_.=]*(seed|s)?[-_.=]*\d+$", "", one.name) for one in group}
         return names.pop() if len(names) == 1 else ""
 
-    paths = [group[0].answers.path for group in groups]
+    paths = [group[0].path for group in groups]
     kinds = ([common(group) for group in groups], [path.parent.name for path in paths], [str(path) for path in paths])
     names = next(found for found in kinds if len({*found, ""}) > len(groups))
     arms = [Arm(name, {}) for name in names]
     for arm, group in zip(arms, groups, strict=True):
-        for answers in (one.answers for one in group):
+        for answers in group:
             if (twin := arm.runs.setdefault(answers.seed, answers)) is not answers:
                 raise UsageError(f"{answers.path}: has the recipe and the seed of {twin.path}; leave one of them out")
     return arms

@@ -18,8 +18,8 @@ from moslora.recipe.yaml_text import parse
 
 SHARED = ("name", "seed", "model", "data", "evaluation", "tracking")
 SHARED_TRAINING = ("learning_rate", "epochs", "max_steps", "global_batch_size", "micro_batch_tokens")
-"""Keys that all arms share, so that each seed gives them the same rows in the same order, and the same dropout. Learning
-rates, seeds and names are the experiment's own."""
+"""Keys that all arms share, so that each seed gives them the same rows in the same order, and the same dropout.
+Learning rates, seeds and names are the experiment's own."""
 
 
 def _layer(value: Any) -> Any:

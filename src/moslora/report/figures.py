@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from moslora.compare.comparison import Contrast
 from moslora.compare.conclusion import UNITS
 from moslora.compare.statistics import MACRO, Floats
-from moslora.evaluation import Results, Score
+from moslora.evaluation import Evaluation, Score
 from moslora.report.canvas import GRID, INK, MUTED, SEQUENTIAL, Canvas, in_steps, new_label
 from moslora.report.runs import ReportedRun
 
@@ -42,36 +42,37 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 
 def accuracy(canvas: Canvas, runs: Sequence[ReportedRun]) -> Markup | None:
     """Per task and on average: every arm with its error, the base, and the majority class."""
-    tuned = [(run.arm, run.tuned.results) for run in runs if run.tuned]
+    tuned = [(run.arm, _scores(run.tuned)) for run in runs if run.tuned]
     if not tuned:
         return None
-    series = {"base": [run.base.results for run in runs if run.base][:1]}
-    series |= {arm: [results for its, results in tuned if its == arm] for arm in canvas.arms}
-    series = {name: results for name, results in series.items() if results}
-    first = tuned[0][1]
-    names = [*first.tasks, MACRO]
+    series = {"base": [_scores(run.base) for run in runs if run.base][:1]}
+    series |= {arm: [scores for its, scores in tuned if its == arm] for arm in canvas.arms}
+    series = {name: scores for name, scores in series.items() if scores}
+    metric = next(run.tuned.settings.primary for run in runs if run.tuned)
+    first, names = tuned[0][1], list(tuned[0][1])
     with canvas.figure(5, _height(len(names), len(series))) as (figure, axes):
         for row, name in enumerate(names):
-            level, ends = 100 * _score(first, name).majority_class, [row - 0.38, row + 0.38]
+            level, ends = 100 * first[name].majority_class, [row - 0.38, row + 0.38]
             label = new_label(axes, "majority class")
             axes.plot([level] * 2, ends, color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label)
-            for (arm, results), place in zip(series.items(), row + _places(len(series)), strict=True):
-                mean, error, values = _mean(results, name)
+            for (arm, scores), place in zip(series.items(), row + _places(len(series)), strict=True):
+                mean, error, values = _mean([its[name] for its in scores if name in its], metric)
                 color, label = MUTED if arm == "base" else canvas.color(arm), new_label(axes, arm)
                 axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
                 style = {"fmt": "o", "markersize": 5, "elinewidth": 1.5}
                 style["markerfacecolor"] = "none" if arm == "base" else color
                 axes.errorbar(mean, place, xerr=error, color=color, label=label, **style)
-        metric = first.settings.primary.replace("_", " ")
-        _rows(axes, names, f"{metric}, percent ± one standard error")
+        _rows(axes, names, f"{metric.replace('_', ' ')}, percent ± one standard error")
     return canvas.keep("accuracy", figure)
 
 
-def _mean(results: Sequence[Results], name: str) -> tuple[float, float, Floats]:
+def _scores(evaluation: Evaluation) -> dict[str, Score]:
+    return {**evaluation.results.tasks, MACRO: evaluation.results.macro}
+
+
+def _mean(scores: Sequence[Score], metric: str) -> tuple[float, float, Floats]:
     """In percent: the mean over an arm's seeds, its standard error, and each of several seeds. A single seed has the
     error over the questions."""
-    metric = results[0].settings.primary
-    scores = [_score(result, name) for result in results if name == MACRO or name in result.tasks]
     values = 100 * np.array([getattr(score, metric) for score in scores])
     if len(values) > 1:
         return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5, values
@@ -144,7 +145,3 @@ def _rows(axes: Axes, names: Sequence[str], label: str, *, legend: bool = True) 
     axes.spines["left"].set_visible(False)
     if legend:
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
-
-
-def _score(results: Results, name: str) -> Score:
-    return results.macro if name == MACRO else results.tasks[name]

@@ -1,6 +1,6 @@
 """The options that were chosen, and the questions that a model answers unlike its base."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +13,11 @@ from moslora.evaluation import METRICS, Prediction
 from moslora.tasks import Example, Questions
 
 
-def confusion(predictions: Iterable[Prediction]) -> dict[str, Floats]:
+def confusion(predictions: Sequence[Prediction]) -> dict[str, Floats]:
     """Task -> counts, a row for each right option and a column for each chosen one, the last for none (generate)."""
-    by_task: dict[str, list[Prediction]] = {}
-    for p in predictions:
-        by_task.setdefault(p.task, []).append(p)
     tables = {}
-    for task, answers in by_task.items():
+    for task in dict.fromkeys(p.task for p in predictions):
+        answers = [p for p in predictions if p.task == task]
         size = max(max(p.gold + 1, (p.chosen or 0) + 1, len(p.scores)) for p in answers)
         tables[task] = np.zeros((size, size + any(p.chosen is None for p in answers)))
         for p in answers:
