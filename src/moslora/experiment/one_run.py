@@ -53,7 +53,7 @@ def validation_loss(run: Run) -> float:
 
 @contextmanager
 def one_by_one(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
-    """A function that does it, for each of ``runs``."""
+    """Yields a function for each of ``runs``, which returns once that run is done."""
     yield [partial(run_one, planned, out=out) for planned in runs]
 
 

@@ -49,9 +49,8 @@ def reproduce(run: Run, *, out: Path) -> str:
         note(line)
     say(f"training again in {out}")
     # In a process of its own: a process's threads are set when it starts.
-    environment = {"OMP_NUM_THREADS": str(threads or os.cpu_count())} | (
-        {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
-    )
+    environment = {"OMP_NUM_THREADS": str(threads or os.cpu_count())}
+    environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
     processes = facts.get("processes", 1)
     train_in_processes([str(out), "--resume"], out=out, processes=processes, environment=environment)
     return verdict(run, Run(out))
