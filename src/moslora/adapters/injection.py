@@ -157,9 +157,9 @@ def adapter_penalty(model: nn.Module) -> Tensor | None:
 
     Call :func:`describe_batch` before every forward pass in training, and this once after it.
     """
-    layers = [layer for _, layer in named_adapters(model)]
-    penalties = [penalty for layer in layers if (penalty := layer.penalty()) is not None]
-    return torch.stack(penalties).sum() / len(layers) if penalties else None
+    penalties = [layer.mixer.penalty(layer.lora_a, layer.lora_b) for _, layer in named_adapters(model)]
+    some = [penalty for penalty in penalties if penalty is not None]
+    return torch.stack(some).sum() / len(penalties) if some else None
 
 
 def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Tensor | None = None) -> None:

@@ -121,9 +121,5 @@ class AdapterLinear(nn.Module):
             return delta
         return delta - self.scale * (self.start_b @ self.start_a)
 
-    def penalty(self) -> Tensor | None:
-        """The mixer's addition to the loss after a forward pass in training, or ``None``."""
-        return self.mixer.penalty(self.lora_a, self.lora_b)
-
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}"

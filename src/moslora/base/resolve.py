@@ -40,10 +40,8 @@ def locate(name: str, *, revision: str | None = None) -> str:
         if not (path / "config.json").is_file():
             raise UsageError(f"{path}: not a Hugging Face model folder (no config.json)")
         return str(path)
-    if path.is_file():
-        raise UsageError(f"{path}: a file; choose the folder of a model")
-    if written_as_path(name):
-        raise UsageError(f"model.name = {name}: no such folder")
+    if path.is_file() or written_as_path(name):
+        raise UsageError(f"model.name = {name}: no such folder; choose the folder of a model, or an id of the hub")
     _ask_hub(name, revision)
     return name
 

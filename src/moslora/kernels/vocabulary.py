@@ -19,9 +19,6 @@ from moslora.kernels.linear import product
 PIECE_ON_CPU = (2**10, 2**12)
 """Positions and tokens taken at once on a CPU: 8 MB of logits in bfloat16."""
 
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""The integer dtype of as many bytes."""
-
 LOGITS_AT_ONCE = 2**24
 """Logits held at a time elsewhere: 64 MB in float32."""
 
@@ -81,7 +78,8 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
             logits = logits.to(wide)
         p = logits.softmax(1)
         # Numbers that are not negative are in the order of their bits, which a CPU compares in half the time.
-        bits, at = p.view(BITS[p.dtype.itemsize]).max(1, keepdim=True)
+        as_bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[p.dtype.itemsize]
+        bits, at = p.view(as_bits).max(1, keepdim=True)
         largest, top = bits.view(p.dtype), logits.gather(1, at).to(wide)
         # In two steps, which takes a CPU a fifth of the time.
         rest = p.scatter_(1, at, 0).unflatten(1, (-1, gcd(p.shape[1], 64))).sum(2).sum(1, keepdim=True).to(wide)
