@@ -11,10 +11,12 @@ import moslora
 
 PRIVATE = {
     "_attn_implementation": (PretrainedConfig, "keep beside the model which attention was set"),
+    "_cdata": (torch.UntypedStorage, "a number of its own on each storage that is made"),
     "_is_mkldnn_bf16_supported": (torch.ops.mkldnn, "try a product of bfloat16 once"),
     "_is_stateful": (LlamaForCausalLM, "a list of the architectures that are tested"),
     "_linear_pointwise": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
     "_reorder_linear_weight": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
+    "_scaled_dot_product_flash_attention": (torch.ops.aten, "in a plan count what it keeps by hand"),
     "_set_params_and_buffers_to_ignore_for_model": (DistributedDataParallel, "DDP over the adapters' parameters alone"),
     "_softmax_backward_data": (torch, "w * (d - (w * d).sum(-1, keepdim=True)): one more pass over the scores"),
     "_supports_attention_backend": (LlamaForCausalLM, "a list of the architectures that are tested"),
