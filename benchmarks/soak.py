@@ -34,8 +34,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from moslora.errors import MosloraError
-from moslora.evaluation.journal import PREDICTIONS
-from moslora.evaluation.results import RESULTS
+from moslora.evaluation.journal import PREDICTIONS, RESULTS
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter

@@ -8,7 +8,7 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import WORDS
-from moslora.evaluation import Results, load_results
+from moslora.evaluation import Evaluation, Results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
@@ -45,7 +45,7 @@ def test_every_protocol_scores_it(mine: Path, tmp_path: Path, protocol: str, for
     assert list(results.tasks) == ["weather", "boolq"]
     assert {p.id.partition("/")[0] for p in results.predictions} == {"weather", "boolq"}
     assert results.without_leaks and results.without_leaks.leaks == {"weather": 0, "boolq": 0}
-    assert load_results(tmp_path / "e").tasks["weather"].n == 4
+    assert Evaluation(tmp_path / "e").results.tasks["weather"].n == 4
 
 
 def test_the_merged_model_answers_as_the_run_by_the_same_file(

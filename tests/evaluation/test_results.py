@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Prediction, Settings, load_results
+from moslora.evaluation import Evaluation, Prediction, Settings
 from moslora.evaluation.results import TaskRecord, summarise
 
 SETTINGS = Settings(
@@ -110,10 +110,10 @@ def test_table() -> None:
 
 def test_results_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no results here"):
-        load_results(tmp_path)
+        _ = Evaluation(tmp_path).results
     settings = {name: None for name in ("protocol", "format", "primary", "dtype", "batch_tokens", "block_size")}
     settings |= {"beams": None, "max_length": None, "data": {}, "metadata": {}}
     for text in ('{"tasks": {}}', json.dumps({"settings": settings, "tasks": []}), "[" * 100_000):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(MosloraError, match="not the results of an evaluation"):
-            load_results(tmp_path)
+            _ = Evaluation(tmp_path).results

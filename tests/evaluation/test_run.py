@@ -14,7 +14,7 @@ from tokenizers import normalizers
 
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluate, load_predictions, load_results
+from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluate
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import Leaks
@@ -72,7 +72,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     assert scored == [60, 30, DRIFT_SAMPLE, DRIFT_SAMPLE], "the first block is not computed again"
     assert resumed.predictions == straight.predictions
     assert (out / "results.json").read_bytes() == (tmp_path / "straight/results.json").read_bytes()
-    assert load_predictions(out) == load_predictions(tmp_path / "straight")
+    assert Evaluation(out).predictions == Evaluation(tmp_path / "straight").predictions
 
 
 def rounded(results: bytes) -> Any:
@@ -138,7 +138,7 @@ def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_p
     old = json.loads((tmp_path / "results.json").read_text())
     del old["settings"]["made_with"]
     (tmp_path / "results.json").write_text(json.dumps(old))
-    assert load_results(tmp_path).tasks == results.tasks
+    assert Evaluation(tmp_path).results.tasks == results.tasks
 
 
 def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
     file.write_text("".join([*lines, lines[0]]))
     with pytest.raises(MosloraError, match=r"predictions\.jsonl:6: "):
-        load_predictions(tmp_path)
+        _ = Evaluation(tmp_path).predictions
 
 
 def test_dropout_left_on_is_refused() -> None:
@@ -192,7 +192,7 @@ def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.C
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("  hellaswag: 64/90 questions, about 0.0 min left") and "70/90" in second
     assert last == "  siqa: 90/90 questions"
-    assert load_results(tmp_path) == results and tuple(load_predictions(tmp_path)) == results.predictions
+    assert Evaluation(tmp_path).results == results and tuple(Evaluation(tmp_path).predictions) == results.predictions
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["settings"]["dtype"], written["settings"]["primary"]) == ("float32", "accuracy_per_character")
     assert written["settings"]["metadata"] == made["metadata"] and written["settings"]["data"].keys() == examples.keys()

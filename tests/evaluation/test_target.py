@@ -9,7 +9,7 @@ import pytest
 
 from cli_kit import run
 from moslora.convert.merge import merge
-from moslora.evaluation import load_predictions, load_results
+from moslora.evaluation import Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -98,9 +98,9 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     assert {score.n for score in results.tasks.values()} == {20}
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
     folder = copy / "eval" / "rank-label-float32"
-    assert code == 0 and "macro average  2" in out and load_results(folder).macro.n == 60
+    assert code == 0 and "macro average  2" in out and Evaluation(folder).results.macro.n == 60
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "0")
-    assert code == 0 and len(load_predictions(folder)) == 60
+    assert code == 0 and len(Evaluation(folder).predictions) == 60
     assert run(capsys, "export", copy)[0] == 0
     (line,) = [line for line in (copy / "peft" / "README.md").read_text().splitlines() if "Protocol" in line]
     scores = re.findall(r"(\w[\w ]*) [\d.]+% of (\d+)", line)

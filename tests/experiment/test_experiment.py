@@ -19,7 +19,7 @@ from experiment_kit import FILE, results, study, train
 from moslora.compare.arms import load_arms
 from moslora.compare.index import read_index
 from moslora.errors import Diverged, Interrupted, UsageError
-from moslora.evaluation import METRICS, load_predictions
+from moslora.evaluation import METRICS, Evaluation
 from moslora.experiment import one_run, provenance
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
@@ -82,7 +82,7 @@ def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureF
         kept_answers = answers[line.arm][line.seed]
         assert kept_answers.recipe is not None and kept_answers.recipe["seed"] == line.seed
         (scores,) = (out / line.folder / "eval").iterdir()
-        right = {p.id: METRICS["log_probability"](p) for p in load_predictions(scores)}
+        right = {p.id: METRICS["log_probability"](p) for p in Evaluation(scores).predictions}
         kept = {i: x for t in kept_answers.tasks.values() for i, x in zip(t.ids, t.log_probability, strict=True)}
         assert len(right) == 18 and kept == pytest.approx(right, abs=1e-6)
         assert not (out / line.folder / "checkpoints").exists()

@@ -8,7 +8,7 @@ import pytest
 import importing_kit
 from cli_kit import run
 from moslora.convert.importing import import_adapter
-from moslora.evaluation.results import load_results
+from moslora.evaluation import Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.runs.run import table_of_runs
 
@@ -27,7 +27,7 @@ def test_every_run_is_listed_with_its_state_and_scores(
     importing_kit.altered_source(tmp_path / "source", world, lambda config, state: None)
     import_adapter(tmp_path / "source", out=Path("runs/imported"))
     _, folder = evaluate_target(open_target("runs/done"), limit=4)
-    accuracy = load_results(folder).macro.accuracy
+    accuracy = Evaluation(folder).results.macro.accuracy
 
     header, *rows = table_of_runs(Path("runs"))
     listed = {row[0]: dict(zip(header, row, strict=True)) for row in rows}

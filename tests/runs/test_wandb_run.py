@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli_kit import run as cli
-from moslora.evaluation import load_results
+from moslora.evaluation import Evaluation
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -71,7 +71,7 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_run(
     first, second, third = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
     assert first["id"] == second["id"] == third["id"] == Run(run).facts["wandb_id"]
     assert first["steps"] == [1, 2, 3, 4, 5, 6] and second["steps"] == [5, 6]
-    results = load_results(run / "eval" / "rank-label-float32")
+    results = Evaluation(run / "eval" / "rank-label-float32").results
     assert third["summary"]["eval/rank-label-float32/boolq"] == results.tasks["boolq"].accuracy
     assert third["summary"]["eval/rank-label-float32/macro"] == results.macro.accuracy
 

@@ -17,7 +17,7 @@ from cli_kit import run as cli
 from moslora.base.resolve import fingerprint
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
-from moslora.evaluation import load_results
+from moslora.evaluation import Evaluation
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
@@ -88,7 +88,7 @@ def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys
     card = Run(run).facts
     assert {key: value for key, value in card.items() if key != "results"} == before
     assert list(card["results"]) == ["rank-label-float32", "rank-label-float32-base"]
-    results, summary = load_results(run / "eval" / "rank-label-float32"), card["results"]["rank-label-float32"]
+    results, summary = Evaluation(run / "eval" / "rank-label-float32").results, card["results"]["rank-label-float32"]
     assert summary["questions"] == 27 and summary["macro"] == results.macro.accuracy
     assert summary["tasks"]["boolq"] == results.tasks["boolq"].accuracy
 

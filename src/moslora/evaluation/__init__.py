@@ -1,8 +1,8 @@
 """Evaluation: multiple-choice questions scored by one of three protocols, with standard errors and averages."""
 
-from moslora.evaluation.journal import Evaluation, load_predictions
+from moslora.evaluation.journal import Evaluation
 from moslora.evaluation.predictions import METRICS, Prediction, Score
-from moslora.evaluation.results import Results, Settings, load_results
+from moslora.evaluation.results import Results, Settings
 from moslora.evaluation.run import evaluate
 from moslora.evaluation.scorer import Request
 
@@ -15,6 +15,4 @@ __all__ = [
     "Score",
     "Settings",
     "evaluate",
-    "load_predictions",
-    "load_results",
 ]

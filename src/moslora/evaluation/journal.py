@@ -14,14 +14,15 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.results import RESULTS, Results, Settings, TaskRecord, load_results, summarise
+from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.files import write_json, write_text, writing
 from moslora.recipe.recipe import changed_keys
+from moslora.runs.run import SETTINGS
 
-SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,60 @@ class Head:
 
     settings: Settings
     tasks: Mapping[str, TaskRecord]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The folder of one evaluation, ``finished`` if it has results. Each file is read once, when asked for."""
+
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / RESULTS).is_file()
+
+    @property
+    def settings(self) -> Settings:
+        return self.head.settings
+
+    @cached_property
+    def head(self) -> Head:
+        file = self.folder / SETTINGS
+        try:
+            return TypeAdapter(Head).validate_json(file.read_bytes())
+        except (OSError, ValidationError):
+            hint = "choose another --out or remove the folder"
+            raise MosloraError(f"{file}: not an evaluation's settings; {hint}") from None
+
+    @cached_property
+    def predictions(self) -> list[Prediction]:
+        """In the order written."""
+        file = self.folder / PREDICTIONS
+        if not file.is_file():
+            raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
+        predictions: dict[str, Prediction] = {}
+        # Bytes that are not UTF-8 are replaced, so that the message can name their line.
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+            try:
+                prediction = Prediction.from_json(line)
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                hint = "remove the folder and evaluate again"
+                raise MosloraError(f"{file}:{number}: not a prediction ({error!r}); {hint}") from None
+            if predictions.setdefault(prediction.id, prediction) is not prediction:
+                raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
+        return list(predictions.values())
+
+    @cached_property
+    def results(self) -> Results:
+        """Without the predictions."""
+        file = self.folder / RESULTS
+        if not self.finished:
+            raise UsageError(f"{file}: no results here; `moslora eval` writes them")
+        try:
+            return TypeAdapter(Results).validate_json(file.read_bytes())
+        except ValidationError as error:
+            fault = first_line(error)
+            raise MosloraError(f"{file}: not the results of an evaluation ({fault}); evaluate again") from None
 
 
 class Journal:
@@ -51,19 +106,30 @@ class Journal:
             return
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        earlier = Evaluation(folder)
         if (folder / SETTINGS).exists():
-            then = read_head(folder)
-            _refuse_others(folder, then.settings, settings)
-            self.head = Head(dataclasses.replace(settings, data={**then.settings.data, **settings.data}), then.tasks)
+            then = earlier.settings
+            both = then.data.keys() & settings.data.keys()  # tasks that only one side knows are not a change
+            old, new = ({**vars(one), "data": {task: one.data[task] for task in both}} for one in (then, settings))
+            if changed := changed_keys(old, new):
+                raise UsageError(
+                    f"{folder}: holds predictions made with other settings ({'; '.join(changed)});"
+                    " choose another --out or remove the folder"
+                )
+            self.head = Head(dataclasses.replace(settings, data={**then.data, **settings.data}), earlier.head.tasks)
         if (predictions := folder / PREDICTIONS).exists():
             content = predictions.read_bytes()
             os.truncate(predictions, content.rfind(b"\n") + 1)  # a killed process may have left part of a line
-            self.predictions = {p.id: p for p in load_predictions(folder)}
+            self.predictions = {p.id: p for p in earlier.predictions}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
-        """Updates the records of these tasks."""
-        known = {task: self.head.tasks.get(task, record).updated(record) for task, record in tasks.items()}
-        self.head = dataclasses.replace(self.head, tasks={**self.head.tasks, **known})
+        """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one."""
+        known = dict(self.head.tasks)
+        for task, now in tasks.items():
+            then = known.get(task, now)
+            drifts = [record.drift for record in (then, now) if record.drift is not None]
+            known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks)
+        self.head = Head(self.head.settings, known)
         if self.folder is not None:
             write_json(self.folder / SETTINGS, dataclasses.asdict(self.head))
 
@@ -86,65 +152,3 @@ class Journal:
             predictions = sorted(self.predictions.values(), key=lambda p: order.index(p.task))
             results = summarise(self.head.settings, predictions, self.head.tasks)
             write_text(self.folder / RESULTS, results.to_json())
-
-
-def load_predictions(path: Path) -> list[Prediction]:
-    """Reads ``predictions.jsonl`` (``path`` is the file or its folder), in the order written."""
-    file = path / PREDICTIONS if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
-    predictions: dict[str, Prediction] = {}
-    # Bytes that are not UTF-8 are replaced, so that the message can name their line.
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
-        try:
-            prediction = Prediction.from_json(line)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise MosloraError(
-                f"{file}:{number}: not a prediction ({error!r}); remove the folder and evaluate again"
-            ) from None
-        if predictions.setdefault(prediction.id, prediction) is not prediction:
-            raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
-    return list(predictions.values())
-
-
-def read_head(folder: Path) -> Head:
-    """Reads ``settings.json``."""
-    file = folder / SETTINGS
-    try:
-        return TypeAdapter(Head).validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        raise MosloraError(f"{file}: not an evaluation's settings; choose another --out or remove the folder") from None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The folder of one evaluation, ``finished`` if it has results. Each file is read once, when asked for."""
-
-    folder: Path
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / RESULTS).is_file()
-
-    @cached_property
-    def settings(self) -> Settings:
-        return read_head(self.folder).settings
-
-    @cached_property
-    def results(self) -> Results:
-        return load_results(self.folder)
-
-    @cached_property
-    def predictions(self) -> list[Prediction]:
-        return load_predictions(self.folder)
-
-
-def _refuse_others(folder: Path, then: Settings, now: Settings) -> None:
-    """Refuses changed settings and names each. Tasks that only one side knows are not a change."""
-    both = then.data.keys() & now.data.keys()
-    old, new = ({**vars(settings), "data": {task: settings.data[task] for task in both}} for settings in (then, now))
-    if changed := changed_keys(old, new):
-        raise UsageError(
-            f"{folder}: holds predictions made with other settings ({'; '.join(changed)});"
-            " choose another --out or remove the folder"
-        )

@@ -146,6 +146,10 @@ class Score:
     close_calls: int | None = None
     same_answer: float | None = None
 
+    def value(self, metric: str) -> tuple[float, float | None]:
+        """An accuracy with its standard error."""
+        return getattr(self, metric), getattr(self, metric.replace("accuracy", "standard_error"))
+
 
 def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Score:
     """The numbers of one task from its predictions (at least one) and its drift."""
@@ -198,42 +202,12 @@ def macro(scores: Sequence[Score]) -> Score:
     return average(scores, [1 / len(scores)] * len(scores))
 
 
-def micro(scores: Sequence[Score]) -> Score:
-    """Every question the same weight, the tasks as strata."""
-    total = sum(score.n for score in scores)
-    return average(scores, [score.n / total for score in scores])
-
-
-SAME_ANSWER, PARSED = 0.95, 0.95
-"""Share of one answer from which a model counts as collapsed, and parse rate below which it does."""
-
-FEWEST = 10
-"""Questions of a task below which a sign would be a matter of chance."""
-
-
-def collapse(tasks: Mapping[str, Score], average: Score, metric: str) -> list[str]:
-    """Signs that a model answers without reading: a line for each kind of sign, with the tasks.
-
-    More than two standard errors below the majority class; one answer for nearly everything, where it is not right for
-    nearly everything; few texts with an answer.
-    """
-    tasks = {task: score for task, score in tasks.items() if score.n >= FEWEST}
-    below, same, parsed = [], [], average.parse_rate
-    for name, score in {**tasks, "macro average": average}.items():
-        value, error = getattr(score, metric), getattr(score, metric.replace("accuracy", "standard_error")) or 0
-        if value + 2 * error < score.majority_class:
-            below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
-        if (score.same_answer or 0) >= SAME_ANSWER > score.majority_class:
-            same.append(f"{name} {percent(score.same_answer)} %")
-    return [
-        *([f"below the majority class: {', '.join(below)}"] if below else []),
-        *([f"one answer for nearly everything: {', '.join(same)}"] if same else []),
-        *([f"only {percent(parsed)} % of the texts have an answer"] if parsed is not None and parsed < PARSED else []),
-    ]
+NONE = "–"
+"""A number in a table that there is not."""
 
 
 def percent(share: float | None, error: float | None = None) -> str:
     """0.6615 as ``66.2``, with an error of 0.021 as ``66.2 ± 2.1``."""
     if share is None:
-        return "–"
+        return NONE
     return f"{100 * share:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
-from moslora.evaluation.predictions import Prediction, Score, collapse, macro, micro, percent, score_task
+from moslora.evaluation.predictions import NONE, Prediction, Score, average, macro, percent, score_task
 
-RESULTS = "results.json"
+NEARLY_ALL = 0.95
+"""Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
+
+FEWEST = 10
+"""Questions of a task below which such a sign would be a matter of chance."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class TaskRecord:
     drift: float | None = None
     leaks: Leaks | None = None
 
-    def updated(self, later: "TaskRecord") -> "TaskRecord":
-        """This record with a later evaluation's, which may have fewer questions and so a smaller drift."""
-        drifts = [drift for drift in (self.drift, later.drift) if drift is not None]
-        return TaskRecord(max(drifts, default=None), later.leaks or self.leaks)
-
 
 @dataclass(frozen=True)
 class Results:
@@ -82,8 +77,25 @@ class Results:
 
     @property
     def collapse(self) -> list[str]:
-        """Signs that the model answers without reading; none if it does not."""
-        return collapse(self.tasks, self.macro, self.settings.primary)
+        """Signs that the model answers without reading: a line for each kind of sign, with the tasks.
+
+        More than two standard errors below the majority class; one answer for nearly everything, where it is not right
+        for nearly everything; few texts with an answer.
+        """
+        below, same, parsed = [], [], self.macro.parse_rate
+        enough = {task: score for task, score in self.tasks.items() if score.n >= FEWEST}
+        for name, score in {**enough, "macro average": self.macro}.items():
+            value, error = score.value(self.settings.primary)
+            if value + 2 * (error or 0) < score.majority_class:
+                below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
+            if (score.same_answer or 0) >= NEARLY_ALL > score.majority_class:
+                same.append(f"{name} {percent(score.same_answer)} %")
+        signs = {
+            "below the majority class: " + ", ".join(below): below,
+            "one answer for nearly everything: " + ", ".join(same): same,
+            f"only {percent(parsed)} % of the texts have an answer": parsed is not None and parsed < NEARLY_ALL,
+        }
+        return [line for line, shown in signs.items() if shown]
 
     @property
     def heading(self) -> str:
@@ -94,24 +106,25 @@ class Results:
 
     def table(self) -> list[list[str]]:
         """Header, one row per task, macro, micro: shares in percent, ± one standard error."""
-        per_character = "accuracy_per_character"
-        columns: list[tuple[str, str, Callable[[Score], str]]] = [
-            ("n", "n", lambda s: f"{s.n:,}"),
-            ("majority class", "majority_class", lambda s: percent(s.majority_class)),
-            ("accuracy", "accuracy", lambda s: percent(s.accuracy, s.standard_error)),
-            (
-                "per character",
-                per_character,
-                lambda s: percent(getattr(s, per_character), s.standard_error_per_character),
-            ),
-            ("log-probability", "log_probability", lambda s: f"{s.log_probability:.3f}"),
-            ("parsed", "parse_rate", lambda s: percent(s.parse_rate)),
-            ("close calls", "close_calls", lambda s: str(s.close_calls)),
-        ]
-        shown = [(title, cell) for title, field, cell in columns if getattr(self.macro, field) is not None]
+
+        def cells(score: Score) -> dict[str, str]:
+            log_probability, close_calls = score.log_probability, score.close_calls
+            return {
+                "n": f"{score.n:,}",
+                "majority class": percent(score.majority_class),
+                "accuracy": percent(score.accuracy, score.standard_error),
+                "per character": percent(score.accuracy_per_character, score.standard_error_per_character),
+                "log-probability": NONE if log_probability is None else f"{log_probability:.3f}",
+                "parsed": percent(score.parse_rate),
+                "close calls": NONE if close_calls is None else str(close_calls),
+            }
+
+        shown = [title for title, cell in cells(self.macro).items() if cell != NONE]
         scores = {**self.tasks, "macro average": self.macro, "micro average": self.micro}
-        header = ["task", *(title for title, _ in shown)]
-        return [header, *([name, *(cell(score) for _, cell in shown)] for name, score in scores.items())]
+        return [
+            ["task", *shown],
+            *([name, *(cells(score)[title] for title in shown)] for name, score in scores.items()),
+        ]
 
     def remarks(self) -> list[str]:
         """Notes below the table: signs of a collapse, truncated questions, leaks, close calls."""
@@ -133,13 +146,14 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """For the run's card: the main metric with its error and the majority class, and signs of a collapse."""
         metric = self.settings.primary
+        value, error = self.macro.value(metric)
         return {
             "metric": metric,
             "questions": self.macro.n,
-            "macro": getattr(self.macro, metric),
-            "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
+            "macro": value,
+            "standard_error": error,
             "majority_class": self.macro.majority_class,
-            "tasks": {task: getattr(score, metric) for task, score in self.tasks.items()},
+            "tasks": {task: score.value(metric)[0] for task, score in self.tasks.items()},
             "collapse": self.collapse,
         }
 
@@ -161,24 +175,14 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
     records = {task: records.get(task, TaskRecord()) for task in by_task}
     drifts = {task: record.drift for task, record in records.items()}
     tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in by_task.items()}
+    scores = list(tasks.values())
     leaks = {task: record.leaks for task, record in records.items() if record.leaks}
     known = len(leaks) == len(tasks)
     return Results(
         settings=settings,
         tasks=tasks,
-        macro=macro(list(tasks.values())),
-        micro=micro(list(tasks.values())),
+        macro=macro(scores),
+        micro=average(scores, [score.n / len(predictions) for score in scores]),
         without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if known else None,
         predictions=tuple(predictions),
     )
-
-
-def load_results(path: Path) -> Results:
-    """Reads ``results.json`` (``path`` is the file or its folder), without the predictions."""
-    file = path / RESULTS if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"{file}: no results here; `moslora eval` writes them")
-    try:
-        return TypeAdapter(Results).validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise MosloraError(f"{file}: not the results of an evaluation ({first_line(error)}); evaluate again") from None

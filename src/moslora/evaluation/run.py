@@ -79,14 +79,15 @@ def evaluate(
         task: list(blocks(rows, limit=request.limit, exact=exact, size=scorer.block_size))
         for task, rows in questions.items()
     }
+    task_blocks = [block for of_task in plan.values() for block in of_task]
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
     journal.record({task: TaskRecord(leaks=(leaks or {}).get(task)) for task in questions})
-    _score([block for task_blocks in plan.values() for block in task_blocks], scorer, journal)
+    _score(task_blocks, scorer, journal)
     if request.protocol != "generate":  # which has no margins
         journal.record({task: TaskRecord(drift=drift) for task, drift in _drifts(plan, scorer, journal).items()})
     journal.finish()
-    asked = [journal.predictions[e.id] for task_blocks in plan.values() for block in task_blocks for e in block.wanted]
+    asked = [journal.predictions[example.id] for block in task_blocks for example in block.wanted]
     return summarise(settings, asked, journal.head.tasks)
 
 
@@ -147,7 +148,7 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Jour
     missing = {example.id for block in task_blocks for example in block.wanted} - journal.predictions.keys()
     unfinished = [block for block in task_blocks if any(example.id in missing for example in block.wanted)]
     if processes > 1:  # blocks of about the same cost together, so that no process waits long
-        unfinished.sort(key=_characters, reverse=True)
+        unfinished.sort(key=lambda block: -sum(len("".join((e.question, *e.choices))) for e in block.computed))
     began = time.monotonic()
     for first in range(0, len(unfinished), processes):
         own: list[Prediction] = []
@@ -162,10 +163,6 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Jour
         done, minutes = len(missing) - left, (time.monotonic() - began) / 60
         rest = f", about {minutes / done * left:.1f} min left" if left else ""
         say(f"  {unfinished[first].wanted[0].task}: {done:,}/{len(missing):,} questions{rest}")
-
-
-def _characters(block: Block) -> int:
-    return sum(len(example.question) + sum(map(len, example.choices)) for example in block.computed)
 
 
 @torch.inference_mode()

@@ -18,9 +18,9 @@ from moslora.console import is_main_process, note
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError, first_line
 from moslora.evaluation.batches import batch_budget
-from moslora.evaluation.journal import SETTINGS
+from moslora.evaluation.journal import Evaluation
 from moslora.evaluation.leaks import find_leaks
-from moslora.evaluation.results import Results, load_results
+from moslora.evaluation.results import Results
 from moslora.evaluation.run import evaluate
 from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
@@ -28,7 +28,7 @@ from moslora.processes.devices import device
 from moslora.processes.group import meeting, members
 from moslora.recipe import PROTOCOLS, ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
-from moslora.runs.run import CHECKPOINTS, EVALUATIONS, evaluation_name, locate_adapter, run_of, unfinished
+from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, evaluation_name, locate_adapter, run_of, unfinished
 from moslora.runs.wandb_run import wandb_run
 from moslora.tasks import TASKS, Task
 
@@ -213,7 +213,7 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
 
 def _tell_run(run: AdapterFolder, out: Path) -> None:
     """Adds the scores in ``out`` to the run's card, and to its run on Weights & Biases, if it has one."""
-    own, summary = run_of(run.path), load_results(out).summary()
+    own, summary = run_of(run.path), Evaluation(out).results.summary()
     own.add_facts(results={out.name: summary})
     if "wandb_id" not in own.facts:
         return
