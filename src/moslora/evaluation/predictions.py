@@ -13,29 +13,18 @@ from moslora.tasks import Example
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer to one question: a line of ``predictions.jsonl``.
-
-    Attributes:
-        gold: position of the right option.
-        prediction: position of the option with the best score, the first of equals; for generate, of the option named
-            in the text, or ``None``.
-        scores: one per option, a log-probability in nats: among the options (rank), or of the option's tokens given the
-            prompt, summed (cloze). Empty for generate.
-        characters: one per option, by which cloze divides the scores. Empty otherwise.
-        text: generate's text.
-        answer: the label found in generate's text, or "".
-        truncated: the prompt lost its beginning because it was too long.
-    """
+    """A model's answer to one question: a line of ``predictions.jsonl``."""
 
     id: str
     task: str
-    gold: int
-    prediction: int | None
+    gold: int  # position of the right option
+    prediction: int | None  # that of the best score, the first of equals; generate: of the option named in the text
+    # log-probability of each option in nats: among the options (rank), or of its tokens, summed (cloze)
     scores: tuple[float, ...] = ()
-    characters: tuple[int, ...] = ()
-    text: str | None = None
-    answer: str | None = None
-    truncated: bool = False
+    characters: tuple[int, ...] = ()  # of each option, by which cloze divides the scores
+    text: str | None = None  # generate's text
+    answer: str | None = None  # the label found in generate's text, or ""
+    truncated: bool = False  # the prompt lost its beginning because it was too long
 
     @classmethod
     def of(
@@ -118,33 +107,22 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 @dataclass(frozen=True)
 class Score:
-    """The numbers of one task, or of an average over tasks. Shares are between 0 and 1.
-
-    Attributes:
-        standard_error: of ``accuracy``: sample standard deviation / √n; ``None`` below two questions.
-        majority_class: accuracy of always giving the most frequent label of these questions.
-        truncated: questions whose prompt lost its beginning.
-        accuracy_per_character: with its standard error, cloze only.
-        log_probability: mean of the right option's log-probability among the options, nats; not for generate.
-        parse_rate: share of generated texts in which an answer was found; generate only.
-        drift: largest change of a margin between a question alone and in its batch, over a sample of the task
-            (an average holds the largest of its tasks), in units of a deciding score; not for generate.
-        close_calls: questions whose margin is below their task's drift; not for generate.
-        same_answer: share of the most frequent answer, by its position; not of an average.
-    """
+    """The numbers of one task, or of an average over tasks. Shares are between 0 and 1."""
 
     n: int
     accuracy: float
-    standard_error: float | None
-    majority_class: float
-    truncated: int
-    accuracy_per_character: float | None = None
+    standard_error: float | None  # of ``accuracy``: sample standard deviation / √n; ``None`` below two questions
+    majority_class: float  # accuracy of always giving the most frequent label of these questions
+    truncated: int  # questions whose prompt lost its beginning
+    accuracy_per_character: float | None = None  # with its standard error, cloze only
     standard_error_per_character: float | None = None
-    log_probability: float | None = None
-    parse_rate: float | None = None
+    log_probability: float | None = None  # mean of the right option's among the options, nats; not for generate
+    parse_rate: float | None = None  # share of generated texts in which an answer was found; generate only
+    # largest change of a margin between a question alone and in its batch, over a sample of the task (an average holds
+    # the largest of its tasks), in units of a deciding score; not for generate
     drift: float | None = None
-    close_calls: int | None = None
-    same_answer: float | None = None
+    close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate
+    same_answer: float | None = None  # share of the most frequent answer, by its position; not of an average
 
     def value(self, metric: str) -> tuple[float, float | None]:
         """An accuracy with its standard error."""

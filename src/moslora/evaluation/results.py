@@ -18,61 +18,40 @@ FEWEST = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a prediction depends on besides its question: predictions with equal settings may be mixed.
-
-    Attributes:
-        primary: the metric that counts, a key of `METRICS`.
-        dtype: of the model's computation.
-        beams: of generate; ``None`` otherwise.
-        max_length: longest sequence in tokens; ``None`` if the model states no context length.
-        data: task -> sha256 of all its questions.
-        metadata: from the caller: what identifies the model.
-        made_with: versions of the packages, hashes of the tokenizer and the chat template; empty if not recorded.
-    """
+    """All that a prediction depends on besides its question: predictions with equal settings may be mixed."""
 
     protocol: str
     format: str
-    primary: str
-    dtype: str
+    primary: str  # the metric that counts, a key of `METRICS`
+    dtype: str  # of the model's computation
     batch_tokens: int
     block_size: int
-    beams: int | None
-    max_length: int | None
-    data: Mapping[str, str]
-    metadata: Mapping[str, Any]
+    beams: int | None  # of generate; ``None`` otherwise
+    max_length: int | None  # longest sequence in tokens; ``None`` if the model states no context length
+    data: Mapping[str, str]  # task -> sha256 of all its questions
+    metadata: Mapping[str, Any]  # from the caller: what identifies the model
+    # versions of packages, hashes of the tokenizer and the chat template; empty in old files
     made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """Facts about a task besides its predictions.
+    """Facts about a task besides its predictions."""
 
-    Attributes:
-        drift: see `Score`; ``None`` for generate and before it is measured.
-        leaks: of this task; ``None`` if the training rows are unknown.
-    """
-
-    drift: float | None = None
-    leaks: Leaks | None = None
+    drift: float | None = None  # see `Score`; ``None`` for generate and before it is measured
+    leaks: Leaks | None = None  # of this task; ``None`` if the training rows are unknown
 
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation, or in ``results.json`` all evaluations of a folder.
-
-    Attributes:
-        tasks: in the order of evaluation.
-        macro: every task has the same weight.
-        micro: every question has the same weight.
-        without_leaks: ``None`` if the leaks of a task are unknown.
-        predictions: behind the numbers; not in ``results.json``.
-    """
+    """One evaluation, or in ``results.json`` all evaluations of a folder."""
 
     settings: Settings
-    tasks: Mapping[str, Score]
-    macro: Score
-    micro: Score
-    without_leaks: WithoutLeaks | None = None
+    tasks: Mapping[str, Score]  # in the order of evaluation
+    macro: Score  # every task has the same weight
+    micro: Score  # every question has the same weight
+    without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
+    # behind the numbers; not in ``results.json``
     predictions: tuple[Prediction, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @property

@@ -28,24 +28,15 @@ class Request(EvaluationSection):
 
 @dataclass(frozen=True)
 class Scorer(ABC, Generic[Question, Found]):
-    """A protocol with its model.
+    """A protocol with its model."""
 
-    Attributes:
-        model: a causal language model on its device.
-        encoder: of its tokenizer.
-        format: of the prompts.
-        batch_tokens: most tokens of a batch.
-        block_size: questions computed together.
-        primary: the metric that counts, a key of `moslora.evaluation.predictions.METRICS`.
-    """
+    model: PreTrainedModel  # a causal language model on its device
+    encoder: Encoder  # of its tokenizer
+    format: Format  # of the prompts
+    batch_tokens: int  # most tokens of a batch
 
-    model: PreTrainedModel
-    encoder: Encoder
-    format: Format
-    batch_tokens: int
-
-    block_size: ClassVar[int] = BLOCK_SIZE
-    primary: ClassVar[str] = "accuracy"
+    block_size: ClassVar[int] = BLOCK_SIZE  # questions computed together
+    primary: ClassVar[str] = "accuracy"  # the metric that counts, a key of `moslora.evaluation.predictions.METRICS`
 
     @abstractmethod
     def encode(self, example: Example) -> Question:

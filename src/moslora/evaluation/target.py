@@ -38,21 +38,13 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Target:
-    """A model to score, not loaded yet.
+    """A model to score, not loaded yet."""
 
-    Attributes:
-        model: how it is loaded.
-        request: the settings of its run's recipe, or the defaults.
-        run: its adapter folder; ``None`` for a model without a run.
-        base: the run's base is scored, without the adapter.
-        strategy: what each of several processes holds.
-    """
-
-    model: ModelSection
-    request: Request
-    run: AdapterFolder | None = None
-    base: bool = False
-    strategy: Strategy = "ddp"
+    model: ModelSection  # how it is loaded
+    request: Request  # the settings of its run's recipe, or the defaults
+    run: AdapterFolder | None = None  # its adapter folder; ``None`` for a model without a run
+    base: bool = False  # the run's base is scored, without the adapter
+    strategy: Strategy = "ddp"  # what each of several processes holds
 
     @property
     def adapter(self) -> AdapterFolder | None:

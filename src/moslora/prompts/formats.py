@@ -18,32 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a question as text.
+    """One option of a question as text."""
 
-    Attributes:
-        prompt: the model's input.
-        answer: the text to train on or score, with any leading space: ``prompt + answer`` is the whole text.
-        label: name of the option, from `labels`.
-        characters: divisor of the per-character score: the length of lm-eval's choice string
-            (``ConfigurableTask.process_results``, ``acc_norm``).
-    """
-
-    prompt: str
-    answer: str
-    label: str
+    prompt: str  # the model's input
+    answer: str  # the text to train on or score, with any leading space: ``prompt + answer`` is the whole text
+    label: str  # name of the option, from `labels`
+    # divisor of the per-character score: the length of lm-eval's choice string (``ConfigurableTask.process_results``,
+    # ``acc_norm``)
     characters: int
 
 
 class Format(ABC):
-    """How an example becomes text.
+    """How an example becomes text."""
 
-    Attributes:
-        name: key in `FORMATS`.
-        joint: encode ``prompt + answer`` as one string, to reproduce the token boundary between them; otherwise
-            they are encoded separately, and the prompt is a token prefix.
-    """
-
-    name: str
+    name: str  # key in `FORMATS`
+    # encode ``prompt + answer`` as one string, to reproduce the token boundary between them; otherwise they are encoded
+    # separately, and the prompt is a token prefix
     joint: bool = False
 
     def identity(self) -> str:
@@ -91,14 +81,10 @@ class LabelFormat(Format):
 
 @dataclass(frozen=True)
 class ClozeFormat(Format):
-    """The answer is the option's text.
-
-    Attributes:
-        passage: whether BoolQ's prompt begins with its passage.
-    """
+    """The answer is the option's text."""
 
     name: str
-    passage: bool = False
+    passage: bool = False  # whether BoolQ's prompt begins with its passage
 
     def options(self, example: Example) -> tuple[Option, ...]:
         options = []

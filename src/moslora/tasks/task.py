@@ -20,44 +20,31 @@ INSTRUCTION = "instruction"
 
 @dataclass(frozen=True)
 class Example:
-    """One multiple-choice question from any source.
+    """One multiple-choice question from any source."""
 
-    Attributes:
-        id: ``<task>/<split>/<row>``; the row is the position in the source (HellaSwag's own ``ind`` repeats).
-        task: name of its task, or `INSTRUCTION`.
-        question: BoolQ question without "?", PIQA goal, SIQA question, HellaSwag context, WinoGrande
-            sentence with "_", ARC and OpenBookQA question; the whole instruction of an instruction row.
-        choices: the text of the options; ("true", "false") for BoolQ; whole responses for instruction rows.
-        gold: position of the right choice.
-        context: BoolQ passage, SIQA context or HellaSwag activity label, where the source has it as a field.
-        meta: further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``).
-        wording: its task's, if that is not among the eight, whose wording is in `moslora.tasks.TASKS`.
-    """
-
-    id: str
-    task: str
+    id: str  # ``<task>/<split>/<row>``; the row is the position in the source (HellaSwag's own ``ind`` repeats)
+    task: str  # name of its task, or `INSTRUCTION`
+    # BoolQ question without "?", PIQA goal, SIQA question, HellaSwag context, WinoGrande sentence with "_", ARC and
+    # OpenBookQA question; the whole instruction of an instruction row
     question: str
+    # the text of the options; ("true", "false") for BoolQ; whole responses for instruction rows
     choices: tuple[str, ...]
-    gold: int
+    gold: int  # position of the right choice
+    # BoolQ passage, SIQA context or HellaSwag activity label, where the source has it as a field
     context: str | None = None
+    # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``)
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    wording: Numbered | TrueFalse | None = None
+    wording: Numbered | TrueFalse | None = None  # its task's, if that is not among the eight
 
 
 @dataclass(frozen=True)
 class Hub:
-    """A set on the Hugging Face hub, as parquet (dataset scripts no longer load).
+    """A set on the Hugging Face hub, as parquet (dataset scripts no longer load)."""
 
-    Attributes:
-        path: dataset id.
-        revision: pinned commit; of an own task also a branch or a tag, and ``None`` for the default branch.
-        config: subset; None if there is only one.
-        data_files: hub split -> file, where the commit is a parquet conversion without a dataset card.
-    """
-
-    path: str
-    revision: str | None
-    config: str | None = None
+    path: str  # dataset id
+    revision: str | None  # pinned commit; of an own task also a branch or a tag, and ``None`` for the default branch
+    config: str | None = None  # subset; None if there is only one
+    # hub split -> file, where the commit is a parquet conversion without a dataset card
     data_files: Mapping[str, str] | None = field(default=None, hash=False)
 
 
@@ -66,20 +53,14 @@ class Columns:
     """How a row becomes a question: Jinja expressions over its columns (``row`` is the whole row).
 
     A text with ``{{`` in it is a Jinja template instead, as in lm-eval's task files.
-
-    Attributes:
-        question: a text.
-        options: a list of texts; a tuple is the options themselves, each a literal text or a template.
-        answer: the right option: its position from 0, its text, or its letter.
-        context: a text, or ``None`` for none.
-        meta: name -> text, for `Example.meta`.
     """
 
-    question: str = "question"
+    question: str = "question"  # a text
+    # a list of texts; a tuple is the options themselves, each a literal text or a template
     options: str | tuple[str, ...] = "options"
-    answer: str = "answer"
-    context: str | None = None
-    meta: Mapping[str, str] = field(default_factory=dict, hash=False)
+    answer: str = "answer"  # the right option: its position from 0, its text, or its letter
+    context: str | None = None  # a text, or ``None`` for none
+    meta: Mapping[str, str] = field(default_factory=dict, hash=False)  # name -> text, for `Example.meta`
 
 
 def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
@@ -132,26 +113,16 @@ def _position(answer: Any, choices: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """One set.
+    """One set."""
 
-    Attributes:
-        name: as in recipes and tables.
-        columns: how its rows are read.
-        wording: how its questions are worded.
-        splits: our split -> hub split, or the file of a set without a hub.
-        hub: where it lies on the hub; ``None`` for local files.
-        held_out: share of the training rows that are the test rows of a set without any.
-        folder: name in LLM-Adapters' ``dataset/``; ``None`` for a set that is not among the eight.
-        rows: number of rows per split, where known (WinoGrande: of its ``xl`` training set).
-    """
-
-    name: str
-    columns: Columns
-    wording: Numbered | TrueFalse
-    splits: Mapping[Split, str] = field(hash=False)
-    hub: Hub | None = None
-    held_out: float = 0.1
-    folder: str | None = None
+    name: str  # as in recipes and tables
+    columns: Columns  # how its rows are read
+    wording: Numbered | TrueFalse  # how its questions are worded
+    splits: Mapping[Split, str] = field(hash=False)  # our split -> hub split, or the file of a set without a hub
+    hub: Hub | None = None  # where it lies on the hub; ``None`` for local files
+    held_out: float = 0.1  # share of the training rows that are the test rows of a set without any
+    folder: str | None = None  # name in LLM-Adapters' ``dataset/``; ``None`` for a set that is not among the eight
+    # number of rows per split, where known (WinoGrande: of its ``xl`` training set)
     rows: Mapping[Split, int] = field(default_factory=dict, hash=False)
 
     @property

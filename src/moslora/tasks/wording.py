@@ -8,25 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Numbered:
-    """``{head}{question}`` + one ``{Stem}{i}: {choice}`` per option + ``Answer format: {stem}1/{stem}2…``.
+    """``{head}{question}`` + one ``{Stem}{i}: {choice}`` per option + ``Answer format: {stem}1/{stem}2…``."""
 
-    Attributes:
-        head: opening words.
-        stem: label without its number, such as "solution".
-        most: number of options in LLM-Adapters' regular expression; ``None`` for as many as a question has.
-        between: text between two options.
-        before_format: text between the last option and "Answer format".
-        shown: the question as asked, of ``{context}`` and ``{question}``, for an example that has a context.
-        cloze: prompt that an option's text answers, of the question as asked.
-    """
-
-    head: str
-    stem: str
+    head: str  # opening words
+    stem: str  # label without its number, such as "solution"
+    # number of options in LLM-Adapters' regular expression; ``None`` for as many as a question has
     most: int | None = None
-    between: str = " "
-    before_format: str = "\n\n"
+    between: str = " "  # text between two options
+    before_format: str = "\n\n"  # text between the last option and "Answer format"
+    # the question as asked, of ``{context}`` and ``{question}``, for an example that has a context
     shown: str = "{question}"
-    cloze: str = "Question: {question}\nAnswer:"
+    cloze: str = "Question: {question}\nAnswer:"  # prompt that an option's text answers, of the question as asked
 
     def labels(self, count: int) -> tuple[str, ...]:
         return tuple(f"{self.stem}{i}" for i in range(1, count + 1))
