@@ -20,7 +20,7 @@ def our_step(
     from moslora.training.loop import Parts, accumulate
     from moslora.training.objective import LabelLoss
     from moslora.training.optimizer import build_optimizer, trainable
-    from moslora.training.strategy import distribute
+    from moslora.training.prepare import distribute
 
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     objective = distribute(LabelLoss(model), accelerator, strategy).train()

@@ -41,7 +41,7 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import MANIFEST, WEIGHTS
 from moslora.runs.run import RESULT, Run
 from moslora.training import train_recipe
-from moslora.training.resuming import newest_saved
+from moslora.training.state import newest_saved
 from moslora.training.tracking import MEASURED
 from world_kit import make_world
 

@@ -16,12 +16,12 @@ from moslora.data.sources import identity
 from moslora.experiment.file import Planned
 from moslora.recipe import Recipe
 from moslora.tasks import Task
-from moslora.training.resuming import FREE
+from moslora.training.state import FREE
 
 COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks*", "training")
 """The code that makes the numbers, in the package's folder."""
 
-ASIDE = {"ask.py", "audit.py", "resuming.py", "harness.py", "interrupt.py", "launch.py"}
+ASIDE = {"ask.py", "audit.py", "harness.py", "launch.py"}
 ASIDE |= {"run_card.py", "show.py", "tracking.py"}
 """Modules among it that only check, start or print. A new module counts until it is named here."""
 

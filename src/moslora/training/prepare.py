@@ -1,19 +1,23 @@
 """Builds what a run trains with: rows, model, adapters, optimizer and plan."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, inject, task_names
+from moslora.adapters import AdapterLinear, inject, own_parameters, task_names
 from moslora.base.load import fitting, load_base, load_tokenizer
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
-from moslora.base.sharded import shards
+from moslora.base.sharded import shard_base, shards
+from moslora.choices import Strategy
 from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
@@ -24,7 +28,6 @@ from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
-from moslora.training.strategy import distribute
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,26 @@ def adapt(model: PreTrainedModel, options: Mapping[str, Any], *, seed: int, star
         raise UsageError(f"adapter: {error}") from None
     if isinstance(model.get_output_embeddings(), AdapterLinear):
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")
+
+
+def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> nn.Module:
+    """``objective`` as the processes compute it together: each with the whole base (``ddp``), or a share (``fsdp``).
+
+    In both the adapters are whole everywhere, and DDP reduces their gradients once a step. Sharded, they would be
+    gathered twice for every micro-batch, and spare a process 16 (1 − 1/n) bytes per trainable parameter: on 8 GPUs
+    0.4 GB for LLaMA-3-8B at rank 16 on five projections (28 million), and 1.9 GB for 70B (139 million), beside the 12
+    and 120 GB that sharding the base spares.
+    """
+    if shards(strategy):
+        shard_base(objective.model, device=accelerator.device)
+    if accelerator.num_processes == 1:
+        return objective
+    # DDP first sends what is of rank 0 to all: the adapters, as their start may come from a decomposition that another
+    # machine rounds differently. Not the base, which all have read: on a CPU each would then have a copy of its own.
+    own = own_parameters(objective)
+    base = [name for name, weight in objective.named_parameters() if weight not in own]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, base)
+    # No buffer changes in training, so none is sent before each pass; what is to replace the argument sends them once.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+    # Not by accelerate, which refuses a sharded base on GPUs.
+    return DistributedDataParallel(objective, broadcast_buffers=False)

@@ -1,11 +1,13 @@
 """One training: from a recipe to a run folder (`moslora.runs.run`)."""
 
+import os
 import signal
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,18 +24,15 @@ from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import DiskFull, locked, writing
 from moslora.processes.devices import device
 from moslora.processes.group import meeting
-from moslora.processes.launch import place
+from moslora.processes.launch import launched, place
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.run import Run
 from moslora.runs.wandb_run import wandb_run
-from moslora.training.interrupt import stop_requests
 from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
-from moslora.training.resuming import FREE, newest_saved, refuse_other_run
-from moslora.training.run_card import describe, git_state, hardware, kernels, packages, versions
-from moslora.training.state import restore, save_checkpoint
-from moslora.training.strategy import facts as strategy_facts
+from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
+from moslora.training.state import FREE, newest_saved, refuse_other_run, restore, save_checkpoint
 from moslora.training.tracking import Tracker
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -168,7 +167,7 @@ class Training:
             "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
             **self.facts(steps=total),
             "steps": total,
-            **strategy_facts(self.parts.objective),
+            **strategy(self.parts.objective),
             "trainable_parameters": model.num_parameters(only_trainable=True),
             "versions": versions(quantized=recipe.model.quantization is not None),
             "git": git_state(),
@@ -238,6 +237,28 @@ class Training:
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINTs and SIGTERMs, which end a run between two steps; a second Ctrl-C stops at once."""
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if signals and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        # One process of several may be stopped because another has failed; it does not promise what it cannot do.
+        if not signals and not launched():
+            # Not print: the handler may interrupt a print, and buffered streams are not reentrant.
+            os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
+        signals.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 import moslora
@@ -101,4 +103,15 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
         "MLP": "activation computed again" if GatedMLP in kinds else "transformers'",
         "dropout": Dropout.kernel(device) if dropping else None,
         "common beginning of rows": "once" if shares_beginnings(model, training=True) else "in each row",
+    }
+
+
+def strategy(objective: nn.Module) -> dict[str, Any]:
+    """The strategy, and the share of the frozen weights in this process, both read from the model."""
+    frozen = [parameter for parameter in objective.parameters() if not parameter.requires_grad]
+    here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in frozen)
+    kind = "fsdp" if any(isinstance(p, DTensor) for p in frozen) else "ddp"
+    return {
+        "strategy": kind if isinstance(objective, DistributedDataParallel) else None,
+        "frozen_share": round(here / sum(p.numel() for p in frozen), 4),
     }
