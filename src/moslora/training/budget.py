@@ -15,8 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters import AdapterLinear, named_adapters
-from moslora.adapters.mixers.learned import DiagonalMixer
+from moslora.adapters import named_adapters
 from moslora.errors import UsageError
 from moslora.recipe import RankBudgetSection
 
@@ -57,18 +56,16 @@ class RankBudget:
                 f"training.rank_budget: warm-up ({warmup} steps) and final phase ({final} steps, at least 1) must be"
                 f" shorter than the run ({total} steps); lengthen the run or shorten them"
             )
-        self.first = sum(layer.mixer.rank_in for _, layer in self.layers)
-        self.target = section.target_rank * len(self.layers)
-        self.warmup, self.final, self.total = warmup, final, total
-        self._means = {name: torch.zeros_like(p) for name, p in self._parameters()}
-        self._spreads = {name: torch.zeros_like(p) for name, p in self._parameters()}
-
-    def _parameters(self) -> list[tuple[str, Tensor]]:
-        return [
-            (f"{name}.{part}", parameter)
-            for name, layer in self.layers
-            for part, parameter in (("lora_a", layer.lora_a), ("lora_b", layer.lora_b), ("e", _diagonal(layer)))
-        ]
+        self._phases = {"warmup": warmup, "final": final, "total": total}
+        self._ranks = [layer.mixer.rank_in for _, layer in self.layers]
+        self._target = section.target_rank * len(self.layers)
+        self._parameters: dict[str, Tensor] = {}
+        for name, layer in self.layers:
+            e = layer.mixer.get_parameter("weight")
+            self._parameters |= {f"{name}.lora_a": layer.lora_a, f"{name}.lora_b": layer.lora_b, f"{name}.e": e}
+        self._averages = {
+            f"{name}:{kind}": torch.zeros_like(p) for name, p in self._parameters.items() for kind in ("mean", "spread")
+        }
 
     @torch.no_grad()
     def update(self, step: int, *, skipped: bool = False) -> dict[str, float]:
@@ -79,31 +76,25 @@ class RankBudget:
         Returns:
             Metrics: the budget b(t) as ``rank_budget``.
         """
-        fixed = step >= self.total - self.final
+        fixed = step >= self._phases["total"] - self._phases["final"]
         if not (fixed or skipped):
             self._score()
-        budget = budget_at(
-            step, first=self.first, target=self.target, warmup=self.warmup, final=self.final, total=self.total
-        )
-        if fixed or step > self.warmup:
+        budget = budget_at(step, first=sum(self._ranks), target=self._target, **self._phases)
+        if fixed or step > self._phases["warmup"]:
             self._keep(budget)
         return {"rank_budget": budget}
 
     def _score(self) -> None:
-        beta_mean, beta_spread = BETAS
-        for name, parameter in self._parameters():
+        for name, parameter in self._parameters.items():
             assert parameter.grad is not None
             importance = (parameter * parameter.grad).abs()
-            mean = self._means[name].lerp_(importance, 1 - beta_mean)
-            self._spreads[name].lerp_((importance - mean).abs(), 1 - beta_spread)
+            mean = self._averages[f"{name}:mean"].lerp_(importance, 1 - BETAS[0])
+            self._averages[f"{name}:spread"].lerp_((importance - mean).abs(), 1 - BETAS[1])
 
     def scores(self) -> Tensor:
         """S of every triplet, layer after layer, shape ``(first,)``."""
-        parts = []
-        for name, _ in self.layers:
-            keys = [f"{name}.{part}" for part in ("lora_a", "lora_b", "e")]
-            a, b, e = (self._means[key] * self._spreads[key] for key in keys)
-            parts.append(e + a.mean(1) + b.mean(0))
+        s = {name: self._averages[f"{name}:mean"] * self._averages[f"{name}:spread"] for name in self._parameters}
+        parts = [s[f"{name}.e"] + s[f"{name}.lora_a"].mean(1) + s[f"{name}.lora_b"].mean(0) for name, _ in self.layers]
         return torch.cat(parts)
 
     def _keep(self, count: int) -> None:
@@ -113,24 +104,13 @@ class RankBudget:
         order = scores.argsort(descending=True, stable=True)
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept.index_fill_(0, order[:count], True)  # a number assigned to places would be sent, and waited for
-        masks = kept.split([layer.mixer.rank_in for _, layer in self.layers])
-        for (_, layer), mask in zip(self.layers, masks, strict=True):
-            _diagonal(layer).mul_(mask)
+        for (name, _), mask in zip(self.layers, kept.split(self._ranks), strict=True):
+            self._parameters[f"{name}.e"].mul_(mask)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running means. They are fixed in the final phase, so its choice follows from them."""
-        return {
-            f"{name}:{part}": value.detach().cpu().contiguous()
-            for part, values in (("mean", self._means), ("spread", self._spreads))
-            for name, value in values.items()
-        }
+        """The running averages. They are fixed in the final phase, so its choice follows from them."""
+        return {name: value.detach().cpu().contiguous() for name, value in self._averages.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for part, values in (("mean", self._means), ("spread", self._spreads)):
-            for name, value in values.items():
-                value.copy_(state[f"{name}:{part}"])
-
-
-def _diagonal(layer: AdapterLinear) -> Tensor:
-    assert isinstance(layer.mixer, DiagonalMixer)
-    return layer.mixer.weight
+        for name, value in self._averages.items():
+            value.copy_(state[name])

@@ -18,13 +18,7 @@ def train_in_processes(
     processes: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """``moslora train`` in a subprocess; without a GPU, in several. Starts again after one was killed.
-
-    Args:
-        arguments: of the command, without --out.
-        out: the run folder.
-        processes: instead of that number.
-        environment: variables that are set for them.
+    """``moslora train`` with these ``arguments`` in :func:`worker_processes`, started again after one was killed.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, training saved first; or it was killed too often.

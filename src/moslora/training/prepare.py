@@ -32,13 +32,8 @@ from moslora.training.optimizer import build_optimizer
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a run from elsewhere, fetched, converted and encoded once per machine.
-
-    Attributes:
-        data: the encoded rows.
-        plan: the steps over them.
-        base: fingerprint of the base model, whose weights are on the disk.
-    """
+    """Inputs of a run from elsewhere, fetched, converted and encoded once per machine; the base's weights by their
+    fingerprint."""
 
     data: TrainingData
     plan: StepPlan

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,6 @@ from accelerate.utils import DistributedType
 from moslora.adapters import has_learned
 from moslora.base.resolve import fingerprint
 from moslora.console import is_main_process, note, say
-from moslora.data.encode import Encoded
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
@@ -42,14 +41,11 @@ PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GP
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     """Trains what ``recipe`` describes and returns the folder ``out/adapter``.
 
-    Args:
-        recipe: resolved.
-        out: the run folder.
-        resuming: from the newest checkpoint in ``out``, or from the start if there is none; a finished run is returned.
+    ``resuming`` goes on from the newest checkpoint, or from the start if there is none; a finished run is returned.
 
     Raises:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
-            of processes, or the processes found different things.
+            of processes, or the processes differ in what they train.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         DiskFull: no space; the last checkpoint is intact.
         Diverged: a loss or gradient is not finite.
@@ -103,22 +99,17 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
 
 
 def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
-    training = Training(run, recipe, *prepare(_accelerator(), recipe, saved, inputs=inputs))
-    first_step = training.resume(saved) if saved else 0
-    training.begin()
-    training.train(first_step)
-    return training.finish()
-
-
-def _accelerator() -> Accelerator:
-    # Weights, activations and the scaler are ours.
-    accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")
+    accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")  # dtypes and the scaler are ours
     if accelerator.distributed_type not in PLAIN:
         raise UsageError(
             f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here;"
             " training.strategy=fsdp shards the base"
         )
-    return accelerator
+    training = Training(run, recipe, *prepare(accelerator, recipe, saved, inputs=inputs))
+    first_step = training.resume(saved) if saved else 0
+    training.begin()
+    training.train(first_step)
+    return training.finish()
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ class Training:
     data: TrainingData
 
     def facts(self, *, steps: int) -> dict[str, Any]:
-        """For the manifest after ``steps`` updates, and for the card."""
+        """Facts for the manifest after ``steps`` updates, and for the card."""
         return {
             "data": self.data.facts(self.parts.plan, steps=steps),
             "trained_rows": len(self.data.rows),
@@ -158,35 +149,29 @@ class Training:
             )
         return int(manifest["step"])
 
-    def card(self) -> dict[str, Any]:
-        """The content of ``run.json`` before the first step."""
-        recipe, model, device = self.recipe, self.parts.model, self.parts.accelerator.device
-        total = len(self.parts.plan)
-        return {
-            "recipe": recipe.model_dump(mode="json"),
-            "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
-            **self.facts(steps=total),
-            "steps": total,
-            **strategy(self.parts.objective),
-            "trainable_parameters": model.num_parameters(only_trainable=True),
-            "versions": versions(quantized=recipe.model.quantization is not None),
-            "git": git_state(),
-            "hardware": hardware(device),
-            "kernels": kernels(model, device),
-        }
-
     def begin(self) -> None:
         """Writes the recipe and ``run.json``, and prints what the run is."""
-        recipe, parts = self.recipe, self.parts
+        recipe, parts, total = self.recipe, self.parts, len(self.parts.plan)
+        model, device = parts.model, parts.accelerator.device
         if parts.accelerator.is_main_process:
-            self.run.begin(recipe, self.card())
+            card = {
+                "recipe": recipe.model_dump(mode="json"),
+                "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
+                **self.facts(steps=total),
+                "steps": total,
+                **strategy(parts.objective),
+                "trainable_parameters": model.num_parameters(only_trainable=True),
+                "versions": versions(quantized=recipe.model.quantization is not None),
+                "git": git_state(),
+                "hardware": hardware(device),
+                "kernels": kernels(model, device),
+            }
+            self.run.begin(recipe, card)
             with writing(self.run.contents):
                 self.run.contents.write_bytes(self.data.contents)
-        lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
+        lines = describe(model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
-        if recipe.training.strategy == "fsdp" and parts.accelerator.num_processes == 1:
-            note("training.strategy = fsdp: a single process holds the whole model; start more with --processes")
 
     def train(self, first_step: int) -> None:
         """Runs the steps from ``first_step`` on; ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
@@ -216,13 +201,21 @@ class Training:
             save_checkpoint(self.run, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
         self.parts.accelerator.wait_for_everyone()
 
+    @torch.no_grad()
     def validate(self, tracker: Tracker, step: int) -> None:
-        """Measures and records the validation loss, if there are validation rows."""
-        if not self.data.validation:
+        """Records the mean loss per label token of the validation rows, without dropout, if there are any."""
+        rows, parts, accelerator = self.data.validation, self.parts, self.parts.accelerator
+        if not rows:
             return
-        loss = validation_loss(self.parts, self.data.validation)
+        process, processes = accelerator.process_index, accelerator.num_processes
+        objective = accelerator.unwrap_model(parts.objective).eval()
+        total = torch.zeros((), device=accelerator.device)
+        for batch in passes(rows, process=process, processes=processes, tokens=parts.micro_batch_tokens):
+            total += objective(parts.micro_batch(batch, training=False))[0]
+        objective.train()
+        loss = float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
         tracker.record({"step": step, "validation_loss": loss})
-        say(f"step {step}/{len(self.parts.plan)}  validation_loss {loss:.4f}")
+        say(f"step {step}/{len(parts.plan)}  validation_loss {loss:.4f}")
 
     def finish(self) -> Path:
         """Saves the result, if anything was learned."""
@@ -259,16 +252,3 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@torch.no_grad()
-def validation_loss(parts: Parts, rows: Sequence[Encoded]) -> float:
-    """Mean loss per label token of ``rows``, divided among the processes, without dropout."""
-    accelerator = parts.accelerator
-    process, processes = accelerator.process_index, accelerator.num_processes
-    objective = accelerator.unwrap_model(parts.objective).eval()
-    total = torch.zeros((), device=accelerator.device)
-    for batch in passes(rows, process=process, processes=processes, tokens=parts.micro_batch_tokens):
-        total += objective(parts.micro_batch(batch, training=False))[0]
-    objective.train()
-    return float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
