@@ -79,15 +79,10 @@ def test_a_run_is_found_from_its_folder_its_adapter_and_its_checkpoints(run: Pat
     assert run_of(step) == run_of(run / "adapter") == Run(run)
     shutil.rmtree(run / "adapter")
     assert locate_adapter(run).name == "step-21", "an unfinished run is its newest checkpoint"
-    with pytest.raises(UsageError, match=r"two: no such run; runs here: .*one$"):
+    with pytest.raises(UsageError, match="two: no such run"):
         locate_adapter(run.parent / "two")
     with pytest.raises(UsageError, match="not a run or an adapter folder"):
         locate_adapter(run.parent)
-    for number in range(12):
-        (run.parent / f"sweep-{number:02}").mkdir()
-        (run.parent / f"sweep-{number:02}" / "run.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"no such run; runs here: .*one, .*sweep-08, … and 3 more$"):
-        locate_adapter(run.parent / "two")
 
 
 def test_the_newest_run(run: Path, trained: Path) -> None:

@@ -21,14 +21,14 @@ def test_what_is_no_run(refused, here, a_run, command):
     for folder in ("empty", "peft"):
         (here / folder).mkdir()
     (here / "peft/adapter_config.json").write_text("{}")
-    refused(command.format("runs/none"), "runs/none", "runs/one")
+    refused(command.format("runs/none"), "runs/none", "moslora runs")
     refused(command.format("peft"), "peft: ", "moslora import peft")
     refused(command.format("empty"), "empty: ", "manifest.json")
     refused(command.format("f"), "f: ")
 
 
 def test_what_a_run_lacks(refused, a_run):
-    refused("merge .", "manifest.json", "runs/one")
+    refused("merge .", "manifest.json", "moslora runs")
     refused("train runs/one/adapter --resume", "runs/one/adapter", "recipe.yaml")
     (a_run / "recipe.yaml").rename("kept.yaml")
     refused("train runs/one --resume", "runs/one: ", "recipe.yaml")

@@ -28,8 +28,16 @@ from moslora.processes.devices import device
 from moslora.processes.group import meeting, members
 from moslora.recipe import PROTOCOLS, ModelSection, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
-from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, evaluation_name, locate_adapter, run_of, unfinished
-from moslora.runs.wandb_run import wandb_run
+from moslora.runs.run import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    SETTINGS,
+    evaluation_name,
+    locate_adapter,
+    run_of,
+    unfinished,
+    wandb_run,
+)
 from moslora.tasks import TASKS, Task
 
 RUNS = Path("runs")

@@ -22,8 +22,9 @@ TRUST = "model.trust_remote_code"
 
 
 def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """``manifest`` with the hash of its content under :data:`OWN_HASH`."""
-    return {**manifest, OWN_HASH: _own_hash(manifest)}
+    """``manifest`` with the sha256 of its content, as canonical JSON, under :data:`OWN_HASH`."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return {**manifest, OWN_HASH: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         # First of all, and so in every format: a damaged number must not look like that of a newer version.
-        if manifest.pop(OWN_HASH) != _own_hash(manifest):
+        if manifest.pop(OWN_HASH) != with_own_hash(manifest)[OWN_HASH]:
             raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
         if (written_as := manifest["format"]) != FORMAT:
             raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; upgrade moslora")
@@ -42,12 +43,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise MosloraError(f"{path}: not a manifest ({error!r}); use another checkpoint") from None
     return manifest
-
-
-def _own_hash(manifest: Mapping[str, Any]) -> str:
-    """sha256 of the manifest, without this hash, as canonical JSON."""
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:

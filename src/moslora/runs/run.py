@@ -13,12 +13,14 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import MosloraError, UsageError, some
+from moslora.console import is_main_process
+from moslora.errors import MosloraError, UsageError
 from moslora.files import once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
@@ -180,14 +182,14 @@ def locate_adapter(path: Path) -> Path:
         return adapters[0]
     quoted = shlex.quote(str(path))
     if not path.exists():
-        raise UsageError(f"{path}: no such run; {_known_runs(path)}")
+        raise UsageError(f"{path}: no such run; moslora runs lists all")
     if (path / "adapter_config.json").is_file():
         raise UsageError(f"{path}: a PEFT adapter, not a run; import it: moslora import {quoted}")
     if (path / "config.json").is_file():
         raise UsageError(f"{path}: a model without an adapter; choose a run or an adapter folder")
     if Run(path).exists:
         raise UsageError(f"{path}: this run has no checkpoint yet; resume it: {Run(path).resume_command}")
-    raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); {_known_runs(path)}")
+    raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); moslora runs lists all")
 
 
 def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
@@ -206,20 +208,15 @@ def newest_run(*places: Path) -> Run:
     return max(found, key=lambda run: (run.result / MANIFEST).stat().st_mtime)
 
 
-def find_runs(folder: Path) -> Iterator[Run]:
-    """Every run at or below ``folder``, in the order of their names."""
+def table_of_runs(folder: Path) -> list[list[str]]:
+    """Header first: every run at or below ``folder``, what it is, how far it came, and its scores."""
+    rows = []
     for place, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if RECIPE in files and MANIFEST not in files:
-            yield Run(Path(place))
+            path = Path(place)
+            rows.append([str(path.relative_to(folder) if path != folder else folder), *_row(Run(path))])
             below[:] = [name for name in below if name not in FOLDERS]
-
-
-def table_of_runs(folder: Path) -> list[list[str]]:
-    """Header first: every run at or below ``folder``, what it is, how far it came, and its scores."""
-    rows = [
-        [str(run.path.relative_to(folder) if run.path != folder else folder), *_row(run)] for run in find_runs(folder)
-    ]
     if not rows:
         what = "no runs here" if folder.is_dir() else "no such folder"
         raise UsageError(f"{folder}: {what}; name the folder they are in, or train one: moslora train RECIPE")
@@ -243,8 +240,28 @@ def _row(run: Run) -> list[str]:
     return [Path(base).name, adapter, steps, state, "; ".join(scores) or "–"]
 
 
-def _known_runs(path: Path) -> str:
-    """The runs nearest to ``path``."""
-    folder = next(place for place in (path, *path.parents) if place.is_dir())
-    runs = sorted(str(found.parent) for place in (folder, folder / "runs") for found in place.glob(f"*/{RUN}"))
-    return f"runs here: {some(runs, most=10)}" if runs else "there are no runs here"
+@contextmanager
+def wandb_run(recipe: Recipe, run: Run) -> Iterator[Any]:
+    """The run on Weights & Biases that the training of ``run`` began, by the id in ``run.json``; ``None`` without a
+    project, or in a worker."""
+    tracking = recipe.tracking
+    if tracking.wandb_project is None or not is_main_process():
+        yield None
+        return
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
+    opened = wandb.init(
+        project=tracking.wandb_project,
+        name=recipe.name,
+        dir=run.path,
+        config=recipe.model_dump(mode="json"),
+        id=run.facts.get("wandb_id"),
+        resume="allow",
+    )
+    run.add_facts(wandb_id=opened.id)
+    try:
+        yield opened
+    finally:
+        opened.finish()

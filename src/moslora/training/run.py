@@ -26,8 +26,7 @@ from moslora.processes.group import meeting
 from moslora.processes.launch import launched, place
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
-from moslora.runs.run import Run
-from moslora.runs.wandb_run import wandb_run
+from moslora.runs.run import Run, wandb_run
 from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
