@@ -11,10 +11,7 @@ def is_main_process() -> bool:
 
 
 def say(line: str) -> None:
-    """Prints ``line`` on the main process.
-
-    A closed pipe or terminal does not end hours of work: the rest of the output is dropped.
-    """
+    """Prints on the main process. A closed pipe or terminal does not end hours of work: the rest is dropped."""
     if not is_main_process():
         return
     try:
@@ -30,7 +27,6 @@ def note(line: str) -> None:
 
 @functools.cache
 def note_once(line: str) -> None:
-    """The same, once per process."""
     note(line)
 
 

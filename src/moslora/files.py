@@ -29,12 +29,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFull(MosloraError):
-    """No room to write ``path``. ``reason`` is the system's; ``then`` says what to do once there is room."""
+    """No room to write ``path``; ``then`` says what to do once there is room."""
 
     def __init__(self, path: Path | str, reason: str, *, then: str = "give the same command again") -> None:
         super().__init__(f"{path}: {reason}; free some space there, then {then}")
-        self.path = path
-        self.reason = reason
+        self.path, self.reason = path, reason
 
 
 def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError | None:
@@ -78,10 +77,7 @@ def placed(path: Path) -> Iterator[Path]:
 def locked(folder: Path) -> Iterator[None]:
     """Locks ``folder`` against other processes while the block runs; the lock ends with this process.
 
-    A missing folder is created, and removed afterwards if it stays empty.
-
-    Raises:
-        UsageError: another process is writing there, or the folder cannot be written.
+    A missing folder is created, and removed afterwards if it stays empty. One that is locked is refused.
     """
     place = Path(os.path.realpath(folder))  # a link may lead to a folder that does not exist yet
     made = not place.exists()
@@ -135,11 +131,7 @@ def new_folder(out: Path, *, older: Collection[str] = ()) -> Iterator[Path]:
 
     ``out`` may exist if it is empty but for files named ``older``, which go, and stays the same folder: it may be a
     mount point. It is locked, and checked again before the move, so that nothing is replaced that another program put
-    there.
-
-    Raises:
-        UsageError: ``out`` is in use, another process is writing there, or it cannot be written.
-        DiskFull: no room.
+    there. A folder in use is refused.
     """
     with locked(out), writing(out):
         refuse_used(out, older=older)
@@ -193,15 +185,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_all(folder: Path) -> None:
-    """Flushes everything in ``folder`` to the disk, and gives its files the folder's permissions.
-
-    safetensors writes private files whatever the umask says; the folder's mode follows the umask.
-    """
+    """Flushes everything in ``folder`` to the disk, and gives its files the folder's permissions, which follow the
+    umask: safetensors' own are private."""
     mode = folder.stat().st_mode & 0o666
     for path in (*folder.rglob("*"), folder):
         if path.is_file():
@@ -220,6 +209,5 @@ def _sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -231,50 +231,6 @@ def test_a_state_carries_the_scores() -> None:
     assert other.scores().equal(budget.scores())
 
 
-# What surrounds it
-
-
-def test_the_start_is_the_base_and_the_scale_stays_that_of_the_first_rank() -> None:
-    model, base = adapted(), tiny_llama(dtype=torch.float64)
-    ids = token_batch(base)
-    assert model(ids).logits.equal(base(ids).logits)
-    assert all(not layer.delta_weight().any() for _, layer in named_adapters(model))
-    perturb((layer.mixer.weight for _, layer in named_adapters(model)), size=1.0)
-    _, layer = next(named_adapters(model))
-    with torch.no_grad():
-        layer.mixer.weight[2:] = 0
-    by_hand = sum(layer.mixer.weight[i] * torch.outer(layer.lora_b[:, i], layer.lora_a[i]) for i in range(2))
-    torch.testing.assert_close(layer.delta_weight(), ALPHA / RANK * by_hand, rtol=1e-12, atol=1e-15)
-
-
-def test_the_penalty_alone_makes_factors_orthonormal() -> None:
-    model = adapted(targets=["q_proj"])
-    layers = [layer for _, layer in named_adapters(model)]
-    eye = torch.eye(RANK, dtype=torch.float64)
-
-    def apart() -> list[float]:
-        return [
-            float((gram - eye).norm().detach())
-            for layer in layers
-            for gram in (layer.lora_a @ layer.lora_a.T, layer.lora_b.T @ layer.lora_b)
-        ]
-
-    first = apart()
-    penalty = adapter_penalty(model)
-    assert penalty is not None and penalty.item() == pytest.approx(0.2 * sum(first) / len(first), rel=1e-12)
-    assert min(first) > 2
-    optimizer = torch.optim.Adam([p for layer in layers for p in (layer.lora_a, layer.lora_b)], lr=5e-3)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
-    for _ in range(300):
-        optimizer.zero_grad()
-        penalty = adapter_penalty(model)
-        assert penalty is not None
-        penalty.backward()
-        optimizer.step()
-        schedule.step()
-    assert max(apart()) < 0.05
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

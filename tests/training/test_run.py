@@ -480,15 +480,6 @@ def test_a_warm_up_given_as_a_share_follows_the_run(recipe: MakeRecipe, tmp_path
     assert same_bits(*map(adapter, runs))
 
 
-def test_a_run_that_diverges_at_once_speaks_of_no_checkpoint(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poison(monkeypatch, from_step=2)
-    with pytest.raises(MosloraError, match=r"step \d: .*not finite.*training\.learning_rate") as caught:
-        train_recipe(recipe(), out=tmp_path / "run")
-    assert "checkpoint" not in str(caught.value) and not (tmp_path / "run" / "checkpoints").exists()
-
-
 @pytest.mark.parametrize("multiplied", [False, True])
 def test_a_dtype_that_the_processor_does_not_multiply_is_told_to_be_slow_once(
     recipe: MakeRecipe,

@@ -20,9 +20,6 @@ GPU = "cuda"
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 """Values of ``ONEDNN_MAX_CPU_ISA`` under which torch's products of bfloat16 are emulated."""
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Numbers of two of ``mallopt``'s parameters (malloc.h)."""
-
 
 def gpu_module() -> Any:
     """``torch.cuda``, or whatever torch has in its place for :data:`GPU`."""
@@ -85,5 +82,5 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**25)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD in malloc.h
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

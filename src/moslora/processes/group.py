@@ -47,11 +47,8 @@ class Shared(UsageError):
 def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     """The group of all processes, once each has come with the same ``facts``; nothing for a process by itself.
 
-    Whatever uses the group must have been let go of when the block ends.
-
-    Args:
-        facts: what this process found, JSON values by what they are called.
-        then: how to go on if a process is lost.
+    Whatever uses the group must have been let go of when the block ends. ``facts`` are JSON values by what they are
+    called; ``then`` says how to go on if a process is lost.
 
     Raises:
         UsageError: more processes than GPUs.
@@ -68,8 +65,7 @@ def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
         found = _meet(facts=facts)
         if len(found) > 1:
             hosts = len({each["host"] for each in found})
-            machines = f"{hosts} machine{'s' * (hosts != 1)}"
-            say(f"{len(found)} processes on {machines}, each on {'a GPU' if gpus() else 'the CPU'}")
+            say(f"{len(found)} processes on {hosts} machine{'s' * (hosts != 1)}, on {'GPUs' if gpus() else 'CPUs'}")
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -150,13 +146,9 @@ def _meet(**found: Any) -> list[dict[str, Any]]:
 
 
 def compare(found: list[dict[str, Any]]) -> None:
-    """Refuses faults, and facts that are not the same as on rank 0.
+    """Refuses faults, each once, or else facts that are not the same as on rank 0, by a `Shared`.
 
-    Args:
-        found: by rank, ``host`` and either ``facts`` or ``fault`` and ``exit_code``.
-
-    Raises:
-        Shared: each fault once, or else a line for each fact.
+    ``found`` has, by rank, ``host`` and either ``facts`` or ``fault`` and ``exit_code``.
     """
     faults: dict[str, str] = {}
     for rank, each in enumerate(found):
@@ -191,4 +183,4 @@ def _check_gpus() -> None:
             " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node)"
         )
     if here < gpus():
-        note(f"{here} of {gpus()} GPUs {'is' if here == 1 else 'are'} used; start {gpus()} processes to use all")
+        note(f"GPUs in use: {here} of {gpus()}; start {gpus()} processes to use all")

@@ -96,13 +96,9 @@ def launch(
         then: how to go on if one is killed.
         restarts: how often all may start again, by default three times.
         steps_done: returns the number of steps that are saved.
-        environment: more variables for them.
 
-    Returns:
-        The exit code of the first that failed, which has said why, or zero.
-
-    Raises:
-        Interrupted: a process was ended by a signal that it did not handle.
+    Returns the exit code of the first that failed, which has said why, or zero. `Interrupted`: one was ended by a
+    signal that it did not handle.
     """
     most = 3 if restarts is None else restarts
     for restart in range(most + 1):

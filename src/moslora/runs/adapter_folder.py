@@ -26,16 +26,7 @@ from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError
 from moslora.files import replaced_folder, sha256, write_json
 from moslora.recipe import Recipe
-from moslora.runs.manifest import (
-    FORMAT,
-    MANIFEST,
-    RECIPE,
-    TRUST,
-    WEIGHTS,
-    read_manifest,
-    with_own_hash,
-    written_recipe,
-)
+from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_manifest, with_own_hash, written_recipe
 from moslora.tasks import INSTRUCTION
 
 

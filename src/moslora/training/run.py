@@ -33,9 +33,6 @@ from moslora.training.run_card import describe, git_state, hardware, kernels, pa
 from moslora.training.state import FREE, newest_saved, refuse_other_run, restore, save_checkpoint
 from moslora.training.tracking import Tracker
 
-PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""Kinds of processes that accelerate may set up; sharding is moslora's own (`training.strategy`)."""
-
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     """Trains what ``recipe`` describes and returns the folder ``out/adapter``.
@@ -99,7 +96,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
 
 def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
     accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")  # dtypes and the scaler are ours
-    if accelerator.distributed_type not in PLAIN:
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
             f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here;"
             " training.strategy=fsdp shards the base"

@@ -22,10 +22,8 @@ class Tracker:
     def __init__(self, run: Run, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
         self._active = is_main_process()
         self._path = run.path / METRICS
-        self._total = total_steps
-        self._first = first_step
-        self._began = time.perf_counter()
-        self._last = (first_step, self._began)
+        self._first, self._total = first_step, total_steps
+        self._began = self._last = time.perf_counter()
         self._tokens = self._examples = 0
         self._wandb = wandb
         self._before = 0.0
@@ -46,7 +44,7 @@ class Tracker:
         if not self._active:
             return
         now = time.perf_counter()
-        seconds = now - self._last[1]
+        seconds = now - self._last
         left = (now - self._began) / (step - self._first) * (self._total - step)
         row = {
             "step": step,
@@ -56,7 +54,7 @@ class Tracker:
             "seconds": round(self._before + now - self._began, 3),
             "peak_memory_gb": peak_memory_gb(),
         }
-        self._last, self._tokens, self._examples = (step, now), 0, 0
+        self._last, self._tokens, self._examples = now, 0, 0
         shown = "  ".join(
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items()
         )
