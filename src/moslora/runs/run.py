@@ -29,9 +29,6 @@ RUN, METRICS, RESULT, CHECKPOINTS, EVALUATIONS = "run.json", "metrics.jsonl", "a
 SETTINGS = "settings.json"
 """In the folder of an evaluation."""
 
-FOLDERS = (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")
-"""Folders of a run, which hold no runs."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -216,7 +213,7 @@ def table_of_runs(folder: Path) -> list[list[str]]:
         if RECIPE in files and MANIFEST not in files:
             path = Path(place)
             rows.append([str(path.relative_to(folder) if path != folder else folder), *_row(Run(path))])
-            below[:] = [name for name in below if name not in FOLDERS]
+            below[:] = [name for name in below if name not in (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")]
     if not rows:
         what = "no runs here" if folder.is_dir() else "no such folder"
         raise UsageError(f"{folder}: {what}; name the folder they are in, or train one: moslora train RECIPE")

@@ -40,12 +40,8 @@ def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, to
 class RankBudget:
     """Keeps the most important entries of a model's diagonal mixers, a decreasing number.
 
-    Args:
-        model: all its adapters have a :class:`moslora.adapters.DiagonalMixer`.
-        section: the schedule; its shares are those of ``total`` updates, and the last phase has at least one.
-
-    Raises:
-        UsageError: the phases are longer than the run.
+    The shares in ``section`` are those of ``total`` updates. The last phase has at least one; phases that are longer
+    than the run are refused.
     """
 
     def __init__(self, model: nn.Module, section: RankBudgetSection, *, total: int) -> None:

@@ -73,7 +73,6 @@ def train(
 
     Args:
         first_step: optimizer updates already done.
-        observer: receives the work and the metrics.
         checkpoint: called with the number of updates done, on every process; ``validate`` too.
         stop_requested: called after each step on every process; one true stops all.
 

@@ -81,7 +81,6 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     if inputs:
         tokens = inputs.data.rows.token_count()
         facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {tokens} tokens"
-        facts["the number of steps"] = len(inputs.plan)
         facts["the fingerprint of the base"] = inputs.base
     facts |= packages(quantized=recipe.model.quantization is not None)
     with meeting(facts, then=f"resume: {run.resume_command}"):
