@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from moslora.base.load import load_tokenizer, name_task, or_out_of_memory
+from moslora.base.load import load_tokenizer, or_out_of_memory
 from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
@@ -44,33 +44,26 @@ class Answers:
     format: str
 
     def __str__(self) -> str:
-        of = "option's text, per character" if self.prediction.characters else "option's label"
+        score = "log-probability of the option's " + ("text, per character" if self.prediction.characters else "label")
         cut = "; the question is longer than max_length, so its beginning was cut" if self.prediction.truncated else ""
         return (
-            f"protocol {self.protocol}, format {self.format}, asked as {self.prediction.task}; probability: softmax of"
-            f" the log-probability of the {of}{cut}"
+            f"protocol {self.protocol}, format {self.format}, asked as {self.prediction.task};"
+            f" probability: softmax of the {score}{cut}"
         )
 
 
 def ask(target: Target, *, question: str, options: Sequence[str], task: str | None = None, **typed: Any) -> Answers:
     """Scores the options of one question (see :func:`as_example`) with the settings of ``target``, changed by ``typed``
-    fields of its request: protocol and format.
-
-    Raises:
-        UsageError: a question that cannot be asked, or a task that a gate was not trained on.
-        MosloraError: the protocol cannot score these options, or the GPU is out of memory.
-    """
+    fields of its request: protocol and format."""
     example, names = as_example(question, options, task=task, own=target.run.recipe.own_tasks if target.run else {})
     if target.adapter:
         target.adapter.refuse_untrained(example.task)
     request = target.asked(typed)
     protocol = "rank" if request.protocol == "generate" else request.protocol  # a text has no probabilities
     format = "cloze" if request.format == "cloze-passage" else request.format  # BoolQ's passage is missing here
-    model = target.load()
-    name_task(model, example.task)
     request = request.model_copy(update={"protocol": protocol, "format": format})
-    scorer = make_scorer(model, load_tokenizer(target.model), request)
-    with torch.inference_mode(), or_out_of_memory(NO_ROOM):
+    scorer = make_scorer(target.load(), load_tokenizer(target.model), request)
+    with or_out_of_memory(NO_ROOM):
         (prediction,) = scorer.score([example])
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
@@ -88,9 +81,6 @@ def as_example(
         options: two or more; for BoolQ true and false, yes and no, or none.
         task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
         own: the tasks of a run's recipe; the only one is the default.
-
-    Raises:
-        UsageError: something is missing or does not fit the task.
     """
     question, options = question.strip(), tuple(option.strip() for option in options if option.strip())
     if not question:

@@ -26,10 +26,10 @@ def batch_budget(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a task: ``computed`` goes through the model, ``wanted`` (its beginning) counts."""
+    """A piece of a task."""
 
-    computed: tuple[Example, ...]
-    wanted: tuple[Example, ...]
+    computed: tuple[Example, ...]  # goes through the model
+    wanted: tuple[Example, ...]  # its beginning, which counts
 
 
 def canonical_order(examples: Sequence[Example]) -> list[Example]:
@@ -38,15 +38,11 @@ def canonical_order(examples: Sequence[Example]) -> list[Example]:
 
 
 def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:
-    """Cuts a task into blocks of ``size`` questions.
-
-    Args:
-        examples: all questions of the task, in any order, whatever the limit: they define the blocks.
-        limit: number of wanted ones, the first in canonical order; ``None`` for all.
-        exact: shapes do not matter, as in float32, so that the last block is computed only as far as it is wanted.
-    """
+    """Cuts a task, all its questions in any order, into blocks of ``size``. Up to ``limit`` are wanted, the first in
+    canonical order. ``exact``: shapes do not matter, as in float32, so the last block is computed only as far as it
+    is wanted."""
     ordered = canonical_order(examples)
-    wanted = len(ordered) if limit is None else min(limit, len(ordered))
+    wanted = len(ordered[:limit])
     for start in range(0, wanted, size):
         block = tuple(ordered[start : start + size])
         kept = block[: wanted - start]

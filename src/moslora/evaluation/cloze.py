@@ -32,11 +32,6 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
     primary: ClassVar[str] = "accuracy_per_character"
 
     def encode(self, example: Example) -> list[EncodedText]:
-        """One text per option.
-
-        Raises:
-            MosloraError: the answer fills ``max_length``, so that nothing is left to condition on.
-        """
         pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
         texts = self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
         if any(text.answer_start == 0 for text in texts):
@@ -52,7 +47,6 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
         return shared + sum(len(text.ids) - 1 - shared for text in question)
 
     def compute(self, questions: Sequence[Sequence[EncodedText]]) -> list[list[Scored]]:
-        """The scores of every question's answers, summed over their tokens, from one forward pass."""
         tokens, rows, paths = lay([[text.ids[:-1] for text in q] for q in questions], self.model.device)
         texts = [text for q in questions for text in q]
         places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]

@@ -50,7 +50,7 @@ class Generate(Scorer[Question, str]):
     def compute(self, questions: Sequence[Question]) -> list[str]:
         """The texts after the prompts."""
         tokenizer = self.encoder.tokenizer
-        prompts = [prompt.ids for _, prompt in questions]
+        examples, prompts = [example for example, _ in questions], [prompt.ids for _, prompt in questions]
         longest = max(map(len, prompts))
         padding = pad_id(tokenizer)
         input_ids = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in prompts])  # (B, T)
@@ -63,7 +63,6 @@ class Generate(Scorer[Question, str]):
             pad_token_id=padding,
             eos_token_id=tokenizer.eos_token_id,
         )
-        decided = Decided(tokenizer, [example for example, _ in questions], longest)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
         # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
         # each row.
@@ -73,33 +72,23 @@ class Generate(Scorer[Question, str]):
                 input_ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
                 generation_config=config,
-                stopping_criteria=[decided] if self.beams == 1 else [],
+                stopping_criteria=[Decided(tokenizer, examples, longest)] if self.beams == 1 else [],
             )  # (B, T + new)
-        if self.beams == 1:
-            return [decided.texts[row] for row in range(len(prompts))]
         return list(tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
 
 
+@dataclass(frozen=True)
 class Decided(StoppingCriteria):
-    """Ends a row of greedy generation at its end of text, or where more text cannot change the answer.
+    """Ends a row of greedy generation where more text cannot change the answer."""
 
-    ``examples`` are the rows' questions, ``start`` is the length of the padded prompts in tokens. ``texts`` has each
-    row's text up to its own end.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], start: int) -> None:
-        self.tokenizer, self.examples, self.start = tokenizer, examples, start
-        self.texts: dict[int, str] = {}
-        self._ended: set[int] = set()
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]  # the rows' questions
+    start: int  # length of the padded prompts in tokens
 
     def __call__(self, input_ids: Tensor, scores: Any, **others: Any) -> Tensor:
         """Which rows of ``input_ids``, shape ``(B, T + new)``, have ended: bool of shape ``(B,)``."""
-        for row, ids in enumerate(input_ids[:, self.start :].tolist()):
-            if row not in self._ended:
-                text = self.texts[row] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-                if ids[-1] == self.tokenizer.eos_token_id or _is_decided(text, self.examples[row]):
-                    self._ended.add(row)
-        return torch.tensor([row in self._ended for row in range(len(input_ids))], device=input_ids.device)
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        return torch.tensor(list(map(_is_decided, texts, self.examples)), device=input_ids.device)
 
 
 def find_answer(text: str, example: Example) -> str:

@@ -2,7 +2,8 @@
 
     python -m moslora.evaluation.harness --model moslora --model_args run=runs/mine --tasks arc_easy,piqa
 
-takes lm-eval's own options. The common beginning of a question's options is read once, and nothing is padded.
+takes lm-eval's own options; ``run``, ``base``, ``dtype`` and ``batch_tokens`` are those of ``moslora eval``. The common
+beginning of a question's options is read once, and nothing is padded.
 """
 
 import itertools
@@ -26,12 +27,7 @@ from moslora.evaluation.target import open_target
 
 @register_model("moslora")
 class HarnessModel(TemplateLM):
-    """lm-eval's interface.
-
-    Args:
-        run: as for ``moslora eval``, like ``base``, ``dtype`` and ``batch_tokens``.
-        others: lm-eval's own; it sends its batch size and device to every model.
-    """
+    """lm-eval's interface. ``others``: it sends its batch size and device to every model."""
 
     def __init__(
         self,
@@ -87,11 +83,10 @@ class HarnessModel(TemplateLM):
             raise UsageError(f"lm-eval: an answer of {len(answer)} tokens exceeds the model's context of {length}")
         return EncodedText(kept, len(kept) - len(answer), truncated=len(kept) < len(ids))
 
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        raise UsageError("lm-eval: moslora scores options of questions, not whole texts; use --model hf")
-
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         raise UsageError("lm-eval: moslora scores options of questions, it does not write; use --model hf")
+
+    loglikelihood_rolling = generate_until
 
 
 if __name__ == "__main__":

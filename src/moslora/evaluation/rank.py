@@ -24,10 +24,8 @@ Scores = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Question:
-    """The tokens that the model reads, and the token of every option that may come next."""
-
-    input_ids: list[int]
-    option_tokens: list[int]
+    input_ids: list[int]  # that the model reads
+    option_tokens: list[int]  # of every option, the token that may come next
     truncated: bool
 
 
@@ -35,11 +33,6 @@ class Rank(Scorer[Question, Scores]):
     """The protocol ``rank``."""
 
     def encode(self, example: Example) -> Question:
-        """The question as tokens.
-
-        Raises:
-            MosloraError: the labels differ in more than one token, so that one position cannot compare them.
-        """
         options = self.format.options(example)
         texts = self.encoder.encode_all([(o.prompt, o.answer) for o in options], joint=self.format.joint, eos=False)
         ids = [text.ids for text in texts]
@@ -58,7 +51,6 @@ class Rank(Scorer[Question, Scores]):
         return len(question.input_ids)
 
     def compute(self, questions: Sequence[Question]) -> list[Scores]:
-        """Every question's scores, from one forward pass."""
         weight = output_weight(self.model)  # (V, H)
         tokens, rows, places = lay([[q.input_ids for q in questions]], weight.device)
         hidden = final_hidden(self.model, tokens, rows)  # (T, H)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import moslora
-from moslora.base.load import context_length, name_task, output_weight
+from moslora.base.load import context_length, output_weight
 from moslora.base.sharded import in_step
 from moslora.console import say
 from moslora.data.encode import Encoder
@@ -46,14 +46,13 @@ def evaluate(
     metadata: Mapping[str, Any] | None = None,
     leaks: Mapping[str, Leaks] | None = None,
 ) -> Results:
-    """Scores ``model`` on multiple-choice questions, shared out among the processes. All return the same results.
+    """Scores ``model``, whole or sharded, on multiple-choice questions, shared out among the processes. All return the
+    same results.
 
     Args:
-        model: a causal language model in evaluation mode, on its device, whole or sharded.
-        tokenizer: its tokenizer.
-        questions: task -> all its questions, in any order. All of them also under a limit: in low precision
-            they decide which share a batch (`moslora.evaluation.batches`).
-        request: how they are asked; its tasks and source are not read here.
+        questions: task -> all its questions, in any order, also under a limit: in low precision they decide which
+            share a batch (`moslora.evaluation.batches`).
+        request: how they are asked; its source is not read here.
         out: results folder, where an earlier evaluation of the same settings is continued; ``None`` for none.
         metadata: tells this model from others; JSON values. A folder made under other metadata is refused.
         leaks: questions that training gave away, by task; ``None`` where they are unknown.
@@ -115,7 +114,7 @@ def _settings(
 
 
 def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any, Any]:
-    """The protocol that ``request`` names. Its tasks, limit and source are not read here."""
+    """The protocol that ``request`` names; its limit and source are not read here."""
     keep_freed_memory()
     # In a recipe `data.max_length` is of the training rows alone.
     encoder = Encoder(tokenizer, max_length=request.max_length or context_length(model), key="evaluation.max_length")
@@ -146,7 +145,7 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Jour
     before a kill, since its shapes belong to its results."""
     rank, processes = members()
     missing = {example.id for block in task_blocks for example in block.wanted} - journal.predictions.keys()
-    unfinished = [block for block in task_blocks if any(example.id in missing for example in block.wanted)]
+    unfinished = [block for block in task_blocks if missing & {example.id for example in block.wanted}]
     if processes > 1:  # blocks of about the same cost together, so that no process waits long
         unfinished.sort(key=lambda block: -sum(len("".join((e.question, *e.choices))) for e in block.computed))
     began = time.monotonic()
@@ -154,7 +153,7 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Jour
         own: list[Prediction] = []
         with in_step(scorer.model):
             for block in unfinished[first : first + processes][rank : rank + 1]:
-                own = [prediction for prediction in _scored(block, scorer) if prediction.id in missing]
+                own = [prediction for prediction in scorer.score(block.computed) if prediction.id in missing]
                 journal.append(own)  # before the others are waited for, of which one may be lost
         for other, predictions in enumerate(gathered(own)):
             if other != rank:
@@ -163,13 +162,6 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Jour
         done, minutes = len(missing) - left, (time.monotonic() - began) / 60
         rest = f", about {minutes / done * left:.1f} min left" if left else ""
         say(f"  {unfinished[first].wanted[0].task}: {done:,}/{len(missing):,} questions{rest}")
-
-
-@torch.inference_mode()
-def _scored(block: Block, scorer: Scorer[Any, Any], *, alone: int = 0) -> list[Prediction]:
-    """The predictions of a block, or of its first ``alone`` questions, each by itself."""
-    name_task(scorer.model, block.wanted[0].task)
-    return scorer.score(block.wanted[:alone], alone=True) if alone else scorer.score(block.computed)
 
 
 def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journal: Journal) -> dict[str, float]:
@@ -183,7 +175,7 @@ def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journ
     own = dict.fromkeys(list(plan)[rank::processes], 0.0)
     with in_step(scorer.model):
         for task in own:
-            for alone in _scored(plan[task][0], scorer, alone=DRIFT_SAMPLE):
+            for alone in scorer.score(plan[task][0].wanted[:DRIFT_SAMPLE], alone=True):
                 batched = journal.predictions[alone.id].deciding_scores
                 changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]
                 own[task] = max(own[task], max(changes) - min(changes))

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+import torch
 from transformers import PreTrainedModel
 
+from moslora.base.load import name_task
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
 from moslora.evaluation.batches import BLOCK_SIZE
@@ -54,9 +56,10 @@ class Scorer(ABC, Generic[Question, Found]):
     def read(self, example: Example, question: Question, found: Found) -> Prediction:
         """The prediction in that output."""
 
+    @torch.inference_mode()
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions in the order of ``examples``, which make up a block: their order and number decide the
-        batches. ``alone``: every question by itself."""
+        """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself."""
+        name_task(self.model, examples[0].task)
         questions = [self.encode(example) for example in examples]
         found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
         return [self.read(*each) for each in zip(examples, questions, found, strict=True)]

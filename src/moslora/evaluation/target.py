@@ -59,18 +59,15 @@ class Target:
         return None if self.base else self.run
 
     def asked(self, typed: Mapping[str, Any]) -> Request:
-        """Its request with the ``typed`` fields. If only one of protocol and format is typed, the other is chosen to
-        fit."""
+        """Its request with the ``typed`` fields. If only one of protocol and format is typed, the other fits it."""
         own, protocol, format = self.request, typed.get("protocol"), typed.get("format")
         if self.run is None and not (protocol or format):
             note(f"no run says how to ask this model: protocol {own.protocol} (change it with --protocol)")
         pairs = [(p, f) for f in (own.format, *PROTOCOLS) for p in (own.protocol, *PROTOCOLS[f]) if p in PROTOCOLS[f]]
         fitting = [(p, f) for p, f in pairs if protocol in (None, p) and format in (None, f)]
         if not fitting:
-            raise UsageError(
-                f"--protocol {protocol} cannot read the answers of --format {format};"
-                f" choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
-            )
+            fix = f"choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
+            raise UsageError(f"--protocol {protocol} cannot read the answers of --format {format}; {fix}")
         chosen = dict(zip(("protocol", "format"), fitting[0], strict=True))
         return Request.model_validate({**own.model_dump(), **typed, **chosen})
 
@@ -122,13 +119,10 @@ def open_target(
     trust_remote_code: bool = False,
     strategy: Strategy | None = None,
 ) -> Target:
-    """The model that ``target`` names.
+    """The model that ``target`` names: a run, an adapter folder, a model folder, or a hub id.
 
-    Args:
-        target: a run, an adapter folder, a model folder, or a hub id.
-        base: of a run, the base model without the adapter.
-        dtype: instead of the recipe's, as is ``strategy``.
-        trust_remote_code: whether the model's own Python code may run; a run's recipe cannot allow it.
+    ``base``: of a run, the base without the adapter. ``dtype`` and ``strategy`` replace the recipe's.
+    ``trust_remote_code``: the model's own Python code may run, which a run's recipe cannot allow.
     """
     changes = {"dtype": dtype} if dtype else {}
     path = Path(os.path.expanduser(target))
@@ -205,10 +199,8 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
     if trained is not None and (others := [task.name for task in tasks if task.name not in trained]):
-        note(
-            f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)}): those scores use a"
-            " random embedding"
-        )
+        unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
+        note(f"{unknown}: those scores use a random embedding")
 
 
 def _tell_run(run: AdapterFolder, out: Path) -> None:

@@ -1,5 +1,6 @@
 """The prompt formats: objects that turn an example into prompt and answer."""
 
+import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -63,20 +64,17 @@ class LabelFormat(Format):
     joint: bool = False
 
     def train(self, example: Example) -> Option:
-        return self._options(self.train_prompt, example)[example.gold]
+        prompt = self.train_prompt.format(instruction=instruction(example))
+        return dataclasses.replace(self.options(example)[example.gold], prompt=prompt)
 
     def options(self, example: Example) -> tuple[Option, ...]:
-        return self._options(self.eval_prompt, example)
+        prompt = self.generation_prompt(example)
+        return tuple(
+            Option(prompt, response(example, index), label, len(label)) for index, label in enumerate(labels(example))
+        )
 
     def generation_prompt(self, example: Example) -> str:
         return self.eval_prompt.format(instruction=instruction(example))
-
-    def _options(self, prompt: str, example: Example) -> tuple[Option, ...]:
-        text = prompt.format(instruction=instruction(example))
-        return tuple(
-            Option(prompt=text, answer=response(example, index), label=label, characters=len(label))
-            for index, label in enumerate(labels(example))
-        )
 
 
 @dataclass(frozen=True)
