@@ -136,11 +136,7 @@ class Run:
         return int(self.checkpoints[-1].name.removeprefix("step-")) if self.checkpoints else 0
 
     def evaluation(self, name: str | None = None) -> Path:
-        """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names.
-
-        Raises:
-            UsageError: there is none, or several to choose from.
-        """
+        """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
         found = sorted(path.parent for path in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
         found = [path for path in found if not re.search(r"-base$|-step-\d+$", path.name)]
         if not name and len(found) > 1 and self.exists:

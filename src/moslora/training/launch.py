@@ -20,9 +20,7 @@ def train_in_processes(
 ) -> None:
     """``moslora train`` with these ``arguments`` in :func:`worker_processes`, started again after one was killed.
 
-    Raises:
-        Interrupted: Ctrl-C or SIGTERM, training saved first; or it was killed too often.
-        UsageError, Diverged, MosloraError: training failed, and said why.
+    Raises what its exit code stands for. `Interrupted` is Ctrl-C or SIGTERM, with training saved, or too many kills.
     """
     again = "the same command continues from the last checkpoint"
     code = launch(

@@ -40,10 +40,7 @@ FREE = (
     "training.validate_every",
 )
 """Keys of a recipe that may change when a run is resumed: output, memory, and the source of the rows (the rows are
-compared themselves). :data:`MICRO_BATCH` may change too, except with a gate's balance, which each micro-batch takes
-over its own rows."""
-
-MICRO_BATCH = "training.micro_batch_tokens"
+compared themselves)."""
 
 
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
@@ -57,12 +54,8 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
 
 
 def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
-    """The result of ``run``, or else its newest intact checkpoint; ``None`` if there is none yet.
-
-    Raises:
-        UsageError: it was made with another recipe.
-        MosloraError: all of them are damaged.
-    """
+    """The result of ``run``, or else its newest intact checkpoint, which must be of this recipe; ``None`` if there is
+    none yet. That all are damaged is an error."""
     found = [*([run.result] if run.result.is_dir() else []), *reversed(run.checkpoints)]
     for path in found:
         try:
@@ -81,7 +74,8 @@ def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
 
 def _refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
     """Refuses to resume ``folder`` with a recipe that differs in more than :data:`FREE` keys."""
-    free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, MICRO_BATCH)
+    # Micro-batches may change too, except with a gate's balance, which each takes over its own rows.
+    free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, "training.micro_batch_tokens")
     if changes := now.changes(then, free=free):
         raise UsageError(
             f"{folder}: made with another recipe ({some(changes, separator='; ')}); resume with {folder / RECIPE}, or"
