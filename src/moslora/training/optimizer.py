@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,26 +20,23 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
     its rank under gradient flow. Neither do magnitudes, which are lengths of rows.
     """
     layers = [layer for _, layer in named_adapters(model)]
-    a = [layer.lora_a for layer in layers if layer.lora_a.requires_grad]
-    b = [layer.lora_b for layer in layers if layer.lora_b.requires_grad]
+    mixers, magnitudes = (
+        [p for module in model.modules() if isinstance(module, kind) for p in module.parameters()]
+        for kind in (Mixer, Magnitude)
+    )
     rate, decay = training.learning_rate, training.weight_decay
-    groups: list[dict[str, Any]] = [
-        {"params": a, "lr": rate, "weight_decay": decay},
-        {"params": b, "lr": rate * training.lora_plus_ratio, "weight_decay": decay},
-        {"params": _learned(model, Mixer), "lr": rate * training.mixer_rate_ratio, "weight_decay": 0.0},
-        {"params": _learned(model, Magnitude), "lr": rate, "weight_decay": 0.0},
+    parts: list[tuple[list[nn.Parameter], float, float]] = [
+        ([layer.lora_a for layer in layers], rate, decay),
+        ([layer.lora_b for layer in layers], rate * training.lora_plus_ratio, decay),
+        (mixers, rate * training.mixer_rate_ratio, 0.0),
+        (magnitudes, rate, 0.0),
     ]
-    groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=training.betas, eps=training.eps, fused=True)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
-
-
-def _learned(model: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter]:
-    """The trainable parameters of all modules of class ``kind``."""
-    modules = [module for module in model.modules() if isinstance(module, kind)]
-    return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": learned, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for parameters, rate, decay in parts
+        if (learned := [p for p in parameters if p.requires_grad])
+    ]
+    return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps, fused=True)
 
 
 def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:
