@@ -50,7 +50,9 @@ def drawn(
         log_probability = np.log(np.clip(difficulty + gain + 0.05 * draw.standard_normal(n), 0.01, 0.99)).round(6)
         ids = sorted(f"{task}/test/{row}" for row in range(n))
         tasks[task] = TaskAnswers(
-            tuple(ids), tuple(gold.tolist()), tuple(right.astype(int).tolist()), tuple(log_probability.tolist())
+            tuple(ids),
+            tuple(gold.tolist()),
+            {"accuracy": tuple(right.astype(float).tolist()), "log_probability": tuple(log_probability.tolist())},
         )
     facts = {"steps": 50, "trained_rows": 100, "data": {"sha256": f"rows of {seed}"}}
     return Answers(settings, tasks, Path(f"run-{seed}"), recipe(seed, **adapter), facts)

@@ -25,11 +25,11 @@ def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
     ]
     kept = by_task(predictions, SETTINGS)["obqa"]
     expected = [log_softmax(np.divide(s, c))[0] for s, c in zip(scores, characters, strict=True)]
-    assert kept.ids == ("obqa/test/3", "obqa/test/7") and kept.correct == (1, 1) and kept.gold == (0, 0)
-    assert kept.log_probability == pytest.approx(expected[::-1], abs=1e-6)
+    assert kept.ids == ("obqa/test/3", "obqa/test/7") and kept.outcomes["accuracy"] == (1, 1) and kept.gold == (0, 0)
+    assert kept.outcomes["log_probability"] == pytest.approx(expected[::-1], abs=1e-6)
     generated = replace(predictions[0], scores=(), characters=(), prediction=None)
     kept = by_task([generated], replace(SETTINGS, protocol="generate", primary="accuracy"))["obqa"]
-    assert kept.correct == (0,) and kept.log_probability == ()
+    assert kept.outcomes == {"accuracy": (0,), "log_probability": ()}
 
 
 def test_columns_are_read_and_a_base_is_not_trained(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
         load_arms([runs])
     evaluated(runs / "lora-1", "cloze-cloze-bfloat16", right=1)
     own = load_arms([runs / "lora-1", runs / "mixed-1"])[0].runs[1]
-    assert sum(own.tasks["obqa"].correct) == 1, "as its recipe evaluates"
+    assert sum(own.tasks["obqa"].outcomes["accuracy"]) == 1, "as its recipe evaluates"
     assert len(load_arms([runs], evaluation="cloze-cloze-float32")) == 2
     with pytest.raises(UsageError, match="lora-2: not evaluated as rank-label-float32; moslora eval"):
         load_arms([runs], evaluation="rank-label-float32")
@@ -107,10 +107,10 @@ def test_values_are_a_row_per_seed() -> None:
     runs = [drawn(0), drawn(1)]
     found = values(runs, "log_probability")
     assert {task: array.shape for task, array in found.items()} == {task: (2, n) for task, n in SIZES.items()}
-    assert found["obqa"][1].tolist() == list(runs[1].tasks["obqa"].log_probability)
+    assert found["obqa"][1].tolist() == list(runs[1].tasks["obqa"].outcomes["log_probability"])
     with pytest.raises(UsageError, match="obqa: a comparison needs at least two questions"):
         values([drawn(0, sizes={"obqa": 1})], "accuracy")
-    empty = replace(drawn(0), tasks={"obqa": replace(drawn(0).tasks["obqa"], log_probability=())})
+    empty = replace(drawn(0), tasks={"obqa": replace(drawn(0).tasks["obqa"], outcomes={"log_probability": ()})})
     with pytest.raises(UsageError, match="log_probability: protocol cloze gives none"):
         values([empty], "log_probability")
 

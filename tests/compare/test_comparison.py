@@ -49,7 +49,12 @@ def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> Non
     found = compare([experiment])
     assert found.main is not None and found.outcome == "log_probability" and found.main.seeds == 6
     mean = {
-        arm: np.mean([np.mean([np.mean(t.log_probability) for t in one.tasks.values()]) for one in held.runs.values()])
+        arm: np.mean(
+            [
+                np.mean([np.mean(t.outcomes["log_probability"]) for t in one.tasks.values()])
+                for one in held.runs.values()
+            ]
+        )
         for arm, held in zip(GAINS, found.arms, strict=True)
     }
     assert found.main.effects[MACRO].difference == pytest.approx(mean["learned"] - mean["init-only"])
@@ -79,7 +84,7 @@ def test_one_run_against_its_base_says_nothing_of_methods() -> None:
     (table,) = tables(found)
     assert table[0] == ["task", "n", "majority", "base", "tuned", "difference", "95 % interval", "p (Holm)"]
     tuned, untrained = (
-        np.array([np.mean(t.correct) for t in one.tasks.values()])
+        np.array([np.mean(t.outcomes["accuracy"]) for t in one.tasks.values()])
         for one in (found.arms[1].runs[0], found.arms[0].runs[None])
     )
     assert table[4][3:6] == [f"{100 * x:.1f}" for x in (untrained.mean(), tuned.mean())] + [
@@ -108,7 +113,7 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
         return {
             seed: Answers(
                 one.settings,
-                {"obqa": type(answers)(answers.ids, answers.gold, of[name])},
+                {"obqa": type(answers)(answers.ids, answers.gold, {"accuracy": of[name]})},
                 one.path,
                 {**drawn(seed).recipe, "name": name},
                 {**one.facts, "data": {"sha256": str(seed)}},

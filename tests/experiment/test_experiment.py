@@ -83,7 +83,9 @@ def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureF
         assert kept_answers.recipe is not None and kept_answers.recipe["seed"] == line.seed
         (scores,) = (out / line.folder / "eval").iterdir()
         right = {p.id: METRICS["log_probability"](p) for p in Evaluation(scores).predictions}
-        kept = {i: x for t in kept_answers.tasks.values() for i, x in zip(t.ids, t.log_probability, strict=True)}
+        kept = {
+            i: x for t in kept_answers.tasks.values() for i, x in zip(t.ids, t.outcomes["log_probability"], strict=True)
+        }
         assert len(right) == 18 and kept == pytest.approx(right, abs=1e-6)
         assert not (out / line.folder / "checkpoints").exists()
         by_task = [np.mean([x for i, x in right.items() if i.startswith(task)]) for task in ("boolq", "arc", "obqa")]

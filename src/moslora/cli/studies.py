@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from moslora.choices import Outcome
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
 from moslora.cli.options import Evaluation, Out
@@ -78,7 +79,7 @@ def compare(
         ),
     ] = None,
     outcome: Annotated[
-        Literal["accuracy", "log_probability"] | None,
+        Outcome | None,
         typer.Option(help="The number compared, per question; cloze: per character. [default: accuracy]"),
     ] = None,
     margin: Annotated[

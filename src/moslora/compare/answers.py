@@ -3,20 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from moslora.choices import Outcome
+from moslora.compare.outcomes import OUTCOMES
 from moslora.errors import MosloraError, first_line
-from moslora.evaluation import METRICS, Evaluation, Prediction, Settings
-
-Outcome = Literal["accuracy", "log_probability"]
-"""The number of a question that is compared.
-
-``accuracy``: 1 if the answer is right, else 0, by the protocol's main metric (``cloze``: per character).
-``log_probability``: log softmax(s)[right option] in nats, s the scores behind that metric (``cloze``: the options'
-log-probabilities per character); it does not exist under ``generate``.
-"""
+from moslora.evaluation import Evaluation, Prediction, Settings
 
 COLUMNS = "columns.json"
 """The columns of `TaskAnswers` by task, in an evaluation of which no more was kept."""
@@ -24,26 +18,20 @@ COLUMNS = "columns.json"
 
 @dataclass(frozen=True)
 class TaskAnswers:
-    """Answers to the questions of one task, column by column, in the order of the ids.
+    """Answers to the questions of one task, column by column, in the order of the ids, which are sorted.
 
     Attributes:
-        ids: of the questions, sorted.
         gold: position of the right option.
-        correct: 1 or 0, see `Outcome`.
-        log_probability: see `Outcome`; empty under ``generate``.
+        outcomes: the numbers that can be compared; empty for one that the protocol does not have.
     """
 
     ids: tuple[str, ...]
     gold: tuple[int, ...]
-    correct: tuple[int, ...]
-    log_probability: tuple[float, ...] = ()
+    outcomes: Mapping[Outcome, tuple[float, ...]]
 
     def __post_init__(self) -> None:
-        if {len(self.gold), len(self.correct), len(self.log_probability) or len(self.ids)} != {len(self.ids)}:
+        if {len(column or self.ids) for column in (self.gold, *self.outcomes.values())} != {len(self.ids)}:
             raise ValueError("columns of different lengths")
-
-    def of(self, outcome: Outcome) -> Sequence[float]:
-        return self.correct if outcome == "accuracy" else self.log_probability
 
 
 @dataclass(frozen=True)
@@ -89,13 +77,14 @@ def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, 
     """The columns of these predictions."""
     ordered = sorted(predictions, key=lambda p: p.id)
     rows = {task: [p for p in ordered if p.task == task] for task in dict.fromkeys(p.task for p in ordered)}
-    accuracy, log_probability = METRICS[settings.primary], METRICS["log_probability"]
     return {
         task: TaskAnswers(
             ids=tuple(p.id for p in found),
             gold=tuple(p.gold for p in found),
-            correct=tuple(int(accuracy(p)) for p in found),
-            log_probability=tuple(log_probability(p) for p in found) if found[0].scores else (),
+            outcomes={
+                name: tuple(measure.of(p, settings) for p in found if p.scores or not measure.scored)
+                for name, measure in OUTCOMES.items()
+            },
         )
         for task, found in rows.items()
     }

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.answers import Answers, Outcome, read_answers
+from moslora.choices import Outcome
+from moslora.compare.answers import Answers, read_answers
 from moslora.compare.index import read_index
 from moslora.compare.statistics import Floats
 from moslora.console import note
@@ -164,7 +165,7 @@ def pair(before: Arm, after: Arm) -> list[tuple[Answers, Answers]]:
 
 def values(runs: Sequence[Answers], outcome: Outcome) -> dict[str, Floats]:
     """Task -> the outcome of every question under every seed, shape ``(S, n)``."""
-    found = {task: np.array([run.tasks[task].of(outcome) for run in runs], float) for task in runs[0].tasks}
+    found = {task: np.array([run.tasks[task].outcomes[outcome] for run in runs], float) for task in runs[0].tasks}
     for task, array in found.items():
         if not array.size:
             raise UsageError(f"{outcome}: protocol {runs[0].settings.protocol} gives none; compare the accuracy")

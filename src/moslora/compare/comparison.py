@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.answers import Answers, Outcome
+from moslora.choices import Outcome
+from moslora.compare.answers import Answers
 from moslora.compare.arms import Arm, load_arms, pair, values
 from moslora.compare.index import read_index
+from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
@@ -115,7 +117,7 @@ def _contrast(before: Arm, after: Arm, *, outcome: Outcome) -> Contrast:
         seeds=len(pairs),
         y={task: np.stack([ones[task], others[task]]) for task in ones},
         majority={task: np.equal(labels, frequent[task]).astype(float) for task, labels in gold.items()},
-        effects=effects({task: others[task] - ones[task] for task in ones}, binary=outcome == "accuracy"),
+        effects=effects({task: others[task] - ones[task] for task in ones}, binary=OUTCOMES[outcome].binary),
     )
 
 

@@ -1,39 +1,10 @@
 """A comparison as tables and in words: what can be concluded, and what cannot."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from moslora.compare.answers import Outcome
 from moslora.compare.comparison import Comparison, Contrast
+from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, holm, smallest_p
-
-
-@dataclass(frozen=True)
-class Unit:
-    """How an outcome is written: times ``factor``, with so many ``digits``; a difference below ``margin`` of this unit
-    does not matter."""
-
-    name: str
-    factor: float
-    digits: int
-    margin: float
-
-    def level(self, value: float) -> str:
-        return f"{self.factor * value:.{self.digits}f}"
-
-    def change(self, value: float) -> str:
-        """A difference, with one more digit: +0.31."""
-        return f"{self.factor * value:+.{self.digits + 1}f}"
-
-    def range(self, interval: tuple[float, float]) -> str:
-        return f"{self.change(interval[0])} to {self.change(interval[1])}"
-
-
-UNITS: dict[Outcome, Unit] = {
-    "accuracy": Unit("points", factor=100, digits=1, margin=0.5),
-    "log_probability": Unit("nats", factor=1, digits=3, margin=0.01),
-}
-"""0.01 nats is one percent of the right option's probability."""
 
 
 def tables(comparison: Comparison) -> list[list[list[str]]]:
@@ -44,11 +15,11 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
     """A row per task and average: both arms, their difference, and with one run each p, by Holm over the tasks."""
-    unit, tasks = UNITS[contrast.outcome], list(contrast.y)
+    unit, tasks = OUTCOMES[contrast.outcome], list(contrast.y)
     adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
     sizes = {task: y.shape[2] for task, y in contrast.y.items()}
     columns: dict[str, Callable[[str], str]] = {"n": lambda name: f"{sizes.get(name, sum(sizes.values())):,}"}
-    if contrast.outcome == "accuracy":
+    if unit.binary:
         columns["majority"] = lambda name: unit.level(contrast.majority[name].mean()) if name in tasks else ""
     columns |= {
         contrast.before: lambda name: unit.level(contrast.means[name][0]),
@@ -66,7 +37,7 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
 
 def _all_arms(comparison: Comparison) -> list[list[str]]:
     """A row per arm: its averages, and its difference from the first."""
-    unit, first, rest = UNITS[comparison.outcome], comparison.arms[0], comparison.exploratory
+    unit, first, rest = OUTCOMES[comparison.outcome], comparison.arms[0], comparison.exploratory
     rows = [["arm (exploratory)", "seeds", "macro", "micro", "difference", "95 % interval", "p"]]
     means = [unit.level(rest[0].means[name][0]) for name in (MACRO, MICRO)]
     rows.append([first.name, str(len(first.runs)), *means, "", "", ""])
@@ -86,7 +57,7 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
             f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
             " is worth an experiment of its own."
         ]
-    unit, effect = UNITS[main.outcome], main.effects[MACRO]
+    unit, effect = OUTCOMES[main.outcome], main.effects[MACRO]
     margin = unit.margin if margin is None else margin
     p = probability(effect.p)
     p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
@@ -96,14 +67,14 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
     smallest = f"none, as p cannot be below {smallest_p(main.seeds):g}"
     if effect.detectable is not None:
         size = unit.change(effect.detectable).lstrip("+")
-        smallest = f"about {size} {unit.name} (found in 4 of 5 such comparisons)"
+        smallest = f"about {size} {unit.unit} (found in 4 of 5 such comparisons)"
     found = [
-        f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.name}, 95 % interval"
+        f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval"
         f" {unit.range(effect.interval)}, {p} ({how})",
-        f"equal within ±{margin:g} {unit.name}: {equal} (90 % interval {unit.range(effect.inner)})",
+        f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})",
         f"smallest detectable difference: {smallest}",
     ]
-    if main.outcome == "accuracy":
+    if unit.binary:
         over = main.over_majority
         above = "above" if over.interval[0] > 0 else "NOT above"
         by = f"{unit.change(over.difference)}, {unit.range(over.interval)}"
@@ -113,12 +84,12 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
 
 def conclusion(main: Contrast, *, margin: float) -> str:
     """One sentence: what can be concluded, and what cannot."""
-    unit, effect = UNITS[main.outcome], main.effects[MACRO]
-    within = f"±{margin:g} {unit.name}"
+    unit, effect = OUTCOMES[main.outcome], main.effects[MACRO]
+    within = f"±{margin:g} {unit.unit}"
     equal = effect.equivalent(margin / unit.factor)
     is_it = f"{main.after} is {'above' if effect.difference > 0 else 'BELOW'} {main.before}"
     if effect.shown:
-        can = is_it + f", though by less than {margin:g} {unit.name}" * equal
+        can = is_it + f", though by less than {margin:g} {unit.unit}" * equal
     elif equal:
         can = f"{main.after} and {main.before} are equal within {within}"
     elif effect.p <= LEVEL:
@@ -133,7 +104,7 @@ def conclusion(main: Contrast, *, margin: float) -> str:
     elif effect.shown or equal:
         cannot = "it holds for this base, these rows, steps and learning rates, and no others"
     else:
-        cannot = f"a difference below {unit.level(effect.detectable)} {unit.name} may well have been missed"
+        cannot = f"a difference below {unit.level(effect.detectable)} {unit.unit} may well have been missed"
     return f"Conclusion: {can}; {cannot}."
 
 

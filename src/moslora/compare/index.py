@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.compare.answers import Outcome
+from moslora.choices import Outcome
 from moslora.errors import MosloraError, first_line
 from moslora.files import write_text
 

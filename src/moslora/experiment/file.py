@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationError
 
-from moslora.compare.answers import Outcome
+from moslora.choices import Outcome
+from moslora.compare.outcomes import OUTCOMES
 from moslora.errors import UsageError
 from moslora.recipe import Recipe, find_recipe, stack_recipe
 from moslora.recipe.fields import Section
@@ -201,5 +202,5 @@ def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe])
             yield f"arms.{arm}: changes nothing that arm {other} does not change; the two are one recipe"
     if len(file.learning_rates) > 1 and not common.data.validation_rows:
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
-    if file.outcome == "log_probability" and common.evaluation.protocol == "generate":
-        yield "outcome: log_probability does not exist under protocol generate; choose accuracy, or protocol rank"
+    if OUTCOMES[file.outcome].scored and common.evaluation.protocol == "generate":
+        yield f"outcome: {file.outcome} does not exist under protocol generate; choose accuracy, or protocol rank"

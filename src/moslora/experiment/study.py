@@ -14,8 +14,10 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from moslora.compare.answers import Answers, Outcome, read_answers
+from moslora.choices import Outcome
+from moslora.compare.answers import Answers, read_answers
 from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.compare.outcomes import OUTCOMES
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.evaluation.predictions import mean_and_error
@@ -23,12 +25,6 @@ from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, run_of, state, validation_loss
 from moslora.experiment.provenance import CODE, changes
 from moslora.files import in_use, locked
-
-COLUMNS: dict[Outcome, tuple[str, int, int]] = {
-    "log_probability": ("log p of the right option", 1, 4),
-    "accuracy": ("accuracy, %", 100, 1),
-}
-"""Outcome -> the heading of its column, the factor to its unit, and digits after the point."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +189,8 @@ class Study:
             yield f"none of {total} runs is scored yet"
 
     def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
-        order = sorted(COLUMNS, key=lambda outcome: outcome != self.experiment.file.outcome)
-        rows = [["arm", "learning rate", "seeds", *(COLUMNS[outcome][0] for outcome in order)]]
+        order = sorted(OUTCOMES, key=lambda outcome: outcome != self.experiment.file.outcome)
+        rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in order)]]
         scored = [(planned.arm, run_of(self.out, planned)) for planned in self.scored()]
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
@@ -207,8 +203,8 @@ class Study:
 
 def _mean_over_seeds(runs: Sequence[Answers], outcome: Outcome) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds."""
-    _, factor, digits = COLUMNS[outcome]
-    columns = [[answers.of(outcome) for answers in run.tasks.values()] for run in runs]
+    factor, digits = OUTCOMES[outcome].factor, OUTCOMES[outcome].fine
+    columns = [[answers.outcomes[outcome] for answers in run.tasks.values()] for run in runs]
     if not columns or not columns[0][0]:  # under `generate` there are no probabilities
         return "–"
     mean, error = mean_and_error([factor * fmean(map(fmean, tasks)) for tasks in columns])

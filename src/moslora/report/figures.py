@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from moslora.compare.comparison import Contrast
-from moslora.compare.conclusion import UNITS
+from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import MACRO, Floats
 from moslora.evaluation import Evaluation, Score
 from moslora.report.canvas import GRID, INK, MUTED, SEQUENTIAL, Canvas, in_steps, new_label
@@ -82,7 +82,7 @@ def _mean(scores: Sequence[Score], metric: str) -> tuple[float, float, Floats]:
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title: str) -> Markup:
     """Per task and on average: each contrast with its 95 % interval."""
-    unit, names = UNITS[contrasts[0].outcome], [*contrasts[0].y, MACRO]
+    unit, names = OUTCOMES[contrasts[0].outcome], [*contrasts[0].y, MACRO]
     with canvas.figure(5, _height(len(names), 1 + len(contrasts))) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
         for contrast, place in zip(contrasts, _places(len(contrasts)), strict=True):
@@ -94,7 +94,7 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title:
                 style = {"color": color, "markersize": 5, "markerfacecolor": color if effect.shown else "none"}
                 axes.plot(middle, row + place, "o", label=label, **style)
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
-        _rows(axes, names, f"{title}, {unit.name}, 95 % interval; filled: shown", legend=len(contrasts) > 1)
+        _rows(axes, names, f"{title}, {unit.unit}, 95 % interval; filled: shown", legend=len(contrasts) > 1)
     return canvas.keep(name, figure)
 
 
