@@ -3,7 +3,7 @@
 import pytest
 
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS, Option, answer_pattern, instruction, labels, llm_adapters_row, parse_instruction
+from moslora.prompts import FORMATS, Option, instruction, labels, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 
@@ -88,17 +88,15 @@ def test_llm_adapters_row() -> None:
     row = llm_adapters_row(PIQA)
     assert list(row) == ["instruction", "input", "output", "answer"]
     assert (row["input"], row["output"], row["answer"]) == ("", "the correct answer is solution2", "solution2")
-    assert llm_adapters_row(BARE)["answer"] == "no"
+    assert (llm_adapters_row(BARE)["output"], llm_adapters_row(BARE)["answer"]) == ("the correct answer is no", "no")
+    assert [option.label for option in FORMATS["label"].options(BARE)] == ["yes", "no"]
 
 
 def test_label_format_has_one_prompt_for_training_and_evaluation() -> None:
     format = FORMATS["label"]
     prompt = instruction(OBQA) + "\n\n### Response:\n"
     assert format.train(OBQA) == Option(prompt, "the correct answer is answer1", "answer1", 7)
-    assert [option.answer for option in format.options(OBQA)] == [
-        "the correct answer is answer1",
-        "the correct answer is answer2",
-    ]
+    assert [option.answer[-8:] for option in format.options(OBQA)] == [" answer1", " answer2"]
     assert format.generation_prompt(OBQA) == prompt and not format.joint
 
 
@@ -174,11 +172,6 @@ def test_white_space_at_the_end_of_a_prompt_belongs_to_the_answer() -> None:
     assert (first.prompt, first.answer, first.characters) == ("Birds can", "  fly", 3)
 
 
-def test_bare_instructions_have_labels() -> None:
-    assert FORMATS["label"].train(BARE).answer == "the correct answer is no"
-    assert [option.label for option in FORMATS["label"].options(BARE)] == ["yes", "no"]
-
-
 def test_cloze_refuses_what_has_no_options_no_passage_and_generation() -> None:
     with pytest.raises(UsageError, match=r"data\.format=label"):
         FORMATS["cloze"].train(BARE)
@@ -186,19 +179,3 @@ def test_cloze_refuses_what_has_no_options_no_passage_and_generation() -> None:
         FORMATS["cloze-passage"].options(example("boolq", "is ice cold", "true", "false"))
     with pytest.raises(UsageError, match="protocol=cloze"):
         FORMATS["cloze"].generation_prompt(OBQA)
-
-
-@pytest.mark.parametrize(
-    ("task", "pattern"),
-    [
-        ("boolq", "true|false"),
-        ("piqa", "solution1|solution2"),
-        ("siqa", "answer1|answer2|answer3|answer4|answer5"),
-        ("hellaswag", "ending1|ending2|ending3|ending4"),
-        ("winogrande", "option1|option2"),
-        ("obqa", "answer1|answer2|answer3|answer4|answer5"),
-    ],
-)
-def test_answer_pattern(task: str, pattern: str) -> None:
-    """The alternatives of LLM-Adapters' extract_answer, in their order."""
-    assert answer_pattern(Example("id", task, "?", ("a", "b"), 0)).pattern == pattern

@@ -20,20 +20,11 @@ from moslora.tasks import Example
 from moslora.training import train_recipe
 
 SHAPES = {
-    "arc_easy": lambda e: e.question,
-    "arc_challenge": lambda e: e.question,
-    "piqa": lambda e: e.question,
-    "obqa": lambda e: e.question,
-    "winogrande": lambda e: e.question,
+    **dict.fromkeys(("arc_easy", "arc_challenge", "piqa", "obqa", "winogrande"), lambda e: e.question),
     "boolq": lambda e: f"{e.question}?",
     "hellaswag": lambda e: f"{e.context}: {e.question}",
     "siqa": lambda e: f"{e.context} {e.question}",
 }
-
-
-def softmax(scores: tuple[float, ...]) -> list[float]:
-    total = math.fsum(map(math.exp, scores))
-    return [math.exp(score) / total for score in scores]
 
 
 @pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("rank", "llm-adapters"), ("cloze", "cloze")])
@@ -41,20 +32,15 @@ def softmax(scores: tuple[float, ...]) -> list[float]:
 def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, protocol: str, format: str) -> None:
     example = make_examples(task, 3)[2]
     target = open_target(str(trained))
-    answers = ask(
-        target,
-        question=SHAPES[task](example),
-        options=() if task == "boolq" else example.choices,
-        task=task,
-        protocol=protocol,
-        format=format,
-    )
+    options = () if task == "boolq" else example.choices
+    answers = ask(target, question=SHAPES[task](example), options=options, task=task, protocol=protocol, format=format)
     model = load_adapted(open_adapter(trained / "adapter"))
     results = evaluate(model, tokenizer(), {task: [example]}, Request(protocol=protocol, format=format))
     (expected,) = results.predictions
     assert answers.prediction.scores == expected.scores and answers.prediction.characters == expected.characters
     lengths = expected.characters or (1,) * len(expected.scores)
-    probabilities = softmax(tuple(score / length for score, length in zip(expected.scores, lengths, strict=True)))
+    likelihoods = [math.exp(score / length) for score, length in zip(expected.scores, lengths, strict=True)]
+    probabilities = [likelihood / math.fsum(likelihoods) for likelihood in likelihoods]
     found = {answer.option: answer for answer in answers.options}
     assert list(found) == sorted(found, key=lambda option: -found[option].probability)
     for option, probability, score in zip(example.choices, probabilities, expected.scores, strict=True):
@@ -83,9 +69,8 @@ def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: P
         example = replace(make_examples("obqa", 1)[0], task=task)
         found = ask(target, question=example.question, options=example.choices, task=task).prediction.scores
         model = load_adapted(open_adapter(tmp_path / "run" / "adapter"))
-        (expected,) = evaluate(
-            model, tokenizer(), {task: [example]}, Request(protocol="rank", format="label")
-        ).predictions
+        request = Request(protocol="rank", format="label")
+        (expected,) = evaluate(model, tokenizer(), {task: [example]}, request).predictions
         assert found == expected.scores
         scores.append(found)
     assert scores[0] != scores[1]

@@ -10,7 +10,7 @@ from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.generate import Decided, Generate, find_answer
-from moslora.prompts import FORMATS, labels
+from moslora.prompts import FORMATS, answer_pattern, labels
 from moslora.tasks import Example, Numbered
 
 EXPRESSIONS = {  # commonsense_evaluate.py, extract_answer
@@ -38,6 +38,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_answers_are_what_the_official_script_finds(task: str, text: str) -> None:
     example = make_examples(task, 1)[0]
+    assert answer_pattern(example).pattern == EXPRESSIONS[task]
     for label in labels(example):
         output = FORMATS["llm-adapters"].generation_prompt(example) + text.format(label)
         official = re.findall(EXPRESSIONS[task], output.split("### Response:")[1].strip())

@@ -118,7 +118,7 @@ class Score:
     standard_error_per_character: float | None = None
     log_probability: float | None = None  # mean of the right option's among the options, nats; not for generate
     parse_rate: float | None = None  # share of generated texts in which an answer was found; generate only
-    # largest change of a margin between a question alone and in its batch, over a sample of the task (an average holds
+    # Largest change of a margin between a question alone and in its batch, over a sample of the task (an average holds
     # the largest of its tasks), in units of a deciding score; not for generate
     drift: float | None = None
     close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate

@@ -24,7 +24,7 @@ class Option:
     prompt: str  # the model's input
     answer: str  # the text to train on or score, with any leading space: ``prompt + answer`` is the whole text
     label: str  # name of the option, from `labels`
-    # divisor of the per-character score: the length of lm-eval's choice string (``ConfigurableTask.process_results``,
+    # Divisor of the per-character score: the length of lm-eval's choice string (``ConfigurableTask.process_results``,
     # ``acc_norm``)
     characters: int
 
@@ -33,7 +33,7 @@ class Format(ABC):
     """How an example becomes text."""
 
     name: str  # key in `FORMATS`
-    # encode ``prompt + answer`` as one string, to reproduce the token boundary between them; otherwise they are encoded
+    # Encode ``prompt + answer`` as one string, to reproduce the token boundary between them; otherwise they are encoded
     # separately, and the prompt is a token prefix
     joint: bool = False
 
