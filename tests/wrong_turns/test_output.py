@@ -64,7 +64,7 @@ def test_a_lock_without_a_process_is_not_in_the_way(here, world, capsys):
     [
         (TRAIN, "training.loop.accumulate", ["training.micro_batch_tokens", "model.gradient_checkpointing=true"]),
         (TRAIN, "training.prepare.load_base", ["model.quantization=nf4", "training.strategy=fsdp"]),
-        ("eval {run} --limit 2 --out e", "evaluation.run._scored", ["2,048", "--batch-tokens"]),
+        ("eval {run} --limit 2 --out e", "evaluation.rank.Rank.score", ["2,048", "--batch-tokens"]),
         (ASK, "evaluation.target.load_adapted", ["model.quantization=nf4", "CUDA_VISIBLE_DEVICES=''"]),
         (ASK, "evaluation.rank.Rank.score", ["CUDA_VISIBLE_DEVICES=''"]),
     ],
