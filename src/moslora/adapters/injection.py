@@ -53,32 +53,26 @@ def inject(
     state: Mapping[str, Tensor] | None = None,
     weight_of: Callable[[nn.Module], Tensor] = float_weight,
 ) -> list[str]:
-    """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place and freezes everything else.
+    """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place, freezes everything else, and
+    returns their names in the model's order.
 
     Each layer has its own generators, seeded by ``seed`` and its name. So A does not depend on the device, the other
     adapted layers, or the mixer (unless the mixer draws A differently from LoRA).
 
     Args:
-        model: any module; its layers with ``in_features`` and ``out_features`` can be adapted.
-        rank: r, rows of A.
-        alpha: α.
+        rank: r, rows of A; ``alpha`` is α.
         mixer: ``{"kind": name, **options}``, see :data:`moslora.adapters.mixers.MIXERS`.
         target_modules: a list of last name components (``["q_proj", "v_proj"]``), a regular expression for the whole
             dotted name, or ``all-linear`` for all but the model's output layer.
-        dropout: on the adapter's input.
         rank_out: columns of B, for a rectangular mixer; ``rank`` if ``None``.
         scaling: s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732).
         start: ``lora``, at random with ΔW = 0; ``pissa``, the base's principal part, which leaves the base (arXiv
             2404.02948); ``svd``, A and B from the base's singular vectors, M near zero (arXiv 2405.17604).
         trains: which of A, M and B learn: ``all``, ``b`` (LoRA-FA, arXiv 2308.03303) or ``mixer`` (LoRA-XS).
         dora: whether to learn the length of the adapted weight's rows separately (DoRA, arXiv 2402.09353).
-        seed: the random start's.
         state: the adapters' weights from :func:`adapter_state_dict`, instead of a random start. Over a base on the meta
             device they are on the CPU: enough to fold them.
         weight_of: the float weight of a base layer, which DoRA and ``svd`` need; by default its ``weight``.
-
-    Returns:
-        The names of the adapted modules, in the model's order.
 
     Raises:
         ValueError: nothing matches, the model has adapters, training could not start, ``state`` does not fit, or
@@ -86,10 +80,9 @@ def inject(
     """
     if any(named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
-    names = _match(model, target_modules)
     # All layers are built before the first one is put in place: a fault leaves the model as it was.
     layers: dict[str, AdapterLinear] = {}
-    for name in names:
+    for name in _match(model, target_modules):
         base: Any = model.get_submodule(name)
         on_meta = next(base.parameters()).is_meta
         try:
@@ -102,15 +95,7 @@ def inject(
                     trains=trains,
                     magnitude=Magnitude(base.out_features) if dora else None,
                 )
-            if layer.magnitude is not None and not on_meta:
-                layer.magnitude.measure(weight_of(base))
-                layer.magnitude.reset_parameters()
-            if state is None and not on_meta:
-                begin(layer, start, seed=seed, name=name, weight_of=weight_of)
-            if layer.mixer.folds_at_init:
-                fold_into_a(layer)
-            if start == "pissa":
-                remember_start(layer)
+            _give_start(layer, start, drawn=state is None, seed=seed, name=name, weight_of=weight_of)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if state is not None:
@@ -120,7 +105,7 @@ def inject(
         if not next(layer.base.parameters()).is_meta:
             _settle(layer, weight_of)
         model.set_submodule(name, layer.train(layer.base.training))
-    return names
+    return list(layers)
 
 
 def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
@@ -243,6 +228,22 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
         if chosen.get(module, name) != name:
             raise ValueError(f"{chosen[module]} and {name} are one shared module; choose layers that are not shared")
     return matched
+
+
+def _give_start(
+    layer: AdapterLinear, start: Start, *, drawn: bool, seed: int, name: str, weight_of: Callable[[nn.Module], Tensor]
+) -> None:
+    """Measures the base's rows for DoRA, draws A, B and M if they are not to be loaded, and folds M into A."""
+    on_meta = next(layer.base.parameters()).is_meta
+    if layer.magnitude is not None and not on_meta:
+        layer.magnitude.measure(weight_of(layer.base))
+        layer.magnitude.reset_parameters()
+    if drawn and not on_meta:
+        begin(layer, start, seed=seed, name=name, weight_of=weight_of)
+    if layer.mixer.folds_at_init:
+        fold_into_a(layer)
+    if start == "pissa":
+        remember_start(layer)
 
 
 def _settle(layer: AdapterLinear, weight_of: Callable[[nn.Module], Tensor]) -> None:
