@@ -80,7 +80,7 @@ def test_an_import_is_a_run_wherever_runs_are_named(
     source = write_source(tmp_path / "theirs", OFFICIAL, state)
     assert cli(capsys, "import", source, "--base", world / "model", "--dtype", "float32")[0] == 0
     assert [name for name, _ in runs()] == ["runs/theirs"] and newest_run(Path("runs")).path == Path("runs/theirs")
-    assert "runs/theirs" in cli(capsys, "eval", "runs/x")[2]
+    assert "theirs" in cli(capsys, "runs")[1]
     code, said, _ = cli(capsys, "recipes", "show", "runs/theirs")
     assert code == 0 and re.search(r"^adapter\.mixer\.kind +dense +runs/theirs/recipe.yaml$", said, re.M)
     shown = Path("runs/theirs/recipe.yaml").read_bytes()
