@@ -36,10 +36,10 @@ test-fast: $(VENV)/installed-dev
 test-processors: $(VENV)/installed-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 $(MAKE) test
 	ONEDNN_MAX_CPU_ISA=AVX512_CORE $(MAKE) test
-	ATEN_CPU_CAPABILITY=default $(MAKE) test
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(MAKE) test
 
 # What loads, trains, scores and merges; the rest does not depend on the packages' versions.
-CORE := tests/adapters tests/base tests/convert tests/evaluation tests/training tests/test_private_names.py
+CORE := tests/adapters tests/base tests/kernels tests/convert tests/evaluation tests/training tests/test_private_names.py
 
 test-lowest test-newest: test-%: .venv-%/installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2 --dist worksteal $(CORE)

@@ -43,14 +43,16 @@ def here(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("ONEDNN_MAX_CPU_ISA", "AVX2"), ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE"), ("ATEN_CPU_CAPABILITY", "default")],
+    ("onednn", "aten"),
+    # Torch's own attention packs bfloat16 where oneDNN may use AMX, and then fails without AVX-512 of its own.
+    [("AVX2", None), ("AVX512_CORE", None), ("AVX2", "default")],
 )
 def test_it_trains_scores_and_merges_and_gives_the_same(
-    here: Path, world: Path, tmp_path: Path, variable: str, value: str
+    here: Path, world: Path, tmp_path: Path, onednn: str, aten: str | None
 ) -> None:
     command = [sys.executable, __file__, world / "recipe.yaml", tmp_path]
-    subprocess.run(command, env=os.environ | {variable: value}, capture_output=True, check=True, timeout=240)
+    fewer = {"ONEDNN_MAX_CPU_ISA": onednn} | ({"ATEN_CPU_CAPABILITY": aten} if aten else {})
+    subprocess.run(command, env=os.environ | fewer, capture_output=True, check=True, timeout=240)
     for dtype, apart in DTYPES.items():
         runs = here / dtype, tmp_path / dtype
         one, other = map(adapter, runs)

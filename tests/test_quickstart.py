@@ -9,6 +9,7 @@ import pytest
 import torch
 import typer
 
+from compare_kit import SETTINGS
 from moslora import quickstart as module
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
@@ -16,7 +17,6 @@ from moslora.evaluation import Prediction
 from moslora.evaluation.results import Results, summarise
 from moslora.quickstart import fast_dtype, quickstart
 from moslora.recipe import load_recipe
-from study_kit import SETTINGS
 
 
 @pytest.mark.parametrize(

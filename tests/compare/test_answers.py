@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from compare_kit import SETTINGS, base, drawn, write_run
 from moslora.compare.answers import COLUMNS, by_task, read_answers
 from moslora.compare.arms import load_arms
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.errors import MosloraError
 from moslora.evaluation import Prediction
-from study_kit import SETTINGS, base, drawn, write_run
 
 
 def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:

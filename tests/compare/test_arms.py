@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from compare_kit import SETTINGS, SIZES, base, drawn
 from moslora.compare.answers import Answers
 from moslora.compare.arms import Arm, load_arms, pair, values
 from moslora.compare.comparison import compare_arms, refuse_mixed
@@ -15,7 +16,6 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import Settings
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
-from study_kit import SETTINGS, SIZES, base, drawn
 
 
 def arm(name: str, *runs: Answers) -> Arm:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cli_kit import run
+from compare_kit import base, drawn, write_run
 from moslora.compare.answers import Answers
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare, compare_arms
@@ -15,7 +16,6 @@ from moslora.compare.conclusion import lines, probability, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
-from study_kit import base, drawn, write_run
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)

@@ -29,6 +29,7 @@ from importing_kit import (
     write_source,
 )
 from moslora.cli.completion import runs
+from moslora.compare.arms import load_arms
 from moslora.convert import importing
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
@@ -104,6 +105,8 @@ def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) ->
     target = open_target(str(run))
     results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"))
     assert results.tasks["obqa"].n == 20 and where == run / "eval" / "rank-llm-adapters-float32"
+    evaluate_target(open_target(str(run), base=True), tasks=("obqa",), source=str(world / "data"))
+    assert [arm.name for arm in load_arms([run])] == ["base", "run"]
     import_adapter(run / "peft", out=tmp_path / "again")
     assert close(logits(load_adapted(open_adapter(tmp_path / "again" / "adapter"), dtype="float32")), expected)
 

@@ -21,6 +21,7 @@ from moslora.compare.index import read_index
 from moslora.errors import Diverged, Interrupted, UsageError
 from moslora.evaluation import METRICS, Evaluation
 from moslora.experiment import one_run, provenance
+from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
 
@@ -280,3 +281,14 @@ def test_code_is_told_from_comments() -> None:
 def test_modules_that_do_not_count_exist() -> None:
     package = Path(one_run.__file__).parents[1]
     assert all(list(package.rglob(name)) for name in provenance.ASIDE)
+
+
+def test_a_validation_loss_that_is_not_finite_counts_as_infinite(tmp_path: Path) -> None:
+    """JSON has no number for it, and training does not end with it."""
+    run = Run(tmp_path)
+    run.add_facts(experiment={"state": "trained"})
+    assert one_run.validation_loss(run) == math.inf
+    for last, expected in ((None, math.inf), (2.5, 2.5)):
+        rows = [{"step": 1, "validation_loss": 3.0}, {"step": 2, "validation_loss": last}]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        assert one_run.validation_loss(run) == expected

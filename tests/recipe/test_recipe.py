@@ -97,6 +97,8 @@ def test_keys_of_earlier_versions_are_dropped_from_what_they_wrote(
     said = capsys.readouterr().out
     assert said.count("note: ") == 2
     assert "model.attention = eager" in said and "training.rank_budget.interval = 3" in said
+    with pytest.raises(UsageError, match=r"training\.rank_budget\.interval = 3"):  # another training, bit for bit
+        load_recipe(path, written=True, resuming=True)
     with pytest.raises(UsageError) as refused:
         load_recipe(path)
     assert len(str(refused.value).splitlines()) == 4

@@ -210,7 +210,7 @@ def name_task(model: PreTrainedModel, task: str) -> None:
     names = task_names(model)
     number = names.index(task) if task in names else len(names)
     place = next((layer.lora_a.device for _, layer in named_adapters(model)), model.device)
-    describe_batch(model, tasks=torch.tensor([number], device=place))
+    describe_batch(model, tasks=send([number], place))
 
 
 def output_weight(model: PreTrainedModel) -> Tensor:

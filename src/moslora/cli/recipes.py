@@ -36,7 +36,7 @@ def show_recipe(name: RecipeName, overrides: Overrides = None) -> None:
     """Print every value of a recipe and the file it comes from."""
     from moslora.recipe import trace_recipe
 
-    rows = trace_recipe(_recipe_file(name), overrides or ())
+    rows = trace_recipe(file := _recipe_file(name), overrides or (), written=file != name)
     keys, values = (max(len(row[column]) for row in rows) for column in (0, 1))
     for key, value, origin in rows:
         print(f"{key:{keys}}  {value:{min(values, 36)}}  {origin}")

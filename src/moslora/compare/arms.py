@@ -61,9 +61,8 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
     if len(groups) == 1 and len(found) == 2:  # two seeds of one recipe: how much the seed does
         groups = {str(one.path): [one] for one in found}
     if len(groups) < 2:
-        raise UsageError(
-            f"{', '.join(map(str, paths))}: one arm, whose runs differ only in the seed; a comparison needs two"
-        )
+        why = "one arm, whose runs differ only in the seed" if groups else "no run with answers"
+        raise UsageError(f"{', '.join(map(str, paths))}: {why}; a comparison needs two arms")
     return _named(list(groups.values()))
 
 
@@ -120,7 +119,7 @@ def evaluated_steps(folder: Path, *, of_run: bool) -> int | None:
     places = run.adapters
     for place in places[:1] if of_run and run.finished else places:
         if (manifest := read_manifest(place))["sha256"][WEIGHTS] == weights:
-            return int(manifest["step"])
+            return manifest.get("step")  # none of an imported one
     if places:
         raise UsageError(
             f"{folder}: the scores of other weights than {run.path} has now, as after more training; remove this"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from moslora.console import note
 from moslora.data.overlap import DIGEST, digest
 from moslora.evaluation.predictions import Prediction, Score, macro, percent, score_task
 from moslora.runs.adapter_folder import AdapterFolder
@@ -61,7 +62,8 @@ def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -
     """The leaks among all test ``questions``, by task; empty if the run has no record of its training rows."""
     file = run_of(run.path).contents
     contents = file.read_bytes() if file.is_file() else b""
-    if not contents or len(contents) != DIGEST * run.manifest["trained_rows"]:
+    if len(contents) != DIGEST * run.manifest.get("trained_rows", -1):
+        note("not known whether test questions were in the training rows: this adapter has no record of them")
         return {}
     trained = {contents[start : start + DIGEST] for start in range(0, len(contents), DIGEST)}
     found = {task: sorted(row.id for row in rows if digest(row) in trained) for task, rows in questions.items()}

@@ -44,11 +44,9 @@ def is_done(out: Path, planned: Planned) -> bool:
 
 
 def validation_loss(run: Run) -> float:
-    """The last validation loss of a run that is done; infinite if it diverged."""
-    if state(run) == "diverged":
-        return math.inf
-    loss: float = [row["validation_loss"] for row in run.metrics if "validation_loss" in row][-1]
-    return loss
+    """The last validation loss of a run that is done; infinite if it was not finite, or there is none."""
+    losses = [row["validation_loss"] for row in run.metrics if "validation_loss" in row]
+    return math.inf if state(run) == "diverged" or not losses or losses[-1] is None else float(losses[-1])
 
 
 @contextmanager

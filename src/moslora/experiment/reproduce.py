@@ -36,7 +36,7 @@ def reproduce(run: Run, *, out: Path) -> str:
     if not run.finished:
         raise UsageError(f"{run.path}: unfinished; finish it first: {run.resume_command}")
     if Run(out).exists:
-        if (out / RECIPE).read_bytes() != (run.path / RECIPE).read_bytes():
+        if Run(out).recipe_to_resume() != recipe:
             raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")
     else:
         refuse_used(out)

@@ -74,6 +74,8 @@ def processes_to_start(wanted: int | None) -> int:
         return 1
     from moslora.processes.devices import gpus
 
+    if wanted and 0 < gpus() < wanted:
+        raise UsageError(f"--processes {wanted}: this machine has {gpus()} GPU{'s' * (gpus() != 1)}")
     return wanted or max(1, gpus())
 
 

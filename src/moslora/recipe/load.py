@@ -39,7 +39,9 @@ OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
 """`key.sub=value`; no key of a recipe has more than four parts."""
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: bool = False) -> Recipe:
+def load_recipe(
+    source: str | Path, overrides: Sequence[str] = (), *, written: bool = False, resuming: bool = False
+) -> Recipe:
     """Read a recipe and everything it extends, apply the overrides, and check the result.
 
     `extends:` takes a path relative to the file, the name of a built-in recipe, or a list of these. These are
@@ -49,11 +51,12 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
         source: path, or name of a built-in recipe.
         overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
         written: it comes from a run folder: files of its tasks are relative to where the run was trained.
+        resuming: that run is to go on, which it cannot with a setting of training that is gone.
 
     Raises:
         UsageError: one line for every fault in every file.
     """
-    return _resolve(source, overrides, written=written)[0]
+    return _resolve(source, overrides, written=written, resuming=resuming)[0]
 
 
 def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = None) -> tuple[Task, ...]:
@@ -98,13 +101,15 @@ def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, 
     return _checked(given, faults, main=layers[-1][0])
 
 
-def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
+def trace_recipe(
+    source: str | Path, overrides: Sequence[str] = (), *, written: bool = False
+) -> list[tuple[str, str, str]]:
     """Every value of a recipe, in declared order, and where it comes from. The model may be missing.
 
     Returns:
         (dotted key, value in YAML on one line, origin); the origin is a file, "override" or "default".
     """
-    recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL])
+    recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL], written=written)
     given = lay(layers)
     rows = []
     for key, value in flat(recipe.model_dump(mode="json")).items():
@@ -131,27 +136,37 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
 
 
 def _resolve(
-    source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = (), written: bool = False
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    beneath: Sequence[Layer] = (),
+    written: bool = False,
+    resuming: bool = False,
 ) -> tuple[Recipe, list[Layer]]:
     """A recipe and its layers, over those `beneath`."""
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults, anchored=not written)
     if written:
-        _drop_gone(files)
+        _drop_gone(files, resuming=resuming)
     layers = [_defaults(path), *beneath, *files, *_overrides(overrides, faults)]
     return _checked(layers, faults, main=shown(path)), layers
 
 
-def _drop_gone(layers: Sequence[Layer]) -> None:
+def _drop_gone(layers: Sequence[Layer], *, resuming: bool) -> None:
     """Takes the keys in :data:`GONE` out of what an earlier version wrote."""
     for origin, values in layers:
         for dotted, usual in GONE.items():
             *sections, key = dotted.split(".")
             if depth(values, (*sections, key)) > len(sections):
                 value = reduce(dict.__getitem__, sections, values).pop(key)
-                if value != usual:
-                    note_once(f"{origin}: {dotted} = {render_inline(value)} belongs to earlier versions; ignored")
+                setting = f"{origin}: {dotted} = {render_inline(value)} belongs to earlier versions"
+                if value != usual and resuming and dotted.startswith("training."):
+                    raise UsageError(f"{setting}; resume with the version that began this run")
+                if key == "wandb_mode" and value:
+                    os.environ.setdefault("WANDB_MODE", value)
+                elif value != usual:
+                    note_once(f"{setting}; ignored")
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:

@@ -88,8 +88,10 @@ class Run:
         card = self.path / RUN
         with writing(card), once_per_machine(card):
             known = self.facts
-            merged = {key: known.get(key, {}) | fact if isinstance(fact, dict) else fact for key, fact in facts.items()}
-            write_json(card, known | merged)
+            for key, fact in facts.items():
+                both = isinstance(fact, dict) and isinstance(known.get(key), dict)
+                known[key] = known[key] | fact if both else fact
+            write_json(card, known)
 
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs to."""
@@ -113,7 +115,8 @@ class Run:
                 f"{self.path}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or"
                 " copy the recipe there from a checkpoint"
             )
-        return written_recipe(self.path / RECIPE, overrides, by=self.facts.get("versions", {}).get("moslora"))
+        by = self.facts.get("versions", {}).get("moslora")
+        return written_recipe(self.path / RECIPE, overrides, by=by, resuming=True)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.files import DiskFull, locked, writing
+from moslora.files import DiskFull, locked, placed
 from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.processes.launch import launched, place
@@ -162,8 +162,8 @@ class Training:
                 "kernels": kernels(model, device),
             }
             self.run.begin(recipe, card)
-            with writing(self.run.contents):
-                self.run.contents.write_bytes(self.data.contents)
+            with placed(self.run.contents) as contents:
+                contents.write_bytes(self.data.contents)
         lines = describe(model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
