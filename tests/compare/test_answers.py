@@ -23,7 +23,9 @@ def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
         Prediction(id, "obqa", gold=0, prediction=int(np.argmax(s)), scores=s, characters=c)
         for id, s, c in zip(("obqa/test/7", "obqa/test/3"), scores, characters, strict=True)
     ]
-    kept = by_task(predictions, SETTINGS)["obqa"]
+    tasks = by_task([*predictions, replace(predictions[0], id="boolq/test/1", task="boolq")], SETTINGS)
+    assert list(tasks) == ["obqa", "boolq"], "in the order in which they were asked"
+    kept = tasks["obqa"]
     expected = [log_softmax(np.divide(s, c))[0] for s, c in zip(scores, characters, strict=True)]
     assert kept.ids == ("obqa/test/3", "obqa/test/7") and kept.outcomes["accuracy"] == (1, 1) and kept.gold == (0, 0)
     assert kept.outcomes["log_probability"] == pytest.approx(expected[::-1], abs=1e-6)

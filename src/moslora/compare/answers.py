@@ -74,9 +74,9 @@ def read_answers(folder: Path) -> Answers:
 
 
 def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, TaskAnswers]:
-    """The columns of these predictions."""
+    """The columns of these predictions, in the order in which the tasks were asked."""
     ordered = sorted(predictions, key=lambda p: p.id)
-    rows = {task: [p for p in ordered if p.task == task] for task in dict.fromkeys(p.task for p in ordered)}
+    rows = {task: [p for p in ordered if p.task == task] for task in dict.fromkeys(p.task for p in predictions)}
     return {
         task: TaskAnswers(
             ids=tuple(p.id for p in found),
