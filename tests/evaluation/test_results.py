@@ -1,27 +1,18 @@
 """Numbers against numpy."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import compare_kit
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Evaluation, Prediction, Settings
+from moslora.evaluation import Evaluation, Prediction
 from moslora.evaluation.results import TaskRecord, summarise
 
-SETTINGS = Settings(
-    protocol="cloze",
-    format="cloze",
-    primary="accuracy_per_character",
-    dtype="float32",
-    batch_tokens=32,
-    block_size=128,
-    beams=None,
-    max_length=512,
-    data={},
-    metadata={},
-)
+SETTINGS = replace(compare_kit.SETTINGS, batch_tokens=32, metadata={})
 SIZES = {"boolq": 90, "siqa": 40, "obqa": 11}
 DRIFTS = {"boolq": 0.2, "siqa": 0.3, "obqa": 0.5}
 RECORDS = {task: TaskRecord(drift=drift) for task, drift in DRIFTS.items()}
