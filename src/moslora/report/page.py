@@ -77,7 +77,7 @@ def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
     rows = [["run", "method", "seed", "trained", "validation loss", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:
         card, losses = run.run.facts, run.curve("validation_loss")[1]
-        done = max((row["step"] for row in run.run.metrics), default=0)
+        done = max((row["step"] for row in run.metrics), default=0)
         metric = run.tuned.results.settings.primary if run.tuned else ""
         seconds, memory = (run.curve(name)[1] for name in ("seconds", "peak_memory_gb"))
         rows.append([

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from moslora.compare.arms import evaluated_steps, load_arms, runs_at
 from moslora.console import note
@@ -28,9 +29,13 @@ class ReportedRun:
     def name(self) -> str:
         return self.run.name
 
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return self.run.metrics  # which reads the file each time
+
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
-        points = [(row["step"], row[name]) for row in self.run.metrics if row.get(name) is not None]
+        points = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     @cached_property
