@@ -28,7 +28,7 @@ State = Literal["begun", "trained", "scored", "diverged"]
 """``diverged``: training ended with a loss that was not finite, which is a result, too."""
 
 
-def run_of(out: Path, planned: Planned) -> Run:
+def planned_run(out: Path, planned: Planned) -> Run:
     """The run in the experiment's folder ``out``."""
     return Run(out / "runs" / planned.name)
 
@@ -40,7 +40,7 @@ def state(run: Run) -> State | None:
 
 
 def is_done(out: Path, planned: Planned) -> bool:
-    return state(run_of(out, planned)) in ("scored", "diverged", *([] if planned.scored else ["trained"]))
+    return state(planned_run(out, planned)) in ("scored", "diverged", *([] if planned.scored else ["trained"]))
 
 
 def validation_loss(run: Run) -> float:
@@ -60,7 +60,7 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
 
     Whatever was done before it was stopped is not done again. ``processes`` train; the default is this machine's.
     """
-    run = run_of(out, planned)
+    run = planned_run(out, planned)
     if not run.exists:
         run.path.mkdir(parents=True, exist_ok=True)
         run.add_facts(experiment={**provenance(planned.recipe), "state": "begun"})

@@ -22,7 +22,7 @@ from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.evaluation.predictions import mean_and_error
 from moslora.experiment.file import Experiment, Planned
-from moslora.experiment.one_run import is_done, one_by_one, run_of, state, validation_loss
+from moslora.experiment.one_run import is_done, one_by_one, planned_run, state, validation_loss
 from moslora.experiment.provenance import CODE, changes
 from moslora.files import in_use, locked
 
@@ -111,7 +111,7 @@ class Study:
 
         def losses(arm: str, rate: float) -> list[float]:
             planned = self.experiment.planned([(arm, rate)], scored=False)
-            return [validation_loss(run_of(self.out, one)) for one in planned if is_done(self.out, one)]
+            return [validation_loss(planned_run(self.out, one)) for one in planned if is_done(self.out, one)]
 
         return [Curve(arm, seeds, {rate: losses(arm, rate) for rate in rates}) for arm in self.arms]
 
@@ -126,7 +126,7 @@ class Study:
         choices = list(product(self.arms, self.experiment.file.learning_rates))
         for one in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
             if text := self._differs(one):
-                found[text].append(str(run_of(self.out, one).path))
+                found[text].append(str(planned_run(self.out, one).path))
         fix = "remove what is old to run it again, or choose another folder with --out"
         kept = {CODE: f"{fix}, or count it with --any-code"}
         return [f"{some(paths, most=1)}: {text}; {kept.get(text, fix)}" for text, paths in found.items()]
@@ -137,7 +137,7 @@ class Study:
 
     def _differs(self, planned: Planned) -> str:
         """The differences of a run that is there; empty if it has none."""
-        run = run_of(self.out, planned)
+        run = planned_run(self.out, planned)
         made_with = run.facts.get("experiment")
         if made_with and run.exists:
             return some(changes(planned, run.recipe, made_with, any_code=self.any_code), separator="; ")
@@ -164,7 +164,7 @@ class Study:
         for one in self._whole().scored():
             behind = (*self.experiment.search((one.arm,)), one)
             if is_done(self.out, one) and (one.arm in self.arms or not any(map(self._differs, behind))):
-                rate, diverged = one.recipe.training.learning_rate, state(run_of(self.out, one)) == "diverged"
+                rate, diverged = one.recipe.training.learning_rate, state(planned_run(self.out, one)) == "diverged"
                 runs.append(ExperimentRun(one.arm, one.recipe.seed, rate, f"runs/{one.name}", diverged))
         ExperimentIndex(self.experiment.name, file.contrast, file.outcome, tuple(runs)).write(self.out)
 
@@ -180,7 +180,7 @@ class Study:
         yield from (curve.remark for curve in self.curves() if curve.remark)
         yield from (f"note: {line}" for line in self._whole().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        found = [run_of(self.out, planned) for planned in self.scored() if is_done(self.out, planned)]
+        found = [planned_run(self.out, planned) for planned in self.scored() if is_done(self.out, planned)]
         if diverged := [run.name for run in found if state(run) == "diverged"]:
             yield f"diverged, and so without a score: {', '.join(diverged)}"
         if done := len(found) - len(diverged):
@@ -191,7 +191,7 @@ class Study:
     def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
         order = sorted(OUTCOMES, key=lambda outcome: outcome != self.experiment.file.outcome)
         rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in order)]]
-        scored = [(planned.arm, run_of(self.out, planned)) for planned in self.scored()]
+        scored = [(planned.arm, planned_run(self.out, planned)) for planned in self.scored()]
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
