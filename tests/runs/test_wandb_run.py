@@ -16,6 +16,7 @@ from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
 pytest.importorskip("wandb", reason="wandb is an extra")
+import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 PROJECT = "tracking.wandb_project=test"
@@ -68,6 +69,7 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_run(
     train_recipe(recipe(PROJECT, *SIX), out=run, resuming=True)
     code, _, errors = cli(capsys, "eval", run, "--limit", 4)
     assert code == 0, errors
+    wandb.teardown()  # waits for the process that writes the files; `finish` may return before its last block is there
     first, second, third = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
     assert first["id"] == second["id"] == third["id"] == Run(run).facts["wandb_id"]
     assert first["steps"] == [1, 2, 3, 4, 5, 6] and second["steps"] == [5, 6]
@@ -79,8 +81,6 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_run(
 def test_scores_stay_where_wandb_fails(
     recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wandb
-
     run = tmp_path / "run"
     train_recipe(recipe(PROJECT, "training.max_steps=3"), out=run)
 
