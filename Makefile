@@ -7,6 +7,7 @@
 #   make setup         install with the development tools
 #   make lint          style, types and the import contract
 #   make docs          write docs/recipes.md from the recipe models
+#   make dist          build the wheel and the sdist in dist/, check them, and try the wheel in an empty environment
 #   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
 #   make soak          kill a run and damage its files at random, and try random input, for some minutes
@@ -21,7 +22,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof setup lint docs methods latency bench soak
+.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof setup lint docs dist methods latency bench soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -70,6 +71,17 @@ lint: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/recipes.py > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
+
+dist: .venv-dist/installed
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+	PYTHON=$(PYTHON) .ci/try-wheel dist/*.whl
+
+.venv-dist/installed:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip --disable-pip-version-check install build twine
+	@touch $@
 
 methods: $(VENV)/installed
 	$(BIN)/python benchmarks/methods.py
