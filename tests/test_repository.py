@@ -1,0 +1,89 @@
+"""Files that others read: the hosting site's workflows and forms, git's hooks, the package's index."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import moslora
+
+ROOT = Path(__file__).parents[1]
+TARGETS = {
+    target
+    for line in re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for target in line.split()
+}
+
+
+def parsed(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def combinations(job: dict[str, Any]) -> list[dict[str, str]]:
+    """What a job's matrix has: the variables of each of its runs."""
+    return job.get("strategy", {"matrix": {"include": [{}]}})["matrix"]["include"]
+
+
+@pytest.mark.parametrize("name", ["ci", "release"])
+def test_workflows_call_what_is_there_and_may_only_read(name: str) -> None:
+    workflow = parsed(f".github/workflows/{name}.yml")
+    assert workflow["permissions"] == {"contents": "read"}
+    ran = set()
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 60
+        for step in job["steps"]:
+            assert re.search(r"@(v\d+|release/v\d+)$", step.get("uses", "@v1")), "a major version is named"
+            for variables in combinations(job):
+                command = step.get("run", "")
+                for variable, value in variables.items():
+                    command = command.replace(f"${{{{ matrix.{variable} }}}}", value)
+                ran |= set(re.findall(r"^make (.+)$|^(\.ci/\S+)", command, re.M))
+    for target, script in ran:
+        assert target in TARGETS if target else os.access(ROOT / script, os.X_OK), target or script
+    wanted = {("make", t) for t in ("test-fast", "test-lowest", "test-newest")} if name == "ci" else set()
+    assert {("make", "dist"), *wanted} <= {("make", target) for target, _ in ran}
+    assert name == "release" or ("", ".ci/run") in ran
+
+
+def test_only_the_job_that_publishes_has_an_identity_and_only_after_the_wheel_was_tried() -> None:
+    jobs = parsed(".github/workflows/release.yml")["jobs"]
+    assert {name: job["permissions"] for name, job in jobs.items() if "permissions" in job} == {
+        "publish": {"id-token": "write"}
+    }
+    assert jobs["publish"]["needs"] == "dist" and jobs["publish"]["environment"] == "pypi"
+
+
+def test_every_python_that_the_package_names_is_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    tested = set()
+    for job in parsed(".github/workflows/ci.yml")["jobs"].values():
+        for variables in combinations(job):
+            for step in job["steps"]:
+                version = str(step.get("with", {}).get("python-version", ""))
+                tested.add(variables["python"] if version.startswith("$") else version)
+    assert len(named) > 3 and named == sorted(tested - {""})
+    assert project["requires-python"] == f">={named[0]}"
+
+
+def test_hooks_are_those_of_make_lint() -> None:
+    (hooks,) = (repo["hooks"] for repo in parsed(".pre-commit-config.yaml")["repos"])
+    tools = {hook["entry"].split()[0] for hook in hooks if hook["language"] == "system"}
+    (lint,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert {f".venv/bin/{tool}" for tool in re.findall(r"\$\(BIN\)/(\S+)", lint)} == tools
+
+
+def test_one_version_everywhere() -> None:
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert first and first[1] == moslora.__version__
+    assert parsed("CITATION.cff")["version"] == moslora.__version__
+
+
+def test_forms_ask_for_the_command_and_the_run_card() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"):
+        asked = " ".join(field["attributes"]["label"] for field in parsed(str(path))["body"])
+        assert "command" in asked and "run.json" in asked, path.name
