@@ -1,19 +1,23 @@
 """The documents' code runs, and what they show is what comes out."""
 
+import dataclasses
+import json
 import re
 import shlex
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from cli_kit import run
 from data_kit import COUNTED
 from moslora.adapters import inject, named_adapters
 from moslora.data.local import read_file
 from moslora.prompts import FORMATS
-from moslora.recipe import load_recipe
+from moslora.recipe import load_recipe, trace_recipe
+from reference import perturb
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,14 +91,68 @@ def test_the_data_pages_table_has_the_counts() -> None:
         assert tuple(map(int, (train, test, *overlaps))) == counts
 
 
-def test_the_readme_names_every_module_and_document() -> None:
+COMING = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+
+
+def test_every_key_beside_those_of_other_programs_exists(tmp_path: Path) -> None:
+    """Ours in a recipe of LoRA, with the value if one is shown; PEFT's and the Trainer's in the installed versions."""
+    known = {key for key, _, _ in trace_recipe("llama3.2-1b")}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    named = [found.split("=") for found in re.findall(r"`([a-z]+\.\w[^`]*)`", COMING)]
+    ours = [(key, value) for key, *value in named if key.partition(".")[0] in sections and not key.endswith(".md")]
+    assert len(ours) > 35
+    for key, value in ours:
+        assert key in known, key
+        if value:
+            load_recipe("llama3.2-1b", ["extends=methods/lora", f"{key}={value[0]}"])
+    theirs = {field.name for kind in (peft.LoraConfig, TrainingArguments) for field in dataclasses.fields(kind)}
+    rows = [line.split("|")[1:-1] for line in COMING.splitlines() if re.match(r"\| `[a-z.]+", line)]
+    for names in (re.findall(r"`([a-z]\w+)(?:=[^`]*)?`", row[1]) for row in rows):
+        assert theirs.issuperset({*names} - {"dtype", "train_dataset", "eval_dataset", "create_loraplus_optimizer"})
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", COMING, re.S)
+    (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
+    assert load_recipe(tmp_path / "mine.yaml").adapter.mixer.kind == "identity"
+
+
+@pytest.mark.slow
+def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands and its conversion, with a LoRA of PEFT's own and rows in Alpaca's columns."""
+    monkeypatch.chdir(tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(world / "model", dtype="float32")
+    theirs = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    perturb(weight for name, weight in theirs.named_parameters() if "lora_" in name)
+    theirs.save_pretrained("outputs/lora-out")
+    rows = [
+        {"instruction": f"Name planet {n}.", "input": "" if n % 2 else "Briefly.", "output": "Mars"} for n in range(60)
+    ]
+    Path("alpaca.json").write_text(json.dumps(rows), encoding="utf-8")
+    for kind, block in re.findall(r"```(bash|python)\n(.*?)```", COMING, re.S):
+        if kind == "python":
+            exec(block, {})
+            continue
+        for line in block.splitlines():
+            command = [str(world / "data") if word == "wheel" else word for word in shlex.split(line)[1:]]
+            command += ["--dry-run", f"model.name={world / 'model'}"] if "train" in command else []
+            code, _, err = run(capsys, *command)
+            assert code == 0, (line, err)
+    read = read_file(Path("rows.jsonl"), "train")
+    assert [row.question for row in read[:2]] == ["Name planet 0.\nBriefly.", "Name planet 1."]
+    assert peft.LoraConfig.from_pretrained("runs/theirs/peft").r == theirs.peft_config["default"].r
+
+
+def test_the_readme_names_every_module_and_the_index_every_document() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (tree,) = re.findall(r"src/moslora/\n(.*?)^tests/", text, re.S | re.M)
     for path in (ROOT / "src" / "moslora").iterdir():
         name = f"{path.name}/" if path.is_dir() else path.name
         assert re.search(rf"(?<![\w.]){re.escape(name)}", tree) or name.startswith("__"), name
-    for path in ROOT.glob("docs/*.md"):
-        assert f"| [docs/{path.name}](docs/{path.name}) |" in text, path.name
+    index = ROOT / "docs" / "README.md"
+    linked = [index.parent / link for link in re.findall(r"^\| \[[^\]]+\]\(([^)]+)\)", index.read_text("utf-8"), re.M)]
+    pages = [path for path in ROOT.glob("docs/*.md") if path != index]
+    pages += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "data/README.md")]
+    assert sorted(path.resolve() for path in linked) == sorted(pages)
 
 
 def test_the_readme_has_the_rows_of_the_quickstarts_recipe() -> None:

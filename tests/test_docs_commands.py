@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES += [ROOT / "recipes" / "README.md", ROOT / "data" / "README.md"]
 ELSEWHERE = {
+    "docs/coming-from.md": test_docs.test_an_adapter_and_rows_of_others_come_in_as_the_page_says,
     "docs/data.md": test_docs.test_the_data_pages_commands_run,
     "docs/library.md": test_docs.test_the_library_page_trains_with_the_trainer_of_transformers,
 }
