@@ -230,18 +230,17 @@ class Stepper:
         )
 
 
-def becomes(convert: Callable[..., object], run: Path, out: Path) -> dict[str, str]:
-    """Whether a run can be merged or exported (``yes``, ``per task`` or ``no``), and the refusal without a task."""
-    said = ""
+def becomes(convert: Callable[..., object], run: Path, out: Path) -> str:
+    """Whether a run can be merged or exported: ``yes``, ``per task`` or ``no``."""
     for verdict, options in (("yes", {}), ("per task", {"task": TASKS[0]})):
         try:
             convert(run / "adapter", out=out, **options)
-            return {"verdict": verdict, "said": said}
-        except UsageError as error:
-            said = said or str(error).replace(f"{run / 'adapter'}: ", "")
+            return verdict
+        except UsageError:
+            continue
         finally:
             shutil.rmtree(out, ignore_errors=True)
-    return {"verdict": "no", "said": said}
+    return "no"
 
 
 if __name__ == "__main__":

@@ -53,14 +53,14 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
-    """The results as Markdown, with the refusals under the table.
+    """The results as Markdown.
 
     Args:
         results: by recipe; LoRA's among them.
     """
     header = ["recipe `methods/…`", "mixer", "trainable parameters besides LoRA's", "step time / LoRA's"]
     header += ["peak memory / LoRA's", "merges", "exports", "resumed"]
-    rows, refusals = [header], []
+    rows = [header]
     baseline = results["lora"]["peak_memory_gb"][0]
     for method in METHODS:
         if method.recipe not in results:
@@ -68,7 +68,6 @@ def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
         found = results[method.recipe]
         lora, own = found["seconds"]
         difference = found["resumed_difference"]
-        merge, export = found["becomes"]["merge"], found["becomes"]["export"]
         added = f"{found['parameters']['added']:+,}".replace("-", "−").replace("+0", "0")
         rows.append(
             [
@@ -77,14 +76,11 @@ def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
                 added if method.formula == "0" else f"{method.formula} = {added}",
                 spread([b / a for a, b in zip(lora, own, strict=True)]),
                 f"{found['peak_memory_gb'][-1] / baseline:.2f}",
-                merge["verdict"],
-                export["verdict"],
+                found["becomes"]["merge"],
+                found["becomes"]["export"],
                 "same bits" if difference == 0 else f"within {difference:.1g}",
             ]
         )
-        said = [] if merge["verdict"] == "yes" else [merge["said"]]
-        said += [] if export["verdict"] == "yes" or export["said"] in said else [export["said"]]
-        refusals += [f"- `{method.recipe}`: “{words}”" for words in said]
     lora = results["lora"]["parameters"]["lora"]
     notes = (
         f"`{settings.base}`, dropout {results['lora']['dropout']:g}, {lora:,} trainable parameters with LoRA; counted"
@@ -95,10 +91,7 @@ def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
         " included); LoRA's own line is its second run. Resumed: the adapter of a run resumed from the"
         f" checkpoint at its half, compared with that of the uninterrupted run. {machine()}."
     )
-    parts = [markdown(rows), notes]
-    if refusals:
-        parts.append("Refusals, as the commands print them:\n\n" + "\n".join(refusals))
-    return "\n\n".join(parts)
+    return f"{markdown(rows)}\n\n{notes}"
 
 
 def _peak_memory(run: Path) -> float:

@@ -71,17 +71,6 @@ def largest_table(found: Distances) -> str:
     return markdown([["", *(rule.name for rule in RULES)], *rows], numbers=True)
 
 
-def first_table(found: Distances) -> str:
-    """The distance after a few steps."""
-    shown = (1, 2, 3, 10, STEPS)
-    rows = [
-        [f"{comparisons()[key].label}, {rule.name}", *(short(found[rule.name][key][t - 1].item()) for t in shown)]
-        for key in ("K", "Q learned", "K learned")
-        for rule in (SGD, ADAM)
-    ]
-    return markdown([["", *(f"step {t}" for t in shown)], *rows], numbers=True)
-
-
 def twins_table() -> str:
     """Two-subspace mixing, plain and normalised: its twin's rate, and the distance under both rules."""
     rows = []
@@ -247,7 +236,6 @@ def main() -> None:
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     blocks = {
         "largest": largest_table(found),
-        "first": first_table(found),
         "twins": twins_table(),
         "starts": starts_table(),
         "drift": drift_table(),

@@ -154,7 +154,6 @@ def test_methods_are_measured_and_written_down(world: Path, tmp_path: Path, monk
     assert [row[0] for row in rows] == ["| `lora`", "| `lora-moe-topk`"]
     assert [row[5:] for row in rows] == [["yes", "yes", "same bits |"], ["no", "no", "same bits |"]]
     assert rows[1][2] == f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
-    assert "M depends on the input x" in page.read_text(encoding="utf-8")
     assert f"`{world / 'recipe.yaml'}`, dropout 0.1, " in page.read_text(encoding="utf-8")
 
 
