@@ -147,12 +147,12 @@ def test_the_readme_names_every_module_and_the_index_every_document() -> None:
     (tree,) = re.findall(r"src/moslora/\n(.*?)^tests/", text, re.S | re.M)
     for path in (ROOT / "src" / "moslora").iterdir():
         name = f"{path.name}/" if path.is_dir() else path.name
-        assert re.search(rf"(?<![\w.]){re.escape(name)}", tree) or name.startswith("__"), name
+        module = name.endswith(("/", ".py")) and not name.startswith("__")
+        assert re.search(rf"(?<![\w.]){re.escape(name)}", tree) or not module, name
     index = ROOT / "docs" / "README.md"
     linked = [index.parent / link for link in re.findall(r"^\| \[[^\]]+\]\(([^)]+)\)", index.read_text("utf-8"), re.M)]
-    pages = [path for path in ROOT.glob("docs/*.md") if path != index]
-    pages += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "data/README.md")]
-    assert sorted(path.resolve() for path in linked) == sorted(pages)
+    pages = [path for folder in (".", "docs", "recipes", "data") for path in (ROOT / folder).glob("*.md")]
+    assert sorted(path.resolve() for path in [*linked, index]) == sorted(path.resolve() for path in pages)
 
 
 def test_the_readme_has_the_rows_of_the_quickstarts_recipe() -> None:

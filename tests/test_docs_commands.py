@@ -1,6 +1,6 @@
 """Every command in the documents is one that works.
 
-Each line of each ```bash block in README.md, CONTRIBUTING.md, docs/, recipes/README.md and data/README.md:
+Each line of each ```bash block in the repository's pages: its own, docs/, recipes/, data/ and .github/:
 
 * `moslora …` parses: command, options, recipe with its overrides, tasks, protocol, format and dtype are known. `make …`
   names a target of the Makefile.
@@ -36,8 +36,7 @@ from moslora.tasks import TASKS
 from moslora.training import train_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-PAGES += [ROOT / "recipes" / "README.md", ROOT / "data" / "README.md"]
+PAGES = [page for folder in (".", "docs", "recipes", "data", ".github") for page in sorted(ROOT.glob(f"{folder}/*.md"))]
 ELSEWHERE = {
     "docs/coming-from.md": test_docs.test_an_adapter_and_rows_of_others_come_in_as_the_page_says,
     "docs/data.md": test_docs.test_the_data_pages_commands_run,
