@@ -93,22 +93,6 @@ def starts_table() -> str:
     return markdown([header, row], numbers=True)
 
 
-def drift_table() -> str:
-    """What gradient flow conserves, while the rate is halved and the path refined."""
-    start = comparisons()["Q learned"].start
-    rows = []
-    for rule in (SGD, ADAM):
-        previous = None
-        for repeat in (1, 2, 4):
-            taken = path(start, rule, repeat=repeat)
-            largest = drift(taken, start).max().item()
-            ratio = "" if previous is None else f"{previous / largest:.2f}"
-            fall = smallest_growth(taken, start).min().item()
-            rows.append([rule.name, f"{rule.lr / repeat:g}", f"{largest:.4f}", ratio, f"{fall:.1e}"])
-            previous = largest
-    return markdown([["", "rate", "largest drift", "ratio", "smallest eigenvalue"], *rows], numbers=True)
-
-
 def short(value: float) -> str:
     """0.23, 4e-3, 5e-16: short enough for a cell of a table."""
     if value == 0:
@@ -238,7 +222,6 @@ def main() -> None:
         "largest": largest_table(found),
         "twins": twins_table(),
         "starts": starts_table(),
-        "drift": drift_table(),
     }
     page = DOCS / "proof.md"
     for name, block in blocks.items():

@@ -22,7 +22,7 @@ from comparisons import (
     start_matters,
     twin_rule,
 )
-from proof import drift_table, largest_table, measure, twins_table
+from proof import largest_table, measure, twins_table
 from trajectories import (
     RANK,
     ROUNDING,
@@ -339,7 +339,6 @@ def agree(shown: str, made: str, *, factor: float = 1.0) -> bool:
 TABLES = {
     "largest": lambda: largest_table(measure()),
     "twins": twins_table,
-    "drift": drift_table,
 }
 
 
