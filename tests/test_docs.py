@@ -56,6 +56,7 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
 DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_data_pages_commands_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

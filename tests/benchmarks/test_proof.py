@@ -62,7 +62,13 @@ SAME = ("Q", "Q or none", "R", "half", "Q or I learned")
 """The same under every equivariant rule, and not under the others."""
 AGAINST_LORA = ("Q", "P", "R", "half", "2Q", "K", "Q learned", "I learned", "K learned")
 
-by_name = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+QUICK = (SGD, MUON, ADAM)
+"""Rules of both kinds; the others are slow only because they are many."""
+by_name = pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, marks=() if rule in QUICK else pytest.mark.slow) for rule in RULES],
+    ids=lambda rule: rule.name,
+)
 
 
 @cache

@@ -45,7 +45,11 @@ MIXERS = {
 }
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+FAST = ("dense", "rectangular", "b-alone", "dora-pissa")
+"""One of each kind of fold; the others are slow only because they are many."""
+
+
+@pytest.mark.parametrize("mixer", [pytest.param(m, marks=() if m in FAST else pytest.mark.slow) for m in MIXERS])
 def test_stock_peft_and_the_merged_model_compute_the_same(
     recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixer: str
 ) -> None:

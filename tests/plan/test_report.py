@@ -66,6 +66,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str
     return out, next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     def remark(memory: str, *changes: str) -> str:
         return planned(capsys, "llama3-8b", "--gpu-memory", memory, *changes)[1]

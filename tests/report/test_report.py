@@ -78,6 +78,12 @@ def other(evaluated: Path) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def page(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report. Copy it before changing it: the figures take seconds."""
+    return write_report([evaluated], out=tmp_path_factory.mktemp("page")).parent
+
+
 def test_the_page_stands_alone_and_has_the_numbers_of_compare(
     evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +109,7 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
     assert card["data"]["sha256"] in text and "in groups of rows" in text
 
 
+@pytest.mark.slow
 def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path: Path) -> None:
     text = write_report([other, evaluated], out=tmp_path / "page").read_text("utf-8")
     found = Reader(text)
@@ -160,22 +167,21 @@ def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> Non
     assert "Options chosen" in text and "What was learned" not in text
 
 
-def test_a_report_is_replaced_with_its_figures(evaluated: Path, tmp_path: Path) -> None:
-    run, out = Path(shutil.copytree(evaluated, tmp_path / "runs" / "bare")), tmp_path / "page"
+def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_path: Path) -> None:
+    run, out = Path(shutil.copytree(evaluated, tmp_path / "runs" / evaluated.name)), tmp_path / "page"
+    before = {path.name for path in Path(shutil.copytree(page, out)).iterdir()}
+    shutil.rmtree(run / "eval")
     with locked(run):  # as in training
         write_report([run], out=out)
-    before = {path.name for path in out.iterdir()}
-    shutil.rmtree(run / "eval")
-    write_report([run], out=out)
     after = {path.name for path in out.iterdir()}
     assert "accuracy.png" in before - after and "report.html" in after < before
     assert "Answers" not in (out / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "differences.png", "folder/notes.txt"])
-def test_what_no_report_made_stays(evaluated: Path, tmp_path: Path, name: str) -> None:
+def test_what_no_report_made_stays(evaluated: Path, page: Path, tmp_path: Path, name: str) -> None:
     """Beside a report, whether a figure would have its name or not."""
-    write_report([evaluated], out=tmp_path)
+    shutil.copytree(page, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -238,6 +244,7 @@ def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
         reported_runs([tmp_path / "one" / "adapter"])
 
 
+@pytest.mark.slow
 def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> None:
     """Two seeds each, as the index names them."""
     runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))

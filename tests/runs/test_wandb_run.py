@@ -59,6 +59,7 @@ def records(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_its_evaluations_go_on_in_one_run(
     recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
