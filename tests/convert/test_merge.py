@@ -1,6 +1,7 @@
 """The merged folder: an ordinary model with W + s · B · M · A inside, and nothing of ours."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cli_kit import run as cli
 from evaluation_kit import make_examples
-from moslora.adapters import fold
+from moslora.adapters import AdapterLinear, LoraPair, fold
+from moslora.choices import DType
 from moslora.convert import export
 from moslora.convert import merge as merging
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
+from moslora.convert.verify import weight_sums
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import Recipe
@@ -47,7 +50,9 @@ def test_every_weight_is_the_base_plus_s_b_m_a(trained: Path, world: Path, tmp_p
     assert proof.mean_error < 1e-5 and proof.effect > 0.1
 
 
-def test_stock_transformers_loads_it_and_nothing_in_it_is_ours(trained: Path, world: Path, tmp_path: Path) -> None:
+def test_stock_transformers_loads_it_and_nothing_in_it_is_ours(
+    trained: Path, world: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "merged"
     merge(trained / "adapter", out=out)
     stock = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -102,13 +107,40 @@ def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+WRONG: dict[str, tuple[float, Callable[[AdapterLinear, LoraPair], LoraPair]]] = {
+    "its scale by a hundredth": (0.01, lambda layer, pair: pair._replace(scale=1.01 * pair.scale)),
+    "M transposed": (0.7, lambda layer, pair: pair._replace(a=layer.mixer.matrix().T @ layer.lora_a)),
+    "one layer left out": (0.7, lambda layer, pair: pair._replace(b=pair.b * (layer.in_features == 48))),
+}
+"""What is wrong with a pair, and the least share of ΔW that it costs a layer."""
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_wrong_merge_is_refused_and_leaves_nothing(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, dtype: DType
 ) -> None:
-    monkeypatch.setattr(export, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
-    with pytest.raises(MosloraError, match=r"tolerance of 0\.0001"):
-        merge(trained / "adapter", out=tmp_path / "merged")
+    """Also where rounding hides it from the log-probabilities."""
+    share, change = WRONG[wrong]
+    monkeypatch.setattr(export, "fold", lambda layer: change(layer, fold(layer)))
+    with pytest.raises(MosloraError, match="worse than rounding") as refused:
+        merge(trained / "adapter", out=tmp_path / "merged", dtype=dtype)
+    (found,) = re.findall(r"misses ([\d.]+) of its ΔW", str(refused.value))
+    assert share * 0.95 < float(found) < 3 and "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_error_below_the_rounding_is_measured_and_rounding_itself_is_none(dtype: torch.dtype) -> None:
+    """By hand: of a ΔW that is 0.3 % of W, about as much as bfloat16 rounds, a part too much or too little."""
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(300, 400, generator=generator).to(dtype).float()
+    delta = 0.003 * torch.randn(300, 400, generator=generator)
+    for error in (0, 0.001, 0.01, 0.1, -1):
+        sums = weight_sums((plain + (1 + error) * delta).to(dtype), exact=plain + delta, plain=plain)
+        assert float(sums[0] / sums[1]) == pytest.approx(abs(error), rel=0.2, abs=1e-4)
+        assert sums[1:3].tolist() == pytest.approx([float(delta.abs().sum()), float(plain.abs().sum())], rel=1e-3)
+        assert float(sums[3] / sums[4]) == pytest.approx(1 + error, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +148,13 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(
     [("merge", "merged", "merging"), ("export", "peft", "exporting")],
 )
 def test_an_unfinished_run_is_said_to_be_one_then_and_later(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str, doing: str
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    name: str,
+    doing: str,
 ) -> None:
     """As after Ctrl-C at step 20 of 21, and then to the end."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))

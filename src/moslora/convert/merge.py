@@ -9,8 +9,8 @@ Over a quantised base W is either the checkpoint's own (``original``), or the ro
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import AdapterLinear, LoraPair
+from moslora.adapters import AdapterLinear, LoraPair, named_adapters
 from moslora.base.load import DTYPES, load_base, load_tokenizer, name_task
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
 from moslora.choices import DType, Onto
 from moslora.convert.card import write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
-from moslora.convert.verify import Proof, compare, log_probabilities
+from moslora.convert.verify import Proof, compare, log_probabilities, weight_sums
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.runs.adapter_folder import load_adapted, open_adapter
@@ -68,6 +68,9 @@ def merge(
         model = load_adapted(folder, dtype=section.dtype)
         pairs = lora_pairs(folder, model, task=task)
         adapted = expected = log_probabilities(model, tokenizer)
+        layers = dict(named_adapters(model))
+        for layer in layers.values():
+            layer.base = nn.Identity()  # the layers stay, the model does not
         del model
         model = load_base(section)
         base = log_probabilities(model, tokenizer)
@@ -82,11 +85,14 @@ def merge(
             del model
         files = weight_files(section.name, revision=section.revision)
         _write_weights(files, pairs, quantized, scratch, dtype=DTYPES[section.dtype])
+        weights = _compare_weights(files, layers, quantized, scratch)
         del quantized  # before another model is loaded
         _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
         merged = log_probabilities(load_base(written), tokenizer)
-        proof = compare(merged, base=base, adapted=adapted, expected=expected, section=section, onto=onto)
+        proof = compare(
+            merged, base=base, adapted=adapted, expected=expected, weights=weights, section=section, onto=onto
+        )
         name = out.resolve().name
         use = (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -120,11 +126,7 @@ def _write_weights(
 
     ``pairs`` has the ΔW of each layer, ``quantized`` what replaces a layer's weight in the base's ``files``.
     """
-    with ExitStack() as opened:
-        sources: dict[str, Any] = {}
-        for path in files:
-            file = opened.enter_context(safe_open(path, framework="pt"))
-            sources |= dict.fromkeys(file.keys(), file)
+    with _opened(files) as sources:
         if missing := {f"{name}.weight" for name in (*pairs, *quantized)} - sources.keys():
             raise MosloraError(f"{files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
@@ -141,6 +143,39 @@ def _write_weights(
             save_file(shard, out / name, metadata={"format": "pt"})
     if shards.is_sharded:
         write_json(out / INDEX, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})
+
+
+@contextmanager
+def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The open file of each tensor."""
+    with ExitStack() as stack:
+        sources: dict[str, Any] = {}
+        for path in files:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            sources |= dict.fromkeys(file.keys(), file)
+        yield sources
+
+
+@torch.no_grad()
+def _compare_weights(
+    files: Sequence[Path], layers: Mapping[str, AdapterLinear], quantized: Mapping[str, nn.Module], out: Path
+) -> dict[str, Tensor]:
+    """`weight_sums` of each adapted layer in ``out``, with the ΔW that the layer itself computes with, not its pair."""
+    found = {}
+    with _opened(files) as base, _opened(out.glob("*.safetensors")) as merged:
+        for name, layer in layers.items():
+            key = f"{name}.weight"
+            plain = dequantize(quantized[name]) if name in quantized else base[key].get_tensor(key)
+            written, delta = merged[key].get_tensor(key), layer.delta_weight()
+            found[name] = torch.zeros(5, dtype=torch.float64)
+            for begin in range(0, len(plain), ROWS):
+                rows = slice(begin, begin + ROWS)
+                weight = plain[rows].float()
+                exact = weight + delta[rows]
+                if layer.magnitude is not None:
+                    exact *= (layer.magnitude.weight[rows] / exact.norm(dim=1)).nan_to_num(0, 0)[:, None]
+                found[name] += weight_sums(written[rows], exact=exact, plain=weight)
+    return found
 
 
 def _adapted(weight: Tensor, pair: LoraPair, *, dtype: torch.dtype) -> Tensor:
