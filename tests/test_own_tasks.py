@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,16 +49,59 @@ def test_every_protocol_scores_it(mine: Path, tmp_path: Path, protocol: str, for
     assert Evaluation(tmp_path / "e").results.tasks["weather"].n == 4
 
 
-def test_the_merged_model_answers_as_the_run_by_the_same_file(
+def test_the_merged_model_is_asked_as_the_run_from_anywhere(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tasks, protocol, format, precision and limit, after a move; an export brings them back as well. What the
+    files are is not for others."""
+    cloze = recipe(mine, "data.format=cloze", "evaluation.protocol=cloze", "training.epochs=1")
+    train_recipe(cloze, out=tmp_path / "run")
+    assert run(capsys, "export", tmp_path / "run")[0] == 0
+    code, said, _ = run(capsys, "merge", tmp_path / "run")
+    assert code == 0 and said.splitlines()[-1].endswith("--private --exclude moslora.yaml")
+    moved = shutil.move(tmp_path / "run" / "merged", tmp_path / "moved")
+    assert run(capsys, "import", tmp_path / "run" / "peft", "--dtype", "float32", "--out", tmp_path / "again")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    ours, *others = (evaluate_target(open_target(str(one)))[0] for one in (tmp_path / "run", moved, "again"))
+    for theirs in others:
+        assert theirs.heading == ours.heading and list(theirs.tasks) == ["weather", "boolq"]
+        assert [p.id for p in ours.predictions] == [p.id for p in theirs.predictions] and len(ours.predictions) == 8
+        for one, other in zip(ours.predictions, theirs.predictions, strict=True):
+            assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    asked = ("--question", "rain fell", *(f"--option={option}" for option in OPTIONS))
+    code, said, _ = run(capsys, "ask", moved, *asked)
+    assert code == 0 and "protocol cloze, format cloze, asked as weather" in said
+    text = (Path(moved) / "moslora.yaml").read_text()
+    (Path(moved) / "moslora.yaml").write_text(text.replace(str(mine), "/gone"))
+    code, _, error = run(capsys, "eval", moved)
+    assert code == 2 and error.startswith("error: /gone/rows.jsonl: no such file") and error.count("\n") == 1
+    (Path(moved) / "moslora.yaml").write_text(text + "more: 1\n")
+    code, _, error = run(capsys, "eval", moved)
+    assert code == 2 and "moslora.yaml: more" in error and error.count("\n") == 1
+
+
+def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
     mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(capsys, "merge", mine / "run", "--out", tmp_path / "merged")[0] == 0
-    options = {"protocol": "cloze", "format": "cloze", "limit": None}
-    ours = scored(mine / "run", tasks="weather", out=tmp_path / "a", **options)
-    merged = scored(tmp_path / "merged", tasks=str(mine / "weather.yaml"), out=tmp_path / "b", **options)
-    assert len(ours.predictions) == len(merged.predictions) == 6
-    for one, other in zip(ours.predictions, merged.predictions, strict=True):
-        assert one.id == other.id and one.scores == pytest.approx(other.scores, abs=1e-4)
+    """By the files' names alone; rows as they were drawn, and what was asked after them."""
+    ours = Path(shutil.copytree(mine / "run", tmp_path / "run"))
+    results = scored(ours, limit=4)
+    assert run(capsys, "export", ours)[0] == 0
+    card = (ours / "peft" / "README.md").read_text()
+    drawn = json.loads((ours / "run.json").read_text())["data"]["tasks"]
+    assert f"- weather: {drawn['weather']} rows from `./rows.jsonl`\n" in card
+    assert f"- boolq: {drawn['boolq']} rows from `./data`\n" in card
+    assert f"{sum(drawn.values())} rows, repeats included" in card and "wheel" not in card and str(mine) not in card
+    value, error = results.tasks["weather"].value("accuracy")
+    assert (
+        f"questions from `./rows.jsonl`, `./data`, accuracy: weather {100 * value:.1f} ± {100 * error:.1f} of 4" in card
+    )
+    kept = next(ours.glob("eval/*/results.json"))
+    stale = json.loads(kept.read_text())
+    stale["settings"]["metadata"]["fingerprint"] = "of another base"
+    kept.write_text(json.dumps(stale))
+    assert run(capsys, "export", ours, "--out", tmp_path / "later")[0] == 0
+    assert "Not evaluated yet" in (tmp_path / "later" / "README.md").read_text()
 
 
 def test_ask_words_the_question_as_the_only_own_task(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,8 +117,12 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(
     train_recipe(gated, out=tmp_path / "gated")
     sizes = {len(value) for key, value in adapter(tmp_path / "gated").items() if key.endswith("embedding")}
     assert sizes == {3}, "two tasks, and rows of none"
+    scored(tmp_path / "gated")
     assert run(capsys, "merge", tmp_path / "gated", "--task", "weather")[0] == 0
-    assert (tmp_path / "gated" / "merged-weather" / "config.json").is_file()
+    merged = tmp_path / "gated" / "merged-weather"
+    assert list(scored(merged, out=tmp_path / "e").tasks) == ["weather"], "boolq is another gate's"
+    (line,) = [line for line in (merged / "README.md").read_text().splitlines() if "- Protocol" in line]
+    assert "weather" in line and "boolq" not in line and "macro" not in line
 
 
 @pytest.mark.parametrize(

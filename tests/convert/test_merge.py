@@ -50,13 +50,13 @@ def test_every_weight_is_the_base_plus_s_b_m_a(trained: Path, world: Path, tmp_p
     assert proof.mean_error < 1e-5 and proof.effect > 0.1
 
 
-def test_stock_transformers_loads_it_and_nothing_in_it_is_ours(
+def test_stock_transformers_loads_it_and_the_one_file_of_ours_does_not_matter(
     trained: Path, world: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
     merge(trained / "adapter", out=out)
     stock = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in out.iterdir()} == stock | {"README.md"}
+    assert {path.name for path in out.iterdir()} == stock | {"README.md", "moslora.yaml"}
     config, base_config = (json.loads((f / "config.json").read_text()) for f in (out, world / "model"))
     assert config == base_config
     adapted = load_adapted(open_adapter(trained / "adapter"))
@@ -170,6 +170,12 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     assert code == 0 and "note" not in said
     code, said, _ = cli(capsys, command, str(run / "checkpoints" / "step-20"), "--out", str(tmp_path / "named"))
     assert code == 0 and "note" not in said, "it was asked for"
+    assert "- 20 steps by moslora" in (tmp_path / "named" / "README.md").read_text()
+    assert cli(capsys, command, str(run / "checkpoints") + "/", "--out", str(tmp_path / "newest"))[0] == 0
+    assert "- 21 steps by moslora" in (tmp_path / "newest" / "README.md").read_text()
+    shutil.rmtree(run / name)
+    monkeypatch.chdir(run / "adapter")
+    assert cli(capsys, command, ".")[0] == 0 and (run / name).is_dir(), "beside the adapter, not in it"
 
 
 @pytest.mark.parametrize("extra", ([], ["adapter.start=pissa", "adapter.mixer={kind: identity}"]))

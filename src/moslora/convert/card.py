@@ -9,13 +9,18 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
+from moslora.choices import Split
+from moslora.data.hub import MIXTURE as MIXED
 from moslora.data.sources import MIXTURE
+from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import MosloraError
-from moslora.recipe import load_recipe
+from moslora.recipe import Recipe, load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.asking import ASKING, local_files, read_asking
 from moslora.runs.manifest import RECIPE, WEIGHTS
 from moslora.runs.run import EVALUATIONS, run_of
+from moslora.tasks import INSTRUCTION, TASKS
 
 
 def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None, use: str, proof: str) -> None:
@@ -41,6 +46,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None,
 # {recipe.name}
 
 {kind} of `{public_name(name)}`{at}, fine-tuned with ΔW = s · B · M · A ({recipe.adapter.summary()}{at_task}).
+No licence is set here: the terms of `{public_name(name)}` apply to what is made of it.
 
 ```python
 {use}
@@ -52,7 +58,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None,
 
 ## Evaluation
 
-{_evaluation(folder)}
+{_evaluation(folder, task)}
 
 ## Check of this folder
 
@@ -65,7 +71,9 @@ def how_to_upload(out: Path, adapter: Path) -> str:
     """The command that uploads ``out``, made from ``adapter``, and what to change first if it names a local base."""
     name = load_recipe(adapter / RECIPE, written=True).name
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", name, re.ASCII)) or "NAME"
-    command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
+    asking = read_asking(out)
+    private = asking and any(local_files(asking.model_dump()))  # which name the folders of this machine
+    command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private" + f" --exclude {ASKING}" * bool(private)
     config = out / "adapter_config.json"
     if config.exists() and _is_local(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]):
         return f"to upload it, change base_model_name_or_path in {config} to the base's hub id, then: {command}"
@@ -81,12 +89,22 @@ def _is_local(base: str) -> bool:
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
 
 
-def _public_source(source: str) -> str:
-    return source if source in ("wheel", "hub", MIXTURE) else _last_part(source)
-
-
 def _last_part(path: str) -> str:
     return f"./{Path(os.path.expanduser(path)).resolve().name}"
+
+
+def _origin(recipe: Recipe, task: str, split: Split, source: str) -> str:
+    """Where the rows of ``task`` are from; ``source`` has those of the eight sets, and the bare instructions."""
+    entry = recipe.own_tasks.get(task) or TASKS.get(task)
+    if not entry and task != INSTRUCTION:
+        return "a file of its own"
+    if source == MIXTURE and not (entry and entry.own):
+        return f"`{MIXED.path}` on the hub"
+    if entry and entry.hub and (entry.own or source == "hub"):
+        return f"`{entry.hub.path}` on the hub"
+    if entry and entry.own:
+        return f"`{_last_part(entry.splits.get(split, entry.splits['train']))}`"
+    return f"PyPI's `{DATA_WHEEL.name}`" if source == "wheel" else f"`{_last_part(source)}`"
 
 
 def _training(folder: AdapterFolder) -> str:
@@ -94,41 +112,48 @@ def _training(folder: AdapterFolder) -> str:
     manifest, recipe = folder.manifest, folder.recipe
     if imported := manifest.get("imported"):
         files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["sha256"].items())
-        return f"Imported from {imported['format']}'s format: {files}. How it was trained is not recorded there."
-    rows = f"{manifest['trained_rows']:,} rows from `{_public_source(recipe.data.source)}`"
+        return f"Imported from {imported['format']}'s format: {files}. How and on what it was trained is not recorded."
+    drawn = manifest["data"]["tasks"]  # up to this step
     facts = (
-        f"{manifest['step']:,} steps by moslora {manifest['moslora']}",
-        f"{rows}, sha256 `{manifest['data']['sha256']}`",
+        f"{manifest['step']:,} steps by moslora {manifest['moslora']}: {sum(drawn.values()):,} rows, repeats included,"
+        f" of {manifest['trained_rows']:,} (sha256 `{manifest['data']['sha256']}`)",
+        *(f"{task}: {n:,} rows from {_origin(recipe, task, 'train', recipe.data.source)}" for task, n in drawn.items()),
         *manifest["data"]["notes"],
     )
     values = recipe.model_dump(mode="json")
     if _is_local(recipe.model.name):
         values["model"]["name"] = _last_part(recipe.model.name)
-    for section in (values["data"], values["evaluation"]):
-        section["source"] = section["source"] and _public_source(section["source"])
-    for task in values["tasks"].values():
-        if task["hub"] is None:
-            task |= {split: _last_part(task[split]) for split in ("train", "test") if task[split]}
+    for section, key in local_files(values):
+        section[key] = _last_part(section[key])
     return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{render(values).rstrip()}\n```"
 
 
-def _evaluation(folder: AdapterFolder) -> str:
-    """The results of this adapter, not of the run's other checkpoints or its base."""
+def _evaluation(folder: AdapterFolder, only: str | None) -> str:
+    """The results of this adapter, not of the run's other checkpoints or its base; of ``only`` one task, if given."""
     lines = []
+    made_of = folder.manifest["sha256"][WEIGHTS], folder.manifest["base"]["fingerprint"]
     for path in sorted(run_of(folder.path).path.glob(f"{EVALUATIONS}/*/results.json")):
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             settings, facts = results["settings"], results["settings"]["metadata"]
-            if facts.get("adapter") != folder.manifest["sha256"][WEIGHTS]:
+            scores = {task: score for task, score in results["tasks"].items() if only in (None, task)}
+            if made_of != (facts.get("adapter"), facts.get("fingerprint")) or not scores:
                 continue
-            metric = settings["primary"]
             over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
-            scores = {**results["tasks"], "macro average": results["macro"]}
+            metric, leaks = settings["primary"], (results.get("without_leaks") or {}).get("leaks", {})
+            origins = dict.fromkeys(_origin(folder.recipe, task, "test", facts["source"]) for task in scores)
+            scores |= {} if only else {"macro average": results["macro"]}
+            said = []
+            for name, score in scores.items():
+                error = score.get(metric.replace("accuracy", "standard_error"))
+                interval = "" if error is None else f" ± {100 * error:.1f}"
+                among = f" ({leaks[name]:,} of them training rows)" if leaks.get(name) else ""
+                said.append(f"{name} {100 * score[metric]:.1f}{interval} of {score['n']:,}{among}")
             lines.append(
                 f"- Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over},"
-                f" questions from `{_public_source(facts['source'])}`, {metric.replace('_', ' ')}: "
-                + ", ".join(f"{task} {score[metric]:.1%} of {score['n']:,}" for task, score in scores.items())
+                f" questions from {', '.join(origins)}, {metric.replace('_', ' ')}: {', '.join(said)}"
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
-    return "\n".join(lines) or "Not evaluated yet (`moslora eval`)."
+    told = "The adapter over its base, in percent ± one standard error:\n\n" + "\n".join(lines)
+    return told if lines else "Not evaluated yet (`moslora eval`)."

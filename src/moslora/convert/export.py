@@ -12,6 +12,7 @@ from moslora.convert.card import public_name, write_card
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
+from moslora.runs.asking import write_asking
 
 OTHER_WEIGHTS = (
     " It was trained on the Q4_1 quantisation of the hub's weights, and gives the same logits only on the folder that"
@@ -84,6 +85,7 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
             "target_modules": sorted(components if len(same) == len(pairs) else pairs),
         }
         write_json(scratch / "adapter_config.json", settings)
+        write_asking(scratch, recipe, dtype=recipe.model.dtype, task=task)
         use = (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
             f'base = AutoModelForCausalLM.from_pretrained("{public_name(base)}")\n'

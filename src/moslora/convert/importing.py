@@ -21,6 +21,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
+from moslora.runs.asking import read_asking
 from moslora.runs.run import Run
 
 OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
@@ -56,7 +57,7 @@ def import_adapter(
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
     }
-    recipe = _recipe(source.resolve().name, settings, model=model, layers=list(layers))
+    recipe = _recipe(source.resolve(), settings, model=model, layers=list(layers))
     imported = {
         "format": "MoSLoRA" if settings.official else "PEFT",
         "sha256": {path.name: sha256(path) for path in (config, weights)},
@@ -84,14 +85,18 @@ def import_adapter(
     return said if effect else f"{said}; WARNING: the adapter changes nothing; was it trained?"
 
 
-def _recipe(name: str, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
-    """The recipe that rebuilds the adapter of ``layers``."""
+def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
+    """The recipe that rebuilds the adapter of ``layers``, asked as ``source`` says, if it is an export of a run."""
+    asking = read_asking(source)
+    asked = asking.model_dump(include={"data", "evaluation", "tasks"}) if asking else {}
     targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
     if any("." in target for target in settings.target_modules):  # ours are last components or a pattern
         targets = "|".join(map(re.escape, layers))
     return Recipe.model_validate(
         {
-            "name": re.sub(r"[^\w.-]", "-", name).lstrip(".-") or "imported",
+            "data": {"format": "llm-adapters"} if settings.official else {},
+            **asked,
+            "name": re.sub(r"[^\w.-]", "-", source.name).lstrip(".-") or "imported",
             "model": model,
             "adapter": {
                 "rank": settings.r,
@@ -101,7 +106,6 @@ def _recipe(name: str, settings: Settings, *, model: dict[str, Any], layers: lis
                 "target_modules": targets,
                 "mixer": {"kind": "dense" if settings.lora_use_mixer else "identity"},
             },
-            "data": {"format": "llm-adapters"} if settings.official else {},
         }
     )
 

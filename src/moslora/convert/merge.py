@@ -33,6 +33,7 @@ from moslora.convert.verify import Proof, compare, log_probabilities, weight_sum
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.asking import write_asking
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
@@ -99,6 +100,7 @@ def merge(
             f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
         )
+        write_asking(scratch, folder.recipe, dtype=section.dtype, task=task)
         write_card(scratch, folder, kind="Merged weights", task=task, use=use, proof=str(proof))
     return proof
 

@@ -55,7 +55,7 @@ class Answers:
 def ask(target: Target, *, question: str, options: Sequence[str], task: str | None = None, **typed: Any) -> Answers:
     """Scores the options of one question (see :func:`as_example`) with the settings of ``target``, changed by ``typed``
     fields of its request: protocol and format."""
-    example, names = as_example(question, options, task=task, own=target.run.recipe.own_tasks if target.run else {})
+    example, names = as_example(question, options, task=task, own=target.own_tasks)
     if target.adapter:
         target.adapter.refuse_untrained(example.task)
     request = target.asked(typed)

@@ -26,8 +26,9 @@ from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
 from moslora.processes.devices import device
 from moslora.processes.group import meeting, members
-from moslora.recipe import PROTOCOLS, ModelSection, resolve_tasks
+from moslora.recipe import PROTOCOLS, ModelSection, Recipe, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
+from moslora.runs.asking import read_asking
 from moslora.runs.run import (
     CHECKPOINTS,
     EVALUATIONS,
@@ -49,7 +50,8 @@ class Target:
     """A model to score, not loaded yet."""
 
     model: ModelSection  # how it is loaded
-    request: Request  # the settings of its run's recipe, or the defaults
+    request: Request  # the settings of its recipe, or the defaults
+    recipe: Recipe | None = None  # its run's, or what a merged model's folder has of it
     run: AdapterFolder | None = None  # its adapter folder; ``None`` for a model without a run
     base: bool = False  # the run's base is scored, without the adapter
     strategy: Strategy = "ddp"  # what each of several processes holds
@@ -58,10 +60,14 @@ class Target:
     def adapter(self) -> AdapterFolder | None:
         return None if self.base else self.run
 
+    @property
+    def own_tasks(self) -> Mapping[str, Task]:
+        return self.recipe.own_tasks if self.recipe else {}
+
     def asked(self, typed: Mapping[str, Any]) -> Request:
         """Its request with the ``typed`` fields. If only one of protocol and format is typed, the other fits it."""
         own, protocol, format = self.request, typed.get("protocol"), typed.get("format")
-        if self.run is None and not (protocol or format):
+        if self.recipe is None and not (protocol or format):
             note(f"no run says how to ask this model: protocol {own.protocol} (change it with --protocol)")
         pairs = [(p, f) for f in (own.format, *PROTOCOLS) for p in (own.protocol, *PROTOCOLS[f]) if p in PROTOCOLS[f]]
         fitting = [(p, f) for p, f in pairs if protocol in (None, p) and format in (None, f)]
@@ -72,11 +78,10 @@ class Target:
         return Request.model_validate({**own.model_dump(), **typed, **chosen})
 
     def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
-        """The typed tasks, by default those of its run's recipe, or the eight sets."""
-        recipe = self.run.recipe if self.run else None
+        """The typed tasks, by default those of its recipe, or the eight sets."""
         if typed is not None:
-            return resolve_tasks(typed, recipe.own_tasks if recipe else None)
-        return recipe.questions.tasks if recipe else tuple(TASKS.values())
+            return resolve_tasks(typed, self.own_tasks)
+        return self.recipe.questions.tasks if self.recipe else tuple(TASKS.values())
 
     def folder(self, request: Request) -> Path:
         """The default results folder. A hub model is downloaded for its fingerprint."""
@@ -131,17 +136,23 @@ def open_target(
     if not is_run:
         if not os.path.isdir(path) and os.path.isdir(RUNS / path):
             raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")
-        model = ModelSection(name=target, trust_remote_code=trust_remote_code).model_copy(update=changes)
-        return Target(model, Request(), strategy=strategy or "ddp")
+        recipe = read_asking(path)
+        model = recipe.model if recipe else ModelSection(name=target)
+        model = model.model_copy(update={"name": target, "trust_remote_code": trust_remote_code, **changes})
+        return Target(model, _request(recipe) if recipe else Request(), recipe, strategy=strategy or "ddp")
     run = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
     recipe = run.recipe
     if strategy == "fsdp" and recipe.model.quantization == "int8":
         raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
     if not base and (remark := unfinished(path, run.path, doing="scoring")):
         note(remark)
-    asked = recipe.evaluation.model_dump() | {"format": recipe.data.format, "source": recipe.questions.source}
     model = recipe.model.model_copy(update=changes)
-    return Target(model, Request(**asked), run, base, strategy or recipe.training.strategy)
+    return Target(model, _request(recipe), recipe, run, base, strategy or recipe.training.strategy)
+
+
+def _request(recipe: Recipe) -> Request:
+    asked = {"format": recipe.data.format, "source": recipe.questions.source}
+    return Request(**recipe.evaluation.model_dump() | asked)
 
 
 def evaluate_target(
@@ -191,7 +202,7 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
     that need a remark."""
     run, sets = target.run, [task.name for task in tasks if not task.own]
-    if sets and run and source == run.recipe.data.source and os.path.isfile(os.path.expanduser(source)):
+    if sets and target.recipe and source == target.recipe.data.source and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
     if not run:
         locate(target.model.name, revision=target.model.revision)

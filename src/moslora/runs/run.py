@@ -167,13 +167,17 @@ def is_run(path: Path) -> bool:
 
 def run_of(adapter: Path) -> Run:
     """The run that contains an adapter folder; the folder itself if it was copied elsewhere."""
-    return Run(next((place for place in (adapter.parent, adapter.parent.parent) if (place / RUN).is_file()), adapter))
+    places = [place for path in (adapter, adapter.resolve()) for place in (path.parent, path.parent.parent)]
+    return Run(next((place for place in places if (place / RUN).is_file()), adapter))
 
 
 def locate_adapter(path: Path) -> Path:
-    """The adapter folder at ``path``: itself, a run's ``adapter/``, or the run's newest checkpoint."""
+    """The adapter folder at ``path``: itself, a run's ``adapter/``, or the newest checkpoint of a run, or of its folder
+    of checkpoints."""
     if (path / MANIFEST).is_file():
         return path
+    if path.name == CHECKPOINTS and (checkpoints := Run(path.parent).checkpoints):
+        return checkpoints[-1]
     if adapters := Run(path).adapters:
         return adapters[0]
     quoted = shlex.quote(str(path))

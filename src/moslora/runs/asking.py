@@ -1,0 +1,44 @@
+"""How a folder of weights wants to be asked: ``moslora.yaml`` beside them, a part of their run's recipe.
+
+It has the section ``evaluation``, the prompt format, and the tasks with their sources. Files are named by absolute
+paths, so that they are found from anywhere. Other readers of the folder ignore it.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moslora.choices import DType
+from moslora.files import write_text
+from moslora.recipe import Recipe
+from moslora.recipe.yaml_text import render
+from moslora.runs.manifest import written_recipe
+
+ASKING = "moslora.yaml"
+
+
+def write_asking(folder: Path, recipe: Recipe, *, dtype: DType, task: str | None) -> None:
+    """Writes how the run of ``recipe`` is asked; of weights whose gate is fixed at ``task``, about that alone."""
+    values = recipe.model_dump(mode="json", include={"data": {"source", "format"}, "evaluation": True, "tasks": True})
+    values["evaluation"]["tasks"] = [task] if task else [entry.name for entry in recipe.questions.tasks]
+    for section, key in local_files(values):
+        if os.path.exists(path := os.path.expanduser(section[key])):  # else the run does not find it from here either
+            section[key] = os.path.abspath(path)
+    values = {"name": recipe.name, "model": {"name": ".", "dtype": dtype}, **values}
+    write_text(folder / ASKING, render(values))
+
+
+def read_asking(folder: Path) -> Recipe | None:
+    """What ``folder`` says, as a recipe, whose model is the folder itself; ``None`` if it does not say it."""
+    return written_recipe(folder / ASKING, by=None) if (folder / ASKING).is_file() else None
+
+
+def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Section and key of every file or folder of this machine that a recipe's values name, but for the base."""
+    for section in (values["data"], values["evaluation"]):
+        if set("./") & set(section["source"] or ""):  # the sources' keywords have neither
+            yield section, "source"
+    for task in values["tasks"].values():
+        if task["hub"] is None:
+            yield from ((task, split) for split in ("train", "test") if task[split])
