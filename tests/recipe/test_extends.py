@@ -14,8 +14,27 @@ def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
         top="extends: [left.yaml, right.yaml]\ntraining: {warmup_steps: 3, log_every: 3}",
     )
     training = load_recipe(path, ["training.log_every=4"]).training
-    assert (training.epochs, training.max_steps, training.warmup_steps, training.log_every) == (1, 2, 3, 4)
+    assert (training.max_steps, training.warmup_steps, training.log_every) == (2, 3, 4)
     assert training.betas == (0.3, 0.4)  # a list replaces
+
+
+@pytest.mark.parametrize(
+    ("top", "overrides", "epochs", "max_steps"),
+    [
+        ("{}", [], 1, None),
+        ("{max_steps: 40}", [], None, 40),
+        ("{}", ["training.max_steps=40"], None, 40),
+        ("{max_steps: 40}", ["training.epochs=2"], 2, None),
+        ("{max_steps: 40}", ["training.max_steps=50"], None, 50),
+        ("{max_steps: 40, epochs: 2}", [], 2, 40),  # together: the first to be reached
+        ("{}", ["training.max_steps=40", "training.epochs=2"], 2, 40),
+    ],
+)
+def test_what_ends_a_run_is_what_was_set_last(write, top, overrides, epochs, max_steps):
+    path = write(base="model: {name: x}\ntraining: {epochs: 1}", top=f"extends: base.yaml\ntraining: {top}")
+    recipe = load_recipe(path, overrides)
+    assert (recipe.training.epochs, recipe.training.max_steps) == (epochs, max_steps)
+    assert load_recipe(write(run=recipe.to_yaml()), written=True) == recipe
 
 
 def test_extends_is_relative_to_the_file_and_nests(write, tmp_path):

@@ -89,6 +89,10 @@ def extended(layer: Layer, faults: list[str], *, folder: Path, chain: tuple[Path
     """The layers of the recipes that `layer` extends, and the layer itself; arguments as in `read_layers`."""
     names = layer.values.get("extends", [])
     own = Layer(layer.origin, {key: value for key, value in layer.values.items() if key != "extends"})
+    training = own.values.get("training")
+    if isinstance(training, dict) and (training.get("epochs") is None) != (training.get("max_steps") is None):
+        # What ends a run takes the place of what ended it in the layers below.
+        own.values["training"] = {"epochs": None, "max_steps": None} | training
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         faults.append(f"{layer.origin}: extends = {names!r}: must be a recipe's file or name, or a list of these")

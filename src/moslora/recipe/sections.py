@@ -140,10 +140,11 @@ class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
     epochs: float | None = Field(default=3.0, gt=0, le=1_000_000)
-    """Passes over the training rows; null if only `max_steps` ends the run."""
+    """Passes over the training rows; null if `max_steps` ends the run. A file or an override that sets one of the two
+    takes back the other of what it extends; of two that are set together, the first to be reached ends the run."""
 
     max_steps: int | None = Field(default=None, gt=0, le=1_000_000_000)
-    """Maximum number of steps; null if only `epochs` ends the run."""
+    """Number of steps; null if `epochs` ends the run."""
 
     global_batch_size: PositiveInt = 16
     """Rows per step, over all processes and micro-batches."""

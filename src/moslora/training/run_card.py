@@ -35,12 +35,13 @@ def describe(
     warmup, ratios = training.warmup(len(plan)), {"B": training.lora_plus_ratio}
     ratios |= {"M": training.mixer_rate_ratio} if learned else {}
     rates = [f"learning rate {training.learning_rate:g}", *(f"{x} × {n:g}" for x, n in ratios.items() if n != 1)]
+    end = "max_steps" if len(plan) == training.max_steps else "epochs"
     rises = [f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises"]
     return [
         f"{base.name} in {base.precision}, {len(list(named_adapters(model)))} layers adapted: {adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
-        f"{len(plan):,} steps of {training.global_batch_size} rows, {', '.join(rates)}, {training.schedule} after"
-        f" {warmup} warm-up steps",
+        f"{len(plan):,} steps of {training.global_batch_size} rows (by training.{end}), {', '.join(rates)},"
+        f" {training.schedule} after {warmup} warm-up steps",
         *(rises if warmup >= len(plan) else []),
     ]
 
