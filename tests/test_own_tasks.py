@@ -104,6 +104,35 @@ def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
     assert "Not evaluated yet" in (tmp_path / "later" / "README.md").read_text()
 
 
+def test_a_run_is_asked_test_rows_alone(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of which it was trained on, though the file is that of its training rows."""
+    declared = DECLARED.replace("train: rows.jsonl", "test: new.jsonl").replace("weather", "new")
+    rows = [{"text": f"question {n}", "label": OPTIONS[n % 3]} for n in range(9)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "new.yaml").write_text(declared, encoding="utf-8")
+    results = scored(mine / "run", tasks=str(tmp_path / "new.yaml"), limit=None, out=tmp_path / "e")
+    assert results.tasks["new"].n == 9 and results.without_leaks and results.without_leaks.leaks == {"new": 0}
+
+
+def test_rows_are_shown_as_the_recipe_trains_on_them(
+    mine: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "data: {format: cloze, loss_on: all, max_length: 9}\nevaluation: {protocol: cloze}\n"
+    both = DECLARED + DECLARED.partition("\n")[2].replace("weather", "other")
+    (tmp_path / "own.yaml").write_text(f"extends: {world / 'recipe.yaml'}\n{both}{options}", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text((mine / "rows.jsonl").read_text())
+    code, shown, _ = run(capsys, "data", "show", tmp_path / "own.yaml")
+    heading = "   format cloze, 9 tokens, the start of the prompt cut, loss on 9 of them"
+    assert code == 0 and f"weather/train/0{heading}" in shown and f"other/train/0{heading}" in shown
+    assert "options (protocol cloze; * is right)" in shown
+    code, shown, _ = run(capsys, "data", "show", tmp_path / "own.yaml", "--format", "label", "--max-length", "99")
+    assert code == 0 and "format label, " in shown and "protocol rank or generate" in shown and " cut" not in shown
+    code, shown, _ = run(capsys, "data", "show", "boolq", "--source", world / "data", "--model", world / "model")
+    assert code == 0 and "boolq/train/0   format label, " in shown
+    code, shown, _ = run(capsys, "data", "audit", "--tasks", tmp_path / "own.yaml")
+    assert code == 0 and " 100.0% " in shown
+
+
 def test_ask_words_the_question_as_the_only_own_task(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--option={option}" for option in OPTIONS]
     code, said, _ = run(capsys, "ask", mine / "run", "--question", "rain fell", *options)

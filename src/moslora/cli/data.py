@@ -24,44 +24,46 @@ def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
 
 @app.command("show")
 def show(
-    task: Annotated[str, typer.Argument(help="Name of a set.", autocompletion=completion.tasks)],
-    format: Format = "label",
+    task: Annotated[str, typer.Argument(help="A set, or a recipe with tasks.", autocompletion=completion.tasks)],
+    format: Format = None,
     row: Annotated[int, typer.Option(help="Row number, from 0.", min=0)] = 0,
-    split: Annotated[Split, typer.Option(help="Split of the set.")] = "train",
+    split: Annotated[Split | None, typer.Option(help="[default: train, if there is such a split]")] = None,
     source: Source = "wheel",
-    model: Tokenizer = "smollm2-135m-instruct",
-    max_length: MaxLength = 512,
-    loss_on: Annotated[LossOn, typer.Option(help="Tokens in the loss.")] = "response",
+    model: Tokenizer = None,
+    max_length: MaxLength = None,
+    loss_on: Annotated[LossOn | None, typer.Option(help="Tokens in the loss. [default: the recipe's]")] = None,
 ) -> None:
-    """Print one example as text and as tokens, with its label mask."""
+    """Print an example of each task as text and as tokens, with its label mask."""
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder
     from moslora.data.show import show_example
-    from moslora.errors import UsageError
-    from moslora.recipe import ModelSection, resolve_tasks
+    from moslora.recipe import ModelSection, recipe_of_tasks, resolve_tasks
 
-    shown, *others = resolve_tasks(task)
-    if others:
-        raise UsageError(f"{task}: must be one set, such as {shown.name}")
-    encoder = Encoder(load_tokenizer(ModelSection(name=model)), max_length=max_length)
-    print(show_example(shown, encoder, split=split, row=row, format=format, source=source, loss_on=loss_on))
+    recipe = recipe_of_tasks(task)
+    data, section = recipe.data, ModelSection(name=model) if model else recipe.model
+    encoder = Encoder(load_tokenizer(section), max_length=max_length or data.max_length)
+    format, loss_on = format or data.format, loss_on or data.loss_on
+    for shown in resolve_tasks(task):
+        there = split or ("train" if "train" in shown.splits else "test")
+        print(show_example(shown, encoder, split=there, row=row, format=format, source=source, loss_on=loss_on))
 
 
 @app.command("audit")
 def audit(
     tasks: Tasks = "commonsense",
     source: Source = "wheel",
-    model: Tokenizer = "smollm2-135m-instruct",
-    format: Format = "label",
-    max_length: MaxLength = 512,
+    model: Tokenizer = None,
+    format: Format = None,
+    max_length: MaxLength = None,
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
     from moslora.base.load import load_tokenizer
     from moslora.data.audit import LEGEND, audit_rows
-    from moslora.recipe import ModelSection, resolve_tasks
+    from moslora.recipe import ModelSection, recipe_of_tasks, resolve_tasks
 
-    tokenizer = load_tokenizer(ModelSection(name=model))
-    table, notes = audit_rows(
-        resolve_tasks(tasks), source=source, tokenizer=tokenizer, format=format, max_length=max_length
-    )
+    recipe = recipe_of_tasks(tasks)
+    tokenizer = load_tokenizer(ModelSection(name=model) if model else recipe.model)
+    format, limit = format or recipe.data.format, max_length or recipe.data.max_length
+    found = resolve_tasks(tasks)
+    table, notes = audit_rows(found, source=source, tokenizer=tokenizer, format=format, max_length=limit)
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])

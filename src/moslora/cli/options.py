@@ -32,9 +32,9 @@ TASKS = typer.Option(
 )
 Tasks = Annotated[str, TASKS]
 FORMAT = typer.Option(help="Prompt format.")
-Format = Annotated[choices.FormatName, FORMAT]
-Tokenizer = Annotated[str, typer.Option(help="The model whose tokenizer is used.")]
-MaxLength = Annotated[int, typer.Option(help="Most tokens in a row.", min=1)]
+Format = Annotated[choices.FormatName | None, FORMAT]
+Tokenizer = Annotated[str | None, typer.Option(help="The model whose tokenizer is used. [default: the recipe's]")]
+MaxLength = Annotated[int | None, typer.Option(help="Most tokens in a row. [default: the recipe's]", min=1)]
 Processes = Annotated[int | None, typer.Option(help="Processes on this machine. [default: one per GPU]", min=1)]
 Restarts = Annotated[
     int | None, typer.Option(help="Restarts after a process was killed. [default: 3 if several run, or 0]", min=0)

@@ -5,6 +5,7 @@ from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples
 from moslora.errors import UsageError
 from moslora.prompts import make_format
+from moslora.recipe import PROTOCOLS
 from moslora.tasks import Task
 
 
@@ -34,7 +35,7 @@ def show_example(
     for position, (id, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
         mark = "-" if label == IGNORE_INDEX else "loss"
         lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {encoder.tokenizer.decode([id])!r}")
-    lines += ["", "options (evaluation; * is right)"]
+    lines += ["", f"options (protocol {' or '.join(PROTOCOLS[format])}; * is right)"]
     for index, choice in enumerate(renderer.options(example)):
         star = "*" if index == example.gold else " "
         lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")

@@ -1,7 +1,7 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
 from .builtin import find_recipe, list_recipes
-from .load import copy_recipe, load_recipe, resolve_tasks, stack_recipe, trace_recipe
+from .load import copy_recipe, load_recipe, recipe_of_tasks, resolve_tasks, stack_recipe, trace_recipe
 from .recipe import Recipe, recipe_schema
 from .rules import PROTOCOLS
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, RankBudgetSection, TrainingSection
@@ -19,6 +19,7 @@ __all__ = [
     "find_recipe",
     "list_recipes",
     "load_recipe",
+    "recipe_of_tasks",
     "recipe_schema",
     "resolve_tasks",
     "stack_recipe",

@@ -74,7 +74,7 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     found: dict[str, Task] = {}
     faults = []
     for name in split_names(names):
-        if name.endswith((".yaml", ".yml")) or "/" in name:
+        if "/" in name or "." in name:
             tasks = _resolve(name, beneath=[NO_MODEL])[0].own_tasks
             faults += [] if tasks else [f"{name}: declares no tasks; it needs a section `tasks:`, as in a recipe"]
             found |= tasks
@@ -87,6 +87,14 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     if faults:
         raise UsageError("\n".join(faults))
     return tuple(found.values())
+
+
+def recipe_of_tasks(names: str) -> Recipe:
+    """How rows of these tasks are shown: by the first of ``names`` that is a recipe, else by a recipe's defaults; with
+    the tokenizer of the quickstart's model if no other is named."""
+    file = next((name for name in split_names(names) if "/" in name or "." in name), None)
+    beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
+    return _resolve(file, beneath=[beneath])[0] if file else _checked([beneath], [], main="")
 
 
 def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, folder: Path) -> Recipe:
