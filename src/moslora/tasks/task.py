@@ -59,7 +59,7 @@ class Columns:
     # a list of texts; a tuple is the options themselves, each a literal text or a template
     options: str | tuple[str, ...] = "options"
     answer: str = "answer"  # the right option: its position from 0, its text, or its letter
-    context: str | None = None  # a text, or ``None`` for none
+    context: str | None = None  # a text, empty or null in a row without one; ``None`` for none
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)  # name -> text, for `Example.meta`
 
 
@@ -144,7 +144,8 @@ class Task:
         if len(choices) < 2:
             raise ValueError(f"options: expected two or more, found {len(choices)}")
         gold = _position(_evaluate("answer", columns.answer, row), choices)
-        context = None if columns.context is None else _text("context", _evaluate("context", columns.context, row))
+        context = None if columns.context is None else _evaluate("context", columns.context, row)
+        context = None if context is None or not str(context).strip() else _text("context", context)
         meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
         return Example(id, self.name, question, choices, gold, context, meta, self.wording if self.own else None)
 

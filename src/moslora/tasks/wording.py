@@ -18,7 +18,7 @@ class Numbered:
     before_format: str = "\n\n"  # text between the last option and "Answer format"
     # the question as asked, of ``{context}`` and ``{question}``, for an example that has a context
     shown: str = "{question}"
-    cloze: str = "Question: {question}\nAnswer:"  # prompt that an option's text answers, of the question as asked
+    cloze: str = "Question: {question}\nAnswer:"  # that an option's text answers; ``{context}`` is shown apart
 
     def labels(self, count: int) -> tuple[str, ...]:
         return tuple(f"{self.stem}{i}" for i in range(1, count + 1))
