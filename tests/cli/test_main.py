@@ -83,13 +83,14 @@ def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_p
     assert code == 2 and "exists" in err
 
 
-@pytest.mark.parametrize("command", ["train", "recipes show"])
+@pytest.mark.parametrize("command", ["train", "plan", "recipes show"])
 def test_who_puts_dashes_before_a_value_is_shown_how_it_is_typed(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    code, _, err = run(capsys, *command.split(), "smollm2-135m", "--learning_rate", "1e-4")
-    assert code == 2 and "No such option: --learning_rate" in err
-    assert f"Usage: moslora {command} [OPTIONS]" in err and " [training.learning_rate=1e-4]...\n" in err
+    for typed in (("smollm2-135m", "--lr", "1e-4"), ("--lr=1e-4", "smollm2-135m")):
+        code, _, err = run(capsys, *command.split(), *typed)
+        assert code == 2 and err.count("\n") == 1
+        assert f"{typed[-2] if '--lr' in typed else typed[0]}: " in err and "training.learning_rate=1e-4" in err
 
 
 def test_a_warm_up_as_long_as_the_run_is_noted(
@@ -97,9 +98,9 @@ def test_a_warm_up_as_long_as_the_run_is_noted(
 ) -> None:
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))  # without rows that another test has made
     command = ("train", world / "recipe.yaml", "--dry-run", "training.max_steps=9")
-    code, out, _ = run(capsys, *command, "training.warmup_steps=9")
     both = run(capsys, *command[:3], "training.max_steps=90", "training.epochs=2")[1]
     assert "21 steps of 8 rows (by training.epochs)" in both
+    code, out, _ = run(capsys, *command, "training.warmup_steps=9")
     assert code == 0
     assert "\nnote: training.warmup_steps = 9 of 9 steps" in out and "(by training.max_steps)" in out
     assert "\n84 training rows of " in out, "rows of local files are counted"

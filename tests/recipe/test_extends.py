@@ -136,7 +136,7 @@ def test_faults_of_readable_files_come_beside_unreadable_ones(write):
 def test_no_such_recipe_names_the_closest(write, name, meant):
     write(a="")
     (line,) = faults(name)
-    assert line.startswith(f"{name}: ") and line.endswith(f" {meant}?")
+    assert line.startswith(f"{name}: ") and f"did you mean {meant}" in line and line.count(",") <= 4
 
 
 def test_path_wins_over_name(write, tmp_path):

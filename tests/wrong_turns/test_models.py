@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 
+from cli_kit import run
 from training_kit import moslora
 from wrong_turns.changes import edit_json, edit_tensors, truncate
 
@@ -91,6 +92,14 @@ def test_what_the_hub_answers(refused, monkeypatch, error, code, named):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=kind("no", **options)))
     command = "train {world}/recipe.yaml model.name=some/model model.revision=v9"
     refused(command, "model.name = some/model", named, code=code)
+
+
+def test_that_there_is_no_gpu_is_said_before_a_download(here, world, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", Mock(side_effect=huggingface_hub.errors.OfflineModeIsEnabled)
+    )
+    code, out, _ = run(capsys, "train", world / "recipe.yaml", "model.name=some/model")
+    assert code == 1 and out.startswith("note: no GPU here") and "some/model" in out
 
 
 def test_what_is_known_before_a_download(refused, monkeypatch):

@@ -11,6 +11,7 @@ TYPED = (
     ("trian llama3-8b", "trian", "train"),
     ("train", "recipe"),
     ("train none.yaml", "none.yaml"),
+    ("train lama3.2", "llama3.2-3b, llama3.2-1b", "moslora recipes"),
     ("train methods/lora", "methods/lora.yaml", "model.name"),
     ("train llama3-8b seed=-1 training.epochs=no", "seed = -1", "training.epochs = False"),
     ("train smollm2-135m methods/dora", "methods/dora", "extends="),
@@ -56,7 +57,7 @@ def test_a_file_that_cannot_be_read(refused, here, monkeypatch):
     (here / "f").mkdir()
     (here / "r.yaml").write_text("extends: f")
     refused("train r.yaml", "r.yaml", "extends = f")
-    refused("train f", "f: ")
+    refused("train f", "f: ", "recipe.yaml", "moslora recipes")
     denied = PermissionError(13, "Permission denied", "r.yaml")
     monkeypatch.setattr("moslora.recipe.layers.parse", Mock(side_effect=denied))
     refused("train r.yaml", "r.yaml", "Permission denied")

@@ -145,7 +145,8 @@ def _ask_hub(name: str, revision: str | None) -> None:
         ) from None
     except OSError as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, hub_cache()) or MosloraError(
-            f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online, {offline}"
+            f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online (logged in,"
+            f" if it is gated: `hf auth login`), {offline}"
         ) from None
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(context_settings=options.ALL_TO_THE_RECIPE)
 def train(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
@@ -54,7 +54,7 @@ def train(
     train_recipe(resolved, out=out, resuming=resume)
 
 
-@app.command()
+@app.command(context_settings=options.ALL_TO_THE_RECIPE)
 def plan(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
@@ -64,7 +64,7 @@ def plan(
 ) -> None:
     """Print what a run needs: the memory of each device, whether it fits, and the time.
 
-    Without --probe, no weights, data or network are needed.
+    Without --probe, no weights, data or network are needed. Ends with 1 if it does not fit on the GPUs.
     """
     from moslora.plan import plan as plan_run
     from moslora.recipe import load_recipe
@@ -102,12 +102,13 @@ def evaluate(
     if limit is not None:
         typed["limit"] = limit or None
     _share(processes, then="the same command continues from the scores so far")
-    from moslora.evaluation.target import evaluate_target, open_target
     from moslora.runs.run import newest_run
 
     if target is None:
         target = str(newest_run(RUNS, Path()).path)
         say(f"newest run: {target}")
+    from moslora.evaluation.target import evaluate_target, open_target
+
     with stopped("stopped; the scores so far are kept, and the same command continues from there"):
         opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
         results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
@@ -163,10 +164,10 @@ def merge(
     trust: options.Trust = False,
 ) -> None:
     """Fold the adapter into the base's weights: an ordinary Hugging Face model, in RUN/merged[-TASK]."""
+    adapter, out = _adapter(run, out, task, name="merged", doing="merging")
     from moslora.convert.card import how_to_upload
     from moslora.convert.merge import merge as merge_adapter
 
-    adapter, out = _adapter(run, out, task, name="merged", doing="merging")
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
 
@@ -180,10 +181,10 @@ def export(
     trust: options.Trust = False,
 ) -> None:
     """Write the adapter in the format of another library, into RUN/peft[-TASK]."""
+    adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
     from moslora.convert.card import how_to_upload
     from moslora.convert.export import export_peft
 
-    adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
     export_peft(adapter, out=out, task=task, trust_remote_code=trust)
     print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
 
@@ -234,6 +235,8 @@ def _share(processes: int | None, *, then: str, restarts: int | None = None, run
 
 def _print_plan(plan: "Plan") -> None:
     print_table(plan.table, above=plan.heading, below=plan.remarks)
+    if not plan.fits:
+        raise typer.Exit(1)
 
 
 def _typed(**values: Any) -> dict[str, Any]:

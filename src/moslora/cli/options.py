@@ -46,8 +46,8 @@ DType = Annotated[
     choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")
 ]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model, without the adapter.")]
+ALL_TO_THE_RECIPE = {"ignore_unknown_options": True}  # which tells how a value is typed that has dashes before it
 Overrides = Annotated[
     list[str] | None,
-    # The metavar is an example: a user who types --learning_rate sees it in the usage line of the error.
     typer.Argument(metavar="training.learning_rate=1e-4", help="key.sub=value …, overrides of the recipe."),
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moslora.cli.options import Overrides, RecipeName
+from moslora.cli.options import ALL_TO_THE_RECIPE, Overrides, RecipeName
 from moslora.cli.table import print_described
 
 app = typer.Typer(help="List, show and copy recipes.", invoke_without_command=True)
@@ -31,7 +31,7 @@ def copy(
     print(f"written to {copy_recipe(_recipe_file(name), destination)}")
 
 
-@app.command("show")
+@app.command("show", context_settings=ALL_TO_THE_RECIPE)
 def show_recipe(name: RecipeName, overrides: Overrides = None) -> None:
     """Print every value of a recipe and the file it comes from."""
     from moslora.recipe import trace_recipe

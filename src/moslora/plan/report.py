@@ -31,6 +31,7 @@ class Plan:
     heading: list[str]
     table: list[list[str]]
     remarks: list[str]
+    fits: bool = True  # false on a GPU alone: without one here or named, another machine may be meant
 
 
 def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None = None, probing: bool = False) -> Plan:
@@ -75,11 +76,12 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         counts = {"tokens": run.tokens, "labels": run.tokens * run.labelled, "row": row}
         total = operations(run.model, **counts, recomputed=section.gradient_checkpointing)
         assumed = at_a_share_of_peak(total / working, memory=room) if on_gpu else ""
-        remarks.append(f"about {total:.1e} operations{assumed}; --probe measures a few steps here")
+        remarks.append(f"about {total:.1e} operations{assumed}; moslora plan RECIPE --probe measures a few steps here")
     unit = f"of {processes} GPUs" if on_gpu else "process on this CPU"
     each = f"each {unit}" if processes > 1 else "one GPU" if on_gpu else f"one {unit}"
     heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens:"
-    return Plan([*run.lines, heading], as_table(columns), remarks)
+    fits = not on_gpu or chosen(section, work).total <= room
+    return Plan([*run.lines, heading], as_table(columns), remarks, fits)
 
 
 def parse_bytes(text: str) -> int:

@@ -33,10 +33,12 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
         return files[stem]
     if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
+    what = "a folder without a run (no recipe.yaml)" if os.path.isdir(path) else f"neither a file nor a built-in {kind}"
     known = {file.rpartition("/")[2]: file for file in files} | {file: file for file in files}
-    close = difflib.get_close_matches(stem, known, n=1)
-    hint = f"did you mean {known[close[0]]}?" if close else f"built-in {kind}s are {', '.join(files)}"
-    raise UsageError(f"{printable(name)}: is neither a file nor a built-in {kind}; {hint}")
+    close = dict.fromkeys(known[file] for file in difflib.get_close_matches(stem, known, n=5))
+    hint = f"did you mean {', '.join(close)}? " * bool(close)
+    listed = "moslora recipes lists all" if kind == "recipe" else f"built-in are {', '.join(files)}"
+    raise UsageError(f"{printable(name)}: is {what}; {hint}{listed}")
 
 
 def list_recipes(kind: str = "recipe") -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UsageError("a report needs matplotlib; pip install 'moslora[plots]', or pip install matplotlib") from None
+        raise UsageError("a report needs matplotlib; pip install matplotlib") from None
     from moslora.report.page import page
     from moslora.report.runs import reported_runs
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from moslora.adapters import has_learned
-from moslora.base.resolve import fingerprint
+from moslora.base.resolve import BUILTIN, at_hand, fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import label_count, passes
@@ -73,6 +73,9 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
         )
     saved = newest_saved(run, recipe) if resuming else None
     finished = saved is not None and saved.path == run.result
+    name, revision = recipe.model.name, recipe.model.revision
+    if not finished and device().type == "cpu" and name != BUILTIN and not at_hand(name, revision=revision):
+        note(f"no GPU here, so {name} trains on the CPU; moslora plan RECIPE --gpu-memory 80GB says what a GPU needs")
     inputs = None if finished else gather_inputs(recipe)
     facts = recipe.values(but=(*FREE, "model.name"))  # whose path may differ
     facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
