@@ -145,8 +145,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
         ) from None
     except OSError as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, hub_cache()) or MosloraError(
-            f"model.name = {name}: the hub cannot be reached and the model is not in the cache; go online (logged in,"
-            f" if it is gated: `hf auth login`), {offline}"
+            f"model.name = {name}: not cached, and no hub in reach; go online (if gated, `hf auth login`), {offline}"
         ) from None
 
 

@@ -64,6 +64,5 @@ def audit(
     recipe = recipe_of_tasks(tasks)
     tokenizer = load_tokenizer(ModelSection(name=model) if model else recipe.model)
     format, limit = format or recipe.data.format, max_length or recipe.data.max_length
-    found = resolve_tasks(tasks)
-    table, notes = audit_rows(found, source=source, tokenizer=tokenizer, format=format, max_length=limit)
+    table, notes = audit_rows(resolve_tasks(tasks), source=source, tokenizer=tokenizer, format=format, max_length=limit)
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -16,7 +16,7 @@ from moslora.console import is_main_process, note, say
 from moslora.errors import UsageError, stopped
 
 if TYPE_CHECKING:
-    from moslora.plan import Plan
+    from moslora.recipe import Recipe
 
 app = typer.Typer()
 
@@ -42,10 +42,7 @@ def train(
 
         resolved = load_recipe(recipe, overrides or ())
     if dry_run:
-        from moslora.plan import plan as plan_run
-
-        _print_plan(plan_run(resolved))
-        return
+        _print_plan(resolved)
     out = out or RUNS / resolved.name
     then = "the same command with --resume continues from the last checkpoint"
     _share(processes, then=then, restarts=max_restarts, run=out)
@@ -66,11 +63,10 @@ def plan(
 
     Without --probe, no weights, data or network are needed. Ends with 1 if it does not fit on the GPUs.
     """
-    from moslora.plan import plan as plan_run
     from moslora.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or ())
-    _print_plan(plan_run(resolved, processes=processes, gpu_memory=gpu_memory, probing=probe))
+    _print_plan(resolved, processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 
 def _limit(text: str) -> int:
@@ -233,10 +229,12 @@ def _share(processes: int | None, *, then: str, restarts: int | None = None, run
         raise typer.Exit(code)
 
 
-def _print_plan(plan: "Plan") -> None:
-    print_table(plan.table, above=plan.heading, below=plan.remarks)
-    if not plan.fits:
-        raise typer.Exit(1)
+def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
+    from moslora.plan import plan as plan_run
+
+    planned = plan_run(recipe, **options)
+    print_table(planned.table, above=planned.heading, below=planned.remarks)
+    raise typer.Exit(0 if planned.fits else 1)
 
 
 def _typed(**values: Any) -> dict[str, Any]:

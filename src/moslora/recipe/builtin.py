@@ -36,9 +36,8 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     what = "a folder without a run (no recipe.yaml)" if os.path.isdir(path) else f"neither a file nor a built-in {kind}"
     known = {file.rpartition("/")[2]: file for file in files} | {file: file for file in files}
     close = dict.fromkeys(known[file] for file in difflib.get_close_matches(stem, known, n=5))
-    hint = f"did you mean {', '.join(close)}? " * bool(close)
-    listed = "moslora recipes lists all" if kind == "recipe" else f"built-in are {', '.join(files)}"
-    raise UsageError(f"{printable(name)}: is {what}; {hint}{listed}")
+    hint = f"did you mean {', '.join(close)}?" if close else f"give one such as {', '.join([*files][:5])}"
+    raise UsageError(f"{printable(name)}: is {what}; {hint}" + " (moslora recipes lists all)" * (kind == "recipe"))
 
 
 def list_recipes(kind: str = "recipe") -> list[tuple[str, str]]:

@@ -90,8 +90,7 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
 
 
 def recipe_of_tasks(names: str) -> Recipe:
-    """How rows of these tasks are shown: by the first of ``names`` that is a recipe, else by a recipe's defaults; with
-    the tokenizer of the quickstart's model if no other is named."""
+    """How rows of these tasks are shown: the first of ``names`` that is a recipe, or a recipe's defaults."""
     file = next((name for name in split_names(names) if "/" in name or "." in name), None)
     beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
     return _resolve(file, beneath=[beneath])[0] if file else _checked([beneath], [], main="")

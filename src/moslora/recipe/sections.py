@@ -140,8 +140,7 @@ class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
     epochs: float | None = Field(default=3.0, gt=0, le=1_000_000)
-    """Passes over the training rows; null if `max_steps` ends the run. A file or an override that sets one of the two
-    takes back the other of what it extends; of two that are set together, the first to be reached ends the run."""
+    """Passes over the training rows; null if `max_steps` ends the run. The one set last replaces the other."""
 
     max_steps: int | None = Field(default=None, gt=0, le=1_000_000_000)
     """Number of steps; null if `epochs` ends the run."""

@@ -44,8 +44,7 @@ class TaskSection(Section):
     """
 
     train: str | None = Field(default=None, min_length=1)
-    """JSON or JSONL file of the training rows, relative to the file that names it; with `hub`, the split. Null for a
-    task that is only evaluated on."""
+    """JSON or JSONL file of the training rows, relative to the file that names it; with `hub`, the split; or null."""
 
     test: str | None = Field(default=None, min_length=1)
     """File or split of the questions to evaluate on; null for a part of the training rows, which is not trained on."""
