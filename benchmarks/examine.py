@@ -25,7 +25,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import adapt, prepare
-from written import Silent, alternate
+from written import alternate
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Stepper:
             self.parts,
             self.settings,
             first_step=self.done,
-            observer=Silent(),
+            report=lambda step, **values: None,
             checkpoint=lambda step: None,
             validate=lambda step: None,
             stop_requested=lambda: True,

@@ -88,14 +88,6 @@ def write_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
 
 
-class Silent:
-    """An observer of the training loop that reports nothing."""
-
-    def count(self, *, tokens: int, examples: int) -> None: ...
-
-    def log(self, step: int, **values: float) -> None: ...
-
-
 def publish(text: str, page: Path, name: str, *, print_only: bool) -> None:
     """Prints ``text``, and unless told otherwise puts it between the comments of that name."""
     print(text)

@@ -58,8 +58,12 @@ def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "moslora", *map(str, arguments)],
         text=True,
-        stderr=subprocess.PIPE,
-        **{"stdout": subprocess.PIPE, "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}, **options},  # type: ignore[call-overload]
+        **{
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            **options,
+        },  # type: ignore[call-overload]
     )
 
 

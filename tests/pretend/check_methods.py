@@ -4,7 +4,6 @@
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
@@ -40,13 +39,11 @@ def steps(method: str, world: Path, folder: Path, *overrides: str, count: int) -
     recipe = load_recipe(folder / "recipe.yaml", settings)
     parts, _ = prepare(Accelerator(mixed_precision="no"), recipe)
     logged: list[float] = []
-    nothing = {"checkpoint": lambda _: None, "validate": lambda _: None, "stop_requested": lambda: True}
-    observer = SimpleNamespace(
-        count=lambda **_: None, log=lambda _, loss, grad_norm, **others: logged.extend((loss, grad_norm))
-    )
+    told = {"report": lambda _, loss, grad_norm, **others: logged.extend((loss, grad_norm))}
+    told |= {"checkpoint": lambda _: None, "validate": lambda _: None, "stop_requested": lambda: True}
     for step in range(count):
         with watch() as seen:
-            train(parts, recipe.training, first_step=step, observer=observer, **nothing)
+            train(parts, recipe.training, first_step=step, **told)
     return {key: value.detach().cpu() for key, value in adapter_state_dict(parts.model).items()}, seen, logged
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.plan.outline import outline
+from moslora.progress import Line
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
@@ -133,7 +134,8 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
 
 def test_the_progress_line_shows_a_large_budget_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LLaMA-3-8B at rank 64 has 10,240 entries, which four digits would round."""
-    Tracker(Run(tmp_path), first_step=0, total_steps=10).log(1, loss=1.23456, rank_budget=10_239)
+    tracker = Tracker(Run(tmp_path), Line(10, ""), first_step=0, total_steps=10)
+    tracker.step(1, tokens=9, examples=1, loss=1.23456, rank_budget=10_239)
     assert "step 1/10  loss 1.235  rank_budget 10,239  " in capsys.readouterr().out
 
 

@@ -23,15 +23,12 @@ STEPS, ROWS = 20, 16
 
 
 class Losses:
-    """An observer that keeps the loss and the gradient's norm of every step."""
+    """Keeps the loss and the gradient's norm of every step."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, float]] = []
 
-    def count(self, **_: int) -> None:
-        pass
-
-    def log(self, step: int, **values: float) -> None:
+    def step(self, step: int, **values: float) -> None:
         self.rows.append((values["loss"], values["grad_norm"]))
 
 
@@ -78,7 +75,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path: Path, 
         parts,
         settings,
         first_step=0,
-        observer=ours,
+        report=ours.step,
         checkpoint=lambda step: None,
         validate=lambda step: None,
         stop_requested=lambda: False,

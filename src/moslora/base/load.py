@@ -1,8 +1,8 @@
 """Loads the base model and its tokenizer, and reads from a model what training and scoring need."""
 
+import itertools
 import logging
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import set_tqdm_hook
 
 from moslora.adapters import describe_batch, named_adapters, task_names
 from moslora.base.quantized import fix_layers, quantization_config
@@ -32,6 +32,7 @@ from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BARS = itertools.count()
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -60,6 +61,8 @@ def loading(name: str, what: str) -> Iterator[None]:
         return not table
 
     logger.addFilter(keep)
+    # The bar of the first model only, and only on a terminal: some commands load one several times.
+    before = set_tqdm_hook(lambda bar, args, options: bar(*args, **options, disable=next(_BARS) > 0 or None))
     try:
         yield
     except (MosloraError, torch.OutOfMemoryError):
@@ -82,6 +85,7 @@ def loading(name: str, what: str) -> Iterator[None]:
             f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
         ) from None
     finally:
+        set_tqdm_hook(before)
         logger.removeFilter(keep)
 
 
@@ -119,8 +123,6 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
     if on_cpu and dtype != "float32" and not (dtype == "bfloat16" and multiplies_bfloat16(device)):
         note_once(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
-    if not sys.stderr.isatty():
-        disable_progress_bar()
     changes: dict[str, Any] = {}
     if quantized:
         changes["quantization_config"] = quantization_config(section, on_cpu=on_cpu)

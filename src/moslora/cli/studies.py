@@ -111,7 +111,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay
     """List the runs in a folder: adapter, steps, state and scores."""
     from moslora.runs.run import table_of_runs
 
-    print_table(table_of_runs(folder))
+    print_table(table_of_runs(folder), best="scores")
 
 
 @app.command()
@@ -150,6 +150,6 @@ def reproduce(
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str]) -> None:
     """Prints tables, an empty line below each, and the lines below them."""
     for table in tables:
-        print_table(table)
+        print_table(table, best="macro")
         print()
     print(*lines, sep="\n")

@@ -1,5 +1,7 @@
 """Tables in the terminal."""
 
+import math
+import re
 from collections.abc import Iterable
 
 
@@ -10,20 +12,26 @@ def print_described(names: list[tuple[str, str]]) -> None:
         print(f"{name:{width}}  {purpose}")
 
 
-def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iterable[str] = ()) -> None:
-    """Prints ``rows``, header first, all columns but the first right-aligned, between lines ``above`` and ``below``."""
+def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iterable[str] = (), best: str = "") -> None:
+    """Prints ``rows``, header first, all columns but the first right-aligned, between lines ``above`` and ``below``.
+    On a terminal the macro average is bold, and the row with the largest number in the column ``best``."""
     from rich.console import Console
     from rich.table import Table
 
     for line in above:
         print(line)
     if rows:
-        table = Table(*rows[0], box=None, pad_edge=False)
+        console = Console()
+        console = console if console.is_terminal else Console(width=160)  # in a file, no column is cut
+        wide = sum(max(map(len, column)) + 1 for column in zip(*rows, strict=True)) > console.width
+        table = Table(*(title.replace(" ", "\n" if wide else " ") for title in rows[0]), box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
-        for row in rows[1:]:
-            table.add_row(*row)
-        console = Console()
-        (console if console.is_terminal else Console(width=160)).print(table)  # in a file, no column is cut
+        cells = [row[rows[0].index(best)] if best in rows[0] else "" for row in rows[1:]]
+        numbers = [float(found[0]) if (found := re.search(r"-?\d+\.\d+", cell)) else -math.inf for cell in cells]
+        for row, number in zip(rows[1:], numbers, strict=True):
+            strong = row[0] == "macro average" or number == max(numbers) > -math.inf
+            table.add_row(*row, style="bold" if strong else None)
+        console.print(table)
     for line in below:
         print(line)

@@ -29,6 +29,7 @@ from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.scorer import Request, Scorer
 from moslora.processes.devices import keep_freed_memory
 from moslora.processes.group import gathered, members
+from moslora.progress import Line
 from moslora.prompts import make_format
 from moslora.tasks import Example
 
@@ -145,23 +146,28 @@ def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Jour
     before a kill, since its shapes belong to its results."""
     rank, processes = members()
     missing = {example.id for block in task_blocks for example in block.wanted} - journal.predictions.keys()
-    unfinished = [block for block in task_blocks if missing & {example.id for example in block.wanted}]
-    if processes > 1:  # blocks of about the same cost together, so that no process waits long
-        unfinished.sort(key=lambda block: -sum(len("".join((e.question, *e.choices))) for e in block.computed))
-    began = time.monotonic()
-    for first in range(0, len(unfinished), processes):
-        own: list[Prediction] = []
-        with in_step(scorer.model):
-            for block in unfinished[first : first + processes][rank : rank + 1]:
-                own = [prediction for prediction in scorer.score(block.computed) if prediction.id in missing]
-                journal.append(own)  # before the others are waited for, of which one may be lost
-        for other, predictions in enumerate(gathered(own)):
-            if other != rank:
-                journal.append(predictions)
-        left = len(missing - journal.predictions.keys())
-        done, minutes = len(missing) - left, (time.monotonic() - began) / 60
-        rest = f", about {minutes / done * left:.1f} min left" if left else ""
-        say(f"  {unfinished[first].wanted[0].task}: {done:,}/{len(missing):,} questions{rest}")
+    asked = [block for block in task_blocks if missing & {example.id for example in block.wanted}]
+    unfinished = [(sum(map(scorer.work, block.computed)), block) for block in asked]
+    if processes > 1:  # blocks of about the same work together, so that no process waits long
+        unfinished.sort(key=lambda each: -each[0])
+    began, worked, total, of = time.monotonic(), 0, sum(work for work, _ in unfinished), f"{len(missing):,}"
+    with Line(total, f"0/{of}") as line:
+        for first in range(0, len(unfinished), processes):
+            together, own = unfinished[first : first + processes], list[Prediction]()
+            with in_step(scorer.model):
+                for _, block in together[rank : rank + 1]:
+                    own = [prediction for prediction in scorer.score(block.computed) if prediction.id in missing]
+                    journal.append(own)  # before the others are waited for, of which one may be lost
+            for other, predictions in enumerate(gathered(own)):
+                if other != rank:
+                    journal.append(predictions)
+            worked += sum(work for work, _ in together)
+            task, done = together[0][1].wanted[0].task, len(missing & journal.predictions.keys())
+            seconds = time.monotonic() - began
+            line.show(worked, f"{task} {done:,}/{of}", f"{done / seconds:.1f} questions/s")
+            rest = f", about {seconds / 60 * (total / worked - 1):.1f} min left" if done < len(missing) else ""
+            if line.disable:
+                say(f"  {task}: {done:,}/{of} questions{rest}")
 
 
 def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journal: Journal) -> dict[str, float]:

@@ -48,6 +48,11 @@ class Scorer(ABC, Generic[Question, Found]):
     def length(self, question: Question) -> int:
         """Tokens that the question takes of a batch."""
 
+    def work(self, example: Example) -> int:
+        """Characters that the model reads, which tell about how long a question takes."""
+        options = self.format.options(example)
+        return len("".join({option.prompt for option in options} | {option.answer for option in options}))
+
     @abstractmethod
     def compute(self, questions: Sequence[Question]) -> Iterable[Found]:
         """The model's output for every question of a batch."""

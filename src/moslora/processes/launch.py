@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 
+from rich import get_console
+
 from moslora.console import note
 from moslora.errors import Interrupted, UsageError
 
@@ -164,5 +166,7 @@ def _run(command: Sequence[str], processes: int, environment: Mapping[str, str])
         raise Interrupted("stopped before all had started", signal_number=received.sigval) from None
     finally:
         context.close(death_sig=signal.SIGKILL)
+        with suppress(OSError):
+            get_console().show_cursor()  # which one that was killed may have hidden
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -196,7 +196,7 @@ class TrainingSection(Section):
     """Steps between measurements of the validation loss."""
 
     log_every: PositiveInt = 10
-    """Steps between lines of progress and of metrics.jsonl."""
+    """Steps between lines of a log and of metrics.jsonl."""
 
     def warmup(self, steps: int) -> int:
         """The warm-up steps of a run of ``steps``."""

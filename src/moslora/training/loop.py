@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -22,14 +21,6 @@ from moslora.training.optimizer import rate_factor, set_rate, trainable
 
 SKIPS_IN_A_ROW = 10
 """Overflows in a row that the float16 scaler may skip: each halves its scale, which starts at 2¹⁶."""
-
-
-class Observer(Protocol):
-    """Receives the loop's reports."""
-
-    def count(self, *, tokens: int, examples: int) -> None: ...
-
-    def log(self, step: int, **values: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ def train(
     settings: TrainingSection,
     *,
     first_step: int,
-    observer: Observer,
+    report: Callable[..., None],
     checkpoint: Callable[[int], object],
     validate: Callable[[int], None],
     stop_requested: Callable[[], bool],
@@ -73,6 +64,7 @@ def train(
 
     Args:
         first_step: optimizer updates already done.
+        report: called after each update with its number, ``tokens`` (no padding), ``examples`` and metrics by name.
         checkpoint: called with the number of updates done, on every process; ``validate`` too.
         stop_requested: called after each step on every process; one true stops all.
 
@@ -110,12 +102,10 @@ def train(
         extras = parts.budget.update(done, skipped=not finite) if parts.budget else {}
         optimizer.zero_grad()
 
-        observer.count(tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn))
-        if done % settings.log_every == 0 or done == total:
-            if penalty:
-                extras["penalty"] = penalty
-            rate = optimizer.param_groups[0]["lr"]
-            observer.log(done, loss=loss, grad_norm=norm, learning_rate=rate, **extras)
+        if penalty:
+            extras["penalty"] = penalty
+        values = {"loss": loss, "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"], **extras}
+        report(done, tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn), **values)
         if done % settings.validate_every == 0 or done == total:
             validate(done)
         if stop or done % settings.checkpoint_every == 0 or done == total:

@@ -24,6 +24,7 @@ from moslora.files import DiskFull, locked, placed
 from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.processes.launch import launched, place
+from moslora.progress import Line
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.run import Run, wandb_run
@@ -177,16 +178,18 @@ class Training:
         with wandb_run(recipe, self.run) as wandb, stop_requests() as signals:
             if self.parts.accelerator.device.type != "cpu" and first_step < total:
                 rehearse(self.parts, first_step=first_step)
-            tracker = Tracker(self.run, first_step=first_step, total_steps=total, wandb=wandb)
-            done = train(
-                self.parts,
-                recipe.training,
-                first_step=first_step,
-                observer=tracker,
-                checkpoint=self.checkpoint,
-                validate=partial(self.validate, tracker),
-                stop_requested=lambda: bool(signals),
-            )
+            with Line(total - first_step, f"step {first_step}/{total}") as line:
+                steps = {"first_step": first_step, "total_steps": total, "log_every": recipe.training.log_every}
+                tracker = Tracker(self.run, line, **steps, wandb=wandb)
+                done = train(
+                    self.parts,
+                    recipe.training,
+                    first_step=first_step,
+                    report=tracker.step,
+                    checkpoint=self.checkpoint,
+                    validate=partial(self.validate, tracker),
+                    stop_requested=lambda: bool(signals),
+                )
         if done < total:
             raise Interrupted(
                 f"stopped after step {done} of {total}; all is saved. Resume with: {self.run.resume_command}",

@@ -1,4 +1,4 @@
-"""Progress of a run: a line on the screen, a line in ``metrics.jsonl``, and Weights & Biases if configured."""
+"""Metrics of a run: on the screen, in ``metrics.jsonl``, and on Weights & Biases if configured."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from typing import Any
 from moslora.console import is_main_process, say
 from moslora.files import write_text, writing
 from moslora.processes.devices import gpu_module, gpus
+from moslora.progress import Line
 from moslora.runs.run import METRICS, Run
 
 MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_gb")
@@ -19,8 +20,10 @@ MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_
 class Tracker:
     """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run."""
 
-    def __init__(self, run: Run, *, first_step: int, total_steps: int, wandb: Any = None) -> None:
-        self._active = is_main_process()
+    def __init__(
+        self, run: Run, line: Line, *, first_step: int, total_steps: int, log_every: int = 1, wandb: Any = None
+    ) -> None:
+        self._active, self._line, self._log_every = is_main_process(), line, log_every
         self._path = run.path / METRICS
         self._first, self._total = first_step, total_steps
         self._began = self._last = time.perf_counter()
@@ -33,16 +36,14 @@ class Tracker:
             self._before = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def count(self, *, tokens: int, examples: int) -> None:
-        """Adds one step's work: real tokens, no padding."""
-        self._tokens += tokens
-        self._examples += examples
-
-    def log(self, step: int, **values: float) -> None:
-        """Records ``values`` after ``step`` updates: with the speed since the last call, the seconds of training so
-        far, interruptions left out, and the peak memory of this process."""
+    def step(self, step: int, *, tokens: int, examples: int, **values: float) -> None:
+        """Shows ``values`` of update number ``step``, and of every ``log_every``-th records them: with the speed since
+        the last record, the seconds of training so far, interruptions left out, and the peak memory of this process.
+        The first is also printed, as it tells how long a run will take."""
         if not self._active:
             return
+        self._tokens += tokens
+        self._examples += examples
         now = time.perf_counter()
         seconds = now - self._last
         left = (now - self._began) / (step - self._first) * (self._total - step)
@@ -54,19 +55,22 @@ class Tracker:
             "seconds": round(self._before + now - self._began, 3),
             "peak_memory_gb": peak_memory_gb(),
         }
-        self._last, self._tokens, self._examples = now, 0, 0
-        shown = "  ".join(
+        loss, *others = (
             f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items()
         )
-        self.record(row)
-        say(
-            f"step {step}/{self._total}  {shown}  {row['tokens_per_second']:.0f} tokens/s"
-            f"  {row['examples_per_second']:.1f} examples/s  peak {row['peak_memory_gb']:.1f} GB"
-            f"  {left / 60:.1f} min left"
-        )
+        tokens_s = f"{row['tokens_per_second']:.0f} tokens/s"
+        examples_s = f"{row['examples_per_second']:.1f} examples/s"
+        at, peak = f"step {step}/{self._total}", f"peak {row['peak_memory_gb']:.1f} GB"
+        self._line.show(step - self._first, at, loss, examples_s, *others, tokens_s, peak)
+        recorded = step % self._log_every == 0 or step == self._total
+        if recorded:
+            self._last, self._tokens, self._examples = now, 0, 0
+            self.record(row)
+        if self._line.disable and (recorded or step == self._first + 1):
+            say("  ".join([at, loss, *others, tokens_s, examples_s, peak, f"{left / 60:.1f} min left"]))
 
     def record(self, row: dict[str, Any]) -> None:
-        """Writes one line of ``metrics.jsonl`` and prints nothing."""
+        """Writes one line of ``metrics.jsonl`` and shows nothing."""
         if not self._active:
             return
         # A step that the float16 scaler skips has an infinite norm, which JSON cannot hold.

@@ -1,0 +1,217 @@
+"""What a person at a terminal sees: one live line, and tables with what decides in bold. A log has plain lines."""
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+from evaluation_kit import make_examples, make_model, tokenizer
+from moslora.base.load import load_base
+from moslora.cli.table import print_table
+from moslora.console import say
+from moslora.evaluation import Request, evaluate
+from moslora.evaluation.rank import Rank
+from moslora.progress import Line
+from moslora.prompts import FORMATS
+from moslora.recipe import ModelSection
+from moslora.runs.run import Run
+from moslora.training.tracking import Tracker
+from training_kit import moslora
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+FIELDS = ("loss 1.235", "12.5 examples/s", "grad_norm 0.5", "learning_rate 0.0003", "1200 tokens/s", "peak 12.3 GB")
+
+
+class Screen(io.StringIO):
+    """An output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What stands there at the end: each redrawing begins by erasing its line."""
+        drawn = [line.rpartition("\r\x1b[2K")[2] for line in self.getvalue().split("\n")]
+        return [Text.from_ansi(line).plain.rstrip() for line in drawn]
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Screen]:
+    """``screen(columns)``: the standard output is a terminal of that width."""
+
+    def set_up(columns: int = 80) -> Screen:
+        monkeypatch.setattr("rich._console", None)
+        for name, value in {"COLUMNS": str(columns), "TERM": "xterm"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("NO_COLOR", "FORCE_COLOR", "RANK", "TTY_INTERACTIVE", "TTY_COMPATIBLE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(sys, "stdout", shown := Screen())
+        return shown
+
+    return set_up
+
+
+@pytest.mark.parametrize(("columns", "fields"), [(50, 0), (80, 2), (120, 4), (160, 6)])
+def test_the_live_line_has_what_fits(screen: Callable[[int], Screen], columns: int, fields: int) -> None:
+    shown = screen(columns)
+    with Line(31_932, "step 0/31932") as line:
+        line.show(12_345, "step 12345/31932", *FIELDS)
+        say("step 12345/31932  validation_loss 1.25")
+    above, live, *rest = shown.lines()
+    assert above == "step 12345/31932  validation_loss 1.25" and rest == [""]
+    assert "step 12345/31932 ━" in live and live.endswith("  ".join(["left", *FIELDS[:fields]])), "whole fields"
+    assert len(live) <= columns - len("^C")
+    assert shown.getvalue().rindex(SHOW) > shown.getvalue().rindex(HIDE)
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"RANK": "1"}])
+def test_nothing_is_live_without_a_terminal(
+    screen: Callable[[int], Screen],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+) -> None:
+    with Line(2, "step 0/2") as line:
+        line.show(1, "step 1/2")
+    assert line.disable and capsys.readouterr().out == ""
+    shown = screen(80)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with Line(2, "step 0/2") as line:
+        line.show(1, "step 1/2")
+    assert line.disable and shown.getvalue() == ""
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError])
+def test_a_fault_leaves_the_cursor(screen: Callable[[int], Screen], fault: type[BaseException]) -> None:
+    shown = screen(80)
+    with pytest.raises(fault), Line(2, "step 0/2"):
+        assert shown.getvalue().rindex(HIDE) > shown.getvalue().find(SHOW)
+        raise fault
+    assert shown.getvalue().rindex(SHOW) > shown.getvalue().rindex(HIDE) and sys.stdout is shown
+
+
+def test_work_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich._console", None)
+    monkeypatch.setenv("TERM", "xterm")
+    master, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with Line(2, "step 0/2") as line:
+            assert not line.disable
+            os.close(master)
+            say("a line that nobody reads")
+            line.show(2, "step 2/2")
+
+
+def five_steps(folder: Path) -> list[int]:
+    """Takes five steps, recording every second; the steps recorded."""
+    with Line(5, "step 0/5") as line:
+        tracker = Tracker(Run(folder), line, first_step=0, total_steps=5, log_every=2)
+        for step in range(1, 6):
+            tracker.step(step, tokens=10, examples=2, loss=1.0 / step)
+    return [json.loads(text)["step"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_log_has_the_first_step_too_and_the_metrics_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert five_steps(tmp_path) == [2, 4, 5]
+    steps = [re.match(r"step (\d)/5  loss ", line) for line in capsys.readouterr().out.splitlines()]
+    assert [step and step[1] for step in steps] == ["1", "2", "4", "5"]
+
+
+def test_a_terminal_has_one_line_for_all_steps(screen: Callable[[int], Screen], tmp_path: Path) -> None:
+    shown = screen(80)
+    assert five_steps(tmp_path) == [2, 4, 5]
+    live, rest = shown.lines()
+    assert "step 5/5 ━" in live and "loss 0.2" in live and not rest
+
+
+def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clock on which a character of a prompt takes a second: the estimate after each block is the time it does take,
+    although one task has the longer questions."""
+    asked = {task: make_examples(task, 200) for task in ("boolq", "hellaswag")}
+    now, ends, score = [0.0], [], Rank.score
+
+    def timed(scorer, examples, *, alone=False):
+        if not alone:
+            for example in examples:
+                first, *others = FORMATS["label"].options(example)
+                now[0] += len(first.prompt + first.answer) + sum(len(option.answer) for option in others)
+            ends.append(now[0])
+        return score(scorer, examples, alone=alone)
+
+    monkeypatch.setattr("moslora.evaluation.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Rank, "score", timed)
+    evaluate(make_model(), tokenizer(), asked, Request(protocol="rank", format="label"))
+    estimates = re.findall(r"about (\S+) min left", capsys.readouterr().out)
+    assert estimates == [f"{(ends[-1] - end) / 60:.1f}" for end in ends[:-1]] and len(ends) == 8
+    by_questions = ends[0] / 64 * (400 - 64)
+    assert abs(by_questions / (ends[-1] - ends[0]) - 1) > 0.2, "questions would tell another time"
+
+
+def test_the_row_that_decides_is_bold_on_a_terminal(
+    screen: Callable[[int], Screen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles = ["task", "n", "majority class", "accuracy", "per character", "log-probability", "close calls"]
+    of_tasks = [
+        [name, "3,270", "50.0", "33.3 ± 14.2", "50.0 ± 11.2", "-0.786", "10"] for name in ("arc_challenge", "x")
+    ]
+    of_runs = [["run", "scores"], ["a", "rank-bfloat16 9.5 (n 90)"], ["b", "rank-bfloat16 61.2 (n 90)"], ["c", "–"]]
+    tables = [titles, *of_tasks, ["macro average", *of_tasks[0][1:]]], of_runs, [["run", "scores"], ["c", "–"]]
+    for table in tables:
+        print_table(table, best="scores")
+    assert "\x1b" not in (plain := capsys.readouterr().out) and "log-probability  close calls" in plain
+    shown = screen(80)
+    for table in tables:
+        print_table(table, best="scores")
+    bold = re.findall(r"^\x1b\[1m(macro average|b|c|arc_challenge|x)\b", shown.getvalue(), re.MULTILINE)
+    assert bold == ["macro average", "b"]
+    text = Text.from_ansi(shown.getvalue()).plain
+    assert "arc_challenge" in text and "33.3 ± 14.2" in text, "no cell is cut at 80 columns"
+
+
+def test_the_bar_of_the_first_model_is_the_only_one(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("moslora.base.load._BARS", iter(range(9)))
+    section = ModelSection(name=str(world / "model"), dtype="float32")
+    monkeypatch.setattr(sys, "stderr", shown := Screen())
+    load_base(section)
+    assert "Loading weights" in shown.getvalue()
+    shown.truncate(0)
+    load_base(section)
+    assert shown.getvalue() == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal(world: Path, tmp_path: Path) -> None:
+    """The real command, its output and errors a terminal: asked for, so no error, and the cursor is there again."""
+    master, terminal = pty.openpty()
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TERM": "xterm", "COLUMNS": "80"}
+    command = "train", world / "recipe.yaml", "training.epochs=400", "--out", tmp_path / "run"
+    process = moslora(*command, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    seen, asked = b"", False
+    while True:
+        try:
+            seen += os.read(master, 4096)
+        except OSError:  # the end
+            break
+        if b"left  loss" in seen and not asked:
+            process.send_signal(signal.SIGINT)
+            asked = True
+    assert process.wait() == 130
+    text = seen.decode()
+    assert "stopped after step" in text and "error" not in text and "min left" not in text
+    assert text.rindex(SHOW) > text.rindex(HIDE)
