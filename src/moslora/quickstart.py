@@ -22,7 +22,7 @@ from moslora.training.launch import train_in_processes
 RECIPE = "smollm2-135m"
 
 
-@stopped("stopped; the work so far is saved, and the same command continues from there")
+@stopped("stopped: the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     """Runs all steps, or those that are left, in the folder ``out``.
 

@@ -1,6 +1,7 @@
 """The commands as a user types them, wrong turns included: one clear line, an exit code, nothing lost."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -26,6 +27,13 @@ def test_version_and_help_on_every_way_in(capsys: pytest.CaptureFixture[str]) ->
     module = subprocess.run([sys.executable, "-m", "moslora", "-h"], capture_output=True, text=True, check=True).stdout
     assert module == run(capsys, "--help")[1]
     assert module.startswith("Usage: moslora ")
+
+
+def test_the_name_alone_shows_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(capsys)
+    assert code == 0 and len(said.splitlines()) <= 20 and max(map(len, said.splitlines())) <= 120
+    assert re.findall(r"moslora ([a-z-]+)", said)[:5] == ["train", "eval", "eval", "compare", "merge"]
+    assert "moslora --help" in said
 
 
 def test_dry_run_of_the_paper_setting_needs_no_hub(

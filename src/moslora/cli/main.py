@@ -15,14 +15,14 @@ import moslora
 from moslora.cli import data, models, recipes, studies
 from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, stopped
-from moslora.processes.launch import adopt_slurm, end_with_launcher, launched
+from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher, launched
 
 
 class Commands(TyperGroup):
     """Turns Ctrl-C and a closed pipe into a message and an exit code; Typer alone exits silently."""
 
     def invoke(self, ctx: Any) -> Any:
-        with stopped("stopped; nothing was left half written"):
+        with stopped("stopped: nothing was left half written"):
             try:
                 result = super().invoke(ctx)
                 sys.stdout.flush()
@@ -36,7 +36,6 @@ app = typer.Typer(
     name="moslora",
     cls=Commands,
     help="Fine-tune LLaMA with MoSLoRA: low-rank adapters with a mixer between the factors, ΔW = s · B · M · A.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -44,11 +43,25 @@ app = typer.Typer(
 )
 
 
+PATH = """\
+moslora train smollm2-135m             # an adapter, in runs/smollm2-135m
+moslora eval runs/smollm2-135m         # its answers to the commonsense questions
+moslora eval runs/smollm2-135m --base  # those of its base
+moslora compare runs/smollm2-135m      # is the difference more than chance?
+moslora merge runs/smollm2-135m        # both as one ordinary Hugging Face model
+
+All of this in minutes: moslora quickstart. Other recipes: moslora recipes. All commands: moslora --help"""
+
+
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def options(
+    ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
+) -> None:
     if version:
         print(f"moslora {moslora.__version__}")
         raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(PATH)
 
 
 app.add_typer(models.app)
@@ -69,6 +82,7 @@ def main() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its old name; steps of many sizes leave gaps in a GPU's memory
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # for rows that are read in seconds
     atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -86,7 +100,7 @@ def main() -> None:
         if fault is None:
             raise  # a bug: show the traceback
         for line in str(fault).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(line if fault.exit_code in STOPPED else f"error: {line}", file=sys.stderr)
         sys.exit(fault.exit_code)
     finally:
         signal.signal(signal.SIGTERM, previous)

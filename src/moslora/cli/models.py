@@ -105,7 +105,7 @@ def evaluate(
         say(f"newest run: {target}")
     from moslora.evaluation.target import evaluate_target, open_target
 
-    with stopped("stopped; the scores so far are kept, and the same command continues from there"):
+    with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
         results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
     if is_main_process():

@@ -87,7 +87,7 @@ class Study:
     start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = one_by_one
     _seconds: list[float] = field(default_factory=list)
 
-    @stopped("stopped; the work so far is saved, and the same command continues from there")
+    @stopped("stopped: the work so far is saved, and the same command continues from there")
     def run(self) -> None:
         """Runs what is left.
 

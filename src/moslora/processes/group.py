@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from moslora.console import note, say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, first_line
 from moslora.processes.devices import device, gpu_module, gpus
-from moslora.processes.launch import LAUNCHED_HERE, launched, place
+from moslora.processes.launch import LAUNCHED_HERE, STOPPED, launched, place
 
 Found = TypeVar("Found")
 
@@ -107,7 +107,8 @@ def end(error: Exception) -> NoReturn:
     with suppress(OSError, RuntimeError):  # a closed terminal; a store that ended with rank 0
         if _reports(error):
             who = _who(place()[0], socket.gethostname())
-            print("\n".join(f"error: {who}{line}" for line in text.splitlines()), file=sys.stderr, flush=True)
+            label = "" if code in STOPPED else "error: "
+            print("\n".join(f"{label}{who}{line}" for line in text.splitlines()), file=sys.stderr, flush=True)
             if dist.is_initialized():
                 _get_default_store().set("moslora/reported", "")
         elif dist.is_initialized() and not isinstance(error, Interrupted):

@@ -31,7 +31,7 @@ def train_in_processes(
         environment=environment,
     )
     if code in STOPPED:
-        raise Interrupted(f"stopped; the work so far is saved, and {again}", signal_number=code - 128)
+        raise Interrupted(f"stopped: the work so far is saved, and {again}", signal_number=code - 128)
     if code:
         fault = next((kind for kind in (UsageError, Diverged) if code == kind.exit_code), MosloraError)
         raise fault(f"training ended with exit code {code}; the lines above say why")
