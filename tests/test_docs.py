@@ -4,16 +4,21 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainingArguments
 
+import moslora
 from cli_kit import run
 from data_kit import COUNTED
-from moslora.adapters import inject, named_adapters
+from moslora.adapters import MIXERS, adapter_state_dict, named_adapters
 from moslora.data.local import read_file
 from moslora.prompts import FORMATS
 from moslora.recipe import load_recipe, trace_recipe
@@ -23,34 +28,63 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_library_page_trains_with_the_trainer_of_transformers(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every Python block of docs/library.md, one after the other, on the small model."""
+    """Every block of docs/library.md, one after the other, on the small model."""
     (tmp_path / "model").symlink_to(world / "model")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.S)
-    *blocks, gates = blocks
-    assert len(blocks) == 4
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
-    model = names["model"]
-    assert isinstance(model, torch.nn.Module)
-    layers = dict(named_adapters(model))
+    monkeypatch.setitem(MIXERS, "scalar", MIXERS["identity"])  # the page's own, which goes afterwards
+    names: dict[str, Any] = {}
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    sections = {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.S | re.M)}
+    assert len(sections) == 4
+
+    def run_section(title: str, *changes: tuple[str, str]) -> None:
+        text = reduce(lambda text, change: text.replace(*change), changes, sections[title])
+        for kind, block in re.findall(r"```(python|bash)\n(.*?)```", text, re.S):
+            if kind == "python":
+                exec(block, names)
+            for line in block.splitlines() if kind == "bash" else ():
+                assert run(capsys, *shlex.split(line)[1:])[0] == 0, line
+
+    run_section("A loop of your own")
+    layers, start = (
+        dict(named_adapters(model)) for model in (names["model"], names["adapted"](mixer={"kind": "dense"}))
+    )
     assert len(layers) == 6
-    fresh = AutoModelForCausalLM.from_pretrained("model", dtype="float32")
-    inject(fresh, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "k_proj", "v_proj"])
-    start = dict(named_adapters(fresh))
     for name, layer in layers.items():
         assert layer.lora_b.abs().max() > 1e-3
         assert not layer.mixer.weight.equal(start[name].mixer.weight), "M was trained"
         assert layer.base.weight.equal(start[name].base.weight)
-    last = list(layers.values())[-1]
-    torch.testing.assert_close(names["delta_weight"], last.delta_weight().detach(), rtol=1e-5, atol=1e-6)
-    exec(gates, names)
-    assert isinstance(names["model"], torch.nn.Module)
     # Nothing but the penalty moves a router where B is zero.
-    assert all(layer.mixer.weight.grad.any() for _, layer in named_adapters(names["model"]))
+    routers = dict(named_adapters(names["adapted"](mixer={"kind": "token-gate"})))
+    for name, layer in named_adapters(names["gated"]):
+        assert not layer.mixer.weight.equal(routers[name].mixer.weight)
+
+    run_section("The Trainer of transformers")
+    ended = adapter_state_dict(names["trainer"].model)
+    assert load_file("out/checkpoint-4/model.safetensors").keys() == ended.keys()
+    assert all(value.equal(ended[key]) for key, value in adapter_state_dict(names["model"]).items())
+    shutil.rmtree("out/checkpoint-4")
+    caplog.clear()
+    run_section("The Trainer of transformers", ("trainer.train()", "trainer.train(resume_from_checkpoint=True)"))
+    assert "missing keys" not in caplog.text
+    for key, value in adapter_state_dict(names["trainer"].model).items():
+        torch.testing.assert_close(value, ended[key], rtol=1e-5, atol=1e-6)
+
+    run_section("To the commands and back")
+    ids = names["batch"]["input_ids"][:1]
+    logits = [names[name].eval()(input_ids=ids).logits for name in ("model", "merged")]
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
+
+    run_section("A mixer of your own")
+    mine, folded = names["model"].eval(), moslora.load("folded")[0]
+    assert all(layer.mixer.weight != 0.5 for _, layer in named_adapters(mine))
+    torch.testing.assert_close(mine(input_ids=ids).logits, folded(input_ids=ids).logits, rtol=0, atol=1e-4)
 
 
 DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

@@ -1,3 +1,20 @@
-"""MoSLoRA: low-rank adapters with a learnable mixer between the factors, ΔW = s · B · M · A."""
+"""MoSLoRA: low-rank adapters with a learnable mixer between the factors, ΔW = s · B · M · A (docs/library.md)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = "adapter_penalty", "adapter_state_dict", "describe_batch", "fold", "inject", "load", "named_adapters", "save"
+
+if TYPE_CHECKING:
+    from moslora.adapters import adapter_penalty, adapter_state_dict, describe_batch, fold, inject, named_adapters
+    from moslora.evaluation.target import load
+    from moslora.runs.adapter_folder import save
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name when it is first used: ``moslora --help`` must not wait for torch."""
+        if name not in __all__:
+            raise AttributeError(f"module 'moslora' has no attribute {name!r}")
+        elsewhere = {"load": "moslora.evaluation.target", "save": "moslora.runs.adapter_folder"}
+        return getattr(import_module(elsewhere.get(name, "moslora.adapters")), name)

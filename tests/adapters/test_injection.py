@@ -90,6 +90,36 @@ def test_what_matches_nothing_is_an_error_that_lists_what_there_is(targets: obje
         adapted_llama(DENSE, target_modules=targets)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rank": "16"}, "rank = '16': must be a whole number"),
+        ({"rank": 0}, "rank = 0"),
+        ({"rank_out": -2}, "rank_out = -2"),
+        ({"alpha": "8"}, "alpha = '8'"),
+        ({"alpha": 0}, "alpha = 0"),
+        ({"dropout": 1}, "dropout = 1"),
+        ({"mixer": "dense"}, "mixer = 'dense'.*{'kind': 'dense'}"),
+        ({"mixer": {"rank": 4}}, "such as {'kind'"),
+        ({"mixer": {"kind": "denes"}}, "'denes': must be one of identity"),
+        ({"mixer": {"kind": "dense", "train": "frozn"}}, "train = 'frozn'.*frozen"),
+        ({"mixer": {"kind": "dense", "inits": "zeros"}}, "inits"),
+        ({"mixer": {"kind": "kronecker", "blocks": "2"}}, "q_proj.*'str'"),
+        ({"target_modules": 3}, "target_modules = 3"),
+        ({"target_modules": [3]}, "no linear layer matches 3"),
+        ({"trains": "A", "scaling": "rs"}, "(?s)scaling = 'rs'.*rslora\n.*trains = 'A'"),
+        ({"start": None}, "start = None.*pissa"),
+        ({"seed": "1"}, "seed = '1'"),
+    ],
+)
+def test_a_misfit_is_named_with_its_value_and_changes_nothing(options: dict[str, object], said: str) -> None:
+    """Some would otherwise be another method: a `scaling` that is not `lora` is α/√r."""
+    model = tiny_llama()
+    with pytest.raises(ValueError, match=said):
+        inject(model, **{"rank": 4, "alpha": 8, "mixer": DENSE, "target_modules": ["q_proj"], **options})  # type: ignore[arg-type]
+    assert not [*named_adapters(model)] and all(p.requires_grad for p in model.parameters())
+
+
 def test_injecting_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="adapters already"):
         inject(adapted_llama(DENSE), rank=4, alpha=8, mixer=DENSE, target_modules=["v_proj"])

@@ -1,14 +1,9 @@
-"""Low-rank adapters with a mixer, for any model of torch.
-
->>> from moslora.adapters import inject
->>> inject(model, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj"])
-"""
+"""Low-rank adapters with a mixer, for any model of torch."""
 
 from moslora.adapters.folding import LoraPair, fold
 from moslora.adapters.injection import (
     adapter_penalty,
     adapter_state_dict,
-    build_mixer,
     describe_batch,
     has_learned,
     inject,
@@ -19,7 +14,7 @@ from moslora.adapters.injection import (
 )
 from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
-from moslora.adapters.mixers import MIXERS
+from moslora.adapters.mixers import MIXERS, build_mixer
 from moslora.adapters.mixers.base import Mixer, NotMergeable
 
 __all__ = [

@@ -40,7 +40,7 @@ class LoraPair(NamedTuple):
 
 @torch.no_grad()
 def fold(layer: AdapterLinear) -> LoraPair:
-    """The plain LoRA pair with the ΔW of ``layer``, relative to the weight as it was loaded."""
+    """The pair, ``a (r, in)`` and ``b (out, r)``, with the ΔW of ``layer``, relative to the weight as it was loaded."""
     a, b = fold_factors(layer.mixer, layer.lora_a, layer.lora_b, layer.start_a, layer.start_b)
     magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
     return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)

@@ -1,8 +1,8 @@
 """Puts adapters into any model with linear layers, and finds them by type, never by name."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from moslora.adapters.folding import fold_into_a
 from moslora.adapters.linear import AdapterLinear, Trains
 from moslora.adapters.magnitude import Magnitude
-from moslora.adapters.mixers import MIXERS
-from moslora.adapters.mixers.base import Mixer
+from moslora.adapters.mixers import build_mixer
 from moslora.adapters.mixers.gates import Gate, TaskGateMixer
 from moslora.adapters.start import Start, begin, float_weight, leave_residual, remember_start
 from moslora.errors import capped
@@ -20,29 +19,13 @@ from moslora.kernels.dropout import Dropout
 Scaling = Literal["lora", "rslora"]
 
 
-def build_mixer(
-    *, rank: int, kind: str, rank_out: int | None = None, in_features: int | None = None, **options: Any
-) -> Mixer:
-    """The mixer ``kind`` of :data:`MIXERS`; ``options`` are its own keyword arguments.
-
-    ``in_features`` of the layer are needed only by a router that reads its input.
-    """
-    if kind not in MIXERS:
-        raise ValueError(f"mixer kind {kind!r}: must be one of {', '.join(MIXERS)}")
-    if MIXERS[kind].reads_input:
-        options["in_features"] = in_features
-    if rank_out not in (None, rank):
-        options["rank_out"] = rank_out
-    return MIXERS[kind](rank=rank, **options)
-
-
 def inject(
     model: nn.Module,
     *,
     rank: int,
     alpha: float,
     mixer: Mapping[str, Any],
-    target_modules: Sequence[str] | str,
+    target_modules: Collection[str] | str,
     dropout: float = 0.0,
     rank_out: int | None = None,
     scaling: Scaling = "lora",
@@ -56,15 +39,17 @@ def inject(
     """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place, freezes everything else, and
     returns their names in the model's order.
 
+    >>> moslora.inject(model, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj"])
+
     Each layer has its own generators, seeded by ``seed`` and its name. So A does not depend on the device, the other
-    adapted layers, or the mixer (unless the mixer draws A differently from LoRA).
+    layers, or the mixer (unless it draws A differently from LoRA).
 
     Args:
-        rank: r, rows of A; ``alpha`` is α.
-        mixer: ``{"kind": name, **options}``, see :data:`moslora.adapters.mixers.MIXERS`.
+        rank: r, rows of A ``(rank, in_features)``; ``alpha`` is α.
+        mixer: ``{"kind": name, **options}``, see :data:`moslora.adapters.mixers.MIXERS`; M is ``(rank_out, rank)``.
         target_modules: a list of last name components (``["q_proj", "v_proj"]``), a regular expression for the whole
             dotted name, or ``all-linear`` for all but the model's output layer.
-        rank_out: columns of B, for a rectangular mixer; ``rank`` if ``None``.
+        rank_out: columns of B ``(out_features, rank_out)``, for a rectangular mixer; ``rank`` if ``None``.
         scaling: s = α/r for ``lora``, α/√r for ``rslora`` (arXiv 2312.03732).
         start: ``lora``, at random with ΔW = 0; ``pissa``, the base's principal part, which leaves the base (arXiv
             2404.02948); ``svd``, A and B from the base's singular vectors, M near zero (arXiv 2405.17604).
@@ -75,18 +60,15 @@ def inject(
         weight_of: the float weight of a base layer, which DoRA and ``svd`` need; by default its ``weight``.
 
     Raises:
-        ValueError: nothing matches, the model has adapters, training could not start, ``state`` does not fit, or
-            options contradict each other. The model is as it was.
+        ValueError: an argument has the wrong type, nothing matches, the model has adapters, training could not start,
+            ``state`` does not fit, or options contradict each other. The model is as it was.
     """
-    if any(named_adapters(model)):
-        raise ValueError("the model has adapters already; inject into a freshly loaded one")
-    # All layers are built before the first one is put in place: a fault leaves the model as it was.
-    layers: dict[str, AdapterLinear] = {}
+    options = _checked(locals())
+    layers: dict[str, AdapterLinear] = {}  # all are built before one is put in place: a fault changes nothing
     for name in _match(model, target_modules):
         base: Any = model.get_submodule(name)
-        on_meta = next(base.parameters()).is_meta
         try:
-            with torch.device("meta" if state is None and on_meta else "cpu"):
+            with torch.device("meta" if state is None and next(base.parameters()).is_meta else "cpu"):
                 layer = layers[name] = AdapterLinear(
                     base,
                     mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=base.in_features, **mixer),
@@ -96,8 +78,8 @@ def inject(
                     magnitude=Magnitude(base.out_features) if dora else None,
                 )
             _give_start(layer, start, drawn=state is None, seed=seed, name=name, weight_of=weight_of)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+        except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
+            raise ValueError(f"{name}: {error}") from error
     if state is not None:
         _load(layers, state)
     model.requires_grad_(False)
@@ -105,7 +87,34 @@ def inject(
         if not next(layer.base.parameters()).is_meta:
             _settle(layer, weight_of)
         model.set_submodule(name, layer.train(layer.base.training))
+    model.adapter_options = options  # type: ignore[assignment]  # which `moslora.save` needs
     return list(layers)
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rank": (lambda value: isinstance(value, int) and value > 0, "a whole number above 0"),
+    "rank_out": (lambda value: value is None or _CHECKS["rank"][0](value), "a whole number above 0, or None"),
+    "alpha": (lambda value: isinstance(value, int | float) and value > 0, "a number above 0"),
+    "dropout": (lambda value: isinstance(value, int | float) and 0 <= value < 1, "a number from 0 to below 1"),
+    "mixer": (lambda value: isinstance(value, Mapping) and "kind" in value, "a mapping such as {'kind': 'dense'}"),
+    "target_modules": (lambda value: isinstance(value, Collection), "a list of names, or a regular expression"),
+    "scaling": (lambda value: value in get_args(Scaling), f"one of {', '.join(get_args(Scaling))}"),
+    "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),
+    "trains": (lambda value: value in get_args(Trains), f"one of {', '.join(get_args(Trains))}"),
+    "seed": (lambda value: isinstance(value, int), "a whole number"),
+}
+"""What an argument of `inject` must be. A misspelt word would otherwise be another method, silently."""
+
+
+def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among the ``arguments`` of :func:`inject`: those that describe the adapters."""
+    if any(named_adapters(arguments["model"])):
+        raise ValueError("the model has adapters already; inject into a freshly loaded one")
+    options = {name: value for name, value in arguments.items() if name not in ("model", "state", "weight_of")}
+    wrong = [name for name, (fits, _) in _CHECKS.items() if not fits(options[name])]
+    if wrong:
+        raise ValueError("\n".join(f"{name} = {options[name]!r}: must be {_CHECKS[name][1]}" for name in wrong))
+    return {**options, "mixer": dict(options["mixer"])}
 
 
 def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
@@ -114,7 +123,7 @@ def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
 
 
 def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
-    """Every adapter layer of ``model`` with its dotted name."""
+    """Every adapter layer of ``model`` with its dotted name; ``layer.delta_weight()`` is ΔW, ``(out, in)``."""
     for name, module in model.named_modules():
         if isinstance(module, AdapterLinear):
             yield name, module
@@ -133,12 +142,13 @@ def has_learned(model: nn.Module) -> bool:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """All that training may change and a checkpoint must keep: every adapter without its base."""
+    """All that training may change and a checkpoint must keep, by parameter name: ``lora_a (r, in_features)``,
+    ``lora_b (out_features, r)``, M's weights and what else there is of every adapter without its base."""
     return _state(dict(named_adapters(model)))
 
 
 def adapter_penalty(model: nn.Module) -> Tensor | None:
-    """The mean over the adapters of what their mixers add to the loss, or ``None``.
+    """The mean over the adapters of what their mixers add to the loss, a float32 scalar, or ``None``.
 
     Call :func:`describe_batch` before every forward pass in training, and this once after it.
     """
@@ -203,7 +213,7 @@ def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> N
         value.copy_(state[key])
 
 
-def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
+def _match(model: nn.Module, target_modules: Collection[str] | str) -> list[str]:
     """Names of the linear layers that ``target_modules`` selects."""
     linear = {  # name: its last component
         name: name.rpartition(".")[2]
@@ -219,7 +229,7 @@ def _match(model: nn.Module, target_modules: Sequence[str] | str) -> list[str]:
         unmatched = [] if matched else [as_text]
     else:
         matched = [name for name, last in linear.items() if last in target_modules]
-        unmatched = [target for target in target_modules if target not in linear.values()]
+        unmatched = [str(target) for target in target_modules if target not in linear.values()]
     if unmatched or not matched:
         there = ", ".join(sorted({*linear.values()})) or "none"
         raise ValueError(f"no linear layer matches {', '.join(unmatched) or 'an empty list'}; this model has {there}")

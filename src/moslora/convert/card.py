@@ -113,6 +113,8 @@ def _training(folder: AdapterFolder) -> str:
     if imported := manifest.get("imported"):
         files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["sha256"].items())
         return f"Imported from {imported['format']}'s format: {files}. How and on what it was trained is not recorded."
+    if "trained_rows" not in manifest:
+        return "Trained by a program of its own (`moslora.save`), which recorded no more."
     drawn = manifest["data"]["tasks"]  # up to this step
     facts = (
         f"{manifest['step']:,} steps by moslora {manifest['moslora']}: {sum(drawn.values()):,} rows, repeats included,"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
 from moslora.base.resolve import fingerprint, locate
@@ -153,6 +154,24 @@ def open_target(
 def _request(recipe: Recipe) -> Request:
     asked = {"format": recipe.data.format, "source": recipe.questions.source}
     return Request(**recipe.evaluation.model_dump() | asked)
+
+
+def load(
+    run: str | Path, *, dtype: DType | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that ``moslora eval`` would score, on the GPU or else the CPU, in evaluation mode, and its tokenizer.
+
+    >>> model, tokenizer = moslora.load("runs/mine")
+    >>> logits = model(**tokenizer("A stone falls.", return_tensors="pt").to(model.device)).logits  # (1, T, vocabulary)
+
+    ``run`` is a run, an adapter folder, or a model without adapters, such as ``moslora merge`` writes. ``dtype`` is
+    that of the base and the computation, by default the run's, or bfloat16; A, M and B stay in float32.
+
+    Raises:
+        MosloraError: there is no such thing, it is damaged, or it does not fit into the GPU's memory.
+    """
+    target = open_target(str(run), dtype=dtype, trust_remote_code=trust_remote_code, strategy="ddp")
+    return target.load(), load_tokenizer(target.model)
 
 
 def evaluate_target(

@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import moslora
-from moslora.adapters import adapter_state_dict, inject
+from moslora.adapters import AdapterLinear, adapter_state_dict, inject
 from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError
-from moslora.files import replaced_folder, sha256, write_json
-from moslora.recipe import Recipe
+from moslora.files import refuse_used, replaced_folder, sha256, write_json
+from moslora.recipe import Recipe, stack_recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_manifest, with_own_hash, written_recipe
 from moslora.tasks import INSTRUCTION
 
@@ -84,6 +84,34 @@ def save_adapter(
             "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
         }
         write_json(scratch / MANIFEST, with_own_hash(manifest))
+
+
+def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None) -> None:
+    """Writes the adapters of ``model`` as a folder that :func:`moslora.load` and the commands take, replacing an older
+    one: ``lora_a (r, in)``, M and ``lora_b (out, r)`` of each layer, the options of `inject` as a recipe, and the
+    fingerprint of ``base``, a hub id or folder; by default that from which transformers loaded the weights.
+
+    >>> moslora.save(model, "runs/mine")
+
+    Raises:
+        UsageError: an option that no recipe has, such as a mixer of your own; or ``folder`` holds something else.
+    """
+    folder, config, options = Path(folder), model.config, dict(getattr(model, "adapter_options", {}))
+    section: dict[str, Any] = {"name": base or config._name_or_path}
+    if not (options and section["name"]) or isinstance(model.get_output_embeddings(), AdapterLinear):
+        needs = "the adapters of moslora.inject, none on its output layer, and the name of its base (base=…)"
+        raise UsageError(f"{folder}: to be saved, a model needs {needs}")
+    refuse_used(folder, older=(WEIGHTS, RECIPE, MANIFEST))
+    section["revision"] = None if base else getattr(config, "_commit_hash", None)
+    section["dtype"] = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    if bits := getattr(config, "quantization_config", None):
+        nf4 = {"quantization": bits.bnb_4bit_quant_type, "double_quantization": bits.bnb_4bit_use_double_quant}
+        section |= {"quantization": "int8"} if bits.load_in_8bit else nf4
+    seed, mixer = options.pop("seed"), dict(options["mixer"])
+    tasks = {"tasks": list(mixer.pop("tasks"))} if "tasks" in mixer else {}
+    values = {"seed": seed, "model": section, "adapter": {**options, "mixer": mixer}, "data": tasks}
+    recipe = stack_recipe([("moslora.save", values)], name=f"{folder.resolve().name}.yaml", folder=Path())
+    save_adapter(folder, model, recipe, facts={"data": tasks} if tasks else {})
 
 
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:

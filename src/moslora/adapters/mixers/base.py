@@ -17,6 +17,7 @@ class NotMergeable(ValueError):
 
 class Mixer(nn.Module, ABC):
     """A linear map M between an adapter's two factors. A subclass defines ``matrix``, and ``forward`` if it routes.
+    Its constructor takes ``rank``, options, and ``in_features`` of the layer if it reads the layer's input.
 
     Attributes:
         rank_in: columns of M, rows of ``lora_a``.
@@ -24,7 +25,6 @@ class Mixer(nn.Module, ABC):
         zero_at_init: whether M starts at zero or near it. Then ``lora_b`` does not (and the other way round).
         folds_at_init: whether M is multiplied into ``lora_a`` right after the draw and then removed.
         routes: whether M depends on the input or the task.
-        reads_input: whether the constructor takes ``in_features``, for a router that reads the layer's input.
         factor_std: standard deviation of the normal draw of ``lora_a`` (and of ``lora_b`` if ``zero_at_init``);
             ``None`` for LoRA's U(±1/√columns).
     """
@@ -32,7 +32,6 @@ class Mixer(nn.Module, ABC):
     zero_at_init = False
     folds_at_init = False
     routes = False
-    reads_input = False
     factor_std: float | None = None
 
     def __init__(self, *, rank: int) -> None:

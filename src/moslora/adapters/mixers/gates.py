@@ -54,8 +54,6 @@ class TokenGateMixer(Gate):
         balance: β; 0 for no penalty.
     """
 
-    reads_input = True
-
     def __init__(
         self, *, rank: int, in_features: int, experts: int = 4, top_k: int | None = None, balance: float = 0.0
     ) -> None:
@@ -126,8 +124,6 @@ class GateInsideMixer(Gate):
 
     Shape: ``router_a`` and ``router_b`` are ``(experts, in_features)``.
     """
-
-    reads_input = True
 
     def __init__(self, *, rank: int, in_features: int, experts: int = 4) -> None:
         super().__init__(rank=rank, experts=experts)

@@ -1,7 +1,7 @@
 """Mixers that are one learned matrix, the same for every input."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ class DenseMixer(Mixer):
         self, *, rank: int, rank_out: int | None = None, init: DenseInit = "kaiming", train: DenseTraining = "learned"
     ) -> None:
         super().__init__(rank=rank)
+        if init not in DRAWS or train not in get_args(DenseTraining):
+            known = f"one of {', '.join(DRAWS)}, and one of {', '.join(get_args(DenseTraining))}"
+            raise ValueError(f"init = {init!r}, train = {train!r}: must be {known}")
         self.rank_out = rank_out or rank
         self.zero_at_init = init in ("zeros", "near-zero")
         self.init = init
