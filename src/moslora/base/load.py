@@ -18,7 +18,7 @@ from transformers.utils.logging import set_tqdm_hook
 from moslora.adapters import describe_batch, named_adapters, task_names
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import locate
-from moslora.console import note_once
+from moslora.console import is_main_process, note_once
 from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
@@ -61,8 +61,9 @@ def loading(name: str, what: str) -> Iterator[None]:
         return not table
 
     logger.addFilter(keep)
-    # The bar of the first model only, and only on a terminal: some commands load one several times.
-    before = set_tqdm_hook(lambda bar, args, options: bar(*args, **options, disable=next(_BARS) > 0 or None))
+    # The bar of the first model only, and only on a terminal (``None``): some commands load one several times.
+    none = not is_main_process()
+    before = set_tqdm_hook(lambda bar, args, options: bar(*args, **options, disable=none or next(_BARS) > 0 or None))
     try:
         yield
     except (MosloraError, torch.OutOfMemoryError):

@@ -45,12 +45,13 @@ app = typer.Typer(
 
 PATH = """\
 moslora train smollm2-135m             # an adapter, in runs/smollm2-135m
-moslora eval runs/smollm2-135m         # its answers to the commonsense questions
+moslora eval runs/smollm2-135m         # its answers to the commonsense sets
 moslora eval runs/smollm2-135m --base  # those of its base
 moslora compare runs/smollm2-135m      # is the difference more than chance?
 moslora merge runs/smollm2-135m        # both as one ordinary Hugging Face model
 
-All of this in minutes: moslora quickstart. Other recipes: moslora recipes. All commands: moslora --help"""
+All of this in minutes: moslora quickstart
+Other recipes: moslora recipes; all commands: moslora --help"""
 
 
 @app.callback(invoke_without_command=True)

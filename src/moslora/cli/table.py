@@ -26,7 +26,7 @@ def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iter
         wide = sum(max(map(len, column)) + 1 for column in zip(*rows, strict=True)) > console.width
         table = Table(*(title.replace(" ", "\n" if wide else " ") for title in rows[0]), box=None, pad_edge=False)
         for column in table.columns[1:]:
-            column.justify = "right"
+            column.justify, column.overflow = "right", "fold"
         cells = [row[rows[0].index(best)] if best in rows[0] else "" for row in rows[1:]]
         numbers = [float(found[0]) if (found := re.search(r"-?\d+\.\d+", cell)) else -math.inf for cell in cells]
         for row, number in zip(rows[1:], numbers, strict=True):

@@ -179,10 +179,11 @@ def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journ
     """
     rank, processes = members()
     own = dict.fromkeys(list(plan)[rank::processes], 0.0)
-    with in_step(scorer.model):
-        for task in own:
+    with in_step(scorer.model), Line(len(own), f"close calls 0/{len(own)}") as line:
+        for number, task in enumerate(own, start=1):
             for alone in scorer.score(plan[task][0].wanted[:DRIFT_SAMPLE], alone=True):
                 batched = journal.predictions[alone.id].deciding_scores
                 changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]
                 own[task] = max(own[task], max(changes) - min(changes))
+            line.show(number, f"close calls {number}/{len(own)}")
     return {task: drift for each in gathered(own) for task, drift in each.items()}
