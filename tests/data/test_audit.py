@@ -73,6 +73,7 @@ def test_context_belongs_to_the_question_where_formats_show_it() -> None:
 # 22,748 rows of xl and has 92 of its own: those counts would be others.
 
 
+@pytest.mark.slow
 def test_the_wheels_counts() -> None:
     training, test = ({task: rows(task, split) for task in COMMONSENSE} for split in ("train", "test"))
     overlaps = count_overlaps(training, test)
@@ -95,6 +96,7 @@ def test_lengths(format: FormatName, task: str, limit: int, tmp_path: Path) -> N
     assert row[3:6] == [f"{median}", f"{lengths.max()}", f"{longer:.1%}"] and longer > 0.02
 
 
+@pytest.mark.slow
 def test_lengths_of_real_sets(tmp_path: Path) -> None:
     """Measured by a program of its own with SmolLM2's tokenizer and LLM-Adapters' wrapper."""
     sets = {"piqa": rows("piqa", "test"), **{task: rows(task, "train") for task in ("arc_challenge", "obqa")}}

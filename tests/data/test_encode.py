@@ -34,7 +34,10 @@ def texts(task: str, format: str) -> list[Option]:
     return [option for example in questions(task) for option in (*rendered.options(example), rendered.train(example))]
 
 
-@pytest.mark.parametrize(("task", "format"), CLEAN)
+@pytest.mark.parametrize(
+    ("task", "format"),
+    [pytest.param(*case, marks=() if case[0] in ("piqa", "obqa") else pytest.mark.slow) for case in CLEAN],
+)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_prompt_is_a_token_prefix_of_the_whole_text(name: str, task: str, format: str) -> None:
     encoder = Encoder(TOKENIZERS[name](), max_length=None)

@@ -136,6 +136,7 @@ def test_acc_and_acc_norm_are_those_of_lm_eval(task: str) -> None:
     assert_equal(task, make_model(), tokenizer())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["arc_easy", "boolq", "winogrande"])
 def test_a_run_is_a_model_of_lm_eval(task: str, world: Path) -> None:
     from lm_eval.api.registry import get_model

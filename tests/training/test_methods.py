@@ -194,7 +194,7 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_it_resumes_to_the_same_bits(finished: Callable[[str], Done], tmp_path: Path, method: str, step: int) -> None:
     """Adapter and optimizer, from the checkpoints that the straight run left."""
     done = finished(method)

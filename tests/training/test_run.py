@@ -46,6 +46,7 @@ def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
     assert all(value.dtype == torch.float32 and value.any() for value in adapter(trained).values())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     trained: Path, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_step_and_rows(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_the_float16_scaler_may_skip_nine_steps_in_a_row_but_not_ten(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
