@@ -96,7 +96,7 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.Mo
     assert sorted(str(p.prediction) for p in results.predictions) == ["0", "1", "None", "None"]
     assert results.tasks["siqa"].accuracy == sum(p.prediction == p.gold for p in results.predictions) / 4
     assert results.macro.drift is None
-    assert results.table()[0] == ["task", "n", "majority class", "accuracy", "parsed"]
+    assert results.table()[0] == ["task", "n", "majority class", "accuracy", "95 % interval", "parsed"]
 
 
 def test_a_format_without_labels_cannot_generate() -> None:

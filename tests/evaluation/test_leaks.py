@@ -151,7 +151,10 @@ def test_results_with_and_without_leaks(
     assert limited.leaks["obqa"] == len(LEAKED & set(asked)) == 1
     code, printed, _ = run(capsys, "eval", out)
     shares = {"arc_easy": found.tasks["arc_easy"], "obqa": found.tasks["obqa"], "macro average": found.macro}
-    values = [f"{name} {100 * s.accuracy:.1f} ± {100 * (s.standard_error or 0):.1f}" for name, s in shares.items()]
+    values = [
+        f"{name} {100 * s.accuracy:.1f} ({' to '.join(f'{100 * x:.1f}' for x in s.interval)})"
+        for name, s in shares.items()
+    ]
     line = "questions among the 90 rows this run was trained on: arc_easy 1, obqa 2; accuracy without them: "
     assert code == 0 and line + ", ".join(values) in printed.splitlines()
 
@@ -183,5 +186,6 @@ def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:
     assert found.leaks == {"obqa": 1, "boolq": 1} and list(found.tasks) == ["obqa"]
     assert found.tasks["obqa"].accuracy == 0 and results.tasks["obqa"].accuracy == 0.5
     assert told(results) == [
-        "questions among these: obqa 1, boolq 1; accuracy without them: obqa 0.0, boolq –, macro average –"
+        "questions among these: obqa 1, boolq 1; accuracy without them:"
+        " obqa 0.0 (0.0 to 79.3), boolq –, macro average –"
     ]

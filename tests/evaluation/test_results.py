@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 import compare_kit
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Evaluation, Prediction
+from moslora.evaluation.predictions import average, score_task
 from moslora.evaluation.results import TaskRecord, summarise
 
 SETTINGS = replace(compare_kit.SETTINGS, batch_tokens=32, metadata={})
@@ -94,9 +97,49 @@ def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_cho
 
 def test_table() -> None:
     head, *rows = summarise(SETTINGS, make_predictions(1), RECORDS).table()
-    assert head == ["task", "n", "majority class", "accuracy", "per character", "log-probability", "close calls"]
+    assert head[:5] == ["task", "n", "majority class", "accuracy", "per character"]
+    assert head[5:] == ["95 % interval", "log-probability", "close calls"]
     assert [row[0] for row in rows] == [*SIZES, "macro average", "micro average"]
-    assert {len(row) for row in rows} == {7}
+    assert {len(row) for row in rows} == {8}
+    right = columns(make_predictions(1), "obqa")["accuracy_per_character"].sum()
+    low, high = proportion_confint(right, SIZES["obqa"], method="wilson")
+    assert rows[2][4:6] == [f"{100 * right / SIZES['obqa']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+    obqa = [p for p in make_predictions(1) if p.task == "obqa"]
+    assert [row[0] for row in summarise(SETTINGS, obqa, RECORDS).table()] == ["task", "obqa"]
+
+
+def test_intervals_are_those_of_few_questions() -> None:
+    predictions = make_predictions(1)
+    results = summarise(SETTINGS, predictions, RECORDS)
+    shares, ends = [], []
+    for task, score in results.tasks.items():
+        right = columns(predictions, task)["accuracy"]
+        ends.append(proportion_confint(right.sum(), len(right), method="wilson"))
+        shares.append(right.mean())
+        assert score.interval == pytest.approx(ends[-1])
+    p, (low, high) = np.array(shares), np.array(ends).T
+    mean, distances = p.mean(), (np.sqrt(((p - low) ** 2).sum()) / 3, np.sqrt(((high - p) ** 2).sum()) / 3)
+    assert results.macro.interval == pytest.approx((mean - distances[0], mean + distances[1]))
+    # 4 of 4: n / (n + z²) is the lower end
+    right = score_task([labelled(row, gold=0, chosen=0) for row in range(4)], drift=None)
+    assert right.interval == pytest.approx((4 / (4 + 1.959964**2), 1)) and right.standard_error == 0
+    assert average([right, right], [0.5, 0.5]).interval[0] == pytest.approx(1 - (1 - right.interval[0]) / 2**0.5)
+
+
+def labelled(row: int, *, gold: int, chosen: int) -> Prediction:
+    scores = tuple(float(option == chosen) for option in range(3))
+    return Prediction(f"obqa/test/{row}", "obqa", gold, chosen, scores)
+
+
+@pytest.mark.parametrize(("most", "others", "alarm"), [(6, 2, False), (28, 12, False), (140, 60, True)])
+def test_below_the_majority_class_is_tested(most: int, others: int, alarm: bool) -> None:
+    """The model always gives the rarer of two labels; p is McNemar's, one-sided, for either label."""
+    golds = [0] * most + [1] * others
+    predictions = [labelled(row, gold=gold, chosen=1) for row, gold in enumerate(golds)]
+    results = summarise(SETTINGS, predictions, {})
+    expected = mcnemar([[0, others], [most, 0]], exact=True).pvalue  # two-sided = twice the one-sided one
+    assert results.tasks["obqa"].below_majority == pytest.approx(expected)
+    assert any("below the majority class" in sign for sign in results.collapse) == alarm
 
 
 def test_results_that_are_none_are_named(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     assert {score.n for score in results.tasks.values()} == {20}
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
     folder = copy / "eval" / "rank-label-float32"
-    assert code == 0 and "macro average  2" in out and Evaluation(folder).results.macro.n == 60
+    assert code == 0 and "macro average" not in out and Evaluation(folder).results.macro.n == 60
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "all")
     assert code == 0 and len(Evaluation(folder).predictions) == 60
     assert run(capsys, "export", copy)[0] == 0

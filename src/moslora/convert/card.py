@@ -144,11 +144,11 @@ def _evaluation(folder: AdapterFolder, only: str | None) -> str:
             over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
             metric, leaks = settings["primary"], (results.get("without_leaks") or {}).get("leaks", {})
             origins = dict.fromkeys(_origin(folder.recipe, task, "test", facts["source"]) for task in scores)
-            scores |= {} if only else {"macro average": results["macro"]}
+            scores |= {"macro average": results["macro"]} if len(scores) > 1 else {}
             said = []
             for name, score in scores.items():
-                error = score.get(metric.replace("accuracy", "standard_error"))
-                interval = "" if error is None else f" ± {100 * error:.1f}"
+                ends = score.get(metric.replace("accuracy", "interval"))  # none in old files
+                interval = f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else ""
                 among = f" ({leaks[name]:,} of them training rows)" if leaks.get(name) else ""
                 said.append(f"{name} {100 * score[metric]:.1f}{interval} of {score['n']:,}{among}")
             lines.append(

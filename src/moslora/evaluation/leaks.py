@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moslora.console import note
 from moslora.data.overlap import DIGEST, digest
-from moslora.evaluation.predictions import Prediction, Score, macro, percent, score_task
+from moslora.evaluation.predictions import NONE, Prediction, Score, macro, percent, percent_range, score_task
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.run import run_of
 from moslora.tasks import Example
@@ -34,11 +34,10 @@ class WithoutLeaks:
         if not counts:
             return None
         scores = {task: self.tasks.get(task) for task, count in self.leaks.items() if count}
-        error = primary.replace("accuracy", "standard_error")
-        values = [
-            f"{name} {percent(getattr(score, primary, None), getattr(score, error, None))}"
-            for name, score in {**scores, "macro average": self.macro}.items()
-        ]
+        if len(self.leaks) > 1:
+            scores["macro average"] = self.macro
+        numbers = {name: score.value(primary) if score else None for name, score in scores.items()}
+        values = [f"{name} {f'{percent(x[0])} ({percent_range(x[1])})' if x else NONE}" for name, x in numbers.items()]
         without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
         return f"questions among {self.compared_with}: {', '.join(counts)}; {without}"
 

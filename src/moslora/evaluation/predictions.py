@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy import stats
+
 from moslora.tasks import Example
 
 
@@ -105,6 +107,28 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
 
 
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share, 95 %: the shares π with |p − π| ≤ 1.96 √(π (1 − π) / n), p = right / n.
+
+    Unlike p ± 1.96 standard errors it holds for few questions too: 4 of 4 give 51 to 100 %.
+    """
+    low, high = stats.binomtest(right, n).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def below_majority(predictions: Sequence[Prediction]) -> float:
+    """p of the hypothesis that always giving one label is no better: k · P(Bin(b + c, ½) ≤ b), at most 1.
+
+    McNemar's exact test, one-sided, against the most frequent label: b questions that only the model has right, c that
+    only the label has. The label was chosen by these questions, so p is Bonferroni's for all k labels.
+    """
+    counts = Counter(p.gold for p in predictions)
+    label = counts.most_common(1)[0][0]
+    b = sum(p.chosen == p.gold != label for p in predictions)
+    c = sum(p.chosen != p.gold == label for p in predictions)
+    return min(1.0, len(counts) * float(stats.binom.cdf(b, b + c, 0.5)))
+
+
 @dataclass(frozen=True)
 class Score:
     """The numbers of one task, or of an average over tasks. Shares are between 0 and 1."""
@@ -123,10 +147,13 @@ class Score:
     drift: float | None = None
     close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate
     same_answer: float | None = None  # share of the most frequent answer, by its position; not of an average
+    below_majority: float | None = None  # p of the test of this name; not of an average
+    interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s; ``None`` in old files
+    interval_per_character: tuple[float, float] | None = None  # the same, cloze only
 
-    def value(self, metric: str) -> tuple[float, float | None]:
-        """An accuracy with its standard error."""
-        return getattr(self, metric), getattr(self, metric.replace("accuracy", "standard_error"))
+    def value(self, metric: str) -> tuple[float, tuple[float, float] | None]:
+        """An accuracy with its interval."""
+        return getattr(self, metric), getattr(self, metric.replace("accuracy", "interval"))
 
 
 def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Score:
@@ -151,23 +178,39 @@ def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Sco
         drift=drift,
         close_calls=None if drift is None else sum(p.margin < drift for p in predictions),
         same_answer=max(Counter(p.chosen for p in predictions).values()) / n,
+        below_majority=below_majority(predictions),
+        interval=wilson(round(accuracy * n), n),
+        interval_per_character=None if per_character is None else wilson(round(per_character * n), n),
     )
 
 
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
-    """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added."""
+    """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added.
+
+    The interval is x − √(Σ w² (x_t − l_t)²) to x + √(Σ w² (u_t − x_t)²) for the tasks' intervals [l_t, u_t] (Zou and
+    Donner 2008, doi 10.1002/sim.3095): Wilson's for one task, and never of length 0.
+    """
 
     def over(combine: Callable[[list[float]], float], *names: str) -> dict[str, Any]:  # None if a task has none
         columns = {name: [getattr(score, name) for score in scores] for name in names}
         return {name: None if None in values else combine(values) for name, values in columns.items()}
 
-    def mean(values: list[float]) -> float:
+    def mean(values: Sequence[float]) -> float:
         return math.fsum(w * x for w, x in zip(weights, values, strict=True))
 
     def error(values: list[float]) -> float:
         return math.sqrt(math.fsum((w * x) * (w * x) for w, x in zip(weights, values, strict=True)))
 
+    def interval(metric: str) -> tuple[float, float] | None:
+        values, ends = zip(*(score.value(metric) for score in scores), strict=True)
+        if None in ends:
+            return None
+        below, above = (error([x - end[side] for x, end in zip(values, ends, strict=True)]) for side in (0, 1))
+        return mean(values) - below, mean(values) + above
+
     return Score(
+        interval=interval("accuracy"),
+        interval_per_character=interval("accuracy_per_character"),
         **over(mean, "accuracy", "majority_class", "accuracy_per_character", "log_probability", "parse_rate"),
         **over(error, "standard_error", "standard_error_per_character"),
         **over(sum, "n", "truncated", "close_calls"),
@@ -184,8 +227,11 @@ NONE = "–"
 """A number in a table that there is not."""
 
 
-def percent(share: float | None, error: float | None = None) -> str:
-    """0.6615 as ``66.2``, with an error of 0.021 as ``66.2 ± 2.1``."""
-    if share is None:
-        return NONE
-    return f"{100 * share:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+def percent(share: float | None) -> str:
+    """0.6615 as ``66.2``."""
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def percent_range(interval: tuple[float, float] | None) -> str:
+    """(0.6198, 0.7003) as ``62.0 to 70.0``."""
+    return NONE if interval is None else " to ".join(map(percent, interval))

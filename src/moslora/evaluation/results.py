@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
-from moslora.evaluation.predictions import NONE, Prediction, Score, average, macro, percent, score_task
+from moslora.evaluation.predictions import NONE, Prediction, Score, average, macro, percent, percent_range, score_task
 
 NEARLY_ALL = 0.95
 """Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
+
+LEVEL = 0.01
+"""Of the one-sided test that a task is below its majority class."""
 
 FEWEST = 10
 """Questions of a task below which such a sign would be a matter of chance."""
@@ -58,19 +61,20 @@ class Results:
     def collapse(self) -> list[str]:
         """Signs that the model answers without reading: a line for each kind of sign, with the tasks.
 
-        More than two standard errors below the majority class; one answer for nearly everything, where it is not right
-        for nearly everything; few texts with an answer.
+        A task below its majority class by `below_majority`, not an average, as each task's majority class was chosen by
+        these questions; one answer for nearly everything, where it is not right for nearly everything; few texts with
+        an answer.
         """
         below, same, parsed = [], [], self.macro.parse_rate
         enough = {task: score for task, score in self.tasks.items() if score.n >= FEWEST}
-        for name, score in {**enough, "macro average": self.macro}.items():
-            value, error = score.value(self.settings.primary)
-            if value + 2 * (error or 0) < score.majority_class:
+        for name, score in enough.items():
+            if score.below_majority is not None and score.below_majority <= LEVEL:
+                value = score.value(self.settings.primary)[0]
                 below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
             if (score.same_answer or 0) >= NEARLY_ALL > score.majority_class:
                 same.append(f"{name} {percent(score.same_answer)} %")
         signs = {
-            "below the majority class: " + ", ".join(below): below,
+            f"below the majority class ({100 * LEVEL:g} %, one-sided): " + ", ".join(below): below,
             "one answer for nearly everything: " + ", ".join(same): same,
             f"only {percent(parsed)} % of the texts have an answer": parsed is not None and parsed < NEARLY_ALL,
         }
@@ -81,28 +85,29 @@ class Results:
         """The line above the table: protocol, format and precision."""
         settings, quantization = self.settings, self.settings.metadata.get("quantization")
         precision = f"{settings.dtype} on {quantization}" if quantization else settings.dtype
-        return f"protocol {settings.protocol}, format {settings.format}, {precision}; shares in percent ± s.e."
+        return f"protocol {settings.protocol}, format {settings.format}, {precision}; shares in percent"
 
     def table(self) -> list[list[str]]:
-        """Header, one row per task, macro, micro: shares in percent, ± one standard error."""
+        """Header, a row per task, and with several macro and micro: shares in percent, the interval of the main one."""
 
         def cells(score: Score) -> dict[str, str]:
             log_probability, close_calls = score.log_probability, score.close_calls
             return {
                 "n": f"{score.n:,}",
                 "majority class": percent(score.majority_class),
-                "accuracy": percent(score.accuracy, score.standard_error),
-                "per character": percent(score.accuracy_per_character, score.standard_error_per_character),
+                "accuracy": percent(score.accuracy),
+                "per character": percent(score.accuracy_per_character),
+                "95 % interval": percent_range(score.value(self.settings.primary)[1]),
                 "log-probability": NONE if log_probability is None else f"{log_probability:.3f}",
                 "parsed": percent(score.parse_rate),
                 "close calls": NONE if close_calls is None else str(close_calls),
             }
 
         shown = [title for title, cell in cells(self.macro).items() if cell != NONE]
-        scores = {**self.tasks, "macro average": self.macro, "micro average": self.micro}
+        averages = {"macro average": self.macro, "micro average": self.micro} if len(self.tasks) > 1 else {}
         return [
             ["task", *shown],
-            *([name, *(cells(score)[title] for title in shown)] for name, score in scores.items()),
+            *([name, *(cells(score)[title] for title in shown)] for name, score in {**self.tasks, **averages}.items()),
         ]
 
     def remarks(self) -> list[str]:
@@ -125,14 +130,14 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """For the run's card: the main metric with its error and the majority class, and signs of a collapse."""
         metric = self.settings.primary
-        value, error = self.macro.value(metric)
         return {
             "metric": metric,
             "questions": self.macro.n,
-            "macro": value,
-            "standard_error": error,
+            "macro": self.macro.value(metric)[0],
+            "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
             "majority_class": self.macro.majority_class,
             "tasks": {task: score.value(metric)[0] for task, score in self.tasks.items()},
+            "asked": {task: [score.n, self.settings.data.get(task)] for task, score in self.tasks.items()},
             "collapse": self.collapse,
         }
 
