@@ -92,10 +92,9 @@ def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
     assert f"- weather: {drawn['weather']} rows from `./rows.jsonl`\n" in card
     assert f"- boolq: {drawn['boolq']} rows from `./data`\n" in card
     assert f"{sum(drawn.values())} rows, repeats included" in card and "wheel" not in card and str(mine) not in card
-    value, error = results.tasks["weather"].value("accuracy")
-    assert (
-        f"questions from `./rows.jsonl`, `./data`, accuracy: weather {100 * value:.1f} ± {100 * error:.1f} of 4" in card
-    )
+    value, (low, high) = results.tasks["weather"].value("accuracy")
+    shown = f"weather {100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f}) of 4"
+    assert f"questions from `./rows.jsonl`, `./data`, accuracy: {shown}" in card
     kept = next(ours.glob("eval/*/results.json"))
     stale = json.loads(kept.read_text())
     stale["settings"]["metadata"]["fingerprint"] = "of another base"

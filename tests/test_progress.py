@@ -163,9 +163,18 @@ def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
 def test_the_row_that_decides_is_bold_on_a_terminal(
     screen: Callable[[int], Screen], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    titles = ["task", "n", "majority class", "accuracy", "per character", "log-probability", "close calls"]
+    titles = [
+        "task",
+        "n",
+        "majority class",
+        "accuracy",
+        "per character",
+        "95 % interval",
+        "log-probability",
+        "close calls",
+    ]
     of_tasks = [
-        [name, "3,270", "50.0", "33.3 ± 14.2", "50.0 ± 11.2", "-0.786", "10"] for name in ("arc_challenge", "x")
+        [name, "3,270", "50.0", "33.3", "50.0", "28.2 to 51.7", "-0.786", "10"] for name in ("arc_challenge", "x")
     ]
     of_runs = [["run", "scores"], ["a", "rank-bfloat16 9.5 (n 90)"], ["b", "rank-bfloat16 61.2 (n 90)"], ["c", "–"]]
     tables = [titles, *of_tasks, ["macro average", *of_tasks[0][1:]]], of_runs, [["run", "scores"], ["c", "–"]]
@@ -178,7 +187,7 @@ def test_the_row_that_decides_is_bold_on_a_terminal(
     bold = re.findall(r"^\x1b\[1m(macro average|b|c|arc_challenge|x)\b", shown.getvalue(), re.MULTILINE)
     assert bold == ["macro average", "b"]
     text = Text.from_ansi(shown.getvalue()).plain
-    assert "arc_challenge" in text and "33.3 ± 14.2" in text, "no cell is cut at 80 columns"
+    assert "arc_challenge" in text and "28.2 to 51.7" in text, "no cell is cut at 80 columns"
 
 
 def test_the_bar_of_the_first_model_is_the_only_one(

@@ -13,7 +13,7 @@ from moslora.compare.answers import COLUMNS, by_task, read_answers
 from moslora.compare.arms import load_arms
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.errors import MosloraError
-from moslora.evaluation import Prediction
+from moslora.evaluation import Evaluation, Prediction
 
 
 def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
@@ -45,7 +45,7 @@ def test_columns_are_read_and_a_base_is_not_trained(tmp_path: Path) -> None:
     for text in (whole[:-50], "[]", whole.replace('"gold": [', '"gold": [7, ', 1)):
         (folder / COLUMNS).write_text(text, encoding="utf-8")
         with pytest.raises(MosloraError, match=COLUMNS) as fault:
-            read_answers(folder)
+            read_answers(Evaluation(folder))
         assert "\n" not in str(fault.value)
 
 

@@ -96,6 +96,39 @@ def test_one_run_against_its_base_says_nothing_of_methods() -> None:
     assert "tuned is BELOW base" in said(lost)
 
 
+def test_only_questions_of_both_are_compared_and_the_others_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    untrained, tuned = (
+        base(sizes={"boolq": 30, "obqa": 50, "siqa": 20}),
+        drawn(0, sizes={"obqa": 40, "siqa": 60, "piqa": 9}),
+    )
+    found = compare_arms(arms(base=untrained, tuned=tuned))
+    right = [
+        {id: y for t in one.tasks.values() for id, y in zip(t.ids, t.outcomes["accuracy"], strict=True)}
+        for one in (untrained, tuned)
+    ]
+    both = {task: [id for id in right[0].keys() & right[1].keys() if id.startswith(task)] for task in ("obqa", "siqa")}
+    assert {task: len(ids) for task, ids in both.items()} == {"obqa": 40, "siqa": 20}
+    means = [[np.mean([of[id] for id in ids]) for ids in both.values()] for of in right]
+    assert found.main is not None and list(found.main.y) == ["obqa", "siqa"]
+    assert found.main.means[MACRO] == pytest.approx((np.mean(means[0]), np.mean(means[1])))
+    assert found.main.effects[MACRO].difference == pytest.approx(np.mean(means[1]) - np.mean(means[0]))
+    assert lines(found)[0] == (
+        "compared on obqa, siqa; not in both: boolq, obqa (10 questions), siqa (40 questions), piqa"
+    )
+    chosen = compare_arms(arms(base=untrained, tuned=tuned), tasks="siqa")
+    assert [row[0] for row in tables(chosen)[0]] == ["task", "siqa"], "one task is its own average"
+    assert "not in both: siqa (40 questions)" in lines(chosen)[0]
+    with pytest.raises(UsageError, match="unknown task 'siga'; did you mean siqa"):
+        compare_arms(arms(base=untrained, tuned=tuned), tasks="siga")
+    with pytest.raises(UsageError, match=r"no question in common; .*moslora eval \S+ .*--tasks boolq --limit 30$"):
+        compare_arms(arms(base=base(sizes={"boolq": 30}), tuned=drawn(0, sizes={"obqa": 9})))
+
+
+def test_of_several_arms_with_one_task_the_table_has_it_once(experiment: Path) -> None:
+    every, contrast = tables(compare([experiment], tasks="obqa"))
+    assert every[0][2:5] == ["obqa", "difference", "95 % interval"] and len(contrast) == 2
+
+
 def test_what_too_few_seeds_cannot_say() -> None:
     found = compare_arms(arms(a=seeds(3), b=seeds(3, gain=0.2, rank=4)))
     assert said(found).startswith("Conclusion: neither a difference")

@@ -100,5 +100,5 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     assert code == 0 and len(Evaluation(folder).predictions) == 60
     assert run(capsys, "export", copy)[0] == 0
     (line,) = [line for line in (copy / "peft" / "README.md").read_text().splitlines() if "Protocol" in line]
-    scores = re.findall(r"(\w[\w ]*) [\d.]+ ± [\d.]+ of (\d+)", line)
+    scores = re.findall(r"(\w[\w ]*) [\d.]+ \([\d.]+ to [\d.]+\) of (\d+)", line)
     assert scores == [("boolq", "20"), ("arc_easy", "20"), ("obqa", "20"), ("macro average", "60")]

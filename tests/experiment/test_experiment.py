@@ -17,9 +17,12 @@ import torch
 from cli_kit import run
 from experiment_kit import FILE, results, study, train
 from moslora.compare.arms import load_arms
+from moslora.compare.comparison import compare
+from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
 from moslora.errors import Diverged, Interrupted, UsageError
 from moslora.evaluation import METRICS, Evaluation
+from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment import one_run, provenance
 from moslora.runs.run import Run
 from moslora.training import loop
@@ -259,6 +262,20 @@ def test_results_of_other_code_count_only_if_asked(
     assert code == 0 and "the code changed" not in said
     assert {line.arm for line in read_index(Path("runs/e")).runs} == {"lora", "learned"}
     assert results(Path("runs/e")) == before
+
+
+def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write: Write, finished: Path) -> None:
+    shutil.copytree(finished, "runs/e")
+    file = write()
+
+    def told() -> tuple[object, ...]:
+        found = compare([Path("runs/e")])
+        return list(study(file).tables()), tables(found), lines(found)
+
+    before = told()
+    for path in Path("runs/e/runs").iterdir():
+        evaluate_target(open_target(str(path)), tasks="boolq", limit=None)
+        assert told() == before
 
 
 def test_a_run_begun_with_another_recipe_is_not_resumed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

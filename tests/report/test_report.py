@@ -16,7 +16,7 @@ from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.errors import UsageError
-from moslora.evaluation import Prediction
+from moslora.evaluation import Evaluation, Prediction
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
@@ -119,6 +119,25 @@ def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path:
         tmp_path / "page" / "differences-from-base.png"
     ).exists()
     assert {"adapter.alpha", "4", "8"} <= {*found.cells}  # where the recipes differ
+
+
+@pytest.mark.parametrize("asked", ["one task of three", "another task"])
+def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_path: Path, asked: str) -> None:
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    shutil.rmtree(next(run.glob("eval/*-base")))
+    base, _ = evaluate_target(open_target(str(run), base=True), tasks="obqa", limit=12)
+    if asked == "another task":
+        shutil.rmtree(next(run.glob("eval/*32")))
+        evaluate_target(open_target(str(run)), tasks="boolq", limit=12)
+    tuned = Evaluation(next(run.glob("eval/*32"))).results
+    (shown,), questions, line = reported_runs([run])
+    page = Reader(write_report([run], out=tmp_path / "page").read_text("utf-8"))
+    scores = [f"{100 * tuned.tasks['obqa'].accuracy:.1f}" if questions else f"{100 * tuned.macro.accuracy:.1f} (n 12)"]
+    scores.append(f"{100 * base.macro.accuracy:.1f}" + ("" if questions else " (n 12)"))
+    at = page.cells.index("21 of 21 steps")
+    assert page.cells[at + 2 : at + 4] == scores[::-1] and line in page.cells
+    assert line.endswith("not in both: boolq, arc_easy" if questions else "not in both: boolq, obqa")
+    assert shown.tuned is not None and list(shown.tuned.results.tasks) == (["obqa"] if questions else ["boolq"])
 
 
 def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Path, tmp_path: Path) -> None:
@@ -239,7 +258,7 @@ def test_the_questions_that_changed_most() -> None:
 def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(evaluated, tmp_path / name)
-    assert [run.name for run in reported_runs([tmp_path])] == ["one", "two"]
+    assert [run.name for run in reported_runs([tmp_path])[0]] == ["one", "two"]
     with pytest.raises(UsageError, match="no runs here"):
         reported_runs([tmp_path / "one" / "adapter"])
 
@@ -253,9 +272,9 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
         recipe = load_recipe(made / "recipe.yaml", [f"seed={run.seed}", f"name={run.arm}"], written=True)
         (made / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs).write(tmp_path / "exp")
-    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed", "mixed"]
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])[0]] == ["plain", "plain", "mixed", "mixed"]
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
     assert any("mixed against plain: +0.00 points" in cell and "2 seeds" in cell for cell in found.cells)
     assert {"plain-3", "plain-4", "mixed-3", "mixed-4"} <= {*found.cells}
     shutil.rmtree(tmp_path / "exp" / runs[3].folder)
-    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])[0]] == ["plain", "plain", "mixed"]

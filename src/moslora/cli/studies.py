@@ -86,6 +86,7 @@ def compare(
         float | None, typer.Option(help="A difference that does not matter. [default: 0.5 points or 0.01 nats]", min=0)
     ] = None,
     evaluation: Evaluation = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="A difference of base, rows or steps that is meant.", metavar="FIELD")
     ] = None,
@@ -102,7 +103,9 @@ def compare(
     if contrast is not None and not (before and after):
         raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
     named = (before, after) if comma else None
-    found = compare_runs(paths, contrast=named, outcome=outcome, evaluation=evaluation, allowed=allow or ())
+    found = compare_runs(
+        paths, contrast=named, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
+    )
     _print(tables(found), lines(found, margin=margin))
 
 

@@ -1,7 +1,8 @@
 """The answers of one evaluation, as a comparison needs them: question by question, with what is known of the run."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from moslora.choices import Outcome
 from moslora.compare.outcomes import OUTCOMES
-from moslora.errors import MosloraError, first_line
+from moslora.errors import MosloraError, first_line, some
 from moslora.evaluation import Evaluation, Prediction, Settings
+from moslora.evaluation.batches import canonical_place
+
+Questions = Mapping[str, Collection[str]]
+"""Task -> the ids of some of its questions."""
 
 COLUMNS = "columns.json"
 """The columns of `TaskAnswers` by task, in an evaluation of which no more was kept."""
@@ -32,6 +37,12 @@ class TaskAnswers:
     def __post_init__(self) -> None:
         if {len(column or self.ids) for column in (self.gold, *self.outcomes.values())} != {len(self.ids)}:
             raise ValueError("columns of different lengths")
+
+    def only(self, ids: Collection[str]) -> "TaskAnswers":
+        """The answers to these questions."""
+        kept = [id in ids for id in self.ids]
+        outcomes = {name: tuple(compress(column, kept)) for name, column in self.outcomes.items()}
+        return TaskAnswers(tuple(compress(self.ids, kept)), tuple(compress(self.gold, kept)), outcomes)
 
 
 @dataclass(frozen=True)
@@ -60,17 +71,41 @@ class Answers:
     def seed(self) -> int | None:
         return self.recipe["seed"] if self.recipe else None
 
+    def only(self, questions: Questions) -> "Answers":
+        """The answers to these questions."""
+        return replace(self, tasks={t: self.tasks[t].only(ids) for t, ids in questions.items() if t in self.tasks})
 
-def read_answers(folder: Path) -> Answers:
-    """The answers in the folder of an evaluation, without what is known of its run."""
-    evaluation, file = Evaluation(folder), folder / COLUMNS
-    if not file.is_file():
-        return Answers(evaluation.settings, by_task(evaluation.predictions, evaluation.settings), folder)
+    def asked(self, tasks: Collection[str], limit: int | None = None) -> "Answers":
+        """What an evaluation of these tasks with this limit has."""
+        ordered = {t: sorted(its.ids, key=canonical_place) for t, its in self.tasks.items() if t in tasks}
+        return self.only({task: set(ids[:limit]) for task, ids in ordered.items()})
+
+
+def in_common(runs: Sequence[Answers]) -> tuple[Questions, str]:
+    """The questions that all of ``runs`` answered: the same ids, in tasks of the same data; and a line that says what
+    they are and what else was asked, empty if nothing was."""
+    shared: dict[str, set[str]] = {}
+    rest = []
+    for task in dict.fromkeys(task for run in runs for task in run.tasks):
+        asked = [{(run.settings.data.get(task), id) for id in run.tasks[task].ids} for run in runs if task in run.tasks]
+        if both := set.intersection(*asked) if len(asked) == len(runs) else set():
+            shared[task] = {id for _, id in both}
+        if others := len(set.union(*asked)) - len(both):
+            rest.append(f"{task} ({others:,} questions)" if both else task)
+    line = f"compared on {', '.join(shared) or 'nothing'}; not in {'both' if len(runs) == 2 else 'all'}: "
+    return shared, line + some(rest, most=8) if rest else ""
+
+
+def read_answers(evaluation: Evaluation) -> Answers:
+    """The answers of an evaluation, without what is known of its run."""
+    folder, settings = evaluation.folder, evaluation.settings
+    if not (file := folder / COLUMNS).is_file():
+        return Answers(settings, by_task(evaluation.predictions, settings), folder)
     try:
         tasks = TypeAdapter(dict[str, TaskAnswers]).validate_json(file.read_bytes())
     except ValidationError as error:
         raise MosloraError(f"{file}: not the answers of a run ({first_line(error)}); evaluate again") from None
-    return Answers(evaluation.settings, tasks, folder)
+    return Answers(settings, tasks, folder)
 
 
 def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, TaskAnswers]:

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import numpy as np
 
 from moslora.choices import Outcome
 from moslora.compare.answers import Answers, read_answers
-from moslora.compare.index import read_index
+from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.statistics import Floats
 from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.evaluation import Evaluation
-from moslora.runs.manifest import WEIGHTS, read_manifest
-from moslora.runs.run import EVALUATIONS, SETTINGS, Run, is_run
+from moslora.runs.manifest import RECIPE, WEIGHTS, read_manifest
+from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, Run, is_run
+from moslora.tasks import COMMONSENSE
 
 NOT_THE_ARM = ("name", "seed", "tracking", "evaluation")
 """Keys of a recipe that do not make another arm."""
@@ -38,6 +40,9 @@ class Arm:
     def trained(self) -> bool:
         return None not in self.runs
 
+    def each(self, change: Callable[[Answers], Answers]) -> "Arm":
+        return Arm(self.name, {seed: change(run) for seed, run in self.runs.items()})
+
 
 def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[Arm]:
     """The arms in ``paths``, in their order.
@@ -50,9 +55,10 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
         tuned = Run(paths[0]).evaluation(evaluation)
         paths = [tuned.with_name(f"{tuned.name}-base"), paths[0]]
         if not (paths[0] / SETTINGS).is_file():
+            asked = _answered(tuned)
             raise UsageError(
                 f"{paths[0]}: not there, so there is nothing to compare this run with; give another run, or evaluate"
-                " its base with --base"
+                f" its base: {eval_command(replace(asked, path=paths[0], recipe=None), asked)}"
             )
     found = [one for path in paths for one in _find(path, evaluation)]
     groups: dict[str, list[Answers]] = {}
@@ -66,9 +72,9 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
     return _named(list(groups.values()))
 
 
-def runs_at(path: Path) -> dict[Path, str | None]:
+def runs_at(path: Path, index: ExperimentIndex | None = None) -> dict[Path, str | None]:
     """The run at ``path``, those in this folder, or an experiment's with the arms that its index names."""
-    if index := read_index(path):
+    if index := read_index(path) if index is None else index:
         return {path / run.folder: run.arm for run in index.runs if is_run(path / run.folder)}
     return dict.fromkeys([path] if is_run(path) else sorted(filter(is_run, path.glob("*"))))
 
@@ -78,8 +84,8 @@ def _find(path: Path, evaluation: str | None) -> Iterator[Answers]:
     if (path / SETTINGS).is_file():
         yield _answered(path)
         return
-    found, index = runs_at(path), read_index(path)
-    planned = index.runs if index else ()
+    index = read_index(path)
+    found, planned = runs_at(path, index), index.runs if index else ()
     if diverged := {path / run.folder: f"{run.arm} with seed {run.seed}" for run in planned if run.diverged}:
         names = ", ".join(diverged.values())
         note(f"{path}: diverged, and so without answers: {names}; this compares the other runs alone")
@@ -90,32 +96,36 @@ def _find(path: Path, evaluation: str | None) -> Iterator[Answers]:
     for place, arm in found.items():
         if place not in diverged:
             one = _answered(Run(place).evaluation(evaluation), run=place)
+            if arm and one.recipe and not evaluation:  # the experiment's own questions
+                asked = one.recipe["evaluation"]
+                one = one.asked(asked["tasks"] or one.recipe["data"]["tasks"], asked["limit"])
             yield replace(one, name=arm, arm=f"{path}: {arm}") if arm else one
 
 
 def _answered(folder: Path, *, run: Path | None = None) -> Answers:
     """An evaluation's folder, which stands for a ``run`` if that is given."""
-    answers, made = read_answers(folder), Run(folder.parent.parent)
-    answers = replace(answers, path=run or folder, name=folder.name, arm=str(folder))
+    evaluation, made = Evaluation(folder), Run(folder.parent.parent)
+    answers = replace(read_answers(evaluation), path=run or folder, name=folder.name, arm=str(folder))
     if folder.parent.name != EVALUATIONS or not made.exists:
         return answers
     if answers.settings.metadata.get("adapter") is None:
         return replace(answers, name="base")
     recipe, facts = made.recipe.model_dump(mode="json"), made.facts
-    if (steps := evaluated_steps(folder, of_run=bool(run))) is not None:
+    if (steps := evaluated_steps(evaluation, of_run=bool(run))) is not None:
         facts |= {"steps": steps}
     arm = json.dumps({key: value for key, value in recipe.items() if key not in NOT_THE_ARM}, sort_keys=True)
     return replace(answers, recipe=recipe, facts=facts, name=made.path.name, arm=arm)
 
 
-def evaluated_steps(folder: Path, *, of_run: bool) -> int | None:
-    """Steps of the adapter that was evaluated in ``folder``; ``None`` if its run keeps none.
+def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
+    """Steps of the adapter that was evaluated; ``None`` if its run keeps none.
 
     Raises:
         UsageError: the run has other adapters, or, where the evaluation stands for the run (``of_run``), its result is
             another one.
     """
-    run, weights = Run(folder.parent.parent), Evaluation(folder).settings.metadata.get("adapter")
+    folder, weights = evaluation.folder, evaluation.settings.metadata.get("adapter")
+    run = Run(folder.parent.parent)
     places = run.adapters
     for place in places[:1] if of_run and run.finished else places:
         if (manifest := read_manifest(place))["sha256"][WEIGHTS] == weights:
@@ -126,6 +136,21 @@ def evaluated_steps(folder: Path, *, of_run: bool) -> int | None:
             f" folder, then evaluate again: moslora eval {run.path}"
         )
     return None
+
+
+def eval_command(run: Answers, asked: Answers) -> str:
+    """The command that asks the model of ``run`` the questions of ``asked``, in the way in which it was asked."""
+    mine, other = (Run(one.path if is_run(one.path) else one.path.parent.parent) for one in (run, asked))
+    target, known = shlex.quote(str(run.settings.metadata.get("base"))), COMMONSENSE
+    if mine.exists:
+        checkpoint, known = re.search(r"-(step-\d+)$", run.path.name), (*known, *mine.recipe.tasks)
+        target = shlex.quote(str(mine.path / CHECKPOINTS / checkpoint[1] if checkpoint else mine.path))
+        target += "" if run.recipe else " --base"
+    # A task that only the other run knows is declared by its recipe.
+    tasks = dict.fromkeys(task if task in known else shlex.quote(str(other.path / RECIPE)) for task in asked.tasks)
+    how = " ".join(f"--{key} {getattr(run.settings, key)}" for key in ("protocol", "format", "dtype"))
+    limit = max(len(answers.ids) for answers in asked.tasks.values())
+    return f"moslora eval {target} {how} --tasks {','.join(tasks)} --limit {limit}"
 
 
 def _named(groups: Sequence[Sequence[Answers]]) -> list[Arm]:

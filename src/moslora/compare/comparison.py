@@ -1,6 +1,5 @@
 """Arms against each other, if they can be compared: one contrast named beforehand, everything else exploratory."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from moslora.choices import Outcome
-from moslora.compare.answers import Answers
-from moslora.compare.arms import Arm, load_arms, pair, values
+from moslora.compare.answers import Answers, in_common
+from moslora.compare.arms import Arm, eval_command, load_arms, pair, values
 from moslora.compare.index import read_index
 from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
+from moslora.tasks import split_names, unknown_names
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,13 @@ class Contrast:
 @dataclass(frozen=True)
 class Comparison:
     """The contrast that was named, or the only one there is, and with more than two arms every other one against the
-    first."""
+    first; all over the same questions, of which ``questions`` says what was left out."""
 
     outcome: Outcome
     arms: tuple[Arm, ...]
     main: Contrast | None
     exploratory: tuple[Contrast, ...]
+    questions: str = ""
 
 
 def compare(
@@ -70,13 +71,14 @@ def compare(
     contrast: tuple[str, str] | None = None,
     outcome: Outcome | None = None,
     evaluation: str | None = None,
+    tasks: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
     """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrast and outcome."""
     arms = load_arms(paths, evaluation=evaluation)
     if len(paths) == 1 and (index := read_index(paths[0])):
         contrast, outcome = contrast or index.contrast, outcome or index.outcome
-    return compare_arms(arms, contrast=contrast, outcome=outcome or "accuracy", allowed=allowed)
+    return compare_arms(arms, contrast=contrast, outcome=outcome or "accuracy", tasks=tasks, allowed=allowed)
 
 
 def compare_arms(
@@ -84,17 +86,25 @@ def compare_arms(
     *,
     contrast: tuple[str, str] | None = None,
     outcome: Outcome = "accuracy",
+    tasks: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
-    """Compares arms.
+    """Compares arms on the questions that all of their runs answered.
 
     Args:
         arms: two or more.
         contrast: names of two arms, the second to be held against the first; the default is the only two.
         outcome: the number that is compared.
+        tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
         allowed: fields that may differ; see `refuse_mixed`.
     """
+    if names := split_names(tasks or ""):
+        known = dict.fromkeys(task for arm in arms for run in arm.runs.values() for task in run.tasks)
+        if faults := unknown_names(names, [*known]):
+            raise UsageError("\n".join(faults))
+        arms = [arm.each(lambda run: run.asked(names)) for arm in arms]
     refuse_mixed(arms, allowed=allowed)
+    arms, questions = _on_the_same_questions(arms)
     _note_versions(arms)
     by_name = {arm.name: arm for arm in arms}
     if unknown := [name for name in contrast or () if name not in by_name]:
@@ -102,7 +112,21 @@ def compare_arms(
     named = [by_name[name] for name in contrast] if contrast else arms if len(arms) == 2 else []
     main = _contrast(*named, outcome=outcome) if named else None
     others = [_contrast(arms[0], arm, outcome=outcome) for arm in arms[1:]] if len(arms) > 2 else []
-    return Comparison(outcome, tuple(arms), main, tuple(others))
+    return Comparison(outcome, tuple(arms), main, tuple(others), questions)
+
+
+def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
+    """The arms with the questions that all of their runs answered, and a line on the others."""
+    runs = [run for arm in arms for run in arm.runs.values()]
+    questions, line = in_common(runs)
+    if not questions:
+        runs.sort(key=lambda run: not run.tasks)  # one without any is asked those of the others
+        other = next(n for n in range(1, len(runs)) if not in_common(runs[: n + 1])[0])
+        command = eval_command(runs[other], runs[0].only(in_common(runs[:other])[0]))
+        raise UsageError(
+            f"{runs[0].path} and {runs[other].path}: no question in common; to ask both the same: {command}"
+        )
+    return [arm.each(lambda run: run.only(questions)) for arm in arms], line
 
 
 def _contrast(before: Arm, after: Arm, *, outcome: Outcome) -> Contrast:
@@ -131,7 +155,9 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
         for field, value in {**asked, **made}.items():
             then, where = seen.setdefault(field, (value, run.path))
             if value != then and field not in allowed:
-                fix = "evaluate both in the same way" if field in asked else f"if that is meant, add --allow {field}"
+                fix = f"if that is meant, add --allow {field}"
+                if field in asked:
+                    fix = "evaluate both in the same way" + ", or choose other --tasks" * field.startswith("questions")
                 faults.setdefault(field, f"{field}: {then} in {where}, {value} in {run.path}; {fix}")
     may = [field for field in seen if field not in asked]
     if unknown := [field for field in allowed if field not in may]:
@@ -153,11 +179,7 @@ def _asked(run: Answers) -> dict[str, str]:
     """Field -> value, of protocol, template and questions."""
     settings = run.settings
     fields = {name: str(getattr(settings, name)) for name in ("protocol", "format", "beams", "max_length")}
-    fields["tasks"] = ", ".join(sorted(run.tasks))
-    for task, answers in run.tasks.items():
-        digest = hashlib.sha256(repr((answers.ids, answers.gold, settings.data.get(task))).encode()).hexdigest()
-        fields[f"questions of {task}"] = f"{len(answers.ids):,} ({digest[:8]})"
-    return fields
+    return fields | {f"questions of {task}": str(settings.data.get(task))[:8] for task in run.tasks}
 
 
 def _made(run: Answers) -> dict[str, str]:

@@ -16,6 +16,7 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
     """A row per task and average: both arms, their difference, and with one run each p, by Holm over the tasks."""
     unit, tasks = OUTCOMES[contrast.outcome], list(contrast.y)
+    averages = (MACRO, MICRO) if len(tasks) > 1 else ()
     adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
     sizes = {task: y.shape[2] for task, y in contrast.y.items()}
     columns: dict[str, Callable[[str], str]] = {"n": lambda name: f"{sizes.get(name, sum(sizes.values())):,}"}
@@ -31,18 +32,19 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
         columns["p (Holm)"] = lambda name: probability(adjusted[name]) if name in tasks else ""
     return [
         ["task", *columns],
-        *([name, *(cell(name) for cell in columns.values())] for name in (*tasks, MACRO, MICRO)),
+        *([name, *(cell(name) for cell in columns.values())] for name in (*tasks, *averages)),
     ]
 
 
 def _all_arms(comparison: Comparison) -> list[list[str]]:
     """A row per arm: its averages, and its difference from the first."""
     unit, first, rest = OUTCOMES[comparison.outcome], comparison.arms[0], comparison.exploratory
-    rows = [["arm (exploratory)", "seeds", "macro", "micro", "difference", "95 % interval", "p"]]
-    means = [unit.level(rest[0].means[name][0]) for name in (MACRO, MICRO)]
+    columns = {"macro": MACRO, "micro": MICRO} if len(rest[0].y) > 1 else {task: task for task in rest[0].y}
+    rows = [["arm (exploratory)", "seeds", *columns, "difference", "95 % interval", "p"]]
+    means = [unit.level(rest[0].means[name][0]) for name in columns.values()]
     rows.append([first.name, str(len(first.runs)), *means, "", "", ""])
     for contrast in rest:
-        means, effect = [unit.level(contrast.means[name][1]) for name in (MACRO, MICRO)], contrast.effects[MACRO]
+        means, effect = [unit.level(contrast.means[name][1]) for name in columns.values()], contrast.effects[MACRO]
         found = [unit.change(effect.difference), unit.range(effect.interval), probability(effect.p)]
         rows.append([contrast.after, str(contrast.seeds), *means, *found])
     return rows
@@ -50,12 +52,13 @@ def _all_arms(comparison: Comparison) -> list[list[str]]:
 
 def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
     """The lines below the tables, the conclusion last; ``margin`` in the unit of the outcome."""
-    main = comparison.main
+    main, questions = comparison.main, [comparison.questions] if comparison.questions else []
     if main is None:
         names = ",".join(arm.name for arm in comparison.arms[:2])
         return [
+            *questions,
             f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
-            " is worth an experiment of its own."
+            " is worth an experiment of its own.",
         ]
     unit, effect = OUTCOMES[main.outcome], main.effects[MACRO]
     margin = unit.margin if margin is None else margin
@@ -69,6 +72,7 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
         size = unit.change(effect.detectable).lstrip("+")
         smallest = f"about {size} {unit.unit} (found in 4 of 5 such comparisons)"
     found = [
+        *questions,
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval"
         f" {unit.range(effect.interval)}, {p} ({how})",
         f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})",

@@ -32,9 +32,14 @@ class Block:
     wanted: tuple[Example, ...]  # its beginning, which counts
 
 
+def canonical_place(id: str) -> bytes:
+    """A question's place in a fixed order in which every beginning is a random sample: the hash of its id."""
+    return hashlib.sha256(id.encode()).digest()
+
+
 def canonical_order(examples: Sequence[Example]) -> list[Example]:
-    """The examples by the hash of their id: a fixed order in which every beginning is a random sample."""
-    return sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())
+    """The examples by their `canonical_place`."""
+    return sorted(examples, key=lambda example: canonical_place(example.id))
 
 
 def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:

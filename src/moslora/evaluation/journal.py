@@ -7,7 +7,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,9 +35,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The folder of one evaluation, ``finished`` if it has results. Each file is read once, when asked for."""
+    """The folder of one evaluation, ``finished`` if it has results, or some of its questions (task -> ids).
+
+    Each file is read once, when asked for.
+    """
 
     folder: Path
+    only: Mapping[str, Collection[str]] | None = None
 
     @property
     def finished(self) -> bool:
@@ -72,7 +76,7 @@ class Evaluation:
                 raise MosloraError(f"{file}:{number}: not a prediction ({error!r}); {hint}") from None
             if predictions.setdefault(prediction.id, prediction) is not prediction:
                 raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
-        return list(predictions.values())
+        return [p for p in predictions.values() if self.only is None or p.id in self.only.get(p.task, ())]
 
     @cached_property
     def results(self) -> Results:
@@ -80,6 +84,9 @@ class Evaluation:
         file = self.folder / RESULTS
         if not self.finished:
             raise UsageError(f"{file}: no results here; `moslora eval` writes them")
+        if self.only is not None:
+            kept = sorted(self.predictions, key=lambda p: [*self.head.tasks].index(p.task))
+            return summarise(self.settings, kept, self.head.tasks)
         try:
             return TypeAdapter(Results).validate_json(file.read_bytes())
         except ValidationError as error:

@@ -20,6 +20,7 @@ from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.outcomes import OUTCOMES
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
+from moslora.evaluation import Evaluation
 from moslora.evaluation.predictions import mean_and_error
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, planned_run, state, validation_loss
@@ -191,11 +192,13 @@ class Study:
     def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
         order = sorted(OUTCOMES, key=lambda outcome: outcome != self.experiment.file.outcome)
         rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in order)]]
-        scored = [(planned.arm, planned_run(self.out, planned)) for planned in self.scored()]
+        scored = [(one.arm, planned_run(self.out, one)) for one in self.scored()]
+        recipe = self.experiment.recipes[self.arms[0]]  # all ask the same, and may have been asked more since
+        planned = [task.name for task in recipe.questions.tasks], recipe.evaluation.limit
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
-            runs = [read_answers(run.evaluation()) for run in done]
+            runs = [read_answers(Evaluation(run.evaluation())).asked(*planned) for run in done]
             seeds = f"{len(runs)}/{len(self.experiment.file.seeds)}"
             rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, outcome) for outcome in order)])
         return rows

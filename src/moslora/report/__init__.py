@@ -26,9 +26,9 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     from moslora.report.page import page
     from moslora.report.runs import reported_runs
 
-    runs = reported_runs(paths, evaluation=evaluation)
+    found = reported_runs(paths, evaluation=evaluation)
     with new_folder(out, older=_files(out / PAGE)) as scratch:
-        (scratch / PAGE).write_text(page(runs, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
+        (scratch / PAGE).write_text(page(*found, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
     return out / PAGE
 
 

@@ -40,8 +40,8 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
     return canvas.keep(f"training-{metric.replace('_', '-')}", figure)
 
 
-def accuracy(canvas: Canvas, runs: Sequence[ReportedRun]) -> Markup | None:
-    """Per task and on average: every arm with its error, the base, and the majority class."""
+def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> Markup | None:
+    """Per task, and if ``averaged`` on average: every arm with its interval, the base, and the majority class."""
     tuned = [(run.arm, _scores(run.tuned)) for run in runs if run.tuned]
     if not tuned:
         return None
@@ -49,20 +49,22 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun]) -> Markup | None:
     series |= {arm: [scores for its, scores in tuned if its == arm] for arm in canvas.arms}
     series = {name: scores for name, scores in series.items() if scores}
     metric = next(run.tuned.settings.primary for run in runs if run.tuned)
-    first, names = tuned[0][1], list(tuned[0][1])
+    known = {name: score for found in series.values() for scores in found for name, score in scores.items()}
+    names = _names([name for name in known if name != MACRO], averaged=averaged)
     with canvas.figure(5, _height(len(names), len(series))) as (figure, axes):
         for row, name in enumerate(names):
-            level, ends = 100 * first[name].majority_class, [row - 0.38, row + 0.38]
+            level, ends = 100 * known[name].majority_class, [row - 0.38, row + 0.38]
             label = new_label(axes, "majority class")
             axes.plot([level] * 2, ends, color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label)
             for (arm, scores), place in zip(series.items(), row + _places(len(series)), strict=True):
-                mean, error, values = _mean([its[name] for its in scores if name in its], metric)
+                mean, errors, values = _mean([its[name] for its in scores if name in its], metric)
                 color, label = MUTED if arm == "base" else canvas.color(arm), new_label(axes, arm)
                 axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
                 style = {"fmt": "o", "markersize": 5, "elinewidth": 1.5}
                 style["markerfacecolor"] = "none" if arm == "base" else color
-                axes.errorbar(mean, place, xerr=error, color=color, label=label, **style)
-        _rows(axes, names, f"{metric.replace('_', ' ')}, percent ± one standard error")
+                axes.errorbar(mean, place, xerr=errors, color=color, label=label, **style)
+        error = "; of several seeds ± one standard error" if len(tuned) > len(canvas.arms) else ""
+        _rows(axes, names, f"{metric.replace('_', ' ')}, percent, 95 % interval{error}")
     return canvas.keep("accuracy", figure)
 
 
@@ -70,19 +72,24 @@ def _scores(evaluation: Evaluation) -> dict[str, Score]:
     return {**evaluation.results.tasks, MACRO: evaluation.results.macro}
 
 
-def _mean(scores: Sequence[Score], metric: str) -> tuple[float, float, Floats]:
-    """In percent: the mean over an arm's seeds, its standard error, and each of several seeds. A single seed has the
-    error over the questions."""
+def _names(tasks: Sequence[str], *, averaged: bool = True) -> list[str]:
+    return [*tasks, *([MACRO] if averaged and len(tasks) > 1 else [])]
+
+
+def _mean(scores: Sequence[Score], metric: str) -> tuple[float, Floats, Floats]:
+    """In percent: the mean over an arm's seeds, its error to both sides, shape ``(2, 1)``, and each of several seeds.
+    The error is one standard error over the seeds; of a single seed it is the interval over the questions."""
     values = 100 * np.array([getattr(score, metric) for score in scores])
+    mean = float(values.mean()) if scores else np.nan
     if len(values) > 1:
-        return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5, values
-    error = getattr(scores[0], metric.replace("accuracy", "standard_error")) if scores else None
-    return float(values.sum()) if scores else np.nan, 100 * (error or 0), values[:0]
+        return mean, np.full((2, 1), values.std(ddof=1) / len(values) ** 0.5), values
+    ends = 100 * np.array((scores and scores[0].value(metric)[1]) or (np.nan, np.nan))
+    return mean, np.abs(ends - mean)[:, None], values[:0]
 
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title: str) -> Markup:
     """Per task and on average: each contrast with its 95 % interval."""
-    unit, names = OUTCOMES[contrasts[0].outcome], [*contrasts[0].y, MACRO]
+    unit, names = OUTCOMES[contrasts[0].outcome], _names([*contrasts[0].y])
     with canvas.figure(5, _height(len(names), 1 + len(contrasts))) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
         for contrast, place in zip(contrasts, _places(len(contrasts)), strict=True):
@@ -135,12 +142,13 @@ def _height(rows: int, points: int) -> float:
 
 
 def _rows(axes: Axes, names: Sequence[str], label: str, *, legend: bool = True) -> None:
-    """A row for each name, the last one set apart, and a legend above."""
+    """A row for each name, an average set apart, and a legend above."""
     axes.set_xlabel(label)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(axis="y", visible=False)
-    axes.axhline(len(names) - 1.5, color=GRID, linewidth=1)
+    if names[-1] == MACRO:
+        axes.axhline(len(names) - 1.5, color=GRID, linewidth=1)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     if legend:

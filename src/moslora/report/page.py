@@ -9,10 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from moslora.compare.answers import Questions
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
-from moslora.evaluation import Evaluation
+from moslora.evaluation import Evaluation, Results
 from moslora.evaluation.predictions import percent
 from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
@@ -35,8 +36,16 @@ QUESTIONS = 8
 """Questions that gained most, and as many that lost most."""
 
 
-def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, evaluation: str | None) -> str:
-    """The text of the page about ``runs``, which were found at ``paths``; the PNGs are written into ``folder``."""
+def page(
+    runs: Sequence[ReportedRun],
+    shared: Questions,
+    line: str,
+    paths: Sequence[Path],
+    *,
+    folder: Path,
+    evaluation: str | None,
+) -> str:
+    """The text of the page about `reported_runs` found at ``paths``; the PNGs are written into ``folder``."""
     arms = list(dict.fromkeys(run.arm for run in runs))
     canvas = Canvas(folder, arms)
     firsts = [next(run for run in runs if run.arm == arm) for arm in arms]
@@ -54,10 +63,13 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, ev
     return environment.get_template("page.html").render(
         title=", ".join(arms),
         arms={arm: f"c{number % len(SERIES)}" for number, arm in enumerate(arms)},
-        glance=_glance(runs),
-        remarks=[f"{name}: {line}" for name, one in scored.items() if one for line in one.results.remarks()],
+        glance=_glance(runs, counted=not shared),
+        remarks=[
+            *filter(None, [line]),
+            *(f"{n}: {text}" for n, one in scored.items() if one for text in one.results.remarks()),
+        ],
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
-        accuracy=figures.accuracy(canvas, runs),
+        accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
         compared=list(_comparisons(canvas, base, paths, runs=len(runs), evaluation=evaluation)),
         confusions=list(_confusions(canvas, firsts)),
         maps={
@@ -72,13 +84,17 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path, ev
     )
 
 
-def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
-    """A row per run, header first."""
+def _glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
+    """A row per run, header first; averages with their number of questions if they are not of the same ones."""
+
+    def average(results: Results) -> str:
+        value = percent(results.macro.value(results.settings.primary)[0])
+        return f"{value} (n {results.macro.n:,})" if counted else value
+
     rows = [["run", "method", "seed", "trained", "validation loss", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:
         card, losses = run.run.facts, run.curve("validation_loss")[1]
         done = max((row["step"] for row in run.metrics), default=0)
-        metric = run.tuned.results.settings.primary if run.tuned else ""
         seconds, memory = (run.curve(name)[1] for name in ("seconds", "peak_memory_gb"))
         rows.append([
             run.name,
@@ -86,8 +102,7 @@ def _glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
             str(run.run.recipe.seed),
             f"{done:,} of {card.get('steps', 0):,} steps",
             f"{losses[-1]:.4f}" if losses else "–",
-            percent(getattr(run.base.results.macro, metric)) if run.base and metric else "–",
-            percent(getattr(run.tuned.results.macro, metric)) if run.tuned else "–",
+            *(average(one.results) if one and run.tuned else "–" for one in (run.base, run.tuned)),
             f"{seconds[-1] / 60:.1f}" if seconds else "–",
             f"{max(memory):.1f}" if memory else "–",
         ])  # fmt: skip

@@ -1,11 +1,12 @@
 """The runs of a report, as far as they got."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moslora.compare.answers import Questions, in_common, read_answers
 from moslora.compare.arms import evaluated_steps, load_arms, runs_at
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
@@ -17,13 +18,20 @@ from moslora.runs.run import Run
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One run with its evaluation and that of its base with the same settings, if they are there; ``arm`` is its own
-    name, or that of the runs that differ from it only in the seed."""
+    """One run with its evaluation and that of its base with the same settings, if they are there, on the questions that
+    they share; ``arm`` is its own name, or that of the runs that differ from it only in the seed."""
 
     run: Run
     arm: str
     tuned: Evaluation | None = None
     base: Evaluation | None = None
+
+    def on(self, questions: Questions) -> "ReportedRun":
+        """With its evaluations on these questions alone, or on all if there are none."""
+        if not questions:
+            return self
+        tuned, base = (one and replace(one, only=questions) for one in (self.tuned, self.base))
+        return replace(self, tuned=tuned, base=base)
 
     @property
     def name(self) -> str:
@@ -45,8 +53,11 @@ class ReportedRun:
         return learned_layers(open_adapter(adapters[0])) if adapters else []
 
 
-def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> list[ReportedRun]:
-    """The runs at ``paths``: runs, folders of runs, or experiments."""
+def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> tuple[list[ReportedRun], Questions, str]:
+    """The runs at ``paths``: runs, folders of runs, or experiments; the questions that all share, and a line on others.
+
+    If all share none, the evaluations are of those that a run shares with its base.
+    """
     found = {run: arm for path in paths for run, arm in runs_at(path).items()}
     if not found:
         where = ", ".join(map(str, paths))
@@ -56,17 +67,23 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
     except MosloraError:  # they cannot be grouped
         arms = []
     grouped = {run.path: arm.name for arm in arms for run in arm.runs.values()}
-    return [_reported(Run(path), arm or grouped.get(path, Run(path).name), evaluation) for path, arm in found.items()]
+    runs = [_reported(Run(path), arm or grouped.get(path, Run(path).name), evaluation) for path, arm in found.items()]
+
+    def shared(some: Sequence[ReportedRun]) -> tuple[Questions, str]:
+        return in_common([read_answers(one) for run in some for one in (run.tuned, run.base) if one])
+
+    questions, line = shared(runs)
+    return [run.on(questions or shared([run])[0]) for run in runs], questions, line
 
 
 def _reported(run: Run, arm: str, evaluation: str | None) -> ReportedRun:
     try:
         folder = run.evaluation(evaluation)
-        evaluated_steps(folder, of_run=True)  # refuses the scores of older weights
+        tuned, base = Evaluation(folder), Evaluation(folder.with_name(f"{folder.name}-base"))
+        evaluated_steps(tuned, of_run=True)  # refuses the scores of older weights
     except UsageError as fault:
         if evaluation:
             raise
         note(str(fault))
         return ReportedRun(run, arm)
-    tuned, base = Evaluation(folder), Evaluation(folder.with_name(f"{folder.name}-base"))
     return ReportedRun(run, arm, tuned if tuned.finished else None, base if base.finished else None)

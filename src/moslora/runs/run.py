@@ -16,11 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from moslora.console import is_main_process
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, some
 from moslora.files import once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
@@ -28,6 +30,9 @@ from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
 RUN, METRICS, RESULT, CHECKPOINTS, EVALUATIONS = "run.json", "metrics.jsonl", "adapter", "checkpoints", "eval"
 SETTINGS = "settings.json"
 """In the folder of an evaluation."""
+
+BESIDE = re.compile(r"-base$|-step-\d+$")
+"""At the end of its name, if it is not of the run's result."""
 
 
 @dataclass(frozen=True)
@@ -141,18 +146,18 @@ class Run:
     def evaluation(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
         found = sorted(path.parent for path in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
-        found = [path for path in found if not re.search(r"-base$|-step-\d+$", path.name)]
+        found = [path for path in found if not BESIDE.search(path.name)]
+        names = ", ".join(path.name for path in found)
         if not name and len(found) > 1 and self.exists:
             own = evaluation_name(self.recipe.evaluation.protocol, self.recipe.data.format, self.recipe.model.precision)
             name = own if self.path / EVALUATIONS / own in found else None
         if name:
             found = [self.path / EVALUATIONS / name]
         if len(found) > 1:
-            names = ", ".join(path.name for path in found)
             raise UsageError(f"{self.path}: evaluated in several ways; choose one with --evaluation, among {names}")
         if not found or not (found[0] / SETTINGS).is_file():
-            how = f" as {name}" if name else ""
-            raise UsageError(f"{self.path}: not evaluated{how}; moslora eval {self.path} does it")
+            fix = f"evaluated, but as {names}" if names else f"not evaluated; moslora eval {self.path} does it"
+            raise UsageError(f"{self.path}: " + f"no evaluation {name}; " * bool(name) + fix)
         return found[0]
 
 
@@ -233,11 +238,26 @@ def _row(run: Run) -> list[str]:
         base, adapter = run.recipe.model.name, run.recipe.adapter.summary()
     except MosloraError:  # of another version
         base, adapter = "?", "unreadable recipe"
-    scores = [
-        f"{name} {100 * found['macro']:.1f} (n {found['questions']:,})"
-        for name, found in sorted(facts.get("results", {}).items())
-    ]
-    return [Path(base).name, adapter, steps, state, "; ".join(scores) or "–"]
+    return [Path(base).name, adapter, steps, state, "; ".join(_scores(facts.get("results", {}))) or "–"]
+
+
+def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Macro averages; of a run, its base and its checkpoints over the tasks in which all were asked the same."""
+    for _, group in groupby(sorted(cards), key=lambda name: BESIDE.sub("", name)):
+        found = {name: cards[name] for name in group}
+        # Of each task the number of questions and the hash of its data; an old card has the number over all tasks.
+        asked = [card.get("asked") or {"": [card["questions"], *card["tasks"]]} for card in found.values()]
+        tasks = list(dict.fromkeys(task for one in asked for task in one))
+        same = [task for task in tasks if all(one.get(task) == asked[0].get(task) for one in asked)]
+        part = same if len(same) < len(tasks) else []
+        for name, card in found.items():
+            macro = fmean(card["tasks"][task] for task in part) if part else card["macro"]
+            count = sum(asked[0][task][0] for task in part) or card["questions"]
+            yield f"{name} {100 * macro:.1f} (n {count:,})"
+        if part:
+            yield f"on {', '.join(part)} alone, not {some([task for task in tasks if task not in part])}"
+        elif not same:
+            yield "different questions"
 
 
 @contextmanager
