@@ -163,16 +163,7 @@ def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
 def test_the_row_that_decides_is_bold_on_a_terminal(
     screen: Callable[[int], Screen], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    titles = [
-        "task",
-        "n",
-        "majority class",
-        "accuracy",
-        "per character",
-        "95 % interval",
-        "log-probability",
-        "close calls",
-    ]
+    titles = ["task", "n", "majority class", "accuracy", "per character", "95 % interval", "log p", "close calls"]
     of_tasks = [
         [name, "3,270", "50.0", "33.3", "50.0", "28.2 to 51.7", "-0.786", "10"] for name in ("arc_challenge", "x")
     ]
@@ -180,7 +171,7 @@ def test_the_row_that_decides_is_bold_on_a_terminal(
     tables = [titles, *of_tasks, ["macro average", *of_tasks[0][1:]]], of_runs, [["run", "scores"], ["c", "–"]]
     for table in tables:
         print_table(table, best="scores")
-    assert "\x1b" not in (plain := capsys.readouterr().out) and "log-probability  close calls" in plain
+    assert "\x1b" not in (plain := capsys.readouterr().out) and "log p  close calls" in plain
     shown = screen(80)
     for table in tables:
         print_table(table, best="scores")

@@ -98,7 +98,7 @@ def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_cho
 def test_table() -> None:
     head, *rows = summarise(SETTINGS, make_predictions(1), RECORDS).table()
     assert head[:5] == ["task", "n", "majority class", "accuracy", "per character"]
-    assert head[5:] == ["95 % interval", "log-probability", "close calls"]
+    assert head[5:] == ["95 % interval", "log p", "close calls"]
     assert [row[0] for row in rows] == [*SIZES, "macro average", "micro average"]
     assert {len(row) for row in rows} == {8}
     right = columns(make_predictions(1), "obqa")["accuracy_per_character"].sum()

@@ -98,7 +98,7 @@ class Results:
                 "accuracy": percent(score.accuracy),
                 "per character": percent(score.accuracy_per_character),
                 "95 % interval": percent_range(score.value(self.settings.primary)[1]),
-                "log-probability": NONE if log_probability is None else f"{log_probability:.3f}",
+                "log p": NONE if log_probability is None else f"{log_probability:.3f}",
                 "parsed": percent(score.parse_rate),
                 "close calls": NONE if close_calls is None else str(close_calls),
             }
