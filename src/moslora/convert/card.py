@@ -157,5 +157,5 @@ def _evaluation(folder: AdapterFolder, only: str | None) -> str:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
-    told = "The adapter over its base, in percent ± one standard error:\n\n" + "\n".join(lines)
+    told = "The adapter over its base, in percent, with 95 % intervals:\n\n" + "\n".join(lines)
     return told if lines else "Not evaluated yet (`moslora eval`)."
