@@ -62,8 +62,8 @@ def loading(name: str, what: str) -> Iterator[None]:
 
     logger.addFilter(keep)
     # The bar of the first model only, and only on a terminal (``None``): some commands load one several times.
-    none = not is_main_process()
-    before = set_tqdm_hook(lambda bar, args, options: bar(*args, **options, disable=none or next(_BARS) > 0 or None))
+    silent = not is_main_process()
+    before = set_tqdm_hook(lambda bar, args, options: bar(*args, **options, disable=silent or next(_BARS) > 0 or None))
     try:
         yield
     except (MosloraError, torch.OutOfMemoryError):
