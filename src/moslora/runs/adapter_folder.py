@@ -97,7 +97,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
         UsageError: an option that no recipe has, such as a mixer of your own; or ``folder`` holds something else.
     """
     folder, config, options = Path(folder), model.config, dict(getattr(model, "adapter_options", {}))
-    section: dict[str, Any] = {"name": base or config._name_or_path}
+    section: dict[str, Any] = {"name": base or config.name_or_path}
     if not (options and section["name"]) or isinstance(model.get_output_embeddings(), AdapterLinear):
         needs = "the adapters of moslora.inject, none on its output layer, and the name of its base (base=…)"
         raise UsageError(f"{folder}: to be saved, a model needs {needs}")
