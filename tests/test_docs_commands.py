@@ -151,6 +151,8 @@ def small(words: list[str], world: Path) -> list[str] | None:
             return None
         case "train" if not given["resume"] and not given["dry_run"]:
             extra = ["--dry-run"]
+        case "eval" if given["tasks"] == "commonsense":
+            extra = ["--source", "wheel", "--limit", "2"]
         case "experiment":
             extra = ["--table"] if given["file"] and not given["table"] else []
         case "data show":
@@ -195,6 +197,8 @@ def test_every_command_runs(
     for run in set(re.findall(r"\bruns/([\w.-]+)", page.read_text(encoding="utf-8"))):
         shutil.copytree(trained, tmp_path / "runs" / run)
     shutil.copytree(quantised, tmp_path / QUANTISED)
+    shutil.copytree(trained, tmp_path / "ckpt")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     names: dict[str, object] = {}
     for block in blocks(page):
         if block.reason:
