@@ -22,8 +22,8 @@ from moslora.files import (
     disk_fault,
     locked,
     new_folder,
+    placed,
     refuse_used,
-    replaced_folder,
     write_text,
     writing,
 )
@@ -123,7 +123,8 @@ def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path
 
 def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "old")
-    with replaced_folder(tmp_path / "folder") as scratch:
+    with placed(tmp_path / "folder") as scratch:
+        scratch.mkdir()
         (scratch / "old").touch()
     before = sorted(tmp_path.rglob("*"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -131,7 +132,8 @@ def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> 
     try:
         with pytest.raises(DiskFull, match="file: "):
             write_text(tmp_path / "file", "new" * 1_000)
-        with pytest.raises(DiskFull, match="folder: "), replaced_folder(tmp_path / "folder") as scratch:
+        with pytest.raises(DiskFull, match="folder: "), placed(tmp_path / "folder") as scratch:
+            scratch.mkdir()
             save_file({"x": torch.ones(1_000)}, scratch / "a.safetensors")
         with pytest.raises(DiskFull, match="new: "), new_folder(tmp_path / "new") as scratch:
             (scratch / "a").write_bytes(bytes(2_000))
@@ -141,17 +143,18 @@ def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> 
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    for left in ("new/half", "old/half"):  # by a process that was killed
-        (tmp_path / ".folder.writing" / left).mkdir(parents=True)
+    for left in ("folder/half", "old/half"):  # by a process that was killed
+        (tmp_path / f".folder.{os.uname().nodename}.writing" / left).mkdir(parents=True)
     folder = tmp_path / "folder"
-    with replaced_folder(folder) as scratch:
-        assert not list(scratch.iterdir())
+    with placed(folder) as scratch:
+        scratch.mkdir()
         (scratch / "a").touch()
-    with pytest.raises(RuntimeError), replaced_folder(folder) as scratch:
-        (scratch / "half").touch()
+    with pytest.raises(RuntimeError), placed(folder) as scratch:
+        scratch.mkdir()
         raise RuntimeError
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "a"]
-    with replaced_folder(folder) as scratch:
+    with placed(folder) as scratch:
+        scratch.mkdir()
         (scratch / "b").touch()
         assert [path.name for path in folder.iterdir()] == ["a"]
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "b"]
@@ -181,9 +184,9 @@ def test_files_are_as_open_to_others_as_the_umask_says(tmp_path: Path, umask: in
     """Files of every writer; safetensors' own are private."""
     before = os.umask(umask)
     try:
-        for write in (new_folder, replaced_folder):
+        for write in (new_folder, placed):
             with write(tmp_path / write.__name__) as scratch:
-                (scratch / "sub").mkdir()
+                (scratch / "sub").mkdir(parents=True)
                 save_file({"x": torch.ones(1)}, scratch / "sub" / "a.safetensors")
                 (scratch / "b.json").touch()
     finally:

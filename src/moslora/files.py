@@ -65,12 +65,18 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """A scratch path, on the same disk, whose file or folder is moved to ``path`` when the block succeeds."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".placed-") as folder:
-            yield (scratch := Path(folder) / path.name)
-            os.replace(scratch, path)
+    """A scratch path, on the same disk, whose file or folder replaces ``path`` when the block succeeds.
+
+    A lock must keep this machine's other processes from ``path``, such as `locked` or `once_per_machine`.
+    """
+    with writing(path), _scratch(path.with_name(f".{path.name}.{os.uname().nodename}.writing")) as scratch:
+        new = scratch / path.name
+        yield new
+        sync_all(new)
+        if path.is_dir():
+            os.replace(path, scratch / "old")
+        os.replace(new, path)
+        _sync(path.parent)
 
 
 @contextmanager
@@ -148,20 +154,6 @@ def new_folder(out: Path, *, older: Collection[str] = ()) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder that replaces ``folder`` when the block succeeds. The folder around it must be locked."""
-    with writing(folder), _scratch(folder.with_name(f".{folder.name}.writing")) as scratch:
-        new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        yield new
-        sync_all(new)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-        _sync(folder.parent)
-
-
-@contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """An empty folder, removed afterwards; leftovers of a killed process are removed first."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -174,14 +166,8 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: a reader finds the old text or the new one, never a part."""
-    scratch = path.with_name(f".{path.name}.writing")
-    with writing(path):
-        try:
-            scratch.write_text(text, encoding="utf-8")
-            _sync(scratch)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+    with placed(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -81,7 +81,7 @@ def test_out_of_gpu_memory(refused, monkeypatch, command, target, names):
         ("eval {run} --limit 2 --out e", "evaluation.journal.Journal.append", 100, "e/predictions.jsonl"),
         ("merge {run} --out m", "convert.merge._write_weights", 50_000, "m: "),
         ("export {run} --out m", "convert.export.new_folder", 1_000, "m: "),
-        ("recipes copy llama3-8b r.yaml", "recipe.load.read_layers", 100, "r.yaml"),
+        ("recipes copy llama3-8b r.yaml", "recipe.load.find_recipe", 100, "r.yaml"),
     ],
 )
 def test_a_full_disk(refused, disk_full, command, target, size, named):

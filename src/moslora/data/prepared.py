@@ -198,7 +198,6 @@ def _write(made: TrainingData, folder: Path) -> None:
             file.write_batch(made.rows.batch)
             file.write_batch(made.validation.batch)
         (new / _HASH).write_text(sha256(new / _ROWS), encoding="utf-8")
-        rmtree(folder, ignore_errors=True)  # which is damaged; another process may have its file open
     with suppress(OSError):  # another process may remove the same
         for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
             rmtree(old, ignore_errors=True)

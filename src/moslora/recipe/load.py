@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moslora.console import note_once
 from moslora.errors import UsageError
-from moslora.files import write_text, writing
+from moslora.files import placed
 from moslora.tasks import GROUP, TASKS, Task, split_names, unknown_names
 
 from .builtin import EXPERIMENTS, find_recipe
@@ -129,16 +129,11 @@ def trace_recipe(
 def copy_recipe(name: str | Path, destination: Path) -> Path:
     """Copy a recipe, or `experiments/NAME`, into a file or folder."""
     source = find_recipe(name, kind="experiment" if str(name).startswith(EXPERIMENTS) else "recipe")
-    faults: list[str] = []
-    read_layers(source, faults)
-    if faults:
-        raise UsageError("\n".join(faults))
     target = destination / source.name if os.path.isdir(destination) else destination
     if os.path.lexists(target):
         raise UsageError(f"{target}: already exists; choose another destination")
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, source.read_text("utf-8"))
+    with placed(target) as new:
+        new.write_bytes(source.read_bytes())
     return target
 
 

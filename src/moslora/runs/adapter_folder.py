@@ -24,7 +24,7 @@ from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError
-from moslora.files import refuse_used, replaced_folder, sha256, write_json
+from moslora.files import placed, refuse_used, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_manifest, with_own_hash, written_recipe
 from moslora.tasks import INSTRUCTION
@@ -72,7 +72,8 @@ def save_adapter(
     state = {key: value.detach().cpu().contiguous() for key, value in adapter_state_dict(model).items()}
     files = {WEIGHTS: state, **(extra or {})}
     base, revision = recipe.model.name, recipe.model.revision
-    with replaced_folder(folder) as scratch:
+    with placed(folder) as scratch:
+        scratch.mkdir()
         for name, tensors in files.items():
             save_file(dict(tensors), scratch / name)
         (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")

@@ -100,7 +100,6 @@ class Run:
 
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs to."""
-        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / RECIPE, recipe.to_yaml())
         kept = {key: fact for key, fact in self.facts.items() if key in ("wandb_id", "experiment")}
         write_json(self.path / RUN, card | kept)
