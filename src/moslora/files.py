@@ -28,14 +28,6 @@ MARKS = ("config.json", "adapter_config.json", "adapter")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class DiskFull(MosloraError):
-    """No room to write ``path``; ``then`` says what to do once there is room."""
-
-    def __init__(self, path: Path | str, reason: str, *, then: str = "give the same command again") -> None:
-        super().__init__(f"{path}: {reason}; free some space there, then {then}")
-        self.path, self.reason = path, reason
-
-
 def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError | None:
     """One line for a disk error, with the file that ``error`` names, or ``path``. ``None`` for any other error.
 
@@ -46,7 +38,8 @@ def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError |
     named = getattr(error, "filename", None)  # network errors have none
     place = named or path or "the output"
     if number in FULL:
-        return DiskFull(place, os.strerror(number))
+        again = "give the same command again (train: with --resume)"
+        return MosloraError(f"{place}: {os.strerror(number)}; free some space there, then {again}")
     if number is not None and (named or number == errno.EIO):
         return UsageError(f"{place}: {os.strerror(number)}; choose another path")
     return disk_fault(error.__cause__, path) if error.__cause__ else None
@@ -54,7 +47,7 @@ def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError |
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a disk error inside the block into a `DiskFull` or a `UsageError`."""
+    """Turns a disk error inside the block into one line."""
     try:
         yield
     except Exception as error:

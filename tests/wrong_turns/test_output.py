@@ -94,7 +94,7 @@ def test_after_a_full_disk_the_last_checkpoint_is_sound_and_the_run_goes_on_to_t
 ):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     disk_full("moslora.training.run.save_checkpoint", size=9_000, call=2)
-    refused(TRAIN, "run/checkpoints/step-8", "moslora train run --resume", code=1, leaves=True)
+    refused(TRAIN, "run/checkpoints/step-8", "--resume", code=1, leaves=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir("run/checkpoints") == ["step-4"]
     assert open_adapter(Path("run/checkpoints/step-4")).manifest["step"] == 4

@@ -20,7 +20,7 @@ from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import label_count, passes
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.files import DiskFull, locked, placed
+from moslora.files import locked, placed
 from moslora.processes.devices import device
 from moslora.processes.group import meeting
 from moslora.processes.launch import launched, place
@@ -44,18 +44,13 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
             of processes, or the processes differ in what they train.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-        DiskFull: no space; the last checkpoint is intact.
         Diverged: a loss or gradient is not finite.
-        MosloraError: nothing was learned, or the GPU is out of memory.
+        MosloraError: nothing was learned, the GPU is out of memory, or the disk is full; the last checkpoint is intact.
     """
     run = Run(out)
     with locked(out) if is_main_process() else nullcontext():
         try:
             return _train(recipe, run, resuming=resuming)
-        except DiskFull as full:
-            if not run.exists:  # nothing to resume yet
-                raise
-            raise DiskFull(full.path, full.reason, then=f"resume: {run.resume_command}") from None
         except torch.OutOfMemoryError:
             raise MosloraError(
                 "out of GPU memory; use a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
