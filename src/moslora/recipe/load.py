@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import placed
 from moslora.tasks import GROUP, TASKS, Task, split_names, unknown_names
@@ -30,7 +29,7 @@ GONE = {
     "training.rank_budget.betas": [0.85, 0.85],
     "training.rank_budget.interval": 1,
 }
-"""Keys that recipes of earlier runs have, and the values that need no word: today's."""
+"""Keys that recipes of earlier runs have, and the values that say what is done today. Others are refused."""
 
 NO_MODEL = Layer("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
 """The layer below a recipe that is only shown, or read for its tasks."""
@@ -39,9 +38,7 @@ OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
 """`key.sub=value`; no key of a recipe has more than four parts."""
 
 
-def load_recipe(
-    source: str | Path, overrides: Sequence[str] = (), *, written: bool = False, resuming: bool = False
-) -> Recipe:
+def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: bool = False) -> Recipe:
     """Read a recipe and everything it extends, apply the overrides, and check the result.
 
     `extends:` takes a path relative to the file, the name of a built-in recipe, or a list of these. These are
@@ -51,12 +48,11 @@ def load_recipe(
         source: path, or name of a built-in recipe.
         overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
         written: it comes from a run folder: files of its tasks are relative to where the run was trained.
-        resuming: that run is to go on, which it cannot with a setting of training that is gone.
 
     Raises:
         UsageError: one line for every fault in every file.
     """
-    return _resolve(source, overrides, written=written, resuming=resuming)[0]
+    return _resolve(source, overrides, written=written)[0]
 
 
 def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = None) -> tuple[Task, ...]:
@@ -138,12 +134,7 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
 
 
 def _resolve(
-    source: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    beneath: Sequence[Layer] = (),
-    written: bool = False,
-    resuming: bool = False,
+    source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = (), written: bool = False
 ) -> tuple[Recipe, list[Layer]]:
     """A recipe and its layers, over those `beneath`."""
     if dashed := [text for text in (str(source), *overrides) if text.startswith("-")]:
@@ -152,25 +143,20 @@ def _resolve(
     faults: list[str] = []
     files = read_layers(path, faults, anchored=not written)
     if written:
-        _drop_gone(files, resuming=resuming)
+        _drop_gone(files)
     layers = [_defaults(path), *beneath, *files, *_overrides(overrides, faults)]
     return _checked(layers, faults, main=shown(path)), layers
 
 
-def _drop_gone(layers: Sequence[Layer], *, resuming: bool) -> None:
-    """Takes the keys in :data:`GONE` out of what an earlier version wrote."""
-    for origin, values in layers:
-        for dotted, usual in GONE.items():
+def _drop_gone(layers: Sequence[Layer]) -> None:
+    """Takes the keys in :data:`GONE` out of what an earlier version wrote, if they have these values."""
+    for layer in layers:
+        for dotted, today in GONE.items():
             *sections, key = dotted.split(".")
-            if depth(values, (*sections, key)) > len(sections):
-                value = reduce(dict.__getitem__, sections, values).pop(key)
-                setting = f"{origin}: {dotted} = {render_inline(value)} belongs to earlier versions"
-                if value != usual and resuming and dotted.startswith("training."):
-                    raise UsageError(f"{setting}; resume with the version that began this run")
-                if key == "wandb_mode" and value:
-                    os.environ.setdefault("WANDB_MODE", value)
-                elif value != usual:
-                    note_once(f"{setting}; ignored")
+            if depth(layer.values, (*sections, key)) > len(sections):
+                section = reduce(dict.__getitem__, sections, layer.values)
+                if section[key] == today:
+                    del section[key]
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:

@@ -45,10 +45,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None, resuming: bool = False) -> Recipe:
+def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
     """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
     try:
-        return load_recipe(path, [f"{TRUST}=false", *overrides], written=True, resuming=resuming)
+        return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
     except UsageError as fault:
         if by in (None, here := moslora.__version__):
             raise

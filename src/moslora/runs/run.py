@@ -119,8 +119,7 @@ class Run:
                 f"{self.path}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or"
                 " copy the recipe there from a checkpoint"
             )
-        by = self.facts.get("versions", {}).get("moslora")
-        return written_recipe(self.path / RECIPE, overrides, by=by, resuming=True)
+        return written_recipe(self.path / RECIPE, overrides, by=self.facts.get("versions", {}).get("moslora"))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
