@@ -21,7 +21,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report
-from moslora.report.questions import confusion, most_changed
+from moslora.report.questions import most_changed
 from moslora.report.runs import reported_runs
 from moslora.tasks import Example
 from moslora.training import train_recipe
@@ -183,7 +183,7 @@ def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> Non
         evaluate_target(open_target(str(run), base=base), limit=3)
     text = write_report([run], out=tmp_path / "page").read_text("utf-8")
     Reader(text)
-    assert "Options chosen" in text and "What was learned" not in text
+    assert "What was learned" not in text
 
 
 def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_path: Path) -> None:
@@ -227,16 +227,6 @@ def test_without_matplotlib_one_line_says_how_to_install_it(
 
 def answer(id: str, gold: int, *scores: float, task: str = "t") -> Prediction:
     return Prediction(id, task, gold, int(np.argmax(scores)), scores)
-
-
-def test_confusion_counts_right_against_chosen() -> None:
-    rows = [answer("a", 0, 1, 0, 0), answer("b", 0, 0, 1, 0), answer("c", 2, 0, 1, 0), answer("d", 2, 0, 1, 0)]
-    assert confusion(rows)["t"].tolist() == [[1, 1, 0], [0, 0, 0], [0, 2, 0]]
-    texts = [Prediction("a", "t", 1, None, text="?", answer=""), Prediction("b", "t", 1, 1, text="2", answer="2")]
-    assert confusion(texts)["t"].tolist() == [[0, 0, 0], [0, 1, 1]]
-    # cloze: the option that counts is the best one per character
-    cloze = Prediction("a", "t", 1, 0, scores=(-4.0, -6.0), characters=(1, 10))
-    assert confusion([cloze])["t"].tolist() == [[0, 0], [0, 1]]
 
 
 def test_the_questions_that_changed_most() -> None:

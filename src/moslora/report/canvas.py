@@ -54,7 +54,6 @@ STYLE: Any = {
 # Zero is transparent: the colour of the page.
 BLUE, ORANGE = to_rgb(SERIES[0]), to_rgb(SERIES[1])
 DIVERGING = LinearSegmentedColormap.from_list("faded", [(*BLUE, 1), (*BLUE, 0), (*ORANGE, 0), (*ORANGE, 1)])
-SEQUENTIAL = LinearSegmentedColormap.from_list("faded", [(*BLUE, 0), (*BLUE, 0.85)])
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ class Canvas:
             figure.savefig(self.folder / f"{name}.png", dpi=160, facecolor="white")
             figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
         svg = re.sub(r"(?<=<g) id=\"[A-Za-z0-9]+_\d+\"", "", text.getvalue().partition("<svg")[2])
-        size = f'role="img" style="--width: {72 * figure.get_figwidth():.0f}pt"'
-        svg = re.sub(r'.*?(viewBox=".*?").*?>', rf"<svg {size} \1>", svg, count=1, flags=re.S)
+        svg = re.sub(r'.*?(viewBox=".*?").*?>', r'<svg role="img" \1>', svg, count=1, flags=re.S)
         for value, variable in VARIABLES.items():
             svg = svg.replace(value, f"var(--{variable})")
         return Markup(svg)

@@ -1,6 +1,6 @@
 """The figures of training and of answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -10,7 +10,7 @@ from moslora.compare.comparison import Contrast
 from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import MACRO, Floats
 from moslora.evaluation import Evaluation, Score
-from moslora.report.canvas import GRID, INK, MUTED, SEQUENTIAL, Canvas, in_steps, new_label
+from moslora.report.canvas import GRID, INK, MUTED, Canvas, in_steps, new_label
 from moslora.report.runs import ReportedRun
 
 SMOOTHED = 100
@@ -103,32 +103,6 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title:
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         _rows(axes, names, f"{title}, {unit.unit}, 95 % interval; filled: shown", legend=len(contrasts) > 1)
     return canvas.keep(name, figure)
-
-
-def confusions(canvas: Canvas, task: str, tables: Mapping[str, Floats]) -> Markup:
-    """Right against chosen option of one task, in percent of the row, a panel for each of ``tables``."""
-    width = 0.5 + sum(0.33 * table.shape[1] + 0.25 for table in tables.values())
-    height = 0.9 + 0.33 * max(len(table) for table in tables.values())
-    with canvas.figure(max(width, 1.9), height, columns=len(tables), rows=1) as (figure, found):
-        for axes, (name, table) in zip(np.atleast_1d(found).flat, tables.items(), strict=True):
-            share = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-            axes.pcolormesh(share, cmap=SEQUENTIAL, vmin=0, vmax=100, edgecolors=GRID, linewidth=0.6)
-            for (row, column), value in np.ndenumerate(share):
-                style = {"ha": "center", "va": "center", "fontweight": "bold" if row == column else "normal"}
-                axes.text(column + 0.5, row + 0.5, f"{value:.0f}", fontsize=7.5, **style)
-            rows, columns = table.shape
-            numbers = [str(n + 1) for n in range(rows)]
-            axes.set_xticks(np.arange(columns) + 0.5, [*numbers, "–"][:columns])
-            axes.set_yticks(np.arange(rows) + 0.5, numbers)
-            axes.tick_params(length=0, labelsize=7.5)
-            axes.invert_yaxis()
-            axes.set_aspect("equal")
-            axes.grid(False)
-            axes.set_title(name, fontsize=8.5, fontweight="normal")
-            axes.spines[:].set_visible(False)
-        figure.supxlabel("chosen", fontsize=8, color=MUTED)
-        figure.supylabel("right", fontsize=8, color=MUTED)
-    return canvas.keep(f"confusion-{task}", figure)
 
 
 def _places(count: int) -> Floats:

@@ -19,7 +19,7 @@ from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.canvas import SERIES, Canvas
 from moslora.report.learned import LearnedLayer
-from moslora.report.questions import Changed, confusion, most_changed, texts
+from moslora.report.questions import Changed, most_changed, texts
 from moslora.report.runs import ReportedRun
 
 CURVES = {
@@ -71,7 +71,6 @@ def page(
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
         compared=list(_comparisons(canvas, base, paths, runs=len(runs), evaluation=evaluation)),
-        confusions=list(_confusions(canvas, firsts)),
         maps={
             run.arm: weights.heat_maps(canvas, f"mixer-{run.name}", shown) for run in firsts if (shown := _some(run))
         },
@@ -127,17 +126,6 @@ def _comparisons(
         figure = figures.differences(canvas, name, contrasts, f"difference from {contrasts[0].before}")
         said = lines(found) if found.main else []
         yield {"title": title, "figure": figure, "tables": tables(found), "lines": said}
-
-
-def _confusions(canvas: Canvas, firsts: Sequence[ReportedRun]) -> Iterator[tuple[str, Markup]]:
-    """A figure per task: the base, and the first run of every arm, at most four."""
-    found = {}
-    if base := next((run.base for run in firsts if run.base), None):
-        found["base"] = confusion(base.predictions)
-    found |= {run.arm: confusion(run.tuned.predictions) for run in firsts[:4] if run.tuned}
-    for task in dict.fromkeys(task for counts in found.values() for task in counts):
-        of_task = {name: counts[task] for name, counts in found.items() if task in counts}
-        yield task, figures.confusions(canvas, task, of_task)
 
 
 def _some(run: ReportedRun) -> list[LearnedLayer]:

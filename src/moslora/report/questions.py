@@ -1,28 +1,14 @@
-"""The options that were chosen, and the questions that a model answers unlike its base."""
+"""The questions that a model answers unlike its base."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from scipy.special import softmax
 
-from moslora.compare.statistics import Floats
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError
 from moslora.evaluation import METRICS, Prediction
 from moslora.tasks import Example, Questions
-
-
-def confusion(predictions: Sequence[Prediction]) -> dict[str, Floats]:
-    """Task -> counts, a row for each right option and a column for each chosen one, the last for none (generate)."""
-    tables = {}
-    for task in dict.fromkeys(p.task for p in predictions):
-        answers = [p for p in predictions if p.task == task]
-        size = max(max(p.gold + 1, (p.chosen or 0) + 1, len(p.scores)) for p in answers)
-        tables[task] = np.zeros((size, size + any(p.chosen is None for p in answers)))
-        for p in answers:
-            tables[task][p.gold, -1 if p.chosen is None else p.chosen] += 1
-    return tables
 
 
 class Option(NamedTuple):
