@@ -21,7 +21,7 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import AdapterSection, Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import adapt, prepare
@@ -126,10 +126,12 @@ def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
     """Everything measured of the run in ``folder/run``."""
     run, resumed = folder / "run", folder / "resumed"
     recipe = load_recipe(run / "recipe.yaml")
+    section, base = recipe.adapter, load_recipe(settings.base).adapter
+    assert isinstance(section, AdapterSection) and isinstance(base, AdapterSection)
     found = {
-        "mixer": recipe.adapter.mixer.kind,
-        "dropout": recipe.adapter.dropout,
-        "parameters": parameters(method, recipe, rank=load_recipe(settings.base).adapter.rank),
+        "mixer": section.mixer.kind,
+        "dropout": section.dropout,
+        "parameters": parameters(method, recipe, rank=base.rank),
         "seconds": times(method, folder, settings),
         "resumed_difference": resume(run, resumed, step=settings.steps // 2),
         "questions": reload_and_evaluate(resumed),
@@ -186,9 +188,9 @@ def parameters(method: Method, recipe: Recipe, *, rank: int) -> dict[str, int]:
     Raises:
         RuntimeError: the formula is wrong.
     """
-    model = meta_model(recipe.model)
-    adapt(model, recipe.adapter_options(), seed=recipe.seed)
+    model = adapt(meta_model(recipe.model), recipe)
     section = recipe.adapter
+    assert isinstance(section, AdapterSection)
     sizes = [
         Sizes(
             d_in=layer.in_features,

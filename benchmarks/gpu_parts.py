@@ -149,12 +149,13 @@ def latency(record: Record) -> None:
     from evaluation_kit import tokenizer
     from latency import Times, measure, medians
     from moslora.base.load import use_own_modules
-    from moslora.recipe import load_recipe
+    from moslora.recipe import AdapterSection, load_recipe
 
     def after_round(found: dict[str, Times]) -> None:
         record(rounds=len(found["base"].answer), **medians(found))
 
     model, adapter = random_model(), load_recipe("llama3-8b").adapter
+    assert isinstance(adapter, AdapterSection)
     use_own_modules(model)
     tokens, repetitions = (8, 5) if GPU else (2, 1)
     measure(model, tokenizer(), adapter, tokens=tokens, repetitions=repetitions, after_round=after_round)

@@ -257,12 +257,14 @@ def main() -> int:
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
     recipe = load_recipe(given.base)
+    adapter = recipe.adapter
+    assert isinstance(adapter, AdapterSection)
     model = load_base(recipe.model, device="cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(recipe.model)
-    found = measure(model, tokenizer, recipe.adapter, tokens=given.tokens, repetitions=given.repetitions)
+    found = measure(model, tokenizer, adapter, tokens=given.tokens, repetitions=given.repetitions)
     length = len(tokenizer(FORMATS["label"].generation_prompt(QUESTION)).input_ids)
     text = (
-        f"{table(found)}\n\n`{given.base}`, rank {recipe.adapter.rank}, {recipe.model.dtype}, batch of one: median"
+        f"{table(found)}\n\n`{given.base}`, rank {adapter.rank}, {recipe.model.dtype}, batch of one: median"
         f" (quartiles) of {given.repetitions} rounds. An answer: {length} tokens, scored by protocol `rank`. Writing:"
         f" {given.tokens} tokens, greedy, reading the question included. {machine()}."
     )

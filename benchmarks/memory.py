@@ -103,8 +103,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
         "training.global_batch_size": len(lengths) * processes,
     }
     recipe = load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
-    meta = meta_model(recipe.model)
-    adapt(meta, recipe.adapter_options(), seed=0)
+    meta = adapt(meta_model(recipe.model), recipe)
     planned_for = Work(tuple(lengths), labels * len(lengths) / sum(lengths))
     planned = memory(meta, recipe.model, planned_for, on_gpu=False, processes=processes)
     accelerator = Accelerator(mixed_precision="no", cpu=True)

@@ -10,6 +10,7 @@ q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0
 and no dropout.
 
     ours            this program, MoSLoRA's dense mixer          lora      the same with the identity
+    peft/lora       this program, with PEFT's LoRA layers; so any method in recipes/peft/
     peft:4:random   PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
     peft:…          … with other sizes of micro-batch and ways to sample
 """
@@ -63,15 +64,14 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     return encoded, recipe
 
 
-def ours(encoded: Sequence[Any], recipe: Any, *, size: int = STEP, kind: str = "dense") -> dict[str, Any]:
+def ours(encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, Any]:
     """Seconds of each step of our loop over so many rows, the first step not counted; and how long the products of one
     take. ``gb`` is the largest memory, less that before the first step."""
-    from moslora.adapters import inject
+    from moslora.base.adapted import with_adapters
     from moslora.base.load import load_base
 
     steps = len(encoded) // size - 1
-    model = load_base(recipe.model)
-    inject(model, **recipe.adapter.model_dump() | {"mixer": {"kind": kind}})
+    model = with_adapters(load_base(recipe.model), recipe)
     our = our_step(model, recipe.training)
     idle = idle_gb(model)
 
@@ -146,8 +146,15 @@ def work(who: str, setting: str, steps: int) -> dict[str, Any]:
 
 def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, Any]:
     """Training by the contestant of that name, in steps of so many rows."""
-    if who in ("ours", "lora"):
-        return ours(encoded, recipe, size=size, kind="dense" if who == "ours" else "identity")
+    from moslora.recipe import load_recipe
+    from moslora.recipe.mixers import IdentityOptions
+
+    if who == "ours":
+        return ours(encoded, recipe, size=size)
+    if who == "lora" or "/" in who:
+        plain = recipe.adapter.model_copy(update={"mixer": IdentityOptions()})
+        adapter = plain if who == "lora" else load_recipe("smollm2-135m", [f"extends={who}"]).adapter
+        return ours(encoded, recipe.model_copy(update={"adapter": adapter}), size=size)
     _, micro_batch, sampling = who.split(":")
     return peft(encoded, recipe, size=size, micro_batch=int(micro_batch), sampling=sampling)
 
@@ -166,9 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument(
-        "--contestants", nargs="+", default=list(CONTESTANTS), help="a peer is peft:MICRO_BATCH:SAMPLING"
-    )
+    told = "peft/NAME is a method of PEFT in our loop, peft:MICRO_BATCH:SAMPLING a peer"
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), help=told)
     parser.add_argument("--print-only", action="store_true")
     options = parser.parse_args(arguments)
     table = [["setting", "contestant", "rows/s", "ours is", "memory above the weights", "products' share of ours"]]

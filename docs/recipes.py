@@ -34,7 +34,7 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
             continue
         inside = f"{path}.{name}".removeprefix(".")
         yield f"{'###' if path else '##'} `{inside}`\n"
-        if len(options) > 1:
+        if len(options) > 1 and "kind" in options[0]["properties"]:
             yield "| kind | field | type | default | meaning |\n|---|---|---|---|---|"
             for option in options:
                 kind = option["properties"]["kind"]["const"]
@@ -42,9 +42,10 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
                 yield from (f"| {row}" for row in _rows(option, models))
             yield ""
             continue
-        if "description" in field:  # otherwise the table above has it
-            yield f"{_cell(options[0]['description'])}\n"
-        yield from _tables(options[0], models, path=inside)
+        for option in options:
+            if "description" in field:  # otherwise the table above has it
+                yield f"{_cell(option['description'])}\n"
+            yield from _tables(option, models, path=inside)
 
 
 def _rows(model: dict[str, Any], models: dict[str, Any], *, top: bool = False) -> Iterator[str]:

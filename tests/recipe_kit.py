@@ -58,6 +58,32 @@ METHODS = {
 }
 """Method -> its mixer, and whatever else it changes."""
 
+PEFT: dict[str, tuple[str, ...]] = {
+    "peft/boft": (),
+    "peft/c3a": ("block_size=8",),
+    "peft/delora": ("r=4",),
+    "peft/dora": ("r=4",),
+    "peft/fourierft": ("n_frequency=50",),
+    "peft/gralora": ("r=4",),
+    "peft/hira": ("r=4",),
+    "peft/hra": ("r=4",),
+    "peft/ia3": (),
+    "peft/ln-tuning": (),
+    "peft/loha": ("r=4",),
+    "peft/lokr": ("r=4",),
+    "peft/lora": ("r=4",),
+    "peft/miss": ("r=4",),
+    "peft/oft": ("oft_block_size=16",),
+    "peft/psoft": ("r=8",),
+    "peft/randlora": ("r=8", "randlora_alpha=16"),
+    "peft/road": ("group_size=8",),
+    "peft/shira": ("r=4",),
+    "peft/vblora": ("vector_length=8", "num_vectors=16"),
+    "peft/vera": ("r=32",),
+    "peft/waveft": ("n_frequency=50",),
+}
+"""Method of PEFT -> fields of it that fit a tiny model."""
+
 
 def faults(source: str | Path, *overrides: str) -> list[str]:
     with pytest.raises(UsageError) as caught:

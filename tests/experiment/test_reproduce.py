@@ -79,8 +79,8 @@ def test_the_distance_is_relative_to_all_weights() -> None:
 def test_other_versions_and_hardware_are_told_beforehand(run: Path) -> None:
     facts = Run(run).facts
     uncommitted = ["the code had changes that were not committed"] * bool((facts["git"] or {}).get("dirty"))
-    assert changes(facts, device="cpu", quantized=False) == uncommitted
+    assert changes(facts, device="cpu", recipe=Run(run).recipe) == uncommitted
     Run(run).add_facts(versions={"torch": "1.0"}, hardware={"device": "abacus", "threads": 99}, git={"dirty": True})
-    told = changes(Run(run).facts, device="cpu", quantized=False)
+    told = changes(Run(run).facts, device="cpu", recipe=Run(run).recipe)
     assert f"versions.torch was '1.0', is {version('torch')}" in told and any("abacus" in line for line in told)
     assert not any("threads" in line for line in told) and "not committed" in told[-1]

@@ -7,12 +7,12 @@ import pytest
 from moslora.recipe import find_recipe, list_recipes, load_recipe
 from moslora.recipe.mixers import DenseOptions
 from moslora.tasks import COMMONSENSE
-from recipe_kit import METHODS, MODELS, RECIPES, ROOT, TASK_FILES
+from recipe_kit import METHODS, MODELS, PEFT, RECIPES, ROOT, TASK_FILES
 
 
 def test_all_builtin_recipes_are_known_here():
     names = [name for name, _ in list_recipes()]
-    assert sorted(names) == sorted([*MODELS, *METHODS, *TASK_FILES])
+    assert sorted(names) == sorted([*MODELS, *METHODS, *PEFT, *TASK_FILES])
     names += [f"experiments/{name}" for name, _ in list_recipes("experiment")]
     assert {RECIPES / f"{name}.yaml" for name in names} == set(RECIPES.rglob("*.y*ml"))
 

@@ -5,9 +5,9 @@ from pydantic import ValidationError
 
 from moslora.adapters.mixers import MIXERS
 from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.recipe.adapter import AdapterSection
 from moslora.recipe.mixers import DenseOptions
 from moslora.recipe.rules import AT_ZERO, GATES, INVERTIBLE, WELL_CONDITIONED
-from moslora.recipe.sections import AdapterSection
 from recipe_kit import faults
 
 MIXER, PISSA, MIX = "adapter.mixer.kind=", "adapter.start=pissa", "data.source=commonsense_170k"

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from moslora.adapters import build_mixer, inject
 from moslora.adapters.mixers import MIXERS
 from moslora.adapters.start import MAX_CONDITION
+from moslora.recipe.adapter import AdapterSection
 from moslora.recipe.mixers import MixerOptions
 from moslora.recipe.rules import AT_ZERO, GATES, INVERTIBLE, WELL_CONDITIONED
-from moslora.recipe.sections import AdapterSection
 
 SECTIONS: dict[str, type[BaseModel]] = {
     section.model_fields["kind"].default: section for section in get_args(MixerOptions)

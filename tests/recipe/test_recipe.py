@@ -14,7 +14,8 @@ from moslora.adapters.mixers import MIXERS
 from moslora.errors import UsageError
 from moslora.prompts import FORMATS
 from moslora.recipe import PROTOCOLS, ModelSection, Recipe, TrainingSection, load_recipe
-from moslora.recipe.sections import AdapterSection, DataSection
+from moslora.recipe.adapter import AdapterSection
+from moslora.recipe.sections import DataSection
 from moslora.recipe.yaml_text import parse
 from moslora.tasks import COMMONSENSE
 from recipe_kit import METHODS

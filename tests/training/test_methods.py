@@ -151,8 +151,7 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
     def said(**changes: float) -> list[str]:
         training = done.recipe.training.model_copy(update=changes)
         base, section = done.recipe.model, done.recipe.adapter
-        model = meta_model(base)
-        adapt(model, done.recipe.adapter_options(), seed=0)
+        model = adapt(meta_model(base), done.recipe)
         plan = StepPlan.of(training, rows=84, seed=0)
         return describe(model, plan, base=base, adapter=section, training=training)
 

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -11,9 +12,11 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from evaluation_kit import tokenizer
 from moslora.adapters import inject, named_adapters
+from moslora.base.adapted import with_adapters
+from moslora.base.load import use_own_modules
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
-from moslora.recipe import TrainingSection
+from moslora.recipe import Recipe, TrainingSection
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
@@ -45,14 +48,16 @@ def rows(number: int) -> list[Encoded]:
     return found
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [10_000, 50])
-def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path: Path, micro_batch_tokens: int) -> None:
+@pytest.mark.parametrize(("by", "micro_batch_tokens"), [("us", 10_000), ("us", 50), ("PEFT", 50)])
+def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
+    tmp_path: Path, by: str, micro_batch_tokens: int
+) -> None:
     """Float32, no dropout, 20 steps that learn: all losses and norms to 1e-4, though the Trainer cuts and pads its own
-    micro-batches."""
+    micro-batches. Our loop trains our LoRA, or PEFT's from the same start, and so both to the same."""
     plan = StepPlan(rows=STEPS * ROWS, global_batch_size=ROWS, epochs=1, max_steps=None, seed=3)
     data = rows(plan.rows)
     settings = TrainingSection(learning_rate=1e-2, warmup_steps=4, weight_decay=0.1, max_grad_norm=0.5, log_every=1)
-    base = tiny_llama(dtype=torch.float32)
+    base: Any = tiny_llama(dtype=torch.float32)
     theirs = peft.get_peft_model(
         tiny_llama(dtype=torch.float32), peft.LoraConfig(r=4, lora_alpha=8, target_modules=PROJECTIONS)
     )
@@ -60,6 +65,13 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path: Path, 
     inject(base, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS)
     for name, layer in named_adapters(base):
         theirs.get_submodule(f"base_model.model.{name}").lora_A["default"].weight.data.copy_(layer.lora_a)
+    if by == "PEFT":
+        base = tiny_llama(dtype=torch.float32)
+        use_own_modules(base)
+        method = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+        adapter = {"target_modules": list(PROJECTIONS), "peft": method}
+        recipe = Recipe.model_validate({"name": "any", "model": {"name": "any"}, "adapter": adapter})
+        base = with_adapters(base, recipe, state=peft.get_peft_model_state_dict(theirs))
     accelerator, ours = Accelerator(cpu=True), Losses()
     parts = Parts(
         accelerator=accelerator,

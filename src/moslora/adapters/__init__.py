@@ -8,7 +8,6 @@ from moslora.adapters.injection import (
     has_learned,
     inject,
     named_adapters,
-    own_parameters,
     shares_beginnings,
     task_names,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "has_learned",
     "inject",
     "named_adapters",
-    "own_parameters",
     "shares_beginnings",
     "task_names",
 ]

@@ -81,7 +81,11 @@ def inject(
         except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
             raise ValueError(f"{name}: {error}") from error
     if state is not None:
-        _load(layers, state)
+        own = _state(layers)
+        refuse_misfits(own, state)
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(state[key])
     model.requires_grad_(False)
     for name, layer in layers.items():
         if not next(layer.base.parameters()).is_meta:
@@ -129,16 +133,11 @@ def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
             yield name, module
 
 
-def own_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of all adapters without their bases', whether they learn or not."""
-    layers = [layer for _, layer in named_adapters(model)]
-    return {p for layer in layers for p in layer.parameters()} - {p for one in layers for p in one.base.parameters()}
-
-
 def has_learned(model: nn.Module) -> bool:
-    """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW."""
-    layers = (layer for _, layer in named_adapters(model))
-    return any((layer.lora_b if layer.mixer.routes else layer.delta_weight()).any() for layer in layers)
+    """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW; or there is
+    none."""
+    layers = [layer for _, layer in named_adapters(model)]
+    return not layers or any((layer.lora_b if layer.mixer.routes else layer.delta_weight()).any() for layer in layers)
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -196,10 +195,8 @@ def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
     }
 
 
-@torch.no_grad()
-def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> None:
-    """Copies ``state`` into ``layers``, strictly: all missing or unexpected keys and wrong shapes are listed."""
-    own = _state(layers)
+def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuses a ``state`` with other keys or shapes than ``own``, of which all are listed."""
     faults = [f"{key}: missing" for key in own.keys() - state.keys()]
     faults += [f"{key}: unexpected, not an adapter weight of this model" for key in state.keys() - own.keys()]
     faults += [
@@ -209,8 +206,6 @@ def _load(layers: Mapping[str, AdapterLinear], state: Mapping[str, Tensor]) -> N
     ]
     if faults:
         raise ValueError(capped(sorted(faults)))
-    for key, value in own.items():
-        value.copy_(state[key])
 
 
 def _match(model: nn.Module, target_modules: Collection[str] | str) -> list[str]:

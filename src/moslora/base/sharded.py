@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
-from moslora.adapters import describe_batch, own_parameters
+from moslora.adapters import describe_batch
+from moslora.base.adapted import own_parameters
 from moslora.base.load import final_hidden, name_task
 from moslora.base.quantized import quantized_layers
 from moslora.choices import Strategy

@@ -45,7 +45,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None,
 ---
 # {recipe.name}
 
-{kind} of `{public_name(name)}`{at}, fine-tuned with ΔW = s · B · M · A ({recipe.adapter.summary()}{at_task}).
+{kind} of `{public_name(name)}`{at}, fine-tuned with {recipe.adapter.equation} ({recipe.adapter.summary()}{at_task}).
 No licence is set here: the terms of `{public_name(name)}` apply to what is made of it.
 
 ```python

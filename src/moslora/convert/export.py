@@ -1,16 +1,20 @@
 """Adapters as plain LoRA pairs, and written in PEFT's format."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import LoraPair, NotMergeable, build_mixer, fold, has_learned, named_adapters
+from moslora.base.adapted import config_of
 from moslora.base.load import name_task
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.convert.card import public_name, write_card
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
+from moslora.recipe import AdapterSection, PeftSection
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
 from moslora.runs.asking import write_asking
 
@@ -24,16 +28,16 @@ OTHER_WEIGHTS = (
 def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
     """Refuses an adapter without a single ΔW. A task gate has one for each ``task`` that it was trained on."""
     section = folder.recipe.adapter
-    gated = section.mixer.kind == "task-gate"
-    if task is None:
+    gated = section.gated_by_task
+    if task is None and isinstance(section, AdapterSection):
         try:
             build_mixer(rank=section.rank, in_features=1, **folder.recipe.adapter_options()["mixer"]).matrix()
         except NotMergeable as error:
             fix = "name one with --task" if gated else "evaluate the adapter folder itself"
             raise UsageError(f"{folder.path}: has no single weight: it has {error}; {fix}") from None
-    elif not gated:
-        raise UsageError(f"{folder.path}: --task {task}: its mixer does not depend on the task; omit --task")
-    else:
+    elif task is not None and not gated:
+        raise UsageError(f"{folder.path}: --task {task}: its adapter does not depend on the task; omit --task")
+    elif task is not None:
         folder.refuse_untrained(task)
 
 
@@ -47,7 +51,8 @@ def lora_pairs(folder: AdapterFolder, model: PreTrainedModel, *, task: str | Non
 
 
 def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remote_code: bool = False) -> Path:
-    """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW.
+    """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW. One of
+    PEFT's methods is written as PEFT writes it.
 
     The rank is M's rank_out, r/k for a butterfly, 2r for a PiSSA start (whose part of the base is subtracted again),
     and ``lora_alpha`` is set so that lora_alpha / r stays the scale s. DoRA's magnitudes are written as PEFT has them.
@@ -57,33 +62,18 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
     refuse_unfoldable(folder, task)
     recipe, base = folder.recipe, folder.recipe.model.name
     with new_folder(out) as scratch:
-        model = load_without_base(folder)
-        pairs = lora_pairs(folder, model, task=task)
-        tensors = {}
-        for name, pair in pairs.items():
-            parts = {"A.weight": pair.a, "B.weight": pair.b, "magnitude_vector": pair.magnitude}
-            for part, value in parts.items():
-                if value is not None:
-                    tensors[f"base_model.model.{name}.lora_{part}"] = value.contiguous()
+        if isinstance(recipe.adapter, PeftSection):
+            tensors, config = folder.weights(), config_of(recipe.adapter).to_dict()
+            settings = {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
+            kind = "An adapter"
+            proof = "The weights are those of the run, as PEFT saves them."
+        else:
+            tensors, settings = _as_lora(folder, recipe.adapter, task=task)
+            kind = "A LoRA adapter"
+            proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
         save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-        rank = len(pair.a)  # of the last layer, as of all
-        components = {name.rpartition(".")[2] for name in pairs}
-        same = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
-        settings = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": BUILTIN_ON_THE_HUB if base == BUILTIN else base,
-            "revision": recipe.model.revision,
-            "r": rank,
-            "lora_alpha": pair.scale * rank,
-            "use_dora": pair.magnitude is not None,
-            "lora_dropout": recipe.adapter.dropout,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            # The whole names where other layers share a component.
-            "target_modules": sorted(components if len(same) == len(pairs) else pairs),
-        }
+        settings |= {"task_type": "CAUSAL_LM", "revision": recipe.model.revision, "inference_mode": True}
+        settings["base_model_name_or_path"] = BUILTIN_ON_THE_HUB if base == BUILTIN else base
         write_json(scratch / "adapter_config.json", settings)
         write_asking(scratch, recipe, dtype=recipe.model.dtype, task=task)
         use = (
@@ -91,7 +81,34 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
             f'base = AutoModelForCausalLM.from_pretrained("{public_name(base)}")\n'
             f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
         )
-        proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
         proof += OTHER_WEIGHTS if base == BUILTIN else ""
-        write_card(scratch, folder, kind="A LoRA adapter", task=task, use=use, proof=proof)
+        write_card(scratch, folder, kind=kind, task=task, use=use, proof=proof)
     return out
+
+
+def _as_lora(
+    folder: AdapterFolder, section: AdapterSection, *, task: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and settings of an adapter of ours as PEFT's LoRA."""
+    model = load_without_base(folder)
+    pairs = lora_pairs(folder, model, task=task)
+    tensors = {}
+    for name, pair in pairs.items():
+        parts = {"A.weight": pair.a, "B.weight": pair.b, "magnitude_vector": pair.magnitude}
+        for part, value in parts.items():
+            if value is not None:
+                tensors[f"base_model.model.{name}.lora_{part}"] = value.contiguous()
+    rank = len(pair.a)  # of the last layer, as of all
+    components = {name.rpartition(".")[2] for name in pairs}
+    same = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
+    return tensors, {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": pair.scale * rank,
+        "use_dora": pair.magnitude is not None,
+        "lora_dropout": section.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        # The whole names where other layers share a component.
+        "target_modules": sorted(components if len(same) == len(pairs) else pairs),
+    }

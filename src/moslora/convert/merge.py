@@ -19,10 +19,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import AdapterLinear, LoraPair, named_adapters
+from moslora.base.adapted import merged_by_peft
 from moslora.base.load import DTYPES, load_base, load_tokenizer, name_task
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
@@ -32,6 +32,7 @@ from moslora.convert.export import lora_pairs, refuse_unfoldable
 from moslora.convert.verify import Proof, compare, log_probabilities, weight_sums
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
+from moslora.recipe import PeftSection
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.asking import write_asking
 
@@ -78,16 +79,18 @@ def merge(
         quantized = quantized_layers(model) if onto == "dequantized" else {}
         del model
         if section.quantization is not None:
-            model = load_adapted(folder, dtype=section.dtype, quantization=None)
-            _set_weights(model, quantized)
+            model = load_adapted(folder, dtype=section.dtype, quantization=None, layers=quantized)
             if task is not None:
                 name_task(model, task)
             expected = log_probabilities(model, tokenizer)
             del model
         files = weight_files(section.name, revision=section.revision)
-        _write_weights(files, pairs, quantized, scratch, dtype=DTYPES[section.dtype])
-        weights = _compare_weights(files, layers, quantized, scratch)
-        del quantized  # before another model is loaded
+        exact: dict[str, Tensor] = {}
+        if isinstance(folder.recipe.adapter, PeftSection):
+            exact = merged_by_peft(load_adapted(folder, dtype="float32", quantization=None, layers=quantized))
+        _write_weights(files, pairs, quantized, exact, scratch, dtype=DTYPES[section.dtype])
+        weights = _compare_weights(files, layers, quantized, exact, scratch)
+        del quantized, exact  # before another model is loaded
         _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
         merged = log_probabilities(load_base(written), tokenizer)
@@ -105,31 +108,22 @@ def merge(
     return proof
 
 
-@torch.no_grad()
-def _set_weights(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> None:
-    """Gives ``model``, with its adapters, the weights of these layers."""
-    for name, layer in layers.items():
-        place, weight = model.get_submodule(name), dequantize(layer)
-        plain = place.base if isinstance(place, AdapterLinear) else place
-        plain.get_parameter("weight").copy_(weight)
-        if isinstance(place, AdapterLinear) and place.magnitude is not None:
-            place.magnitude.measure(weight)
-
-
 def _write_weights(
     files: Sequence[Path],
     pairs: Mapping[str, LoraPair],
     quantized: Mapping[str, nn.Module],
+    exact: Mapping[str, Tensor],
     out: Path,
     *,
     dtype: torch.dtype,
 ) -> None:
     """Writes the base's tensors with every ΔW added, one shard of at most :data:`SHARD_BYTES` in memory at a time.
 
-    ``pairs`` has the ΔW of each layer, ``quantized`` what replaces a layer's weight in the base's ``files``.
+    ``pairs`` has the ΔW of each layer, ``quantized`` what replaces a layer's weight in the base's ``files``, and
+    ``exact`` what is merged already, by PEFT.
     """
     with _opened(files) as sources:
-        if missing := {f"{name}.weight" for name in (*pairs, *quantized)} - sources.keys():
+        if missing := {*(f"{name}.weight" for name in (*pairs, *quantized)), *exact} - sources.keys():
             raise MosloraError(f"{files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
         shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_BYTES)
@@ -137,7 +131,9 @@ def _write_weights(
             shard = {}
             for key in keys:
                 tensor, layer = sources[key].get_tensor(key), key.removesuffix(".weight")
-                if layer in quantized:
+                if key in exact:
+                    tensor = exact[key]
+                elif layer in quantized:
                     tensor = dequantize(quantized[layer])
                 if layer in pairs:
                     tensor = _adapted(tensor, pairs[layer], dtype=dtype)
@@ -160,23 +156,29 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def _compare_weights(
-    files: Sequence[Path], layers: Mapping[str, AdapterLinear], quantized: Mapping[str, nn.Module], out: Path
+    files: Sequence[Path],
+    layers: Mapping[str, AdapterLinear],
+    quantized: Mapping[str, nn.Module],
+    exact: Mapping[str, Tensor],
+    out: Path,
 ) -> dict[str, Tensor]:
-    """`weight_sums` of each adapted layer in ``out``, with the ΔW that the layer itself computes with, not its pair."""
+    """`weight_sums` of each adapted layer in ``out``, with the ΔW that the layer itself computes with, not its pair, or
+    with what PEFT made of it."""
     found = {}
     with _opened(files) as base, _opened(out.glob("*.safetensors")) as merged:
-        for name, layer in layers.items():
-            key = f"{name}.weight"
+        for key in (*(f"{name}.weight" for name in layers), *(key for key in exact if key.endswith(".weight"))):
+            name = key.removesuffix(".weight")
             plain = dequantize(quantized[name]) if name in quantized else base[key].get_tensor(key)
-            written, delta = merged[key].get_tensor(key), layer.delta_weight()
+            written, layer = merged[key].get_tensor(key), layers.get(name)
+            delta = layer.delta_weight() if layer else exact[key] - plain.float()
             found[name] = torch.zeros(5, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
                 rows = slice(begin, begin + ROWS)
                 weight = plain[rows].float()
-                exact = weight + delta[rows]
-                if layer.magnitude is not None:
-                    exact *= (layer.magnitude.weight[rows] / exact.norm(dim=1)).nan_to_num(0, 0)[:, None]
-                found[name] += weight_sums(written[rows], exact=exact, plain=weight)
+                adapted = weight + delta[rows]
+                if layer and layer.magnitude is not None:
+                    adapted *= (layer.magnitude.weight[rows] / adapted.norm(dim=1)).nan_to_num(0, 0)[:, None]
+                found[name] += weight_sums(written[rows], exact=adapted, plain=weight)
     return found
 
 

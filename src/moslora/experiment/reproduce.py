@@ -14,6 +14,7 @@ from moslora.console import note, say
 from moslora.errors import MosloraError, UsageError
 from moslora.files import refuse_used, writing
 from moslora.processes.devices import GPU, gpus
+from moslora.recipe import Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import RECIPE
@@ -45,7 +46,7 @@ def reproduce(run: Run, *, out: Path) -> str:
             shutil.copyfile(run.path / RECIPE, out / RECIPE)
     threads = facts.get("hardware", {}).get("threads")
     on_cpu = bool(threads) or not gpus()
-    for line in changes(facts, device="cpu" if on_cpu else GPU, quantized=recipe.model.quantization is not None):
+    for line in changes(facts, device="cpu" if on_cpu else GPU, recipe=recipe):
         note(line)
     say(f"training again in {out}")
     # In a process of its own: a process's threads are set when it starts.
@@ -56,9 +57,9 @@ def reproduce(run: Run, *, out: Path) -> str:
     return verdict(run, Run(out))
 
 
-def changes(facts: Mapping[str, Any], *, device: str, quantized: bool) -> list[str]:
+def changes(facts: Mapping[str, Any], *, device: str, recipe: Recipe) -> list[str]:
     """A line for each way in which code, versions or hardware are not those that ``facts``, a run's card, names."""
-    now = {"versions": versions(quantized=quantized), "git": git_state(), "hardware": hardware(torch.device(device))}
+    now = {"versions": versions(recipe), "git": git_state(), "hardware": hardware(torch.device(device))}
     then = {part: facts.get(part) for part in now}
     lines = changed_keys(then, now, free=("hardware.threads",))  # which are set to what they were
     dirty = (facts.get("git") or {}).get("dirty")

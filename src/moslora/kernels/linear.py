@@ -74,7 +74,7 @@ class FrozenLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         by = kernel(x.device, x.dtype) if x.dtype == self.weight.dtype else "torch"
-        if self.weight.requires_grad or by == "torch":
+        if by == "torch" or self.weight.requires_grad or getattr(self.bias, "requires_grad", False):
             return F.linear(x, self.weight, self.bias)
         packs = self.packs and by == PACKED and not self.weight.is_inference()
         packed = _packed(self.weight) if packs else None
@@ -90,7 +90,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return product(x, weight, bias, packed=packed)
+        return product(x, weight, bias, packed=packed).data  # no view, which nothing may be added to in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -98,8 +98,8 @@ class _Product(torch.autograd.Function):
 
 
 def packed_layers(model: nn.Module) -> list[nn.Linear]:
-    """The layers that training on a CPU packs: all but the output layer, which it computes by :func:`product`."""
-    return [module for name, module in model.named_modules() if isinstance(module, FrozenLinear) and "." in name]
+    """The layers that a CPU packs once they have computed."""
+    return [module for module in model.modules() if isinstance(module, FrozenLinear)]
 
 
 _copies = WeakTensorKeyDictionary()  # weight: (its version and place, a sample of its entries, the packed copy)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import named_adapters, own_parameters
+from moslora.base.adapted import adapted_layers, own_parameters
 from moslora.base.load import DTYPES
 from moslora.kernels.linear import PACKED, kernel, packed_layers
 from moslora.plan.step import Work, measure
@@ -62,12 +62,13 @@ def memory(
     """Memory of each of ``processes`` devices; ``shards`` of them share the decoder layers' frozen weights."""
     dtype, own = DTYPES[section.dtype], own_parameters(model)
     layers, outside, unpacked = _base(model, section)
-    buffers = sum(tensor.numel() for _, layer in named_adapters(model) for tensor in layer.buffers())
+    buffers = sum(x.numel() for x in {x for layer, _ in adapted_layers(model).values() for x in layer.buffers()})
     trained = sum(weight.numel() for weight in own if weight.requires_grad)
     checkpointing = section.gradient_checkpointing
     activations, temporary = measure(model, work, dtype=dtype, checkpointing=checkpointing, on_gpu=on_gpu)
     packs = not section.quantization and kernel(torch.device("cpu"), dtype) == PACKED
-    copies = dtype.itemsize * sum(layer.weight.numel() for layer in packed_layers(model)) if packs else 0
+    decoder = model.get_decoder()  # without the output layer, which training computes in pieces
+    copies = dtype.itemsize * sum(layer.weight.numel() for layer in packed_layers(decoder)) if packs else 0
     step = Memory(
         weights=outside + sum(layers.values()) // shards,
         packed=0 if on_gpu or shards > 1 else copies,
@@ -101,7 +102,8 @@ def _base(model: PreTrainedModel, section: ModelSection) -> tuple[dict[str, int]
     """Bytes of the base's weights: in each decoder layer; of what is not sharded, which is all outside of them, and
     quantisation's constants, as they are no parameters; and unpacked of the largest quantised weight, as a product
     unpacks all of it first. All linear layers but the output layer are quantised."""
-    width, own, output = DTYPES[section.dtype].itemsize, own_parameters(model), model.get_output_embeddings()
+    width, output = DTYPES[section.dtype].itemsize, model.get_output_embeddings()
+    own = own_parameters(model)
     linear = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not output}
     layers, outside, unpacked = Counter[str](), 0, 0
     for name, weight in model.named_parameters():

@@ -58,8 +58,7 @@ class Outline:
 def outline(recipe: Recipe) -> Outline:
     """The run, counted on the meta device and from the rows at hand, or else from the task table."""
     training, section, tasks = recipe.training, recipe.data, recipe.training_tasks
-    model = meta_model(recipe.model)
-    adapt(model, recipe.adapter_options(), seed=recipe.seed)
+    model = adapt(meta_model(recipe.model), recipe)
     data = _at_hand(recipe)
     rows = len(data.rows) if data else _row_count(section, tasks)
     plan = StepPlan.of(training, rows=rows, seed=recipe.seed)

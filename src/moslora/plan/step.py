@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from moslora.adapters import own_parameters
+from moslora.base.adapted import own_parameters
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MICRO_BATCH_TOKENS, collate
 from moslora.kernels.linear import pack_nothing

@@ -1,17 +1,20 @@
 """The recipe: the full description of one run, checked before anything is loaded."""
 
+from .adapter import Adapter, AdapterSection, PeftSection
 from .builtin import find_recipe, list_recipes
 from .load import copy_recipe, load_recipe, recipe_of_tasks, resolve_tasks, stack_recipe, trace_recipe
 from .recipe import Recipe, recipe_schema
 from .rules import PROTOCOLS
-from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, RankBudgetSection, TrainingSection
+from .sections import DataSection, EvaluationSection, ModelSection, RankBudgetSection, TrainingSection
 
 __all__ = [
     "PROTOCOLS",
+    "Adapter",
     "AdapterSection",
     "DataSection",
     "EvaluationSection",
     "ModelSection",
+    "PeftSection",
     "RankBudgetSection",
     "Recipe",
     "TrainingSection",

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from .adapter import OURS, PEFTS
 from .builtin import printable
 from .layers import KeyPath, Layer, depth, lay, origin_of
 from .recipe import Recipe
@@ -114,20 +115,24 @@ def _unknown(location: tuple[str | int, ...]) -> str:
     *section, key = map(str, location)
     if section[:1] == ["tasks"]:
         del section[1]  # the task's own name
+    section = [step for step in section if step != OURS]
     models, key = dict(_models(Recipe)), _KEYS_ELSEWHERE.get(key, key)
     known = [*models[tuple(section)].model_fields, *["extends"] * (not section)]
     close = difflib.get_close_matches(key, known, n=1)
     for at, model in models.items():  # in another section, such as `learning_rate` at the top level
-        if key in model.model_fields and at[:2] != tuple(section[:2]):
-            close.append(".".join((*at, key)))
+        place = [step for step in at if step != PEFTS]
+        if key in model.model_fields and place[:2] != [step for step in section if step != PEFTS][:2]:
+            close.append(".".join((*place, key)))
     return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; must be one of {', '.join(known)}"
 
 
 def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
-    """Every model of a recipe by pydantic's location; a mixer's location ends in its kind."""
+    """Every model of a recipe by pydantic's location; a mixer's ends in its kind, a section of PEFT in its tag."""
     yield at, model
     for name, field in model.model_fields.items():
-        for option in get_args(field.annotation) or (field.annotation,):
+        for tagged in get_args(field.annotation) or (field.annotation,):
+            option, *tags = get_args(tagged) if hasattr(tagged, "__metadata__") else (tagged,)
             if isinstance(option, type) and issubclass(option, BaseModel):
                 kind = option.model_fields.get("kind")
-                yield from _models(option, (*at, name, *((kind.default,) if kind else ())))
+                tags = [kind.default] if kind else [tag.tag for tag in tags if tag.tag != OURS]
+                yield from _models(option, (*at, name, *tags))

@@ -29,15 +29,24 @@ class Layer(NamedTuple):
 def lay(layers: Iterable[Layer]) -> dict[str, Any]:
     """Merge the layers, later ones over earlier ones: mappings merge key by key, everything else replaces.
 
-    A mapping with another `kind` replaces the whole mapping, since the keys of one kind mean nothing to another.
+    A mapping with another `kind` or `peft_type` replaces the whole mapping, since the keys of one kind mean nothing to
+    another; and `adapter.peft` all that is of an adapter of ours, as `adapter.mixer` does `adapter.peft`.
     """
-    return reduce(_over, (layer.values for layer in layers))
+    return reduce(_over_recipe, (layer.values for layer in layers))
+
+
+def _over_recipe(under: dict[str, Any], over: dict[str, Any]) -> Any:
+    before, now = under.get("adapter"), over.get("adapter")
+    if isinstance(before, dict) and isinstance(now, dict):
+        gone = {*before} - {"peft", "target_modules"} if "peft" in now else {"peft"} if "mixer" in now else ()
+        under = under | {"adapter": {key: value for key, value in before.items() if key not in gone}}
+    return _over(under, over)
 
 
 def _over(under: Any, over: Any) -> Any:
     if not isinstance(under, dict) or not isinstance(over, dict):
         return over
-    if "kind" in under and "kind" in over and under["kind"] != over["kind"]:
+    if any(tag in under and tag in over and under[tag] != over[tag] for tag in ("kind", "peft_type")):
         return over
     return under | {key: _over(under[key], value) if key in under else value for key, value in over.items()}
 

@@ -13,11 +13,11 @@ from moslora.errors import UsageError
 from moslora.files import placed
 from moslora.tasks import GROUP, TASKS, Task, split_names, unknown_names
 
+from .adapter import AdapterSection
 from .builtin import EXPERIMENTS, find_recipe
 from .faults import fault_lines
 from .layers import Layer, depth, extended, lay, origin_of, read_layers, shown
 from .recipe import Recipe, flat
-from .sections import AdapterSection
 from .yaml_text import parse, render_inline
 
 GONE = {

@@ -8,9 +8,10 @@ from pydantic_core import PydanticCustomError
 
 from moslora.tasks import TASKS, Questions, Task
 
+from .adapter import Adapter, AdapterSection
 from .fields import Section
 from .rules import conflicts
-from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
+from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskName, TaskSection
 from .yaml_text import render, render_inline
 
@@ -25,7 +26,10 @@ class Recipe(Section):
     """Seeds the adapter's initialisation, the choice and order of the rows, and dropout."""
 
     model: ModelSection
-    adapter: AdapterSection = AdapterSection()
+
+    adapter: Adapter = AdapterSection()
+    """The adapter on each chosen layer: ΔW = s · B · M · A, or a method of PEFT."""
+
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -58,7 +62,7 @@ class Recipe(Section):
     def adapter_options(self) -> dict[str, Any]:
         """The arguments of `moslora.adapters.inject`: a task gate has an embedding for each of `data.tasks`."""
         options = self.adapter.model_dump()
-        if self.adapter.mixer.kind == "task-gate":
+        if self.adapter.gated_by_task:
             options["mixer"]["tasks"] = self.data.tasks
         return options
 
@@ -111,7 +115,8 @@ def recipe_schema() -> dict[str, Any]:
     for model in [schema, *schema["$defs"].values()]:
         model.pop("required", None)
         for field in model.get("properties", {}).values():
-            if field.pop("discriminator", None):
+            field.pop("discriminator", None)
+            if "oneOf" in field:
                 field["anyOf"] = field.pop("oneOf")
             if "const" in field:
                 field["description"] = "The kind of mixer."

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from moslora.tasks import COMMONSENSE, GROUP, unknown_names
 
-from .sections import AdapterSection, DataSection, EvaluationSection, ModelSection, TrainingSection
+from .adapter import Adapter, AdapterSection, PeftSection
+from .sections import DataSection, EvaluationSection, ModelSection, TrainingSection
 from .tasks import TaskSection
 
 PROTOCOLS = {
@@ -34,16 +35,19 @@ Conflicts = Iterator[tuple[str, str]]
 
 def conflicts(
     model: ModelSection,
-    adapter: AdapterSection,
+    adapter: Adapter,
     data: DataSection,
     training: TrainingSection,
     evaluation: EvaluationSection,
     own_tasks: Mapping[str, TaskSection],
 ) -> Conflicts:
     """All combinations in a recipe that cannot work."""
-    yield from _training(training, model, adapter)
-    yield from _mixer(adapter)
-    yield from _start(adapter)
+    yield from _training(training, model)
+    if isinstance(adapter, PeftSection):
+        yield from _peft(training, model)
+    else:
+        yield from _mixer(adapter, training)
+        yield from _start(adapter)
     yield from _tasks(data, evaluation, (*COMMONSENSE, *own_tasks))
     for name, task in own_tasks.items():
         if not task.train and (name in data.tasks or not task.test):
@@ -53,7 +57,7 @@ def conflicts(
     yield from _evaluation(data, evaluation)
 
 
-def _training(training: TrainingSection, model: ModelSection, adapter: AdapterSection) -> Conflicts:
+def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
     if training.strategy == "fsdp" and model.quantization == "int8":
         keys = "training.strategy model.quantization"
         yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
@@ -61,19 +65,27 @@ def _training(training: TrainingSection, model: ModelSection, adapter: AdapterSe
         yield "model.double_quantization model.quantization", "only nf4 has it; remove it, or set quantization: nf4"
     if training.epochs is None and training.max_steps is None:
         yield "training.epochs training.max_steps", "the run would never end; set epochs or max_steps"
+
+
+def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
+    for field, usual in (("lora_plus_ratio", 1), ("mixer_rate_ratio", 1), ("rank_budget", None), ("strategy", "ddp")):
+        if getattr(training, field) != usual:
+            yield f"training.{field} adapter.peft.peft_type", f"is for adapters of ours, not PEFT's; remove {field}"
+    if model.quantization == "int8":
+        keys = "model.quantization adapter.peft.peft_type"
+        yield keys, "several of PEFT's methods fail over 8 bits; set quantization: nf4 or null"
+
+
+def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
+    mixer, rank = adapter.mixer, adapter.rank
     if training.lora_plus_ratio != 1 and adapter.trains != "all":
         keys = "training.lora_plus_ratio adapter.trains"
         yield keys, f"a ratio of the rates of B and A, and with trains: {adapter.trains} A does not learn; set it to 1"
-    if training.rank_budget and adapter.mixer.kind != "diagonal":
+    if training.rank_budget and mixer.kind != "diagonal":
         keys = "training.rank_budget adapter.mixer.kind"
-        yield keys, f"rank_budget needs a diagonal mixer, not {adapter.mixer.kind}; set rank_budget: null"
-    elif training.rank_budget and training.rank_budget.target_rank > adapter.rank:
-        keys = "training.rank_budget.target_rank adapter.rank"
-        yield keys, f"target_rank must be at most adapter.rank = {adapter.rank}"
-
-
-def _mixer(adapter: AdapterSection) -> Conflicts:
-    mixer, rank = adapter.mixer, adapter.rank
+        yield keys, f"rank_budget needs a diagonal mixer, not {mixer.kind}; set rank_budget: null"
+    elif training.rank_budget and training.rank_budget.target_rank > rank:
+        yield "training.rank_budget.target_rank adapter.rank", f"target_rank must be at most adapter.rank = {rank}"
     if adapter.rank_out not in (None, rank) and (mixer.kind != "dense" or mixer.train == "folded"):
         field, what = ("train", "folded") if mixer.kind == "dense" else ("kind", mixer.kind)
         keys = f"adapter.rank_out adapter.rank adapter.mixer.{field}"
@@ -127,7 +139,7 @@ def _tasks(data: DataSection, evaluation: EvaluationSection, known: tuple[str, .
             yield key, "; ".join(unknown)
 
 
-def _mixture(data: DataSection, adapter: AdapterSection) -> Conflicts:
+def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:
     """Rules of LLM-Adapters' mix, whose rows do not name their task: half of the sets share a template."""
     remedy = "or data.source: hub"
     if set(data.tasks) != set(COMMONSENSE):
@@ -136,7 +148,7 @@ def _mixture(data: DataSection, adapter: AdapterSection) -> Conflicts:
         yield "data.rows data.source", f"commonsense_170k does not say which task a row is of; set rows: null, {remedy}"
     if data.format not in ("label", "llm-adapters"):
         yield "data.format data.source", f"commonsense_170k has only labels as answers; set format: label, {remedy}"
-    if adapter.mixer.kind == "task-gate":
+    if adapter.gated_by_task:
         keys = "data.source adapter.mixer.kind"
         yield keys, f"commonsense_170k does not name the tasks that a task gate needs; set another mixer, {remedy}"
 

@@ -7,8 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from moslora.choices import DType, FormatName, LossOn, Protocol, Strategy
 from moslora.tasks import COMMONSENSE
 
-from .fields import Modules, Section, Share, Shares, Size, TaskNames, source_among
-from .mixers import DenseOptions, MixerOptions
+from .fields import Section, Share, Shares, TaskNames, source_among
 
 
 class ModelSection(Section):
@@ -41,53 +40,6 @@ class ModelSection(Section):
     def precision(self) -> str:
         """The precision in one word, for names: `bfloat16`, or `nf4-bfloat16` for a quantised base."""
         return f"{self.quantization}-{self.dtype}" if self.quantization else self.dtype
-
-
-class AdapterSection(Section):
-    """The adapter on each chosen linear layer, ΔW = s · B · M · A."""
-
-    rank: Size = 16
-    """Rows of A."""
-
-    rank_out: Size | None = None
-    """Columns of B, for a rectangular dense mixer; null for `rank`."""
-
-    alpha: PositiveFloat = 32.0
-    """Sets the adapter's scale s; see `scaling`."""
-
-    scaling: Literal["lora", "rslora"] = "lora"
-    """`lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
-
-    dropout: Share = 0.05
-    """Share of the adapter's inputs that dropout sets to zero in training."""
-
-    target_modules: Modules = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-    """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted
-    name, or `all-linear` for all but the output layer."""
-
-    start: Literal["lora", "pissa", "svd"] = "lora"
-    """`lora`: A at random, ΔW = 0. `pissa`: the principal part of the base, which is removed from it (arXiv
-    2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and A = ΣVᵀ of the
-    base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near zero."""
-
-    trains: Literal["all", "b", "mixer"] = "all"
-    """Weights that learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303). `mixer`:
-    M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero."""
-
-    dora: bool = False
-    """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
-
-    mixer: MixerOptions = Field(default=DenseOptions(), discriminator="kind")
-    """M, the only part that differs between methods."""
-
-    def summary(self) -> str:
-        """The method in a few words."""
-        ranks = f"{self.rank}" if self.rank_out in (None, self.rank) else f"{self.rank} to {self.rank_out}"
-        root = "√" if self.scaling == "rslora" else ""
-        parts = [f"mixer {self.mixer.kind}", f"rank {ranks}", f"s = {self.alpha:g}/{root}{self.rank}"]
-        parts += {"lora": [], "pissa": ["PiSSA start"], "svd": ["SVD start"]}[self.start]
-        parts += {"all": [], "b": ["only B learns"], "mixer": ["only M learns"]}[self.trains]
-        return ", ".join(parts + ["DoRA"] * self.dora)
 
 
 class DataSection(Section):

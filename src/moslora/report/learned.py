@@ -14,6 +14,7 @@ from moslora.adapters.injection import scale_of
 from moslora.adapters.mixers.fixed import IdentityMixer
 from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
+from moslora.recipe import PeftSection
 from moslora.runs.adapter_folder import AdapterFolder
 
 
@@ -64,11 +65,12 @@ class LearnedLayer:
 def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
     """The layers of an adapter, by number and name. The base is not loaded.
 
-    Empty for a mixer that depends on the token or the task: it has no single M and no ΔW.
+    Empty for a method of PEFT, and for a mixer that depends on the token or the task: it has no single M and no ΔW.
     """
-    section, options = folder.recipe.adapter, dict(folder.recipe.adapter_options()["mixer"])
-    if MIXERS[section.mixer.kind].routes:
+    section = folder.recipe.adapter
+    if isinstance(section, PeftSection) or MIXERS[section.mixer.kind].routes:
         return []
+    options = dict(folder.recipe.adapter_options()["mixer"])
     weights = folder.weights()
     names = [key.removesuffix(".lora_a") for key in weights if key.endswith(".lora_a")]
     scale = scale_of(section.alpha, section.rank, section.scaling)

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import moslora
-from moslora.adapters import AdapterLinear, adapter_state_dict, inject
+from moslora.adapters import AdapterLinear
+from moslora.base.adapted import adapter_state, with_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
@@ -44,7 +46,7 @@ class AdapterFolder:
 
     def trained_tasks(self) -> tuple[str, ...] | None:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers."""
-        return tuple(self.manifest["data"]["tasks"]) if self.recipe.adapter.mixer.kind == "task-gate" else None
+        return tuple(self.manifest["data"]["tasks"]) if self.recipe.adapter.gated_by_task else None
 
     def refuse_untrained(self, task: str) -> None:
         """Refuses a task whose embedding in the adapter's gate is still random."""
@@ -69,7 +71,7 @@ def save_adapter(
     ``facts`` are JSON values for the manifest, such as the step and the data hashes; ``extra`` are more files of
     tensors by file name, such as the optimizer's.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in adapter_state_dict(model).items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
     files = {WEIGHTS: state, **(extra or {})}
     base, revision = recipe.model.name, recipe.model.revision
     with placed(folder) as scratch:
@@ -127,10 +129,17 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFol
     return AdapterFolder(folder, written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest)
 
 
-def load_adapted(folder: AdapterFolder, *, device: Any = "cpu", **overrides: Any) -> PreTrainedModel:
-    """The base of ``folder`` with its adapters, in evaluation mode; ``overrides`` change its ``model`` section."""
+def load_adapted(
+    folder: AdapterFolder, *, device: Any = "cpu", layers: Mapping[str, nn.Module] | None = None, **overrides: Any
+) -> PreTrainedModel:
+    """The base of ``folder`` with its adapters, in evaluation mode; ``overrides`` change its ``model`` section, and the
+    layers of these names have the weights of ``layers``."""
     check_base(folder)
-    return _adapt(load_base(folder.recipe.model.model_copy(update=overrides), device=device), folder)
+    base = load_base(folder.recipe.model.model_copy(update=overrides), device=device)
+    with torch.no_grad():
+        for name, layer in (layers or {}).items():
+            base.get_submodule(name).get_parameter("weight").copy_(dequantize(layer))
+    return _adapt(base, folder)
 
 
 def load_without_base(folder: AdapterFolder) -> PreTrainedModel:
@@ -140,7 +149,7 @@ def load_without_base(folder: AdapterFolder) -> PreTrainedModel:
 
 def _adapt(model: PreTrainedModel, folder: AdapterFolder) -> PreTrainedModel:
     try:
-        inject(model, **folder.recipe.adapter_options(), state=folder.weights(), weight_of=dequantize)
+        model = with_adapters(model, folder.recipe, state=folder.weights())
     except ValueError as error:
         raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
     return model.eval()

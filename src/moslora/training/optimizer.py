@@ -31,6 +31,8 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
         (mixers, rate * training.mixer_rate_ratio, 0.0),
         (magnitudes, rate, 0.0),
     ]
+    ours = {p for group, _, _ in parts for p in group}
+    parts.append(([p for p in model.parameters() if p not in ours], rate, decay))  # of a method of PEFT
     groups = [
         {"params": learned, "lr": rate, "initial_lr": rate, "weight_decay": decay}
         for parameters, rate, decay in parts

@@ -1,9 +1,7 @@
 """Builds what a run trains with: rows, model, adapters, optimizer and plan."""
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -12,9 +10,9 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, inject, own_parameters, task_names
+from moslora.adapters import task_names
+from moslora.base.adapted import config_of, own_parameters, with_adapters
 from moslora.base.load import fitting, load_base, load_tokenizer
-from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import Strategy
@@ -22,7 +20,7 @@ from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.recipe import Recipe
+from moslora.recipe import PeftSection, Recipe
 from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
@@ -42,6 +40,8 @@ class Inputs:
 
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
+    if isinstance(recipe.adapter, PeftSection):
+        config_of(recipe.adapter)  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     data = RunRows(recipe.data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).prepare()
@@ -61,7 +61,7 @@ def prepare(
         check_base(start)
     with fitting(recipe.model, another=sharding):
         model = load_base(recipe.model, device="cpu" if shared else accelerator.device)
-        adapt(model, recipe.adapter_options(), seed=recipe.seed, start=start)
+        model = adapt(model, recipe, start=start)
         objective = distribute(LabelLoss(model), accelerator, recipe.training.strategy)
     budget = recipe.training.rank_budget
     parts = Parts(
@@ -79,22 +79,23 @@ def prepare(
     return parts, inputs.data
 
 
-def adapt(model: PreTrainedModel, options: Mapping[str, Any], *, seed: int, start: AdapterFolder | None = None) -> None:
-    """Puts the adapters that a recipe's ``options`` describe into ``model``, with the weights of ``start`` if given.
+def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | None = None) -> PreTrainedModel:
+    """``model``, changed in place, with the adapters of ``recipe``, and with the weights of ``start`` if given.
 
     Raises:
         MosloraError: ``start`` does not fit.
         UsageError: no layer matches, or the output layer does: scoring reads its weight directly.
     """
-    state = start.weights() if start else None
+    output = model.get_output_embeddings()
     try:
-        inject(model, **options, seed=seed, state=state, weight_of=dequantize)
+        model = with_adapters(model, recipe, state=start.weights() if start else None)
     except ValueError as error:
         if start:
             raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
         raise UsageError(f"adapter: {error}") from None
-    if isinstance(model.get_output_embeddings(), AdapterLinear):
+    if model.get_output_embeddings() is not output:
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")
+    return model
 
 
 def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> nn.Module:
@@ -111,7 +112,7 @@ def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strateg
         return objective
     # DDP first sends what is of rank 0 to all: the adapters, as their start may come from a decomposition that another
     # machine rounds differently. Not the base, which all have read: on a CPU each would then have a copy of its own.
-    own = own_parameters(objective)
+    own = own_parameters(objective.model)
     base = [name for name, weight in objective.named_parameters() if weight not in own]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, base)
     # No buffer changes in training, so none is sent before each pass; what is to replace the argument sends them once.

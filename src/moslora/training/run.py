@@ -81,7 +81,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
         tokens = inputs.data.rows.token_count()
         facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {tokens} tokens"
         facts["the fingerprint of the base"] = inputs.base
-    facts |= packages(quantized=recipe.model.quantization is not None)
+    facts |= packages(recipe)
     with meeting(facts, then=f"resume: {run.resume_command}"):
         if saved and not inputs:
             done = saved.manifest["step"]
@@ -155,7 +155,7 @@ class Training:
                 "steps": total,
                 **strategy(parts.objective),
                 "trainable_parameters": model.num_parameters(only_trainable=True),
-                "versions": versions(quantized=recipe.model.quantization is not None),
+                "versions": versions(recipe),
                 "git": git_state(),
                 "hardware": hardware(device),
                 "kernels": kernels(model, device),

@@ -15,16 +15,17 @@ from transformers import PreTrainedModel
 
 import moslora
 from moslora.adapters import named_adapters, shares_beginnings
+from moslora.base.adapted import adapted_layers
 from moslora.data.steps import StepPlan
 from moslora.kernels import attention, linear, norm
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.processes.devices import gpu_module, total_memory
-from moslora.recipe import AdapterSection, ModelSection, TrainingSection
+from moslora.recipe import Adapter, ModelSection, PeftSection, Recipe, TrainingSection
 
 
 def describe(
-    model: PreTrainedModel, plan: StepPlan, *, base: ModelSection, adapter: AdapterSection, training: TrainingSection
+    model: PreTrainedModel, plan: StepPlan, *, base: ModelSection, adapter: Adapter, training: TrainingSection
 ) -> list[str]:
     """The lines that a run prints at its start."""
     # A packed 4-bit weight has fewer entries than parameters.
@@ -38,7 +39,7 @@ def describe(
     end = "max_steps" if len(plan) == training.max_steps else "epochs"
     rises = [f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises"]
     return [
-        f"{base.name} in {base.precision}, {len(list(named_adapters(model)))} layers adapted: {adapter.summary()}",
+        f"{base.name} in {base.precision}, {len(adapted_layers(model))} layers adapted: {adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
         f"{len(plan):,} steps of {training.global_batch_size} rows (by training.{end}), {', '.join(rates)},"
         f" {training.schedule} after {warmup} warm-up steps",
@@ -46,15 +47,16 @@ def describe(
     ]
 
 
-def packages(*, quantized: bool) -> dict[str, str]:
+def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute."""
-    names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * quantized
+    names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * (recipe.model.quantization is not None)
+    names += ["peft"] * isinstance(recipe.adapter, PeftSection)
     return {"moslora": moslora.__version__, **{name: version(name) for name in names}}
 
 
-def versions(*, quantized: bool) -> dict[str, str]:
+def versions(recipe: Recipe) -> dict[str, str]:
     """The version of Python, and those of `packages`."""
-    return {"python": platform.python_version(), **packages(quantized=quantized)}
+    return {"python": platform.python_version(), **packages(recipe)}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""The section `adapter`: A, M and B on each chosen layer, or a method of PEFT."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, PositiveFloat, Tag
+
+from .fields import Modules, Section, Share, Size
+from .mixers import DenseOptions, MixerOptions
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+
+
+class AdapterSection(Section):
+    """The adapter on each chosen linear layer, ΔW = s · B · M · A."""
+
+    rank: Size = 16
+    """Rows of A."""
+
+    rank_out: Size | None = None
+    """Columns of B, for a rectangular dense mixer; null for `rank`."""
+
+    alpha: PositiveFloat = 32.0
+    """Sets the adapter's scale s; see `scaling`."""
+
+    scaling: Literal["lora", "rslora"] = "lora"
+    """`lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
+
+    dropout: Share = 0.05
+    """Share of the adapter's inputs that dropout sets to zero in training."""
+
+    target_modules: Modules = TARGETS
+    """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted
+    name, or `all-linear` for all but the output layer."""
+
+    start: Literal["lora", "pissa", "svd"] = "lora"
+    """`lora`: A at random, ΔW = 0. `pissa`: the principal part of the base, which is removed from it (arXiv
+    2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and A = ΣVᵀ of the
+    base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near zero."""
+
+    trains: Literal["all", "b", "mixer"] = "all"
+    """Weights that learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303). `mixer`:
+    M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero."""
+
+    dora: bool = False
+    """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
+
+    mixer: MixerOptions = Field(default=DenseOptions(), discriminator="kind")
+    """M, the only part that differs between methods."""
+
+    equation: ClassVar[str] = "ΔW = s · B · M · A"
+
+    def summary(self) -> str:
+        """The method in a few words."""
+        ranks = f"{self.rank}" if self.rank_out in (None, self.rank) else f"{self.rank} to {self.rank_out}"
+        root = "√" if self.scaling == "rslora" else ""
+        parts = [f"mixer {self.mixer.kind}", f"rank {ranks}", f"s = {self.alpha:g}/{root}{self.rank}"]
+        parts += {"lora": [], "pissa": ["PiSSA start"], "svd": ["SVD start"]}[self.start]
+        parts += {"all": [], "b": ["only B learns"], "mixer": ["only M learns"]}[self.trains]
+        return ", ".join(parts + ["DoRA"] * self.dora)
+
+    @property
+    def gated_by_task(self) -> bool:
+        return self.mixer.kind == "task-gate"
+
+
+class PeftMethod(Section):
+    """A method of PEFT, with the fields of its config class there. They are checked before training, not here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    peft_type: str = Field(min_length=1)
+    """PEFT's name of the method, such as `MISS`."""
+
+
+class PeftSection(Section):
+    """A method of PEFT in place of A, M and B: `recipes/peft/`, docs/peft.md. Needs peft."""
+
+    target_modules: Modules = TARGETS
+    """Layers to adapt, named as for an adapter of ours."""
+
+    peft: PeftMethod
+    """The method. A recipe that sets it drops what those below it say of an adapter of ours, but for `target_modules`;
+    one that sets `adapter.mixer` drops it."""
+
+    equation: ClassVar[str] = "a method of another library"
+    gated_by_task: ClassVar[bool] = False
+    mixer: ClassVar[None] = None
+
+    def summary(self) -> str:
+        """The method in a few words."""
+        fields = self.peft.model_dump(exclude={"peft_type"}).items()
+        return ", ".join([f"PEFT {self.peft.peft_type}", *(f"{key} {value}" for key, value in fields)])
+
+
+OURS, PEFTS = "ours", "PEFT's"
+"""Which of the two a section is, in pydantic's location of a fault."""
+
+
+def _whose(adapter: Any) -> str:
+    return PEFTS if isinstance(adapter, PeftSection) or (isinstance(adapter, dict) and "peft" in adapter) else OURS
+
+
+Adapter = Annotated[Annotated[AdapterSection, Tag(OURS)] | Annotated[PeftSection, Tag(PEFTS)], Discriminator(_whose)]
+"""An adapter of ours, or a method of PEFT."""

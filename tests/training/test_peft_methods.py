@@ -1,0 +1,104 @@
+"""Methods of PEFT on the small world: trained, stopped and resumed, scored, merged, exported; one arm among others."""
+
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cli_kit import run
+from moslora.convert.export import export_peft
+from moslora.convert.merge import merge
+from moslora.errors import UsageError
+from moslora.evaluation.ask import ask
+from moslora.evaluation.target import evaluate_target, open_target
+from moslora.plan import plan
+from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.run import Run, table_of_runs
+from moslora.training import train_recipe
+from recipe_kit import PEFT
+from training_kit import adapter, same_bits, steps_logged
+
+CHOSEN = ("c3a", "dora", "hra", "ia3", "ln-tuning", "lora", "miss", "oft", "randlora", "shira", "vblora", "vera")
+IDS = torch.arange(3, 27).view(2, 12)
+
+
+def recipe_of(method: str, world: Path, folder: Path, *overrides: str) -> Recipe:
+    file = folder / "recipe.yaml"
+    file.write_text(f"extends: [{world / 'recipe.yaml'}, {method}]\n")
+    fields = [f"adapter.peft.{field}" for field in PEFT[method]]
+    steps = ("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.log_every=1")
+    return load_recipe(file, [*fields, *steps, *overrides])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [f"peft/{name}" for name in CHOSEN])
+def test_it_trains_resumes_to_the_same_bits_and_is_scored_merged_and_exported(
+    method: str, world: Path, tmp_path: Path
+) -> None:
+    recipe, out, again = recipe_of(method, world, tmp_path), tmp_path / "run", tmp_path / "again"
+    train_recipe(recipe, out=out)
+    assert [row["step"] for row in steps_logged(out) if "loss" in row] == [1, 2, 3, 4]
+    shutil.copytree(out, again, ignore=shutil.ignore_patterns("adapter", "step-4"))  # as after a kill in step 3 or 4
+    train_recipe(recipe, out=again, resuming=True)
+    assert same_bits(adapter(out), adapter(again)) and steps_logged(out) == steps_logged(again)
+
+    run_of_it = Run(out)
+    base = AutoModelForCausalLM.from_pretrained(world / "model")
+    model = load_adapted(open_adapter(run_of_it.result))
+    assert run_of_it.facts["trainable_parameters"] == model.get_nb_trainable_parameters()[0]
+    assert run_of_it.facts["versions"]["peft"] == peft.__version__
+    exported = export_peft(run_of_it.result, out=tmp_path / "peft")
+    theirs = peft.PeftModel.from_pretrained(base, str(exported)).eval()
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        torch.testing.assert_close(theirs(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
+        assert not expected.allclose(AutoModelForCausalLM.from_pretrained(world / "model")(IDS).logits, atol=1e-3)
+    proof = merge(run_of_it.result, out=tmp_path / "merged")
+    assert proof.mean_error < 1e-5 < 1e-3 < proof.effect
+    results, _ = evaluate_target(open_target(str(out)), tasks="boolq", limit=4)
+    assert results.tasks["boolq"].n == 4
+
+
+@pytest.fixture(scope="module")
+def trained_miss(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("miss")
+    train_recipe(recipe_of("peft/miss", world, folder), out=folder / "run")
+    return folder / "run"
+
+
+def test_every_protocol_and_ask_read_it(trained_miss: Path) -> None:
+    for protocol, format in (("rank", "label"), ("cloze", "cloze"), ("generate", "label")):
+        target = open_target(str(trained_miss))
+        results, _ = evaluate_target(target, tasks="obqa", limit=4, protocol=protocol, format=format)
+        assert results.tasks["obqa"].n == 4
+    answers = ask(open_target(str(trained_miss)), question="Which is it?", options=["this", "that"])
+    assert sum(answer.probability for answer in answers.options) == pytest.approx(1)
+
+
+def test_it_is_shown_planned_and_reported_as_any_run(
+    trained_miss: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, row = table_of_runs(trained_miss)
+    assert "PEFT MISS, r 4" in row and "4/4" in row
+    planned = plan(recipe_of("peft/miss", world, tmp_path), gpu_memory="8GB")
+    counted = Run(trained_miss).facts["trainable_parameters"]
+    assert f"{counted:,} trainable parameters" in planned.heading[1] and planned.table
+    assert run(capsys, "report", trained_miss, "--out", tmp_path / "page")[0] == 0
+    assert any("PEFT MISS" in page.read_text() for page in (tmp_path / "page").glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    "setting", ["lora_plus_ratio=2", "mixer_rate_ratio=2", "rank_budget={target_rank: 2}", "strategy=fsdp"]
+)
+def test_settings_of_our_adapters_are_refused(setting: str, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"training.{setting.partition('=')[0]}.*PEFT"):
+        recipe_of("peft/miss", world, tmp_path, f"training.{setting}")
+
+
+def test_it_cannot_be_merged_for_a_task(trained_miss: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--task"):
+        merge(trained_miss / "adapter", out=tmp_path / "merged", task="boolq")
