@@ -190,13 +190,6 @@ def test_the_readme_names_every_module_and_the_index_every_document() -> None:
     assert sorted(path.resolve() for path in [*linked, index]) == sorted(path.resolve() for path in pages)
 
 
-def test_the_readme_has_the_rows_of_the_quickstarts_recipe() -> None:
-    data = load_recipe("smollm2-135m").data
-    assert isinstance(data.rows, dict)
-    said = f"{sum(data.rows.values()):,} rows, {data.validation_rows} of them for validation"
-    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
 def test_contributing_names_files_and_classes_that_exist() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     files = [name for name in re.findall(r"`([\w./-]+\.(?:py|yaml|md|jsonl))`", text) if "/" in name]

@@ -154,12 +154,17 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
     if quantized:
         fix_layers(model, name, on_cpu=on_cpu)
     if section.gradient_checkpointing:
-        # The reentrant form sees only frozen inputs and would drop every adapter gradient.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_layers(model)
     if not quantized:
         model.to(device)  # type: ignore[arg-type]
     use_own_modules(model)
     return model.requires_grad_(False).eval()
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Turns gradient checkpointing on, not in the reentrant form, which sees frozen inputs and drops our gradients."""
+    old = model.gradient_checkpointing_enable  # transformers 5.24 warns of this name, which is 5.17's only one
+    getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
 
 
 def use_own_modules(model: PreTrainedModel) -> None:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from moslora.base.adapted import own_parameters
+from moslora.base.load import recompute_layers
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MICRO_BATCH_TOKENS, collate
 from moslora.kernels.linear import pack_nothing
@@ -71,7 +72,7 @@ def measure(
     with nullcontext() if on_gpu else FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
         few.to_empty(device="meta" if on_gpu else "cpu")
         if checkpointing:
-            few.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_layers(few)
         few.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
         for weight in few.parameters():
             weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
