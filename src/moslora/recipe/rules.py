@@ -140,17 +140,12 @@ def _tasks(data: DataSection, evaluation: EvaluationSection, known: tuple[str, .
 
 
 def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:
-    """Rules of LLM-Adapters' mix, whose rows do not name their task: half of the sets share a template."""
-    remedy = "or data.source: hub"
-    if set(data.tasks) != set(COMMONSENSE):
-        yield "data.tasks data.source", f"commonsense_170k mixes all eight tasks; set tasks: commonsense, {remedy}"
-    if data.rows is not None:
-        yield "data.rows data.source", f"commonsense_170k does not say which task a row is of; set rows: null, {remedy}"
-    if data.format not in ("label", "llm-adapters"):
-        yield "data.format data.source", f"commonsense_170k has only labels as answers; set format: label, {remedy}"
-    if adapter.gated_by_task:
-        keys = "data.source adapter.mixer.kind"
-        yield keys, f"commonsense_170k does not name the tasks that a task gate needs; set another mixer, {remedy}"
+    """LLM-Adapters' mix, whose rows do not name their task: half of the sets share a template."""
+    whole = set(data.tasks) == set(COMMONSENSE) and data.rows is None
+    if not whole or data.format not in ("label", "llm-adapters") or adapter.gated_by_task:
+        needs = "tasks: commonsense, rows: null, format: label or llm-adapters, and no task gate; or set source: hub"
+        keys = "data.tasks data.rows data.format data.source adapter.mixer.kind"
+        yield keys, f"source commonsense_170k mixes all eight tasks and does not name them, so it needs {needs}"
 
 
 def _evaluation(data: DataSection, evaluation: EvaluationSection) -> Conflicts:
