@@ -295,11 +295,6 @@ def test_code_is_told_from_comments() -> None:
     assert provenance.code() == provenance.code() and len(provenance.code()) == 16
 
 
-def test_modules_that_do_not_count_exist() -> None:
-    package = Path(one_run.__file__).parents[1]
-    assert all(list(package.rglob(name)) for name in provenance.ASIDE)
-
-
 def test_a_validation_loss_that_is_not_finite_counts_as_infinite(tmp_path: Path) -> None:
     """JSON has no number for it, and training does not end with it."""
     run = Run(tmp_path)

@@ -319,11 +319,11 @@ def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(
     assert len(moments) - len(without) == 18
     for state, fault in (
         (without, f"{first}.mixer.weight:exp_avg"),
-        (moments | stranger, "model.layers.9.x.lora_a:step () is unexpected"),
-        (moments | short, f"{first}.lora_b:exp_avg (48, 3) is unexpected"),
+        (moments | stranger, "model.layers.9.x.lora_a:step: unexpected"),
+        (moments | short, f"{first}.lora_b:exp_avg: shape (48, 3)"),
     ):
         with_moments(run, state)
-        with pytest.raises(MosloraError, match=rf"step-21/optimizer\.safetensors: .*{re.escape(fault)}"):
+        with pytest.raises(MosloraError, match=rf"step-21/optimizer\.safetensors: (.|\n)*{re.escape(fault)}"):
             train_recipe(recipe(), out=run, resuming=True)
     with_moments(run, moments)
     train_recipe(recipe(), out=run, resuming=True)

@@ -18,12 +18,8 @@ from moslora.recipe import Recipe
 from moslora.tasks import Task
 from moslora.training.state import FREE
 
-COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks*", "training")
-"""The code that makes the numbers, in the package's folder."""
-
-ASIDE = {"ask.py", "audit.py", "harness.py", "launch.py"}
-ASIDE |= {"run_card.py", "show.py", "tracking.py"}
-"""Modules among it that only check, start or print. A new module counts until it is named here."""
+COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks", "training")
+"""The rooms of the package whose code makes the numbers."""
 
 PLACES = ("name", "model.name", "model.revision", "data.source", "evaluation.source")
 """Keys of a recipe that say where something lies; what lies there is in the hash of the data."""
@@ -63,11 +59,10 @@ def code() -> str:
     A commit would change with every document, and the version of the package with no change at all.
     """
     package = Path(moslora.__file__).parent
-    files = [path for place in COUNTED for top in package.glob(place) for path in [top, *top.rglob("*.py")]]
     parts = {
         path.relative_to(package).as_posix(): without_comments(path.read_text(encoding="utf-8"))
-        for path in files
-        if path.suffix == ".py" and path.name not in ASIDE
+        for room in COUNTED
+        for path in package.glob(f"{room}/**/*.py")
     }
     return _hash([parts, version("torch"), version("transformers")])
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from moslora.adapters import has_learned
+from moslora.base.load import or_out_of_memory
 from moslora.base.resolve import BUILTIN, at_hand, fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
@@ -47,14 +48,9 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         Diverged: a loss or gradient is not finite.
         MosloraError: nothing was learned, the GPU is out of memory, or the disk is full; the last checkpoint is intact.
     """
-    run = Run(out)
-    with locked(out) if is_main_process() else nullcontext():
-        try:
-            return _train(recipe, run, resuming=resuming)
-        except torch.OutOfMemoryError:
-            raise MosloraError(
-                "out of GPU memory; use a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
-            ) from None
+    smaller = "a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
+    with locked(out) if is_main_process() else nullcontext(), or_out_of_memory(f"out of GPU memory; use {smaller}"):
+        return _train(recipe, Run(out), resuming=resuming)
 
 
 def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moslora.adapters.injection import refuse_misfits
 from moslora.console import say
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use
@@ -113,10 +114,10 @@ def restore(folder: AdapterFolder, parts: Parts) -> None:
 def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in ``path``, which must have exactly the keys and shapes of ``wanted``."""
     saved = load_tensors(path)
-    there, needed = ({f"{key} {tuple(x.shape)}" for key, x in tensors.items()} for tensors in (saved, wanted))
-    if there != needed:
-        faults = [f"{name} is {'missing' if name in needed else 'unexpected'}" for name in sorted(there ^ needed)]
-        raise MosloraError(f"{path}: does not fit this run: {some(faults)}")
+    try:
+        refuse_misfits(wanted, saved)
+    except ValueError as misfits:
+        raise MosloraError(f"{path}: does not fit this run: {misfits}") from None
     return saved
 
 
