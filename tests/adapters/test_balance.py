@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from moslora.adapters import AdapterLinear, adapter_penalty, describe_batch, named_adapters
 from reference import PROJECTIONS, adapted_linear, adapted_llama, token_batch
@@ -63,33 +62,6 @@ def test_the_penalty_is_the_mean_over_the_layers() -> None:
     describe_batch(model)
     model(token_batch(model))
     torch.testing.assert_close(adapter_penalty(model), torch.stack(parts).mean())
-
-
-@pytest.mark.parametrize("mixer", [{"top_k": 2, "balance": 0.5}, {"balance": 0.5}])
-def test_gradient_checkpointing_changes_nothing(mixer: dict[str, object]) -> None:
-    """Loss, penalty and every gradient over two steps; the recomputation leaves no second penalty and its graph."""
-
-    def run(checkpointing: bool) -> tuple[list[float], list[Tensor]]:
-        model = adapted_llama({"kind": "token-gate", **mixer}, moved=0.3, target_modules=PROJECTIONS).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        ids, values = token_batch(model), []
-        tokens = torch.ones_like(ids).bool()
-        tokens[0, 7:] = False
-        for _ in range(2):
-            describe_batch(model, tokens=tokens)
-            loss = model(ids).logits.logsumexp(-1).sum()
-            penalty = adapter_penalty(model)
-            (loss / 100 + penalty).backward()
-            values += [loss.item(), penalty.item()]
-            with pytest.raises(RuntimeError, match="describe_batch"):
-                adapter_penalty(model)
-        return values, [p.grad for p in model.parameters() if p.requires_grad]
-
-    (values, grads), (expected, expected_grads) = run(True), run(False)
-    assert values == pytest.approx(expected, rel=1e-6)
-    for mine, other in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:

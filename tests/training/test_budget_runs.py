@@ -5,7 +5,6 @@ fixed after update 8.
 import json
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moslora.errors import Interrupted, MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.plan.outline import outline
 from moslora.progress import Line
 from moslora.recipe import Recipe, load_recipe
@@ -95,25 +94,6 @@ def test_a_run_resumed_in_any_phase_ends_with_the_same_bits(
     assert told[0] == told[1]
 
 
-def test_a_run_stopped_by_a_signal_in_the_descent_goes_on_with_the_same_bits(
-    straight: Path, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update = RankBudget.update
-
-    def interrupted(self: RankBudget, step: int, *, skipped: bool) -> dict[str, float]:
-        if step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return update(self, step, skipped=skipped)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RankBudget, "update", interrupted)
-        with pytest.raises(Interrupted, match="stopped after step 6 of 10"):
-            train_recipe(recipe(*RUN), out=tmp_path / "run")
-    assert not (tmp_path / "run" / "adapter").exists()
-    train_recipe(recipe(*RUN), out=tmp_path / "run", resuming=True)
-    assert same_files(straight / "adapter", tmp_path / "run" / "adapter", "adapter.safetensors")
-
-
 def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     straight: Path, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -128,7 +108,7 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     first, *others = sorted(state := load_file(scores))
     save_file({key: state[key] for key in others}, scores)
     sign(newest)
-    with pytest.raises(MosloraError, match=rf"rank_budget\.safetensors: .*{re.escape(first)} "):
+    with pytest.raises(MosloraError, match=rf"rank_budget\.safetensors: .*{re.escape(first)}: missing"):
         train_recipe(recipe(*RUN), out=run, resuming=True)
 
 
