@@ -80,7 +80,7 @@ def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float
     from transformers import AutoModelForCausalLM
 
     from moslora.base.resolve import locate
-    from moslora.prompts import FORMATS
+    from moslora.prompts.formats import FORMATS
 
     model: Any = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype=torch.bfloat16)
     harness = HFLM(pretrained=model, tokenizer=load_tokenizer(SECTION), batch_size=batch_size)
@@ -94,7 +94,7 @@ def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float
 
 def official(model: Any, tokenizer: Any, row: Example) -> str:
     """``commonsense_evaluate.py``: 4 beams, 32 new tokens, one question at a time, by stock ``generate``."""
-    from moslora.prompts import FORMATS
+    from moslora.prompts.formats import FORMATS
 
     ids = tokenizer(FORMATS["llm-adapters"].generation_prompt(row), return_tensors="pt").to(model.device)
     written = model.generate(**ids, num_beams=4, max_new_tokens=32, do_sample=False, pad_token_id=0)

@@ -33,7 +33,7 @@ from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.evaluation import Request
 from moslora.evaluation.run import make_scorer
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
 from written import machine, markdown, publish, seconds, spread

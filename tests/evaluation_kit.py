@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.tasks import COMMONSENSE, Example
 from reference import tiny_llama
 

@@ -20,7 +20,7 @@ from cli_kit import run
 from data_kit import COUNTED
 from moslora.adapters import MIXERS, adapter_state_dict, named_adapters
 from moslora.data.local import read_file
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import load_recipe, trace_recipe
 from reference import perturb
 

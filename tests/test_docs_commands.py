@@ -30,7 +30,7 @@ import typer.main
 import test_docs
 from moslora.base.load import DTYPES
 from moslora.cli import app, main
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import PROTOCOLS, list_recipes, load_recipe, resolve_tasks
 from moslora.tasks import TASKS
 from moslora.training import train_recipe

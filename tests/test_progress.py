@@ -20,7 +20,7 @@ from moslora.console import say
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.rank import Rank
 from moslora.progress import Line
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection
 from moslora.runs.run import Run
 from moslora.training.tracking import Tracker

@@ -3,7 +3,8 @@
 import pytest
 
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS, Option, instruction, labels, llm_adapters_row, parse_instruction
+from moslora.prompts.formats import FORMATS, Option
+from moslora.prompts.instructions import instruction, labels, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 

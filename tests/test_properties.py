@@ -28,7 +28,8 @@ from moslora.cli import main
 from moslora.convert.importing import import_adapter
 from moslora.data.local import read_file
 from moslora.errors import MosloraError, UsageError
-from moslora.prompts import FORMATS, LabelFormat, answer_pattern, llm_adapters_row
+from moslora.prompts.formats import FORMATS, LabelFormat
+from moslora.prompts.instructions import answer_pattern, llm_adapters_row
 from moslora.recipe import ModelSection, find_recipe, load_recipe, recipe_schema, trace_recipe
 from moslora.recipe.yaml_text import parse, render_inline
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example

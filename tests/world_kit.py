@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from evaluation_kit import make_examples, make_model, tokenizer
-from moslora.prompts import llm_adapters_row
+from moslora.prompts.instructions import llm_adapters_row
 from moslora.tasks import TASKS
 
 WORLD_TASKS = ("boolq", "arc_easy", "obqa")

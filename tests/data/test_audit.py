@@ -14,7 +14,8 @@ from moslora.choices import FormatName
 from moslora.data.audit import Overlap, audit_rows, count_overlaps, read
 from moslora.data.overlap import content, leaked, normal, read_back
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS, llm_adapters_row
+from moslora.prompts.formats import FORMATS
+from moslora.prompts.instructions import llm_adapters_row
 from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
 
 TREE = ("trees", "stones", "clouds")

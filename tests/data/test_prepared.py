@@ -18,7 +18,7 @@ from moslora.data.prepared import RowTable, RunRows, TrainingData
 from moslora.data.select import select
 from moslora.data.sources import data_hash
 from moslora.data.steps import collate, label_count
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
 

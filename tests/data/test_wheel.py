@@ -12,7 +12,7 @@ from moslora.choices import Split
 from moslora.data import wheel
 from moslora.data.sources import data_hash, differences, load_examples, load_training, row_counts
 from moslora.errors import UsageError
-from moslora.prompts import instruction, llm_adapters_row, parse_instruction
+from moslora.prompts.instructions import instruction, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, TASKS
 
 BLOB_IDS = {

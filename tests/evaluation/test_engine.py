@@ -19,7 +19,7 @@ from moslora.evaluation import Request, cloze, evaluate
 from moslora.evaluation.rank import Rank
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from reference import perturb
 
 SHAPES = {

@@ -10,7 +10,8 @@ from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.generate import Decided, Generate, find_answer
-from moslora.prompts import FORMATS, answer_pattern, labels
+from moslora.prompts.formats import FORMATS
+from moslora.prompts.instructions import answer_pattern, labels
 from moslora.tasks import Example, Numbered
 
 EXPRESSIONS = {  # commonsense_evaluate.py, extract_answer

@@ -17,7 +17,7 @@ from moslora.evaluation import Evaluation, Prediction
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.prompts import llm_adapters_row
+from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import TASKS

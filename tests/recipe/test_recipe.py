@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moslora.adapters import build_mixer
 from moslora.adapters.mixers import MIXERS
 from moslora.errors import UsageError
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import PROTOCOLS, ModelSection, Recipe, TrainingSection, load_recipe
 from moslora.recipe.adapter import AdapterSection
 from moslora.recipe.sections import DataSection

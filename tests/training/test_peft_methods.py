@@ -14,7 +14,7 @@ from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.plan import plan
+from moslora.plan.report import plan
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.run import Run, table_of_runs

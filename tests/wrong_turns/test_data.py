@@ -8,7 +8,7 @@ import pytest
 
 from data_kit import make_wheel
 from evaluation_kit import make_examples
-from moslora.prompts import llm_adapters_row
+from moslora.prompts.instructions import llm_adapters_row
 
 TRAIN = "train {world}/recipe.yaml --out run data.source=d.jsonl"
 ROW = {**llm_adapters_row(make_examples("obqa", 1)[0]), "task": "obqa"}

@@ -230,7 +230,7 @@ def _share(processes: int | None, *, then: str, restarts: int | None = None, run
 
 
 def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
-    from moslora.plan import plan as plan_run
+    from moslora.plan.report import plan as plan_run
 
     planned = plan_run(recipe, **options)
     print_table(planned.table, above=planned.heading, below=planned.remarks)

@@ -16,7 +16,7 @@ from moslora.data.encode import Encoder
 from moslora.data.overlap import content
 from moslora.data.sources import differences, load_examples, load_training, local_path
 from moslora.errors import UsageError
-from moslora.prompts import make_format
+from moslora.prompts.formats import make_format
 from moslora.tasks import INSTRUCTION, Example, Task
 
 Rows = Mapping[str, Sequence[Example]]

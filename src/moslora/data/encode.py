@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moslora.choices import LossOn
 from moslora.errors import UsageError
-from moslora.prompts import Format
+from moslora.prompts.formats import Format
 from moslora.tasks import Example
 
 _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory

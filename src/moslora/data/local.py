@@ -15,7 +15,7 @@ from typing import Any
 
 from moslora.choices import Split
 from moslora.errors import UsageError, capped
-from moslora.prompts import RESPONSE_LEAD, llm_adapters_row, parse_instruction
+from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Task
 
 

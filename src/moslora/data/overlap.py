@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from moslora.prompts import labels, parse_instruction
-from moslora.prompts.instructions import full_question
+from moslora.prompts.instructions import full_question, labels, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 DIGEST = 8

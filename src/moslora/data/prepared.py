@@ -25,8 +25,7 @@ from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
 from moslora.files import once_per_machine, placed, sha256
-from moslora.prompts import make_format
-from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY
+from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
 from moslora.tasks import Questions, Task
 

@@ -4,7 +4,7 @@ from moslora.choices import FormatName, LossOn, Split
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples
 from moslora.errors import UsageError
-from moslora.prompts import make_format
+from moslora.prompts.formats import make_format
 from moslora.recipe import PROTOCOLS
 from moslora.tasks import Task
 

@@ -19,7 +19,7 @@ from moslora.base.load import pad_id
 from moslora.data.encode import EncodedText
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
-from moslora.prompts import answer_pattern, labels
+from moslora.prompts.instructions import answer_pattern, labels
 from moslora.tasks import Example
 
 MAX_NEW_TOKENS = 32

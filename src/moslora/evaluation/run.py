@@ -30,7 +30,7 @@ from moslora.evaluation.scorer import Request, Scorer
 from moslora.processes.devices import keep_freed_memory
 from moslora.processes.group import gathered, members
 from moslora.progress import Line
-from moslora.prompts import make_format
+from moslora.prompts.formats import make_format
 from moslora.tasks import Example
 
 DRIFT_SAMPLE = 8

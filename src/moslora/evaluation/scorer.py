@@ -13,7 +13,7 @@ from moslora.choices import FormatName
 from moslora.data.encode import Encoder
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.predictions import Prediction
-from moslora.prompts import Format
+from moslora.prompts.formats import Format
 from moslora.recipe import EvaluationSection
 from moslora.tasks import Example
 
