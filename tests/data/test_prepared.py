@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) -> TrainingData:
     encoder = Encoder(tokenizer or load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    return RunRows(recipe.data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).prepare()
+    return RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return times
 
 
-OTHERS = ("data.max_length=40", "data.format=llm-adapters", "data.loss_on=all", "data.drop_leaks=true")
+OTHERS = ("data.max_length=40", "data.format=llm-adapters", "data.loss_on=all")
 
 
 @pytest.mark.parametrize("change", ("data.rows=20", *OTHERS))
 def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: list[None], change: str) -> None:
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
-    selection = select(own.data, own.training_tasks, own.questions, seed=own.seed)
+    selection = select(own.data, own.training_tasks, seed=own.seed)
     encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
     fresh, validation = (
         encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)
@@ -67,7 +67,7 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
         one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.rows, fresh))
         assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
         assert one.tasks.equal(other.tasks) and one.predicted_from.equal(other.predicted_from)
-        assert found.sha256 == data_hash(selection.training) and found.leaks == selection.leaks
+        assert found.sha256 == data_hash(selection.training)
         assert found.contents == b"".join(map(digest, selection.training))
         assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)
         assert found.rows.label_count() == label_count(fresh)
@@ -92,9 +92,8 @@ def test_whatever_the_rows_depend_on_makes_others(
     for n, change in enumerate(changes, start=1):
         prepare(recipe(change))
         assert len(made) == n, change
-    prepare(recipe("data.drop_leaks=true", "evaluation.tasks=[obqa]"))
     prepare(recipe("data.tasks=[boolq]", "evaluation.tasks=[obqa]", "training.epochs=1", "adapter.rank=2"))
-    assert len(made) == n + 1, "without leaks to drop neither the evaluation nor the training counts"
+    assert len(made) == n, "neither the evaluation nor the training counts"
 
     tokenizer = load_tokenizer(recipe().model)
     prepare(recipe(), tokenizer)
@@ -102,7 +101,7 @@ def test_whatever_the_rows_depend_on_makes_others(
     prepare(recipe(), tokenizer)
     tokenizer.eos_token = "the"
     prepare(recipe(), tokenizer)
-    assert len(made) == n + 4
+    assert len(made) == n + 3
 
     for template in ("{{ messages[0].content }} {{ eos_token }}", "{{ messages[0].content }}"):
         tokenizer.chat_template = template
@@ -111,7 +110,7 @@ def test_whatever_the_rows_depend_on_makes_others(
     tokenizer.add_tokens(["an"])
     tokenizer.chat_template = None
     prepare(recipe(), tokenizer)
-    assert len(made) == (n := n + 7), "without chat the template does not count"
+    assert len(made) == (n := n + 6), "without chat the template does not count"
 
     file = tmp_path / "mixed.jsonl"
     rows = json.loads((world / "data" / "boolq" / "train.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Test questions planted in the training rows: left out of training on demand, and found at every evaluation."""
+"""Test questions planted in the training rows are found at every evaluation."""
 
 import json
 import shutil
@@ -10,17 +10,12 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import make_examples
-from moslora.data.select import Selection, select
-from moslora.data.sources import data_hash
-from moslora.errors import UsageError
 from moslora.evaluation import Evaluation, Prediction
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import open_adapter
-from moslora.tasks import TASKS
 from moslora.training import train_recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -53,71 +48,9 @@ def run_recipe(recipe: MakeRecipe, data: Path, *more: str) -> Recipe:
     return recipe(f"data.source={data}", *settings, *more)
 
 
-def selected(recipe: Recipe) -> Selection:
-    return select(recipe.data, recipe.training_tasks, recipe.questions, seed=recipe.seed)
-
-
 def told(results: Results) -> list[str]:
     """What is said below the table, but for the signs of a model that has learned nothing."""
     return [line for line in results.remarks() if not line.startswith("collapse: ")]
-
-
-def test_leaks_are_left_out_and_recorded(
-    recipe: MakeRecipe, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain, dropping = run_recipe(recipe, planted), run_recipe(recipe, planted, "data.drop_leaks=true")
-    all_rows, rows = selected(plain), selected(dropping)
-    assert all_rows.leaks is None and rows.leaks == {"obqa": 3}
-    gone = {"obqa/train/0", "obqa/train/1", "obqa/train/29"}
-    assert rows.training == [row for row in all_rows.training if row.id not in gone]
-
-    out = tmp_path / "run"
-    train_recipe(dropping, out=out)
-    said = capsys.readouterr().out
-    assert "87 training rows" in said and "rows left out because they are test rows: obqa 3" in said
-    manifest = open_adapter(out / "adapter").manifest
-    assert manifest["trained_rows"] == 87 and manifest["data"]["leaks_left_out"] == {"obqa": 3}
-    assert manifest["data"]["sha256"] == data_hash(rows.training) != data_hash(all_rows.training)
-    assert json.loads((out / "run.json").read_text())["data"] == manifest["data"]
-    with pytest.raises(UsageError, match=r"data\.drop_leaks was true, is false"):
-        train_recipe(plain, out=out, resuming=True)
-
-    results, _ = evaluate_target(open_target(str(out)))
-    assert results.without_leaks is not None and not told(results)
-    assert set(results.without_leaks.leaks.values()) == {0} and results.without_leaks.macro == results.macro
-
-
-def test_only_the_evaluations_tasks_and_source_count(
-    recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path
-) -> None:
-    dropping = run_recipe(recipe, planted, "data.drop_leaks=true", "evaluation.tasks=[arc_easy]")
-    assert selected(dropping).leaks == {"obqa": 1}
-    shutil.copytree(planted, tmp_path / "elsewhere")
-    rewrite(tmp_path / "elsewhere" / "openbookqa" / "test.json", lambda rows: rows[5:6])
-    elsewhere = f"evaluation.source={tmp_path / 'elsewhere'}"
-    dropping = run_recipe(recipe, planted, "data.drop_leaks=true", "evaluation.tasks=[obqa]", elsewhere)
-    assert [row.id for row in selected(dropping).training if row.task == "obqa"][:2] == ["obqa/train/0", "obqa/train/2"]
-
-    shutil.copy(planted / "openbookqa" / "test.json", planted / "openbookqa" / "train.json")
-    only = ("data.drop_leaks=true", "data.tasks=[obqa]", "evaluation.tasks=[obqa]")
-    with pytest.raises(UsageError, match=r"data\.drop_leaks"):
-        selected(run_recipe(recipe, planted, *only))
-
-
-def test_bare_instructions_are_compared_by_what_their_text_says(
-    recipe: MakeRecipe, planted: Path, tmp_path: Path
-) -> None:
-    """One file whose rows name no set, as in commonsense_170k; and one instruction that follows no template."""
-    names = [TASKS[task].folder for task in ("arc_easy", "obqa")]
-    rows = [row for name in names for row in json.loads((planted / name / "train.json").read_text())]
-    free = {"instruction": "Sing a song.", "input": "", "output": "La la.", "answer": "La la."}
-    file = tmp_path / "mixed.json"
-    file.write_text(json.dumps([*rows, free]), encoding="utf-8")
-    selection = selected(run_recipe(recipe, file, "data.drop_leaks=true", f"evaluation.source={planted}"))
-    assert selection.leaks == {"instruction": 3} and "1 instructions of no known" in selection.notes[-1]
-    assert len(selection.training) == 58
-    with pytest.raises(UsageError, match=r"data\.drop_leaks: .*evaluation\.source"):
-        selected(run_recipe(recipe, file, "data.drop_leaks=true"))
 
 
 def accuracy(predictions: list[Prediction]) -> float:

@@ -61,7 +61,7 @@ def audit_rows(
         cells = (len(lengths), len(test[task]), *measured, cut, *astuple(found))
         table.append([task, *(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)])
     if leaks := sum(found.leaks for found in overlaps.values()):
-        notes.append(f"{leaks:,} test questions are training rows; data.drop_leaks=true leaves these out of training")
+        notes.append(f"{leaks:,} test questions are training rows; moslora eval also scores without them")
     return table, notes
 
 

@@ -6,7 +6,6 @@ answer is the right option's text. So punctuation, the numbers of the options an
 
 import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -42,12 +41,6 @@ def content(example: Example) -> Content:
 def digest(example: Example) -> bytes:
     """`DIGEST` bytes of the hash of an example's content."""
     return hashlib.sha256(repr(content(example)).encode()).digest()[:DIGEST]
-
-
-def leaked(rows: Iterable[Example], others: Iterable[Example]) -> frozenset[str]:
-    """The ids of the ``rows`` whose content is also that of one of ``others``."""
-    said = {content(other) for other in others}
-    return frozenset(row.id for row in rows if content(row) in said)
 
 
 def read_back(example: Example) -> Example:

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 import moslora
-from moslora.choices import Split
 from moslora.console import note
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
 from moslora.data.overlap import digest
@@ -27,7 +26,7 @@ from moslora.errors import MosloraError, first_line
 from moslora.files import once_per_machine, placed, sha256
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
-from moslora.tasks import Questions, Task
+from moslora.tasks import Task
 
 _KEPT = 16
 """Sets of rows in the cache; the oldest makes way."""
@@ -93,13 +92,12 @@ class TrainingData:
     contents: bytes  # the `digest` of each training row, end to end
     sha256: str  # of the training rows' examples
     notes: list[str]  # what a user should know of them
-    leaks: dict[str, int] | None  # as in `moslora.data.select.Selection`
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
         drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
-        return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes, "leaks_left_out": self.leaks}
+        return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes}
 
     def remarks(self) -> list[str]:
         rows, truncated = self.rows, self.rows.batch["truncated"].true_count
@@ -119,7 +117,6 @@ class RunRows:
 
     data: DataSection
     tasks: Sequence[Task]
-    questions: Questions
     encoder: Encoder
     seed: int
 
@@ -140,13 +137,12 @@ class RunRows:
 
     def at_hand(self) -> TrainingData | None:
         """The rows, if they are in the cache or all their sources are files of this machine."""
-        sources = [(task, source) for tasks, _, source in self._sources() for task in tasks]
-        local = all(not task.hub if task.own else local_path(source) for task, source in sources)
+        local = all(not task.hub if task.own else local_path(self.data.source) for task in self.tasks)
         return self.prepare() if local else _read(self._folder())
 
     def _make(self) -> TrainingData:
         data, format = self.data, make_format(self.data.format, self.encoder.tokenizer)
-        selection = select(data, self.tasks, self.questions, seed=self.seed)
+        selection = select(data, self.tasks, seed=self.seed)
         training, validation = (
             RowTable.of(encode_examples(examples, format, self.encoder, loss_on=data.loss_on))
             for examples in (selection.training, selection.validation)
@@ -155,19 +151,13 @@ class RunRows:
         if ASKS_FOR_THE_DATE in format.identity():
             notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
         contents = b"".join(map(digest, selection.training))
-        return TrainingData(training, validation, contents, data_hash(selection.training), notes, selection.leaks)
-
-    def _sources(self) -> list[tuple[Sequence[Task], Split, str]]:
-        """Tasks, split and source of what the rows depend on."""
-        trained: tuple[Sequence[Task], Split, str] = (self.tasks, "train", self.data.source)
-        return [trained, (self.questions.tasks, "test", self.questions.source)] if self.data.drop_leaks else [trained]
+        return TrainingData(training, validation, contents, data_hash(selection.training), notes)
 
     def _folder(self) -> Path:
         """Named by all that the rows depend on: recipe, source, tokenizer, chat template and code."""
         chat = make_format(self.data.format, self.encoder.tokenizer).identity()
         parts: list[Any] = [self.data.model_dump(mode="json"), self.seed, self.encoder.identity(), chat]
-        for tasks, split, source in self._sources():
-            parts += [[task.name for task in tasks], identity(tasks, split, source=source)]
+        parts += [[task.name for task in self.tasks], identity(self.tasks, "train", source=self.data.source)]
         parts += [version(package) for package in ("pyarrow", "tokenizers")]
         package = Path(moslora.__file__).parent
         code = [path for room in ("tasks", "data", "prompts") for path in sorted(package.glob(f"{room}/*.py"))]
@@ -189,7 +179,7 @@ def _read(folder: Path) -> TrainingData | None:
 
 
 def _write(made: TrainingData, folder: Path) -> None:
-    facts = {key: vars(made)[key] for key in ("sha256", "notes", "leaks")}
+    facts = {key: vars(made)[key] for key in ("sha256", "notes")}
     known = {"facts": json.dumps(facts), "contents": made.contents}
     with placed(folder) as new:
         new.mkdir()

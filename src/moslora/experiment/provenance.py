@@ -44,8 +44,7 @@ def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
 def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool) -> list[str]:
     """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``."""
     now, here = planned.recipe, provenance(planned.recipe)
-    tested = planned.scored or now.data.drop_leaks
-    free = (*PLACES, *(key for key in FREE if key != "evaluation." or not tested))
+    free = (*PLACES, *(key for key in FREE if key != "evaluation." or not planned.scored))
     what = {"data": "the rows, the questions or the base model changed", "code": CODE}
     return now.changes(recipe, free=free) + [
         text for key, text in what.items() if made_with.get(key) != here[key] and not (any_code and key == "code")

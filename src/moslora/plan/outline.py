@@ -72,7 +72,7 @@ def outline(recipe: Recipe) -> Outline:
         return Outline(model, plan, data, section.max_length, labelled, tokens, [*lines, *data.remarks()])
     lines += [
         f"{rows:,} training rows ({', '.join(section.tasks)}; source {section.source}) in format {section.format};"
-        f" {section.validation_rows} validation rows" + "; minus the leaks, not counted yet" * section.drop_leaks,
+        f" {section.validation_rows} validation rows",
         f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
     ]
     labelled = 1 if section.loss_on == "all" else LABELLED
@@ -87,7 +87,7 @@ def _at_hand(recipe: Recipe) -> TrainingData | None:
         return None
     tokenizer = load_tokenizer(model.model_copy(update={"name": str(folder), "revision": None}))
     encoder = Encoder(tokenizer, max_length=data.max_length)
-    return RunRows(data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).at_hand()
+    return RunRows(data, recipe.training_tasks, encoder, recipe.seed).at_hand()
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:

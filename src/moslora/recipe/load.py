@@ -21,6 +21,7 @@ from .recipe import Recipe, flat
 from .yaml_text import parse, render_inline
 
 GONE = {
+    "data.drop_leaks": False,
     "data.winogrande": "xl",
     "model.attention": "sdpa",
     "tracking.wandb_mode": None,

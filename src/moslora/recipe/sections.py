@@ -67,10 +67,6 @@ class DataSection(Section):
     validation_rows: NonNegativeInt = 120
     """Training rows held out for the validation loss. The test rows are never used for it."""
 
-    drop_leaks: bool = False
-    """Drop training rows that are also test rows of the evaluation's source and tasks: same question, same choices in
-    any order, same answer, compared as words in lower case. Validation rows stay."""
-
     loss_on: LossOn = "response"
     """Tokens in the loss: `response`, those of the answer; `all`, those of the question as well."""
 

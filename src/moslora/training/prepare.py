@@ -44,7 +44,7 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         config_of(recipe.adapter)  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
-    data = RunRows(recipe.data, recipe.training_tasks, recipe.questions, encoder, recipe.seed).prepare()
+    data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
     return Inputs(data, StepPlan.of(recipe.training, rows=len(data.rows), seed=recipe.seed), base)
 
 
