@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from moslora.adapters import adapter_state_dict, inject
 from moslora.base.load import load_base
-from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.prepared import RowTable, TrainingData
@@ -57,21 +56,6 @@ def test_only_rows_that_a_step_draws_count() -> None:
     twice = StepPlan(rows=7, global_batch_size=4, epochs=2, max_steps=None, seed=0)
     assert list(data.facts(twice, steps=len(twice))["tasks"].items()) == [("piqa", 6), ("boolq", 6), (INSTRUCTION, 2)]
     assert data.facts(twice, steps=0)["tasks"] == {}
-
-
-def test_a_checkpoint_has_the_tasks_up_to_its_step(world: Path, tmp_path: Path) -> None:
-    """One row a step: after the first only one task's embedding is more than its draw."""
-    short = (*GATE[:1], "data.tasks=[obqa, boolq]", "training.epochs=null", "training.max_steps=12")
-    often = ("training.global_batch_size=1", "training.checkpoint_every=1", "training.keep_checkpoints=12")
-    train_recipe(load_recipe(world / "recipe.yaml", [*short, *often]), out=tmp_path / "run")
-    recorded = [
-        open_adapter(tmp_path / "run" / "checkpoints" / f"step-{step}").manifest["data"]["tasks"] for step in (1, 12)
-    ]
-    (first,) = recorded[0]
-    assert recorded[0] == {first: 1} and sum(recorded[1].values()) == 12 and recorded[1].keys() == {"obqa", "boolq"}
-    other = (recorded[1].keys() - {first}).pop()
-    with pytest.raises(UsageError, match=f"never trained on {other}"):
-        export_peft(tmp_path / "run" / "checkpoints" / "step-1", out=tmp_path / "out", task=other)
 
 
 def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three: Path) -> None:

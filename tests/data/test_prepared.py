@@ -53,11 +53,11 @@ OTHERS = ("data.max_length=40", "data.format=llm-adapters", "data.loss_on=all")
 def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: list[None], change: str) -> None:
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
-    selection = select(own.data, own.training_tasks, seed=own.seed)
+    trained, aside, _ = select(own.data, own.training_tasks, seed=own.seed)
     encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
     fresh, validation = (
         encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)
-        for examples in (selection.training, selection.validation)
+        for examples in (trained, aside)
     )
     written, read = prepare(own), prepare(own)
     assert len(made) == 1
@@ -67,8 +67,8 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
         one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.rows, fresh))
         assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
         assert one.tasks.equal(other.tasks) and one.predicted_from.equal(other.predicted_from)
-        assert found.sha256 == data_hash(selection.training)
-        assert found.contents == b"".join(map(digest, selection.training))
+        assert found.sha256 == data_hash(trained)
+        assert found.contents == b"".join(map(digest, trained))
         assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)
         assert found.rows.label_count() == label_count(fresh)
         assert found.rows.batch["truncated"].true_count == sum(row.truncated for row in fresh)

@@ -142,16 +142,15 @@ class RunRows:
 
     def _make(self) -> TrainingData:
         data, format = self.data, make_format(self.data.format, self.encoder.tokenizer)
-        selection = select(data, self.tasks, seed=self.seed)
+        trained, aside, left_out = select(data, self.tasks, seed=self.seed)
         training, validation = (
             RowTable.of(encode_examples(examples, format, self.encoder, loss_on=data.loss_on))
-            for examples in (selection.training, selection.validation)
+            for examples in (trained, aside)
         )
-        notes = [*differences(data.source, data.tasks), *selection.notes]
+        notes = [*differences(data.source, data.tasks), *left_out]
         if ASKS_FOR_THE_DATE in format.identity():
             notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
-        contents = b"".join(map(digest, selection.training))
-        return TrainingData(training, validation, contents, data_hash(selection.training), notes)
+        return TrainingData(training, validation, b"".join(map(digest, trained)), data_hash(trained), notes)
 
     def _folder(self) -> Path:
         """Named by all that the rows depend on: recipe, source, tokenizer, chat template and code."""

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from moslora.data.sources import load_training
 from moslora.errors import UsageError
@@ -10,22 +9,12 @@ from moslora.recipe import DataSection
 from moslora.tasks import Example, Task
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The rows of a run."""
-
-    training: list[Example]
-    validation: list[Example]
-    notes: list[str]  # what was left out
-
-
-def select(data: DataSection, tasks: Sequence[Task], *, seed: int) -> Selection:
-    """The rows of ``tasks`` that ``data`` describes."""
+def select(data: DataSection, tasks: Sequence[Task], *, seed: int) -> tuple[list[Example], list[Example], list[str]]:
+    """The training and validation rows of ``tasks`` that ``data`` describes, and what was left out, in words."""
     chosen = cap(load_training(tasks, source=data.source), rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)
-    notes = [f"{repeats:,} rows repeat a validation row and are left out"] if repeats else []
-    return Selection(training, validation, notes)
+    return training, validation, [f"{repeats:,} rows repeat a validation row and are left out"] if repeats else []
 
 
 def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:
