@@ -20,7 +20,7 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.run import Run, table_of_runs
 from moslora.training import train_recipe
 from recipe_kit import PEFT
-from training_kit import adapter, same_bits, steps_logged
+from training_kit import adapter, in_two_processes, same_bits, steps_logged
 
 CHOSEN = ("c3a", "dora", "hra", "ia3", "ln-tuning", "lora", "miss", "oft", "randlora", "shira", "vblora", "vera")
 IDS = torch.arange(3, 27).view(2, 12)
@@ -91,9 +91,18 @@ def test_it_is_shown_planned_and_reported_as_any_run(
     assert any("PEFT MISS" in page.read_text() for page in (tmp_path / "page").glob("*.html"))
 
 
-@pytest.mark.parametrize(
-    "setting", ["lora_plus_ratio=2", "mixer_rate_ratio=2", "rank_budget={target_rank: 2}", "strategy=fsdp"]
-)
+@pytest.mark.slow
+def test_sharding_the_base_gives_the_same_bits(world: Path, tmp_path: Path) -> None:
+    """DoRA reads the base's weights, which each of two processes has a half of."""
+    for strategy in ("ddp", "fsdp"):
+        recipe = recipe_of("peft/dora", world, tmp_path, f"training.strategy={strategy}")
+        (tmp_path / f"{strategy}.yaml").write_text(recipe.to_yaml())
+        in_two_processes("-m", "moslora", "train", tmp_path / f"{strategy}.yaml", "--out", tmp_path / strategy)
+    assert Run(tmp_path / "fsdp").facts["strategy"] == "fsdp" and Run(tmp_path / "fsdp").facts["frozen_share"] < 0.9
+    assert same_bits(adapter(tmp_path / "ddp"), adapter(tmp_path / "fsdp"))
+
+
+@pytest.mark.parametrize("setting", ["lora_plus_ratio=2", "mixer_rate_ratio=2", "rank_budget={target_rank: 2}"])
 def test_settings_of_our_adapters_are_refused(setting: str, world: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"training.{setting.partition('=')[0]}.*PEFT"):
         recipe_of("peft/miss", world, tmp_path, f"training.{setting}")

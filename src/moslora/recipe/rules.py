@@ -68,7 +68,7 @@ def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
 
 
 def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
-    for field, usual in (("lora_plus_ratio", 1), ("mixer_rate_ratio", 1), ("rank_budget", None), ("strategy", "ddp")):
+    for field, usual in (("lora_plus_ratio", 1), ("mixer_rate_ratio", 1), ("rank_budget", None)):
         if getattr(training, field) != usual:
             yield f"training.{field} adapter.peft.peft_type", f"is for adapters of ours, not PEFT's; remove {field}"
     if model.quantization == "int8":
