@@ -127,10 +127,11 @@ def adapted_layers(model: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def own_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of all adapters without their bases', whether they learn or not, and those of the base that do."""
+    """The parameters of all adapters without their bases', whether they learn or not; around PEFT's also those of the
+    base that do, such as biases."""
     pairs = adapted_layers(model).values()
     own = {p for layer, _ in pairs for p in layer.parameters()} - {p for _, base in pairs for p in base.parameters()}
-    return own | {p for p in model.parameters() if p.requires_grad}
+    return own | {p for p in model.parameters() if p.requires_grad and hasattr(model, "peft_config")}
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
     what = "a folder without a run (no recipe.yaml)" if os.path.isdir(path) else f"neither a file nor a built-in {kind}"
-    known = {file.rpartition("/")[2]: file for file in files} | {file: file for file in files}
+    known = {file.rpartition("/")[2]: file for file in reversed(files)} | {file: file for file in files}
     close = dict.fromkeys(known[file] for file in difflib.get_close_matches(stem, known, n=5))
     hint = f"did you mean {', '.join(close)}?" if close else f"give one such as {', '.join([*files][:5])}"
     raise UsageError(f"{printable(name)}: is {what}; {hint}" + " (moslora recipes lists all)" * (kind == "recipe"))
