@@ -61,19 +61,21 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     refuse_unfoldable(folder, task)
     recipe, base = folder.recipe, folder.recipe.model.name
+    place = {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": BUILTIN_ON_THE_HUB if base == BUILTIN else base,
+        "revision": recipe.model.revision,
+    }
     with new_folder(out) as scratch:
         if isinstance(recipe.adapter, PeftSection):
-            tensors, config = folder.weights(), config_of(recipe.adapter).to_dict()
+            tensors, config = folder.weights(), config_of(recipe.adapter).to_dict() | place | {"inference_mode": True}
             settings = {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
-            kind = "An adapter"
-            proof = "The weights are those of the run, as PEFT saves them."
+            kind, proof = "An adapter", "The weights are those of the run, as PEFT saves them."
         else:
-            tensors, settings = _as_lora(folder, recipe.adapter, task=task)
+            tensors, settings = _as_lora(folder, recipe.adapter, place, task=task)
             kind = "A LoRA adapter"
             proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
         save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-        settings |= {"task_type": "CAUSAL_LM", "revision": recipe.model.revision, "inference_mode": True}
-        settings["base_model_name_or_path"] = BUILTIN_ON_THE_HUB if base == BUILTIN else base
         write_json(scratch / "adapter_config.json", settings)
         write_asking(scratch, recipe, dtype=recipe.model.dtype, task=task)
         use = (
@@ -87,7 +89,7 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
 
 
 def _as_lora(
-    folder: AdapterFolder, section: AdapterSection, *, task: str | None
+    folder: AdapterFolder, section: AdapterSection, place: dict[str, Any], *, task: str | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and settings of an adapter of ours as PEFT's LoRA."""
     model = load_without_base(folder)
@@ -103,12 +105,14 @@ def _as_lora(
     same = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
     return tensors, {
         "peft_type": "LORA",
+        **place,
         "r": rank,
         "lora_alpha": pair.scale * rank,
         "use_dora": pair.magnitude is not None,
         "lora_dropout": section.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
+        "inference_mode": True,
         # The whole names where other layers share a component.
         "target_modules": sorted(components if len(same) == len(pairs) else pairs),
     }
