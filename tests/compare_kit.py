@@ -55,13 +55,13 @@ def drawn(
             {"accuracy": tuple(right.astype(float).tolist()), "log_probability": tuple(log_probability.tolist())},
         )
     facts = {"steps": 50, "trained_rows": 100, "data": {"sha256": f"rows of {seed}"}}
-    return Answers(settings, tasks, Path(f"run-{seed}"), recipe(seed, **adapter), facts)
+    return Answers(settings, tasks, Path(f"run-{seed}"), recipe(seed, **adapter), facts, seed=seed)
 
 
 def base(**changes: Any) -> Answers:
     """The model before training."""
     untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
-    return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={})
+    return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={}, seed=None)
 
 
 def write_run(folder: Path, answers: Answers, *changes: str) -> None:

@@ -110,9 +110,10 @@ def test_values_are_a_row_per_seed() -> None:
     assert found["obqa"][1].tolist() == list(runs[1].tasks["obqa"].outcomes["log_probability"])
     with pytest.raises(UsageError, match="obqa: a comparison needs at least two questions"):
         values([drawn(0, sizes={"obqa": 1})], "accuracy")
-    empty = replace(drawn(0), tasks={"obqa": replace(drawn(0).tasks["obqa"], outcomes={"log_probability": ()})})
-    with pytest.raises(UsageError, match="log_probability: protocol cloze gives none"):
-        values([empty], "log_probability")
+    generated = replace(drawn(0).tasks["obqa"], outcomes={"accuracy": (1,) * SIZES["obqa"], "log_probability": ()})
+    arms = [arm(name, replace(drawn(0), tasks={"obqa": generated})) for name in ("one", "other")]
+    with pytest.raises(UsageError, match="log_probability: must be among accuracy"):
+        compare_arms(arms, outcome="log_probability")
 
 
 def other(**settings: object) -> Answers:

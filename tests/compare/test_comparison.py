@@ -150,6 +150,7 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
                 one.path,
                 {**drawn(seed).recipe, "name": name},
                 {**one.facts, "data": {"sha256": str(seed)}},
+                seed=seed,
             )
             for seed in range(6)
         }

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from moslora.choices import Outcome
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
 from moslora.cli.options import Evaluation, Out
@@ -68,7 +67,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="A [B …]",
-            help="Runs, folders of runs, or an experiment. A run alone is compared with its base.",
+            help="Runs, folders of runs, or an experiment; a run alone is compared with its base. Or logs: lm-eval's"
+            " samples_*.jsonl or their folders; JSONL or CSV with id and score.",
             autocompletion=completion.runs,
         ),
     ],
@@ -79,8 +79,13 @@ def compare(
         ),
     ] = None,
     outcome: Annotated[
-        Outcome | None,
-        typer.Option(help="The number compared, per question; cloze: per character. [default: accuracy]"),
+        str | None,
+        typer.Option(
+            "--outcome",
+            "--metric",
+            help="The number compared, per question: accuracy (cloze: per character), log_probability, or a log's"
+            " metric. [default: accuracy, acc_norm, acc, exact_match or score]",
+        ),
     ] = None,
     margin: Annotated[
         float | None, typer.Option(help="A difference that does not matter. [default: 0.5 points or 0.01 nats]", min=0)
@@ -88,7 +93,7 @@ def compare(
     evaluation: Evaluation = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="A difference of base, rows or steps that is meant.", metavar="FIELD")
+        list[str] | None, typer.Option(help="A difference of base, rows, steps or prompt, if meant.", metavar="FIELD")
     ] = None,
 ) -> None:
     """Compare runs, question by question and seed by seed.

@@ -4,18 +4,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.choices import Outcome
 from moslora.compare.outcomes import OUTCOMES
 from moslora.errors import MosloraError, first_line, some
-from moslora.evaluation import Evaluation, Prediction, Settings
+from moslora.evaluation import METRICS, Evaluation, Prediction, Settings
 from moslora.evaluation.batches import canonical_place
 
 Questions = Mapping[str, Collection[str]]
 """Task -> the ids of some of its questions."""
+
+PROMPT = "prompt_hash"
+HASHES = "doc_hash", "target_hash", PROMPT
+"""Of a question in a log. Prompts may differ if that is meant, as with a chat template."""
 
 COLUMNS = "columns.json"
 """The columns of `TaskAnswers` by task, in an evaluation of which no more was kept."""
@@ -26,23 +29,35 @@ class TaskAnswers:
     """Answers to the questions of one task, column by column, in the order of the ids, which are sorted.
 
     Attributes:
-        gold: position of the right option.
+        gold: position of the right option; empty if a log does not tell.
         outcomes: the numbers that can be compared; empty for one that the protocol does not have.
+        hashes: a log's `HASHES`, if it has them.
     """
 
     ids: tuple[str, ...]
     gold: tuple[int, ...]
-    outcomes: Mapping[Outcome, tuple[float, ...]]
+    outcomes: Mapping[str, tuple[float, ...]]
+    hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if {len(column or self.ids) for column in (self.gold, *self.outcomes.values())} != {len(self.ids)}:
+        columns = (self.gold, *self.outcomes.values(), *self.hashes.values())
+        if {len(column or self.ids) for column in columns} != {len(self.ids)}:
             raise ValueError("columns of different lengths")
 
     def only(self, ids: Collection[str]) -> "TaskAnswers":
         """The answers to these questions."""
         kept = [id in ids for id in self.ids]
         outcomes = {name: tuple(compress(column, kept)) for name, column in self.outcomes.items()}
-        return TaskAnswers(tuple(compress(self.ids, kept)), tuple(compress(self.gold, kept)), outcomes)
+        hashes = {name: tuple(compress(column, kept)) for name, column in self.hashes.items()}
+        return TaskAnswers(tuple(compress(self.ids, kept)), tuple(compress(self.gold, kept)), outcomes, hashes)
+
+
+class Log:
+    """The settings of another program, which are not known; its questions may have hashes instead."""
+
+    data: ClassVar[Mapping[str, str]] = {}
+    asked = made_with = data
+    model: ClassVar[Mapping[str, str]] = {PROMPT: "of each question"}
 
 
 @dataclass(frozen=True)
@@ -52,24 +67,22 @@ class Answers:
     Attributes:
         settings: how it was asked.
         tasks: task -> answers.
-        path: of the run, or of the evaluation's folder, as the user named it.
+        path: of the run, or of the evaluation's folder or log, as the user named it.
         recipe: how it was trained, every field; ``None`` for a model that is no run's, and for a base.
         facts: of its ``run.json``; empty where ``recipe`` is ``None``.
         name: of the run.
         arm: the same for all runs that differ only in the seed.
+        seed: ``None`` if it has none, as a base.
     """
 
-    settings: Settings
+    settings: Settings | Log
     tasks: Mapping[str, TaskAnswers]
     path: Path
     recipe: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     arm: str = ""
-
-    @property
-    def seed(self) -> int | None:
-        return self.recipe["seed"] if self.recipe else None
+    seed: int | None = None
 
     def only(self, questions: Questions) -> "Answers":
         """The answers to these questions."""
@@ -117,8 +130,8 @@ def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, 
             ids=tuple(p.id for p in found),
             gold=tuple(p.gold for p in found),
             outcomes={
-                name: tuple(measure.of(p, settings) for p in found if p.scores or not measure.scored)
-                for name, measure in OUTCOMES.items()
+                name: tuple(METRICS[one.metric or settings.primary](p) for p in found if p.scores or not one.scored)
+                for name, one in OUTCOMES.items()
             },
         )
         for task, found in rows.items()

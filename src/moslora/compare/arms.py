@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.choices import Outcome
-from moslora.compare.answers import Answers, read_answers
+from moslora.compare.answers import Answers, Log, read_answers
 from moslora.compare.index import ExperimentIndex, read_index
+from moslora.compare.logs import log_files, read_logs
 from moslora.compare.statistics import Floats
 from moslora.console import note
 from moslora.errors import UsageError, some
@@ -48,7 +48,8 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
     """The arms in ``paths``, in their order.
 
     Args:
-        paths: runs, folders of runs, experiments, or folders of one evaluation. A run alone is compared with its base.
+        paths: runs, folders of runs, experiments, or folders of one evaluation; or logs of other programs. A run alone
+            is compared with its base.
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
     """
     if len(paths) == 1 and is_run(paths[0]):
@@ -60,7 +61,8 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
                 f"{paths[0]}: not there, so there is nothing to compare this run with; give another run, or evaluate"
                 f" its base: {eval_command(replace(asked, path=paths[0], recipe=None), asked)}"
             )
-    found = [one for path in paths for one in _find(path, evaluation)]
+    of_others = any(not ((path / SETTINGS).is_file() or runs_at(path)) and log_files(path) for path in paths)
+    found = [*(read_logs(paths) if of_others else (one for path in paths for one in _find(path, evaluation)))]
     groups: dict[str, list[Answers]] = {}
     for one in found:
         groups.setdefault(one.arm, []).append(one)
@@ -108,13 +110,13 @@ def _answered(folder: Path, *, run: Path | None = None) -> Answers:
     answers = replace(read_answers(evaluation), path=run or folder, name=folder.name, arm=str(folder))
     if folder.parent.name != EVALUATIONS or not made.exists:
         return answers
-    if answers.settings.metadata.get("adapter") is None:
+    if evaluation.settings.metadata.get("adapter") is None:
         return replace(answers, name="base")
     recipe, facts = made.recipe.model_dump(mode="json"), made.facts
     if (steps := evaluated_steps(evaluation, of_run=bool(run))) is not None:
         facts |= {"steps": steps}
     arm = json.dumps({key: value for key, value in recipe.items() if key not in NOT_THE_ARM}, sort_keys=True)
-    return replace(answers, recipe=recipe, facts=facts, name=made.path.name, arm=arm)
+    return replace(answers, recipe=recipe, facts=facts, name=made.path.name, arm=arm, seed=recipe["seed"])
 
 
 def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
@@ -140,6 +142,8 @@ def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
 
 def eval_command(run: Answers, asked: Answers) -> str:
     """The command that asks the model of ``run`` the questions of ``asked``, in the way in which it was asked."""
+    if isinstance(run.settings, Log):
+        return f"log {some([*asked.tasks], most=8)} for both"
     mine, other = (Run(one.path if is_run(one.path) else one.path.parent.parent) for one in (run, asked))
     target, known = shlex.quote(str(run.settings.metadata.get("base"))), COMMONSENSE
     if mine.exists:
@@ -187,12 +191,12 @@ def pair(before: Arm, after: Arm) -> list[tuple[Answers, Answers]]:
     return [(before.runs[seed], after.runs[seed]) for seed in seeds]
 
 
-def values(runs: Sequence[Answers], outcome: Outcome) -> dict[str, Floats]:
+def values(runs: Sequence[Answers], outcome: str) -> dict[str, Floats]:
     """Task -> the outcome of every question under every seed, shape ``(S, n)``."""
     found = {task: np.array([run.tasks[task].outcomes[outcome] for run in runs], float) for task in runs[0].tasks}
     for task, array in found.items():
-        if not array.size:
-            raise UsageError(f"{outcome}: protocol {runs[0].settings.protocol} gives none; compare the accuracy")
+        if not np.isfinite(array).all():
+            raise UsageError(f"{task}: {outcome} of some questions is no finite number; compare another metric")
         if array.shape[1] < 2:
             raise UsageError(f"{task}: a comparison needs at least two questions; evaluate with a higher --limit")
     return found

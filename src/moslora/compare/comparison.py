@@ -1,5 +1,6 @@
 """Arms against each other, if they can be compared: one contrast named beforehand, everything else exploratory."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.choices import Outcome
-from moslora.compare.answers import Answers, in_common
+from moslora.compare.answers import HASHES, PROMPT, Answers, in_common
 from moslora.compare.arms import Arm, eval_command, load_arms, pair, values
 from moslora.compare.index import read_index
-from moslora.compare.outcomes import OUTCOMES
+from moslora.compare.outcomes import DEFAULTS, Measure, measure
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
@@ -26,13 +26,14 @@ class Contrast:
     Attributes:
         seeds: pairs of runs, S; 1 for one run against one.
         y: task -> the outcome of both arms, shape ``(2, S, n)``.
-        majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``.
+        majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
+            or no accuracy is compared.
         effects: task and average -> ``after`` minus ``before``.
     """
 
     before: str
     after: str
-    outcome: Outcome
+    unit: Measure
     seeds: int
     y: dict[str, Floats]
     majority: dict[str, Floats]
@@ -58,7 +59,7 @@ class Comparison:
     """The contrast that was named, or the only one there is, and with more than two arms every other one against the
     first; all over the same questions, of which ``questions`` says what was left out."""
 
-    outcome: Outcome
+    outcome: str
     arms: tuple[Arm, ...]
     main: Contrast | None
     exploratory: tuple[Contrast, ...]
@@ -69,7 +70,7 @@ def compare(
     paths: Sequence[Path],
     *,
     contrast: tuple[str, str] | None = None,
-    outcome: Outcome | None = None,
+    outcome: str | None = None,
     evaluation: str | None = None,
     tasks: str | None = None,
     allowed: Sequence[str] = (),
@@ -78,14 +79,14 @@ def compare(
     arms = load_arms(paths, evaluation=evaluation)
     if len(paths) == 1 and (index := read_index(paths[0])):
         contrast, outcome = contrast or index.contrast, outcome or index.outcome
-    return compare_arms(arms, contrast=contrast, outcome=outcome or "accuracy", tasks=tasks, allowed=allowed)
+    return compare_arms(arms, contrast=contrast, outcome=outcome, tasks=tasks, allowed=allowed)
 
 
 def compare_arms(
     arms: Sequence[Arm],
     *,
     contrast: tuple[str, str] | None = None,
-    outcome: Outcome = "accuracy",
+    outcome: str | None = None,
     tasks: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
@@ -94,7 +95,7 @@ def compare_arms(
     Args:
         arms: two or more.
         contrast: names of two arms, the second to be held against the first; the default is the only two.
-        outcome: the number that is compared.
+        outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
         tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
         allowed: fields that may differ; see `refuse_mixed`.
     """
@@ -106,12 +107,15 @@ def compare_arms(
     refuse_mixed(arms, allowed=allowed)
     arms, questions = _on_the_same_questions(arms)
     _note_versions(arms)
+    runs = [run for arm in arms for run in arm.runs.values()]
+    _refuse_other_prompts(runs, allowed=allowed)
+    outcome, unit = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
     if unknown := [name for name in contrast or () if name not in by_name]:
         raise UsageError(f"contrast: no arm {', '.join(unknown)}; must be two among {', '.join(by_name)}")
     named = [by_name[name] for name in contrast] if contrast else arms if len(arms) == 2 else []
-    main = _contrast(*named, outcome=outcome) if named else None
-    others = [_contrast(arms[0], arm, outcome=outcome) for arm in arms[1:]] if len(arms) > 2 else []
+    main = _contrast(named[0], named[1], outcome, unit) if named else None
+    others = [_contrast(arms[0], arm, outcome, unit) for arm in arms[1:]] if len(arms) > 2 else []
     return Comparison(outcome, tuple(arms), main, tuple(others), questions)
 
 
@@ -129,19 +133,32 @@ def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
     return [arm.each(lambda run: run.only(questions)) for arm in arms], line
 
 
-def _contrast(before: Arm, after: Arm, *, outcome: Outcome) -> Contrast:
+def _outcome(runs: Sequence[Answers], chosen: str | None) -> tuple[str, Measure]:
+    """The ``chosen`` outcome, or the natural one; all runs have it of all tasks."""
+    had = [answers.outcomes for run in runs for answers in run.tasks.values()]
+    shared = [name for name in had[0] if all(outcomes.get(name) for outcomes in had)]
+    name = chosen or next((name for name in DEFAULTS if name in shared), shared[0] if len(shared) == 1 else "")
+    if name not in shared:
+        known = f"must be among {', '.join(shared)}" if shared else "none is known of all tasks; choose other --tasks"
+        raise UsageError(f"--metric {name}: {known}")
+    return name, measure(name, np.concatenate([outcomes[name] for outcomes in had]))
+
+
+def _contrast(before: Arm, after: Arm, outcome: str, unit: Measure) -> Contrast:
     pairs = pair(before, after)
     ones, others = (values(runs, outcome) for runs in zip(*pairs, strict=True))
     gold = {task: answers.gold for task, answers in pairs[0][0].tasks.items()}
+    if not (unit.binary and outcome.startswith("acc") and all(gold.values())):
+        gold = {}
     frequent = {task: Counter(labels).most_common(1)[0][0] for task, labels in gold.items()}
     return Contrast(
         before=before.name,
         after=after.name,
-        outcome=outcome,
+        unit=unit,
         seeds=len(pairs),
         y={task: np.stack([ones[task], others[task]]) for task in ones},
         majority={task: np.equal(labels, frequent[task]).astype(float) for task, labels in gold.items()},
-        effects=effects({task: others[task] - ones[task] for task in ones}, binary=OUTCOMES[outcome].binary),
+        effects=effects({task: others[task] - ones[task] for task in ones}, binary=unit.binary),
     )
 
 
@@ -166,6 +183,20 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
         raise UsageError(capped(list(faults.values())))
 
 
+def _refuse_other_prompts(runs: Sequence[Answers], *, allowed: Sequence[str]) -> None:
+    """Refuses logs of the same ids of which a hash says that something else was asked: the first, as other data have
+    other prompts."""
+    for name, run in itertools.product(HASHES, runs):
+        unlike = []
+        for task, its in run.tasks.items():
+            columns = its.hashes.get(name, ()), runs[0].tasks[task].hashes.get(name, ())
+            unlike += [f"{task} {id}" for id, one, other in zip(its.ids, *columns, strict=False) if one != other]
+        if unlike and name not in allowed:
+            where = f"{len(unlike):,} questions ({some(unlike)}) in {runs[0].path} and {run.path}"
+            fix = f"if that is meant, add --allow {name}" if name == PROMPT else "log both with the same data"
+            raise UsageError(f"{name}: not the same for {where}; {fix}")
+
+
 def _note_versions(arms: Sequence[Arm]) -> None:
     """Says which versions, tokenizer and chat template are not those of all runs that have recorded them."""
     recorded = [run.settings.made_with for arm in arms for run in arm.runs.values()]
@@ -177,19 +208,12 @@ def _note_versions(arms: Sequence[Arm]) -> None:
 
 def _asked(run: Answers) -> dict[str, str]:
     """Field -> value, of protocol, template and questions."""
-    settings = run.settings
-    fields = {name: str(getattr(settings, name)) for name in ("protocol", "format", "beams", "max_length")}
-    return fields | {f"questions of {task}": str(settings.data.get(task))[:8] for task in run.tasks}
+    return {**run.settings.asked, **{f"questions of {t}": str(run.settings.data.get(t))[:8] for t in run.tasks}}
 
 
 def _made(run: Answers) -> dict[str, str]:
     """Field -> value, of base, rows and steps; the rows are compared under each seed, which chooses them."""
-    metadata = run.settings.metadata
-    fields = {
-        "base": f"{metadata.get('base')} ({metadata.get('fingerprint')})",
-        "dtype": run.settings.dtype,
-        "quantization": str(metadata.get("quantization")),
-    }
+    fields = dict(run.settings.model)
     if run.recipe:
         fields |= {f"data.{key}": str(value) for key, value in run.recipe["data"].items() if key != "source"}
         fields["training.global_batch_size"] = str(run.recipe["training"].get("global_batch_size"))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from moslora.compare.comparison import Comparison, Contrast
-from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, holm, smallest_p
 
 
@@ -15,12 +14,12 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
     """A row per task and average: both arms, their difference, and with one run each p, by Holm over the tasks."""
-    unit, tasks = OUTCOMES[contrast.outcome], list(contrast.y)
+    unit, tasks = contrast.unit, list(contrast.y)
     averages = (MACRO, MICRO) if len(tasks) > 1 else ()
     adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
     sizes = {task: y.shape[2] for task, y in contrast.y.items()}
     columns: dict[str, Callable[[str], str]] = {"n": lambda name: f"{sizes.get(name, sum(sizes.values())):,}"}
-    if unit.binary:
+    if contrast.majority:
         columns["majority"] = lambda name: unit.level(contrast.majority[name].mean()) if name in tasks else ""
     columns |= {
         contrast.before: lambda name: unit.level(contrast.means[name][0]),
@@ -38,7 +37,7 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
 
 def _all_arms(comparison: Comparison) -> list[list[str]]:
     """A row per arm: its averages, and its difference from the first."""
-    unit, first, rest = OUTCOMES[comparison.outcome], comparison.arms[0], comparison.exploratory
+    first, rest, unit = comparison.arms[0], comparison.exploratory, comparison.exploratory[0].unit
     columns = {"macro": MACRO, "micro": MICRO} if len(rest[0].y) > 1 else {task: task for task in rest[0].y}
     rows = [["arm (exploratory)", "seeds", *columns, "difference", "95 % interval", "p"]]
     means = [unit.level(rest[0].means[name][0]) for name in columns.values()]
@@ -60,7 +59,7 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
             f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
             " is worth an experiment of its own.",
         ]
-    unit, effect = OUTCOMES[main.outcome], main.effects[MACRO]
+    unit, effect = main.unit, main.effects[MACRO]
     margin = unit.margin if margin is None else margin
     p = probability(effect.p)
     p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
@@ -78,7 +77,7 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
         f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})",
         f"smallest detectable difference: {smallest}",
     ]
-    if unit.binary:
+    if main.majority:
         over = main.over_majority
         above = "above" if over.interval[0] > 0 else "NOT above"
         by = f"{unit.change(over.difference)}, {unit.range(over.interval)}"
@@ -88,7 +87,7 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
 
 def conclusion(main: Contrast, *, margin: float) -> str:
     """One sentence: what can be concluded, and what cannot."""
-    unit, effect = OUTCOMES[main.outcome], main.effects[MACRO]
+    unit, effect = main.unit, main.effects[MACRO]
     within = f"±{margin:g} {unit.unit}"
     equal = effect.equivalent(margin / unit.factor)
     is_it = f"{main.after} is {'above' if effect.difference > 0 else 'BELOW'} {main.before}"

@@ -1,30 +1,30 @@
 """The numbers of a question that can be compared. A new one is an entry here, and a name in `moslora.choices`."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moslora.choices import Outcome
-from moslora.evaluation import METRICS, Prediction, Settings
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How an outcome is read from a prediction, and how it is written: times ``factor``, with so many ``digits`` (in
-    a mean over seeds ``fine``); a difference below ``margin`` of this ``unit`` does not matter.
+    """How an outcome is written: times ``factor``, with so many ``digits`` (in a mean over seeds ``fine``); a
+    difference below ``margin`` of this ``unit`` does not matter.
 
     Attributes:
-        of: the number of a question.
+        metric: of a prediction, a key of `METRICS`; ``None`` for the protocol's main one.
         binary: it is 0 or 1.
         scored: it is read from the options' scores, which ``generate`` does not have.
     """
 
-    of: Callable[[Prediction, Settings], float]
     title: str
     unit: str
     factor: float
     digits: int
     fine: int
     margin: float
+    metric: str | None = None
     binary: bool = False
     scored: bool = False
 
@@ -39,12 +39,22 @@ class Measure:
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
 
 
-OUTCOMES: dict[Outcome, Measure] = {
+OUTCOMES: Mapping[str, Measure] = {
     # log softmax(s)[right option], s the scores behind the main metric (cloze: the options' log-probabilities per
     # character). 0.01 nats is one percent of the right option's probability.
-    "log_probability": Measure(
-        lambda p, _: METRICS["log_probability"](p), "log p of the right option", "nats", 1, 3, 4, 0.01, scored=True
-    ),
+    "log_probability": Measure("log p of the right option", "nats", 1, 3, 4, 0.01, "log_probability", scored=True),
     # 1 if the answer is right, else 0, by the protocol's main metric (cloze: per character).
-    "accuracy": Measure(lambda p, s: METRICS[s.primary](p), "accuracy, %", "points", 100, 1, 1, 0.5, binary=True),
+    "accuracy": Measure("accuracy, %", "points", 100, 1, 1, 0.5, binary=True),
 }
+DEFAULTS = "accuracy", "acc_norm", "acc", "exact_match", "score"
+"""The first of these that all have is compared by default."""
+
+
+def measure(outcome: str, values: NDArray[np.float64]) -> Measure:
+    """How an outcome with these values is written: a log's in points if they are shares; on another scale, nobody knows
+    which difference does not matter."""
+    if outcome in OUTCOMES:
+        return OUTCOMES[outcome]
+    if values.min() < 0 or values.max() > 1:
+        return Measure(outcome, outcome, 1, 3, 4, 0)
+    return Measure(f"{outcome}, %", "points", 100, 1, 1, 0.5, binary=bool(np.isin(values, (0, 1)).all()))

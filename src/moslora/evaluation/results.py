@@ -36,6 +36,17 @@ class Settings:
     # versions of packages, hashes of the tokenizer and the chat template; empty in old files
     made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def asked(self) -> dict[str, str]:
+        """Field -> value, of protocol and template."""
+        return {name: str(getattr(self, name)) for name in ("protocol", "format", "beams", "max_length")}
+
+    @property
+    def model(self) -> dict[str, str]:
+        """Field -> value, of the base."""
+        base = f"{self.metadata.get('base')} ({self.metadata.get('fingerprint')})"
+        return {"base": base, "dtype": self.dtype, "quantization": str(self.metadata.get("quantization"))}
+
 
 @dataclass(frozen=True)
 class TaskRecord:

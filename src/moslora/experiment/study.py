@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from moslora.choices import Outcome
 from moslora.compare.answers import Answers, read_answers
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.outcomes import OUTCOMES
@@ -204,7 +203,7 @@ class Study:
         return rows
 
 
-def _mean_over_seeds(runs: Sequence[Answers], outcome: Outcome) -> str:
+def _mean_over_seeds(runs: Sequence[Answers], outcome: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds."""
     factor, digits = OUTCOMES[outcome].factor, OUTCOMES[outcome].fine
     columns = [[answers.outcomes[outcome] for answers in run.tasks.values()] for run in runs]

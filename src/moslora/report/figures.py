@@ -7,7 +7,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from moslora.compare.comparison import Contrast
-from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import MACRO, Floats
 from moslora.evaluation import Evaluation, Score
 from moslora.report.canvas import GRID, INK, MUTED, Canvas, in_steps, new_label
@@ -89,7 +88,7 @@ def _mean(scores: Sequence[Score], metric: str) -> tuple[float, Floats, Floats]:
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title: str) -> Markup:
     """Per task and on average: each contrast with its 95 % interval."""
-    unit, names = OUTCOMES[contrasts[0].outcome], _names([*contrasts[0].y])
+    unit, names = contrasts[0].unit, _names([*contrasts[0].y])
     with canvas.figure(5, _height(len(names), 1 + len(contrasts))) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
         for contrast, place in zip(contrasts, _places(len(contrasts)), strict=True):

@@ -1,0 +1,118 @@
+"""Logs of other programs as answers: lm-eval's ``--log_samples``, and tables with a question's id and its score.
+
+``samples_TASK_DATE.jsonl``   a line per question and filter; the files in a folder are one evaluation
+``NAME.jsonl``, ``NAME.csv``  ``id``, ``score`` and, if there are several, ``task``; a file is one evaluation
+"""
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from moslora.compare.answers import HASHES, Answers, Log, TaskAnswers
+from moslora.errors import UsageError, first_line
+
+SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
+
+SEED = re.compile(r"[-_.]*(?<![a-z0-9])(?:seed|s)[-_.=]?(\d+)(?![a-z0-9])|(?<![^/])(\d+)(?![^/])", re.I)
+"""The seed in a path, as in lora-seed3, lora_s3 and lora/3."""
+
+
+class Sample(NamedTuple):
+    """A line of a log; ``gold`` is the position of the right option, -1 if it is not known."""
+
+    id: str
+    scores: Mapping[str, float]
+    hashes: Mapping[str, str]
+    gold: int = -1
+
+
+Samples = dict[str, dict[str, dict[str, Sample]]]
+"""Task -> filter -> id -> what was logged."""
+
+
+def log_files(path: Path) -> list[Path]:
+    """The log at ``path``, or all of lm-eval's below it."""
+    return [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
+
+
+def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
+    """The evaluations in these logs, in their order. Those of an arm differ only in the seed in their path."""
+    places: dict[Path, list[Path]] = {}
+    for path in paths:
+        if not (found := log_files(path)):
+            raise UsageError(f"{path}: no log of another program, and logs are compared with logs alone")
+        alone = path.is_dir() and len({file.parent for file in found}) == 1
+        for file in found:
+            place = path if alone else file.parent if SAMPLES.fullmatch(file.name) else file
+            places.setdefault(place, []).append(file)
+    labels = {place: str(place.with_suffix("") if place.is_file() else place) for place in places}
+    arms = {place: SEED.sub("", label).split("/") for place, label in labels.items()}
+    for place, files in places.items():
+        tasks = {task: _columns(by_filter) for task, by_filter in _read(files).items()}
+        seeds = [int(one or other) for one, other in SEED.findall(labels[place])]
+        name = "/".join(part for part in arms[place] if not all(part in others for others in arms.values()))
+        yield Answers(Log(), tasks, place, name=name, arm="/".join(arms[place]), seed=seeds[-1] if seeds else None)
+
+
+def _read(files: Sequence[Path]) -> Samples:
+    found: Samples = {}
+    for file in files:
+        named, number = SAMPLES.fullmatch(file.name), 0
+        with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
+            rows = csv.DictReader(text) if file.suffix == ".csv" else filter(str.strip, text)
+            for number, line in enumerate(rows, 1):
+                try:
+                    row: Any = from_json(line) if isinstance(line, str) else line
+                    sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
+                except (KeyError, ValueError, TypeError, AttributeError) as error:
+                    what = first_line(error) if isinstance(error, ValueError) else f"no question ({error})"
+                    raise UsageError(f"{file}: row {number}: {what}; must have id and score, or be lm-eval's") from None
+                task = str(row.get("task") or (named[1] if named else "questions"))
+                samples = found.setdefault(task, {}).setdefault(str(row.get("filter")), {})
+                if samples.setdefault(sample.id, sample) is not sample:
+                    once = "an evaluation has each once, so choose the files of one"
+                    raise UsageError(f"{file}: row {number}: question {sample.id} of {task} again; {once}")
+        if not number:
+            raise UsageError(f"{file}: no questions")
+    return found
+
+
+def _of_table(row: Mapping[str, Any]) -> Sample:
+    return Sample(str(row["id"]), {"score": float({"True": 1, "False": 0}.get(row["score"], row["score"]))}, {})
+
+
+def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
+    """Every metric that is a number; and where the log has log-likelihoods l of options, log softmax(l) of the right
+    one. Which is right says its index or its text; if lm-eval's ``acc`` says otherwise, it is not known."""
+    scores = {name: float(row[name]) for name in row["metrics"] if isinstance(row[name], int | float)}
+    id, hashes, options = str(row["doc_id"]), {name: row[name] for name in HASHES}, row["filtered_resps"]
+    if len(options) < 2 or "acc_mutual_info" in scores or not all(isinstance(o, list) and len(o) == 2 for o in options):
+        return Sample(id, scores, hashes)
+    likelihoods, target = [float(likelihood) for likelihood, _ in options], row["target"].strip()
+    texts = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
+    gold = int(target) if target.isdecimal() else texts.index(target) if texts.count(target) == 1 else -1
+    right = likelihoods.index(best := max(likelihoods)) == gold
+    if not 0 <= gold < len(likelihoods) or scores.get("acc", right) != right:
+        return Sample(id, scores, hashes)
+    log_sum = best + math.log(sum(math.exp(likelihood - best) for likelihood in likelihoods))
+    return Sample(id, {**scores, "log_probability": likelihoods[gold] - log_sum}, hashes, gold)
+
+
+def _columns(by_filter: Mapping[str, Mapping[str, Sample]]) -> TaskAnswers:
+    """A column for each metric that all questions have; of several filters, as in lm-eval's results: metric,filter."""
+    first = next(iter(by_filter.values()))
+    ids = sorted(first)
+    outcomes = {
+        name + f",{key}" * (len(by_filter) > 1): tuple(samples[id].scores[name] for id in ids)
+        for key, samples in by_filter.items()
+        for name in next(iter(samples.values())).scores
+        if all(id in samples and name in samples[id].scores for id in ids)
+    }
+    hashes = {name: tuple(first[id].hashes[name] for id in ids) for name in next(iter(first.values())).hashes}
+    gold = tuple(first[id].gold for id in ids)
+    return TaskAnswers(tuple(ids), () if -1 in gold else gold, outcomes, hashes)

@@ -1,0 +1,318 @@
+"""Logs of other programs: lm-eval's own, made here by lm-eval, and tables of scores."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.special import log_softmax
+
+from cli_kit import run
+from evaluation_kit import WORDS, make_model, tokenizer
+from moslora.compare.arms import load_arms
+from moslora.compare.comparison import Comparison, compare
+from moslora.compare.conclusion import lines, tables
+from moslora.compare.statistics import MACRO
+from moslora.errors import UsageError
+from reference import perturb
+
+
+def written(folder: Path, task: str, scores: Sequence[Any], **changes: Any) -> Path:
+    """A log as lm-eval writes it, of questions with two options, of which the first is right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"samples_{task}_2026-01-31T10-00-00.123456.jsonl"
+    samples = []
+    for row, score in enumerate(scores):
+        sample = {
+            "doc_id": row,
+            "doc": {"question": "\u2028 a line of its own?"},
+            "target": "0",
+            "arguments": {f"gen_args_{n}": {"arg_0": "Q", "arg_1": f" {option}"} for n, option in enumerate("ab")},
+            "filtered_resps": [["-1.5", "False"], [str(-2.5 if score else -0.5), "False"]],
+            "filter": "none",
+            "metrics": ["acc", "brier_score"],
+            **{f"{name}_hash": f"{name} {row}" for name in ("doc", "prompt", "target")},
+            "acc": float(score),
+            "brier_score": [0, [0.5, 0.5]],
+        }
+        samples.append(sample | {key: value(row) if callable(value) else value for key, value in changes.items()})
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples), encoding="utf-8")
+    return path
+
+
+def right(seed: int, share: float, n: int = 60) -> list[int]:
+    return (np.random.default_rng(seed).uniform(size=n) < share).astype(int).tolist()
+
+
+def table_of(path: Path, scores: Sequence[Any], *rows: str) -> Path:
+    path.write_text("id,score\n" + "".join(f"q{i},{score}\n" for i, score in enumerate(scores)) + "\n".join(rows))
+    return path
+
+
+def by_lm_eval(out: Path, model: Any) -> Path:
+    """lm-eval's own log of its own tasks over rows of ours; the answers of one are indices, of the other texts."""
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
+    from datasets import Dataset, DatasetDict
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    draw, folder = random.Random(0), Path(lm_eval.__file__).parent / "tasks"
+
+    def text(low: int, high: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
+
+    def options(count: int) -> list[str]:
+        return [f"{first} {text(1, 5)}" for first in draw.sample(WORDS, count)]
+
+    rows = {
+        "arc/arc_easy.yaml": [
+            {
+                "question": text(3, 9),
+                "choices": {"text": options(4), "label": [*"ABCD"]},
+                "answerKey": draw.choice("ABCD"),
+            }
+            for _ in range(24)
+        ],
+        "super_glue/copa/default.yaml": [
+            {"premise": f"{text(3, 9)}.", "question": "cause", "label": draw.randrange(2)}
+            | dict(zip(("choice1", "choice2"), options(2), strict=True))
+            for _ in range(16)
+        ],
+    }
+    tasks = []
+    for file, held in rows.items():
+        dataset = DatasetDict({"validation": Dataset.from_list(held)})
+        config = load_yaml(folder / file) | {"custom_dataset": lambda dataset=dataset, **_: dataset}
+        tasks.append(ConfigurableTask(config=config | {"training_split": None, "test_split": None}))
+    tracker = EvaluationTracker(output_path=str(out))
+    results = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer(), batch_size=8, max_length=512),
+        tasks=tasks,
+        num_fewshot=0,
+        bootstrap_iters=0,
+        log_samples=True,
+        evaluation_tracker=tracker,
+    )
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, its in samples.items():
+        tracker.save_results_samples(task_name=task, samples=its)
+    return out
+
+
+@pytest.mark.slow
+def test_logs_that_lm_eval_writes_are_compared_question_by_question(tmp_path: Path) -> None:
+    """Against counts in its files, and scipy's log softmax of the log-likelihoods there."""
+    model = make_model()
+    sides = [by_lm_eval(tmp_path / "before", model)]
+    with torch.no_grad():
+        perturb(model.parameters(), seed=3)
+    sides.append(by_lm_eval(tmp_path / "after", model))
+    by_metric = {metric: compare(sides, outcome=metric).main for metric in (None, "log_probability")}
+    right_of = {
+        "arc_easy": lambda doc: "ABCD".index(doc["answerKey"]),
+        "copa": lambda doc: doc["label"],
+    }
+    differences = []
+    for task, right_option in right_of.items():
+        files = [next(side.rglob(f"samples_{task}_*.jsonl")) for side in sides]
+        samples = [[json.loads(line) for line in file.read_text("utf-8").splitlines()] for file in files]
+        gold = [right_option(sample["doc"]) for sample in samples[0]]
+        acc, log_p = np.zeros((2, len(gold))), np.zeros((2, len(gold)))
+        for side, held in enumerate(samples):
+            for n, sample in enumerate(held):
+                likelihoods = [float(value) for value, _ in sample["filtered_resps"]]
+                acc[side, n] = np.argmax(likelihoods) == gold[n]
+                log_p[side, n] = log_softmax(likelihoods)[gold[n]]
+        assert acc.mean(axis=1).tolist() == [np.mean([sample["acc"] for sample in held]) for held in samples]
+        for metric, expected in ((None, acc), ("log_probability", log_p)):
+            found = by_metric[metric]
+            assert found is not None and found.means[task] == pytest.approx(tuple(expected.mean(axis=1)))
+            assert found.effects[task].difference == pytest.approx(np.diff(expected.mean(axis=1))[0])
+        table = by_metric[None]
+        won, lost = ((acc[1] > acc[0]).sum(), (acc[1] < acc[0]).sum())
+        assert table.effects[task].p == pytest.approx(stats.binomtest(int(won), int(won + lost)).pvalue)
+        assert table.majority[task].mean() == np.bincount(gold).max() / len(gold)
+        differences.append(np.diff(acc.mean(axis=1))[0])
+    assert any(differences) and table.effects[MACRO].difference == pytest.approx(np.mean(differences))
+
+
+def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> None:
+    contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
+    one, other = right(0, 0.5, 90), right(1, 0.7, 90)
+    found = compare([table_of(tmp_path / "one.csv", one), table_of(tmp_path / "other.csv", other)])
+    counts = [[sum((a, b) == (x, y) for a, b in zip(one, other, strict=True)) for y in (1, 0)] for x in (1, 0)]
+    effect = found.main.effects["questions"]
+    assert effect.p == pytest.approx(contingency.mcnemar(counts, exact=True).pvalue)
+    assert "+" + f"{100 * (np.mean(other) - np.mean(one)):.2f} points" in "\n".join(lines(found))
+    draws = np.random.default_rng(0).normal([[2], [3]], 1, (2, 11)).round(3)
+    found = compare([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", draws, strict=True)])
+    d, effect = draws[1] - draws[0], found.main.effects["questions"]
+    assert effect.p == pytest.approx(
+        stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    )
+    of_scipy = stats.bootstrap((d,), np.mean, method="percentile", rng=0).confidence_interval
+    assert effect.interval == pytest.approx(tuple(of_scipy), abs=0.05) and not found.main.unit.binary
+    assert "score" in lines(found)[0] and "nor their equality" not in lines(found, margin=9)[-1]
+
+
+def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arm, share in (("lora", 0.4), ("mixed", 0.7)):
+        for seed in (1, 2, 10):
+            for task in ("arc_easy", "piqa"):
+                written(Path(f"{arm}-seed{seed}/__models__{arm}_s{seed}"), task, right(seed, share))
+                written(Path(f"in/{arm}/{seed}"), task, right(seed, share))
+    folders = [f"{arm}-seed{seed}" for arm in ("lora", "mixed") for seed in (1, 2, 10)]
+    files = sorted(Path().glob("*-seed*/*/samples_*"))
+    for paths in (folders, ["in"], ["in/lora", "in/mixed"], files):
+        arms = load_arms([Path(path) for path in paths])
+        assert [(sorted(arm.runs), arm.trained) for arm in arms] == [([1, 2, 10], True)] * 2, paths
+        assert [arm.name.split("/")[0] for arm in arms] == ["lora", "mixed"]
+        assert all([*one.tasks] == ["arc_easy", "piqa"] for arm in arms for one in arm.runs.values())
+    found = compare([Path("in")])
+    expected = [np.mean([right(seed, share) for seed in (1, 2, 10)]) for share in (0.4, 0.7)]
+    assert found.main.seeds == 3 and found.main.means[MACRO] == pytest.approx(expected)
+    assert [arm.name for arm in load_arms([Path("lora-seed1"), Path("lora-seed2")])] == ["lora-seed1", "lora-seed2"]
+    assert [*load_arms([Path("in/lora/1"), Path("mixed-seed10")])[0].runs] == [1], "two runs need no seed in common"
+
+
+def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
+    y = right(0, 0.5)
+
+    def metric(outcome: str | None = None, **logs: dict[str, Any]) -> Comparison:
+        for side in "ab":
+            for task, changes in logs.items():
+                written(tmp_path / side, task, y, **changes)
+        return compare([tmp_path / side for side in "ab"], outcome=outcome)
+
+    assert metric(arc={}).outcome == "acc"
+    both = {"metrics": ["acc", "acc_norm"], "acc_norm": lambda row: 1 - y[row]}
+    assert metric(arc=both).outcome == "acc_norm"
+    assert metric("acc", arc=both).main.means["arc"] == (np.mean(y),) * 2
+    assert metric(boolq={}, arc=both).outcome == "acc"
+    assert metric("log_probability").main.y["arc"][0, 0].tolist() == pytest.approx(
+        [log_softmax([-1.5, -2.5 if right else -0.5])[0] for _, right in sorted(enumerate(y), key=lambda x: str(x[0]))]
+    )
+    with pytest.raises(UsageError, match="--metric f1: must be among acc, log_probability"):
+        metric("f1")
+    strange = {"metrics": ["f", "g"], "f": 0.5, "g": 0.25, "filtered_resps": ["text"]}
+    with pytest.raises(UsageError, match="none is known of all tasks"):
+        metric(gsm8k=strange)
+    with pytest.raises(UsageError, match="must be among f, g"):
+        metric(boolq=strange, arc=strange)
+
+
+def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path) -> None:
+    y = {"strict-match": right(0, 0.3), "flexible-extract": right(1, 0.8)}
+    for side in "ab":
+        texts = []
+        for name, scores in y.items():
+            changes = {"metrics": ["exact_match"], "exact_match": lambda row, s=scores: s[row], "filtered_resps": ["5"]}
+            texts.append(written(tmp_path / side, "gsm8k", scores, filter=name, **changes).read_text("utf-8"))
+        written(tmp_path / side, "gsm8k", []).write_text("".join(texts), encoding="utf-8")
+    sides = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(UsageError, match=r"--metric .*exact_match,strict-match, exact_match,flexible-extract"):
+        compare(sides)
+    for name, scores in y.items():
+        assert compare(sides, outcome=f"exact_match,{name}").main.means["gsm8k"] == (np.mean(scores),) * 2
+
+
+def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> None:
+    """Its index, or its text once; the first of equals is chosen, as by numpy."""
+    y = right(0, 0.5)
+    cases = {
+        "text": ({"target": " a"}, True),
+        "other text": ({"target": "c"}, False),
+        "both": ({"target": "a", "arguments": {"0": {"arg_1": " a"}, "1": {"arg_1": " a"}}}, False),
+        "other": ({"target": "1"}, False),
+        "several": ({"target": "[0, 1]"}, False),
+        "beyond": ({"target": "2"}, False),
+        "equal": ({"filtered_resps": [["-1.0", "False"]] * 2, "acc": 1}, True),
+        "equal, second": ({"filtered_resps": [["-1.0", "False"]] * 2, "acc": 0}, False),
+        "mutual information": ({"metrics": ["acc", "acc_mutual_info"], "acc_mutual_info": 1}, False),
+    }
+    for name, (changes, known) in cases.items():
+        logs = [written(tmp_path / name / side, "arc", y, **changes) for side in "ab"]
+        (one, other) = (arm.runs[None].tasks["arc"] for arm in load_arms(logs))
+        assert ("log_probability" in one.outcomes, bool(other.gold)) == (known, known), name
+        assert ("majority" in tables(compare(logs))[0][0]) == known, name
+
+
+def test_other_questions_and_prompts_are_refused_with_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = right(0, 0.5, 12)
+    one = written(tmp_path / "a", "arc", y)
+
+    def other(name: str) -> Path:
+        return written(
+            tmp_path / name, "arc", y, **{f"{name}_hash": lambda row: name + f" {row}" + " new" * (row in (3, 7))}
+        )
+
+    for name in ("doc", "target", "prompt"):
+        code, _, error = run(capsys, "compare", one, other(name))
+        assert code == 2 and f"{name}_hash" in error and "2 questions (arc 3, arc 7)" in error
+        code, _, error = run(capsys, "compare", one, other(name), "--allow", f"{name}_hash")
+        assert code == (0 if name == "prompt" else 2)
+    longer = compare([one, written(tmp_path / "b", "arc", [*y, 1, 1, 0])])
+    assert lines(longer)[0] == "compared on arc; not in both: arc (3 questions)"
+    with pytest.raises(UsageError, match=r"no question in common.* log arc for both"):
+        compare([one, written(tmp_path / "c", "piqa", y)])
+
+
+def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\ufefftask,id,score\nx,1,True\nx,2,False\ny,1,1\ny,2,0.0\n", encoding="utf-8")
+    rows = [
+        {"id": i, "task": t, "score": s, "more": None}
+        for t, i, s in (("y", 2, 1), ("x", 1, True), ("x", 2, 1.0), ("y", 1, False))
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = compare([tmp_path / "a.csv", tmp_path / "b.jsonl"]).main
+    assert {task: values[:, 0].tolist() for task, values in found.y.items()} == {
+        "x": [[1, 0], [1, 1]],
+        "y": [[1, 0], [0, 1]],
+    }
+    assert found.unit.binary and (found.before, found.after) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "no questions"),
+        ("id,right\nq1,1\n", "row 1: no question .*'score'"),
+        ("id,score\nq1,1\nq2,yes\n", "row 2: .*'yes'"),
+        ("id,score\nq1,1\nq2\n", "row 2: "),
+        ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions again"),
+        ("id,score\nq1,1\nq2,nan\n", "no finite number"),
+        ("id,score\nq1,1\n", "two questions"),
+        ('{"id": 1, "score": 1}\n{"id": 2', "row 2: "),
+        ('[{"id": 1, "score": 1}]', "row 1: "),
+        ('{"doc_id": 1, "acc": 1}', "row 1: no "),
+    ],
+)
+def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, named: str) -> None:
+    suffix = "jsonl" if text.startswith(("{", "[")) else "csv"
+    (bad := tmp_path / f"bad.{suffix}").write_text(text)
+    with pytest.raises(UsageError, match=named) as fault:
+        compare([bad, table_of(tmp_path / "good.csv", [1, 0, 1])])
+    assert "\n" not in str(fault.value)
+
+
+def test_logs_are_compared_with_logs(tmp_path: Path, trained: Path) -> None:
+    log = written(tmp_path / "a", "arc", right(0, 0.5))
+    with pytest.raises(UsageError, match=f"{trained}: no log"):
+        compare([log, trained])
+    with pytest.raises(UsageError, match=r"none\.csv: no log"):
+        compare([log, tmp_path / "none.csv"])
+    later = log.with_name(log.name.replace("2026-01", "2026-02"))
+    later.write_bytes(log.read_bytes())
+    with pytest.raises(UsageError, match=f"{later.name}: row 1: question 0 of arc again"):
+        compare([tmp_path / "a", log])
