@@ -298,30 +298,27 @@ def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
     assert not quantized_layers(model) and model.dtype == torch.float32
     # The merge itself is exact; what is left is the quantisation, which only NF4 onto dequantised is free of.
     assert proof.rounding < 1e-5 and (proof.mean_error < 1e-5) == ((kind, onto) == ("nf4", "dequantized"))
-    assert proof.mean_error < proof.effect and 0 <= proof.flips < 1 and proof.kl > -1e-6
+    assert proof.mean_error < proof.effect
     assert f"onto {onto} weights, against the adapter model on {kind}" in (out / "README.md").read_text()
 
 
 def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
-    """Each number again, from logits over all positions."""
+    """Both numbers again, from logits over all positions."""
     proof = merge(runs / "nf4" / "adapter", out=tmp_path / "merged")
     adapted = load_adapted(open_adapter(runs / "nf4" / "adapter"))
     base = load_base(open_adapter(runs / "nf4" / "adapter").recipe.model)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    errors, effects, kls, flips = [], [], [], []
+    errors, effects = [], []
     with torch.inference_mode():
         for prompt in PROMPTS:
             ids = torch.tensor([tokenizer().encode(prompt)])
-            p, q, r = (m(ids).logits[0].double().softmax(-1) for m in (adapted, merged, base))
             rows, following = torch.arange(ids.shape[1] - 1), ids[0, 1:]
-            errors.append((p[rows, following].log() - q[rows, following].log()).abs())
-            effects.append((p[rows, following].log() - r[rows, following].log()).abs())
-            kls.append((p * (p / q).log()).sum(-1))
-            flips.append(p.argmax(-1) != q.argmax(-1))
-    found = (proof.mean_error, proof.max_error, proof.effect, proof.kl, proof.flips)
-    expected = (torch.cat(errors).mean(), torch.cat(errors).max(), torch.cat(effects).mean(), torch.cat(kls).mean())
-    assert found == pytest.approx((*map(float, expected), float(torch.cat(flips).double().mean())), rel=1e-3)
-    assert proof.mean_error > 1e-2 and proof.kl > 1e-4
+            models = (adapted, merged, base)
+            p, q, r = (m(ids).logits[0].double().softmax(-1)[rows, following].log() for m in models)
+            errors.append((p - q).abs())
+            effects.append((p - r).abs())
+    expected = [float(torch.cat(values).mean()) for values in (errors, effects)]
+    assert [proof.mean_error, proof.effect] == pytest.approx(expected, rel=1e-3) and proof.mean_error > 1e-2
 
 
 @pytest.mark.parametrize("onto", get_args(Onto))

@@ -139,8 +139,7 @@ def test_an_error_below_the_rounding_is_measured_and_rounding_itself_is_none(dty
     for error in (0, 0.001, 0.01, 0.1, -1):
         sums = weight_sums((plain + (1 + error) * delta).to(dtype), exact=plain + delta, plain=plain)
         assert float(sums[0] / sums[1]) == pytest.approx(abs(error), rel=0.2, abs=1e-4)
-        assert sums[1:3].tolist() == pytest.approx([float(delta.abs().sum()), float(plain.abs().sum())], rel=1e-3)
-        assert float(sums[3] / sums[4]) == pytest.approx(1 + error, abs=0.1)
+        assert sums[1:].tolist() == pytest.approx([float(delta.abs().sum()), float(plain.abs().sum())], rel=1e-3)
 
 
 @pytest.mark.parametrize(

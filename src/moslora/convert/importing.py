@@ -65,16 +65,16 @@ def import_adapter(
     with new_folder(out) as scratch:
         ours, plain = _load(recipe, layers, weights)
         tokenizer = load_tokenizer(recipe.model)
-        without = log_probabilities(plain, tokenizer).all
+        without = log_probabilities(plain, tokenizer)
         for name, parts in layers.items():
             plain.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
-        expected = log_probabilities(plain, tokenizer).all
+        expected = log_probabilities(plain, tokenizer)
         del plain
         run = Run(scratch)
         run.begin(recipe, {"imported": imported, "versions": {"moslora": moslora.__version__}})
         save_adapter(run.result, ours, recipe, facts={"imported": imported})
         folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
-        found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer).all
+        found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         error, effect = (float((one - expected).abs().max() / expected.abs().max()) for one in (found, without))
         said = (
             f"{len(layers)} layers imported; log p differs from the source's equations in float32 by {error:.2g} of the"

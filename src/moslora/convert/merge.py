@@ -171,7 +171,7 @@ def _compare_weights(
             plain = dequantize(quantized[name]) if name in quantized else base[key].get_tensor(key)
             written, layer = merged[key].get_tensor(key), layers.get(name)
             delta = layer.delta_weight() if layer else exact[key] - plain.float()
-            found[name] = torch.zeros(5, dtype=torch.float64)
+            found[name] = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
                 rows = slice(begin, begin + ROWS)
                 weight = plain[rows].float()
