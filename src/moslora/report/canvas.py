@@ -95,9 +95,3 @@ def in_steps(axes: Axes, title: str, label: str) -> None:
 def new_label(axes: Axes, label: str) -> str | None:
     """The label, the first time in these axes."""
     return None if label in axes.get_legend_handles_labels()[1] else label
-
-
-def below(axes: Axes, title: str, label: str, *, columns: int = 4) -> None:
-    """`in_steps`, and a legend below the label of the x axis."""
-    in_steps(axes, title, label)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)

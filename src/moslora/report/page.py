@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from moslora.compare.answers import Questions
 from moslora.compare.comparison import compare
@@ -29,6 +28,10 @@ CURVES = {
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
 }
+BY_LAYER = (
+    ("mixer-distance", "distance", "M: distance from its start, ‖M − M₀‖ / ‖M₀‖"),
+    ("delta-rank", "effective_rank", "ΔW: effective rank"),
+)
 MAPS = 6
 """Layers whose M is drawn."""
 
@@ -74,7 +77,7 @@ def page(
         maps={
             run.arm: weights.heat_maps(canvas, f"mixer-{run.name}", shown) for run in firsts if (shown := _some(run))
         },
-        weights=_weights(canvas, firsts),
+        weights=[figure for part in BY_LAYER if (figure := weights.by_layer(canvas, firsts, *part))],
         changed=changed,
         first=first.name,
         differing=_differing(runs),
@@ -140,17 +143,6 @@ def _some(run: ReportedRun) -> list[LearnedLayer]:
         for n, same in zip(range(most), cycle(kinds.values()), strict=False)
     ]
     return list({layer.name: layer for layer in found}.values())
-
-
-def _weights(canvas: Canvas, firsts: Sequence[ReportedRun]) -> list[Markup]:
-    runs = [run for run in firsts if run.layers]
-    found = (
-        weights.by_layer(canvas, "mixer-distance", runs, "distance", "M: distance from its start, ‖M − M₀‖ / ‖M₀‖"),
-        weights.spectra(canvas, "mixer-spectrum", runs, "M: singular values", of_mixers=True),
-        weights.by_layer(canvas, "delta-rank", runs, "effective_rank", "ΔW: effective rank"),
-        weights.spectra(canvas, "delta-spectrum", runs, "ΔW: singular values", of_mixers=False),
-    )
-    return [figure for figure in found if figure]
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:

@@ -6,8 +6,7 @@ from itertools import cycle
 import numpy as np
 from markupsafe import Markup
 
-from moslora.compare.statistics import Floats
-from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, below, new_label
+from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, in_steps, new_label
 from moslora.report.learned import LearnedLayer
 from moslora.report.runs import ReportedRun
 
@@ -33,7 +32,7 @@ def heat_maps(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Mark
     return canvas.keep(name, figure)
 
 
-def by_layer(canvas: Canvas, name: str, runs: Sequence[ReportedRun], attribute: str, title: str) -> Markup | None:
+def by_layer(canvas: Canvas, runs: Sequence[ReportedRun], name: str, attribute: str, title: str) -> Markup | None:
     """A number of every layer over its depth: colours are arms, markers kinds of layers."""
     shown = [run for run in runs if any(getattr(layer, attribute) is not None for layer in run.layers)]
     if not shown:
@@ -47,42 +46,6 @@ def by_layer(canvas: Canvas, name: str, runs: Sequence[ReportedRun], attribute: 
                 axes.plot(*zip(*found, strict=True), color=canvas.color(run.arm), **style)
                 axes.plot([], [], color=MUTED, label=new_label(axes, kind), **style)
         axes.set_ylim(bottom=0)
-        below(axes, title, "layer", columns=5)
+        in_steps(axes, title, "layer")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=5)
     return canvas.keep(name, figure)
-
-
-def spectra(canvas: Canvas, name: str, runs: Sequence[ReportedRun], title: str, *, of_mixers: bool) -> Markup | None:
-    """Singular values: the median over the layers, and where four in five lie; those of M also at the start."""
-    shown = [run for run in runs if any(not of_mixers or layer.mixer is not None for layer in run.layers)]
-    if not shown:
-        return None
-    with canvas.figure(4.8, 3.2) as (figure, axes):
-        for run in shown:
-            color = canvas.color(run.arm)
-            values = [layer.spectrum for layer in run.layers]
-            if of_mixers:
-                values = [_singular(layer.mixer) for layer in run.layers if layer.mixer is not None]
-                begun = [_singular(layer.start) for layer in run.layers if layer.start is not None]
-                number, start, *_ = _quantiles(begun)
-                style = {"linewidth": 1.2, "linestyle": ":", "label": new_label(axes, "at the start")}
-                axes.plot(number, start, color=color, **style)
-            number, middle, low, high = _quantiles(values)
-            axes.fill_between(number, low, high, color=color, alpha=0.15, linewidth=0)
-            style = {"marker": "o", "markersize": 3, "linewidth": 1.5, "label": new_label(axes, run.arm)}
-            axes.plot(number, middle, color=color, **style)
-        if not of_mixers and all(layer.spectrum.all() for run in shown for layer in run.layers):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-        below(axes, title, "number of the singular value; band: four in five layers")
-    return canvas.keep(name, figure)
-
-
-def _singular(matrix: Floats) -> Floats:
-    return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
-
-
-def _quantiles(rows: Sequence[Floats]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Numbers from 1, and over rows, cut to the shortest, the median and the 10 and 90 % quantiles."""
-    table = np.array([row[: min(map(len, rows))] for row in rows])
-    low, middle, high = np.quantile(table, [0.1, 0.5, 0.9], axis=0)
-    return np.arange(1.0, table.shape[1] + 1), middle, low, high
