@@ -12,18 +12,18 @@ from moslora.tasks import Example, Questions
 
 
 class Option(NamedTuple):
-    """An option with its probability before and after; ``None`` under generate."""
+    """An option with its probability before and after."""
 
     text: str
     right: bool
-    before: float | None
-    after: float | None
+    before: float
+    after: float
     chosen_before: bool
     chosen_after: bool
 
 
 class Changed(NamedTuple):
-    """A question, and the change of the right option's log-probability in nats (under generate of being right)."""
+    """A question, and the change of the right option's log-probability in nats."""
 
     id: str
     question: str
@@ -36,30 +36,29 @@ def most_changed(
 ) -> tuple[list[Changed], list[Changed]]:
     """The questions that gained most and those that lost most, at most ``most`` of each.
 
-    Questions that only one of the two answered are left out; ``examples`` has their texts, as far as they are known.
+    Left out are questions that only one of the two answered, generated answers, which have no probabilities, and
+    questions that ``examples`` does not have as they were asked.
     """
-    known = {p.id: p for p in before}
-    metric = METRICS["log_probability" if all(p.scores for p in (*before, *after)) else "accuracy"]
-    changes = [(metric(p) - metric(known[p.id]), known[p.id], p) for p in after if p.id in known]
+    known, log_probability = {p.id: p for p in before}, METRICS["log_probability"]
+    changes = []
+    for p in after:
+        example = examples.get(p.id)
+        if p.id in known and example and (example.gold, len(example.choices)) == (p.gold, len(p.scores)):
+            changes.append((log_probability(p) - log_probability(known[p.id]), known[p.id], p, example))
     changes.sort(key=lambda change: -change[0])
-    gained = [_changed(*change, examples.get(change[2].id)) for change in changes[:most] if change[0] > 0]
-    lost = [_changed(*change, examples.get(change[2].id)) for change in changes[::-1][:most] if change[0] < 0]
+    gained = [_changed(*change) for change in changes[:most] if change[0] > 0]
+    lost = [_changed(*change) for change in changes[::-1][:most] if change[0] < 0]
     return gained, lost
 
 
-def _changed(change: float, before: Prediction, after: Prediction, example: Example | None) -> Changed:
-    if example is None or example.gold != after.gold:  # other rows than were asked
-        count = max(1 + before.gold, 1 + after.gold, len(before.scores), len(after.scores))
-        question, choices = "", tuple(f"option {n + 1}" for n in range(count))
-    else:
-        context = f"{example.context} " if example.context and example.task != "boolq" else ""
-        question, choices = f"{context}{example.question}", example.choices
-    ones, others = (softmax(p.deciding_scores).tolist() if p.scores else [None] * len(choices) for p in (before, after))
+def _changed(change: float, before: Prediction, after: Prediction, example: Example) -> Changed:
+    context = f"{example.context} " if example.context and example.task != "boolq" else ""
+    ones, others = (softmax(p.deciding_scores).tolist() for p in (before, after))
     options = [
         Option(text, n == after.gold, ones[n], others[n], before.chosen == n, after.chosen == n)
-        for n, text in enumerate(choices)
+        for n, text in enumerate(example.choices)
     ]
-    return Changed(after.id, question, change, options)
+    return Changed(after.id, f"{context}{example.question}", change, options)
 
 
 def texts(questions: Questions) -> dict[str, Example]:
