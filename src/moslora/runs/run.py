@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from moslora.console import is_main_process
-from moslora.errors import MosloraError, UsageError, some
+from moslora.errors import MosloraError, UsageError
 from moslora.files import once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
@@ -240,22 +239,14 @@ def _row(run: Run) -> list[str]:
 
 
 def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Macro averages; of a run, its base and its checkpoints over the tasks in which all were asked the same."""
+    """Macro averages; a remark where a run, its base and its checkpoints were not asked the same."""
     for _, group in groupby(sorted(cards), key=lambda name: BESIDE.sub("", name)):
         found = {name: cards[name] for name in group}
+        yield from (f"{name} {100 * card['macro']:.1f} (n {card['questions']:,})" for name, card in found.items())
         # Of each task the number of questions and the hash of its data; an old card has the number over all tasks.
-        asked = [card.get("asked") or {"": [card["questions"], *card["tasks"]]} for card in found.values()]
-        tasks = list(dict.fromkeys(task for one in asked for task in one))
-        same = [task for task in tasks if all(one.get(task) == asked[0].get(task) for one in asked)]
-        part = same if len(same) < len(tasks) else []
-        for name, card in found.items():
-            macro = fmean(card["tasks"][task] for task in part) if part else card["macro"]
-            count = sum(asked[0][task][0] for task in part) or card["questions"]
-            yield f"{name} {100 * macro:.1f} (n {count:,})"
-        if part:
-            yield f"on {', '.join(part)} alone, not {some([task for task in tasks if task not in part])}"
-        elif not same:
-            yield "different questions"
+        first, *others = [card.get("asked") or [card["questions"], *card["tasks"]] for card in found.values()]
+        if any(other != first for other in others):
+            yield "of different questions: moslora compare takes those in common"
 
 
 @contextmanager
