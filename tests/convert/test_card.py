@@ -15,7 +15,7 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe
-from moslora.recipe.tasks import HubSection, TaskSection
+from moslora.recipe.tasks import TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.tasks import INSTRUCTION
 
@@ -73,18 +73,14 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
         ("hub", "piqa", "`baber/piqa` on the hub"),
         ("commonsense_170k", INSTRUCTION, "`zwhe99/commonsense_170k` on the hub"),
         ("/home/me/mine.jsonl", INSTRUCTION, "`./mine.jsonl`"),
-        ("wheel", "mine", "`./rows.json`"),
-        ("wheel", "theirs", "`owner/set` on the hub"),
+        ("wheel", "mine", "a source of its own"),
     ],
 )
 def test_every_source_is_named_as_others_know_it(
     trained: Path, tmp_path: Path, source: str, task: str, said: str
 ) -> None:
     folder = open_adapter(trained / "adapter")
-    own = {
-        "mine": TaskSection(train="/home/me/rows.json"),
-        "theirs": TaskSection(train="train", hub=HubSection(path="owner/set")),
-    }
+    own = {"mine": TaskSection(train="/home/me/rows.json")}
     data = folder.recipe.data.model_copy(update={"source": source})
     recipe = folder.recipe.model_copy(update={"data": data, "tasks": own})
     manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": {task: 1234}}}

@@ -9,12 +9,11 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
-from moslora.choices import Split
 from moslora.data.hub import MIXTURE as MIXED
 from moslora.data.sources import MIXTURE
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import MosloraError
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.asking import ASKING, local_files, read_asking
@@ -93,18 +92,15 @@ def _last_part(path: str) -> str:
     return f"./{Path(os.path.expanduser(path)).resolve().name}"
 
 
-def _origin(recipe: Recipe, task: str, split: Split, source: str) -> str:
-    """Where the rows of ``task`` are from; ``source`` has those of the eight sets, and the bare instructions."""
-    entry = recipe.own_tasks.get(task) or TASKS.get(task)
+def _origin(task: str, source: str) -> str:
+    """Where the rows of ``task`` are from: ``source`` has those of the eight sets, and the bare instructions."""
+    entry = TASKS.get(task)
     if not entry and task != INSTRUCTION:
-        return "a file of its own"
-    if source == MIXTURE and not (entry and entry.own):
-        return f"`{MIXED.path}` on the hub"
-    if entry and entry.hub and (entry.own or source == "hub"):
+        return "a source of its own"  # which the recipe names
+    if entry and entry.hub and source == "hub":
         return f"`{entry.hub.path}` on the hub"
-    if entry and entry.own:
-        return f"`{_last_part(entry.splits.get(split, entry.splits['train']))}`"
-    return f"PyPI's `{DATA_WHEEL.name}`" if source == "wheel" else f"`{_last_part(source)}`"
+    public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXED.path}` on the hub"}
+    return public.get(source, f"`{_last_part(source)}`")
 
 
 def _training(folder: AdapterFolder) -> str:
@@ -119,7 +115,7 @@ def _training(folder: AdapterFolder) -> str:
     facts = (
         f"{manifest['step']:,} steps by moslora {manifest['moslora']}: {sum(drawn.values()):,} rows, repeats included,"
         f" of {manifest['trained_rows']:,} (sha256 `{manifest['data']['sha256']}`)",
-        *(f"{task}: {n:,} rows from {_origin(recipe, task, 'train', recipe.data.source)}" for task, n in drawn.items()),
+        *(f"{task}: {n:,} rows from {_origin(task, recipe.data.source)}" for task, n in drawn.items()),
         *manifest["data"]["notes"],
     )
     values = recipe.model_dump(mode="json")
@@ -143,7 +139,7 @@ def _evaluation(folder: AdapterFolder, only: str | None) -> str:
                 continue
             over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
             metric, leaks = settings["primary"], (results.get("without_leaks") or {}).get("leaks", {})
-            origins = dict.fromkeys(_origin(folder.recipe, task, "test", facts["source"]) for task in scores)
+            origins = dict.fromkeys(_origin(task, facts["source"]) for task in scores)
             scores |= {"macro average": results["macro"]} if len(scores) > 1 else {}
             said = []
             for name, score in scores.items():

@@ -18,12 +18,6 @@ from moslora.recipe import AdapterSection, PeftSection
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
 from moslora.runs.asking import write_asking
 
-OTHER_WEIGHTS = (
-    " It was trained on the Q4_1 quantisation of the hub's weights, and gives the same logits only on the folder that"
-    f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
-)
-"""For an adapter of the built-in model."""
-
 
 def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
     """Refuses an adapter without a single ΔW. A task gate has one for each ``task`` that it was trained on."""
@@ -83,7 +77,6 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
             f'base = AutoModelForCausalLM.from_pretrained("{public_name(base)}")\n'
             f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
         )
-        proof += OTHER_WEIGHTS if base == BUILTIN else ""
         write_card(scratch, folder, kind=kind, task=task, use=use, proof=proof)
     return out
 
