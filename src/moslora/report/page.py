@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from moslora.compare.answers import Questions
@@ -132,17 +132,9 @@ def _comparisons(
 
 
 def _some(run: ReportedRun) -> list[LearnedLayer]:
-    """Layers to draw M of: from the first to the last, of one kind after the other."""
-    kinds: dict[str, list[LearnedLayer]] = {}
-    for layer in run.layers:
-        if layer.mixer is not None:
-            kinds.setdefault(layer.kind, []).append(layer)
-    most = min(MAPS, sum(map(len, kinds.values())))
-    found = [
-        same[round(n * (len(same) - 1) / max(1, most - 1))]
-        for n, same in zip(range(most), cycle(kinds.values()), strict=False)
-    ]
-    return list({layer.name: layer for layer in found}.values())
+    """Layers to draw M of: of each kind, from the first to the last."""
+    layers = sorted((layer for layer in run.layers if layer.mixer is not None), key=lambda layer: layer.kind)
+    return [layers[n] for n in np.linspace(0, len(layers) - 1, min(MAPS, len(layers))).astype(int)]
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:

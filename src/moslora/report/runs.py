@@ -26,13 +26,6 @@ class ReportedRun:
     tuned: Evaluation | None = None
     base: Evaluation | None = None
 
-    def on(self, questions: Questions) -> "ReportedRun":
-        """With its evaluations on these questions alone, or on all if there are none."""
-        if not questions:
-            return self
-        tuned, base = (one and replace(one, only=questions) for one in (self.tuned, self.base))
-        return replace(self, tuned=tuned, base=base)
-
     @property
     def name(self) -> str:
         return self.run.name
@@ -56,7 +49,7 @@ class ReportedRun:
 def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> tuple[list[ReportedRun], Questions, str]:
     """The runs at ``paths``: runs, folders of runs, or experiments; the questions that all share, and a line on others.
 
-    If all share none, the evaluations are of those that a run shares with its base.
+    If all share none, each evaluation is of its own.
     """
     found = {run: arm for path in paths for run, arm in runs_at(path).items()}
     if not found:
@@ -68,12 +61,11 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> tu
         arms = []
     grouped = {run.path: arm.name for arm in arms for run in arm.runs.values()}
     runs = [_reported(Run(path), arm or grouped.get(path, Run(path).name), evaluation) for path, arm in found.items()]
-
-    def shared(some: Sequence[ReportedRun]) -> tuple[Questions, str]:
-        return in_common([read_answers(one) for run in some for one in (run.tuned, run.base) if one])
-
-    questions, line = shared(runs)
-    return [run.on(questions or shared([run])[0]) for run in runs], questions, line
+    questions, line = in_common([read_answers(one) for run in runs for one in (run.tuned, run.base) if one])
+    if questions:
+        pairs = [[one and replace(one, only=questions) for one in (run.tuned, run.base)] for run in runs]
+        runs = [replace(run, tuned=tuned, base=base) for run, (tuned, base) in zip(runs, pairs, strict=True)]
+    return runs, questions, line
 
 
 def _reported(run: Run, arm: str, evaluation: str | None) -> ReportedRun:
