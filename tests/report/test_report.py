@@ -6,6 +6,7 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -153,9 +154,12 @@ def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Pa
         ("without base", "Answers", "Gained"),
         ("begun", "run.json", "What was learned"),
         ("imported", "What was learned", "Training loss"),
+        ("the base is gone", "Training loss", "What was learned"),
     ],
 )
-def test_a_run_is_shown_as_far_as_it_got(evaluated: Path, tmp_path: Path, change: str, there: str, gone: str) -> None:
+def test_a_run_is_shown_as_far_as_it_got(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, there: str, gone: str
+) -> None:
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     shutil.rmtree(run / "report", ignore_errors=True)
     card = json.loads((run / "run.json").read_text())
@@ -163,6 +167,8 @@ def test_a_run_is_shown_as_far_as_it_got(evaluated: Path, tmp_path: Path, change
         shutil.rmtree(next(run.glob("eval/*-base")))
     else:
         shutil.rmtree(run / "eval")
+    if change == "the base is gone":
+        monkeypatch.setattr("moslora.base.shapes.locate", Mock(side_effect=UsageError("no such folder")))
     if change == "begun":
         for path in ("adapter", "checkpoints"):
             shutil.rmtree(run / path)

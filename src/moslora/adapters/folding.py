@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from moslora.adapters.linear import AdapterLinear
-from moslora.adapters.mixers.base import Mixer
 from moslora.adapters.mixers.fixed import IdentityMixer
 
 
@@ -40,24 +39,16 @@ class LoraPair(NamedTuple):
 
 @torch.no_grad()
 def fold(layer: AdapterLinear) -> LoraPair:
-    """The pair, ``a (r, in)`` and ``b (out, r)``, with the ΔW of ``layer``, relative to the weight as it was loaded."""
-    a, b = fold_factors(layer.mixer, layer.lora_a, layer.lora_b, layer.start_a, layer.start_b)
-    magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
-    return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)
-
-
-def fold_factors(
-    mixer: Mixer, lora_a: Tensor, lora_b: Tensor, start_a: Tensor | None, start_b: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(M · A, B), of rank r/k for a butterfly.
+    """(M · A, B) with the ΔW of ``layer``, relative to the weight as it was loaded; of rank r/k for a butterfly.
 
     If the adapter started with a part of the base's weight, that part is subtracted again: [M · A; start_a] and
     [B | −start_b], of rank 2r.
     """
-    a, b = mixer.fold(lora_a, lora_b)
-    if start_a is None or start_b is None:
-        return a, b
-    return torch.cat([a, start_a]), torch.cat([b, -start_b], dim=1)
+    a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
+    if layer.start_a is not None and layer.start_b is not None:
+        a, b = torch.cat([a, layer.start_a]), torch.cat([b, -layer.start_b], dim=1)
+    magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
+    return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)
 
 
 @torch.no_grad()

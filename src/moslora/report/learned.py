@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moslora.adapters import MIXERS, build_mixer
-from moslora.adapters.folding import fold_factors
-from moslora.adapters.injection import scale_of
-from moslora.adapters.mixers.fixed import IdentityMixer
+from moslora.adapters import MIXERS, build_mixer, fold, named_adapters
 from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
 from moslora.recipe import PeftSection
-from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.adapter_folder import AdapterFolder, load_without_base
 
 
 @dataclass(frozen=True)
@@ -63,31 +60,23 @@ class LearnedLayer:
 
 
 def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
-    """The layers of an adapter, by number and name. The base is not loaded.
+    """The layers of an adapter, in the model's order. The base's weights are not read.
 
     Empty for a method of PEFT, and for a mixer that depends on the token or the task: it has no single M and no ΔW.
     """
     section = folder.recipe.adapter
     if isinstance(section, PeftSection) or MIXERS[section.mixer.kind].routes:
         return []
-    options = dict(folder.recipe.adapter_options()["mixer"])
-    weights = folder.weights()
-    names = [key.removesuffix(".lora_a") for key in weights if key.endswith(".lora_a")]
-    scale = scale_of(section.alpha, section.rank, section.scaling)
     layers = []
-    for name in sorted(names, key=lambda name: [part.zfill(9) for part in name.split(".")]):  # numbers as numbers
-        mixer = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
-        if mixer.folds_at_init:
-            mixer = IdentityMixer(rank=section.rank)
-        mixer.reset_parameters(generator_of(folder.recipe.seed, name, "mixer"))
-        learns = any(True for _ in mixer.parameters())
-        start = mixer.matrix().detach().double().numpy() if learns else None
-        own = f"{name}.mixer."
-        mixer.load_state_dict({key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)})
-        factors = (weights.get(f"{name}.{key}") for key in ("start_a", "start_b"))
-        a, b = fold_factors(mixer, weights[f"{name}.lora_a"], weights[f"{name}.lora_b"], *factors)
-        learned = mixer.matrix().detach().double().numpy() if learns else None
-        layers.append(LearnedLayer(name, learned, start, scale * spectrum(a, b)))
+    for name, layer in named_adapters(load_without_base(folder)):
+        learned = start = None
+        if any(True for _ in layer.mixer.parameters()):
+            options = folder.recipe.adapter_options()["mixer"]
+            drawn = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
+            drawn.reset_parameters(generator_of(folder.recipe.seed, name, "mixer"))
+            learned, start = (mixer.matrix().detach().double().numpy() for mixer in (layer.mixer, drawn))
+        pair = fold(layer)
+        layers.append(LearnedLayer(name, learned, start, pair.scale * spectrum(pair.a, pair.b)))
     return layers
 
 

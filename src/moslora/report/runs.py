@@ -41,9 +41,13 @@ class ReportedRun:
 
     @cached_property
     def layers(self) -> list[LearnedLayer]:
-        """The layers of its adapter or newest checkpoint; none before the first."""
+        """The layers of its adapter or newest checkpoint; none before the first, or where its base is not found."""
         adapters = self.run.adapters
-        return learned_layers(open_adapter(adapters[0])) if adapters else []
+        try:
+            return learned_layers(open_adapter(adapters[0])) if adapters else []
+        except MosloraError as fault:
+            note(str(fault))
+            return []
 
 
 def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> tuple[list[ReportedRun], Questions, str]:
