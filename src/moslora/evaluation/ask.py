@@ -20,8 +20,6 @@ from moslora.evaluation.target import Target
 from moslora.recipe import resolve_tasks
 from moslora.tasks import Example, Task
 
-NO_ROOM = "out of GPU memory for this question; make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
-
 TRUTHS = (("true", "false"), ("yes", "no"))
 """The options of a BoolQ question, in its order."""
 
@@ -63,7 +61,8 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     format = "cloze" if request.format == "cloze-passage" else request.format  # BoolQ's passage is missing here
     request = request.model_copy(update={"protocol": protocol, "format": format})
     scorer = make_scorer(target.load(), load_tokenizer(target.model), request)
-    with or_out_of_memory(NO_ROOM):
+    fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
+    with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
         (prediction,) = scorer.score([example])
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
