@@ -14,7 +14,7 @@ from moslora import quickstart as module
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation import Prediction
-from moslora.evaluation.results import Results, summarise
+from moslora.evaluation.results import Results, TaskRecord, summarise
 from moslora.quickstart import fast_dtype, quickstart
 from moslora.recipe import load_recipe
 
@@ -74,7 +74,8 @@ def test_it_ends_with_what_can_be_concluded(
             Prediction(f"obqa/test/{n}", "obqa", gold=0, prediction=int(n >= (30 if target else right)), scores=s)
             for n, s in enumerate([(0.0, 0.0)] * 80)
         ]
-        return summarise(replace(SETTINGS, primary="accuracy"), predictions, {}), tmp_path / str(target)
+        records = {"obqa": TaskRecord()}
+        return summarise(replace(SETTINGS, primary="accuracy"), predictions, records), tmp_path / str(target)
 
     for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())

@@ -90,7 +90,7 @@ def test_tasks_and_averages() -> None:
 
 def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_chosen() -> None:
     tied = Prediction("boolq/test/0", "boolq", gold=1, prediction=0, scores=(-6.0, -3.0), characters=(2, 1))
-    results = summarise(SETTINGS, [tied], {})
+    results = summarise(SETTINGS, [tied], {"boolq": TaskRecord()})
     assert results.tasks["boolq"].standard_error is results.macro.standard_error is None
     assert results.macro.accuracy_per_character == 0
 
@@ -136,7 +136,7 @@ def test_below_the_majority_class_is_tested(most: int, others: int, alarm: bool)
     """The model always gives the rarer of two labels; p is McNemar's, one-sided, for either label."""
     golds = [0] * most + [1] * others
     predictions = [labelled(row, gold=gold, chosen=1) for row, gold in enumerate(golds)]
-    results = summarise(SETTINGS, predictions, {})
+    results = summarise(SETTINGS, predictions, {"obqa": TaskRecord()})
     expected = mcnemar([[0, others], [most, 0]], exact=True).pvalue  # two-sided = twice the one-sided one
     assert results.tasks["obqa"].below_majority == pytest.approx(expected)
     assert any("below the majority class" in sign for sign in results.collapse) == alarm

@@ -85,8 +85,7 @@ class Evaluation:
         if not self.finished:
             raise UsageError(f"{file}: no results here; `moslora eval` writes them")
         if self.only is not None:
-            kept = sorted(self.predictions, key=lambda p: [*self.head.tasks].index(p.task))
-            return summarise(self.settings, kept, self.head.tasks)
+            return summarise(self.settings, self.predictions, self.head.tasks)
         try:
             return TypeAdapter(Results).validate_json(file.read_bytes())
         except ValidationError as error:
@@ -155,7 +154,5 @@ class Journal:
     def finish(self) -> None:
         """Writes ``results.json`` of all questions evaluated here, not only those of the last call."""
         if self.folder is not None:
-            order = list(self.head.tasks)
-            predictions = sorted(self.predictions.values(), key=lambda p: order.index(p.task))
-            results = summarise(self.head.settings, predictions, self.head.tasks)
+            results = summarise(self.head.settings, list(self.predictions.values()), self.head.tasks)
             write_text(self.folder / RESULTS, results.to_json())

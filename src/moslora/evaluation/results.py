@@ -163,21 +163,17 @@ class Results:
 
 
 def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
-    """All numbers of ``predictions``; ``records`` by task. Tasks are in the order of the predictions."""
-    by_task: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_task.setdefault(prediction.task, []).append(prediction)
-    records = {task: records.get(task, TaskRecord()) for task in by_task}
-    drifts = {task: record.drift for task, record in records.items()}
+    """All numbers of ``predictions``; ``records`` by task, in whose order the tasks are."""
+    by_task = {task: found for task in records if (found := [p for p in predictions if p.task == task])}
+    drifts = {task: records[task].drift for task in by_task}
     tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in by_task.items()}
     scores = list(tasks.values())
-    leaks = {task: record.leaks for task, record in records.items() if record.leaks}
-    known = len(leaks) == len(tasks)
+    leaks = {task: known for task in by_task if (known := records[task].leaks)}
     return Results(
         settings=settings,
         tasks=tasks,
         macro=macro(scores),
         micro=average(scores, [score.n / len(predictions) for score in scores]),
-        without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if known else None,
+        without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if len(leaks) == len(tasks) else None,
         predictions=tuple(predictions),
     )
