@@ -80,6 +80,25 @@ def test_possible_combination(write, overrides):
     load_recipe(write(a="model: {name: x}"), overrides.split())
 
 
+def test_combinations_are_reported_beside_wrong_fields_unless_they_share_one(write):
+    path = write(
+        a="""
+            model: {name: 3, double_quantization: false}
+            adapter: {rank: 9, target_modules: [1], mixer: {kind: butterfly, blocks: two}}
+            training: {epochs: null, eps: small}
+        """
+    )
+    places = [
+        "model.name = 3: ",
+        "adapter.target_modules.0 = 1: ",
+        "adapter.mixer.blocks = 'two': ",
+        "training.eps = 'small': ",
+        "model.double_quantization = False: ",
+        "training.epochs = None: ",
+    ]
+    assert all(line.startswith(f"a.yaml: {place}") for line, place in zip(faults(path), places, strict=True))
+
+
 def test_conflict_blames_the_file_nearest_to_the_user(write):
     path = write(base="model: {name: x}\nevaluation: {protocol: rank}", top="extends: base.yaml\ndata: {format: cloze}")
     (line,) = faults(path)

@@ -2,7 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import reduce
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -26,7 +28,7 @@ _MIXERS_ELSEWHERE = {"lora": "identity", "moslora": "dense"}
 
 
 def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, complete: bool) -> Iterator[str]:
-    """A line for each fault in pydantic's error of the merged layers: wrong fields, or else broken rules between them.
+    """A line for each fault in pydantic's error of the merged layers.
 
     `main` is the recipe's own file, named for values that no file sets. If the layers are not `complete`, a missing
     value may be in a file that cannot be read.
@@ -34,24 +36,40 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
     values = lay(layers)
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        if detail["type"] == "conflict":
-            yield from _conflict_lines(detail["ctx"]["conflicts"], layers, main) if complete else ()
-        else:
+        if detail["type"] != "conflict":
             wrong.setdefault(_key_path(detail, values), []).append(detail)
     for path, found in wrong.items():
         # Every alternative of a union reports an error; one is noise if another alternative matched further in.
         noise = any(other[: len(path)] == path for other in wrong if other != path)
         if not noise and (complete or found[0]["type"] != "missing"):
             yield _line(layers, path, _message(found), main)
-
-
-def _conflict_lines(conflicts: Sequence[tuple[str, str]], layers: Sequence[Layer], main: str) -> Iterator[str]:
-    """A line for each broken rule, at the field among its keys that the user set most directly."""
-    values, near = lay(layers), {"override": 0, main: 1, "default": 3}
-    for keys, message in conflicts:
+    for keys, message in _conflicts(error, values, wrong) if complete else ():
         paths = [tuple(key.split(".")) for key in keys.split()]
-        given = [path for path in paths if depth(values, path) == len(path)] or paths
-        yield _line(layers, min(given, key=lambda path: near.get(origin_of(layers, path), 2)), message, main)
+        if not any(path[: len(other)] == other[: len(path)] for path in paths for other in wrong):
+            # Reported at the field that the user set most directly.
+            near = {"override": 0, main: 1, "default": 3}
+            given = [path for path in paths if depth(values, path) == len(path)] or paths
+            yield _line(layers, min(given, key=lambda path: near.get(origin_of(layers, path), 2)), message, main)
+
+
+def _conflicts(
+    error: ValidationError, values: dict[str, Any], wrong: Mapping[KeyPath, list[ErrorDetails]]
+) -> Iterator[tuple[str, str]]:
+    """The broken rules between fields. Pydantic checks them only if all fields are valid: without the wrong ones."""
+    if wrong:
+        right = deepcopy(values)
+        for path in sorted(wrong, key=len, reverse=True):
+            if wrong[path][0]["type"] != "missing":
+                *parents, last = path[: depth(values, path)]  # a list goes with its items
+                reduce(dict.__getitem__, parents, right).pop(last, None)
+        right |= {"name": "unknown", "model": {**right.get("model", {}), "name": "unknown"}}  # names have no default
+        try:
+            Recipe.model_validate(right)
+            return
+        except ValidationError as another:
+            error = another
+    for detail in error.errors(include_url=False):
+        yield from detail.get("ctx", {}).get("conflicts", ())
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
