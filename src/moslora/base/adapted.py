@@ -1,6 +1,7 @@
 """A base with the adapters of a recipe: ours, or a method of PEFT, which is optional and imported here alone."""
 
 import json
+import logging
 import shlex
 import sys
 import warnings
@@ -83,6 +84,7 @@ def config_of(section: PeftSection) -> Any:
     Raises:
         UsageError: PEFT is missing; the method does not fit, or fields, one line each.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of optional kernels
     try:
         from peft.config import PeftConfig, PromptLearningConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
