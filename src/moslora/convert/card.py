@@ -16,7 +16,7 @@ from moslora.errors import MosloraError
 from moslora.recipe import load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.asking import ASKING, local_files, read_asking
+from moslora.runs.asking import ASKING, local_files
 from moslora.runs.manifest import RECIPE, WEIGHTS
 from moslora.runs.run import EVALUATIONS, run_of
 from moslora.tasks import INSTRUCTION, TASKS
@@ -68,11 +68,10 @@ No licence is set here: the terms of `{public_name(name)}` apply to what is made
 
 def how_to_upload(out: Path, adapter: Path) -> str:
     """The command that uploads ``out``, made from ``adapter``, and what to change first if it names a local base."""
-    name = load_recipe(adapter / RECIPE, written=True).name
-    allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", name, re.ASCII)) or "NAME"
-    asking = read_asking(out)
-    private = asking and any(local_files(asking.model_dump()))  # which name the folders of this machine
-    command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private" + f" --exclude {ASKING}" * bool(private)
+    recipe = load_recipe(adapter / RECIPE, written=True)
+    allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
+    private = any(local_files(recipe.model_dump()))  # which name the folders of this machine
+    command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private" + f" --exclude {ASKING}" * private
     config = out / "adapter_config.json"
     if config.exists() and _is_local(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]):
         return f"to upload it, change base_model_name_or_path in {config} to the base's hub id, then: {command}"
