@@ -26,7 +26,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.03}
 """Largest accepted :attr:`Proof.rounding` by dtype, in nats."""
 
 MISSED = 5e-4
-"""Largest accepted :attr:`Proof.missed`; the order of float32 sums makes a tenth of it at most."""
+"""Largest accepted Σ|W' − R| / (Σ|ΔW| + Σ|W| / 1000) of a layer, see `weight_sums`. The order of float32 sums makes a
+tenth of it at most."""
 
 
 @torch.inference_mode()
@@ -55,49 +56,30 @@ def weight_sums(written: Tensor, *, exact: Tensor, plain: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proof:
-    """Merged against adapter model: the adapted weights, and mean |Δ log p| over :data:`PROMPTS`, in nats."""
+    """A merged model, whose weights are right, against its adapter model: mean |Δ log p| over :data:`PROMPTS`, nats."""
 
     mean_error: float  # between the adapter and the merged model
     rounding: float  # the merge's own part of it; the rest comes from the base's quantisation
     effect: float  # between the base and the adapter model, which the merge has to preserve
-    layer: str  # whose weight is farthest from W + ΔW, rounded once
-    missed: float  # its distance, in sums of absolute values, as a share of ΔW: what rounding does not explain
     dtype: DType  # of both models
     quantization: str | None  # of the adapter model's base
     onto: Onto  # the weights of a quantised base that the adapter was merged into
 
     def __str__(self) -> str:
         """The numbers, and in the last line the verdict."""
-        models, rounding = f"merged against adapter model in {self.dtype}", ""
+        models, rounding, warning = f"merged against adapter model in {self.dtype}", "", ""
         if self.quantization is not None:
             models = f"merged onto {self.onto} weights, against the adapter model on {self.quantization}, {self.dtype}"
             rounding = f" (by the merge's rounding {self.rounding:.2g})"
-        return (
-            f"{models}: mean |Δ log p| {self.mean_error:.2g}{rounding}; the adapter itself moves it by"
-            f" {self.effect:.2g} nats\n{self.verdict}"
-        )
-
-    @property
-    def fault(self) -> str | None:
-        """What rounding does not explain."""
-        if not self.missed <= MISSED:  # also if it is not a number
-            return f"{self.layer} misses {self.missed:.2g} of its ΔW, above the tolerance of {MISSED:g}"
-        if not self.rounding <= (most := TOLERANCE[self.dtype]):
-            return f"mean |Δ log p| {self.rounding:.2g} is above the tolerance of {most:g}"
-        return None
-
-    @property
-    def verdict(self) -> str:
-        if self.fault:
-            return f"worse than rounding to {self.dtype} explains: {self.fault}"
-        warning = ""
         if not self.rounding < self.effect:
-            warning = "; WARNING: the rounding undoes the adapter: keep it, or merge with --dtype float32"
+            warning = "; WARNING: rounding does no less: keep the adapter, or merge with --dtype float32"
         elif not self.mean_error < self.effect:
-            warning = "; WARNING: the base's quantisation does more: measure both values of --onto, or keep the adapter"
+            warning = "; WARNING: quantisation does no less: measure both values of --onto, or keep the adapter"
+        share = self.rounding / max(self.effect, 1e-12)
+        numbers = f"{models}: mean |Δ log p| {self.mean_error:.2g}{rounding}; the adapter moves it by {self.effect:.2g}"
         return (
-            f"as close as rounding to {self.dtype} allows: the adapted weights are W + ΔW rounded once, which moves"
-            f" log p by {self.rounding / max(self.effect, 1e-12):.2g} of what the adapter does{warning}"
+            f"{numbers} nats\nas close as rounding to {self.dtype} allows: the adapted weights are W + ΔW rounded once,"
+            f" which moves log p by {share:.2g} of what the adapter does{warning}"
         )
 
 
@@ -117,21 +99,22 @@ def compare(
     ``weights`` has the :func:`weight_sums` of each adapted layer.
 
     Raises:
-        MosloraError: :attr:`Proof.missed` or :attr:`Proof.rounding` is more than rounding explains.
+        MosloraError: a layer's weight, or the mean |Δ log p|, is farther off than rounding explains.
     """
+    error, most = float((expected - merged).abs().mean()), TOLERANCE[section.dtype]
     # Beside a ΔW that is next to nothing the rounding of float32, 6e-8 of W, is large.
-    missed = {name: float(off / (delta + 1e-3 * size)) for name, (off, delta, size) in weights.items()}
-    layer = max(missed, key=lambda name: missed[name])
-    proof = Proof(
+    shares = {name: float(off / (delta + 1e-3 * size)) for name, (off, delta, size) in weights.items()}
+    faults = [] if error <= most else [f"mean |Δ log p| {error:.2g} is above the tolerance of {most:g}"]
+    if wrong := {name: share for name, share in shares.items() if not share <= MISSED}:  # also what is not a number
+        layer = max(wrong, key=lambda name: wrong[name])
+        faults.insert(0, f"{layer} misses {wrong[layer]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
+    if faults:
+        raise MosloraError(f"worse than rounding to {section.dtype} explains: {'; '.join(faults)}; nothing was written")
+    return Proof(
         mean_error=float((adapted - merged).abs().mean()),
-        rounding=float((expected - merged).abs().mean()),
+        rounding=error,
         effect=float((adapted - base).abs().mean()),
-        layer=layer,
-        missed=missed[layer],
         dtype=section.dtype,
         quantization=section.quantization,
         onto=onto,
     )
-    if proof.fault:
-        raise MosloraError(f"{proof}; nothing was written".replace("\n", "; "))
-    return proof
