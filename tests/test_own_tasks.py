@@ -83,18 +83,18 @@ def test_the_merged_model_is_asked_as_the_run_from_anywhere(
 def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
     mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the files' names alone; rows as they were drawn, and what was asked after them."""
+    """By the files' names alone, of own tasks in the recipe; rows as they were drawn, and what was asked after them."""
     ours = Path(shutil.copytree(mine / "run", tmp_path / "run"))
     results = scored(ours, limit=4)
     assert run(capsys, "export", ours)[0] == 0
     card = (ours / "peft" / "README.md").read_text()
     drawn = json.loads((ours / "run.json").read_text())["data"]["tasks"]
-    assert f"- weather: {drawn['weather']} rows from `./rows.jsonl`\n" in card
+    assert f"- weather: {drawn['weather']} rows from a source of its own\n" in card and "train: ./rows.jsonl\n" in card
     assert f"- boolq: {drawn['boolq']} rows from `./data`\n" in card
     assert f"{sum(drawn.values())} rows, repeats included" in card and "wheel" not in card and str(mine) not in card
     value, (low, high) = results.tasks["weather"].value("accuracy")
     shown = f"weather {100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f}) of 4"
-    assert f"questions from `./rows.jsonl`, `./data`, accuracy: {shown}" in card
+    assert f"questions from a source of its own, `./data`, accuracy: {shown}" in card
     kept = next(ours.glob("eval/*/results.json"))
     stale = json.loads(kept.read_text())
     stale["settings"]["metadata"]["fingerprint"] = "of another base"

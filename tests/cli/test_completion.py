@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moslora.cli import main
-from moslora.prompts import FORMATS
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import list_recipes
 from moslora.tasks import COMMONSENSE
 

@@ -60,7 +60,7 @@ def test_train_eval_merge_export(
     assert code == 0 and results["tasks"]["obqa"]["n"] == 7 and list(results["tasks"]) == ["obqa"]
     code, out, _ = run(capsys, "merge", "runs/small")
     assert code == 0 and "mean |Δ log p|" in out and Path("runs/small/merged/model.safetensors").exists()
-    assert out.endswith("hf upload OWNER/small runs/small/merged --private\n")
+    assert out.endswith("hf upload OWNER/small runs/small/merged --private --exclude moslora.yaml\n")
     assert " of 20, macro average" in Path("runs/small/merged/README.md").read_text()
     code, out, _ = run(
         capsys, "eval", "runs/small/merged", "--source", world / "data", "--tasks", "obqa", "--dtype", "float32"
@@ -72,7 +72,7 @@ def test_train_eval_merge_export(
     assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
     code, out, _ = run(capsys, "export", "runs/small")
     assert code == 0 and Path("runs/small/peft/adapter_config.json").exists()
-    assert out.endswith("hf upload OWNER/small runs/small/peft --private\n")
+    assert out.endswith("hf upload OWNER/small runs/small/peft --private --exclude moslora.yaml\n")
     code, out, _ = run(capsys, "import", "runs/small/peft")
     assert code == 0 and "layers imported" in out and "written to runs/peft" in out
     code, out, _ = run(capsys, "eval", "runs/peft", "--source", world / "data", "--tasks", "obqa")
