@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from moslora.compare.answers import Questions
@@ -17,7 +16,6 @@ from moslora.evaluation.predictions import percent
 from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.canvas import SERIES, Canvas
-from moslora.report.learned import LearnedLayer
 from moslora.report.questions import Changed, most_changed, texts
 from moslora.report.runs import ReportedRun
 
@@ -32,8 +30,7 @@ BY_LAYER = (
     ("mixer-distance", "distance", "M: distance from its start, ‖M − M₀‖ / ‖M₀‖"),
     ("delta-rank", "effective_rank", "ΔW: effective rank"),
 )
-MAPS = 6
-"""Layers whose M is drawn."""
+"""Name, attribute of a `LearnedLayer`, and title."""
 
 QUESTIONS = 8
 """Questions that gained most, and as many that lost most."""
@@ -74,9 +71,7 @@ def page(
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
         compared=list(_comparisons(canvas, base, paths, runs=len(runs), evaluation=evaluation)),
-        maps={
-            run.arm: weights.heat_maps(canvas, f"mixer-{run.name}", shown) for run in firsts if (shown := _some(run))
-        },
+        maps={run.arm: figure for run in firsts if (figure := weights.heat_maps(canvas, run))},
         weights=[figure for part in BY_LAYER if (figure := weights.by_layer(canvas, firsts, *part))],
         changed=changed,
         first=first.name,
@@ -129,12 +124,6 @@ def _comparisons(
         figure = figures.differences(canvas, name, contrasts, f"difference from {contrasts[0].before}")
         said = lines(found) if found.main else []
         yield {"title": title, "figure": figure, "tables": tables(found), "lines": said}
-
-
-def _some(run: ReportedRun) -> list[LearnedLayer]:
-    """Layers to draw M of: of each kind, from the first to the last."""
-    layers = sorted((layer for layer in run.layers if layer.mixer is not None), key=lambda layer: layer.kind)
-    return [layers[n] for n in np.linspace(0, len(layers) - 1, min(MAPS, len(layers))).astype(int)]
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:

@@ -7,14 +7,21 @@ import numpy as np
 from markupsafe import Markup
 
 from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, in_steps, new_label
-from moslora.report.learned import LearnedLayer
 from moslora.report.runs import ReportedRun
 
+MAPS = 6
+"""Layers whose M is drawn."""
 
-def heat_maps(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Markup:
-    """M of these layers, which have one, and below it M − M₀."""
-    pairs = [(layer.mixer, layer.start) for layer in layers if layer.mixer is not None and layer.start is not None]
-    maps = [[mixer for mixer, _ in pairs], [mixer - start for mixer, start in pairs]]
+
+def heat_maps(canvas: Canvas, run: ReportedRun) -> Markup | None:
+    """M of some layers, of each kind from the first to the last, and below it M − M₀; ``None`` if no layer has one."""
+    known = [(one, one.mixer, one.start) for one in run.layers if one.mixer is not None and one.start is not None]
+    if not known:
+        return None
+    known.sort(key=lambda one: one[0].kind)
+    chosen = np.linspace(0, len(known) - 1, min(MAPS, len(known))).astype(int)
+    layers, mixers, starts = zip(*(known[n] for n in chosen), strict=True)
+    maps = [mixers, [mixer - start for mixer, start in zip(mixers, starts, strict=True)]]
     with canvas.figure(1.5 * len(layers) + 0.6, 3.4, rows=2, columns=len(layers)) as (figure, axes):
         for places, row, label in zip(axes, maps, ("M", "M − M₀"), strict=True):
             limit = max(float(np.abs(matrix).max()) for matrix in row) or 1.0
@@ -23,13 +30,13 @@ def heat_maps(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Mark
                 place.set(xticks=[], yticks=[])
                 place.grid(False)
                 place.spines[:].set(visible=True, color=GRID)
-                if row is maps[0]:
+                if row is mixers:
                     place.set_title(f"{layer.depth} {layer.kind}", fontsize=8.5, fontweight="normal")
             places[0].set_ylabel(label, color=INK)
             bar = figure.colorbar(image, ax=list(places), shrink=0.85, pad=0.01, aspect=14)
             bar.outline.set_visible(False)
             bar.ax.tick_params(labelsize=7.5, length=0)
-    return canvas.keep(name, figure)
+    return canvas.keep(f"mixer-{run.name}", figure)
 
 
 def by_layer(canvas: Canvas, runs: Sequence[ReportedRun], name: str, attribute: str, title: str) -> Markup | None:
