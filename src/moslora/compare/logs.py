@@ -7,7 +7,7 @@
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,14 +42,14 @@ def log_files(path: Path) -> list[Path]:
 
 def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
     """The evaluations in these logs, in their order. Those of an arm differ only in the seed in their path."""
-    places: dict[Path, list[Path]] = {}
+    places: dict[Path, dict[Path, None]] = {}
     for path in paths:
         if not (found := log_files(path)):
             raise UsageError(f"{path}: no log of another program, and logs are compared with logs alone")
         alone = path.is_dir() and len({file.parent for file in found}) == 1
         for file in found:
             place = path if alone else file.parent if SAMPLES.fullmatch(file.name) else file
-            places.setdefault(place, []).append(file)
+            places.setdefault(place, {})[file] = None
     labels = {place: str(place.with_suffix("") if place.is_file() else place) for place in places}
     arms = {place: SEED.sub("", label).split("/") for place, label in labels.items()}
     for place, files in places.items():
@@ -59,7 +59,7 @@ def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
         yield Answers(Log(), tasks, place, name=name, arm="/".join(arms[place]), seed=seeds[-1] if seeds else None)
 
 
-def _read(files: Sequence[Path]) -> Samples:
+def _read(files: Iterable[Path]) -> Samples:
     found: Samples = {}
     for file in files:
         named, number = SAMPLES.fullmatch(file.name), 0
