@@ -15,7 +15,7 @@ from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import PROTOCOLS, ModelSection, Recipe, TrainingSection, load_recipe
 from moslora.recipe.adapter import AdapterSection
-from moslora.recipe.sections import DataSection
+from moslora.recipe.sections import DataSection, TrackingSection
 from moslora.recipe.yaml_text import parse
 from moslora.tasks import COMMONSENSE
 from recipe_kit import METHODS
@@ -92,11 +92,14 @@ def test_keys_of_earlier_versions_are_dropped_if_they_say_what_is_done_today(
     recipe = load_recipe(path)
     text = recipe.to_yaml().replace("training:\n", "training:\n  mixer_weight_decay: 0.0\n")
     text = text.replace("  rank_budget:\n", "  rank_budget:\n    interval: 1\n    betas: [0.85, 0.85]\n")
+    text = text.replace("tracking:\n  to: []\n  project: moslora\n", "tracking:\n  wandb_project: null\n")
     path.write_text(text, encoding="utf-8")
     assert load_recipe(path, written=True) == recipe
     with pytest.raises(UsageError) as refused:
         load_recipe(path)
-    assert len(str(refused.value).splitlines()) == 3
+    assert len(str(refused.value).splitlines()) == 4
+    path.write_text(text.replace("wandb_project: null", "wandb_project: mine"), encoding="utf-8")
+    assert load_recipe(path, written=True).tracking == TrackingSection(to=("wandb",), project="mine")
     path.write_text(text.replace("interval: 1", "interval: 3"), encoding="utf-8")
     with pytest.raises(UsageError, match=r"^.*training\.rank_budget\.interval = 3.*$"):  # another training, bit for bit
         load_recipe(path, written=True)

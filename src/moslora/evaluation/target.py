@@ -38,8 +38,8 @@ from moslora.runs.run import (
     locate_adapter,
     run_of,
     unfinished,
-    wandb_run,
 )
+from moslora.runs.trackers import KINDS, record
 from moslora.tasks import TASKS, Task
 
 RUNS = Path("runs")
@@ -212,8 +212,8 @@ def evaluate_target(
             metadata={**identity, "source": request.source},
             leaks=find_leaks(run, questions) if run else None,
         )
-    if run and is_main_process() and out.parent == run_of(run.path).path / EVALUATIONS:
-        _tell_run(run, out)
+        if run and is_main_process() and out.parent == run_of(run.path).path / EVALUATIONS:
+            _tell_run(run, out, base=target.base)
     return results, out
 
 
@@ -233,16 +233,16 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
         note(f"{unknown}: those scores use a random embedding")
 
 
-def _tell_run(run: AdapterFolder, out: Path) -> None:
-    """Adds the scores in ``out`` to the run's card, and to its run on Weights & Biases, if it has one."""
+def _tell_run(run: AdapterFolder, out: Path, *, base: bool) -> None:
+    """Adds the scores in ``out`` to the run's card, and to the records that its training began in trackers."""
     own, summary = run_of(run.path), Evaluation(out).results.summary()
     own.add_facts(results={out.name: summary})
-    if "wandb_id" not in own.facts:
-        return
     scores = {"macro": summary["macro"], "majority_class": summary["majority_class"], **summary["tasks"]}
-    try:
-        with wandb_run(run.recipe, own) as opened:
-            if opened:
-                opened.summary.update({f"eval/{out.name}/{name}": score for name, score in scores.items()})
-    except Exception as error:  # of whatever kind: the scores are on the disk
-        note(f"the scores are not on Weights & Biases: {first_line(error)}")
+    scores = {f"eval/{out.name}/{name}": score for name, score in scores.items()}
+    for name in run.recipe.tracking.to:
+        try:
+            if f"{name}_id" in own.facts:
+                with record(name, run.recipe, own) as (tracker, _):
+                    KINDS[name].score(tracker, scores, 0 if base else run.manifest["step"])
+        except Exception as error:  # of whatever kind: the scores are on the disk
+            note(f"the scores are not in {name}: {first_line(error)}")

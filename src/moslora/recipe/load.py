@@ -25,6 +25,7 @@ GONE = {
     "data.winogrande": "xl",
     "model.attention": "sdpa",
     "tracking.wandb_mode": None,
+    "tracking.wandb_project": None,
     "training.canary_rows": 0,
     "training.mixer_weight_decay": 0.0,
     "training.rank_budget.betas": [0.85, 0.85],
@@ -158,6 +159,8 @@ def _drop_gone(layers: Sequence[Layer]) -> None:
                 section = reduce(dict.__getitem__, sections, layer.values)
                 if section[key] == today:
                     del section[key]
+                elif key == "wandb_project":
+                    section |= {"to": ["wandb"], "project": section.pop(key)}
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:

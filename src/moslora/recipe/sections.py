@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
-from moslora.choices import DType, FormatName, LossOn, Protocol, Strategy
+from moslora.choices import DType, FormatName, LossOn, Protocol, Strategy, TrackerName
 from moslora.tasks import COMMONSENSE
 
 from .fields import Section, Share, Shares, TaskNames, source_among
@@ -180,7 +180,11 @@ class EvaluationSection(Section):
 
 
 class TrackingSection(Section):
-    """Tracking of metrics beside the run folder."""
+    """Trackers that get metrics and scores beside the run folder."""
 
-    wandb_project: str | None = Field(default=None, min_length=1)
-    """Project on Weights & Biases, for metrics and scores; null for none. WANDB_MODE=offline writes to disk."""
+    to: Annotated[tuple[TrackerName, ...], Strict(False)] = ()
+    """A list; each needs the package of its name. `tensorboard` writes into the run folder, the others where their
+    own variables say, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
+
+    project: str = Field(default="moslora", min_length=1)
+    """Project of the run's record, in MLflow the experiment; TensorBoard has none."""

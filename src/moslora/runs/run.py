@@ -13,14 +13,12 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moslora.console import is_main_process
 from moslora.errors import MosloraError, UsageError
 from moslora.files import once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe
@@ -100,7 +98,7 @@ class Run:
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
         """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs to."""
         write_text(self.path / RECIPE, recipe.to_yaml())
-        kept = {key: fact for key, fact in self.facts.items() if key in ("wandb_id", "experiment")}
+        kept = {key: fact for key, fact in self.facts.items() if key == "experiment" or key.endswith("_id")}
         write_json(self.path / RUN, card | kept)
 
     @cached_property
@@ -247,30 +245,3 @@ def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
         first, *others = [card.get("asked") or [card["questions"], *card["tasks"]] for card in found.values()]
         if any(other != first for other in others):
             yield "of different questions: moslora compare takes those in common"
-
-
-@contextmanager
-def wandb_run(recipe: Recipe, run: Run) -> Iterator[Any]:
-    """The run on Weights & Biases that the training of ``run`` began, by the id in ``run.json``; ``None`` without a
-    project, or in a worker."""
-    tracking = recipe.tracking
-    if tracking.wandb_project is None or not is_main_process():
-        yield None
-        return
-    try:
-        import wandb
-    except ImportError:
-        raise UsageError("tracking.wandb_project is set, but wandb is not installed; pip install wandb") from None
-    opened = wandb.init(
-        project=tracking.wandb_project,
-        name=recipe.name,
-        dir=run.path,
-        config=recipe.model_dump(mode="json"),
-        id=run.facts.get("wandb_id"),
-        resume="allow",
-    )
-    run.add_facts(wandb_id=opened.id)
-    try:
-        yield opened
-    finally:
-        opened.finish()

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,8 @@ from moslora.processes.launch import launched, place
 from moslora.progress import Line
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
-from moslora.runs.run import Run, wandb_run
+from moslora.runs.run import Run
+from moslora.runs.trackers import record, refuse_missing
 from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
@@ -65,6 +66,8 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
         )
     saved = newest_saved(run, recipe) if resuming else None
     finished = saved is not None and saved.path == run.result
+    if is_main_process() and not finished:
+        refuse_missing(recipe)
     name, revision = recipe.model.name, recipe.model.revision
     if not finished and device().type == "cpu" and name != BUILTIN and not at_hand(name, revision=revision):
         note(f"no GPU here, so {name} trains on the CPU; moslora plan RECIPE --gpu-memory 80GB says what a GPU needs")
@@ -166,12 +169,15 @@ class Training:
     def train(self, first_step: int) -> None:
         """Runs the steps from ``first_step`` on; ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
         recipe, total = self.recipe, len(self.parts.plan)
-        with wandb_run(recipe, self.run) as wandb, stop_requests() as signals:
+        trackers = dict.fromkeys(recipe.tracking.to) if self.parts.accelerator.is_main_process else ()
+        with ExitStack() as stack:
+            records = [stack.enter_context(record(name, recipe, self.run, step=first_step + 1)) for name in trackers]
+            signals = stack.enter_context(stop_requests())
             if self.parts.accelerator.device.type != "cpu" and first_step < total:
                 rehearse(self.parts, first_step=first_step)
             with Line(total - first_step, f"step {first_step}/{total}") as line:
                 steps = {"first_step": first_step, "total_steps": total, "log_every": recipe.training.log_every}
-                tracker = Tracker(self.run, line, **steps, wandb=wandb)
+                tracker = Tracker(self.run, line, **steps, records=records)
                 done = train(
                     self.parts,
                     recipe.training,

@@ -1,4 +1,4 @@
-"""Metrics of a run: on the screen, in ``metrics.jsonl``, and on Weights & Biases if configured."""
+"""Metrics of a run: on the screen, in ``metrics.jsonl``, and in the trackers of its recipe."""
 
 import json
 import math
@@ -7,28 +7,33 @@ import sys
 import time
 from typing import Any
 
-from moslora.console import is_main_process, say
+from moslora.console import is_main_process, note, say
+from moslora.errors import first_line
 from moslora.files import write_text, writing
 from moslora.processes.devices import gpu_module, gpus
 from moslora.progress import Line
 from moslora.runs.run import METRICS, Run
+from moslora.runs.trackers import Records
 
 MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_gb")
 """Metrics that differ between equal runs."""
+
+GROUPED = {"validation_loss": "validation/loss", **{name: f"speed/{name}" for name in MEASURED}}
+"""Names in trackers, which show the same first parts together; the others begin with `train/`."""
 
 
 class Tracker:
     """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run."""
 
     def __init__(
-        self, run: Run, line: Line, *, first_step: int, total_steps: int, log_every: int = 1, wandb: Any = None
+        self, run: Run, line: Line, *, first_step: int, total_steps: int, log_every: int = 1, records: Records = ()
     ) -> None:
         self._active, self._line, self._log_every = is_main_process(), line, log_every
         self._path = run.path / METRICS
         self._first, self._total = first_step, total_steps
         self._began = self._last = time.perf_counter()
         self._tokens = self._examples = 0
-        self._wandb = wandb
+        self._records = list(records)
         self._before = 0.0
         if self._active and self._path.exists():
             # What a killed run logged after its last checkpoint is dropped: those steps are repeated.
@@ -70,15 +75,22 @@ class Tracker:
             say("  ".join([at, loss, *others, tokens_s, examples_s, peak, f"{left / 60:.1f} min left"]))
 
     def record(self, row: dict[str, Any]) -> None:
-        """Writes one line of ``metrics.jsonl`` and shows nothing."""
+        """Writes one line of ``metrics.jsonl``, and into the trackers, and shows nothing."""
         if not self._active:
             return
         # A step that the float16 scaler skips has an infinite norm, which JSON cannot hold.
         row = {key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(row, step=row["step"])
+        step, known = row["step"], {key: value for key, value in row.items() if key != "step" and value is not None}
+        values = {GROUPED.get(key, f"train/{key}"): value for key, value in known.items()}
+        for tracker, next_step in [*self._records]:
+            try:
+                if step >= next_step:  # a killed run logged the steps before
+                    tracker.log(values, step=step)
+            except Exception as error:  # of whatever kind: the training goes on
+                note(f"{tracker.name} gets no more metrics: {first_line(error)}")
+                self._records.remove((tracker, next_step))
 
 
 def peak_memory_gb() -> float:

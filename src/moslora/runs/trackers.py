@@ -1,0 +1,94 @@
+"""A run's records in the trackers that its recipe names, written by accelerate's classes.
+
+``run.json`` has the id of each record: a resumed training goes on in it, and evaluations add their scores.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from secrets import token_hex
+from textwrap import indent
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker, get_available_trackers
+
+from moslora.choices import TrackerName
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.processes.devices import device
+from moslora.recipe import Recipe
+from moslora.recipe.recipe import flat
+from moslora.runs.run import Run
+
+Records = Sequence[tuple[Any, int]]
+"""Open records: accelerate's tracker, and the first step that is not there yet."""
+
+
+class Kind(NamedTuple):
+    """What a tracker needs to go on in a record of its own."""
+
+    tracker: Callable[[Recipe, Run, str | None, int | None], Any]  # of the record with this id; the first step to come
+    reached: Callable[[Any], tuple[str, int]]  # the record's id, and the first step that is not there yet
+    describe: Callable[[Any, Recipe], None] = lambda tracker, recipe: None  # a new record, if `tracker` does not
+    score: Callable[[Any, dict[str, float], int], None] = lambda tracker, scores, step: tracker.log(scores, step)
+
+
+def _common(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
+    config = recipe.model_dump(mode="json")
+    return {"run_name": recipe.tracking.project, "name": name or recipe.name, "config": config, "resume": "allow"}
+
+
+def _reached_in_mlflow(record: Any) -> tuple[str, int]:
+    from mlflow import MlflowClient
+
+    losses = MlflowClient().get_metric_history(record.info.run_id, "train/loss")
+    return record.info.run_id, max((loss.step + 1 for loss in losses), default=0)
+
+
+KINDS: dict[TrackerName, Kind] = {
+    "wandb": Kind(
+        lambda recipe, run, id, step: WandBTracker(**_common(recipe), dir=run.path, id=id),
+        lambda record: (record.id, record.step),
+        score=lambda tracker, scores, step: tracker.tracker.summary.update(scores),  # its steps can only rise
+    ),
+    "tensorboard": Kind(
+        lambda recipe, run, id, step: TensorBoardTracker("tensorboard", run.path, purge_step=step),
+        lambda record: ("tensorboard", 0),  # the steps from `purge_step` on are gone
+        lambda tracker, recipe: tracker.log({"recipe": indent(recipe.to_yaml(), "    ")}),
+    ),
+    "trackio": Kind(  # finds a record by its name
+        lambda recipe, run, id, step: TrackioTracker(**_common(recipe, id or f"{recipe.name}-{token_hex(3)}")),
+        lambda record: (record.name, record._next_step),
+    ),
+    "mlflow": Kind(
+        lambda recipe, run, id, step: MLflowTracker(recipe.tracking.project, run_name=recipe.name, run_id=id),
+        _reached_in_mlflow,
+        lambda tracker, recipe: tracker.store_init_configuration(flat(recipe.model_dump(mode="json"))),
+    ),
+}
+
+
+def refuse_missing(recipe: Recipe) -> None:
+    """Refuses trackers whose package is not installed: accelerate would leave them out silently."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if missing := " ".join(name for name in recipe.tracking.to if name not in available):
+        raise UsageError(f"tracking.to: {missing} not installed; pip install {missing}, or set tracking.to=[]")
+
+
+@contextmanager
+def record(name: TrackerName, recipe: Recipe, run: Run, *, step: int | None = None) -> Iterator[tuple[Any, int]]:
+    """The record of ``run`` in a tracker, for a training from ``step`` on or for scores; on the main process only."""
+    kind, known = KINDS[name], run.facts.get(f"{name}_id")
+    PartialState(cpu=device().type == "cpu")  # which accelerate's classes ask
+    try:
+        tracker = kind.tracker(recipe, run, known, step)
+        tracker.start()
+        id, next_step = kind.reached(tracker.tracker)
+        if known is None:
+            kind.describe(tracker, recipe)
+            run.add_facts(**{f"{name}_id": id})
+    except Exception as error:  # of whatever kind
+        raise MosloraError(f"{name} does not start: {first_line(error)}; tracking.to=[] goes on without it") from error
+    try:
+        yield tracker, next_step
+    finally:
+        tracker.finish()

@@ -1,0 +1,158 @@
+"""The trackers of a run, offline: what their files hold."""
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.utils import LoggerType
+
+from cli_kit import run as cli
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation import Evaluation
+from moslora.progress import Line
+from moslora.runs.run import Run
+from moslora.training import train_recipe
+from moslora.training.tracking import MEASURED, Tracker
+from training_kit import MakeRecipe
+
+pytest.importorskip("wandb", reason="wandb is an extra")
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
+needs_both = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is an extra")
+BOTH = "tracking.to=[wandb,tensorboard]"
+SIX = ("training.max_steps=6", "training.checkpoint_every=4", "training.log_every=1")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format: blocks of 32 KiB, records cut at their ends."""
+    place, whole = 7, b""  # after the file's own header
+    while place < len(content):
+        if (left := 2**15 - place % 2**15) < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        whole += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield whole
+            whole = b""
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """The id of an offline run, its steps with a loss, and its summary."""
+    (path,) = folder.glob("run-*.wandb")
+    found: dict[str, Any] = {"id": "", "steps": [], "summary": {}}
+    for piece in pieces(path.read_bytes()):
+        record = Record.FromString(piece)
+        if record.run.run_id:
+            found["id"] = record.run.run_id
+        row = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+        if "train/loss" in row:
+            found["steps"].append(json.loads(row["_step"]))
+        for item in record.summary.update:
+            found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return found
+
+
+def points(run: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard draws: the values of each scalar by step, of which none may be there twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    drawn = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert all(len(found) == len(dict(found)) for found in drawn.values())
+    return {tag: dict(found) for tag, found in drawn.items()}
+
+
+@pytest.mark.slow
+@needs_both
+def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe(BOTH, *SIX), out=run)
+    for later in ("adapter", "checkpoints/step-6"):  # as if it had been killed before
+        shutil.rmtree(run / later)
+    train_recipe(recipe(BOTH, *SIX), out=run, resuming=True)
+    for which in ((), ("--base",)):
+        code, _, errors = cli(capsys, "eval", run, "--limit", 4, *which)
+        assert code == 0, errors
+    wandb.teardown()  # waits for the process that writes the files; `finish` may return before its last block is there
+    first, second, third, last = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
+    assert first["id"] == second["id"] == third["id"] == last["id"] == Run(run).facts["wandb_id"]
+    assert first["steps"] == [1, 2, 3, 4, 5, 6] and second["steps"] == [5, 6]
+    results = Evaluation(run / "eval" / "rank-label-float32").results
+    assert third["summary"]["eval/rank-label-float32/boolq"] == results.tasks["boolq"].accuracy
+    assert third["summary"]["eval/rank-label-float32/macro"] == results.macro.accuracy
+
+    drawn, rows = points(run), Run(run).metrics
+    assert rows[-1]["step"] == 6 and any("validation_loss" in row for row in rows)
+    names = {"train": ("loss", "grad_norm", "learning_rate"), "speed": MEASURED, "validation": ("validation_loss",)}
+    for group, metrics in names.items():
+        for metric in metrics:
+            logged = {row["step"]: pytest.approx(row[metric]) for row in rows if metric in row}
+            assert drawn.pop(f"{group}/{metric.removeprefix('validation_')}") == logged, metric
+    assert drawn["eval/rank-label-float32/boolq"] == {6: pytest.approx(results.tasks["boolq"].accuracy)}
+    assert drawn["eval/rank-label-float32-base/macro"].keys() == {0}
+    assert all(tag.startswith("eval/rank-label-float32") for tag in drawn)
+
+
+@needs_both
+def test_scores_stay_where_a_tracker_fails(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train_recipe(recipe(BOTH, "training.max_steps=3"), out=run)
+
+    def unreachable(**options: object) -> None:
+        raise wandb.errors.CommError("no route to host")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    code, said, errors = cli(capsys, "eval", run, "--limit", 2)
+    assert code == 0 and "no route to host" in said, errors
+    assert Run(run).facts["results"]["rank-label-float32"]["questions"] == 6
+    assert "eval/rank-label-float32/macro" in points(run)  # in the other one
+    with pytest.raises(MosloraError, match="wandb does not start: no route to host"):
+        train_recipe(recipe(BOTH), out=tmp_path / "another")
+
+
+def test_a_training_outlives_a_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given: dict[str, list[int]] = {"broken": [], "sound": []}
+
+    class Given:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            given[self.name].append(step)
+            if (self.name, step) == ("broken", 2):
+                raise ConnectionError("the server is gone")
+
+    with Line(4, "") as line:
+        records = [(Given("broken"), 0), (Given("sound"), 3)]  # which has the first two steps already
+        metrics = Tracker(Run(tmp_path), line, first_step=0, total_steps=4, records=records)
+        for step in range(1, 5):
+            metrics.record({"step": step, "loss": 1.0})
+    assert given == {"broken": [1, 2], "sound": [3, 4]}
+    assert capsys.readouterr().out.count("the server is gone") == 1
+    assert [row["step"] for row in Run(tmp_path).metrics] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_any_work(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moslora.runs.trackers.get_available_trackers", lambda: [LoggerType.WANDB])
+    with pytest.raises(UsageError, match="tensorboard not installed; pip install tensorboard"):
+        train_recipe(recipe(BOTH), out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
