@@ -57,13 +57,14 @@ def with_adapters(
     from peft import get_peft_model, set_peft_model_state_dict
 
     torch.manual_seed(recipe.seed)  # also for what a method draws once and does not save
+    place = torch.device("meta" if model.device.type == "meta" else "cpu")
     try:
-        with warnings.catch_warnings(action="ignore"):  # they advise what is done here anyway
+        with place, warnings.catch_warnings(action="ignore"):  # they advise what is done here anyway
             adapted: Any = get_peft_model(model, config)
-    except NotImplementedError:
-        raise ValueError(f"{kind} starts from the base's weights, so it cannot be planned without them") from None
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{kind}: {first_line(error)}") from None
+        planned = place.type == "meta" and isinstance(error, RuntimeError)
+        said = "looks at the base's weights, and cannot be planned without" if planned else first_line(error)
+        raise ValueError(f"{kind}: {said}") from None
     names = "".join(f".{name}\n" for name in adapted.targeted_module_names)
     targets = config.target_modules if isinstance(config.target_modules, list | set) else ()
     if missed := sorted(target for target in targets if f".{target}\n" not in names):
