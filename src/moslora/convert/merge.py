@@ -89,7 +89,7 @@ def merge(
         if isinstance(folder.recipe.adapter, PeftSection):
             exact = merged_by_peft(load_adapted(folder, dtype="float32", quantization=None, layers=quantized))
         _write_weights(files, pairs, quantized, exact, scratch, dtype=DTYPES[section.dtype])
-        weights = _compare_weights(files, layers, quantized, exact, scratch)
+        weights = _compare_weights(files, layers, quantized, scratch)
         del quantized, exact  # before another model is loaded
         _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
@@ -159,24 +159,21 @@ def _compare_weights(
     files: Sequence[Path],
     layers: Mapping[str, AdapterLinear],
     quantized: Mapping[str, nn.Module],
-    exact: Mapping[str, Tensor],
     out: Path,
 ) -> dict[str, Tensor]:
-    """`weight_sums` of each adapted layer in ``out``, with the ΔW that the layer itself computes with, not its pair, or
-    with what PEFT made of it."""
+    """`weight_sums` of each adapted layer in ``out``, with the ΔW that the layer itself computes with, not its pair."""
     found = {}
     with _opened(files) as base, _opened(out.glob("*.safetensors")) as merged:
-        for key in (*(f"{name}.weight" for name in layers), *(key for key in exact if key.endswith(".weight"))):
-            name = key.removesuffix(".weight")
+        for name, layer in layers.items():
+            key = f"{name}.weight"
             plain = dequantize(quantized[name]) if name in quantized else base[key].get_tensor(key)
-            written, layer = merged[key].get_tensor(key), layers.get(name)
-            delta = layer.delta_weight() if layer else exact[key] - plain.float()
+            written, delta = merged[key].get_tensor(key), layer.delta_weight()
             found[name] = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
                 rows = slice(begin, begin + ROWS)
                 weight = plain[rows].float()
                 adapted = weight + delta[rows]
-                if layer and layer.magnitude is not None:
+                if layer.magnitude is not None:
                     adapted *= (layer.magnitude.weight[rows] / adapted.norm(dim=1)).nan_to_num(0, 0)[:, None]
                 found[name] += weight_sums(written[rows], exact=adapted, plain=weight)
     return found
