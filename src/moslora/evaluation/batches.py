@@ -37,16 +37,11 @@ def canonical_place(id: str) -> bytes:
     return hashlib.sha256(id.encode()).digest()
 
 
-def canonical_order(examples: Sequence[Example]) -> list[Example]:
-    """The examples by their `canonical_place`."""
-    return sorted(examples, key=lambda example: canonical_place(example.id))
-
-
 def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:
     """Cuts a task, all its questions in any order, into blocks of ``size``. Up to ``limit`` are wanted, the first in
     canonical order. ``exact``: shapes do not matter, as in float32, so the last block is computed only as far as it
     is wanted."""
-    ordered = canonical_order(examples)
+    ordered = sorted(examples, key=lambda example: canonical_place(example.id))
     wanted = len(ordered[:limit])
     for start in range(0, wanted, size):
         block = tuple(ordered[start : start + size])
