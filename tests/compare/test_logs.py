@@ -160,6 +160,8 @@ def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> No
     )
     of_scipy = stats.bootstrap((d,), np.mean, method="percentile", rng=0).confidence_interval
     assert effect.interval == pytest.approx(tuple(of_scipy), abs=0.05) and not found.main.unit.binary
+    shares = [table_of(tmp_path / f"{name}.csv", np.abs(y) / 9) for name, y in zip("cd", draws, strict=True)]
+    assert (compare(shares).main.unit.unit, compare(shares).main.unit.binary) == ("points", False)
     assert "score" in lines(found)[0] and "nor their equality" not in lines(found, margin=9)[-1]
 
 
