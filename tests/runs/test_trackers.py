@@ -123,7 +123,7 @@ def test_scores_stay_where_a_tracker_fails(
     assert code == 0 and "no route to host" in said, errors
     assert Run(run).facts["results"]["rank-label-float32"]["questions"] == 6
     assert "eval/rank-label-float32/macro" in points(run)  # in the other one
-    with pytest.raises(MosloraError, match="wandb does not start: no route to host"):
+    with pytest.raises(MosloraError, match="wandb does not start"):
         train_recipe(recipe(BOTH), out=tmp_path / "another")
 
 

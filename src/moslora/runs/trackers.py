@@ -87,7 +87,7 @@ def record(name: TrackerName, recipe: Recipe, run: Run, *, step: int | None = No
             kind.describe(tracker, recipe)
             run.add_facts(**{f"{name}_id": id})
     except Exception as error:  # of whatever kind
-        raise MosloraError(f"{name} does not start: {first_line(error)}; tracking.to=[] goes on without it") from error
+        raise MosloraError(f"{name} does not start ({first_line(error)}); tracking.to=[] goes on without it") from error
     try:
         yield tracker, next_step
     finally:

@@ -82,8 +82,8 @@ class Tracker:
         row = {key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        step, known = row["step"], {key: value for key, value in row.items() if key != "step" and value is not None}
-        values = {GROUPED.get(key, f"train/{key}"): value for key, value in known.items()}
+        step = row.pop("step")
+        values = {GROUPED.get(key, f"train/{key}"): value for key, value in row.items() if value is not None}
         for tracker, next_step in [*self._records]:
             try:
                 if step >= next_step:  # a killed run logged the steps before
