@@ -119,7 +119,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay
     """List the runs in a folder: adapter, steps, state and scores."""
     from moslora.runs.run import table_of_runs
 
-    print_table(table_of_runs(folder), best="scores")
+    print_table(table_of_runs(folder))
 
 
 @app.command()

@@ -57,7 +57,7 @@ KINDS: dict[TrackerName, Kind] = {
     ),
     "trackio": Kind(  # finds a record by its name
         lambda recipe, run, id, step: TrackioTracker(**_common(recipe, id or f"{recipe.name}-{token_hex(3)}")),
-        lambda record: (record.name, record._next_step),
+        lambda record: (record.name, getattr(record, "_next_step", 0)),  # not public; else it repeats its last steps
     ),
     "mlflow": Kind(
         lambda recipe, run, id, step: MLflowTracker(recipe.tracking.project, run_name=recipe.name, run_id=id),
