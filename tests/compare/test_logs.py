@@ -206,7 +206,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--metric f1: must be among acc, log_probability"):
         metric("f1")
     strange = {"metrics": ["f", "g"], "f": 0.5, "g": 0.25, "filtered_resps": ["text"]}
-    with pytest.raises(UsageError, match="none is known of all tasks"):
+    with pytest.raises(UsageError, match="none is known for all"):
         metric(gsm8k=strange)
     with pytest.raises(UsageError, match="must be among f, g"):
         metric(boolq=strange, arc=strange)

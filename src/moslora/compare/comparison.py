@@ -139,8 +139,8 @@ def _outcome(runs: Sequence[Answers], chosen: str | None) -> tuple[str, Measure]
     shared = [name for name in had[0] if all(outcomes.get(name) for outcomes in had)]
     name = chosen or next((name for name in DEFAULTS if name in shared), shared[0] if len(shared) == 1 else "")
     if name not in shared:
-        known = f"must be among {', '.join(shared)}" if shared else "none is known of all tasks; choose other --tasks"
-        raise UsageError(f"--metric {name}: {known}")
+        known = f"must be among {', '.join(shared)}" if shared else "none is known"
+        raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; choose others with --tasks")
     return name, measure(name, np.concatenate([outcomes[name] for outcomes in had]))
 
 
@@ -168,7 +168,8 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     faults: dict[str, str] = {}
     seen: dict[str, tuple[str, Path]] = {}
     for run in (run for arm in arms for run in arm.runs.values()):
-        asked, made = _asked(run), _made(run)
+        data = {f"questions of {task}": str(run.settings.data.get(task))[:8] for task in run.tasks}
+        asked, made = {**run.settings.asked, **data}, _made(run)
         for field, value in {**asked, **made}.items():
             then, where = seen.setdefault(field, (value, run.path))
             if value != then and field not in allowed:
@@ -204,11 +205,6 @@ def _note_versions(arms: Sequence[Arm]) -> None:
         found = dict.fromkeys(made_with[key] for made_with in recorded if key in made_with)
         if len(found) > 1:
             note(f"evaluated with several {key}: {some([*found])}; scores may differ for that reason")
-
-
-def _asked(run: Answers) -> dict[str, str]:
-    """Field -> value, of protocol, template and questions."""
-    return {**run.settings.asked, **{f"questions of {t}": str(run.settings.data.get(t))[:8] for t in run.tasks}}
 
 
 def _made(run: Answers) -> dict[str, str]:

@@ -31,10 +31,6 @@ class Sample(NamedTuple):
     gold: int = -1
 
 
-Samples = dict[str, dict[str, dict[str, Sample]]]
-"""Task -> filter -> id -> what was logged."""
-
-
 def log_files(path: Path) -> list[Path]:
     """The log at ``path``, or all of lm-eval's below it."""
     return [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
@@ -59,8 +55,9 @@ def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
         yield Answers(Log(), tasks, place, name=name, arm="/".join(arms[place]), seed=seeds[-1] if seeds else None)
 
 
-def _read(files: Iterable[Path]) -> Samples:
-    found: Samples = {}
+def _read(files: Iterable[Path]) -> dict[str, dict[str, dict[str, Sample]]]:
+    """Task -> filter -> id -> sample."""
+    found: dict[str, dict[str, dict[str, Sample]]] = {}
     for file in files:
         named, number = SAMPLES.fullmatch(file.name), 0
         with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
