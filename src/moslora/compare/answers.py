@@ -105,7 +105,7 @@ def in_common(runs: Sequence[Answers]) -> tuple[Questions, str]:
             shared[task] = {id for _, id in both}
         if others := len(set.union(*asked)) - len(both):
             rest.append(f"{task} ({others:,} questions)" if both else task)
-    line = f"compared on {', '.join(shared) or 'nothing'}; not in {'both' if len(runs) == 2 else 'all'}: "
+    line = f"compared on {some([*shared], most=8) or 'nothing'}; not in {'both' if len(runs) == 2 else 'all'}: "
     return shared, line + some(rest, most=8) if rest else ""
 
 
