@@ -199,6 +199,7 @@ def test_every_command_runs(
     shutil.copytree(quantised, tmp_path / QUANTISED)
     shutil.copytree(trained, tmp_path / "ckpt")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     names: dict[str, object] = {}
     for block in blocks(page):
         if block.reason:
