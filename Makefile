@@ -13,6 +13,7 @@
 #   make soak          kill a run and damage its files at random, and try random input, for some minutes
 #   make test-processors    the tests as on processors with fewer instructions, three times
 #   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
+#   make serving       build llama.cpp, and compare its answers with a run's: the table of docs/serving.md
 #   make latency       time answers and writing with every kind of adapter: a table of docs/argument.md
 #
 # Another interpreter: make PYTHON=python3.12 <target>
@@ -22,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof setup lint docs dist methods latency bench soak
+.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof setup lint docs dist methods latency bench serving soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -95,6 +96,16 @@ bench: .venv-bench/installed
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check install -e '.[bench]'
+	@touch $@
+
+# With what llama.cpp's converters and Python's way to its library need. It takes a C++ compiler.
+serving: .venv-serving/installed
+	.venv-serving/bin/python benchmarks/serving.py
+
+.venv-serving/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/python -m pip --disable-pip-version-check install -e . \
+		cmake diskcache gguf jinja2 protobuf sentencepiece xllamacpp==2026.10.11549
 	@touch $@
 
 # Another seed each time, which is printed; what is found becomes a test.

@@ -12,7 +12,9 @@ import methods
 from examine import METHODS, Settings, parameters, recipe_text
 from moslora.adapters import MIXERS, describe_batch, inject
 from moslora.errors import UsageError
+from moslora.evaluation.predictions import Prediction, argmax
 from moslora.recipe import list_recipes, load_recipe
+from serving import compared
 from written import alternate, spread, write_between
 
 ROOT = Path(__file__).parents[2]
@@ -165,10 +167,25 @@ def test_every_table_of_a_document_is_measured() -> None:
     found = {}
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         found |= dict(PLACES.findall(page.read_text(encoding="utf-8")))
-    measured = ("methods", "latency", "training", "evaluation", "steps", "loading", "merging")
+    measured = ("methods", "latency", "training", "evaluation", "steps", "loading", "merging", "serving")
     assert found.keys() == {f"{name} table" for name in measured}
     for name, text in found.items():
         if name in ("training table", "evaluation table") and not text.strip():
             continue  # `make bench` has not been run yet
         assert "not measured yet" not in text, name
         assert len(re.findall(r"^\| .* \|$", text, re.M)) > 2 and "torch " in text, name
+
+
+def test_answers_of_another_program_are_held_against_a_runs() -> None:
+    """By hand, for two tasks of three questions: two other answers, both to the right option, one of them only by its
+    characters. The right option's text moves by 1, 3 and 1.2 nats; the tasks' mean gains (2/3 + 0)/2."""
+
+    def prediction(task: str, gold: int, *scores: float) -> Prediction:
+        return Prediction(f"{task}/0", task, gold, argmax(scores), scores, characters=(1, 2))
+
+    same = [prediction("b", 0, -1, -4)] * 3
+    ours = [prediction("a", 0, -1, -4), prediction("a", 1, -1, -4), prediction("a", 1, -1, -3), *same]
+    theirs = [prediction("a", 0, -2, -8), prediction("a", 1, -4, -1), prediction("a", 1, -1, -1.8), *same]
+    *counts, gained = compared(ours, theirs)
+    assert counts == ["4 of 6", "0.87", "3"]
+    assert re.fullmatch(r"\+33\.3 \(−\d+\.\d to \+\d+\.\d\)", gained)
