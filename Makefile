@@ -49,7 +49,7 @@ test-lowest test-newest: test-%: .venv-%/installed
 .venv-lowest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip --disable-pip-version-check install -e '.[dev]' \
-		'torch==2.11.*' 'transformers==5.17.*' 'accelerate==1.15.*'
+		'torch==2.11.*' 'transformers==5.17.*' 'accelerate==1.15.*' 'peft==0.21.*'
 	@touch $@
 
 .venv-newest/installed: pyproject.toml

@@ -1,13 +1,15 @@
 """PEFT's methods on a base of ours, against the same under plain transformers; what is refused, and how."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from torch import nn
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.base.adapted import (
@@ -19,9 +21,10 @@ from moslora.base.adapted import (
     with_adapters,
 )
 from moslora.base.load import use_own_modules
-from moslora.errors import UsageError
-from moslora.recipe import PeftSection, Recipe, load_recipe
+from moslora.errors import MosloraError, UsageError
+from moslora.recipe import Recipe, load_recipe
 from moslora.training.objective import LabelLoss
+from moslora.training.prepare import adapt
 from recipe_kit import PEFT
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
@@ -86,27 +89,84 @@ def test_it_is_peft_under_plain_transformers(method: str, tmp_path: Path) -> Non
         torch.testing.assert_close(plain(ids).logits, before, rtol=1e-4, atol=1e-4)
 
 
-def test_a_bias_of_the_base_that_learns_has_its_gradient() -> None:
-    """``bias: lora_only``: the one case in which weights of the base learn."""
-    recipe = PeftSection.model_validate(
-        {"target_modules": ["0", "2"], "peft": {"peft_type": "LORA", "bias": "lora_only"}}
-    )
-    gradients = []
-    for own in (False, True):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
-        if own:
-            use_own_modules(net)  # type: ignore[arg-type]
-        config = config_of(recipe)
-        config.task_type = None
-        model = peft.get_peft_model(net, config)
-        model(torch.ones(3, 12)).sum().backward()
-        assert own_parameters(model) >= {*learned(model).values()}
-        gradients.append({name: p.grad for name, p in learned(model).items()})
-    biases = [name for name in gradients[0] if name.endswith("bias")]
-    assert len(biases) == 2
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
+@pytest.mark.parametrize("method", PEFT)
+def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method: str, tmp_path: Path) -> None:
+    """By an AdamW step of the usual size, which bfloat16 would round away."""
+    recipe = recipe_of(method, tmp_path)
+    base = tiny_llama(dtype=getattr(torch, recipe.model.dtype))
+    use_own_modules(base)
+    assert base.dtype == (torch.float32 if method == "peft/ln-tuning" else torch.bfloat16)
+    model = adapt(base, recipe).train()
+    start = {name: p.detach().clone() for name, p in learned(model).items()}
+    optimizer = torch.optim.AdamW(learned(model).values(), lr=3e-4, weight_decay=0.0)
+    for _ in range(3):  # a factor before one that starts at zero moves from the second on
+        LabelLoss(model)(as_micro_batch(token_batch(model)))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, p in learned(model).items():
+        assert p.dtype == torch.float32 and (p != start[name]).any(), name
+
+
+def test_weights_in_16_bits_do_not_learn(tmp_path: Path) -> None:
+    recipe = recipe_of("peft/ln-tuning", tmp_path)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(UsageError, match=r"model.dtype: float32"):
+            adapt(tiny_llama(dtype=dtype), recipe)
+
+
+@pytest.mark.parametrize("method", ["peft/lora", "peft/shira", "peft/vera"])
+def test_a_start_leaves_the_generator_as_it_was(method: str, tmp_path: Path) -> None:
+    model = base()
+    before = torch.get_rng_state()
+    with_adapters(model, recipe_of(method, tmp_path))
+    assert torch.get_rng_state().equal(before)
+
+
+OTHERS = {
+    "one that in place would change a copy of a weight with gaps": ("[up_proj]", "SUPERTUNING, sparsity: 0.9"),
+    "an embedding": ("[embed_tokens]", "TRAINABLE_TOKENS, token_indices: [3, 5]"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_methods_without_a_recipe_are_merged_too(case: str) -> None:
+    targets, fields = OTHERS[case]
+    settings = (f"adapter.target_modules={targets}", f"adapter.peft={{peft_type: {fields}}}")
+    model, ids = with_adapters(base(), load_recipe("smollm2-135m", settings)).eval(), token_batch(tiny_llama())
+    perturb(learned(model).values())
+    plain = tiny_llama()
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        plain.load_state_dict(merged_by_peft(model), strict=False)
+        torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert not expected.allclose(tiny_llama()(ids).logits, atol=1e-3)
+
+
+WRONG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a layer left out": lambda merged, plain: plain,
+    "a layer scaled by a hundredth": lambda merged, plain: 1.01 * merged,
+    "not a number": lambda merged, plain: merged * torch.nan,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("method", ["peft/lora", "peft/oft"])
+def test_a_wrong_merge_of_a_layer_is_refused(
+    wrong: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, name = with_adapters(base(), recipe_of(method, tmp_path)).eval(), "model.layers.1.mlp.down_proj"
+    perturb(learned(model).values(), size=0.01)
+    unload = BaseTuner.merge_and_unload
+
+    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+        merged = unload(self, *arguments, **options)
+        weight = merged.get_submodule(name).weight
+        weight.copy_(WRONG[wrong](weight, base().get_submodule(name).weight))
+        return merged
+
+    monkeypatch.setattr(BaseTuner, "merge_and_unload", broken)
+    with pytest.raises(MosloraError, match=name):
+        merged_by_peft(model)
 
 
 REFUSED = {
@@ -118,6 +178,17 @@ REFUSED = {
     "a type in lower case": ("peft/miss", "adapter.peft.peft_type=miss", ("MISS,",)),
     "a prompt method": ("peft/lora", "adapter.peft={peft_type: PREFIX_TUNING}", ("PREFIX_TUNING", "tokens")),
     "a start that needs data": ("peft/lora", "adapter.peft.init_lora_weights=eva", ("eva", "data")),
+    **{
+        f"{field}, which merge would drop": ("peft/lora", f"adapter.peft.{field}={value}", (field, "merge"))
+        for field, value in {
+            "bias": "lora_only",
+            "modules_to_save": "[lm_head]",
+            "target_parameters": "[q_proj.weight]",
+            "trainable_token_indices": "[3]",
+        }.items()
+    },
+    "a module to import": ("peft/lora", "adapter.peft={peft_type: LORA, megatron_core: os}", ("megatron_core", "code")),
+    "what it is imported for": ("peft/lora", "adapter.peft={peft_type: LORA, megatron_config: {a: 1}}", ("code",)),
     "layers that look at the tokens": ("peft/lora", "adapter.peft.alora_invocation_tokens=[3]", ("tokens",)),
     **{kind: ("peft/lora", f"adapter.peft={{peft_type: {kind}}}", (kind, "must be one of")) for kind in UNFIT},
 }

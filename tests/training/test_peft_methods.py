@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -11,14 +12,14 @@ from transformers import AutoModelForCausalLM
 from cli_kit import run
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.errors import UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.plan.report import plan
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.run import Run, table_of_runs
-from moslora.training import train_recipe
+from moslora.training import loop, train_recipe
 from recipe_kit import PEFT
 from training_kit import adapter, in_two_processes, same_bits, steps_logged
 
@@ -106,6 +107,28 @@ def test_sharding_the_base_gives_the_same_bits(world: Path, tmp_path: Path) -> N
 def test_settings_of_our_adapters_are_refused(setting: str, world: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"training.{setting.partition('=')[0]}.*PEFT"):
         recipe_of("peft/miss", world, tmp_path, f"training.{setting}")
+
+
+def test_what_is_written_is_the_merged_weight_rounded_once(
+    trained_miss: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moslora.convert.merge._cast", lambda tensor, dtype: (1 + 1e-5) * tensor.to(dtype))
+    with pytest.raises(MosloraError, match="worse than rounding"):
+        merge(trained_miss / "adapter", out=tmp_path / "merged")
+
+
+def test_a_run_without_any_gradient_fails(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulate = loop.accumulate
+
+    def poisoned(parts: loop.Parts, *arguments: Any, **options: Any) -> torch.Tensor:
+        loss = accumulate(parts, *arguments, **options)
+        for p in parts.optimizer.param_groups[0]["params"]:
+            p.grad.fill_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(loop, "accumulate", poisoned)  # the float16 scaler skips all of its steps
+    with pytest.raises(MosloraError, match="nothing was learned"):
+        train_recipe(recipe_of("peft/miss", world, tmp_path, "model.dtype=float16"), out=tmp_path / "run")
 
 
 def test_it_cannot_be_merged_for_a_task(trained_miss: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.adapters.injection import refuse_misfits
 from moslora.base.quantized import dequantize, quantized_layers
-from moslora.errors import UsageError, capped, first_line
+from moslora.errors import MosloraError, UsageError, capped, first_line
 from moslora.recipe import PeftSection, Recipe
 
 UNFIT = {
@@ -32,10 +32,13 @@ UNFIT_FIELDS = {
     **{f"init_lora_weights={start}": "needs a pass over data first" for start in ("corda", "eva", "lora_ga")},
     **dict.fromkeys(("kasa_config", "monteclora_config"), "adds a term to the loss, which is not PEFT's here"),
     "alora_invocation_tokens": "looks at the tokens of each row, which its layers are not shown here",
+    **dict.fromkeys(("megatron_config", "megatron_core"), "imports code by its name"),
+    **dict.fromkeys(("bias", "modules_to_save", "target_parameters", "trainable_token_indices"), "is not merged"),
+    "bias=none": "",  # fits
     "arrow_config": "needs other adapters",
     "layer_replication": "makes another model of the base",
 }
-"""Fields of LoRA, or values of them, that cannot be used here, and why."""
+"""Fields, or values of them, that cannot be used here, and why."""
 
 
 def with_adapters(
@@ -56,10 +59,11 @@ def with_adapters(
     quantized = quantized_layers(model)
     from peft import get_peft_model, set_peft_model_state_dict
 
-    torch.manual_seed(recipe.seed)  # also for what a method draws once and does not save
     place = torch.device("meta" if model.device.type == "meta" else "cpu")
+    gpus = [model.device] if model.device.type == "cuda" else []
     try:
-        with place, warnings.catch_warnings(action="ignore"):  # they advise what is done here anyway
+        with place, torch.random.fork_rng(gpus), warnings.catch_warnings(action="ignore"):  # of what is done here
+            torch.manual_seed(recipe.seed)  # also for what a method draws once and does not save
             adapted: Any = get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         planned = place.type == "meta" and isinstance(error, RuntimeError)
@@ -102,7 +106,7 @@ def config_of(section: PeftSection) -> Any:
     ours = PeftConfig.__dataclass_fields__  # task_type, inference_mode and the like
     types: Any = {key: (hint, None) for key, hint in get_type_hints(cls).items() if key not in ours}
     typed = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **types)
-    unfit = {key: UNFIT_FIELDS.get(key) or UNFIT_FIELDS.get(f"{key}={value}") for key, value in given.items() if value}
+    unfit = {key: UNFIT_FIELDS.get(f"{key}={value}", UNFIT_FIELDS.get(key)) for key, value in given.items() if value}
     faults = [f"adapter.peft.{key} = {given[key]}: {why}" for key, why in unfit.items() if why]
     try:
         typed.model_validate_json(json.dumps(given))
@@ -130,11 +134,9 @@ def adapted_layers(model: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def own_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of all adapters without their bases', whether they learn or not; around PEFT's also those of the
-    base that do, such as biases."""
+    """The parameters of all adapters without their bases', whether they learn or not."""
     pairs = adapted_layers(model).values()
-    own = {p for layer, _ in pairs for p in layer.parameters()} - {p for _, base in pairs for p in base.parameters()}
-    return own | {p for p in model.parameters() if p.requires_grad and hasattr(model, "peft_config")}
+    return {p for layer, _ in pairs for p in layer.parameters()} - {p for _, base in pairs for p in base.parameters()}
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -145,18 +147,29 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    first: dict[tuple[int, torch.Size], str] = {}
-    for key in sorted(state, key=len):
-        first.setdefault((state[key].data_ptr(), state[key].shape), key)
+    first = {(state[key].data_ptr(), state[key].shape): key for key in sorted(state, key=len)[::-1]}
     return {key: state[key] for key in first.values()}
 
 
 @torch.no_grad()
 def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
-    """The weights of the adapted layers with PEFT's adapters merged into them, by their names; changes ``adapted``."""
-    layers, kind = adapted_layers(adapted), adapted.peft_type.value
+    """The weights of the adapted layers with PEFT's adapters merged in, by their names; changes ``adapted`` (float32).
+
+    Raises:
+        MosloraError: PEFT cannot merge, or a merged layer maps random inputs to other outputs than the adapted one.
+    """
+    layers, kind, draw = adapted_layers(adapted), adapted.peft_type.value, torch.Generator().manual_seed(0)
+    proofs = {}
+    for name, (layer, base) in layers.items():
+        ids = isinstance(base, nn.Embedding)
+        x = torch.arange(len(base.weight)) if ids else torch.randn(4, base.weight.shape[-1], generator=draw)
+        y = layer(x)
+        proofs[name] = x, y, 1e-3 * (y - base(x)).norm() + 1e-5 * y.norm()  # the order of float32 sums
     try:
-        model: nn.Module = adapted.merge_and_unload()
+        model: nn.Module = adapted.merge_and_unload(safe_merge=True)  # in place some change a copy of weights with gaps
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise UsageError(f"PEFT does not merge {kind}: {first_line(error)}; evaluate the adapter itself") from None
+    for name, (x, y, most) in proofs.items():
+        if not (off := (model.get_submodule(name)(x) - y).norm()) <= most:  # also what is not a number
+            raise MosloraError(f"PEFT's merge of {kind} is wrong: {name} is off by {off:.2g}; nothing was written")
     return {f"{name}.{key}": value for name in layers for key, value in model.get_submodule(name).state_dict().items()}

@@ -89,7 +89,7 @@ def merge(
         if isinstance(folder.recipe.adapter, PeftSection):
             exact = merged_by_peft(load_adapted(folder, dtype="float32", quantization=None, layers=quantized))
         _write_weights(files, pairs, quantized, exact, scratch, dtype=DTYPES[section.dtype])
-        weights = _compare_weights(files, layers, quantized, scratch)
+        weights = _compare_weights(files, layers, quantized, exact, scratch)
         del quantized, exact  # before another model is loaded
         _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
@@ -130,10 +130,9 @@ def _write_weights(
         for name, keys in shards.filename_to_tensors.items():
             shard = {}
             for key in keys:
-                tensor, layer = sources[key].get_tensor(key), key.removesuffix(".weight")
-                if key in exact:
-                    tensor = exact[key]
-                elif layer in quantized:
+                layer = key.removesuffix(".weight")
+                tensor = exact[key] if key in exact else sources[key].get_tensor(key)
+                if layer in quantized and key not in exact:
                     tensor = dequantize(quantized[layer])
                 if layer in pairs:
                     tensor = _adapted(tensor, pairs[layer], dtype=dtype)
@@ -159,11 +158,12 @@ def _compare_weights(
     files: Sequence[Path],
     layers: Mapping[str, AdapterLinear],
     quantized: Mapping[str, nn.Module],
+    exact: Mapping[str, Tensor],
     out: Path,
 ) -> dict[str, Tensor]:
-    """`weight_sums` of each adapted layer in ``out``, with the ΔW that the layer itself computes with, not its pair."""
-    found = {}
+    """`weight_sums` of each adapted layer in ``out``, by the ΔW it computes with, not its pair, and of ``exact``."""
     with _opened(files) as base, _opened(out.glob("*.safetensors")) as merged:
+        found = {key: weight_sums(merged[key].get_tensor(key), exact=exact[key], plain=exact[key]) for key in exact}
         for name, layer in layers.items():
             key = f"{name}.weight"
             plain = dequantize(quantized[name]) if name in quantized else base[key].get_tensor(key)

@@ -84,7 +84,7 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | None
 
     Raises:
         MosloraError: ``start`` does not fit.
-        UsageError: no layer matches, or the output layer does: scoring reads its weight directly.
+        UsageError: no layer matches, or the output layer does, whose weight scoring reads; or 16-bit weights learn.
     """
     output = model.get_output_embeddings()
     try:
@@ -95,6 +95,8 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | None
         raise UsageError(f"adapter: {error}") from None
     if model.get_output_embeddings() is not output:
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")
+    if any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters()):
+        raise UsageError("adapter: learns weights in 16 bits, where small steps are lost; set model.dtype: float32")
     return model
 
 

@@ -219,8 +219,9 @@ class Training:
         """Saves the result, if anything was learned."""
         result, steps = self.run.result, len(self.parts.plan)
         if self.parts.accelerator.is_main_process:
-            if not has_learned(self.parts.model):
-                raise MosloraError(f"nothing was learned: after {steps} steps B·M·A is still zero in every layer")
+            moved = any(state["exp_avg"].any() for state in self.parts.optimizer.state.values())
+            if not (moved and has_learned(self.parts.model)):
+                raise MosloraError(f"nothing was learned: after {steps} steps the adapter is still as it started")
             save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
             if logged := [row for row in self.run.metrics if "seconds" in row]:
                 peak = max(row["peak_memory_gb"] for row in logged)
