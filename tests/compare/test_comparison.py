@@ -113,11 +113,14 @@ def test_only_questions_of_both_are_compared_and_the_others_are_named(capsys: py
     assert found.main.means[MACRO] == pytest.approx((np.mean(means[0]), np.mean(means[1])))
     assert found.main.effects[MACRO].difference == pytest.approx(np.mean(means[1]) - np.mean(means[0]))
     assert lines(found)[0] == (
-        "compared on obqa, siqa; not in both: boolq, obqa (10 questions), siqa (40 questions), piqa"
+        "compared on the 60 questions that both answered; left out: boolq, 10 of obqa, 40 of siqa, piqa"
     )
     chosen = compare_arms(arms(base=untrained, tuned=tuned), tasks="siqa")
     assert [row[0] for row in tables(chosen)[0]] == ["task", "siqa"], "one task is its own average"
-    assert "not in both: siqa (40 questions)" in lines(chosen)[0]
+    assert "left out: 40 of siqa" in lines(chosen)[0]
+    assert compare_arms(arms(base=untrained, tuned=tuned), tasks="commonsense").arms == found.arms
+    with pytest.raises(UsageError, match="unknown task 'commonsense'"):
+        compare_arms(arms(base=drawn(0, sizes={"own": 9}), tuned=drawn(1, sizes={"own": 9})), tasks="commonsense")
     with pytest.raises(UsageError, match="unknown task 'siga'; did you mean siqa"):
         compare_arms(arms(base=untrained, tuned=tuned), tasks="siga")
     with pytest.raises(UsageError, match=r"no question in common; .*moslora eval \S+ .*--tasks boolq --limit 30$"):

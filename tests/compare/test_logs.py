@@ -203,13 +203,18 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     assert metric("log_probability").main.y["arc"][0, 0].tolist() == pytest.approx(
         [log_softmax([-1.5, -2.5 if right else -0.5])[0] for _, right in sorted(enumerate(y), key=lambda x: str(x[0]))]
     )
-    with pytest.raises(UsageError, match="--metric f1: must be among acc, log_probability"):
+    with pytest.raises(UsageError, match="--metric f1: must be one of acc, log_probability"):
         metric("f1")
     strange = {"metrics": ["f", "g"], "f": 0.5, "g": 0.25, "filtered_resps": ["text"]}
     with pytest.raises(UsageError, match="none is known for all"):
         metric(gsm8k=strange)
-    with pytest.raises(UsageError, match="must be among f, g"):
+    with pytest.raises(UsageError, match="must be one of f, g"):
         metric(boolq=strange, arc=strange)
+    unknown = [table_of(tmp_path / f"{name}.csv", [4, 9, score, 7]) for name, score in (("x", 5), ("y", 6))]
+    found = compare(unknown)
+    assert "equal" not in "".join(lines(found)), "which difference does not matter is not known"
+    assert "no difference between y and x is shown" in lines(found)[-1]
+    assert "equal within ±9 score: yes" in "".join(lines(found, margin=9))
 
 
 def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path) -> None:
@@ -265,8 +270,8 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(
         code, _, error = run(capsys, "compare", one, other(name), "--allow", f"{name}_hash")
         assert code == (0 if name == "prompt" else 2)
     longer = compare([one, written(tmp_path / "b", "arc", [*y, 1, 1, 0])])
-    assert lines(longer)[0] == "compared on arc; not in both: arc (3 questions)"
-    with pytest.raises(UsageError, match=r"no question in common.* log arc for both"):
+    assert lines(longer)[0] == "compared on the 12 questions that both answered; left out: 3 of arc"
+    with pytest.raises(UsageError, match=r"no question in common.* same questions$"):
         compare([one, written(tmp_path / "c", "piqa", y)])
 
 
@@ -295,6 +300,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
         ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions again"),
         ("id,score\nq1,1\nq2,nan\n", "no finite number"),
         ("id,score\nq1,1\n", "two questions"),
+        ("id,score,text\nq1,1,\nq2,0," + "a" * 140_000, "row 2: field larger"),
         ('{"id": 1, "score": 1}\n{"id": 2', "row 2: "),
         ('[{"id": 1, "score": 1}]', "row 1: "),
         ('{"doc_id": 1, "acc": 1}', "row 1: no "),

@@ -22,6 +22,8 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report
+from moslora.report.canvas import Canvas
+from moslora.report.figures import accuracy
 from moslora.report.questions import most_changed
 from moslora.report.runs import reported_runs
 from moslora.tasks import Example
@@ -137,7 +139,7 @@ def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_pa
     scores.append(f"{100 * base.macro.accuracy:.1f}" + ("" if questions else " (n 12)"))
     at = page.cells.index("21 of 21 steps")
     assert page.cells[at + 2 : at + 4] == scores[::-1] and line in page.cells
-    assert line.endswith("not in both: boolq, arc_easy" if questions else "not in both: boolq, obqa")
+    assert line.endswith("left out: boolq, arc_easy" if questions else "left out: boolq, obqa")
     assert shown.tuned is not None and list(shown.tuned.results.tasks) == (["obqa"] if questions else ["boolq"])
 
 
@@ -179,6 +181,14 @@ def test_a_run_is_shown_as_far_as_it_got(
     text = write_report([run], out=tmp_path / "page").read_text("utf-8")
     Reader(text)
     assert there in text and gone not in text
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_error_over_seeds_is_explained_where_there_is_one(evaluated: Path, tmp_path: Path, seeds: int) -> None:
+    """With another arm beside it that is not evaluated."""
+    (run,), _, _ = reported_runs([evaluated])
+    drawn = accuracy(Canvas(tmp_path, [run.arm, "not evaluated"]), [run] * seeds, averaged=True)
+    assert drawn is not None and ("several seeds" in drawn) == (seeds == 2)
 
 
 def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Log:
     """The settings of another program, which are not known; its questions may have hashes instead."""
 
     data: ClassVar[Mapping[str, str]] = {}
-    asked = made_with = data
+    asked = made_with = metadata = data
     model: ClassVar[Mapping[str, str]] = {PROMPT: "of each question"}
 
 
@@ -88,7 +88,7 @@ class Answers:
         """The answers to these questions."""
         return replace(self, tasks={t: self.tasks[t].only(ids) for t, ids in questions.items() if t in self.tasks})
 
-    def asked(self, tasks: Collection[str], limit: int | None = None) -> "Answers":
+    def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Answers":
         """What an evaluation of these tasks with this limit has."""
         ordered = {t: sorted(its.ids, key=canonical_place) for t, its in self.tasks.items() if t in tasks}
         return self.only({task: set(ids[:limit]) for task, ids in ordered.items()})
@@ -104,8 +104,9 @@ def in_common(runs: Sequence[Answers]) -> tuple[Questions, str]:
         if both := set.intersection(*asked) if len(asked) == len(runs) else set():
             shared[task] = {id for _, id in both}
         if others := len(set.union(*asked)) - len(both):
-            rest.append(f"{task} ({others:,} questions)" if both else task)
-    line = f"compared on {some([*shared], most=8) or 'nothing'}; not in {'both' if len(runs) == 2 else 'all'}: "
+            rest.append(f"{others:,} of {task}" if both else task)
+    count, who = sum(map(len, shared.values())), "both" if len(runs) == 2 else "all"
+    line = f"compared on {f'the {count:,} questions that {who} answered' if count else 'nothing'}; left out: "
     return shared, line + some(rest, most=8) if rest else ""
 
 

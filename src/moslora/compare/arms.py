@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.answers import Answers, Log, read_answers
+from moslora.compare.answers import Answers, read_answers
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.logs import log_files, read_logs
 from moslora.compare.statistics import Floats
@@ -100,7 +100,7 @@ def _find(path: Path, evaluation: str | None) -> Iterator[Answers]:
             one = _answered(Run(place).evaluation(evaluation), run=place)
             if arm and one.recipe and not evaluation:  # the experiment's own questions
                 asked = one.recipe["evaluation"]
-                one = one.asked(asked["tasks"] or one.recipe["data"]["tasks"], asked["limit"])
+                one = one.restricted_to(asked["tasks"] or one.recipe["data"]["tasks"], asked["limit"])
             yield replace(one, name=arm, arm=f"{path}: {arm}") if arm else one
 
 
@@ -142,8 +142,6 @@ def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
 
 def eval_command(run: Answers, asked: Answers) -> str:
     """The command that asks the model of ``run`` the questions of ``asked``, in the way in which it was asked."""
-    if isinstance(run.settings, Log):
-        return f"log {some([*asked.tasks], most=8)} for both"
     mine, other = (Run(one.path if is_run(one.path) else one.path.parent.parent) for one in (run, asked))
     target, known = shlex.quote(str(run.settings.metadata.get("base"))), COMMONSENSE
     if mine.exists:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.answers import HASHES, PROMPT, Answers, in_common
+from moslora.compare.answers import HASHES, PROMPT, Answers, Log, in_common
 from moslora.compare.arms import Arm, eval_command, load_arms, pair, values
 from moslora.compare.index import read_index
 from moslora.compare.outcomes import DEFAULTS, Measure, measure
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
-from moslora.tasks import split_names, unknown_names
+from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,15 @@ def compare_arms(
         arms: two or more.
         contrast: names of two arms, the second to be held against the first; the default is the only two.
         outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
-        tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
+        tasks: names separated by commas, of the tasks that are compared, ``commonsense`` for those of the eight that
+            there are; ``None`` for all.
         allowed: fields that may differ; see `refuse_mixed`.
     """
-    if names := split_names(tasks or ""):
-        known = dict.fromkeys(task for arm in arms for run in arm.runs.values() for task in run.tasks)
-        if faults := unknown_names(names, [*known]):
+    known = list(dict.fromkeys(task for arm in arms for run in arm.runs.values() for task in run.tasks))
+    if names := split_names(tasks or "", group=[task for task in COMMONSENSE if task in known] or [GROUP]):
+        if faults := unknown_names(names, known):
             raise UsageError("\n".join(faults))
-        arms = [arm.each(lambda run: run.asked(names)) for arm in arms]
+        arms = [arm.each(lambda run: run.restricted_to(names)) for arm in arms]
     refuse_mixed(arms, allowed=allowed)
     arms, questions = _on_the_same_questions(arms)
     _note_versions(arms)
@@ -126,10 +127,10 @@ def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
     if not questions:
         runs.sort(key=lambda run: not run.tasks)  # one without any is asked those of the others
         other = next(n for n in range(1, len(runs)) if not in_common(runs[: n + 1])[0])
-        command = eval_command(runs[other], runs[0].only(in_common(runs[:other])[0]))
-        raise UsageError(
-            f"{runs[0].path} and {runs[other].path}: no question in common; to ask both the same: {command}"
-        )
+        fix = "evaluate both on the same questions"
+        if not isinstance(runs[0].settings, Log):
+            fix += f": {eval_command(runs[other], runs[0].only(in_common(runs[:other])[0]))}"
+        raise UsageError(f"{runs[0].path} and {runs[other].path}: no question in common; {fix}")
     return [arm.each(lambda run: run.only(questions)) for arm in arms], line
 
 
@@ -139,7 +140,7 @@ def _outcome(runs: Sequence[Answers], chosen: str | None) -> tuple[str, Measure]
     shared = [name for name in had[0] if all(outcomes.get(name) for outcomes in had)]
     name = chosen or next((name for name in DEFAULTS if name in shared), shared[0] if len(shared) == 1 else "")
     if name not in shared:
-        known = f"must be among {', '.join(shared)}" if shared else "none is known"
+        known = f"must be one of {', '.join(shared)}" if shared else "none is known"
         raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; choose others with --tasks")
     return name, measure(name, np.concatenate([outcomes[name] for outcomes in had]))
 
@@ -179,7 +180,7 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
                 faults.setdefault(field, f"{field}: {then} in {where}, {value} in {run.path}; {fix}")
     may = [field for field in seen if field not in asked]
     if unknown := [field for field in allowed if field not in may]:
-        faults[""] = f"--allow {', '.join(unknown)}: must be among {', '.join(may)}"
+        faults[""] = f"--allow {', '.join(unknown)}: must be one of {', '.join(may)}"
     if faults:
         raise UsageError(capped(list(faults.values())))
 

@@ -74,7 +74,7 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
         *questions,
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval"
         f" {unit.range(effect.interval)}, {p} ({how})",
-        f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})",
+        *[f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})"] * (margin > 0),
         f"smallest detectable difference: {smallest}",
     ]
     if main.majority:
@@ -97,8 +97,10 @@ def conclusion(main: Contrast, *, margin: float) -> str:
         can = f"{main.after} and {main.before} are equal within {within}"
     elif effect.p <= LEVEL:
         can = f"{is_it} on these questions, but perhaps not on others"
-    else:
+    elif margin:
         can = f"neither a difference between {main.after} and {main.before} nor their equality within {within} is shown"
+    else:
+        can = f"no difference between {main.after} and {main.before} is shown"
     if main.seeds == 1:
         cannot = "this is about these models: whether it is the methods or the seed takes several seeds"
     elif effect.detectable is None:

@@ -62,18 +62,20 @@ def _read(files: Iterable[Path]) -> dict[str, dict[str, dict[str, Sample]]]:
         named, number = SAMPLES.fullmatch(file.name), 0
         with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
             rows = csv.DictReader(text) if file.suffix == ".csv" else filter(str.strip, text)
-            for number, line in enumerate(rows, 1):
-                try:
+            try:
+                for number, line in enumerate(rows, 1):
                     row: Any = from_json(line) if isinstance(line, str) else line
                     sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
-                except (KeyError, ValueError, TypeError, AttributeError) as error:
-                    what = first_line(error) if isinstance(error, ValueError) else f"no question ({error})"
-                    raise UsageError(f"{file}: row {number}: {what}; must have id and score, or be lm-eval's") from None
-                task = str(row.get("task") or (named[1] if named else "questions"))
-                samples = found.setdefault(task, {}).setdefault(str(row.get("filter")), {})
-                if samples.setdefault(sample.id, sample) is not sample:
-                    once = "an evaluation has each once, so choose the files of one"
-                    raise UsageError(f"{file}: row {number}: question {sample.id} of {task} again; {once}")
+                    task = str(row.get("task") or (named[1] if named else "questions"))
+                    samples = found.setdefault(task, {}).setdefault(str(row.get("filter")), {})
+                    if samples.setdefault(sample.id, sample) is not sample:
+                        once = "an evaluation has each once, so choose the files of one"
+                        raise UsageError(f"{file}: row {number}: question {sample.id} of {task} again; {once}")
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                what = first_line(error) if isinstance(error, ValueError) else f"no question ({error})"
+                raise UsageError(f"{file}: row {number}: {what}; must have id and score, or be lm-eval's") from None
+            except csv.Error as error:  # such as a cell of more than 131,072 characters
+                raise UsageError(f"{file}: row {number + 1}: {error}; leave all but id, score and task out") from None
         if not number:
             raise UsageError(f"{file}: no questions")
     return found

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 @dataclass(frozen=True)
 class Measure:
     """How an outcome is written: times ``factor``, with so many ``digits`` (in a mean over seeds ``fine``); a
-    difference below ``margin`` of this ``unit`` does not matter.
+    difference below ``margin`` of this ``unit`` does not matter; 0 if nobody knows which.
 
     Attributes:
         metric: of a prediction, a key of `METRICS`; ``None`` for the protocol's main one.
@@ -51,8 +51,7 @@ DEFAULTS = "accuracy", "acc_norm", "acc", "exact_match", "score"
 
 
 def measure(outcome: str, values: NDArray[np.float64]) -> Measure:
-    """How an outcome with these values is written: a log's in points if they are shares; on another scale, nobody knows
-    which difference does not matter."""
+    """How an outcome with these values is written: a log's in points if they are shares."""
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if values.min() < 0 or values.max() > 1:

@@ -1,4 +1,4 @@
-"""Evaluation: multiple-choice questions scored by one of three protocols, with standard errors and averages."""
+"""Evaluation: multiple-choice questions scored by one of three protocols, with intervals and averages."""
 
 from moslora.evaluation.journal import Evaluation
 from moslora.evaluation.predictions import METRICS, Prediction, Score

@@ -197,7 +197,7 @@ class Study:
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
-            runs = [read_answers(Evaluation(run.evaluation())).asked(*planned) for run in done]
+            runs = [read_answers(Evaluation(run.evaluation())).restricted_to(*planned) for run in done]
             seeds = f"{len(runs)}/{len(self.experiment.file.seeds)}"
             rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, outcome) for outcome in order)])
         return rows

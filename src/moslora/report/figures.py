@@ -62,7 +62,7 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> 
                 style = {"fmt": "o", "markersize": 5, "elinewidth": 1.5}
                 style["markerfacecolor"] = "none" if arm == "base" else color
                 axes.errorbar(mean, place, xerr=errors, color=color, label=label, **style)
-        error = "; of several seeds ± one standard error" if len(tuned) > len(canvas.arms) else ""
+        error = "; of several seeds ± one standard error" if any(len(its) > 1 for its in series.values()) else ""
         _rows(axes, names, f"{metric.replace('_', ' ')}, percent, 95 % interval{error}")
     return canvas.keep("accuracy", figure)
 

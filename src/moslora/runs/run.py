@@ -242,6 +242,7 @@ def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
         found = {name: cards[name] for name in group}
         yield from (f"{name} {100 * card['macro']:.1f} (n {card['questions']:,})" for name, card in found.items())
         # Of each task the number of questions and the hash of its data; an old card has the number over all tasks.
-        first, *others = [card.get("asked") or [card["questions"], *card["tasks"]] for card in found.values()]
+        new = all("asked" in card for card in found.values())
+        first, *others = [card["asked"] if new else (card["questions"], {*card["tasks"]}) for card in found.values()]
         if any(other != first for other in others):
             yield "of different questions: moslora compare takes those in common"

@@ -124,10 +124,10 @@ GROUP = "commonsense"
 """Name of all eight."""
 
 
-def split_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """The names in ``"commonsense"``, ``"boolq,piqa"`` or a list of these; each once, order kept."""
+def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENSE) -> tuple[str, ...]:
+    """The names in ``"commonsense"``, the ``group``, in ``"boolq,piqa"`` or a list of these; each once, order kept."""
     parts = [part.strip() for part in ",".join([names] if isinstance(names, str) else names).split(",")]
-    found = [name for part in parts if part for name in (COMMONSENSE if part == GROUP else (part,))]
+    found = [name for part in parts if part for name in (group if part == GROUP else (part,))]
     return tuple(dict.fromkeys(found))
 
 
