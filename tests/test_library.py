@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,7 +22,12 @@ from reference import perturb
 
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"mixer": {"kind": "dense"}, "dropout": 0.1, "scaling": "rslora", "seed": 3},
-    "rectangular": {"mixer": {"kind": "dense"}, "rank_out": 2, "target_modules": r".*layers\.1.*_proj"},
+    "rectangular": {
+        "mixer": {"kind": "dense"},
+        "rank_out": np.int64(2),
+        "alpha": np.float32(6),
+        "target_modules": r".*layers\.1.*_proj",
+    },
     "folded": {"mixer": {"kind": "dense", "train": "folded"}},
     "pissa-dora": {"mixer": {"kind": "dense", "init": "orthogonal"}, "start": "pissa", "dora": True},
     "lora-xs": {"mixer": {"kind": "dense", "init": "near-zero"}, "start": "svd", "trains": "mixer"},
@@ -99,8 +105,9 @@ def test_the_commands_take_a_saved_folder(world: Path, tmp_path: Path, capsys: p
     assert run(capsys, "ask", folder, "--question", "why", "--option", "a", "--option", "b")[0] == 0
     code, out, _ = run(capsys, "eval", folder, "--source", world / "data", "--tasks", "obqa", "--limit", "2")
     assert code == 0 and (folder / "eval" / "rank-label-float32" / "results.json").is_file(), out
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="not empty") as refused:
         moslora.save(model, folder)
+    assert "--" not in str(refused.value)
 
 
 def test_the_recipe_says_how_the_base_was_loaded(world: Path, tmp_path: Path) -> None:
@@ -115,6 +122,9 @@ def test_the_recipe_says_how_the_base_was_loaded(world: Path, tmp_path: Path) ->
     assert (found.dtype, found.quantization) == ("bfloat16", "int8")
     moslora.save(model, tmp_path / "mine", base=str(world / "model"))  # replaces it
     assert open_adapter(tmp_path / "mine").recipe.model.revision is None
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(UsageError, match="not by bitsandbytes"):
+        moslora.save(model, tmp_path / "mine")
 
 
 def test_what_cannot_be_saved_is_refused_and_nothing_is_written(

@@ -95,6 +95,7 @@ def test_what_matches_nothing_is_an_error_that_lists_what_there_is(targets: obje
     [
         ({"rank": "16"}, "rank = '16': must be a whole number"),
         ({"rank": 0}, "rank = 0"),
+        ({"rank": True}, "rank = True"),
         ({"rank_out": -2}, "rank_out = -2"),
         ({"alpha": "8"}, "alpha = '8'"),
         ({"alpha": 0}, "alpha = 0"),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,11 +82,7 @@ def inject(
         except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
             raise ValueError(f"{name}: {error}") from error
     if state is not None:
-        own = _state(layers)
-        refuse_misfits(own, state)
-        with torch.no_grad():
-            for key, value in own.items():
-                value.copy_(state[key])
+        _restore(_state(layers), state)
     model.requires_grad_(False)
     for name, layer in layers.items():
         if not next(layer.base.parameters()).is_meta:
@@ -96,18 +93,23 @@ def inject(
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rank": (lambda value: isinstance(value, int) and value > 0, "a whole number above 0"),
+    "rank": (lambda value: _is(Integral, value) and value > 0, "a whole number above 0"),
     "rank_out": (lambda value: value is None or _CHECKS["rank"][0](value), "a whole number above 0, or None"),
-    "alpha": (lambda value: isinstance(value, int | float) and value > 0, "a number above 0"),
-    "dropout": (lambda value: isinstance(value, int | float) and 0 <= value < 1, "a number from 0 to below 1"),
+    "alpha": (lambda value: _is(Real, value) and value > 0, "a number above 0"),
+    "dropout": (lambda value: _is(Real, value) and 0 <= value < 1, "a number from 0 to below 1"),
     "mixer": (lambda value: isinstance(value, Mapping) and "kind" in value, "a mapping such as {'kind': 'dense'}"),
     "target_modules": (lambda value: isinstance(value, Collection), "a list of names, or a regular expression"),
     "scaling": (lambda value: value in get_args(Scaling), f"one of {', '.join(get_args(Scaling))}"),
     "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),
     "trains": (lambda value: value in get_args(Trains), f"one of {', '.join(get_args(Trains))}"),
-    "seed": (lambda value: isinstance(value, int), "a whole number"),
+    "seed": (lambda value: _is(Integral, value), "a whole number"),
 }
 """What an argument of `inject` must be. A misspelt word would otherwise be another method, silently."""
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether it is such a number, of Python's or another's; a bool is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +120,8 @@ def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     wrong = [name for name, (fits, _) in _CHECKS.items() if not fits(options[name])]
     if wrong:
         raise ValueError("\n".join(f"{name} = {options[name]!r}: must be {_CHECKS[name][1]}" for name in wrong))
-    return {**options, "mixer": dict(options["mixer"])}
+    plain = {name: value.item() for name, value in options.items() if _is(Real, value) and hasattr(value, "item")}
+    return {**options, **plain, "mixer": dict(options["mixer"])}
 
 
 def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
@@ -193,6 +196,13 @@ def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
         for key, value in layer.state_dict(prefix=f"{name}.").items()
         if not key.startswith(f"{name}.base.")
     }
+
+
+def _restore(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    refuse_misfits(own, state)
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(state[key])
 
 
 def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -43,7 +43,7 @@ app = typer.Typer(
 )
 
 
-PATH = """\
+FIRST_STEPS = """\
 moslora train smollm2-135m             # an adapter, in runs/smollm2-135m
 moslora eval runs/smollm2-135m         # its answers to the commonsense sets
 moslora eval runs/smollm2-135m --base  # those of its base
@@ -62,7 +62,7 @@ def options(
         print(f"moslora {moslora.__version__}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
-        print(PATH)
+        print(FIRST_STEPS)
 
 
 app.add_typer(models.app)

@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answered:
     """The options, most likely first, and how they were scored."""
 
     options: tuple[Answer, ...]
@@ -50,7 +50,7 @@ class Answers:
         )
 
 
-def ask(target: Target, *, question: str, options: Sequence[str], task: str | None = None, **typed: Any) -> Answers:
+def ask(target: Target, *, question: str, options: Sequence[str], task: str | None = None, **typed: Any) -> Answered:
     """Scores the options of one question (see :func:`as_example`) with the settings of ``target``, changed by ``typed``
     fields of its request: protocol and format."""
     example, names = as_example(question, options, task=task, own=target.own_tasks)
@@ -67,7 +67,7 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = map(Answer, names, probabilities, prediction.scores)
     best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
-    return Answers(tuple(best_first), prediction, protocol, format)
+    return Answered(tuple(best_first), prediction, protocol, format)
 
 
 def as_example(

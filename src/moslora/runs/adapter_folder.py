@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 import moslora
 from moslora.adapters import AdapterLinear
@@ -25,8 +25,8 @@ from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
 from moslora.base.resolve import fingerprint
 from moslora.base.shapes import meta_model
-from moslora.errors import MosloraError, UsageError
-from moslora.files import placed, refuse_used, sha256, write_json
+from moslora.errors import MosloraError, UsageError, some
+from moslora.files import in_use, placed, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_manifest, with_own_hash, written_recipe
 from moslora.tasks import INSTRUCTION
@@ -97,17 +97,21 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     >>> moslora.save(model, "runs/mine")
 
     Raises:
-        UsageError: an option that no recipe has, such as a mixer of your own; or ``folder`` holds something else.
+        UsageError: an option that no recipe has, such as a mixer of your own, or a base quantised otherwise than by
+            bitsandbytes; or ``folder`` holds something else, as what was merged or scored would be of older weights.
     """
     folder, config, options = Path(folder), model.config, dict(getattr(model, "adapter_options", {}))
     section: dict[str, Any] = {"name": base or config.name_or_path}
     if not (options and section["name"]) or isinstance(model.get_output_embeddings(), AdapterLinear):
         needs = "the adapters of moslora.inject, none on its output layer, and the name of its base (base=…)"
         raise UsageError(f"{folder}: to be saved, a model needs {needs}")
-    refuse_used(folder, older=(WEIGHTS, RECIPE, MANIFEST))
+    if used := in_use(folder, older=(WEIGHTS, RECIPE, MANIFEST)):
+        raise UsageError(f"{folder}: not empty ({some(used)}); save to another folder, or remove what is there")
     section["revision"] = None if base else getattr(config, "_commit_hash", None)
     section["dtype"] = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     if bits := getattr(config, "quantization_config", None):
+        if not isinstance(bits, BitsAndBytesConfig):
+            raise UsageError(f"{folder}: its base is quantised, and not by bitsandbytes; use the original")
         nf4 = {"quantization": bits.bnb_4bit_quant_type, "double_quantization": bits.bnb_4bit_use_double_quant}
         section |= {"quantization": "int8"} if bits.load_in_8bit else nf4
     seed, mixer = options.pop("seed"), dict(options["mixer"])
