@@ -112,7 +112,7 @@ def test_values_are_a_row_per_seed() -> None:
         values([drawn(0, sizes={"obqa": 1})], "accuracy")
     generated = replace(drawn(0).tasks["obqa"], outcomes={"accuracy": (1,) * SIZES["obqa"], "log_probability": ()})
     arms = [arm(name, replace(drawn(0), tasks={"obqa": generated})) for name in ("one", "other")]
-    with pytest.raises(UsageError, match="log_probability: must be among accuracy"):
+    with pytest.raises(UsageError, match="log_probability: must be one of accuracy"):
         compare_arms(arms, outcome="log_probability")
 
 
@@ -156,9 +156,9 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureF
 def test_what_is_meant_to_differ_is_allowed() -> None:
     longer = replace(drawn(1), facts={**drawn(1).facts, "steps": 99})
     refuse_mixed([arm("one", drawn(1)), arm("other", longer)], allowed=["steps"])
-    with pytest.raises(UsageError, match="--allow stepz: must be among base, dtype"):
+    with pytest.raises(UsageError, match="--allow stepz: must be one of base, dtype"):
         refuse_mixed([arm("one", drawn(1)), arm("other", longer)], allowed=["stepz", "steps"])
-    with pytest.raises(UsageError, match="--allow protocol: must be among base"):
+    with pytest.raises(UsageError, match="--allow protocol: must be one of base"):
         refuse_mixed([arm("one", drawn(1)), arm("other", other(protocol="rank"))], allowed=["protocol"])
     refuse_mixed([arm("base", base()), arm("one", drawn(1), drawn(2))])
 

@@ -73,7 +73,7 @@ def inject(
                 layer = layers[name] = AdapterLinear(
                     base,
                     mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=base.in_features, **mixer),
-                    scale=scale_of(alpha, rank, scaling),
+                    scale=float(alpha) / (rank if scaling == "lora" else rank**0.5),
                     dropout=dropout,
                     trains=trains,
                     magnitude=Magnitude(base.out_features) if dora else None,
@@ -93,23 +93,18 @@ def inject(
 
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rank": (lambda value: _is(Integral, value) and value > 0, "a whole number above 0"),
+    "rank": (lambda value: isinstance(value, Integral) and int(value) > 0, "a whole number above 0"),
     "rank_out": (lambda value: value is None or _CHECKS["rank"][0](value), "a whole number above 0, or None"),
-    "alpha": (lambda value: _is(Real, value) and value > 0, "a number above 0"),
-    "dropout": (lambda value: _is(Real, value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "alpha": (lambda value: isinstance(value, Real) and float(value) > 0, "a number above 0"),
+    "dropout": (lambda value: isinstance(value, Real) and 0 <= float(value) < 1, "a number from 0 to below 1"),
     "mixer": (lambda value: isinstance(value, Mapping) and "kind" in value, "a mapping such as {'kind': 'dense'}"),
     "target_modules": (lambda value: isinstance(value, Collection), "a list of names, or a regular expression"),
     "scaling": (lambda value: value in get_args(Scaling), f"one of {', '.join(get_args(Scaling))}"),
     "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),
     "trains": (lambda value: value in get_args(Trains), f"one of {', '.join(get_args(Trains))}"),
-    "seed": (lambda value: _is(Integral, value), "a whole number"),
+    "seed": (lambda value: isinstance(value, Integral), "a whole number"),
 }
 """What an argument of `inject` must be. A misspelt word would otherwise be another method, silently."""
-
-
-def _is(kind: type, value: object) -> bool:
-    """Whether it is such a number, of Python's or another's; a bool is none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,16 +112,11 @@ def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if any(named_adapters(arguments["model"])):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
     options = {name: value for name, value in arguments.items() if name not in ("model", "state", "weight_of")}
-    wrong = [name for name, (fits, _) in _CHECKS.items() if not fits(options[name])]
+    wrong = [name for name, (fits, _) in _CHECKS.items() if isinstance(options[name], bool) or not fits(options[name])]
     if wrong:
         raise ValueError("\n".join(f"{name} = {options[name]!r}: must be {_CHECKS[name][1]}" for name in wrong))
-    plain = {name: value.item() for name, value in options.items() if _is(Real, value) and hasattr(value, "item")}
+    plain = {key: one.item() for key, one in options.items() if isinstance(one, Real) and hasattr(one, "item")}
     return {**options, **plain, "mixer": dict(options["mixer"])}
-
-
-def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
-    """s, as :func:`inject` scales."""
-    return alpha / (rank if scaling == "lora" else rank**0.5)
 
 
 def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
@@ -200,9 +190,8 @@ def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
 
 def _restore(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     refuse_misfits(own, state)
-    with torch.no_grad():
-        for key, value in own.items():
-            value.copy_(state[key])
+    for key, value in own.items():
+        value.copy_(state[key])
 
 
 def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

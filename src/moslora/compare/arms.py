@@ -63,9 +63,7 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
             )
     of_others = any(not ((path / SETTINGS).is_file() or runs_at(path)) and log_files(path) for path in paths)
     found = [*(read_logs(paths) if of_others else (one for path in paths for one in _find(path, evaluation)))]
-    groups: dict[str, list[Answers]] = {}
-    for one in found:
-        groups.setdefault(one.arm, []).append(one)
+    groups = {arm: [one for one in found if one.arm == arm] for arm in dict.fromkeys(one.arm for one in found)}
     if len(groups) == 1 and len(found) == 2:  # two seeds of one recipe: how much the seed does
         groups = {str(one.path): [one] for one in found}
     if len(groups) < 2:
@@ -182,10 +180,8 @@ def pair(before: Arm, after: Arm) -> list[tuple[Answers, Answers]]:
         return [(ones[i % len(ones)], others[i % len(others)]) for i in range(max(len(ones), len(others)))]
     seeds = sorted(before.runs.keys() & after.runs.keys())  # type: ignore[type-var]
     if not seeds:
-        of = [some([str(seed) for seed in arm.runs], most=8) for arm in (before, after)]
-        raise UsageError(
-            f"no seed in both arms ({before.name}: {of[0]}; {after.name}: {of[1]}); runs are paired by their seed"
-        )
+        both = "; ".join(f"{arm.name}: {some([*map(str, arm.runs)], most=8)}" for arm in (before, after))
+        raise UsageError(f"no seed in both arms ({both}); runs are paired by their seed")
     return [(before.runs[seed], after.runs[seed]) for seed in seeds]
 
 

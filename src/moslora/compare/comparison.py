@@ -96,8 +96,7 @@ def compare_arms(
         arms: two or more.
         contrast: names of two arms, the second to be held against the first; the default is the only two.
         outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
-        tasks: names separated by commas, of the tasks that are compared, ``commonsense`` for those of the eight that
-            there are; ``None`` for all.
+        tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
         allowed: fields that may differ; see `refuse_mixed`.
     """
     known = list(dict.fromkeys(task for arm in arms for run in arm.runs.values() for task in run.tasks))

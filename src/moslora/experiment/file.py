@@ -174,7 +174,7 @@ def _faults(file: ExperimentFile) -> Iterator[str]:
     for key in ("first", "contrast"):
         for arm in getattr(file, key):
             if arm not in file.arms:
-                yield f"{key}: {arm} is not an arm; must be among {', '.join(file.arms)}"
+                yield f"{key}: {arm} is not an arm; must be one of {', '.join(file.arms)}"
     if file.contrast[0] == file.contrast[1]:
         yield f"contrast: {file.contrast[0]} against itself; name two arms"
     if both := sorted({*file.seeds} & {*file.rate_seeds}):

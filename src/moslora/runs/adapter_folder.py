@@ -97,8 +97,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     >>> moslora.save(model, "runs/mine")
 
     Raises:
-        UsageError: an option that no recipe has, such as a mixer of your own, or a base quantised otherwise than by
-            bitsandbytes; or ``folder`` holds something else, as what was merged or scored would be of older weights.
+        UsageError: an option or a base that no recipe can have; or ``folder`` holds more, such as what was merged.
     """
     folder, config, options = Path(folder), model.config, dict(getattr(model, "adapter_options", {}))
     section: dict[str, Any] = {"name": base or config.name_or_path}

@@ -227,8 +227,7 @@ def _row(run: Run) -> list[str]:
     facts, total = run.facts, run.facts.get("steps")
     steps = f"{run.steps_done:,}/{total:,}" if total else "–"
     state = "finished" if run.finished else "unfinished" if total else "not begun"
-    if "imported" in facts:
-        steps, state = "–", "imported"
+    state = "imported" if "imported" in facts else state
     try:
         base, adapter = run.recipe.model.name, run.recipe.adapter.summary()
     except MosloraError:  # of another version
