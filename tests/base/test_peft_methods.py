@@ -132,7 +132,7 @@ OTHERS = {
 def test_methods_without_a_recipe_are_merged_too(case: str) -> None:
     targets, fields = OTHERS[case]
     settings = (f"adapter.target_modules={targets}", f"adapter.peft={{peft_type: {fields}}}")
-    model, ids = with_adapters(base(), load_recipe("smollm2-135m", settings)).eval(), token_batch(tiny_llama())
+    model, ids = with_adapters(base(), load_recipe("smollm2-135m", settings)).eval(), torch.arange(3, 14)[None]
     perturb(learned(model).values())
     plain = tiny_llama()
     with torch.no_grad():
