@@ -43,7 +43,7 @@ TYPED = (
     ("import {run}", "run: ", "adapter_model.safetensors"),
     ("runs none", "none: ", "moslora train RECIPE"),
     ("report none", "none: "),
-    ("report {run} --evaluation x --out page", "as x", "moslora eval"),
+    ("report {run} --evaluation x --out page", "no evaluation x", "moslora eval"),
     ("experiment mixer-ablatoin", "mixer-ablatoin", "mixer-ablation"),
 )
 

@@ -72,7 +72,8 @@ def _read(files: Iterable[Path]) -> dict[str, dict[str, dict[str, Sample]]]:
                         once = "an evaluation has each once, so choose the files of one"
                         raise UsageError(f"{file}: row {number}: question {sample.id} of {task} again; {once}")
             except (KeyError, ValueError, TypeError, AttributeError) as error:
-                what = first_line(error) if isinstance(error, ValueError) else f"no question ({error})"
+                kinds = {KeyError: "no column", ValueError: "a score must be a number"}
+                what = f"{kinds.get(type(error), 'no question')} ({first_line(error)})"
                 raise UsageError(f"{file}: row {number}: {what}; must have id and score, or be lm-eval's") from None
             except csv.Error as error:  # such as a cell of more than 131,072 characters
                 raise UsageError(f"{file}: row {number + 1}: {error}; leave all but id, score and task out") from None
@@ -92,7 +93,7 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     id, hashes, options = str(row["doc_id"]), {name: row[name] for name in HASHES}, row["filtered_resps"]
     if len(options) < 2 or "acc_mutual_info" in scores or not all(isinstance(o, list) and len(o) == 2 for o in options):
         return Sample(id, scores, hashes)
-    likelihoods, target = [float(likelihood) for likelihood, _ in options], row["target"].strip()
+    likelihoods, target = [float(likelihood) for likelihood, _ in options], str(row["target"]).strip()
     texts = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
     gold = int(target) if target.isdecimal() else texts.index(target) if texts.count(target) == 1 else -1
     right = likelihoods.index(best := max(likelihoods)) == gold

@@ -13,7 +13,7 @@ from moslora.data.hub import MIXTURE as MIXED
 from moslora.data.sources import MIXTURE
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import MosloraError
-from moslora.recipe import load_recipe
+from moslora.recipe import PeftSection, load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.asking import ASKING, local_files
@@ -33,7 +33,7 @@ def write_card(out: Path, folder: AdapterFolder, *, kind: str, task: str | None,
     data = ModelCardData(
         base_model=None if _is_local(name) else public_name(name),
         library_name="peft" if (out / "adapter_config.json").exists() else "transformers",
-        tags=["lora", "moslora"],
+        tags=["moslora", *([] if isinstance(recipe.adapter, PeftSection) else ["lora"])],
     )
     at = f" at revision `{revision}`" if revision else ""
     if name == BUILTIN:
@@ -95,7 +95,7 @@ def _origin(task: str, source: str) -> str:
     """Where the rows of ``task`` are from: ``source`` has those of the eight sets, and the bare instructions."""
     entry = TASKS.get(task)
     if not entry and task != INSTRUCTION:
-        return "a source of its own"  # which the recipe names
+        return "its own source, named in the recipe below"
     if entry and entry.hub and source == "hub":
         return f"`{entry.hub.path}` on the hub"
     public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXED.path}` on the hub"}

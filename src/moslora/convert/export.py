@@ -77,6 +77,11 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
             f'base = AutoModelForCausalLM.from_pretrained("{public_name(base)}")\n'
             f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
         )
+        if base == BUILTIN:
+            proof += (
+                " The logits are the same only on the Q4_1 quantisation of the hub's weights, in the folder that"
+                f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
+            )
         write_card(scratch, folder, kind=kind, task=task, use=use, proof=proof)
     return out
 

@@ -50,7 +50,8 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
         _refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
     elif in_use(run.path):
         raise UsageError(
-            f"{run.path}: not empty; resume that run with --resume, or choose another folder with name=… or --out"
+            f"{run.path}: not empty; resume that run: moslora train {run.path} --resume; or choose another folder"
+            " with name=… or --out"
         )
 
 
