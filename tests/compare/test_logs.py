@@ -294,7 +294,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("", "no questions"),
-        ("id,right\nq1,1\n", "row 1: no question .*'score'"),
+        ("id,right\nq1,1\n", "row 1: no column 'score'"),
         ("id,score\nq1,1\nq2,yes\n", "row 2: .*'yes'"),
         ("id,score\nq1,1\nq2\n", "row 2: "),
         ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions again"),

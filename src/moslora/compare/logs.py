@@ -72,8 +72,7 @@ def _read(files: Iterable[Path]) -> dict[str, dict[str, dict[str, Sample]]]:
                         once = "an evaluation has each once, so choose the files of one"
                         raise UsageError(f"{file}: row {number}: question {sample.id} of {task} again; {once}")
             except (KeyError, ValueError, TypeError, AttributeError) as error:
-                kinds = {KeyError: "no column", ValueError: "a score must be a number"}
-                what = f"{kinds.get(type(error), 'no question')} ({first_line(error)})"
+                what = f"no column {error}" if isinstance(error, KeyError) else first_line(error)
                 raise UsageError(f"{file}: row {number}: {what}; must have id and score, or be lm-eval's") from None
             except csv.Error as error:  # such as a cell of more than 131,072 characters
                 raise UsageError(f"{file}: row {number + 1}: {error}; leave all but id, score and task out") from None

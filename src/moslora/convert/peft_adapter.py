@@ -93,6 +93,8 @@ def read_settings(path: Path) -> Settings:
     except (OSError, ValueError) as error:
         raise MosloraError(f"{path}: cannot be read ({first_line(error)})") from None
     faults = []
+    if (kind := values.get("peft_type", "LORA")) != "LORA":
+        raise UsageError(f"{path}: peft_type = {shortened(kind)}: only LORA can be imported")
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
