@@ -96,7 +96,7 @@ def as_example(
         names = tuple(options[truths.index(word)] for word in order) if order else TRUTHS[0]
         return Example("question", "boolq", question.rstrip("? "), TRUTHS[0], 0), names
     if len(options) < 2:
-        raise UsageError(f"options: {len(options)} given; give two or more: --option A --option B, or one a line")
+        raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one a line")
     context = None
     if entry.name == "winogrande" and question.count("_") != 1:
         raise UsageError("task winogrande: the sentence must contain one _, where the options go")
