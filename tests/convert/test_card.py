@@ -73,7 +73,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
         ("hub", "piqa", "`baber/piqa` on the hub"),
         ("commonsense_170k", INSTRUCTION, "`zwhe99/commonsense_170k` on the hub"),
         ("/home/me/mine.jsonl", INSTRUCTION, "`./mine.jsonl`"),
-        ("wheel", "mine", "a source of its own"),
+        ("wheel", "mine", "its own source, named in the recipe below"),
     ],
 )
 def test_every_source_is_named_as_others_know_it(
