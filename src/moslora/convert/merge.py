@@ -131,9 +131,7 @@ def _write_weights(
             shard = {}
             for key in keys:
                 layer = key.removesuffix(".weight")
-                tensor = exact[key] if key in exact else sources[key].get_tensor(key)
-                if layer in quantized and key not in exact:
-                    tensor = dequantize(quantized[layer])
+                tensor = exact[key] if key in exact else _base_weight(key, sources, quantized)
                 if layer in pairs:
                     tensor = _adapted(tensor, pairs[layer], dtype=dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
@@ -153,6 +151,12 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
         yield sources
 
 
+def _base_weight(key: str, sources: Mapping[str, Any], quantized: Mapping[str, nn.Module]) -> Tensor:
+    """The tensor ``key`` that a merge starts from: the file's, unless ``quantized`` has its layer."""
+    layer = quantized.get(key.removesuffix(".weight"))
+    return sources[key].get_tensor(key) if layer is None else dequantize(layer)
+
+
 @torch.no_grad()
 def _compare_weights(
     files: Sequence[Path],
@@ -166,7 +170,7 @@ def _compare_weights(
         found = {key: weight_sums(merged[key].get_tensor(key), exact=exact[key], plain=exact[key]) for key in exact}
         for name, layer in layers.items():
             key = f"{name}.weight"
-            plain = dequantize(quantized[name]) if name in quantized else base[key].get_tensor(key)
+            plain = _base_weight(key, base, quantized)
             written, delta = merged[key].get_tensor(key), layer.delta_weight()
             found[name] = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
