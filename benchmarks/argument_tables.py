@@ -104,19 +104,22 @@ def merged_rank(layer: AdapterLinear) -> int | None:
 
 def systems_table() -> str:
     """What each system's M is, holds and costs; LoRA's own numbers, and the others' in addition to them."""
-    rows = [["", "M depends on x", "M", "parameters", "operations in training", "merges", "operations in use"]]
+    header = ["", "M depends on x", "experts used for a token", "non-zero entries of M", "parameters"]
+    rows = [[*header, "operations in training", "merges", "operations in use"]]
     plain = layer_of(drawn("identity", rank=TABLE_RANK, in_features=D))
     for name, options in SYSTEMS.items():
         mixer = drawn(rank=TABLE_RANK, in_features=D, **options)
         at, elsewhere = (matrix_at(mixer, token(seed, D)) for seed in (1, 5))
-        filled, entries = int(at.count_nonzero()), at.numel()
+        experts = getattr(mixer, "experts", getattr(mixer, "blocks", TABLE_RANK))  # each strand, where none are named
+        used = int((at != 0).unflatten(1, (experts, -1)).any(-1).any(0).sum())
         layer = layer_of(mixer)
         count, rank = operations(layer), merged_rank(layer)
         rows.append(
             [
                 name,
                 "no" if at.equal(elsewhere) else "yes",
-                f"{'dense' if filled == entries else 'sparse'}, {filled} of {entries}",
+                f"{'dense' if used == experts else 'sparse'}, {used} of {experts}",
+                f"{int(at.count_nonzero())} of {at.numel()}",
                 against(parameters(layer), parameters(plain), first=len(rows) == 1),
                 against(count, operations(plain), first=len(rows) == 1),
                 "nothing" if rank is None else f"all, as LoRA of rank {rank}",

@@ -68,21 +68,22 @@ def test_the_table_of_systems_is_what_the_formulas_give() -> None:
     """d × d, rank r, k experts: what methods.md says of each."""
     d, r, k, tokens = 4096, 16, 4, 2048
     lora = 2 * r * d
-    by_formula: dict[str, tuple[str, int, int, int, int | None]] = {  # gate, entries, parameters, operations, rank
-        "LoRA": ("no", r, lora, lora, r),
-        "LoRA experts, dense gate": ("yes", r, k * d, k * d, None),
-        "LoRA experts, top-2 gate": ("yes", 2 * r // k, k * d, k * d, None),
-        "gates inside": ("yes", r * k, 2 * k * d, 2 * k * d + r, None),
-        "input split in 4": ("no", r, -r * d * (k - 1) // k, 0, r),
-        "two-subspace mixing": ("no", 2 * r, 0, -lora // 2, r // 2),
-        "Kronecker": ("no", r * k, k * k, k * r * d // tokens, r),
-        "MoSLoRA": ("no", r * r, r * r, r * r * d // tokens, r),
+    # gate, experts, entries, parameters, operations, rank
+    by_formula: dict[str, tuple[str, str, int, int, int, int | None]] = {
+        "LoRA": ("no", "dense, 16 of 16", r, lora, lora, r),
+        "LoRA experts, dense gate": ("yes", "dense, 4 of 4", r, k * d, k * d, None),
+        "LoRA experts, top-2 gate": ("yes", "sparse, 2 of 4", 2 * r // k, k * d, k * d, None),
+        "gates inside": ("yes", "dense, 4 of 4", r * k, 2 * k * d, 2 * k * d + r, None),
+        "input split in 4": ("no", "dense, 4 of 4", r, -r * d * (k - 1) // k, 0, r),
+        "two-subspace mixing": ("no", "dense, 2 of 2", 2 * r, 0, -lora // 2, r // 2),
+        "Kronecker": ("no", "dense, 4 of 4", r * k, k * k, k * r * d // tokens, r),
+        "MoSLoRA": ("no", "dense, 16 of 16", r * r, r * r, r * r * d // tokens, r),
     }
     rows = page_table("systems")
     assert [row[0] for row in rows] == list(by_formula) == list(SYSTEMS)
-    for name, gate, m, parameters, operations, merges, in_use in rows:
-        kind, entries, more, work, rank = by_formula[name]
-        assert (gate, m) == (kind, f"{'dense' if entries == r * r else 'sparse'}, {entries} of {r * r}")
+    for name, gate, experts, filled, parameters, operations, merges, in_use in rows:
+        kind, used, entries, more, work, rank = by_formula[name]
+        assert (gate, experts, filled) == (kind, used, f"{entries} of {r * r}")
         assert (number(parameters), number(operations)) == (more, work)
         assert merges == (f"all, as LoRA of rank {rank}" if rank else "nothing")
         assert number(in_use) == (0 if rank else lora + work)
