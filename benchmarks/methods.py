@@ -5,6 +5,8 @@
 
 A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
 the second, examine.py, does the rest, and times the method's training step and LoRA's in turns, on the same rows.
+What was found is kept, method by method, so the command goes on after Ctrl-C, and can be given some methods at a time;
+the page gets its table once all are measured by the same code on one machine.
 """
 
 import argparse
@@ -13,16 +15,42 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from examine import METHODS, Method, Settings, recipe_text
+from moslora.experiment.provenance import code
+from moslora.files import write_json
+from moslora.recipe import load_recipe
 from written import machine, markdown, publish, spread
 
 ROOT = Path(__file__).parents[1]
 TABLE = "methods table"
+
+KEPT = "measured.json"
+"""In a method's folder: what was found, and what it was made with."""
+
+
+def folder_of(method: Method, work: Path) -> Path:
+    return work / method.recipe.replace("/", "-")
+
+
+def kept(method: Method, work: Path, settings: Settings) -> dict[str, Any] | None:
+    """What was found of it before with the same settings, recipe and code on this machine."""
+    file = folder_of(method, work) / KEPT
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found if found["made_with"] == made_with(file.parent, settings) else None
+
+
+def made_with(folder: Path, settings: Settings) -> dict[str, Any]:
+    """All that a result depends on, as far as a program can tell; JSON."""
+    recipe = load_recipe(folder / "recipe.yaml").to_yaml()
+    return {"settings": asdict(settings), "recipe": recipe, "code": code(), "machine": machine()}
 
 
 def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
@@ -32,7 +60,7 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
         RuntimeError: a process failed; its log is named.
     """
     print(f"{method.recipe} ...", flush=True)
-    folder = work / method.recipe.replace("/", "-")
+    began, folder = time.monotonic(), folder_of(method, work)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recipe = folder / "recipe.yaml"
@@ -49,6 +77,9 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     trained = int(printed[1].replace(",", "")) if printed else None
     if trained != found["parameters"]["counted"]:
         raise RuntimeError(f"{method.recipe}: the run says {trained} trainable parameters, not {found['parameters']}")
+    found["made_with"] = made_with(folder, settings)
+    write_json(folder / KEPT, found)
+    print(f"{method.recipe}: {time.monotonic() - began:.0f} s", flush=True)
     return found
 
 
@@ -112,6 +143,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train, examine and time every method recipe on one model.")
     parser.add_argument("--base", default="smollm2-135m", help="recipe with the model (%(default)s)")
     parser.add_argument("--methods", nargs="+", default=names, choices=names, metavar="METHOD", help="LoRA always is")
+    parser.add_argument("--again", action="store_true", help="measure also what was measured by the same code")
     parser.add_argument("--steps", type=int, default=6, help="steps of each run (%(default)s)")
     parser.add_argument("--pairs", type=int, default=12, help="timed steps (%(default)s)")
     parser.add_argument("--rows", type=int, default=8, help="rows of a step (%(default)s)")
@@ -125,22 +157,24 @@ def main() -> int:
     # A file is relative to here, not to the folder of the recipes that extend it.
     base = str(Path(given.base).resolve()) if Path(given.base).is_file() else given.base
     settings = Settings(base=base, steps=given.steps, pairs=given.pairs, rows=given.rows, questions=given.questions)
-    by_name = {method.recipe: method for method in METHODS}
-    results, faults = {}, []
-    for name in [name for name in names if name == "lora" or name in given.methods]:
-        try:
-            results[name] = measure(by_name[name], given.work, settings)
-        except RuntimeError as error:
-            faults.append(f"{name}: {error}")
-            print(f"error: {faults[-1]}", file=sys.stderr)
+    results, faults = {}, 0
+    for method in METHODS:
+        found = None if given.again and method.recipe in given.methods else kept(method, given.work, settings)
+        if found is None and method.recipe in ("lora", *given.methods):
+            try:
+                found = measure(method, given.work, settings)
+            except RuntimeError as error:
+                print(f"error: {method.recipe}: {error}", file=sys.stderr)
+                faults += 1
+        if found:
+            results[method.recipe] = found
     if "lora" not in results:
         return 1
-    text = table(results, settings)
-    publish(text, given.docs, TABLE, print_only=given.print_only or bool(faults))
-    if faults:
-        print(f"{len(faults)} methods failed, so {given.docs} keeps its table", file=sys.stderr)
-        return 1
-    return 0
+    missing = [name for name in names if name not in results]
+    publish(table(results, settings), given.docs, TABLE, print_only=given.print_only or bool(missing))
+    if missing:
+        print(f"not measured, so {given.docs} keeps its table: {', '.join(missing)}", file=sys.stderr)
+    return int(faults > 0)
 
 
 if __name__ == "__main__":

@@ -144,19 +144,34 @@ def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_methods_are_measured_and_written_down(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two methods on the small model through all of it: one that merges, one that does not."""
+def test_methods_are_measured_and_written_down(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two methods on the small model through all of it, one that merges and one that does not: in two pieces, of which
+    the second measures only what the first has left, and the page has its table at the end."""
     page = tmp_path / "page.md"
     page.write_text("<!-- methods table -->\n<!-- /methods table -->\n", encoding="utf-8")
-    arguments = ["--base", str(world / "recipe.yaml"), "--methods", "lora-moe-topk", "--steps", "4", "--pairs", "2"]
-    arguments += ["--rows", "4", "--questions", "3", "--work", str(tmp_path / "work"), "--docs", str(page)]
-    monkeypatch.setattr(sys, "argv", ["methods.py", *arguments])
-    assert methods.main() == 0
+    arguments = ["--base", str(world / "recipe.yaml"), "--steps", "4", "--pairs", "2", "--rows", "4"]
+    arguments += ["--questions", "3", "--work", str(tmp_path / "work"), "--docs", str(page)]
+    monkeypatch.setattr(methods, "METHODS", [m for m in METHODS if m.recipe in ("lora", "lora-moe-topk")])
+
+    def measured(*more: str) -> list[str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["methods.py", *arguments, *more])
+        assert methods.main() == 0
+        return re.findall(r"^(\S+) \.\.\.$", capsys.readouterr().out, re.M)
+
+    assert measured("--methods", "lora") == ["lora"]
+    assert "lora" not in page.read_text(encoding="utf-8")
+    assert measured() == ["lora-moe-topk"] and measured() == []
     rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows] == ["| `lora`", "| `lora-moe-topk`"]
     assert [row[5:] for row in rows] == [["yes", "yes", "same bits |"], ["no", "no", "same bits |"]]
     assert rows[1][2] == f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
     assert f"`{world / 'recipe.yaml'}`, dropout 0.1, " in page.read_text(encoding="utf-8")
+    monkeypatch.setattr(methods, "code", lambda: "another")
+    settings = Settings(base=str(world / "recipe.yaml"), steps=4, pairs=2, rows=4, questions=3)
+    assert [methods.kept(method, tmp_path / "work", settings) for method in methods.METHODS] == [None, None]
 
 
 PLACES = re.compile(r"<!-- ([\w-]+ table) -->(.*?)<!-- /\1 -->", re.S)
