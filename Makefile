@@ -8,7 +8,9 @@
 #   make lint          style, types and the import contract
 #   make docs          write docs/recipes.md from the recipe models
 #   make dist          build the wheel and the sdist in dist/, check them, and try the wheel in an empty environment
-#   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md
+#   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md;
+#                      stopped, it goes on where it was
+#   make results       draw and tabulate an experiment: docs/results.md
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
 #   make soak          kill a run and damage its files at random, and try random input, for some minutes
 #   make test-processors    the tests as on processors with fewer instructions, three times
@@ -23,7 +25,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof setup lint docs dist methods latency bench serving soak
+.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof results setup lint docs dist methods latency bench serving soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -60,6 +62,9 @@ test-lowest test-newest: test-%: .venv-%/installed
 proof: $(VENV)/installed-plots
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/proof.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/argument.py
+
+results: $(VENV)/installed-plots
+	$(BIN)/python benchmarks/results.py
 
 setup: $(VENV)/installed-dev
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from unittest.mock import Mock
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from cli_kit import run as cli
+from moslora.compare.answers import COLUMNS, read_answers
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
@@ -23,7 +25,7 @@ from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report
 from moslora.report.canvas import Canvas
-from moslora.report.figures import accuracy
+from moslora.report.figures import FORGOTTEN, accuracy
 from moslora.report.questions import most_changed
 from moslora.report.runs import reported_runs
 from moslora.tasks import Example
@@ -122,6 +124,18 @@ def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path:
         tmp_path / "page" / "differences-from-base.png"
     ).exists()
     assert {"adapter.alpha", "4", "8"} <= {*found.cells}  # where the recipes differ
+
+
+@pytest.mark.slow
+def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    for folder in run.glob("eval/*"):
+        columns = {task: asdict(its) for task, its in read_answers(Evaluation(folder)).tasks.items()}
+        columns["obqa"]["outcomes"][FORGOTTEN] = [1.0 + folder.name.endswith("-base")] * len(columns["obqa"]["ids"])
+        (folder / COLUMNS).write_text(json.dumps(columns))
+    texts = write_report([run], out=tmp_path / "page").read_text("utf-8")
+    assert (tmp_path / "page" / "gain-and-forgetting.png").exists() and "nats per byte" in texts
+    assert "nats per byte" not in write_report([evaluated], out=tmp_path / "without").read_text("utf-8")
 
 
 @pytest.mark.parametrize("asked", ["one task of three", "another task"])

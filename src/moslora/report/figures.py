@@ -1,11 +1,13 @@
 """The figures of training and of answers."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from moslora.compare.answers import Answers
 from moslora.compare.comparison import Contrast
 from moslora.compare.statistics import MACRO, Floats
 from moslora.evaluation import Evaluation, Score
@@ -102,6 +104,41 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title:
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         _rows(axes, names, f"{title}, {unit.unit}, 95 % interval; filled: shown", legend=len(contrasts) > 1)
     return canvas.keep(name, figure)
+
+
+FORGOTTEN, MARKERS = "nats_per_byte", "osD^vP*X<>hp"  # an outcome of texts; marks, as twelve colours look alike
+
+
+def change(outcome: str, tuned: Answers, base: Answers) -> float:
+    """Macro average of the ``outcome`` over the tasks that have it, minus the base's; NaN if none has."""
+    both = [(its.outcomes.get(outcome), base.tasks[task].outcomes.get(outcome)) for task, its in tuned.tasks.items()]
+    means = [fmean(after) - fmean(before) for after, before in both if after and before]
+    return fmean(means) if means else np.nan
+
+
+def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Answers]], base: Answers) -> Markup | None:
+    """How much better than the base each run answers, over how much worse it predicts texts, and the arms' means with
+    their standard errors; ``None`` without texts. ``runs``: arm and answers, to the questions of ``base``."""
+    found = {}
+    for arm in canvas.arms:
+        pairs = [(change(FORGOTTEN, r, base), change("log_probability", r, base)) for its, r in runs if its == arm]
+        if pairs and np.isfinite(pairs).all():
+            found[arm] = np.array(pairs)
+    if not found:
+        return None
+    with canvas.figure(6, 3.5) as (figure, axes):
+        for arm in sorted(found, key=lambda arm: -found[arm][:, 1].mean()):  # the legend in the order of the marks
+            x, y = found[arm].T
+            style = {"color": canvas.color(arm), "marker": MARKERS[canvas.arms.index(arm) % len(MARKERS)]}
+            axes.scatter(x, y, s=16, alpha=0.4, linewidths=0, **style)
+            xerr, yerr = found[arm].std(axis=0, ddof=1) / len(x) ** 0.5 if len(x) > 1 else (0, 0)
+            axes.errorbar(x.mean(), y.mean(), yerr, xerr, linestyle="", markersize=6.5, label=arm, **style)
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim(), title="Against the base, and means ± standard errors")
+        for line in (axes.axhline, axes.axvline):
+            line(0, color=MUTED, linewidth=1.2)
+        axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return canvas.keep("gain-and-forgetting", figure)
 
 
 def _places(count: int) -> Floats:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from moslora.compare.answers import Questions
+from moslora.compare.answers import Questions, read_answers
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
@@ -55,6 +55,7 @@ def page(
         examples = texts(first.run.recipe.questions)
         found = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
         changed = list(zip(("gained", "lost"), found, strict=True)) if any(found) else []
+    answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned]
     scored = {**{run.name: run.tuned for run in runs}, "base": base}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -70,6 +71,7 @@ def page(
         ],
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
+        traded=base and shared and figures.gain_and_forgetting(canvas, answers, read_answers(base)),
         compared=list(_comparisons(canvas, base, paths, runs=len(runs), evaluation=evaluation)),
         maps={run.arm: figure for run in firsts if (figure := weights.heat_maps(canvas, run))},
         weights=[figure for part in BY_LAYER if (figure := weights.by_layer(canvas, firsts, *part))],

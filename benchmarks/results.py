@@ -1,0 +1,220 @@
+"""The figures and tables of docs/results.md, from the folder of an experiment whose first arm is LoRA.
+
+    python benchmarks/results.py                                # docs/experiments/article
+    python benchmarks/results.py runs/mine --print-only
+
+Forgetting needs texts among the questions, and with gain the base's answers, in one of the runs:
+``moslora eval FOLDER/runs/RUN --base``. Costs are those of docs/methods.md, which `make methods` measures.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from scipy import stats
+
+from diagrams import INK
+from moslora.compare.answers import Answers, in_common, read_answers
+from moslora.compare.arms import Arm, load_arms, runs_at
+from moslora.compare.comparison import Comparison, Contrast, compare, compare_arms
+from moslora.compare.conclusion import lines
+from moslora.compare.index import ExperimentIndex, read_index
+from moslora.compare.outcomes import OUTCOMES
+from moslora.compare.statistics import LEVEL, MACRO
+from moslora.evaluation import Evaluation
+from moslora.evaluation.predictions import mean_and_error
+from moslora.recipe import Recipe, load_recipe
+from moslora.report.canvas import INK as DARK
+from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
+from moslora.report.figures import FORGOTTEN, gain_and_forgetting
+from moslora.runs.run import SETTINGS, Run
+from written import markdown, publish
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+COMPARED = ("log_probability", "accuracy")
+"""The forest's columns; arms are in the order of the first."""
+
+SHOWN = {**dict.fromkeys(VARIABLES.values(), INK), **{f"c{n}": color for n, color in enumerate(SERIES)}}
+"""The colours of a file on its own: of medium brightness, on a white page and on a dark one."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An experiment's answers, all to the same questions; ``base`` are its base's."""
+
+    folder: Path
+    index: ExperimentIndex
+    arms: list[Arm]
+    base: Answers | None
+
+    @property
+    def names(self) -> list[str]:
+        return [arm.name for arm in self.arms]
+
+    @cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """Outcome -> every other arm against the first."""
+        return {o: compare_arms(self.arms, outcome=o, tasks=self.tasks(o)) for o in COMPARED}
+
+    def tasks(self, outcome: str) -> str:
+        """Those that have it."""
+        first = next(iter(self.arms[0].runs.values()))
+        return ",".join(task for task, its in first.tasks.items() if its.outcomes.get(outcome))
+
+    def runs(self, arm: str) -> list[Run]:
+        return [Run(self.folder / run.folder) for run in self.index.runs if run.arm == arm and not run.diverged]
+
+
+def load(folder: Path) -> Found:
+    """The scored runs of an experiment, and its base, on the questions that all answered."""
+    index = read_index(folder)
+    if index is None:
+        raise SystemExit(f"{folder}: no experiment.json; give the folder of an experiment")
+    arms = load_arms([folder])
+    beside = [(path := Run(run).evaluation()).with_name(f"{path.name}-base") for run in runs_at(folder)]
+    base = next((read_answers(Evaluation(path)) for path in beside if (path / SETTINGS).is_file()), None)
+    every = [run for arm in arms for run in arm.runs.values()]
+    shared, _ = in_common([*every, base] if base else every)
+    return Found(folder, index, [arm.each(lambda run: run.only(shared)) for arm in arms], base and base.only(shared))
+
+
+def simultaneous(contrast: Contrast, count: int) -> tuple[float, float]:
+    """The interval that holds, with those of all ``count`` contrasts, in 95 % of experiments: Bonferroni's."""
+    effect = contrast.effects[MACRO]
+    degrees = contrast.seeds - 1 if contrast.seeds > 1 else np.inf
+    half = float(stats.t.ppf(1 - LEVEL / 2 / count, degrees)) * effect.standard_error
+    return effect.difference - half, effect.difference + half
+
+
+def forest(canvas: Canvas, found: Found) -> Markup:
+    """A row for each arm: its differences from the first, their intervals, and the differences that do not matter."""
+    contrasts = {name: {one.after: one for one in found.comparisons[name].exploratory} for name in COMPARED}
+    order = sorted(found.names[1:], key=lambda arm: -contrasts[COMPARED[0]][arm].effects[MACRO].difference)
+    with canvas.figure(8.4, 1.5 + 0.29 * len(order), columns=2) as (figure, ((*axes,),)):
+        for place, outcome in zip(axes, COMPARED, strict=True):
+            unit = OUTCOMES[outcome]
+            place.axvspan(-unit.margin, unit.margin, color=SERIES[2], alpha=0.25, lw=0, label="equivalence margin")
+            place.axvline(0, color=MUTED, linewidth=1.2)
+            for row, arm in enumerate(order):
+                contrast = contrasts[outcome][arm]
+                low, high = (unit.factor * end for end in simultaneous(contrast, len(order)))
+                shown = not low <= 0 <= high
+                style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": SERIES[0] if shown else "none"}
+                place.plot((low, high), (row, row), color=SERIES[0], linewidth=1.8, solid_capstyle="round")
+                place.plot(unit.factor * contrast.effects[MACRO].difference, row, "o", **style)
+            place.set_title(unit.title.removesuffix(", %"))
+            place.set_xlabel(f"difference from {found.names[0]}, {unit.unit}")
+            place.set_yticks(range(len(order)), order if place is axes[0] else [])
+            place.tick_params(axis="y", length=0, labelcolor=DARK)
+            place.grid(axis="y", visible=False)
+            place.set_ylim(len(order) - 0.5, -0.5)
+            place.spines["left"].set_visible(False)
+            place.locator_params(axis="x", nbins=5)
+            place.margins(x=0.08)
+        figure.set_layout_engine("constrained", w_pad=0.12)
+        for fill, label in ((SERIES[0], "difference shown by its simultaneous 95 % interval"), ("none", "none shown")):
+            style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill, "linewidth": 1.8}
+            axes[0].plot([], [], "o-", label=label, **style)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return canvas.keep("forest", figure)
+
+
+def standalone(svg: Markup) -> str:
+    """A page's SVG as a file of its own."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    text = re.sub(r"var\(--(\w+)\)", lambda found: SHOWN[found[1]], svg).replace("<svg", f"<svg {names}", 1)
+    return text.replace(f"stroke: {SHOWN['grid']}; stroke-width: 0.8", f"stroke: {SHOWN['grid']}; stroke-opacity: 0.3")
+
+
+def level(runs: Sequence[Answers], outcome: str) -> str:
+    """The mean over seeds of the macro average, and its standard error; "–" if the runs do not have it."""
+    columns = [[its.outcomes.get(outcome) for its in run.tasks.values()] for run in runs]
+    means = [fmean(map(fmean, had)) for column in columns if (had := [values for values in column if values])]
+    if not means:
+        return "–"
+    unit = OUTCOMES[outcome]
+    mean, error = mean_and_error([unit.factor * value for value in means])
+    return f"{mean:.{unit.fine}f}" + ("" if error is None else f" ± {error:.{unit.fine}f}")
+
+
+def costs() -> list[tuple[dict[str, Any], str, str]]:
+    """The adapter of every method, its step time and its peak memory as shares of LoRA's, from docs/methods.md."""
+    table = (DOCS / "methods.md").read_text(encoding="utf-8").partition("<!-- methods table -->")[2]
+    rows = re.findall(r"^\| `([\w/-]+)` \| [\w-]+ \| [^|]+ \| ([^|]+) \| ([^|]+) \|", table, re.M)
+    return [(cost_of(load_recipe("smollm2-135m", [f"extends=methods/{name}"])), *cells) for name, *cells in rows]
+
+
+def cost_of(recipe: Recipe) -> dict[str, Any]:
+    """What of its adapter a step's time and memory depend on."""
+    section = recipe.adapter.model_dump()
+    section["mixer"] = {key: value for key, value in section.get("mixer", {}).items() if key != "init"}
+    return {key: value for key, value in section.items() if key not in ("alpha", "scaling")}
+
+
+def arms_table(found: Found) -> str:
+    """A row for the base and each arm; below it, what the runs are."""
+    outcomes = [outcome for outcome in (*COMPARED[::-1], FORGOTTEN) if outcome in OUTCOMES]
+    header = ["", "learning rate", *(OUTCOMES[outcome].title for outcome in outcomes), "trained parameters"]
+    rows = [[*header, "step time / LoRA's", "peak memory / LoRA's"]]
+    if found.base:
+        rows.append(["base", "", *(level([found.base], outcome) for outcome in outcomes), "0", "", ""])
+    known = costs()
+    for arm in found.arms:
+        run, *_ = found.runs(arm.name)
+        recipe = run.recipe
+        cost = next((cells for adapter, *cells in known if adapter == cost_of(recipe)), ["–", "–"])
+        count = run.facts.get("trainable_parameters")
+        cells = [level([*arm.runs.values()], outcome) for outcome in outcomes]
+        rows.append([arm.name, f"{recipe.training.learning_rate:g}", *cells, f"{count:,}" if count else "–", *cost])
+    first = [*found.arms[0].runs.values()]
+    asked = sum(len(task.ids) for task in first[0].tasks.values())
+    made = {_made(run) for arm in found.names for run in found.runs(arm)}
+    note = f"Means over {len(first)} seeds ± standard error; {asked:,} questions of {len(first[0].tasks)} sets."
+    return f"{markdown(rows)}\n\n{note} {'; '.join(sorted(made))}."
+
+
+def _made(run: Run) -> str:
+    hardware, versions = run.facts.get("hardware", {}), run.facts.get("versions", {})
+    return f"{hardware.get('device', 'an unrecorded machine')}, torch {versions.get('torch', 'unrecorded')}"
+
+
+def figures(found: Found) -> Mapping[str, Markup | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        canvas = Canvas(Path(folder), found.names)
+        runs = [(arm.name, run) for arm in found.arms for run in arm.runs.values()]
+        traded = gain_and_forgetting(canvas, runs, found.base) if found.base else None
+        return {"forest": forest(canvas, found), "gain-and-forgetting": traded}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draw and tabulate an experiment's results.")
+    parser.add_argument("folder", type=Path, nargs="?", default=DOCS / "experiments" / "article", help="%(default)s")
+    parser.add_argument("--docs", type=Path, default=DOCS / "results.md", help="where the tables are written")
+    parser.add_argument("--print-only", action="store_true", help="leave documents and figures as they are")
+    given = parser.parse_args()
+    found = load(given.folder)
+    said = "\n".join(f"* {line}" for line in lines(compare([given.folder], tasks=found.tasks(found.index.outcome))))
+    for name, text in {"arms": arms_table(found), "conclusions": said}.items():
+        publish(text, given.docs, name, print_only=given.print_only)
+    if not given.print_only:
+        folder = given.docs.with_suffix("")
+        folder.mkdir(exist_ok=True)
+        for name, svg in figures(found).items():
+            if svg:
+                (folder / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")
+                print(f"written: {folder / name}.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

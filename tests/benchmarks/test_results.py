@@ -1,0 +1,125 @@
+"""The results' figures and tables: of an experiment that was drawn at random, against its numbers and by hand."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import results
+from compare_kit import base, drawn, write_run
+from moslora.compare.answers import COLUMNS, Answers, TaskAnswers
+from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.report.figures import change
+
+METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
+SEEDS = (0, 1, 2, 3)
+TEXTS = "winogrande"  # the name of any task
+
+
+def with_texts(answers: Answers, nats: float) -> Answers:
+    """With twenty texts, of which every byte costs the model ``nats``, some more and some less."""
+    ids = tuple(f"{TEXTS}/test/{number:02}" for number in range(20))
+    column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())
+    texts = TaskAnswers(ids, (), {"accuracy": (), "log_probability": (), "nats_per_byte": column})
+    return replace(answers, tasks={**answers.tasks, TEXTS: texts})
+
+
+def write_experiment(folder: Path, *, methods: Sequence[str] = METHODS, seeds: Sequence[int] = SEEDS) -> None:
+    """The later a method stands, the more it gains and the more it forgets; seed 1 forgets 0.02 more."""
+    runs = []
+    for number, method in enumerate(methods):
+        for seed in seeds:
+            run = ExperimentRun(method, seed, 0.002, f"runs/{method}-{seed}")
+            answers = with_texts(drawn(seed, gain=0.03 * number, arm=method), 1 + 0.01 * number + 0.02 * (seed == 1))
+            write_run(folder / run.folder, answers, f"extends=methods/{method}", "training.learning_rate=0.002")
+            card = folder / run.folder / "run.json"
+            card.write_text(json.dumps(json.loads(card.read_text()) | {"trainable_parameters": 1000 + number}))
+            runs.append(run)
+    untrained = folder / runs[-1].folder / "eval" / "cloze-cloze-float32-base"
+    shutil.copytree(untrained.with_name("cloze-cloze-float32"), untrained)
+    columns = {task: asdict(its) for task, its in with_texts(base(gain=-0.02), 0.9).tasks.items()}
+    (untrained / COLUMNS).write_text(json.dumps(columns))
+    settings = json.loads((untrained / "settings.json").read_text())
+    settings["settings"]["metadata"]["adapter"] = None
+    (untrained / "settings.json").write_text(json.dumps(settings))
+    ExperimentIndex("drawn", ("lora", "moslora"), "log_probability", tuple(runs)).write(folder)
+
+
+@pytest.fixture(scope="module")
+def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    write_experiment(folder)
+    return folder
+
+
+def test_the_command_writes_tables_and_figures(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "results.md"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("arms", "conclusions")), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["results.py", str(drawn_folder), "--docs", str(page)])
+    assert results.main() == 0
+    text = page.read_text("utf-8")
+    header, untrained, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in re.findall(r"^\|.*\|$", text, re.M)
+        if "---" not in line
+    )
+    assert [row[0] for row in rows] == list(METHODS) and untrained[0] == "base"
+    assert {len(row) for row in rows} == {len(header)} and {row[1] for row in rows} == {"0.002"}
+    assert [row[header.index("trained parameters")] for row in rows] == [f"{1000 + n:,}" for n in range(len(METHODS))]
+    assert rows[0][header.index("step time / LoRA's")].startswith("1.00 (")
+    assert "Conclusion: " in text and "4 seeds" in text
+    for name in ("forest", "gain-and-forgetting"):
+        svg = (tmp_path / "results" / f"{name}.svg").read_text("utf-8")
+        shown = {
+            "".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("text")
+        }
+        assert shown >= {*METHODS} - ({"lora"} if name == "forest" else set()), name
+        assert "var(" not in svg and "#1f2937" not in svg  # inks that a dark page would hide
+
+
+def test_the_means_are_those_of_the_runs(drawn_folder: Path) -> None:
+    """Gain and forgetting, and the table's cells, from the columns that were written."""
+    found, untrained = results.load(drawn_folder), base(gain=-0.02)
+    for number, arm in enumerate(found.arms):
+        pairs = [(drawn(seed, gain=0.03 * number, arm=arm.name), run) for seed, run in arm.runs.items()]
+        means = [np.mean([np.mean(its.outcomes["accuracy"]) for its in written.tasks.values()]) for written, _ in pairs]
+        shown = f"{100 * np.mean(means):.1f} ± {100 * np.std(means, ddof=1) / 2:.1f}"
+        assert results.level([*arm.runs.values()], "accuracy") == shown
+        for seed, (written, run) in enumerate(pairs):
+            forgotten = change("nats_per_byte", run, found.base)
+            assert forgotten == pytest.approx(0.1 + 0.01 * number + 0.02 * (seed == 1))
+            gained = [
+                np.mean(its.outcomes["log_probability"]) - np.mean(untrained.tasks[task].outcomes["log_probability"])
+                for task, its in written.tasks.items()
+            ]
+            assert change("log_probability", run, found.base) == pytest.approx(np.mean(gained))
+
+
+def test_the_intervals_hold_for_all_arms_at_once(drawn_folder: Path) -> None:
+    found = results.load(drawn_folder)
+    contrasts = found.comparisons["log_probability"].exploratory
+    assert [one.after for one in contrasts] == list(METHODS[1:])
+    for one in contrasts:
+        effect = one.effects["macro average"]
+        half = stats.t.ppf(1 - 0.05 / (2 * 5), 3) * effect.standard_error
+        assert results.simultaneous(one, 5) == pytest.approx((effect.difference - half, effect.difference + half))
+        alone = results.simultaneous(one, 1)
+        assert alone == pytest.approx(effect.interval)
+
+
+def test_without_texts_or_a_base_there_is_no_forgetting(drawn_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(drawn_folder, tmp_path / "copy"))
+    shutil.rmtree(next(folder.glob("runs/*/eval/*-base")))
+    found = results.load(folder)
+    assert found.base is None and results.figures(found)["gain-and-forgetting"] is None
+    assert found.names == list(METHODS)
