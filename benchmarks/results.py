@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,7 @@ from scipy import stats
 
 from diagrams import INK
 from moslora.compare.answers import Answers, in_common, read_answers
-from moslora.compare.arms import Arm, load_arms, runs_at
+from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparison import Comparison, Contrast, compare, compare_arms
 from moslora.compare.conclusion import lines
 from moslora.compare.index import ExperimentIndex, read_index
@@ -36,7 +37,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
 from moslora.report.figures import FORGOTTEN, gain_and_forgetting
-from moslora.runs.run import SETTINGS, Run
+from moslora.runs.run import SETTINGS, Run, is_run
 from written import markdown, publish
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -50,10 +51,10 @@ SHOWN = {**dict.fromkeys(VARIABLES.values(), INK), **{f"c{n}": color for n, colo
 
 @dataclass(frozen=True)
 class Found:
-    """An experiment's answers, all to the same questions; ``base`` are its base's."""
+    """An experiment's runs, by arm, and their answers, all to the same questions; ``base`` are its base's."""
 
-    folder: Path
     index: ExperimentIndex
+    runs: dict[str, list[Run]]
     arms: list[Arm]
     base: Answers | None
 
@@ -66,13 +67,13 @@ class Found:
         """Outcome -> every other arm against the first."""
         return {o: compare_arms(self.arms, outcome=o, tasks=self.tasks(o)) for o in COMPARED}
 
+    @property
+    def first(self) -> Answers:
+        return next(iter(self.arms[0].runs.values()))
+
     def tasks(self, outcome: str) -> str:
         """Those that have it."""
-        first = next(iter(self.arms[0].runs.values()))
-        return ",".join(task for task, its in first.tasks.items() if its.outcomes.get(outcome))
-
-    def runs(self, arm: str) -> list[Run]:
-        return [Run(self.folder / run.folder) for run in self.index.runs if run.arm == arm and not run.diverged]
+        return ",".join(task for task, its in self.first.tasks.items() if its.outcomes.get(outcome))
 
 
 def load(folder: Path) -> Found:
@@ -80,12 +81,15 @@ def load(folder: Path) -> Found:
     index = read_index(folder)
     if index is None:
         raise SystemExit(f"{folder}: no experiment.json; give the folder of an experiment")
-    arms = load_arms([folder])
-    beside = [(path := Run(run).evaluation()).with_name(f"{path.name}-base") for run in runs_at(folder)]
+    arms, runs = load_arms([folder]), defaultdict(list)
+    for one in index.runs:
+        if not one.diverged and is_run(folder / one.folder):
+            runs[one.arm].append(Run(folder / one.folder))
+    beside = [(path := run.evaluation()).with_name(f"{path.name}-base") for its in runs.values() for run in its]
     base = next((read_answers(Evaluation(path)) for path in beside if (path / SETTINGS).is_file()), None)
     every = [run for arm in arms for run in arm.runs.values()]
     shared, _ = in_common([*every, base] if base else every)
-    return Found(folder, index, [arm.each(lambda run: run.only(shared)) for arm in arms], base and base.only(shared))
+    return Found(index, runs, [arm.each(lambda run: run.only(shared)) for arm in arms], base and base.only(shared))
 
 
 def simultaneous(contrast: Contrast, count: int) -> tuple[float, float]:
@@ -170,22 +174,18 @@ def arms_table(found: Found) -> str:
         rows.append(["base", "", *(level([found.base], outcome) for outcome in outcomes), "0", "", ""])
     known = costs()
     for arm in found.arms:
-        run, *_ = found.runs(arm.name)
-        recipe = run.recipe
-        cost = next((cells for adapter, *cells in known if adapter == cost_of(recipe)), ["–", "–"])
+        run, *_ = found.runs[arm.name]
+        cost = next((cells for adapter, *cells in known if adapter == cost_of(run.recipe)), ["–", "–"])
         count = run.facts.get("trainable_parameters")
         cells = [level([*arm.runs.values()], outcome) for outcome in outcomes]
-        rows.append([arm.name, f"{recipe.training.learning_rate:g}", *cells, f"{count:,}" if count else "–", *cost])
-    first = [*found.arms[0].runs.values()]
-    asked = sum(len(task.ids) for task in first[0].tasks.values())
-    made = {_made(run) for arm in found.names for run in found.runs(arm)}
-    note = f"Means over {len(first)} seeds ± standard error; {asked:,} questions of {len(first[0].tasks)} sets."
-    return f"{markdown(rows)}\n\n{note} {'; '.join(sorted(made))}."
-
-
-def _made(run: Run) -> str:
-    hardware, versions = run.facts.get("hardware", {}), run.facts.get("versions", {})
-    return f"{hardware.get('device', 'an unrecorded machine')}, torch {versions.get('torch', 'unrecorded')}"
+        rows.append([arm.name, f"{run.recipe.training.learning_rate:g}", *cells, f"{count:,}" if count else "–", *cost])
+    seeds = " or ".join(map(str, sorted({len(arm.runs) for arm in found.arms})))
+    asked = [len(its.ids) for task, its in found.first.tasks.items() if task in found.tasks(COMPARED[0]).split(",")]
+    facts = [run.facts for runs in found.runs.values() for run in runs]
+    made = {(card.get("hardware", {}).get("device"), card.get("versions", {}).get("torch")) for card in facts}
+    machines = "; ".join(f"{device}, torch {torch}" for device, torch in made if device) or "Machine not recorded"
+    note = f"Means over {seeds} seeds ± standard error; {sum(asked):,} questions of {len(asked)} sets. {machines}."
+    return f"{markdown(rows)}\n\n{note}"
 
 
 def figures(found: Found) -> Mapping[str, Markup | None]:

@@ -55,7 +55,7 @@ def page(
         examples = texts(first.run.recipe.questions)
         found = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
         changed = list(zip(("gained", "lost"), found, strict=True)) if any(found) else []
-    answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned]
+    answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and base and shared]
     scored = {**{run.name: run.tuned for run in runs}, "base": base}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -71,7 +71,7 @@ def page(
         ],
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
-        traded=base and shared and figures.gain_and_forgetting(canvas, answers, read_answers(base)),
+        traded=figures.gain_and_forgetting(canvas, answers, read_answers(base)) if base and answers else None,
         compared=list(_comparisons(canvas, base, paths, runs=len(runs), evaluation=evaluation)),
         maps={run.arm: figure for run in firsts if (figure := weights.heat_maps(canvas, run))},
         weights=[figure for part in BY_LAYER if (figure := weights.by_layer(canvas, firsts, *part))],
