@@ -1,5 +1,7 @@
 """Experiments of the small world: end to end, stopped and resumed, results that match or do not."""
 
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -7,6 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,17 @@ import torch
 
 from cli_kit import run
 from experiment_kit import FILE, results, study, train
+from moslora.base.resolve import fingerprint
 from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
+from moslora.data.sources import identity
 from moslora.errors import Diverged, Interrupted, UsageError
 from moslora.evaluation import METRICS, Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment import one_run, provenance
+from moslora.experiment.file import Planned, load_experiment
 from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
@@ -262,6 +268,28 @@ def test_results_of_other_code_count_only_if_asked(
     assert code == 0 and "the code changed" not in said
     assert {line.arm for line in read_index(Path("runs/e")).runs} == {"lora", "learned"}
     assert results(Path("runs/e")) == before
+
+
+def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write, world: Path) -> None:
+    """Nor does that of an earlier version, which hashed rows, questions and base together."""
+    loaded = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH))
+    search, scored = loaded.search(("lora",))[0], loaded.planned([("lora", 1e-4)], scored=True)[0]
+
+    def differs(one: Planned, made_with: dict[str, str], **sections: Any) -> list[str]:
+        changed = {name: getattr(one.recipe, name).model_copy(update=sections[name]) for name in sections}
+        now = replace(one, recipe=one.recipe.model_copy(update=changed))
+        return provenance.changes(now, one.recipe, made_with, any_code=True)
+
+    parts = [identity(search.recipe.training_tasks, split, source=str(world / "data")) for split in ("train", "test")]
+    text = json.dumps([*parts, fingerprint(str(world / "model"))])
+    old = {"data": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    for one, then in itertools.product((search, scored), (old, None)):
+        made_with = then or provenance.provenance(one)
+        others = differs(one, made_with, evaluation={"tasks": ("boolq",)})
+        assert not differs(one, made_with) and bool(others) == one.scored
+        assert any("questions changed" in line for line in others) == (one.scored and then is None)
+        assert any("rows" in line for line in differs(one, made_with, data={"tasks": ("obqa",)}))
+    assert "rows" in differs(search, {"data": "0"})[0]
 
 
 def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write: Write, finished: Path) -> None:

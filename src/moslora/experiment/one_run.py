@@ -62,7 +62,7 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
     """
     run = planned_run(out, planned)
     if not run.exists:
-        run.add_facts(experiment={**provenance(planned.recipe), "state": "begun"})
+        run.add_facts(experiment={**provenance(planned), "state": "begun"})
         write_text(run.path / RECIPE, planned.recipe.to_yaml())
     trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
     reached: State = "scored" if planned.scored else "trained"

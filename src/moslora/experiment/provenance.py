@@ -27,12 +27,17 @@ PLACES = ("name", "model.name", "model.revision", "data.source", "evaluation.sou
 CODE = "the code changed"
 
 
-def provenance(recipe: Recipe) -> dict[str, str]:
-    """Hashes of everything besides its recipe that a run's numbers depend on: ``data``, with the base, and ``code``."""
-    trained = recipe.training_tasks, recipe.data.source
-    tested = recipe.questions.tasks, recipe.questions.source
+def provenance(planned: Planned) -> dict[str, str]:
+    """Hashes of everything besides its recipe that a run's numbers depend on: ``rows``, of training, with the base;
+    ``questions`` if it is scored; and ``code``."""
+    recipe = planned.recipe
+    tested = {"questions": _hash(_rows("test", *recipe.questions))} if planned.scored else {}
+    return {"rows": _hash(_trained(recipe)), **tested, "code": code()}
+
+
+def _trained(recipe: Recipe) -> tuple[list[str], str]:
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
-    return {"data": _hash([_rows("train", *trained), _rows("test", *tested), base]), "code": code()}
+    return _rows("train", recipe.training_tasks, recipe.data.source), base
 
 
 @cache
@@ -43,11 +48,14 @@ def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
 
 def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool) -> list[str]:
     """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``."""
-    now, here = planned.recipe, provenance(planned.recipe)
+    now, here = planned.recipe, provenance(planned)
     free = (*PLACES, *(key for key in FREE if key != "evaluation." or not planned.scored))
-    what = {"data": "the rows, the questions or the base model changed", "code": CODE}
+    what = {"rows": "the training rows or the base model changed", "questions": "the questions changed", "code": CODE}
+    if "data" in made_with:  # an earlier version's hash of rows, questions and base together, also of a search
+        (rows, base), tested = _trained(now), _rows("test", recipe.questions.tasks, now.questions.source)
+        made_with = {**(here if made_with["data"] == _hash([rows, tested, base]) else {}), **made_with}
     return now.changes(recipe, free=free) + [
-        text for key, text in what.items() if made_with.get(key) != here[key] and not (any_code and key == "code")
+        what[key] for key in here if made_with.get(key) != here[key] and not (any_code and key == "code")
     ]
 
 
