@@ -155,7 +155,8 @@ def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Ten
     Args:
         model: with adapters.
         tokens: true for a token, false for padding, shape ``(batch, length)``; ``None`` for no padding.
-        tasks: task numbers, int64, per row ``(batch,)``, per token ``(batch, length)``, or one for all ``(1,)``.
+        tasks: task numbers, int64, per row ``(batch,)``, per token ``(batch, length)``, or one for all ``(1,)``; or for
+            all a weight of each task's gate, float, ``(1, tasks + 1)``.
     """
     for module in model.modules():
         if isinstance(module, Gate):

@@ -213,12 +213,14 @@ def context_length(model: PreTrainedModel) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def name_task(model: PreTrainedModel, task: str) -> None:
-    """Sets the task of the next forward passes, for mixers that route by it."""
+def name_task(model: PreTrainedModel, task: str | None) -> None:
+    """Sets the task of the next forward passes, for mixers that route by it; ``None`` for the mean of all gates."""
     names = task_names(model)
-    number = names.index(task) if task in names else len(names)
+    tasks: Tensor | list[int] = [names.index(task) if task in names else len(names)]
+    if task is None and names:  # not that of the rows without a task, which hardly any training has
+        tasks = torch.tensor([[1 / len(names)] * len(names) + [0.0]])
     place = next((layer.lora_a.device for _, layer in named_adapters(model)), model.device)
-    describe_batch(model, tasks=send([number], place))
+    describe_batch(model, tasks=send(tasks, place))
 
 
 def output_weight(model: PreTrainedModel) -> Tensor:

@@ -31,7 +31,7 @@ def runs() -> list[tuple[str, str]]:
 
 def tasks(incomplete: str) -> list[str]:
     """Names of tasks; after a comma, another one."""
-    from moslora.tasks import COMMONSENSE
+    from moslora.tasks import BUILT_IN
 
     before, comma, _ = incomplete.rpartition(",")
-    return [before + comma + name for name in COMMONSENSE if name not in before.split(",")]
+    return [before + comma + name for name in BUILT_IN if name not in before.split(",")]

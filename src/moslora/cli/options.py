@@ -27,7 +27,7 @@ Evaluation = Annotated[
     str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")
 ]
 TASKS = typer.Option(
-    help="commonsense, or names separated by commas: sets, the run's own tasks, YAML files that declare tasks.",
+    help="commonsense, or names separated by commas: sets, passages, the run's own tasks, YAML files with tasks.",
     autocompletion=completion.tasks,
 )
 Tasks = Annotated[str, TASKS]

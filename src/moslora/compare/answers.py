@@ -29,8 +29,9 @@ class TaskAnswers:
     """Answers to the questions of one task, column by column, in the order of the ids, which are sorted.
 
     Attributes:
-        gold: position of the right option; empty if a log does not tell.
-        outcomes: the numbers that can be compared; empty for one that the protocol does not have.
+        gold: position of the right option; empty for texts, and if a log does not tell.
+        outcomes: the numbers that can be compared, of questions or of texts; empty for one that the protocol does not
+            have.
         hashes: a log's `HASHES`, if it has them.
     """
 
@@ -129,10 +130,11 @@ def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, 
     return {
         task: TaskAnswers(
             ids=tuple(p.id for p in found),
-            gold=tuple(p.gold for p in found),
+            gold=() if found[0].bytes else tuple(p.gold for p in found),
             outcomes={
                 name: tuple(METRICS[one.metric or settings.primary](p) for p in found if p.scores or not one.scored)
                 for name, one in OUTCOMES.items()
+                if one.of_texts == (found[0].bytes > 0)
             },
         )
         for task, found in rows.items()

@@ -18,7 +18,7 @@ from moslora.errors import UsageError, some
 from moslora.evaluation import Evaluation
 from moslora.runs.manifest import RECIPE, WEIGHTS, read_manifest
 from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, Run, is_run
-from moslora.tasks import COMMONSENSE
+from moslora.tasks import BUILT_IN
 
 NOT_THE_ARM = ("name", "seed", "tracking", "evaluation")
 """Keys of a recipe that do not make another arm."""
@@ -141,7 +141,7 @@ def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
 def eval_command(run: Answers, asked: Answers) -> str:
     """The command that asks the model of ``run`` the questions of ``asked``, in the way in which it was asked."""
     mine, other = (Run(one.path if is_run(one.path) else one.path.parent.parent) for one in (run, asked))
-    target, known = shlex.quote(str(run.settings.metadata.get("base"))), COMMONSENSE
+    target, known = shlex.quote(str(run.settings.metadata.get("base"))), tuple(BUILT_IN)
     if mine.exists:
         checkpoint, known = re.search(r"-(step-\d+)$", run.path.name), (*known, *mine.recipe.tasks)
         target = shlex.quote(str(mine.path / CHECKPOINTS / checkpoint[1] if checkpoint else mine.path))

@@ -104,6 +104,7 @@ def compare_arms(
         if faults := unknown_names(names, known):
             raise UsageError("\n".join(faults))
         arms = [arm.each(lambda run: run.restricted_to(names)) for arm in arms]
+    arms = _with_outcome(arms, outcome)
     refuse_mixed(arms, allowed=allowed)
     arms, questions = _on_the_same_questions(arms)
     _note_versions(arms)
@@ -117,6 +118,15 @@ def compare_arms(
     main = _contrast(named[0], named[1], outcome, unit) if named else None
     others = [_contrast(arms[0], arm, outcome, unit) for arm in arms[1:]] if len(arms) > 2 else []
     return Comparison(outcome, tuple(arms), main, tuple(others), questions)
+
+
+def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> list[Arm]:
+    """The arms with texts alone if the outcome is that of texts, or there is nothing else; otherwise with questions."""
+    found = [(task, its) for arm in arms for run in arm.runs.values() for task, its in run.tasks.items()]
+    are_texts = {task: "nats_per_byte" in its.outcomes for task, its in found}
+    wanted = outcome == "nats_per_byte" or all(are_texts.values())
+    kept = [task for task, kind in are_texts.items() if kind == wanted] or list(are_texts)
+    return [arm.each(lambda run: run.restricted_to(kept)) for arm in arms]
 
 
 def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:

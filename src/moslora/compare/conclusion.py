@@ -90,7 +90,7 @@ def conclusion(main: Contrast, *, margin: float) -> str:
     unit, effect = main.unit, main.effects[MACRO]
     within = f"±{margin:g} {unit.unit}"
     equal = effect.equivalent(margin / unit.factor)
-    is_it = f"{main.after} is {'above' if effect.difference > 0 else 'BELOW'} {main.before}"
+    is_it = unit.verdict(main.after, main.before, effect.difference)
     if effect.shown:
         can = is_it + f", though by less than {margin:g} {unit.unit}" * equal
     elif equal:

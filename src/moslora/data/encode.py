@@ -32,7 +32,9 @@ class EncodedText:
 
     ids: list[int]  # BOS if the tokenizer adds one, prompt, answer, EOS if asked for
     answer_start: int  # position of the first answer token
-    truncated: bool  # whether the prompt was cut
+    truncated: bool  # whether the prompt was cut, or the end of a text by itself
+    # of a text by itself: in UTF-8, those of its answer, which begins behind the characters of the first token
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ class Encoder:
                 f" not cut; the longest needs {self._key}={max(over)}"
             )
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
+
+    def encode_text(self, text: str) -> EncodedText:
+        """A text by itself, as the answer to its first token, or to BOS; without its end if it is too long."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, ends = [*self._bos, *found["input_ids"]], [end for _, end in found["offset_mapping"]]
+        kept = ids[: self.max_length]
+        end = len(text) if kept == ids else ends[len(kept) - len(self._bos) - 1]
+        counted = text[:end] if self._bos else text[ends[0] : end] if ends else ""
+        return EncodedText(kept, 1, truncated=len(kept) < len(ids), bytes=len(counted.encode()))
 
     def training_texts(self, examples: Sequence[Example], format: Format) -> list[EncodedText]:
         """Each example's prompt with its right option, and EOS."""

@@ -8,6 +8,7 @@ of ``messages``.
 """
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,18 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
     return read_rows(path, partial(example_from_row, split=split, task=task))
 
 
+def read_texts(path: Path, task: Task) -> list[Example]:
+    """The texts of a file, each once: ``text`` of the rows of JSON or JSONL, otherwise its paragraphs, between empty
+    lines."""
+    if path.suffix in (".json", ".jsonl"):
+        found = read_rows(path, lambda row, _: task.text(row.get("text")))
+    else:
+        found = [task.text(part.strip()) for part in re.split(r"\n\s*\n", _content(path)) if part.strip()]
+    if not found:
+        raise UsageError(f"{path}: contains no texts")
+    return list({example.id: example for example in found}.values())
+
+
 def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> list[Example]:
     """The rows of a file by ``read``, which gets a row and its number, from 0.
 
@@ -72,12 +85,16 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> lis
     return examples
 
 
-def _rows(path: Path) -> list[tuple[str, Any]]:
-    """(place, row) pairs; of JSONL, the row is its line."""
+def _content(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _rows(path: Path) -> list[tuple[str, Any]]:
+    """(place, row) pairs; of JSONL, the row is its line."""
+    text = _content(path)
     if path.suffix == ".jsonl":
         # splitlines() also breaks at characters that JSON strings may contain unescaped.
         return [(f"{n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from moslora.choices import Split
 from moslora.data import hub, local, wheel
-from moslora.data.overlap import content
+from moslora.data.overlap import content, normal
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.files import sha256
-from moslora.tasks import INSTRUCTION, Example, Task
+from moslora.tasks import INSTRUCTION, PASSAGES, TASKS, Example, Task
 
 MIXTURE = "commonsense_170k"
 """The source that is a copy of LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
@@ -33,6 +33,8 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
     """
     if split not in (known := splits(task, source=source)):
         raise UsageError(f"source {source}: no split {split!r} of {task.name}; must be one of {', '.join(known)}")
+    if task == PASSAGES:
+        return _passages("hub" if source in ("hub", MIXTURE) else "wheel")
     if task.own:
         return _own_rows(task, split)
     if path := local_path(source):
@@ -47,6 +49,18 @@ def splits(task: Task, *, source: str) -> tuple[Split, ...]:
     return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
 
 
+def _passages(source: str) -> list[Example]:
+    """Without the title that the wheel has before each, so that they are the same texts in both sources."""
+
+    def passages(split: Split) -> list[str]:
+        found = [row.context or "" for row in load_examples(TASKS["boolq"], split, source=source)]
+        return [text.partition(" -- ")[2] for text in found] if source == "wheel" else found
+
+    trained = set(map(normal, passages("train")))
+    texts = {normal(text): text for text in passages("test")}
+    return [PASSAGES.text(text) for words, text in texts.items() if words not in trained]
+
+
 def _own_rows(task: Task, split: Split) -> list[Example]:
     """The rows of a user's task. Without a test split, a share of the training rows is tested on and not trained on."""
     file: Split = split if "test" in task.splits else "train"
@@ -54,6 +68,8 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
         rows = hub.load(task, file)
     else:
         path = _own_file(task, file)
+        if task.is_text:
+            return local.read_texts(path, task)
         rows = local.read_rows(path, lambda row, number: task.example(row, f"{task.name}/{file}/{number}"))
     if "test" in task.splits:
         return rows
@@ -132,6 +148,7 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
         if task.own:
             files = [] if task.hub else [_own_file(task, part) for part in sorted(task.splits)]
             found += [repr(task), *([hub.commit(task.hub)] if task.hub else map(sha256, files))]
+            found += [DATA_WHEEL.sha256] * (task == PASSAGES)  # the hub has the same
     sets = [task for task in tasks if not task.own]
     if not sets:
         return found

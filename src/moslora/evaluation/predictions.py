@@ -15,27 +15,35 @@ from moslora.tasks import Example
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer to one question: a line of ``predictions.jsonl``."""
+    """A model's answer to one question, or its measure of a text: a line of ``predictions.jsonl``."""
 
     id: str
     task: str
     gold: int  # position of the right option
     prediction: int | None  # that of the best score, the first of equals; generate: of the option named in the text
-    # log-probability of each option in nats: among the options (rank), or of its tokens, summed (cloze)
+    # log-probability of each option in nats: among the options (rank), or of its tokens, summed (cloze, texts)
     scores: tuple[float, ...] = ()
     characters: tuple[int, ...] = ()  # of each option, by which cloze divides the scores
     text: str | None = None  # generate's text
     answer: str | None = None  # the label found in generate's text, or ""
-    truncated: bool = False  # the prompt lost its beginning because it was too long
+    truncated: bool = False  # the prompt lost its beginning because it was too long, or a text its end
+    bytes: int = 0  # of a text, its only option: those in UTF-8 that the score is of
 
     @classmethod
     def of(
-        cls, example: Example, scores: Sequence[float], *, characters: tuple[int, ...] = (), truncated: bool
+        cls,
+        example: Example,
+        scores: Sequence[float],
+        *,
+        characters: tuple[int, ...] = (),
+        truncated: bool,
+        bytes: int = 0,
     ) -> "Prediction":
         """The option with the best score. Scores are rounded to 1e-6 nats here rather than on the way to the disk, so
         that a resumed evaluation equals an uninterrupted one."""
         rounded = tuple(round(score, 6) for score in scores)
-        return cls(example.id, example.task, example.gold, argmax(rounded), rounded, characters, truncated=truncated)
+        known = example.id, example.task, example.gold, argmax(rounded), rounded, characters
+        return cls(*known, truncated=truncated, bytes=bytes)
 
     @property
     def deciding_scores(self) -> tuple[float, ...]:
@@ -89,12 +97,14 @@ METRICS: Mapping[str, Callable[[Prediction], float]] = {
     "accuracy": lambda p: float(p.prediction == p.gold),
     "accuracy_per_character": lambda p: float(p.chosen == p.gold),
     "log_probability": _log_probability,
+    "nats_per_byte": lambda p: -p.scores[0] / p.bytes,
 }
 """The contribution of one question to each mean.
 
 ``accuracy``: 1 if the chosen option is the right one (cloze: lm-eval's ``acc``). ``accuracy_per_character``:
 the same after dividing every score by its option's characters (``acc_norm``). ``log_probability``: of the right
 option among the options, s[gold] − log Σ exp(s) in nats, s the deciding scores (cloze: per character).
+``nats_per_byte``: of a text.
 """
 
 
@@ -182,6 +192,25 @@ def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Sco
         interval=wilson(round(accuracy * n), n),
         interval_per_character=None if per_character is None else wilson(round(per_character * n), n),
     )
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The numbers of one set of texts, which are in no average."""
+
+    n: int
+    nats_per_byte: float  # mean over the texts
+    standard_error: float | None  # sample standard deviation / √n; ``None`` below two texts
+    interval: tuple[float, float] | None  # 95 %, by Student's t
+    truncated: int  # texts that lost their end
+
+
+def score_texts(predictions: Sequence[Prediction]) -> TextScore:
+    """The numbers of one set of texts from its predictions (at least one)."""
+    n, (mean, error) = len(predictions), mean_and_error([METRICS["nats_per_byte"](p) for p in predictions])
+    half = None if error is None else float(stats.t.ppf(0.975, n - 1)) * error
+    interval = None if half is None else (mean - half, mean + half)
+    return TextScore(n, mean, error, interval, sum(p.truncated for p in predictions))
 
 
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
-from moslora.evaluation.predictions import NONE, Prediction, Score, average, macro, percent, percent_range, score_task
+from moslora.evaluation.predictions import (
+    NONE,
+    Prediction,
+    Score,
+    TextScore,
+    average,
+    macro,
+    percent,
+    percent_range,
+    score_task,
+    score_texts,
+)
 
 NEARLY_ALL = 0.95
 """Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
@@ -61,10 +72,11 @@ class Results:
     """One evaluation, or in ``results.json`` all evaluations of a folder."""
 
     settings: Settings
-    tasks: Mapping[str, Score]  # in the order of evaluation
-    macro: Score  # every task has the same weight
-    micro: Score  # every question has the same weight
+    tasks: Mapping[str, Score]  # multiple choice, in the order of evaluation
+    macro: Score | None  # every one of ``tasks`` has the same weight; ``None`` if there are none
+    micro: Score | None  # every question has the same weight
     without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
+    texts: Mapping[str, TextScore] = dataclasses.field(default_factory=dict)  # sets of texts
     # behind the numbers; not in ``results.json``
     predictions: tuple[Prediction, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
@@ -76,7 +88,7 @@ class Results:
         these questions; one answer for nearly everything, where it is not right for nearly everything; few texts with
         an answer.
         """
-        below, same, parsed = [], [], self.macro.parse_rate
+        below, same, parsed = [], [], self.macro.parse_rate if self.macro else None
         enough = {task: score for task, score in self.tasks.items() if score.n >= FEWEST}
         for name, score in enough.items():
             if score.below_majority is not None and score.below_majority <= LEVEL:
@@ -99,7 +111,8 @@ class Results:
         return f"protocol {settings.protocol}, format {settings.format}, {precision}; shares in percent"
 
     def table(self) -> list[list[str]]:
-        """Header, a row per task, and with several macro and micro: shares in percent, the interval of the main one."""
+        """Header, a row per task, and with several macro and micro: shares in percent, the interval of the main one;
+        then the sets of texts."""
 
         def cells(score: Score) -> dict[str, str]:
             log_probability, close_calls = score.log_probability, score.close_calls
@@ -114,24 +127,26 @@ class Results:
                 "close calls": NONE if close_calls is None else str(close_calls),
             }
 
-        shown = [title for title, cell in cells(self.macro).items() if cell != NONE]
+        def of_texts(score: TextScore) -> dict[str, str]:
+            ends = NONE if score.interval is None else "{:.4f} to {:.4f}".format(*score.interval)
+            return {"n": f"{score.n:,}", "nats per byte": f"{score.nats_per_byte:.4f}", "95 % interval": ends}
+
         averages = {"macro average": self.macro, "micro average": self.micro} if len(self.tasks) > 1 else {}
-        return [
-            ["task", *shown],
-            *([name, *(cells(score)[title] for title in shown)] for name, score in {**self.tasks, **averages}.items()),
-        ]
+        rows = {name: cells(score) for name, score in {**self.tasks, **averages}.items() if score}
+        rows |= {name: of_texts(score) for name, score in self.texts.items()}
+        titles = dict.fromkeys(title for row in rows.values() for title, cell in row.items() if cell != NONE)
+        return [["task", *titles], *([name, *(row.get(title, NONE) for title in titles)] for name, row in rows.items())]
 
     def remarks(self) -> list[str]:
         """Notes below the table: signs of a collapse, truncated questions, leaks, close calls."""
-        lines = [f"collapse: {sign}" for sign in self.collapse]
-        if cut := self.macro.truncated:
-            lines.append(
-                f"{cut:,} questions are longer than evaluation.max_length = {self.settings.max_length} tokens"
-                " and lost their start"
-            )
+        lines, longer = [f"collapse: {sign}" for sign in self.collapse], "are longer than evaluation.max_length ="
+        cuts = {"texts {} and lost their end": sum(score.truncated for score in self.texts.values())}
+        cuts |= {"questions {} and lost their start": self.macro.truncated if self.macro else 0}
+        longer = f"are longer than evaluation.max_length = {self.settings.max_length} tokens"
+        lines += [f"{cut:,} {text.format(longer)}" for text, cut in cuts.items() if cut]
         if self.without_leaks and (line := self.without_leaks.line(self.settings.primary)):
             lines.append(line)
-        if close := self.macro.close_calls:
+        if self.macro and (close := self.macro.close_calls):
             lines.append(
                 f"{close} answers are closer than the noise of the arithmetic ({self.macro.drift:.2g});"
                 " --dtype float32 decides them"
@@ -139,16 +154,25 @@ class Results:
         return lines
 
     def summary(self) -> dict[str, Any]:
-        """For the run's card: the main metric with its error and the majority class, and signs of a collapse."""
-        metric = self.settings.primary
+        """For the run's card: the main metric with its error and the majority class, and signs of a collapse; and the
+        nats per byte of texts."""
+        metric, averages, texts = self.settings.primary, {}, {}
+        if self.macro:
+            averages = {
+                "questions": self.macro.n,
+                "macro": self.macro.value(metric)[0],
+                "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
+                "majority_class": self.macro.majority_class,
+            }
+        if self.texts:
+            texts = {"nats_per_byte": {name: score.nats_per_byte for name, score in self.texts.items()}}
+        asked: dict[str, Score | TextScore] = {**self.tasks, **self.texts}
         return {
             "metric": metric,
-            "questions": self.macro.n,
-            "macro": self.macro.value(metric)[0],
-            "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
-            "majority_class": self.macro.majority_class,
+            **averages,
             "tasks": {task: score.value(metric)[0] for task, score in self.tasks.items()},
-            "asked": {task: [score.n, self.settings.data.get(task)] for task, score in self.tasks.items()},
+            **texts,
+            "asked": {task: [score.n, self.settings.data.get(task)] for task, score in asked.items()},
             "collapse": self.collapse,
         }
 
@@ -158,13 +182,16 @@ class Results:
         def plain(value: Any) -> dict[str, Any]:  # only scores omit ``None``
             return {k: v for k, v in vars(value).items() if v is not None or not isinstance(value, Score)}
 
-        fields = {name: value for name, value in vars(self).items() if name != "predictions"}
+        left_out = ("predictions", *["texts"] * (not self.texts))
+        fields = {name: value for name, value in vars(self).items() if name not in left_out}
         return json.dumps(fields, default=plain, indent=2, ensure_ascii=False) + "\n"
 
 
 def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
     """All numbers of ``predictions``; ``records`` by task, in whose order the tasks are."""
-    by_task = {task: found for task in records if (found := [p for p in predictions if p.task == task])}
+    found = {task: [p for p in predictions if p.task == task] for task in records}
+    texts = {task: score_texts(rows) for task, rows in found.items() if rows and rows[0].bytes}
+    by_task = {task: rows for task, rows in found.items() if rows and not rows[0].bytes}
     drifts = {task: records[task].drift for task in by_task}
     tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in by_task.items()}
     scores = list(tasks.values())
@@ -172,8 +199,9 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
     return Results(
         settings=settings,
         tasks=tasks,
-        macro=macro(scores),
-        micro=average(scores, [score.n / len(predictions) for score in scores]),
-        without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if len(leaks) == len(tasks) else None,
+        macro=macro(scores) if scores else None,
+        micro=average(scores, [score.n / sum(map(len, by_task.values())) for score in scores]) if scores else None,
+        without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if len(leaks) == len(tasks) > 0 else None,
+        texts=texts,
         predictions=tuple(predictions),
     )

@@ -17,7 +17,7 @@ from moslora.base.sharded import in_step
 from moslora.console import say
 from moslora.data.encode import Encoder
 from moslora.data.sources import data_hash
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, capped
 from moslora.evaluation.batches import Block, batch_budget, blocks
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
@@ -27,6 +27,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.rank import Rank
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.scorer import Request, Scorer
+from moslora.evaluation.texts import Texts
 from moslora.processes.devices import keep_freed_memory
 from moslora.processes.group import gathered, members
 from moslora.progress import Line
@@ -47,8 +48,8 @@ def evaluate(
     metadata: Mapping[str, Any] | None = None,
     leaks: Mapping[str, Leaks] | None = None,
 ) -> Results:
-    """Scores ``model``, whole or sharded, on multiple-choice questions, shared out among the processes. All return the
-    same results.
+    """Scores ``model``, whole or sharded, on multiple-choice questions and texts, shared out among the processes. All
+    return the same results.
 
     Args:
         questions: task -> all its questions, in any order, also under a limit: in low precision they decide which
@@ -71,20 +72,23 @@ def evaluate(
             " call model.eval() first"
         )
     scorer = make_scorer(model, tokenizer, request)
-    _refuse_unusable(questions, scorer)
+    texts = Texts(scorer.model, scorer.encoder, scorer.format, scorer.batch_tokens)
+    scorers = {task: texts if rows[0].is_text else scorer for task, rows in questions.items()}
+    _refuse_unusable(questions, scorers)
     settings = _settings(scorer, request, questions, metadata or {})
     # LLM.int8() takes columns with an outlier out of a whole batch: a question's scores depend on its neighbours.
     exact = settings.dtype in ("float32", "float64") and not getattr(model, "is_loaded_in_8bit", False)
     plan = {
-        task: list(blocks(rows, limit=request.limit, exact=exact, size=scorer.block_size))
+        task: list(blocks(rows, limit=request.limit, exact=exact, size=scorers[task].block_size))
         for task, rows in questions.items()
     }
     task_blocks = [block for of_task in plan.values() for block in of_task]
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
     journal.record({task: TaskRecord(leaks=(leaks or {}).get(task)) for task in questions})
-    _score(task_blocks, scorer, journal)
-    if request.protocol != "generate":  # which has no margins
+    _score(task_blocks, scorers, journal)
+    if request.protocol != "generate":  # which has no margins, and neither have texts
+        plan = {task: its for task, its in plan.items() if scorers[task] is scorer}
         journal.record({task: TaskRecord(drift=drift) for task, drift in _drifts(plan, scorer, journal).items()})
     journal.finish()
     asked = [journal.predictions[example.id] for block in task_blocks for example in block.wanted]
@@ -129,34 +133,36 @@ def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
             return Generate(*parts, beams=request.beams)
 
 
-def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorer: Scorer[Any, Any]) -> None:
-    """Tries one question of each task, so that a task that cannot be scored stops now, not in an hour."""
+def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorers: Mapping[str, Scorer[Any, Any]]) -> None:
+    """Tries one question of each task, and all texts, so that what cannot be scored stops now, not in an hour."""
     faults = []
-    for rows in questions.values():
+    for row in (row for rows in questions.values() for row in (rows if rows[0].is_text else rows[:1])):
         try:
-            scorer.encode(rows[0])
+            scorers[row.task].encode(row)
         except MosloraError as error:
             faults.append(str(error))
     if faults:
-        raise UsageError("\n".join(dict.fromkeys(faults)))
+        raise UsageError(capped(list(dict.fromkeys(faults))))
 
 
-def _score(task_blocks: Sequence[Block], scorer: Scorer[Any, Any], journal: Journal) -> None:
+def _score(task_blocks: Sequence[Block], scorers: Mapping[str, Scorer[Any, Any]], journal: Journal) -> None:
     """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would: also one begun
     before a kill, since its shapes belong to its results."""
     rank, processes = members()
+    model = next(iter(scorers.values())).model
     missing = {example.id for block in task_blocks for example in block.wanted} - journal.predictions.keys()
     asked = [block for block in task_blocks if missing & {example.id for example in block.wanted}]
-    unfinished = [(sum(map(scorer.work, block.computed)), block) for block in asked]
+    unfinished = [(sum(map(scorers[block.wanted[0].task].work, block.computed)), block) for block in asked]
     if processes > 1:  # blocks of about the same work together, so that no process waits long
         unfinished.sort(key=lambda each: -each[0])
     began, worked, total, of = time.monotonic(), 0, sum(work for work, _ in unfinished), f"{len(missing):,}"
     with Line(total, f"0/{of}") as line:
         for first in range(0, len(unfinished), processes):
             together, own = unfinished[first : first + processes], list[Prediction]()
-            with in_step(scorer.model):
+            with in_step(model):
                 for _, block in together[rank : rank + 1]:
-                    own = [prediction for prediction in scorer.score(block.computed) if prediction.id in missing]
+                    found = scorers[block.wanted[0].task].score(block.computed)
+                    own = [prediction for prediction in found if prediction.id in missing]
                     journal.append(own)  # before the others are waited for, of which one may be lost
             for other, predictions in enumerate(gathered(own)):
                 if other != rank:

@@ -64,7 +64,7 @@ class Scorer(ABC, Generic[Question, Found]):
     @torch.inference_mode()
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself."""
-        name_task(self.model, examples[0].task)
+        name_task(self.model, None if examples[0].is_text else examples[0].task)
         questions = [self.encode(example) for example in examples]
         found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
         return [self.read(*each) for each in zip(examples, questions, found, strict=True)]

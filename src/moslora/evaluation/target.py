@@ -228,7 +228,8 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     for line in differences(source, [name for name in sets if name == "hellaswag"]):
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
-    if trained is not None and (others := [task.name for task in tasks if task.name not in trained]):
+    asked = [task.name for task in tasks if not task.is_text]  # of texts it is the mean of all tasks' gates
+    if trained is not None and (others := [name for name in asked if name not in trained]):
         unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
         note(f"{unknown}: those scores use a random embedding")
 
@@ -237,7 +238,8 @@ def _tell_run(run: AdapterFolder, out: Path, *, base: bool) -> None:
     """Adds the scores in ``out`` to the run's card, and to the records that its training began in trackers."""
     own, summary = run_of(run.path), Evaluation(out).results.summary()
     own.add_facts(results={out.name: summary})
-    scores = {"macro": summary["macro"], "majority_class": summary["majority_class"], **summary["tasks"]}
+    averages = {name: score for name, score in summary.items() if name in ("macro", "majority_class")}
+    scores = averages | summary["tasks"] | summary.get("nats_per_byte", {})
     scores = {f"eval/{out.name}/{name}": score for name, score in scores.items()}
     for name in run.recipe.tracking.to:
         try:

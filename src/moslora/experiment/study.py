@@ -190,6 +190,8 @@ class Study:
 
     def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
         order = sorted(OUTCOMES, key=lambda outcome: outcome != self.experiment.file.outcome)
+        texts = any(task.is_text for task in self.experiment.recipes[self.arms[0]].questions.tasks)
+        order = [outcome for outcome in order if texts or not OUTCOMES[outcome].of_texts]
         rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in order)]]
         scored = [(one.arm, planned_run(self.out, one)) for one in self.scored()]
         recipe = self.experiment.recipes[self.arms[0]]  # all ask the same, and may have been asked more since
@@ -206,8 +208,8 @@ class Study:
 def _mean_over_seeds(runs: Sequence[Answers], outcome: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds."""
     factor, digits = OUTCOMES[outcome].factor, OUTCOMES[outcome].fine
-    columns = [[answers.outcomes[outcome] for answers in run.tasks.values()] for run in runs]
-    if not columns or not columns[0][0]:  # under `generate` there are no probabilities
+    columns = [[its.outcomes[outcome] for its in run.tasks.values() if outcome in its.outcomes] for run in runs]
+    if not (columns and columns[0] and columns[0][0]):  # under `generate` there are no probabilities
         return "–"
     mean, error = mean_and_error([factor * fmean(map(fmean, tasks)) for tasks in columns])
     return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

@@ -2,14 +2,18 @@
 
 import re
 
-from moslora.tasks import INSTRUCTION, TASKS, Example, Numbered, TrueFalse
+from moslora.errors import UsageError
+from moslora.tasks import INSTRUCTION, TASKS, Example, Numbered, Plain, TrueFalse
 
 RESPONSE_LEAD = "the correct answer is "
 
 
 def wording(example: Example) -> Numbered | TrueFalse:
     """The wording of an example's task; an instruction row has none."""
-    return example.wording or TASKS[example.task].wording
+    found = example.wording or TASKS[example.task].wording
+    if isinstance(found, Plain):
+        raise UsageError(f"{example.task}: a set of texts, of which nothing is asked; moslora eval measures them")
+    return found
 
 
 def full_question(example: Example) -> str:
@@ -32,7 +36,8 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
     The inverse of `instruction`, except for SIQA: its context and question cannot be separated, and both are returned
     as the question, which renders to the same text in every format.
     """
-    parsed = TASKS[task].wording.parse(text)
+    worded = TASKS[task].wording
+    parsed = None if isinstance(worded, Plain) else worded.parse(text)
     if parsed is None:
         return None
     question, choices = parsed

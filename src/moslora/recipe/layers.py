@@ -119,7 +119,7 @@ def _anchor(tasks: Any, folder: Path) -> None:
     """Makes the local files of own tasks relative to the working folder."""
     for task in tasks.values() if isinstance(tasks, dict) else ():
         if isinstance(task, dict) and not task.get("hub"):
-            for split in ("train", "test"):
+            for split in ("train", "test", "texts"):
                 if isinstance(file := task.get(split), str) and not file.startswith("~"):
                     task[split] = os.path.normpath(folder / file)
 

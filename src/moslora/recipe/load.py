@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moslora.errors import UsageError
 from moslora.files import placed
-from moslora.tasks import GROUP, TASKS, Task, split_names, unknown_names
+from moslora.tasks import BUILT_IN, GROUP, Task, split_names, unknown_names
 
 from .adapter import AdapterSection
 from .builtin import EXPERIMENTS, find_recipe
@@ -61,14 +61,14 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     """The tasks that a command line names.
 
     Args:
-        names: tasks among the eight sets and ``own``, ``commonsense`` for all eight, or recipes with a section
+        names: tasks among the built-in ones and ``own``, ``commonsense`` for all eight sets, or recipes with a section
             ``tasks`` (a file, or a built-in one such as ``tasks/copa``) for all of theirs.
         own: tasks of a recipe, by name.
 
     Raises:
         UsageError: unknown names, one line each with the closest known name; no name at all; a file's faults.
     """
-    known = {**TASKS, **(own or {})}
+    known = {**BUILT_IN, **(own or {})}
     found: dict[str, Task] = {}
     faults = []
     for name in split_names(names):

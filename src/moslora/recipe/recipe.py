@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from moslora.tasks import TASKS, Questions, Task
+from moslora.tasks import BUILT_IN, Questions, Task
 
 from .adapter import Adapter, AdapterSection
 from .fields import Section
@@ -36,7 +36,7 @@ class Recipe(Section):
     tracking: TrackingSection = TrackingSection()
 
     tasks: dict[TaskName, TaskSection] = Field(default={})
-    """Tasks of your own, by name: multiple-choice questions beside the eight sets."""
+    """Tasks of your own, by name: multiple-choice questions, or texts, beside the built-in sets."""
 
     @property
     def own_tasks(self) -> dict[str, Task]:
@@ -56,7 +56,7 @@ class Recipe(Section):
         return Questions(tasks, "hub" if source == "commonsense_170k" else source)  # that has only training rows
 
     def _entries(self, names: tuple[str, ...]) -> tuple[Task, ...]:
-        known = {**TASKS, **self.own_tasks}
+        known = {**BUILT_IN, **self.own_tasks}
         return tuple(known[name] for name in names)
 
     def adapter_options(self) -> dict[str, Any]:

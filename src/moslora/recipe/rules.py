@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from moslora.tasks import COMMONSENSE, GROUP, unknown_names
+from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
 from .adapter import Adapter, AdapterSection, PeftSection
 from .sections import DataSection, EvaluationSection, ModelSection, TrainingSection
@@ -48,9 +48,17 @@ def conflicts(
     else:
         yield from _mixer(adapter, training)
         yield from _start(adapter)
-    yield from _tasks(data, evaluation, (*COMMONSENSE, *own_tasks))
+    yield from _tasks(data, evaluation, (*BUILT_IN, *own_tasks))
+    for name in {PASSAGES.name, *(name for name, task in own_tasks.items() if task.texts)} & {*data.tasks}:
+        yield (
+            "data.tasks",
+            f"{name} is a set of texts, which are not trained on; name it in evaluation.tasks",
+        )
     for name, task in own_tasks.items():
-        if not task.train and (name in data.tasks or not task.test):
+        if task.texts:
+            if task.train or task.test or task.hub:
+                yield f"tasks.{name}.texts", "a set of texts has no train, test and hub; remove these, or texts"
+        elif not task.train and (name in data.tasks or not task.test):
             yield f"tasks.{name}.train", "is missing; set it, or test alone, for a task of evaluation.tasks"
     if data.source == "commonsense_170k":
         yield from _mixture(data, adapter)

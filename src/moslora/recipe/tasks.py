@@ -5,7 +5,7 @@ from typing import Annotated
 from jinja2 import TemplateSyntaxError
 from pydantic import AfterValidator, Field, Strict
 
-from moslora.tasks import COMMONSENSE, GROUP, INSTRUCTION, Columns, Hub, Numbered, Task
+from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, Plain, Task
 from moslora.tasks.task import compiled
 
 from .fields import Section
@@ -37,7 +37,7 @@ class HubSection(Section):
 
 
 class TaskSection(Section):
-    """A multiple-choice task of your own.
+    """A multiple-choice task of your own, or texts of your own.
 
     `question`, `options`, `answer` and `context` are Jinja expressions over a row's columns: a column's name, a part of
     it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template: `"{{premise}} Why?"`.
@@ -54,6 +54,10 @@ class TaskSection(Section):
 
     hub: HubSection | None = None
     """The data set of these splits; null for local files."""
+
+    texts: str | None = Field(default=None, min_length=1)
+    """File of texts, of which nothing is asked: an evaluation measures them, in nats per byte. JSON or JSONL with a
+    `text` in each row, or plain text, whose paragraphs they are. Null for questions; then alone, without other keys."""
 
     question: Expression = "question"
     """The question."""
@@ -79,6 +83,8 @@ class TaskSection(Section):
 
     def task(self, name: str) -> Task:
         """This section as an entry like those of the eight sets."""
+        if self.texts:
+            return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
         return Task(
             name=name,
             columns=Columns(self.question, self.options, self.answer, self.context),
@@ -90,8 +96,8 @@ class TaskSection(Section):
 
 
 def _is_free(name: str) -> str:
-    if name in (*COMMONSENSE, GROUP, INSTRUCTION) or not name.isidentifier():
-        raise ValueError(f"{name!r} cannot be the name of a task: letters, digits and _, and none of the eight sets")
+    if name in (*BUILT_IN, GROUP, INSTRUCTION) or not name.isidentifier():
+        raise ValueError(f"{name!r} cannot be the name of a task: letters, digits and _, and no name of a built-in set")
     return name
 
 

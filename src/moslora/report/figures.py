@@ -43,7 +43,7 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 
 def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> Markup | None:
     """Per task, and if ``averaged`` on average: every arm with its interval, the base, and the majority class."""
-    tuned = [(run.arm, _scores(run.tuned)) for run in runs if run.tuned]
+    tuned = [(run.arm, its) for run in runs if run.tuned and (its := _scores(run.tuned))]
     if not tuned:
         return None
     series = {"base": [_scores(run.base) for run in runs if run.base][:1]}
@@ -70,7 +70,8 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> 
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Score]:
-    return {**evaluation.results.tasks, MACRO: evaluation.results.macro}
+    results = evaluation.results
+    return {**results.tasks, MACRO: results.macro} if results.macro else {}
 
 
 def _names(tasks: Sequence[str], *, averaged: bool = True) -> list[str]:

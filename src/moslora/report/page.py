@@ -87,6 +87,8 @@ def _glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
     """A row per run, header first; averages with their number of questions if they are not of the same ones."""
 
     def average(results: Results) -> str:
+        if not results.macro:
+            return "–"
         value = percent(results.macro.value(results.settings.primary)[0])
         return f"{value} (n {results.macro.n:,})" if counted else value
 

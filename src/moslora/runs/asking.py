@@ -41,4 +41,4 @@ def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield section, "source"
     for task in values["tasks"].values():
         if task["hub"] is None:
-            yield from ((task, split) for split in ("train", "test") if task[split])
+            yield from ((task, split) for split in ("train", "test", "texts") if task[split])

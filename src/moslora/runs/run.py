@@ -239,9 +239,14 @@ def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Macro averages; a remark where a run, its base and its checkpoints were not asked the same."""
     for _, group in groupby(sorted(cards), key=lambda name: BESIDE.sub("", name)):
         found = {name: cards[name] for name in group}
-        yield from (f"{name} {100 * card['macro']:.1f} (n {card['questions']:,})" for name, card in found.items())
+        for name, card in found.items():
+            macro = [f"{100 * card['macro']:.1f} (n {card['questions']:,})"] if "macro" in card else []
+            texts = [f"{task} {nats:.4f} nats per byte" for task, nats in card.get("nats_per_byte", {}).items()]
+            yield f"{name} {', '.join(macro + texts)}"
         # Of each task the number of questions and the hash of its data; an old card has the number over all tasks.
         new = all("asked" in card for card in found.values())
-        first, *others = [card["asked"] if new else (card["questions"], {*card["tasks"]}) for card in found.values()]
+        first, *others = [
+            card["asked"] if new else (card.get("questions"), {*card["tasks"]}) for card in found.values()
+        ]
         if any(other != first for other in others):
             yield "of different questions: moslora compare takes those in common"

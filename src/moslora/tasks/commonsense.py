@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from moslora.choices import Split
 
 from .task import Columns, Hub, Task
-from .wording import Numbered, TrueFalse
+from .wording import Numbered, Plain, TrueFalse
 
 _ALL: Mapping[Split, str] = {"train": "train", "test": "test", "dev": "validation"}
 _NO_TEST: Mapping[Split, str] = {"train": "train", "test": "validation"}
@@ -122,6 +122,12 @@ COMMONSENSE: tuple[str, ...] = tuple(TASKS)
 
 GROUP = "commonsense"
 """Name of all eight."""
+
+PASSAGES = Task(name="passages", columns=Columns(), wording=Plain(), splits={})
+"""Texts: the Wikipedia passages of BoolQ's test questions that no training row has (`moslora.data.sources`)."""
+
+BUILT_IN: Mapping[str, Task] = {**TASKS, PASSAGES.name: PASSAGES}
+"""All that can be evaluated by name."""
 
 
 def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENSE) -> tuple[str, ...]:

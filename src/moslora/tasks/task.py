@@ -1,5 +1,6 @@
 """`Task`: where the rows of a set are, how they are read and how they are worded; `Example`: a row as a question."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from moslora.choices import Split
 
-from .wording import Numbered, TrueFalse
+from .wording import Numbered, Plain, TrueFalse
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
@@ -20,9 +21,11 @@ INSTRUCTION = "instruction"
 
 @dataclass(frozen=True)
 class Example:
-    """One multiple-choice question from any source."""
+    """One multiple-choice question from any source, or a text, which has an empty question and itself as choice."""
 
-    id: str  # ``<task>/<split>/<row>``; the row is the position in the source (HellaSwag's own ``ind`` repeats)
+    # ``<task>/<split>/<row>``; the row is the position in the source (HellaSwag's own ``ind`` repeats); of a text
+    # ``<task>/<first 16 digits of its SHA-256>``
+    id: str
     task: str  # name of its task, or `INSTRUCTION`
     # BoolQ question without "?", PIQA goal, SIQA question, HellaSwag context, WinoGrande sentence with "_", ARC and
     # OpenBookQA question; the whole instruction of an instruction row
@@ -34,7 +37,11 @@ class Example:
     context: str | None = None
     # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``)
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    wording: Numbered | TrueFalse | None = None  # its task's, if that is not among the eight
+    wording: Numbered | TrueFalse | Plain | None = None  # its task's, if that is not among the eight
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.wording, Plain)
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class Task:
 
     name: str  # as in recipes and tables
     columns: Columns  # how its rows are read
-    wording: Numbered | TrueFalse  # how its questions are worded
+    wording: Numbered | TrueFalse | Plain  # how its questions are worded; `Plain` for a set of texts
     splits: Mapping[Split, str] = field(hash=False)  # our split -> hub split, or the file of a set without a hub
     hub: Hub | None = None  # where it lies on the hub; ``None`` for local files
     held_out: float = 0.1  # share of the training rows that are the test rows of a set without any
@@ -127,8 +134,18 @@ class Task:
 
     @property
     def own(self) -> bool:
-        """True for a user's task, false for the eight sets."""
+        """True for a user's task, and for texts; false for the eight sets."""
         return self.folder is None
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.wording, Plain)
+
+    def text(self, value: Any) -> Example:
+        """A text of this set; a `ValueError` says what is wrong with it."""
+        text = _text("text", value)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Example(f"{self.name}/{digest}", self.name, "", (text,), 0, wording=self.wording)
 
     def example(self, row: Mapping[str, Any], id: str) -> Example:
         """A row as a question; a `ValueError` says what is wrong with it."""

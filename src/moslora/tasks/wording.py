@@ -53,6 +53,11 @@ class Numbered:
 
 
 @dataclass(frozen=True)
+class Plain:
+    """A text by itself: nothing is asked about it, its own probability is measured."""
+
+
+@dataclass(frozen=True)
 class TrueFalse:
     """BoolQ: ``{head}{question}?`` + ``Answer format: true/false``, without options and passage."""
 

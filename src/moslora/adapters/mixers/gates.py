@@ -184,7 +184,8 @@ class TaskGateMixer(Gate):
     def _gates(self) -> Tensor:
         if self.tasks is None:
             raise NotMergeable("a task gate: M depends on the task, and none was named")
-        return F.embedding(self.tasks, F.linear(self.embedding, self.weight).softmax(-1))
+        gates = F.linear(self.embedding, self.weight).softmax(-1)  # (tasks + 1, k)
+        return self.tasks @ gates if self.tasks.is_floating_point() else F.embedding(self.tasks, gates)
 
 
 def _softmax(logits: Tensor) -> Tensor:
