@@ -127,6 +127,15 @@ def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change: str, by_hand: 
     assert kept - outside == pytest.approx(32 * 4096 * by_hand, rel=0.005)  # the rest: factors cast to bfloat16
 
 
+@pytest.mark.parametrize("rows", [4, 8])
+def test_the_loss_on_a_gpu_has_some_logits_twice_in_float32(rows: int) -> None:
+    """Those of 1,020 positions: all of four rows, or half of eight, as 2²⁷ / 128,256 is 1,046. Beside them are the last
+    layer's output and what the loss takes of it, which go before the backward pass."""
+    work, model = Work((256,) * rows, labelled=1), outline(load_recipe("llama3-8b")).model
+    _, temporary = measure(model, work, dtype=torch.bfloat16, checkpointing=False, on_gpu=True)
+    assert temporary == pytest.approx(1020 * 128_256 * (4 + 4) + 2 * work.tokens * 4096 * 2, rel=0.001)
+
+
 @pytest.fixture
 def one_of_two() -> Iterator[None]:
     """Rank 0 of two processes, in torch's group that sends nothing: what is gathered has only its size."""

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.amp import GradScaler
 
+from moslora.kernels import vocabulary
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST
 from moslora.training import prepare, train_recipe
 from moslora.training.loop import accumulate
+from moslora.training.objective import _ChunkedLoss
 from moslora.training.optimizer import trainable
-from pretend.accelerator import NAME, on_cpu, watch
+from pretend.accelerator import DEVICE, NAME, on_cpu, watch
 from training_kit import steps_logged
 
 Make = Callable[..., Recipe]
@@ -72,6 +75,17 @@ def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: 
         assert (other.get("grad_norm", 0) is None) == (kind == "float16" and other["step"] == 1)
         numbers = {key: value for key, value in other.items() if value is not None}  # not an infinite norm
         assert one == {**other, **{key: pytest.approx(value, rel=apart) for key, value in numbers.items()}}
+
+
+@pytest.mark.parametrize(("positions", "pieces"), [(40, 1), (41, 2)])
+def test_the_loss_is_ten_operations_a_piece(monkeypatch: pytest.MonkeyPatch, positions: int, pieces: int) -> None:
+    """And two that sum it, one more for each further piece; in the backward pass two beside the mean's own three."""
+    monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 40 * 96)
+    hidden, weight = torch.randn(positions, 32).bfloat16().to(DEVICE), torch.randn(96, 32).bfloat16().to(DEVICE)
+    labels = torch.randint(96, (positions,)).to(DEVICE)
+    with watch() as seen:
+        (_ChunkedLoss.apply(hidden.requires_grad_(), weight, labels) * 0.1).backward()
+    assert seen.operations.total() == 12 * pieces + (pieces - 1) + 5 and not seen.waits, seen
 
 
 def test_checkpointing_changes_no_gradient_and_does_not_wait(recipe: Make) -> None:

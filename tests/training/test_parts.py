@@ -10,6 +10,7 @@ import transformers
 from moslora.adapters import MIXERS, inject
 from moslora.kernels import rows, vocabulary
 from moslora.recipe import TrainingSection
+from moslora.training import objective
 from moslora.training.objective import LabelLoss, _ChunkedLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
@@ -17,6 +18,14 @@ from reference import as_micro_batch, perturb, tiny_llama, token_batch
 OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
+@pytest.fixture(params=["a CPU's", "a GPU's"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss's way on each device, here both on the CPU."""
+    if request.param == "a GPU's":
+        monkeypatch.setattr(objective, "_by_pieces", vocabulary.label_loss)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("piece", [(1, 60), (7, 100), (99, 320), (99, 7)])
 def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(
@@ -51,23 +60,37 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
             assert (mine.grad - other.grad).abs().max() < 1e-5 * other.grad.abs().max(), name
 
 
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.0), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("piece", [(99, 120), (7, 30)])
-def test_a_label_that_is_nearly_certain_has_its_gradient_in_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, piece: tuple[int, int]
+def test_a_label_that_is_nearly_certain_has_its_gradient(
+    monkeypatch: pytest.MonkeyPatch, piece: tuple[int, int], dtype: torch.dtype, least: float
 ) -> None:
-    """Against (p − e_y) W in float64 over the same logits. 1 − p is from 0.5 to 1e-6; rounded, p is 1 from .998 on."""
+    """Against (p − e_y) W in float64 over the same logits. 1 − p is from 0.5 to 1e-7; rounded, p is 1 from .998 on. In
+    float16, which has no numbers below 6e-8, where 1 − p is larger than that by far."""
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
     torch.manual_seed(0)
-    weight, labels = torch.randn(120, 32).bfloat16(), torch.randint(120, (40,))
+    weight, labels = torch.randn(120, 32).to(dtype), torch.randint(120, (40,))
     sizes = torch.linspace(0.1, 0.6, 40)[:, None]
-    hidden = (sizes * weight[labels]).bfloat16().requires_grad_()
+    hidden = (sizes * weight[labels]).to(dtype).requires_grad_()
     p = (hidden @ weight.T).double().softmax(1).detach()
-    others = 1 - p.gather(1, labels[:, None])
-    assert others.min() < 1e-5 and others.max() > 0.3
-    _ChunkedLoss.apply(hidden, weight, labels).backward()
+    others = 1 - p.gather(1, labels[:, None])[:, 0]
+    assert others.min() < 1e-6 and others.max() > 0.3
+    loss = _ChunkedLoss.apply(hidden, weight, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(float(-(1 - others).log().sum()), rel=0.02)
     expected = (p - torch.nn.functional.one_hot(labels, 120)) @ weight.double()
     error = (hidden.grad.double() - expected).norm(dim=1) / expected.norm(dim=1)
-    assert error.max() < 0.01
+    assert error[others > least].max() < 0.01
+
+
+def test_a_gpu_takes_equally_many_positions_each_time() -> None:
+    """Of LLaMA-3's vocabulary 1,046 at the most, 2²⁷ / 128,256."""
+    meta, vocabulary_size = torch.device("meta"), 128_256
+    for positions, parts in [(1, 1), (1046, 1), (1047, 2), (1760, 2), (2093, 3)]:
+        size, tokens = vocabulary.sizes(positions, vocabulary_size, meta)
+        cut = torch.empty(positions, device=meta).split(size)
+        assert tokens == vocabulary_size and len(cut) == parts and size - len(cut[-1]) < parts
 
 
 @pytest.mark.parametrize("mixer", [{"kind": "dense"}, {"kind": "token-gate", "top_k": 2, "balance": 0.1}])

@@ -83,7 +83,7 @@ def log_probabilities(
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
     sums, likeliest = [], []
-    for part in states.split(sizes(len(weight), weight.device)[0]):
+    for part in states.split(sizes(len(states), len(weight), weight.device)[0]):
         found = [(piece.log_sum, piece.top, piece.likeliest) for piece in pieces(part, weight)]
         log_sums, tops, tokens = (torch.cat(column, 1) for column in zip(*found, strict=True))  # (part, pieces)
         sums.append(log_sums.logsumexp(1).float())

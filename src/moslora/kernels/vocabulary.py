@@ -4,12 +4,12 @@
 
 Replaces a log-softmax over the logits of all positions and tokens, which would be gigabytes: they are never in memory
 together. A CPU takes pieces that stay in its cache from the product that makes them to the one that uses them; a GPU
-has no use for that and takes the vocabulary whole, for some positions at a time.
+has no use for that and takes the vocabulary whole, for some positions at a time; in training by :func:`label_loss`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import gcd
+from math import ceil, gcd
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from moslora.kernels.linear import product
 PIECE_ON_CPU = (2**10, 2**12)
 """Positions and tokens taken at once on a CPU: 8 MB of logits in bfloat16."""
 
-LOGITS_AT_ONCE = 2**24
-"""Logits held at a time elsewhere: 64 MB in float32."""
+LOGITS_AT_ONCE = 2**27
+"""Logits held at a time elsewhere, 1.1 GB in float32 with their softmax: 1,046 positions of LLaMA-3's vocabulary. Not a
+share of the GPU's memory: products of another size may round differently, and a resumed run has the same pieces."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,12 @@ class Piece:
         return self.p.scatter_(1, place, torch.where(labels == place + self.begin, less, p).to(self.p.dtype))
 
 
-def sizes(vocabulary: int, device: torch.device) -> tuple[int, int]:
-    """Positions and tokens of the vocabulary taken at once."""
-    return PIECE_ON_CPU if device.type == "cpu" else (max(1, LOGITS_AT_ONCE // vocabulary), vocabulary)
+def sizes(positions: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
+    """Positions and tokens of the vocabulary taken at once. On a GPU the positions are shared out equally: a few that
+    were left over would keep it busy about as long."""
+    if device.type == "cpu":
+        return PIECE_ON_CPU
+    return ceil(positions / ceil(positions * vocabulary / LOGITS_AT_ONCE)), vocabulary
 
 
 def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
@@ -72,7 +76,7 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
     """
     wide = torch.promote_types(states.dtype, torch.float32)
     begin = 0
-    for part in weight.split(sizes(len(weight), weight.device)[1]):
+    for part in weight.split(sizes(len(states), len(weight), weight.device)[1]):
         logits = product(states, part)
         if logits.device.type != "cpu":
             logits = logits.to(wide)
@@ -87,3 +91,27 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         log_p = torch.where(largest > 0.5, torch.log1p(-rest), largest.to(wide).log())
         yield Piece(part, p, rest, top - log_p, top, at + begin, begin)
         begin += len(part)
+
+
+def label_loss(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor | None) -> Tensor:
+    """−Σ log p(label) over the whole vocabulary at once, float32 or wider, and its ``gradient``, (p − e_label) W.
+
+    For a GPU, where each operation is a launch and a pass over memory: ten of them, and 26 bytes per logit in bfloat16.
+    p is rounded as it is written. The label's p − 1, near 0 where p itself rounds to 1, is minus the sum of the others,
+    each rounded to its own size; in float16, where those below 6e-8 are zero, expm1(log p), which is as exact as that.
+
+    Args:
+        states: h, shape ``(n, hidden)``.
+        weight: W, shape ``(V, hidden)``; z = h Wᵀ.
+        labels: int64, shape ``(n,)``.
+        gradient: is filled if given; of h's dtype and shape.
+    """
+    labels = labels[:, None]
+    log_p = product(states, weight).to(torch.promote_types(states.dtype, torch.float32)).log_softmax(1)
+    of_labels = log_p.gather(1, labels)
+    if gradient is not None:
+        p = torch.exp(log_p, out=torch.empty_like(log_p, dtype=states.dtype))
+        in_half = p.dtype == torch.float16
+        less = of_labels.expm1().to(p.dtype) if in_half else -p.scatter_(1, labels, 0).sum(1, keepdim=True)
+        torch.mm(p.scatter_(1, labels, less), weight, out=gradient)
+    return -of_labels.sum()

@@ -10,7 +10,7 @@ from moslora.adapters import adapter_penalty, describe_batch
 from moslora.data.steps import MicroBatch
 from moslora.kernels.attention import as_rows, use_rows
 from moslora.kernels.linear import product
-from moslora.kernels.vocabulary import pieces, sizes
+from moslora.kernels.vocabulary import label_loss, pieces, sizes
 
 
 class LabelLoss(nn.Module):
@@ -45,40 +45,46 @@ class LabelLoss(nn.Module):
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Σ_i (log Σ exp z_i − z_i[y_i]) with z_i = h_i Wᵀ, some positions and a piece of the vocabulary at a time.
-
-    The gradient Σ_tokens p W − W[y_i] is computed with each piece, so that its logits can be freed before the next.
-    With q the softmax within a piece and s the piece's share of the whole, it is Σ_pieces s (q − e_y) W − (1 − s_y)
-    W[y]: a label's 1 is subtracted within its piece. W is frozen.
-    """
+    """Σ_i (log Σ exp z_i − z_i[y_i]) with z_i = h_i Wᵀ, some positions at a time and each with its gradient, so that
+    their logits can be freed before the next. W is frozen."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
-        loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         gradient = torch.empty_like(hidden)
-        positions, tokens = sizes(len(weight), weight.device)
-        for states, targets, out in zip(*(x.split(positions) for x in (hidden, labels, gradient)), strict=True):
-            wanted = weight.index_select(0, targets)
-            sums, means = [], []  # of each piece: log Σ exp z, and the mean of W under p
-            for piece in pieces(states, weight):
-                sums.append(piece.log_sum)
-                if ctx.needs_input_grad[0]:
-                    p = piece.p_minus_one_hot(targets[:, None])
-                    means.append(product(p.to(hidden.dtype), piece.weight.T))
-            log_sums = torch.cat(sums, 1)
-            total = log_sums.logsumexp(1, keepdim=True)
-            loss += total.sum() - torch.linalg.vecdot(states.to(loss.dtype), wanted.to(loss.dtype)).sum()
-            if ctx.needs_input_grad[0]:
-                out.zero_()
-                shares = (log_sums - total).exp()
-                for mean, share in zip(means, shares.to(out.dtype).split(1, 1), strict=True):
-                    out.addcmul_(mean, share)
-                others = shares.scatter(1, targets[:, None] // tokens, 0).sum(1, keepdim=True)  # 1 − s_y
-                out.addcmul_(wanted, others.to(out.dtype), value=-1)
+        positions, _ = sizes(len(hidden), len(weight), weight.device)
+        compute, wanted = _by_pieces if weight.device.type == "cpu" else label_loss, ctx.needs_input_grad[0]
+        parts = zip(*(x.split(positions) for x in (hidden, labels, gradient)), strict=True)
+        losses = [compute(states, weight, some, out if wanted else None) for states, some, out in parts]
         ctx.gradient = gradient
-        return loss
+        return sum(losses[1:], start=losses[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return ctx.gradient * gradient.to(ctx.gradient.dtype), None, None
+
+
+def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor | None) -> Tensor:
+    """The same as `label_loss`, a piece of the vocabulary at a time.
+
+    The gradient is Σ_tokens p W − W[y]. With q the softmax within a piece and s the piece's share of the whole, it is
+    Σ_pieces s (q − e_y) W − (1 − s_y) W[y]: a label's 1 is subtracted within its piece.
+    """
+    _, tokens = sizes(len(states), len(weight), weight.device)
+    wanted = weight.index_select(0, labels)
+    sums, means = [], []  # of each piece: log Σ exp z, and the mean of W under p
+    for piece in pieces(states, weight):
+        sums.append(piece.log_sum)
+        if gradient is not None:
+            p = piece.p_minus_one_hot(labels[:, None])
+            means.append(product(p.to(states.dtype), piece.weight.T))
+    log_sums = torch.cat(sums, 1)
+    total = log_sums.logsumexp(1, keepdim=True)
+    if gradient is not None:
+        gradient.zero_()
+        shares = (log_sums - total).exp()
+        for mean, share in zip(means, shares.to(gradient.dtype).split(1, 1), strict=True):
+            gradient.addcmul_(mean, share)
+        others = shares.scatter(1, labels[:, None] // tokens, 0).sum(1, keepdim=True)  # 1 − s_y
+        gradient.addcmul_(wanted, others.to(gradient.dtype), value=-1)
+    return total.sum() - torch.linalg.vecdot(states.to(total.dtype), wanted.to(total.dtype)).sum()
