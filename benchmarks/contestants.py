@@ -9,32 +9,39 @@ from torch import nn
 from written import seconds
 
 
-def our_step(
-    model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp"
-) -> Callable[[Sequence[Any]], float]:
-    """One step of our loop: from its rows, encoded, to this process's share of its loss. ``training`` is the recipe's
-    section."""
+def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp") -> Any:
+    """What our loop trains with, without rows. ``training`` is the recipe's section."""
     from accelerate import Accelerator
 
     from moslora.data.steps import MICRO_BATCH_TOKENS
-    from moslora.training.loop import Parts, accumulate
+    from moslora.processes.devices import gpus
+    from moslora.training.loop import Parts
     from moslora.training.objective import LabelLoss
-    from moslora.training.optimizer import build_optimizer, trainable
+    from moslora.training.optimizer import build_optimizer
     from moslora.training.prepare import distribute
 
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
-    objective = distribute(LabelLoss(model), accelerator, strategy).train()
-    optimizer = build_optimizer(model, training)
-    parts = Parts(
+    accelerator = Accelerator(mixed_precision="no", cpu=not gpus())
+    return Parts(
         accelerator=accelerator,
         model=model,
-        objective=objective,
-        optimizer=optimizer,
+        objective=distribute(LabelLoss(model), accelerator, strategy).train(),
+        optimizer=build_optimizer(model, training),
         scaler=torch.amp.GradScaler(enabled=False),
         rows=[],
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
         micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type != "cpu"],
     )
+
+
+def our_step(
+    model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp"
+) -> Callable[[Sequence[Any]], float]:
+    """One step of our loop: from its rows, encoded, to this process's share of its loss."""
+    from moslora.training.loop import accumulate
+    from moslora.training.optimizer import trainable
+
+    parts = our_parts(model, training, strategy=strategy)
+    optimizer = parts.optimizer
 
     def step(rows: Sequence[Any]) -> float:
         loss = accumulate(parts, rows)

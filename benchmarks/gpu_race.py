@@ -9,7 +9,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,31 +34,31 @@ SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"] if GPU else TINY
 Record = Callable[..., None]  # writes down what a part has found, by name
 
 
-def random_model(on: torch.device = DEVICE) -> Any:
+def random_model(on: torch.device = DEVICE, sizes: Mapping[str, Any] = SIZES) -> Any:
     """A LLaMA in bfloat16 with small random weights."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config = LlamaConfig(**SIZES, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = LlamaConfig(**sizes, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(0)
     with on:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     return model.eval()
 
 
-def adapted(*overrides: str, on: torch.device = DEVICE) -> tuple[Any, Any]:
+def adapted(*overrides: str, on: torch.device = DEVICE, sizes: Mapping[str, Any] = SIZES) -> tuple[Any, Any]:
     """The recipe ``llama3-8b``, and a random model with its adapters."""
-    recipe, model = load_recipe("llama3-8b", overrides), random_model(on)
+    recipe, model = load_recipe("llama3-8b", overrides), random_model(on, sizes)
     use_own_modules(model)
     inject(model, **recipe.adapter_options())
     return recipe, model
 
 
-def step_rows(step: int) -> list[Encoded]:
+def step_rows(step: int, vocabulary: int = SIZES["vocab_size"]) -> list[Encoded]:
     """About 110 random tokens each, as long as the eight sets' rows are."""
     draw, rows = random.Random(step), []
     for row in range(ROWS):
         length = min(256, max(50, round(draw.lognormvariate(4.65, 0.35))))
-        tokens = [draw.randrange(3, SIZES["vocab_size"]) for _ in range(length)]
+        tokens = [draw.randrange(3, vocabulary) for _ in range(length)]
         rows.append(Encoded(f"{step}/{row}", "boolq", tokens, tokens, truncated=False))
     return rows
 

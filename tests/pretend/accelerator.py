@@ -6,6 +6,9 @@ their own (`tests/test_pretend.py` starts them). A tensor of it holds one on the
 It sees: tensors of two devices in one operation, kernels that only a CPU has, every wait of the host for the device
 and where it is caused, and how many operations are launched. It does not see: what CUDA's kernels themselves demand or
 return, NF4 and int8, memory, speed, more than one device.
+
+With ``held_on`` set to the meta device, its tensors have no data, and models of any size run: see
+`benchmarks/roofline.py`. Every number that the host asks for is then 1.
 """
 
 import os
@@ -58,6 +61,9 @@ EMPTY = (aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.d
 FREE = (*EMPTY, aten._unsafe_view.default)
 """Beside the views those that launch nothing."""
 
+held_on = torch.device("cpu")
+"""Where the tensors of the device are held."""
+
 WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -68,14 +74,20 @@ class Seen:
     operations: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
 
+    def note(self, function: Any, args: Any, found: Any, *, launches: bool, waits: bool) -> None:
+        """An operation, or the name of what :func:`one_kernel` counts, with what it reads and returns."""
+        self.operations[str(function)] += launches
+        if waits:
+            self.waits[f"{function} in {_place()}"] += 1
+
 
 _watching: list[Seen] = []
 
 
 @contextmanager
-def watch() -> Iterator[Seen]:
+def watch(seen: Seen | None = None) -> Iterator[Seen]:
     """Collects what the device does within the block, in all threads."""
-    seen = Seen()
+    seen = seen or Seen()
     _watching.append(seen)
     try:
         yield seen
@@ -137,19 +149,32 @@ def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
         return x
 
     held_args, held_kwargs = each((args, kwargs), held)
+    to_host = _target(function, args, kwargs).type == "cpu"
     if "device" in kwargs:
-        held_kwargs["device"] = torch.device("cpu")
+        held_kwargs["device"] = torch.device("cpu") if to_host else held_on
     _refuse(function, [x for x in hosts if not _may_be_on_host(function, x, args)])
-    _count(str(function), function not in FREE and not function.is_view, _waits(function, args, kwargs))
-    found = function(*held_args, **held_kwargs)
-    if _target(function, args, kwargs).type == "cpu":
-        return found
-    return each(found, lambda x: there[id(x)] if id(x) in there else OnDevice(x))
+    if held_on.type == "meta" and (to_host or function == aten._local_scalar_dense.default):
+        found = _without_data(function, args, kwargs)
+    else:
+        found = function(*held_args, **held_kwargs)
+        found = found if to_host else each(found, lambda x: there[id(x)] if id(x) in there else OnDevice(x))
+    launches = function not in FREE and not function.is_view
+    _note(function, (args, kwargs), found, launches=launches, waits=_waits(function, args, kwargs))
+    return found
+
+
+def _without_data(function: Any, args: Any, kwargs: Any) -> Any:
+    """What comes to the host from a device that holds no data."""
+    if function == aten._local_scalar_dense.default:
+        return torch.ones((), dtype=args[0].dtype).item()
+    if function == aten.copy_.default:
+        return args[0].fill_(1)
+    return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
 
 
 @cache
 def _is_composed(function: Any) -> bool:
-    if function.namespace != "aten":
+    if function.namespace not in ("aten", "moslora"):  # ours has a kernel for the CPU, too, and one without data
         raise NotImplementedError(f"{function}: only on a CPU")
     return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
 
@@ -171,11 +196,9 @@ def _refuse(function: Any, hosts: list[Tensor]) -> None:
         raise RuntimeError(f"{function}: tensors on {DEVICE} and on the CPU, {tuple(hosts[0].shape)}")
 
 
-def _count(name: str, launches: bool, waits: bool = False) -> None:
+def _note(function: Any, args: Any, found: Any, *, launches: bool = True, waits: bool = False) -> None:
     for seen in _watching:
-        seen.operations[name] += launches
-        if waits:
-            seen.waits[f"{name} in {_place()}"] += 1
+        seen.note(function, args, found, launches=launches, waits=waits)
 
 
 def _waits(function: Any, args: Any, kwargs: Any) -> bool:
@@ -227,20 +250,22 @@ def one_kernel(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class _OneKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, of: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        _count(name, True)
         ctx.name, ctx.of = name, of
         ctx.save_for_backward(*tensors)
-        return OnDevice(of(x.held for x in tensors))
+        found = OnDevice(of(x.held for x in tensors))
+        _note(name, tensors, found)
+        return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        _count(f"backward of {ctx.name}", True)
         wanted = ctx.needs_input_grad[2:]
         held = [x.held.detach().requires_grad_(wants) for x, wants in zip(ctx.saved_tensors, wanted, strict=True)]
         with torch.enable_grad():
             out = ctx.of(held)
         found = iter(torch.autograd.grad(out, [x for x in held if x.requires_grad], gradient.held))
-        return None, None, *(OnDevice(next(found)) if wants else None for wants in wanted)
+        gradients = [OnDevice(next(found)) if wants else None for wants in wanted]
+        _note(f"backward of {ctx.name}", (ctx.saved_tensors, gradient), gradients)
+        return None, None, *gradients
 
 
 def _pin(tensor: Tensor) -> Tensor:
