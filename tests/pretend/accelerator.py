@@ -81,12 +81,12 @@ class Seen:
             self.waits[f"{function} in {_place()}"] += 1
 
 
-_watching: list[Seen] = []
+_watching: list[Any] = []
 
 
 @contextmanager
-def watch(seen: Seen | None = None) -> Iterator[Seen]:
-    """Collects what the device does within the block, in all threads."""
+def watch(seen: Any = None) -> Iterator[Any]:
+    """Collects what the device does within the block, in all threads: in ``seen``, or a :class:`Seen`."""
     seen = seen or Seen()
     _watching.append(seen)
     try:
@@ -174,9 +174,13 @@ def _without_data(function: Any, args: Any, kwargs: Any) -> Any:
 
 @cache
 def _is_composed(function: Any) -> bool:
-    if function.namespace not in ("aten", "moslora"):  # ours has a kernel for the CPU, too, and one without data
+    if function.namespace not in ("aten", "torch_attn", "moslora"):
         raise NotImplementedError(f"{function}: only on a CPU")
-    return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+    composed, own = (
+        torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key)
+        for key in ("CompositeImplicitAutograd", "CPU")
+    )
+    return composed and not own
 
 
 def _target(function: Any, args: Any, kwargs: Any) -> torch.device:
@@ -268,6 +272,13 @@ class _OneKernel(torch.autograd.Function):
         return None, None, *gradients
 
 
+def autocast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Of what autocast casts on a GPU all that a LLaMA has in another dtype."""
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+        dtype = torch.get_autocast_dtype(NAME)
+        return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
 def _pin(tensor: Tensor) -> Tensor:
     pinned = tensor.clone()
     pinned.pinned = True
@@ -277,6 +288,10 @@ def _pin(tensor: Tensor) -> Tensor:
 _every, _aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
 _every.fallback(compute, "PrivateUse1")  # what makes a tensor of none
 _aten.impl("copy_", partial(compute, aten.copy_.default), "PrivateUse1")  # of torch.tensor, which passes by the class
+# A kernel of the CPU and CUDA, which others compose.
+_aten.impl("silu_backward", partial(compute, aten.silu_backward.default), "PrivateUse1")
+_every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+_aten.impl("linear", autocast_linear, "AutocastPrivateUse1")
 F.scaled_dot_product_attention, F.rms_norm = one_kernel(F.scaled_dot_product_attention), one_kernel(F.rms_norm)
 Tensor.pin_memory = _pin  # needs a driver
 for _types in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):

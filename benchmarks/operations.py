@@ -1,0 +1,240 @@
+"""What a step of training has a device do, and an ESTIMATE of how long that takes.
+
+A view or an empty tensor (:data:`NOTHING`) is nothing. Everything else is one kernel, as are a norm, an attention, each
+`torch._foreach_*` and `torch._fused_*`, and an operation of moslora's own. A kernel reads each of its inputs once and
+writes each of its outputs once, but for :data:`WRITTEN`, :data:`CHOSEN` and :data:`PLACED`. Then
+
+    time of a kernel  = max(operations of its products / (share · peak), bytes / (share · bandwidth), shortest kernel)
+    time of the step  = max(Σ time of its kernels, kernels · time of a launch on the host) + time of its waits
+
+where a wait takes as long as what the host does between it and the next decoder layer, as the device is idle then. Not
+seen: kernels that find their inputs in the device's cache (they are faster), products of unlucky shapes (slower).
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+PRODUCTS, OUTPUT, SUMS, UPDATE, REST = "frozen products", "output layer, loss", "sums", "clip, optimizer", "rest"
+IDLE = "idle, waiting"
+PARTS = {
+    PRODUCTS: None,
+    OUTPUT: r"training/objective|kernels/vocabulary|transformers/loss/|utils/operations|loop\.py:accumulate",
+    "adapters": r"moslora/adapters/|kernels/(recompute|dropout|adapter)|peft/tuners/",
+    "norms": r"RMSNorm|kernels/norm|moslora\.\w*norm",
+    "RoPE": r"[Rr]otary|rotate_half|kernels/rope|moslora\.\w*(rope|turn)",
+    "attention": r"kernels/attention|rows\.py:Group|Attention\.forward|sdpa_attention|torch_attn\.|moslora\.\w*atten",
+    "SwiGLU": r"GatedMLP|SwiGLU|LlamaMLP|SiLU|kernels/mlp|moslora\.\w*(glu|silu)",
+    SUMS: r"DecoderLayer",
+    UPDATE: r"torch/optim/|clip_grad|training/loop",
+    REST: r"Embedding|data/steps|masking_utils|LlamaModel",
+}
+"""Parts of a step, and places in the code, as file:function, or operations that belong to them; the innermost place
+decides. A product with a frozen weight is one wherever it is: of a layer, or of the output layer."""
+
+NOTHING = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
+MULTIPLY = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "_linear_pointwise"}
+
+WRITTEN = {"zero_", "fill_", "bernoulli_", "copy_", "uniform_", "normal_"}
+"""Operations that do not read the tensor that they change."""
+
+CHOSEN = {"index_select", "embedding", "gather", "index", "nll_loss_forward"}
+"""Operations that read of a tensor only what they return."""
+
+PLACED = {"scatter_", "index_add_", "index_put_", "index_copy_"}
+"""Operations that change a tensor only where the others belong."""
+
+
+class Operation(NamedTuple):
+    """A kernel; ``flops`` are those of its products, whose factors are of ``dtype``."""
+
+    phase: str
+    part: str
+    name: str
+    flops: float
+    bytes: float
+    dtype: torch.dtype
+
+
+class Ledger:
+    """The kernels of a step, and how often the host waits for them. ``model`` is the one whose frozen weights count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.done: list[Operation] = []
+        self.waits = 0
+        output: Any = model.get_output_embeddings()  # type: ignore[operator]
+        frozen = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
+        self._weights = {_storage(weight): PRODUCTS for weight in frozen} | {_storage(output.weight): OUTPUT}
+        self._made_in: dict[int, str] = {}  # number of a node of autograd's graph: part
+
+    def note(self, function: Any, args: Any, found: Any, *, launches: bool, waits: bool) -> None:
+        """Takes down an operation, or the name of a kernel, with what it reads and returns."""
+        name, node = operation(function), torch._C._current_autograd_node()
+        read, written = tensors(args), tensors(found)
+        part = self.part(function, read)
+        if node is None:  # its gradient, whose node was the last to be made, belongs to the same part
+            self._made_in.setdefault(torch._C._autograd._get_sequence_nr() - 1, part)
+        self.waits += waits
+        if launches:
+            phase = "backward" if node else "update" if part == UPDATE else "forward"
+            dtype = read[0].dtype if read else torch.float32
+            self.done.append(
+                Operation(phase, part, name, flops(function, args, found), moved(name, read, written), dtype)
+            )
+
+    def part(self, function: Any, read: Sequence[Tensor]) -> str:
+        if operation(function) in MULTIPLY:
+            for x in read:
+                if x.is_mkldnn or _storage(x) in self._weights:  # a packed copy is of a layer
+                    return PRODUCTS if x.is_mkldnn else self._weights[_storage(x)]
+        if part := _part_of(str(function)) or _part_of_place():
+            return part
+        node = torch._C._current_autograd_node()
+        made = self._made_in.get(node._sequence_nr(), REST) if node else REST
+        # What autograd adds up where a tensor was used more than once.
+        return SUMS if node and operation(function) in ("add", "add_") and made != "RoPE" else made
+
+
+class Watched(TorchDispatchMode):
+    """Takes down in ``ledger`` what runs on a device that is there, and names the parts to torch's profiler."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        of = args, kwargs or {}
+        with record_function(f"part: {self.ledger.part(function, tensors(of))}"):
+            found = function(*args, **(kwargs or {}))
+        launches = not function.is_view and operation(function) not in NOTHING
+        waits = operation(function) == "_local_scalar_dense" or (
+            launches and {x.device for x in tensors(found)} != {x.device for x in tensors(of)}
+        )
+        self.ledger.note(function, of, found, launches=launches, waits=waits)
+        return found
+
+
+def operation(function: Any) -> str:
+    """Its name, without overload and the usual namespaces."""
+    return str(function).removeprefix("aten.").removeprefix("mkldnn.").split(".")[0]
+
+
+def _storage(x: Tensor) -> int:
+    return int(getattr(x, "held", x).untyped_storage()._cdata)
+
+
+@cache
+def _part_of(place: str) -> str | None:
+    return next((part for part, places in PARTS.items() if places and re.search(places, place)), None)
+
+
+def _part_of_place() -> str | None:
+    """That of the innermost place in the code, within the node of autograd's graph in the backward pass."""
+    frame: Any = sys._getframe(1)
+    while frame := frame.f_back:
+        if frame.f_code.co_qualname in ("_engine_run_backward", "BackwardCFunction.apply"):
+            return None
+        if part := _part_of(f"{frame.f_code.co_filename}:{frame.f_code.co_qualname}"):
+            return part
+    return None
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Each once."""
+    return list({id(x): x for x in tree_leaves(value) if isinstance(x, Tensor)}.values())
+
+
+def flops(function: Any, args: Any, found: Any) -> float:
+    """2 · m · n · k of a product, and of attention's products half, as every row is causal; nothing of all else."""
+    name, read = str(function), tensors(args)
+    if name == "scaled_dot_product_attention":
+        return sdpa_flop_count(*(x.shape for x in read[:3])) / 2
+    if name == "backward of scaled_dot_product_attention":
+        return sdpa_backward_flop_count(read[-1].shape, *(x.shape for x in read[:3])) / 2
+    if name.startswith("torch_attn."):  # of rows end to end, as if they were of one length
+        rows = next(len(x) - 1 for x in read if x.dtype == torch.int32)
+        return (10 if "backward" in name else 4) * read[0].numel() * len(read[0]) / rows / 2
+    if operation(function) == "_linear_pointwise":
+        return 2.0 * read[0].numel() * found.shape[-1]
+    counted = flop_registry.get(getattr(function, "overloadpacket", None))
+    return counted(*args[0], **args[1], out_val=found) / (2 if "attention" in name else 1) if counted else 0.0
+
+
+def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float:
+    """Bytes of the inputs, each read once, and of the outputs, but as the three lists say."""
+    inputs, outputs = [size(x) for x in read], [size(x) for x in written]
+    if name in CHOSEN:
+        return 2.0 * sum(outputs)
+    if name in PLACED:
+        return 3.0 * max(inputs[1:])
+    return float(sum(inputs) + (0 if name in WRITTEN else sum(outputs)))
+
+
+def size(x: Tensor) -> int:
+    """Its bytes in memory, where an expanded dimension has one entry."""
+    if x.is_mkldnn:
+        return x.numel() * x.itemsize
+    return x.itemsize * torch.Size(n if stride else 1 for n, stride in zip(x.shape, x.stride(), strict=True)).numel()
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peaks: operations a second of bfloat16 products, not sparse, and of float32 ones; bytes a second."""
+
+    bfloat16: float
+    float32: float
+    bandwidth: float
+
+
+DEVICES = {
+    "H100": Device(989e12, 67e12, 3.35e12),  # SXM: H100 datasheet, half of the figure with sparsity
+    "A100": Device(312e12, 19.5e12, 2.039e12),  # 80 GB, SXM: A100 datasheet
+    "RTX 4090": Device(165.2e12, 82.6e12, 1.008e12),  # Ada GPU architecture whitepaper, float32 accumulation
+}
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """Shares of the peaks that large products and copies reach, and seconds of the shortest kernel with the gap before
+    it, and of a launch on the host. All are assumptions; ``benchmarks/roofline.py --host`` measures the last one."""
+
+    products: float = 0.66
+    bandwidth: float = 0.78
+    kernel: float = 3e-6
+    launch: float = 20e-6
+
+    def seconds(self, one: Operation, on: Device) -> float:
+        peak = on.float32 if one.dtype == torch.float32 else on.bfloat16
+        return max(one.flops / (self.products * peak), one.bytes / (self.bandwidth * on.bandwidth), self.kernel)
+
+
+def estimate(seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, wait: float) -> dict[str, Any]:
+    """Of each part and of the step: launches, GB, TFLOP and milliseconds; and the sums that the step's time is of. A
+    wait takes as long as so many launches."""
+    parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
+    for one in seen.done:
+        found = {"launches": 1, "GB": one.bytes / 1e9, "TFLOP": one.flops / 1e12, "ms": achieved.seconds(one, on) * 1e3}
+        parts[one.part] = {key: value + found[key] for key, value in parts[one.part].items()}
+    step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
+    device, host = step["ms"], step["launches"] * achieved.launch * 1e3
+    parts[IDLE]["ms"] = max(0.0, host - device) + seen.waits * wait * achieved.launch * 1e3
+    step["ms"] += parts[IDLE]["ms"]
+    return {
+        "parts": parts | {"step": step},
+        "device_ms": device,
+        "host_ms": host,
+        "waits": seen.waits,
+        "floor_ms": parts[PRODUCTS]["ms"],
+        "tokens_per_second": tokens / step["ms"] * 1e3,
+        "share_of_peak": step["TFLOP"] * 1e15 / step["ms"] / on.bfloat16,
+    }
