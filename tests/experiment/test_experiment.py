@@ -292,6 +292,23 @@ def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write, wor
     assert "rows" in differs(search, {"data": "0"})[0]
 
 
+@pytest.mark.slow
+def test_an_experiment_trains_on_some_sets_and_asks_others(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """Among them texts; their outcome has the table's and the comparison's rows of texts alone."""
+    Path("t.txt").write_text("A fox sat.\n\nTwo birds sang about the rain.\n", encoding="utf-8")
+    asked = "evaluation: {limit: 6, tasks: [obqa, mine]}\n  data: {tasks: [boolq]}\n  tasks: {mine: {texts: t.txt}}"
+    file = write(old="evaluation: {limit: 6}", new=asked)
+    Path(file).write_text(Path(file).read_text().replace("outcome: log_probability", "outcome: nats_per_byte"))
+    code, said, errors = run(capsys, "experiment", file)
+    assert code == 0, errors
+    scores = [Evaluation(one.evaluation()) for one in map(Run, sorted(Path("runs/e/runs").glob("lora-*")))]
+    rates = [np.mean([METRICS["nats_per_byte"](p) for p in one.predictions if p.bytes]) for one in scores]
+    assert all({p.task for p in one.predictions} == {"obqa", "mine"} for one in scores)
+    assert "nats per byte" in said and f"{np.mean(rates):.4f} ± {np.std(rates, ddof=1) / 2**0.5:.4f}" in said
+    code, said, errors = run(capsys, "compare", "runs/e")
+    assert code == 0 and "nats per byte" in said and "obqa" not in said, errors
+
+
 def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write: Write, finished: Path) -> None:
     shutil.copytree(finished, "runs/e")
     file = write()

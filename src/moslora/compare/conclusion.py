@@ -90,7 +90,7 @@ def conclusion(main: Contrast, *, margin: float) -> str:
     unit, effect = main.unit, main.effects[MACRO]
     within = f"±{margin:g} {unit.unit}"
     equal = effect.equivalent(margin / unit.factor)
-    is_it = unit.verdict(main.after, main.before, effect.difference)
+    is_it = f"{main.after} {unit.says[effect.difference <= 0]} {main.before}"
     if effect.shown:
         can = is_it + f", though by less than {margin:g} {unit.unit}" * equal
     elif equal:

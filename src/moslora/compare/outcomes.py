@@ -17,6 +17,7 @@ class Measure:
         of_texts: texts have it, and questions do not; lower is better.
         binary: it is 0 or 1.
         scored: it is read from the options' scores, which ``generate`` does not have.
+        says: what a rise and a fall say of one arm against another.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Measure:
     of_texts: bool = False
     binary: bool = False
     scored: bool = False
+    says: tuple[str, str] = ("is above", "is BELOW")
 
     def level(self, value: float) -> str:
         return f"{self.factor * value:.{self.digits}f}"
@@ -36,12 +38,6 @@ class Measure:
     def change(self, value: float) -> str:
         """A difference, with one more digit: +0.31."""
         return f"{self.factor * value:+.{self.digits + 1}f}"
-
-    def verdict(self, after: str, before: str, difference: float) -> str:
-        """What a difference says, in words."""
-        if self.of_texts:
-            return f"{after} predicts these texts {'WORSE' if difference > 0 else 'better'} than {before}"
-        return f"{after} is {'above' if difference > 0 else 'BELOW'} {before}"
 
     def range(self, interval: tuple[float, float]) -> str:
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
@@ -55,7 +51,11 @@ OUTCOMES: Mapping[str, Measure] = {
     "accuracy": Measure("accuracy, %", "points", 100, 1, 1, 0.5, binary=True),
     # −log p of a text / its bytes in UTF-8. 0.005 nats per byte are about half a percent of what a model of 135M has,
     # and 2 percent of the perplexity of a token of 4 bytes.
-    "nats_per_byte": Measure("nats per byte", "nats per byte", 1, 4, 4, 0.005, "nats_per_byte", of_texts=True),
+    "nats_per_byte": Measure(
+        *("nats per byte", "nats per byte", 1, 4, 4, 0.005, "nats_per_byte"),
+        of_texts=True,
+        says=("predicts these texts WORSE than", "predicts these texts better than"),
+    ),
 }
 DEFAULTS = "accuracy", "acc_norm", "acc", "exact_match", "score", "nats_per_byte"
 """The first of these that all have is compared by default."""

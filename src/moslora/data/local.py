@@ -47,28 +47,23 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
 
 
 def read_texts(path: Path, task: Task) -> list[Example]:
-    """The texts of a file, each once: ``text`` of the rows of JSON or JSONL, otherwise its paragraphs, between empty
-    lines."""
-    if path.suffix in (".json", ".jsonl"):
-        found = read_rows(path, lambda row, _: task.text(row.get("text")))
-    else:
-        found = [task.text(part.strip()) for part in re.split(r"\n\s*\n", _content(path)) if part.strip()]
-    if not found:
-        raise UsageError(f"{path}: contains no texts")
+    """The texts of a file, each once: ``text`` of its rows, or if it is neither JSON nor JSONL its paragraphs."""
+    found = read_rows(path, lambda row, _: task.text(row.get("text")), plain=path.suffix not in (".json", ".jsonl"))
     return list({example.id: example for example in found}.values())
 
 
-def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> list[Example]:
+def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False) -> list[Example]:
     """The rows of a file by ``read``, which gets a row and its number, from 0.
 
-    A file has one object a line if its name ends in ``.jsonl``, else one array of objects.
+    A file has one object a line if its name ends in ``.jsonl``, else one array of objects. One that is ``plain`` text
+    has a ``text`` in each paragraph, between empty lines.
 
     Raises:
         UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array; the same fault once.
     """
     examples: list[Example] = []
     faults: dict[str, list[str]] = {}
-    for number, (place, row) in enumerate(_rows(path)):
+    for number, (place, row) in enumerate(_rows(path, plain=plain)):
         try:
             row = json.loads(row) if path.suffix == ".jsonl" else row
             if not isinstance(row, dict):
@@ -85,16 +80,15 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example]) -> lis
     return examples
 
 
-def _content(path: Path) -> str:
+def _rows(path: Path, *, plain: bool) -> list[tuple[str, Any]]:
+    """(place, row) pairs; of JSONL, the row is its line."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-
-
-def _rows(path: Path) -> list[tuple[str, Any]]:
-    """(place, row) pairs; of JSONL, the row is its line."""
-    text = _content(path)
+    if plain:
+        paragraphs = re.split(r"\n\s*\n", text.strip()) if text.strip() else []
+        return [(f" paragraph {n}", {"text": paragraph}) for n, paragraph in enumerate(paragraphs, start=1)]
     if path.suffix == ".jsonl":
         # splitlines() also breaks at characters that JSON strings may contain unescaped.
         return [(f"{n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]

@@ -31,19 +31,12 @@ class Prediction:
 
     @classmethod
     def of(
-        cls,
-        example: Example,
-        scores: Sequence[float],
-        *,
-        characters: tuple[int, ...] = (),
-        truncated: bool,
-        bytes: int = 0,
+        cls, example: Example, scores: Sequence[float], *, characters: tuple[int, ...] = (), truncated: bool
     ) -> "Prediction":
         """The option with the best score. Scores are rounded to 1e-6 nats here rather than on the way to the disk, so
         that a resumed evaluation equals an uninterrupted one."""
         rounded = tuple(round(score, 6) for score in scores)
-        known = example.id, example.task, example.gold, argmax(rounded), rounded, characters
-        return cls(*known, truncated=truncated, bytes=bytes)
+        return cls(example.id, example.task, example.gold, argmax(rounded), rounded, characters, truncated=truncated)
 
     @property
     def deciding_scores(self) -> tuple[float, ...]:
@@ -192,25 +185,6 @@ def score_task(predictions: Sequence[Prediction], *, drift: float | None) -> Sco
         interval=wilson(round(accuracy * n), n),
         interval_per_character=None if per_character is None else wilson(round(per_character * n), n),
     )
-
-
-@dataclass(frozen=True)
-class TextScore:
-    """The numbers of one set of texts, which are in no average."""
-
-    n: int
-    nats_per_byte: float  # mean over the texts
-    standard_error: float | None  # sample standard deviation / √n; ``None`` below two texts
-    interval: tuple[float, float] | None  # 95 %, by Student's t
-    truncated: int  # texts that lost their end
-
-
-def score_texts(predictions: Sequence[Prediction]) -> TextScore:
-    """The numbers of one set of texts from its predictions (at least one)."""
-    n, (mean, error) = len(predictions), mean_and_error([METRICS["nats_per_byte"](p) for p in predictions])
-    half = None if error is None else float(stats.t.ppf(0.975, n - 1)) * error
-    interval = None if half is None else (mean - half, mean + half)
-    return TextScore(n, mean, error, interval, sum(p.truncated for p in predictions))
 
 
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
-from moslora.evaluation.predictions import (
-    NONE,
-    Prediction,
-    Score,
-    TextScore,
-    average,
-    macro,
-    percent,
-    percent_range,
-    score_task,
-    score_texts,
-)
+from moslora.evaluation.predictions import NONE, Prediction, Score, average, macro, percent, percent_range, score_task
+from moslora.evaluation.texts import TextScore, score_texts
 
 NEARLY_ALL = 0.95
 """Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
@@ -139,11 +129,12 @@ class Results:
 
     def remarks(self) -> list[str]:
         """Notes below the table: signs of a collapse, truncated questions, leaks, close calls."""
-        lines, longer = [f"collapse: {sign}" for sign in self.collapse], "are longer than evaluation.max_length ="
-        cuts = {"texts {} and lost their end": sum(score.truncated for score in self.texts.values())}
-        cuts |= {"questions {} and lost their start": self.macro.truncated if self.macro else 0}
-        longer = f"are longer than evaluation.max_length = {self.settings.max_length} tokens"
-        lines += [f"{cut:,} {text.format(longer)}" for text, cut in cuts.items() if cut]
+        lines = [f"collapse: {sign}" for sign in self.collapse]
+        longer = f"are longer than evaluation.max_length = {self.settings.max_length} tokens and lost their"
+        if self.macro and (cut := self.macro.truncated):
+            lines.append(f"{cut:,} questions {longer} start")
+        if cut := sum(score.truncated for score in self.texts.values()):
+            lines.append(f"{cut:,} texts {longer} end")
         if self.without_leaks and (line := self.without_leaks.line(self.settings.primary)):
             lines.append(line)
         if self.macro and (close := self.macro.close_calls):
@@ -156,25 +147,20 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """For the run's card: the main metric with its error and the majority class, and signs of a collapse; and the
         nats per byte of texts."""
-        metric, averages, texts = self.settings.primary, {}, {}
-        if self.macro:
-            averages = {
-                "questions": self.macro.n,
-                "macro": self.macro.value(metric)[0],
-                "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
-                "majority_class": self.macro.majority_class,
-            }
-        if self.texts:
-            texts = {"nats_per_byte": {name: score.nats_per_byte for name, score in self.texts.items()}}
-        asked: dict[str, Score | TextScore] = {**self.tasks, **self.texts}
-        return {
+        metric, macro = self.settings.primary, self.macro
+        scores: dict[str, Score | TextScore] = {**self.tasks, **self.texts}
+        facts = {
             "metric": metric,
-            **averages,
+            "questions": macro and macro.n,
+            "macro": macro and macro.value(metric)[0],
+            "standard_error": macro and getattr(macro, metric.replace("accuracy", "standard_error")),
+            "majority_class": macro and macro.majority_class,
             "tasks": {task: score.value(metric)[0] for task, score in self.tasks.items()},
-            **texts,
-            "asked": {task: [score.n, self.settings.data.get(task)] for task, score in asked.items()},
+            "nats_per_byte": {name: score.nats_per_byte for name, score in self.texts.items()} or None,
+            "asked": {task: [score.n, self.settings.data.get(task)] for task, score in scores.items()},
             "collapse": self.collapse,
         }
+        return {name: fact for name, fact in facts.items() if fact is not None}
 
     def to_json(self) -> str:
         """The text of ``results.json``. Numbers that the protocol does not have are omitted."""
@@ -182,7 +168,7 @@ class Results:
         def plain(value: Any) -> dict[str, Any]:  # only scores omit ``None``
             return {k: v for k, v in vars(value).items() if v is not None or not isinstance(value, Score)}
 
-        left_out = ("predictions", *["texts"] * (not self.texts))
+        left_out = ("predictions",) if self.texts else ("predictions", "texts")
         fields = {name: value for name, value in vars(self).items() if name not in left_out}
         return json.dumps(fields, default=plain, indent=2, ensure_ascii=False) + "\n"
 
@@ -200,7 +186,7 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
         settings=settings,
         tasks=tasks,
         macro=macro(scores) if scores else None,
-        micro=average(scores, [score.n / sum(map(len, by_task.values())) for score in scores]) if scores else None,
+        micro=average(scores, [score.n / sum(score.n for score in scores) for score in scores]) if scores else None,
         without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if len(leaks) == len(tasks) > 0 else None,
         texts=texts,
         predictions=tuple(predictions),

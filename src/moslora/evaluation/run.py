@@ -82,16 +82,16 @@ def evaluate(
         task: list(blocks(rows, limit=request.limit, exact=exact, size=scorers[task].block_size))
         for task, rows in questions.items()
     }
-    task_blocks = [block for of_task in plan.values() for block in of_task]
+    task_blocks = [(scorers[task], block) for task, of_task in plan.items() for block in of_task]
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
     journal.record({task: TaskRecord(leaks=(leaks or {}).get(task)) for task in questions})
-    _score(task_blocks, scorers, journal)
+    _score(task_blocks, journal)
     if request.protocol != "generate":  # which has no margins, and neither have texts
         plan = {task: its for task, its in plan.items() if scorers[task] is scorer}
         journal.record({task: TaskRecord(drift=drift) for task, drift in _drifts(plan, scorer, journal).items()})
     journal.finish()
-    asked = [journal.predictions[example.id] for block in task_blocks for example in block.wanted]
+    asked = [journal.predictions[example.id] for _, block in task_blocks for example in block.wanted]
     return summarise(settings, asked, journal.head.tasks)
 
 
@@ -145,30 +145,28 @@ def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorers: Mappin
         raise UsageError(capped(list(dict.fromkeys(faults))))
 
 
-def _score(task_blocks: Sequence[Block], scorers: Mapping[str, Scorer[Any, Any]], journal: Journal) -> None:
+def _score(task_blocks: Sequence[tuple[Scorer[Any, Any], Block]], journal: Journal) -> None:
     """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would: also one begun
     before a kill, since its shapes belong to its results."""
     rank, processes = members()
-    model = next(iter(scorers.values())).model
-    missing = {example.id for block in task_blocks for example in block.wanted} - journal.predictions.keys()
-    asked = [block for block in task_blocks if missing & {example.id for example in block.wanted}]
-    unfinished = [(sum(map(scorers[block.wanted[0].task].work, block.computed)), block) for block in asked]
+    missing = {example.id for _, block in task_blocks for example in block.wanted} - journal.predictions.keys()
+    asked = [(scorer, block) for scorer, block in task_blocks if missing & {example.id for example in block.wanted}]
+    unfinished = [(sum(map(scorer.work, block.computed)), scorer, block) for scorer, block in asked]
     if processes > 1:  # blocks of about the same work together, so that no process waits long
         unfinished.sort(key=lambda each: -each[0])
-    began, worked, total, of = time.monotonic(), 0, sum(work for work, _ in unfinished), f"{len(missing):,}"
+    began, worked, total, of = time.monotonic(), 0, sum(work for work, *_ in unfinished), f"{len(missing):,}"
     with Line(total, f"0/{of}") as line:
         for first in range(0, len(unfinished), processes):
             together, own = unfinished[first : first + processes], list[Prediction]()
-            with in_step(model):
-                for _, block in together[rank : rank + 1]:
-                    found = scorers[block.wanted[0].task].score(block.computed)
-                    own = [prediction for prediction in found if prediction.id in missing]
+            with in_step(together[0][1].model):
+                for _, scorer, block in together[rank : rank + 1]:
+                    own = [prediction for prediction in scorer.score(block.computed) if prediction.id in missing]
                     journal.append(own)  # before the others are waited for, of which one may be lost
             for other, predictions in enumerate(gathered(own)):
                 if other != rank:
                     journal.append(predictions)
-            worked += sum(work for work, _ in together)
-            task, done = together[0][1].wanted[0].task, len(missing & journal.predictions.keys())
+            worked += sum(work for work, *_ in together)
+            task, done = together[0][2].wanted[0].task, len(missing & journal.predictions.keys())
             seconds = time.monotonic() - began
             line.show(worked, f"{task} {done:,}/{of}", f"{done / seconds:.1f} questions/s")
             rest = f", about {seconds / 60 * (total / worked - 1):.1f} min left" if done < len(missing) else ""

@@ -8,11 +8,14 @@ text longer than ``evaluation.max_length`` loses its end.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scipy import stats
 
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.cloze import Cloze, Scored
-from moslora.evaluation.predictions import Prediction
+from moslora.evaluation.predictions import METRICS, Prediction, mean_and_error
 from moslora.tasks import Example
 
 
@@ -31,4 +34,23 @@ class Texts(Cloze):
 
     def read(self, example: Example, question: Sequence[EncodedText], found: list[Scored]) -> Prediction:
         (text,), ((score, _),) = question, found
-        return Prediction.of(example, [score], truncated=text.truncated, bytes=text.bytes)
+        return replace(Prediction.of(example, [score], truncated=text.truncated), bytes=text.bytes)
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The numbers of one set of texts, which are in no average."""
+
+    n: int
+    nats_per_byte: float  # mean over the texts
+    standard_error: float | None  # sample standard deviation / √n; ``None`` below two texts
+    interval: tuple[float, float] | None  # 95 %, by Student's t
+    truncated: int  # texts that lost their end
+
+
+def score_texts(predictions: Sequence[Prediction]) -> TextScore:
+    """The numbers of one set of texts from its predictions (at least one)."""
+    n, (mean, error) = len(predictions), mean_and_error([METRICS["nats_per_byte"](p) for p in predictions])
+    half = error and float(stats.t.ppf(0.975, n - 1)) * error
+    interval = None if half is None else (mean - half, mean + half)
+    return TextScore(n, mean, error, interval, sum(p.truncated for p in predictions))

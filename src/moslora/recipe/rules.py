@@ -49,11 +49,9 @@ def conflicts(
         yield from _mixer(adapter, training)
         yield from _start(adapter)
     yield from _tasks(data, evaluation, (*BUILT_IN, *own_tasks))
-    for name in {PASSAGES.name, *(name for name, task in own_tasks.items() if task.texts)} & {*data.tasks}:
-        yield (
-            "data.tasks",
-            f"{name} is a set of texts, which are not trained on; name it in evaluation.tasks",
-        )
+    texts = [PASSAGES.name, *(name for name, task in own_tasks.items() if task.texts)]
+    if named := ", ".join(name for name in data.tasks if name in texts):
+        yield "data.tasks", f"texts, such as {named}, are not trained on; name them in evaluation.tasks"
     for name, task in own_tasks.items():
         if task.texts:
             if task.train or task.test or task.hub:
