@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -67,13 +67,10 @@ class Found:
         """Outcome -> every other arm against the first."""
         return {o: compare_arms(self.arms, outcome=o, tasks=self.tasks(o)) for o in COMPARED}
 
-    @property
-    def first(self) -> Answers:
-        return next(iter(self.arms[0].runs.values()))
-
     def tasks(self, outcome: str) -> str:
         """Those that have it."""
-        return ",".join(task for task, its in self.first.tasks.items() if its.outcomes.get(outcome))
+        first = next(iter(self.arms[0].runs.values()))
+        return ",".join(task for task, its in first.tasks.items() if its.outcomes.get(outcome))
 
 
 def load(folder: Path) -> Found:
@@ -81,7 +78,7 @@ def load(folder: Path) -> Found:
     index = read_index(folder)
     if index is None:
         raise SystemExit(f"{folder}: no experiment.json; give the folder of an experiment")
-    arms, runs = load_arms([folder]), defaultdict(list)
+    arms, runs = [arm.each(with_texts) for arm in load_arms([folder])], defaultdict(list)
     for one in index.runs:
         if not one.diverged and is_run(folder / one.folder):
             runs[one.arm].append(Run(folder / one.folder))
@@ -92,10 +89,15 @@ def load(folder: Path) -> Found:
     return Found(index, runs, [arm.each(lambda run: run.only(shared)) for arm in arms], base and base.only(shared))
 
 
+def with_texts(run: Answers) -> Answers:
+    """With the texts that it was asked besides the experiment's questions."""
+    every = read_answers(Evaluation(Run(run.path).evaluation())).tasks
+    return replace(run, tasks={**run.tasks} | {t: its for t, its in every.items() if its.outcomes.get(FORGOTTEN)})
+
+
 def simultaneous(contrast: Contrast, count: int) -> tuple[float, float]:
     """The interval that holds, with those of all ``count`` contrasts, in 95 % of experiments: Bonferroni's."""
-    effect = contrast.effects[MACRO]
-    degrees = contrast.seeds - 1 if contrast.seeds > 1 else np.inf
+    effect, degrees = contrast.effects[MACRO], contrast.seeds - 1 or np.inf
     half = float(stats.t.ppf(1 - LEVEL / 2 / count, degrees)) * effect.standard_error
     return effect.difference - half, effect.difference + half
 
@@ -112,12 +114,11 @@ def forest(canvas: Canvas, found: Found) -> Markup:
             for row, arm in enumerate(order):
                 contrast = contrasts[outcome][arm]
                 low, high = (unit.factor * end for end in simultaneous(contrast, len(order)))
-                shown = not low <= 0 <= high
-                style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": SERIES[0] if shown else "none"}
+                fill = "none" if low <= 0 <= high else SERIES[0]
+                style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill}
                 place.plot((low, high), (row, row), color=SERIES[0], linewidth=1.8, solid_capstyle="round")
                 place.plot(unit.factor * contrast.effects[MACRO].difference, row, "o", **style)
-            place.set_title(unit.title.removesuffix(", %"))
-            place.set_xlabel(f"difference from {found.names[0]}, {unit.unit}")
+            place.set(title=unit.title.removesuffix(", %"), xlabel=f"difference from {found.names[0]}, {unit.unit}")
             place.set_yticks(range(len(order)), order if place is axes[0] else [])
             place.tick_params(axis="y", length=0, labelcolor=DARK)
             place.grid(axis="y", visible=False)
@@ -127,8 +128,8 @@ def forest(canvas: Canvas, found: Found) -> Markup:
             place.margins(x=0.08)
         figure.set_layout_engine("constrained", w_pad=0.12)
         for fill, label in ((SERIES[0], "difference shown by its simultaneous 95 % interval"), ("none", "none shown")):
-            style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill, "linewidth": 1.8}
-            axes[0].plot([], [], "o-", label=label, **style)
+            style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill}
+            axes[0].plot([], [], "o-", linewidth=1.8, label=label, **style)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return canvas.keep("forest", figure)
 
@@ -180,12 +181,12 @@ def arms_table(found: Found) -> str:
         cells = [level([*arm.runs.values()], outcome) for outcome in outcomes]
         rows.append([arm.name, f"{run.recipe.training.learning_rate:g}", *cells, f"{count:,}" if count else "–", *cost])
     seeds = " or ".join(map(str, sorted({len(arm.runs) for arm in found.arms})))
-    asked = [len(its.ids) for task, its in found.first.tasks.items() if task in found.tasks(COMPARED[0]).split(",")]
+    asked = [y.shape[2] for y in found.comparisons[COMPARED[0]].exploratory[0].y.values()]
     facts = [run.facts for runs in found.runs.values() for run in runs]
     made = {(card.get("hardware", {}).get("device"), card.get("versions", {}).get("torch")) for card in facts}
     machines = "; ".join(f"{device}, torch {torch}" for device, torch in made if device) or "Machine not recorded"
-    note = f"Means over {seeds} seeds ± standard error; {sum(asked):,} questions of {len(asked)} sets. {machines}."
-    return f"{markdown(rows)}\n\n{note}"
+    said = f"Means over {seeds} seeds ± standard error; {sum(asked):,} questions of {len(asked)} sets. {machines}."
+    return f"{markdown(rows)}\n\n{said}"
 
 
 def figures(found: Found) -> Mapping[str, Markup | None]:
@@ -207,8 +208,7 @@ def main() -> int:
     for name, text in {"arms": arms_table(found), "conclusions": said}.items():
         publish(text, given.docs, name, print_only=given.print_only)
     if not given.print_only:
-        folder = given.docs.with_suffix("")
-        folder.mkdir(exist_ok=True)
+        (folder := given.docs.with_suffix("")).mkdir(exist_ok=True)
         for name, svg in figures(found).items():
             if svg:
                 (folder / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")

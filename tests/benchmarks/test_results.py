@@ -21,7 +21,7 @@ from moslora.report.figures import change
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 SEEDS = (0, 1, 2, 3)
-TEXTS = "winogrande"  # the name of any task
+TEXTS = "winogrande"  # a task's name; it is none of the experiment's own
 
 
 def with_texts(answers: Answers, nats: float) -> Answers:
@@ -39,7 +39,12 @@ def write_experiment(folder: Path, *, methods: Sequence[str] = METHODS, seeds: S
         for seed in seeds:
             run = ExperimentRun(method, seed, 0.002, f"runs/{method}-{seed}")
             answers = with_texts(drawn(seed, gain=0.03 * number, arm=method), 1 + 0.01 * number + 0.02 * (seed == 1))
-            write_run(folder / run.folder, answers, f"extends=methods/{method}", "training.learning_rate=0.002")
+            changes = (
+                f"extends=methods/{method}",
+                "training.learning_rate=0.002",
+                "evaluation.tasks=[boolq,siqa,obqa]",
+            )
+            write_run(folder / run.folder, answers, *changes)
             card = folder / run.folder / "run.json"
             card.write_text(json.dumps(json.loads(card.read_text()) | {"trainable_parameters": 1000 + number}))
             runs.append(run)
