@@ -60,7 +60,7 @@ def test_as_many_are_dropped_as_of_independent_entries() -> None:
 def test_the_projection_is_the_product_with_what_dropout_leaves(
     kernel: str, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two adapters read one x, which is kept or computed again."""
+    """Two adapters read one x, which is kept or computed again, and so does another product."""
     monkeypatch.setattr(Dropout, "kernel", lambda *_: kernel)
     torch.manual_seed(6)
     source = torch.randn(3, 5, 8, dtype=torch.float64)
@@ -71,10 +71,10 @@ def test_the_projection_is_the_product_with_what_dropout_leaves(
     for ours in (True, False):
         leaf = source.clone().requires_grad_()
         x = made_of(leaf.sin(), torch.sin, leaf) if again else leaf.sin()
-        out = [
-            project(x, a, drawn) if ours else without(x, drawn) @ a.T for a, drawn in zip(factors, draws, strict=True)
-        ]
-        loss = sum((h * weight).sum() for h, weight in zip(out, weights, strict=True))
+        pairs = zip(factors, draws, strict=True)
+        both = [project(x, a, drawn) if ours else (without(x, drawn) @ a.T, x) for a, drawn in pairs]
+        out = [h for h, _ in both]
+        loss = sum((h * weight).sum() + behind.cos().sum() for (h, behind), weight in zip(both, weights, strict=True))
         found.append([*out, *torch.autograd.grad(loss, [leaf, *factors])])
     assert any((without(source, drawn) == 0).any() for drawn in draws)
     for mine, expected in zip(*found, strict=True):
@@ -113,7 +113,7 @@ def test_what_is_computed_again_is_neither_kept_nor_left_behind() -> None:
 
     x = made_of(leaf.sin(), make, leaf)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = sum(project(x, a, None).sum() for a in factors)
+        out = sum(project(x, a, None)[0].sum() for a in factors)
     assert x.untyped_storage().data_ptr() not in kept and leaf.untyped_storage().data_ptr() in kept
     out.backward(retain_graph=True)
     assert len(calls) == 1

@@ -1,5 +1,6 @@
 """Low-rank adapters with a mixer, for any model of torch."""
 
+from moslora.adapters.families import Families
 from moslora.adapters.folding import LoraPair, fold
 from moslora.adapters.injection import (
     adapter_penalty,
@@ -19,6 +20,7 @@ from moslora.adapters.mixers.base import Mixer, NotMergeable
 __all__ = [
     "MIXERS",
     "AdapterLinear",
+    "Families",
     "LoraPair",
     "Magnitude",
     "Mixer",

@@ -1,5 +1,6 @@
 """The one adapter layer: a frozen linear map plus s · B · M · A."""
 
+import weakref
 from typing import Literal
 
 import torch
@@ -9,10 +10,31 @@ from torch.nn import functional as F
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers.base import Mixer, kaiming
 from moslora.kernels.dropout import Dropout
+from moslora.kernels.linear import add_product
 from moslora.kernels.recompute import project
 
 Trains = Literal["all", "b", "mixer"]
 """Which of A, M and B learn."""
+
+
+class Factors:
+    """The factors of layers that read the same x, as their products take them: s · M · A of all, one above another, in
+    ``a`` (s · A where M is not folded), and each B in ``b``. They share dropout, and one product with ``a``."""
+
+    def __init__(self, a: Tensor, *b: Tensor) -> None:
+        self.a, self.b = a, b
+        self._of: weakref.ref[Tensor] | None = None  # weakly: what checkpointing computes again is another x
+        self._left: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def project(self, x: Tensor, place: int, dropout: Dropout) -> tuple[Tensor, Tensor, Tensor | None]:
+        """h of the layer at ``place``, ``(..., r)``; x for its base, as :func:`project` gives it; what is dropped. The
+        first that is called computes it for all."""
+        if self._of is None or self._of() is not x or place not in self._left:
+            drawn = dropout.draw(x)
+            h, behind = project(x, self.a, drawn)
+            parts = h.split(h.shape[-1] // len(self.b), -1) if len(self.b) > 1 else (h,)
+            self._of, self._left = weakref.ref(x), {at: (part, behind, drawn) for at, part in enumerate(parts)}
+        return self._left.pop(place)
 
 
 class AdapterLinear(nn.Module):
@@ -22,6 +44,7 @@ class AdapterLinear(nn.Module):
 
     The base (``nn.Linear``, a 4-bit linear, …) is called, never subclassed: one adapter class fits any base. The
     factors stay in float32 and are cast to the dtype of ``x`` for the product; the activations are never cast up.
+    In training `moslora.adapters.families` does that for all layers at once, and those that read one x drop the same.
 
     Shapes: ``lora_a mixer.shape_of_a(in_features)``, usually ``(mixer.rank_in, in_features)``;
     ``lora_b (out_features, mixer.rank_out)``.
@@ -68,6 +91,7 @@ class AdapterLinear(nn.Module):
         self.lora_b = nn.Parameter(b, requires_grad=trains != "mixer")
         self.folds = not mixer.routes and trains != "mixer"
         self.magnitude = magnitude
+        self.factors: tuple[Factors, int] | None = None  # of a pass, with its place there: `moslora.adapters.families`
         self.register_buffer("start_a", None)
         self.register_buffer("start_b", None)
 
@@ -85,16 +109,20 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        drawn, scale = self.dropout.draw(x), self.scale * self.dropout.scale
-        if self.folds:
-            a, b = self.mixer.fold(self.lora_a, self.lora_b)
-            u = project(x, (a * scale).to(x.dtype), drawn)  # (..., rank_out)
-        else:
-            u, b = self.mixer(project(x, self.lora_a.to(x.dtype), drawn), x) * scale, self.lora_b
-        delta = F.linear(u, b.to(x.dtype))
-        # The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
-        y: Tensor = self.base(x)
-        return delta.add_(y) if self.magnitude is None else self._rescaled(y, delta, x, drawn)
+        factors, place = self.factors or (None, 0)
+        if factors is None or factors.a.dtype != x.dtype:
+            factors, place = Factors(*(factor.to(x.dtype) for factor in self.scaled_factors())), 0
+        u, x_behind, drawn = factors.project(x, place, self.dropout)
+        if not self.folds:
+            u = self.mixer(u, x)
+        if self.magnitude is None:
+            return add_product(self.base, x_behind, u, factors.b[place])
+        return self._rescaled(self.base(x_behind), F.linear(u, factors.b[place]), x_behind, drawn)
+
+    def scaled_factors(self) -> tuple[Tensor, Tensor]:
+        """(s · M · A, B), in float32; without M where it is not folded. s includes dropout's 1 / (1 − p)."""
+        a, b = self.mixer.fold(self.lora_a, self.lora_b) if self.folds else (self.lora_a, self.lora_b)
+        return a * (self.scale * self.dropout.scale), b
 
     def _rescaled(self, y: Tensor, delta: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
         """g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖; as in the released code, dropout also acts on (g − 1) ∘ W x."""

@@ -50,8 +50,12 @@ class Dropout(nn.Module):
         return "by places" if device.type == "cpu" else "by mask"
 
 
-def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False) -> Tensor:
-    """``x`` with zero for the entries that :meth:`Dropout.draw` found."""
+def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
+    """``x`` with zero for the entries that :meth:`Dropout.draw` found; ``plus`` a tensor like it, in the place of x."""
+    if plus is not None:
+        if drawn is not None and drawn.dtype == torch.bool:
+            return torch.addcmul(plus, x, drawn, out=x)
+        return without(x, drawn, in_place=True).add_(plus)
     if drawn is None:
         return x
     if drawn.dtype == torch.bool:

@@ -84,6 +84,18 @@ class FrozenLinear(nn.Linear):
         return y
 
 
+def add_product(base: nn.Module, x: Tensor, u: Tensor, b: Tensor) -> Tensor:
+    """base(x) + u Bᵀ, with ``u (..., r)`` and B ``(out_features, r)``; a GPU adds in the kernel of the base's product.
+
+    The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
+    """
+    plain = isinstance(base, FrozenLinear) and base.bias is None and x.device.type != "cpu"
+    if not plain or not x.dtype == u.dtype == base.weight.dtype:  # or autocast chooses another
+        return F.linear(u, b).add_(base(x))
+    y = u.reshape(-1, u.shape[-1]) @ b.T
+    return y.addmm_(x.reshape(-1, x.shape[-1]), base.weight.T).view(*x.shape[:-1], -1)
+
+
 class _Product(torch.autograd.Function):
     """With G the gradient of y: dx = G W, with W as it lies: a second packed copy would gain 3 % of a training step."""
 

@@ -45,8 +45,8 @@ def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     return x
 
 
-def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> Tensor:
-    """h of shape ``(..., r)``.
+def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+    """h of shape ``(..., r)``; and x for other products with it, whose gradient is then added to that of h here.
 
     Args:
         x: shape ``(..., in_features)``.
@@ -54,10 +54,10 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> Tensor:
         drawn: what to drop, of `moslora.kernels.dropout.Dropout.draw`.
     """
     if not torch.is_grad_enabled():
-        return F.linear(without(x, drawn), a)
+        return F.linear(without(x, drawn), a), x
     again, parts = getattr(x, "again", None) or (_Again(_itself), [x.detach()])
-    h: Tensor = _Projection.apply(x, a, drawn, again, *parts)
-    return h
+    found = _Projection.apply(x, a, drawn, again, *parts)
+    return found if x.requires_grad else (found, x)
 
 
 def _itself(x: Tensor) -> Tensor:
@@ -65,24 +65,27 @@ def _itself(x: Tensor) -> Tensor:
 
 
 class _Projection(torch.autograd.Function):
-    """With G the gradient of h: dA = Gᵀ (x without), dx = (G A) without."""
+    """With G the gradient of h, and G' of x in other products: dA = Gᵀ (x without), dx = (G A) without + G'."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: _Again, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: _Again, *parts: Tensor) -> Any:
         ctx.save_for_backward(a, drawn, *(parts if ctx.needs_input_grad[1] else ()))
         ctx.again, ctx.parts = again, len(parts)
+        ctx.set_materialize_grads(False)
         again.readers += ctx.needs_input_grad[1]
-        return F.linear(without(x, drawn), a)
+        h = F.linear(without(x, drawn), a)
+        return (h, x) if ctx.needs_input_grad[0] else h
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, of_x: Tensor | None = None) -> tuple[Tensor | None, ...]:
         a, drawn, *parts = ctx.saved_tensors
-        gradient = gradient.to(a.dtype)  # under autocast it has another dtype
-        d_x = d_a = None
-        if ctx.needs_input_grad[1]:
-            x, in_place = ctx.again.made(parts)
-            d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
-            del x  # freed before dx is made
-        if ctx.needs_input_grad[0]:
-            d_x = without(gradient @ a, drawn, in_place=True)
+        d_x, d_a = of_x, None
+        if gradient is not None:
+            gradient = gradient.to(a.dtype)  # under autocast it has another dtype
+            if ctx.needs_input_grad[1]:
+                x, in_place = ctx.again.made(parts)
+                d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
+                del x  # freed before dx is made
+            if ctx.needs_input_grad[0]:
+                d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
         return d_x, d_a, *[None] * (2 + ctx.parts)

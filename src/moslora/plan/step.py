@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from moslora.adapters import Families
 from moslora.base.adapted import own_parameters
 from moslora.base.load import recompute_layers
 from moslora.data.encode import IGNORE_INDEX, Encoded
@@ -69,8 +70,12 @@ def measure(
         raise NotImplementedError("routes its tokens to experts")
     part = work.of(MICRO_BATCH_TOKENS[on_gpu])
     few, counts = _one_layer_of_each_kind(model, dtype)
-    with nullcontext() if on_gpu else FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
+    with _Live() as live, Families(model).folded(dtype):
+        factors = live.bytes
+    fake = nullcontext() if on_gpu else FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
         few.to_empty(device="meta" if on_gpu else "cpu")
+    with fake, _Live() as live, Families(few).folded(dtype):
         if checkpointing:
             recompute_layers(few)
         few.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
@@ -92,7 +97,7 @@ def measure(
         others = sum((count - 1) * sizes[layer] for layer, count in counts.items())
         (loss + penalty).backward()
     temporary = live.peak - before - kept
-    return (kept + others) * work.tokens // part.tokens, temporary * work.tokens // part.tokens
+    return factors + (kept + others) * work.tokens // part.tokens, temporary * work.tokens // part.tokens
 
 
 def _one_layer_of_each_kind(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[nn.Module, int]]:

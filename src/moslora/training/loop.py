@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import describe_batch, shares_beginnings
+from moslora.adapters import Families, describe_batch, shares_beginnings
 from moslora.data.encode import Encoded
 from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, passes
 from moslora.errors import Diverged
@@ -43,6 +44,11 @@ class Parts:
     micro_batch_tokens: int
     tasks: tuple[str, ...] = ()
     budget: RankBudget | None = None
+
+    @cached_property
+    def families(self) -> Families:
+        """The adapters."""
+        return Families(self.model)
 
     def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
         """``rows`` on this process's device, laid for a pass in training or without dropout."""
@@ -151,7 +157,8 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
     share = torch.zeros(2, device=accelerator.device)
     for n, batch in enumerate(batches, start=1):
         weight = sum(len(row.input_ids) for row in batch) / total
-        with nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective):
+        communicate = nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective)
+        with communicate, parts.families.folded(parts.model.dtype):
             loss, penalty = parts.objective(parts.micro_batch(batch, training=True))
             loss, penalty = loss / labels, penalty * weight
             # DDP averages the gradients over the processes; here they are summed.

@@ -1,0 +1,105 @@
+"""Factors made for all layers at once, and products of layers that read the same x, against each layer by itself."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moslora.adapters import (
+    MIXERS,
+    AdapterLinear,
+    Families,
+    adapter_penalty,
+    build_mixer,
+    describe_batch,
+    named_adapters,
+)
+from moslora.kernels.dropout import Dropout
+from reference import PROJECTIONS, adapted_llama, perturb, token_batch
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *((kind, {"tasks": ["one"]} if kind == "task-gate" else {}, {}) for kind in MIXERS),
+    ("dense", {}, {"rank_out": 6}),
+    ("dense", {}, {"trains": "b"}),
+    ("dense", {"init": "near-zero"}, {"trains": "mixer"}),
+    ("dense", {}, {"dora": True}),
+    ("butterfly", {"normalize": True}, {"scaling": "rslora"}),
+    ("token-gate", {"top_k": 2, "balance": 0.1}, {}),
+    ("dense", {}, {"target_modules": ["q_proj", "v_proj", "gate_proj", "o_proj"]}),
+    ("dense", {}, {"target_modules": r".*layers\.0\..*k_proj|.*layers\.1\..*[kv]_proj"}),
+]
+
+
+def gradients(model: nn.Module, ids: Tensor, *, at_once: bool, checkpointing: bool = False) -> list[Tensor]:
+    """The logits, and the gradients of all that learns."""
+    model = copy.deepcopy(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    model.train()
+    describe_batch(model, tasks=torch.tensor([0, 1, 1]))
+
+    def run() -> Tensor:
+        logits: Tensor = model(ids).logits
+        penalty = adapter_penalty(model)
+        (logits.square().mean() + (0 if penalty is None else penalty)).backward()
+        return logits.detach()
+
+    if at_once:
+        with Families(model).folded(torch.float64):
+            assert all(layer.factors for _, layer in named_adapters(model))
+            logits = run()
+    else:
+        logits = run()
+    assert not any(layer.factors for _, layer in named_adapters(model))
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert learned and all(p.grad is not None and p.grad.any() for p in learned)
+    return [logits, *(p.grad for p in learned)]
+
+
+@pytest.mark.parametrize(("kind", "mixer", "options"), CASES)
+def test_values_and_gradients_are_those_of_each_layer_by_itself(
+    kind: str, mixer: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """In float64; with gradient checkpointing, which comes to the layers again in the backward pass, too."""
+    settings = {"rank": 8, "alpha": 8, "target_modules": PROJECTIONS} | options
+    model = adapted_llama({"kind": kind, **mixer}, **settings).double()
+    perturb((p for p in model.parameters() if p.requires_grad), size=0.2)
+    ids = token_batch(model)
+    expected = gradients(model, ids, at_once=False)
+    for checkpointing in (False, True):
+        found = gradients(model, ids, at_once=True, checkpointing=checkpointing)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel", ["by places", "by mask"])
+def test_layers_that_read_the_same_drop_the_same(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """y = W x + s B M A x̃ with one draw x̃ for q, k and v, and another where v is given another x; gradients by
+    autograd through this."""
+    monkeypatch.setattr(Dropout, "kernel", lambda *_: kernel)
+    torch.manual_seed(0)
+    layers = {
+        name: AdapterLinear(nn.Linear(8, size), mixer=build_mixer(kind="dense", rank=4), scale=1.7, dropout=0.4)
+        for name, size in (("q_proj", 6), ("k_proj", 5), ("v_proj", 6))
+    }
+    model = nn.ModuleDict(layers).double()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    for weight in learned:
+        nn.init.normal_(weight)
+    x, other = (torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    torch.manual_seed(1)
+    dropout = Dropout(0.4)
+    dropped = [dropout(x, dropout.draw(x)), dropout(other, dropout.draw(other))]
+
+    def of(layer: AdapterLinear, x: Tensor, after: Tensor) -> Tensor:
+        return layer.base(x) + after @ layer.delta_weight().T
+
+    expected = [of(layer, x, dropped[0]) for layer in layers.values()] + [of(layers["v_proj"], other, dropped[1])]
+    torch.manual_seed(1)
+    with Families(model).folded(torch.float64):
+        found = [layer(x) for layer in layers.values()] + [layers["v_proj"](other)]
+    grads = [torch.autograd.grad(sum(y.sin().sum() for y in ys), [x, other, *learned]) for ys in (found, expected)]
+    torch.testing.assert_close([*found, *grads[0]], [*expected, *grads[1]], rtol=1e-10, atol=1e-12)
+    assert 0 < dropped[0].count_nonzero() < x.numel()
