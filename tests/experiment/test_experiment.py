@@ -180,8 +180,8 @@ def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
 ) -> None:
     real = loop.accumulate
 
-    def accumulate(parts: loop.Parts, drawn: Sequence[Any]) -> torch.Tensor:
-        return real(parts, drawn) * (math.nan if parts.optimizer.param_groups[0]["lr"] > 1 else 1)
+    def accumulate(parts: loop.Parts, *arguments: Any) -> torch.Tensor:
+        return real(parts, *arguments) * (math.nan if parts.optimizer.param_groups[0]["lr"] > 1 else 1)
 
     monkeypatch.setattr(loop, "accumulate", accumulate)
     file = write(rates="[3e-2, 9]", search="rate_seeds: [7]")

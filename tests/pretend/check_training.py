@@ -16,11 +16,11 @@ from torch.amp import GradScaler
 from moslora.kernels import vocabulary
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST
-from moslora.training import prepare, train_recipe
+from moslora.training import loop, prepare, train_recipe
 from moslora.training.loop import accumulate
 from moslora.training.objective import _ChunkedLoss
-from moslora.training.optimizer import trainable
-from pretend.accelerator import DEVICE, NAME, on_cpu, watch
+from moslora.training.optimizer import trainable, update
+from pretend.accelerator import DEVICE, NAME, OnDevice, on_cpu, watch
 from training_kit import steps_logged
 
 Make = Callable[..., Recipe]
@@ -75,6 +75,36 @@ def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: 
         assert (other.get("grad_norm", 0) is None) == (kind == "float16" and other["step"] == 1)
         numbers = {key: value for key, value in other.items() if value is not None}  # not an infinite norm
         assert one == {**other, **{key: pytest.approx(value, rel=apart) for key, value in numbers.items()}}
+
+
+def test_the_host_waits_once_a_step_when_the_next_is_laid(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the update is under way. At the end a pass of validation is laid."""
+    order: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *values, **options: (order.append(name), function(*values, **options))[1]
+
+    for place, name in [(loop, "collate"), (loop, "update"), (OnDevice, "tolist")]:
+        monkeypatch.setattr(place, name, noted(name, getattr(place, name)))
+    train_recipe(recipe(*SHORT, "training.micro_batch_tokens=null", "training.validate_every=9"), out=tmp_path / "run")
+    assert order == [*["collate"] * 2, *["update", "collate", "tolist"] * 3, "update", "tolist", "collate"]
+
+
+def test_the_device_leaves_out_an_update_that_is_not_finite(recipe: Make) -> None:
+    """Before the host knows: nothing is waited for."""
+    parts, _ = prepare.prepare(Accelerator(mixed_precision="no"), recipe("model.dtype=bfloat16"))
+    learned = list(trainable(parts.optimizer))
+    before = [parameter.detach().clone() for parameter in learned]
+    for wrong in (True, False):
+        for parameter in learned:
+            parameter.grad = torch.ones_like(parameter)
+        learned[0].grad.fill_(torch.inf if wrong else 1)
+        with watch() as seen:
+            update(parts.optimizer, parts.scaler, max_norm=1.0)
+        assert not seen.waits
+        assert all(one.cpu().equal(other.cpu()) == wrong for one, other in zip(before, learned, strict=True))
 
 
 @pytest.mark.parametrize(("positions", "pieces"), [(40, 1), (41, 2)])

@@ -1,6 +1,7 @@
 """The objective and the optimizer against naive computations and transformers' own schedules."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from moslora.kernels import rows, vocabulary
 from moslora.recipe import TrainingSection
 from moslora.training import objective
 from moslora.training.objective import LabelLoss, _ChunkedLoss
-from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable
+from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable, update
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
 OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -169,6 +170,29 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, An
         assert part in ("lora_a", "lora_b", "magnitude.weight") or part.startswith("mixer."), part
         expected = before[name] * (1 - rate / 2 * decay) - rate / 2 * p.grad.sign()  # type: ignore[union-attr]
         torch.testing.assert_close(p.detach(), expected, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("wrong", [torch.inf, torch.nan])
+def test_an_update_whose_gradient_is_not_finite_changes_nothing(wrong: float) -> None:
+    """Neither weights nor moments nor AdamW's count; an update before and after is torch's own, clipped, to the bit."""
+    model = tiny_llama()
+    inject(model, **OPTIONS, mixer={"kind": "dense"})
+    plain = copy.deepcopy(model)
+    optimizer, expected = (build_optimizer(one, TrainingSection()) for one in (model, plain))
+    scaler = torch.amp.GradScaler(enabled=False)
+    for factor in (1.0, wrong, 2.0):
+        torch.manual_seed(0)
+        for mine, other in zip(trainable(optimizer), trainable(expected), strict=True):
+            mine.grad = factor * torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        norm = update(optimizer, scaler, max_norm=0.5)
+        assert bool(norm.isfinite()) == math.isfinite(factor)
+        if norm.isfinite():
+            assert norm == torch.nn.utils.clip_grad_norm_(trainable(expected), 0.5) > 0.5
+            expected.step()
+        for mine, other in zip(trainable(optimizer), trainable(expected), strict=True):
+            assert mine.equal(other)
+            assert all(value.equal(expected.state[other][key]) for key, value in optimizer.state[mine].items())
 
 
 def test_nothing_but_learned_parameters_is_optimised() -> None:

@@ -503,9 +503,9 @@ def test_a_rehearsal_takes_the_largest_step_and_changes_nothing(
 ) -> None:
     taken: list[int] = []
 
-    def spy(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
+    def spy(parts: Parts, drawn: Sequence[Encoded], *first: Any) -> Tensor:
         taken.append(sum(len(row.input_ids) for row in drawn))
-        return accumulate(parts, drawn)
+        return accumulate(parts, drawn, *first)
 
     def rehearsed(parts: Parts, settings: Any, **options: Any) -> int:
         loop.rehearse(parts, first_step=0)

@@ -94,17 +94,12 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
 
 
 def label_loss(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor | None) -> Tensor:
-    """−Σ log p(label) over the whole vocabulary at once, float32 or wider, and its ``gradient``, (p − e_label) W.
+    """−Σ log p(label) over the whole vocabulary at once; ``gradient``, where given, becomes that of h, (p − e_label) W.
 
+    ``states``, h, is ``(n, hidden)``, ``weight`` ``(V, hidden)``, ``labels`` int64 ``(n,)``; the sum float32 or wider.
     For a GPU, where each operation is a launch and a pass over memory: ten of them, and 26 bytes per logit in bfloat16.
     p is rounded as it is written. The label's p − 1, near 0 where p itself rounds to 1, is minus the sum of the others,
     each rounded to its own size; in float16, where those below 6e-8 are zero, expm1(log p), which is as exact as that.
-
-    Args:
-        states: h, shape ``(n, hidden)``.
-        weight: W, shape ``(V, hidden)``; z = h Wᵀ.
-        labels: int64, shape ``(n,)``.
-        gradient: is filled if given; of h's dtype and shape.
     """
     labels = labels[:, None]
     log_p = product(states, weight).to(torch.promote_types(states.dtype, torch.float32)).log_softmax(1)

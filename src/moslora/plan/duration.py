@@ -10,6 +10,7 @@ from moslora.errors import UsageError
 from moslora.plan.step import decoder_layers
 from moslora.recipe import Recipe
 from moslora.training.loop import accumulate
+from moslora.training.optimizer import update
 from moslora.training.prepare import prepare
 
 PROBED_STEPS = 5
@@ -71,8 +72,7 @@ def probe(recipe: Recipe) -> float:
     steps, ends = [[parts.rows[row] for row in parts.plan[step]] for step in range(PROBED_STEPS + 1)], []
     for rows in steps:
         accumulate(parts, rows).tolist()  # waits for the device
-        parts.scaler.step(parts.optimizer)
-        parts.scaler.update()
+        update(parts.optimizer, parts.scaler, max_norm=recipe.training.max_grad_norm)
         parts.optimizer.zero_grad()
         ends.append(time.perf_counter())
     return sum(len(row.input_ids) for rows in steps[1:] for row in rows) / (ends[-1] - ends[0])

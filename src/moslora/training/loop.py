@@ -18,7 +18,7 @@ from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, passe
 from moslora.errors import Diverged
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
-from moslora.training.optimizer import rate_factor, set_rate, trainable
+from moslora.training.optimizer import rate_factor, set_rate, update
 
 SKIPS_IN_A_ROW = 10
 """Overflows in a row that the float16 scaler may skip: each halves its scale, which starts at 2¹⁶."""
@@ -49,6 +49,15 @@ class Parts:
     def families(self) -> Families:
         """The adapters."""
         return Families(self.model)
+
+    def drawn(self, step: int) -> list[Encoded]:
+        """The rows of a step, the same on every process."""
+        return [self.rows[row] for row in self.plan[step]]
+
+    def passes(self, rows: Sequence[Encoded]) -> list[list[Encoded]]:
+        """This process's share of ``rows``, by micro-batch."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return passes(rows, process=process, processes=processes, tokens=self.micro_batch_tokens)
 
     def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
         """``rows`` on this process's device, laid for a pass in training or without dropout."""
@@ -81,35 +90,30 @@ def train(
         Diverged: a loss or gradient is not finite.
     """
     optimizer, scaler, total = parts.optimizer, parts.scaler, len(parts.plan)
-    warmup, skipped = settings.warmup(total), 0
+    warmup, skipped, first = settings.warmup(total), 0, None
     parts.objective.train()
     for step in range(first_step, total):
-        drawn = [parts.rows[row] for row in parts.plan[step]]
+        drawn, done = parts.drawn(step), step + 1
         seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
-        factor = rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total)
-        set_rate(optimizer, factor)
+        set_rate(optimizer, rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total))
 
-        losses = accumulate(parts, drawn)
-        scaler.unscale_(optimizer)
-        clipped = nn.utils.clip_grad_norm_(trainable(optimizer), settings.max_grad_norm)
-        # One small reduction a step: the losses of all processes, and whether anyone wants to stop. Its result and the
-        # norm, the same everywhere, are the one thing that the host waits for.
+        losses = accumulate(parts, drawn, first)
+        gradient_norm = update(optimizer, scaler, max_norm=settings.max_grad_norm)
+        # One small reduction a step: the losses of all processes, and whether anyone wants to stop.
         shared = torch.cat([losses, losses.new_full((1,), stop_requested())])
-        shared = parts.accelerator.reduce(shared, reduction="sum")
-        loss, penalty, stop, norm = torch.cat([shared, clipped.to(shared)[None]]).tolist()
+        numbers = torch.cat([parts.accelerator.reduce(shared, reduction="sum"), gradient_norm.to(shared)[None]])
+        # The next step's first pass is laid before the host waits, once a step, for what is the same everywhere.
+        first = parts.micro_batch(parts.passes(parts.drawn(done))[0], training=True) if done < total else None
+        loss, penalty, stop, norm = numbers.tolist()
         finite = math.isfinite(loss + penalty + norm)
         skipped = 0 if finite else skipped + 1
         if not finite and (not scaler.is_enabled() or skipped >= SKIPS_IN_A_ROW):
             raise _not_finite(step, loss=loss + penalty, norm=norm, drawn=drawn)
 
-        done = step + 1
-        scaler.step(optimizer)
-        scaler.update()
         extras = parts.budget.update(done, skipped=not finite) if parts.budget else {}
         optimizer.zero_grad()
 
-        if penalty:
-            extras["penalty"] = penalty
+        extras |= {"penalty": penalty} if penalty else {}
         values = {"loss": loss, "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"], **extras}
         report(done, tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn), **values)
         if done % settings.validate_every == 0 or done == total:
@@ -127,7 +131,7 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
     parts.objective.train()
     lengths = [len(row.input_ids) for row in parts.rows]
     largest = max(range(first_step, len(parts.plan)), key=lambda step: sum(lengths[row] for row in parts.plan[step]))
-    accumulate(parts, [parts.rows[row] for row in parts.plan[largest]])
+    accumulate(parts, parts.drawn(largest))
     parts.optimizer.zero_grad()
 
 
@@ -137,7 +141,7 @@ def seed_step(seed: int, *, step: int, process: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
+def accumulate(parts: Parts, drawn: Sequence[Encoded], first: MicroBatch | None = None) -> Tensor:
     """Adds the gradient of one step, and returns this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows. It does not depend on the number
@@ -146,24 +150,25 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded]) -> Tensor:
 
     Args:
         drawn: the rows of the whole step, the same on every process.
+        first: this process's first micro-batch of them, if it is laid already.
 
     Returns:
         Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
     """
-    accelerator = parts.accelerator
-    process, processes = accelerator.process_index, accelerator.num_processes
-    batches = passes(drawn, process=process, processes=processes, tokens=parts.micro_batch_tokens)
+    accelerator, batches = parts.accelerator, parts.passes(drawn)
     labels, total = label_count(drawn), sum(len(row.input_ids) for row in drawn)
     share = torch.zeros(2, device=accelerator.device)
-    for n, batch in enumerate(batches, start=1):
-        weight = sum(len(row.input_ids) for row in batch) / total
+    # DDP averages the gradients over the processes; here they are summed.
+    gradient = parts.scaler.scale(torch.full_like(share, accelerator.num_processes))
+    for n, rows in enumerate(batches, start=1):
+        batch = first if first and n == 1 else parts.micro_batch(rows, training=True)
+        weight = sum(len(row.input_ids) for row in rows) / total
         communicate = nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective)
         with communicate, parts.families.folded(parts.model.dtype):
-            loss, penalty = parts.objective(parts.micro_batch(batch, training=True))
-            loss, penalty = loss / labels, penalty * weight
-            # DDP averages the gradients over the processes; here they are summed.
-            parts.scaler.scale((loss + penalty) * processes).backward()
-        share += torch.stack([loss.detach(), penalty.detach()])
+            loss, penalty = parts.objective(batch)
+            losses = torch.stack([loss / labels, penalty * weight])
+            losses.backward(gradient)
+        share += losses.detach()
     describe_batch(parts.objective)  # forget the batch
     return share
 

@@ -40,8 +40,7 @@ class LabelLoss(nn.Module):
         if not len(batch.labels):
             return (hidden.float() * 0).sum(), penalty
         weight = self.model.get_output_embeddings().weight
-        loss: Tensor = _ChunkedLoss.apply(hidden[0].index_select(0, batch.predicted_from), weight, batch.labels)
-        return loss, penalty
+        return _ChunkedLoss.apply(hidden[0].index_select(0, batch.predicted_from), weight, batch.labels), penalty
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -51,12 +50,11 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
-        gradient = torch.empty_like(hidden)
+        ctx.gradient = torch.empty_like(hidden)
         positions, _ = sizes(len(hidden), len(weight), weight.device)
         compute, wanted = _by_pieces if weight.device.type == "cpu" else label_loss, ctx.needs_input_grad[0]
-        parts = zip(*(x.split(positions) for x in (hidden, labels, gradient)), strict=True)
+        parts = zip(*(x.split(positions) for x in (hidden, labels, ctx.gradient)), strict=True)
         losses = [compute(states, weight, some, out if wanted else None) for states, some, out in parts]
-        ctx.gradient = gradient
         return sum(losses[1:], start=losses[0])
 
     @staticmethod
@@ -76,8 +74,7 @@ def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
     for piece in pieces(states, weight):
         sums.append(piece.log_sum)
         if gradient is not None:
-            p = piece.p_minus_one_hot(labels[:, None])
-            means.append(product(p.to(states.dtype), piece.weight.T))
+            means.append(product(piece.p_minus_one_hot(labels[:, None]).to(states.dtype), piece.weight.T))
     log_sums = torch.cat(sums, 1)
     total = log_sums.logsumexp(1, keepdim=True)
     if gradient is not None:

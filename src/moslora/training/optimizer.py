@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moslora.adapters import Magnitude, Mixer, named_adapters
 from moslora.recipe import TrainingSection
@@ -63,6 +63,16 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Sets every group's learning rate to ``factor`` times its full rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+
+
+def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float) -> Tensor:
+    """AdamW's update by the clipped gradient, which the device leaves out if the norm, returned, is not finite."""
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(trainable(optimizer), max_norm)
+    optimizer.found_inf = (norm * 0).nan_to_num(nan=1.0)  # type: ignore[attr-defined]  # a scaler sets its own
+    scaler.step(optimizer)
+    scaler.update()
+    return norm
 
 
 def trainable(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:

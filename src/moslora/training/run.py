@@ -19,7 +19,7 @@ from moslora.base.load import or_out_of_memory
 from moslora.base.resolve import BUILTIN, at_hand, fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
-from moslora.data.steps import label_count, passes
+from moslora.data.steps import label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import locked, placed
 from moslora.processes.devices import device
@@ -205,10 +205,9 @@ class Training:
         rows, parts, accelerator = self.data.validation, self.parts, self.parts.accelerator
         if not rows:
             return
-        process, processes = accelerator.process_index, accelerator.num_processes
         objective = accelerator.unwrap_model(parts.objective).eval()
         total = torch.zeros((), device=accelerator.device)
-        for batch in passes(rows, process=process, processes=processes, tokens=parts.micro_batch_tokens):
+        for batch in parts.passes(rows):
             total += objective(parts.micro_batch(batch, training=False))[0]
         objective.train()
         loss = float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
