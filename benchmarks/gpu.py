@@ -11,7 +11,8 @@ LLaMA-3-8B's shapes and random weights; a step is 16 rows of random tokens, as l
     machine       versions, the device, the speed of a large product, and the kernels of attention for our shapes
     tests         the tests marked ``gpu``
     memory        the peak of training steps against the one that `moslora plan` computes
-    ours          training by this program: 30 steps, timed when they come again
+    ours          training by this program: 30 steps, timed when they come again; this and the first three of PEFT's
+                  also by part of a step, beside the ESTIMATE of benchmarks/operations.py
     peft:rows     the same by PEFT's LoRA under the Trainer of transformers: 16 rows at once, padded on the right
     peft:length   … with rows of similar length in a step
     peft:packed   … with the rows of a step end to end
@@ -115,6 +116,15 @@ def ratios(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {name: round(speeds["ours"] / speed, 3) for name, speed in peers.items()} if "ours" in speeds else {}
 
 
+def beside(found: Mapping[str, Any]) -> str:
+    """Lines with the device's time of a step by part beside the ESTIMATE of it, where a part of this file has both."""
+    lines = [
+        f"\n  {part:20} {one['launches']:6,} launches {one['ms']:9.2f} ms, ESTIMATE {one['estimate_ms']:9.2f} ms"
+        for part, one in found.get("parts", {}).items()
+    ]
+    return "".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="with a tiny model on the CPU")
@@ -148,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parts[part] = findings(records, part) | ended
             result |= {"seconds": round(time.monotonic() - began, 1), "ours_is": ratios(parts)}
             summary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            print(f"{part}: {json.dumps(parts[part])[:1200]}", flush=True)
+            print(f"{part}: {json.dumps(parts[part])[:1200]}{beside(parts[part])}", flush=True)
             if part == "machine" and "error" in ended:
                 break  # no other part can do without
     print(f"{summary}: {result['seconds']} s, ours is {result['ours_is']}")

@@ -9,7 +9,9 @@ import os
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from moslora.base.load import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.recipe import load_recipe
+from operations import DEVICES, PARTS, Achieved, Ledger, Watched, estimate
 from written import kernels, reset_peak, wait
 
 GPU = torch.cuda.is_available()
@@ -87,10 +90,19 @@ class Stopwatch:
         rates |= {"step_seconds": took / self.steps, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
         self.record(timed_steps=self.steps, **rates)
 
-    def one_more(self, step: Callable[[], object]) -> None:
-        """What the device did in a step: less than it took where the host is too slow."""
-        times = [took for _, took in kernels(step)]
+    def one_more(self, step: Callable[[], object], model: Any = None) -> None:
+        """What the device did in a step: less than it took where the host is too slow. For a ``model`` whose operations
+        torch sees, by part, beside the ESTIMATE of `operations.py`; the device's name decides for which device."""
+        name = torch.cuda.get_device_name() if GPU else ""
+        device = next((one for key, one in DEVICES.items() if key.split()[-1] in name), DEVICES["H100"])
+        parts = Counter[str]()
+        with nullcontext() if model is None else Watched(Ledger(model)) as seen:
+            times = [took for _, took in kernels(step, parts)]
         self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
+        if seen is not None:
+            found = estimate(seen.ledger, device, Achieved(), tokens=1, wait=0)["parts"]
+            took = {part: {"ms": parts[part] * 1e3, "launches": found[part]["launches"]} for part in PARTS}
+            self.record(parts={part: {**one, "estimate_ms": found[part]["ms"]} for part, one in took.items()})
 
 
 def ours(record: Record) -> None:
@@ -100,7 +112,7 @@ def ours(record: Record) -> None:
     for rows in steps * 2:
         step(rows)
         watch.step_ended()
-    watch.one_more(lambda: step(steps[0]))
+    watch.one_more(lambda: step(steps[0]), model)
 
 
 def peft(record: Record, how: str) -> None:
@@ -136,4 +148,4 @@ def peft(record: Record, how: str) -> None:
         trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
         trainer.train()
         arguments.max_steps = 1
-        watch.one_more(trainer.train)
+        watch.one_more(trainer.train, model if how in ("rows", "length", "packed") else None)

@@ -116,11 +116,10 @@ class Watched(TorchDispatchMode):
         of = args, kwargs or {}
         with record_function(f"part: {self.ledger.part(function, tensors(of))}"):
             found = function(*args, **(kwargs or {}))
-        launches = not function.is_view and operation(function) not in NOTHING
-        waits = operation(function) == "_local_scalar_dense" or (
-            launches and {x.device for x in tensors(found)} != {x.device for x in tensors(of)}
-        )
-        self.ledger.note(function, of, found, launches=launches, waits=waits)
+        name = operation(function)
+        leaves = [x.device.type for x in tensors(found)] == ["cpu"] and any(not x.is_cpu for x in tensors(of))
+        launches = not function.is_view and name not in NOTHING
+        self.ledger.note(function, of, found, launches=launches, waits=leaves or name == "_local_scalar_dense")
         return found
 
 
@@ -198,6 +197,7 @@ class Device:
 
 DEVICES = {
     "H100": Device(989e12, 67e12, 3.35e12),  # SXM: H100 datasheet, half of the figure with sparsity
+    "H200": Device(989e12, 67e12, 4.8e12),  # SXM: H200 datasheet, likewise
     "A100": Device(312e12, 19.5e12, 2.039e12),  # 80 GB, SXM: A100 datasheet
     "RTX 4090": Device(165.2e12, 82.6e12, 1.008e12),  # Ada GPU architecture whitepaper, float32 accumulation
 }

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,9 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def kernels(work: Callable[[], object]) -> list[tuple[str, float]]:
-    """Name and seconds of each CUDA kernel of ``work``; on a CPU of its operations."""
+def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> list[tuple[str, float]]:
+    """Name and seconds of each CUDA kernel of ``work``; on a CPU of its operations. ``parts`` gets the seconds of those
+    that `operations.Watched` has named."""
     from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -129,5 +131,13 @@ def kernels(work: Callable[[], object]) -> list[tuple[str, float]]:
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
         work()
         wait()
-    events = [event for event in profiled.events() or [] if event.device_type == kind]
-    return [(event.name, (event.device_time_total if on_gpu else event.self_cpu_time_total) / 1e6) for event in events]
+    found = []
+    for event in profiled.events() or []:
+        if not event.name.startswith("part: "):
+            if event.device_type == kind:
+                took = event.device_time_total if on_gpu else event.self_cpu_time_total
+                found.append((event.name, took / 1e6))
+        elif parts is not None and event.device_type == DeviceType.CPU:
+            took = event.device_time_total if on_gpu else event.cpu_time_total
+            parts[event.name.removeprefix("part: ")] += took / 1e6  # type: ignore[assignment]
+    return found

@@ -1,0 +1,110 @@
+"""benchmarks/roofline.py and operations.py: what a step launches, multiplies and moves, counted by hand."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moslora.adapters import inject
+from operations import IDLE, OUTPUT, PRODUCTS, REST, SUMS, Achieved, Device, Ledger, Operation, Watched, estimate
+
+ROOFLINE = Path(__file__).parents[2] / "benchmarks" / "roofline.py"
+T, IN, OUT, RANK, VOCABULARY = 5, 8, 12, 2, 7
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(IN, OUT, bias=False), nn.Linear(OUT, VOCABULARY, bias=False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x))
+
+
+def test_one_layer_with_one_adapter() -> None:
+    """y = H (W x + s B A x) of float32, where x has a gradient, too."""
+    model = OneLayer()
+    inject(model, rank=RANK, alpha=4, mixer={"kind": "identity"}, target_modules=["layer"])
+    x, gradient = torch.randn(T, IN, requires_grad=True), torch.ones(T, VOCABULARY)
+    with Watched(Ledger(model)) as seen:
+        model(x).backward(gradient)
+    ledger = seen.ledger
+    assert Counter((one.phase, one.part, one.name) for one in ledger.done) == {
+        ("forward", "adapters", "mul"): 1,  # s A
+        ("forward", "adapters", "mm"): 2,  # h = x (s A)ᵀ, h Bᵀ
+        ("forward", PRODUCTS, "mm"): 1,
+        ("forward", "adapters", "add_"): 1,
+        ("forward", OUTPUT, "mm"): 1,
+        ("backward", OUTPUT, "mm"): 1,
+        ("backward", PRODUCTS, "mm"): 1,
+        ("backward", "adapters", "mm"): 4,  # of B, h, A and x
+        ("backward", "adapters", "mul"): 1,
+        ("backward", SUMS, "add"): 1,  # the gradients of x
+    }
+    w, h, a, b = T * IN + IN * OUT + T * OUT, T * OUT + OUT * VOCABULARY + T * VOCABULARY, IN * RANK, OUT * RANK
+    down, up = T * IN + a + T * RANK, T * RANK + b + T * OUT  # entries of the factors and the product
+    expected = {
+        PRODUCTS: (4 * T * IN * OUT, 2 * w),
+        OUTPUT: (4 * T * OUT * VOCABULARY, 2 * h),
+        "adapters": (6 * T * RANK * (IN + OUT), 3 * (down + up) + 2 * 2 * a + 3 * T * OUT),
+        SUMS: (0, 3 * T * IN),
+    }
+    for part, (flops, entries) in expected.items():
+        mine = [one for one in ledger.done if one.part == part]
+        assert (sum(one.flops for one in mine), sum(one.bytes for one in mine)) == (flops, 4 * entries), part
+    assert not ledger.waits
+
+
+def test_what_an_operation_moves() -> None:
+    """Views and empty tensors nothing; lookups what they return; what is only written is not read."""
+    with Watched(Ledger(OneLayer())) as seen:
+        x = torch.empty(6, 4)
+        x.view(3, 8).T.fill_(1)
+        x.index_select(0, torch.zeros(2, dtype=torch.long))
+        x[:1].expand(6, 4) + x
+        x.sum().item()
+    moved = {one.name: one.bytes for one in seen.ledger.done}
+    assert [moved[name] for name in ("fill_", "index_select", "add")] == [24 * 4, 2 * 8 * 4, (4 + 24 + 24) * 4]
+    assert "view" not in moved and "empty" not in moved and seen.ledger.waits == 1
+
+
+def test_the_estimate_is_the_formula() -> None:
+    """A product of 1 ms, a copy of 2 ms and the shortest kernel; on a slow host, and with waits."""
+    device, ledger = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9), Ledger(OneLayer())
+    one = Operation("forward", REST, "", 0.0, 0.0, torch.bfloat16)
+    ledger.done = [one._replace(part=PRODUCTS, flops=0.5e9), one._replace(part=SUMS, bytes=1e6), one]
+    found = estimate(ledger, device, Achieved(0.5, 0.5, kernel=0.25e-3, launch=1e-3), tokens=13, wait=0)
+    assert [found["parts"][part]["ms"] for part in (PRODUCTS, SUMS, REST, IDLE)] == pytest.approx([1, 2, 0.25, 0])
+    assert (found["tokens_per_second"], found["share_of_peak"]) == pytest.approx((4000, 0.5 / 3.25))
+    ledger.done[0], ledger.waits = ledger.done[0]._replace(dtype=torch.float32), 2
+    found = estimate(ledger, device, Achieved(0.5, 0.5, kernel=0.25e-3, launch=5e-3), tokens=13, wait=3)
+    assert found["floor_ms"] == pytest.approx(10) and found["device_ms"] == pytest.approx(12.25)
+    assert found["parts"][IDLE]["ms"] == pytest.approx(2.75 + 2 * 3 * 5)
+    assert found["parts"]["step"]["ms"] == pytest.approx(15 + 30)
+
+
+@pytest.mark.slow
+def test_a_layer_of_llama_3_8b_without_data(tmp_path: Path) -> None:
+    """In a process of its own, as the pretend device stays where it is. The first layer's input has no gradient."""
+    out = tmp_path / "found"
+    options = ["--layers", "1", "--contestants", "moslora", "peft", "--devices", "H100", "--out", str(out)]
+    subprocess.run([sys.executable, ROOFLINE, *options], check=True, capture_output=True)
+    found = json.loads(out.with_suffix(".json").read_text())
+    square, narrow, wide = 4096 * 4096, 4096 * 1024, 4096 * 14336
+    forward, backward = 2 * square + 2 * narrow + 3 * wide, square + 3 * wide
+    ours, theirs = (found["contestants"][name]["H100"]["parts"] for name in ("moslora", "peft"))
+    for parts, tokens, labels in ((ours, 1749, 1749 - 16), (theirs, 16 * 192, 16 * 192)):
+        assert parts[PRODUCTS]["launches"] == 11
+        assert parts[PRODUCTS]["TFLOP"] == pytest.approx(2 * tokens * (forward + backward) / 1e12)
+        assert parts[OUTPUT]["TFLOP"] == pytest.approx(4 * labels * 4096 * 128256 / 1e12)
+        assert parts[REST]["launches"] < 20 and parts["attention"]["TFLOP"] > 0
+    assert found["contestants"]["moslora"]["H100"]["waits"] == 1
+    assert "ESTIMATE" in out.with_suffix(".txt").read_text()
