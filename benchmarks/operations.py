@@ -43,7 +43,8 @@ PARTS = {
 decides. A product with a frozen weight is one wherever it is: of a layer, or of the output layer."""
 
 NOTHING = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
-MULTIPLY = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "_linear_pointwise"}
+MULTIPLY = {"mm", "addmm", "bmm", "baddbmm", "_linear_pointwise"}
+"""Operations that launch nothing, and products: in place, too."""
 
 WRITTEN = {"zero_", "fill_", "bernoulli_", "copy_", "uniform_", "normal_"}
 """Operations that do not read the tensor that they change."""
@@ -93,7 +94,7 @@ class Ledger:
             )
 
     def part(self, function: Any, read: Sequence[Tensor]) -> str:
-        if operation(function) in MULTIPLY:
+        if operation(function).rstrip("_") in MULTIPLY:
             for x in read:
                 if x.is_mkldnn or _storage(x) in self._weights:  # a packed copy is of a layer
                     return PRODUCTS if x.is_mkldnn else self._weights[_storage(x)]
@@ -165,7 +166,7 @@ def flops(function: Any, args: Any, found: Any) -> float:
         return (10 if "backward" in name else 4) * read[0].numel() * len(read[0]) / rows / 2
     if operation(function) == "_linear_pointwise":
         return 2.0 * read[0].numel() * found.shape[-1]
-    counted = flop_registry.get(getattr(function, "overloadpacket", None))
+    counted = flop_registry.get(getattr(torch.ops.aten, operation(function).rstrip("_"), None))
     return counted(*args[0], **args[1], out_val=found) / (2 if "attention" in name else 1) if counted else 0.0
 
 

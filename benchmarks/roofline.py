@@ -153,10 +153,11 @@ def host(repetitions: int) -> None:
     sizes = LLAMA | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 1024}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     rows = [replace(row, input_ids=row.input_ids[:8], labels=row.labels[:8]) for row in step_rows(STEP, 1024)]
-    kernels = [module for name, module in sys.modules.items() if name.startswith("moslora.kernels.")]
-    for owner in [Dropout, *(module for module in kernels if hasattr(module, "kernel"))]:
+    of_moslora = [module for name, module in sys.modules.items() if name.startswith("moslora.kernels.")]
+    owners: list[Any] = [Dropout, *(module for module in of_moslora if hasattr(module, "kernel"))]
+    for owner in owners:  # takes a GPU's branches
         as_gpu = partial(lambda kernel, _, *others: kernel(torch.device("cuda"), *others), owner.kernel)
-        owner.kernel = staticmethod(as_gpu) if owner is Dropout else as_gpu  # type: ignore[attr-defined]
+        owner.kernel = staticmethod(as_gpu) if owner is Dropout else as_gpu
     waited = 0.0
 
     def noted(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -167,15 +168,17 @@ def host(repetitions: int) -> None:
 
         return asked
 
-    steps, launches, gaps, took = {}, {}, {}, {"moslora": [], "peft": []}
+    took: dict[str, list[float]] = {"moslora": [], "peft": []}
+    gaps, launches, steps = {name: list[float]() for name in took}, {}, {}
     for name in took:
         model, steps[name] = made(name, rows, on=CPU, sizes=sizes)
         with Watched(Ledger(model)) as seen:
             steps[name](1)
-        launches[name], gaps[name] = len(seen.ledger.done), []
+        launches[name] = len(seen.ledger.done)
         first: Any = model.get_decoder().layers[0]  # type: ignore[operator]
         first.register_forward_pre_hook(lambda *_, name=name: gaps[name].append(time.process_time() - waited))
-    Tensor.tolist, Tensor.__bool__ = noted(Tensor.tolist), noted(Tensor.__bool__)  # type: ignore[method-assign]
+    for asks in ("tolist", "__bool__"):
+        setattr(Tensor, asks, noted(getattr(Tensor, asks)))
     for turn in range(repetitions):
         for name in sorted(took, reverse=bool(turn % 2)):
             took[name].append(own_seconds(partial(steps[name], 2)) / 2)

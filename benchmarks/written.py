@@ -139,5 +139,5 @@ def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> li
                 found.append((event.name, took / 1e6))
         elif parts is not None and event.device_type == DeviceType.CPU:
             took = event.device_time_total if on_gpu else event.cpu_time_total
-            parts[event.name.removeprefix("part: ")] += took / 1e6  # type: ignore[assignment]
+            parts[event.name.removeprefix("part: ")] += took / 1e6
     return found

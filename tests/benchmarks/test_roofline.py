@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from moslora.adapters import inject
@@ -29,38 +31,61 @@ class OneLayer(nn.Module):
         return self.head(self.layer(x))
 
 
-def test_one_layer_with_one_adapter() -> None:
-    """y = H (W x + s B A x) of float32, where x has a gradient, too."""
+def one_layer(add_adapter: Callable[[nn.Module], object]) -> Ledger:
+    """Forward and backward pass of H (W x + s B A x) in float32, where x has a gradient, too."""
     model = OneLayer()
-    inject(model, rank=RANK, alpha=4, mixer={"kind": "identity"}, target_modules=["layer"])
+    add_adapter(model)
     x, gradient = torch.randn(T, IN, requires_grad=True), torch.ones(T, VOCABULARY)
     with Watched(Ledger(model)) as seen:
         model(x).backward(gradient)
-    ledger = seen.ledger
+    return seen.ledger
+
+
+def of_part(ledger: Ledger, part: str) -> tuple[float, float]:
+    mine = [one for one in ledger.done if one.part == part]
+    return sum(one.flops for one in mine), sum(one.bytes for one in mine)
+
+
+FLOPS = {
+    PRODUCTS: 4 * T * IN * OUT,
+    OUTPUT: 4 * T * OUT * VOCABULARY,
+    "adapters": 6 * T * RANK * (IN + OUT),
+    SUMS: 0,
+}
+
+
+def test_one_layer_with_one_adapter_of_peft() -> None:
+    config = LoraConfig(r=RANK, lora_alpha=4, target_modules=["layer"])
+    ledger = one_layer(lambda model: inject_adapter_in_model(config, model))
     assert Counter((one.phase, one.part, one.name) for one in ledger.done) == {
-        ("forward", "adapters", "mul"): 1,  # s A
-        ("forward", "adapters", "mm"): 2,  # h = x (s A)ᵀ, h Bᵀ
         ("forward", PRODUCTS, "mm"): 1,
-        ("forward", "adapters", "add_"): 1,
+        ("forward", "adapters", "mm"): 2,  # h = x Aᵀ, h Bᵀ
+        ("forward", "adapters", "mul"): 1,  # by s
+        ("forward", "adapters", "add"): 1,
         ("forward", OUTPUT, "mm"): 1,
         ("backward", OUTPUT, "mm"): 1,
         ("backward", PRODUCTS, "mm"): 1,
-        ("backward", "adapters", "mm"): 4,  # of B, h, A and x
         ("backward", "adapters", "mul"): 1,
-        ("backward", SUMS, "add"): 1,  # the gradients of x
+        ("backward", "adapters", "mm"): 4,  # the gradients of B, h, A and x
+        ("backward", SUMS, "add"): 1,  # both gradients of x
     }
-    w, h, a, b = T * IN + IN * OUT + T * OUT, T * OUT + OUT * VOCABULARY + T * VOCABULARY, IN * RANK, OUT * RANK
-    down, up = T * IN + a + T * RANK, T * RANK + b + T * OUT  # entries of the factors and the product
-    expected = {
-        PRODUCTS: (4 * T * IN * OUT, 2 * w),
-        OUTPUT: (4 * T * OUT * VOCABULARY, 2 * h),
-        "adapters": (6 * T * RANK * (IN + OUT), 3 * (down + up) + 2 * 2 * a + 3 * T * OUT),
-        SUMS: (0, 3 * T * IN),
+    down, up = T * IN + IN * RANK + T * RANK, T * RANK + RANK * OUT + T * OUT  # entries of two factors and a product
+    entries = {
+        PRODUCTS: 2 * (T * IN + IN * OUT + T * OUT),
+        OUTPUT: 2 * (T * OUT + OUT * VOCABULARY + T * VOCABULARY),
+        "adapters": 3 * (down + up) + 2 * 2 * T * OUT + 3 * T * OUT,
+        SUMS: 3 * T * IN,
     }
-    for part, (flops, entries) in expected.items():
-        mine = [one for one in ledger.done if one.part == part]
-        assert (sum(one.flops for one in mine), sum(one.bytes for one in mine)) == (flops, 4 * entries), part
+    for part, count in entries.items():
+        assert of_part(ledger, part) == (FLOPS[part], 4 * count), part
     assert not ledger.waits
+
+
+def test_one_layer_with_one_adapter_of_ours() -> None:
+    """However it is computed, the products are the same."""
+    options = {"rank": RANK, "alpha": 4, "mixer": {"kind": "identity"}, "target_modules": ["layer"]}
+    ledger = one_layer(lambda model: inject(model, **options))
+    assert {part: of_part(ledger, part)[0] for part in FLOPS} == FLOPS
 
 
 def test_what_an_operation_moves() -> None:
@@ -71,8 +96,10 @@ def test_what_an_operation_moves() -> None:
         x.index_select(0, torch.zeros(2, dtype=torch.long))
         x[:1].expand(6, 4) + x
         x.sum().item()
+        x.addmm_(torch.ones(6, 5), torch.ones(5, 4))
     moved = {one.name: one.bytes for one in seen.ledger.done}
     assert [moved[name] for name in ("fill_", "index_select", "add")] == [24 * 4, 2 * 8 * 4, (4 + 24 + 24) * 4]
+    assert seen.ledger.done[-1][2:5] == ("addmm_", 2 * 6 * 5 * 4, (2 * 24 + 30 + 20) * 4)
     assert "view" not in moved and "empty" not in moved and seen.ledger.waits == 1
 
 
