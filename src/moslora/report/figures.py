@@ -120,11 +120,9 @@ def change(outcome: str, tuned: Answers, base: Answers) -> float:
 def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Answers]], base: Answers) -> Markup | None:
     """How much better than the base each run answers, over how much worse it predicts texts, and the arms' means with
     their standard errors; ``None`` without texts. ``runs``: arm and answers, to the questions of ``base``."""
-    found = {}
-    for arm in canvas.arms:
-        pairs = [(change(FORGOTTEN, r, base), change("log_probability", r, base)) for its, r in runs if its == arm]
-        if pairs and np.isfinite(pairs).all():
-            found[arm] = np.array(pairs)
+    both = [(arm, (change(FORGOTTEN, run, base), change("log_probability", run, base))) for arm, run in runs]
+    pairs = {arm: np.array([pair for its, pair in both if its == arm]) for arm in canvas.arms}
+    found = {arm: points for arm, points in pairs.items() if points.size and np.isfinite(points).all()}
     if not found:
         return None
     with canvas.figure(6, 3.5) as (figure, axes):
@@ -134,10 +132,13 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Answers]], bas
             axes.scatter(x, y, s=16, alpha=0.4, linewidths=0, **style)
             xerr, yerr = found[arm].std(axis=0, ddof=1) / len(x) ** 0.5 if len(x) > 1 else (0, 0)
             axes.errorbar(x.mean(), y.mean(), yerr, xerr, linestyle="", markersize=6.5, label=arm, **style)
-        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim(), title="Against the base, and means ± standard errors")
+        if len(found) > 1:  # far from the base and close together, they stay apart
+            axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
         for line in (axes.axhline, axes.axvline):
             line(0, color=MUTED, linewidth=1.2)
         axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
+        axes.set_title("Against the base; means ± standard errors")
+        axes.locator_params(nbins=5)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return canvas.keep("gain-and-forgetting", figure)
 
