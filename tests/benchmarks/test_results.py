@@ -21,7 +21,7 @@ from moslora.report.figures import change
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 SEEDS = (0, 1, 2, 3)
-TEXTS = "winogrande"  # a task's name; it is none of the experiment's own
+TEXTS = "passages"  # which are none of the experiment's own questions
 
 
 def with_texts(answers: Answers, nats: float) -> Answers:
