@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "pretend"
-HALVES = (["methods"], ["device", "training", "evaluation"])
+HALVES = (["methods"], ["device", "layers", "training", "evaluation"])
 """Of the checks, each about as long."""
 
 

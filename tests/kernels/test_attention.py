@@ -1,15 +1,16 @@
 """Attention in rows against the model of transformers on a padded batch, and against the formula."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
+import flash_kit  # noqa: F401 — computes flash attention
+from moslora.kernels import attention
 from moslora.kernels import rows as rows_module
-from moslora.kernels.attention import _padded as padded_attention
-from moslora.kernels.attention import as_rows, attend_in_rows, use_rows
+from moslora.kernels.attention import GROUPED, PADDED, UNPADDED, as_rows, attend_in_rows, use_rows
+from moslora.kernels.exchange import exchange
+from moslora.kernels.rotary import RotaryAttention, own_attention
 from moslora.kernels.rows import Rows, lay
 
 LENGTHS = (7, 6, 12, 1, 7)  # the first two are one group, with padding
@@ -18,6 +19,7 @@ SHAPES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPES),
     "mistral": MistralConfig(**SHAPES, sliding_window=5),
+    "qwen2": Qwen2Config(**SHAPES, use_sliding_window=True, sliding_window=5, max_window_layers=1),
     "qwen3": Qwen3Config(**SHAPES),
 }
 
@@ -32,8 +34,14 @@ def hidden(model: PreTrainedModel, embedded: Tensor, **keywords: object) -> Tens
     return model.get_decoder()(inputs_embeds=embedded, use_cache=False, **keywords).last_hidden_state
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("kernel", [GROUPED, UNPADDED, PADDED])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(name: str) -> None:
+def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, name: str, kernel: str, own: bool
+) -> None:
+    """With the attention module of transformers and with ours."""
+    monkeypatch.setattr(attention, "kernel", lambda *_: kernel)
     model = model_of(name)
     embedded = torch.randn(len(LENGTHS), max(LENGTHS), 32, dtype=torch.float64)
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
@@ -44,6 +52,8 @@ def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(name: str) -
     (expected * weights).sum().backward()
 
     use_rows(model)
+    exchange(model, *[own_attention] * own)
+    assert sum(isinstance(module, RotaryAttention) for module in model.modules()) == 2 * own
     rows = Rows(LENGTHS, torch.device("cpu"))
     packed = embedded[mask][None].clone().requires_grad_()
     found = hidden(model, packed, **as_rows(rows))[0]
@@ -57,7 +67,7 @@ def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(name: str) -
 @pytest.mark.parametrize("continues", [(), (None, 0, 1, 0, None), (None, None, 1, 1, 0), (None, 0, 0, 0, 0)])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize(("padding", "most"), [(rows_module.PADDING, rows_module.SCORES), (20, 999), (0, 1)])
-def test_both_ways_of_computing_it_are_the_formula(
+def test_every_way_of_computing_it_is_the_formula(
     monkeypatch: pytest.MonkeyPatch, padding: int, most: int, window: int | None, continues: tuple[int | None, ...]
 ) -> None:
     monkeypatch.setattr(rows_module, "PADDING", padding)
@@ -74,28 +84,38 @@ def test_both_ways_of_computing_it_are_the_formula(
 
     found, _ = attend_in_rows(torch.nn.Module(), query, key, value, None, rows=rows, scaling=0.3, sliding_window=window)
     assert torch.allclose(found[0].transpose(0, 1), expected, rtol=0, atol=1e-12)
-    padded = padded_attention(query[0], key[0], value[0], rows, 0.3, window)
-    assert torch.allclose(padded.transpose(0, 1), expected, rtol=0, atol=1e-12)
+    for attend in (attention._padded, attention._unpadded):
+        found = attend(query[0], key[0], value[0], rows, 0.3, window)
+        assert torch.allclose(found.transpose(0, 1), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("ampere", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_keys_are_shared_among_heads_only_where_a_fused_kernel_does(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ampere: bool
+@pytest.mark.parametrize("kernel", [PADDED, UNPADDED])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("shares", [True, False])
+def test_gradients_on_a_gpu_are_those_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, window: int | None, kernel: str, shares: bool
 ) -> None:
-    """Elsewhere torch would fall back to the plain formula, whose scores take the memory that fused attention saves."""
-    given, fused = [], torch.nn.functional.scaled_dot_product_attention
+    """Also of keys that several rows share, and of a torch whose flash attention has heads share none."""
+    if not shares:
+        monkeypatch.setattr(attention, "SHARES_KEYS", False)
+    torch.manual_seed(3)
+    heads = [torch.randn(n, sum(LENGTHS), 8, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
+    weight = torch.randn(sum(LENGTHS), 4, 8, dtype=torch.float64)
+    rows = Rows(LENGTHS, torch.device("cpu"), (None, None, 1, 1, 0))
+    ways = {GROUPED: attention._Grouped.apply, PADDED: attention._padded, UNPADDED: attention._unpadded}
+    found, expected = (
+        torch.autograd.grad((ways[way](*heads, rows, 0.3, window) * weight).sum(), heads) for way in (kernel, GROUPED)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
-    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
-        given.append((k.shape[1], options["enable_gqa"]))
-        return fused(q, k, v, **options)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    monkeypatch.setattr("moslora.kernels.attention.multiplies_bfloat16", lambda device: ampere)
-    query, key, value = (torch.randn(heads, 9, 8).to(dtype) for heads in (4, 2, 2))
-    rows = Rows((4, 5), torch.device("cpu"))
-    padded_attention(query, key, value, rows, 0.3, None)
-    assert set(given) == {(2, True) if ampere and dtype == torch.float16 else (4, False)}
+def test_flash_attention_is_of_16_bits_and_of_the_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, half = torch.device("cuda"), torch.bfloat16
+    for has in (True, False):
+        monkeypatch.setattr(attention, "has_flash_attention", lambda _, has=has: has)
+        assert attention.kernel(gpu, half, 128) == (UNPADDED if has else PADDED)
+        assert attention.kernel(gpu, torch.float32, 128) == attention.kernel(gpu, half, 100) == PADDED
+        assert attention.kernel(torch.device("cpu"), half, 128) == GROUPED
 
 
 @pytest.mark.parametrize("continues", [(), (None, 0, 0), (None, 0, 1), (None, None, 0)])

@@ -39,6 +39,7 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
         "attention": "in groups of rows",
         "frozen layers": "oneDNN, packed",
         "norm": "in place",
+        "RoPE": "in three passes",
         "MLP": "activation computed again",
         "dropout": "by places",
         "common beginning of rows": "in each row",

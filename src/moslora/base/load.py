@@ -27,6 +27,7 @@ from moslora.kernels.exchange import exchange
 from moslora.kernels.linear import own_linear
 from moslora.kernels.mlp import own_mlp
 from moslora.kernels.norm import own_norm
+from moslora.kernels.rotary import own_attention
 from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
@@ -168,10 +169,10 @@ def recompute_layers(model: PreTrainedModel) -> None:
 
 
 def use_own_modules(model: PreTrainedModel) -> None:
-    """Exchanges norms, MLPs and linear layers for ours; the weights and their names stay."""
+    """Exchanges norms, MLPs, attention and linear layers for ours; the weights and their names stay."""
     # cuDNN's attention plans anew for each shape, for up to half a second, and rows have many lengths.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    exchange(model, own_norm, own_mlp, own_linear)
+    exchange(model, own_norm, own_mlp, own_attention, own_linear)
 
 
 def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:

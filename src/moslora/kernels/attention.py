@@ -5,24 +5,32 @@
 All that a model does token by token (its linear layers, norms and output layer) needs no rows and no padding. Attention
 does, and gets them as :class:`Rows`. Registered with transformers under the name :data:`ROWS`.
 
-Replaces transformers' attention over a padded batch. A GPU pads the rows for torch's fused kernels; a CPU writes the
+Replaces transformers' attention over a padded batch. Torch's flash attention takes rows of unequal lengths: of 16 bits,
+on NVIDIA's GPUs from Ampere on. Other GPUs, and float32, pad the rows for torch's other fused kernels. A CPU writes the
 formula out in groups of similar rows, which for rows of 100 tokens is several times as fast as torch's fused attention.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from moslora.errors import UsageError
 from moslora.kernels.rows import Rows
-from moslora.processes.devices import multiplies_bfloat16
+from moslora.processes.devices import has_flash_attention
 
 ROWS = "moslora-rows"
+
+GROUPED, UNPADDED, PADDED = "in groups of rows", "torch, flash, unpadded", "torch, fused, padded"
+
+SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether torch's function says that heads may share keys: from 2.12 on."""
 
 
 def use_rows(model: PreTrainedModel) -> None:
@@ -41,9 +49,12 @@ def as_rows(rows: Rows) -> dict[str, Any]:
     return {"position_ids": rows.positions, "attention_mask": torch.empty(1, 1, 0, 0), "rows": rows}
 
 
-def kernel(device: torch.device) -> str:
-    """Name of what computes the attention of rows."""
-    return "in groups of rows" if device.type == "cpu" else "torch, fused, padded"
+def kernel(device: torch.device, dtype: torch.dtype, size: int) -> str:
+    """Name of what computes the attention of rows with ``size`` entries of a head."""
+    if device.type == "cpu":
+        return GROUPED
+    fits = dtype.itemsize == 2 and size % 8 == 0 and size <= 256
+    return UNPADDED if fits and has_flash_attention(device) else PADDED
 
 
 def attend_in_rows(
@@ -74,12 +85,31 @@ def attend_in_rows(
         )
     if others.get("softcap") is not None or others.get("s_aux") is not None:
         raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which moslora does not support")
-    attend = _Grouped.apply if kernel(query.device) == "in groups of rows" else _padded
-    return attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
+    ways = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
+    attend = ways[kernel(query.device, query.dtype, query.shape[-1])]
+    q, k, v = (x.squeeze(0) for x in (query, key, value))  # the gradient of query[0] would be a copy
+    return attend(q, k, v, rows, scaling, sliding_window)[None], None
 
 
 AttentionInterface.register(ROWS, attend_in_rows)
 AttentionMaskInterface.register(ROWS, sdpa_mask)
+
+
+def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
+    """Torch's flash attention over the rows as they lie, where one continues others over copies of their keys.
+
+    The last query of a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
+    """
+    q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # (T, heads, size)
+    if rows.laid_paths is not None:  # where rows share a key, its gradients are added up in float32
+        wide = torch.promote_types(k.dtype, torch.float32) if torch.is_grad_enabled() else k.dtype
+        k, v = (x.to(wide).index_select(0, rows.laid_paths).to(x.dtype) for x in (k, v))
+    if not SHARES_KEYS:
+        k, v = (_repeated(x, len(query)) for x in (k, v))
+    longest = max(rows.lengths), max(map(len, rows.paths))
+    seen = (-1 if window is None else window - 1, 0)  # tokens before and after
+    options: dict[str, Any] = {"scale": scaling, "window_size": seen, **({"enable_gqa": True} if SHARES_KEYS else {})}
+    return varlen_attn(q, k, v, rows.ends[0], rows.ends[1], *longest, **options)  # type: ignore[return-value]
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
@@ -88,27 +118,21 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
     entries = [_entries(x, 1) for x in (query, key, value)]
     for group in rows.groups():
         batch = (group.batch(entries[0]), *map(group.with_past, entries[1:]))  # (n · length, heads · size)
-        q, k, v = (x.view(group.shape[0], -1, x.shape[1] // size, size).transpose(1, 2) for x in batch)
-        if not group.past and (window is None or window >= group.longest):
-            # Only flash attention shares keys among heads: in 16 bits, on GPUs that also have bfloat16.
-            flash = q.dtype.itemsize == 2 and (q.is_meta or multiplies_bfloat16(q.device))
-            k, v = (k, v) if flash else (_repeated(x, len(query)) for x in (k, v))
-            shared = len(query) != k.shape[1]
-            if q.is_meta:  # stands for a GPU; torch itself would write the formula out
-                out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=True, scale=scaling)[0]
-            else:
-                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
-        else:  # no fused kernel takes a mask and shares keys
-            k, v = (_repeated(x, len(query)) for x in (k, v))
-            seen = group.seen(window).unsqueeze(1)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
+        q, k, v = (x.view(group.shape[0], -1, x.shape[1] // size, size) for x in batch)
+        q, k, v = (_repeated(x, len(query)).transpose(1, 2) for x in (q, k, v))  # only flash attention shares keys
+        if group.past or (window is not None and window < group.longest):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.seen(window).unsqueeze(1), scale=scaling)
+        elif q.is_meta:  # stands for a GPU; torch itself would write the formula out
+            out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=True, scale=scaling)[0]
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         found.append(group.back(out.transpose(1, 2).flatten(2).flatten(0, 1)))
     return torch.cat(found).unflatten(1, (len(query), size))
 
 
 def _repeated(keys: Tensor, heads: int) -> Tensor:
-    """``(n, key heads, L, size)`` with each key as often as there are heads that it serves."""
-    return keys.repeat_interleave(heads // keys.shape[1], 1)
+    """``(…, key heads, size)`` with each key as often as there are heads that it serves."""
+    return keys if keys.shape[-2] == heads else keys.repeat_interleave(heads // keys.shape[-2], -2)
 
 
 class _Grouped(torch.autograd.Function):

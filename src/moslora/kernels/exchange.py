@@ -1,8 +1,11 @@
 """Puts a module of ours in the place of one of the model's, with the same weights under the same names."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from torch import nn
+
+PLAIN = ("Llama", "Mistral", "Qwen2", "Qwen3")
+"""Models of transformers with the plain formulas; a model's own code may use their names."""
 
 
 def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | None]) -> None:
@@ -13,7 +16,7 @@ def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | 
                 model.set_submodule(name, own)
 
 
-def is_plain(module: nn.Module, names: Collection[str]) -> bool:
-    """Whether a module is of one of these classes of transformers; a model's own code may use the same names."""
+def is_plain(module: nn.Module, part: str) -> bool:
+    """Whether a module is such a ``part`` of one of the models in :data:`PLAIN`."""
     kind = type(module)
-    return kind.__name__ in names and kind.__module__.startswith("transformers.models.")
+    return kind.__module__.startswith("transformers.models.") and kind.__name__ in [model + part for model in PLAIN]

@@ -13,13 +13,10 @@ from torch.nn import functional as F
 from moslora.kernels.exchange import is_plain
 from moslora.kernels.recompute import made_of
 
-PLAIN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
-"""Classes of transformers with this formula, if their activation is silu."""
-
 
 def own_mlp(module: Any) -> nn.Module | None:
-    """Ours for an MLP of a class in :data:`PLAIN`."""
-    if is_plain(module, PLAIN) and module.config.hidden_act in ("silu", "swish"):
+    """Ours for an MLP of plain formula."""
+    if is_plain(module, "MLP") and module.config.hidden_act in ("silu", "swish"):
         return GatedMLP(module.gate_proj, module.up_proj, module.down_proj)
     return None
 

@@ -7,7 +7,7 @@ several rows begin with. Only attention (`moslora.kernels.attention`) looks at r
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -74,6 +74,18 @@ class Rows:
         """Which tokens belong to a text, bool of shape ``(1, T)``; ``None`` for all."""
         count = sum(self.lengths)
         return send(torch.arange(count)[None] < count - self.filler, self.device) if self.filler else None
+
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Where each row ends, and each path, if they lay end to end; behind a 0. Int32 of shape ``(rows + 1,)``."""
+        counts = self.lengths, map(len, self.paths)
+        own, path = send(torch.tensor([[0, *accumulate(x)] for x in counts], dtype=torch.int32), self.device)
+        return own, path
+
+    @cached_property
+    def laid_paths(self) -> Tensor | None:
+        """The tokens of all paths end to end, int64; ``None`` where these are the rows themselves."""
+        return send(list(chain.from_iterable(self.paths)), self.device) if any(self.pasts) else None
 
     def groups(self, keys: int = 1) -> list["Group"]:
         """All rows in groups of neighbours, for so many key heads.
@@ -150,11 +162,7 @@ class Group:
 
     def with_past(self, x: Tensor) -> Tensor:
         """The same behind what each row continues, ``(n · K · (P + L), size)``."""
-        if not (self._one_past and torch.is_grad_enabled()):
-            return x.index_select(0, self._all)
-        # Gathered once, so that its gradient is a sum over the rows.
-        before = x.index_select(0, self._before).view(1, self.shape[1], self.past, -1).expand(self.shape[0], -1, -1, -1)
-        return torch.cat([before, self.batch(x).view(*self.shape, -1)], 2).flatten(0, 2)
+        return x.index_select(0, self._all)
 
     def back(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
         """The group's entries of a batch, in the rows' order; in their places of all entries ``out``, where given."""

@@ -8,6 +8,7 @@ import gc
 import math
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     units = torch.cpu.get_capabilities()
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BFLOAT16
     return bool(allowed and (units.get("amx_bf16") or units.get("avx512_bf16")))
+
+
+@cache
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether torch has flash attention for a GPU: NVIDIA's from Ampere on. The meta device stands for such a one."""
+    built = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
+    return device.type == "meta" or (built and multiplies_bfloat16(device))
 
 
 def keep_freed_memory() -> None:

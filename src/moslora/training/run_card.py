@@ -20,6 +20,7 @@ from moslora.data.steps import StepPlan
 from moslora.kernels import attention, linear, norm
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
+from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import gpu_module, total_memory
 from moslora.recipe import Adapter, ModelSection, PeftSection, Recipe, TrainingSection
 
@@ -98,11 +99,13 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
     modules = list(model.modules())
     kinds = {type(module) for module in modules}
+    size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
     dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {
-        "attention": attention.kernel(device),
+        "attention": attention.kernel(device, model.dtype, size),
         "frozen layers": linear.kernel(device, model.dtype),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
+        "RoPE": "in three passes" if RotaryAttention in kinds else "transformers'",
         "MLP": "activation computed again" if GatedMLP in kinds else "transformers'",
         "dropout": Dropout.kernel(device) if dropping else None,
         "common beginning of rows": "once" if shares_beginnings(model, training=True) else "in each row",

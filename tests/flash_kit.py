@@ -1,0 +1,89 @@
+"""Torch's flash attention over rows of unequal lengths, by its formula, for a CPU, where torch has none.
+
+Importing this module registers it for all tensors that a CPU holds. It checks what the kernel of CUDA demands.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen
+
+Row = tuple[Tensor, Tensor, Tensor, Tensor, slice, slice]
+
+
+def of_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, paths: Tensor, scale: float, left: int) -> Iterator[Row]:
+    """Each row's q, k, v and softmax(s Q Kᵀ), all ``(heads, …)`` and float32 or wider, and its queries and keys. Its
+    last query sees the last key, and ``left`` before it."""
+    wide, shared = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
+    for own, path in zip(pairwise(rows.tolist()), pairwise(paths.tolist()), strict=True):
+        parts = ((q, own), (k, path), (v, path))
+        query, key, value = (x[slice(*at)].to(wide).transpose(0, 1) for x, at in parts)
+        distance = torch.arange(key.shape[1] - query.shape[1], key.shape[1])[:, None] - torch.arange(key.shape[1])
+        seen = (distance >= 0) & (distance <= left if left >= 0 else True)
+        weight = (scale * query @ key.transpose(1, 2)).masked_fill(~seen, -torch.inf).softmax(-1)
+        yield query, key, value, weight, slice(*own), slice(*path)
+
+
+def checked(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, paths: Tensor, longest: tuple[int, int]) -> None:
+    for x, ends, length in ((q, rows, longest[0]), (k, paths, longest[1]), (v, paths, longest[1])):
+        assert x.dim() == 3 and x.stride(-1) == 1 and x.dtype == q.dtype
+        assert ends.dtype == torch.int32 and ends.is_contiguous()
+        assert ends[0] == 0 and ends[-1] == len(x) and ends.diff().max() == length
+    assert q.shape[1] % k.shape[1] == 0 and len(rows) == len(paths)
+
+
+@varlen._varlen_attn.register_kernel("cpu")
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    paths: Tensor,
+    max_q: int,
+    max_k: int,
+    is_causal: bool = False,
+    scale: float | None = None,
+    window_size: list[int] | None = None,
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    checked(q, k, v, rows, paths, (max_q, max_k))
+    assert scale is not None and window_size is not None and window_size[1] == 0
+    assert is_causal == (window_size[0] == -1)
+    out = torch.empty_like(q)
+    for _, _, value, weight, own, _ in of_rows(q, k, v, rows, paths, scale, window_size[0]):
+        out[own] = (weight @ value).transpose(0, 1)
+    return out, torch.empty(q.shape[1], len(q)), torch.empty(2, dtype=torch.uint64)
+
+
+@varlen._varlen_attn_backward.register_kernel("cpu")
+def _backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: Tensor,
+    paths: Tensor,
+    max_q: int,
+    max_k: int,
+    is_causal: bool,
+    rng_state: Tensor,
+    scale: float,
+    window_size: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dV = Pᵀ G, dP = G Vᵀ, dS = P ∘ (dP − Σ_j P ∘ dP), dQ = s dS K, dK = s dSᵀ Q; summed over heads that share."""
+    d_q, shape = torch.empty_like(q), (len(k), q.shape[1], q.shape[2])
+    d_k, d_v = (q.new_zeros(shape, dtype=torch.promote_types(q.dtype, torch.float32)) for _ in range(2))
+    for query, key, value, weight, own, path in of_rows(q, k, v, rows, paths, scale, window_size[0]):
+        g = gradient[own].to(weight.dtype).transpose(0, 1)
+        d_v[path] += (weight.transpose(1, 2) @ g).transpose(0, 1)
+        d_weight = g @ value.transpose(1, 2)
+        d_scores = scale * weight * (d_weight - (weight * d_weight).sum(-1, keepdim=True))
+        d_q[own] = (d_scores @ key).transpose(0, 1)
+        d_k[path] += (d_scores.transpose(1, 2) @ query).transpose(0, 1)
+    return d_q, *(x.unflatten(1, (k.shape[1], -1)).sum(2).to(q.dtype) for x in (d_k, d_v))

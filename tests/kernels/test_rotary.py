@@ -1,0 +1,60 @@
+"""Attention with rotary positions against that of transformers; with rows in test_attention.py."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from moslora.kernels.exchange import exchange
+from moslora.kernels.rotary import RotaryAttention, Turned, own_attention
+from reference import tiny_llama, token_batch
+
+
+def parts(dtype: torch.dtype) -> list[Tensor]:
+    """q and k with unequal heads, cos and sin."""
+    torch.manual_seed(0)
+    angles = torch.rand(1, 7, 4, dtype=torch.float64).mul(6).repeat(1, 1, 2)
+    heads = [torch.randn(1, 7, count, 8, dtype=torch.float64) for count in (4, 2)]
+    return [x.to(dtype) for x in (*heads, angles.cos(), angles.sin())]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)],
+)
+def test_it_turns_as_transformers_does_up_to_rounding(dtype: torch.dtype, rounding: float) -> None:
+    """Values and gradients; no farther from float64 than theirs of this dtype."""
+    q, k, cos, sin = parts(dtype)
+    weights = [torch.randn_like(q), torch.randn_like(k)]
+    results = []
+    for way, to in (("ours", dtype), ("theirs", dtype), ("theirs", torch.float64)):
+        leaves = [x.to(to).requires_grad_() for x in (q, k)]
+        if way == "ours":
+            out = Turned.apply(*leaves, cos, sin)
+        else:
+            out = [
+                x.transpose(1, 2)
+                for x in apply_rotary_pos_emb(*(x.transpose(1, 2) for x in leaves), cos.to(to), sin.to(to))
+            ]
+        results.append([x.double() for x in (*out, *torch.autograd.grad(out, leaves, [w.to(to) for w in weights]))])
+    ours, theirs, exact = results
+    for mine, other, true in zip(ours, theirs, exact, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2 * rounding, atol=2 * rounding)
+        assert (mine - true).norm() <= (other - true).norm() + 1e-6
+
+
+def test_its_gradient_is_that_of_finite_differences() -> None:
+    q, k, cos, sin = parts(torch.float64)
+    assert torch.autograd.gradcheck(lambda *x: Turned.apply(*x, cos, sin), (q.requires_grad_(), k.requires_grad_()))
+
+
+def test_without_rows_it_is_the_plain_module() -> None:
+    """Which writes with a cache; also a second time, and after its copy."""
+    model = tiny_llama().eval()
+    ids = token_batch(model)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    expected = model.generate(ids, **options), model(ids).logits
+    exchange(model, own_attention)
+    exchange(model, own_attention)
+    assert [type(layer.self_attn) for layer in model.model.layers] == [RotaryAttention] * 2
+    assert torch.equal(model.generate(ids, **options), expected[0]) and torch.equal(model(ids).logits, expected[1])

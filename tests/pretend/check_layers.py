@@ -1,0 +1,58 @@
+"""A decoder layer on the pretend device in bfloat16, with torch's flash attention: its gradients and its launches."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moslora.adapters import inject
+from moslora.base.load import use_own_modules
+from moslora.data.encode import Encoded
+from moslora.data.steps import collate
+from moslora.training.objective import LabelLoss
+from pretend.accelerator import DEVICE, Seen, watch
+from reference import tiny_llama
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+MOST = (65, 90)
+"""Operations of a layer, forwards and backwards."""
+
+
+def pass_of(
+    layers: int, *, device: torch.device = DEVICE, dtype: torch.dtype = torch.bfloat16, dropout: float = 0, share: bool
+) -> tuple[list[Tensor], list[Seen]]:
+    """The gradients of perturbed adapters, and what the device did in both passes."""
+    model = tiny_llama(layers=layers).to(dtype).requires_grad_(False)
+    use_own_modules(model)
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, dropout=dropout, target_modules=TARGETS)
+    for weight in filter(lambda p: p.requires_grad, model.parameters()):
+        nn.init.normal_(weight, std=0.2)
+    model.to(device).enable_input_require_grads()
+    texts = [[1, 2, 3, *range(5, 9 + n)] for n in range(5)]
+    rows = [Encoded(str(n), "", text, text, truncated=False) for n, text in enumerate(texts)]
+    objective, batch = LabelLoss(model).train(), collate(rows, device=device, share=share)
+    objective(batch)
+    with watch() as forwards:
+        loss, _ = objective(batch)
+    with watch() as backwards:
+        loss.backward()
+    return [p.grad.cpu().double() for p in model.parameters() if p.requires_grad], [forwards, backwards]
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_its_gradients_are_those_of_float64(share: bool) -> None:
+    """Up to the rounding of bfloat16, of which a pass of the CPU has about as much."""
+    found, (forwards, _) = pass_of(2, share=share)
+    assert forwards.operations["torch_attn._varlen_attn.default"] == 2
+    assert not forwards.waits
+    cpu = torch.device("cpu")
+    exact, plain = (pass_of(2, device=cpu, dtype=dtype, share=share)[0] for dtype in (torch.float64, torch.bfloat16))
+    for one, other, true in zip(found, plain, exact, strict=True):
+        assert (one - true).norm() <= 3 * (other - true).norm() + 1e-3 * true.norm()
+
+
+def test_its_launches() -> None:
+    """With five adapters and dropout: what one layer more adds."""
+    (_, fewer), (_, more) = (pass_of(layers, dropout=0.1, share=False) for layers in (1, 2))
+    counts = tuple(two.operations.total() - one.operations.total() for one, two in zip(fewer, more, strict=True))
+    print(f"{counts} launches of a layer")
+    assert all(count <= most for count, most in zip(counts, MOST, strict=True)), counts
