@@ -94,12 +94,14 @@ class Results:
             self.record(**self.counts, **{report.nodeid.partition("::")[2]: {**test, **dict(report.user_properties)}})
 
 
-def tests(record: Record, file: str = str(ROOT / "tests" / "test_gpu.py")) -> None:
+def tests(record: Record, *files: str) -> None:
     """The tests marked ``gpu``, several at a time where there are many cores."""
     import pytest
 
     workers = min(4, os.cpu_count() or 1)
-    code = pytest.main(["-q", "-m", "gpu", f"-n{workers}", "-p", "no:cacheprovider", file], plugins=[Results(record)])
+    files = files or tuple(str(ROOT / "tests" / name) for name in ("test_gpu.py", "kernels/test_liger.py"))
+    options = ["-q", "-m", "gpu", f"-n{workers}", "-p", "no:cacheprovider"]
+    code = pytest.main([*options, *files], plugins=[Results(record)])
     sys.exit(0 if code == pytest.ExitCode.TESTS_FAILED else int(code))  # what failed is written down
 
 

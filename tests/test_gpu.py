@@ -25,6 +25,8 @@ from moslora.base.quantized import dequantize, quantized_layers
 from moslora.convert.export import export_peft, lora_pairs
 from moslora.convert.merge import merge
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.kernels.attention import attend_in_rows, kernel
+from moslora.kernels.rows import Rows
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.training import train_recipe
@@ -122,6 +124,27 @@ def test_train_stop_resume_evaluate_merge_export(
     export_peft(run / "adapter", out=tmp_path / "peft")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").num_parameters() > 0
     assert len(load_file(tmp_path / "peft" / "adapter_model.safetensors")) == 12
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("continues", [(), (None, 0, 0, 2)])
+def test_attention_over_rows_is_the_formula(
+    record_property: Callable[[str, object], None], continues: tuple[int | None, ...], window: int | None
+) -> None:
+    """In bfloat16, values and gradients, against float64 on the CPU; lengths are of no kernel's tiles."""
+    torch.manual_seed(0)
+    lengths, cpu, found = (70, 131, 1, 200), torch.device("cpu"), []
+    heads = [torch.randn(1, count, sum(lengths), 64).bfloat16() for count in (8, 2, 2)]
+    weight = torch.randn(1, sum(lengths), 8, 64).bfloat16()
+    for device, dtype in ((DEVICE, torch.bfloat16), (cpu, torch.float64)):
+        leaves = [x.to(device, dtype).requires_grad_() for x in heads]
+        options = {"rows": Rows(lengths, device, continues), "scaling": 0.125, "sliding_window": window}
+        out, _ = attend_in_rows(torch.nn.Module(), *leaves, None, **options)
+        gradients = torch.autograd.grad((out * weight.to(out)).sum(), leaves)
+        found.append([x.double().cpu() for x in (out.detach(), *gradients)])
+    far = [float((one - exact).norm() / exact.norm()) for one, exact in zip(*found, strict=True)]
+    record_property("kernel", f"{kernel(DEVICE, torch.bfloat16, 64)}: relative errors {far}")
+    assert max(far) < 0.02
 
 
 def test_a_killed_process_is_resumed(

@@ -1,7 +1,8 @@
 """The gated MLP, W_d y with y = silu(g) ∘ u, g = W_g x and u = W_u x (arXiv 2002.05202), which keeps g and u alone.
 
 Replaces transformers' own, which also keeps silu(g), and an adapter of W_d keeps y. On every device the backward pass
-computes both again. Together with `moslora.kernels.recompute` 40 % less is kept.
+computes both again. Together with `moslora.kernels.recompute` 40 % less is kept. y is two launches and its gradient
+four, or one each by `moslora.kernels.liger`.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora.kernels import liger
 from moslora.kernels.exchange import is_plain
 from moslora.kernels.recompute import made_of
 
@@ -33,6 +35,8 @@ class GatedMLP(nn.Module):
         activated: list[Tensor] = []  # silu(g), between the two that need it in the backward pass
 
         def again(gate: Tensor, up: Tensor) -> Tensor:
+            if liger.takes(gate):
+                return _gated(gate, up)
             activated[:] = [F.silu(gate)]
             return activated[0] * up
 
@@ -47,12 +51,19 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activated: list[Tensor]) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activated = activated
-        return F.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
+        if liger.takes(gate):  # in their places: all that reads y has had its backward pass
+            torch.autograd.graph.increment_version((gate, up))
+            return *torch.ops.moslora.swiglu_backward(gate.detach(), up.detach(), gradient), None
         silu = ctx.activated.pop() if ctx.activated else F.silu(gate)
         d_gate = gradient * up  # of silu(g); in place that of g
         torch.ops.aten.silu_backward(d_gate, gate, grad_input=d_gate)
         return d_gate, silu.mul_(gradient), None
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.ops.moslora.swiglu(gate, up) if liger.takes(gate) else F.silu(gate).mul_(up)

@@ -17,7 +17,7 @@ import moslora
 from moslora.adapters import named_adapters, shares_beginnings
 from moslora.base.adapted import adapted_layers
 from moslora.data.steps import StepPlan
-from moslora.kernels import attention, linear, norm
+from moslora.kernels import attention, liger, linear, norm
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.rotary import RotaryAttention
@@ -100,13 +100,14 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     modules = list(model.modules())
     kinds = {type(module) for module in modules}
     size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
+    by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
     dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {
         "attention": attention.kernel(device, model.dtype, size),
         "frozen layers": linear.kernel(device, model.dtype),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
-        "RoPE": "in three passes" if RotaryAttention in kinds else "transformers'",
-        "MLP": "activation computed again" if GatedMLP in kinds else "transformers'",
+        "RoPE": ("Liger" if by_liger else "in three passes") if RotaryAttention in kinds else "transformers'",
+        "MLP": "activation computed again" + ", Liger" * by_liger if GatedMLP in kinds else "transformers'",
         "dropout": Dropout.kernel(device) if dropping else None,
         "common beginning of rows": "once" if shares_beginnings(model, training=True) else "in each row",
     }
