@@ -26,7 +26,7 @@ RATE = 1e-3
 DORA = {mixer.kind: method for method, (mixer, _) in METHODS.items() if not MIXERS[mixer.kind].routes}.values()
 """A method with each mixer that DoRA takes."""
 
-MOST = {"methods/lora": 360, "methods/moslora": 380}
+MOST = {"methods/lora": 285, "methods/moslora": 300}
 """Operations of a step of one micro-batch, with six adapters in two layers, and dropout."""
 
 counted: dict[str, int] = {}

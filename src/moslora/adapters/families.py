@@ -1,13 +1,14 @@
 """The factors of all adapters folded, scaled and cast at once for a pass, and one product of layers that read one x.
 
 Replaces what each layer does by itself, on every device: a GPU takes as long to start a kernel as to fold one layer's
-factors. So those of alike layers, one of each decoder layer, are stacked, and each operation is one for all of them.
+factors. Those of alike layers, one of each decoder layer, are stacked, and each operation is one for all of them.
 """
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ FAMILIES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class Family(nn.ModuleList):
     """Layers that read the same x, and drop the same entries of it."""
 
-    def forward(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def forward(self: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Their A one above another, and the B of each, as :meth:`AdapterLinear.scaled_factors`, in ``dtype``."""
         a, b = zip(*(layer.scaled_factors() for layer in self), strict=True)
         return torch.cat(a).to(dtype), *(factor.to(dtype) for factor in b)
@@ -33,11 +34,11 @@ class Families:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = dict(named_adapters(model))
-        found = defaultdict[Hashable, list[AdapterLinear]](list)
+        found = defaultdict[tuple[Hashable, ...], list[AdapterLinear]](list)
         for name, layer in self._layers.items():
             parent, _, last = name.rpartition(".")
-            family = next((names for names in FAMILIES if last in names), last)
-            found[parent, family, _kind(layer)].append(layer)
+            names = next((names for names in FAMILIES if last in names), last)
+            found[parent, names, _kind(layer)].append(layer)
         alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
         for (*_, kind), layers in found.items():
             family = Family(layers)
@@ -47,11 +48,8 @@ class Families:
 
     @contextmanager
     def folded(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within the block, which is for one pass forward and backward, the layers have factors that are made at its
-        beginning, for x in ``dtype``; for another each makes its own. Weights must stay as they are.
-
-        The results are those without it, but for dropout: by itself each layer has its own draw.
-        """
+        """Within the block, for one pass forward and backward, the layers have factors that are made at its beginning,
+        for x in ``dtype``, and their weights must stay. But for dropout, results are those of each layer by itself."""
         try:
             for families in self._alike:
                 _fold(families, dtype)
@@ -61,7 +59,7 @@ class Families:
                 layer.factors = None
 
 
-def _fold(families: list[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype) -> None:
+def _fold(families: list[tuple[Family, dict[str, nn.Parameter]]], dtype: torch.dtype) -> None:
     """Gives factors to families that differ in their weights alone."""
     (first, names), *_ = families
     stacked = {name: torch.stack([weights[name] for _, weights in families]) for name in names}
@@ -74,6 +72,6 @@ def _fold(families: list[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype) 
 
 def _kind(layer: AdapterLinear) -> Hashable:
     """All that decides how a layer drops entries of x and folds A, but for the weights."""
-    options = [(name, value) for name, value in vars(layer.mixer).items() if not name.startswith("_")]
-    known = tuple((name, value if isinstance(value, int | float | str) else id(value)) for name, value in options)
-    return type(layer.mixer), known, layer.folds, layer.scale, layer.dropout.p, layer.lora_a.shape, layer.lora_a.device
+    mixer, a = layer.mixer, layer.lora_a
+    options = str([option for option in vars(mixer).items() if not option[0].startswith("_")])
+    return type(mixer), options, layer.folds, layer.scale, layer.dropout.p, a.shape, a.device

@@ -8,6 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from moslora.adapters import Families
 from moslora.base.load import name_task
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
@@ -66,7 +67,8 @@ class Scorer(ABC, Generic[Question, Found]):
         """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself."""
         name_task(self.model, None if examples[0].is_text else examples[0].task)
         questions = [self.encode(example) for example in examples]
-        found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
+        with Families(self.model).folded(self.model.dtype):
+            found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
         return [self.read(*each) for each in zip(examples, questions, found, strict=True)]
 
     def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[Found]:

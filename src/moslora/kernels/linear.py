@@ -89,11 +89,11 @@ def add_product(base: nn.Module, x: Tensor, u: Tensor, b: Tensor) -> Tensor:
 
     The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
     """
-    plain = isinstance(base, FrozenLinear) and base.bias is None and x.device.type != "cpu"
-    if not plain or not x.dtype == u.dtype == base.weight.dtype:  # or autocast chooses another
+    weight = base.weight if isinstance(base, FrozenLinear) and base.bias is None and x.device.type != "cpu" else None
+    if weight is None or not x.dtype == u.dtype == weight.dtype:  # autocast may choose another
         return F.linear(u, b).add_(base(x))
     y = u.reshape(-1, u.shape[-1]) @ b.T
-    return y.addmm_(x.reshape(-1, x.shape[-1]), base.weight.T).view(*x.shape[:-1], -1)
+    return y.addmm_(x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):

@@ -46,12 +46,9 @@ def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
 
 
 def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-    """h of shape ``(..., r)``; and x for other products with it, whose gradient is then added to that of h here.
+    """h of shape ``(..., r)``, and x for its other products: their gradient, which comes here, costs no sum of its own.
 
-    Args:
-        x: shape ``(..., in_features)``.
-        a: A, shape ``(r, in_features)``, in the dtype of ``x``.
-        drawn: what to drop, of `moslora.kernels.dropout.Dropout.draw`.
+    ``a`` is A, ``(r, in_features)``, in the dtype of ``x (..., in_features)``; ``drawn`` is of :meth:`Dropout.draw`.
     """
     if not torch.is_grad_enabled():
         return F.linear(without(x, drawn), a), x
@@ -71,21 +68,19 @@ class _Projection(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: _Again, *parts: Tensor) -> Any:
         ctx.save_for_backward(a, drawn, *(parts if ctx.needs_input_grad[1] else ()))
         ctx.again, ctx.parts = again, len(parts)
-        ctx.set_materialize_grads(False)
         again.readers += ctx.needs_input_grad[1]
         h = F.linear(without(x, drawn), a)
         return (h, x) if ctx.needs_input_grad[0] else h
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, of_x: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, of_x: Tensor | None = None) -> tuple[Tensor | None, ...]:
         a, drawn, *parts = ctx.saved_tensors
-        d_x, d_a = of_x, None
-        if gradient is not None:
-            gradient = gradient.to(a.dtype)  # under autocast it has another dtype
-            if ctx.needs_input_grad[1]:
-                x, in_place = ctx.again.made(parts)
-                d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
-                del x  # freed before dx is made
-            if ctx.needs_input_grad[0]:
-                d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
+        gradient = gradient.to(a.dtype)  # under autocast it has another dtype
+        d_x = d_a = None
+        if ctx.needs_input_grad[1]:
+            x, in_place = ctx.again.made(parts)
+            d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
+            del x  # freed before dx is made
+        if ctx.needs_input_grad[0]:
+            d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
         return d_x, d_a, *[None] * (2 + ctx.parts)

@@ -71,7 +71,7 @@ def measure(
     part = work.of(MICRO_BATCH_TOKENS[on_gpu])
     few, counts = _one_layer_of_each_kind(model, dtype)
     with _Live() as live, Families(model).folded(dtype):
-        factors = live.bytes
+        factors = live.bytes  # of all layers, as they are made at once
     fake = nullcontext() if on_gpu else FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         few.to_empty(device="meta" if on_gpu else "cpu")

@@ -57,7 +57,7 @@ class Mixer(nn.Module, ABC):
         """The plain LoRA pair with the same product: B · M · A = B · (M · A), exactly.
 
         From ``shape_of_a(in_features)`` and ``(out_features, rank_out)`` to ``(r, in_features)`` and ``(out_features,
-        r)``, r ≤ rank_out.
+        r)``, r ≤ rank_out. Under ``torch.func.vmap`` it is that of many layers at once.
         """
         return self.matrix().to(lora_a) @ lora_a, lora_b
 
@@ -76,11 +76,6 @@ def refuse_uneven(rank: int, blocks: int, what: str = "blocks") -> None:
     """Refuses fewer than two blocks, or a number of blocks that does not divide the rank."""
     if blocks < 2 or rank % blocks:
         raise ValueError(f"rank {rank} cannot be split into {blocks} equal {what} (two or more)")
-
-
-def mix_blocks(g: Tensor, lora_a: Tensor) -> Tensor:
-    """(G ⊗ I) · A: row block i is Σⱼ Gᵢⱼ Aⱼ. ``g`` is ``(k, k)``, ``lora_a`` ``(r, in_features)``."""
-    return (g.to(lora_a) @ lora_a.reshape(len(g), -1)).view_as(lora_a)
 
 
 def kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:

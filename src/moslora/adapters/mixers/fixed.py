@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moslora.adapters.mixers.base import Mixer, mix_blocks, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, refuse_uneven
 
 
 class IdentityMixer(Mixer):
@@ -104,4 +104,5 @@ class HadamardMixer(Mixer):
         return torch.kron(self.signs, eye) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        return mix_blocks(self.signs, lora_a) * self.gain, lora_b
+        mixed = self.signs.to(lora_a) @ lora_a.reshape(self.blocks, -1)
+        return mixed.view_as(lora_a) * self.gain, lora_b

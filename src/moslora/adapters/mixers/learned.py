@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.mixers.base import Mixer, kaiming, mix_blocks, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, kaiming, refuse_uneven
 
 DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
 DenseTraining = Literal["learned", "frozen", "folded"]
@@ -85,10 +85,6 @@ class DiagonalMixer(Mixer):
     def matrix(self) -> Tensor:
         return self.weight.diag()
 
-    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """(diag(e) · A, B); a dropped entry of e leaves a row of zeros."""
-        return self.weight.to(lora_a)[:, None] * lora_a, lora_b
-
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
         if not self.orthogonality:
             return None
@@ -116,9 +112,6 @@ class KroneckerMixer(Mixer):
     def matrix(self) -> Tensor:
         eye = torch.eye(self.rank_in // self.blocks, dtype=self.weight.dtype, device=self.weight.device)
         return torch.kron(self.weight, eye)
-
-    def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        return mix_blocks(self.weight, lora_a), lora_b
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.orthogonal_(self.weight, generator=generator)
