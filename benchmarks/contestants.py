@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from written import seconds
 
@@ -38,16 +37,14 @@ def our_step(
 ) -> Callable[[Sequence[Any]], float]:
     """One step of our loop: from its rows, encoded, to this process's share of its loss."""
     from moslora.training.loop import accumulate
-    from moslora.training.optimizer import trainable
+    from moslora.training.optimizer import update
 
     parts = our_parts(model, training, strategy=strategy)
-    optimizer = parts.optimizer
 
     def step(rows: Sequence[Any]) -> float:
         loss = accumulate(parts, rows)
-        nn.utils.clip_grad_norm_(trainable(optimizer), training.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm)
+        parts.optimizer.zero_grad()
         return float(loss[0])  # as the loop does: the host waits once a step
 
     return step
