@@ -264,13 +264,13 @@ class _OneKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        wanted = ctx.needs_input_grad[2:]
-        held = [x.held.detach().requires_grad_(wants) for x, wants in zip(ctx.saved_tensors, wanted, strict=True)]
+        wanted, saved = ctx.needs_input_grad[2:], ctx.saved_tensors  # once: checkpointing computes them again
+        held = [x.held.detach().requires_grad_(wants) for x, wants in zip(saved, wanted, strict=True)]
         with torch.enable_grad():
             out = ctx.of(held)
         found = iter(torch.autograd.grad(out, [x for x in held if x.requires_grad], gradient.held))
         gradients = [OnDevice(next(found)) if wants else None for wants in wanted]
-        _note(f"backward of {ctx.name}", (ctx.saved_tensors, gradient), gradients)
+        _note(f"backward of {ctx.name}", (saved, gradient), gradients)
         return None, None, *gradients
 
 

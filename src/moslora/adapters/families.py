@@ -39,7 +39,7 @@ class Families:
             parent, _, last = name.rpartition(".")
             names = next((names for names in FAMILIES if last in names), last)
             found[parent, names, _kind(layer)].append(layer)
-        alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
+        alike = defaultdict[Hashable, list[tuple[Family, dict[str, nn.Parameter]]]](list)
         for (*_, kind), layers in found.items():
             family = Family(layers)
             weights = {name: weight for name, weight in family.named_parameters() if ".base." not in name}
