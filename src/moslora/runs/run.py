@@ -245,8 +245,6 @@ def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"{name} {', '.join(macro + texts)}"
         # Of each task the number of questions and the hash of its data; an old card has the number over all tasks.
         new = all("asked" in card for card in found.values())
-        first, *others = [
-            card["asked"] if new else (card.get("questions"), {*card["tasks"]}) for card in found.values()
-        ]
+        first, *others = [c["asked"] if new else (c.get("questions"), {*c["tasks"]}) for c in found.values()]
         if any(other != first for other in others):
             yield "of different questions: moslora compare takes those in common"
