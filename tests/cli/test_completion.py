@@ -28,7 +28,7 @@ LINES = {
     "moslora recipes show runs/": ["runs/later", "runs/early"],
     "moslora eval ": ["runs/later", "runs/early"],
     "moslora merge runs/e": ["runs/early"],
-    "moslora eval --tasks ": list(COMMONSENSE),
+    "moslora eval --tasks ": [*COMMONSENSE, "passages"],
     "moslora eval --tasks arc_easy,obqa,arc": ["arc_easy,obqa,arc_challenge"],
     "moslora data show w": ["winogrande"],
     "moslora eval --protocol ": ["rank", "cloze", "generate"],
