@@ -100,7 +100,7 @@ class Stopwatch:
             times = [took for _, took in kernels(step, parts)]
         self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
         if seen is not None:
-            found = estimate(seen.ledger, device, Achieved(), tokens=1, wait=0)["parts"]
+            found = estimate(seen.ledger, device, Achieved(), tokens=1)["parts"]
             took = {part: {"ms": parts[part] * 1e3, "launches": found[part]["launches"]} for part in PARTS}
             self.record(parts={part: {**one, "estimate_ms": found[part]["ms"]} for part, one in took.items()})
 

@@ -206,29 +206,34 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Achieved:
-    """Shares of the peaks that large products and copies reach, and seconds of the shortest kernel with the gap before
-    it, and of a launch on the host. All are assumptions; ``benchmarks/roofline.py --host`` measures the last one."""
+    """Assumptions: the shares of the peaks that large products and copies reach, seconds of the shortest kernel with
+    the gap before it, and the host's time as a share of that on the machine where it was measured."""
 
     products: float = 0.66
     bandwidth: float = 0.78
     kernel: float = 3e-6
-    launch: float = 20e-6
+    host: float = 0.5
 
     def seconds(self, one: Operation, on: Device) -> float:
         peak = on.float32 if one.dtype == torch.float32 else on.bfloat16
         return max(one.flops / (self.products * peak), one.bytes / (self.bandwidth * on.bandwidth), self.kernel)
 
 
-def estimate(seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, wait: float) -> dict[str, Any]:
-    """Of each part and of the step: launches, GB, TFLOP and milliseconds; and the sums that the step's time is of. A
-    wait takes as long as so many launches."""
+def estimate(
+    seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, launch: float = 0, wait: float = 0
+) -> dict[str, Any]:
+    """Of each part and of the step: launches, GB, TFLOP and milliseconds; and the sums that the step's time is of.
+
+    On the host where it was measured a ``launch`` takes so many seconds, and a wait as long as ``wait`` launches.
+    """
     parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
     for one in seen.done:
         found = {"launches": 1, "GB": one.bytes / 1e9, "TFLOP": one.flops / 1e12, "ms": achieved.seconds(one, on) * 1e3}
         parts[one.part] = {key: value + found[key] for key, value in parts[one.part].items()}
     step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
-    device, host = step["ms"], step["launches"] * achieved.launch * 1e3
-    parts[IDLE]["ms"] = max(0.0, host - device) + seen.waits * wait * achieved.launch * 1e3
+    device, each = step["ms"], launch * achieved.host * 1e3
+    host = step["launches"] * each
+    parts[IDLE]["ms"] = max(0.0, host - device) + seen.waits * wait * each
     step["ms"] += parts[IDLE]["ms"]
     return {
         "parts": parts | {"step": step},

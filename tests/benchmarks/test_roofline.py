@@ -106,13 +106,16 @@ def test_what_an_operation_moves() -> None:
 def test_the_estimate_is_the_formula() -> None:
     """A product of 1 ms, a copy of 2 ms and the shortest kernel; on a slow host, and with waits."""
     device, ledger = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9), Ledger(OneLayer())
-    one = Operation("forward", REST, "", 0.0, 0.0, torch.bfloat16)
+    one, achieved = (
+        Operation("forward", REST, "", 0.0, 0.0, torch.bfloat16),
+        Achieved(0.5, 0.5, kernel=0.25e-3, host=0.5),
+    )
     ledger.done = [one._replace(part=PRODUCTS, flops=0.5e9), one._replace(part=SUMS, bytes=1e6), one]
-    found = estimate(ledger, device, Achieved(0.5, 0.5, kernel=0.25e-3, launch=1e-3), tokens=13, wait=0)
+    found = estimate(ledger, device, achieved, tokens=13, launch=2e-3)
     assert [found["parts"][part]["ms"] for part in (PRODUCTS, SUMS, REST, IDLE)] == pytest.approx([1, 2, 0.25, 0])
     assert (found["tokens_per_second"], found["share_of_peak"]) == pytest.approx((4000, 0.5 / 3.25))
     ledger.done[0], ledger.waits = ledger.done[0]._replace(dtype=torch.float32), 2
-    found = estimate(ledger, device, Achieved(0.5, 0.5, kernel=0.25e-3, launch=5e-3), tokens=13, wait=3)
+    found = estimate(ledger, device, achieved, tokens=13, launch=10e-3, wait=3)
     assert found["floor_ms"] == pytest.approx(10) and found["device_ms"] == pytest.approx(12.25)
     assert found["parts"][IDLE]["ms"] == pytest.approx(2.75 + 2 * 3 * 5)
     assert found["parts"]["step"]["ms"] == pytest.approx(15 + 30)
