@@ -125,8 +125,9 @@ class Watched(TorchDispatchMode):
 
 
 def operation(function: Any) -> str:
-    """Its name, without overload and the usual namespaces."""
-    return str(function).removeprefix("aten.").removeprefix("mkldnn.").split(".")[0]
+    """Its name, without namespace and overload."""
+    names = str(function).split(".")
+    return names[1] if len(names) == 3 else names[0]
 
 
 def _storage(x: Tensor) -> int:
@@ -212,7 +213,7 @@ class Achieved:
     products: float = 0.66
     bandwidth: float = 0.78
     kernel: float = 3e-6
-    host: float = 0.5
+    host_time: float = 0.5
 
     def seconds(self, one: Operation, on: Device) -> float:
         peak = on.float32 if one.dtype == torch.float32 else on.bfloat16
@@ -231,7 +232,7 @@ def estimate(
         found = {"launches": 1, "GB": one.bytes / 1e9, "TFLOP": one.flops / 1e12, "ms": achieved.seconds(one, on) * 1e3}
         parts[one.part] = {key: value + found[key] for key, value in parts[one.part].items()}
     step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
-    device, each = step["ms"], launch * achieved.host * 1e3
+    device, each = step["ms"], launch * achieved.host_time * 1e3
     host = step["launches"] * each
     parts[IDLE]["ms"] = max(0.0, host - device) + seen.waits * wait * each
     step["ms"] += parts[IDLE]["ms"]

@@ -6,8 +6,9 @@
     python benchmarks/roofline.py --cpu          # the same estimate for a step on this CPU, beside its measured time
 
 The real step runs on the pretend accelerator of `tests/pretend` with tensors that hold no data: LLaMA-3-8B's shapes, 16
-rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are this program with two
-methods, and PEFT's LoRA as the Trainer of transformers computes it, all rows at once, padded on the right.
+rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are our loop with two methods,
+as with Liger-Kernel, and with torch alone; and PEFT's LoRA as the Trainer of transformers computes it by default, all
+rows at once, padded on the right.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from moslora.base.resolve import BUILTIN
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
+from moslora.kernels import liger
 from moslora.recipe import load_recipe
 from operations import DEVICES, OUTPUT, REST, UPDATE, Achieved, Device, Ledger, Watched, estimate
 from written import machine, markdown, publish, spread
@@ -88,13 +90,14 @@ def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any])
 CONTESTANTS: dict[str, Callable[..., Made]] = {
     "moslora": partial(ours, "dense"),
     "lora": partial(ours, "identity"),
+    "moslora:torch": partial(ours, "dense"),
     "peft": peft,
 }
 
 
-HOST = {"moslora": (37e-6, 200), "lora": (37e-6, 200), "peft": (22e-6, 16)}
-"""By ``--host``: seconds of a launch, and how many of them take as long as a wait. Our loop waits at the end of a step,
-transformers before its first layer."""
+HOST = {"moslora": (37e-6, 200), "peft": (22e-6, 16)}
+"""By ``--host``, of ours and of PEFT's: seconds of a launch, and how many of them take as long as a wait. Our loop waits
+at the end of a step, transformers before its first layer."""
 
 
 def made(contestant: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
@@ -109,6 +112,7 @@ def pretended(contestant: str, sizes: Mapping[str, Any]) -> Ledger:
     from pretend import accelerator
 
     accelerator.held_on = torch.device("meta")
+    liger.installed = lambda: not contestant.endswith(":torch")  # type: ignore[assignment]  # which has no need of it
     rows = step_rows(STEP, sizes["vocab_size"])
     model, steps = made(contestant, rows, on=accelerator.DEVICE, sizes=sizes)
     steps(1)
@@ -127,22 +131,30 @@ def by_layer(seen: Ledger, layers: int) -> list[tuple[str, str, str, float]]:
 def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The steps on all devices, and the parts on the first, from the estimate of each contestant on each device."""
     columns = {"device, ms": "device_ms", "host, ms": "host_ms", "floor, ms": "floor_ms"}
-    steps = [("ESTIMATE", "", *columns, "waits", "step, ms", "tokens/s", "of the peak")]
+    steps = [("ESTIMATE", "", "launches", *columns, "waits", "step, ms", "tokens/s", "of the peak")]
     devices = list(next(iter(results.values())))
     for device in devices:
         for name, found in ((name, by_device[device]) for name, by_device in results.items()):
-            times = [f"{found[key]:.0f}" for key in columns.values()]
-            step = f"{found['parts']['step']['ms']:.0f}", f"{found['tokens_per_second']:,.0f}"
-            steps.append((device, name, *times, f"{found['waits']}", *step, f"{found['share_of_peak']:.0%}"))
-    of_first = {name: by_device[devices[0]]["parts"] for name, by_device in results.items()}
+            step, times = found["parts"]["step"], [f"{found[key]:.0f}" for key in columns.values()]
+            rate = f"{step['ms']:.0f}", f"{found['tokens_per_second']:,.0f}"
+            steps.append(
+                (
+                    device,
+                    name,
+                    f"{step['launches']:,}",
+                    *times,
+                    f"{found['waits']}",
+                    *rate,
+                    f"{found['share_of_peak']:.0%}",
+                )
+            )
+    (first, *others), of_first = results, {name: by_device[devices[0]]["parts"] for name, by_device in results.items()}
     parts = [
-        (f"ESTIMATE, {devices[0]}", *(f"{n}: {key}" for n in of_first for key in ("launches", "GB", "TFLOP", "ms")))
+        (f"ESTIMATE, {devices[0]}", f"{first}: launches", "GB", "TFLOP", "ms", *(f"{name}: ms" for name in others))
     ]
-    for part in next(iter(of_first.values())):
-        cells = [of_first[name][part] for name in of_first]
-        parts.append(
-            (part, *(f"{x:,.0f}" if key == "launches" else f"{x:.1f}" for row in cells for key, x in row.items()))
-        )
+    for part, row in of_first[first].items():
+        cells = [f"{row['launches']:,}", *(f"{row[key]:.1f}" for key in ("GB", "TFLOP", "ms"))]
+        parts.append((part, *cells, *(f"{of_first[name][part]['ms']:.1f}" for name in others)))
     return f"{markdown(steps, numbers=True)}\n\n{markdown(parts, numbers=True)}"
 
 
@@ -247,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--repetitions", type=int, default=9, help="of what is measured (%(default)s)")
     for name, value in asdict(Achieved()).items():
-        parser.add_argument(f"--{name}", type=float, default=value, help="see Achieved (%(default)s)")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help="see Achieved (%(default)s)")
     options = parser.parse_args(arguments)
     if options.host or options.cpu:
         torch.set_num_threads(1)
@@ -259,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.contestants:
         seen = pretended(name, sizes)
         layers[name] = by_layer(seen, options.layers)
-        launch, wait = HOST[name]
+        launch, wait = HOST["peft" if name == "peft" else "moslora"]
         of = partial(estimate, seen, achieved=achieved, tokens=tokens, launch=launch, wait=wait)
         results[name] = {device: of(DEVICES[device]) for device in options.devices}
     if not options.out:

@@ -1,6 +1,7 @@
 """benchmarks/roofline.py and operations.py: what a step launches, multiplies and moves, counted by hand."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,9 +14,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from moslora.adapters import inject
+from moslora.plan.duration import SHARE_OF_PEAK
 from operations import IDLE, OUTPUT, PRODUCTS, REST, SUMS, Achieved, Device, Ledger, Operation, Watched, estimate
 
-ROOFLINE = Path(__file__).parents[2] / "benchmarks" / "roofline.py"
+ROOT = Path(__file__).parents[2]
 T, IN, OUT, RANK, VOCABULARY = 5, 8, 12, 2, 7
 
 
@@ -108,7 +110,7 @@ def test_the_estimate_is_the_formula() -> None:
     device, ledger = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9), Ledger(OneLayer())
     one, achieved = (
         Operation("forward", REST, "", 0.0, 0.0, torch.bfloat16),
-        Achieved(0.5, 0.5, kernel=0.25e-3, host=0.5),
+        Achieved(0.5, 0.5, kernel=0.25e-3, host_time=0.5),
     )
     ledger.done = [one._replace(part=PRODUCTS, flops=0.5e9), one._replace(part=SUMS, bytes=1e6), one]
     found = estimate(ledger, device, achieved, tokens=13, launch=2e-3)
@@ -121,12 +123,18 @@ def test_the_estimate_is_the_formula() -> None:
     assert found["parts"]["step"]["ms"] == pytest.approx(15 + 30)
 
 
+def test_plans_use_the_estimate_in_the_document() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    (share,) = re.findall(r"^\| H100 \| moslora \|.* (\d+)% \|$", page, re.M)
+    assert int(share) == round(100 * SHARE_OF_PEAK)
+
+
 @pytest.mark.slow
 def test_a_layer_of_llama_3_8b_without_data(tmp_path: Path) -> None:
     """In a process of its own, as the pretend device stays where it is. The first layer's input has no gradient."""
     out = tmp_path / "found"
     options = ["--layers", "1", "--contestants", "moslora", "peft", "--devices", "H100", "--out", str(out)]
-    subprocess.run([sys.executable, ROOFLINE, *options], check=True, capture_output=True)
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "roofline.py", *options], check=True, capture_output=True)
     found = json.loads(out.with_suffix(".json").read_text())
     square, narrow, wide = 4096 * 4096, 4096 * 1024, 4096 * 14336
     forward, backward = 2 * square + 2 * narrow + 3 * wide, square + 3 * wide

@@ -16,8 +16,9 @@ from moslora.training.prepare import prepare
 PROBED_STEPS = 5
 """Steps that are timed, after one that is not."""
 
-SHARE_OF_PEAK = 0.4
-"""Share of a GPU's peak that training is assumed to reach."""
+SHARE_OF_PEAK = 0.45
+"""Share of a GPU's peak that training reaches, by the estimate of ``python benchmarks/roofline.py`` for LLaMA-3-8B on an
+H100: docs/speed.md, "On a GPU: an estimate". No GPU has measured it."""
 
 GPUS = {
     "RTX 4080": (16, 97.5),  # Ada GPU architecture whitepaper, float32 accumulation
@@ -56,7 +57,7 @@ def at_a_share_of_peak(total: float, *, memory: int) -> str:
     """The time of ``total`` operations on each GPU that has about so many bytes of ``memory``."""
     peaks = {name: peak * 1e12 for name, (size, peak) in GPUS.items() if abs(size * 1e9 / memory - 1) < 0.1}
     times = [f"{name} {in_words(total / (peak * SHARE_OF_PEAK))}" for name, peak in peaks.items()]
-    return f"; at {SHARE_OF_PEAK:.0%} of the peak, an assumption: {', '.join(times)}" if times else ""
+    return f"; at {SHARE_OF_PEAK:.0%} of the peak, an estimate: {', '.join(times)}" if times else ""
 
 
 def in_words(seconds: float) -> str:
