@@ -2,8 +2,10 @@
 
 import hashlib
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from evaluation_kit import make_examples
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
@@ -38,7 +40,8 @@ def test_batches_hold_similar_lengths_and_every_question_once(monkeypatch: pytes
     lengths, batches = random.Random(0).choices(range(5, 90), k=101), []
     scorer = object.__new__(Rank)
     monkeypatch.setattr(Rank, "length", lambda _, question: lengths[question])
-    monkeypatch.setattr(Rank, "compute", lambda _, batch: batches.append(batch) or [-question for question in batch])
+    monkeypatch.setattr(Rank, "model", SimpleNamespace(device=torch.device("cpu")), raising=False)
+    monkeypatch.setattr(Rank, "compute", lambda _, batch: batches.append(batch) or (lambda: [-each for each in batch]))
     for tokens in (500, 1):
         batches.clear()
         assert scorer.in_batches(range(101), tokens=tokens) == [-question for question in range(101)]

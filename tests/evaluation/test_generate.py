@@ -90,7 +90,7 @@ def test_writing_ends_where_more_text_changes_no_answer(options: int, text: str,
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A label of no option is an answer, but never right."""
     written = iter(["it is answer1", "answer2, then", "I cannot say", "answer5 or answer1"])
-    monkeypatch.setattr(Generate, "compute", lambda self, questions: [next(written) for _ in questions])
+    monkeypatch.setattr(Generate, "compute", lambda self, questions: lambda: [next(written) for _ in questions])
     request = Request(protocol="generate", format="label")
     results = evaluate(make_model(), tokenizer(), {"siqa": make_examples("siqa", 4)}, request)
     assert results.tasks["siqa"].parse_rate == 0.75

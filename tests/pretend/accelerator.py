@@ -47,6 +47,7 @@ class _Module(backend_registration._DummyBackendModule):
     max_memory_allocated = staticmethod(lambda device=None: 0)
     get_amp_supported_dtype = staticmethod(lambda: [torch.bfloat16, torch.float16])
     empty_cache = staticmethod(lambda: None)
+    synchronize = staticmethod(lambda device=None: _note("synchronize", (), (), launches=False, waits=True))
 
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())

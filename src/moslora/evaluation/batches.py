@@ -4,7 +4,8 @@ In low precision the shapes of a forward pass move its result: kernels choose th
 shape, and in bfloat16 the same question scored alone or in a batch differs by up to 0.4 in a logit. If the
 flags decided the shapes, a ``--limit`` or a resumed run would change predictions. So the shapes are a
 function of the ids: a task's questions, ordered by the hash of their id, are cut into blocks of a fixed size,
-and a block is computed as a whole. What remains is the size of a batch, which is recorded with the results.
+and a block is computed as a whole. What remains are the sizes of a batch and of a block, larger on a GPU, which are
+recorded with the results.
 """
 
 import hashlib
@@ -17,6 +18,9 @@ from moslora.tasks import Example
 
 BLOCK_SIZE = 64
 """Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
+
+BLOCKS_ON_GPU = 4
+"""As many are one on a GPU: a batch of its budget holds more questions than 64."""
 
 
 def batch_budget(device: torch.device) -> int:

@@ -7,7 +7,7 @@ options (WinoGrande, partial scoring: the option ends the prompt, the rest of th
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -46,17 +46,22 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
         shared = common_prefix([text.ids[:-1] for text in question])
         return shared + sum(len(text.ids) - 1 - shared for text in question)
 
-    def compute(self, questions: Sequence[Sequence[EncodedText]]) -> list[list[Scored]]:
+    def compute(self, questions: Sequence[Sequence[EncodedText]]) -> Callable[[], list[list[Scored]]]:
         tokens, rows, paths = lay([[text.ids[:-1] for text in q] for q in questions], self.model.device)
         texts = [text for q in questions for text in q]
         places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]
         targets = [token for text in texts for token in text.ids[text.answer_start :]]
         hidden = final_hidden(self.model, tokens, rows)  # (T, H)
-        values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,), (P,)
+        found = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,), (P,)
+        values, hits = (x.to("cpu", non_blocking=True) for x in found)
         counts = [len(text.ids) - text.answer_start for text in texts]
-        answers = zip(values.double().cpu().split(counts), hits.cpu().split(counts), strict=True)
-        scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
-        return [list(itertools.islice(scores, len(q))) for q in questions]
+
+        def read() -> list[list[Scored]]:
+            answers = zip(values.double().split(counts), hits.split(counts), strict=True)
+            scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
+            return [list(itertools.islice(scores, len(q))) for q in questions]
+
+        return read
 
     def read(self, example: Example, question: Sequence[EncodedText], found: list[Scored]) -> Prediction:
         characters = tuple(option.characters for option in self.format.options(example))

@@ -6,7 +6,7 @@ answer cannot change any more. Several questions at a time are padded on the lef
 the official script pads with token 0 and no mask, which changes answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,7 +34,7 @@ class Generate(Scorer[Question, str]):
 
     beams: int = 1
 
-    block_size: ClassVar[int] = 32  # a block takes long, and a limit should cost little more than what it asks for
+    cpu_block: ClassVar[int] = 32  # a block takes long, and a limit should cost little more than what it asks for
 
     def encode(self, example: Example) -> Question:
         return example, self.encoder.encode(self.format.generation_prompt(example), "", eos=False)
@@ -47,7 +47,7 @@ class Generate(Scorer[Question, str]):
         named = names.index(answer) if answer in names else None
         return Prediction(example.id, example.task, example.gold, named, text=found, answer=answer, truncated=truncated)
 
-    def compute(self, questions: Sequence[Question]) -> list[str]:
+    def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
         """The texts after the prompts."""
         tokenizer = self.encoder.tokenizer
         examples, prompts = [example for example, _ in questions], [prompt.ids for _, prompt in questions]
@@ -74,7 +74,8 @@ class Generate(Scorer[Question, str]):
                 generation_config=config,
                 stopping_criteria=[Decided(tokenizer, examples, longest)] if self.beams == 1 else [],
             )  # (B, T + new)
-        return list(tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
+        texts = list(tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
+        return lambda: texts
 
 
 @dataclass(frozen=True)

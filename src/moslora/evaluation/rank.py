@@ -7,7 +7,7 @@ With p the prompt and the tokens that all labels begin with, and o_j the token i
 which is what comparing the labels' full log-probabilities comes to, because they share every other term.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,17 +50,17 @@ class Rank(Scorer[Question, Scores]):
     def length(self, question: Question) -> int:
         return len(question.input_ids)
 
-    def compute(self, questions: Sequence[Question]) -> list[Scores]:
+    def compute(self, questions: Sequence[Question]) -> Callable[[], list[Scores]]:
         weight = output_weight(self.model)  # (V, H)
         tokens, rows, places = lay([[q.input_ids for q in questions]], weight.device)
         hidden = final_hidden(self.model, tokens, rows)  # (T, H)
         labels = sorted({token for q in questions for token in q.option_tokens})
         last = hidden.index_select(0, send([path[-1] for path in places], weight.device))
         options = weight.index_select(0, send(labels, weight.device))
-        logits = (last.float() @ options.float().T).double().cpu()  # (questions, labels)
-        return [
+        logits = (last.float() @ options.float().T).to("cpu", non_blocking=True)  # (questions, labels)
+        return lambda: [
             tuple(torch.log_softmax(row[[labels.index(token) for token in q.option_tokens]], dim=0).tolist())
-            for q, row in zip(questions, logits, strict=True)
+            for q, row in zip(questions, logits.double(), strict=True)
         ]
 
     def read(self, example: Example, question: Question, found: Scores) -> Prediction:

@@ -1,7 +1,7 @@
 """The request, and the base class of the protocols: questions become predictions batch by batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -12,8 +12,9 @@ from moslora.adapters import Families
 from moslora.base.load import name_task
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
-from moslora.evaluation.batches import BLOCK_SIZE
+from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU
 from moslora.evaluation.predictions import Prediction
+from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
 from moslora.recipe import EvaluationSection
 from moslora.tasks import Example
@@ -38,8 +39,13 @@ class Scorer(ABC, Generic[Question, Found]):
     format: Format  # of the prompts
     batch_tokens: int  # most tokens of a batch
 
-    block_size: ClassVar[int] = BLOCK_SIZE  # questions computed together
+    cpu_block: ClassVar[int] = BLOCK_SIZE  # questions computed together on a CPU
     primary: ClassVar[str] = "accuracy"  # the metric that counts, a key of `moslora.evaluation.predictions.METRICS`
+
+    @property
+    def block_size(self) -> int:
+        """Questions computed together on the model's device."""
+        return self.cpu_block * (1 if self.model.device.type == "cpu" else BLOCKS_ON_GPU)
 
     @abstractmethod
     def encode(self, example: Example) -> Question:
@@ -55,8 +61,8 @@ class Scorer(ABC, Generic[Question, Found]):
         return len("".join({option.prompt for option in options} | {option.answer for option in options}))
 
     @abstractmethod
-    def compute(self, questions: Sequence[Question]) -> Iterable[Found]:
-        """The model's output for every question of a batch."""
+    def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Found]]:
+        """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
 
     @abstractmethod
     def read(self, example: Example, question: Question, found: Found) -> Prediction:
@@ -79,9 +85,11 @@ class Scorer(ABC, Generic[Question, Found]):
         """
         lengths = [self.length(question) for question in questions]
         order = sorted(range(len(questions)), key=lambda i: -lengths[i])  # stable: equal lengths keep their order
-        found: dict[int, Found] = {}
+        started = []
         while order:
             count = max(1, tokens // lengths[order[0]])
             batch, order = order[:count], order[count:]
-            found.update(zip(batch, self.compute([questions[i] for i in batch]), strict=True))
+            started.append((batch, self.compute([questions[i] for i in batch])))
+        wait_for(self.model.device)
+        found = {i: output for batch, read in started for i, output in zip(batch, read(), strict=True)}
         return [found[i] for i in range(len(questions))]

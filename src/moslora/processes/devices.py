@@ -73,6 +73,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return bool(allowed and (units.get("amx_bf16") or units.get("avx512_bf16")))
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when a GPU has done all that it was given, copies to the host among it."""
+    if device.type != "cpu":
+        gpu_module().synchronize(device)
+
+
 @cache
 def has_flash_attention(device: torch.device) -> bool:
     """Whether torch has flash attention for a GPU: NVIDIA's from Ampere on. The meta device stands for such a one."""
