@@ -52,7 +52,18 @@ class Piece:
         place = (labels - self.begin).clamp(0, self.p.shape[1] - 1)
         p = self.p.gather(1, place).to(self.rest.dtype)
         less = torch.where(labels == self.likeliest, -self.rest, p - 1)
-        return self.p.scatter_(1, place, torch.where(labels == place + self.begin, less, p).to(self.p.dtype))
+        _put(self.p, _places(self.p) + place, torch.where(labels == place + self.begin, less, p).to(self.p.dtype))
+        return self.p
+
+
+def _places(p: Tensor) -> Tensor:
+    """The place of each row's first entry among all, int64 of shape ``(n, 1)``."""
+    return torch.arange(0, p.numel(), p.shape[1], device=p.device).unsqueeze(1)
+
+
+def _put(p: Tensor, at: Tensor, values: Tensor) -> None:
+    """Sets an entry of each row, by its place among all. A CPU's ``scatter_`` copies all of a 16-bit tensor twice."""
+    p.view(-1).index_copy_(0, at.squeeze(1), values.squeeze(1))
 
 
 def sizes(positions: int, vocabulary: int, device: torch.device) -> tuple[int, int]:
@@ -81,15 +92,19 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         if logits.device.type != "cpu":
             logits = logits.to(wide)
         p = logits.softmax(1)
-        # Numbers that are not negative are in the order of their bits, which a CPU compares in half the time.
+        # Numbers that are not negative are in the order of their bits, which a CPU compares in half the time; and the
+        # largest of each block first, in half of that.
         as_bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[p.dtype.itemsize]
-        bits, at = p.view(as_bits).max(1, keepdim=True)
-        largest, top = bits.view(p.dtype), logits.gather(1, at).to(wide)
+        blocks = p.view(as_bits).view(len(p), -1, gcd(p.shape[1], 64))
+        block = blocks.amax(2).max(1, keepdim=True)[1] + _places(blocks[..., 0])
+        bits, at = blocks.flatten(0, 1).index_select(0, block.squeeze(1)).max(1, keepdim=True)
+        at += block * blocks.shape[2]
+        largest, top = bits.view(p.dtype), logits.take(at).to(wide)
         # In two steps, which takes a CPU a fifth of the time.
-        rest = p.scatter_(1, at, 0).unflatten(1, (-1, gcd(p.shape[1], 64))).sum(2).sum(1, keepdim=True).to(wide)
-        p.scatter_(1, at, largest)
+        rest = p.view(-1).index_fill_(0, at.squeeze(1), 0).view_as(blocks).sum(2).sum(1, keepdim=True).to(wide)
+        _put(p, at, largest)
         log_p = torch.where(largest > 0.5, torch.log1p(-rest), largest.to(wide).log())
-        yield Piece(part, p, rest, top - log_p, top, at + begin, begin)
+        yield Piece(part, p, rest, top - log_p, top, at - _places(p) + begin, begin)
         begin += len(part)
 
 
