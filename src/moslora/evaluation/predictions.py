@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
+from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
 from moslora.tasks import Example
 
@@ -115,12 +115,15 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
     Unlike p ± 1.96 standard errors it holds for few questions too: 4 of 4 give 51 to 100 %.
     """
-    low, high = stats.binomtest(right, n).proportion_ci(method="wilson")
-    return float(low), float(high)
+    z, p = float(special.ndtri(0.975)), right / n
+    whole = 2 * (n + z**2)
+    center, half = (2 * n * p + z**2) / whole, z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
+    return center - half if right else 0.0, center + half if right < n else 1.0
 
 
 def below_majority(predictions: Sequence[Prediction]) -> float:
-    """p of the hypothesis that always giving one label is no better: k · P(Bin(b + c, ½) ≤ b), at most 1.
+    """p of the hypothesis that always giving one label is no better: k · P(Bin(b + c, ½) ≤ b), at most 1. The second
+    factor is I_½(c, b + 1), the regularised incomplete beta function.
 
     McNemar's exact test, one-sided, against the most frequent label: b questions that only the model has right, c that
     only the label has. The label was chosen by these questions, so p is Bonferroni's for all k labels.
@@ -129,7 +132,7 @@ def below_majority(predictions: Sequence[Prediction]) -> float:
     label = counts.most_common(1)[0][0]
     b = sum(p.chosen == p.gold != label for p in predictions)
     c = sum(p.chosen != p.gold == label for p in predictions)
-    return min(1.0, len(counts) * float(stats.binom.cdf(b, b + c, 0.5)))
+    return min(1.0, len(counts) * float(special.betainc(c, b + 1, 0.5)))
 
 
 @dataclass(frozen=True)
