@@ -18,7 +18,6 @@ from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluat
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.rank import Rank
-from moslora.evaluation.run import DRIFT_SAMPLE
 
 RANK: dict[str, Any] = {"protocol": "rank", "format": "label"}
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
@@ -42,6 +41,20 @@ def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> No
     assert whole.macro.close_calls == sum(p.margin < drifts[p.task] for p in whole.predictions)
 
 
+@pytest.mark.parametrize(("limit", "alone"), [(2, 2), (64, 4), (192, 6), (None, 8)])
+def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, alone: int
+) -> None:
+    """The largest change of a margin, by the scores of every one of them alone."""
+    model, examples = make_model(torch.bfloat16), {"piqa": make_examples("piqa", 320)}
+    found, score = [], Rank.score
+    monkeypatch.setattr(Rank, "score", lambda self, e, **k: found.append(score(self, e, **k)) or found[-1])
+    results = evaluate(model, tokenizer(), examples, Request(limit=limit, **RANK))
+    batched = {p.id: p.scores for p in results.predictions}
+    changes = [[a - b for a, b in zip(p.scores, batched[p.id], strict=True)] for p in found[-1]]
+    assert len(changes) == alone and results.macro.drift == max(max(each) - min(each) for each in changes)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
 def test_a_killed_evaluation_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
@@ -62,7 +75,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     score = Rank.score
     monkeypatch.setattr(Rank, "score", lambda self, e, **k: scored.append(len(e)) or score(self, e, **k))
     resumed = evaluate(model, tokenizer(), examples, Request(**RANK), out=out)
-    assert scored == [60, 30, DRIFT_SAMPLE, DRIFT_SAMPLE], "the first block is not computed again"
+    assert scored == [60, 30, 4, 4], "the first block is not computed again"
     assert resumed.predictions == straight.predictions
     assert (out / "results.json").read_bytes() == (tmp_path / "straight/results.json").read_bytes()
     assert Evaluation(out).predictions == Evaluation(tmp_path / "straight").predictions
