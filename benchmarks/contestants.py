@@ -13,12 +13,13 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
     from accelerate import Accelerator
 
     from moslora.data.steps import MICRO_BATCH_TOKENS
-    from moslora.processes.devices import gpus
+    from moslora.processes.devices import gpus, keep_freed_memory
     from moslora.training.loop import Parts
     from moslora.training.objective import LabelLoss
     from moslora.training.optimizer import build_optimizer
     from moslora.training.prepare import distribute
 
+    keep_freed_memory()  # as a training does
     accelerator = Accelerator(mixed_precision="no", cpu=not gpus())
     return Parts(
         accelerator=accelerator,

@@ -20,6 +20,7 @@ from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
 from moslora.errors import MosloraError, UsageError
+from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import PeftSection, Recipe
 from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import RankBudget
@@ -52,6 +53,7 @@ def prepare(
     accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | None = None, *, inputs: Inputs | None = None
 ) -> tuple[Parts, TrainingData]:
     """Loads and builds everything; the adapters take the weights of ``start``, if given."""
+    keep_freed_memory()
     set_seed(recipe.seed)
     inputs = inputs or gather_inputs(recipe)
     # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
