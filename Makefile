@@ -97,6 +97,7 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/training.py
 	.venv-bench/bin/python benchmarks/evaluation.py
 	.venv-bench/bin/python benchmarks/growth.py
+	.venv-bench/bin/python benchmarks/busy.py
 
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench

@@ -59,12 +59,12 @@ def in_process(*command: str) -> dict[str, Any]:
     return found
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], *, digits: int = 2) -> str:
     """Median and quartiles."""
     if len(values) < 2:
-        return f"{values[0]:.2f}"
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+        return f"{values[0]:.{digits}f}"
+    low, median, high = (f"{x:.{digits}f}" for x in statistics.quantiles(values, n=4, method="inclusive"))
+    return f"{median} ({low}–{high})"
 
 
 def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:

@@ -1,6 +1,7 @@
 """The commands as a user types them, wrong turns included: one clear line, an exit code, nothing lost."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,26 @@ def test_help_loads_no_tensor_library() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"PYTORCH_CUDA_ALLOC_CONF": "x"}]
+)
+def test_a_command_sets_what_torch_reads_when_it_is_loaded(given: dict[str, str]) -> None:
+    """Only what the user has not set; and importing the library sets nothing."""
+    check = (
+        "import os, sys, atexit, moslora.cli as cli; before = dict(os.environ)\n"
+        "new = lambda: {key: value for key, value in os.environ.items() if before.get(key) != value}\n"
+        "atexit.register(lambda: print(sorted(new()), 'torch' in sys.modules))\n"
+        "sys.argv[1:] = ['--version']; cli.main()"
+    )
+    ours = ["GOMP_SPINCOUNT", "HF_DATASETS_DISABLE_PROGRESS_BARS", "KMP_BLOCKTIME", "PYTORCH_ALLOC_CONF"]
+    theirs = {"OMP_WAIT_POLICY", "PYTORCH_CUDA_ALLOC_CONF", "RANK", *ours}
+    environment = {key: value for key, value in os.environ.items() if key not in theirs} | given
+    ran = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, env=environment)
+    decides = {"OMP_WAIT_POLICY": ("GOMP_SPINCOUNT", "KMP_BLOCKTIME"), "PYTORCH_CUDA_ALLOC_CONF": ours[-1:]}
+    left = {name for key in given for name in decides.get(key, (key,))}
+    assert ran.stdout.splitlines()[-1] == f"{[name for name in ours if name not in left]} False"
 
 
 def test_version_and_help_on_every_way_in(capsys: pytest.CaptureFixture[str]) -> None:

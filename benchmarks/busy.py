@@ -1,0 +1,129 @@
+"""Training on a machine that others use: how OpenMP's threads wait for each other decides its speed.
+
+    python benchmarks/busy.py                       # a table of docs/speed.md
+    python benchmarks/busy.py work GOMP_SPINCOUNT=3000    # one worker: a line of seconds in, tokens per second out
+
+Every contestant has two processes with the environment that it is named by, in which the model is loaded once. They
+take turns of some seconds: one process alone; beside other jobs, each of which keeps a core busy; and both at once,
+whose tokens are added. The setting is ``paper`` of ``training.py``.
+
+    GOMP_SPINCOUNT=3000     what the command ``moslora`` sets
+    default                 what torch does by itself
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from subprocess import PIPE
+
+from contestants import our_step
+from training import STEP, rows
+from written import machine, markdown, publish, spread
+
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+CONTESTANTS = ("GOMP_SPINCOUNT=3000", "default", "OMP_WAIT_POLICY=PASSIVE")
+SITUATIONS = {"alone": (1, 0), "beside a job": (1, 1), "beside two": (1, 2), "two trainings, together": (2, 0)}
+"""Name -> processes that train, and other jobs."""
+
+
+def work(steps: int = 8) -> None:
+    """Answers each line of the standard input, seconds, with the tokens per second of training for about so long."""
+    from moslora.base.adapted import with_adapters
+    from moslora.base.load import load_base
+
+    encoded, recipe = rows("paper", steps)
+    step = our_step(with_adapters(load_base(recipe.model), recipe), recipe.training)
+    step(encoded[:STEP])
+    print("ready", flush=True)
+    turns = cycle(range(steps))
+    for line in sys.stdin:
+        began, tokens = time.perf_counter(), 0
+        while time.perf_counter() - began < float(line):
+            number = next(turns)
+            drawn = encoded[STEP * number : STEP * (number + 1)]
+            step(drawn)
+            tokens += sum(len(row.input_ids) for row in drawn)
+        print(tokens / (time.perf_counter() - began), flush=True)
+
+
+class Worker:
+    """A process that trains when it is asked to, under the environment that ``contestant`` names."""
+
+    def __init__(self, contestant: str) -> None:
+        theirs = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        own = dict([contestant.split("=")]) if "=" in contestant else {}
+        command = [sys.executable, __file__, "work", contestant]
+        self._process = subprocess.Popen(command, env=theirs | own, stdin=PIPE, stdout=PIPE, text=True)
+        assert self._said() == "ready"
+
+    def begin(self, seconds: float) -> None:
+        assert self._process.stdin
+        print(seconds, file=self._process.stdin, flush=True)
+
+    def tokens_per_second(self) -> float:
+        return float(self._said())
+
+    def end(self) -> None:
+        self._process.communicate()
+
+    def _said(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+
+def turn(workers: Sequence[Worker], *, jobs: int, seconds: float) -> float:
+    """Tokens per second of all ``workers`` together, beside so many ``jobs``."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(jobs)]
+    try:
+        for worker in workers:
+            worker.begin(seconds)
+        return sum(worker.tokens_per_second() for worker in workers)
+    finally:
+        for job in busy:
+            job.kill()
+            job.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8, help="of a turn, which ends with a step")
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--situations", nargs="+", default=list(SITUATIONS), choices=list(SITUATIONS))
+    parser.add_argument("--print-only", action="store_true")
+    options = parser.parse_args(arguments)
+    most = max(SITUATIONS[situation][0] for situation in options.situations)
+    workers = {who: [Worker(who) for _ in range(most)] for who in options.contestants}
+    found: dict[tuple[str, str], list[float]] = {(who, at): [] for who in workers for at in options.situations}
+    for number in range(options.repetitions):
+        for at in options.situations:
+            training, jobs = SITUATIONS[at]
+            for who in list(workers)[:: 1 if number % 2 else -1]:
+                rate = turn(workers[who][:training], jobs=jobs, seconds=options.seconds)
+                print(json.dumps({"who": who, "at": at, "tokens_per_second": round(rate)}), flush=True)
+                found[who, at].append(rate)
+    for worker in (worker for pair in workers.values() for worker in pair):
+        worker.end()
+    table = [["OpenMP", *options.situations]]
+    table += [[f"`{who}`", *(spread(found[who, at], digits=0) for at in options.situations)] for who in workers]
+    medians = {key: statistics.median(rates) for key, rates in found.items()}
+    if "default" in workers:
+        first = next(iter(workers))
+        gains = [medians[first, at] / medians["default", at] for at in options.situations]
+        table.append(["ratio of the first to the default", *(f"{gain:.2f} ×" for gain in gains)])
+    text = f"{machine()}; {options.repetitions} turns each\n\n{markdown(table)}"
+    publish(text, PAGE, "busy table", print_only=options.print_only)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["work"]:
+        work()
+    else:
+        main()
