@@ -54,7 +54,7 @@ def test_columns_are_read_and_a_base_is_not_trained(tmp_path: Path) -> None:
 
 def test_the_index_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_index(tmp_path) is None
-    index = ExperimentIndex("small", ("a", "b"), "accuracy", (ExperimentRun("a", 3, 1e-3, "runs/a"),))
+    index = ExperimentIndex("small", ("a", "b"), "accuracy", (ExperimentRun("a", 3, 1e-3, "runs/a"),), (("a", "c"),))
     index.write(tmp_path)
     assert read_index(tmp_path) == index
     (tmp_path / "experiment.json").write_text(json.dumps({"name": "small"}))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cli_kit import run
 from compare_kit import base, drawn, write_run
@@ -14,7 +15,7 @@ from moslora.compare.answers import Answers, TaskAnswers
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare, compare_arms
 from moslora.compare.conclusion import lines, probability, tables
-from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
 
@@ -93,10 +94,10 @@ def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> Non
     assert [row[0] for row in every] == ["arm (exploratory)", *GAINS]
     assert [row[0] for row in contrast] == ["task", *WIDE, "macro average", "micro average"]
     assert said(found).startswith("Conclusion: learned is above init-only; it holds for this base")
-    null = compare([experiment], contrast=("lora", "init-only"), outcome="accuracy")
+    null = compare([experiment], contrasts=[("lora", "init-only")], outcome="accuracy")
     assert "neither a difference between init-only and lora nor their equality" in said(null)
     with pytest.raises(UsageError, match="no arm lorra; must be two among lora, init-only, learned"):
-        compare([experiment], contrast=("lorra", "learned"))
+        compare([experiment], contrasts=[("lorra", "learned")])
 
 
 def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +108,40 @@ def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) 
     assert code == 0 and "1 of 18 runs" in out
     code, out, _ = run(capsys, "compare", *(experiment / f"{arm}-1" for arm in GAINS))
     assert code == 0 and "No contrast was named beforehand" in out and "Conclusion" not in out
+
+
+def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three that were named, one has an arm without runs, and counts."""
+    index = read_index(experiment)
+    assert index is not None
+    replace(index, contrast=("lora", "init-only"), others=(("lora", "learned"), ("lora", "none"))).write(experiment)
+    found = compare([experiment])
+    assert found.main is None and found.count == 3 and not found.exploratory
+    ((head, lora, *rest),) = tables(found)
+    assert head[1:5] == ["seeds", "macro", "micro", "difference"] and lora[:2] == ["lora", "6"] and not any(lora[4:])
+    for row, one, times in zip(rest, found.named, (2, 3), strict=True):  # Holm's; p of learned is the smallest
+        effect = one.effects[MACRO]
+        half = stats.t.ppf(1 - 0.025 / 3, 5) * effect.standard_error
+        low, high = (f"{effect.difference + side * half:+.4f}" for side in (-1, 1))
+        assert row[0] == one.after and row[4:6] == [f"{effect.difference:+.4f}", f"{low} to {high}"]
+        p = times * 2 * stats.t.sf(abs(effect.difference) / effect.standard_error, 5)
+        assert row[2] == f"{one.means[MACRO][1]:.3f}" and row[7] == probability(min(1, p))
+    said = lines(found)
+    assert said[0].startswith("3 contrasts named beforehand, 2 with runs")
+    assert "Conclusion: each is above lora: learned" in said and "equal to lora" not in "".join(said)
+    code, out, _ = run(capsys, "compare", experiment, "--margin", "0.06")
+    assert code == 0 and "Conclusion: each is equal to lora within ±0.06 nats: init-only\n" in out
+    lost = compare([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
+    assert "Conclusion: each is BELOW learned: lora, init-only" in lines(lost) and "2 contrasts" in lines(lost)[0]
+
+
+def test_arms_whose_names_end_in_numbers_stay_apart(experiment: Path) -> None:
+    index = read_index(experiment)
+    assert index is not None
+    names = dict(zip(GAINS, ("rank-8", "rank-16", "rank-32"), strict=True))
+    runs = [replace(one, arm=names[one.arm]) for one in index.runs]
+    replace(index, contrast=("rank-16", "rank-32"), runs=tuple(runs)).write(experiment)
+    assert [arm.name for arm in compare([experiment]).arms] == [*names.values()]
 
 
 def test_one_run_against_its_base_says_nothing_of_methods() -> None:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from moslora.compare import statistics
-from moslora.compare.statistics import MACRO, MICRO, Floats, effects, holm, sign_flip
+from moslora.compare.statistics import MACRO, MICRO, Floats, effects, family, holm, sign_flip
 
 
 def flips(seed: int, n: int, lost: float = 0.1, won: float = 0.2) -> Floats:
@@ -90,6 +90,36 @@ def test_equivalence_is_statsmodels_two_one_sided_tests(margin: float, seed: int
     effect = effects({"obqa": np.tile(shifts[:, None], 40)}, binary=False)[MACRO]
     p = weightstats.DescrStatsW(shifts).ttost_mean(-margin, margin)[0]
     assert effect.equivalent(margin) == (p < 0.05)
+
+
+@pytest.mark.parametrize(("seeds", "count"), [(4, 5), (6, 5), (6, 11)])
+def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds: int, count: int) -> None:
+    """Of five contrasts whose questions agree; with ``count`` 11, six are without runs."""
+    multitest, weightstats = (pytest.importorskip(f"statsmodels.stats.{name}") for name in ("multitest", "weightstats"))
+    draws = np.random.default_rng(seeds).normal([[0.0], [0.1], [0.2], [0.5], [-1.0]], 0.1, (5, seeds))
+    found = [effects({"obqa": np.tile(x[:, None], 40)}, binary=False)[MACRO] for x in draws]
+    tests, rest = [stats.ttest_1samp(x, 0) for x in draws], [1.0] * (count - 5)
+    equal = [weightstats.DescrStatsW(x).ttost_mean(-0.3, 0.3)[0] for x in draws]
+    expected = [
+        multitest.multipletests(p, method="holm")[1][:5] for p in ([test.pvalue for test in tests] + rest, equal + rest)
+    ]
+    members = family(found, margin=0.3, count=count)
+    assert [different for *_, different in members] == pytest.approx(expected[0])
+    assert [equal for _, equal, _ in members] == pytest.approx(expected[1])
+    for test, (interval, *_) in zip(tests, members, strict=True):
+        assert interval == pytest.approx(test.confidence_interval(1 - 0.05 / count))
+
+
+def test_a_family_of_single_runs_is_of_their_questions() -> None:
+    """Of many questions the t is normal; without any difference nothing divides by 0."""
+    d = np.random.default_rng(0).normal(0.1, 1, (1, 300))
+    (interval, _, p), same = family(
+        [effects({"obqa": x}, binary=False)[MACRO] for x in (d, 0 * d)], margin=0.5, count=2
+    )
+    expected = stats.ttest_1samp(d[0], 0)
+    assert p == pytest.approx(2 * expected.pvalue, rel=0.15)
+    assert interval == pytest.approx(expected.confidence_interval(0.975), abs=0.01)
+    assert same == (pytest.approx((0.0, 0.0)), 0.0, 1.0)
 
 
 def test_a_question_under_six_seeds_is_not_six_questions() -> None:

@@ -30,6 +30,7 @@ from moslora.evaluation import METRICS, Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment import one_run, provenance
 from moslora.experiment.file import Planned, load_experiment
+from moslora.experiment.study import Curve
 from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
@@ -141,10 +142,16 @@ SEARCH = "rate_seeds: [7, 8]"
 def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write(rates="[1e-4, 3e-2, 3]", search=SEARCH)
+    out, begun = Path("runs/e"), re.compile(r"^(\S+): \d+ left", re.M)
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "lora")
+    assert code == 1 and "lora: 0.03 is the highest learning rate tried" in said and "add 9," in said
+    assert begun.findall(said) == [f"lora-{rate}-{seed}" for seed in (7, 8) for rate in ("0.0001", "0.03")]
+    assert "none of 2 runs is scored" in said, "the rate is chosen before anything is scored"
+    # With a rate beyond it, only that is run; the other arm keeps its own.
+    file = write(rates="{lora: [1e-4, 3e-2, 3], others: [3e-2]}", search=SEARCH)
     code, said, _ = run(capsys, "experiment", file, "lora")
-    assert code == 0
-    out = Path("runs/e")
+    assert code == 0 and begun.findall(said) == ["lora-3-7", "lora-3-8", "lora-0.03-0", "lora-0.03-1"]
+    assert len(study(file).experiment.search(("lora", "learned"))) == 6, "a lone rate needs no search"
     chosen = {line.arm: line.learning_rate for line in read_index(out).runs}
     means = {}
     for rate in (1e-4, 3e-2, 3.0):
@@ -163,9 +170,9 @@ def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
     # One seed fewer: nothing is trained again.
     code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2, 3]", search="rate_seeds: [7]"), "lora")
     assert code == 0 and " left" not in said
-    # Without the highest rate, the best is the highest.
-    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "--table")
-    assert code == 0 and "lora: 0.03 is the highest learning rate tried" in said
+    # Without the highest rate, the best is the highest; what is scored stays.
+    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "lora")
+    assert code == 0 and "lora: 0.03 is the highest learning rate tried" in said and "2 of 2 runs are scored" in said
 
 
 @pytest.mark.slow
@@ -185,7 +192,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
 
     monkeypatch.setattr(loop, "accumulate", accumulate)
     file = write(rates="[3e-2, 9]", search="rate_seeds: [7]")
-    code, said, errors = run(capsys, "experiment", file, "lora")
+    code, said, errors = run(capsys, "experiment", file, "lora", "--any-rate")
     assert code == 0, errors
     assert "note: lora-9-7 diverged" in said
     assert {line.learning_rate for line in read_index(Path("runs/e")).runs} == {3e-2}
@@ -221,9 +228,21 @@ def test_a_scored_run_that_diverges_is_named_and_stops_nothing(
         study(write()).run()
 
 
+def test_a_rate_at_the_edge_asks_for_the_next_one() -> None:
+    losses = {1e-3: [3.0, 3.0], 4e-3: [2.0, 3.0], 8e-3: [2.6, 2.6]}
+    assert not Curve("a", 2, losses).remark
+    assert "add 0.016," in Curve("a", 2, {**losses, 8e-3: [2.0, 2.0]}).remark
+    assert "add 0.00025," in Curve("a", 2, {**losses, 1e-3: [1.0, 1.0]}).remark
+    assert Curve("a", 2, {**losses, 8e-3: [2.0]}).remark == Curve("a", 2, {1e-3: []}).remark == ""
+
+
 def test_the_table_of_an_unfinished_experiment_runs_nothing(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "--table")
     assert code == 0 and said.count("not chosen") == 2 and "none of 4 runs" in said
+    code, said, _ = run(
+        capsys, "experiment", write(rates="{learned: [2], others: [0.1, 0.01]}", search=SEARCH), "--table"
+    )
+    assert code == 0 and re.search(r"rate +0\.01 +0\.1 +2\nlora +– +– *\nlearned +\*\n", said)
     assert not Path("runs").exists()
 
 

@@ -31,6 +31,10 @@ def experiment(
     out: Out = None,
     table: Annotated[bool, typer.Option("--table", help="Print what is known so far, and run nothing.")] = False,
     any_code: Annotated[bool, typer.Option("--any-code", help="Also count results that other code has made.")] = False,
+    any_rate: Annotated[
+        bool,
+        typer.Option("--any-rate", help="Also score arms whose best learning rate is the lowest or highest tried."),
+    ] = False,
     on: Annotated[
         Literal["here", "ray"],
         typer.Option(
@@ -51,14 +55,15 @@ def experiment(
     from moslora.experiment.study import Study
 
     plan = load_experiment(file)
-    study = Study(plan, out or RUNS / plan.name, plan.chosen_arms(tuple(arms or ())), any_code)
+    study = Study(plan, out or RUNS / plan.name, plan.chosen_arms(tuple(arms or ())), any_code, any_rate)
     if on == "ray":
         from moslora.experiment.on_ray import on_ray
 
         study = replace(study, start=on_ray)
-    if not table:
-        study.run()
+    complete = table or study.run()
     _print(study.tables(), study.closing())
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -108,11 +113,11 @@ def compare(
     before, comma, after = (contrast or "").partition(",")
     if contrast is not None and not (before and after):
         raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
-    named = (before, after) if comma else None
+    named = [(before, after)] if comma else []
     found = compare_runs(
-        paths, contrast=named, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
+        paths, contrasts=named, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
     )
-    _print(tables(found), lines(found, margin=margin))
+    _print(tables(found, margin=margin), lines(found, margin=margin))
 
 
 @app.command()

@@ -157,7 +157,7 @@ def _named(groups: Sequence[Sequence[Answers]]) -> list[Arm]:
     """Arms, named by what their runs' names have in common, or by the folder around them, or by path."""
 
     def common(group: Sequence[Answers]) -> str:
-        if len(group) == 1:
+        if len({one.name for one in group}) == 1:  # as an experiment's arms, whose names may end in a number
             return group[0].name
         names = {re.sub(r"[-_.=]*(seed|s)?[-_.=]*\d+$", "", one.name) for one in group}
         return names.pop() if len(names) == 1 else ""

@@ -1,9 +1,9 @@
-"""Arms against each other, if they can be compared: one contrast named beforehand, everything else exploratory."""
+"""Arms against each other, if they can be compared: contrasts named beforehand, everything else exploratory."""
 
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -56,36 +56,46 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The contrast that was named, or the only one there is, and with more than two arms every other one against the
-    first; all over the same questions, of which ``questions`` says what was left out."""
+    """Of the ``count`` contrasts that were named, those that have runs, or the only one there is; and if no more than
+    one was named, every other arm against the first. ``questions`` says which questions of the arms were left out."""
 
     outcome: str
     arms: tuple[Arm, ...]
-    main: Contrast | None
+    named: tuple[Contrast, ...]
     exploratory: tuple[Contrast, ...]
+    count: int
     questions: str = ""
+
+    @property
+    def main(self) -> Contrast | None:
+        """The one contrast that was named; ``None`` if several were."""
+        return self.named[0] if self.named and self.count == 1 else None
 
 
 def compare(
     paths: Sequence[Path],
     *,
-    contrast: tuple[str, str] | None = None,
+    contrasts: Sequence[tuple[str, str]] = (),
     outcome: str | None = None,
     evaluation: str | None = None,
     tasks: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
-    """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrast and outcome."""
-    arms = load_arms(paths, evaluation=evaluation)
+    """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrasts and outcome."""
+    arms, count = load_arms(paths, evaluation=evaluation), 0
     if len(paths) == 1 and (index := read_index(paths[0])):
-        contrast, outcome = contrast or index.contrast, outcome or index.outcome
-    return compare_arms(arms, contrast=contrast, outcome=outcome, tasks=tasks, allowed=allowed)
+        outcome = outcome or index.outcome
+        if not contrasts:
+            planned, there = (index.contrast, *index.others), {arm.name for arm in arms}
+            contrasts, count = [pair for pair in planned if there.issuperset(pair)] or planned, len(planned)
+    found = compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
+    return replace(found, count=max(count, found.count))
 
 
 def compare_arms(
     arms: Sequence[Arm],
     *,
-    contrast: tuple[str, str] | None = None,
+    contrasts: Sequence[tuple[str, str]] = (),
     outcome: str | None = None,
     tasks: str | None = None,
     allowed: Sequence[str] = (),
@@ -94,7 +104,7 @@ def compare_arms(
 
     Args:
         arms: two or more.
-        contrast: names of two arms, the second to be held against the first; the default is the only two.
+        contrasts: names of two arms each, the second to be held against the first; the default is the only two.
         outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
         tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
         allowed: fields that may differ; see `refuse_mixed`.
@@ -112,12 +122,15 @@ def compare_arms(
     _refuse_other_prompts(runs, allowed=allowed)
     outcome, unit = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
-    if unknown := [name for name in contrast or () if name not in by_name]:
+    if unknown := [name for pair in contrasts for name in pair if name not in by_name]:
         raise UsageError(f"contrast: no arm {', '.join(unknown)}; must be two among {', '.join(by_name)}")
-    named = [by_name[name] for name in contrast] if contrast else arms if len(arms) == 2 else []
-    main = _contrast(named[0], named[1], outcome, unit) if named else None
-    others = [_contrast(arms[0], arm, outcome, unit) for arm in arms[1:]] if len(arms) > 2 else []
-    return Comparison(outcome, tuple(arms), main, tuple(others), questions)
+    others = [(arms[0].name, arm.name) for arm in arms[1:]]
+    pairs = dict.fromkeys(contrasts or (others if len(others) == 1 else ()))
+    named, exploratory = (
+        tuple(_contrast(by_name[one], by_name[other], outcome, unit) for one, other in chosen)
+        for chosen in (pairs, others if len(others) > 1 >= len(pairs) else ())
+    )
+    return Comparison(outcome, tuple(arms), named, exploratory, len(named), questions)
 
 
 def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> list[Arm]:

@@ -1,15 +1,30 @@
 """A comparison as tables and in words: what can be concluded, and what cannot."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 from moslora.compare.comparison import Comparison, Contrast
-from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, holm, smallest_p
+from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Member, family, holm, smallest_p
 
 
-def tables(comparison: Comparison) -> list[list[list[str]]]:
-    """All arms, if there are more than two; then the contrast, if there is one."""
-    all_arms = [_all_arms(comparison)] if comparison.exploratory else []
-    return [*all_arms, *([_of_contrast(comparison.main)] if comparison.main else [])]
+def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[list[str]]]:
+    """The family, if several contrasts were named; or all arms, if more than two, and the one contrast that was named.
+    ``margin`` in the unit of the outcome."""
+    main = comparison.main
+    if comparison.named and not main:
+        columns = "arm", "simultaneous 95 % interval", "p (equal)", "p (different)"
+        members = _family(comparison, margin)
+        return [_by_arm(comparison, columns, [(c, [c.unit.range(i), *map(probability, p)]) for c, (i, *p) in members])]
+    effects = [(one, one.effects[MACRO]) for one in comparison.exploratory]
+    found = [(one, [one.unit.range(effect.interval), probability(effect.p)]) for one, effect in effects]
+    all_arms = [_by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), found)] if found else []
+    return [*all_arms, *([_of_contrast(main)] if main else [])]
+
+
+def _family(comparison: Comparison, margin: float | None) -> Iterator[tuple[Contrast, Member]]:
+    named, unit = comparison.named, comparison.named[0].unit
+    margin = (unit.margin if margin is None else margin) / unit.factor
+    return zip(named, family([c.effects[MACRO] for c in named], margin=margin, count=comparison.count), strict=True)
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
@@ -35,32 +50,35 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
     ]
 
 
-def _all_arms(comparison: Comparison) -> list[list[str]]:
-    """A row per arm: its averages, and its difference from the first."""
-    first, rest, unit = comparison.arms[0], comparison.exploratory, comparison.exploratory[0].unit
-    columns = {"macro": MACRO, "micro": MICRO} if len(rest[0].y) > 1 else {task: task for task in rest[0].y}
-    rows = [["arm (exploratory)", "seeds", *columns, "difference", "95 % interval", "p"]]
-    means = [unit.level(rest[0].means[name][0]) for name in columns.values()]
-    rows.append([first.name, str(len(first.runs)), *means, "", "", ""])
-    for contrast in rest:
-        means, effect = [unit.level(contrast.means[name][1]) for name in columns.values()], contrast.effects[MACRO]
-        found = [unit.change(effect.difference), unit.range(effect.interval), probability(effect.p)]
-        rows.append([contrast.after, str(contrast.seeds), *means, *found])
+def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Contrast, list[str]]]) -> list[list[str]]:
+    """A row per contrast with its last cells, below that of the arm it is against."""
+    unit, tasks, runs = found[0][0].unit, found[0][0].y, {arm.name: str(len(arm.runs)) for arm in comparison.arms}
+    averages = {"macro": MACRO, "micro": MICRO} if len(tasks) > 1 else {task: task for task in tasks}
+    rows, before = [[columns[0], "seeds", *averages, "difference", *columns[1:]]], ""
+    for one, cells in found:
+        levels = [[unit.level(one.means[name][side]) for name in averages.values()] for side in (0, 1)]
+        if one.before != before:
+            before = one.before
+            rows.append([before, runs[before], *levels[0], *("" for _ in columns)])
+        rows.append([one.after, str(one.seeds), *levels[1], unit.change(one.effects[MACRO].difference), *cells])
     return rows
 
 
 def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
     """The lines below the tables, the conclusion last; ``margin`` in the unit of the outcome."""
     main, questions = comparison.main, [comparison.questions] if comparison.questions else []
-    if main is None:
+    if not comparison.named:
         names = ",".join(arm.name for arm in comparison.arms[:2])
         return [
             *questions,
             f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
             " is worth an experiment of its own.",
         ]
-    unit, effect = main.unit, main.effects[MACRO]
+    unit = comparison.named[0].unit
     margin = unit.margin if margin is None else margin
+    if main is None:
+        return [*questions, *_about_family(comparison, margin)]
+    effect = main.effects[MACRO]
     p = probability(effect.p)
     p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
     exact = "all" if main.seeds <= EXACT_FLIPS else "sampled"
@@ -83,6 +101,27 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
         by = f"{unit.change(over.difference)}, {unit.range(over.interval)}"
         found.append(f"{main.after} is {above} the majority class: {by}")
     return [*found, conclusion(main, margin=margin)]
+
+
+def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
+    """What the numbers of the table are; which arms are equal, which differ, and which remain open."""
+    named, unit = comparison.named, comparison.named[0].unit
+    yield (
+        f"{comparison.count} contrasts named beforehand, {len(named)} with runs: the intervals hold for all at once"
+        f" (Bonferroni); p by Holm, of a difference of {margin:g} {unit.unit} or more (equal), and of none (different);"
+        " another --outcome is a family of its own"
+    )
+    if low := [one.after for one in named if one.majority and one.over_majority.interval[0] <= 0]:
+        yield f"NOT above the majority class: {', '.join(low)}"
+    found: dict[str, list[str]] = defaultdict(list)
+    for one, (_, equal, different) in _family(comparison, margin):
+        can = [f"each is equal to {one.before} within ±{margin:g} {unit.unit}"] * (equal <= LEVEL)
+        can += [f"each {unit.says[one.effects[MACRO].difference <= 0]} {one.before}"] * (different <= LEVEL)
+        for said in can or [f"of none is a difference from {one.before} shown, nor equality"]:
+            found[said].append(one.after)
+    yield from (f"Conclusion: {said}: {', '.join(arms)}" for said, arms in found.items())
+    alone = "this base, these rows, steps and learning rates" if named[0].seeds > 1 else "these models"
+    yield f"This holds for {alone}, and no others."
 
 
 def conclusion(main: Contrast, *, margin: float) -> str:

@@ -26,12 +26,13 @@ class ExperimentRun:
 @dataclass(frozen=True)
 class ExperimentIndex:
     """The content of ``experiment.json``; ``contrast`` is the comparison named beforehand: the second arm against the
-    first."""
+    first. ``others`` were named with it."""
 
     name: str
     contrast: tuple[str, str]
     outcome: Outcome
     runs: tuple[ExperimentRun, ...]
+    others: tuple[tuple[str, str], ...] = ()
 
     def write(self, folder: Path) -> None:
         write_text(folder / EXPERIMENT, TypeAdapter(ExperimentIndex).dump_json(self, indent=2).decode() + "\n")

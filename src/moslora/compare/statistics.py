@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 LEVEL, POWER = 0.05, 0.8
 """The level of every test, two-sided; the power with which a detectable effect is found."""
@@ -40,6 +41,7 @@ class Effect:
         inner: of level 1 − 2 · `LEVEL`. Inside ± m, it rejects both differences beyond m: the two one-sided tests.
         p: of the exact or sampled sign-flip test over seeds, or with one seed over questions.
         detectable: the true difference found in `POWER` of such comparisons; ``None`` if no data could reach `LEVEL`.
+        degrees: ν of Student's t: S − 1; with one seed infinite, as the questions are many.
     """
 
     difference: float
@@ -48,6 +50,7 @@ class Effect:
     inner: tuple[float, float]
     p: float
     detectable: float | None
+    degrees: float = math.inf
 
     @property
     def shown(self) -> bool:
@@ -57,6 +60,26 @@ class Effect:
     def equivalent(self, margin: float) -> bool:
         """No difference as large as ``margin``, by two one-sided tests of `LEVEL`."""
         return -margin < self.inner[0] and self.inner[1] < margin
+
+
+Member = tuple[tuple[float, float], float, float]
+"""Of a contrast in a family: the simultaneous interval, p of equality, p of a difference."""
+
+
+def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Member]:
+    """What holds for all contrasts of a family of ``count`` = k at once, however they depend on each other.
+
+    - D ± t_{1 − α/2k} · se, Bonferroni's: at most `LEVEL` of such families have an interval without its true D.
+    - Holm's p of a difference of the ``margin`` m or more, P(T ≥ (m − |D|) / se), of two one-sided tests.
+    - Holm's p of no difference, 2 P(T ≥ |D| / se); sign flips over S seeds could not go below 2k / 2^S.
+
+    ``contrasts`` are those with runs; p of the others is 1.
+    """
+    laws = [stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300)) for one in contrasts]
+    missing = [1.0] * (count - len(contrasts))
+    equal = holm([float(max(law.cdf(-margin), law.sf(margin))) for law in laws] + missing)
+    different = holm([2 * float(min(law.cdf(0), law.sf(0))) for law in laws] + missing)
+    return [(law.interval(1 - LEVEL / count), *p) for law, *p in zip(laws, equal, different, strict=False)]
 
 
 def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:
@@ -96,7 +119,7 @@ def _over_questions(parts: Floats, replicates: Floats) -> Effect:
         interval=(low, high),
         inner=(inner_low, inner_high),
         p=sign_flip(parts),
-        detectable=float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * error,
+        detectable=float(ndtri(1 - LEVEL / 2) + ndtri(POWER)) * error,
     )
 
 
@@ -109,7 +132,7 @@ def _over_seeds(values: Floats, *, questions: float, rest: float) -> Effect:
     count, difference = len(values), float(values.mean())
     seeds = float(values.var(ddof=1)) / count
     error = math.sqrt(max(seeds + questions - rest, seeds, questions))
-    half, inner = (float(stats.t.ppf(1 - tail, count - 1)) * error for tail in (LEVEL / 2, LEVEL))
+    half, inner = (float(stdtrit(count - 1, 1 - tail)) * error for tail in (LEVEL / 2, LEVEL))
     return Effect(
         difference=difference,
         standard_error=error,
@@ -117,6 +140,7 @@ def _over_seeds(values: Floats, *, questions: float, rest: float) -> Effect:
         inner=(difference - inner, difference + inner),
         p=sign_flip(values),
         detectable=_detectable(count, seeds=math.sqrt(seeds), error=error),
+        degrees=count - 1,
     )
 
 
@@ -129,8 +153,8 @@ def _detectable(count: int, *, seeds: float, error: float) -> float | None:
     """
     if smallest_p(count) > LEVEL:
         return None
-    of_interval = float(stats.t.ppf(1 - LEVEL / 2, count - 1) + stats.t.ppf(POWER, count - 1)) * error
-    of_flips = float(stats.norm.ppf(POWER ** (1 / count))) * math.sqrt(count) * seeds
+    of_interval = float(stdtrit(count - 1, 1 - LEVEL / 2) + stdtrit(count - 1, POWER)) * error
+    of_flips = float(ndtri(POWER ** (1 / count))) * math.sqrt(count) * seeds
     return of_interval if 2 * smallest_p(count) <= LEVEL else max(of_interval, of_flips)
 
 

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationError
@@ -22,6 +22,9 @@ SHARED_TRAINING = ("learning_rate", "epochs", "max_steps", "global_batch_size", 
 """Keys that all arms share, so that each seed gives them the same rows in the same order, and the same dropout.
 Learning rates, seeds and names are the experiment's own."""
 
+OTHERS = "others"
+"""Key of the learning rates of all arms that have none of their own."""
+
 
 def _layer(value: Any) -> Any:
     """A recipe's name, alone, is a layer that extends it."""
@@ -35,6 +38,8 @@ def _layer(value: Any) -> Any:
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Layer = Annotated[dict[str, Any], BeforeValidator(_layer)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Strict(False)]
+Rates = Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
+Pair = Annotated[tuple[str, str], Strict(False)]
 
 
 class ExperimentFile(Section):
@@ -49,8 +54,10 @@ class ExperimentFile(Section):
     first: Annotated[tuple[str, ...], Strict(False)] = ()
     """The arms that run if none are named; empty for all."""
 
-    learning_rates: Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
-    """Each arm uses the one with the lowest validation loss."""
+    learning_rates: Annotated[
+        dict[str, Rates], BeforeValidator(lambda value: value if isinstance(value, dict) else {OTHERS: value})
+    ]
+    """Each arm uses the one with the lowest validation loss: of a list for all, or of its own or `others`'."""
 
     rate_seeds: Seeds = ()
     """Seeds of the runs that choose the learning rate; they are never scored."""
@@ -58,11 +65,35 @@ class ExperimentFile(Section):
     seeds: Annotated[Seeds, Field(min_length=1)]
     """Seeds of the runs that are scored and compared."""
 
-    contrast: Annotated[tuple[str, str], Strict(False)]
-    """The one comparison named beforehand: the second arm against the first."""
+    contrast: Pair | None = None
+    """The comparison named beforehand: the second arm against the first."""
+
+    contrasts: Annotated[tuple[Pair, ...], Strict(False)] = ()
+    """Or several."""
+
+    against: str | None = None
+    """Or that of every other arm against this one."""
 
     outcome: Outcome
     """The number compared."""
+
+    also: Annotated[tuple[Outcome, ...], Strict(False)] = ()
+    """Other outcomes named beforehand."""
+
+    def rates(self, arm: str) -> tuple[float, ...]:
+        """The learning rates tried for ``arm``."""
+        return self.learning_rates.get(arm, self.learning_rates.get(OTHERS, ()))
+
+    @property
+    def searched(self) -> list[str]:
+        """The arms with several rates, among which a search chooses."""
+        return [arm for arm in self.arms if len(self.rates(arm)) > 1]
+
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """All comparisons named beforehand."""
+        every = [(self.against, arm) for arm in self.arms if self.against not in (None, arm)]
+        return tuple(dict.fromkeys([*filter(None, [self.contrast]), *self.contrasts, *every]))
 
 
 @dataclass(frozen=True)
@@ -106,9 +137,9 @@ class Experiment:
         return found
 
     def search(self, arms: tuple[str, ...]) -> list[Planned]:
-        """The runs that choose the learning rates; none if there is one rate."""
-        rates = self.file.learning_rates if len(self.file.learning_rates) > 1 else ()
-        return self.planned(list(product(arms, rates)), scored=False)
+        """The runs that choose the learning rates; none of an arm with one rate."""
+        searched = [arm for arm in arms if arm in self.file.searched]
+        return self.planned([(arm, rate) for arm in searched for rate in self.file.rates(arm)], scored=False)
 
     def chosen_arms(self, named: tuple[str, ...]) -> tuple[str, ...]:
         """The arms ``named`` on the command line, ``all`` among them, or else the first ones.
@@ -171,18 +202,23 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 def _faults(file: ExperimentFile) -> Iterator[str]:
     """Parts of the file that do not fit together."""
-    for key in ("first", "contrast"):
-        for arm in getattr(file, key):
+    rates = [key for key in file.learning_rates if key != OTHERS]
+    for key, named in {"first": file.first, "learning_rates": rates, "contrast or against": chain(*file.named)}.items():
+        for arm in dict.fromkeys(named):
             if arm not in file.arms:
                 yield f"{key}: {arm} is not an arm; must be one of {', '.join(file.arms)}"
-    if file.contrast[0] == file.contrast[1]:
-        yield f"contrast: {file.contrast[0]} against itself; name two arms"
+    yield from (f"contrast: {one} against itself; name two arms" for one, other in file.named if one == other)
+    if not file.named:
+        yield "contrast: is missing; name two arms, several such pairs in contrasts, or an arm in against"
+    if without := [arm for arm in file.arms if not file.rates(arm)]:
+        yield f"learning_rates: none for {', '.join(without)}; add them, or {OTHERS} for all that have none"
     if both := sorted({*file.seeds} & {*file.rate_seeds}):
         yield f"rate_seeds: {both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
-    if len(file.learning_rates) > 1 and not file.rate_seeds:
+    if file.searched and not file.rate_seeds:
         yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
-    runs = product(file.arms, file.learning_rates, (*file.rate_seeds, *file.seeds))
-    names = Counter(run_name(*run).lower() for run in runs)  # some file systems do not tell the case apart
+    seeds = (*file.rate_seeds, *file.seeds)
+    runs = [run_name(arm, rate, seed) for arm in file.arms for rate, seed in product(file.rates(arm), seeds)]
+    names = Counter(run.lower() for run in runs)  # some file systems do not tell the case apart
     if twice := [name for name, count in names.items() if count > 1]:
         yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
 
@@ -200,7 +236,8 @@ def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe])
         text = recipe.model_copy(update={"name": "same"}).to_yaml()
         if (other := written.setdefault(text, arm)) != arm:
             yield f"arms.{arm}: changes nothing that arm {other} does not change; the two are one recipe"
-    if len(file.learning_rates) > 1 and not common.data.validation_rows:
+    if file.searched and not common.data.validation_rows:
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
-    if OUTCOMES[file.outcome].scored and common.evaluation.protocol == "generate":
-        yield f"outcome: {file.outcome} does not exist under protocol generate; choose accuracy, or protocol rank"
+    for outcome in (file.outcome, *file.also):
+        if OUTCOMES[outcome].scored and common.evaluation.protocol == "generate":
+            yield f"outcome: {outcome} does not exist under protocol generate; choose accuracy, or protocol rank"

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -64,8 +63,9 @@ class Curve:
             return f"{self.arm}: no learning rate had a finite validation loss, so no run is scored; add lower ones"
         if len(rates) == 1 or best not in (rates[0], rates[-1]):
             return ""
-        side = "lowest" if best == rates[0] else "highest"
-        return f"{self.arm}: {best:g} is the {side} learning rate tried; one beyond it may be better"
+        side, inner = ("lowest", rates[1]) if best == rates[0] else ("highest", rates[-2])
+        better = f"one beyond it may be better: add {best**2 / inner:.2g}, or score the arm so with --any-rate"
+        return f"{self.arm}: {best:g} is the {side} learning rate tried; {better}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Study:
         out: the folder.
         arms: those that run.
         any_code: whether results of other code count.
+        any_rate: whether an arm is scored whose best learning rate is the lowest or the highest tried.
         start: starts runs, one by one or on Ray (`moslora.experiment.on_ray`): a block with a function for each run,
             which returns once that run is done.
     """
@@ -84,12 +85,13 @@ class Study:
     out: Path
     arms: tuple[str, ...]
     any_code: bool = False
+    any_rate: bool = False
     start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = one_by_one
     _seconds: list[float] = field(default_factory=list)
 
     @stopped("stopped: the work so far is saved, and the same command continues from there")
-    def run(self) -> None:
-        """Runs what is left.
+    def run(self) -> bool:
+        """Runs what is left; false if an arm waits for a learning rate beyond those tried.
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; the run in progress saved first.
@@ -100,20 +102,25 @@ class Study:
             raise UsageError("\n".join(others))
         with locked(self.out):
             self._finish(self.experiment.search(self.arms), later=len(self.arms) * len(self.experiment.file.seeds))
-            for curve in self.curves():
-                if curve.remark:
-                    say(curve.remark)
-            self._finish(self.scored(), later=0)
+            remarks = {curve.arm: curve.remark for curve in self.curves() if curve.remark}
+            for remark in remarks.values():
+                say(remark)
+            scored = self.scored()
+            left = [one for one in scored if self.any_rate or one.arm not in remarks or is_done(self.out, one)]
+            self._finish(left, later=0)
+            return len(left) == len(scored)
 
     def curves(self) -> list[Curve]:
         """The arms' learning rates, as far as they are known."""
-        rates, seeds = self.experiment.file.learning_rates, len(self.experiment.file.rate_seeds)
+        file = self.experiment.file
 
         def losses(arm: str, rate: float) -> list[float]:
             planned = self.experiment.planned([(arm, rate)], scored=False)
             return [validation_loss(planned_run(self.out, one)) for one in planned if is_done(self.out, one)]
 
-        return [Curve(arm, seeds, {rate: losses(arm, rate) for rate in rates}) for arm in self.arms]
+        return [
+            Curve(arm, len(file.rate_seeds), {rate: losses(arm, rate) for rate in file.rates(arm)}) for arm in self.arms
+        ]
 
     def scored(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
@@ -123,7 +130,7 @@ class Study:
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
         found: dict[str, list[str]] = defaultdict(list)
-        choices = list(product(self.arms, self.experiment.file.learning_rates))
+        choices = [(arm, rate) for arm in self.arms for rate in self.experiment.file.rates(arm)]
         for one in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
             if text := self._differs(one):
                 found[text].append(str(planned_run(self.out, one).path))
@@ -166,12 +173,12 @@ class Study:
             if is_done(self.out, one) and (one.arm in self.arms or not any(map(self._differs, behind))):
                 rate, diverged = one.recipe.training.learning_rate, state(planned_run(self.out, one)) == "diverged"
                 runs.append(ExperimentRun(one.arm, one.recipe.seed, rate, f"runs/{one.name}", diverged))
-        ExperimentIndex(self.experiment.name, file.contrast, file.outcome, tuple(runs)).write(self.out)
+        ExperimentIndex(self.experiment.name, file.named[0], file.outcome, tuple(runs), file.named[1:]).write(self.out)
 
     def tables(self) -> Iterator[list[list[str]]]:
-        """The curve of the learning rate, and the scores so far."""
+        """The curves of the learning rates, and the scores so far."""
         found = self.curves()
-        if len(self.experiment.file.learning_rates) > 1:
+        if any(len(curve.losses) > 1 for curve in found):
             yield _rate_table(found)
         yield self._scores(found)
 
@@ -189,9 +196,10 @@ class Study:
             yield f"none of {total} runs is scored yet"
 
     def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
-        order = sorted(OUTCOMES, key=lambda outcome: outcome != self.experiment.file.outcome)
+        file = self.experiment.file
         texts = any(task.is_text for task in self.experiment.recipes[self.arms[0]].questions.tasks)
-        order = [outcome for outcome in order if texts or not OUTCOMES[outcome].of_texts]
+        named = dict.fromkeys((file.outcome, *file.also, *OUTCOMES))
+        order = [outcome for outcome in named if texts or not OUTCOMES[outcome].of_texts]
         rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in order)]]
         scored = [(one.arm, planned_run(self.out, one)) for one in self.scored()]
         recipe = self.experiment.recipes[self.arms[0]]  # all ask the same, and may have been asked more since
@@ -200,7 +208,7 @@ class Study:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
             runs = [read_answers(Evaluation(run.evaluation())).restricted_to(*planned) for run in done]
-            seeds = f"{len(runs)}/{len(self.experiment.file.seeds)}"
+            seeds = f"{len(runs)}/{len(file.seeds)}"
             rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, outcome) for outcome in order)])
         return rows
 
@@ -217,12 +225,12 @@ def _mean_over_seeds(runs: Sequence[Answers], outcome: str) -> str:
 
 def _rate_table(found: Sequence[Curve]) -> list[list[str]]:
     """Arms × rates: the mean validation loss, ± half the range where there are several seeds; a * marks the choice."""
-    rates = list(found[0].losses)
+    rates = sorted({rate for curve in found for rate in curve.losses})
 
     def cell(curve: Curve, rate: float) -> str:
-        losses = curve.losses[rate]
+        losses = curve.losses.get(rate)
         if not losses:
-            return "–"
+            return "" if losses is None else "*" if rate == curve.best else "–"
         some = f" ({len(losses)} of {curve.seeds})" if len(losses) < curve.seeds else ""
         if not math.isfinite(sum(losses)):
             return f"not finite{some}"

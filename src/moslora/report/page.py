@@ -124,9 +124,9 @@ def _comparisons(
             said = [f"Not compared: {line}" for line in str(error).splitlines()]
             yield {"title": title, "figure": None, "tables": [], "lines": said}
             continue
-        contrasts = found.exploratory or ((found.main,) if found.main else ())
+        contrasts = found.exploratory or found.named
         figure = figures.differences(canvas, name, contrasts, f"difference from {contrasts[0].before}")
-        said = lines(found) if found.main else []
+        said = lines(found) if found.named else []
         yield {"title": title, "figure": figure, "tables": tables(found), "lines": said}
 
 
