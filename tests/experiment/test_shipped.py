@@ -7,7 +7,6 @@ import pytest
 
 from moslora.experiment.file import load_experiment
 from moslora.recipe import list_recipes
-from moslora.recipe.rules import GATES
 from recipe_kit import METHODS, ROOT
 
 
@@ -24,13 +23,16 @@ def test_the_file_in_the_document_is_an_experiment(tmp_path: Path) -> None:
     assert load_experiment(str(tmp_path / "shown.yaml")).chosen_arms(()) == ("lora", "moslora")
 
 
-def test_the_article_has_every_method_whose_mixer_is_one_matrix() -> None:
-    static = {
-        name.removeprefix("methods/")
-        for name, (mixer, _) in METHODS.items()
-        if mixer.kind not in GATES and "controls" not in name
-    }
-    assert set(load_experiment("article").recipes) == static
+def test_the_article_compares_every_mixer_with_lora() -> None:
+    experiment = load_experiment("article")
+    kinds = {recipe.adapter.mixer.kind for recipe in experiment.recipes.values()}
+    assert kinds | {"hadamard"} == {mixer.kind for mixer, _ in METHODS.values()}
+    lora, *others = experiment.recipes
+    assert experiment.file.named == tuple((lora, other) for other in others) and len(others) == 11
+    for arm in experiment.recipes:
+        low, middle, high = experiment.file.rates(arm)
+        assert (low, high) == (middle / 2, 2 * middle)
+    assert len(experiment.search(experiment.chosen_arms(()))) == 12 * 3
 
 
 def test_the_ablations_controls_differ_in_one_thing_each() -> None:
@@ -38,7 +40,7 @@ def test_the_ablations_controls_differ_in_one_thing_each() -> None:
     first = experiment.chosen_arms(())
     assert first == ("lora", "lora-scaled", "init-only", "learned-kaiming")
     assert len(experiment.search(first)) + len(first) * len(experiment.file.seeds) == 40
-    assert experiment.file.contrast == ("init-only", "learned-kaiming")
+    assert experiment.file.named == (("init-only", "learned-kaiming"),)
 
     def from_learned(arm: str) -> list[str]:
         then, now = (experiment.recipes[name] for name in ("learned-kaiming", arm))
