@@ -6,9 +6,9 @@
     python benchmarks/roofline.py --cpu          # the same estimate for a step on this CPU, beside its measured time
 
 The real step runs on the pretend accelerator of `tests/pretend` with tensors that hold no data: LLaMA-3-8B's shapes, 16
-rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are our loop with two methods,
-as with Liger-Kernel, and with torch alone; and PEFT's LoRA as the Trainer of transformers computes it by default, all
-rows at once, padded on the right.
+rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are our loop with two
+methods, as with Liger-Kernel, and with torch alone; and PEFT's LoRA as the Trainer of transformers computes it by
+default, all rows at once, padded on the right.
 """
 
 import argparse
@@ -96,7 +96,7 @@ CONTESTANTS: dict[str, Callable[..., Made]] = {
 
 
 HOST = {"moslora": (37e-6, 200), "peft": (22e-6, 16)}
-"""By ``--host``, of ours and of PEFT's: seconds of a launch, and how many of them take as long as a wait. Our loop waits
+"""By ``--host``, of ours and of PEFT's: seconds of a launch, and how many of them take as long as a wait. We wait
 at the end of a step, transformers before its first layer."""
 
 

@@ -17,8 +17,8 @@ PROBED_STEPS = 5
 """Steps that are timed, after one that is not."""
 
 SHARE_OF_PEAK = 0.45
-"""Share of a GPU's peak that training reaches, by the estimate of ``python benchmarks/roofline.py`` for LLaMA-3-8B on an
-H100: docs/speed.md, "On a GPU: an estimate". No GPU has measured it."""
+"""Share of a GPU's peak that training reaches, by the estimate of ``python benchmarks/roofline.py`` for LLaMA-3-8B on
+an H100: docs/speed.md, "On a GPU: an estimate". No GPU has measured it."""
 
 GPUS = {
     "RTX 4080": (16, 97.5),  # Ada GPU architecture whitepaper, float32 accumulation
