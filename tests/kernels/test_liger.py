@@ -63,18 +63,18 @@ def test_it_turns(dtype: torch.dtype) -> None:
 def test_it_gates(dtype: torch.dtype) -> None:
     """With an adapter's input that is computed again before its parts are overwritten."""
     torch.manual_seed(1)
-    weights = [torch.randn(shape, dtype=torch.float64) / 4 for shape in ((24, 16), (24, 16), (16, 24), (3, 24))]
+    weights = [torch.randn(shape, dtype=torch.float64) / 4 for shape in ((24, 16), (24, 16), (16, 24))]
 
-    def compute(x: Tensor) -> list[Tensor]:
-        gate, up, down = (nn.Linear(*w.shape[::-1], bias=False).to(x) for w in weights[:3])
-        for layer, weight in zip((gate, up, down), weights, strict=False):
+    def compute(x: Tensor, a: Tensor) -> list[Tensor]:
+        layers = [nn.Linear(*w.shape[::-1], bias=False).to(x) for w in weights]
+        for layer, weight in zip(layers, weights, strict=True):
             layer.weight.data = weight.to(x)
-        a = weights[3].to(x).requires_grad_()
         read: list[Tensor] = []
-        down.register_forward_pre_hook(lambda _, inputs: read.append(project(inputs[0], a, None)))
-        return [GatedMLP(gate, up, down)(x), *read]
+        layers[2].register_forward_pre_hook(lambda _, inputs: read.append(project(inputs[0], a, None)[0]))
+        return [GatedMLP(*layers)(x), *read]
 
-    same(compute, [torch.randn(2, 5, 16).to(dtype)], ROUNDING[dtype])
+    leaves = [torch.randn(2, 5, 16), torch.randn(3, 24) / 8]
+    same(compute, [leaf.to(dtype) for leaf in leaves], ROUNDING[dtype])
 
 
 def test_what_is_overwritten_is_not_read_again() -> None:
