@@ -31,10 +31,7 @@ def experiment(
     out: Out = None,
     table: Annotated[bool, typer.Option("--table", help="Print what is known so far, and run nothing.")] = False,
     any_code: Annotated[bool, typer.Option("--any-code", help="Also count results that other code has made.")] = False,
-    any_rate: Annotated[
-        bool,
-        typer.Option("--any-rate", help="Also score arms whose best learning rate is the lowest or highest tried."),
-    ] = False,
+    any_rate: Annotated[bool, typer.Option("--any-rate", help="Also score arms at the edge of their rates.")] = False,
     on: Annotated[
         Literal["here", "ray"],
         typer.Option(

@@ -117,7 +117,7 @@ def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
     for one, (_, equal, different) in _family(comparison, margin):
         can = [f"each is equal to {one.before} within ±{margin:g} {unit.unit}"] * (equal <= LEVEL)
         can += [f"each {unit.says[one.effects[MACRO].difference <= 0]} {one.before}"] * (different <= LEVEL)
-        for said in can or [f"of none is a difference from {one.before} shown, nor equality"]:
+        for said in can or [f"neither a difference from {one.before} nor equality is shown"]:
             found[said].append(one.after)
     yield from (f"Conclusion: {said}: {', '.join(arms)}" for said, arms in found.items())
     alone = "this base, these rows, steps and learning rates" if named[0].seeds > 1 else "these models"

@@ -112,15 +112,13 @@ class Study:
 
     def curves(self) -> list[Curve]:
         """The arms' learning rates, as far as they are known."""
-        file = self.experiment.file
+        file, seeds = self.experiment.file, len(self.experiment.file.rate_seeds)
 
         def losses(arm: str, rate: float) -> list[float]:
             planned = self.experiment.planned([(arm, rate)], scored=False)
             return [validation_loss(planned_run(self.out, one)) for one in planned if is_done(self.out, one)]
 
-        return [
-            Curve(arm, len(file.rate_seeds), {rate: losses(arm, rate) for rate in file.rates(arm)}) for arm in self.arms
-        ]
+        return [Curve(arm, seeds, {rate: losses(arm, rate) for rate in file.rates(arm)}) for arm in self.arms]
 
     def scored(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
