@@ -110,7 +110,7 @@ class KroneckerMixer(Mixer):
         self.weight = nn.Parameter(torch.empty(blocks, blocks, dtype=torch.float32))
 
     def matrix(self) -> Tensor:
-        eye = torch.eye(self.rank_in // self.blocks, dtype=self.weight.dtype, device=self.weight.device)
+        eye = self.weight.new_ones(self.rank_in // self.blocks).diag()
         return torch.kron(self.weight, eye)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
