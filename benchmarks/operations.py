@@ -5,7 +5,7 @@ A view or an empty tensor (:data:`NOTHING`) is nothing. Everything else is one k
 writes each of its outputs once, but for :data:`WRITTEN`, :data:`CHOSEN` and :data:`PLACED`. Then
 
     time of a kernel  = max(operations of its products / (share · peak), bytes / (share · bandwidth), shortest kernel)
-    time of the step  = max(Σ time of its kernels, kernels · time of a launch on the host) + time of its waits
+    time of the step  = max(Σ time of its kernels, time of the host) + time of its waits
 
 where a wait takes as long as what the host does between it and the next decoder layer, as the device is idle then. Not
 seen: kernels that find their inputs in the device's cache (they are faster), products of unlucky shapes (slower).
@@ -221,25 +221,24 @@ class Achieved:
 
 
 def estimate(
-    seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, launch: float = 0, wait: float = 0
+    seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, host: float = 0, wait: float = 0
 ) -> dict[str, Any]:
     """Of each part and of the step: launches, GB, TFLOP and milliseconds; and the sums that the step's time is of.
 
-    On the host where it was measured a ``launch`` takes so many seconds, and a wait as long as ``wait`` launches.
+    ``host`` and ``wait`` are seconds of the step and of a wait on the host where they were measured.
     """
     parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
     for one in seen.done:
         found = {"launches": 1, "GB": one.bytes / 1e9, "TFLOP": one.flops / 1e12, "ms": achieved.seconds(one, on) * 1e3}
         parts[one.part] = {key: value + found[key] for key, value in parts[one.part].items()}
     step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
-    device, each = step["ms"], launch * achieved.host_time * 1e3
-    host = step["launches"] * each
-    parts[IDLE]["ms"] = max(0.0, host - device) + seen.waits * wait * each
+    device, host_ms = step["ms"], host * achieved.host_time * 1e3
+    parts[IDLE]["ms"] = max(0.0, host_ms - device) + seen.waits * wait * achieved.host_time * 1e3
     step["ms"] += parts[IDLE]["ms"]
     return {
         "parts": parts | {"step": step},
         "device_ms": device,
-        "host_ms": host,
+        "host_ms": host_ms,
         "waits": seen.waits,
         "floor_ms": parts[PRODUCTS]["ms"],
         "tokens_per_second": tokens / step["ms"] * 1e3,

@@ -2,13 +2,13 @@
 
     python benchmarks/roofline.py                # writes the tables of docs/speed.md
     python benchmarks/roofline.py --out FILE     # FILE.txt, with the launches of a decoder layer, and FILE.json
-    python benchmarks/roofline.py --host         # measures the time of a launch and of a wait on this host
+    python benchmarks/roofline.py --host         # measures the host's time of a step and of a wait on this CPU
     python benchmarks/roofline.py --cpu          # the same estimate for a step on this CPU, beside its measured time
 
 The real step runs on the pretend accelerator of `tests/pretend` with tensors that hold no data: LLaMA-3-8B's shapes, 16
-rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are our loop with two
-methods, as with Liger-Kernel, and with torch alone; and PEFT's LoRA as the Trainer of transformers computes it by
-default, all rows at once, padded on the right.
+rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are our loop with two methods
+and Liger-Kernel, or with torch alone, and PEFT's LoRA as the Trainer of transformers computes it by default: all rows
+at once, padded on the right.
 """
 
 import argparse
@@ -95,9 +95,9 @@ CONTESTANTS: dict[str, Callable[..., Made]] = {
 }
 
 
-HOST = {"moslora": (37e-6, 200), "peft": (22e-6, 16)}
-"""By ``--host``, of ours and of PEFT's: seconds of a launch, and how many of them take as long as a wait. We wait
-at the end of a step, transformers before its first layer."""
+HOST = {"moslora": (142e-3, 7.5e-3), "peft": (157e-3, 0.3e-3)}
+"""By ``--host``, of ours and of PEFT's: the host's seconds of a step with 32 layers, and of a wait. Our loop waits at
+the end of a step, transformers before its first layer."""
 
 
 def made(contestant: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
@@ -179,13 +179,13 @@ def one_kernel(*arguments: Any, **options: Any) -> Tensor:
 
 
 def host(repetitions: int) -> None:
-    """Prints the time of a launch and of a wait on a core of this CPU: of steps with 32 layers so narrow, and rows so
-    short, that products take no time. Times are the process's own, as others may use the machine."""
+    """Prints the host's time of a step and of a wait on a core of this CPU: of steps with 32 layers so narrow, and
+    rows so short, that products take no time. Times are the process's own, as others may use the machine."""
     from moslora.kernels.dropout import Dropout
 
     sizes = LLAMA | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 1024}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-    rows = [replace(row, input_ids=row.input_ids[:8], labels=row.labels[:8]) for row in step_rows(STEP, 1024)]
+    rows = [replace(row, input_ids=row.input_ids[:2], labels=row.labels[:2]) for row in step_rows(STEP, 1024)]
     of_moslora = [module for name, module in sys.modules.items() if name.startswith("moslora.kernels.")]
     owners: list[Any] = [Dropout, *(module for module in of_moslora if hasattr(module, "kernel"))]
     for owner in owners:  # takes a GPU's branches
@@ -218,9 +218,8 @@ def host(repetitions: int) -> None:
         for name in sorted(took, reverse=bool(turn % 2)):
             took[name].append(own_seconds(partial(steps[name], 2)) / 2)
     for name, count in launches.items():
-        each = statistics.median(took[name]) / count
-        times, waits = ([one * 1e6 / count for one in took[name]], [gap / each for gap in gaps[name][1::2]])
-        print(f"{name}: {count} launches, {spread(times)} µs each; a wait is as long as {spread(waits)} of them")
+        step, wait = ([one * 1e3 for one in times] for times in (took[name], gaps[name][1::2]))
+        print(f"{name}: {spread(step)} ms a step, of {count} launches, and {spread(wait)} ms a wait")
 
 
 def on_this_cpu(repetitions: int) -> None:
@@ -271,8 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.contestants:
         seen = pretended(name, sizes)
         layers[name] = by_layer(seen, options.layers)
-        launch, wait = HOST["peft" if name == "peft" else "moslora"]
-        of = partial(estimate, seen, achieved=achieved, tokens=tokens, launch=launch, wait=wait)
+        host_time, wait = HOST["peft" if name == "peft" else "moslora"]
+        host_time *= options.layers / LLAMA["num_hidden_layers"]
+        of = partial(estimate, seen, achieved=achieved, tokens=tokens, host=host_time, wait=wait)
         results[name] = {device: of(DEVICES[device]) for device in options.devices}
     if not options.out:
         return publish(tables(results), ROOT / "docs" / "speed.md", "roofline table", print_only=False)

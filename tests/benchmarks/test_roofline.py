@@ -113,11 +113,11 @@ def test_the_estimate_is_the_formula() -> None:
         Achieved(0.5, 0.5, kernel=0.25e-3, host_time=0.5),
     )
     ledger.done = [one._replace(part=PRODUCTS, flops=0.5e9), one._replace(part=SUMS, bytes=1e6), one]
-    found = estimate(ledger, device, achieved, tokens=13, launch=2e-3)
+    found = estimate(ledger, device, achieved, tokens=13, host=6e-3)
     assert [found["parts"][part]["ms"] for part in (PRODUCTS, SUMS, REST, IDLE)] == pytest.approx([1, 2, 0.25, 0])
     assert (found["tokens_per_second"], found["share_of_peak"]) == pytest.approx((4000, 0.5 / 3.25))
     ledger.done[0], ledger.waits = ledger.done[0]._replace(dtype=torch.float32), 2
-    found = estimate(ledger, device, achieved, tokens=13, launch=10e-3, wait=3)
+    found = estimate(ledger, device, achieved, tokens=13, host=30e-3, wait=30e-3)
     assert found["floor_ms"] == pytest.approx(10) and found["device_ms"] == pytest.approx(12.25)
     assert found["parts"][IDLE]["ms"] == pytest.approx(2.75 + 2 * 3 * 5)
     assert found["parts"]["step"]["ms"] == pytest.approx(15 + 30)
