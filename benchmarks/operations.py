@@ -73,6 +73,7 @@ class Ledger:
     def __init__(self, model: nn.Module) -> None:
         self.done: list[Operation] = []
         self.waits = 0
+        self.device = next(model.parameters()).device.type
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
         frozen = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
         self._weights = {_storage(weight): PRODUCTS for weight in frozen} | {_storage(output.weight): OUTPUT}
@@ -111,16 +112,17 @@ class Watched(TorchDispatchMode):
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
-        self.ledger = ledger
+        self.ledger, self.device = ledger, ledger.device
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         of = args, kwargs or {}
         with record_function(f"part: {self.ledger.part(function, tensors(of))}"):
             found = function(*args, **(kwargs or {}))
-        name = operation(function)
-        leaves = [x.device.type for x in tensors(found)] == ["cpu"] and any(not x.is_cpu for x in tensors(of))
-        launches = not function.is_view and name not in NOTHING
-        self.ledger.note(function, of, found, launches=launches, waits=leaves or name == "_local_scalar_dense")
+        name, read = operation(function), {x.device.type for x in tensors(of)}
+        made = {x.device.type for x in tensors(found)}
+        launches = not function.is_view and name not in NOTHING and self.device in read | made
+        to_host = self.device != "cpu" and self.device in read and "cpu" in made
+        self.ledger.note(function, of, found, launches=launches, waits=to_host or name == "_local_scalar_dense")
         return found
 
 
