@@ -70,6 +70,7 @@ FREE: dict[str, tuple[Use, int]] = {
     "views": (lambda there, host: [part.T.unsqueeze(0) for part in there.split(1)], 0),
     "attention": (lambda there, host: F.scaled_dot_product_attention(there, there, there), 1),
     "norm": (lambda there, host: F.rms_norm(there, (3,), there[0]), 1),
+    "silu's gradient": (lambda there, host: torch.ops.aten.silu_backward(there, there), 1),
     "AdamW, twice": (lambda there, host: adamw(there, on_host=""), 9),
 }
 """Uses that do not wait, and how many operations each is."""
@@ -100,6 +101,14 @@ def test_what_does_not_wait_is_not(what: str) -> None:
     with watch() as seen:
         FREE[what][0](there, host)
     assert not seen.waits and seen.operations.total() == FREE[what][1], seen
+
+
+def test_autocast_casts_the_factors_of_linear_layers() -> None:
+    there, host = both()
+    with watch() as seen, torch.autocast(DEVICE.type, torch.bfloat16):
+        product = F.linear(there, there)
+    assert seen.operations.total() == 3  # two casts and the product
+    torch.testing.assert_close(product.cpu(), F.linear(host.bfloat16(), host.bfloat16()))
 
 
 def test_it_computes_what_the_cpu_does() -> None:
