@@ -84,9 +84,7 @@ def main() -> None:
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its old name; steps of many sizes leave gaps in a GPU's memory
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # for rows that are read in seconds
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # OpenMP's threads wait for each other in a loop, by default for milliseconds (GNU's) or a fifth of a second
-        # (LLVM's): on a busy machine they keep the core from the thread that they wait for. Read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads wait in a loop for milliseconds, on cores others need
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # turns; some 50 µs
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms
     atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s

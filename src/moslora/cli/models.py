@@ -46,7 +46,8 @@ def train(
     out = out or RUNS / resolved.name
     then = "the same command with --resume continues from the last checkpoint"
     _share(processes, then=then, restarts=max_restarts, run=out)
-    from moslora.training import train_recipe
+    with options.importing():
+        from moslora.training import train_recipe
 
     train_recipe(resolved, out=out, resuming=resume)
 
@@ -103,7 +104,8 @@ def evaluate(
     if target is None:
         target = str(newest_run(RUNS, Path()).path)
         say(f"newest run: {target}")
-    from moslora.evaluation.target import evaluate_target, open_target
+    with options.importing():
+        from moslora.evaluation.target import evaluate_target, open_target
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
@@ -136,9 +138,10 @@ def ask(
     The prompt is that of ARC (any number of options), or of BoolQ for yes/no. --task selects another set's prompt: a
     winogrande sentence has a _ in place of the options, a hellaswag text starts with its activity and a colon.
     """
-    from moslora.evaluation.ask import ask as ask_target
-    from moslora.evaluation.ask import read_typed
-    from moslora.evaluation.target import open_target
+    with options.importing():
+        from moslora.evaluation.ask import ask as ask_target
+        from moslora.evaluation.ask import read_typed
+        from moslora.evaluation.target import open_target
 
     opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust)
     if question is None or (not option and task != "boolq"):

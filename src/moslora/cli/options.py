@@ -1,5 +1,8 @@
 """Arguments and options that several commands share. An option has the name of its parameter, unless it is a flag."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -51,3 +54,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="training.learning_rate=1e-4", help="key.sub=value …, overrides of the recipe."),
 ]
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For torch and transformers: nothing is garbage yet, and looking for it takes a seventh of a command's start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

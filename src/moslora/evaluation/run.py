@@ -35,8 +35,7 @@ from moslora.prompts.formats import make_format
 from moslora.tasks import Example
 
 DRIFT_SAMPLE = (4, 8)
-"""Least and most questions of each task, one in 32 between, that are scored once more alone, to see how far the shapes
-move a margin. Alone a question takes up to twice as long: from 128 on, a sixteenth of the time."""
+"""Least and most questions of each task, one in 32 between, scored once more alone: do the shapes move a margin?"""
 
 
 def evaluate(
@@ -186,8 +185,7 @@ def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journ
     own = dict.fromkeys(list(plan)[rank::processes], 0.0)
     with in_step(scorer.model), Line(len(own), f"close calls 0/{len(own)}") as line:
         for number, task in enumerate(own, start=1):
-            least, most = DRIFT_SAMPLE
-            count = max(least, min(most, sum(len(block.wanted) for block in plan[task]) // 32))
+            count = min(max(sum(len(block.wanted) for block in plan[task]) // 32, DRIFT_SAMPLE[0]), DRIFT_SAMPLE[1])
             for alone in scorer.score(plan[task][0].wanted[:count], alone=True):
                 batched = journal.predictions[alone.id].deciding_scores
                 changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]

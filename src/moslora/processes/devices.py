@@ -89,9 +89,8 @@ def has_flash_attention(device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Has glibc keep what tensors free, instead of giving it back to the system and asking for it again.
 
-    A forward pass frees and takes the same megabytes in every layer, and the system empties each page that it gives: on
-    a CPU a tenth of the time of an evaluation, and a sixteenth of a training step's, whose peak stays where it is.
-    Thresholds that the environment sets stay (man 3 mallopt).
+    A forward pass frees and takes the same megabytes in every layer, and the system empties each page that it gives: a
+    tenth of an evaluation on a CPU, a sixteenth of a training. Thresholds of the environment stay (man 3 mallopt).
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
