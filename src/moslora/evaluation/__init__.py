@@ -6,13 +6,4 @@ from moslora.evaluation.results import Results, Settings
 from moslora.evaluation.run import evaluate
 from moslora.evaluation.scorer import Request
 
-__all__ = [
-    "METRICS",
-    "Evaluation",
-    "Prediction",
-    "Request",
-    "Results",
-    "Score",
-    "Settings",
-    "evaluate",
-]
+__all__ = ["METRICS", "Evaluation", "Prediction", "Request", "Results", "Score", "Settings", "evaluate"]

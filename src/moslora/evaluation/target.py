@@ -30,15 +30,7 @@ from moslora.processes.group import meeting, members
 from moslora.recipe import PROTOCOLS, ModelSection, Recipe, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.asking import read_asking
-from moslora.runs.run import (
-    CHECKPOINTS,
-    EVALUATIONS,
-    SETTINGS,
-    evaluation_name,
-    locate_adapter,
-    run_of,
-    unfinished,
-)
+from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, evaluation_name, locate_adapter, run_of, unfinished
 from moslora.runs.trackers import KINDS, record
 from moslora.tasks import TASKS, Task
 

@@ -7,24 +7,7 @@ from .recipe import Recipe, recipe_schema
 from .rules import PROTOCOLS
 from .sections import DataSection, EvaluationSection, ModelSection, RankBudgetSection, TrainingSection
 
-__all__ = [
-    "PROTOCOLS",
-    "Adapter",
-    "AdapterSection",
-    "DataSection",
-    "EvaluationSection",
-    "ModelSection",
-    "PeftSection",
-    "RankBudgetSection",
-    "Recipe",
-    "TrainingSection",
-    "copy_recipe",
-    "find_recipe",
-    "list_recipes",
-    "load_recipe",
-    "recipe_of_tasks",
-    "recipe_schema",
-    "resolve_tasks",
-    "stack_recipe",
-    "trace_recipe",
-]
+__all__ = ["PROTOCOLS", "Adapter", "AdapterSection", "PeftSection", "Recipe"]
+__all__ += ["DataSection", "EvaluationSection", "ModelSection", "RankBudgetSection", "TrainingSection"]
+__all__ += ["copy_recipe", "find_recipe", "list_recipes", "load_recipe", "recipe_of_tasks", "recipe_schema"]
+__all__ += ["resolve_tasks", "stack_recipe", "trace_recipe"]

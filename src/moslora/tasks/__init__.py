@@ -8,21 +8,6 @@ from .commonsense import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, TASKS, split_na
 from .task import INSTRUCTION, Columns, Example, Hub, Questions, Task
 from .wording import Numbered, Plain, TrueFalse
 
-__all__ = [
-    "BUILT_IN",
-    "COMMONSENSE",
-    "GROUP",
-    "INSTRUCTION",
-    "PASSAGES",
-    "TASKS",
-    "Columns",
-    "Example",
-    "Hub",
-    "Numbered",
-    "Plain",
-    "Questions",
-    "Task",
-    "TrueFalse",
-    "split_names",
-    "unknown_names",
-]
+__all__ = ["BUILT_IN", "COMMONSENSE", "GROUP", "INSTRUCTION", "PASSAGES", "TASKS"]
+__all__ += ["Columns", "Example", "Hub", "Numbered", "Plain", "Questions", "Task", "TrueFalse"]
+__all__ += ["split_names", "unknown_names"]
