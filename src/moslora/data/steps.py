@@ -29,18 +29,12 @@ class StepPlan:
     def __init__(
         self, *, rows: int, global_batch_size: int, epochs: float | None, max_steps: int | None, seed: int
     ) -> None:
-        limits = []
-        if epochs is not None:
-            limits.append(math.ceil(epochs * rows / global_batch_size))
-        if max_steps is not None:
-            limits.append(max_steps)
         self.rows = rows
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self._length = min(limits)
-        self._end = self._length * global_batch_size
-        if epochs is not None:
-            self._end = min(self._end, math.ceil(epochs * rows))
+        by_epochs = math.inf if epochs is None else math.ceil(epochs * rows)
+        by_steps = math.inf if max_steps is None else max_steps * global_batch_size
+        self._end = int(min(by_epochs, by_steps))
         self._permutations: dict[int, list[int]] = {}
 
     @classmethod
@@ -50,7 +44,7 @@ class StepPlan:
         return cls(rows=rows, global_batch_size=batch, epochs=epochs, max_steps=most, seed=seed)
 
     def __len__(self) -> int:
-        return self._length
+        return math.ceil(self._end / self.global_batch_size)
 
     def __getitem__(self, step: int) -> list[int]:
         """Row numbers of ``step``, 0 ≤ step < len(self)."""
