@@ -28,7 +28,7 @@ MARKS = ("config.json", "adapter_config.json", "adapter")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def disk_fault(error: BaseException, path: Path | None = None) -> MosloraError | None:
+def disk_fault(error: BaseException, path: Path | str | None = None) -> MosloraError | None:
     """One line for a disk error, with the file that ``error`` names, or ``path``. ``None`` for any other error.
 
     The system's error may be the cause of ``error``, or only quoted in it, as libraries written in Rust do.

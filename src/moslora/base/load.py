@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -19,7 +20,6 @@ from moslora.adapters import describe_batch, named_adapters, task_names
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import locate
 from moslora.console import is_main_process, note_once
-from moslora.download.hub import hub_cache
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
 from moslora.kernels.attention import as_rows, use_rows
@@ -82,7 +82,7 @@ def loading(name: str, what: str) -> Iterator[None]:
             reason = found[0]
         elif not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
             reason = f"{type(error).__name__}: {reason}"
-        place = Path(name) if Path(name).is_dir() else hub_cache()
+        place = name if Path(name).is_dir() else constants.HF_HUB_CACHE
         raise disk_fault(error, place) or MosloraError(
             f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
         ) from None
@@ -107,11 +107,6 @@ def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManag
         f"{section.name} in {section.precision} does not fit into the GPU's memory; use {bits}{another}a smaller"
         " model, or the CPU: CUDA_VISIBLE_DEVICES=''"
     )
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """An id to fill batches with. Padding is masked and its labels ignored by position, so any valid id will do."""
-    return next(int(id) for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id is not None)
 
 
 def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> PreTrainedModel:

