@@ -48,12 +48,7 @@ def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], 
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
-    """Ray, connected to the cluster at RAY_ADDRESS, or to one of its own on this machine.
-
-    Raises:
-        UsageError: Ray is not installed.
-        MosloraError: no cluster there.
-    """
+    """Ray, connected to the cluster at RAY_ADDRESS, or to one of its own on this machine."""
     try:
         import ray
     except ImportError:
@@ -85,11 +80,7 @@ def _run(planned: Planned, *, out: Path, folder: str, processes: int) -> tuple[s
 
 
 def _wait(ray: Any, started: Any, name: str) -> None:
-    """Waits for a task.
-
-    Raises:
-        MosloraError: of the run; or its workers were lost too often.
-    """
+    """Waits for a task, and raises the fault of its run, or that its workers were lost too often."""
     try:
         told = ray.get(started)
     except ray.exceptions.RayError as error:

@@ -15,15 +15,10 @@ KeyPath = tuple[str, ...]
 
 
 class Layer(NamedTuple):
-    """The values that one file or the command line sets.
+    """The values that one file or the command line sets."""
 
-    Attributes:
-        origin: file, as shown to the user, "override" or "default"; an error names it as the place to change.
-        values: as in a recipe file.
-    """
-
-    origin: str
-    values: dict[str, Any]
+    origin: str  # file, as shown to the user, "override" or "default"; an error names it as the place to change
+    values: dict[str, Any]  # as in a recipe file
 
 
 def lay(layers: Iterable[Layer]) -> dict[str, Any]:

@@ -17,19 +17,12 @@ from moslora.runs.adapter_folder import AdapterFolder, load_without_base
 
 @dataclass(frozen=True)
 class LearnedLayer:
-    """One layer's adapter.
+    """One layer's adapter."""
 
-    Attributes:
-        name: of the layer in the model.
-        mixer: M, shape ``(rank_out, rank_in)``; ``None`` where M has no weights.
-        start: M as the seed drew it, of the same shape.
-        spectrum: singular values of ΔW, falling; before a magnitude (DoRA).
-    """
-
-    name: str
-    mixer: Floats | None
-    start: Floats | None
-    spectrum: Floats
+    name: str  # of the layer in the model
+    mixer: Floats | None  # M, shape ``(rank_out, rank_in)``; ``None`` where M has no weights
+    start: Floats | None  # M as the seed drew it, of the same shape
+    spectrum: Floats  # singular values of ΔW, falling; before a magnitude (DoRA)
 
     @property
     def kind(self) -> str:
