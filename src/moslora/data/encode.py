@@ -94,8 +94,7 @@ class Encoder:
         if end == [None]:
             raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
         needed = [len(self._bos) + len(answer) + len(end) for _, answer in pairs]
-        over = [length for length in needed if self.max_length is not None and length > self.max_length]
-        if over:
+        if over := [length for length in needed if self.max_length is not None and length > self.max_length]:
             raise UsageError(
                 f"{self._key}={self.max_length}: {len(over)} of {len(needed)} answers alone are longer, and answers are"
                 f" not cut; the longest needs {self._key}={max(over)}"

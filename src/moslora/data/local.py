@@ -111,8 +111,7 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
         ValueError: what is wrong with the row.
     """
     row = _as_instruction(row)
-    missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
-    if missing:
+    if missing := [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]:
         raise ValueError(f"{', '.join(missing)}: missing or not text; a row has instruction, input, output, answer")
     instruction, output, answer = (row[key] for key in ("instruction", "output", "answer"))
     (instruction + output + answer).encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError

@@ -133,14 +133,10 @@ def _start(adapter: AdapterSection) -> Conflicts:
 
 def _tasks(data: DataSection, evaluation: EvaluationSection, known: tuple[str, ...]) -> Conflicts:
     # A limit for a task that is not in data.tasks has no effect, so that data.tasks can be narrowed by itself.
-    rows = data.rows if isinstance(data.rows, dict) else ()
-    tasks = (*known, GROUP)
-    for key, names, choices in (
-        ("data.tasks", data.tasks, tasks),
-        ("evaluation.tasks", evaluation.tasks or (), tasks),
-        ("data.rows", rows, known),
-    ):
-        if unknown := unknown_names(names, choices):
+    limits = data.rows if isinstance(data.rows, dict) else ()
+    named = {"data.tasks": data.tasks, "evaluation.tasks": evaluation.tasks or (), "data.rows": limits}
+    for key, names in named.items():
+        if unknown := unknown_names(names, known if key == "data.rows" else (*known, GROUP)):
             yield key, "; ".join(unknown)
 
 
