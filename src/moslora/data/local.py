@@ -105,10 +105,8 @@ def _rows(path: Path, *, plain: bool) -> list[tuple[str, Any]]:
 def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: str | None = None) -> Example:
     """A row of LLM-Adapters as an example that renders back to exactly this row.
 
-    ``split`` and ``number``, the row's position, go into the id; ``task`` names the set of the row's file, if known.
-
-    Raises:
-        ValueError: what is wrong with the row.
+    ``split`` and ``number``, the row's position, go into the id; ``task`` names the set of the row's file, if known. A
+    `ValueError` says what is wrong with the row.
     """
     row = _as_instruction(row)
     if missing := [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]:

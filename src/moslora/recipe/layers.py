@@ -64,11 +64,8 @@ def origin_of(layers: Sequence[Layer], path: KeyPath) -> str:
 def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: tuple[Path, ...] = ()) -> list[Layer]:
     """The files that a file extends, left to right, and then the file itself.
 
-    Args:
-        path: an existing file.
-        faults: receives a line for each thing that cannot be read; the rest is still read.
-        anchored: whether the files of its tasks are relative to it, and not to the working folder.
-        chain: the files that extend this one, outermost first.
+    ``faults`` receives a line for each thing that cannot be read; the rest is still read. ``anchored``: the files of
+    its tasks are relative to it, not to the working folder. ``chain`` has the files that extend it, outermost first.
     """
     origin, chain = shown(path), (*chain, path.resolve())
     if chain[-1] in chain[:-1]:

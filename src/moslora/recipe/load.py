@@ -109,11 +109,8 @@ def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, 
 def trace_recipe(
     source: str | Path, overrides: Sequence[str] = (), *, written: bool = False
 ) -> list[tuple[str, str, str]]:
-    """Every value of a recipe, in declared order, and where it comes from. The model may be missing.
-
-    Returns:
-        (dotted key, value in YAML on one line, origin); the origin is a file, "override" or "default".
-    """
+    """Every value of a recipe, in declared order: its dotted key, itself in YAML on one line, and where it is from: a
+    file, "override" or "default". The model may be missing."""
     recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL], written=written)
     given = lay(layers)
     rows = []

@@ -83,10 +83,7 @@ def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
 @cache
 def compiled(source: str) -> Callable[[Mapping[str, Any]], Any]:
     """A Jinja expression, or a template if ``source`` has ``{{``, as a function of the row; runs in Jinja's sandbox.
-
-    Raises:
-        TemplateSyntaxError: it is not one.
-    """
+    Raises jinja2's `TemplateSyntaxError`."""
     if "{{" in source:
         return _JINJA.from_string(source).render
     return _JINJA.compile_expression(source, undefined_to_none=False)
