@@ -13,75 +13,70 @@ from moslora.choices import Split
 from .task import Columns, Hub, Task
 from .wording import Numbered, Plain, TrueFalse
 
-_ALL: Mapping[Split, str] = {"train": "train", "test": "test", "dev": "validation"}
-_NO_TEST: Mapping[Split, str] = {"train": "train", "test": "validation"}
+_TRAIN_TEST_DEV: Mapping[Split, str] = {"train": "train", "test": "test", "dev": "validation"}
+_TRAIN_TEST: Mapping[Split, str] = {"train": "train", "test": "validation"}
 """Five sets have no public test labels: as in LLM-Adapters, their validation split is the test split."""
 
 _ARC_COLUMNS = Columns(options="choices.text", answer="choices.label.index(answerKey)")  # letters or digits
 _ANSWERS = Numbered("Please choose the correct answer to the question: ", "answer", most=5)
 
 
-def _arc(name: str, folder: str, *, train: int, test: int, dev: int) -> Task:
-    return Task(
-        name=name,
-        folder=folder,
-        hub=Hub("allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453", config=folder),
-        rows={"train": train, "test": test, "dev": dev},
-        splits=_ALL,
-        columns=_ARC_COLUMNS,
-        wording=_ANSWERS,
-    )
+def _set(
+    name: str, hub: Hub, rows: Sequence[int], columns: Columns, wording: Numbered | TrueFalse, folder: str = ""
+) -> Task:
+    """An entry with as many ``rows`` in its training, test and, where it has one, dev set."""
+    splits = _TRAIN_TEST_DEV if len(rows) == 3 else _TRAIN_TEST
+    counts = dict(zip(splits, rows, strict=True))
+    return Task(name, columns, wording, splits, hub, folder=folder or name, rows=counts)
+
+
+def _arc(name: str, folder: str, *rows: int) -> Task:
+    hub = Hub("allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453", config=folder)
+    return _set(name, hub, rows, _ARC_COLUMNS, _ANSWERS, folder)
 
 
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Task(
-            name="boolq",
-            folder="boolq",
-            hub=Hub("google/boolq", "35b264d03638db9f4ce671b711558bf7ff0f80d5"),
-            rows={"train": 9_427, "test": 3_270},
-            splits=_NO_TEST,
-            columns=Columns(options=("true", "false"), answer="0 if answer else 1", context="passage"),
-            wording=TrueFalse("Please answer the following question with true or false, question: "),
+        _set(
+            "boolq",
+            Hub("google/boolq", "35b264d03638db9f4ce671b711558bf7ff0f80d5"),
+            (9_427, 3_270),
+            Columns(options=("true", "false"), answer="0 if answer else 1", context="passage"),
+            TrueFalse("Please answer the following question with true or false, question: "),
         ),
-        Task(
-            name="piqa",
-            folder="piqa",
+        _set(
+            "piqa",
             # The parquet copy that lm-eval reads; the original, ybisk/piqa, is a script.
-            hub=Hub("baber/piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
-            rows={"train": 16_113, "test": 1_838},
-            splits=_NO_TEST,
-            columns=Columns(question="goal", options="[sol1, sol2]", answer="label"),
-            wording=Numbered("Please choose the correct solution to the question: ", "solution", 2, between="\n\n"),
+            Hub("baber/piqa", "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1"),
+            (16_113, 1_838),
+            Columns(question="goal", options="[sol1, sol2]", answer="label"),
+            Numbered("Please choose the correct solution to the question: ", "solution", 2, between="\n\n"),
         ),
-        Task(
-            name="siqa",
-            folder="social_i_qa",
-            hub=Hub(
+        _set(
+            "siqa",
+            Hub(
                 "allenai/social_i_qa",
                 "537a2ec8ec565adc0b70b70752893e59e024df26",  # tip of refs/convert/parquet; main is a script
                 data_files={"train": "default/train/0000.parquet", "validation": "default/validation/0000.parquet"},
             ),
-            rows={"train": 33_410, "test": 1_954},
-            splits=_NO_TEST,
-            columns=Columns(options="[answerA, answerB, answerC]", answer="label|int - 1", context="context"),
-            wording=dataclasses.replace(_ANSWERS, shown="{context} {question}", cloze="Q: {question}\nA:"),
+            (33_410, 1_954),
+            Columns(options="[answerA, answerB, answerC]", answer="label|int - 1", context="context"),
+            dataclasses.replace(_ANSWERS, shown="{context} {question}", cloze="Q: {question}\nA:"),
+            folder="social_i_qa",
         ),
-        Task(
-            name="hellaswag",
-            folder="hellaswag",
-            hub=Hub("Rowan/hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
-            rows={"train": 39_905, "test": 10_042},
-            splits=_NO_TEST,
-            columns=Columns(
+        _set(
+            "hellaswag",
+            Hub("Rowan/hellaswag", "218ec52e09a7e7462a5400043bb9a69a41d06b76"),
+            (39_905, 10_042),
+            Columns(
                 question="ctx",
                 options="endings",
                 answer="label|int",
                 context="activity_label",
                 meta={"ctx_a": "ctx_a", "ctx_b": "ctx_b"},  # the cloze formats capitalise ctx_b
             ),
-            wording=Numbered(
+            Numbered(
                 "Please choose the correct ending to complete the given sentence: ",
                 "ending",
                 most=4,
@@ -89,30 +84,27 @@ TASKS: Mapping[str, Task] = {
                 cloze="{question}",
             ),
         ),
-        Task(
-            name="winogrande",
-            folder="winogrande",
-            hub=Hub("allenai/winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5", config="winogrande_xl"),
-            rows={"train": 40_398, "test": 1_267},
-            splits=_NO_TEST,
-            columns=Columns(question="sentence", options="[option1, option2]", answer="answer|int - 1"),
-            wording=Numbered(
+        _set(
+            "winogrande",
+            Hub("allenai/winogrande", "01e74176c63542e6b0bcb004dcdea22d94fb67b5", config="winogrande_xl"),
+            (40_398, 1_267),
+            Columns(question="sentence", options="[option1, option2]", answer="answer|int - 1"),
+            Numbered(
                 "Please choose the correct answer to fill in the blank to complete the given sentence: ",
                 "option",
                 most=2,
                 before_format=" ",
             ),
         ),
-        _arc("arc_easy", "ARC-Easy", train=2_251, test=2_376, dev=570),
-        _arc("arc_challenge", "ARC-Challenge", train=1_119, test=1_172, dev=299),
-        Task(
-            name="obqa",
+        _arc("arc_easy", "ARC-Easy", 2_251, 2_376, 570),
+        _arc("arc_challenge", "ARC-Challenge", 1_119, 1_172, 299),
+        _set(
+            "obqa",
+            Hub("allenai/openbookqa", "388097ea7776314e93a529163e0fea805b8a6454", config="main"),
+            (4_957, 500, 500),
+            dataclasses.replace(_ARC_COLUMNS, question="question_stem"),
+            dataclasses.replace(_ANSWERS, cloze="{question}"),
             folder="openbookqa",
-            hub=Hub("allenai/openbookqa", "388097ea7776314e93a529163e0fea805b8a6454", config="main"),
-            rows={"train": 4_957, "test": 500, "dev": 500},
-            splits=_ALL,
-            columns=dataclasses.replace(_ARC_COLUMNS, question="question_stem"),
-            wording=dataclasses.replace(_ANSWERS, cloze="{question}"),
         ),
     )
 }
