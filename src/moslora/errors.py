@@ -4,7 +4,9 @@ A message is one clear line: what is wrong, where, and the fix. Several faults f
 one error, so that a user fixes them in one go.
 """
 
+import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -58,6 +60,16 @@ def first_line(error: BaseException) -> str:
     """First line of a library's error, with the next one if it ends in a colon; the error's type if it is empty."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+
+
+@contextmanager
+def needing(package: str, what: str) -> Iterator[None]:
+    """Tells how to install the optional ``package`` if the block, which imports it for ``what``, cannot."""
+    try:
+        yield
+    except ImportError:
+        command = f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
+        raise UsageError(f"{what}: {package} is not installed; {command}") from None
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import shlex
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -16,7 +14,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.adapters.injection import refuse_misfits
 from moslora.base.quantized import dequantize, quantized_layers
-from moslora.errors import MosloraError, UsageError, capped, first_line
+from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection, Recipe
 
 UNFIT = {
@@ -90,11 +88,9 @@ def config_of(section: PeftSection) -> Any:
         UsageError: PEFT is missing; the method does not fit, or fields, one line each.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of optional kernels
-    try:
+    with needing("peft", "adapter.peft"):
         from peft.config import PeftConfig, PromptLearningConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-    except ImportError:
-        raise UsageError(f"adapter.peft: needs PEFT: {shlex.quote(sys.executable)} -m pip install peft") from None
     kind, given = section.peft.peft_type, section.peft.model_dump(exclude={"peft_type"})
     kinds: dict[str, Any] = {str(name.value): cls for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     fitting = [name for name, cls in kinds.items() if name not in UNFIT and not issubclass(cls, PromptLearningConfig)]

@@ -1,8 +1,6 @@
 """Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers. bitsandbytes is optional."""
 
 import logging
-import shlex
-import sys
 from typing import Any
 
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moslora.console import note_once
-from moslora.errors import UsageError
+from moslora.errors import UsageError, needing
 from moslora.recipe import ModelSection
 
 BITSANDBYTES = "bitsandbytes>=0.50"
@@ -21,13 +19,8 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
     """transformers' settings for the quantisation of ``section``."""
     # bitsandbytes warns of optional kernels at its import, and of casts in every int8 layer; we note it once.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
+    with needing(BITSANDBYTES, f"model.quantization = {section.quantization}"):
         import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            f"model.quantization = {section.quantization}: bitsandbytes is not installed;"
-            f" {shlex.quote(sys.executable)} -m pip install {shlex.quote(BITSANDBYTES)}"
-        ) from None
     if on_cpu:
         casts = "; in evaluation it also rounds the inputs of these layers to 8 bits" * (section.quantization == "int8")
         note_once(f"{section.quantization} on a CPU: bitsandbytes unpacks a weight for each use, which is slow{casts}")

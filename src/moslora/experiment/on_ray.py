@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, first_line, needing
 from moslora.experiment.file import Planned
 from moslora.experiment.one_run import run_one
 from moslora.training.launch import worker_processes
@@ -49,10 +49,8 @@ def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], 
 @contextmanager
 def _cluster() -> Iterator[Any]:
     """Ray, connected to the cluster at RAY_ADDRESS, or to one of its own on this machine."""
-    try:
+    with needing("ray", "--on ray"):
         import ray
-    except ImportError:
-        raise UsageError("--on ray: ray is not installed; pip install ray") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about that
     terminate = signal.getsignal(signal.SIGTERM)

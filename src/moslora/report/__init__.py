@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from moslora.errors import UsageError
+from moslora.errors import needing
 from moslora.files import new_folder
 
 PAGE = "report.html"
@@ -19,10 +19,8 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
 
     ``evaluation`` names the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
     """
-    try:
+    with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError("a report needs matplotlib; pip install matplotlib") from None
     from moslora.report.page import page
     from moslora.report.runs import reported_runs
 
