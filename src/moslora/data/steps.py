@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,7 +36,6 @@ class StepPlan:
         by_epochs = math.inf if epochs is None else math.ceil(epochs * rows)
         by_steps = math.inf if max_steps is None else max_steps * global_batch_size
         self._end = int(min(by_epochs, by_steps))
-        self._permutations: dict[int, list[int]] = {}
 
     @classmethod
     def of(cls, training: TrainingSection, *, rows: int, seed: int) -> "StepPlan":
@@ -52,15 +52,13 @@ class StepPlan:
             raise IndexError(step)
         begin = step * self.global_batch_size
         end = min(begin + self.global_batch_size, self._end)
-        return [self._permutation(i // self.rows)[i % self.rows] for i in range(begin, end)]
+        draws = (divmod(i, self.rows) for i in range(begin, end))  # the epoch, and the place in it
+        return [_permutation(self.rows, self.seed * 1_000_003 + epoch)[place] for epoch, place in draws]
 
-    def _permutation(self, epoch: int) -> list[int]:
-        if epoch not in self._permutations:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            # A step touches two epochs at most.
-            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            self._permutations[epoch] = torch.randperm(self.rows, generator=generator).tolist()
-        return self._permutations[epoch]
+
+@lru_cache(maxsize=2)  # epochs that a step touches at most
+def _permutation(rows: int, seed: int) -> list[int]:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
@@ -107,11 +105,8 @@ def collate(
 ) -> MicroBatch:
     """A micro-batch of ``rows``. Where its labels are is decided here, on the host: no device is asked for it later.
 
-    Args:
-        rows: encoded; none of them are one token without a label.
-        device: where the tensors go.
-        tasks: names of those with a number of their own; all others have the next number.
-        share: what all rows begin with is laid once; see `moslora.adapters.shares_beginnings`.
+    No rows are one token without a label. ``tasks`` have a number of their own each, all others the next number.
+    ``share``: what all rows begin with is laid once; see `moslora.adapters.shares_beginnings`.
     """
     rows = rows or [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     texts = [row.input_ids for row in rows]
