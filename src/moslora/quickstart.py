@@ -24,11 +24,8 @@ RECIPE = "smollm2-135m"
 
 @stopped("stopped: the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
-    """Runs all steps, or those that are left, in the folder ``out``.
-
-    Returns:
-        The table (header first), and the lines below it: the conclusion, and what to try next.
-    """
+    """Runs all steps, or those that are left, in the folder ``out``. Returns the table (header first), and the lines
+    below it: the conclusion, and what to try next."""
     began = time.monotonic()
     run = Run(out)
     if run.exists:

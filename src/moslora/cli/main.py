@@ -37,7 +37,6 @@ app = typer.Typer(
     cls=Commands,
     help="Fine-tune LLaMA with MoSLoRA: low-rank adapters with a mixer between the factors, ΔW = s · B · M · A.",
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -66,8 +66,7 @@ def plan(
     """
     from moslora.recipe import load_recipe
 
-    resolved = load_recipe(recipe, overrides or ())
-    _print_plan(resolved, processes=processes, gpu_memory=gpu_memory, probing=probe)
+    _print_plan(load_recipe(recipe, overrides or ()), processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 
 def _limit(text: str) -> int:

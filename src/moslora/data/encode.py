@@ -82,12 +82,10 @@ class Encoder:
     def encode_all(
         self, texts: Sequence[tuple[str, str]], *, joint: bool = False, eos: bool = True
     ) -> list[EncodedText]:
-        """Encode (prompt, answer) pairs in batches, which the tokenizer runs in parallel.
+        """Encodes (prompt, answer) pairs in batches, which the tokenizer runs in parallel; an answer may be empty.
 
-        Args:
-            texts: pairs; an answer may be empty.
-            joint: encode each pair as one string; the answer starts at the first token that reaches into it.
-            eos: append the end-of-sequence token, so that a model learns to stop.
+        ``joint`` encodes each pair as one string, whose answer starts at the first token that reaches into it. ``eos``
+        appends the end-of-sequence token, so that a model learns to stop.
         """
         pairs = self._split_by_offsets(texts) if joint or self._joint else self._apart(texts)
         end = [self.tokenizer.eos_token_id] if eos else []

