@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -88,9 +88,10 @@ def merge(
         exact: dict[str, Tensor] = {}
         if isinstance(folder.recipe.adapter, PeftSection):
             exact = merged_by_peft(load_adapted(folder, dtype="float32", quantization=None, layers=quantized))
-        _write_weights(files, pairs, quantized, exact, scratch, dtype=DTYPES[section.dtype])
-        weights = _compare_weights(files, layers, quantized, exact, scratch)
-        del quantized, exact  # before another model is loaded
+        start = Start(files, quantized, exact)
+        _write_weights(start, pairs, scratch, dtype=DTYPES[section.dtype])
+        weights = _compare_weights(start, layers, scratch)
+        del quantized, exact, start  # before another model is loaded
         _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
         merged = log_probabilities(load_base(written), tokenizer)
@@ -108,32 +109,34 @@ def merge(
     return proof
 
 
-def _write_weights(
-    files: Sequence[Path],
-    pairs: Mapping[str, LoraPair],
-    quantized: Mapping[str, nn.Module],
-    exact: Mapping[str, Tensor],
-    out: Path,
-    *,
-    dtype: torch.dtype,
-) -> None:
-    """Writes the base's tensors with every ΔW added, one shard of at most :data:`SHARD_BYTES` in memory at a time.
+class Start(NamedTuple):
+    """The weights that a merge starts from."""
 
-    ``pairs`` has the ΔW of each layer, ``quantized`` what replaces a layer's weight in the base's ``files``, and
-    ``exact`` what is merged already, by PEFT.
-    """
-    with _opened(files) as sources:
-        if missing := {*(f"{name}.weight" for name in (*pairs, *quantized)), *exact} - sources.keys():
-            raise MosloraError(f"{files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
+    files: Sequence[Path]  # of the base
+    quantized: Mapping[str, nn.Module]  # by layer, what replaces its weight in the files
+    exact: Mapping[str, Tensor]  # by tensor, what is merged already, by PEFT
+
+    def tensor(self, key: str, sources: Mapping[str, Any]) -> Tensor:
+        """The tensor ``key``; ``sources`` has the open file of each."""
+        if key in self.exact:
+            return self.exact[key]
+        layer = self.quantized.get(key.removesuffix(".weight"))
+        return sources[key].get_tensor(key) if layer is None else dequantize(layer)
+
+
+def _write_weights(start: Start, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> None:
+    """Writes the base's tensors with the ΔW of every layer in ``pairs``, at most :data:`SHARD_BYTES` in memory."""
+    with _opened(start.files) as sources:
+        if missing := {*(f"{name}.weight" for name in (*pairs, *start.quantized)), *start.exact} - sources.keys():
+            raise MosloraError(f"{start.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
         shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_BYTES)
         for name, keys in shards.filename_to_tensors.items():
             shard = {}
             for key in keys:
-                layer = key.removesuffix(".weight")
-                tensor = exact[key] if key in exact else _base_weight(key, sources, quantized)
-                if layer in pairs:
-                    tensor = _adapted(tensor, pairs[layer], dtype=dtype)
+                tensor = start.tensor(key, sources)
+                if pair := pairs.get(key.removesuffix(".weight")):
+                    tensor = _adapted(tensor, pair, dtype=dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
             save_file(shard, out / name, metadata={"format": "pt"})
     if shards.is_sharded:
@@ -151,26 +154,14 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
         yield sources
 
 
-def _base_weight(key: str, sources: Mapping[str, Any], quantized: Mapping[str, nn.Module]) -> Tensor:
-    """The tensor ``key`` that a merge starts from: the file's, unless ``quantized`` has its layer."""
-    layer = quantized.get(key.removesuffix(".weight"))
-    return sources[key].get_tensor(key) if layer is None else dequantize(layer)
-
-
 @torch.no_grad()
-def _compare_weights(
-    files: Sequence[Path],
-    layers: Mapping[str, AdapterLinear],
-    quantized: Mapping[str, nn.Module],
-    exact: Mapping[str, Tensor],
-    out: Path,
-) -> dict[str, Tensor]:
+def _compare_weights(start: Start, layers: Mapping[str, AdapterLinear], out: Path) -> dict[str, Tensor]:
     """`weight_sums` of each adapted layer in ``out``, by the ΔW it computes with, not its pair, and of ``exact``."""
-    with _opened(files) as base, _opened(out.glob("*.safetensors")) as merged:
-        found = {key: weight_sums(merged[key].get_tensor(key), exact=exact[key], plain=exact[key]) for key in exact}
+    with _opened(start.files) as base, _opened(out.glob("*.safetensors")) as merged:
+        found = {key: weight_sums(merged[key].get_tensor(key), exact=x, plain=x) for key, x in start.exact.items()}
         for name, layer in layers.items():
             key = f"{name}.weight"
-            plain = _base_weight(key, base, quantized)
+            plain = start.tensor(key, base)
             written, delta = merged[key].get_tensor(key), layer.delta_weight()
             found[name] = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
