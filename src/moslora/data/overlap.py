@@ -33,9 +33,8 @@ def content(example: Example) -> Content:
     """The content of ``example``; an instruction row is parsed where possible."""
     example = read_back(example)
     choices = [normal(choice) for choice in example.choices]
-    answer = choices[example.gold]
     listed = () if example.task == INSTRUCTION else tuple(sorted(choices))
-    return Content(normal(full_question(example)), listed, answer)
+    return Content(normal(full_question(example)), listed, choices[example.gold])
 
 
 def digest(example: Example) -> bytes:

@@ -57,8 +57,7 @@ class HarnessModel(TemplateLM):
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
-        keywords = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        ids: list[int] = self.tokenizer(string, **keywords)["input_ids"]
+        ids: list[int] = self.tokenizer(string, add_special_tokens=add_special_tokens is not False)["input_ids"]
         return ids
 
     def _loglikelihood_tokens(

@@ -37,8 +37,7 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
     as the question, which renders to the same text in every format.
     """
     worded = TASKS[task].wording
-    parsed = None if isinstance(worded, Plain) else worded.parse(text)
-    if parsed is None:
+    if isinstance(worded, Plain) or not (parsed := worded.parse(text)):
         return None
     question, choices = parsed
     if task != "hellaswag":

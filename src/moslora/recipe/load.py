@@ -46,10 +46,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
     `extends:` takes a path relative to the file, the name of a built-in recipe, or a list of these. These are
     merged from left to right, then the file itself, then the overrides: mappings merge, everything else replaces.
 
-    Args:
-        source: path, or name of a built-in recipe.
-        overrides: `key.sub=value`, the value in YAML; for example `training.learning_rate=3e-4`.
-        written: it comes from a run folder: files of its tasks are relative to where the run was trained.
+    An override is `key.sub=value`, the value in YAML, such as `training.learning_rate=3e-4`. ``written``: it comes from
+    a run folder, and files of its tasks are relative to where the run was trained.
 
     Raises:
         UsageError: one line for every fault in every file.
