@@ -26,7 +26,7 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
 
     found = reported_runs(paths, evaluation=evaluation)
     with new_folder(out, older=_files(out / PAGE)) as scratch:
-        (scratch / PAGE).write_text(page(*found, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
+        (scratch / PAGE).write_text(page(found, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
     return out / PAGE
 
 

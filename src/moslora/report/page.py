@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from moslora.compare.answers import Questions, read_answers
+from moslora.compare.answers import read_answers
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
@@ -17,7 +17,7 @@ from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.canvas import SERIES, Canvas
 from moslora.report.questions import Changed, most_changed, texts
-from moslora.report.runs import ReportedRun
+from moslora.report.runs import Reported, ReportedRun
 
 CURVES = {
     "loss": "Training loss",
@@ -36,16 +36,9 @@ QUESTIONS = 8
 """Questions that gained most, and as many that lost most."""
 
 
-def page(
-    runs: Sequence[ReportedRun],
-    shared: Questions,
-    line: str,
-    paths: Sequence[Path],
-    *,
-    folder: Path,
-    evaluation: str | None,
-) -> str:
-    """The text of the page about `reported_runs` found at ``paths``; the PNGs are written into ``folder``."""
+def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: str | None) -> str:
+    """The text of the page about the runs ``found`` at ``paths``; the PNGs are written into ``folder``."""
+    runs, shared, line = found
     arms = list(dict.fromkeys(run.arm for run in runs))
     canvas = Canvas(folder, arms)
     firsts = [next(run for run in runs if run.arm == arm) for arm in arms]
@@ -53,8 +46,8 @@ def page(
     changed: list[tuple[str, list[Changed]]] = []
     if first.tuned and first.base:
         examples = texts(first.run.recipe.questions)
-        found = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
-        changed = list(zip(("gained", "lost"), found, strict=True)) if any(found) else []
+        both = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
+        changed = list(zip(("gained", "lost"), both, strict=True)) if any(both) else []
     answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and base and shared]
     scored = {**{run.name: run.tuned for run in runs}, "base": base}
     environment = Environment(

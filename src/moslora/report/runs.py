@@ -50,11 +50,12 @@ class ReportedRun:
             return []
 
 
-def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> tuple[list[ReportedRun], Questions, str]:
-    """The runs at ``paths``: runs, folders of runs, or experiments; the questions that all share, and a line on others.
+Reported = tuple[list[ReportedRun], Questions, str]
+"""Runs, the questions that all share, and a line on others. If all share none, each evaluation is of its own."""
 
-    If all share none, each evaluation is of its own.
-    """
+
+def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> Reported:
+    """What is known of the runs at ``paths``: runs, folders of runs, or experiments."""
     found = {run: arm for path in paths for run, arm in runs_at(path).items()}
     if not found:
         where = ", ".join(map(str, paths))
