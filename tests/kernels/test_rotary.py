@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from moslora.kernels.attention import as_rows, use_rows
 from moslora.kernels.exchange import exchange
 from moslora.kernels.rotary import RotaryAttention, Turned, own_attention
+from moslora.kernels.rows import Rows
 from reference import tiny_llama, token_batch
 
 
@@ -58,3 +60,16 @@ def test_without_rows_it_is_the_plain_module() -> None:
     exchange(model, own_attention)
     assert [type(layer.self_attn) for layer in model.model.layers] == [RotaryAttention] * 2
     assert torch.equal(model.generate(ids, **options), expected[0]) and torch.equal(model(ids).logits, expected[1])
+
+
+def test_a_window_that_transformers_ignores_is_ignored() -> None:
+    """LlamaConfig keeps a key of the model that the weights came from."""
+    model = tiny_llama()
+    model.config.sliding_window = 3
+    ids = token_batch(model)[:1]
+    use_rows(model)
+    rows = Rows((ids.shape[1],), ids.device)
+    expected = model.model(ids, use_cache=False, **as_rows(rows)).last_hidden_state
+    exchange(model, own_attention)
+    found = model.model(ids, use_cache=False, **as_rows(rows)).last_hidden_state
+    torch.testing.assert_close(found, expected)

@@ -1,7 +1,8 @@
 """The factors of all adapters folded, scaled and cast at once for a pass, and one product of layers that read one x.
 
 Replaces what each layer does by itself, on every device: a GPU takes as long to start a kernel as to fold one layer's
-factors. Those of alike layers, one of each decoder layer, are stacked, and each operation is one for all of them.
+factors. Those of alike layers, one of each decoder layer, are stacked, and each operation is one for all of them. So
+the gradients of all are there at the end of the backward pass, and several processes exchange them then.
 """
 
 from collections import defaultdict
@@ -48,8 +49,8 @@ class Families:
 
     @contextmanager
     def folded(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within the block, for one pass forward and backward, the layers have factors that are made at its beginning,
-        for x in ``dtype``, and their weights must stay. But for dropout, results are those of each layer by itself."""
+        """Within the block, of passes between two updates and at most one backwards, the layers have factors that are
+        made at its beginning, for x in ``dtype``. But for dropout, results are those of each layer by itself."""
         try:
             for families in self._alike:
                 _fold(families, dtype)
@@ -73,5 +74,5 @@ def _fold(families: list[tuple[Family, dict[str, nn.Parameter]]], dtype: torch.d
 def _kind(layer: AdapterLinear) -> Hashable:
     """All that decides how a layer drops entries of x and folds A, but for the weights."""
     mixer, a = layer.mixer, layer.lora_a
-    options = str([option for option in vars(mixer).items() if not option[0].startswith("_")])
-    return type(mixer), options, layer.folds, layer.scale, layer.dropout.p, a.shape, a.device
+    known = [(name, value) for name, value in vars(mixer).items() if name[0] != "_" and not torch.is_tensor(value)]
+    return type(mixer), str(known), layer.folds, layer.scale, layer.dropout.p, a.shape, a.device

@@ -51,7 +51,7 @@ class Dropout(nn.Module):
 
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
-    """``x`` with zero for the entries that :meth:`Dropout.draw` found; ``plus`` a tensor like it, in the place of x."""
+    """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; then x is overwritten."""
     if plus is not None:
         if drawn is not None and drawn.dtype == torch.bool:
             return torch.addcmul(plus, x, drawn, out=x)

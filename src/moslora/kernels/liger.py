@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moslora.console import note
+from moslora.errors import first_line
+
 CHANGED = "(Tensor(a!), Tensor(b!))"
 torch.library.define("moslora::swiglu", "(Tensor gate, Tensor up) -> Tensor")
 torch.library.define("moslora::swiglu_backward", f"(Tensor(a!) gate, Tensor(b!) up, Tensor gradient) -> {CHANGED}")
@@ -20,8 +23,16 @@ torch.library.define("moslora::rope", f"(Tensor(a!) q, Tensor(b!) k, Tensor cos,
 
 @cache
 def installed() -> bool:
-    """Whether Liger-Kernel is there, which is imported on use: that takes seconds."""
-    return all(map(find_spec, ("triton", "liger_kernel")))
+    """Whether Liger-Kernel is there, and fits the Triton that is. It is imported on use: that takes seconds."""
+    if not all(map(find_spec, ("triton", "liger_kernel"))):
+        return False
+    try:
+        import_module("liger_kernel.ops.swiglu")
+        import_module("liger_kernel.ops.rope")
+    except Exception as error:  # of whatever kind: without it everything works
+        note(f"Liger-Kernel cannot be imported, and is not used: {first_line(error)}")
+        return False
+    return True
 
 
 def takes(x: Tensor) -> bool:

@@ -29,7 +29,8 @@ class RotaryAttention(nn.Module):
         super().__init__()
         self.__dict__.update(plain.__dict__)
         self.without_rows = type(plain).forward
-        self.window = getattr(plain, "sliding_window", getattr(plain.config, "sliding_window", None))  # or Mistral's
+        of_config = type(plain).__name__ == "MistralAttention"  # others have it themselves; Llama's has none, whatever
+        self.window = getattr(plain.config if of_config else plain, "sliding_window", None)  # its config says
 
     def forward(self, hidden_states: Tensor, *, rows: Rows | None = None, **others: Any) -> Any:
         """Shape ``(1, T, hidden)``, and ``None`` for the weights."""
@@ -63,9 +64,11 @@ def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tupl
     if liger.takes(q):  # in place: q and k come from the layers, their gradients from attention, for this alone
         torch.autograd.graph.increment_version((q, k))
         return torch.ops.moslora.rope(q.detach(), k.detach(), cos, sin, back)
-    found, sign = (q * cos.unsqueeze(2), k * cos.unsqueeze(2)), -1 if back else 1
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    found, (sin1, sin2) = (q * cos, k * cos), sin.chunk(2, -1)
+    sign = -1 if back else 1
     for x, out in zip((q, k), found, strict=True):
-        (x1, x2), (out1, out2), (sin1, sin2) = (each.chunk(2, -1) for each in (x, out, sin.unsqueeze(2)))
+        (x1, x2), (out1, out2) = x.chunk(2, -1), out.chunk(2, -1)
         out1.addcmul_(x2, sin1, value=-sign)
         out2.addcmul_(x1, sin2, value=sign)
     return found

@@ -162,7 +162,10 @@ class Group:
 
     def with_past(self, x: Tensor) -> Tensor:
         """The same behind what each row continues, ``(n · K · (P + L), size)``."""
-        return x.index_select(0, self._all)
+        if not (self.past and torch.is_grad_enabled()):
+            return x.index_select(0, self._all)
+        wide = torch.promote_types(x.dtype, torch.float32)  # in which the gradients of keys that rows share are added
+        return x.to(wide).index_select(0, self._all).to(x.dtype)
 
     def back(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
         """The group's entries of a batch, in the rows' order; in their places of all entries ``out``, where given."""

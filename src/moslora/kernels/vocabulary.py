@@ -71,7 +71,7 @@ def sizes(positions: int, vocabulary: int, device: torch.device) -> tuple[int, i
     were left over would keep it busy about as long."""
     if device.type == "cpu":
         return PIECE_ON_CPU
-    return ceil(positions / ceil(positions * vocabulary / LOGITS_AT_ONCE)), vocabulary
+    return ceil(positions / max(1, ceil(positions * vocabulary / LOGITS_AT_ONCE))), vocabulary
 
 
 def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:

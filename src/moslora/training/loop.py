@@ -113,7 +113,8 @@ def train(
         extras = parts.budget.update(done, skipped=not finite) if parts.budget else {}
         optimizer.zero_grad()
 
-        extras |= {"penalty": penalty} if penalty else {}
+        if penalty:
+            extras["penalty"] = penalty
         values = {"loss": loss, "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"], **extras}
         report(done, tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn), **values)
         if done % settings.validate_every == 0 or done == total:

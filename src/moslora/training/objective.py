@@ -52,7 +52,8 @@ class _ChunkedLoss(torch.autograd.Function):
         """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
         ctx.gradient = torch.empty_like(hidden)
         positions, _ = sizes(len(hidden), len(weight), weight.device)
-        compute, wanted = _by_pieces if weight.device.type == "cpu" else label_loss, ctx.needs_input_grad[0]
+        compute = _by_pieces if weight.device.type == "cpu" else label_loss
+        wanted = ctx.needs_input_grad[0]
         parts = zip(*(x.split(positions) for x in (hidden, labels, ctx.gradient)), strict=True)
         losses = [compute(states, weight, some, out if wanted else None) for states, some, out in parts]
         return sum(losses[1:], start=losses[0])

@@ -69,7 +69,7 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, ma
     """AdamW's update by the clipped gradient, which the device leaves out if the norm, returned, is not finite."""
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trainable(optimizer), max_norm)
-    optimizer.found_inf = (norm * 0).nan_to_num(nan=1.0)  # type: ignore[attr-defined]  # a scaler sets its own
+    optimizer.found_inf = (norm.float() * 0).nan_to_num(nan=1.0)  # type: ignore[attr-defined]  # a scaler sets its own
     scaler.step(optimizer)
     scaler.update()
     return norm

@@ -99,11 +99,11 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
     modules = list(model.modules())
     kinds = {type(module) for module in modules}
-    size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
+    heads = {size for module in modules if isinstance(size := getattr(module, "head_dim", None), int)}
     by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
     dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {
-        "attention": attention.kernel(device, model.dtype, size),
+        "attention": ", ".join(sorted({attention.kernel(device, model.dtype, size) for size in heads})) or None,
         "frozen layers": linear.kernel(device, model.dtype),
         "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
         "RoPE": ("Liger" if by_liger else "in three passes") if RotaryAttention in kinds else "transformers'",
