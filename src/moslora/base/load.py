@@ -120,12 +120,7 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
     if on_cpu and dtype != "float32" and not (dtype == "bfloat16" and multiplies_bfloat16(device)):
         note_once(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
-    changes: dict[str, Any] = {}
-    if quantized:
-        changes["quantization_config"] = quantization_config(section, on_cpu=on_cpu)
-    # Straight to the GPU, not through the host's memory. bitsandbytes by default takes the first GPU, for the CPU too.
-    if quantized or not on_cpu:
-        changes["device_map"] = {"": device}
+    bits = quantization_config(section, on_cpu=on_cpu) if quantized else None
     source = locate(name, revision=section.revision)
     code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     with loading(name, "model"):
@@ -141,8 +136,10 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all are named below
+            quantization_config=bits,
+            # Straight to the GPU, not through the host's memory. bitsandbytes would take the first, for the CPU too.
+            device_map={"": device} if quantized or not on_cpu else None,
             **code,
-            **changes,
         )
     model: PreTrainedModel
     model, info = loaded

@@ -148,8 +148,7 @@ def report(
 
 @app.command()
 def reproduce(
-    run: Annotated[Path, typer.Argument(help="A finished run.", autocompletion=completion.runs)],
-    out: Out = None,
+    run: Annotated[Path, typer.Argument(help="A finished run.", autocompletion=completion.runs)], out: Out = None
 ) -> None:
     """Train a run again, in RUN-again, and compare: bitwise equal, within tolerance, or different from a step on."""
     from moslora.experiment.reproduce import reproduce as train_again
