@@ -298,5 +298,11 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
     assert any("mixed against plain: +0.00 points" in cell and "2 seeds" in cell for cell in found.cells)
     assert {"plain-3", "plain-4", "mixed-3", "mixed-4"} <= {*found.cells}
+    both = ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs, (("mixed", "plain"),))
+    both.write(tmp_path / "exp")
+    text = write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8")
+    for number, first in (("", "plain"), ("-2", "mixed")):  # each against its own first arm
+        assert (tmp_path / "page" / f"differences{number}.png").exists()
+        assert f"difference from {first}, points, each 95 % interval by itself" in text
     shutil.rmtree(tmp_path / "exp" / runs[3].folder)
     assert [run.arm for run in reported_runs([tmp_path / "exp"])[0]] == ["plain", "plain", "mixed"]

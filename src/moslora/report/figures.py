@@ -89,8 +89,8 @@ def _mean(scores: Sequence[Score], metric: str) -> tuple[float, Floats, Floats]:
     return mean, np.abs(ends - mean)[:, None], values[:0]
 
 
-def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title: str) -> Markup:
-    """Per task and on average: each contrast with its 95 % interval."""
+def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], how: str) -> Markup:
+    """Per task and on average: each contrast, all against one arm, with its 95 % interval; ``how`` says which."""
     unit, names = contrasts[0].unit, _names([*contrasts[0].y])
     with canvas.figure(5, _height(len(names), 1 + len(contrasts))) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
@@ -103,7 +103,8 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], title:
                 style = {"color": color, "markersize": 5, "markerfacecolor": color if effect.shown else "none"}
                 axes.plot(middle, row + place, "o", label=label, **style)
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
-        _rows(axes, names, f"{title}, {unit.unit}, 95 % interval; filled: shown", legend=len(contrasts) > 1)
+        label = f"difference from {contrasts[0].before}, {unit.unit}, {how}; filled: shown"
+        _rows(axes, names, label, legend=len(contrasts) > 1)
     return canvas.keep(name, figure)
 
 

@@ -115,12 +115,16 @@ def _comparisons(
             found = compare(places, evaluation=evaluation)
         except MosloraError as error:
             said = [f"Not compared: {line}" for line in str(error).splitlines()]
-            yield {"title": title, "figure": None, "tables": [], "lines": said}
+            yield {"title": title, "figures": [], "tables": [], "lines": said}
             continue
-        contrasts = found.exploratory or found.named
-        figure = figures.differences(canvas, name, contrasts, f"difference from {contrasts[0].before}")
+        contrasts, drawn = found.exploratory or found.named, []
+        how = "each 95 % interval by itself" if found.named and not found.main else "95 % interval"
+        for number, before in enumerate(dict.fromkeys(one.before for one in contrasts)):
+            against = [one for one in contrasts if one.before == before]
+            where = f"{name}-{number + 1}" if number else name
+            drawn.append(figures.differences(canvas, where, against, how))
         said = lines(found) if found.named else []
-        yield {"title": title, "figure": figure, "tables": tables(found), "lines": said}
+        yield {"title": title, "figures": drawn, "tables": tables(found), "lines": said}
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
