@@ -131,6 +131,14 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     assert "Conclusion: each is above lora: learned" in said and "equal to lora" not in "".join(said)
     code, out, _ = run(capsys, "compare", experiment, "--margin", "0.06")
     assert code == 0 and "Conclusion: each is equal to lora within ±0.06 nats: init-only\n" in out
+    few = replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),))
+    replace(few, runs=tuple(one for one in few.runs if one.arm != "learned" or one.seed == 2)).write(experiment)
+    ((_, common, learned, lora),), said = tables(found := compare([experiment])), lines(found)
+    assert (common[:2], lora[:2]) == (["init-only", "6"], ["lora", "6"]), "the most pairs"
+    assert common[2] == f"{found.named[1].means[MACRO][0]:.3f}" != f"{found.named[0].means[MACRO][0]:.3f}"
+    assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "1.000"]
+    assert "shown: learned" in said[-3] + said[-2] and said[-1].startswith("This holds for this base"), said
+    few.write(experiment)
     lost = compare([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
     assert "Conclusion: each is BELOW learned: lora, init-only" in lines(lost) and "2 contrasts" in lines(lost)[0]
 

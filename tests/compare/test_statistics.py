@@ -122,6 +122,14 @@ def test_a_family_of_single_runs_is_of_their_questions() -> None:
     assert same == (pytest.approx((0.0, 0.0)), 0.0, 1.0)
 
 
+def test_one_seed_among_several_is_as_if_it_had_no_runs() -> None:
+    draws = np.random.default_rng(1).normal(0.1, 0.1, (2, 6))
+    several = [effects({"obqa": np.tile(x[:, None], 40)}, binary=False)[MACRO] for x in draws]
+    lone = effects({"obqa": np.random.default_rng(0).normal(5, 1, (1, 300))}, binary=False)[MACRO]
+    one, missing, other = family([several[0], lone, several[1]], margin=0.3, count=3)
+    assert [one, other] == family(several, margin=0.3, count=3) and missing == ((-np.inf, np.inf), 1, 1)
+
+
 def test_a_question_under_six_seeds_is_not_six_questions() -> None:
     """All seeds answer alike: the error is that of one seed, not 1 / √6 of it."""
     d = np.random.default_rng(0).normal(0, 1, (1, 200))

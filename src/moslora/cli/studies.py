@@ -114,7 +114,8 @@ def compare(
     found = compare_runs(
         paths, contrasts=named, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
     )
-    _print(tables(found, margin=margin), lines(found, margin=margin))
+    lower = (found.named or found.exploratory)[0].unit.of_texts  # is better there
+    _print(tables(found, margin=margin), lines(found, margin=margin), best="" if lower else "macro")
 
 
 @app.command()
@@ -157,9 +158,9 @@ def reproduce(
     print(train_again(Run(run), out=out or run.with_name(f"{run.resolve().name}-again")))
 
 
-def _print(tables: Iterable[list[list[str]]], lines: Iterable[str]) -> None:
+def _print(tables: Iterable[list[list[str]]], lines: Iterable[str], *, best: str = "") -> None:
     """Prints tables, an empty line below each, and the lines below them."""
     for table in tables:
-        print_table(table, best="macro")
+        print_table(table, best=best)
         print()
     print(*lines, sep="\n")

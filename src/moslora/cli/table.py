@@ -25,7 +25,10 @@ def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iter
         console = console if console.is_terminal else Console(width=160)  # in a file, no column is cut
         wide = sum(max(map(len, column)) + 1 for column in zip(*rows, strict=True)) > console.width
         table = Table(*(title.replace(" ", "\n" if wide else " ") for title in rows[0]), box=None, pad_edge=False)
-        for column in table.columns[1:]:
+        name, *others = table.columns
+        longest = max((len(row[0]) for row in rows[1:]), default=0)
+        name.no_wrap, name.overflow, name.min_width = True, "fold", min(longest, console.width // 2)
+        for column in others:
             column.justify, column.overflow = "right", "fold"
         cells = [row[rows[0].index(best)] if best in rows[0] else "" for row in rows[1:]]
         numbers = [float(found[0]) if (found := re.search(r"-?\d+\.\d+", cell)) else -math.inf for cell in cells]

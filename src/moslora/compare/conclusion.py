@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
 from moslora.compare.comparison import Comparison, Contrast
 from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Member, family, holm, smallest_p
@@ -12,9 +13,9 @@ def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[
     ``margin`` in the unit of the outcome."""
     main = comparison.main
     if comparison.named and not main:
-        columns = "arm", "simultaneous 95 % interval", "p (equal)", "p (different)"
-        members = _family(comparison, margin)
-        return [_by_arm(comparison, columns, [(c, [c.unit.range(i), *map(probability, p)]) for c, (i, *p) in members])]
+        columns = "arm", "joint 95 % interval", "p (equal)", "p (different)"
+        known = [(one, one.unit.range(i) if i[0] > -inf else "", p) for one, (i, *p) in _family(comparison, margin)]
+        return [_by_arm(comparison, columns, [(one, [i, *map(probability, p)]) for one, i, p in known])]
     effects = [(one, one.effects[MACRO]) for one in comparison.exploratory]
     found = [(one, [one.unit.range(effect.interval), probability(effect.p)]) for one, effect in effects]
     all_arms = [_by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), found)] if found else []
@@ -52,15 +53,17 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
 
 def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Contrast, list[str]]]) -> list[list[str]]:
     """A row per contrast with its last cells, below that of the arm it is against."""
-    unit, tasks, runs = found[0][0].unit, found[0][0].y, {arm.name: str(len(arm.runs)) for arm in comparison.arms}
+    unit, tasks, runs = found[0][0].unit, found[0][0].y, {arm.name: len(arm.runs) for arm in comparison.arms}
     averages = {"macro": MACRO, "micro": MICRO} if len(tasks) > 1 else {task: task for task in tasks}
     rows, before = [[columns[0], "seeds", *averages, "difference", *columns[1:]]], ""
     for one, cells in found:
-        levels = [[unit.level(one.means[name][side]) for name in averages.values()] for side in (0, 1)]
         if one.before != before:
             before = one.before
-            rows.append([before, runs[before], *levels[0], *("" for _ in columns)])
-        rows.append([one.after, str(one.seeds), *levels[1], unit.change(one.effects[MACRO].difference), *cells])
+            most = max((other for other, _ in found if other.before == before), key=lambda other: other.seeds)
+            level = [unit.level(most.means[name][0]) for name in averages.values()]
+            rows.append([before, str(min(runs[before], most.seeds)), *level, *("" for _ in columns)])
+        level = [unit.level(one.means[name][1]) for name in averages.values()]
+        rows.append([one.after, str(one.seeds), *level, unit.change(one.effects[MACRO].difference), *cells])
     return rows
 
 
@@ -114,14 +117,16 @@ def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
     if low := [one.after for one in named if one.majority and one.over_majority.interval[0] <= 0]:
         yield f"NOT above the majority class: {', '.join(low)}"
     found: dict[str, list[str]] = defaultdict(list)
+    if alone := [one.after for one in named if one.seeds == 1 < max(other.seeds for other in named)]:
+        yield f"one seed, where others have several, shows nothing of methods (p = 1): {', '.join(alone)}"
     for one, (_, equal, different) in _family(comparison, margin):
         can = [f"each is equal to {one.before} within ±{margin:g} {unit.unit}"] * (equal <= LEVEL)
         can += [f"each {unit.says[one.effects[MACRO].difference <= 0]} {one.before}"] * (different <= LEVEL)
         for said in can or [f"neither a difference from {one.before} nor equality is shown"]:
             found[said].append(one.after)
     yield from (f"Conclusion: {said}: {', '.join(arms)}" for said, arms in found.items())
-    alone = "this base, these rows, steps and learning rates" if named[0].seeds > 1 else "these models"
-    yield f"This holds for {alone}, and no others."
+    whom = "this base, these rows, steps and learning rates" if any(one.seeds > 1 for one in named) else "these models"
+    yield f"This holds for {whom}, and no others."
 
 
 def conclusion(main: Contrast, *, margin: float) -> str:

@@ -73,13 +73,17 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     - Holm's p of a difference of the ``margin`` m or more, P(T ≥ (m − |D|) / se), of two one-sided tests.
     - Holm's p of no difference, 2 P(T ≥ |D| / se); sign flips over S seeds could not go below 2k / 2^S.
 
-    ``contrasts`` are those with runs; p of the others is 1.
+    ``contrasts`` are those with runs; p of the others is 1. So it is of one seed where others have several, as that
+    says nothing of other seeds; its interval is infinite.
     """
-    laws = [stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300)) for one in contrasts]
-    missing = [1.0] * (count - len(contrasts))
+    several = any(one.degrees < math.inf for one in contrasts)
+    known = [one for one in contrasts if one.degrees < math.inf or not several]
+    laws = [stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300)) for one in known]
+    missing = [1.0] * (count - len(known))
     equal = holm([float(max(law.cdf(-margin), law.sf(margin))) for law in laws] + missing)
     different = holm([2 * float(min(law.cdf(0), law.sf(0))) for law in laws] + missing)
-    return [(law.interval(1 - LEVEL / count), *p) for law, *p in zip(laws, equal, different, strict=False)]
+    found = iter([(law.interval(1 - LEVEL / count), *p) for law, *p in zip(laws, equal, different, strict=False)])
+    return [next(found) if one in known else ((-math.inf, math.inf), 1.0, 1.0) for one in contrasts]
 
 
 def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:
