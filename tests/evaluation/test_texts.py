@@ -133,3 +133,7 @@ def test_a_text_of_one_token_is_refused_unless_there_is_a_bos() -> None:
         measured(make_model(), ["a fox", "a"])
     assert "\n" not in str(error.value)
     assert measured(make_model(), ["a fox", "a"], tokenizer=with_bos()).texts["mine"].n == 2
+    with pytest.raises(UsageError, match=r"\('🦄'\): nothing of this text is predicted.* character"):
+        measured(make_model(), ["🦄"])
+    with pytest.raises(UsageError, match="max_length = 1"):
+        measured(make_model(), ["a fox"], tokenizer=with_bos(), max_length=1)

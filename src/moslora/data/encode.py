@@ -100,12 +100,16 @@ class Encoder:
         return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
 
     def encode_text(self, text: str) -> EncodedText:
-        """A text by itself, as the answer to its first token, or to BOS; without its end if it is too long."""
+        """A text by itself, as the answer to its first token, or to BOS; without its end if it is too long.
+
+        A character of several tokens counts whole with the first of them, so that at the cut, and behind a first token
+        that is context alone, ``bytes`` may be up to 3 off; it is 0 if no character begins behind the context.
+        """
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, ends = [*self._bos, *found["input_ids"]], [end for _, end in found["offset_mapping"]]
+        ids = [*self._bos, *found["input_ids"]]
+        ends = [*(0 for _ in self._bos), *(end for _, end in found["offset_mapping"])]
         kept = ids[: self.max_length]
-        end = len(text) if kept == ids else ends[len(kept) - len(self._bos) - 1]
-        counted = text[:end] if self._bos else text[ends[0] : end] if ends else ""
+        counted = text[ends[0] : len(text) if kept == ids else ends[len(kept) - 1]] if ends else ""
         return EncodedText(kept, 1, truncated=len(kept) < len(ids), bytes=len(counted.encode()))
 
     def training_texts(self, examples: Sequence[Example], format: Format) -> list[EncodedText]:

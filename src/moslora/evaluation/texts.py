@@ -25,8 +25,11 @@ class Texts(Cloze):
     def encode(self, example: Example) -> list[EncodedText]:
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
-            why = "nothing of this text is predicted, since it is one token and the tokenizer adds no BOS; remove it"
-            raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}")
+            why = "nothing of this text is predicted behind its first token"
+            fix = f"remove it, or raise evaluation.max_length = {self.encoder.max_length}"
+            if not text.truncated:
+                why, fix = f"{why} (or character; the tokenizer adds no BOS)", "remove it"
+            raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}; {fix}")
         return [text]
 
     def work(self, example: Example) -> int:
