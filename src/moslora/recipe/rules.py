@@ -53,8 +53,8 @@ def conflicts(
     if named := ", ".join(name for name in data.tasks if name in texts):
         yield "data.tasks", f"texts, such as {named}, are not trained on; name them in evaluation.tasks"
     for name, task in own_tasks.items():
-        if task.texts and (task.train or task.test or task.hub):
-            yield f"tasks.{name}.texts", "a set of texts has no train, test and hub; remove these, or texts"
+        if task.texts and (beside := task.model_dump(exclude={"texts"}, exclude_defaults=True)):
+            yield f"tasks.{name}.texts", f"a set of texts has no {', '.join(beside)}; remove that, or texts"
         elif not (task.train or task.texts) and (name in data.tasks or not task.test):
             yield f"tasks.{name}.train", "is missing; set it, or test alone, for a task of evaluation.tasks"
     if data.source == "commonsense_170k":
