@@ -64,7 +64,7 @@ class Curve:
         if len(rates) == 1 or best not in (rates[0], rates[-1]):
             return ""
         side, inner = ("lowest", rates[1]) if best == rates[0] else ("highest", rates[-2])
-        better = f"one beyond it may be better: add {best**2 / inner:.2g}, or score the arm so with --any-rate"
+        better = f"one beyond it may be better: add {best**2 / inner:.2g}"
         return f"{self.arm}: {best:g} is the {side} learning rate tried; {better}"
 
 
@@ -102,7 +102,7 @@ class Study:
             raise UsageError("\n".join(others))
         with locked(self.out):
             self._finish(self.experiment.search(self.arms), later=len(self.arms) * len(self.experiment.file.seeds))
-            remarks = {curve.arm: curve.remark for curve in self.curves() if curve.remark}
+            remarks = self._remarks()
             for remark in remarks.values():
                 say(remark)
             scored = self.scored()
@@ -119,6 +119,12 @@ class Study:
             return [validation_loss(planned_run(self.out, one)) for one in planned if is_done(self.out, one)]
 
         return [Curve(arm, seeds, {rate: losses(arm, rate) for rate in file.rates(arm)}) for arm in self.arms]
+
+    def _remarks(self) -> dict[str, str]:
+        """Arm -> the remark on its curve, and if the arm waits, the option that scores it."""
+        waiting = {one.arm for one in self.scored() if not (self.any_rate or is_done(self.out, one))}
+        advice = ", or score the arm so with --any-rate"
+        return {one.arm: one.remark + advice * (one.arm in waiting) for one in self.curves() if one.remark}
 
     def scored(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
@@ -182,7 +188,7 @@ class Study:
 
     def closing(self) -> Iterator[str]:
         """The lines below the tables."""
-        yield from (curve.remark for curve in self.curves() if curve.remark)
+        yield from self._remarks().values()
         yield from (f"note: {line}" for line in self._whole().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
         found = [planned_run(self.out, planned) for planned in self.scored() if is_done(self.out, planned)]
