@@ -20,6 +20,7 @@ contrast: [lora, learned]
 outcome: log_probability
 """
 
+ARM, RATES = "learned: methods/moslora", "learning_rates: [1e-3, 2e-3]"
 CHANGES = (
     ("\nseeds:", "\nseed: 1\nseeds:", "seed: ", "recipe"),
     ("lora: methods/lora", "lora: 3", "arms.lora"),
@@ -33,6 +34,10 @@ CHANGES = (
     ("contrast: [lora, learned]\n", "", "contrast: ", "contrasts", "against"),
     ("[1e-3, 2e-3]", "{lroa: [1e-3], others: [2e-3]}", "learning_rates: lroa", "lora, learned"),
     ("[1e-3, 2e-3]", "{lora: [1e-3]}", "learning_rates: ", "learned", "others"),
+    ("[1e-3, 2e-3]", "[]", "learning_rates: ", "at least one"),
+    ("[1e-3, 2e-3]", "1e-3", "learning_rates: ", "a list"),
+    ("[1e-3, 2e-3]", "[1e-3, -1]", "learning_rates.1: "),
+    (f"{ARM}\n{RATES}", f"{ARM}\n  others: methods/dora\n{RATES[:-12]}{{others: [1e-3]}}", "arms.others", "name"),
     ("\nseeds:", "\nfirst: [other]\nseeds:", "first: other", "lora, learned"),
     ("methods/moslora", "{adapter: {mixer: {kind: identity}}}", "arms.learned", "lora"),
     ("methods/moslora", "{data: {rows: 10}}", "arms.learned", "data"),
@@ -44,6 +49,9 @@ CHANGES = (
     ("smollm2-135m", "{extends: smollm2-135m, data: {validation_rows: 0}}", "data.validation_rows = 0"),
     ("[0, 1]", "[0, -1]", "seeds.1"),
     (": log_probability", ": loss", "outcome: "),
+    (": log_probability", ": nats_per_byte", "outcome: nats_per_byte", "passages"),
+    (": log_probability", ": accuracy\nalso: [nats_per_byte]", "outcome: nats_per_byte", "passages"),
+    ("smollm2-135m", "{extends: smollm2-135m, evaluation: {tasks: [passages]}}", "outcome: ", "questions"),
     ("smollm2-135m", "{extends: llama3-8b, evaluation: {protocol: generate}}", "outcome: log_probability", "generate"),
     ("smollm2-135m", "methods/lora", "recipe: model.name"),
 )

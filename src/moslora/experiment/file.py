@@ -22,8 +22,8 @@ SHARED_TRAINING = ("learning_rate", "epochs", "max_steps", "global_batch_size", 
 """Keys that all arms share, so that each seed gives them the same rows in the same order, and the same dropout.
 Learning rates, seeds and names are the experiment's own."""
 
-OTHERS = "others"
-"""Key of the learning rates of all arms that have none of their own."""
+OTHERS, LIST = "others", ""
+"""Keys of the learning rates of all arms that have none of their own: in a mapping, and of a list alone."""
 
 
 def _layer(value: Any) -> Any:
@@ -55,7 +55,7 @@ class ExperimentFile(Section):
     """The arms that run if none are named; empty for all."""
 
     learning_rates: Annotated[
-        dict[str, Rates], BeforeValidator(lambda value: value if isinstance(value, dict) else {OTHERS: value})
+        dict[str, Rates], BeforeValidator(lambda value: value if isinstance(value, dict) else {LIST: value})
     ]
     """Each arm uses the one with the lowest validation loss: of a list for all, or of its own or `others`'."""
 
@@ -82,7 +82,7 @@ class ExperimentFile(Section):
 
     def rates(self, arm: str) -> tuple[float, ...]:
         """The learning rates tried for ``arm``."""
-        return self.learning_rates.get(arm, self.learning_rates.get(OTHERS, ()))
+        return next((self.learning_rates[key] for key in (arm, OTHERS, LIST) if key in self.learning_rates), ())
 
     @property
     def searched(self) -> list[str]:
@@ -194,15 +194,19 @@ def _lines(error: ValidationError) -> Iterator[str]:
         text = {
             "missing": "is missing",
             "extra_forbidden": f"unknown key; must be one of {', '.join(ExperimentFile.model_fields)}",
+            "tuple_type": "must be a list",
+            "too_short": "must have at least one entry",
             "model_type": "must be a mapping of keys, such as recipe, arms, seeds",
         }.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("should ", "must "))
-        place = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+        place = ".".join(str(part) for part in fault["loc"] if part not in ("[key]", LIST))
         yield f"{place}: {text}" if place else text
 
 
 def _faults(file: ExperimentFile) -> Iterator[str]:
     """Parts of the file that do not fit together."""
-    rates = [key for key in file.learning_rates if key != OTHERS]
+    rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
+    if OTHERS in file.arms and LIST not in file.learning_rates:
+        yield f"arms.{OTHERS}: in learning_rates, that is all arms without rates of their own; choose another name"
     for key, named in {"first": file.first, "learning_rates": rates, "contrast or against": chain(*file.named)}.items():
         for arm in dict.fromkeys(named):
             if arm not in file.arms:
@@ -241,3 +245,6 @@ def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe])
     for outcome in (file.outcome, *file.also):
         if OUTCOMES[outcome].scored and common.evaluation.protocol == "generate":
             yield f"outcome: {outcome} does not exist under protocol generate; choose accuracy, or protocol rank"
+        if (texts := OUTCOMES[outcome].of_texts) not in {task.is_text for task in common.questions.tasks}:
+            kind = "texts, such as passages" if texts else "questions, such as obqa"
+            yield f"outcome: {outcome} is of {kind}, and none are asked; add some to evaluation.tasks"
