@@ -19,18 +19,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
-from scipy import stats
 
 from diagrams import INK
 from moslora.compare.answers import Answers, in_common, read_answers
 from moslora.compare.arms import Arm, load_arms
-from moslora.compare.comparison import Comparison, Contrast, compare, compare_arms
+from moslora.compare.comparison import Contrast, compare, compare_arms
 from moslora.compare.conclusion import lines
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.outcomes import OUTCOMES
-from moslora.compare.statistics import LEVEL, MACRO
+from moslora.compare.statistics import MACRO, Member, family
 from moslora.evaluation import Evaluation
 from moslora.evaluation.predictions import mean_and_error
 from moslora.recipe import Recipe, load_recipe
@@ -51,21 +49,29 @@ SHOWN = {**dict.fromkeys(VARIABLES.values(), INK), **{f"c{n}": color for n, colo
 
 @dataclass(frozen=True)
 class Found:
-    """An experiment's runs, by arm, and their answers, all to the same questions; ``base`` are its base's."""
+    """An experiment's runs, by arm, and their answers, all to the same questions; ``base`` are its base's to those of
+    them that it was asked, ``left_out`` says what was asked besides."""
 
     index: ExperimentIndex
     runs: dict[str, list[Run]]
     arms: list[Arm]
     base: Answers | None
+    left_out: str
 
     @property
     def names(self) -> list[str]:
         return [arm.name for arm in self.arms]
 
     @cached_property
-    def comparisons(self) -> dict[str, Comparison]:
-        """Outcome -> every other arm against the first."""
-        return {o: compare_arms(self.arms, outcome=o, tasks=self.tasks(o)) for o in COMPARED}
+    def contrasts(self) -> dict[str, dict[str, tuple[Contrast, Member]]]:
+        """Outcome -> arm -> its contrast with the first, and its numbers in the family: of those drawn or named."""
+        pairs, found = [(self.names[0], name) for name in self.names[1:]], {}
+        for outcome in COMPARED:
+            made = compare_arms(self.arms, contrasts=pairs, outcome=outcome, tasks=self.tasks(outcome)).named
+            count = max(len(made), 1 + len(self.index.others))
+            members = family([one.effects[MACRO] for one in made], margin=0, count=count)
+            found[outcome] = {one.after: (one, member) for one, member in zip(made, members, strict=True)}
+        return found
 
     def tasks(self, outcome: str) -> str:
         """Those that have it."""
@@ -75,8 +81,7 @@ class Found:
 
 def load(folder: Path) -> Found:
     """The scored runs of an experiment, and its base, on the questions that all answered."""
-    index = read_index(folder)
-    if index is None:
+    if not (index := read_index(folder)):
         raise SystemExit(f"{folder}: no experiment.json; give the folder of an experiment")
     arms, runs = [arm.each(with_texts) for arm in load_arms([folder])], defaultdict(list)
     for one in index.runs:
@@ -85,8 +90,9 @@ def load(folder: Path) -> Found:
     beside = [(path := run.evaluation()).with_name(f"{path.name}-base") for its in runs.values() for run in its]
     base = next((read_answers(Evaluation(path)) for path in beside if (path / SETTINGS).is_file()), None)
     every = [run for arm in arms for run in arm.runs.values()]
-    shared, _ = in_common([*every, base] if base else every)
-    return Found(index, runs, [arm.each(lambda run: run.only(shared)) for arm in arms], base and base.only(shared))
+    shared, left_out = in_common(every)
+    arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
+    return Found(index, runs, arms, base and base.only(in_common([*every, base])[0]), left_out)
 
 
 def with_texts(run: Answers) -> Answers:
@@ -95,25 +101,17 @@ def with_texts(run: Answers) -> Answers:
     return replace(run, tasks={**run.tasks} | {t: its for t, its in every.items() if its.outcomes.get(FORGOTTEN)})
 
 
-def simultaneous(contrast: Contrast, count: int) -> tuple[float, float]:
-    """The interval that holds, with those of all ``count`` contrasts, in 95 % of experiments: Bonferroni's."""
-    effect, degrees = contrast.effects[MACRO], contrast.seeds - 1 or np.inf
-    half = float(stats.t.ppf(1 - LEVEL / 2 / count, degrees)) * effect.standard_error
-    return effect.difference - half, effect.difference + half
-
-
 def forest(canvas: Canvas, found: Found) -> Markup:
     """A row for each arm: its differences from the first, their intervals, and the differences that do not matter."""
-    contrasts = {name: {one.after: one for one in found.comparisons[name].exploratory} for name in COMPARED}
-    order = sorted(found.names[1:], key=lambda arm: -contrasts[COMPARED[0]][arm].effects[MACRO].difference)
+    order = sorted(found.names[1:], key=lambda arm: -found.contrasts[COMPARED[0]][arm][0].effects[MACRO].difference)
     with canvas.figure(8.4, 1.5 + 0.29 * len(order), columns=2) as (figure, ((*axes,),)):
         for place, outcome in zip(axes, COMPARED, strict=True):
             unit = OUTCOMES[outcome]
             place.axvspan(-unit.margin, unit.margin, color=SERIES[2], alpha=0.25, lw=0, label="equivalence margin")
             place.axvline(0, color=MUTED, linewidth=1.2)
             for row, arm in enumerate(order):
-                contrast = contrasts[outcome][arm]
-                low, high = (unit.factor * end for end in simultaneous(contrast, len(order)))
+                contrast, (interval, *_) = found.contrasts[outcome][arm]
+                low, high = (unit.factor * end for end in interval)
                 fill = "none" if low <= 0 <= high else SERIES[0]
                 style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill}
                 place.plot((low, high), (row, row), color=SERIES[0], linewidth=1.8, solid_capstyle="round")
@@ -127,7 +125,7 @@ def forest(canvas: Canvas, found: Found) -> Markup:
             place.locator_params(axis="x", nbins=5)
             place.margins(x=0.08)
         figure.set_layout_engine("constrained", w_pad=0.12)
-        for fill, label in ((SERIES[0], "difference shown by its simultaneous 95 % interval"), ("none", "none shown")):
+        for fill, label in ((SERIES[0], "difference shown by its joint 95 % interval"), ("none", "none shown")):
             style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill}
             axes[0].plot([], [], "o-", linewidth=1.8, label=label, **style)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -168,10 +166,11 @@ def cost_of(recipe: Recipe) -> dict[str, Any]:
 
 def arms_table(found: Found) -> str:
     """A row for the base and each arm; below it, what the runs are."""
-    outcomes = [outcome for outcome in (*COMPARED[::-1], FORGOTTEN) if outcome in OUTCOMES]
-    header = ["", "learning rate", *(OUTCOMES[outcome].title for outcome in outcomes), "trained parameters"]
-    rows = [[*header, "step time / LoRA's", "peak memory / LoRA's"]]
-    if found.base:
+    outcomes = (*COMPARED[::-1], FORGOTTEN)
+    costs_of = "trained parameters", "step time / LoRA's", "peak memory / LoRA's"
+    rows = [["", "learning rate", *(OUTCOMES[outcome].title for outcome in outcomes), *costs_of]]
+    first = next(iter(found.arms[0].runs.values()))
+    if found.base and not in_common([first, found.base])[1]:  # otherwise its means would be of other questions
         rows.append(["base", "", *(level([found.base], outcome) for outcome in outcomes), "0", "", ""])
     known = costs()
     for arm in found.arms:
@@ -181,18 +180,19 @@ def arms_table(found: Found) -> str:
         cells = [level([*arm.runs.values()], outcome) for outcome in outcomes]
         rows.append([arm.name, f"{run.recipe.training.learning_rate:g}", *cells, f"{count:,}" if count else "–", *cost])
     seeds = " or ".join(map(str, sorted({len(arm.runs) for arm in found.arms})))
-    asked = [y.shape[2] for y in found.comparisons[COMPARED[0]].exploratory[0].y.values()]
+    asked = [len(first.tasks[task].ids) for task in found.tasks(COMPARED[0]).split(",")]
     facts = [run.facts for runs in found.runs.values() for run in runs]
     made = {(card.get("hardware", {}).get("device"), card.get("versions", {}).get("torch")) for card in facts}
     machines = "; ".join(f"{device}, torch {torch}" for device, torch in made if device) or "Machine not recorded"
     said = f"Means over {seeds} seeds ± standard error; {sum(asked):,} questions of {len(asked)} sets. {machines}."
-    return f"{markdown(rows)}\n\n{said}"
+    return "\n\n".join(filter(None, [markdown(rows), said, found.left_out]))
 
 
 def figures(found: Found) -> Mapping[str, Markup | None]:
     with tempfile.TemporaryDirectory() as folder:
         canvas = Canvas(Path(folder), found.names)
-        runs = [(arm.name, run) for arm in found.arms for run in arm.runs.values()]
+        asked = {task: its.ids for task, its in found.base.tasks.items()} if found.base else {}
+        runs = [(arm.name, run.only(asked)) for arm in found.arms for run in arm.runs.values()]
         traded = gain_and_forgetting(canvas, runs, found.base) if found.base else None
         return {"forest": forest(canvas, found), "gain-and-forgetting": traded}
 

@@ -112,14 +112,35 @@ def test_the_means_are_those_of_the_runs(drawn_folder: Path) -> None:
 
 def test_the_intervals_hold_for_all_arms_at_once(drawn_folder: Path) -> None:
     found = results.load(drawn_folder)
-    contrasts = found.comparisons["log_probability"].exploratory
-    assert [one.after for one in contrasts] == list(METHODS[1:])
-    for one in contrasts:
-        effect = one.effects["macro average"]
-        half = stats.t.ppf(1 - 0.05 / (2 * 5), 3) * effect.standard_error
-        assert results.simultaneous(one, 5) == pytest.approx((effect.difference - half, effect.difference + half))
-        alone = results.simultaneous(one, 1)
-        assert alone == pytest.approx(effect.interval)
+    named = tuple(("lora", f"later-{number}") for number in range(7))
+    for others, count in ((), 5), (named, 8):  # those drawn; all that were named
+        some = replace(found, index=replace(found.index, others=others))
+        contrasts = some.contrasts["log_probability"]
+        assert list(contrasts) == list(METHODS[1:])
+        for one, (interval, *_) in contrasts.values():
+            effect = one.effects["macro average"]
+            half = stats.t.ppf(1 - 0.05 / (2 * count), 3) * effect.standard_error
+            assert interval == pytest.approx((effect.difference - half, effect.difference + half))
+    assert some.left_out == ""
+
+
+def test_two_arms_and_questions_that_one_run_lacks(tmp_path: Path) -> None:
+    write_experiment(tmp_path, methods=("lora", "moslora"), seeds=(0, 1))
+    (columns,) = (tmp_path / "runs" / "moslora-1").glob("eval/*float32/columns.json")
+    (beside,) = tmp_path.glob("runs/*/eval/*-base/columns.json")
+    for file, task, count in (columns, "obqa", 3), (beside, "siqa", 5):
+        written = json.loads(file.read_text())
+        its = written[task]
+        its["ids"], its["gold"] = its["ids"][count:], its["gold"][count:]
+        its["outcomes"] = {name: column[count:] for name, column in its["outcomes"].items()}
+        file.write_text(json.dumps(written))
+    found = results.load(tmp_path)
+    assert {*found.contrasts["accuracy"]} == {"moslora"} and "left out: 3 of obqa" in found.left_out
+    lacking = [len(its.ids) - len(found.base.tasks[task].ids) for task, its in found.arms[0].runs[0].tasks.items()]
+    assert sorted(lacking) == [0, 0, 0, 5], "the arms keep what the base alone was not asked"
+    table = results.arms_table(found)
+    assert "| base" not in table and found.left_out in table
+    assert all(results.figures(found).values())
 
 
 def test_without_texts_or_a_base_there_is_no_forgetting(drawn_folder: Path, tmp_path: Path) -> None:
