@@ -51,11 +51,14 @@ def with_texts(answers: Answers, *, more: float) -> Answers:
     return replace(answers, tasks={**answers.tasks, "mine": texts})
 
 
-def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better() -> None:
+def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     one, other = (drawn(seed, sizes=WIDE) for seed in (1, 2))
     before, after = with_texts(one, more=0), with_texts(other, more=0.02)
     plain, found = compare_arms(arms(a=one, b=other)), compare_arms(arms(a=before, b=after))
     assert [*map(str, lines(found))] == lines(plain) and tables(found) == tables(plain), "texts are no questions"
+    assert "texts are left out: mine; --outcome nats_per_byte" in (said_so := capsys.readouterr()).out + said_so.err
     found = compare_arms(arms(a=before, b=after), outcome="nats_per_byte")
     assert found.main is not None and list(found.main.y) == ["mine"] and not found.main.majority
     assert found.main.effects["mine"].difference == pytest.approx(0.02, abs=0.003)

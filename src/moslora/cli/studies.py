@@ -86,7 +86,8 @@ def compare(
             "--outcome",
             "--metric",
             help="The number compared, per question: accuracy (cloze: per character), log_probability, of texts"
-            " nats_per_byte, or a log's metric. [default: accuracy, acc_norm, acc, exact_match or score]",
+            " nats_per_byte, or a log's metric. [default: of accuracy, acc_norm, acc, exact_match, score, nats_per_byte"
+            " the first that all have]",
         ),
     ] = None,
     margin: Annotated[

@@ -26,8 +26,7 @@ def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iter
         wide = sum(max(map(len, column)) + 1 for column in zip(*rows, strict=True)) > console.width
         table = Table(*(title.replace(" ", "\n" if wide else " ") for title in rows[0]), box=None, pad_edge=False)
         name, *others = table.columns
-        longest = max((len(row[0]) for row in rows[1:]), default=0)
-        name.no_wrap, name.overflow, name.min_width = True, "fold", min(longest, console.width // 2)
+        name.no_wrap, name.min_width = True, min(max(len(row[0]) for row in rows[1:] or rows), console.width // 2)
         for column in others:
             column.justify, column.overflow = "right", "fold"
         cells = [row[rows[0].index(best)] if best in rows[0] else "" for row in rows[1:]]

@@ -138,6 +138,8 @@ def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> list[Arm]:
     found = [(task, its) for arm in arms for run in arm.runs.values() for task, its in run.tasks.items()]
     are_texts = {task: "nats_per_byte" in its.outcomes for task, its in found}
     wanted = outcome == "nats_per_byte" or all(are_texts.values())
+    if (texts := [task for task, kind in are_texts.items() if kind]) and not wanted:
+        note(f"texts are left out: {some(texts)}; --outcome nats_per_byte compares them")
     kept = [task for task, kind in are_texts.items() if kind == wanted] or list(are_texts)
     return [arm.each(lambda run: run.restricted_to(kept)) for arm in arms]
 

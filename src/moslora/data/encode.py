@@ -102,8 +102,8 @@ class Encoder:
     def encode_text(self, text: str) -> EncodedText:
         """A text by itself, as the answer to its first token, or to BOS; without its end if it is too long.
 
-        A character of several tokens counts whole with the first of them, so that at the cut, and behind a first token
-        that is context alone, ``bytes`` may be up to 3 off; it is 0 if no character begins behind the context.
+        A character of several tokens counts with the first of them, so that ``bytes`` may be up to 3 off at either end;
+        it is 0 if no character begins behind the context.
         """
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = [*self._bos, *found["input_ids"]]

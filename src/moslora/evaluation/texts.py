@@ -25,11 +25,9 @@ class Texts(Cloze):
     def encode(self, example: Example) -> list[EncodedText]:
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
-            why = "nothing of this text is predicted behind its first token"
-            fix = f"remove it, or raise evaluation.max_length = {self.encoder.max_length}"
-            if not text.truncated:
-                why, fix = f"{why} (or character; the tokenizer adds no BOS)", "remove it"
-            raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}; {fix}")
+            why = "nothing of this text is predicted, behind one token or character as context; remove it"
+            why += f", or raise evaluation.max_length = {self.encoder.max_length}" * text.truncated
+            raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}")
         return [text]
 
     def work(self, example: Example) -> int:

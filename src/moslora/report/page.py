@@ -117,12 +117,11 @@ def _comparisons(
             said = [f"Not compared: {line}" for line in str(error).splitlines()]
             yield {"title": title, "figures": [], "tables": [], "lines": said}
             continue
-        contrasts, drawn = found.exploratory or found.named, []
+        contrasts = found.exploratory or found.named
         how = "each 95 % interval by itself" if found.named and not found.main else "95 % interval"
-        for number, before in enumerate(dict.fromkeys(one.before for one in contrasts)):
-            against = [one for one in contrasts if one.before == before]
-            where = f"{name}-{number + 1}" if number else name
-            drawn.append(figures.differences(canvas, where, against, how))
+        firsts = dict.fromkeys(one.before for one in contrasts)
+        groups = [[one for one in contrasts if one.before == first] for first in firsts]
+        drawn = [figures.differences(canvas, name + f"-{n}" * (n > 1), its, how) for n, its in enumerate(groups, 1)]
         said = lines(found) if found.named else []
         yield {"title": title, "figures": drawn, "tables": tables(found), "lines": said}
 
