@@ -60,10 +60,10 @@ def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Co
         if one.before != before:
             before = one.before
             most = max((other for other, _ in found if other.before == before), key=lambda other: other.seeds)
-            level = [unit.level(most.means[name][0]) for name in averages.values()]
-            rows.append([before, str(min(runs[before], most.seeds)), *level, *("" for _ in columns)])
-        level = [unit.level(one.means[name][1]) for name in averages.values()]
-        rows.append([one.after, str(one.seeds), *level, unit.change(one.effects[MACRO].difference), *cells])
+            levels = (unit.level(most.means[name][0]) for name in averages.values())
+            rows.append([before, str(min(runs[before], most.seeds)), *levels, *("" for _ in columns)])
+        levels = (unit.level(one.means[name][1]) for name in averages.values())
+        rows.append([one.after, str(one.seeds), *levels, unit.change(one.effects[MACRO].difference), *cells])
     return rows
 
 

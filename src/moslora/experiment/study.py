@@ -102,8 +102,7 @@ class Study:
             raise UsageError("\n".join(others))
         with locked(self.out):
             self._finish(self.experiment.search(self.arms), later=len(self.arms) * len(self.experiment.file.seeds))
-            remarks = self._remarks()
-            for remark in remarks.values():
+            for remark in (remarks := self._remarks()).values():
                 say(remark)
             scored = self.scored()
             left = [one for one in scored if self.any_rate or one.arm not in remarks or is_done(self.out, one)]
@@ -201,13 +200,13 @@ class Study:
 
     def _scores(self, found: Sequence[Curve]) -> list[list[str]]:
         file = self.experiment.file
-        texts = any(task.is_text for task in self.experiment.recipes[self.arms[0]].questions.tasks)
+        recipe = self.experiment.recipes[self.arms[0]]  # all ask the same
+        texts = any(task.is_text for task in recipe.questions.tasks)
         named = dict.fromkeys((file.outcome, *file.also, *OUTCOMES))
         order = [outcome for outcome in named if texts or not OUTCOMES[outcome].of_texts]
         rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in order)]]
         scored = [(one.arm, planned_run(self.out, one)) for one in self.scored()]
-        recipe = self.experiment.recipes[self.arms[0]]  # all ask the same, and may have been asked more since
-        planned = [task.name for task in recipe.questions.tasks], recipe.evaluation.limit
+        planned = [task.name for task in recipe.questions.tasks], recipe.evaluation.limit  # may have been asked more
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
