@@ -77,13 +77,15 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     says nothing of other seeds; its interval is infinite.
     """
     several = any(one.degrees < math.inf for one in contrasts)
-    known = [one for one in contrasts if one.degrees < math.inf or not several]
+    counts = [one.degrees < math.inf or not several for one in contrasts]
+    known = itertools.compress(contrasts, counts)
+    known = itertools.compress(contrasts, counts)
     laws = [stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300)) for one in known]
-    missing = [1.0] * (count - len(known))
+    missing = [1.0] * (count - len(laws))
     equal = holm([float(max(law.cdf(-margin), law.sf(margin))) for law in laws] + missing)
     different = holm([2 * float(min(law.cdf(0), law.sf(0))) for law in laws] + missing)
     found = iter([(law.interval(1 - LEVEL / count), *p) for law, *p in zip(laws, equal, different, strict=False)])
-    return [next(found) if one in known else ((-math.inf, math.inf), 1.0, 1.0) for one in contrasts]
+    return [next(found) if known else ((-math.inf, math.inf), 1.0, 1.0) for known in counts]
 
 
 def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:

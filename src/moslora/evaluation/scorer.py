@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -47,6 +48,10 @@ class Scorer(ABC, Generic[Question, Found]):
         """Questions computed together on the model's device."""
         return self.cpu_block * (1 if self.model.device.type == "cpu" else BLOCKS_ON_GPU)
 
+    @cached_property
+    def _families(self) -> Families:
+        return Families(self.model)
+
     @abstractmethod
     def encode(self, example: Example) -> Question:
         """The question as tokens; fails if the protocol cannot score it."""
@@ -73,7 +78,7 @@ class Scorer(ABC, Generic[Question, Found]):
         """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself."""
         name_task(self.model, None if examples[0].is_text else examples[0].task)
         questions = [self.encode(example) for example in examples]
-        with Families(self.model).folded(self.model.dtype):
+        with self._families.folded(self.model.dtype):
             found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
         return [self.read(*each) for each in zip(examples, questions, found, strict=True)]
 

@@ -10,7 +10,7 @@ text longer than ``evaluation.max_length`` loses its end.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scipy import stats
+from scipy.special import stdtrit  # not scipy.stats, which takes a tenth of a command's start
 
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
@@ -52,6 +52,6 @@ class TextScore:
 def score_texts(predictions: Sequence[Prediction]) -> TextScore:
     """The numbers of one set of texts from its predictions (at least one)."""
     n, (mean, error) = len(predictions), mean_and_error([METRICS["nats_per_byte"](p) for p in predictions])
-    half = error and float(stats.t.ppf(0.975, n - 1)) * error
+    half = error and float(stdtrit(n - 1, 0.975)) * error
     interval = None if half is None else (mean - half, mean + half)
     return TextScore(n, mean, error, interval, sum(p.truncated for p in predictions))
