@@ -244,6 +244,8 @@ DOTTED = [key for key, _, _ in trace_recipe("smollm2-135m")]
 @example(overrides=["training.epochs=&a {b: *a}"])
 @example(overrides=["model.name=\ud800"])
 @example(overrides=["a\nb=1", "\ud800=1", "=", ""])
+@example(overrides=["-=null"])
+@example(overrides=["=", "-\n"])
 @example(overrides=["name=a\u2028b", 'tracking.project="a\\nb"'])
 @example(overrides=["extends=llama3-8b"])
 def test_any_override_is_laid_or_refused(overrides: list[str]) -> None:
