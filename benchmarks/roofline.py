@@ -95,7 +95,7 @@ CONTESTANTS: dict[str, Callable[..., Made]] = {
 }
 
 
-HOST = {"moslora": (142e-3, 7.5e-3), "peft": (157e-3, 0.3e-3)}
+HOST = {"moslora": (110e-3, 6.2e-3), "peft": (124e-3, 0.3e-3)}
 """By ``--host``, of ours and of PEFT's: the host's seconds of a step with 32 layers, and of a wait. Our loop waits at
 the end of a step, transformers before its first layer."""
 

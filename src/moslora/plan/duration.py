@@ -16,7 +16,7 @@ from moslora.training.prepare import prepare
 PROBED_STEPS = 5
 """Steps that are timed, after one that is not."""
 
-SHARE_OF_PEAK = 0.45
+SHARE_OF_PEAK = 0.46
 """Share of a GPU's peak that training reaches, by the estimate of ``python benchmarks/roofline.py`` for LLaMA-3-8B on
 an H100: docs/speed.md, "On a GPU: an estimate". No GPU has measured it."""
 

@@ -135,9 +135,8 @@ def _resolve(
 ) -> tuple[Recipe, list[Layer]]:
     """A recipe and its layers, over those `beneath`."""
     if dashed := [text for text in (str(source), *overrides) if text.startswith("-")]:
-        what = "recipe" if dashed[0] == str(source) else "override"
         raise UsageError(
-            f"{what} {dashed[0]!r}: no such option; a value is typed without dashes: training.learning_rate=1e-4"
+            f"override {dashed[0]!r}: no such option; a value is typed without dashes: training.learning_rate=1e-4"
         )
     path = find_recipe(source)
     faults: list[str] = []
