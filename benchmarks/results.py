@@ -28,7 +28,7 @@ from moslora.compare.comparison import Contrast, compare, compare_arms
 from moslora.compare.conclusion import lines
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.outcomes import OUTCOMES
-from moslora.compare.statistics import MACRO, Member, family
+from moslora.compare.statistics import LEVEL, MACRO, Member, family
 from moslora.evaluation import Evaluation
 from moslora.evaluation.predictions import mean_and_error
 from moslora.recipe import Recipe, load_recipe
@@ -89,6 +89,9 @@ def load(folder: Path) -> Found:
             runs[one.arm].append(Run(folder / one.folder))
     beside = [(path := run.evaluation()).with_name(f"{path.name}-base") for its in runs.values() for run in its]
     base = next((read_answers(Evaluation(path)) for path in beside if (path / SETTINGS).is_file()), None)
+    arms.sort(key=lambda arm: arm.name != index.contrast[0])  # the one that the others are against comes first
+    if arms[0].name != index.contrast[0]:
+        raise SystemExit(f"{folder}: no scored run of {index.contrast[0]}, which the others are against")
     every = [run for arm in arms for run in arm.runs.values()]
     shared, left_out = in_common(every)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
@@ -110,9 +113,9 @@ def forest(canvas: Canvas, found: Found) -> Markup:
             place.axvspan(-unit.margin, unit.margin, color=SERIES[2], alpha=0.25, lw=0, label="equivalence margin")
             place.axvline(0, color=MUTED, linewidth=1.2)
             for row, arm in enumerate(order):
-                contrast, (interval, *_) = found.contrasts[outcome][arm]
+                contrast, (interval, _, different) = found.contrasts[outcome][arm]
                 low, high = (unit.factor * end for end in interval)
-                fill = "none" if low <= 0 <= high else SERIES[0]
+                fill = SERIES[0] if different <= LEVEL else "none"
                 style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill}
                 place.plot((low, high), (row, row), color=SERIES[0], linewidth=1.8, solid_capstyle="round")
                 place.plot(unit.factor * contrast.effects[MACRO].difference, row, "o", **style)
@@ -125,7 +128,7 @@ def forest(canvas: Canvas, found: Found) -> Markup:
             place.locator_params(axis="x", nbins=5)
             place.margins(x=0.08)
         figure.set_layout_engine("constrained", w_pad=0.12)
-        for fill, label in ((SERIES[0], "difference shown by its joint 95 % interval"), ("none", "none shown")):
+        for fill, label in ((SERIES[0], "difference shown (Holm)"), ("none", "none shown")):
             style = {"color": SERIES[0], "markersize": 5.5, "markerfacecolor": fill}
             axes[0].plot([], [], "o-", linewidth=1.8, label=label, **style)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

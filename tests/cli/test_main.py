@@ -119,7 +119,9 @@ def test_who_puts_dashes_before_a_value_is_shown_how_it_is_typed(
     for typed in (("smollm2-135m", "--lr", "1e-4"), ("--lr=1e-4", "smollm2-135m")):
         code, _, err = run(capsys, *command.split(), *typed)
         assert code == 2 and err.count("\n") == 1
-        assert f"override {typed[-2] if '--lr' in typed else typed[0]!r}: " in err and "training.learning_rate=1e-4" in err
+        assert (
+            f"override {typed[-2] if '--lr' in typed else typed[0]!r}: " in err and "training.learning_rate=1e-4" in err
+        )
 
 
 def test_a_warm_up_as_long_as_the_run_is_noted(

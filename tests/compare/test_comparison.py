@@ -140,7 +140,10 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     assert (common[:2], lora[:2]) == (["init-only", "6"], ["lora", "6"]), "the most pairs"
     assert common[2] == f"{found.named[1].means[MACRO][0]:.3f}" != f"{found.named[0].means[MACRO][0]:.3f}"
     assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "1.000"]
-    assert "shown: learned" in said[-3] + said[-2] and said[-1].startswith("This holds for this base"), said
+    assert "shown: learned" in said[-2] + said[-1] and all(line.startswith("Conclusion: ") for line in said[-2:]), said
+    assert said[-3].startswith("what is concluded holds for this base"), said
+    replace(few, others=(("init-only", "none"),), contrast=("init-only", "lora")).write(experiment)
+    assert not compare([experiment]).exploratory, "of a family nothing is drawn that was not named"
     few.write(experiment)
     lost = compare([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
     assert "Conclusion: each is BELOW learned: lora, init-only" in lines(lost) and "2 contrasts" in lines(lost)[0]

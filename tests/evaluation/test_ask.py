@@ -16,7 +16,7 @@ from moslora.evaluation.ask import as_example, ask, read_typed
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
-from moslora.tasks import Example
+from moslora.tasks import PASSAGES, Example
 from moslora.training import train_recipe
 
 SHAPES = {
@@ -91,6 +91,8 @@ def test_yes_and_no_are_boolqs_in_its_own_order() -> None:
         assert example == Example("question", "boolq", "Is rain cold", ("true", "false"), 0) and found == names
     example, _ = as_example("Is rain cold?", ("Yes", "No"), task="arc_easy")
     assert example.task == "arc_easy" and example.choices == ("Yes", "No")
+    example, _ = as_example("Why?", ("a", "b"), own={"passages": PASSAGES})
+    assert example.task == "arc_easy", "of texts nothing is asked"
 
 
 ASKED = ("--question", "why", "--option", "a", "--option", "b")

@@ -136,6 +136,11 @@ def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated:
     texts = write_report([run], out=tmp_path / "page").read_text("utf-8")
     assert (tmp_path / "page" / "gain-and-forgetting.png").exists() and "nats per byte" in texts
     assert "nats per byte" not in write_report([evaluated], out=tmp_path / "without").read_text("utf-8")
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    for file in other.glob("eval/*/settings.json"):
+        file.write_text(file.read_text("utf-8").replace('"float32"', '"float64"'))
+    write_report([run, other], out=tmp_path / "both")
+    assert not (tmp_path / "both" / "gain-and-forgetting.png").exists(), "distances from two bases"
 
 
 @pytest.mark.parametrize("asked", ["one task of three", "another task"])
@@ -304,5 +309,6 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
     for number, first in (("", "plain"), ("-2", "mixed")):  # each against its own first arm
         assert (tmp_path / "page" / f"differences{number}.png").exists()
         assert f"difference from {first}, points, each 95 % interval by itself" in text
+    assert text.count('class="verdict"') == text.count('class="verdict">Conclusion: ') > 0
     shutil.rmtree(tmp_path / "exp" / runs[3].folder)
     assert [run.arm for run in reported_runs([tmp_path / "exp"])[0]] == ["plain", "plain", "mixed"]

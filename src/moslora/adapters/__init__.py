@@ -17,22 +17,6 @@ from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS, build_mixer
 from moslora.adapters.mixers.base import Mixer, NotMergeable
 
-__all__ = [
-    "MIXERS",
-    "AdapterLinear",
-    "Families",
-    "LoraPair",
-    "Magnitude",
-    "Mixer",
-    "NotMergeable",
-    "adapter_penalty",
-    "adapter_state_dict",
-    "build_mixer",
-    "describe_batch",
-    "fold",
-    "has_learned",
-    "inject",
-    "named_adapters",
-    "shares_beginnings",
-    "task_names",
-]
+__all__ = ["MIXERS", "AdapterLinear", "Families", "LoraPair", "Magnitude", "Mixer", "NotMergeable"]
+__all__ += ["adapter_penalty", "adapter_state_dict", "build_mixer", "describe_batch", "fold", "has_learned"]
+__all__ += ["inject", "named_adapters", "shares_beginnings", "task_names"]

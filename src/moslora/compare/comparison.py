@@ -89,7 +89,7 @@ def compare(
             planned, there = (index.contrast, *index.others), {arm.name for arm in arms}
             contrasts, count = [pair for pair in planned if there.issuperset(pair)] or planned, len(planned)
     found = compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
-    return replace(found, count=max(count, found.count))
+    return replace(found, count=max(count, found.count), exploratory=found.exploratory if count < 2 else ())
 
 
 def compare_arms(

@@ -68,7 +68,7 @@ def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Co
 
 
 def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
-    """The lines below the tables, the conclusion last; ``margin`` in the unit of the outcome."""
+    """The lines below the tables, the conclusions last; ``margin`` in the unit of the outcome."""
     main, questions = comparison.main, [comparison.questions] if comparison.questions else []
     if not comparison.named:
         names = ",".join(arm.name for arm in comparison.arms[:2])
@@ -124,9 +124,9 @@ def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
         can += [f"each {unit.says[one.effects[MACRO].difference <= 0]} {one.before}"] * (different <= LEVEL)
         for said in can or [f"neither a difference from {one.before} nor equality is shown"]:
             found[said].append(one.after)
-    yield from (f"Conclusion: {said}: {', '.join(arms)}" for said, arms in found.items())
     whom = "this base, these rows, steps and learning rates" if any(one.seeds > 1 for one in named) else "these models"
-    yield f"This holds for {whom}, and no others."
+    yield f"what is concluded holds for {whom}, and no others"
+    yield from (f"Conclusion: {said}: {', '.join(arms)}" for said, arms in found.items())
 
 
 def conclusion(main: Contrast, *, margin: float) -> str:

@@ -79,7 +79,6 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     several = any(one.degrees < math.inf for one in contrasts)
     counts = [one.degrees < math.inf or not several for one in contrasts]
     known = itertools.compress(contrasts, counts)
-    known = itertools.compress(contrasts, counts)
     laws = [stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300)) for one in known]
     missing = [1.0] * (count - len(laws))
     equal = holm([float(max(law.cdf(-margin), law.sf(margin))) for law in laws] + missing)

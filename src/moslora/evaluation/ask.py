@@ -79,14 +79,15 @@ def as_example(
         question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".
         options: two or more; for BoolQ true and false, yes and no, or none.
         task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
-        own: the tasks of a run's recipe; the only one is the default.
+        own: the tasks of a run's recipe; the only one with questions is the default.
     """
     question, options = question.strip(), tuple(option.strip() for option in options if option.strip())
     if not question:
         raise UsageError("the question is empty; give it with --question, or type it")
     truths = [option.lower() for option in options]
     order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
-    default = next(iter(own)) if own and len(own) == 1 else "boolq" if order else "arc_easy"
+    asked = [name for name, its in (own or {}).items() if not its.is_text]
+    default = asked[0] if len(asked) == 1 else "boolq" if order else "arc_easy"
     entry, *others = resolve_tasks(task or default, own)
     if others:
         raise UsageError("--task: must be a single task for one question")

@@ -18,9 +18,6 @@ from moslora.experiment.file import Planned
 from moslora.experiment.one_run import run_one
 from moslora.training.launch import worker_processes
 
-RETRIES = 10
-"""Restarts of a run whose worker or machine was lost."""
-
 
 @contextmanager
 def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
@@ -33,7 +30,7 @@ def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], 
         cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
         processes = 1 if gpus else max(1, min(worker_processes(), cores))
-        task = ray.remote(num_cpus=processes, num_gpus=gpus, max_retries=RETRIES)(_run)
+        task = ray.remote(num_cpus=processes, num_gpus=gpus, max_retries=10)(_run)
         started = [
             task.options(name=planned.name).remote(planned, out=out, folder=os.getcwd(), processes=processes)
             for planned in runs

@@ -26,9 +26,6 @@ TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage
 LABELLED = 0.25
 """Share of the tokens that are taken as labelled where the loss is on the answers and no row is at hand."""
 
-STEPS_LOOKED_AT = 4_096
-"""Steps among which the largest is looked for, where the rows are at hand."""
-
 
 @dataclass(frozen=True)
 class Outline:
@@ -43,13 +40,13 @@ class Outline:
     lines: list[str]  # the run in words
 
     def share_of_a_step(self, processes: int) -> Work:
-        """The largest share of a step that one of ``processes`` has, as one micro-batch, with the longest row of all;
-        without rows at hand, all are of ``max_length``."""
+        """The largest share of a step (of the first 4,096) that one of ``processes`` has, as one micro-batch, with the
+        longest row of all; without rows at hand, all are of ``max_length``."""
         if self.data is None:
             rows = -(-self.plan.global_batch_size // processes)
             return Work((self.max_length,) * rows, self.labelled)
         lengths = self.data.rows.lengths()
-        steps = [self.plan[step] for step in range(min(len(self.plan), STEPS_LOOKED_AT))]
+        steps = [self.plan[step] for step in range(min(len(self.plan), 4_096))]
         shares = [sorted(lengths[row] for row in step[rank::processes]) for step in steps for rank in range(processes)]
         longest = max(share[-1] for share in shares if share)
         return Work((*max(shares, key=sum)[:-1], longest), self.labelled)

@@ -73,6 +73,11 @@ class Canvas:
     def color(self, arm: str) -> str:
         return SERIES[self.arms.index(arm) % len(SERIES)] if arm in self.arms else SERIES[0]
 
+    def style(self, arm: str) -> tuple[str, str]:
+        """Marker and line style, which tell arms of one colour apart."""
+        turn = self.arms.index(arm) // len(SERIES) % 3 if arm in self.arms else 0
+        return "os^"[turn], ("-", "--", ":")[turn]
+
     def keep(self, name: str, figure: Figure) -> Markup:
         """Writes ``FOLDER/NAME.png``, and returns the SVG for the page."""
         text = io.StringIO()

@@ -14,24 +14,22 @@ from moslora.evaluation import Evaluation, Score
 from moslora.report.canvas import GRID, INK, MUTED, Canvas, in_steps, new_label
 from moslora.report.runs import ReportedRun
 
-SMOOTHED = 100
-"""Points from which a curve is drawn faint, under its running mean over a thirtieth of them."""
-
 
 def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) -> Markup | None:
-    """One metric over the steps, a line per run; ``None`` if no run has it."""
+    """One metric over the steps, a line per run; ``None`` if no run has it. 100 points or more are drawn faint, under
+    their running mean over a thirtieth of them."""
     if not any(run.curve(metric)[0] for run in runs):
         return None
     with canvas.figure(4.8, 2.5) as (figure, axes):
         for run in runs:
             steps, values = run.curve(metric)
-            color, label = canvas.color(run.arm), new_label(axes, run.arm)
-            width = len(values) // 30 if len(values) >= SMOOTHED else 1
+            color, (marker, line), label = canvas.color(run.arm), canvas.style(run.arm), new_label(axes, run.arm)
+            width = len(values) // 30 if len(values) >= 100 else 1
             if width > 1:
                 axes.plot(steps, values, linewidth=0.6, alpha=0.3, color=color)
             smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-            marks = {"marker": "o" if len(values) <= 12 else "", "markersize": 3.5}
-            axes.plot(steps[width - 1 :], smooth, linewidth=1.6, color=color, label=label, **marks)
+            style = {"linestyle": line, "marker": marker if len(values) <= 12 else "", "markersize": 3.5}
+            axes.plot(steps[width - 1 :], smooth, linewidth=1.6, color=color, label=label, **style)
         in_steps(axes, title, "step")
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         if metric in ("learning_rate", "tokens_per_second", "grad_norm"):
@@ -61,7 +59,7 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> 
                 mean, errors, values = _mean([its[name] for its in scores if name in its], metric)
                 color, label = MUTED if arm == "base" else canvas.color(arm), new_label(axes, arm)
                 axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
-                style = {"fmt": "o", "markersize": 5, "elinewidth": 1.5}
+                style = {"fmt": canvas.style(arm)[0], "markersize": 5, "elinewidth": 1.5}
                 style["markerfacecolor"] = "none" if arm == "base" else color
                 axes.errorbar(mean, place, xerr=errors, color=color, label=label, **style)
         error = "; of several seeds ± one standard error" if any(len(its) > 1 for its in series.values()) else ""
@@ -101,7 +99,7 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], how: s
                 ends, middle = [unit.factor * end for end in effect.interval], unit.factor * effect.difference
                 axes.plot(ends, [row + place] * 2, color=color, linewidth=1.8, solid_capstyle="round")
                 style = {"color": color, "markersize": 5, "markerfacecolor": color if effect.shown else "none"}
-                axes.plot(middle, row + place, "o", label=label, **style)
+                axes.plot(middle, row + place, canvas.style(contrast.after)[0], label=label, **style)
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         label = f"difference from {contrasts[0].before}, {unit.unit}, {how}; filled: shown"
         _rows(axes, names, label, legend=len(contrasts) > 1)

@@ -48,7 +48,9 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
         examples = texts(first.run.recipe.questions)
         both = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
         changed = list(zip(("gained", "lost"), both, strict=True)) if any(both) else []
-    answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and base and shared]
+    asked = {str((one.settings.asked, one.settings.model)) for one in (base, *(run.tuned for run in runs)) if one}
+    alike = base is not None and bool(shared) and len(asked) == 1  # else their distances from it mean nothing
+    answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and alike]
     scored = {**{run.name: run.tuned for run in runs}, "base": base}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -115,15 +117,17 @@ def _comparisons(
             found = compare(places, evaluation=evaluation)
         except MosloraError as error:
             said = [f"Not compared: {line}" for line in str(error).splitlines()]
-            yield {"title": title, "figures": [], "tables": [], "lines": said}
+            yield {"title": title, "figures": [], "tables": [], "lines": [], "verdicts": said}
             continue
         contrasts = found.exploratory or found.named
         how = "each 95 % interval by itself" if found.named and not found.main else "95 % interval"
         firsts = dict.fromkeys(one.before for one in contrasts)
         groups = [[one for one in contrasts if one.before == first] for first in firsts]
         drawn = [figures.differences(canvas, name + f"-{n}" * (n > 1), its, how) for n, its in enumerate(groups, 1)]
-        said = lines(found) if found.named else []
-        yield {"title": title, "figures": drawn, "tables": tables(found), "lines": said}
+        said, verdicts = list[str](), list[str]()
+        for line in lines(found) if found.named else ():
+            (verdicts if line.startswith("Conclusion: ") else said).append(line)
+        yield {"title": title, "figures": drawn, "tables": tables(found), "lines": said, "verdicts": verdicts}
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:

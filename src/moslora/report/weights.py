@@ -9,17 +9,14 @@ from markupsafe import Markup
 from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, in_steps, new_label
 from moslora.report.runs import ReportedRun
 
-MAPS = 6
-"""Layers whose M is drawn."""
-
 
 def heat_maps(canvas: Canvas, run: ReportedRun) -> Markup | None:
-    """M of some layers, of each kind from the first to the last, and below it M − M₀; ``None`` if no layer has one."""
+    """M of up to six layers, of each kind from first to last, and below it M − M₀; ``None`` if no layer has one."""
     known = [(one, one.mixer, one.start) for one in run.layers if one.mixer is not None and one.start is not None]
     if not known:
         return None
     known.sort(key=lambda one: one[0].kind)
-    chosen = np.linspace(0, len(known) - 1, min(MAPS, len(known))).astype(int)
+    chosen = np.linspace(0, len(known) - 1, min(6, len(known))).astype(int)
     layers, mixers, starts = zip(*(known[n] for n in chosen), strict=True)
     maps = [mixers, [mixer - start for mixer, start in zip(mixers, starts, strict=True)]]
     with canvas.figure(1.5 * len(layers) + 0.6, 3.4, rows=2, columns=len(layers)) as (figure, axes):
