@@ -2,7 +2,7 @@
 
 import pytest
 
-from moslora.errors import SHOWN_FAULTS, capped
+from moslora.errors import SHOWN_FAULTS, UsageError, capped, needing
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,19 @@ from moslora.errors import SHOWN_FAULTS, capped
 def test_many_faults_are_so_many_lines_and_a_count(count: int, last: str) -> None:
     lines = capped([f"fault {i}" for i in range(count)]).split("\n")
     assert lines[-1] == last and len(lines) == min(count, SHOWN_FAULTS + 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named 'peft'", name="peft"), "x: peft is not installed; "),
+        (
+            ImportError("cannot import name 'a' from 'b'", name="b"),
+            "x: peft cannot be imported (cannot import name 'a'",
+        ),
+    ],
+)
+def test_a_package_that_is_missing_is_told_from_one_that_does_not_fit(error: ImportError, said: str) -> None:
+    with pytest.raises(UsageError) as told, needing("peft", "x"):
+        raise error
+    assert str(told.value).startswith(said) and str(told.value).endswith("-m pip install peft")

@@ -67,9 +67,10 @@ def needing(package: str, what: str) -> Iterator[None]:
     """Tells how to install the optional ``package`` if the block, which imports it for ``what``, cannot."""
     try:
         yield
-    except ImportError:
+    except ImportError as error:
+        fault = "is not installed" if error.name == package else f"cannot be imported ({first_line(error)})"
         command = f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
-        raise UsageError(f"{what}: {package} is not installed; {command}") from None
+        raise UsageError(f"{what}: {package} {fault}; {command}") from None
 
 
 @contextmanager

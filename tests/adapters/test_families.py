@@ -67,6 +67,7 @@ def test_values_and_gradients_are_those_of_each_layer_by_itself(
     settings = {"rank": 8, "alpha": 8, "target_modules": PROJECTIONS} | options
     model = adapted_llama({"kind": kind, **mixer}, **settings).double()
     perturb((p for p in model.parameters() if p.requires_grad), size=0.2)
+    perturb((b for name, b in model.named_buffers() if ".mixer." in name), size=0.2)  # each layer's own
     ids = token_batch(model)
     expected = gradients(model, ids, at_once=False)
     for checkpointing in (False, True):

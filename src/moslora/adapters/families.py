@@ -40,10 +40,11 @@ class Families:
             parent, _, last = name.rpartition(".")
             names = next((names for names in FAMILIES if last in names), last)
             found[parent, names, _kind(layer)].append(layer)
-        alike = defaultdict[Hashable, list[tuple[Family, dict[str, nn.Parameter]]]](list)
+        alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
         for (*_, kind), layers in found.items():
             family = Family(layers)
-            weights = {name: weight for name, weight in family.named_parameters() if ".base." not in name}
+            tensors = (*family.named_parameters(), *family.named_buffers())
+            weights = {name: one for name, one in tensors if ".lora_" in name or ".mixer." in name}
             alike[kind, tuple(layer.lora_b.shape for layer in layers)].append((family, weights))
         self._alike = list(alike.values())
 
@@ -60,7 +61,7 @@ class Families:
                 layer.factors = None
 
 
-def _fold(families: list[tuple[Family, dict[str, nn.Parameter]]], dtype: torch.dtype) -> None:
+def _fold(families: list[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype) -> None:
     """Gives factors to families that differ in their weights alone."""
     (first, names), *_ = families
     stacked = {name: torch.stack([weights[name] for _, weights in families]) for name in names}

@@ -23,14 +23,18 @@ torch.library.define("moslora::rope", f"(Tensor(a!) q, Tensor(b!) k, Tensor cos,
 
 @cache
 def installed() -> bool:
-    """Whether Liger-Kernel is there, and fits the Triton that is. It is imported on use: that takes seconds."""
+    """Whether Liger-Kernel is there, and works with this Triton and GPU. It is imported on use: that takes seconds."""
     if not all(map(find_spec, ("triton", "liger_kernel"))):
         return False
     try:
         import_module("liger_kernel.ops.swiglu")
         import_module("liger_kernel.ops.rope")
+        if torch.cuda.is_available():  # Triton needs a C compiler at its first launch
+            x, angles = torch.ones(2, 1, 2, 2, 16, device="cuda"), torch.ones(1, 2, 16, device="cuda")
+            torch.ops.moslora.swiglu(*x)
+            torch.ops.moslora.rope(*x, angles, angles, False)
     except Exception as error:  # of whatever kind: without it everything works
-        note(f"Liger-Kernel cannot be imported, and is not used: {first_line(error)}")
+        note(f"Liger-Kernel does not work here, and is not used: {first_line(error)}")
         return False
     return True
 

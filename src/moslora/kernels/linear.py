@@ -59,13 +59,9 @@ def pack_nothing(model: nn.Module) -> None:
 
 
 class FrozenLinear(nn.Linear):
-    """y = x Wᵀ + b. A CPU keeps a packed copy of W from the first pass on, as long as W stays as it is.
+    """y = x Wᵀ + b. A CPU keeps a packed copy of W from the first pass on, as long as W stays as it is."""
 
-    Attributes:
-        packs: whether it may.
-    """
-
-    packs = True
+    packs = True  # whether it may
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)

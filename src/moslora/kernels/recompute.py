@@ -17,12 +17,12 @@ from moslora.kernels.dropout import without
 
 
 class _Again:
-    """A tensor that the backward pass computes by ``make(*parts)``, once for all that read it.
+    """A tensor that the backward pass computes by ``make(*parts)``, or its only part, once for all that read it.
 
     It does not hold the parts: gradient checkpointing frees saved tensors only, and would keep an attribute.
     """
 
-    def __init__(self, make: Callable[..., Tensor]) -> None:
+    def __init__(self, make: Callable[..., Tensor] | None) -> None:
         self.readers = 0
         self._make = make
         self._made: Tensor | None = None
@@ -31,11 +31,11 @@ class _Again:
     def made(self, parts: Sequence[Tensor]) -> tuple[Tensor, bool]:
         """For one of its readers, and whether that one may change it: the last, where it was made."""
         if self._made is None:
-            self._made, self._left = self._make(*parts), self.readers
+            self._made, self._left = self._make(*parts) if self._make else parts[0], self.readers
         made, self._left = self._made, self._left - 1
         if not self._left:
             self._made = None
-        return made, not self._left and self._make is not _itself
+        return made, not self._left and self._make is not None
 
 
 def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
@@ -52,13 +52,9 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]
     """
     if not torch.is_grad_enabled():
         return F.linear(without(x, drawn), a), x
-    again, parts = getattr(x, "again", None) or (_Again(_itself), [x.detach()])
+    again, parts = getattr(x, "again", None) or (_Again(None), [x.detach()])
     found = _Projection.apply(x, a, drawn, again, *parts)
     return found if x.requires_grad else (found, x)
-
-
-def _itself(x: Tensor) -> Tensor:
-    return x
 
 
 class _Projection(torch.autograd.Function):

@@ -30,18 +30,12 @@ class Rows:
 
     A row may continue an earlier one: it follows that row, and what that one continues, as if they lay before it. So
     what several texts begin with is computed once.
-
-    Attributes:
-        lengths: tokens of each row, at least one.
-        device: where the tokens are.
-        continues: for each row the number of the row that it continues, or ``None``; empty where no row does.
-        filler: the last of the tokens, which belong to no text; the last row's, where nothing looks at them.
     """
 
-    lengths: tuple[int, ...]
-    device: torch.device
-    continues: tuple[int | None, ...] = ()
-    filler: int = 0
+    lengths: tuple[int, ...]  # tokens of each row, at least one
+    device: torch.device  # where the tokens are
+    continues: tuple[int | None, ...] = ()  # the row that each row continues; empty where none does
+    filler: int = 0  # the last of the tokens, which belong to no text; the last row's, where nothing looks at them
     _groups: dict[int, list["Group"]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property

@@ -26,25 +26,15 @@ share of the GPU's memory: products of another size may round differently, and a
 
 @dataclass(frozen=True)
 class Piece:
-    """The softmax of n positions over c tokens of the vocabulary.
+    """The softmax of n positions over c tokens of the vocabulary."""
 
-    Attributes:
-        weight: its rows of the output layer, shape ``(c, hidden)``.
-        p: softmax within the piece, shape ``(n, c)``, in the logits' dtype.
-        rest: 1 − p of the likeliest token, of ``log_sum``'s dtype and shape; not rounded as p itself is.
-        log_sum: log Σ exp z over the piece, float32 or wider of shape ``(n, 1)``.
-        top: the logit of the largest p, of that dtype and shape.
-        likeliest: its token, int64 of shape ``(n, 1)``; of tokens with equal p any.
-        begin: the first of its tokens.
-    """
-
-    weight: Tensor
-    p: Tensor
-    rest: Tensor
-    log_sum: Tensor
-    top: Tensor
-    likeliest: Tensor
-    begin: int
+    weight: Tensor  # its rows of the output layer, shape (c, hidden)
+    p: Tensor  # softmax within the piece, shape (n, c), in the logits' dtype
+    rest: Tensor  # 1 − p of the likeliest token, of log_sum's dtype and shape; not rounded as p itself is
+    log_sum: Tensor  # log Σ exp z over the piece, float32 or wider of shape (n, 1)
+    top: Tensor  # the logit of the largest p, of that dtype and shape
+    likeliest: Tensor  # its token, int64 of shape (n, 1); of tokens with equal p any
+    begin: int  # the first of its tokens
 
     def p_minus_one_hot(self, labels: Tensor) -> Tensor:
         """p, less 1 for the label where it is in the piece; changes p. Subtracted before it is rounded: where the label

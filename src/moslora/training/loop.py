@@ -26,23 +26,17 @@ SKIPS_IN_A_ROW = 10
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything one run trains with; the same on every process.
-
-    Attributes:
-        objective: the loss of ``model``, as the processes compute it together.
-        micro_batch_tokens: maximum of one forward pass.
-        tasks: names by number, for gates that route by task.
-    """
+    """Everything one run trains with; the same on every process."""
 
     accelerator: Accelerator
     model: PreTrainedModel
-    objective: nn.Module
+    objective: nn.Module  # the loss of the model, as the processes compute it together
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rows: Sequence[Encoded]
     plan: StepPlan
-    micro_batch_tokens: int
-    tasks: tuple[str, ...] = ()
+    micro_batch_tokens: int  # most of one forward pass
+    tasks: tuple[str, ...] = ()  # names by number, for gates that route by task
     budget: RankBudget | None = None
 
     @cached_property

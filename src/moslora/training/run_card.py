@@ -21,7 +21,7 @@ from moslora.kernels import attention, liger, linear, norm
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.rotary import RotaryAttention
-from moslora.processes.devices import gpu_module, total_memory
+from moslora.processes.devices import gpu_module, gpus, total_memory
 from moslora.recipe import Adapter, ModelSection, PeftSection, Recipe, TrainingSection
 
 
@@ -52,6 +52,7 @@ def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute."""
     names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * (recipe.model.quantization is not None)
     names += ["peft"] * isinstance(recipe.adapter, PeftSection)
+    names += ["liger-kernel"] * bool(gpus() and liger.installed())
     return {"moslora": moslora.__version__, **{name: version(name) for name in names}}
 
 
@@ -99,7 +100,8 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
     modules = list(model.modules())
     kinds = {type(module) for module in modules}
-    heads = {size for module in modules if isinstance(size := getattr(module, "head_dim", None), int)}
+    named = [getattr(module, name, None) for module in modules for name in ("head_dim", "head_size")]
+    heads = {size for size in named if isinstance(size, int)}
     by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
     dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {

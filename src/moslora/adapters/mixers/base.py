@@ -17,26 +17,16 @@ class NotMergeable(ValueError):
 
 class Mixer(nn.Module, ABC):
     """A linear map M between an adapter's two factors. A subclass defines ``matrix``, and ``forward`` if it routes.
-    Its constructor takes ``rank``, options, and ``in_features`` of the layer if it reads the layer's input.
+    Its constructor takes ``rank``, options, and ``in_features`` of the layer if it reads the layer's input."""
 
-    Attributes:
-        rank_in: columns of M, rows of ``lora_a``.
-        rank_out: rows of M, columns of ``lora_b``.
-        zero_at_init: whether M starts at zero or near it. Then ``lora_b`` does not (and the other way round).
-        folds_at_init: whether M is multiplied into ``lora_a`` right after the draw and then removed.
-        routes: whether M depends on the input or the task.
-        factor_std: standard deviation of the normal draw of ``lora_a`` (and of ``lora_b`` if ``zero_at_init``);
-            ``None`` for LoRA's U(±1/√columns).
-    """
-
-    zero_at_init = False
-    folds_at_init = False
-    routes = False
-    factor_std: float | None = None
+    zero_at_init = False  # whether M starts at zero or near it; then lora_b does not (and the other way round)
+    folds_at_init = False  # whether M is multiplied into lora_a right after the draw and then removed
+    routes = False  # whether M depends on the input or the task
+    factor_std: float | None = None  # of the normal draw of A (and of B if zero_at_init), not LoRA's U(±1/√columns)
 
     def __init__(self, *, rank: int) -> None:
         super().__init__()
-        self.rank_in = self.rank_out = rank
+        self.rank_in = self.rank_out = rank  # columns of M, rows of lora_a; rows of M, columns of lora_b
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """u = h Mᵀ in the dtype of ``h``, where M depends on x or learns alone; otherwise it is folded.

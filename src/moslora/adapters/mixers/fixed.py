@@ -19,7 +19,7 @@ class IdentityMixer(Mixer):
         return lora_a, lora_b
 
 
-class InputSplitMixer(Mixer):
+class InputSplitMixer(IdentityMixer):
     """M = I with a block-diagonal A: every expert reads its own slice of the input.
 
     x = [x¹ … xᵏ], and ΔW = s · [B₁A₁ | … | BₖAₖ] with Aᵢ of shape (r/k, in/k) and Bᵢ of shape (out, r/k): splitting d
@@ -33,9 +33,6 @@ class InputSplitMixer(Mixer):
         super().__init__(rank=rank)
         refuse_uneven(rank, blocks)
         self.blocks = blocks
-
-    def matrix(self) -> Tensor:
-        return torch.eye(self.rank_in)
 
     def shape_of_a(self, in_features: int) -> tuple[int, int]:
         if in_features % self.blocks:
