@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moslora.console import note
 from moslora.errors import first_line
+from moslora.processes.devices import device, gpus
 
 CHANGED = "(Tensor(a!), Tensor(b!))"
 torch.library.define("moslora::swiglu", "(Tensor gate, Tensor up) -> Tensor")
@@ -29,8 +30,8 @@ def installed() -> bool:
     try:
         import_module("liger_kernel.ops.swiglu")
         import_module("liger_kernel.ops.rope")
-        if torch.cuda.is_available():  # Triton needs a C compiler at its first launch
-            x, angles = torch.ones(2, 1, 2, 2, 16, device="cuda"), torch.ones(1, 2, 16, device="cuda")
+        if gpus():  # Triton needs a C compiler at its first launch
+            x, angles = torch.ones(2, 1, 2, 2, 16, device=device()), torch.ones(1, 2, 16, device=device())
             torch.ops.moslora.swiglu(*x)
             torch.ops.moslora.rope(*x, angles, angles, False)
     except Exception as error:  # of whatever kind: without it everything works
