@@ -85,3 +85,19 @@ def test_what_is_overwritten_is_not_read_again() -> None:
     out.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         out.backward()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_it_is_tried_on_the_gpu_before_it_is_used(
+    works: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(liger, "gpus", lambda: 1)
+
+    def device() -> torch.device:
+        if not works:
+            raise RuntimeError("Failed to find C compiler")
+        return DEVICE
+
+    monkeypatch.setattr(liger, "device", device)
+    assert liger.installed.__wrapped__() == works
+    assert ("find C compiler" in capsys.readouterr().out) != works
