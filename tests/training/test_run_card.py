@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import moslora
 from cli_kit import run as cli
 from moslora.base.resolve import fingerprint
 from moslora.convert.export import export_peft
@@ -21,7 +20,7 @@ from moslora.evaluation import Evaluation
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
-from moslora.training import train_recipe
+from moslora.training import run_card, train_recipe
 from moslora.training.run_card import git_state
 
 
@@ -113,7 +112,7 @@ def test_the_commit_is_told_only_of_a_checkout(tmp_path: Path, monkeypatch: pyte
     package = tmp_path / "src" / "moslora"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    monkeypatch.setattr(moslora, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(run_card, "PACKAGE", package)
     assert git_state() is None
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "x")

@@ -11,11 +11,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-import moslora
 from moslora.cli import data, models, recipes, studies
 from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, stopped
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher, launched
+from moslora.version import __version__
 
 
 class Commands(TyperGroup):
@@ -58,7 +58,7 @@ def options(
     ctx: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
 ) -> None:
     if version:
-        print(f"moslora {moslora.__version__}")
+        print(f"moslora {__version__}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         print(FIRST_STEPS)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-import moslora
 from moslora.adapters import AdapterLinear, inject
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.shapes import meta_model
@@ -23,6 +22,7 @@ from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
 from moslora.runs.asking import read_asking
 from moslora.runs.run import Run
+from moslora.version import __version__
 
 OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
 """The source's weights, in the order in which they are applied, and their names here."""
@@ -71,7 +71,7 @@ def import_adapter(
         expected = log_probabilities(plain, tokenizer)
         del plain
         run = Run(scratch)
-        run.begin(recipe, {"imported": imported, "versions": {"moslora": moslora.__version__}})
+        run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
         save_adapter(run.result, ours, recipe, facts={"imported": imported})
         folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
         found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)

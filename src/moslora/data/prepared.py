@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import moslora
 from moslora.console import note
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
 from moslora.data.overlap import digest
@@ -27,6 +26,7 @@ from moslora.files import once_per_machine, placed, sha256
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
 from moslora.tasks import Task
+from moslora.version import PACKAGE
 
 _KEPT = 16
 """Sets of rows in the cache; the oldest makes way."""
@@ -158,8 +158,7 @@ class RunRows:
         parts: list[Any] = [self.data.model_dump(mode="json"), self.seed, self.encoder.identity(), chat]
         parts += [[task.name for task in self.tasks], identity(self.tasks, "train", source=self.data.source)]
         parts += [version(package) for package in ("pyarrow", "tokenizers")]
-        package = Path(moslora.__file__).parent
-        code = [path for room in ("tasks", "data", "prompts") for path in sorted(package.glob(f"{room}/*.py"))]
+        code = [path for room in ("tasks", "data", "prompts") for path in sorted(PACKAGE.glob(f"{room}/*.py"))]
         parts += [sha256(path) for path in code]  # in place of a number that somebody has to raise
         return home() / "rows" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

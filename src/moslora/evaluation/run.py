@@ -11,7 +11,6 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import moslora
 from moslora.base.load import context_length, output_weight
 from moslora.base.sharded import in_step
 from moslora.console import say
@@ -33,6 +32,7 @@ from moslora.processes.group import gathered, members
 from moslora.progress import Line
 from moslora.prompts.formats import make_format
 from moslora.tasks import Example
+from moslora.version import __version__
 
 DRIFT_SAMPLE = (4, 8)
 """Least and most questions of each task, one in 32 between, scored once more alone: do the shapes move a margin?"""
@@ -111,7 +111,8 @@ def _settings(
         data={task: data_hash(rows) for task, rows in questions.items()},
         metadata=metadata,
         made_with={  # no hash of the code, which would change with every commit
-            **{package.__name__: str(package.__version__) for package in (moslora, torch, transformers)},
+            "moslora": __version__,
+            **{package.__name__: str(package.__version__) for package in (torch, transformers)},
             "tokenizer": scorer.encoder.identity(),
             **({"chat_template": hashlib.sha256(chat.encode()).hexdigest()} if chat else {}),
         },

@@ -6,10 +6,8 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import moslora
 from moslora.base.resolve import fingerprint
 from moslora.choices import Split
 from moslora.data.sources import identity
@@ -17,6 +15,7 @@ from moslora.experiment.file import Planned
 from moslora.recipe import Recipe
 from moslora.tasks import Task
 from moslora.training.state import FREE
+from moslora.version import PACKAGE
 
 COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks", "training")
 """The rooms of the package whose code makes the numbers."""
@@ -65,11 +64,10 @@ def code() -> str:
 
     A commit would change with every document, and the version of the package with no change at all.
     """
-    package = Path(moslora.__file__).parent
     parts = {
-        path.relative_to(package).as_posix(): without_comments(path.read_text(encoding="utf-8"))
+        path.relative_to(PACKAGE).as_posix(): without_comments(path.read_text(encoding="utf-8"))
         for room in COUNTED
-        for path in package.glob(f"{room}/**/*.py")
+        for path in PACKAGE.glob(f"{room}/**/*.py")
     }
     return _hash([parts, version("torch"), version("transformers")])
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-import moslora
 from moslora.adapters import AdapterLinear
 from moslora.base.adapted import adapter_state, with_adapters
 from moslora.base.load import load_base
@@ -30,6 +29,7 @@ from moslora.files import in_use, placed, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_manifest, with_own_hash, written_recipe
 from moslora.tasks import INSTRUCTION
+from moslora.version import __version__
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def save_adapter(
         (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         manifest = {
             "format": FORMAT,
-            "moslora": moslora.__version__,
+            "moslora": __version__,
             "base": {"name": base, "revision": revision, "fingerprint": fingerprint(base, revision=revision)},
             **facts,
             "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},

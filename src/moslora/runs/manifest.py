@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import moslora
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.recipe import Recipe, load_recipe
+from moslora.version import __version__
 
 FORMAT = 2
 
@@ -50,7 +50,7 @@ def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None)
     try:
         return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
     except UsageError as fault:
-        if by in (None, here := moslora.__version__):
+        if by in (None, here := __version__):
             raise
         raise UsageError(
             f"{path}: written by moslora {by}, this is {here}; use that version ({first_line(fault)})"

@@ -13,7 +13,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-import moslora
 from moslora.adapters import named_adapters, shares_beginnings
 from moslora.base.adapted import adapted_layers
 from moslora.data.steps import StepPlan
@@ -23,6 +22,7 @@ from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import gpu_module, gpus, total_memory
 from moslora.recipe import Adapter, ModelSection, PeftSection, Recipe, TrainingSection
+from moslora.version import PACKAGE, __version__
 
 
 def describe(
@@ -53,7 +53,7 @@ def packages(recipe: Recipe) -> dict[str, str]:
     names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * (recipe.model.quantization is not None)
     names += ["peft"] * isinstance(recipe.adapter, PeftSection)
     names += ["liger-kernel"] * bool(gpus() and liger.installed())
-    return {"moslora": moslora.__version__, **{name: version(name) for name in names}}
+    return {"moslora": __version__, **{name: version(name) for name in names}}
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
@@ -83,10 +83,9 @@ def processor() -> str:
 
 def git_state() -> dict[str, Any] | None:
     """The commit of this code, and whether the code differs from it; ``None`` outside a checkout."""
-    package = Path(moslora.__file__).parent
 
     def git(*arguments: str) -> str:
-        asked = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True)
+        asked = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, text=True, check=True)
         return asked.stdout.strip()
 
     try:
