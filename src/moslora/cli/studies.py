@@ -102,7 +102,7 @@ def compare(
 ) -> None:
     """Compare runs, question by question and seed by seed.
 
-    Runs whose recipes differ only in the seed are one arm; the arms are paired by seed. The last line says what can be
+    Runs whose recipes differ only in the seed are one arm; the arms are paired by seed. The last lines say what can be
     concluded, and what cannot.
     """
     from moslora.compare.comparison import compare as compare_runs
