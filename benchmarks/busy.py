@@ -1,13 +1,13 @@
 """Training on a machine that others use: how OpenMP's threads wait for each other decides its speed.
 
-    python benchmarks/busy.py                       # a table of docs/speed.md
+    python benchmarks/busy.py                             # a table of docs/speed.md
     python benchmarks/busy.py work GOMP_SPINCOUNT=10000    # one worker: a line of seconds in, tokens per second out
 
 Every contestant has two processes with the environment that it is named by, in which the model is loaded once. They
 take turns of some seconds: one process alone; beside other jobs, each of which keeps a core busy; and both at once,
 whose tokens are added. The setting is ``paper`` of ``training.py``.
 
-    GOMP_SPINCOUNT=10000     what the command ``moslora`` sets
+    GOMP_SPINCOUNT=10000    what the command ``moslora`` sets
     default                 what torch does by itself
 """
 

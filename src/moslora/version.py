@@ -3,5 +3,4 @@
 from pathlib import Path
 
 __version__ = "0.1.0"
-
 PACKAGE = Path(__file__).parent

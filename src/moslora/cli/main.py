@@ -84,7 +84,7 @@ def main() -> None:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # for rows that are read in seconds
     if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads wait in a loop for milliseconds, on cores others need
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # turns; some 150 µs
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # turns; some 100 µs
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms
     atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
     previous = signal.signal(signal.SIGTERM, _terminate)

@@ -77,14 +77,17 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     says nothing of other seeds; its interval is infinite.
     """
     several = any(one.degrees < math.inf for one in contrasts)
-    counts = [one.degrees < math.inf or not several for one in contrasts]
-    known = itertools.compress(contrasts, counts)
-    laws = [stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300)) for one in known]
+    laws = [
+        stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300))
+        if one.degrees < math.inf or not several
+        else None
+        for one in contrasts
+    ]
     missing = [1.0] * (count - len(laws))
-    equal = holm([float(max(law.cdf(-margin), law.sf(margin))) for law in laws] + missing)
-    different = holm([2 * float(min(law.cdf(0), law.sf(0))) for law in laws] + missing)
-    found = iter([(law.interval(1 - LEVEL / count), *p) for law, *p in zip(laws, equal, different, strict=False)])
-    return [next(found) if known else ((-math.inf, math.inf), 1.0, 1.0) for known in counts]
+    equal = holm([float(max(law.cdf(-margin), law.sf(margin))) if law else 1.0 for law in laws] + missing)
+    different = holm([2 * float(min(law.cdf(0), law.sf(0))) if law else 1.0 for law in laws] + missing)
+    intervals = [law.interval(1 - LEVEL / count) if law else (-math.inf, math.inf) for law in laws]
+    return list(zip(intervals, equal, different, strict=False))
 
 
 def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:

@@ -81,10 +81,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     each = f"each {unit}" if processes > 1 else "one GPU" if on_gpu else f"one {unit}"
     heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens:"
     fits = not on_gpu or chosen(section, work).total <= room
-    names = [*(field.name for field in fields(Memory)), "total"]
-    parts = {name: [getattr(column, name) for column in columns.values()] for name in names}
-    sizes = ([name, *map(gigabytes, row)] for name, row in parts.items() if any(row))
-    return Plan([*run.lines, heading], [["", *columns], *sizes], remarks, fits)
+    return Plan([*run.lines, heading], as_table(columns), remarks, fits)
 
 
 def parse_bytes(text: str) -> int:
@@ -97,6 +94,13 @@ def parse_bytes(text: str) -> int:
 
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.2f}" if size < 1e10 else f"{size / 1e9:,.1f}"
+
+
+def as_table(columns: dict[str, Memory]) -> list[list[str]]:
+    """A row for each part of the memory that is not zero everywhere, and their sum."""
+    names = [*(field.name for field in fields(Memory)), "total"]
+    parts = {name: [getattr(column, name) for column in columns.values()] for name in names}
+    return [["", *columns], *([name, *map(gigabytes, sizes)] for name, sizes in parts.items() if any(sizes))]
 
 
 def fit(

@@ -135,9 +135,7 @@ def _resolve(
 ) -> tuple[Recipe, list[Layer]]:
     """A recipe and its layers, over those `beneath`."""
     if dashed := [text for text in (str(source), *overrides) if text.startswith("-")]:
-        raise UsageError(
-            f"override {dashed[0]!r}: no such option; a value is typed without dashes: training.learning_rate=1e-4"
-        )
+        raise UsageError(f"override {dashed[0]!r}: no such option; a value has no dashes: training.learning_rate=1e-4")
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults, anchored=not written)

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 SERIES = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#db2777", "#65a30d", "#0891b2")
+MARKERS, LINES = "osD^vP*X<>hp", ("-", "--", ":")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{color: f"c{n}" for n, color in enumerate(SERIES)}}
 """Each colour is a variable of the page, which has another value in the dark."""
 
@@ -70,13 +71,10 @@ class Canvas:
             figure = Figure(figsize=(width, height))
             yield figure, figure.subplots(rows, columns, squeeze=rows * columns == 1)
 
-    def color(self, arm: str) -> str:
-        return SERIES[self.arms.index(arm) % len(SERIES)] if arm in self.arms else SERIES[0]
-
-    def style(self, arm: str) -> tuple[str, str]:
-        """Marker and line style, which tell arms of one colour apart."""
-        turn = self.arms.index(arm) // len(SERIES) % 3 if arm in self.arms else 0
-        return "os^"[turn], ("-", "--", ":")[turn]
+    def style(self, arm: str) -> tuple[str, str, str]:
+        """Colour, marker and line style, the same in every figure: twelve colours alone would look alike."""
+        place = self.arms.index(arm) if arm in self.arms else 0
+        return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], LINES[place // len(SERIES) % len(LINES)]
 
     def keep(self, name: str, figure: Figure) -> Markup:
         """Writes ``FOLDER/NAME.png``, and returns the SVG for the page."""

@@ -23,7 +23,7 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
     with canvas.figure(4.8, 2.5) as (figure, axes):
         for run in runs:
             steps, values = run.curve(metric)
-            color, (marker, line), label = canvas.color(run.arm), canvas.style(run.arm), new_label(axes, run.arm)
+            (color, marker, line), label = canvas.style(run.arm), new_label(axes, run.arm)
             width = len(values) // 30 if len(values) >= 100 else 1
             if width > 1:
                 axes.plot(steps, values, linewidth=0.6, alpha=0.3, color=color)
@@ -57,9 +57,9 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> 
             axes.plot([level] * 2, ends, color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label)
             for (arm, scores), place in zip(series.items(), row + _places(len(series)), strict=True):
                 mean, errors, values = _mean([its[name] for its in scores if name in its], metric)
-                color, label = MUTED if arm == "base" else canvas.color(arm), new_label(axes, arm)
+                (color, marker), label = (MUTED, "o") if arm == "base" else canvas.style(arm)[:2], new_label(axes, arm)
                 axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
-                style = {"fmt": canvas.style(arm)[0], "markersize": 5, "elinewidth": 1.5}
+                style = {"fmt": marker, "markersize": 5, "elinewidth": 1.5}
                 style["markerfacecolor"] = "none" if arm == "base" else color
                 axes.errorbar(mean, place, xerr=errors, color=color, label=label, **style)
         error = "; of several seeds ± one standard error" if any(len(its) > 1 for its in series.values()) else ""
@@ -93,20 +93,20 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], how: s
     with canvas.figure(5, _height(len(names), 1 + len(contrasts))) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
         for contrast, place in zip(contrasts, _places(len(contrasts)), strict=True):
-            color = canvas.color(contrast.after)
+            color, marker, _ = canvas.style(contrast.after)
             for row, task in enumerate(names):
                 effect, label = contrast.effects[task], new_label(axes, contrast.after)
                 ends, middle = [unit.factor * end for end in effect.interval], unit.factor * effect.difference
                 axes.plot(ends, [row + place] * 2, color=color, linewidth=1.8, solid_capstyle="round")
                 style = {"color": color, "markersize": 5, "markerfacecolor": color if effect.shown else "none"}
-                axes.plot(middle, row + place, canvas.style(contrast.after)[0], label=label, **style)
+                axes.plot(middle, row + place, marker, label=label, **style)
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         label = f"difference from {contrasts[0].before}, {unit.unit}, {how}; filled: shown"
         _rows(axes, names, label, legend=len(contrasts) > 1)
     return canvas.keep(name, figure)
 
 
-FORGOTTEN, MARKERS = "nats_per_byte", "osD^vP*X<>hp"  # an outcome of texts; marks, as twelve colours look alike
+FORGOTTEN = "nats_per_byte"  # an outcome of texts
 
 
 def change(outcome: str, tuned: Answers, base: Answers) -> float:
@@ -127,7 +127,7 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Answers]], bas
     with canvas.figure(6, 3.5) as (figure, axes):
         for arm in sorted(found, key=lambda arm: -found[arm][:, 1].mean()):  # the legend in the order of the marks
             x, y = found[arm].T
-            style = {"color": canvas.color(arm), "marker": MARKERS[canvas.arms.index(arm) % len(MARKERS)]}
+            style = dict(zip(("color", "marker"), canvas.style(arm), strict=False))
             axes.scatter(x, y, s=16, alpha=0.4, linewidths=0, **style)
             xerr, yerr = found[arm].std(axis=0, ddof=1) / len(x) ** 0.5 if len(x) > 1 else (0, 0)
             axes.errorbar(x.mean(), y.mean(), yerr, xerr, linestyle="", markersize=6.5, label=arm, **style)

@@ -47,7 +47,7 @@ def by_layer(canvas: Canvas, runs: Sequence[ReportedRun], name: str, attribute: 
             for kind, marker in zip(kinds, cycle("osD^vPX*<>"), strict=False):
                 found = [(layer.depth, getattr(layer, attribute)) for layer in run.layers if layer.kind == kind]
                 style = {"marker": marker, "markersize": 3.6, "markeredgewidth": 0, "alpha": 0.8, "linestyle": ""}
-                axes.plot(*zip(*found, strict=True), color=canvas.color(run.arm), **style)
+                axes.plot(*zip(*found, strict=True), color=canvas.style(run.arm)[0], **style)
                 axes.plot([], [], color=MUTED, label=new_label(axes, kind), **style)
         axes.set_ylim(bottom=0)
         in_steps(axes, title, "layer")

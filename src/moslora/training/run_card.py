@@ -51,8 +51,7 @@ def describe(
 def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute."""
     names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * (recipe.model.quantization is not None)
-    names += ["peft"] * isinstance(recipe.adapter, PeftSection)
-    names += ["liger-kernel"] * bool(gpus() and liger.installed())
+    names += ["peft"] * isinstance(recipe.adapter, PeftSection) + ["liger-kernel"] * bool(gpus() and liger.installed())
     return {"moslora": __version__, **{name: version(name) for name in names}}
 
 
