@@ -24,7 +24,7 @@ from markupsafe import Markup
 from diagrams import INK
 from moslora.compare.answers import Answers, in_common, read_answers
 from moslora.compare.arms import Arm, load_arms
-from moslora.compare.comparison import Contrast, compare, compare_arms
+from moslora.compare.comparison import Contrast, compare_arms
 from moslora.compare.conclusion import lines
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.outcomes import OUTCOMES
@@ -40,7 +40,7 @@ from written import markdown, publish
 
 DOCS = Path(__file__).parents[1] / "docs"
 
-COMPARED = ("log_probability", "accuracy")
+COMPARED = ("log_probability", "accuracy", FORGOTTEN)
 """The forest's columns; arms are in the order of the first."""
 
 SHOWN = {**dict.fromkeys(VARIABLES.values(), INK), **{f"c{n}": color for n, color in enumerate(SERIES)}}
@@ -66,12 +66,20 @@ class Found:
     def contrasts(self) -> dict[str, dict[str, tuple[Contrast, Member]]]:
         """Outcome -> arm -> its contrast with the first, and its numbers in the family: of those drawn or named."""
         pairs, found = [(self.names[0], name) for name in self.names[1:]], {}
-        for outcome in COMPARED:
+        for outcome in filter(self.tasks, COMPARED):
             made = compare_arms(self.arms, contrasts=pairs, outcome=outcome, tasks=self.tasks(outcome)).named
             count = max(len(made), 1 + len(self.index.others))
             members = family([one.effects[MACRO] for one in made], margin=0, count=count)
             found[outcome] = {one.after: (one, member) for one, member in zip(made, members, strict=True)}
         return found
+
+    def concluded(self, outcome: str) -> list[str]:
+        """The lines of `moslora compare` about the contrasts that were named."""
+        if not (tasks := self.tasks(outcome)):
+            return [f"no run has {OUTCOMES[outcome].title}"]
+        planned = [pair for pair in (self.index.contrast, *self.index.others) if {*pair} <= {*self.names}]
+        made = compare_arms(self.arms, contrasts=planned, outcome=outcome, tasks=tasks)
+        return lines(replace(made, count=max(made.count, 1 + len(self.index.others)), exploratory=()))
 
     def tasks(self, outcome: str) -> str:
         """Those that have it."""
@@ -107,8 +115,8 @@ def with_texts(run: Answers) -> Answers:
 def forest(canvas: Canvas, found: Found) -> Markup:
     """A row for each arm: its differences from the first, their intervals, and the differences that do not matter."""
     order = sorted(found.names[1:], key=lambda arm: -found.contrasts[COMPARED[0]][arm][0].effects[MACRO].difference)
-    with canvas.figure(8.4, 1.5 + 0.29 * len(order), columns=2) as (figure, ((*axes,),)):
-        for place, outcome in zip(axes, COMPARED, strict=True):
+    with canvas.figure(8.4, 1.5 + 0.29 * len(order), columns=len(found.contrasts)) as (figure, ((*axes,),)):
+        for place, outcome in zip(axes, found.contrasts, strict=True):
             unit = OUTCOMES[outcome]
             place.axvspan(-unit.margin, unit.margin, color=SERIES[2], alpha=0.25, lw=0, label="equivalence margin")
             place.axvline(0, color=MUTED, linewidth=1.2)
@@ -169,18 +177,17 @@ def cost_of(recipe: Recipe) -> dict[str, Any]:
 
 def arms_table(found: Found) -> str:
     """A row for the base and each arm; below it, what the runs are."""
-    outcomes = (*COMPARED[::-1], FORGOTTEN)
     costs_of = "trained parameters", "step time / LoRA's", "peak memory / LoRA's"
-    rows = [["", "learning rate", *(OUTCOMES[outcome].title for outcome in outcomes), *costs_of]]
+    rows = [["", "learning rate", *(OUTCOMES[outcome].title for outcome in COMPARED), *costs_of]]
     first = next(iter(found.arms[0].runs.values()))
     if found.base and not in_common([first, found.base])[1]:  # otherwise its means would be of other questions
-        rows.append(["base", "", *(level([found.base], outcome) for outcome in outcomes), "0", "", ""])
+        rows.append(["base", "", *(level([found.base], outcome) for outcome in COMPARED), "0", "", ""])
     known = costs()
     for arm in found.arms:
         run, *_ = found.runs[arm.name]
         cost = next((cells for adapter, *cells in known if adapter == cost_of(run.recipe)), ["–", "–"])
         count = run.facts.get("trainable_parameters")
-        cells = [level([*arm.runs.values()], outcome) for outcome in outcomes]
+        cells = [level([*arm.runs.values()], outcome) for outcome in COMPARED]
         rows.append([arm.name, f"{run.recipe.training.learning_rate:g}", *cells, f"{count:,}" if count else "–", *cost])
     seeds = " or ".join(map(str, sorted({len(arm.runs) for arm in found.arms})))
     asked = [len(first.tasks[task].ids) for task in found.tasks(COMPARED[0]).split(",")]
@@ -207,8 +214,10 @@ def main() -> int:
     parser.add_argument("--print-only", action="store_true", help="leave documents and figures as they are")
     given = parser.parse_args()
     found = load(given.folder)
-    said = "\n".join(f"* {line}" for line in lines(compare([given.folder], tasks=found.tasks(found.index.outcome))))
-    for name, text in {"arms": arms_table(found), "conclusions": said}.items():
+    said = {"arms": arms_table(found)}
+    for name, outcome in {"conclusions": found.index.outcome, "forgetting": FORGOTTEN}.items():
+        said[name] = "\n".join(f"* {line}" for line in found.concluded(outcome))
+    for name, text in said.items():
         publish(text, given.docs, name, print_only=given.print_only)
     if not given.print_only:
         (folder := given.docs.with_suffix("")).mkdir(exist_ok=True)

@@ -69,7 +69,8 @@ def test_the_command_writes_tables_and_figures(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "results.md"
-    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("arms", "conclusions")), "utf-8")
+    marks = "arms", "conclusions", "forgetting"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in marks), "utf-8")
     monkeypatch.setattr(sys, "argv", ["results.py", str(drawn_folder), "--docs", str(page)])
     assert results.main() == 0
     text = page.read_text("utf-8")
@@ -82,7 +83,8 @@ def test_the_command_writes_tables_and_figures(
     assert {len(row) for row in rows} == {len(header)} and {row[1] for row in rows} == {"0.002"}
     assert [row[header.index("trained parameters")] for row in rows] == [f"{1000 + n:,}" for n in range(len(METHODS))]
     assert rows[0][header.index("step time / LoRA's")].startswith("1.00 (")
-    assert "Conclusion: " in text and "4 seeds" in text
+    about_the_named = re.findall(r"^\* moslora against lora: \+(\S+) (.*?),", text, re.M)
+    assert about_the_named[1] == ("0.01000", "nats per byte") and about_the_named[0][1] == "nats" and "4 seeds" in text
     for name in ("forest", "gain-and-forgetting"):
         svg = (tmp_path / "results" / f"{name}.svg").read_text("utf-8")
         shown = {
