@@ -2,6 +2,9 @@
 
 import os
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,17 @@ def test_only_the_job_that_publishes_has_an_identity_and_only_after_the_wheel_wa
         "publish": {"id-token": "write"}
     }
     assert jobs["publish"]["needs"] == "dist" and jobs["publish"]["environment"] == "pypi"
+
+
+def test_a_tag_is_compared_with_the_version_before_anything_is_installed() -> None:
+    """As the job reads it: by Python alone, without this package's requirements."""
+    steps = parsed(".github/workflows/release.yml")["jobs"]["dist"]["steps"]
+    (script,) = (step["run"] for step in steps if "GITHUB_REF_NAME" in step.get("run", ""))
+    (reads,) = re.findall(r"^version=\$\(python (-c '.*')\)$", script, re.M)
+    read = subprocess.run(
+        [sys.executable, "-IS", *shlex.split(reads)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert read.stdout.strip() == moslora.__version__
 
 
 def test_every_python_that_the_package_names_is_tested() -> None:
