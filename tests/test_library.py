@@ -137,6 +137,7 @@ def test_what_cannot_be_saved_is_refused_and_nothing_is_written(
         "adapters of moslora": make_model(),
         "base=": nameless,
         "mixer.kind = 'mine'": adapted(world / "model", mixer={"kind": "mine"}),
+        r"data.tasks = \[\]: must have at least 1 item": adapted(world / "model", mixer={"kind": "task-gate"}),
         "data.tasks.*other": adapted(world / "model", mixer={"kind": "task-gate", "tasks": ["other"]}),
         "output layer": adapted(world / "model", mixer={"kind": "dense"}, target_modules=["lm_head"]),
     }

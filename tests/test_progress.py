@@ -71,6 +71,13 @@ def test_the_live_line_has_what_fits(screen: Callable[[int], Screen], columns: i
     assert shown.getvalue().rindex(SHOW) > shown.getvalue().rindex(HIDE)
 
 
+def test_a_narrow_terminal_ends_nothing(screen: Callable[[int], Screen]) -> None:
+    shown = screen(30)
+    with Line(31_932, "step 0/31932") as line:
+        line.show(12_345, "step 12345/31932", *FIELDS)
+    assert "12345" in shown.getvalue()
+
+
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"RANK": "1"}])
 def test_nothing_is_live_without_a_terminal(
     screen: Callable[[int], Screen],
@@ -167,11 +174,11 @@ def test_the_row_that_decides_is_bold_on_a_terminal(
     of_tasks = [
         [name, "3,270", "50.0", "33.3", "50.0", "28.2 to 51.7", "-0.786", "10"] for name in ("arc_challenge", "x")
     ]
-    of_runs = [["run", "scores"], ["a", "rank-bfloat16 9.5 (n 90)"], ["b", "rank-bfloat16 61.2 (n 90)"], ["c", "–"]]
+    of_runs = [["run", "scores"], ["a[b]", "rank-bfloat16 9.5 (n 90)"], ["b", "rank-bfloat16 61.2 (n 90)"], ["c", "–"]]
     tables = [titles, *of_tasks, ["macro average", *of_tasks[0][1:]]], of_runs, [["run", "scores"], ["c", "–"]]
     for table in tables:
         print_table(table, best="scores")
-    assert "\x1b" not in (plain := capsys.readouterr().out) and "log p  close calls" in plain
+    assert "\x1b" not in (plain := capsys.readouterr().out) and "log p  close calls" in plain and "a[b]" in plain
     shown = screen(80)
     for table in tables:
         print_table(table, best="scores")

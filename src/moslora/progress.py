@@ -25,7 +25,7 @@ class Line(Progress):
         """``done`` units, what they are, and of further ``fields`` as many as fit, those that matter most first."""
         room = self.console.width - len(text) - 31  # spinner, bar, time left, blanks, and the terminal's own ^C
         fitting = [rest for rest in accumulate(fields, "{}  {}".format, initial="") if len(rest) <= room]
-        self.update(self.task_ids[0], completed=done, description=text, rest=fitting[-1])
+        self.update(self.task_ids[0], completed=done, description=text, rest=max(fitting, key=len, default=""))
 
     def stop(self) -> None:
         with suppress(OSError):  # a closed terminal does not end hours of work

@@ -84,6 +84,15 @@ def test_names_and_expressions_choose_the_same_layers() -> None:
     assert trainable == {f"{n}.{part}" for n in names for part in ("lora_a", "lora_b", "mixer.weight")}
 
 
+def test_a_layer_of_another_librarys_quantisation_is_refused() -> None:
+    class Packed(nn.Module):  # its numbers are no parameters, as in GPTQ's and AWQ's layers
+        in_features = out_features = 8
+
+    options = {"rank": 2, "alpha": 2, "mixer": {"kind": "identity"}, "target_modules": ["q_proj"]}
+    with pytest.raises(ValueError, match="q_proj: Packed has no weight"):
+        inject(nn.ModuleDict({"q_proj": Packed()}), **options)
+
+
 @pytest.mark.parametrize("targets", [["q_proj", "qq_proj"], r".*\.nothing", []])
 def test_what_matches_nothing_is_an_error_that_lists_what_there_is(targets: object) -> None:
     with pytest.raises(ValueError, match=r"this model has down_proj, gate_proj, k_proj, lm_head, o_proj"):

@@ -16,6 +16,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import Settings
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
+from moslora.runs.run import Run, base_of
 
 
 def arm(name: str, *runs: Answers) -> Arm:
@@ -174,6 +175,16 @@ def test_the_steps_are_those_of_the_adapter_that_was_evaluated(runs: Path, train
         if place != "adapter":
             shutil.rmtree(run / "adapter")
         assert load_arms([run, runs / "mixed-1"])[0].runs[1].facts["steps"] == steps
+
+
+def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs: Path) -> None:
+    run = Run(runs / "lora-1")
+    own = run.evaluation()
+    of_checkpoint = own.rename(own.with_name(f"{own.name}-step-20"))
+    with pytest.raises(UsageError, match=f"evaluated as {of_checkpoint.name}; choose one with --evaluation"):
+        run.evaluation()
+    assert run.evaluation(of_checkpoint.name) == of_checkpoint
+    assert base_of(of_checkpoint) == base_of(own) == own.with_name(f"{own.name}-base")
 
 
 def of_weights(adapter: Path) -> Settings:

@@ -85,6 +85,7 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
         ({"question": "q", "options": "a", "answer": 0}, "options: expected a list, found str 'a'"),
         ({"question": "q", "options": ["a"], "answer": 0}, "options: expected two or more, found 1"),
         ({"question": " ", "options": ["a", "b"], "answer": 0}, "question: is empty"),
+        ({"question": "q\ud83d", "options": ["a", "b"], "answer": 0}, "'utf-8' codec can't encode"),
         ({"question": "q", "options": ["a", ""], "answer": 0}, "option 2: is empty"),
         ({"question": "q", "options": ["a", "b"], "answer": 2}, "answer 2: there are 2 options"),
         ({"question": "q", "options": ["a", "b"], "answer": "1"}, "answer '1': must be the position"),

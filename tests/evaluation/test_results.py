@@ -15,6 +15,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Evaluation, Prediction
 from moslora.evaluation.predictions import average, score_task
 from moslora.evaluation.results import TaskRecord, summarise
+from moslora.tasks import Example
 
 SETTINGS = replace(compare_kit.SETTINGS, batch_tokens=32, metadata={})
 SIZES = {"boolq": 90, "siqa": 40, "obqa": 11}
@@ -42,6 +43,13 @@ def make_predictions(seed: int) -> list[Prediction]:
                 )
             )
     return predictions
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_an_error_and_no_answer(score: float) -> None:
+    example = Example("boolq/test/7", "boolq", "is it?", ("true", "false"), 0)
+    with pytest.raises(MosloraError, match=r"boolq/test/7: .*--dtype"):
+        Prediction.of(example, (score, -1.0), truncated=False)
 
 
 def columns(predictions: list[Prediction], task: str) -> dict[str, np.ndarray]:

@@ -95,6 +95,8 @@ def test_what_differs_from_rank_0_is_named() -> None:
     found[2] = {"host": "h1", "facts": {"step": 0, "base": "b"}}
     lines, code = refused(found)
     assert lines[0] == "rank 2 on h1: step is 0, but 8 on rank 0" and len(lines) == code == 2
+    del found[2]["facts"]["step"]  # which rank 0 alone has
+    assert refused(found)[0][0] == "rank 2 on h1: step is null, but 8 on rank 0"
 
 
 def test_faults_are_listed_each_once_and_the_first_gives_the_exit_code() -> None:

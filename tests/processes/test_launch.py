@@ -1,6 +1,7 @@
 """One command in several processes: started in any way it trains the same, stopped or killed it goes on."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -98,7 +99,8 @@ def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkey
     ("nodes", "tasks", "address", "here"),
     [
         ("gpu[03-07,12]", "8(x2)", "gpu03", "8"),
-        ("gpu3,gpu4", "2,1", "gpu3", "2"),
+        ("gpu3,gpu4", "2,1", "gpu3", "1"),
+        ("gpu[3-6]", "8(x3),4", "gpu3", "4"),
         ("gpu-a-[1,3]", "4(x2)", "gpu-a-1", "4"),
         ("gpu7", "2", "gpu7", "2"),
     ],
@@ -108,6 +110,7 @@ def test_srun_says_who_a_process_is(nodes: str, tasks: str, address: str, here: 
         "SLURM_STEP_NUM_TASKS": "16",
         "SLURM_PROCID": "9",
         "SLURM_LOCALID": "1",
+        "SLURM_NODEID": str(sum(int(count or 1) for count in re.findall(r"\d+(?:\(x(\d+)\))?", tasks)) - 1),
         "SLURM_STEP_NODELIST": nodes,
         "SLURM_STEP_TASKS_PER_NODE": tasks,
         "SLURM_JOB_ID": "4711",

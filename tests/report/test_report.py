@@ -4,9 +4,10 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 from xml.etree import ElementTree
 
@@ -210,6 +211,18 @@ def test_the_error_over_seeds_is_explained_where_there_is_one(evaluated: Path, t
     assert drawn is not None and ("several seeds" in drawn) == (seeds == 2)
 
 
+def test_protocols_side_by_side_have_each_its_metric(evaluated: Path, tmp_path: Path) -> None:
+    (rank,), _, _ = reported_runs([evaluated])
+    its, metric = rank.tuned.results, "accuracy_per_character"
+    scores = {task: replace(score, accuracy_per_character=0.3) for task, score in its.tasks.items()}
+    settings = replace(rank.tuned.settings, protocol="cloze", primary=metric)
+    macro = replace(its.macro, accuracy_per_character=0.3)
+    cloze = SimpleNamespace(settings=settings, results=replace(its, settings=settings, tasks=scores, macro=macro))
+    runs = [replace(rank, name="cloze", arm="cloze", tuned=cloze, base=None), rank]
+    drawn = accuracy(Canvas(tmp_path, ["cloze", rank.arm]), runs, averaged=True)
+    assert drawn is not None and "by the metric of each protocol" in drawn
+
+
 def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     short = ("training.max_steps=2", "training.warmup_steps=0", "adapter.mixer={kind: token-gate}")
@@ -283,9 +296,14 @@ def test_the_questions_that_changed_most() -> None:
 
 
 def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        shutil.copytree(evaluated, tmp_path / name)
+    shutil.copytree(evaluated, tmp_path / "one")
+    alone = write_report([tmp_path], out=tmp_path / "page").read_text("utf-8")
+    assert "Against the base" in alone and "Not compared" not in alone
+    shutil.rmtree(tmp_path / "page")
+    shutil.copytree(evaluated, tmp_path / "two")
     assert [run.name for run in reported_runs([tmp_path])[0]] == ["one", "two"]
+    same = [Path(shutil.copytree(evaluated, tmp_path / folder / "seed-1")) for folder in ("a", "b")]
+    assert [run.name for run in reported_runs(same)[0]] == [str(path) for path in same]
     with pytest.raises(UsageError, match="no runs here"):
         reported_runs([tmp_path / "one" / "adapter"])
 

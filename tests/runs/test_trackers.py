@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from accelerate.utils import LoggerType
@@ -147,6 +148,16 @@ def test_a_training_outlives_a_tracker(tmp_path: Path, capsys: pytest.CaptureFix
     assert given == {"broken": [1, 2], "sound": [3, 4]}
     assert capsys.readouterr().out.count("the server is gone") == 1
     assert [row["step"] for row in Run(tmp_path).metrics] == [1, 2, 3, 4]
+
+
+@needs_both
+def test_a_tracker_that_cannot_be_closed_leaves_the_training_its_result(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = Mock(side_effect=ConnectionError("the server is gone"))
+    monkeypatch.setattr("moslora.runs.trackers.TensorBoardTracker.finish", closed)
+    train_recipe(recipe("tracking.to=[tensorboard]", "training.max_steps=2"), out=tmp_path / "run")
+    assert Run(tmp_path / "run").finished and "the server is gone" in capsys.readouterr().out and closed.called
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_any_work(

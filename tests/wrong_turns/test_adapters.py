@@ -1,5 +1,6 @@
 """Wrong turns: runs, adapter folders and adapters of other programs."""
 
+import json
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from importing_kit import REFUSED, setting, weight
 from moslora.convert.importing import import_adapter
+from moslora.runs.run import table_of_runs
 from training_kit import sign
 from wrong_turns.changes import edit_json, replace, truncate
 
@@ -27,6 +29,10 @@ def test_what_is_no_run(refused, here, a_run, command):
     refused(command.format("f"), "f: ")
 
 
+def test_an_option_of_another_protocol(refused, a_run):
+    refused("eval runs/one --beams 4", "--beams 4", "--protocol generate")
+
+
 def test_what_a_run_lacks(refused, a_run):
     refused("merge .", "manifest.json", "moslora runs")
     refused("train runs/one/adapter --resume", "runs/one/adapter", "recipe.yaml")
@@ -38,6 +44,11 @@ def test_what_a_run_lacks(refused, a_run):
     refused("train runs/one --resume", "runs/one", "--out", code=1)
     for name in ("checkpoints", "adapter"):
         shutil.rmtree(a_run / name)
+    for command in ("merge runs/one", "eval runs/one", "reproduce runs/one", "train runs/one --resume"):
+        refused(command, "runs/one: ", "moslora train runs/one/recipe.yaml --out FOLDER")
+    assert [row[3:5] for row in table_of_runs(a_run)[1:]] == [["21/21", "finished, no adapter/"]]
+    card = json.loads((a_run / "run.json").read_text())
+    (a_run / "run.json").write_text(json.dumps({key: fact for key, fact in card.items() if key != "seconds"}))
     refused("merge runs/one", "runs/one: ", "moslora train runs/one --resume")
 
 

@@ -118,9 +118,9 @@ def test_no_network(refused, here, monkeypatch):
     refused("eval some/model --tasks obqa", "model.name = some/model", code=1)
     refused("data fetch --source hub --tasks obqa", "datasets/allenai/openbookqa", code=1, leaves=True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(return_value="config.json"))
-    lost = huggingface_hub.errors.LocalEntryNotFoundError("lost")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=lost))
-    refused("eval some/model --tasks obqa", "model.name = some/model", "lost", code=1)
+    for lost in (huggingface_hub.errors.LocalEntryNotFoundError("lost"), httpx.ReadError("lost")):
+        monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=lost))
+        refused("eval some/model --tasks obqa", "model.name = some/model", "lost", code=1)
 
 
 def test_what_the_gpus_cannot_do(refused, monkeypatch):

@@ -73,6 +73,17 @@ def test_training_outlives_its_reader(here, world, closed_pipe):
     assert "Traceback" not in errors and Path("run/adapter/manifest.json").exists()
 
 
+@pytest.mark.slow
+def test_a_stop_is_a_checkpoint_also_where_nobody_reads_the_errors(here, world, closed_pipe):
+    """`moslora train … 2>&1 | tee log`, where Ctrl-C ends tee first."""
+    process = moslora("train", world / "recipe.yaml", "training.max_steps=5000", "--out", "run", stderr=closed_pipe)
+    while not Path("run/metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130 and [*Path("run/checkpoints").iterdir()]
+
+
 QUICKSTART = """
 from moslora import cli, quickstart
 from moslora.training import launch

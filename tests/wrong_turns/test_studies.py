@@ -82,11 +82,14 @@ def test_an_experiment_that_cannot_run(refused, here, monkeypatch):
     refused("experiment e.yaml", str(run), "--out")
 
 
-def test_a_run_that_cannot_be_trained_again(refused, here, a_run):
+def test_a_run_that_cannot_be_trained_again(refused, here, a_run, monkeypatch):
     again = here / "runs/one-again"
     again.mkdir()
     (again / "notes").touch()
     refused("reproduce runs/one", "runs/one-again: ", "notes")
+    with monkeypatch.context() as there:
+        there.chdir(a_run)
+        refused("reproduce .", "runs/one-again: ", "notes")
     other = (a_run / "recipe.yaml").read_text().replace("seed: ", "seed: 9")
     (again / "notes").rename(again / "recipe.yaml").write_text(other)
     refused("reproduce runs/one", "runs/one-again: ", "--out")

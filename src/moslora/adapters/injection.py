@@ -69,7 +69,9 @@ def inject(
     for name in _match(model, target_modules):
         base: Any = model.get_submodule(name)
         try:
-            with torch.device("meta" if state is None and next(base.parameters()).is_meta else "cpu"):
+            if (weight := next(base.parameters(), None)) is None:
+                raise ValueError(f"{type(base).__name__} has no weight (quantised by GPTQ or AWQ?); use the original")
+            with torch.device("meta" if state is None and weight.is_meta else "cpu"):
                 layer = layers[name] = AdapterLinear(
                     base,
                     mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=base.in_features, **mixer),

@@ -157,7 +157,8 @@ def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
     proofs = {}
     for name, (layer, base) in layers.items():
         ids = isinstance(base, nn.Embedding)
-        x = torch.arange(len(base.weight)) if ids else torch.randn(4, base.weight.shape[-1], generator=draw)
+        width = getattr(layer, "in_features", base.weight.shape[-1])  # GPT-2's layers have their weights transposed
+        x = torch.arange(len(base.weight)) if ids else torch.randn(4, width, generator=draw)
         proofs[name] = x, layer(x)
     try:
         model: nn.Module = adapted.merge_and_unload(safe_merge=True)  # in place some change a copy of weights with gaps

@@ -91,7 +91,7 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The model's folder in the hub's cache, with the files that match."""
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub's libraries raise dozens of types
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
             f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network"
             " and repeat the command: what was downloaded is kept"
@@ -138,7 +138,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
             f"model.name = {name}{at}: neither a local folder nor a transformers model at {page}; check the name and"
             " the revision (a private model needs `hf auth login`)"
         ) from None
-    except OSError as error:  # of the disk, the network, or the hub's libraries
+    except Exception as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
             f"model.name = {name}: not cached, and no hub in reach; go online (if gated, `hf auth login`), {offline}"
         ) from None

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -102,8 +103,9 @@ def main() -> None:
             end(fault or error)
         if fault is None:
             raise  # a bug: show the traceback
-        for line in str(fault).splitlines():
-            print(line if fault.exit_code in STOPPED else f"error: {line}", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that is gone
+            for line in str(fault).splitlines():
+                print(line if fault.exit_code in STOPPED else f"error: {line}", file=sys.stderr)
         sys.exit(fault.exit_code)
     finally:
         signal.signal(signal.SIGTERM, previous)

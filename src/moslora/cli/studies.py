@@ -1,5 +1,6 @@
 """The commands ``experiment``, ``compare``, ``runs``, ``report`` and ``reproduce``."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
-from moslora.cli.options import Evaluation, Out
+from moslora.cli.options import Evaluation, Out, Trust
 from moslora.cli.table import print_described, print_table
 from moslora.errors import UsageError
 
@@ -150,13 +151,16 @@ def report(
 
 @app.command()
 def reproduce(
-    run: Annotated[Path, typer.Argument(help="A finished run.", autocompletion=completion.runs)], out: Out = None
+    run: Annotated[Path, typer.Argument(help="A finished run.", autocompletion=completion.runs)],
+    out: Out = None,
+    trust: Trust = False,
 ) -> None:
     """Train a run again, in RUN-again, and compare: bitwise equal, within tolerance, or different from a step on."""
     from moslora.experiment.reproduce import reproduce as train_again
     from moslora.runs.run import Run
 
-    print(train_again(Run(run), out=out or run.with_name(f"{run.resolve().name}-again")))
+    beside = Path(os.path.abspath(run))
+    print(train_again(Run(run), out=out or beside.with_name(f"{beside.name}-again"), trust_remote_code=trust))
 
 
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str], *, best: str = "") -> None:

@@ -21,8 +21,9 @@ def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iter
     for line in above:
         print(line)
     if rows:
-        console = Console()
-        console = console if console.is_terminal else Console(width=160)  # in a file, no column is cut
+        console = Console(markup=False, emoji=False)  # a run's name may have brackets
+        if not console.is_terminal:
+            console.width = 160  # in a file, no column is cut
         wide = sum(max(map(len, column)) + 1 for column in zip(*rows, strict=True)) > console.width
         table = Table(*(title.replace(" ", "\n" if wide else " ") for title in rows[0]), box=None, pad_edge=False)
         name, *others = table.columns

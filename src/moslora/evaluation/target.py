@@ -68,6 +68,8 @@ class Target:
             fix = f"choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
             raise UsageError(f"--protocol {protocol} cannot read the answers of --format {format}; {fix}")
         chosen = dict(zip(("protocol", "format"), fitting[0], strict=True))
+        if typed.get("beams", 1) > 1 and chosen["protocol"] != "generate":
+            raise UsageError(f"--beams {typed['beams']}: only with --protocol generate, not {chosen['protocol']}")
         return Request.model_validate({**own.model_dump(), **typed, **chosen})
 
     def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:

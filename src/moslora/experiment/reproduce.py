@@ -27,15 +27,16 @@ TOLERANCE = 0.01
 """Largest ‖θ′ − θ‖ / ‖θ‖, θ all weights of the adapter, that other hardware or versions may cause by rounding."""
 
 
-def reproduce(run: Run, *, out: Path) -> str:
+def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     """Trains ``run`` again in ``out``, with as many processes and threads, and says how equal metrics and weights are.
+    ``trust_remote_code``: the base's own Python code may run, which a run's recipe cannot allow.
 
     Raises:
         MosloraError: training failed, or the weights differ by more than :data:`TOLERANCE`.
     """
     recipe, facts = run.recipe_to_resume(), run.facts
     if not run.finished:
-        raise UsageError(f"{run.path}: unfinished; finish it first: {run.resume_command}")
+        raise UsageError(f"{run.path}: nothing to compare with; {run.how_to_finish}")
     if Run(out).exists:
         if Run(out).recipe_to_resume() != recipe:
             raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")
@@ -53,7 +54,8 @@ def reproduce(run: Run, *, out: Path) -> str:
     environment = {"OMP_NUM_THREADS": str(threads or os.cpu_count())}
     environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
     processes = facts.get("processes", 1)
-    train_in_processes([str(out), "--resume"], out=out, processes=processes, environment=environment)
+    again = [str(out), "--resume", *["model.trust_remote_code=true"] * trust_remote_code]
+    train_in_processes(again, out=out, processes=processes, environment=environment)
     return verdict(run, Run(out))
 
 

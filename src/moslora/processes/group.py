@@ -163,8 +163,8 @@ def compare(found: list[dict[str, Any]]) -> None:
     differ = [
         f"{_who(rank, each['host'])}{name} is {json.dumps(value)}, but {json.dumps(usual.get(name))} on rank 0"
         for rank, each in enumerate(found)
-        for name, value in each["facts"].items()
-        if value != usual.get(name)
+        for name in usual | each["facts"]
+        if (value := each["facts"].get(name)) != usual.get(name)
     ]
     advice = "all processes need the same recipe, rows, base, packages and run folder (a shared one, or a copy on each)"
     if differ:

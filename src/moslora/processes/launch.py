@@ -44,13 +44,14 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return
     first = re.match(r"([^\[,]+)\[?(\d*)", environment["SLURM_STEP_NODELIST"])  # node[03-07,12], or node3,node4
-    here = re.match(r"\d+", environment["SLURM_STEP_TASKS_PER_NODE"])  # 8(x2), or 8,4
+    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])  # 8(x2),4
+    here = [tasks for tasks, nodes in counts for _ in range(int(nodes or 1))]
     assert first and here
     found = {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": here[0],
+        "LOCAL_WORLD_SIZE": here[int(environment.get("SLURM_NODEID", 0))],
         "MASTER_ADDR": first[1] + first[2],
         "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 10_000),
     }
@@ -154,7 +155,8 @@ def _run(command: Sequence[str], processes: int, environment: Mapping[str, str])
                 time.sleep(0.05)
             except SignalException as received:
                 stopped = True
-                os.write(2, b"\nstopping, once all have saved (Ctrl-C again to stop at once) ...\n")
+                with suppress(OSError):  # of a terminal that is gone
+                    os.write(2, b"\nstopping, once all have saved (Ctrl-C again to stop at once) ...\n")
                 for worker in workers:
                     with suppress(ProcessLookupError):
                         os.killpg(worker.pid, received.sigval)

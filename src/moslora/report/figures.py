@@ -47,43 +47,46 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> 
     series = {"base": [_scores(run.base) for run in runs if run.base][:1]}
     series |= {arm: [scores for its, scores in tuned if its == arm] for arm in canvas.arms}
     series = {name: scores for name, scores in series.items() if scores}
-    metric = next(run.tuned.settings.primary for run in runs if run.tuned)
     known = {name: score for found in series.values() for scores in found for name, score in scores.items()}
     names = _names([name for name in known if name != MACRO], averaged=averaged)
     with canvas.figure(5, _height(len(names), len(series))) as (figure, axes):
         for row, name in enumerate(names):
-            level, ends = 100 * known[name].majority_class, [row - 0.38, row + 0.38]
+            level, ends = 100 * known[name][0].majority_class, [row - 0.38, row + 0.38]
             label = new_label(axes, "majority class")
             axes.plot([level] * 2, ends, color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label)
             for (arm, scores), place in zip(series.items(), row + _places(len(series)), strict=True):
-                mean, errors, values = _mean([its[name] for its in scores if name in its], metric)
+                mean, errors, values = _mean([its[name] for its in scores if name in its])
                 (color, marker), label = (MUTED, "o") if arm == "base" else canvas.style(arm)[:2], new_label(axes, arm)
                 axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
                 style = {"fmt": marker, "markersize": 5, "elinewidth": 1.5}
                 style["markerfacecolor"] = "none" if arm == "base" else color
                 axes.errorbar(mean, place, xerr=errors, color=color, label=label, **style)
         error = "; of several seeds ± one standard error" if any(len(its) > 1 for its in series.values()) else ""
-        _rows(axes, names, f"{metric.replace('_', ' ')}, percent, 95 % interval{error}")
+        metrics = {metric for found in series.values() for scores in found for _, metric in scores.values()}
+        metric = metrics.pop().replace("_", " ") if len(metrics) == 1 else "accuracy, by the metric of each protocol"
+        _rows(axes, names, f"{metric}, percent, 95 % interval{error}")
     return canvas.keep("accuracy", figure)
 
 
-def _scores(evaluation: Evaluation) -> dict[str, Score]:
+def _scores(evaluation: Evaluation) -> dict[str, tuple[Score, str]]:
+    """By task, and on average: the score, and which of its metrics counts."""
     results = evaluation.results
-    return {**results.tasks, MACRO: results.macro} if results.macro else {}
+    scores = {**results.tasks, MACRO: results.macro} if results.macro else {}
+    return {name: (score, results.settings.primary) for name, score in scores.items()}
 
 
 def _names(tasks: Sequence[str], *, averaged: bool = True) -> list[str]:
     return [*tasks, *([MACRO] if averaged and len(tasks) > 1 else [])]
 
 
-def _mean(scores: Sequence[Score], metric: str) -> tuple[float, Floats, Floats]:
+def _mean(scores: Sequence[tuple[Score, str]]) -> tuple[float, Floats, Floats]:
     """In percent: the mean over an arm's seeds, its error to both sides, shape ``(2, 1)``, and each of several seeds.
     The error is one standard error over the seeds; of a single seed it is the interval over the questions."""
-    values = 100 * np.array([getattr(score, metric) for score in scores])
+    values = 100 * np.array([getattr(score, metric) for score, metric in scores])
     mean = float(values.mean()) if scores else np.nan
     if len(values) > 1:
         return mean, np.full((2, 1), values.std(ddof=1) / len(values) ** 0.5), values
-    ends = 100 * np.array((scores and scores[0].value(metric)[1]) or (np.nan, np.nan))
+    ends = 100 * np.array((scores and scores[0][0].value(scores[0][1])[1]) or (np.nan, np.nan))
     return mean, np.abs(ends - mean)[:, None], values[:0]
 
 

@@ -45,13 +45,13 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
     first, base = firsts[0], next((run.base for run in runs if run.base), None)
     changed: list[tuple[str, list[Changed]]] = []
     if first.tuned and first.base:
-        examples = texts(first.run.recipe.questions)
+        examples = texts(first.run.recipe.questions, first.tuned.settings)
         both = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
         changed = list(zip(("gained", "lost"), both, strict=True)) if any(both) else []
     asked = {str((one.settings.asked, one.settings.model)) for one in (base, *(run.tuned for run in runs)) if one}
     alike = base is not None and bool(shared) and len(asked) == 1  # else their distances from it mean nothing
     answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and alike]
-    scored = {**{run.name: run.tuned for run in runs}, "base": base}
+    scored = [*((run.name, run.tuned) for run in runs), ("base", base)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -62,12 +62,12 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
         glance=_glance(runs, counted=not shared),
         remarks=[
             *filter(None, [line]),
-            *(f"{n}: {text}" for n, one in scored.items() if one for text in one.results.remarks()),
+            *(f"{n}: {text}" for n, one in scored if one for text in one.results.remarks()),
         ],
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
         traded=figures.gain_and_forgetting(canvas, answers, read_answers(base)) if base and answers else None,
-        compared=list(_comparisons(canvas, base, paths, runs=len(runs), evaluation=evaluation)),
+        compared=list(_comparisons(canvas, base, paths, evaluation=evaluation)),
         maps={run.arm: figure for run in firsts if (figure := weights.heat_maps(canvas, run))},
         weights=[figure for part in BY_LAYER if (figure := weights.by_layer(canvas, firsts, *part))],
         changed=changed,
@@ -106,12 +106,12 @@ def _glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
 
 
 def _comparisons(
-    canvas: Canvas, base: Evaluation | None, paths: Sequence[Path], *, runs: int, evaluation: str | None
+    canvas: Canvas, base: Evaluation | None, paths: Sequence[Path], *, evaluation: str | None
 ) -> Iterator[dict[str, Any]]:
     """The arms against each other, if there are several, and all against the base; or the reason why there is none."""
     wanted = [("differences", "Against each other", paths)] if len(canvas.arms) > 1 else []
     if base:
-        wanted.append(("differences-from-base", "Against the base", paths if runs == 1 else [base.folder, *paths]))
+        wanted.append(("differences-from-base", "Against the base", [base.folder, *paths]))
     for name, title, places in wanted:
         try:
             found = compare(places, evaluation=evaluation)

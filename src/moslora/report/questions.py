@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from scipy.special import softmax
 
-from moslora.data.sources import load_examples
+from moslora.data.sources import data_hash, load_examples
 from moslora.errors import MosloraError
-from moslora.evaluation import METRICS, Prediction
+from moslora.evaluation import METRICS, Prediction, Settings
 from moslora.tasks import Example, Questions
 
 
@@ -61,12 +61,14 @@ def _changed(change: float, before: Prediction, after: Prediction, example: Exam
     return Changed(after.id, f"{context}{example.question}", change, options)
 
 
-def texts(questions: Questions) -> dict[str, Example]:
-    """Id -> question, for the tasks whose rows are here."""
-    found: dict[str, Example] = {}
+def texts(questions: Questions, asked: Settings) -> dict[str, Example]:
+    """Id -> question, for the tasks whose rows are here, and are those that were asked."""
+    found, source = dict[str, Example](), asked.metadata.get("source", questions.source)
     for task in questions.tasks:
         try:
-            found |= {example.id: example for example in load_examples(task, "test", source=questions.source)}
+            rows = load_examples(task, "test", source=source)
         except MosloraError:
             continue
+        if data_hash(rows) == asked.data.get(task.name):
+            found |= {example.id: example for example in rows}
     return found

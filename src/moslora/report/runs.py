@@ -1,5 +1,6 @@
 """The runs of a report, as far as they got."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,22 +14,20 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Evaluation
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.run import Run
+from moslora.runs.run import Run, base_of
 
 
 @dataclass(frozen=True)
 class ReportedRun:
     """One run with its evaluation and that of its base with the same settings, if they are there, on the questions that
-    they share; ``arm`` is its own name, or that of the runs that differ from it only in the seed."""
+    they share. ``name`` is its folder's, or where others have the same its path; ``arm`` the same, or that of the runs
+    that differ from it only in the seed."""
 
     run: Run
+    name: str
     arm: str
     tuned: Evaluation | None = None
     base: Evaluation | None = None
-
-    @property
-    def name(self) -> str:
-        return self.run.name
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -65,7 +64,12 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> Re
     except MosloraError:  # they cannot be grouped
         arms = []
     grouped = {run.path: arm.name for arm in arms for run in arm.runs.values()}
-    runs = [_reported(Run(path), arm or grouped.get(path, Run(path).name), evaluation) for path, arm in found.items()]
+    known = Counter(Run(path).name for path in found)
+    names = {path: name if known[name := Run(path).name] == 1 else str(path) for path in found}
+    runs = [
+        _reported(ReportedRun(Run(path), names[path], arm or grouped.get(path, names[path])), evaluation)
+        for path, arm in found.items()
+    ]
     questions, line = in_common([read_answers(one) for run in runs for one in (run.tuned, run.base) if one])
     if questions:
         pairs = [[one and replace(one, only=questions) for one in (run.tuned, run.base)] for run in runs]
@@ -73,14 +77,15 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> Re
     return runs, questions, line
 
 
-def _reported(run: Run, arm: str, evaluation: str | None) -> ReportedRun:
+def _reported(run: ReportedRun, evaluation: str | None) -> ReportedRun:
+    """With its evaluations."""
     try:
-        folder = run.evaluation(evaluation)
-        tuned, base = Evaluation(folder), Evaluation(folder.with_name(f"{folder.name}-base"))
+        folder = run.run.evaluation(evaluation)
+        tuned, base = Evaluation(folder), Evaluation(base_of(folder))
         evaluated_steps(tuned, of_run=True)  # refuses the scores of older weights
     except UsageError as fault:
         if evaluation:
             raise
         note(str(fault))
-        return ReportedRun(run, arm)
-    return ReportedRun(run, arm, tuned if tuned.finished else None, base if base.finished else None)
+        return run
+    return replace(run, tuned=tuned if tuned.finished else None, base=base if base.finished else None)

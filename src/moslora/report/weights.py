@@ -33,7 +33,7 @@ def heat_maps(canvas: Canvas, run: ReportedRun) -> Markup | None:
             bar = figure.colorbar(image, ax=list(places), shrink=0.85, pad=0.01, aspect=14)
             bar.outline.set_visible(False)
             bar.ax.tick_params(labelsize=7.5, length=0)
-    return canvas.keep(f"mixer-{run.name}", figure)
+    return canvas.keep(f"mixer-{run.name.replace('/', '-')}", figure)
 
 
 def by_layer(canvas: Canvas, runs: Sequence[ReportedRun], name: str, attribute: str, title: str) -> Markup | None:

@@ -114,7 +114,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
         nf4 = {"quantization": bits.bnb_4bit_quant_type, "double_quantization": bits.bnb_4bit_use_double_quant}
         section |= {"quantization": "int8"} if bits.load_in_8bit else nf4
     seed, mixer = options.pop("seed"), dict(options["mixer"])
-    tasks = {"tasks": list(mixer.pop("tasks"))} if "tasks" in mixer else {}
+    tasks = {"tasks": list(mixer.pop("tasks", ()))} if mixer["kind"] == "task-gate" else {}
     values = {"seed": seed, "model": section, "adapter": {**options, "mixer": mixer}, "data": tasks}
     recipe = stack_recipe([("moslora.save", values)], name=f"{folder.resolve().name}.yaml", folder=Path())
     save_adapter(folder, model, recipe, facts={"data": tasks} if tasks else {})

@@ -54,7 +54,20 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return (self.result / MANIFEST).is_file()
+        return os.path.isfile(self.result / MANIFEST)  # False of a folder of others, where Path.is_file raises
+
+    @property
+    def without_result(self) -> bool:
+        """Whether training ended, and its result and checkpoints were removed since."""
+        return "seconds" in self.facts and not self.adapters
+
+    @property
+    def how_to_finish(self) -> str:
+        """What to do about a missing result."""
+        if self.without_result:
+            again = f"moslora train {shlex.quote(str(self.path / RECIPE))} --out FOLDER"
+            return f"training ended, but {RESULT}/ is not here any more; train again elsewhere: {again}"
+        return f"resume it: {self.resume_command}"
 
     @property
     def resume_command(self) -> str:
@@ -96,10 +109,14 @@ class Run:
             write_json(card, known)
 
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
-        """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs to."""
+        """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs
+        to, and the scores of its base and its checkpoints."""
         write_text(self.path / RECIPE, recipe.to_yaml())
-        kept = {key: fact for key, fact in self.facts.items() if key == "experiment" or key.endswith("_id")}
-        write_json(self.path / RUN, card | kept)
+        with once_per_machine(self.path / RUN):
+            known = self.facts
+            kept = {key: fact for key, fact in known.items() if key == "experiment" or key.endswith("_id")}
+            results = {name: its for name, its in known.get("results", {}).items() if BESIDE.search(name)}
+            write_json(self.path / RUN, card | kept | ({"results": results} if results else {}))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -134,15 +151,15 @@ class Run:
     @property
     def steps_done(self) -> int:
         """Number of updates that are saved."""
-        if self.finished:
+        if self.finished or self.without_result:
             return int(self.facts.get("steps", 0))
         return int(self.checkpoints[-1].name.removeprefix("step-")) if self.checkpoints else 0
 
     def evaluation(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
-        found = sorted(path.parent for path in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
-        found = [path for path in found if not BESIDE.search(path.name)]
-        names = ", ".join(path.name for path in found)
+        every = sorted(path.parent for path in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
+        found = [path for path in every if not BESIDE.search(path.name)]
+        names = ", ".join(path.name for path in found or every if path != base_of(path))
         if not name and len(found) > 1 and self.exists:
             own = evaluation_name(self.recipe.evaluation.protocol, self.recipe.data.format, self.recipe.model.precision)
             name = own if self.path / EVALUATIONS / own in found else None
@@ -151,7 +168,8 @@ class Run:
         if len(found) > 1:
             raise UsageError(f"{self.path}: evaluated in several ways; choose one with --evaluation, among {names}")
         if not found or not (found[0] / SETTINGS).is_file():
-            fix = f"evaluated, but as {names}" if names else f"not evaluated; moslora eval {self.path} does it"
+            fix = f"evaluated as {names}; choose one with --evaluation"
+            fix = fix if names else f"not evaluated; moslora eval {shlex.quote(str(self.path))} does it"
             raise UsageError(f"{self.path}: " + f"no evaluation {name}; " * bool(name) + fix)
         return found[0]
 
@@ -161,8 +179,13 @@ def evaluation_name(protocol: str, format: str, precision: str) -> str:
     return f"{protocol}-{format}-{precision}"
 
 
+def base_of(evaluation: Path) -> Path:
+    """The folder with the base's answers to the questions of an evaluation's folder."""
+    return evaluation.with_name(BESIDE.sub("", evaluation.name) + "-base")
+
+
 def is_run(path: Path) -> bool:
-    return (path / RUN).is_file() or (path / EVALUATIONS).is_dir()
+    return os.path.isfile(path / RUN) or os.path.isdir(path / EVALUATIONS)
 
 
 def run_of(adapter: Path) -> Run:
@@ -188,7 +211,7 @@ def locate_adapter(path: Path) -> Path:
     if (path / "config.json").is_file():
         raise UsageError(f"{path}: a model without an adapter; choose a run or an adapter folder")
     if Run(path).exists:
-        raise UsageError(f"{path}: this run has no checkpoint yet; resume it: {Run(path).resume_command}")
+        raise UsageError(f"{path}: this run has no adapter; {Run(path).how_to_finish}")
     raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); moslora runs lists all")
 
 
@@ -227,6 +250,7 @@ def _row(run: Run) -> list[str]:
     facts, total = run.facts, run.facts.get("steps")
     steps = f"{run.steps_done:,}/{total:,}" if total else "–"
     state = "finished" if run.finished else "unfinished" if total else "not begun"
+    state = f"finished, no {RESULT}/" if run.without_result else state
     state = "imported" if "imported" in facts else state
     try:
         base, adapter = run.recipe.model.name, run.recipe.adapter.summary()

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker, get_available_trackers
 
 from moslora.choices import TrackerName
+from moslora.console import note
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.processes.devices import device
 from moslora.recipe import Recipe
@@ -91,4 +92,7 @@ def record(name: TrackerName, recipe: Recipe, run: Run, *, step: int | None = No
     try:
         yield tracker, next_step
     finally:
-        tracker.finish()
+        try:
+            tracker.finish()
+        except Exception as error:  # of whatever kind: the training is done
+            note(f"{name} was not closed: {first_line(error)}")

@@ -96,6 +96,7 @@ def _text(field: str, value: Any) -> str:
     text = str(value)
     if not text.strip():
         raise ValueError(f"{field}: is empty")
+    text.encode()  # a ValueError, if half of a surrogate pair is left, as of an emoji that was cut
     return text
 
 

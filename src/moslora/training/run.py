@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from moslora.base.load import or_out_of_memory
 from moslora.base.resolve import BUILTIN, at_hand, fingerprint
 from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
-from moslora.data.steps import label_count
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import locked, placed
 from moslora.processes.devices import device
@@ -210,7 +209,7 @@ class Training:
         for batch in parts.passes(rows):
             total += objective(parts.micro_batch(batch, training=False))[0]
         objective.train()
-        loss = float(accelerator.reduce(total, reduction="sum")) / label_count(rows)
+        loss = float(accelerator.reduce(total, reduction="sum")) / rows.label_count()
         tracker.record({"step": step, "validation_loss": loss})
         say(f"step {step}/{len(parts.plan)}  validation_loss {loss:.4f}")
 
@@ -239,10 +238,11 @@ def stop_requests() -> Iterator[list[int]]:
         if signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         # One process of several may be stopped because another has failed; it does not promise what it cannot do.
-        if not signals and not launched():
-            # Not print: the handler may interrupt a print, and buffered streams are not reentrant.
-            os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
         signals.append(number)
+        if len(signals) == 1 and not launched():
+            # Not print: the handler may interrupt a print, and buffered streams are not reentrant.
+            with suppress(OSError):  # of a terminal that is gone
+                os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -3,7 +3,7 @@
 import platform
 import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ def describe(
 def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute."""
     names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * (recipe.model.quantization is not None)
-    names += ["peft"] * isinstance(recipe.adapter, PeftSection) + ["liger-kernel"] * bool(gpus() and liger.installed())
+    names += ["peft"] * isinstance(recipe.adapter, PeftSection)
+    names += packages_distributions()["liger_kernel"][:1] if gpus() and liger.installed() else []  # or its nightly
     return {"moslora": __version__, **{name: version(name) for name in names}}
 
 

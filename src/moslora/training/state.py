@@ -48,6 +48,8 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
     """Refuses a folder with anything but this run, to be resumed."""
     if resuming and run.exists:
         _refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
+        if run.without_result:
+            raise UsageError(f"{run.path}: {run.how_to_finish}")
     elif in_use(run.path):
         raise UsageError(
             f"{run.path}: not empty; resume that run: moslora train {run.path} --resume; or choose another folder"
@@ -97,7 +99,7 @@ def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts:
     found = run.checkpoints
     end = found.index(folder) + 1
     for old in (*found[end:], *found[:end])[: -recipe.training.keep_checkpoints]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # another program may have a file of it open
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:
