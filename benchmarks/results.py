@@ -186,7 +186,7 @@ def arms_table(found: Found) -> str:
     known = costs()
     for arm in found.arms:
         run, *_ = found.runs[arm.name]
-        alike = [(one, *cells) for one, *cells in known if cost_of(one) == cost_of(run.recipe)]
+        alike = [row for row in known if cost_of(row[0]) == cost_of(run.recipe)]
         alike.sort(key=lambda row: row[0].adapter != run.recipe.adapter)  # measured itself, or but for M's start
         cost = alike[0][1:] if alike else ("–", "–")
         count = run.facts.get("trainable_parameters")
