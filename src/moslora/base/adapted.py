@@ -157,7 +157,7 @@ def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
     proofs = {}
     for name, (layer, base) in layers.items():
         ids = isinstance(base, nn.Embedding)
-        width = getattr(layer, "in_features", base.weight.shape[-1])  # GPT-2's layers have their weights transposed
+        width = getattr(layer, "in_features", None) or base.weight.shape[-1]  # GPT-2's weights are transposed
         x = torch.arange(len(base.weight)) if ids else torch.randn(4, width, generator=draw)
         proofs[name] = x, layer(x)
     try:

@@ -23,9 +23,13 @@ from .yaml_text import parse, render_inline
 GONE = {
     "data.drop_leaks": False,
     "data.winogrande": "xl",
+    "model.attention": "sdpa",
     "tracking.wandb_mode": None,
     "tracking.wandb_project": None,
+    "training.canary_rows": 0,
     "training.mixer_weight_decay": 0.0,
+    "training.rank_budget.betas": [0.85, 0.85],
+    "training.rank_budget.interval": 1,
 }
 """Keys that recipes of earlier runs have, and the values that say what is done today. Others are refused."""
 
