@@ -24,7 +24,7 @@ from markupsafe import Markup
 from diagrams import INK
 from moslora.compare.answers import Answers, in_common, read_answers
 from moslora.compare.arms import Arm, load_arms
-from moslora.compare.comparison import Contrast, compare_arms
+from moslora.compare.comparison import Contrast, compare_arms, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.outcomes import OUTCOMES
@@ -35,7 +35,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
 from moslora.report.figures import FORGOTTEN, gain_and_forgetting
-from moslora.runs.run import SETTINGS, Run, is_run
+from moslora.runs.run import SETTINGS, Run, base_of, is_run
 from written import markdown, publish
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -77,9 +77,7 @@ class Found:
         """The lines of `moslora compare` about the contrasts that were named."""
         if not (tasks := self.tasks(outcome)):
             return [f"no run has {OUTCOMES[outcome].title}"]
-        planned = [pair for pair in (self.index.contrast, *self.index.others) if {*pair} <= {*self.names}]
-        made = compare_arms(self.arms, contrasts=planned, outcome=outcome, tasks=tasks)
-        return lines(replace(made, count=max(made.count, 1 + len(self.index.others)), exploratory=()))
+        return lines(compare_planned(self.arms, self.index, outcome=outcome, tasks=tasks))
 
     def tasks(self, outcome: str) -> str:
         """Those that have it."""
@@ -95,7 +93,7 @@ def load(folder: Path) -> Found:
     for one in index.runs:
         if not one.diverged and is_run(folder / one.folder):
             runs[one.arm].append(Run(folder / one.folder))
-    beside = [(path := run.evaluation()).with_name(f"{path.name}-base") for its in runs.values() for run in its]
+    beside = [base_of(run.evaluation()) for its in runs.values() for run in its]
     base = next((read_answers(Evaluation(path)) for path in beside if (path / SETTINGS).is_file()), None)
     arms.sort(key=lambda arm: arm.name != index.contrast[0])  # the one that the others are against comes first
     if arms[0].name != index.contrast[0]:

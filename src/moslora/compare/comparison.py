@@ -11,7 +11,7 @@ import numpy as np
 
 from moslora.compare.answers import HASHES, PROMPT, Answers, Log, in_common
 from moslora.compare.arms import Arm, eval_command, load_arms, pair, values
-from moslora.compare.index import read_index
+from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.outcomes import DEFAULTS, Measure, measure
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
 from moslora.console import note
@@ -82,14 +82,22 @@ def compare(
     allowed: Sequence[str] = (),
 ) -> Comparison:
     """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrasts and outcome."""
-    arms, count = load_arms(paths, evaluation=evaluation), 0
+    arms = load_arms(paths, evaluation=evaluation)
     if len(paths) == 1 and (index := read_index(paths[0])):
         outcome = outcome or index.outcome
         if not contrasts:
-            planned, there = (index.contrast, *index.others), {arm.name for arm in arms}
-            contrasts, count = [pair for pair in planned if there.issuperset(pair)] or planned, len(planned)
+            return compare_planned(arms, index, outcome=outcome, tasks=tasks, allowed=allowed)
+    return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
+
+
+def compare_planned(
+    arms: Sequence[Arm], index: ExperimentIndex, *, outcome: str, tasks: str | None = None, allowed: Sequence[str] = ()
+) -> Comparison:
+    """`compare_arms` for an experiment's own contrasts; those without runs yet count in their number, too."""
+    planned, there = (index.contrast, *index.others), {arm.name for arm in arms}
+    contrasts = [pair for pair in planned if there.issuperset(pair)] or planned
     found = compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
-    return replace(found, count=max(count, found.count), exploratory=found.exploratory if count < 2 else ())
+    return replace(found, count=len(planned), exploratory=found.exploratory if len(planned) < 2 else ())
 
 
 def compare_arms(

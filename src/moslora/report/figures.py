@@ -82,11 +82,12 @@ def _names(tasks: Sequence[str], *, averaged: bool = True) -> list[str]:
 def _mean(scores: Sequence[tuple[Score, str]]) -> tuple[float, Floats, Floats]:
     """In percent: the mean over an arm's seeds, its error to both sides, shape ``(2, 1)``, and each of several seeds.
     The error is one standard error over the seeds; of a single seed it is the interval over the questions."""
-    values = 100 * np.array([getattr(score, metric) for score, metric in scores])
-    mean = float(values.mean()) if scores else np.nan
+    found = [score.value(metric) for score, metric in scores]
+    values = 100 * np.array([value for value, _ in found])
+    mean = float(values.mean()) if found else np.nan
     if len(values) > 1:
         return mean, np.full((2, 1), values.std(ddof=1) / len(values) ** 0.5), values
-    ends = 100 * np.array((scores and scores[0][0].value(scores[0][1])[1]) or (np.nan, np.nan))
+    ends = 100 * np.array((found and found[0][1]) or (np.nan, np.nan))
     return mean, np.abs(ends - mean)[:, None], values[:0]
 
 

@@ -64,8 +64,9 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> Re
     except MosloraError:  # they cannot be grouped
         arms = []
     grouped = {run.path: arm.name for arm in arms for run in arm.runs.values()}
-    known = Counter(Run(path).name for path in found)
-    names = {path: name if known[name := Run(path).name] == 1 else str(path) for path in found}
+    names = {path: Run(path).name for path in found}
+    often = Counter(names.values())
+    names = {path: name if often[name] == 1 else str(path) for path, name in names.items()}
     runs = [
         _reported(ReportedRun(Run(path), names[path], arm or grouped.get(path, names[path])), evaluation)
         for path, arm in found.items()

@@ -168,8 +168,9 @@ class Run:
         if len(found) > 1:
             raise UsageError(f"{self.path}: evaluated in several ways; choose one with --evaluation, among {names}")
         if not found or not (found[0] / SETTINGS).is_file():
-            fix = f"evaluated as {names}; choose one with --evaluation"
-            fix = fix if names else f"not evaluated; moslora eval {shlex.quote(str(self.path))} does it"
+            fix = f"not evaluated; moslora eval {shlex.quote(str(self.path))} does it"
+            if names:
+                fix = f"evaluated as {names}; choose one with --evaluation"
             raise UsageError(f"{self.path}: " + f"no evaluation {name}; " * bool(name) + fix)
         return found[0]
 

@@ -52,7 +52,7 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
             raise UsageError(f"{run.path}: {run.how_to_finish}")
     elif in_use(run.path):
         raise UsageError(
-            f"{run.path}: not empty; resume that run: moslora train {run.path} --resume; or choose another folder"
+            f"{run.path}: not empty; resume that run: {run.resume_command}; or choose another folder"
             " with name=… or --out"
         )
 
