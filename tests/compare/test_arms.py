@@ -154,6 +154,15 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureF
     assert not capsys.readouterr().out
 
 
+def test_another_tokenizer_is_told_with_the_runs_and_not_with_its_hash(capsys: pytest.CaptureFixture[str]) -> None:
+    hashes = ("a" * 64, "b" * 64)
+    arms = [arm(name, other(made_with={"tokenizer": it})) for name, it in zip(("one", "two"), hashes, strict=True)]
+    compare_arms(arms)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert "tokenizer" in said and "one-1" in said and "two-1" in said
+    assert not any(it[:8] in said for it in hashes)
+
+
 def test_what_is_meant_to_differ_is_allowed() -> None:
     longer = replace(drawn(1), facts={**drawn(1).facts, "steps": 99})
     refuse_mixed([arm("one", drawn(1)), arm("other", longer)], allowed=["steps"])

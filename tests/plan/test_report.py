@@ -89,7 +89,7 @@ def test_a_base_that_fits_sharded_but_not_while_it_is_quantised_is_told_so(capsy
     assert remark.endswith("try model.quantization=null")
     assert planned(capsys, *given, "34GB", "model.quantization=null")[1].startswith("fits")
     assert planned(capsys, *given, "20GB")[1].endswith("it needs more memory")
-    assert planned(capsys, *given, "80GB")[1].startswith("fits, with any training.micro_batch_tokens")
+    assert planned(capsys, *given, "80GB")[1].startswith("fits, even a whole step")
 
 
 @pytest.mark.parametrize(("quantization", "named"), [("null", True), ("int8", False)])
@@ -160,7 +160,7 @@ def test_a_run_too_short_to_probe_is_told(capsys: pytest.CaptureFixture[str], wo
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (GPTNeoXConfig, "fits, with any"),
+        (GPTNeoXConfig, "fits, even a whole step"),
         (MixtralConfig, "memory and time are not known: MixtralForCausalLM routes its tokens to experts"),
     ],
 )

@@ -1,8 +1,9 @@
 """Arms against each other, if they can be compared: contrasts named beforehand, everything else exploratory."""
 
 import itertools
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -233,11 +234,21 @@ def _refuse_other_prompts(runs: Sequence[Answers], *, allowed: Sequence[str]) ->
 
 def _note_versions(arms: Sequence[Arm]) -> None:
     """Says which versions, tokenizer and chat template are not those of all runs that have recorded them."""
-    recorded = [run.settings.made_with for arm in arms for run in arm.runs.values()]
-    for key in dict.fromkeys(key for made_with in recorded for key in made_with):
-        found = dict.fromkeys(made_with[key] for made_with in recorded if key in made_with)
-        if len(found) > 1:
-            note(f"evaluated with several {key}: {some([*found])}; scores may differ for that reason")
+    runs = [run for arm in arms for run in arm.runs.values()]
+    for key in dict.fromkeys(key for run in runs for key in run.settings.made_with):
+        places: dict[str, Path] = {}  # value -> the first run that has it
+        for run in runs:
+            if key in run.settings.made_with:
+                places.setdefault(run.settings.made_with[key], run.path)
+        if len(places) > 1:
+            note(f"{_unlike(key.replace('_', ' '), places)}; scores may differ for that reason")
+
+
+def _unlike(name: str, places: Mapping[str, Path]) -> str:
+    """What differs and where, in words; a hash says nothing to a reader."""
+    if all(re.fullmatch("[0-9a-f]{16,}", value) for value in places):
+        return f"another {name} in " + some([str(path) for path in places.values()], separator=" than in ", most=2)
+    return f"{name} was " + some([f"{value} in {path}" for value, path in places.items()])
 
 
 def _made(run: Answers) -> dict[str, str]:

@@ -110,7 +110,7 @@ def fit(
     excess = need(section, work).total - room
     largest = largest_budget(step, room=room, need=partial(need, section))
     if excess <= 0 and largest == step.tokens:
-        return f"fits, with any training.micro_batch_tokens: a step has {largest:,} tokens per process at most"
+        return f"fits, even a whole step in one pass: at most {largest:,} tokens in each process"
     if excess <= 0:
         return f"fits; the largest training.micro_batch_tokens that does is {largest:,}"
     line = f"does not fit: {gigabytes(excess)} GB too much"

@@ -1,6 +1,7 @@
 """`Task`: where the rows of a set are, how they are read and how they are worded; `Example`: a row as a question."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,12 +9,26 @@ from typing import Any, NamedTuple
 
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
 from moslora.choices import Split
 
 from .wording import Numbered, Plain, TrueFalse
 
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
+
+class _NoColumn(StrictUndefined):
+    """What a row does not have. Any use of it is an error, in words about columns."""
+
+    __slots__ = ()
+
+    @property
+    def _undefined_message(self) -> str:
+        if self._undefined_obj is missing:
+            return f"no column {self._undefined_name}"
+        return super()._undefined_message
+
+
+_JINJA = ImmutableSandboxedEnvironment(undefined=_NoColumn)
 
 INSTRUCTION = "instruction"
 """Task name of a local row that belongs to no task: a bare instruction with its response."""
@@ -73,11 +88,25 @@ class Columns:
 def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
     try:
         value = compiled(source)({**row, "row": row})
-        if isinstance(value, Undefined):
-            raise LookupError(f"{source} is not there")
-        return value
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{field}: {error}; the row has {', '.join(map(str, row))}") from None
+        raise ValueError(_about(row, field, error)) from None
+    return _there(field, value, row)
+
+
+def _filled(field: str, text: str, row: Mapping[str, Any]) -> Any:
+    """A literal text as it is, a template with the row's values."""
+    return _evaluate(field, text, row) if "{{" in text else text
+
+
+def _there(field: str, value: Any, row: Mapping[str, Any]) -> Any:
+    """``value`` itself, unless it is of a column that ``row`` does not have."""
+    if isinstance(value, Undefined):
+        raise ValueError(_about(row, field, value._undefined_message))
+    return value
+
+
+def _about(row: Mapping[str, Any], field: str, fault: object) -> str:
+    return f"{field}: {fault}; the row has {', '.join(map(str, row))}"
 
 
 @cache
@@ -91,8 +120,12 @@ def compiled(source: str) -> Callable[[Mapping[str, Any]], Any]:
 
 def _text(field: str, value: Any) -> str:
     """A text or number as text."""
+    if value is None:
+        raise ValueError(f"{field}: expected a text, found null")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{field}: expected a text, found {type(value).__name__}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{field}: expected a text, found NaN, a missing number")
     text = str(value)
     if not text.strip():
         raise ValueError(f"{field}: is empty")
@@ -154,8 +187,9 @@ class Task:
             if not isinstance(listed, list | tuple):
                 raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}")
         else:
-            listed = [_evaluate("options", option, row) if "{{" in option else option for option in columns.options]
-        choices = tuple(_text(f"option {number}", option) for number, option in enumerate(listed, start=1))
+            listed = [_filled(f"option {n}", text, row) for n, text in enumerate(columns.options, start=1)]
+        named = {f"option {number}": option for number, option in enumerate(listed, start=1)}
+        choices = tuple(_text(name, _there(name, option, row)) for name, option in named.items())
         if len(choices) < 2:
             raise ValueError(f"options: expected two or more, found {len(choices)}")
         gold = _position(_evaluate("answer", columns.answer, row), choices)
