@@ -1,8 +1,57 @@
 """Output of a command while it works: printed once, even by several processes. Does not load torch."""
 
+import codecs
 import functools
+import io
+import json
 import os
 import sys
+
+SPELT_OUT = {
+    "Δ": "Delta ",
+    "√": "sqrt",
+    "‖": "|",
+    "⊗": "x",
+    "×": "x",
+    "·": "*",
+    "∘": "o",
+    "±": "+-",
+    "−": "-",
+    "–": "-",
+    "→": "->",
+    "←": "<-",
+    "≤": "<=",
+    "≥": ">=",
+    "…": "...",
+    "²": "^2",
+    "³": "^3",
+    "Σ": "sum ",
+    "ᵀ": "^T",
+    "₁": "1",
+    "₂": "2",
+    "α": "alpha",
+    "β": "beta",
+    "ε": "epsilon",
+    "µ": "u",
+    "’": "'",
+}
+"""The signs that commands print, for a terminal or file whose encoding lacks them."""
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: a sign's name, or its escape in JSON, which also keeps a printed schema valid."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(SPELT_OUT.get(sign) or json.dumps(sign)[1:-1] for sign in lacking), error.end
+
+
+def print_in_any_encoding() -> None:
+    """From here on, signs that the output's encoding lacks are spelt out, where Python would raise an error."""
+    codecs.register_error("spell-out", _spell_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not closed, nor another program's
+            stream.reconfigure(errors="spell-out")
 
 
 def is_main_process() -> bool:

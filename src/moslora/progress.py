@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from itertools import accumulate
 
+from rich import get_console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
 from moslora.console import is_main_process
@@ -15,7 +16,8 @@ class Line(Progress):
     or another process has it."""
 
     def __init__(self, total: float, text: str) -> None:
-        columns = SpinnerColumn(), "{task.description}", BarColumn(12), TimeRemainingColumn(), "left{task.fields[rest]}"
+        spinner = SpinnerColumn("dots" if get_console().encoding.startswith("utf") else "line")
+        columns = spinner, "{task.description}", BarColumn(12), TimeRemainingColumn(), "left{task.fields[rest]}"
         super().__init__(*columns, speed_estimate_period=math.inf, redirect_stderr=sys.stderr.isatty())
         self.disable = not (total and is_main_process() and sys.stdout.isatty() and self.console.is_interactive)
         self.add_task(text, total=total, rest="")

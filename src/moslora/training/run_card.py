@@ -75,7 +75,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def processor() -> str:
     """The processor's name, or at least its kind."""
     try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
         found = None
     return found[1] if found else platform.machine()
@@ -85,7 +85,7 @@ def git_state() -> dict[str, Any] | None:
     """The commit of this code, and whether the code differs from it; ``None`` outside a checkout."""
 
     def git(*arguments: str) -> str:
-        asked = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, text=True, check=True)
+        asked = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, encoding="utf-8", check=True)
         return asked.stdout.strip()
 
     try:
