@@ -222,3 +222,59 @@ def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs: Path, t
     shutil.rmtree(run / "eval" / name)
     evaluated(run, settings=of_weights(run / "adapter"))
     assert [arm.name for arm in load_arms([run])] == ["base", "lora-1"]
+
+
+def rewritten(run: Path, *changes: str) -> None:
+    """The same run as if its recipe had been another in these keys."""
+    recipe = load_recipe(run / "recipe.yaml", changes)
+    (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data.source=hub",
+        "evaluation.limit=3",
+        "evaluation.tasks=[obqa]",
+        "model.gradient_checkpointing=true",
+        "model.name=/elsewhere/smollm2",
+        "tasks={mine: {texts: mine.txt}}",
+        "tracking.to=[tensorboard]",
+        "training.checkpoint_every=7",
+        "training.keep_checkpoints=5",
+        "training.log_every=1",
+        "training.micro_batch_tokens=1000",
+        "training.strategy=fsdp",
+        "training.validate_every=7",
+    ],
+)
+def test_what_changes_no_step_makes_no_other_arm(runs: Path, change: str) -> None:
+    rewritten(runs / "lora-2", change)
+    lora, mixed = load_arms([runs])
+    assert (lora.name, [*lora.runs], mixed.name, [*mixed.runs]) == ("lora", [1, 2], "mixed", [1, 2])
+
+
+@pytest.mark.parametrize("change", ["training.learning_rate=0.01", "data.rows=8", "training.warmup_steps=3"])
+def test_what_changes_a_step_makes_another_arm(runs: Path, change: str) -> None:
+    rewritten(runs / "lora-2", change)
+    assert [[*arm.runs] for arm in load_arms([runs])] == [[1], [2], [1, 2]]
+
+
+def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs: Path) -> None:
+    gate = "adapter.mixer={kind: token-gate, experts: 2, balance: 0.1}"
+    for seed in (1, 2):
+        rewritten(runs / f"mixed-{seed}", gate)
+    assert len(load_arms([runs])) == 2
+    rewritten(runs / "mixed-2", "training.micro_batch_tokens=1000")
+    assert len(load_arms([runs])) == 3
+
+
+def test_other_rows_at_another_place_are_another_arm(runs: Path) -> None:
+    """Where the hash of the rows under a seed that both have says so; with equal hashes they are one arm."""
+    for seed in (1, 2):
+        rewritten(runs / f"mixed-{seed}", "adapter.mixer={kind: identity}", "data.source=hub")
+    (runs / "mixed-1/run.json").write_text('{"steps": 50, "trained_rows": 9, "data": {"sha256": "y"}}')
+    assert [(arm.name, [*arm.runs]) for arm in load_arms([runs])] == [("lora", [1, 2]), ("mixed", [1, 2])]
+    (runs / "mixed-1/run.json").write_text('{"steps": 50, "trained_rows": 9, "data": {"sha256": "x"}}')
+    with pytest.raises(UsageError, match="one arm"):
+        load_arms([runs])

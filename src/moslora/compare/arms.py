@@ -16,17 +16,24 @@ from moslora.compare.statistics import Floats
 from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.evaluation import Evaluation
+from moslora.recipe import Recipe
+from moslora.recipe.recipe import flat
 from moslora.runs.manifest import RECIPE, WEIGHTS, read_manifest
 from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, Run, base_of, is_run
 from moslora.tasks import BUILT_IN
 
-NOT_THE_ARM = ("name", "seed", "tracking", "evaluation")
-"""Keys of a recipe that do not make another arm."""
+ROWS = ("data.source", "tasks.")
+"""Beginnings of the keys that say where the rows of a training lie. They make another arm only if other rows lie there,
+which a run's card says with the rows' hash."""
+
+NOT_THE_ARM = ("name", "seed", "model.name", "model.revision", *ROWS)
+"""Beginnings of the keys that make no other arm, beside those that change no step (`Recipe.free`). The base is told by
+its fingerprint."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs whose recipes differ only in the seed.
+    """Runs of the same steps but for the seed (`Recipe.free` has what changes no step).
 
     Attributes:
         name: of the runs, or of the folder that holds them.
@@ -63,6 +70,7 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[A
             )
     of_others = any(not ((path / SETTINGS).is_file() or runs_at(path)) and log_files(path) for path in paths)
     found = [*(read_logs(paths) if of_others else (one for path in paths for one in _find(path, evaluation)))]
+    found = _apart_by_rows(found)
     groups = {arm: [one for one in found if one.arm == arm] for arm in dict.fromkeys(one.arm for one in found)}
     if len(groups) == 1 and len(found) == 2:  # two seeds of one recipe: how much the seed does
         groups = {str(one.path): [one] for one in found}
@@ -110,11 +118,35 @@ def _answered(folder: Path, *, run: Path | None = None) -> Answers:
         return answers
     if evaluation.settings.metadata.get("adapter") is None:
         return replace(answers, name="base")
-    recipe, facts = made.recipe.model_dump(mode="json"), made.facts
+    recipe, facts = made.recipe, made.facts
     if (steps := evaluated_steps(evaluation, of_run=bool(run))) is not None:
         facts |= {"steps": steps}
-    arm = json.dumps({key: value for key, value in recipe.items() if key not in NOT_THE_ARM}, sort_keys=True)
-    return replace(answers, recipe=recipe, facts=facts, name=made.path.name, arm=arm, seed=recipe["seed"])
+    arm = _arm_of(recipe, base=evaluation.settings.metadata.get("fingerprint"))
+    values = recipe.model_dump(mode="json")
+    return replace(answers, recipe=values, facts=facts, name=made.path.name, arm=arm, seed=recipe.seed)
+
+
+def _arm_of(recipe: Recipe, *, base: str | None) -> str:
+    """What makes the arm of a run: every value of its recipe that changes a step, but for the seed, and its ``base``,
+    a fingerprint if it is known."""
+    values = recipe.values(but=(*recipe.free, *NOT_THE_ARM))
+    values["base"] = base or [recipe.model.name, recipe.model.revision]
+    return json.dumps(values, sort_keys=True)
+
+
+def _apart_by_rows(found: Sequence[Answers]) -> list[Answers]:
+    """``found``, with the runs of an arm apart by the places of their rows if under one seed, which chooses among them,
+    other rows were trained."""
+    rows: dict[tuple[str, int | None], set[str | None]] = {}
+    for one in found:
+        rows.setdefault((one.arm, one.seed), set()).add(one.facts.get("data", {}).get("sha256"))
+    unlike = {arm for (arm, _), hashes in rows.items() if len(hashes) > 1}
+    return [replace(one, arm=one.arm + _places_of_rows(one)) if one.arm in unlike else one for one in found]
+
+
+def _places_of_rows(one: Answers) -> str:
+    values = flat(one.recipe or {})
+    return json.dumps({key: value for key, value in values.items() if key.startswith(ROWS)}, sort_keys=True)
 
 
 def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:

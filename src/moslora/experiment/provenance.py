@@ -13,8 +13,8 @@ from moslora.choices import Split
 from moslora.data.sources import identity
 from moslora.experiment.file import Planned
 from moslora.recipe import Recipe
+from moslora.recipe.recipe import FREE
 from moslora.tasks import Task
-from moslora.training.state import FREE
 from moslora.version import PACKAGE
 
 COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks", "training")

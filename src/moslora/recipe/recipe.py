@@ -15,6 +15,21 @@ from .sections import DataSection, EvaluationSection, ModelSection, TrackingSect
 from .tasks import TaskName, TaskSection
 from .yaml_text import render, render_inline
 
+FREE = (
+    "data.source",
+    "evaluation.",
+    "tracking.",
+    "model.gradient_checkpointing",
+    "model.trust_remote_code",
+    "training.strategy",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.validate_every",
+)
+"""Beginnings of the keys that change no step of a training: output, memory, and the source of the rows (the rows are
+compared themselves). They may change when a run is resumed, and make no other arm of a comparison."""
+
 
 class Recipe(Section):
     """One run: its base model, adapter, data, training and evaluation."""
@@ -65,6 +80,14 @@ class Recipe(Section):
         if self.adapter.gated_by_task:
             options["mixer"]["tasks"] = self.data.tasks
         return options
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """:data:`FREE`, and the size of the micro-batches, except with a gate's balance: each takes that over its own
+        rows."""
+        if getattr(self.adapter.mixer, "balance", 0):
+            return FREE
+        return (*FREE, "training.micro_batch_tokens")
 
     def values(self, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
         """The values by dotted key, but for keys that begin with one of ``but``."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, how to resume from one exactly, and which keys of the recipe may change then.
+"""Checkpoints of a run, and how to resume from one exactly.
 
 A step depends only on the weights, the optimizer's moments and (seed, step): the rows come from
 :class:`moslora.data.steps.StepPlan`, the learning rate from the step, and dropout's random numbers from
@@ -27,21 +27,6 @@ from moslora.training.optimizer import trainable
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
-
-FREE = (
-    "data.source",
-    "evaluation.",
-    "tracking.",
-    "model.gradient_checkpointing",
-    "model.trust_remote_code",
-    "training.strategy",
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.validate_every",
-)
-"""Keys of a recipe that may change when a run is resumed: output, memory, and the source of the rows (the rows are
-compared themselves)."""
 
 
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
@@ -77,10 +62,8 @@ def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
 
 
 def _refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
-    """Refuses to resume ``folder`` with a recipe that differs in more than :data:`FREE` keys."""
-    # Micro-batches may change too, except with a gate's balance, which each takes over its own rows.
-    free = FREE if getattr(now.adapter.mixer, "balance", 0) else (*FREE, "training.micro_batch_tokens")
-    if changes := now.changes(then, free=free):
+    """Refuses to resume ``folder`` with a recipe that differs in more than its `Recipe.free` keys."""
+    if changes := now.changes(then, free=now.free):
         raise UsageError(
             f"{folder}: made with another recipe ({some(changes, separator='; ')}); resume with {folder / RECIPE}, or"
             " start a new run with name=… or --out"
