@@ -85,6 +85,44 @@ def test_other_instructions_stay_as_they_are(tmp_path: Path) -> None:
     assert second.choices == (reasoned["output"],) and third.choices == (explained["output"],)
 
 
+FREE = {
+    "a usual answer": ("A planet?", "the correct answer is Mars."),
+    "the lead alone": ("A planet?", "the correct answer is "),
+    "a format that is asked about": ("What does 'Answer format: a/b' mean?", "That a or b is expected."),
+    "a format of its own": ("Is it so?\nAnswer format: yes/no", "It is, so yes."),
+    "a set's template, reasoned": (YES["instruction"], "It is, because it is. the correct answer is true"),
+    "a set's template, another word": (YES["instruction"], "the correct answer is maybe"),
+    "a shared template, another label": (TWO["instruction"], "the correct answer is answer3"),
+}
+
+
+@pytest.mark.parametrize("kind", FREE)
+def test_a_row_that_names_no_answer_contradicts_none(kind: str, tmp_path: Path) -> None:
+    asked, answered = FREE[kind]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    path = write(tmp_path / "rows.jsonl", [{"prompt": asked, "completion": answered}, {"messages": messages}])
+    for example in read_file(path, "train"):
+        assert (example.task, example.question, example.choices) == (INSTRUCTION, asked, (answered,))
+
+
+@pytest.mark.parametrize("row", [YES, TWO, {**TWO, "task": "obqa"}], ids=["boolq", "shared", "named"])
+def test_a_question_of_a_set_is_known_however_its_row_is_written(row: dict[str, str], tmp_path: Path) -> None:
+    """So that its leaks are found."""
+    spoken = {"prompt": row["instruction"], "completion": row["output"]}
+    if "task" in row:
+        spoken["task"] = row["task"]
+    one, other = read_file(write(tmp_path / "rows.jsonl", [row, spoken]), "train")
+    assert replace(other, id=one.id) == one and len(one.choices) == 2
+
+
+def test_an_answer_that_is_named_is_one_of_those_that_the_instruction_ends_in(tmp_path: Path) -> None:
+    about = "What does 'Answer format: a/b' mean here?"
+    lines = "Answer format: json\nWhat is 2 + 2?"
+    rows = [{"instruction": asked, "output": "Four.", "answer": "4"} for asked in (about, lines)]
+    for example, row in zip(read_file(write(tmp_path / "rows.jsonl", rows), "train"), rows, strict=True):
+        assert (example.question, example.choices) == (row["instruction"], ("Four.",))
+
+
 def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     lines = [
@@ -102,14 +140,16 @@ def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
         json.dumps({**YES, "answer": "false"}),
         json.dumps({"instruction": "A planet?", "output": "the correct answer is Mars", "answer": "Venus"}),
         json.dumps({"messages": [{"role": "assistant", "content": "Hello."}]}),
+        json.dumps({"prompt": "A planet?", "completion": 4}),
+        json.dumps({"prompt": "A planet?"}),
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
     said = ["malformed", "output, answer", "'answer3'", '"input"', "found list", "task 'arc'", "piqa", "a/b"]
-    said += ["empty", "'false'", "'Venus'", "role"]
+    said += ["empty", "'false'", "'Venus'", "role", "completion: missing or not text", "completion: missing"]
     faults = str(error.value).splitlines()
-    for fault, line, words in zip(faults, [2, *range(4, 15)], said, strict=True):
+    for fault, line, words in zip(faults, [2, *range(4, 17)], said, strict=True):
         assert fault.startswith(f"{path}:{line}: ") and words in fault
 
 

@@ -3,13 +3,14 @@
 Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one file of
 mixed rows. An instruction is parsed into its question and choices by the exact templates. SIQA, ARC and OpenBookQA
 share one template, so in a mixed file their rows need the extra key ``task``. Without it, and with any other text, a
-row stays a bare instruction, which can be trained on but not scored. So does a row of ``prompt`` and ``completion``, or
-of ``messages``.
+row stays a bare instruction, which can be trained on but not scored. A row of ``prompt`` and ``completion``, or of
+``messages``, is read in the same way, except that it names no answer that its output could contradict.
 """
 
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from moslora.choices import Split
 from moslora.errors import UsageError, capped
 from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Task
+
+_ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
+"""How an instruction ends that lists its options' names."""
 
 
 def find_file(folder: Path, task: Task, split: Split) -> Path | None:
@@ -108,12 +112,9 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
     ``split`` and ``number``, the row's position, go into the id; ``task`` names the set of the row's file, if known. A
     `ValueError` says what is wrong with the row.
     """
-    row = _as_instruction(row)
-    if missing := [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]:
-        raise ValueError(f"{', '.join(missing)}: missing or not text; a row has instruction, input, output, answer")
-    instruction, output, answer = (row[key] for key in ("instruction", "output", "answer"))
-    (instruction + output + answer).encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
-    if not (instruction.strip() and output.strip()):
+    said = _texts(row)
+    (said.instruction + said.output + said.answer).encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
+    if not (said.instruction.strip() and said.output.strip()):
         raise ValueError("instruction or output is empty; remove the row")
     if row.get("input"):
         raise ValueError('"input" must be empty; move its text into the instruction')
@@ -121,32 +122,63 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
     if named is not None and named not in (known := (task,) if task else COMMONSENSE):
         raise ValueError(f"task {named!r}: must be {'' if task else 'one of '}{', '.join(known)} in this file")
 
-    matches = [e for name in ([named] if named else COMMONSENSE) if (e := _of_task(row, name, split, number))]
+    matches = [e for name in ([named] if named else COMMONSENSE) if (e := _of_task(said, name, split, number))]
     if len(matches) == 1:
         return matches[0]
-    if output.startswith(RESPONSE_LEAD) and not output.removeprefix(RESPONSE_LEAD).startswith(answer):
-        raise ValueError(f"the output contradicts the answer {answer!r}")
+    if said.names_answer and said.contradicts_itself:
+        raise ValueError(f"the output contradicts the answer {said.answer!r}")
     if named is not None:
         raise ValueError(f"instruction or output does not follow the template of {named}")
-    return _bare(row, split, number)
+    return _bare(said, split, number)
 
 
-def _as_instruction(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of ``prompt`` and ``completion``, or of ``messages`` (a user's, the assistant's), as an instruction."""
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a row, which may name its answer apart from its output.
+
+    Only where it does can the two contradict each other. Otherwise the output is whatever the model is to write, and
+    ``answer`` is what it says behind LLM-Adapters' lead, if it has that.
+    """
+
+    instruction: str
+    output: str
+    answer: str
+    names_answer: bool = True
+
+    @property
+    def contradicts_itself(self) -> bool:
+        rest = self.output.removeprefix(RESPONSE_LEAD)
+        return rest != self.output and not rest.startswith(self.answer)
+
+
+def _texts(row: dict[str, Any]) -> _Texts:
+    """The texts of a row of LLM-Adapters, of ``prompt`` and ``completion``, or of ``messages`` (a user's, the
+    assistant's)."""
     match row:
-        case {"prompt": asked, "completion": answered}:
-            pass
         case {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}:
-            pass
+            return _spoken({"the user's content": asked, "the assistant's content": answered})
         case {"messages": _}:
             raise ValueError("messages: must be one of role user and one of role assistant, in this order")
-        case _:
-            return row
-    return {"instruction": asked, "input": "", "output": answered, "answer": answered}
+        case {"prompt": _, "completion": _}:
+            return _spoken({"prompt": row["prompt"], "completion": row["completion"]})
+        case {"prompt": _} if "instruction" not in row:
+            raise ValueError("completion: missing; a row has prompt and completion")
+    if missing := [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]:
+        kinds = "instruction, input, output, answer; or prompt, completion; or messages"
+        raise ValueError(f"{', '.join(missing)}: missing or not text; a row has {kinds}")
+    return _Texts(row["instruction"], row["output"], row["answer"])
 
 
-def _of_task(row: dict[str, str], task: str, split: Split, number: int) -> Example | None:
-    parsed = parse_instruction(row["instruction"], task)
+def _spoken(texts: dict[str, Any]) -> _Texts:
+    """The two ``texts`` by name, what is asked and what is answered."""
+    if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
+        raise ValueError(f"{', '.join(wrong)}: missing or not text")
+    asked, answered = texts.values()
+    return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
+
+
+def _of_task(row: _Texts, task: str, split: Split, number: int) -> Example | None:
+    parsed = parse_instruction(row.instruction, task)
     if parsed is None:
         return None
     context, question, choices = parsed
@@ -154,20 +186,21 @@ def _of_task(row: dict[str, str], task: str, split: Split, number: int) -> Examp
     for gold in range(len(choices)):
         example = Example(id, task, question, choices, gold, context=context)
         rendered = llm_adapters_row(example)
-        if rendered["answer"] == row["answer"]:
+        if rendered["answer"] == row.answer:
             # A template's question with another output (a reasoned answer, say) is a bare instruction.
-            return example if rendered["output"] == row["output"] else None
-    raise ValueError(f"answer {row['answer']!r} is not among the options of the instruction")
+            return example if rendered["output"] == row.output else None
+    if row.names_answer:
+        raise ValueError(f"answer {row.answer!r} is not among the options of the instruction")
+    return None
 
 
-def _bare(row: dict[str, str], split: Split, number: int) -> Example:
+def _bare(row: _Texts, split: Split, number: int) -> Example:
     id = f"{INSTRUCTION}/{split}/{number}"
-    instruction, output, answer = row["instruction"], row["output"], row["answer"]
-    _, _, answer_format = instruction.rpartition("Answer format: ")
-    names = answer_format.split("/") if "Answer format: " in instruction else []
-    if names and answer not in names:
-        raise ValueError(f"answer {answer!r} is not among the options {'/'.join(names)}")
-    if names and output == RESPONSE_LEAD + answer:
+    listed = _ANSWER_FORMAT.search(row.instruction)
+    names = listed[1].split("/") if listed else []
+    if names and row.names_answer and row.answer not in names:
+        raise ValueError(f"answer {row.answer!r} is not among the options {'/'.join(names)}")
+    if row.answer in names and row.output == RESPONSE_LEAD + row.answer:
         responses = tuple(RESPONSE_LEAD + name for name in names)
-        return Example(id, INSTRUCTION, instruction, responses, names.index(answer))
-    return Example(id, INSTRUCTION, instruction, (output,), 0)
+        return Example(id, INSTRUCTION, row.instruction, responses, names.index(row.answer))
+    return Example(id, INSTRUCTION, row.instruction, (row.output,), 0)
