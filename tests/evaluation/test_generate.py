@@ -1,13 +1,16 @@
 """LLM-Adapters' procedure: its expressions, and text that is what the model would write."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.generate import Decided, Generate, find_answer
 from moslora.prompts.formats import FORMATS
@@ -103,3 +106,123 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.Mo
 def test_a_format_without_labels_cannot_generate() -> None:
     with pytest.raises(MosloraError, match="format cloze"):
         evaluate(make_model(), tokenizer(), all_tasks(1), Request(protocol="generate", format="cloze"))
+
+
+GENERATE: dict[str, Any] = {"protocol": "generate", "format": "label"}
+OWN_SETTINGS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.8},
+    {"no_repeat_ngram_size": 1},
+    {"min_new_tokens": 20, "min_length": 200},
+    {"suppress_tokens": list(range(2, 300))},
+    {"begin_suppress_tokens": list(range(2, 300))},
+    {"forced_eos_token_id": 7, "forced_bos_token_id": 9},
+    {"bad_words_ids": [[id] for id in range(2, 300)]},
+    {"sequence_bias": [[[id], 9.0] for id in range(2, 300)]},
+    {"exponential_decay_length_penalty": (1, 1.5)},
+    {"length_penalty": 0.0, "early_stopping": True},
+    {"max_time": 1e-9},
+    {"do_sample": True, "temperature": 9.0, "top_k": 3},
+    {"num_return_sequences": 2},
+    {"return_dict_in_generate": True},
+]
+"""What a model's generation_config.json may say."""
+
+
+def texts(model: LlamaForCausalLM, *, beams: int) -> dict[str, str | None]:
+    request = Request(**GENERATE, beams=beams)
+    found = evaluate(model, tokenizer(), {"siqa": make_examples("siqa", 4)}, request).predictions
+    return {prediction.id: prediction.text for prediction in found}
+
+
+@pytest.mark.parametrize("own", OWN_SETTINGS, ids=lambda own: next(iter(own)))
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_models_own_generation_settings_change_no_text(own: dict[str, Any], beams: int) -> None:
+    model = make_model()
+    model.generation_config = GenerationConfig()
+    plain = texts(model, beams=beams)
+    for field, value in own.items():
+        setattr(model.generation_config, field, value)
+    before = model.generation_config.to_dict()
+    assert texts(model, beams=beams) == plain
+    assert model.generation_config.to_dict() == before, "they are the model's again"
+
+
+def test_every_field_of_transformers_generation_config_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a field that a later version adds, or that only this model has: none reaches the generation."""
+    model = make_model()
+    used: list[dict[str, Any]] = []
+    prepare = LlamaForCausalLM._prepare_generation_config
+
+    def kept(self: LlamaForCausalLM, *arguments: Any, **options: Any) -> Any:
+        config, rest = prepare(self, *arguments, **options)
+        used.append(config.to_dict())
+        return config, rest
+
+    monkeypatch.setattr(LlamaForCausalLM, "_prepare_generation_config", kept)
+    model.generation_config = GenerationConfig()
+    texts(model, beams=1)
+    for field in (*vars(GenerationConfig()), "a_field_to_come"):
+        setattr(model.generation_config, field, "odd")
+    texts(model, beams=1)
+    plain, odd = used
+    assert odd == plain
+
+
+def test_beams_give_what_transformers_alone_gives() -> None:
+    """Of one question at a time, in the settings of LLM-Adapters' script: beams, and nothing else."""
+    model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer().eos_token_id, pad_token_id=0)
+    found = texts(model, beams=4)
+    for example in make_examples("siqa", 4):
+        ids = torch.tensor([encoder.encode(FORMATS["label"].generation_prompt(example), "", eos=False).ids])
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), num_beams=4, do_sample=False, max_new_tokens=32
+        )
+        assert found[example.id] == tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_texts_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    """As those of an earlier version, which followed the model's own settings."""
+    asked = make_model(), tokenizer(), {"siqa": make_examples("siqa", 3)}, Request(**GENERATE)
+    results = evaluate(*asked, out=tmp_path)
+    assert results.settings.writing["max_new_tokens"] == 32 and results.settings.writing["repetition_penalty"] == 1
+    file = tmp_path / "settings.json"
+    file.write_text(re.sub(r'"writing": \{.*?\}', '"writing": null', file.read_text(), flags=re.DOTALL))
+    with pytest.raises(UsageError, match=r"other settings .*writing\.max_new_tokens was null"):
+        evaluate(*asked, out=tmp_path)
+
+
+def learned_positions(longest: int) -> GPT2LMHeadModel:
+    """A model whose positions are rows of a table: behind its end there is an IndexError."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer()), n_positions=longest, n_embd=16, n_layer=1, n_head=2)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_the_context_has_room_for_the_text_behind_a_long_question(beams: int) -> None:
+    examples, longest = make_examples("siqa", 6), 60
+    encoder = Encoder(tokenizer(), max_length=None)
+    lengths = {e.id: len(encoder.encode(FORMATS["label"].generation_prompt(e), "", eos=False).ids) for e in examples}
+    model = learned_positions(longest)
+    model.generation_config = GenerationConfig(eos_token_id=None)
+    found = evaluate(model, tokenizer(), {"siqa": examples}, Request(**GENERATE, beams=beams)).predictions
+    assert {p.id: p.truncated for p in found} == {id: length > longest - 32 for id, length in lengths.items()}
+    scorer = Generate(model, Encoder(tokenizer(), max_length=longest), FORMATS["label"], beams=1, batch_tokens=400)
+    for example in examples:
+        whole = encoder.encode(FORMATS["label"].generation_prompt(example), "", eos=False).ids
+        assert scorer.encode(example)[1].ids == whole[-(longest - 32) :], "it loses its start"
+
+
+def test_a_context_without_room_for_a_text_is_refused_in_a_line() -> None:
+    asked = tokenizer(), {"siqa": make_examples("siqa", 2)}, Request(**GENERATE)
+    with pytest.raises(UsageError, match=r"evaluation\.max_length = 33: .* at least 34"):
+        evaluate(learned_positions(33), *asked)
+    assert len(evaluate(learned_positions(34), *asked).predictions) == 2
+
+
+@pytest.mark.parametrize("protocol", ["rank", "generate", "cloze"])
+def test_a_limit_beyond_the_models_context_is_refused(protocol: Any) -> None:
+    request = Request(protocol=protocol, format="cloze" if protocol == "cloze" else "label", max_length=4_000)
+    with pytest.raises(UsageError, match=r"evaluation\.max_length = 4000: .* 120 tokens"):
+        evaluate(learned_positions(120), tokenizer(), {"siqa": make_examples("siqa", 2)}, request)

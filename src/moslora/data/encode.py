@@ -75,17 +75,17 @@ class Encoder:
         parts = (self.tokenizer.backend_tokenizer.to_str(), self._bos, self.tokenizer.eos_token_id)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def encode(self, prompt: str, answer: str, *, joint: bool = False, eos: bool = True) -> EncodedText:
+    def encode(self, prompt: str, answer: str, *, joint: bool = False, eos: bool = True, room: int = 0) -> EncodedText:
         """One text, as in `encode_all`."""
-        return self.encode_all([(prompt, answer)], joint=joint, eos=eos)[0]
+        return self.encode_all([(prompt, answer)], joint=joint, eos=eos, room=room)[0]
 
     def encode_all(
-        self, texts: Sequence[tuple[str, str]], *, joint: bool = False, eos: bool = True
+        self, texts: Sequence[tuple[str, str]], *, joint: bool = False, eos: bool = True, room: int = 0
     ) -> list[EncodedText]:
         """Encodes (prompt, answer) pairs in batches, which the tokenizer runs in parallel; an answer may be empty.
 
         ``joint`` encodes each pair as one string, whose answer starts at the first token that reaches into it. ``eos``
-        appends the end-of-sequence token, so that a model learns to stop.
+        appends the end-of-sequence token, so that a model learns to stop. ``room`` tokens of the limit stay free.
         """
         pairs = self._split_by_offsets(texts) if joint or self._joint else self._apart(texts)
         end = [self.tokenizer.eos_token_id] if eos else []
@@ -97,7 +97,7 @@ class Encoder:
                 f"{self._key}={self.max_length}: {len(over)} of {len(needed)} answers alone are longer, and answers are"
                 f" not cut; the longest needs {self._key}={max(over)}"
             )
-        return [self._assemble(prompt, answer + end) for prompt, answer in pairs]
+        return [self._assemble(prompt, answer + end, room=room) for prompt, answer in pairs]
 
     def encode_text(self, text: str) -> EncodedText:
         """A text by itself, as the answer to its first token, or to BOS; without its end if it is too long.
@@ -138,12 +138,12 @@ class Encoder:
                 pairs.append((ids[:start], ids[start:]))
         return pairs
 
-    def _assemble(self, prompt: list[int], answer: list[int]) -> EncodedText:
+    def _assemble(self, prompt: list[int], answer: list[int], *, room: int) -> EncodedText:
         # A chat template has BOS in its text.
         kept = prompt = prompt[len(self._bos) :] if prompt[:1] == self._bos else prompt
         if self.max_length is not None:
-            room = self.max_length - len(self._bos) - len(answer)
-            kept = prompt[max(0, len(prompt) - room) :]
+            left = self.max_length - len(self._bos) - len(answer) - room
+            kept = prompt[max(0, len(prompt) - left) :]
         start = len(self._bos) + len(kept)
         return EncodedText([*self._bos, *kept, *answer], start, truncated=len(kept) < len(prompt))
 

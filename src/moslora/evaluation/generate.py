@@ -4,25 +4,46 @@ The model continues the prompt by at most 32 tokens, by beam search or greedily;
 regular expression behind "### Response:" is its answer, and no match is wrong. Greedy generation ends where the
 answer cannot change any more. Several questions at a time are padded on the left, masked, and keep their positions:
 the official script pads with token 0 and no mask, which changes answers.
+
+A model's own `generation_config.json` is not used: its penalties, suppressed tokens or samples would change answers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.data.encode import EncodedText
+from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.tasks import Example
 
 MAX_NEW_TOKENS = 32
+FEWEST_PROMPT_TOKENS = 2
+"""BOS, and one token of the question."""
+
 RESPONSE_HEADER = "### Response:"
+
+WRITING = {
+    "max_new_tokens": MAX_NEW_TOKENS,
+    "do_sample": False,
+    "use_cache": True,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "num_return_sequences": 1,
+}
+"""Arguments of `GenerationConfig`, beside the number of beams and the tokens of the end and of padding. All others stay
+unset, also those that a later version of transformers adds."""
 
 Question = tuple[Example, EncodedText]
 
@@ -35,8 +56,20 @@ class Generate(Scorer[Question, str]):
 
     cpu_block: ClassVar[int] = 32  # a block takes long, and a limit should cost little more than what it asks for
 
+    @property
+    def writing(self) -> dict[str, Any]:
+        """The settings of the generated text. The token that ends it is the tokenizer's, whose hash is recorded."""
+        return {**WRITING, "num_beams": self.beams}
+
     def encode(self, example: Example) -> Question:
-        return example, self.encoder.encode(self.format.generation_prompt(example), "", eos=False)
+        longest = self.encoder.max_length
+        if longest is not None and longest < MAX_NEW_TOKENS + FEWEST_PROMPT_TOKENS:
+            raise UsageError(
+                f"evaluation.max_length = {longest}: protocol generate writes up to {MAX_NEW_TOKENS} tokens, so nothing"
+                f" is left of a question; it must be at least {MAX_NEW_TOKENS + FEWEST_PROMPT_TOKENS}"
+            )
+        prompt = self.format.generation_prompt(example)
+        return example, self.encoder.encode(prompt, "", eos=False, room=MAX_NEW_TOKENS)
 
     def length(self, question: Question) -> int:
         return self.beams * (len(question[1].ids) + MAX_NEW_TOKENS)
@@ -55,19 +88,12 @@ class Generate(Scorer[Question, str]):
         padding = next(int(id) for id in ids_to_pad_with if id is not None)
         input_ids = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in prompts])  # (B, T)
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
-        config = GenerationConfig(
-            max_new_tokens=MAX_NEW_TOKENS,
-            num_beams=self.beams,
-            do_sample=False,
-            use_cache=True,
-            pad_token_id=padding,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+        config = GenerationConfig(**self.writing, pad_token_id=padding, eos_token_id=tokenizer.eos_token_id)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
         # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
         # each row.
         together = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
-        with together:
+        with together, unset_generation(self.model):
             output = generate(
                 input_ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
@@ -76,6 +102,18 @@ class Generate(Scorer[Question, str]):
             )  # (B, T + new)
         texts = list(tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
         return lambda: texts
+
+
+@contextmanager
+def unset_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the model has no generation settings of its own, which transformers otherwise takes for every
+    field that the caller leaves unset."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.files import write_json, write_text, writing
@@ -119,7 +119,7 @@ class Journal:
             old, new = ({**vars(one), "data": {task: one.data[task] for task in both}} for one in (then, settings))
             if changed := changed_keys(old, new):
                 raise UsageError(
-                    f"{folder}: holds predictions made with other settings ({'; '.join(changed)});"
+                    f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
                     " choose another --out or remove the folder"
                 )
             self.head = Head(dataclasses.replace(settings, data={**then.data, **settings.data}), earlier.head.tasks)

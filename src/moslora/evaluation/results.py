@@ -34,13 +34,15 @@ class Settings:
     max_length: int | None  # longest sequence in tokens; ``None`` if the model states no context length
     data: Mapping[str, str]  # task -> sha256 of all its questions
     metadata: Mapping[str, Any]  # from the caller: what identifies the model
+    # of generate, the arguments of transformers' `GenerationConfig`; ``None`` otherwise, and in old files
+    writing: Mapping[str, Any] | None = None
     # versions of packages, hashes of the tokenizer and the chat template; empty in old files
     made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def asked(self) -> dict[str, str]:
         """Field -> value, of protocol and template."""
-        return {name: str(getattr(self, name)) for name in ("protocol", "format", "beams", "max_length")}
+        return {name: str(getattr(self, name)) for name in ("protocol", "format", "beams", "writing", "max_length")}
 
     @property
     def model(self) -> dict[str, str]:

@@ -107,6 +107,7 @@ def _settings(
         batch_tokens=scorer.batch_tokens,
         block_size=scorer.block_size,
         beams=request.beams if request.protocol == "generate" else None,
+        writing=scorer.writing,
         max_length=scorer.encoder.max_length,
         data={task: data_hash(rows) for task, rows in questions.items()},
         metadata=metadata,
@@ -122,8 +123,14 @@ def _settings(
 def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any, Any]:
     """The protocol that ``request`` names; its limit and source are not read here."""
     keep_freed_memory()
+    context = context_length(model)
+    if request.max_length and context and request.max_length > context:
+        raise UsageError(
+            f"evaluation.max_length = {request.max_length}: the model's context has {context:,} tokens; set at most"
+            " this, or null"
+        )
     # In a recipe `data.max_length` is of the training rows alone.
-    encoder = Encoder(tokenizer, max_length=request.max_length or context_length(model), key="evaluation.max_length")
+    encoder = Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
     parts = model, encoder, make_format(request.format, tokenizer), request.batch_tokens or batch_budget(model.device)
     match request.protocol:
         case "rank":

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -47,6 +47,11 @@ class Scorer(ABC, Generic[Question, Found]):
     def block_size(self) -> int:
         """Questions computed together on the model's device."""
         return self.cpu_block * (1 if self.model.device.type == "cpu" else BLOCKS_ON_GPU)
+
+    @property
+    def writing(self) -> dict[str, Any] | None:
+        """The settings of a generated text; ``None`` of a protocol that generates none."""
+        return None
 
     @cached_property
     def _families(self) -> Families:
