@@ -139,6 +139,25 @@ def test_no_such_recipe_names_the_closest(write, name, meant):
     assert line.startswith(f"{name}: ") and f"did you mean {meant}" in line and line.count(",") <= 4
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cap.yaml", "caps.yaml"),
+        ("caps", "caps.yaml"),
+        ("./cap.yml", "./caps.yaml"),
+        ("sub/sum.yaml", "sub/sums.yml"),
+    ],
+)
+def test_no_such_recipe_names_the_closest_file_beside_it(write, tmp_path, name, meant):
+    write(caps="")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/sums.yml").touch()
+    (line,) = faults(name)
+    assert line.startswith(f"{name}: ") and line.endswith(f"did you mean {meant}?")
+    (line,) = faults("none/cap.yaml")
+    assert "did you mean peft/c3a" in line, "there is no such folder"
+
+
 def test_path_wins_over_name(write, tmp_path):
     assert find_recipe("methods/lora") == RECIPES / "methods" / "lora.yaml"
     (tmp_path / "llama3-8b").write_text("model: {name: mine}")

@@ -53,6 +53,22 @@ def test_what_is_typed(refused, turn):
     refused(*turn)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train cap.yaml",
+        "plan cap.yaml",
+        "recipes show cap.yaml",
+        "experiment cap",
+        "data show cap",
+        "eval {run} --tasks cap",
+    ],
+)
+def test_a_mistyped_file_names_the_one_beside_it(refused, here, command):
+    (here / "caps.yaml").touch()
+    assert "c3a" not in refused(command, "did you mean caps.yaml?")
+
+
 def test_a_file_that_cannot_be_read(refused, here, monkeypatch):
     (here / "f").mkdir()
     (here / "r.yaml").write_text("extends: f")

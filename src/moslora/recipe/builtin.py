@@ -9,6 +9,9 @@ from moslora.errors import UsageError
 EXPERIMENTS = "experiments/"
 """Folder of the built-in experiments, which are not recipes."""
 
+ENDINGS = (".yaml", ".yml")
+"""Of the files that may be recipes."""
+
 
 def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe") -> Path:
     """The file of a path, or of the name of a built-in recipe such as `methods/lora`, or of a built-in "experiment".
@@ -16,7 +19,7 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     A path that exists wins; ``folder`` is the base of a relative one.
 
     Raises:
-        UsageError: neither; with the closest name.
+        UsageError: neither; with the closest name among the files beside it, or else the built-in ones.
     """
     name = str(name)
     # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
@@ -31,10 +34,24 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
     what = "a folder without a run (no recipe.yaml)" if os.path.isdir(path) else f"neither a file nor a built-in {kind}"
+    if close := near_files(path, shown_in=os.path.dirname(name)):
+        raise UsageError(f"{printable(name)}: is {what}; did you mean {', '.join(close)}?")
     known = {file.rpartition("/")[2]: file for file in reversed(files)} | {file: file for file in files}
-    close = dict.fromkeys(known[file] for file in difflib.get_close_matches(stem, known, n=5))
+    close = [*dict.fromkeys(known[file] for file in difflib.get_close_matches(stem, known, n=5))]
     hint = f"did you mean {', '.join(close)}?" if close else f"give one such as {', '.join([*files][:5])}"
     raise UsageError(f"{printable(name)}: is {what}; {hint}" + " (moslora recipes lists all)" * (kind == "recipe"))
+
+
+def near_files(path: Path, *, shown_in: str) -> list[str]:
+    """YAML files beside ``path`` with a name close to its own, the closest first, each in the folder ``shown_in``."""
+    try:
+        names = sorted(name for name in os.listdir(path.parent) if name.endswith(ENDINGS))
+    except (OSError, ValueError):  # no such folder, or no path at all
+        return []
+    stems = {os.path.splitext(name)[0]: name for name in names}
+    wanted = os.path.splitext(path.name)[0] if path.name.endswith(ENDINGS) else path.name
+    close = difflib.get_close_matches(wanted, stems, n=3)
+    return [printable(os.path.join(shown_in, stems[stem])) for stem in close]
 
 
 def list_recipes(kind: str = "recipe") -> list[tuple[str, str]]:

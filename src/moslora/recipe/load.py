@@ -14,7 +14,7 @@ from moslora.files import placed
 from moslora.tasks import BUILT_IN, GROUP, Task, split_names, unknown_names
 
 from .adapter import AdapterSection
-from .builtin import EXPERIMENTS, find_recipe
+from .builtin import EXPERIMENTS, find_recipe, near_files
 from .faults import fault_lines
 from .layers import Layer, depth, extended, lay, origin_of, read_layers, shown
 from .recipe import Recipe, flat
@@ -77,7 +77,7 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
         elif name in known:
             found[name] = known[name]
         else:
-            faults += unknown_names([name], (*known, GROUP))
+            faults += unknown_names([name], (*known, GROUP), files=near_files(Path(name), shown_in=""))
     if not (found or faults):
         faults = [f"no task given; choose from {', '.join((*known, GROUP))}, or a YAML file that declares tasks"]
     if faults:

@@ -129,12 +129,12 @@ def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENS
     return tuple(dict.fromkeys(found))
 
 
-def unknown_names(names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """A line for each name that is not known, with the closest that is."""
+def unknown_names(names: Iterable[str], known: Sequence[str], *, files: Sequence[str] = ()) -> list[str]:
+    """A line for each name that is not known, with the closest that is, or else ``files`` that may be meant."""
     faults = []
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name.lower(), known, n=1)
+            close = difflib.get_close_matches(name.lower(), known, n=1) or files
             hint = f"did you mean {close[0]}?" if close else f"must be one of {', '.join(known)}"
             faults.append(f"unknown task {name!r}; {hint}")
     return faults
