@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import re
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluate
 from moslora.evaluation.batches import BLOCK_SIZE
+from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.rank import Rank
+from moslora.tasks import Example, Numbered
 
 RANK: dict[str, Any] = {"protocol": "rank", "format": "label"}
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
@@ -185,9 +188,51 @@ def test_dropout_left_on_is_refused() -> None:
 
 def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rank, "score", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(UsageError, match=r"task siqa, format cloze: .* use evaluation.protocol=cloze") as caught:
+    with pytest.raises(
+        UsageError, match=r"task siqa, format cloze, 3 options: .* use evaluation.protocol=cloze"
+    ) as caught:
         evaluate(make_model(), tokenizer(), all_tasks(2), Request(protocol="rank", format="cloze"))
     assert len(str(caught.value).splitlines()) == 7, "all but boolq, whose options are one token each"
+
+
+def with_options(count: int, number: int) -> Example:
+    """A question of a task of ours, with ``count`` options."""
+    wording = Numbered(head="Choose: ", stem="answer")
+    return Example(
+        f"mine/test/{number}", "mine", f"which {number}?", tuple("abcdefghijklm"[:count]), 0, wording=wording
+    )
+
+
+@pytest.mark.parametrize("format", ["label", "llm-adapters"])
+def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(
+    monkeypatch: pytest.MonkeyPatch, format: Any
+) -> None:
+    """Where digits are tokens, "answer10" is one token longer than "answer1"; the other protocols score it."""
+    rows = [with_options(4, number) for number in range(99)] + [with_options(10, 99)]
+    asked = {"piqa": make_examples("piqa", 3), "mine": rows}
+    for protocol in ("generate", "cloze"):
+        request = Request(protocol=protocol, format="cloze" if protocol == "cloze" else format, limit=None)
+        results = evaluate(make_model(), tokenizer(), {"mine": rows[-2:]}, request)
+        assert results.tasks["mine"].n == 2
+    monkeypatch.setattr(Rank, "score", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(UsageError, match=r"task mine, format .*, 10 options: .* use evaluation.protocol=generate"):
+        evaluate(make_model(), tokenizer(), asked, Request(protocol="rank", format=format))
+
+
+def test_a_late_option_that_fills_the_context_is_refused_before_anything_is_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = make_examples("piqa", 50)
+    rows[40] = replace(rows[40], choices=("a fox " * 40, "two"))
+    monkeypatch.setattr(Cloze, "score", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(UsageError, match=r"piqa/test/40|longer"):
+        evaluate(make_model(), tokenizer(), {"piqa": rows}, Request(**CLOZE, max_length=60))
+
+
+def test_a_task_without_questions_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rank, "score", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(UsageError, match="siqa, obqa: no question"):
+        evaluate(make_model(), tokenizer(), {**all_tasks(1), "obqa": [], "siqa": []}, Request(**RANK))
 
 
 def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,19 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
             )
         return texts
 
+    def to_try(self, examples: Sequence[Example]) -> list[Example]:
+        longest = self.encoder.max_length
+        if longest is None:
+            return super().to_try(examples)
+        # An answer is an option's text, or a part of the question. It has a token per byte at most, beside BOS and a
+        # space that some tokenizers add.
+        large = [
+            example
+            for example in examples
+            if max(len(text.encode()) for text in (example.question, *example.choices)) + 2 >= longest
+        ]
+        return [*super().to_try(examples), *large]
+
     def length(self, question: Sequence[EncodedText]) -> int:
         """Tokens read: the options' common beginning once, and no last token, which is only predicted."""
         shared = common_prefix([text.ids[:-1] for text in question])

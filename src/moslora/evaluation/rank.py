@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from moslora.base.load import final_hidden, output_weight
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, some
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.kernels.rows import common_prefix, lay, send
+from moslora.recipe import PROTOCOLS
 from moslora.tasks import Example
 
 Scores = tuple[float, ...]
@@ -39,11 +40,14 @@ class Rank(Scorer[Question, Scores]):
         common = common_prefix(ids)
         tokens = [row[common] for row in ids if len(row) == common + 1]
         if common == 0 or len(set(tokens)) < len(ids):
-            ends = [self.encoder.tokenizer.convert_ids_to_tokens(row[common:]) for row in ids]
+            ends = [str(self.encoder.tokenizer.convert_ids_to_tokens(row[common:])) for row in ids]
+            fix = "evaluation.protocol=cloze"
+            if "generate" in PROTOCOLS[self.format.name]:
+                fix = "evaluation.protocol=generate, or --protocol cloze"
             raise MosloraError(
-                f"task {example.task}, format {self.format.name}: protocol rank needs options that differ in"
-                f" their last token only, but behind what they share this tokenizer reads {ends};"
-                " use evaluation.protocol=cloze"
+                f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol rank needs options that"
+                " differ in their last token only, but behind what they share this tokenizer reads"
+                f" {some(ends, most=5)}; use {fix}"
             )
         return Question(ids[0][:common], tokens, truncated=texts[0].truncated)
 

@@ -71,10 +71,10 @@ def evaluate(
             f"{len(training)} modules are in training mode, first {training[0]}: dropout would add noise to the scores;"
             " call model.eval() first"
         )
+    refuse_empty(questions)
     scorer = make_scorer(model, tokenizer, request)
     texts = Texts(scorer.model, scorer.encoder, scorer.format, scorer.batch_tokens)
     scorers = {task: texts if rows[0].is_text else scorer for task, rows in questions.items()}
-    _refuse_unusable(questions, scorers)
     settings = _settings(scorer, request, questions, metadata or {})
     # LLM.int8() takes columns with an outlier out of a whole batch: a question's scores depend on its neighbours.
     exact = settings.dtype in ("float32", "float64") and not getattr(model, "is_loaded_in_8bit", False)
@@ -82,6 +82,7 @@ def evaluate(
         task: list(blocks(rows, limit=request.limit, exact=exact, size=scorers[task].block_size))
         for task, rows in questions.items()
     }
+    _refuse_unusable(plan, scorers)
     task_blocks = [(scorers[task], block) for task, of_task in plan.items() for block in of_task]
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
@@ -141,14 +142,22 @@ def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
             return Generate(*parts, beams=request.beams)
 
 
-def _refuse_unusable(questions: Mapping[str, Sequence[Example]], scorers: Mapping[str, Scorer[Any, Any]]) -> None:
-    """Tries one question of each task, and all texts, so that what cannot be scored stops now, not in an hour."""
+def refuse_empty(questions: Mapping[str, Sequence[Example]]) -> None:
+    """Refuses tasks of which the source has no question."""
+    if empty := [task for task, rows in questions.items() if not rows]:
+        raise UsageError(f"{', '.join(empty)}: no question to ask, the source's split is empty; choose other --tasks")
+
+
+def _refuse_unusable(plan: Mapping[str, Sequence[Block]], scorers: Mapping[str, Scorer[Any, Any]]) -> None:
+    """Tries those questions that decide about all others, so that what cannot be scored stops now, not in an hour."""
     faults = []
-    for row in (row for rows in questions.values() for row in (rows if rows[0].is_text else rows[:1])):
-        try:
-            scorers[row.task].encode(row)
-        except MosloraError as error:
-            faults.append(str(error))
+    for task, of_task in plan.items():
+        scorer, asked = scorers[task], [example for block in of_task for example in block.computed]
+        for example in scorer.to_try(asked):
+            try:
+                scorer.encode(example)
+            except MosloraError as error:
+                faults.append(str(error))
     if faults:
         raise UsageError(capped(list(dict.fromkeys(faults))))
 

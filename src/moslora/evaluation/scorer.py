@@ -61,6 +61,14 @@ class Scorer(ABC, Generic[Question, Found]):
     def encode(self, example: Example) -> Question:
         """The question as tokens; fails if the protocol cannot score it."""
 
+    def to_try(self, examples: Sequence[Example]) -> list[Example]:
+        """Those of one task's questions that are encoded before anything is scored: if they can be, all can. The first
+        of each number of options, whose labels decide about ``rank``; `Cloze` adds those that may not fit."""
+        first: dict[int, Example] = {}
+        for example in examples:
+            first.setdefault(len(example.choices), example)
+        return list(first.values())
+
     @abstractmethod
     def length(self, question: Question) -> int:
         """Tokens that the question takes of a batch."""

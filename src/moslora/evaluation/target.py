@@ -22,7 +22,7 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.journal import Evaluation
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
-from moslora.evaluation.run import evaluate
+from moslora.evaluation.run import evaluate, refuse_empty
 from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
 from moslora.processes.devices import device
@@ -181,6 +181,7 @@ def evaluate_target(
     request, run, chosen = target.asked(typed), target.run, target.tasks(tasks)
     _check(target, chosen, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
+    refuse_empty(questions)
     identity, out = target.identity(), out or target.folder(request)
     if is_main_process() and not (out / SETTINGS).exists():
         refuse_used(out)

@@ -30,6 +30,9 @@ class Texts(Cloze):
             raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}")
         return [text]
 
+    def to_try(self, examples: Sequence[Example]) -> list[Example]:
+        return list(examples)
+
     def work(self, example: Example) -> int:
         return len(example.choices[0])
 
