@@ -17,7 +17,7 @@ from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import load_recipe
 from moslora.runs.run import Run
-from moslora.training.launch import train_in_processes
+from moslora.training.launch import train_in_processes, worker_processes
 
 RECIPE = "smollm2-135m"
 
@@ -40,7 +40,8 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
             say(f"about {4 if dtype == 'bfloat16' else 9} minutes on two cores, in {dtype}")
         training = [RECIPE, f"model.dtype={dtype}"]
     if not run.result.exists():
-        train_in_processes(training, out=out)
+        section = (run.recipe_to_resume() if run.exists else load_recipe(RECIPE)).training
+        train_in_processes(training, out=out, processes=worker_processes(section))
     arms = []
     for name in ("base", "tuned"):
         say(f"scoring the {name} model ...")

@@ -180,7 +180,20 @@ def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
 @pytest.mark.slow
 def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world: Path, tmp_path: Path) -> None:
     with pytest.raises(Diverged):
-        train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path)
+        train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path, processes=1)
+
+
+@pytest.mark.slow
+def test_an_experiment_of_one_row_a_step_runs_on_any_number_of_cores(
+    write: Write, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In processes of its own, as a user starts it."""
+    monkeypatch.setattr(one_run, "train_in_processes", train_in_processes)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    file = write(old="max_steps: 4", new="max_steps: 1, warmup_steps: 0, global_batch_size: 1")
+    code, said, errors = run(capfd, "experiment", file)
+    assert code == 0 and "4 of 4 runs are scored" in said, errors
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(
         patch.setattr(one_run, "train_in_processes", train)
         study("e.yaml", Path("here")).run()
 
-    monkeypatch.setattr(module, "worker_processes", lambda: 1)
+    monkeypatch.setattr(module, "worker_processes", lambda training: 1)
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15, below all other tests
     out = Path("rays")
     stop = InTheMiddle(out, kills=False)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +19,8 @@ import torch
 
 from moslora.errors import Interrupted, UsageError
 from moslora.processes.launch import adopt_slurm, launch, processes_to_start
+from moslora.recipe import TrainingSection
+from moslora.training import launch as training_launch
 from moslora.training import train_recipe
 from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, steps_logged
 
@@ -86,6 +89,8 @@ def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [processes_to_start(wanted) for wanted in (None, 1, 3)] == [4, 1, 3]
+    assert [processes_to_start(wanted, most=2) for wanted in (None, 1, 3)] == [2, 1, 3], "a step of two rows"
+    assert processes_to_start(None, most=16) == 4
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # accelerate launch --num_processes 1
     assert processes_to_start(None) == 1
     monkeypatch.setenv("RANK", "0")
@@ -93,6 +98,35 @@ def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkey
     assert processes_to_start(None) == processes_to_start(16) == 1
     with pytest.raises(UsageError, match="--processes 2: a launcher has started 16 already"):
         processes_to_start(2)
+
+
+@pytest.mark.parametrize(
+    ("cores", "said", "rows", "processes", "threads"),
+    [
+        (2, None, 1, 1, 2),
+        (2, None, 16, 2, 1),
+        (8, None, 16, 4, 2),
+        (8, None, 3, 3, 2),
+        (8, "1", 16, 1, 1),
+        (8, "6", 16, 4, 1),
+        (2, "2,1", 16, 2, 1),
+        (2, "", 16, 2, 1),
+    ],
+)
+def test_workers_have_a_row_each_and_share_the_cores_that_the_user_gives(
+    monkeypatch: pytest.MonkeyPatch, cores: int, said: str | None, rows: int, processes: int, threads: int
+) -> None:
+    """As experiments, the quickstart and a reproduction start them; OMP_NUM_THREADS is for all together."""
+    started: dict[str, Any] = {}
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(training_launch, "launch", lambda command, **options: started.update(options) or 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    workers = training_launch.worker_processes(TrainingSection(global_batch_size=rows))
+    training_launch.train_in_processes(["x.yaml"], out=Path("runs/x"), processes=workers)
+    assert (started["processes"], started["environment"]) == (processes, {"OMP_NUM_THREADS": str(threads)})
 
 
 @pytest.mark.parametrize(

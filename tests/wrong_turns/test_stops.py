@@ -86,9 +86,8 @@ def test_a_stop_is_a_checkpoint_also_where_nobody_reads_the_errors(here, world, 
 
 QUICKSTART = """
 from moslora import cli, quickstart
-from moslora.training import launch
 quickstart.RECIPE = "long.yaml"
-launch.worker_processes = lambda: 2
+quickstart.worker_processes = lambda training: 2
 cli.main()
 """
 

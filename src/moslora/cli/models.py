@@ -45,7 +45,8 @@ def train(
         _print_plan(resolved)
     out = out or RUNS / resolved.name
     then = "the same command with --resume continues from the last checkpoint"
-    _share(processes, then=then, restarts=max_restarts, run=out)
+    most = resolved.training.global_batch_size
+    _share(processes, then=then, restarts=max_restarts, run=out, most=most)
     with options.importing():
         from moslora.training import train_recipe
 
@@ -216,12 +217,15 @@ def quickstart(out: options.Out = None) -> None:
     print_table(table, below=lines)
 
 
-def _share(processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS) -> None:
-    """Runs this command in processes of its own and ends with their exit code, unless this is one, or it needs none."""
+def _share(
+    processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS, most: int | None = None
+) -> None:
+    """Runs this command in processes of its own and ends with their exit code, unless this is one, or it needs none.
+    Without a number from the user there are at most ``most``."""
     from moslora.processes.launch import LAUNCHED_HERE, launch, launched, processes_to_start
     from moslora.runs.run import Run as TrainedRun
 
-    count, command = processes_to_start(processes), [sys.executable, "-m", "moslora", *sys.argv[1:]]
+    count, command = processes_to_start(processes, most=most), [sys.executable, "-m", "moslora", *sys.argv[1:]]
     if restarts and launched() and LAUNCHED_HERE not in os.environ:
         raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
     if count > 1 or (restarts and not launched()):

@@ -29,12 +29,12 @@ def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], 
     with _cluster() as ray:
         cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
-        processes = 1 if gpus else max(1, min(worker_processes(), cores))
-        task = ray.remote(num_cpus=processes, num_gpus=gpus, max_retries=10)(_run)
-        started = [
-            task.options(name=planned.name).remote(planned, out=out, folder=os.getcwd(), processes=processes)
-            for planned in runs
-        ]
+        task = ray.remote(num_gpus=gpus, max_retries=10)(_run)
+        started = []
+        for planned in runs:
+            processes = 1 if gpus else max(1, min(worker_processes(planned.recipe.training), cores))
+            named = task.options(name=planned.name, num_cpus=processes)
+            started.append(named.remote(planned, out=out, folder=os.getcwd(), processes=processes))
         try:
             yield [partial(_wait, ray, one, planned.name) for one, planned in zip(started, runs, strict=True)]
         finally:

@@ -22,7 +22,7 @@ from moslora.files import write_text
 from moslora.processes.devices import free_memory
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
-from moslora.training.launch import train_in_processes
+from moslora.training.launch import train_in_processes, worker_processes
 
 State = Literal["begun", "trained", "scored", "diverged"]
 """``diverged``: training ended with a loss that was not finite, which is a result, too."""
@@ -58,7 +58,7 @@ def one_by_one(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[
 def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> None:
     """Trains, or goes on training, and scores if the run is to be scored.
 
-    Whatever was done before it was stopped is not done again. ``processes`` train; the default is this machine's.
+    Whatever was done before it was stopped is not done again. ``processes`` train; the default is `worker_processes`.
     """
     run = planned_run(out, planned)
     if not run.exists:
@@ -69,6 +69,7 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
     try:
         if not run.finished:
             again = [str(run.path), "--resume", *["model.trust_remote_code=true"] * trust]
+            processes = processes or worker_processes(planned.recipe.training)
             train_in_processes(again, out=run.path, processes=processes)
         if planned.scored:
             evaluate_target(open_target(str(run.path), trust_remote_code=trust))

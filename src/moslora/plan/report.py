@@ -38,13 +38,15 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     """Memory and time of ``recipe``.
 
     Args:
-        processes: one for each device; ``None`` for all of this machine's GPUs, or one.
+        processes: one for each device; ``None`` for as many as `moslora train` starts here.
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
     """
     on_gpu = gpu_memory is not None or gpus() > 0
     size = total_memory(device()) if gpu_memory is None else parse_bytes(gpu_memory)
-    processes = processes or (gpus() if gpu_memory is None else 0) or 1
+    if processes is None:
+        devices = gpus() if gpu_memory is None else 1
+        processes = max(1, min(devices, recipe.training.global_batch_size))
     room = size if on_gpu else size // processes
     rate = probe(recipe) if probing else None  # first, because it makes the rows
     run, section, training = outline(recipe), recipe.model, recipe.training

@@ -67,8 +67,15 @@ def end_with_launcher() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def processes_to_start(wanted: int | None) -> int:
-    """How many processes should run this command here: as many as wanted, or one per GPU; 1 if they run already."""
+def cores() -> int:
+    """The cores that a command may use: as many as OMP_NUM_THREADS says, or all of this machine."""
+    said = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 is for threads within threads
+    return max(1, int(said[1])) if said else os.cpu_count() or 1
+
+
+def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
+    """How many processes should run this command here: as many as wanted, or one per GPU, but not more than ``most``
+    that would have something to do; 1 if they run already."""
     if launched():
         if wanted not in (None, place()[1]):
             raise UsageError(f"--processes {wanted}: a launcher has started {place()[1]} already; leave it out")
@@ -79,7 +86,12 @@ def processes_to_start(wanted: int | None) -> int:
 
     if wanted and 0 < gpus() < wanted:
         raise UsageError(f"--processes {wanted}: this machine has {gpus()} GPU{'s' * (gpus() != 1)}")
-    return wanted or max(1, gpus())
+    if wanted:
+        return wanted
+    if most and gpus() > most:
+        note(f"uses {most} of {gpus()} GPUs: a step has {most} row{'s' * (most != 1)}, training.global_batch_size")
+        return most
+    return max(1, gpus())
 
 
 def launch(

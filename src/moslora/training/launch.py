@@ -1,13 +1,13 @@
 """Training in processes of its own, as the quickstart, experiments and a reproduction do."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.processes.devices import gpus
-from moslora.processes.launch import STOPPED, launch
+from moslora.processes.launch import STOPPED, cores, launch
+from moslora.recipe import TrainingSection
 from moslora.runs.run import Run
 
 
@@ -15,20 +15,21 @@ def train_in_processes(
     arguments: Sequence[str],
     *,
     out: Path,
-    processes: int | None = None,
+    processes: int,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """``moslora train`` with these ``arguments`` in :func:`worker_processes`, started again after one was killed.
+    """``moslora train`` with these ``arguments`` in so many ``processes``, which share :func:`cores`, started again
+    after one was killed.
 
     Raises what its exit code stands for. `Interrupted` is Ctrl-C or SIGTERM, with training saved, or too many kills.
     """
     again = "the same command continues from the last checkpoint"
     code = launch(
         [sys.executable, "-m", "moslora", "train", *arguments, "--out", str(out)],
-        processes=processes or worker_processes(),
+        processes=processes,
         then=again,
         steps_done=lambda: Run(out).steps_done,
-        environment=environment,
+        environment={"OMP_NUM_THREADS": str(max(1, cores() // processes)), **(environment or {})},
     )
     if code in STOPPED:
         raise Interrupted(f"stopped: the work so far is saved, and {again}", signal_number=code - 128)
@@ -37,6 +38,6 @@ def train_in_processes(
         raise fault(f"training ended with exit code {code}; the lines above say why")
 
 
-def worker_processes() -> int:
-    """One on a GPU, otherwise one per core, at most four."""
-    return 1 if gpus() else min(4, os.cpu_count() or 1)
+def worker_processes(training: TrainingSection) -> int:
+    """One on a GPU, otherwise one for each of :func:`cores`, but at most four, and no more than a step has rows."""
+    return 1 if gpus() else min(4, cores(), training.global_batch_size)
