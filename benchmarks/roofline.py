@@ -112,7 +112,7 @@ def pretended(contestant: str, sizes: Mapping[str, Any]) -> Ledger:
     from pretend import accelerator
 
     accelerator.held_on = torch.device("meta")
-    liger.installed = lambda: not contestant.endswith(":torch")  # type: ignore[assignment]  # which has no need of it
+    liger.installed = lambda: not contestant.endswith(":torch")  # which has no need of it
     rows = step_rows(STEP, sizes["vocab_size"])
     model, steps = made(contestant, rows, on=accelerator.DEVICE, sizes=sizes)
     steps(1)

@@ -11,17 +11,33 @@ FOLDER = Path(__file__).parent / "pretend"
 HALVES = (["methods"], ["device", "layers", "training", "evaluation"])
 """Of the checks, each about as long."""
 
+SECOND = ("check_second.py", "check_device.py", "check_layers.py", "check_training.py")
+"""Checks for the second device of a machine, too."""
 
-@pytest.mark.slow
-@pytest.mark.parametrize("half", HALVES, ids=",".join)
-def test_on_a_pretend_accelerator(half: list[str]) -> None:
-    files = [str(FOLDER / f"check_{name}.py") for name in half]
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *files]
+
+def check(*files: str, **environment: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, check=False
+        [*command, *(str(FOLDER / file) for file in files)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-2_000:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", HALVES, ids=",".join)
+def test_on_a_pretend_accelerator(half: list[str]) -> None:
+    check(*(f"check_{name}.py" for name in half))
+
+
+@pytest.mark.slow
+def test_on_the_second_of_two() -> None:
+    check(*SECOND, PRETEND_DEVICE="1")
+
+
 def test_no_check_is_left_out() -> None:
-    assert {path.stem for path in FOLDER.glob("check_*.py")} == {f"check_{name}" for half in HALVES for name in half}
+    checked = {f"check_{name}.py" for half in HALVES for name in half} | {*SECOND}
+    assert {path.name for path in FOLDER.glob("check_*.py")} == checked

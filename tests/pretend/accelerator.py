@@ -4,8 +4,12 @@ Importing this module registers the device, which cannot be undone: only the che
 their own (`tests/test_pretend.py` starts them). A tensor of it holds one on the CPU, which computes.
 
 It sees: tensors of two devices in one operation, kernels that only a CPU has, every wait of the host for the device
-and where it is caused, and how many operations are launched. It does not see: what CUDA's kernels themselves demand or
-return, NF4 and int8, memory, speed, more than one device.
+and where it is caused, how many operations are launched, and a launch by Triton while another device is the current
+one. It does not see: what CUDA's kernels themselves demand or return, NF4 and int8, memory, speed.
+
+With ``PRETEND_DEVICE=1`` in the environment this process has the second of two such devices, and the first stays the
+current one until somebody sets another. What is sent to the device's name without an index goes to the first, as torch
+does not ask this backend which is current.
 
 With ``held_on`` set to the meta device, its tensors have no data, and models of any size run: see
 `benchmarks/roofline.py`. Every number that the host asks for is then 1.
@@ -19,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,14 +36,34 @@ from torch.utils import _foreach_utils, backend_registration
 
 import flash_kit  # noqa: F401 — computes flash attention
 import moslora
-from moslora.kernels import attention
+from moslora.kernels import attention, liger
 from moslora.processes import devices
 
 NAME = "pretend"
+PLACE = int(os.environ.get("PRETEND_DEVICE", 0))
 
 
 class _Module(backend_registration._DummyBackendModule):
     """``torch.pretend``, as far as moslora, torch and accelerate ask ``torch.cuda``."""
+
+    current = 0
+
+    def device_count(self) -> int:
+        return PLACE + 1
+
+    def current_device(self) -> int:
+        return self.current
+
+    def set_device(self, device: torch.device) -> None:
+        self.current = device.index
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        try:
+            yield
+        finally:
+            self.current = before
 
     get_device_properties = staticmethod(lambda device=None: SimpleNamespace(total_memory=2**34))
     get_device_name = staticmethod(lambda device=None: NAME)
@@ -50,8 +74,12 @@ class _Module(backend_registration._DummyBackendModule):
     synchronize = staticmethod(lambda device=None: _note("synchronize", (), (), launches=False, waits=True))
 
 
-backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-DEVICE = torch.device(NAME, 0)
+MODULE = _Module()
+backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=MODULE)
+DEVICE, ANOTHER = torch.device(NAME, PLACE), torch.device(NAME, 1 - PLACE)
+"""The device of this process, and one that it has nothing to do with."""
+
+torch.autograd.set_multithreading_enabled(False)  # autograd has a thread for each device, and knows of one device
 SRC = Path(moslora.__file__).parent
 aten = torch.ops.aten
 
@@ -98,17 +126,22 @@ def watch(seen: Any = None) -> Iterator[Any]:
         _watching.remove(seen)
 
 
+used = set[torch.device]()
+"""Devices that have had a tensor."""
+
+
 class OnDevice(Tensor):
-    """A tensor of the device. ``held`` is on the CPU; views hold views of it."""
+    """A tensor of ``device``. ``held`` is on the CPU; views hold views of it."""
 
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "OnDevice":
+    def __new__(cls, held: Tensor, device: torch.device) -> "OnDevice":
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
         with torch.inference_mode(held.is_inference()):  # which a view of another tensor is not
-            made = Tensor._make_wrapper_subclass(cls, held.size(), dtype=held.dtype, device=DEVICE, **layout)
+            made = Tensor._make_wrapper_subclass(cls, held.size(), dtype=held.dtype, device=device, **layout)
         made.held = held
+        used.add(device)
         return made
 
     @classmethod
@@ -141,6 +174,10 @@ def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation that has come to the device: checked, counted, and left to the CPU."""
     if _is_composed(function):  # in inference mode they come whole
         return function.decompose(*args, **kwargs)
+    if function.namespace == "moslora":
+        found = getattr(liger, function._opname)(*args, **kwargs)
+        _note(function, (args, kwargs), found)
+        return found
     there: dict[int, OnDevice] = {}
     hosts: list[Tensor] = []
 
@@ -152,15 +189,19 @@ def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
         return x
 
     held_args, held_kwargs = each((args, kwargs), held)
-    to_host = _target(function, args, kwargs).type == "cpu"
+    target = _target(function, args, kwargs, list(there.values()))
+    to_host = target.type == "cpu"
     if "device" in kwargs:
         held_kwargs["device"] = torch.device("cpu") if to_host else held_on
-    _refuse(function, [x for x in hosts if not _may_be_on_host(function, x, args)])
+    if function not in COPIES:
+        _refuse(
+            function, target, [x for x in (*there.values(), *hosts) if not _may_be_there(function, x, args, target)]
+        )
     if held_on.type == "meta" and (to_host or function == aten._local_scalar_dense.default):
         found = _without_data(function, args, kwargs)
     else:
         found = function(*held_args, **held_kwargs)
-        found = found if to_host else each(found, lambda x: there[id(x)] if id(x) in there else OnDevice(x))
+        found = found if to_host else each(found, lambda x: there[id(x)] if id(x) in there else OnDevice(x, target))
     launches = function not in FREE and not function.is_view
     _note(function, (args, kwargs), found, launches=launches, waits=_waits(function, args, kwargs))
     return found
@@ -186,21 +227,29 @@ def _is_composed(function: Any) -> bool:
     return composed and not own
 
 
-def _target(function: Any, args: Any, kwargs: Any) -> torch.device:
-    """Where the result is."""
-    return args[0].device if function == aten.copy_.default else kwargs.get("device") or DEVICE
+def _target(function: Any, args: Any, kwargs: Any, there: list[OnDevice]) -> torch.device:
+    """Where the result is: of what makes a tensor of none, and is told no index, the current device."""
+    if function == aten.copy_.default:
+        return args[0].device
+    named = kwargs.get("device")
+    if named is None:
+        return there[0].device
+    return named if named.type == "cpu" or named.index is not None else torch.device(NAME, MODULE.current)
 
 
-def _may_be_on_host(function: Any, x: Tensor, args: Any) -> bool:
-    """Beside tensors of the device: what is copied, places, and numbers in what is computed entry by entry."""
+def _may_be_there(function: Any, x: Tensor, args: Any, target: torch.device) -> bool:
+    """Besides tensors of the device ``target``: on the host places, and numbers in what is computed entry by entry."""
+    if isinstance(x, OnDevice):
+        return x.device == target or target.type == "cpu"
     if function in INDEX and any(x is index for index in args[1]):
         return True
-    return function in COPIES or (not x.dim() and (torch.Tag.pointwise in function.tags or function in TAKE_NUMBERS))
+    return not x.dim() and (torch.Tag.pointwise in function.tags or function in TAKE_NUMBERS)
 
 
-def _refuse(function: Any, hosts: list[Tensor]) -> None:
-    if hosts:
-        raise RuntimeError(f"{function}: tensors on {DEVICE} and on the CPU, {tuple(hosts[0].shape)}")
+def _refuse(function: Any, device: torch.device, others: list[Tensor]) -> None:
+    if others:
+        where = "the CPU" if others[0].device.type == "cpu" else others[0].device
+        raise RuntimeError(f"{function}: tensors on {device} and on {where}, {tuple(others[0].shape)}")
 
 
 def _note(function: Any, args: Any, found: Any, *, launches: bool = True, waits: bool = False) -> None:
@@ -212,14 +261,15 @@ def _waits(function: Any, args: Any, kwargs: Any) -> bool:
     if function in COPIES:
         source = args[0] if function == aten._to_copy.default else args[1]
         sent = kwargs.get("non_blocking") or True in args[2:]
-        between = source.device.type != _target(function, args, kwargs).type
-        return between and not (sent and (source.device == DEVICE or hasattr(source, "pinned")))
+        target = args[0].device if function == aten.copy_.default else kwargs.get("device") or source.device
+        between = source.device.type != target.type
+        return between and not (sent and (source.device.type == NAME or hasattr(source, "pinned")))
     if function in INDEX:  # what is on the host is copied; a mask's entries are counted, unless a number fills them
         indices = [index for index in args[1] if index is not None]
         masks = [index.dtype in (torch.bool, torch.uint8) for index in indices]
-        number = function != aten.index.Tensor and args[2].device != DEVICE
+        number = function != aten.index.Tensor and args[2].device.type == "cpu"
         waits = any(masks) != number if all(masks) else any(masks) or number
-        return waits or any(index.device != DEVICE for index in indices)
+        return waits or any(index.device.type == "cpu" for index in indices)
     if function == aten.repeat_interleave.Tensor:
         return kwargs.get("output_size") is None
     return function == aten.equal.default or not WAITING.isdisjoint(function.tags)
@@ -240,9 +290,11 @@ def one_kernel(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def computed(*args: Any, **kwargs: Any) -> Tensor:
         tensors: list[Tensor] = []
         each((args, kwargs), tensors.append)
-        if not any(isinstance(x, OnDevice) for x in tensors):
+        there = [x for x in tensors if isinstance(x, OnDevice)]
+        if not there:
             return function(*args, **kwargs)
-        _refuse(function.__name__, [x for x in tensors if not isinstance(x, OnDevice)])
+        device = there[0].device
+        _refuse(function.__name__, device, [x for x in tensors if x.device != device])
 
         def of(values: Iterable[Tensor]) -> Tensor:
             values = iter(values)
@@ -259,7 +311,7 @@ class _OneKernel(torch.autograd.Function):
     def forward(ctx: Any, name: str, of: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ctx.name, ctx.of = name, of
         ctx.save_for_backward(*tensors)
-        found = OnDevice(of(x.held for x in tensors))
+        found = OnDevice(of(x.held for x in tensors), tensors[0].device)
         _note(name, tensors, found)
         return found
 
@@ -270,7 +322,7 @@ class _OneKernel(torch.autograd.Function):
         with torch.enable_grad():
             out = ctx.of(held)
         found = iter(torch.autograd.grad(out, [x for x in held if x.requires_grad], gradient.held))
-        gradients = [OnDevice(next(found)) if wants else None for wants in wanted]
+        gradients = [OnDevice(next(found), gradient.device) if wants else None for wants in wanted]
         _note(f"backward of {ctx.name}", (saved, gradient), gradients)
         return None, None, *gradients
 
@@ -280,6 +332,41 @@ def autocast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
         dtype = torch.get_autocast_dtype(NAME)
         return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def by_triton(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Liger's: Triton launches its kernel on the current device, wherever the tensors are."""
+
+    def launched(*tensors: OnDevice) -> Any:
+        where = torch.device(NAME, MODULE.current)
+        _refuse(kernel.__name__, where, [x for x in tensors if x.device != where])
+        kernel_of = {id(x.held): x for x in tensors}
+        found = kernel(*(x.held for x in tensors))
+        return each(found, lambda x: kernel_of[id(x)] if id(x) in kernel_of else OnDevice(x, where))
+
+    return launched
+
+
+def swiglu_forward(gate: Tensor, up: Tensor) -> tuple[Tensor, ...]:
+    return gate, up, F.silu(gate) * up
+
+
+def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+    of_gate = gradient * up * aten.silu_backward(torch.ones_like(gate), gate)
+    of_up = gradient * F.silu(gate)
+    return gate.copy_(of_gate), up.copy_(of_up)
+
+
+def rope_forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """In their places, ``(1, heads, T, size)``; angles ``(1, T, size)``."""
+    for x in (q, k):
+        first, second = x.chunk(2, dim=-1)
+        x.copy_(x * cos[:, None] + torch.cat([-second, first], dim=-1) * sin[:, None])
+    return q, k, cos, sin
+
+
+def rope_backward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    return rope_forward(q, k, cos, -sin)
 
 
 def _pin(tensor: Tensor) -> Tensor:
@@ -302,8 +389,13 @@ for _types in (optimizer._foreach_supported_types, _foreach_utils._foreach_suppo
 torch.backends.cuda.is_flash_attention_available = lambda: True
 _kernel = attention.kernel
 attention.kernel = lambda device, dtype, size: _kernel(device, dtype, 64)  # the tests' models have other heads
-PartialState.default_device = property(lambda _: torch.device(NAME))
-devices.GPU = NAME
+for _kernels in ((swiglu_forward, swiglu_backward), (rope_forward, rope_backward)):
+    _name = _kernels[0].__name__.partition("_")[0]
+    _stand_in = sys.modules[f"liger_kernel.ops.{_name}"] = ModuleType(_name)
+    for _one in _kernels:
+        setattr(_stand_in, _one.__name__, by_triton(_one))
+PartialState.default_device = property(lambda _: DEVICE)
+devices.GPU, devices.local_rank = NAME, lambda: PLACE
 
 
 def on_cpu(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

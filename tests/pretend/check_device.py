@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretend.accelerator import DEVICE, watch
+from pretend.accelerator import ANOTHER, DEVICE, MODULE, by_triton, watch
 from reference import tiny_llama, token_batch
 
 Use = Callable[[Tensor, Tensor], object]
@@ -30,9 +30,9 @@ MIXES: dict[str, Use] = {
     "into the host's": lambda there, host: host.add_(there),
     "out": lambda there, host: torch.add(host, host, out=there),
     "cat": lambda there, host: torch.cat([host, there]),
-    "stacked numbers": lambda there, host: torch.stack([there[0, 0], torch.zeros(())]),
-    "chosen": lambda there, host: there.index_select(0, torch.tensor([0])),
-    "embedding": lambda there, host: F.embedding(torch.tensor([0]), there),
+    "stacked numbers": lambda there, host: torch.stack([there[0, 0], host[0, 0]]),
+    "chosen": lambda there, host: there.index_select(0, host[0, :1].long()),
+    "embedding": lambda there, host: F.embedding(host[0, :1].long(), there),
     "attention": lambda there, host: F.scaled_dot_product_attention(there, host, host),
     "norm": lambda there, host: F.rms_norm(there, (3,), host[0]),
     "AdamW's count": lambda there, host: adamw(there, on_host="step"),
@@ -85,6 +85,39 @@ def both() -> tuple[Tensor, Tensor]:
 def test_devices_do_not_mix(what: str) -> None:
     with pytest.raises((RuntimeError, NotImplementedError), match="CPU"):
         MIXES[what](*both())
+
+
+@pytest.mark.parametrize("what", [what for what in MIXES if what not in ("AdamW's count", "AdamW's moment", "oneDNN")])
+def test_two_devices_of_its_kind_do_not_mix(what: str) -> None:
+    there, host = both()
+    with pytest.raises(RuntimeError, match=f"{ANOTHER}"):
+        MIXES[what](there, host.to(ANOTHER))
+
+
+def test_no_number_of_another_device_is_taken() -> None:
+    """CUDA takes one of the host alone."""
+    there, host = both()
+    with pytest.raises(RuntimeError, match=f"{ANOTHER}"):
+        there * host.sum().to(ANOTHER)
+
+
+def test_its_tensors_are_copied_to_another_device_and_back() -> None:
+    there, host = both()
+    copy = there.to(ANOTHER)
+    assert copy.device == ANOTHER and copy.to(DEVICE).cpu().equal(host)
+    assert (copy + copy).device == ANOTHER and torch.zeros_like(copy).device == ANOTHER
+    assert there.copy_(copy * 2).device == DEVICE and there.cpu().equal(host * 2)
+
+
+def test_triton_launches_on_the_current_device() -> None:
+    there, _ = both()
+    double = by_triton(lambda x: x * 2)
+    with MODULE.device(DEVICE):
+        assert torch.ones(1, device="pretend").device == double(there).device == DEVICE
+        with pytest.raises(RuntimeError, match=f"{ANOTHER}"):
+            double(there.to(ANOTHER))
+    with MODULE.device(ANOTHER), pytest.raises(RuntimeError, match=f"{ANOTHER}"):
+        double(there)
 
 
 @pytest.mark.parametrize("what", WAITS)

@@ -3,14 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moslora.adapters import inject
 from moslora.base.load import use_own_modules
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
 from moslora.kernels import liger
-from moslora.kernels.rotary import Turned
 from moslora.training.objective import LabelLoss
 from pretend.accelerator import DEVICE, Seen, watch
 from reference import tiny_llama
@@ -18,21 +16,6 @@ from reference import tiny_llama
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 MOST = {False: (60, 85), True: (54, 77)}
 """Operations of a layer, forwards and backwards, without Liger and with it."""
-
-
-def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    found = gradient * up * torch.ops.aten.silu_backward(torch.ones_like(gate), gate), gradient * F.silu(gate)
-    return gate.copy_(found[0]), up.copy_(found[1])
-
-
-def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-    found = Turned.apply(q, k, cos, -sin if back else sin)
-    return q.copy_(found[0]), k.copy_(found[1])
-
-
-torch.library.impl("moslora::swiglu", "cpu", lambda gate, up: F.silu(gate) * up)
-torch.library.impl("moslora::swiglu_backward", "cpu", swiglu_backward)
-torch.library.impl("moslora::rope", "cpu", rope)
 
 
 def pass_of(

@@ -25,8 +25,9 @@ from moslora.evaluation.results import Results
 from moslora.evaluation.run import evaluate, refuse_empty
 from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
+from moslora.kernels import liger
 from moslora.processes.devices import device
-from moslora.processes.group import meeting, members
+from moslora.processes.group import meeting, members, take_gpu
 from moslora.recipe import PROTOCOLS, ModelSection, Recipe, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.asking import read_asking
@@ -178,6 +179,7 @@ def evaluate_target(
         UsageError: the protocol cannot read the format's answers, or the folder holds something else.
         MosloraError: the GPU is out of memory.
     """
+    take_gpu()
     request, run, chosen = target.asked(typed), target.run, target.tasks(tasks)
     _check(target, chosen, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
@@ -198,6 +200,7 @@ def evaluate_target(
         meeting(facts, then="the same command continues from the scores so far"),
         or_out_of_memory(f"out of GPU memory with batches of {tokens:,} tokens; use a smaller --batch-tokens"),
     ):
+        liger.agree()
         results = evaluate(
             target.load(),  # not kept: it uses the group, which ends with this block
             load_tokenizer(target.model),

@@ -4,6 +4,7 @@ They replace the passes of `moslora.kernels.mlp` and `moslora.kernels.rotary` on
 installed. Its RMSNorm does not replace torch's, which is one launch each way, too.
 """
 
+import threading
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,33 +12,98 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moslora.console import note
-from moslora.errors import first_line
-from moslora.processes.devices import device, gpus
+from moslora.errors import MosloraError, first_line
+from moslora.processes.devices import as_current, device, gpus, wait_for
+from moslora.processes.group import gathered
 
 CHANGED = "(Tensor(a!), Tensor(b!))"
 torch.library.define("moslora::swiglu", "(Tensor gate, Tensor up) -> Tensor")
 torch.library.define("moslora::swiglu_backward", f"(Tensor(a!) gate, Tensor(b!) up, Tensor gradient) -> {CHANGED}")
 torch.library.define("moslora::rope", f"(Tensor(a!) q, Tensor(b!) k, Tensor cos, Tensor sin, bool back) -> {CHANGED}")
 
+_fails_elsewhere = threading.Event()
+"""Set once these kernels do not work in another process of the group."""
+
+
+def there() -> bool:
+    """Whether Liger-Kernel and Triton are installed, whether they work or not."""
+    return all(map(find_spec, ("triton", "liger_kernel")))
+
+
+def installed() -> bool:
+    """Whether these kernels are used: Liger-Kernel is there, and works in this process and those of its group."""
+    return not _fails_elsewhere.is_set() and _fault() is None
+
+
+def agree() -> None:
+    """Has the processes of the group use these kernels if they work in all, and none of them otherwise: the steps of
+    one run must not be computed in two ways."""
+    for rank, fault in enumerate(gathered(_fault())):
+        if fault:
+            _fails_elsewhere.set()
+            note(f"Liger-Kernel does not work here, and is not used: {f'rank {rank}: ' if rank else ''}{fault}")
+            return
+
 
 @cache
-def installed() -> bool:
-    """Whether Liger-Kernel is there, and works with this Triton and GPU. It is imported on use: that takes seconds."""
-    if not all(map(find_spec, ("triton", "liger_kernel"))):
-        return False
+def _fault() -> str | None:
+    """Why these kernels cannot be used in this process; ``None`` if they can, and an empty text without Liger-Kernel.
+
+    It is imported on use: that takes seconds. On a GPU each kernel is launched once, as Triton compiles it then.
+
+    Raises:
+        MosloraError: a kernel broke the process's use of its GPU, which nothing can mend.
+    """
+    if not there():
+        return ""
     try:
         import_module("liger_kernel.ops.swiglu")
         import_module("liger_kernel.ops.rope")
-        if gpus():  # Triton needs a C compiler at its first launch
-            x, angles = torch.ones(2, 1, 2, 2, 16, device=device()), torch.ones(1, 2, 16, device=device())
-            torch.ops.moslora.swiglu(*x)
-            torch.ops.moslora.rope(*x, angles, angles, False)
+        if gpus():
+            _try(device())
     except Exception as error:  # of whatever kind: without it everything works
-        note(f"Liger-Kernel does not work here, and is not used: {first_line(error)}")
-        return False
-    return True
+        if gpus():
+            _refuse_broken_gpu(error)
+        return first_line(error)
+    return None
+
+
+def _try(device: torch.device) -> None:
+    """Launches each kernel on ``device``, and waits for what it computes, or for its fault.
+
+    Raises:
+        ValueError: that is not what the formulas give.
+    """
+    gate, up, q, k = torch.linspace(-2, 2, 4 * 32, device=device).view(4, 1, 2, 1, 16)
+    ones = torch.ones_like(gate)
+    cos, sin = 0.6 * ones[:, :, 0], 0.8 * ones[:, :, 0]
+    with torch.enable_grad():
+        leaves = [x.clone().requires_grad_() for x in (gate, up)]
+        product = F.silu(leaves[0]) * leaves[1]
+    first, second = q.chunk(2, dim=-1)
+    turned = torch.cat([0.6 * first - 0.8 * second, 0.6 * second + 0.8 * first], dim=-1)
+    expected = [product.detach(), *torch.autograd.grad(product, leaves, ones), turned, k.clone()]
+
+    found = [torch.ops.moslora.swiglu(gate, up), *torch.ops.moslora.swiglu_backward(gate, up, ones)]
+    q, k = torch.ops.moslora.rope(q, k, cos, sin, False)
+    found += [q.clone(), torch.ops.moslora.rope(q, k, cos, sin, True)[1]]
+    wait_for(device)
+    if not all(one.allclose(other, atol=1e-4) for one, other in zip(found, expected, strict=True)):
+        raise ValueError("it does not compute what the formulas give")
+
+
+def _refuse_broken_gpu(fault: Exception) -> None:
+    """An error in a kernel that has run, as of a wrong address, comes back from everything that follows."""
+    try:
+        wait_for(device())
+    except RuntimeError:
+        raise MosloraError(
+            f"Liger-Kernel failed on {device()}, which this process cannot use any more: {first_line(fault)};"
+            " uninstall liger-kernel"
+        ) from None
 
 
 def takes(x: Tensor) -> bool:
@@ -45,27 +111,34 @@ def takes(x: Tensor) -> bool:
     return x.device.type != "cpu" and x.dtype != torch.float64 and installed()
 
 
-@torch.library.impl("moslora::swiglu", "default")
-def _swiglu(gate: Tensor, up: Tensor) -> Any:
+# Triton launches on the current device, wherever the tensors are.
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Any:
     """silu(g) ∘ u."""
     if gate.is_meta:
         return torch.empty_like(gate)
-    return import_module("liger_kernel.ops.swiglu").swiglu_forward(gate.contiguous(), up.contiguous())[2]
+    with as_current(gate.device):
+        return import_module("liger_kernel.ops.swiglu").swiglu_forward(gate.contiguous(), up.contiguous())[2]
 
 
-@torch.library.impl("moslora::swiglu_backward", "default")
-def _swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> Any:
+def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> Any:
     """The gradients of g and u, in their places."""
     if gate.is_meta:
         return gate, up
     parts = (x.contiguous() for x in (gate, up, gradient))
-    return import_module("liger_kernel.ops.swiglu").swiglu_backward(*parts)
+    with as_current(gate.device):
+        return import_module("liger_kernel.ops.swiglu").swiglu_backward(*parts)
 
 
-@torch.library.impl("moslora::rope", "default")
-def _rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
     """q and k, ``(1, T, heads, size)``, turned by their angles or back, in their places."""
     if not q.is_meta:
         turn = getattr(import_module("liger_kernel.ops.rope"), "rope_backward" if back else "rope_forward")
-        q, k = (x.transpose(1, 2) for x in turn(q.transpose(1, 2), k.transpose(1, 2), cos, sin)[:2])
+        with as_current(q.device):
+            q, k = (x.transpose(1, 2) for x in turn(q.transpose(1, 2), k.transpose(1, 2), cos, sin)[:2])
     return q, k
+
+
+for _operation in (swiglu, swiglu_backward, rope):
+    torch.library.impl(f"moslora::{_operation.__name__}", "default", _operation)

@@ -8,9 +8,10 @@ import gc
 import math
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -33,9 +34,20 @@ def gpus() -> int:
     return int(gpu_module().device_count()) if usable else 0
 
 
+def local_rank() -> int:
+    """This process's number among those of this machine, and that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def device() -> torch.device:
     """This process's GPU, or else the CPU."""
-    return torch.device(GPU, int(os.environ.get("LOCAL_RANK", 0))) if gpus() else torch.device("cpu")
+    return torch.device(GPU, local_rank()) if gpus() else torch.device("cpu")
+
+
+def as_current(device: torch.device) -> AbstractContextManager[None]:
+    """Has ``device`` be the current GPU within the block: for kernels that are launched there, wherever their tensors
+    are. torch's own are launched where these are."""
+    return nullcontext() if device.type == "cpu" else cast(AbstractContextManager[None], gpu_module().device(device))
 
 
 def total_memory(device: torch.device) -> int:

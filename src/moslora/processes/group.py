@@ -48,19 +48,15 @@ def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     """The group of all processes, once each has come with the same ``facts``; nothing for a process by itself.
 
     Whatever uses the group must have been let go of when the block ends. ``facts`` are JSON values by what they are
-    called; ``then`` says how to go on if a process is lost.
+    called; ``then`` says how to go on if a process is lost. :func:`take_gpu` comes before.
 
     Raises:
-        UsageError: more processes than GPUs.
         Shared: they found different things, or some had a fault before.
         Lost: another process ended.
     """
-    _check_gpus()
     if not launched():
         yield
         return
-    if gpus():
-        gpu_module().set_device(device())
     try:
         found = _meet(facts=facts)
         if len(found) > 1:
@@ -75,6 +71,18 @@ def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     # destroy it with Python's lock in hand, for which the group's own thread may be waiting.
     gc.collect()
     dist.destroy_process_group()
+
+
+def take_gpu() -> None:
+    """Makes this process's GPU the current one. It comes before anything else that may reach a GPU: Triton launches on
+    the current one, and on a GPU that is another process's torch would leave some hundred MB.
+
+    Raises:
+        UsageError: more processes than GPUs.
+    """
+    _check_gpus()
+    if gpus():
+        gpu_module().set_device(device())
 
 
 def members() -> tuple[int, int]:

@@ -21,8 +21,9 @@ from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import locked, placed
+from moslora.kernels import liger
 from moslora.processes.devices import device
-from moslora.processes.group import meeting
+from moslora.processes.group import meeting, take_gpu
 from moslora.processes.launch import launched, place
 from moslora.progress import Line
 from moslora.recipe import Recipe
@@ -56,6 +57,7 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
 
 def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     """The phases of a training: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
+    take_gpu()
     if is_main_process():
         refuse_other_run(run, recipe, resuming=resuming)
     rows, processes = recipe.training.global_batch_size, place()[1]
@@ -98,6 +100,7 @@ def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs |
             f"accelerate is set to {accelerator.distributed_type}; only plain data parallelism works here;"
             " training.strategy=fsdp shards the base"
         )
+    liger.agree()
     training = Training(run, recipe, *prepare(accelerator, recipe, saved, inputs=inputs))
     first_step = training.resume(saved) if saved else 0
     training.begin()

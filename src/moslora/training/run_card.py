@@ -49,10 +49,11 @@ def describe(
 
 
 def packages(recipe: Recipe) -> dict[str, str]:
-    """The versions of the packages that compute."""
+    """The versions of the packages that compute, or would: Liger-Kernel is tried later, in all processes together."""
     names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * (recipe.model.quantization is not None)
     names += ["peft"] * isinstance(recipe.adapter, PeftSection)
-    names += packages_distributions()["liger_kernel"][:1] if gpus() and liger.installed() else []  # or its nightly
+    if gpus() and liger.there():
+        names += packages_distributions()["liger_kernel"][:1]  # or its nightly
     return {"moslora": __version__, **{name: version(name) for name in names}}
 
 
