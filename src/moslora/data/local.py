@@ -1,22 +1,22 @@
 """Local files in LLM-Adapters' format: rows of ``instruction``, ``input`` (empty), ``output`` and ``answer``.
 
 Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one file of
-mixed rows. An instruction is parsed into its question and choices by the exact templates. SIQA, ARC and OpenBookQA
-share one template, so in a mixed file their rows need the extra key ``task``. Without it, and with any other text, a
-row stays a bare instruction, which can be trained on but not scored. A row of ``prompt`` and ``completion``, or of
-``messages``, is read in the same way, except that it names no answer that its output could contradict.
+mixed rows, also as CSV or Parquet (`moslora.data.row_files`). An instruction is parsed into its question and choices by
+the exact templates. SIQA, ARC and OpenBookQA share one template, so in a mixed file their rows need the extra key
+``task``. Without it, and with any other text, a row stays a bare instruction, which can be trained on but not scored. A
+row of ``prompt`` and ``completion``, or of ``messages``, is read in the same way, except that it names no answer that
+its output could contradict.
 """
 
-import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moslora.choices import Split
-from moslora.errors import UsageError, capped
+from moslora.data.row_files import has_rows, read_rows
+from moslora.errors import UsageError
 from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Task
 
@@ -51,59 +51,15 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
 
 
 def read_texts(path: Path, task: Task) -> list[Example]:
-    """The texts of a file, each once: ``text`` of its rows, or if it is neither JSON nor JSONL its paragraphs."""
-    found = read_rows(path, lambda row, _: task.text(row.get("text")), plain=path.suffix not in (".json", ".jsonl"))
+    """The texts of a file, each once: ``text`` of its rows, or of plain text its paragraphs."""
+
+    def read(row: dict[str, Any], number: int) -> Example:
+        if "text" not in row:
+            raise ValueError(f"no column text; the row has {', '.join(row)}")
+        return task.text(row["text"])
+
+    found = read_rows(path, read, plain=not has_rows(path))
     return list({example.id: example for example in found}.values())
-
-
-def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False) -> list[Example]:
-    """The rows of a file by ``read``, which gets a row and its number, from 0.
-
-    A file has one object a line if its name ends in ``.jsonl``, else one array of objects. One that is ``plain`` text
-    has a ``text`` in each paragraph, between empty lines.
-
-    Raises:
-        UsageError: the faults, by line in JSONL and by the row's number, from 1, in an array; the same fault once.
-    """
-    examples: list[Example] = []
-    faults: dict[str, list[str]] = {}
-    for number, (place, row) in enumerate(_rows(path, plain=plain)):
-        try:
-            row = json.loads(row) if path.suffix == ".jsonl" else row
-            if not isinstance(row, dict):
-                raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
-            examples.append(read(row, number))
-        except (ValueError, RecursionError) as fault:
-            said = f"malformed JSON ({fault.msg})" if isinstance(fault, json.JSONDecodeError) else str(fault)
-            faults.setdefault(said, []).append(place)
-    if faults:
-        told = ((f"{path}:{place}: {fault}", len(more)) for fault, (place, *more) in faults.items())
-        raise UsageError(capped([line + f" (and {more} more rows)" * bool(more) for line, more in told]))
-    if not examples:
-        raise UsageError(f"{path}: contains no rows")
-    return examples
-
-
-def _rows(path: Path, *, plain: bool) -> list[tuple[str, Any]]:
-    """(place, row) pairs; of JSONL, the row is its line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if plain:
-        paragraphs = re.split(r"\n\s*\n", text.strip()) if text.strip() else []
-        return [(f" paragraph {n}", {"text": paragraph}) for n, paragraph in enumerate(paragraphs, start=1)]
-    if path.suffix == ".jsonl":
-        # splitlines() also breaks at characters that JSON strings may contain unescaped.
-        return [(f"{n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    try:
-        if not isinstance(rows := json.loads(text), list):
-            raise ValueError("not an array")
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{path}: malformed JSON ({error}); a .json file is one array of rows, a .jsonl file has one row a line"
-        ) from None
-    return [(f" row {n}", row) for n, row in enumerate(rows, start=1)]
 
 
 def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: str | None = None) -> Example:
@@ -118,7 +74,7 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
         raise ValueError("instruction or output is empty; remove the row")
     if row.get("input"):
         raise ValueError('"input" must be empty; move its text into the instruction')
-    named = row.get("task", task)
+    named = row.get("task") or task
     if named is not None and named not in (known := (task,) if task else COMMONSENSE):
         raise ValueError(f"task {named!r}: must be {'' if task else 'one of '}{', '.join(known)} in this file")
 

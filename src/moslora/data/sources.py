@@ -14,6 +14,7 @@ from pathlib import Path
 from moslora.choices import Split
 from moslora.data import hub, local, wheel
 from moslora.data.overlap import content, normal
+from moslora.data.row_files import read_rows
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.files import sha256
@@ -65,7 +66,7 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
         path = _own_file(task, file)
         if task.is_text:
             return local.read_texts(path, task)
-        rows = local.read_rows(path, lambda row, number: task.example(row, f"{task.name}/{file}/{number}"))
+        rows = read_rows(path, lambda row, number: task.example(row, f"{task.name}/{file}/{number}"))
     if "test" in task.splits:
         return rows
     asked = [content(row)[:2] for row in rows]

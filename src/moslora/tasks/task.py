@@ -185,7 +185,8 @@ class Task:
         if isinstance(columns.options, str):
             listed = _evaluate("options", columns.options, row)
             if not isinstance(listed, list | tuple):
-                raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}")
+                fix = "name columns, as in options: '[a, b]', or split a text, as in options: options.split('|')"
+                raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}; {fix}")
         else:
             listed = [_filled(f"option {n}", text, row) for n, text in enumerate(columns.options, start=1)]
         named = {f"option {number}": option for number, option in enumerate(listed, start=1)}

@@ -1,0 +1,176 @@
+"""Rows of CSV and Parquet: what a template sees, against what was written, and what is said of faults."""
+
+import csv
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moslora.data.local import read_file
+from moslora.data.row_files import read_rows
+from moslora.data.sources import load_examples, load_training
+from moslora.errors import UsageError
+from moslora.recipe import load_recipe
+from moslora.tasks import Example, Task
+
+ROWS = [
+    {"asked": f'No. {n}: what, in "short",\nis it?', "a": "007", "b": f"{n}.50", "right": str(n % 2)} for n in range(20)
+]
+DECLARED = ["question=asked", "options='[a, b]'", "answer=right|int"]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
+    return path
+
+
+WRITE = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
+
+
+def own(path: Path, *declared: str) -> Task:
+    keys = (f"train={json.dumps(str(path))}", *(declared or DECLARED))
+    return load_recipe("smollm2-135m", [f"tasks.mine.{key}" for key in keys]).own_tasks["mine"]
+
+
+def seen(path: Path) -> list[dict[str, Any]]:
+    """The rows as a template sees them."""
+    rows: list[dict[str, Any]] = []
+
+    def read(row: dict[str, Any], number: int) -> Example:
+        assert number == len(rows)
+        rows.append(row)
+        return Example(str(number), "mine", "", ("",), 0)
+
+    read_rows(path, read)
+    return rows
+
+
+def test_the_same_rows_are_the_same_questions_in_every_kind_of_file(tmp_path: Path) -> None:
+    """Quotes, commas and line breaks in a cell, and texts that look like numbers."""
+    tasks = [own(write(tmp_path / f"rows.{kind}", ROWS)) for kind, write in WRITE.items()]
+    expected, *others = (
+        [*load_examples(task, "train", source="wheel"), *load_training([task], source="hub")] for task in tasks
+    )
+    assert len(expected) == 36 and expected[0].choices[0] == "007"
+    assert all(found == expected for found in others)
+
+
+def test_free_rows_and_texts_are_read_from_tables(tmp_path: Path) -> None:
+    free = [{"prompt": "Name it, please.", "completion": f"{n:03}"} for n in range(3)]
+    full = [{"instruction": "Add.", "input": "", "output": f"{n:03}", "answer": "1", "task": ""} for n in range(3)]
+    for kind, write in WRITE.items():
+        for rows in (free, full):
+            found = read_file(write(tmp_path / f"rows.{kind}", rows), "train")
+            assert [example.choices for example in found] == [("000",), ("001",), ("002",)]
+        texts = write(tmp_path / f"texts.{kind}", [{"text": "One.\n\nStill one.", "n": "1"}])
+        task = load_recipe("smollm2-135m", [f"tasks.mine.texts={texts}"]).own_tasks["mine"]
+        assert [row.choices for row in load_examples(task, "test", source="wheel")] == [("One.\n\nStill one.",)]
+
+
+def test_a_csv_cell_is_its_text(tmp_path: Path) -> None:
+    """Nothing is guessed, unlike by pandas: not a number, a date, a truth, or that NA is nothing."""
+    cells = ["007", "1e5", "2.50", "TRUE", "NA", "null", "", " ", "2020-01-01", "9" * 30, "é", "x" * 200_000]
+    usual = csv.field_size_limit()
+    assert [
+        row["x"] for row in seen(write_csv(tmp_path / "rows.csv", [{"x": cell, "y": "1"} for cell in cells]))
+    ] == cells
+    assert csv.field_size_limit() == usual
+
+
+def test_a_csv_file_as_other_programs_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "Rows.CSV"
+    path.write_bytes('\ufeff, a ,b\r\n0,1,"x,\r\ny"\r\n\r\n1,2,z\r\n'.encode())
+    assert seen(path) == [{"a": "1", "b": "x,\r\ny"}, {"a": "2", "b": "z"}]
+
+
+def test_parquet_keeps_its_types(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": "007",
+            "n": 7,
+            "x": 2.5,
+            "none": None,
+            "options": ["a", "b"],
+            "of": {"stem": "q"},
+            "day": datetime.date(2020, 1, 1),
+        },
+        {"id": "8", "n": None, "x": None, "none": None, "options": [], "of": None, "day": None},
+    ]
+    assert seen(write_parquet(tmp_path / "rows.parquet", rows)) == rows
+    task = own(write_parquet(tmp_path / "rows.parquet", rows[:1] * 2), "question=of.stem", "answer=n - 6", "test=x")
+    example, _ = load_examples(task, "train", source="wheel")
+    assert (example.question, example.choices, example.gold) == ("q", ("a", "b"), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("asked,a,b,right\nq,1,2,0\nq,1,2\n", [":3: has 3 cells", "names 4 columns"]),
+        ('asked,a,b,right\n"q\nr",1,2,0\nq,1,2,0,9\n', [":4: has 5 cells", "quotes"]),
+        ("asked,a,b,right\nq,1,2,0\nq,1,2,x\nq,1,2,y\n", [":3: answer", ":4: answer"]),
+        ('asked,a,b,right\nq,1,"2"x,0\n', [":2: malformed CSV"]),
+        ('asked,a,b,right\nq,1,2,0\n"q,1,2,0\n', [":3: malformed CSV"]),
+        ("asked;a;b;right\nq;1;2;0\n", ["separated by ';'"]),
+        ("asked,a,a,right\nq,1,2,0\n", ["called a", "rename"]),
+        ("asked,b,right\nq,2,0\n", [":2: option 1: no column a; the row has asked, b, right"]),
+        ("asked,a,b,right\n", [": contains no rows"]),
+        ("", [": contains no rows"]),
+        ("asked,a,b,right\nä,1,2,0\n", ["cannot be read as UTF-8"]),
+    ],
+)
+def test_faults_of_a_csv_file_have_their_line(tmp_path: Path, text: str, said: list[str]) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode("latin-1"))
+    declared = ["question=asked", "options='[a, b]'", "answer=\"['0', '1'].index(right)\""]
+    with pytest.raises(UsageError) as error:
+        load_training([own(path, *declared)], source="wheel")
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(str(path)) for line in lines)
+    assert [part for part in said if part not in str(error.value)] == [], lines
+
+
+@pytest.mark.parametrize("damage", ["none", "not parquet", "cut", "no rows", "wrong row"])
+def test_faults_of_a_parquet_file(tmp_path: Path, damage: str) -> None:
+    path = write_parquet(tmp_path / "rows.parquet", ROWS)
+    content = path.read_bytes()
+    if damage == "not parquet":
+        path.write_text("asked,a,b,right")
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "no rows":
+        pq.write_table(pa.Table.from_pylist(ROWS).slice(0, 0), path)
+    elif damage == "wrong row":
+        write_parquet(path, [*ROWS[:4], {**ROWS[4], "asked": None}])
+    if damage == "none":
+        assert seen(path) == ROWS
+        return
+    with pytest.raises(UsageError) as error:
+        load_training([own(path)], source="wheel")
+    (line,) = str(error.value).splitlines()
+    expected = {"no rows": "contains no rows", "wrong row": ": row 5: question: expected a text"}
+    assert line.startswith(str(path)) and expected.get(damage, "cannot be read as Parquet") in line
+
+
+def test_tables_need_no_library_that_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("datasets", "pandas"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    for kind in ("csv", "parquet"):
+        assert len(seen(WRITE[kind](tmp_path / f"rows.{kind}", ROWS))) == 20
