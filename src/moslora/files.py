@@ -1,5 +1,6 @@
 """Files and folders: written whole or not at all, by one process at a time; disk errors become one line."""
 
+import difflib
 import errno
 import hashlib
 import json
@@ -190,3 +191,12 @@ def _sync(path: Path) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def near_folders(path: Path) -> list[str]:
+    """The folders beside ``path`` with a name close to its own, the closest first, each as ``path`` is written."""
+    try:
+        names = sorted(found.name for found in path.parent.iterdir() if found.is_dir() and found.name[0] != ".")
+    except OSError:  # no such folder
+        return []
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=3)]

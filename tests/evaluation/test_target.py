@@ -11,6 +11,8 @@ from cli_kit import run
 from moslora.convert.merge import merge
 from moslora.evaluation import Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.runs.manifest import read_manifest
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -52,6 +54,118 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
     assert run(capsys, *asked)[1].startswith(said)
     code, out, _ = run(capsys, *asked, "--protocol", "cloze")
     assert code == 0 and out.startswith("protocol cloze, format cloze")
+
+
+def scored(copy: Path) -> dict[str, set[str]]:
+    """The evaluations of a run by name, each with the weights that were scored."""
+    folders = (copy / "eval").iterdir()
+    return {path.name: {Evaluation(path).settings.metadata["adapter"]} for path in folders}
+
+
+def weights(adapter: Path) -> set[str]:
+    return {read_manifest(adapter)["sha256"]["adapter.safetensors"]}
+
+
+@pytest.mark.parametrize(
+    ("inside", "typed"),
+    [
+        ("run/checkpoints", "step-15"),
+        ("run/checkpoints", "./step-15/"),
+        ("run/checkpoints/step-15", "."),
+        ("run/adapter", "../checkpoints/step-15"),
+        (".", "run/checkpoints/../checkpoints/step-15/"),
+        (".", "link"),
+        (".", "folder/step-15"),
+        ("other", "adapter"),
+    ],
+)
+def test_scores_of_a_checkpoint_are_its_own_whatever_the_path(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inside: str,
+    typed: str,
+) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    oldest = min((copy / "checkpoints").iterdir())
+    oldest.rename(copy / "checkpoints" / "step-15")
+    (tmp_path / "link").symlink_to(copy / "checkpoints" / "step-15")
+    (tmp_path / "folder").symlink_to(copy / "checkpoints")
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    shutil.rmtree(other / "adapter")
+    (other / "adapter").symlink_to(copy / "checkpoints" / "step-15")
+    monkeypatch.chdir(tmp_path / inside)
+    assert run(capsys, "eval", typed, "--tasks", "obqa", "--limit", "2")[0] == 0
+    assert scored(copy) == {"rank-label-float32-step-15": weights(copy / "checkpoints" / "step-15")}
+    assert not (other / "eval").exists()
+
+
+def test_a_folder_of_checkpoints_means_the_newest_from_inside_and_by_a_link(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    (tmp_path / "folder").symlink_to(copy / "checkpoints")
+    for inside, typed in ((copy / "checkpoints", "."), (tmp_path, "folder"), (copy, "checkpoints")):
+        monkeypatch.chdir(inside)
+        assert run(capsys, "eval", typed, "--tasks", "obqa", "--limit", "2")[0] == 0
+        assert list(scored(copy)) == ["rank-label-float32-step-21"]
+
+
+def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    options = ("--tasks", "obqa", "--limit", "2", "--out")
+    checkpoint = copy / "checkpoints" / "step-21"
+    for target, name in (([checkpoint], "mine"), ([copy, "--base"], "mine-step-21"), ([copy], "mine-base")):
+        code, _, err = run(capsys, "eval", *target, *options, copy / "eval" / name)
+        assert code == 2 and "this name is for other weights" in err and not (copy / "eval" / name).exists()
+    assert run(capsys, "eval", checkpoint, *options, copy / "eval" / "mine-step-21")[0] == 0
+    assert run(capsys, "eval", copy, *options, copy / "eval" / "mine")[0] == 0
+
+
+def test_another_format_than_the_models_own_is_noted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, options = Path(shutil.copytree(trained, tmp_path / "run")), ("--tasks", "obqa", "--limit", "2")
+    said = "note: protocol cloze does not read format label, in which this model was trained; asked in format cloze"
+    assert said in run(capsys, "eval", copy, "--protocol", "cloze", *options)[1]
+    asked = ("--question", "why", "--option", "a", "--option", "b")
+    assert said in run(capsys, "ask", copy, "--protocol", "cloze", *asked)[1]
+    assert "read by protocol cloze" in run(capsys, "eval", copy, "--format", "cloze-passage", *options)[1]
+    for typed in ([], ["--protocol", "rank"], ["--protocol", "cloze", "--format", "cloze"]):
+        assert "this model" not in run(capsys, "eval", copy, *typed, *options)[1]
+
+
+def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing asks the hub."""
+    monkeypatch.setattr("moslora.base.resolve._ask_hub", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    for place in ("runs/caps", "mine/caps"):
+        shutil.copytree(trained, tmp_path / place)
+    steps = ", ".join(path.name for path in Run(Path("runs/caps")).checkpoints)
+    for command in ("eval", "merge"):
+        assert "did you mean runs/caps?" in run(capsys, command, "runs/cpas")[2]
+        assert f"there are {steps}\n" in run(capsys, command, "runs/caps/checkpoints/step-99")[2]
+    assert "did you mean mine/caps?" in run(capsys, "eval", "mine/cpas/")[2]
+    for typed in ("./mine/nothing", "mine/nothing", "runs/caps/no/thing", "no/such/folder"):
+        assert "no such folder" in run(capsys, "eval", typed)[2]
+    monkeypatch.chdir("runs/caps/checkpoints")
+    assert f"there are {steps}\n" in run(capsys, "eval", "step-99")[2]
+
+
+def test_a_base_that_is_a_run_names_its_merged_model(
+    trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "runs" / "caps")
+    asked = ("train", world / "recipe.yaml", "model.name=runs/caps", "--out", "out")
+    assert "moslora merge" in run(capsys, *asked)[2]
+    shutil.copytree(world / "model", tmp_path / "runs" / "caps" / "merged")
+    assert "did you mean runs/caps/merged?" in run(capsys, *asked)[2]
 
 
 def test_the_newest_run_may_lie_in_the_current_folder(

