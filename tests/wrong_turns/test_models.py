@@ -72,7 +72,7 @@ def test_no_such_model(refused, here, a_run):
     refused("train {world}/recipe.yaml model.name=f", "f: ", "config.json")
     refused("eval ./none", "./none: no such folder")
     refused("eval one", "one: ", "runs/one")
-    refused("eval some/model/x --tasks obqa", "model.name = some/model/x")
+    refused("eval some/model/x --tasks obqa", "some/model/x: no such folder")
 
 
 @pytest.mark.parametrize(
