@@ -122,6 +122,24 @@ def test_a_start_leaves_the_generator_as_it_was(method: str, tmp_path: Path) -> 
     assert torch.get_rng_state().equal(before)
 
 
+def test_a_start_with_a_number_in_its_name_is_pefts(tmp_path: Path) -> None:
+    """PiSSA by an approximate SVD, whose random numbers also decide what is left of the base: opened again, it is the
+    same model."""
+    recipe = recipe_of("peft/lora", tmp_path, "adapter.peft.init_lora_weights=pissa_niter_4")
+    theirs_base = tiny_llama()
+    torch.manual_seed(recipe.seed)
+    theirs = peft.get_peft_model(theirs_base, config_of(recipe.adapter)).train()  # type: ignore[arg-type]
+    ours = with_adapters(base(), recipe).train()
+    for name, parameter in learned(ours).items():
+        assert parameter.any() and parameter.equal(learned(theirs)[name])
+    perturb(learned(ours).values(), size=0.03)
+    state = {key: value.clone() for key, value in adapter_state(ours).items()}
+    ids = token_batch(ours)
+    again = with_adapters(base(), recipe, state=state).eval()
+    with torch.no_grad():
+        assert again(input_ids=ids).logits.equal(ours.eval()(input_ids=ids).logits)
+
+
 OTHERS = {
     "one that in place would change a copy of a weight with gaps": ("[up_proj]", "SUPERTUNING, sparsity: 0.9"),
     "an embedding": ("[embed_tokens]", "TRAINABLE_TOKENS, token_indices: [3, 5]"),
@@ -177,6 +195,8 @@ REFUSED = {
     "a type that does not exist": ("peft/miss", "adapter.peft.peft_type=MISSS", ("MISSS", "MISS,")),
     "a type in lower case": ("peft/miss", "adapter.peft.peft_type=miss", ("MISS,",)),
     "a prompt method": ("peft/lora", "adapter.peft={peft_type: PREFIX_TUNING}", ("PREFIX_TUNING", "tokens")),
+    "a start without its number": ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_", ("pissa_niter_",)),
+    "a start with a word": ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_few", ("pissa_niter_few",)),
     "a start that needs data": ("peft/lora", "adapter.peft.init_lora_weights=eva", ("eva", "data")),
     **{
         f"{field}, which merge would drop": ("peft/lora", f"adapter.peft.{field}={value}", (field, "merge"))

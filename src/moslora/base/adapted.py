@@ -2,9 +2,10 @@
 
 import json
 import logging
+import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
@@ -39,6 +40,15 @@ UNFIT_FIELDS = {
 """Fields, or values of them, that cannot be used here, and why."""
 
 
+DRAWN_FROM_THE_BASE = "_niter_"
+"""In the name of a start that splits the base's weights with random numbers of their device. It is drawn on the CPU, so
+that the base is split in the same way wherever the run is opened again."""
+
+
+PLACEHOLDER = re.compile(r"(\w+)\[number of \w+\]")
+"""How PEFT's types name a string that ends in a number."""
+
+
 def with_adapters(
     model: PreTrainedModel, recipe: Recipe, *, state: Mapping[str, Tensor] | None = None
 ) -> PreTrainedModel:
@@ -57,6 +67,10 @@ def with_adapters(
     quantized = quantized_layers(model)
     from peft import get_peft_model, set_peft_model_state_dict
 
+    home = model.device
+    moved = home.type == "cuda" and DRAWN_FROM_THE_BASE in str(getattr(config, "init_lora_weights", ""))
+    if moved:
+        model.to("cpu")
     place = torch.device("meta" if model.device.type == "meta" else "cpu")
     gpus = [model.device] if model.device.type == "cuda" else []
     try:
@@ -77,6 +91,8 @@ def with_adapters(
     if state is not None:
         refuse_misfits(adapter_state(adapted), state)
         set_peft_model_state_dict(adapted, dict(state))
+    if moved:
+        adapted.to(home)
     adapted.train(model.training)
     return adapted
 
@@ -103,8 +119,9 @@ def config_of(section: PeftSection) -> Any:
     typed = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **types)
     unfit = {key: UNFIT_FIELDS.get(f"{key}={value}", UNFIT_FIELDS.get(key)) for key, value in given.items() if value}
     faults = [f"adapter.peft.{key} = {given[key]}: {why}" for key, why in unfit.items() if why]
+    declared = {key: _as_declared(value, types[key][0]) for key, value in given.items() if key in types}
     try:
-        typed.model_validate_json(json.dumps(given))
+        typed.model_validate_json(json.dumps({**given, **declared}))
     except ValidationError as error:
         for key, said in {str(fault["loc"][0]): fault["msg"] for fault in error.errors()}.items():
             why = said.replace("Input should", "must").replace("Extra inputs are not permitted", "no such field")
@@ -116,6 +133,19 @@ def config_of(section: PeftSection) -> Any:
         return cls(**{"target_modules": targets, **given, "task_type": "CAUSAL_LM"})
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"adapter.peft: {cls.__name__}: {first_line(error)}") from None
+
+
+def _as_declared(value: Any, hint: Any) -> Any:
+    """``value``, or where the type ``hint`` names its pattern, that name: pissa_niter_4 is a pissa_niter_[number of
+    iters]."""
+    for part in get_args(hint):
+        if not isinstance(part, str):
+            named = _as_declared(value, part)
+            if named != value:
+                return named
+        elif (found := PLACEHOLDER.fullmatch(part)) and re.fullmatch(re.escape(found[1]) + r"\d+", str(value)):
+            return part
+    return value
 
 
 def adapted_layers(model: Any) -> dict[str, tuple[Any, Any]]:
