@@ -183,7 +183,43 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkey
     expected = [np.mean([right(seed, share) for seed in (1, 2, 10)]) for share in (0.4, 0.7)]
     assert found.main.seeds == 3 and found.main.means[MACRO] == pytest.approx(expected)
     assert [arm.name for arm in load_arms([Path("lora-seed1"), Path("lora-seed2")])] == ["lora-seed1", "lora-seed2"]
-    assert [*load_arms([Path("in/lora/1"), Path("mixed-seed10")])[0].runs] == [1], "two runs need no seed in common"
+    assert [*load_arms([Path("lora-seed1"), Path("mixed-seed10")])[0].runs] == [1], "two runs need no seed in common"
+
+
+@pytest.mark.parametrize(
+    ("paths", "arms"),
+    [
+        # Of a checkpoint, beside a seed that is named.
+        (
+            ["lora-seed1/500", "lora-seed2/500", "mixed-seed1/500", "mixed-seed2/500"],
+            {"lora": [1, 2], "mixed": [1, 2]},
+        ),
+        (["lora-seed1/500", "lora-seed1/900"], {"500": [1], "900": [1]}),
+        (["base/500", "lora_s1/500", "lora_s2/500"], {"base": [None], "lora": [1, 2]}),
+        # Of a year.
+        (["2023/lora", "2024/lora", "2025/lora"], {"2023": [None], "2024": [None], "2025": [None]}),
+        (["2024/lora/1", "2024/lora/2", "2024/mixed/1"], {"lora": [1, 2], "mixed": [1]}),
+        # Of a model.
+        (["s1-32B", "s2-32B", "s3-32B"], {"s1-32B": [None], "s2-32B": [None], "s3-32B": [None]}),
+        (["simplescaling__s1", "simplescaling__s2"], {"simplescaling__s1": [None], "simplescaling__s2": [None]}),
+        (["llama-7b", "llama-13b"], {"llama-7b": [None], "llama-13b": [None]}),
+        # The last of several, and the same again.
+        (["7/lora/1", "7/lora/2", "8/lora/1", "8/lora/2"], {"7": [1, 2], "8": [1, 2]}),
+        (["lora-seed3/__models__lora_s3", "mixed-seed3/__models__mixed_s3"], {"lora": [3], "mixed": [3]}),
+        (["lora-s2/seed=1", "lora-s2/seed=3", "lora-s4/seed=1"], {"lora-s2": [1, 3], "lora-s4": [1]}),
+    ],
+)
+def test_which_number_of_a_path_is_a_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], arms: dict[str, list[int | None]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = []
+    for path in paths:
+        file = Path(f"{path}.csv")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.append(table_of(file, right(0, 0.5)))
+    found = {arm.name.split("/")[0]: [*arm.runs] for arm in load_arms(files)}
+    assert found == arms
 
 
 def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:

@@ -18,8 +18,16 @@ from moslora.errors import UsageError, first_line
 
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
 
-SEED = re.compile(r"[-_.]*(?<![a-z0-9])(?:seed|s)[-_.=]?(\d+)(?![a-z0-9])|(?<![^/])(\d+)(?![^/])", re.I)
-"""The seed in a path, as in lora-seed3, lora_s3 and lora/3."""
+SEED = re.compile(
+    r"[-_.]*(?<![a-z0-9])seed[-_.=]?(?P<seed>\d+)(?![a-z0-9])"
+    r"|(?:(?<![^/])|(?<![-_.])[-_.])s[-_.=]?(?P<s>\d+)(?![^/])",
+    re.I,
+)
+"""A seed named in a path: the word anywhere, as in lora-seed3, or s at the end of a part, as in lora_s3. Models
+such as s1-32B and simplescaling__s1 have none: lm-eval writes the / of a name as __."""
+
+NUMBER = re.compile(r"(?<![^/])(?!(?:19|20)\d\d(?![^/]))(\d+)(?![^/])")
+"""A number that is a whole part of a path, as in lora/3, but no year."""
 
 
 class Sample(NamedTuple):
@@ -47,12 +55,24 @@ def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
             place = path if alone else file.parent if SAMPLES.fullmatch(file.name) else file
             places.setdefault(place, {})[file] = None
     labels = {place: str(place.with_suffix("") if place.is_file() else place) for place in places}
-    arms = {place: SEED.sub("", label).split("/") for place, label in labels.items()}
+    named = any(SEED.search(label) for label in labels.values())
+    split = {place: _without_seed(label, SEED if named else NUMBER) for place, label in labels.items()}
+    parts = [arm.split("/") for arm, _ in split.values()]
     for place, files in places.items():
         tasks = {task: _columns(by_filter) for task, by_filter in _read(files).items()}
-        seeds = [int(one or other) for one, other in SEED.findall(labels[place])]
-        name = "/".join(part for part in arms[place] if not all(part in others for others in arms.values()))
-        yield Answers(Log(), tasks, place, name=name, arm="/".join(arms[place]), seed=seeds[-1] if seeds else None)
+        arm, seed = split[place]
+        name = "/".join(part for part in arm.split("/") if not all(part in others for others in parts))
+        yield Answers(Log(), tasks, place, name=name, arm=arm, seed=seed)
+
+
+def _without_seed(label: str, pattern: re.Pattern[str]) -> tuple[str, int | None]:
+    """A path without its seed, and the seed: the last that ``pattern`` finds, ``None`` if there is none. Wherever the
+    path has the same seed again it goes, too; other numbers stay."""
+    found = [int(match[match.lastindex or 0]) for match in pattern.finditer(label)]
+    if not found:
+        return label, None
+    seed = found[-1]
+    return pattern.sub(lambda match: "" if int(match[match.lastindex or 0]) == seed else match[0], label), seed
 
 
 def _read(files: Iterable[Path]) -> dict[str, dict[str, dict[str, Sample]]]:
