@@ -84,7 +84,7 @@ def test_it_ends_with_what_can_be_concluded(
     table, lines = quickstart(out=(out := tmp_path / "my run"))
     assert table[0][:5] == ["task", "n", "majority", "base", "tuned"]
     assert table[1][:6] == ["obqa", "80", "100.0", "37.5", f"{right / 0.8:.1f}", f"{(right - 30) / 0.8:+.2f}"]
-    assert lines[-6].startswith(f"Conclusion: {says}") and "NOT above the majority class" in lines[-7]
+    assert lines[-6].startswith(f"Conclusion: {says}") and "not shown to be above the majority class" in lines[-7]
     group, commands = typer.main.get_command(app), [shlex.split(line, comments=True) for line in lines[-4:]]
     assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "compare", "eval", "train")]
     for words in commands:

@@ -56,6 +56,12 @@ def capped(faults: Sequence[str]) -> str:
     return some(faults, separator="\n", most=SHOWN_FAULTS)
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``1,234 rows``."""
+    ending = "" if number == 1 else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def first_line(error: BaseException) -> str:
     """First line of a library's error, with the next one if it ends in a colon; the error's type if it is empty."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import base, drawn, write_run
+from compare_kit import SETTINGS, base, drawn, write_run
 from moslora.compare.answers import Answers, TaskAnswers
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare, compare_arms
@@ -243,7 +243,50 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
 
 def test_a_model_at_the_majority_class_is_flagged() -> None:
     found = compare_arms(arms(a=drawn(0, sizes=WIDE), b=drawn(0, sizes=WIDE, gain=-0.2, rank=4)))
-    assert "b is NOT above the majority class" in "\n".join(lines(found))
+    flat = "\n".join(lines(found))
+    assert found.main is not None and found.main.over_majority.interval[0] <= 0
+    shares = [100 * float(labels.mean()) for labels in found.main.majority.values()]
+    assert f"b is not shown to be above the majority class ({sum(shares) / len(shares):.1f} %): " in flat
+
+
+def few(right: int, n: int = 6) -> Answers:
+    """``right`` of n questions are answered rightly; half of them have the label 0."""
+    ids = tuple(f"obqa/test/{row}" for row in range(n))
+    outcomes = {"accuracy": tuple(float(row < right) for row in range(n))}
+    return replace(drawn(0), tasks={"obqa": TaskAnswers(ids, tuple(row % 2 for row in range(n)), outcomes)})
+
+
+def test_few_questions_that_show_nothing_are_counted() -> None:
+    """Bootstrap of 6 differences, of which 3 are 1: from 0 to 1."""
+    told = "\n".join(lines(compare_arms(arms(a=few(0), b=few(6)))))
+    assert "b is not shown to be above the majority class (50.0 %): +50.0 points, 0.0 to 100.0; 6 questions are" in told
+    told = "\n".join(lines(compare_arms(arms(a=few(0), b=few(1)))))
+    assert "too few" not in told and "b is not shown to be above the majority class (50.0 %): -33.3 points" in told
+
+
+def limited(max_length: int, *, cut: int | None) -> Answers:
+    """A run with this limit, by which the first ``cut`` questions of each task were cut; ``None``: not known."""
+    one = drawn(0, settings=replace(SETTINGS, max_length=max_length))
+    known = {
+        task: replace(its, cut=() if cut is None else tuple(n < cut for n in range(len(its.ids))))
+        for task, its in one.tasks.items()
+    }
+    return replace(one, tasks=known)
+
+
+def test_a_limit_that_cut_nothing_does_not_matter() -> None:
+    """As of two bases with contexts of other lengths."""
+    found = compare_arms(arms(a=limited(8_192, cut=0), b=limited(32_768, cut=0)))
+    assert found.main is not None and found.main.effects[MACRO].difference == 0
+    for one, other in ((0, 1), (1, 0), (1, 1), (None, 0), (0, None), (None, None)):
+        with pytest.raises(UsageError, match=r"max_length: 8192 in .*, 32768 in .* the same --max-length"):
+            compare_arms(arms(a=limited(8_192, cut=one), b=limited(32_768, cut=other)))
+    assert compare_arms(arms(a=limited(8_192, cut=1), b=limited(8_192, cut=None))).main is not None
+    some = {"tasks": "siqa,obqa"}
+    long = limited(8_192, cut=0)
+    boolq = replace(long.tasks["boolq"], cut=tuple(n < 1 for n in range(len(long.tasks["boolq"].ids))))
+    cut = replace(long, tasks={**long.tasks, "boolq": boolq})
+    assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), **some).main is not None, "boolq is not compared"
 
 
 def test_probabilities() -> None:

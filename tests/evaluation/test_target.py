@@ -193,7 +193,14 @@ def test_a_limit_of_the_evaluation_cuts_and_says_so(
 ) -> None:
     train_recipe(recipe("evaluation.max_length=24", "training.max_steps=3"), out=tmp_path / "run")
     code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa")
-    assert code == 0 and "20 questions are longer than evaluation.max_length = 24" in out
+    assert code == 0 and "20 questions without the start, longer than evaluation.max_length = 24" in out
+
+
+def test_a_typed_limit_replaces_the_recipes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "1", "--max-length", "24")
+    assert code == 0 and "1 question without the start, longer than evaluation.max_length = 24 tokens" in out
+    assert Evaluation(copy / "eval" / "rank-label-float32").settings.max_length == 24
 
 
 def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(

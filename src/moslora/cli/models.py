@@ -88,6 +88,7 @@ def evaluate(
     source: Annotated[str | None, typer.Option(help="Source of the questions, as in a recipe.")] = None,
     dtype: options.DType = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a question with its answer.", min=1)] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
     out: options.Out = None,
     processes: options.Processes = None,
@@ -95,7 +96,8 @@ def evaluate(
     trust: options.Trust = False,
 ) -> None:
     """Score a model, by default the newest run's, on the commonsense sets, on all GPUs of this machine."""
-    typed = _typed(protocol=protocol, format=format, source=source, batch_tokens=batch_tokens, beams=beams)
+    sizes = _typed(batch_tokens=batch_tokens, max_length=max_length, beams=beams)
+    typed = _typed(protocol=protocol, format=format, source=source) | sizes
     if limit is not None:
         typed["limit"] = limit or None
     _share(processes, then="the same command continues from the scores so far")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.compare.outcomes import OUTCOMES
-from moslora.errors import MosloraError, first_line, some
+from moslora.errors import MosloraError, counted, first_line, some
 from moslora.evaluation import METRICS, Evaluation, Prediction, Settings
 from moslora.evaluation.batches import canonical_place
 
@@ -33,15 +33,17 @@ class TaskAnswers:
         outcomes: the numbers that can be compared, of questions or of texts; empty for one that the protocol does not
             have.
         hashes: a log's `HASHES`, if it has them.
+        cut: whether the question, or the text, was longer than the limit; empty where that was not kept.
     """
 
     ids: tuple[str, ...]
     gold: tuple[int, ...]
     outcomes: Mapping[str, tuple[float, ...]]
     hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cut: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        columns = (self.gold, *self.outcomes.values(), *self.hashes.values())
+        columns = (self.gold, self.cut, *self.outcomes.values(), *self.hashes.values())
         if {len(column or self.ids) for column in columns} != {len(self.ids)}:
             raise ValueError("columns of different lengths")
 
@@ -50,7 +52,13 @@ class TaskAnswers:
         kept = [id in ids for id in self.ids]
         outcomes = {name: tuple(compress(column, kept)) for name, column in self.outcomes.items()}
         hashes = {name: tuple(compress(column, kept)) for name, column in self.hashes.items()}
-        return TaskAnswers(tuple(compress(self.ids, kept)), tuple(compress(self.gold, kept)), outcomes, hashes)
+        return TaskAnswers(
+            ids=tuple(compress(self.ids, kept)),
+            gold=tuple(compress(self.gold, kept)),
+            outcomes=outcomes,
+            hashes=hashes,
+            cut=tuple(compress(self.cut, kept)),
+        )
 
 
 class Log:
@@ -106,9 +114,11 @@ def in_common(runs: Sequence[Answers]) -> tuple[Questions, str]:
             shared[task] = {id for _, id in both}
         if others := len(set.union(*asked)) - len(both):
             rest.append(f"{others:,} of {task}" if both else task)
+    if not rest:
+        return shared, ""
     count, who = sum(map(len, shared.values())), "both" if len(runs) == 2 else "all"
-    line = f"compared on {f'the {count:,} questions that {who} answered' if count else 'nothing'}; left out: "
-    return shared, line + some(rest, most=8) if rest else ""
+    on = f"the {counted(count, 'question')} that {who} answered" if count else "nothing"
+    return shared, f"compared on {on}; left out: {some(rest, most=8)}"
 
 
 def read_answers(evaluation: Evaluation) -> Answers:
@@ -136,6 +146,7 @@ def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, 
                 for name, one in OUTCOMES.items()
                 if one.of_texts == (found[0].bytes > 0)
             },
+            cut=tuple(p.truncated for p in found),
         )
         for task, found in rows.items()
     }

@@ -19,6 +19,9 @@ from moslora.console import note
 from moslora.errors import UsageError, capped, some
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
+MAX_LENGTH = "max_length"
+"""The field of the settings with the limit in tokens, by default the model's context."""
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -198,24 +201,41 @@ def _contrast(before: Arm, after: Arm, outcome: str, unit: Measure) -> Contrast:
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     """Refuses runs that were asked differently, or that differ in base, rows or steps, except in ``allowed`` fields:
-    one line for each, with both values."""
+    one line for each, with both values. Where nothing was cut, its limit did not matter."""
+    uncut = not _may_be_cut([run for arm in arms for run in arm.runs.values()])
     faults: dict[str, str] = {}
     seen: dict[str, tuple[str, Path]] = {}
     for run in (run for arm in arms for run in arm.runs.values()):
         data = {f"questions of {task}": str(run.settings.data.get(task))[:8] for task in run.tasks}
         asked, made = {**run.settings.asked, **data}, _made(run)
+        if uncut:
+            asked.pop(MAX_LENGTH, None)
         for field, value in {**asked, **made}.items():
             then, where = seen.setdefault(field, (value, run.path))
             if value != then and field not in allowed:
                 fix = f"if that is meant, add --allow {field}"
                 if field in asked:
-                    fix = "evaluate both in the same way" + ", or choose other --tasks" * field.startswith("questions")
+                    fix = _how_to_ask_alike(field)
                 faults.setdefault(field, f"{field}: {then} in {where}, {value} in {run.path}; {fix}")
     may = [field for field in seen if field not in asked]
     if unknown := [field for field in allowed if field not in may]:
         faults[""] = f"--allow {', '.join(unknown)}: must be one of {', '.join(may)}"
     if faults:
         raise UsageError(capped(list(faults.values())))
+
+
+def _may_be_cut(runs: Sequence[Answers]) -> bool:
+    """Whether a question or a text of these runs was cut, or nobody knows."""
+    answers = [its for run in runs for its in run.tasks.values()]
+    return any(any(its.cut) or len(its.cut) < len(its.ids) for its in answers)
+
+
+def _how_to_ask_alike(field: str) -> str:
+    if field == MAX_LENGTH:
+        return "questions were cut there, so evaluate both with the same --max-length"
+    if field.startswith("questions"):
+        return "evaluate both in the same way, or choose other --tasks"
+    return "evaluate both in the same way"
 
 
 def _refuse_other_prompts(runs: Sequence[Answers], *, allowed: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from math import inf
 
 from moslora.compare.comparison import Comparison, Contrast
 from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Member, family, holm, smallest_p
+from moslora.errors import counted
 
 
 def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[list[str]]]:
@@ -99,11 +100,22 @@ def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
         f"smallest detectable difference: {smallest}",
     ]
     if main.majority:
-        over = main.over_majority
-        above = "above" if over.interval[0] > 0 else "NOT above"
-        by = f"{unit.change(over.difference)}, {unit.range(over.interval)}"
-        found.append(f"{main.after} is {above} the majority class: {by}")
+        found.append(_over_majority(main))
     return [*found, conclusion(main, margin=margin)]
+
+
+def _over_majority(main: Contrast) -> str:
+    """Whether the second arm is better than always giving the most frequent label."""
+    unit, over = main.unit, main.over_majority
+    share = unit.level(sum(float(labels.mean()) for labels in main.majority.values()) / len(main.majority))
+    low, high = (unit.level(end) for end in over.interval)
+    by = f"{unit.factor * over.difference:+.{unit.digits}f} {unit.unit}, {low} to {high}"
+    if over.interval[0] > 0:
+        return f"{main.after} is above the majority class ({share} %): {by}"
+    few = ""
+    if over.difference > 0:
+        few = f"; {counted(sum(y.shape[2] for y in main.y.values()), 'question')} are too few"
+    return f"{main.after} is not shown to be above the majority class ({share} %): {by}{few}"
 
 
 def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
@@ -115,7 +127,7 @@ def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
         " another --outcome is a family of its own"
     )
     if low := [one.after for one in named if one.majority and one.over_majority.interval[0] <= 0]:
-        yield f"NOT above the majority class: {', '.join(low)}"
+        yield f"not shown to be above the majority class: {', '.join(low)}"
     found: dict[str, list[str]] = defaultdict(list)
     if alone := [one.after for one in named if one.seeds == 1 < max(other.seeds for other in named)]:
         yield f"one seed, where others have several, shows nothing of methods (p = 1): {', '.join(alone)}"

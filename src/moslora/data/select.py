@@ -14,7 +14,15 @@ def select(data: DataSection, tasks: Sequence[Task], *, seed: int) -> tuple[list
     chosen = cap(load_training(tasks, source=data.source), rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)
-    return training, validation, [f"{repeats:,} rows repeat a validation row and are left out"] if repeats else []
+    return training, validation, _left_out(repeats)
+
+
+def _left_out(repeats: int) -> list[str]:
+    if not repeats:
+        return []
+    if repeats == 1:
+        return ["1 row repeats a validation row and is left out"]
+    return [f"{repeats:,} rows repeat a validation row and are left out"]
 
 
 def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:

@@ -138,13 +138,13 @@ def below_majority(predictions: Sequence[Prediction]) -> float:
     return min(1.0, len(counts) * float(special.betainc(c, b + 1, 0.5)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """The numbers of one task, or of an average over tasks. Shares are between 0 and 1."""
 
     n: int
     accuracy: float
-    standard_error: float | None  # of ``accuracy``: sample standard deviation / √n; ``None`` below two questions
+    standard_error: float | None = None  # of ``accuracy``: sample standard deviation / √n; ``None`` below two questions
     majority_class: float  # accuracy of always giving the most frequent label of these questions
     truncated: int  # questions whose prompt lost its beginning
     accuracy_per_character: float | None = None  # with its standard error, cloze only

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moslora.errors import counted
 from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
 from moslora.evaluation.predictions import NONE, Prediction, Score, average, macro, percent, percent_range, score_task
 from moslora.evaluation.texts import TextScore, score_texts
@@ -132,11 +133,13 @@ class Results:
     def remarks(self) -> list[str]:
         """Notes below the table: signs of a collapse, truncated questions, leaks, close calls."""
         lines = [f"collapse: {sign}" for sign in self.collapse]
-        longer = f"are longer than evaluation.max_length = {self.settings.max_length} tokens and lost their"
-        if self.macro and (cut := self.macro.truncated):
-            lines.append(f"{cut:,} questions {longer} start")
-        if cut := sum(score.truncated for score in self.texts.values()):
-            lines.append(f"{cut:,} texts {longer} end")
+        longest = f"longer than evaluation.max_length = {self.settings.max_length} tokens"
+        questions_cut = self.macro.truncated if self.macro else 0
+        texts_cut = sum(score.truncated for score in self.texts.values())
+        if questions_cut:
+            lines.append(f"{counted(questions_cut, 'question')} without the start, {longest}")
+        if texts_cut:
+            lines.append(f"{counted(texts_cut, 'text')} without the end, {longest}")
         if self.without_leaks and (line := self.without_leaks.line(self.settings.primary)):
             lines.append(line)
         if self.macro and (close := self.macro.close_calls):
