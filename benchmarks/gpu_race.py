@@ -93,16 +93,22 @@ class Stopwatch:
     def one_more(self, step: Callable[[], object], model: Any = None) -> None:
         """What the device did in a step: less than it took where the host is too slow. For a ``model`` whose operations
         torch sees, by part, beside the ESTIMATE of `operations.py`; the device's name decides for which device."""
-        name = torch.cuda.get_device_name() if GPU else ""
-        device = next((one for key, one in DEVICES.items() if key.split()[-1] in name), DEVICES["H100"])
         parts = Counter[str]()
         with nullcontext() if model is None else Watched(Ledger(model)) as seen:
             times = [took for _, took in kernels(step, parts)]
         self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
-        if seen is not None:
-            found = estimate(seen.ledger, device, Achieved(), tokens=1)["parts"]
-            took = {part: {"ms": parts[part] * 1e3, "launches": found[part]["launches"]} for part in PARTS}
-            self.record(parts={part: {**one, "estimate_ms": found[part]["ms"]} for part, one in took.items()})
+        if seen is None:
+            return
+        if not any(parts.values()):
+            raise RuntimeError("torch's profiler has recorded no part of the step")
+        name = torch.cuda.get_device_name() if GPU else ""
+        device = next((one for key, one in DEVICES.items() if key.split()[-1] in name), DEVICES["H100"])
+        found = estimate(seen.ledger, device, Achieved(), tokens=1)["parts"]
+        took = {part: {"ms": parts[part] * 1e3, "launches": found[part]["launches"]} for part in PARTS}
+        self.record(
+            parts={part: {**one, "estimate_ms": found[part]["ms"]} for part, one in took.items()},
+            share_of_kernels_in_parts=sum(parts.values()) / sum(times),
+        )
 
 
 def ours(record: Record) -> None:

@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from written import PART
+
 PRODUCTS, OUTPUT, SUMS, UPDATE, REST = "frozen products", "output layer, loss", "sums", "clip, optimizer", "rest"
 IDLE = "idle, waiting"
 PARTS = {
@@ -116,7 +118,7 @@ class Watched(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         of = args, kwargs or {}
-        with record_function(f"part: {self.ledger.part(function, tensors(of))}"):
+        with record_function(f"{PART}{self.ledger.part(function, tensors(of))}"):
             found = function(*args, **(kwargs or {}))
         name, read = operation(function), {x.device.type for x in tensors(of)}
         made = {x.device.type for x in tensors(found)}

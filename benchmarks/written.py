@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+PART = "part: "
+"""What the names of parts begin with that `operations.Watched` gives to torch's profiler."""
+
 
 def seconds(run: Callable[[], object]) -> float:
     """Wall time of one call, including the device's work."""
@@ -123,21 +126,21 @@ def reset_peak() -> None:
 def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> list[tuple[str, float]]:
     """Name and seconds of each CUDA kernel of ``work``; on a CPU of its operations. ``parts`` gets the seconds of those
     that `operations.Watched` has named."""
-    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = torch.cuda.is_available()
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+    # Names are recorded with the host's activity alone, also for a GPU's kernels.
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    with profile(activities=activities) as profiled:
         work()
         wait()
     found = []
     for event in profiled.events() or []:
-        if not event.name.startswith("part: "):
-            if event.device_type == kind:
-                took = event.device_time_total if on_gpu else event.self_cpu_time_total
-                found.append((event.name, took / 1e6))
-        elif parts is not None and event.device_type == DeviceType.CPU:
-            took = event.device_time_total if on_gpu else event.cpu_time_total
-            parts[event.name.removeprefix("part: ")] += took / 1e6
+        on_host = event.device_type.name == "CPU"
+        name = event.name.removeprefix(PART)
+        if name != event.name:
+            if on_host and parts is not None:
+                parts[name] += (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
+        elif on_host != on_gpu and not (on_gpu and event.is_user_annotation):  # a span over kernels
+            found.append((event.name, (event.device_time_total if on_gpu else event.self_cpu_time_total) / 1e6))
     return found

@@ -12,10 +12,14 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
+from torch.profiler import ProfilerActivity
 
 from moslora.adapters import inject
 from moslora.plan.duration import SHARE_OF_PEAK
 from operations import IDLE, OUTPUT, PRODUCTS, REST, SUMS, Achieved, Device, Ledger, Operation, Watched, estimate
+from written import kernels
 
 ROOT = Path(__file__).parents[2]
 T, IN, OUT, RANK, VOCABULARY = 5, 8, 12, 2, 7
@@ -121,6 +125,63 @@ def test_the_estimate_is_the_formula() -> None:
     assert found["floor_ms"] == pytest.approx(10) and found["device_ms"] == pytest.approx(12.25)
     assert found["parts"][IDLE]["ms"] == pytest.approx(2.75 + 2 * 3 * 5)
     assert found["parts"]["step"]["ms"] == pytest.approx(15 + 30)
+
+
+def test_the_parts_of_a_step_are_timed() -> None:
+    """On a CPU, whose operations the parts are made of."""
+    parts, model = Counter[str](), OneLayer().requires_grad_(False)
+    x = torch.randn(400, IN, requires_grad=True)
+    with Watched(Ledger(model)):
+        times = kernels(lambda: model(x).backward(torch.ones(400, VOCABULARY)), parts)
+    assert parts[PRODUCTS] > 0 and parts[OUTPUT] > 0 and {name for name, _ in times} >= {"aten::mm"}
+    assert sum(parts.values()) <= 2 * sum(took for _, took in times)
+
+
+def test_the_parts_of_a_step_on_a_gpu_are_timed_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's profiler tells them there: names only with the host's activity, each also as a span on the device, and
+    a kernel once with the operation that launched it, once by itself. 3 + 4 µs in the part, and 5 outside."""
+
+    def on_host(name: str, number: int, begin: float, end: float) -> FunctionEvent:
+        return FunctionEvent(number, name, 1, begin, end, use_device="cuda", device_type=DeviceType.CPU)
+
+    def on_gpu(name: str, begin: float, end: float, span: bool = False) -> FunctionEvent:
+        options = {"use_device": "cuda", "device_type": DeviceType.CUDA, "is_user_annotation": span}
+        return FunctionEvent(0, name, 7, begin, end, **options)
+
+    class Profile:
+        def __init__(self, activities: list[ProfilerActivity]) -> None:
+            assert ProfilerActivity.CUDA in activities
+            self.named = ProfilerActivity.CPU in activities
+
+        def __enter__(self) -> "Profile":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def events(self) -> EventList:
+            found = [on_gpu("gemm", 100, 103), on_gpu("add", 103, 107), on_gpu("adam", 200, 205)]
+            if self.named:
+                part, product, update = (
+                    on_host("part: norms", 1, 0, 9),
+                    on_host("mm", 2, 1, 4),
+                    on_host("Adam", 3, 20, 30),
+                )
+                product.append_kernel("gemm", 0, 3)
+                product.append_kernel("add", 0, 4)
+                update.append_kernel("adam", 0, 5)
+                spans = [on_gpu("part: norms", 100, 107, True), on_gpu("Optimizer.step", 200, 205, True)]
+                found += [part, product, update, *spans]
+            events = EventList(found, use_device="cuda")
+            events._build_tree()
+            return events
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    parts = Counter[str]()
+    times = kernels(lambda: None, parts)
+    assert sorted(times) == [("adam", 5e-6), ("add", 4e-6), ("gemm", 3e-6)]
+    assert parts == {"norms": pytest.approx(7e-6)}
 
 
 def test_plans_use_the_estimate_in_the_document() -> None:
