@@ -17,6 +17,7 @@ import copy
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.evaluation import Request
 from moslora.evaluation.run import make_scorer
+from moslora.evaluation.scorer import Scorer
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
@@ -180,12 +182,12 @@ def measure(
 ) -> dict[str, Times]:
     """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up;
     ``after_round`` gets the times so far."""
-    scorer = make_scorer(model, tokenizer, Request(protocol="rank", format="label"))
+    request = Request(protocol="rank", format="label")
     prompt = tokenizer(FORMATS["label"].generation_prompt(QUESTION), return_tensors="pt").input_ids.to(model.device)
     settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
     generate: Any = model.generate  # from GenerationMixin, which PreTrainedModel does not declare
 
-    def answer(times: int) -> None:
+    def answer(scorer: Scorer[Any, Any], times: int) -> None:
         for _ in range(times):
             scorer.score([QUESTION])
 
@@ -193,12 +195,14 @@ def measure(
         generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
 
     places = contestants(model, adapter)
+    scorers = {name: make_scorer(model, tokenizer, request) for name in places}  # each keeps the adapters it first met
     found = {name: Times([], []) for name in places}
     for number in range(repetitions + 1):
         for name in list(places) if number % 2 else reversed(list(places)):
             put(model, places[name])
-            answer(1)  # the caches have another contestant's weights
-            answering, writing = seconds(lambda: answer(ANSWERS)) / ANSWERS, seconds(write)
+            scorer = scorers[name]
+            answer(scorer, 1)  # the caches have another contestant's weights
+            answering, writing = seconds(partial(answer, scorer, ANSWERS)) / ANSWERS, seconds(write)
             if number:
                 found[name].answer.append(answering)
                 found[name].tokens_per_second.append(tokens / writing)

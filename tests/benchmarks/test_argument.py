@@ -1,8 +1,10 @@
 """docs/argument.md: its matrices and figures, derived again from the definitions; and what is timed for it."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 
 import latency
 from argument_tables import SYSTEMS, TABLES, drawn, matrices, token
-from evaluation_kit import make_model
+from evaluation_kit import make_model, tokenizer
 from latency import IN_PARTS, contestants, put
+from moslora.adapters import Families, named_adapters
 from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.recipe import AdapterSection
 from trajectories import ROUNDING, Start, distance, draw_a, folded, train
@@ -153,6 +156,26 @@ def test_what_latency_times_computes_the_same() -> None:
     kept = list(outputs.values())
     assert len(kept) == 2 + len(IN_PARTS) + 1
     assert min((a - b).abs().max() for i, a in enumerate(kept) for b in kept[:i]) > 1e-3
+
+
+def test_an_answer_folds_the_adapters_of_its_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, as an evaluation does, and not those of another contestant, or none."""
+    model = make_model()
+    adapter = AdapterSection.model_validate(
+        {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"], "mixer": {"kind": "dense"}, "dropout": 0.1}
+    )
+    folded, numbers = Families.folded, Counter[int]()
+
+    def checked(families: Families, dtype: torch.dtype) -> Any:
+        there = [layer for _, layer in named_adapters(model)]
+        assert [*families._layers.values()] == there
+        numbers[len(there)] += 1
+        return folded(families, dtype)
+
+    monkeypatch.setattr(Families, "folded", checked)
+    latency.measure(model, tokenizer(), adapter, tokens=1, repetitions=1)
+    with_adapters, without = 2 + len(IN_PARTS), 2 + len(IN_PARTS)  # base, merged, and those one by one
+    assert numbers == {4: with_adapters * 2 * 5, 0: without * 2 * 5}
 
 
 def test_latency_is_written_into_its_page(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
