@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import StepPlan, collate, cut, label_count, passes
+from moslora.data.steps import StepPlan, collate, cut, label_count, largest_pass, passes
 
 
 def plan(**changes: object) -> StepPlan:
@@ -76,6 +76,19 @@ def test_all_processes_have_equally_many_passes() -> None:
     assert found[2] == [[]]
     empty = collate([], device=torch.device("cpu"), tasks=("boolq",))
     assert empty.input_ids.shape == (1, 1) and empty.tasks.tolist() == [[1]] and not len(empty.labels)
+
+
+def test_the_largest_pass_of_a_step_is_that_of_any_process() -> None:
+    """16 rows of 1,500 tokens are passes of 7,500; one of 12,000 beside short ones is a larger one, by itself."""
+    assert largest_pass([1500] * 16, processes=1, tokens=8192) == 7500
+    assert largest_pass([100] * 15 + [12_000], processes=1, tokens=8192) == 12_000
+    rng = random.Random(0)
+    for processes in (1, 2, 3, 20):
+        lengths = [rng.randint(1, 300) for _ in range(16)]
+        rows = [Encoded(str(n), "boolq", [1] * n, [1] * n, truncated=False) for n in lengths]
+        batches = [passes(rows, process=n, processes=processes, tokens=500) for n in range(processes)]
+        sizes = [sum(len(row.input_ids) for row in batch) for of_one in batches for batch in of_one]
+        assert largest_pass(lengths, processes=processes, tokens=500) == max(sizes)
 
 
 def test_collate_lays_rows_end_to_end_and_finds_their_labels() -> None:

@@ -60,6 +60,21 @@ def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) ->
     assert steps_logged(again) == logged and len(logged) == 6
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rehearsal_changes_no_bit(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """With it and without: the adapter, the moments, the budget, the scaler and what was logged."""
+    chosen, plain, again = recipe(*SHORT, *KINDS[kind]), tmp_path / "run", tmp_path / "again"
+    steps: list[object] = []
+    accumulate = loop.accumulate
+    monkeypatch.setattr(loop, "accumulate", lambda *given: (steps.append(given), accumulate(*given))[1])
+    found = run(chosen, again)
+    monkeypatch.setattr("moslora.training.run.rehearse", lambda parts, first_step: None)
+    assert run(chosen, plain) == found and len(steps) == 5 + 4
+    files = [path.relative_to(again) for path in again.rglob("*.safetensors")]
+    assert len(files) == 5 + 2 * (kind == "budget")
+    assert all((again / file).read_bytes() == (plain / file).read_bytes() for file in files)
+
+
 @pytest.mark.parametrize(("kind", "apart"), [("budget", 1e-5), ("float16", 2e-3)])
 def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: str, apart: float) -> None:
     """Losses, norms, validation losses, and the scale after the skipped step. The loop waits once a step."""

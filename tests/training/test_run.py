@@ -7,8 +7,10 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -502,23 +504,64 @@ def test_a_dtype_that_the_processor_does_not_multiply_is_told_to_be_slow_once(
         assert capsys.readouterr().out.count(f"model.dtype = {dtype}: slow") == told
 
 
-def test_a_rehearsal_takes_the_largest_step_and_changes_nothing(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("training.micro_batch_tokens=400",),
+        ("adapter.mixer={kind: token-gate, experts: 4, top_k: 2, balance: 0.01}",),
+        ("adapter.mixer={kind: diagonal}", "training.rank_budget={target_rank: 2, warmup_share: 0.25}"),
+    ],
+)
+def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, ...]
 ) -> None:
-    taken: list[int] = []
+    """Every file of the run, from its beginning and resumed; the moments are there before the pass."""
+    accumulate, train = loop.accumulate, loop.train
+    passes: list[tuple[int, int]] = []
 
     def spy(parts: Parts, drawn: Sequence[Encoded], *first: Any) -> Tensor:
-        taken.append(sum(len(row.input_ids) for row in drawn))
+        passes.append((max(sum(len(row.input_ids) for row in batch) for batch in parts.passes(drawn)), len(drawn)))
+        assert len(passes) > 1 or all(parts.optimizer.state[each]["exp_avg"].shape for each in learned(parts))
         return accumulate(parts, drawn, *first)
 
-    def rehearsed(parts: Parts, settings: Any, **options: Any) -> int:
-        loop.rehearse(parts, first_step=0)
-        return train(parts, settings, **options)
+    def learned(parts: Parts) -> list[Tensor]:
+        return [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
 
-    accumulate, train = loop.accumulate, loop.train
-    train_recipe(recipe(), out=tmp_path / "plain")
+    def rehearsed(parts: Parts, settings: Any, *, first_step: int, **options: Any) -> int:
+        loop.rehearse(parts, first_step=first_step)
+        return train(parts, settings, first_step=first_step, **options)
+
+    chosen, plain, again = recipe(*change), tmp_path / "plain", tmp_path / "rehearsed"
+    train_recipe(chosen, out=plain)
     monkeypatch.setattr(loop, "accumulate", spy)
     monkeypatch.setattr("moslora.training.run.train", rehearsed)
-    train_recipe(recipe(), out=tmp_path / "rehearsed")
-    assert len(taken) == 22 and taken[0] == max(taken[1:]) > min(taken[1:])
-    assert same_bits(adapter(tmp_path / "plain"), adapter(tmp_path / "rehearsed"))
+    train_recipe(chosen, out=again)
+    assert len(passes) == 22 and passes[0][0] == max(passes[1:])[0] > min(passes[1:])[0]
+    files = [path.relative_to(plain) for path in plain.rglob("*.safetensors")]
+    assert len(files) >= 5
+    assert all((plain / file).read_bytes() == (again / file).read_bytes() for file in files)
+
+    shutil.rmtree(again / "adapter")
+    shutil.rmtree(again / "checkpoints" / "step-21")
+    train_recipe(chosen, out=again, resuming=True)
+    assert all((plain / file).read_bytes() == (again / file).read_bytes() for file in files)
+
+
+def test_a_rehearsal_takes_the_largest_pass_rather_than_the_most_tokens(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any process: two long rows may be one pass of one process, and a pass each of two."""
+    rehearsed: list[list[str]] = []
+    monkeypatch.setattr(loop, "accumulate", lambda parts, drawn: rehearsed.append([row.id for row in drawn]))
+    parts, _ = prepare(Accelerator(cpu=True), recipe())
+    lengths = {"many": [90] * 4, "long": [150, 5, 5, 5], "two": [100, 2, 2, 95]}
+    rows = [
+        Encoded(name, "boolq", [1] * length, [1] * length, truncated=False)
+        for name, of_step in lengths.items()
+        for length in of_step
+    ]
+    plan: Any = [range(4), range(4, 8), range(8, 12)]
+    for tokens, processes, expected in ((100, 1, "long"), (149, 1, "long"), (200, 1, "two"), (200, 2, "many")):
+        there: dict[str, Any] = {"accelerator": SimpleNamespace(num_processes=processes), "rows": rows, "plan": plan}
+        loop.rehearse(replace(parts, **there, micro_batch_tokens=tokens), first_step=0)
+        assert rehearsed.pop() == [expected] * 4

@@ -89,6 +89,12 @@ def passes(rows: Sequence[Encoded], *, process: int, processes: int, tokens: int
     return mine + [[] for _ in range(max(map(len, cuts)) - len(mine))]
 
 
+def largest_pass(lengths: Sequence[int], *, processes: int, tokens: int) -> int:
+    """Tokens of the largest micro-batch that any of the processes makes of a step of rows of these ``lengths``."""
+    shares = [lengths[first::processes] for first in range(processes)]
+    return max(sum(share[row] for row in batch) for share in shares for batch in cut(share, tokens=tokens))
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows laid end to end, T tokens together, on their device. No row is padded. The tensors are int64."""

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import Families, describe_batch, shares_beginnings
 from moslora.data.encode import Encoded
-from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, passes
+from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_pass, passes
 from moslora.errors import Diverged
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
-from moslora.training.optimizer import rate_factor, set_rate, update
+from moslora.training.optimizer import make_moments, rate_factor, set_rate, update
 
 SKIPS_IN_A_ROW = 10
 """Overflows in a row that the float16 scaler may skip: each halves its scale, which starts at 2¹⁶."""
@@ -121,12 +121,20 @@ def train(
 
 
 def rehearse(parts: Parts, *, first_step: int) -> None:
-    """The gradient of the largest step from ``first_step`` on, thrown away: what does not fit into a GPU's memory says
-    so now, not in hours."""
+    """Computes the step with the largest pass of any process, from ``first_step`` on, and throws its gradient away:
+    what does not fit into a GPU's memory says so now, not in hours.
+
+    The optimizer's moments are there by then, as in any step but the first; they stay, and training changes by no bit.
+    """
+    lengths, processes = [len(row.input_ids) for row in parts.rows], parts.accelerator.num_processes
+
+    def largest(step: int) -> int:
+        drawn = [lengths[row] for row in parts.plan[step]]
+        return largest_pass(drawn, processes=processes, tokens=parts.micro_batch_tokens)
+
+    make_moments(parts.optimizer)
     parts.objective.train()
-    lengths = [len(row.input_ids) for row in parts.rows]
-    largest = max(range(first_step, len(parts.plan)), key=lambda step: sum(lengths[row] for row in parts.plan[step]))
-    accumulate(parts, parts.drawn(largest))
+    accumulate(parts, parts.drawn(max(range(first_step, len(parts.plan)), key=largest)))
     parts.optimizer.zero_grad()
 
 

@@ -75,6 +75,19 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, ma
     return norm
 
 
+def fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """What the fused AdamW keeps of ``parameter``, before its first update."""
+    step = torch.zeros((), device=parameter.device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
+
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Makes what ``optimizer`` would make at its first update, where it is not there yet."""
+    for parameter in trainable(optimizer):
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = fresh_moments(parameter)
+
+
 def trainable(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
     """The parameters that ``optimizer`` updates."""
     for group in optimizer.param_groups:

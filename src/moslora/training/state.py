@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moslora.adapters.injection import refuse_misfits
@@ -23,7 +22,7 @@ from moslora.runs.adapter_folder import AdapterFolder, load_tensors, open_adapte
 from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.loop import Parts
-from moslora.training.optimizer import trainable
+from moslora.training.optimizer import fresh_moments, trainable
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
@@ -117,9 +116,5 @@ def _moments(parts: Parts) -> dict[str, Tensor]:
     return {
         f"{names[parameter]}:{moment}": value.detach().cpu().contiguous()
         for parameter in trainable(parts.optimizer)
-        for moment, value in (parts.optimizer.state.get(parameter) or _fresh(parameter)).items()
+        for moment, value in (parts.optimizer.state.get(parameter) or fresh_moments(parameter)).items()
     }
-
-
-def _fresh(parameter: Tensor) -> dict[str, Tensor]:
-    return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
