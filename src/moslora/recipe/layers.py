@@ -81,6 +81,8 @@ def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: 
     if not isinstance(values, dict):
         faults.append(f"{origin}: must be a mapping of sections, such as `model:`")
         values = {}
+    if is_stored(path):
+        values = without_trust(values)
     if anchored:
         _anchor(values.get("tasks"), path.parent)
     return extended(Layer(origin, values), faults, folder=path.parent, chain=chain)
@@ -105,6 +107,21 @@ def extended(layer: Layer, faults: list[str], *, folder: Path, chain: tuple[Path
         except UsageError as error:
             faults.append(f"{layer.origin}: extends = {error}")
     return [*layers, own]
+
+
+def is_stored(path: Path) -> bool:
+    """Whether moslora wrote the file, into a run, an adapter folder, or beside weights. Its author may be anyone."""
+    path = path.resolve()
+    beside = any(os.path.isfile(path.with_name(name)) for name in ("run.json", "manifest.json"))
+    return path.name == "moslora.yaml" or (path.name == "recipe.yaml" and beside)
+
+
+def without_trust(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` that let no code of the base run: only what a user has written himself may."""
+    model = values.get("model")
+    if not isinstance(model, dict) or "trust_remote_code" not in model:
+        return values
+    return {**values, "model": {**model, "trust_remote_code": False}}
 
 
 def _anchor(tasks: Any, folder: Path) -> None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -16,9 +16,9 @@ from moslora.tasks import BUILT_IN, GROUP, Task, split_names, unknown_names
 from .adapter import AdapterSection
 from .builtin import EXPERIMENTS, find_recipe, near_files
 from .faults import fault_lines
-from .layers import Layer, depth, extended, lay, origin_of, read_layers, shown
+from .layers import Layer, depth, extended, is_stored, lay, origin_of, read_layers, shown, without_trust
 from .recipe import Recipe, flat
-from .yaml_text import parse, render_inline
+from .yaml_text import parse, render, render_inline
 
 GONE = {
     "data.drop_leaks": False,
@@ -85,11 +85,30 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     return tuple(found.values())
 
 
-def recipe_of_tasks(names: str) -> Recipe:
-    """How rows of these tasks are shown: the first of ``names`` that is a recipe, or a recipe's defaults."""
-    file = next((name for name in split_names(names) if "/" in name or "." in name), None)
+class Rows(NamedTuple):
+    """Rows to look at."""
+
+    recipe: Recipe  # how they are shown; it lets no code of the model run
+    tasks: tuple[Task, ...]
+    source: str | None = None  # of the training rows of a recipe that declares no tasks; ``None`` where tasks are named
+
+
+def rows_named(names: str) -> Rows:
+    """The rows that ``names`` are for: of tasks, as in `resolve_tasks`, or the training rows of a recipe without any.
+
+    They are shown by the first of ``names`` that is a recipe, or by a recipe's defaults. A file that is only looked at
+    lets no code run.
+    """
     beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
-    return _resolve(file, beneath=[beneath])[0] if file else _checked([beneath], [], main="")
+    every = split_names(names)
+    file = next((name for name in every if "/" in name or "." in name), None)
+    if file is None:
+        return Rows(_checked([beneath], [], main=""), resolve_tasks(names))
+    recipe, layers = _resolve(file, ["model.trust_remote_code=false"], beneath=[beneath])
+    has_source = depth(lay(layers), ("data", "source")) == 2
+    if every == (file,) and has_source and not recipe.own_tasks:
+        return Rows(recipe, recipe.training_tasks, recipe.data.source)
+    return Rows(recipe, resolve_tasks(names))
 
 
 def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, folder: Path) -> Recipe:
@@ -125,9 +144,22 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     target = destination / source.name if os.path.isdir(destination) else destination
     if os.path.lexists(target):
         raise UsageError(f"{target}: already exists; choose another destination")
+    text = source.read_text(encoding="utf-8")
+    if is_stored(source):
+        text = _untrusting(text)
     with placed(target) as new:
-        new.write_bytes(source.read_bytes())
+        new.write_text(text, encoding="utf-8")
     return target
+
+
+def _untrusting(text: str) -> str:
+    """The text of a stored recipe, which may not let code run by way of a copy either."""
+    try:
+        values = parse(text)
+    except ValueError:  # nobody can train by it
+        return text
+    changed = without_trust(values) if isinstance(values, dict) else values
+    return text if changed == values else render(changed)
 
 
 def _resolve(

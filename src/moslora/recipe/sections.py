@@ -33,8 +33,10 @@ class ModelSection(Section):
     """Recompute activations in the backward pass: about a third more time, much less memory."""
 
     trust_remote_code: bool = False
-    """Run the Python code that comes with the model; only for authors you trust. A run's recipe does not grant it:
-    every command that opens the run needs `--trust-remote-code`, or this key after `train --resume`."""
+    """Run the Python code that comes with the model; only for authors you trust. It counts in a recipe that you give to
+    `train`, `plan` or `experiment`, and in what that extends. A recipe that moslora wrote does not grant it: every
+    command that opens a run needs `--trust-remote-code`, or this key after `train --resume`. Nor does a file that
+    `data` or `--tasks` names."""
 
     @property
     def precision(self) -> str:

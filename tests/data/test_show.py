@@ -1,0 +1,63 @@
+"""``data show`` and ``data audit`` of a recipe: its tasks, or else its training rows, free ones included."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run
+from data_kit import sample
+from moslora.prompts.instructions import llm_adapters_row
+
+FREE = [{"prompt": f"Add {n} to {n}.", "completion": f"It is {2 * n}."} for n in range(5)]
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def sums(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe of free rows, and of a question of a set among them."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("sums.jsonl"), [*FREE, llm_adapters_row(sample("boolq", "train", 1)[0])])
+    file = Path("sums.yaml")
+    file.write_text(f"model: {{name: {world / 'model'}, dtype: float32}}\ndata: {{source: ./sums.jsonl}}\n")
+    return file
+
+
+def test_free_rows_are_shown(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+    code, out, _ = run(capsys, "data", "show", sums)
+    assert code == 0
+    assert "instruction/train/0" in out and "| Add 0 to 0." in out and "| It is 0." in out
+    assert "boolq/train/5" in out and out.count("options (") == 1  # a free row has none
+    Path("others.csv").write_text("prompt,completion\nAdd 4 to 4.,It is 8.\n")
+    code, out, _ = run(capsys, "data", "show", sums, "--source", "others.csv")
+    assert code == 0 and "| Add 4 to 4." in out and "| It is 8." in out and "boolq" not in out
+
+
+def test_a_row_beyond_those_of_a_task_is_refused(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+    code, out, errors = run(capsys, "data", "show", sums, "--row", "4")
+    assert code == 2 and "| Add 4 to 4." in out
+    assert "--row 4: must be 0 to 0 for boolq, train" in errors
+
+
+def test_free_rows_are_audited(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+    code, out, _ = run(capsys, "data", "audit", "--tasks", sums)
+    rows = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line}
+    assert code == 0 and rows["instruction"] == ["5", "0"] and rows["boolq"] == ["1", "0"]
+
+
+def test_tasks_of_a_file_are_shown_and_nothing_else(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+    write(Path("rows.jsonl"), [{"q": f"why {n}", "a": "x", "b": "y"} for n in range(20)])
+    declared = "tasks:\n  mine: {train: rows.jsonl, question: q, options: '[a, b]', answer: '0'}\n"
+    Path("tasks.yaml").write_text(sums.read_text() + declared)
+    code, out, _ = run(capsys, "data", "show", "tasks.yaml")
+    assert code == 0 and "mine/train/" in out and "instruction/" not in out and "boolq" not in out
+
+
+def test_a_recipe_that_names_no_rows_declares_no_tasks(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+    Path("empty.yaml").write_text("model: {name: x}\n")
+    for command in (("show", "empty.yaml"), ("audit", "--tasks", "empty.yaml"), ("show", f"obqa,{sums}")):
+        code, _, errors = run(capsys, "data", *command)
+        assert code == 2 and "declares no tasks" in errors
