@@ -34,12 +34,11 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from moslora.errors import MosloraError
-from moslora.evaluation.journal import PREDICTIONS, RESULTS
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import MANIFEST, WEIGHTS
-from moslora.runs.run import RESULT, Run
+from moslora.runs.run import PREDICTIONS, RESULT, RESULTS, Run
 from moslora.training import train_recipe
 from moslora.training.state import newest_saved
 from moslora.training.tracking import MEASURED

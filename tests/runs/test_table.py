@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,71 @@ import importing_kit
 from cli_kit import run
 from moslora.convert.importing import import_adapter
 from moslora.evaluation import Evaluation
+from moslora.evaluation.rank import Rank
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.runs.run import table_of_runs
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, target: str, *, after: int, **asked: Any) -> None:
+    """An evaluation that ends after so many blocks, as by Ctrl-C."""
+    score, blocks = Rank.score, iter(range(after))
+
+    def until(self: Rank, examples: Any, **options: Any) -> Any:
+        if next(blocks, None) is None:
+            raise KeyboardInterrupt
+        return score(self, examples, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Rank, "score", until)
+        evaluate_target(open_target(target), **asked)
+
+
+def test_an_interrupted_evaluation_is_marked_and_in_no_average(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where another task was finished since."""
+    monkeypatch.setattr(Rank, "cpu_block", 8)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "runs/one")
+    where = Path("runs/one/eval/rank-label-float32")
+
+    def scores() -> str:
+        return table_of_runs(Path("runs"))[1][-1]
+
+    evaluate_target(open_target("runs/one"), limit=4)
+    before = scores()
+    assert "unfinished" not in before
+    interrupted(monkeypatch, "runs/one", after=3 + 3 + 2, tasks="boolq,arc_easy,obqa", limit=None)
+    done = len(Evaluation(where).predictions)
+    assert done == 20 + 20 + 16 and scores() == f"rank-label-float32 unfinished ({done} of 60 questions)"
+    evaluate_target(open_target("runs/one"), tasks="boolq", limit=3)
+    assert scores() == f"rank-label-float32 unfinished ({done - 17} of 43 questions)"
+    results, (partial,) = Evaluation(where).results, Evaluation(where).unfinished
+    assert partial not in results.tasks and results.macro.n == sum(s.n for s in results.tasks.values())
+    assert "macro" not in scores() and f"{100 * results.macro.accuracy:.1f}" not in scores()
+    shutil.copytree("runs/one", "runs/two")
+    capsys.readouterr()
+    assert f"interrupted, and left out: {partial} (16 of 20)" in "".join(map(str, run(capsys, "compare", "runs")))
+    evaluate_target(open_target("runs/one"), limit=None)
+    assert Evaluation(where).results.macro.n == 60 and "(n 60)" in scores().split(";")[0]
+
+
+def test_an_evaluation_that_never_ended_is_listed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "runs/one")
+    interrupted(monkeypatch, "runs/one", after=1, limit=None)
+    (row,) = table_of_runs(Path("runs"))[1:]
+    assert row[-1] == "rank-label-float32 unfinished (20 of 60 questions)"
+    settings = Path("runs/one/eval/rank-label-float32/settings.json")
+    head = json.loads(settings.read_text())
+    for record in head["tasks"].values():
+        del record["asked"]  # as earlier versions wrote it
+    settings.write_text(json.dumps(head))
+    (row,) = table_of_runs(Path("runs"))[1:]
+    assert row[-1] == "rank-label-float32 unfinished (20 questions)"
+    assert not Evaluation(settings.parent).unfinished
 
 
 def test_every_run_is_listed_with_its_state_and_scores(

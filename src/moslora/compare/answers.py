@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.compare.outcomes import OUTCOMES
+from moslora.console import note_once
 from moslora.errors import MosloraError, counted, first_line, some
 from moslora.evaluation import METRICS, Evaluation, Prediction, Settings
 from moslora.evaluation.batches import canonical_place
@@ -125,12 +126,21 @@ def read_answers(evaluation: Evaluation) -> Answers:
     """The answers of an evaluation, without what is known of its run."""
     folder, settings = evaluation.folder, evaluation.settings
     if not (file := folder / COLUMNS).is_file():
-        return Answers(settings, by_task(evaluation.predictions, settings), folder)
+        return Answers(settings, by_task(_finished(evaluation), settings), folder)
     try:
         tasks = TypeAdapter(dict[str, TaskAnswers]).validate_json(file.read_bytes())
     except ValidationError as error:
         raise MosloraError(f"{file}: not the answers of a run ({first_line(error)}); evaluate again") from None
     return Answers(settings, tasks, folder)
+
+
+def _finished(evaluation: Evaluation) -> list[Prediction]:
+    """Without tasks of which the evaluation was interrupted."""
+    partial = evaluation.unfinished
+    if partial:
+        tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in partial.items()]
+        note_once(f"{evaluation.folder}: interrupted, and left out: {some(tasks)}; moslora eval continues it")
+    return [prediction for prediction in evaluation.predictions if prediction.task not in partial]
 
 
 def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, TaskAnswers]:

@@ -2,12 +2,13 @@
 
 ``settings.json``      what the predictions depend on, and a record per task; written first
 ``predictions.jsonl``  one line per question, appended and synced after each block
-``results.json``       the numbers of all questions in the folder, computed from the other two at the end
+``results.json``       the numbers of all finished tasks in the folder, computed from the other two at the end
 """
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.files import write_json, write_text, writing
 from moslora.recipe.recipe import changed_keys
-from moslora.runs.run import SETTINGS
-
-PREDICTIONS = "predictions.jsonl"
-RESULTS = "results.json"
+from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,17 @@ class Evaluation:
             raise MosloraError(f"{file}: not an evaluation's settings; {hint}") from None
 
     @cached_property
+    def unfinished(self) -> dict[str, tuple[int, int]]:
+        """Tasks of which an evaluation was interrupted: the number of questions answered, and asked."""
+        return unfinished_tasks(self.head, self._every)
+
+    @cached_property
     def predictions(self) -> list[Prediction]:
         """In the order written."""
+        return [p for p in self._every if self.only is None or p.id in self.only.get(p.task, ())]
+
+    @cached_property
+    def _every(self) -> list[Prediction]:
         file = self.folder / PREDICTIONS
         if not file.is_file():
             raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
@@ -76,7 +83,7 @@ class Evaluation:
                 raise MosloraError(f"{file}:{number}: not a prediction ({error!r}); {hint}") from None
             if predictions.setdefault(prediction.id, prediction) is not prediction:
                 raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
-        return [p for p in predictions.values() if self.only is None or p.id in self.only.get(p.task, ())]
+        return list(predictions.values())
 
     @cached_property
     def results(self) -> Results:
@@ -91,6 +98,13 @@ class Evaluation:
         except ValidationError as error:
             fault = first_line(error)
             raise MosloraError(f"{file}: not the results of an evaluation ({fault}); evaluate again") from None
+
+
+def unfinished_tasks(head: Head, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
+    """The tasks with fewer ``predictions`` than the last evaluation asked for: both numbers."""
+    answered = Counter(prediction.task for prediction in predictions)
+    asked = {task: record.asked for task, record in head.tasks.items() if record.asked is not None}
+    return {task: (answered[task], number) for task, number in asked.items() if answered[task] < number}
 
 
 class Journal:
@@ -129,12 +143,14 @@ class Journal:
             self.predictions = {p.id: p for p in earlier.predictions}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
-        """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one."""
+        """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. Of the
+        numbers of questions the last one counts: a smaller limit ends what was interrupted."""
         known = dict(self.head.tasks)
         for task, now in tasks.items():
             then = known.get(task, now)
             drifts = [record.drift for record in (then, now) if record.drift is not None]
-            known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks)
+            asked = then.asked if now.asked is None else now.asked
+            known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks, asked)
         self.head = Head(self.head.settings, known)
         if self.folder is not None:
             write_json(self.folder / SETTINGS, dataclasses.asdict(self.head))
@@ -152,7 +168,11 @@ class Journal:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Writes ``results.json`` of all questions evaluated here, not only those of the last call."""
-        if self.folder is not None:
-            results = summarise(self.head.settings, list(self.predictions.values()), self.head.tasks)
-            write_text(self.folder / RESULTS, results.to_json())
+        """Writes ``results.json`` of all tasks evaluated here, not only those of the last call; without those that were
+        interrupted, as an average over a part of a task is that of no task."""
+        if self.folder is None:
+            return
+        partial = unfinished_tasks(self.head, self.predictions.values())
+        records = {task: record for task, record in self.head.tasks.items() if task not in partial}
+        found = [prediction for prediction in self.predictions.values() if prediction.task in records]
+        write_text(self.folder / RESULTS, summarise(self.head.settings, found, records).to_json())

@@ -58,6 +58,7 @@ class TaskRecord:
 
     drift: float | None = None  # see `Score`; ``None`` for generate and before it is measured
     leaks: Leaks | None = None  # of this task; ``None`` if the training rows are unknown
+    asked: int | None = None  # number of questions that the last evaluation asked; ``None`` in old files
 
 
 @dataclass(frozen=True)

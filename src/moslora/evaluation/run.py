@@ -86,14 +86,15 @@ def evaluate(
     task_blocks = [(scorers[task], block) for task, of_task in plan.items() for block in of_task]
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
-    journal.record({task: TaskRecord(leaks=(leaks or {}).get(task)) for task in questions})
+    asked = {task: sum(len(block.wanted) for block in of_task) for task, of_task in plan.items()}
+    journal.record({task: TaskRecord(leaks=(leaks or {}).get(task), asked=asked[task]) for task in questions})
     _score(task_blocks, journal)
     if request.protocol != "generate":  # which has no margins, and neither have texts
         plan = {task: its for task, its in plan.items() if scorers[task] is scorer}
         journal.record({task: TaskRecord(drift=drift) for task, drift in _drifts(plan, scorer, journal).items()})
     journal.finish()
-    asked = [journal.predictions[example.id] for _, block in task_blocks for example in block.wanted]
-    return summarise(settings, asked, journal.head.tasks)
+    answers = [journal.predictions[example.id] for _, block in task_blocks for example in block.wanted]
+    return summarise(settings, answers, journal.head.tasks)
 
 
 def _settings(

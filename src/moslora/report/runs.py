@@ -14,7 +14,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Evaluation
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.run import Run, base_of
+from moslora.runs.run import SETTINGS, Run, base_of
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,7 @@ def _reported(run: ReportedRun, evaluation: str | None) -> ReportedRun:
             raise
         note(str(fault))
         return run
+    for begun in (tuned, base):
+        if not begun.finished and (begun.folder / SETTINGS).is_file():
+            note(f"{begun.folder}: interrupted, and left out; moslora eval continues it")
     return replace(run, tuned=tuned if tuned.finished else None, base=base if base.finished else None)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +20,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, counted
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
 
 RUN, METRICS, RESULT, CHECKPOINTS, EVALUATIONS = "run.json", "metrics.jsonl", "adapter", "checkpoints", "eval"
-SETTINGS = "settings.json"
-"""In the folder of an evaluation."""
+SETTINGS, PREDICTIONS, RESULTS = "settings.json", "predictions.jsonl", "results.json"
+"""In the folder of an evaluation: its head, a line per question, and the numbers, which are there once it is done."""
 
 BESIDE = re.compile(r"-base$|-step-\d+$")
 """At the end of its name, if it is not of the run's result."""
@@ -149,6 +150,14 @@ class Run:
         return rows
 
     @property
+    def unfinished_evaluations(self) -> dict[str, tuple[int, int]]:
+        """The evaluations that were interrupted, by name: the number of questions answered, and asked; the latter is 0
+        if an earlier version did not record it."""
+        folders = sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
+        found = {folder.name: _progress(folder) for folder in folders}
+        return {name: progress for name, progress in found.items() if progress}
+
+    @property
     def steps_done(self) -> int:
         """Number of updates that are saved."""
         if self.finished or self.without_result:
@@ -173,6 +182,36 @@ class Run:
                 fix = f"evaluated as {names}; choose one with --evaluation"
             raise UsageError(f"{self.path}: " + f"no evaluation {name}; " * bool(name) + fix)
         return found[0]
+
+
+def _progress(folder: Path) -> tuple[int, int] | None:
+    """The numbers of questions answered and asked in an evaluation's folder; ``None`` if it is finished, or if a file
+    is damaged, which is told where the scores are read."""
+    finished = (folder / RESULTS).is_file()
+    try:
+        tasks = json.loads((folder / SETTINGS).read_bytes())["tasks"]
+        asked = {task: record["asked"] for task, record in tasks.items() if record.get("asked") is not None}
+        if finished and not asked:  # of an earlier version
+            return None
+        file = folder / PREDICTIONS
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        answered = Counter(map(_task_of, lines))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not asked:
+        return len(lines), 0
+    if finished and all(answered[task] >= number for task, number in asked.items()):
+        return None
+    return sum(min(answered[task], number) for task, number in asked.items()), sum(asked.values())
+
+
+def _task_of(line: bytes) -> str:
+    """The task of a line of predictions: most begin with the id, and the id with the task."""
+    begin = b'{"id":"'
+    if line.startswith(begin) and b'"task":' not in line:
+        return line[len(begin) : line.find(b"/")].decode()
+    row = json.loads(line)
+    return str(row.get("task") or row["id"].partition("/")[0])
 
 
 def evaluation_name(protocol: str, format: str, precision: str) -> str:
@@ -283,7 +322,16 @@ def _row(run: Run) -> list[str]:
         base, adapter = run.recipe.model.name, run.recipe.adapter.summary()
     except MosloraError:  # of another version
         base, adapter = "?", "unreadable recipe"
-    return [Path(base).name, adapter, steps, state, "; ".join(_scores(facts.get("results", {}))) or "–"]
+    begun = run.unfinished_evaluations
+    cards = {name: card for name, card in facts.get("results", {}).items() if name not in begun}
+    said = [*_scores(cards), *(_interrupted(name, *numbers) for name, numbers in begun.items())]
+    return [Path(base).name, adapter, steps, state, "; ".join(said) or "–"]
+
+
+def _interrupted(name: str, answered: int, asked: int) -> str:
+    """Without an average, which would be over a part of the questions."""
+    of = f"{answered:,} of {asked:,} questions" if asked else counted(answered, "question")
+    return f"{name} unfinished ({of})"
 
 
 def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
