@@ -547,6 +547,23 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(
     assert all((plain / file).read_bytes() == (again / file).read_bytes() for file in files)
 
 
+@pytest.mark.slow
+def test_three_processes_resume_to_the_same_bits(world: Path, tmp_path: Path) -> None:
+    """Three addends are rounded by their order, which DDP changes after its first backward pass."""
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")
+    trained = moslora("train", world / "recipe.yaml", "--processes", 3, "--out", whole, *short)
+    assert trained.communicate(timeout=240) and trained.returncode == 0
+    shutil.copytree(whole, again)
+    for later in ("adapter", "checkpoints/step-8"):
+        shutil.rmtree(again / later)
+    resumed = moslora("train", again, "--processes", 3, "--resume")
+    assert resumed.communicate(timeout=240) and resumed.returncode == 0
+    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert len(files) == 5
+    assert all((whole / file).read_bytes() == (again / file).read_bytes() for file in files)
+
+
 def test_a_rehearsal_takes_the_largest_pass_rather_than_the_most_tokens(
     recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,18 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
     parts.optimizer.zero_grad()
 
 
+def settle_order(parts: Parts) -> None:
+    """Computes the gradient of the shortest row, and throws it away.
+
+    After its first backward pass DDP lays the gradients out anew, in the order in which they came. Three processes or
+    more add a number up in an order that depends on its place, so the first step after a resumption would be rounded
+    in another way than the same step of a run that was not interrupted.
+    """
+    parts.objective.train()
+    accumulate(parts, [min(parts.rows, key=lambda row: len(row.input_ids))])
+    parts.optimizer.zero_grad()
+
+
 def seed_step(seed: int, *, step: int, process: int) -> None:
     """Seeds every device's default generator, which dropout uses, for one step of one process."""
     digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()

@@ -31,7 +31,7 @@ from moslora.recipe.recipe import FREE
 from moslora.runs.adapter_folder import AdapterFolder, save_adapter
 from moslora.runs.run import Run
 from moslora.runs.trackers import record, refuse_missing
-from moslora.training.loop import Parts, rehearse, train
+from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
 from moslora.training.state import newest_saved, refuse_other_run, restore, save_checkpoint
@@ -176,8 +176,8 @@ class Training:
         with ExitStack() as stack:
             records = [stack.enter_context(record(name, recipe, self.run, step=first_step + 1)) for name in trackers]
             signals = stack.enter_context(stop_requests())
-            if self.parts.accelerator.device.type != "cpu" and first_step < total:
-                rehearse(self.parts, first_step=first_step)
+            if first_step < total:
+                self.prepare_steps(first_step)
             with Line(total - first_step, f"step {first_step}/{total}") as line:
                 steps = {"first_step": first_step, "total_steps": total, "log_every": recipe.training.log_every}
                 tracker = Tracker(self.run, line, **steps, records=records)
@@ -195,6 +195,13 @@ class Training:
                 f"stopped after step {done} of {total}; all is saved. Resume with: {self.run.resume_command}",
                 signal_number=signals[0] if signals else signal.SIGTERM,  # none here: another process got it
             )
+
+    def prepare_steps(self, first_step: int) -> None:
+        """What comes before the first step of this process, and changes nothing of the training itself."""
+        if self.parts.accelerator.device.type != "cpu":
+            rehearse(self.parts, first_step=first_step)
+        elif self.parts.accelerator.num_processes > 1:
+            settle_order(self.parts)
 
     def checkpoint(self, step: int) -> None:
         """Saves the state after ``step`` updates."""
