@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from evaluation_kit import make_model
 from moslora.base import resolve
-from moslora.base.resolve import fingerprint, weight_files
+from moslora.base.identity import fingerprint
+from moslora.base.resolve import weight_files
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.training import train_recipe

@@ -1,7 +1,5 @@
 """Experiments of the small world: end to end, stopped and resumed, results that match or do not."""
 
-import hashlib
-import itertools
 import json
 import math
 import os
@@ -10,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ import torch
 
 from cli_kit import run
 from experiment_kit import FILE, results, study, train
-from moslora.base.resolve import fingerprint
+from moslora.base.identity import fingerprint
 from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
-from moslora.data.sources import identity
 from moslora.errors import Diverged, Interrupted, UsageError
 from moslora.evaluation import METRICS, Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
@@ -304,26 +302,48 @@ def test_results_of_other_code_count_only_if_asked(
     assert results(Path("runs/e")) == before
 
 
-def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write, world: Path) -> None:
-    """Nor does that of an earlier version, which hashed rows, questions and base together."""
+def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write) -> None:
     loaded = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH))
     search, scored = loaded.search(("lora",))[0], loaded.planned([("lora", 1e-4)], scored=True)[0]
 
-    def differs(one: Planned, made_with: dict[str, str], **sections: Any) -> list[str]:
+    def differs(one: Planned, made_with: dict[str, Any], **sections: Any) -> list[str]:
         changed = {name: getattr(one.recipe, name).model_copy(update=sections[name]) for name in sections}
         now = replace(one, recipe=one.recipe.model_copy(update=changed))
         return provenance.changes(now, one.recipe, made_with, any_code=True)
 
-    parts = [identity(search.recipe.training_tasks, split, source=str(world / "data")) for split in ("train", "test")]
-    text = json.dumps([*parts, fingerprint(str(world / "model"))])
-    old = {"data": hashlib.sha256(text.encode()).hexdigest()[:16]}
-    for one, then in itertools.product((search, scored), (old, None)):
-        made_with = then or provenance.provenance(one)
+    for one in (search, scored):
+        made_with = provenance.provenance(one)
+        assert not differs(one, made_with)
         others = differs(one, made_with, evaluation={"tasks": ("boolq",)})
-        assert not differs(one, made_with) and bool(others) == one.scored
-        assert any("questions changed" in line for line in others) == (one.scored and then is None)
-        assert any("rows" in line for line in differs(one, made_with, data={"tasks": ("obqa",)}))
-    assert "rows" in differs(search, {"data": "0"})[0]
+        assert any("questions changed" in line for line in others) == one.scored
+        assert any("rows changed" in line for line in differs(one, made_with, data={"tasks": ("obqa",)}))
+
+
+def test_another_base_tokenizer_or_package_makes_another_run(write: Write, world: Path, tmp_path: Path) -> None:
+    """What an earlier version did not record is not known to differ, and ``--any-code`` allows other packages."""
+    base = Path(shutil.copytree(world / "model", tmp_path / "base"))
+    file = write(old=f"extends: {world}/recipe.yaml", new=f"extends: {world}/recipe.yaml\n  model: {{name: {base}}}")
+    (planned,) = load_experiment(file).planned([("lora", 3e-2)], scored=True)[:1]
+
+    def changed(made_with: dict[str, Any], *, any_code: bool = False) -> list[str]:
+        fingerprint.cache_clear()
+        provenance._encoding.cache_clear()
+        return provenance.changes(planned, planned.recipe, made_with, any_code=any_code)
+
+    made_with = provenance.provenance(planned)
+    assert not changed(made_with)
+    older = made_with | {"packages": made_with["packages"] | {"tokenizers": "0.1"}}
+    assert changed(older) == [f"tokenizers was '0.1', is {version('tokenizers')}"]
+    assert not changed(older, any_code=True)
+    assert not changed({key: made_with[key] for key in ("rows", "questions", "code")})
+    tokenizer = base / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-40]
+    tokenizer.write_text(json.dumps(content))
+    assert changed(made_with, any_code=True) == ["the tokenizer changed"]
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert changed(made_with, any_code=True) == ["the base model changed", "the tokenizer changed"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moslora.adapters import adapter_state_dict
-from moslora.base.resolve import fingerprint
+from moslora.base.identity import fingerprint
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.manifest import with_own_hash

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cli_kit import run as cli
-from moslora.base.resolve import fingerprint
+from moslora.base.identity import fingerprint
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
 from moslora.evaluation import Evaluation

@@ -16,7 +16,8 @@ import pytest
 
 from cli_kit import run
 from importing_kit import altered_source
-from moslora.base.resolve import _ask_hub, fingerprint
+from moslora.base.identity import fingerprint
+from moslora.base.resolve import _ask_hub
 from moslora.download.hub import prefer_cache_if_unreachable
 
 

@@ -1,7 +1,6 @@
-"""Where a base model is: built in, a local folder, or the hub; its weight files and its fingerprint."""
+"""Where a base model is: built in, a local folder, or the hub; and its weight files."""
 
 import functools
-import hashlib
 import json
 import os
 import zipfile
@@ -13,7 +12,6 @@ from typing import Any
 import huggingface_hub
 import torch
 from huggingface_hub import constants, errors
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging
 
@@ -117,27 +115,6 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
             f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network"
             " and repeat the command: what was downloaded is kept"
         ) from None
-
-
-@functools.cache
-def fingerprint(name: str, *, revision: str | None = None) -> str:
-    """A short hash of every tensor's name, dtype, shape and first row in the weight files.
-
-    A merge or a fine-tune changes it; the precision that the model is loaded in does not. Computed once per process.
-    """
-    digest = hashlib.sha256()
-    for path in weight_files(name, revision=revision):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in sorted(file.keys()):
-                    part = file.get_slice(key)
-                    shape = part.get_shape()
-                    row = part[:1] if shape else file.get_tensor(key)
-                    digest.update(f"{key} {row.dtype} {shape}".encode())
-                    digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        except (OSError, SafetensorError) as error:
-            raise MosloraError(f"{path}: cannot be read ({first_line(error)}); download the model again") from None
-    return digest.hexdigest()[:16]
 
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached

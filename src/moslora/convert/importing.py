@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject
+from moslora.base.identity import packages
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
 from moslora.convert.peft_adapter import Layers, Settings, adapter_files, read_layers, read_settings
 from moslora.convert.verify import log_probabilities
+from moslora.data.encode import encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
 from moslora.recipe import Recipe
@@ -72,7 +74,12 @@ def import_adapter(
         del plain
         run = Run(scratch)
         run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
-        save_adapter(run.result, ours, recipe, facts={"imported": imported})
+        facts = {
+            "imported": imported,
+            "encoding": encoding(tokenizer, recipe.data.format),
+            "packages": packages(quantized=False, peft=False),
+        }
+        save_adapter(run.result, ours, recipe, facts=facts)
         folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
         found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         error, effect = (float((one - expected).abs().max() / expected.abs().max()) for one in (found, without))

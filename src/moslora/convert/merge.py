@@ -30,10 +30,11 @@ from moslora.choices import DType, Onto
 from moslora.convert.card import write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
 from moslora.convert.verify import Proof, compare, log_probabilities, weight_sums
+from moslora.data.encode import encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.recipe import PeftSection
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapter_folder import check_encoding, load_adapted, open_adapter
 from moslora.runs.asking import write_asking
 
 SHARD_BYTES = 10**9
@@ -67,6 +68,7 @@ def merge(
     refuse_unfoldable(folder, task)
     with new_folder(out) as scratch:
         tokenizer = load_tokenizer(section)
+        check_encoding(folder, encoding(tokenizer, folder.recipe.data.format))
         model = load_adapted(folder, dtype=section.dtype)
         pairs = lora_pairs(folder, model, task=task)
         adapted = expected = log_probabilities(model, tokenizer)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from moslora.choices import LossOn
+from moslora.choices import FormatName, LossOn
 from moslora.errors import UsageError
-from moslora.prompts.formats import Format
+from moslora.prompts.formats import Format, make_format
 from moslora.tasks import Example
 
 _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory
@@ -146,6 +146,16 @@ class Encoder:
             kept = prompt[max(0, len(prompt) - left) :]
         start = len(self._bos) + len(kept)
         return EncodedText([*self._bos, *kept, *answer], start, truncated=len(kept) < len(prompt))
+
+
+def encoding(tokenizer: PreTrainedTokenizerBase, format: FormatName) -> dict[str, str]:
+    """Hashes of what decides a question's tokens, besides the format's name: ``tokenizer`` and, where the format has
+    one, ``chat_template``."""
+    found = {"tokenizer": Encoder(tokenizer, max_length=None).identity()}
+    template = make_format(format, tokenizer).identity()
+    if template:
+        found["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
+    return found
 
 
 def encode_examples(examples: Sequence[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from moslora.console import note
-from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
+from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples, encoding
 from moslora.data.overlap import digest
 from moslora.data.select import select
 from moslora.data.sources import data_hash, differences, identity, local_path
@@ -82,6 +83,13 @@ class RowTable(Sequence[Encoded]):
         """As `moslora.data.steps.label_count`."""
         return int((np.diff(self._offsets) - np.maximum(self._masked, 1)).sum())
 
+    def sha256(self) -> str:
+        """Of every row's length, tokens and positions without loss."""
+        digest = hashlib.sha256()
+        for column in (self._offsets, self._tokens, self._masked):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -91,13 +99,19 @@ class TrainingData:
     validation: RowTable  # set aside
     contents: bytes  # the `digest` of each training row, end to end
     sha256: str  # of the training rows' examples
+    encoding: dict[str, str]  # hashes of the tokenizer and the chat template, see `moslora.data.encode.encoding`
     notes: list[str]  # what a user should know of them
+
+    @cached_property
+    def tokens_sha256(self) -> str:
+        """Of what a step computes with, which another tokenizer or chat template changes."""
+        return self.rows.sha256()
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
         drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
-        return {"sha256": self.sha256, "tasks": tasks, "notes": self.notes}
+        return {"sha256": self.sha256, "tokens_sha256": self.tokens_sha256, "tasks": tasks, "notes": self.notes}
 
     def remarks(self) -> list[str]:
         rows, truncated = self.rows, self.rows.batch["truncated"].true_count
@@ -150,12 +164,19 @@ class RunRows:
         notes = [*differences(data.source, data.tasks), *left_out]
         if ASKS_FOR_THE_DATE in format.identity():
             notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
-        return TrainingData(training, validation, b"".join(map(digest, trained)), data_hash(trained), notes)
+        return TrainingData(
+            rows=training,
+            validation=validation,
+            contents=b"".join(map(digest, trained)),
+            sha256=data_hash(trained),
+            encoding=encoding(self.encoder.tokenizer, data.format),
+            notes=notes,
+        )
 
     def _folder(self) -> Path:
         """Named by all that the rows depend on: recipe, source, tokenizer, chat template and code."""
-        chat = make_format(self.data.format, self.encoder.tokenizer).identity()
-        parts: list[Any] = [self.data.model_dump(mode="json"), self.seed, self.encoder.identity(), chat]
+        made_by = encoding(self.encoder.tokenizer, self.data.format)
+        parts: list[Any] = [self.data.model_dump(mode="json"), self.seed, made_by]
         parts += [[task.name for task in self.tasks], identity(self.tasks, "train", source=self.data.source)]
         parts += [version(package) for package in ("pyarrow", "tokenizers")]
         code = [path for room in ("tasks", "data", "prompts") for path in sorted(PACKAGE.glob(f"{room}/*.py"))]
@@ -177,7 +198,7 @@ def _read(folder: Path) -> TrainingData | None:
 
 
 def _write(made: TrainingData, folder: Path) -> None:
-    facts = {key: vars(made)[key] for key in ("sha256", "notes")}
+    facts = {"sha256": made.sha256, "encoding": made.encoding, "notes": made.notes}
     known = {"facts": json.dumps(facts), "contents": made.contents}
     with placed(folder) as new:
         new.mkdir()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch
 
-from moslora.base.load import load_tokenizer, or_out_of_memory
+from moslora.base.load import or_out_of_memory
 from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
@@ -60,7 +60,8 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     protocol = "rank" if request.protocol == "generate" else request.protocol  # a text has no probabilities
     format = "cloze" if request.format == "cloze-passage" else request.format  # BoolQ's passage is missing here
     request = request.model_copy(update={"protocol": protocol, "format": format})
-    scorer = make_scorer(target.load(), load_tokenizer(target.model), request)
+    tokenizer = target.tokenizer()
+    scorer = make_scorer(target.load(), tokenizer, request)
     fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
     with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
         (prediction,) = scorer.score([example])

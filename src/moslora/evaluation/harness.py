@@ -15,7 +15,6 @@ from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from moslora.base.load import load_tokenizer
 from moslora.choices import DType
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
@@ -42,7 +41,7 @@ class HarnessModel(TemplateLM):
         opened = open_target(run, base=base, dtype=dtype)
         if opened.adapter and opened.adapter.trained_tasks() is not None:
             raise UsageError(f"{run}: its gate depends on the task, which lm-eval does not name; use moslora eval")
-        self.tokenizer = load_tokenizer(opened.model)
+        self.tokenizer = opened.tokenizer()
         request = Request(protocol="cloze", format="cloze", batch_tokens=batch_tokens)
         self.scorer = make_scorer(opened.load(), self.tokenizer, request)
         self.backend = "causal"

@@ -1,20 +1,19 @@
 """One evaluation from questions to results: order, score block by block, keep, summarise."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.identity import packages
 from moslora.base.load import context_length, output_weight
+from moslora.base.quantized import quantized_layers
 from moslora.base.sharded import in_step
 from moslora.console import say
-from moslora.data.encode import Encoder
+from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
 from moslora.evaluation.batches import Block, batch_budget, blocks
@@ -100,7 +99,8 @@ def evaluate(
 def _settings(
     scorer: Scorer[Any, Any], request: Request, questions: Mapping[str, Sequence[Example]], metadata: Mapping[str, Any]
 ) -> Settings:
-    chat = scorer.format.identity()
+    model: Any = scorer.model
+    quantized = bool(quantized_layers(model))
     return Settings(
         protocol=request.protocol,
         format=request.format,
@@ -115,9 +115,8 @@ def _settings(
         metadata=metadata,
         made_with={  # no hash of the code, which would change with every commit
             "moslora": __version__,
-            **{package.__name__: str(package.__version__) for package in (torch, transformers)},
-            "tokenizer": scorer.encoder.identity(),
-            **({"chat_template": hashlib.sha256(chat.encode()).hexdigest()} if chat else {}),
+            **packages(quantized=quantized, peft=hasattr(model, "peft_config")),
+            **encoding(scorer.encoder.tokenizer, request.format),
         },
     )
 

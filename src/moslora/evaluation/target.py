@@ -11,11 +11,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.identity import fingerprint, packages
 from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
-from moslora.base.resolve import fingerprint, locate, means_path, no_such_folder
+from moslora.base.resolve import locate, means_path, no_such_folder
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import DType, Strategy
 from moslora.console import is_main_process, note
+from moslora.data.encode import encoding
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError, first_line
 from moslora.evaluation.batches import batch_budget
@@ -28,8 +30,8 @@ from moslora.files import locked, refuse_used
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import meeting, members, take_gpu
-from moslora.recipe import PROTOCOLS, ModelSection, Recipe, resolve_tasks
-from moslora.runs.adapter_folder import AdapterFolder, load_adapted, open_adapter
+from moslora.recipe import PROTOCOLS, ModelSection, PeftSection, Recipe, resolve_tasks
+from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
 from moslora.runs.asking import read_asking
 from moslora.runs.run import (
     BESIDE,
@@ -136,6 +138,18 @@ class Target:
                 shard_base(model, device=device())
         return model
 
+    @property
+    def by_peft(self) -> bool:
+        """Whether its adapter is one of PEFT's."""
+        return self.adapter is not None and isinstance(self.adapter.recipe.adapter, PeftSection)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, which must be the one that the run was trained with."""
+        tokenizer = load_tokenizer(self.model)
+        if self.run:
+            check_encoding(self.run, encoding(tokenizer, self.run.recipe.data.format))
+        return tokenizer
+
     def identity(self) -> dict[str, Any]:
         """Facts that identify the model and the arithmetic of its device."""
         return {
@@ -212,7 +226,7 @@ def load(
         MosloraError: there is no such thing, it is damaged, or it does not fit into the GPU's memory.
     """
     target = open_target(str(run), dtype=dtype, trust_remote_code=trust_remote_code, strategy="ddp")
-    return target.load(), load_tokenizer(target.model)
+    return target.load(), target.tokenizer()
 
 
 def evaluate_target(
@@ -230,6 +244,7 @@ def evaluate_target(
     _check(target, chosen, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
+    tokenizer = target.tokenizer()
     identity, out = target.identity(), out or target.folder(request)
     if run and _in_run(out, run) and "".join(BESIDE.findall(out.name)) != target.suffix:
         ending = f"a name that ends in {target.suffix}" if target.suffix else "a name without this ending"
@@ -241,7 +256,8 @@ def evaluate_target(
         **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
         **request.model_dump(exclude={"source"}),
         "strategy": target.strategy,
-        "torch": torch.__version__,
+        **encoding(tokenizer, request.format),
+        **packages(quantized=target.model.quantization is not None, peft=target.by_peft),
     }
     tokens = request.batch_tokens or batch_budget(device())
     with (
@@ -252,7 +268,7 @@ def evaluate_target(
         liger.agree()
         results = evaluate(
             target.load(),  # not kept: it uses the group, which ends with this block
-            load_tokenizer(target.model),
+            tokenizer,
             questions,
             request,
             out=out,

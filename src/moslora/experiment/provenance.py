@@ -5,15 +5,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
-from moslora.base.resolve import fingerprint
-from moslora.choices import Split
+from moslora.base.identity import fingerprint, packages
+from moslora.base.load import load_tokenizer
+from moslora.choices import FormatName, Split
+from moslora.data.encode import encoding
 from moslora.data.sources import identity
 from moslora.experiment.file import Planned
-from moslora.recipe import Recipe
-from moslora.recipe.recipe import FREE
+from moslora.recipe import ModelSection, PeftSection, Recipe
+from moslora.recipe.recipe import FREE, changed_keys
 from moslora.tasks import Task
 from moslora.version import PACKAGE
 
@@ -23,20 +24,38 @@ COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "task
 PLACES = ("name", "model.name", "model.revision", "data.source", "evaluation.source")
 """Keys of a recipe that say where something lies; what lies there is in the hash of the data."""
 
-CODE = "the code changed"
+WHAT = {
+    "rows": "the training rows changed",
+    "questions": "the questions changed",
+    "base": "the base model changed",
+    "tokenizer": "the tokenizer changed",
+    "chat_template": "the chat template changed",
+    "code": "the code changed",
+}
+"""What a run may be refused for, by the keys of its provenance."""
 
 
-def provenance(planned: Planned) -> dict[str, str]:
-    """Hashes of everything besides its recipe that a run's numbers depend on: ``rows``, of training, with the base;
-    ``questions`` if it is scored; and ``code``."""
+def provenance(planned: Planned) -> dict[str, Any]:
+    """Everything besides its recipe that a run's numbers depend on: hashes by the keys of :data:`WHAT`, of which
+    ``questions`` if it is scored; and ``packages``, the versions of those that compute."""
     recipe = planned.recipe
-    tested = {"questions": _hash(_rows("test", *recipe.questions))} if planned.scored else {}
-    return {"rows": _hash(_trained(recipe)), **tested, "code": code()}
+    quantized = recipe.model.quantization is not None
+    found: dict[str, Any] = {
+        "rows": _hash(_rows("train", recipe.training_tasks, recipe.data.source)),
+        "base": fingerprint(recipe.model.name, revision=recipe.model.revision),
+        **_encoding(recipe.model, recipe.data.format),
+        "code": code(),
+        "packages": packages(quantized=quantized, peft=isinstance(recipe.adapter, PeftSection)),
+    }
+    if planned.scored:
+        found["questions"] = _hash(_rows("test", *recipe.questions))
+    return found
 
 
-def _trained(recipe: Recipe) -> tuple[list[str], str]:
-    base = fingerprint(recipe.model.name, revision=recipe.model.revision)
-    return _rows("train", recipe.training_tasks, recipe.data.source), base
+@cache
+def _encoding(model: ModelSection, format: FormatName) -> dict[str, str]:
+    """Hashes of tokenizer and chat template, computed once per process."""
+    return encoding(load_tokenizer(model), format)
 
 
 @cache
@@ -46,21 +65,28 @@ def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
 
 
 def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool) -> list[str]:
-    """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``."""
-    now, here = planned.recipe, provenance(planned)
-    free = (*PLACES, *(key for key in FREE if key != "evaluation." or not planned.scored))
-    what = {"rows": "the training rows or the base model changed", "questions": "the questions changed", "code": CODE}
-    if "data" in made_with:  # an earlier version's hash of rows, questions and base together, also of a search
-        (rows, base), tested = _trained(now), _rows("test", recipe.questions.tasks, now.questions.source)
-        made_with = {**(here if made_with["data"] == _hash([rows, tested, base]) else {}), **made_with}
-    return now.changes(recipe, free=free) + [
-        what[key] for key in here if made_with.get(key) != here[key] and not (any_code and key == "code")
-    ]
+    """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``.
+
+    What the run's version did not record yet is not known to differ. ``any_code``: other code, or other versions of the
+    packages that compute, are no difference.
+    """
+    free = [*PLACES, *FREE]
+    if planned.scored:
+        free.remove("evaluation.")
+    found = planned.recipe.changes(recipe, free=tuple(free))
+    here = provenance(planned)
+    if any_code:
+        made_with = {**made_with, "code": here["code"], "packages": here["packages"]}
+    for key, text in WHAT.items():
+        if key in made_with and key in here and made_with[key] != here[key]:
+            found.append(text)
+    recorded = made_with.get("packages", {})
+    return found + changed_keys(recorded, {name: here["packages"].get(name) for name in recorded})
 
 
 @cache
 def code() -> str:
-    """Hash of the code in :data:`COUNTED` without comments and docstrings, and of the libraries that compute.
+    """Hash of the code in :data:`COUNTED` without comments and docstrings.
 
     A commit would change with every document, and the version of the package with no change at all.
     """
@@ -69,7 +95,7 @@ def code() -> str:
         for room in COUNTED
         for path in PACKAGE.glob(f"{room}/**/*.py")
     }
-    return _hash([parts, version("torch"), version("transformers")])
+    return _hash(parts)
 
 
 def without_comments(source: str) -> str:

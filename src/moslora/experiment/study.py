@@ -22,7 +22,7 @@ from moslora.evaluation import Evaluation
 from moslora.evaluation.predictions import mean_and_error
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, planned_run, state, validation_loss
-from moslora.experiment.provenance import CODE, changes
+from moslora.experiment.provenance import changes
 from moslora.files import in_use, locked
 
 
@@ -135,11 +135,17 @@ class Study:
         found: dict[str, list[str]] = defaultdict(list)
         choices = [(arm, rate) for arm in self.arms for rate in self.experiment.file.rates(arm)]
         for one in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
-            if text := self._differs(one):
-                found[text].append(str(planned_run(self.out, one).path))
+            text = self._differs(one)
+            if text:
+                found[f"{text}; {self._fix(one)}"].append(str(planned_run(self.out, one).path))
+        return [f"{some(paths, most=1)}: {text}" for text, paths in found.items()]
+
+    def _fix(self, planned: Planned) -> str:
+        """What to do about a run that differs."""
         fix = "remove what is old to run it again, or choose another folder with --out"
-        kept = {CODE: f"{fix}, or count it with --any-code"}
-        return [f"{some(paths, most=1)}: {text}; {kept.get(text, fix)}" for text, paths in found.items()]
+        if replace(self, any_code=True)._differs(planned):
+            return fix
+        return f"{fix}, or count it with --any-code"
 
     def _whole(self) -> "Study":
         """This one with all arms."""

@@ -9,6 +9,7 @@ A folder is written under another name and renamed, so that a reader finds a who
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moslora.adapters import AdapterLinear
 from moslora.base.adapted import adapter_state, with_adapters
+from moslora.base.identity import fingerprint
 from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
-from moslora.base.resolve import fingerprint
 from moslora.base.shapes import meta_model
+from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, placed, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
@@ -159,13 +161,41 @@ def _adapt(model: PreTrainedModel, folder: AdapterFolder) -> PreTrainedModel:
 
 
 def check_base(folder: AdapterFolder) -> None:
-    """Refuses a base whose weights are not those that the adapter was trained on."""
+    """Refuses a base whose weights or config are not those that the adapter was trained on."""
     base, section = folder.manifest["base"], folder.recipe.model
     if (found := fingerprint(section.name, revision=section.revision)) != base["fingerprint"]:
         raise UsageError(
-            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but it now has {found};"
-            " restore the weights, or pin the hub's with model.revision"
+            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but it now has {found}:"
+            " its weights or its config.json changed; restore them, or pin the hub's with model.revision"
         )
+
+
+def changed_encoding(manifest: Mapping[str, Any], encoding: Mapping[str, str]) -> str:
+    """Which of tokenizer and chat template are not those of the adapter with this ``manifest``, in words; empty if
+    none, or if its writer did not know them. ``encoding`` as from `moslora.data.encode.encoding`."""
+    then = manifest.get("encoding", {})
+    words = {"tokenizer": "the base's tokenizer", "chat_template": "its chat template"}
+    return " and ".join(word for key, word in words.items() if then.get(key) != encoding.get(key, then.get(key)))
+
+
+def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
+    """Refuses a tokenizer or a chat template that is not the one that the adapter was trained with.
+
+    Only notes it where the libraries that read the tokenizer are other versions too: they may write the same one
+    differently.
+    """
+    changed = changed_encoding(folder.manifest, encoding)
+    if not changed:
+        return
+    then = folder.manifest.get("packages", {})
+    readers = [name for name in ("tokenizers", "transformers") if then.get(name) != version(name)]
+    if readers:
+        others = ", ".join(f"{name} {then.get(name)}" for name in readers)
+        note(f"{folder.path}: {changed} may have changed since training, which read it with {others}")
+        return
+    raise UsageError(
+        f"{folder.path}: {changed} changed since training; restore it, or pin the hub's with model.revision"
+    )
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from moslora.errors import MosloraError, UsageError, first_line
 from moslora.recipe import Recipe, load_recipe
 from moslora.version import __version__
 
-FORMAT = 2
+FORMAT = 3
+"""Raised when a reader needs what earlier folders lack: since 3, a base's fingerprint is of all its bytes."""
 
 WEIGHTS = "adapter.safetensors"
 RECIPE = "recipe.yaml"
@@ -37,8 +38,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         # First of all, and so in every format: a damaged number must not look like that of a newer version.
         if manifest.pop(OWN_HASH) != with_own_hash(manifest)[OWN_HASH]:
             raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
-        if (written_as := manifest["format"]) != FORMAT:
-            raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; upgrade moslora")
+        written_as = manifest["format"]
+        if written_as != FORMAT:
+            fix = "upgrade moslora" if written_as > FORMAT else f"use moslora {manifest['moslora']}, or train again"
+            raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; {fix}")
         _ = manifest["base"]["fingerprint"], manifest["sha256"][WEIGHTS], manifest["sha256"][RECIPE]
     except (ValueError, KeyError, TypeError) as error:
         raise MosloraError(f"{path}: not a manifest ({error!r}); use another checkpoint") from None

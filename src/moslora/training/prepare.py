@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import task_names
 from moslora.base.adapted import config_of, own_parameters, with_adapters
+from moslora.base.identity import fingerprint
 from moslora.base.load import fitting, load_base, load_tokenizer
-from moslora.base.resolve import fingerprint
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import Strategy
 from moslora.data.encode import Encoder

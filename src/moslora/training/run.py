@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from moslora.adapters import has_learned
+from moslora.base.identity import fingerprint
 from moslora.base.load import or_out_of_memory
-from moslora.base.resolve import BUILTIN, at_hand, fingerprint
+from moslora.base.resolve import BUILTIN, at_hand
 from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
@@ -28,7 +29,7 @@ from moslora.processes.launch import launched, place
 from moslora.progress import Line
 from moslora.recipe import Recipe
 from moslora.recipe.recipe import FREE
-from moslora.runs.adapter_folder import AdapterFolder, save_adapter
+from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
 from moslora.runs.run import Run
 from moslora.runs.trackers import record, refuse_missing
 from moslora.training.loop import Parts, rehearse, settle_order, train
@@ -79,8 +80,8 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     facts["the kind of device"] = device().type
     facts["training.strategy"] = recipe.training.strategy  # may change between runs, but not between processes
     if inputs:
-        tokens = inputs.data.rows.token_count()
-        facts["the hash of the training rows"] = f"{inputs.data.sha256[:12]}, {tokens} tokens"
+        facts["the hash of the training rows"] = inputs.data.sha256[:12]
+        facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
         facts["the fingerprint of the base"] = inputs.base
     facts |= packages(recipe)
     with meeting(facts, then=f"resume: {run.resume_command}"):
@@ -121,6 +122,8 @@ class Training:
         """Facts for the manifest after ``steps`` updates, and for the card."""
         return {
             "data": self.data.facts(self.parts.plan, steps=steps),
+            "encoding": self.data.encoding,
+            "packages": packages(self.recipe),
             "trained_rows": len(self.data.rows),
             "processes": self.parts.accelerator.num_processes,
             "micro_batch_tokens": self.parts.micro_batch_tokens,
@@ -130,11 +133,7 @@ class Training:
         """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done."""
         restore(saved, self.parts)
         manifest, parts = saved.manifest, self.parts
-        if (then := manifest["data"]["sha256"]) != (now := self.data.sha256):
-            raise UsageError(
-                f"{self.run.path}: the training rows have changed (sha256 was {then[:12]}…, is {now[:12]}…);"
-                " restore them, or start a new run with name=… or --out"
-            )
+        self._refuse_other_rows(manifest)
         say(f"resuming after step {manifest['step']} of {len(parts.plan)}")
         before = manifest["processes"], manifest["micro_batch_tokens"]
         if before != (today := (parts.accelerator.num_processes, parts.micro_batch_tokens)):
@@ -144,6 +143,17 @@ class Training:
                 " rounding)"
             )
         return int(manifest["step"])
+
+    def _refuse_other_rows(self, manifest: Mapping[str, Any]) -> None:
+        """Refuses rows, or a tokenizer of them, that are not those of the checkpoint with this ``manifest``."""
+        fix = "restore them, or start a new run with name=… or --out"
+        then, now = manifest["data"], self.data
+        if then["sha256"] != now.sha256:
+            hashes = f"sha256 was {then['sha256'][:12]}…, is {now.sha256[:12]}…"
+            raise UsageError(f"{self.run.path}: the training rows have changed ({hashes}); {fix}")
+        if then["tokens_sha256"] != now.tokens_sha256:
+            changed = changed_encoding(manifest, now.encoding) or "the code that encodes them"
+            raise UsageError(f"{self.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
 
     def begin(self) -> None:
         """Writes the recipe and ``run.json``, and prints what the run is."""

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from moslora.adapters import named_adapters, shares_beginnings
+from moslora.base import identity
 from moslora.base.adapted import adapted_layers
 from moslora.data.steps import StepPlan
 from moslora.kernels import attention, liger, linear, norm
@@ -50,11 +51,12 @@ def describe(
 
 def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute, or would: Liger-Kernel is tried later, in all processes together."""
-    names = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * (recipe.model.quantization is not None)
-    names += ["peft"] * isinstance(recipe.adapter, PeftSection)
+    quantized = recipe.model.quantization is not None
+    found = identity.packages(quantized=quantized, peft=isinstance(recipe.adapter, PeftSection))
     if gpus() and liger.there():
-        names += packages_distributions()["liger_kernel"][:1]  # or its nightly
-    return {"moslora": __version__, **{name: version(name) for name in names}}
+        name = packages_distributions()["liger_kernel"][0]  # or its nightly
+        found[name] = version(name)
+    return {"moslora": __version__, **found}
 
 
 def versions(recipe: Recipe) -> dict[str, str]:

@@ -1,0 +1,126 @@
+"""What identifies a base: the bytes of its weights, and the config that says how they compute.
+
+Evaluations, checkpoints, experiments and imports all ask here, so that they agree on what is the same model. Where a
+model lies, and the precision that it is loaded in, are no part of it.
+"""
+
+import functools
+import hashlib
+import json
+import struct
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from moslora.base.resolve import weight_files
+from moslora.download.wheels import home
+from moslora.errors import MosloraError, first_line
+from moslora.files import once_per_machine, sha256, write_json
+
+HASHED_WHOLE = 2 * 10**9
+"""Bytes of a weight file up to which all of them are hashed: about two seconds, once."""
+
+STRIDE, SAMPLE = 16 * 2**20, 64 * 2**10
+"""Of a larger file ``SAMPLE`` bytes are hashed of every ``STRIDE``, beside its header and its last ``SAMPLE`` bytes."""
+
+NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+"""Keys of a config that change no number here: who wrote it, and how others load it."""
+
+
+@functools.cache
+def fingerprint(name: str, *, revision: str | None = None) -> str:
+    """A short hash of the model's weights and config: another one computes something else. Kept for this process.
+
+    Of the weight files all bytes are hashed, of those above :data:`HASHED_WHOLE` a sample; of ``config.json`` all keys
+    but :data:`NOT_COMPUTED`; and the model's own Python code, if its config names any.
+
+    Raises:
+        MosloraError: a file cannot be read.
+        UsageError: there is no such model, or it has no safetensors weights.
+    """
+    files = weight_files(name, revision=revision)
+    folder = files[0].parent
+    parts = {
+        "weights": [_remembered_hash(path) for path in files],
+        "config": _config(folder / "config.json"),
+    }
+    if "auto_map" in parts["config"]:
+        parts["code"] = [sha256(path) for path in sorted(folder.glob("*.py"))]
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The config's keys that change what is computed, also in the configs within it."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return _without(config, NOT_COMPUTED)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise MosloraError(f"{path}: not a model's config ({first_line(error)}); download the model again") from None
+
+
+def _without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    kept = {}
+    for key, value in config.items():
+        if key in keys:
+            continue
+        kept[key] = _without(value, keys) if isinstance(value, dict) else value
+    return kept
+
+
+def _remembered_hash(path: Path) -> str:
+    """`weight_hash` of a file, which the cache keeps for as long as the file is not written to."""
+    file = path.resolve()  # of the hub's cache: the blob, not its name in a snapshot
+    found = file.stat()
+    written = {"size": found.st_size, "modified_ns": found.st_mtime_ns, "changed_ns": found.st_ctime_ns}
+    name = hashlib.sha256(str(file).encode()).hexdigest()[:32]
+    note = home() / "hashes" / f"{name}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none yet, or it is damaged
+        remembered = json.loads(note.read_text(encoding="utf-8"))
+        if remembered["written"] == written:
+            return str(remembered["hash"])
+    digest = weight_hash(file)
+    with suppress(OSError, MosloraError):  # of a cache that cannot be written: hashed again next time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with once_per_machine(note):
+            write_json(note, {"file": str(file), "written": written, "hash": digest})
+    return digest
+
+
+def weight_hash(path: Path) -> str:
+    """sha256 of a weight file, or, if it is larger than :data:`HASHED_WHOLE`, of its size, its header and a sample.
+
+    The header names every tensor with its dtype, shape and place. The sample is of `SAMPLE` bytes at each multiple of
+    `STRIDE`, and of the last ones, so that a training, a merge or another precision is noticed.
+    """
+    try:
+        size = path.stat().st_size
+        if size <= HASHED_WHOLE:
+            return sha256(path)
+        with path.open("rb") as file:
+            return _sampled_hash(file, size)
+    except (OSError, struct.error) as error:
+        raise MosloraError(f"{path}: cannot be read ({first_line(error)}); download the model again") from None
+
+
+def _sampled_hash(file: BinaryIO, size: int) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    prefix = file.read(8)
+    (header,) = struct.unpack("<Q", prefix)  # safetensors begins with the length of its header
+    digest.update(prefix)
+    digest.update(file.read(min(header, size)))
+    for start in (*range(0, size, STRIDE), size - SAMPLE):
+        file.seek(start)
+        digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def packages(*, quantized: bool, peft: bool) -> dict[str, str]:
+    """The versions of the packages that compute: bitsandbytes for a quantised base, PEFT for its own adapters."""
+    names = ["torch", "transformers", "tokenizers", "accelerate"]
+    if quantized:
+        names.append("bitsandbytes")
+    if peft:
+        names.append("peft")
+    return {name: version(name) for name in names}
