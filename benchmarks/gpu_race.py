@@ -18,7 +18,7 @@ import torch
 
 from contestants import our_step, padded, trainer_settings, with_lora
 from moslora.adapters import inject
-from moslora.base.load import use_own_modules
+from moslora.base.engine import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.recipe import load_recipe

@@ -20,7 +20,7 @@ from moslora.base.adapted import (
     own_parameters,
     with_adapters,
 )
-from moslora.base.load import use_own_modules
+from moslora.base.engine import use_own_modules
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, load_recipe
 from moslora.training.objective import LabelLoss

@@ -14,9 +14,12 @@ from transformers import AutoModelForCausalLM
 from evaluation_kit import make_model
 from moslora.base import resolve
 from moslora.base.identity import fingerprint
+from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import weight_files
+from moslora.base.shapes import meta_model
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
+from moslora.recipe import ModelSection
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -91,3 +94,20 @@ def test_pickled_weights_alone_are_refused(world: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").rename(model / "consolidated.safetensors")
     with pytest.raises(UsageError, match="no safetensors weights"):
         weight_files(str(model))
+
+
+def test_a_base_with_an_adapter_beside_it_is_refused(world: Path, tmp_path: Path) -> None:
+    """transformers would load both, under the fingerprint of the base alone."""
+    peft = pytest.importorskip("peft")
+    base = tmp_path / "base"
+    shutil.copytree(world / "model", base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(base)
+    assert (base / "adapter_config.json").is_file()
+    section = ModelSection(name=str(base), dtype="float32")
+    for use in (load_base, load_tokenizer, meta_model, lambda section: fingerprint(section.name)):
+        with pytest.raises(UsageError, match="moslora import"):
+            use(section)
+    (base / "config.json").unlink()
+    with pytest.raises(UsageError, match="moslora import"):
+        load_base(section)

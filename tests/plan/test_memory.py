@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moslora.adapters import Families, inject, named_adapters
 from moslora.base import sharded
-from moslora.base.load import DTYPES, load_base, use_own_modules
+from moslora.base.engine import use_own_modules
+from moslora.base.load import DTYPES, load_base
 from moslora.base.quantized import quantized_layers
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoded

@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from evaluation_kit import tokenizer
 from moslora.adapters import inject, named_adapters
 from moslora.base.adapted import with_adapters
-from moslora.base.load import use_own_modules
+from moslora.base.engine import use_own_modules
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.recipe import Recipe, TrainingSection

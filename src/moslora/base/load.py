@@ -3,7 +3,7 @@
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import set_tqdm_hook
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from moslora.adapters import describe_batch, named_adapters, task_names
+from moslora.base.check import exchange_modules, refuse_by_config
 from moslora.base.quantized import fix_layers, quantization_config
-from moslora.base.resolve import locate
+from moslora.base.resolve import ADAPTER, locate
 from moslora.console import is_main_process, note_once
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
-from moslora.kernels.attention import as_rows, use_rows
-from moslora.kernels.exchange import exchange
-from moslora.kernels.linear import own_linear
-from moslora.kernels.mlp import own_mlp
-from moslora.kernels.norm import own_norm
-from moslora.kernels.rotary import own_attention
-from moslora.kernels.rows import Rows, send
+from moslora.kernels.rows import send
 from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
 
@@ -109,10 +105,16 @@ def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManag
     )
 
 
-def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_base(
+    section: ModelSection, *, device: torch.device | str = "cpu", computed_here: bool = True
+) -> PreTrainedModel:
     """The causal language model that ``section`` describes on ``device``, frozen and in evaluation mode.
 
-    The output layer and the embeddings, tied or not, are never quantised.
+    The output layer and the embeddings, tied or not, are never quantised. ``computed_here`` is false where the model
+    will be shared out over other devices before anything is computed.
+
+    Raises:
+        UsageError: its logits are not what training and scoring compute.
     """
     name, dtype, device = section.name, section.dtype, torch.device(device)
     quantized, on_cpu = section.quantization is not None, device.type == "cpu"
@@ -129,6 +131,9 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
             raise UsageError(
                 f"model.name = {name}: its weights are already quantised; use the original, and set model.quantization"
             )
+        if find_adapter_config_file(source, revision=section.revision) is not None:
+            raise UsageError(f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose one without")
+        refuse_by_config(config, name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=DTYPES[dtype],  # transformers 5 otherwise takes the checkpoint's
@@ -143,15 +148,16 @@ def load_base(section: ModelSection, *, device: torch.device | str = "cpu") -> P
         )
     model: PreTrainedModel
     model, info = loaded
-    _refuse_unfit(model, name, info)
+    _refuse_unfit(name, info)
     if quantized:
         fix_layers(model, name, on_cpu=on_cpu)
     if section.gradient_checkpointing:
         recompute_layers(model)
     if not quantized:
         model.to(device)  # type: ignore[arg-type]
-    use_own_modules(model)
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    exchange_modules(model, section, computed_here=computed_here)
+    return model
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
@@ -160,18 +166,10 @@ def recompute_layers(model: PreTrainedModel) -> None:
     getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
 
 
-def use_own_modules(model: PreTrainedModel) -> None:
-    """Exchanges norms, MLPs, attention and linear layers for ours; the weights and their names stay."""
-    # cuDNN's attention plans anew for each shape, for up to half a second, and rows have many lengths.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    exchange(model, own_norm, own_mlp, own_attention, own_linear)
-
-
-def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) -> None:
-    """Refuses a model that would be silently wrong.
+def _refuse_unfit(name: str, info: Mapping[str, Any]) -> None:
+    """Refuses a model some of whose weights are random.
 
     transformers fills tensors that the checkpoint lacks, or has in another shape than the model, with random numbers.
-    Loss and scores here are hidden · weightᵀ, without what some models do to their logits.
     """
     faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
     for key, found, expected in sorted(info["mismatched_keys"]):
@@ -181,29 +179,6 @@ def _refuse_unfit(model: PreTrainedModel, name: str, info: Mapping[str, Any]) ->
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
             " download the model again, or choose another"
         )
-    keys = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-    changes = [key for key in keys if getattr(model.config, key, None) not in (None, 1.0)]
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        changes.append("a bias")
-    if changes:
-        raise UsageError(f"model.name = {name}: its output layer has {changes[0]}, which moslora does not support")
-
-
-def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> Tensor:
-    """The hidden states after the final norm and before the output layer, shape ``(T, hidden)`` in the model's dtype.
-
-    ``tokens`` are the T tokens of ``rows``.
-    """
-    use_rows(model)
-    ids = send([tokens], rows.device)
-    packed: Tensor = model.get_decoder()(input_ids=ids, use_cache=False, **as_rows(rows)).last_hidden_state
-    return packed[0]
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """The model's longest input in tokens; ``None`` if its config does not say."""
-    length = getattr(model.config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def name_task(model: PreTrainedModel, task: str | None) -> None:
@@ -214,9 +189,3 @@ def name_task(model: PreTrainedModel, task: str | None) -> None:
         tasks = torch.tensor([[1 / len(names)] * len(names) + [0.0]])
     place = next((layer.lora_a.device for _, layer in named_adapters(model)), model.device)
     describe_batch(model, tasks=send(tasks, place))
-
-
-def output_weight(model: PreTrainedModel) -> Tensor:
-    """The output layer's weight, shape ``(vocabulary, hidden)``."""
-    weight: Tensor = model.get_output_embeddings().weight
-    return weight

@@ -30,6 +30,9 @@ BUILTIN_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """A model's weights in one file, or the file that names its shards; transformers looks for them in this order."""
 
+ADAPTER = "adapter_config.json"
+"""PEFT's description of an adapter."""
+
 
 def locate(name: str, *, revision: str | None = None) -> str:
     """A path or a hub id that transformers can open for ``name``; the hub is asked for one small file first."""
@@ -37,6 +40,7 @@ def locate(name: str, *, revision: str | None = None) -> str:
         return str(_builtin_folder())
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
+        _refuse_adapter(path)
         if not (path / "config.json").is_file():
             models = sorted(str(file.parent) for file in path.glob("*/config.json"))
             fix = f"did you mean {', '.join(models[:3])}?" if models else "a run is made one by moslora merge"
@@ -46,6 +50,18 @@ def locate(name: str, *, revision: str | None = None) -> str:
         raise UsageError(f"model.name = {name}: {no_such_folder(name)}")
     _ask_hub(name, revision)
     return name
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """transformers would load an adapter that lies beside a model, but nothing else here would know of it."""
+    if not (folder / ADAPTER).is_file():
+        return
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder}: PEFT's adapter, not a model; `moslora import {folder}` makes a run of it")
+    raise UsageError(
+        f"{folder}: a model with PEFT's adapter beside it ({ADAPTER}); merge it first (PEFT's merge_and_unload), or"
+        " move its files to a folder of their own, for `moslora import`"
+    )
 
 
 def at_hand(name: str, *, revision: str | None = None) -> Path | None:

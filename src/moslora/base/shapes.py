@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from moslora.base.load import loading, use_own_modules
+from moslora.base.check import refuse_by_config, refuse_by_twin
+from moslora.base.engine import use_own_modules
+from moslora.base.load import loading
 from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
@@ -35,6 +37,9 @@ def meta_model(section: ModelSection) -> PreTrainedModel:
 
     From a local folder's ``config.json``, or else :data:`SHAPES` (``-Base``, ``-Instruct`` and the 3.1 releases share
     theirs), or else the hub's ``config.json``.
+
+    Raises:
+        UsageError: its logits are not what training and scoring compute.
     """
     name, code = section.name, {"trust_remote_code": section.trust_remote_code}
     short = name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base")
@@ -45,6 +50,8 @@ def meta_model(section: ModelSection) -> PreTrainedModel:
         source = locate(name, revision=section.revision)
         with loading(name, "config.json"):
             config = AutoConfig.from_pretrained(source, revision=section.revision, **code)
+    refuse_by_config(config, name)
+    refuse_by_twin(config, name, trust_remote_code=section.trust_remote_code)
     with loading(name, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **code)
     use_own_modules(model)

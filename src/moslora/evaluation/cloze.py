@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from moslora.base.load import final_hidden, output_weight
+from moslora.base.engine import final_hidden, output_weight
 from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
 from moslora.evaluation.predictions import Prediction

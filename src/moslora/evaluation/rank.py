@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from moslora.base.load import final_hidden, output_weight
+from moslora.base.engine import final_hidden, output_weight
 from moslora.errors import MosloraError, some
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer

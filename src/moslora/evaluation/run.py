@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.engine import context_length, output_weight
 from moslora.base.identity import packages
-from moslora.base.load import context_length, output_weight
 from moslora.base.quantized import quantized_layers
 from moslora.base.sharded import in_step
 from moslora.console import say

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -33,15 +33,20 @@ SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether torch's function says that heads may share keys: from 2.12 on."""
 
 
+def exchangeable(kind: type[PreTrainedModel] | PreTrainedModel, config: PretrainedConfig) -> bool:
+    """Whether a model, or those of a class, mix tokens in nothing but an attention that can be exchanged."""
+    layers = {*(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())}
+    interchanges = kind._supports_attention_backend and kind._supports_sdpa
+    return interchanges and not kind._is_stateful and not layers - {"full_attention", "sliding_attention"}
+
+
 def use_rows(model: PreTrainedModel) -> None:
     """Has every attention of ``model`` take the keywords of :func:`as_rows`, beside ordinary batches."""
-    layers = {*(getattr(model.config, "layer_types", None) or ())}
-    exchangeable = model._supports_attention_backend and model._supports_sdpa
-    # Tokens must mix in nothing but attention.
-    if not exchangeable or model._is_stateful or layers - {"full_attention", "sliding_attention"}:
+    if model.config._attn_implementation == ROWS:
+        return
+    if not exchangeable(model, model.config):  # not its class, which may be PEFT's
         raise UsageError(f"model: {type(model).__name__} has an attention of its own, which moslora cannot exchange")
-    if model.config._attn_implementation != ROWS:
-        model.set_attn_implementation(ROWS)
+    model.set_attn_implementation(ROWS)
 
 
 def as_rows(rows: Rows) -> dict[str, Any]:
@@ -85,6 +90,9 @@ def attend_in_rows(
         )
     if others.get("softcap") is not None or others.get("s_aux") is not None:
         raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which moslora does not support")
+    if value.shape[-1] != query.shape[-1]:
+        sizes = "values of another size than its keys"
+        raise UsageError(f"model: {type(module).__name__} has {sizes}, which moslora does not support")
     ways = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
     attend = ways[kernel(query.device, query.dtype, query.shape[-1])]
     q, k, v = (x.squeeze(0) for x in (query, key, value))  # the gradient of query[0] would be a copy

@@ -8,6 +8,8 @@ A processor without AVX-512 (most desktops, AMD's EPYC before Genoa) multiplies 
 does so an entry at a time. There a product is of float32 copies, rounded once, which is several times as fast.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,6 +58,18 @@ def pack_nothing(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FrozenLinear):
             module.packs = False
+
+
+@contextmanager
+def keeping_nothing_packed(model: nn.Module) -> Iterator[None]:
+    """The same for a few passes."""
+    before = {layer: layer.packs for layer in model.modules() if isinstance(layer, FrozenLinear)}
+    pack_nothing(model)
+    try:
+        yield
+    finally:
+        for layer, packs in before.items():
+            layer.packs = packs
 
 
 class FrozenLinear(nn.Linear):

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
@@ -62,7 +63,8 @@ def prepare(
     if start:
         check_base(start)
     with fitting(recipe.model, another=sharding):
-        model = load_base(recipe.model, device="cpu" if shared else accelerator.device)
+        device = torch.device("cpu") if shared else accelerator.device
+        model = load_base(recipe.model, device=device, computed_here=not shared)
         model = adapt(model, recipe, start=start)
         objective = distribute(LabelLoss(model), accelerator, recipe.training.strategy)
     budget = recipe.training.rank_budget

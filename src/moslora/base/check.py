@@ -1,0 +1,208 @@
+"""A model is checked when it is loaded: what the engine computes must be the model's own logits.
+
+    h Wᵀ = logits,   h the decoder's last hidden states over rows that lie end to end, W the output layer's weight
+
+First by the config, for what some models are known to do to their logits. Then by numbers, for what nobody thought of:
+two rows of unequal length with a common beginning, through transformers' modules before they are exchanged, and through
+the engine afterwards. Where the model itself cannot be computed at little cost, or where rounding may be what differs,
+its small twin in float32 decides.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+
+from moslora.base.engine import final_hidden, output_weight, use_own_modules
+from moslora.base.quantized import quantized_layers
+from moslora.base.twin import small_twin
+from moslora.console import note_once
+from moslora.errors import UsageError, first_line
+from moslora.kernels.attention import exchangeable
+from moslora.kernels.linear import IN_FLOAT32, keeping_nothing_packed, kernel, product
+from moslora.kernels.rows import lay
+from moslora.recipe import ModelSection
+
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_softcapping", "logit_softcap")
+"""Keys of a config that cap the logits, unless they are null."""
+
+FACTORS = (
+    *("logits_scaling", "logit_scale", "logits_mup_width_multiplier", "lm_head_multiplier"),
+    *("output_multiplier", "output_multiplier_scale", "mup_output_alpha"),
+)
+"""Keys of a config by which the logits are multiplied or divided, unless they are 1 or null."""
+
+TOLERANCE, TOLERANCE_IN_16_BITS = 1e-5, 2e-2
+"""Largest ‖z' − z‖ / ‖z‖ of all logits, z as transformers computes them."""
+
+FAR = 10
+"""So many times the tolerance is not rounding."""
+
+SHARED, ENDS = 4, (3, 6)
+"""Tokens that both rows begin with, and those of their ends."""
+
+
+def refuse_by_config(config: PretrainedConfig, name: str) -> None:
+    """Refuses the model of ``config`` if that says that the engine would be wrong; no weight is read.
+
+    Raises:
+        UsageError: names the key, or the class that mixes tokens in a way of its own.
+    """
+    decoder = config.get_text_config(decoder=True)
+    for part in (config, decoder):
+        changes = {key: getattr(part, key, None) for key in CAPS}
+        changes |= {key: getattr(part, key, None) for key in FACTORS if getattr(part, key, None) != 1}
+        for key, value in changes.items():
+            if value is not None:
+                raise UsageError(
+                    f"model.name = {name}: its config.json has {key} = {value:g}, which changes its logits in a way"
+                    " that moslora does not support; choose another model"
+                )
+    known, computed = getattr(decoder, "unpadded_vocab_size", None), getattr(decoder, "vocab_size", None)
+    if known and computed and known < computed:
+        raise UsageError(
+            f"model.name = {name}: its config.json has unpadded_vocab_size = {known}, below vocab_size = {computed};"
+            " moslora would give the tokens between them a share of p; choose another model"
+        )
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if isinstance(kind, type) and not exchangeable(kind, config):
+        raise UsageError(
+            f"model.name = {name}: {kind.__name__} mixes its tokens in a way of its own, which moslora cannot exchange;"
+            " choose another model"
+        )
+
+
+def computes_quickly(model: PreTrainedModel) -> bool:
+    """Whether a few tokens through transformers' own modules take no noticeable time, and round as the engine does.
+
+    bitsandbytes unpacks every weight for each pass, and in 8 bits rounds what it multiplies. A CPU that cannot multiply
+    16-bit numbers takes minutes for a large model.
+    """
+    weight = output_weight(model)
+    return not quantized_layers(model) and kernel(weight.device, weight.dtype) != IN_FLOAT32
+
+
+@torch.no_grad()
+def plain_logits(model: PreTrainedModel) -> Tensor:
+    """The logits of the two rows, one after the other, as ``model`` computes them: ``(tokens, vocabulary)``."""
+    short, long = _two_rows(model.config)
+    padding = len(long) - len(short)  # behind the short row, where no token looks at it
+    ids = torch.tensor([short + long[-1:] * padding, long], device=model.device)
+    mask = torch.tensor([[1] * len(short) + [0] * padding, [1] * len(long)], device=model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return torch.cat([logits[0, : len(short)], logits[1]])
+
+
+@torch.no_grad()
+def engine_logits(model: PreTrainedModel) -> Tensor:
+    """The same as training and scoring compute them; ``model`` has our modules."""
+    weight, before = output_weight(model), model.config._attn_implementation
+    tokens, rows, paths = lay([_two_rows(model.config)], model.device)
+    with keeping_nothing_packed(model):
+        hidden = final_hidden(model, tokens, rows)
+    if before is not None:
+        model.set_attn_implementation(before)  # as stock transformers would have it
+    return product(torch.cat([hidden[path] for path in paths]).to(weight.dtype), weight)
+
+
+def exchange_modules(model: PreTrainedModel, section: ModelSection, *, computed_here: bool = True) -> None:
+    """Exchanges the modules of ``model`` for ours (:func:`use_own_modules`), and compares its logits before and after.
+
+    Without ``computed_here``, or where its own modules are slow, its twin is compared instead.
+
+    Raises:
+        UsageError: the logits differ; names the architecture and the error.
+    """
+    name = section.name
+    refuse_bias(model, name)
+    expected = None
+    if computed_here and computes_quickly(model):
+        with telling(name, f"{type(model).__name__} does not compute text by itself"):
+            expected = plain_logits(model)
+    use_own_modules(model)
+    model.eval()  # ours are made in training mode
+    if expected is not None:
+        error = _error(model, expected, name)
+        tolerance = TOLERANCE if expected.dtype.itemsize > 2 else TOLERANCE_IN_16_BITS
+        if error <= tolerance:
+            return
+        if error > FAR * tolerance:
+            raise _other_logits(model, name, error)
+    refuse_by_twin(model.config, name, trust_remote_code=section.trust_remote_code)
+
+
+_equal: set[str] = set()  # the configs whose twins were compared
+
+
+def refuse_by_twin(config: PretrainedConfig, name: str, *, trust_remote_code: bool = False) -> None:
+    """The same for the small twin of the model of ``config``, once per process."""
+    key = f"{type(config)} {config.to_json_string()}"
+    if key in _equal:
+        return
+    try:
+        twin = small_twin(config, trust_remote_code=trust_remote_code)
+        expected = plain_logits(twin)
+    except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
+        note_once(f"model.name = {name}: its logits were not compared with transformers' ({first_line(misfit)})")
+        return
+    refuse_bias(twin, name)
+    use_own_modules(twin.requires_grad_(False))
+    twin.eval()
+    error = _error(twin, expected, name)
+    if not error <= TOLERANCE:
+        raise _other_logits(twin, name, error)
+    _equal.add(key)
+
+
+def refuse_bias(model: PreTrainedModel, name: str) -> None:
+    """Refuses a model whose output layer has a bias, which loss and scores leave out."""
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise UsageError(
+            f"model.name = {name}: the output layer of {type(model).__name__} has a bias, which moslora does not"
+            " support; choose another model"
+        )
+
+
+def _error(model: PreTrainedModel, expected: Tensor, name: str) -> float:
+    """‖z' − z‖ / ‖z‖; infinite where the engine computes other tokens."""
+    with telling(name, f"{type(model).__name__} does not compute rows that lie end to end"):
+        found = engine_logits(model)
+    if found.shape != expected.shape:
+        return torch.inf
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@contextmanager
+def telling(name: str, fault: str) -> Iterator[None]:
+    """Turns whatever a model's code raises into one line that names its ``fault``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except UsageError as unfit:
+        raise UsageError(f"model.name = {name}: {str(unfit).removeprefix('model: ')}; choose another model") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"model.name = {name}: {fault} ({reason}); choose another model") from None
+
+
+def _other_logits(model: PreTrainedModel, name: str, error: float) -> UsageError:
+    return UsageError(
+        f"model.name = {name}: {type(model).__name__} computes its logits in a way that moslora does not support (what"
+        f" moslora computes is off by {error:.2g} of them); choose another model"
+    )
+
+
+def _two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
+    """Tokens from all over the vocabulary, none of them special."""
+    decoder = config.get_text_config(decoder=True)
+    special: set[int] = set()
+    for part in (config, decoder):
+        special |= {value for key, value in part.to_dict().items() if key.endswith("_token_id") and type(value) is int}
+    count = SHARED + sum(ENDS)
+    step = max(1, decoder.vocab_size // (2 * count))
+    ordinary = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]
+    begin, end = ordinary[:SHARED], ordinary[SHARED : SHARED + ENDS[0]]
+    return begin + end, begin + ordinary[SHARED + ENDS[0] :]

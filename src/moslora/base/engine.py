@@ -1,0 +1,46 @@
+"""The base model as training and scoring compute it: with our modules, over rows that lie end to end."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moslora.kernels.attention import as_rows, use_rows
+from moslora.kernels.exchange import exchange
+from moslora.kernels.linear import own_linear
+from moslora.kernels.mlp import own_mlp
+from moslora.kernels.norm import own_norm
+from moslora.kernels.rotary import own_attention
+from moslora.kernels.rows import Rows, send
+
+
+def use_own_modules(model: PreTrainedModel) -> None:
+    """Exchanges norms, MLPs, attention and linear layers for ours; the weights and their names stay."""
+    # cuDNN's attention plans anew for each shape, for up to half a second, and rows have many lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    exchange(model, own_norm, own_mlp, own_attention, own_linear)
+
+
+def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> Tensor:
+    """The hidden states after the final norm and before the output layer, shape ``(T, hidden)`` in the model's dtype.
+
+    ``tokens`` are the T tokens of ``rows``.
+    """
+    use_rows(model)
+    ids = send([tokens], rows.device)
+    packed: Tensor = model.get_decoder()(input_ids=ids, use_cache=False, **as_rows(rows)).last_hidden_state
+    return packed[0]
+
+
+def output_weight(model: PreTrainedModel) -> Tensor:
+    """The output layer's weight, shape ``(vocabulary, hidden)``."""
+    weight: Tensor = model.get_output_embeddings().weight
+    return weight
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The model's longest input in tokens; ``None`` if its config does not say."""
+    config = model.config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None

@@ -1,0 +1,154 @@
+"""A model's small twin: the same architecture with few, narrow layers and random weights, made from its config alone.
+
+What a model does to tokens between its embeddings and its logits is in its code and config, not in its size. So the
+twin of a model that is never whole in one place (sharded, quantised, or only planned) stands for it: in float32, on a
+CPU, in milliseconds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+VOCABULARY = 200
+"""Most tokens that a twin knows."""
+
+_LAYERS = (
+    *("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
+    *("decoder_layers", "encoder_layers", "num_decoder_layers", "num_encoder_layers"),
+)
+_WIDTHS = (
+    *("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_dim", "embedding_size", "word_embed_proj_dim"),
+    *("input_embedding_size", "output_embedding_size", "attention_hidden_size", "lru_width"),
+)
+_INNER_WIDTHS = (
+    *("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"),
+    *("intermediate_size_mlp", "dense_intermediate_size", "shared_experts_intermediate_size"),
+    *("moe_shared_expert_intermediate_size", "ffn_hidden_size", "expert_ffn_hidden_size", "feed_forward_size"),
+    *("ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "dim_ff", "dff", "d_inner", "n_inner"),
+)
+_HEADS = (
+    *("num_attention_heads", "swa_num_attention_heads", "attention_heads", "num_heads", "n_heads", "n_head"),
+    *("decoder_attention_heads", "encoder_attention_heads"),
+    *("num_decoder_attention_heads", "num_encoder_attention_heads"),
+)
+_KEY_HEADS = ("num_key_value_heads", "swa_num_key_value_heads", "num_global_key_value_heads", "num_kv_heads")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "zero_expert_num")
+_EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_VOCABULARIES = (
+    *("vocab_size", "decoder_vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input"),
+    *("encoder_hash_byte_group_vocab", "ngram_vocab_size_base", "pronunciation_vocab_size", "shape_vocab_size"),
+)
+
+_MOST = {
+    **dict.fromkeys(_WIDTHS, 64),
+    **dict.fromkeys(_INNER_WIDTHS, 96),
+    **dict.fromkeys(_HEADS, 4),
+    **dict.fromkeys(_KEY_HEADS, 2),
+    **dict.fromkeys(_EXPERTS, 16),
+    **dict.fromkeys(_EXPERTS_OF_A_TOKEN, 2),
+    **dict.fromkeys(_VOCABULARIES, VOCABULARY),
+    "rotary_dim": 8,
+    "sliding_window": 5,
+}
+"""The largest value of a key of a config. What is not here stays: the size of a head (positions turn it), ranks, caps,
+factors."""
+
+_MOST_KINDS = 6
+"""Most kinds of layers that a twin has one of each of."""
+
+
+def small_config(config: PretrainedConfig, **others: Any) -> PretrainedConfig:
+    """``config`` with one decoder layer of each kind, at least two, and small sizes; ``others`` replace its values."""
+    values = {**_small(config.to_dict()), **others, "dtype": "float32"}
+    for key in ("model_type", "transformers_version", "architectures", "auto_map", "_name_or_path"):
+        values.pop(key, None)
+    return type(config)(**values)
+
+
+def small_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The twin of the model of ``config``: in float32 on the CPU, in evaluation mode. Draws no number of the caller's.
+
+    Raises:
+        Exception: whatever the model's code raises where its sizes do not fit each other.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            small_config(config), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        )
+        spread_weights(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def spread_weights(model: nn.Module) -> None:
+    """Moves random weights to where differences show: no bias is 0, no norm 1, and logits reach what would cap them."""
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            spread = 0.1 * torch.randn_like(weight) if weight.ndim < 2 else 4 * weight
+            weight.add_(spread)
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    if isinstance(getattr(output, "weight", None), nn.Parameter):
+        output.weight.mul_(20)
+
+
+def _small(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config, or of one inside it, made small."""
+    count = next((values[key] for key in _LAYERS if isinstance(values.get(key), int)), 0)
+    kept = _kept_layers(values, count)
+    heads, size = values.get("num_attention_heads"), values.get("head_dim")
+    shared_keys = heads not in [values.get(key) for key in _KEY_HEADS]
+    width: int | None = None  # of what is cut into heads, as in some models all of the width is
+    if isinstance(heads, int) and isinstance(size, int) and values.get("hidden_size") == heads * size:
+        width = min(heads, _MOST["num_attention_heads"]) * size
+    small: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in _LAYERS and isinstance(value, int):
+            small[key] = min(value, len(kept))
+        elif key == "hidden_size" and width is not None:
+            small[key] = width
+        elif key == "num_kv_shared_layers" and value:
+            small[key] = len(kept) // 2
+        elif key in _KEY_HEADS and isinstance(value, int) and not shared_keys:
+            small[key] = min(value, _MOST["num_attention_heads"])
+        elif isinstance(value, int) and key.endswith(("token_id", "token_index")):
+            small[key] = value % VOCABULARY
+        elif isinstance(value, Sequence) and key.endswith("token_id"):
+            small[key] = [token % VOCABULARY for token in value]
+        elif _is_per_layer(value, count):
+            small[key] = [_at_most(key, value[layer]) for layer in kept]
+        elif key == "per_layer_config" and isinstance(value, Mapping):
+            chosen = {place: value.get(layer, value.get(str(layer))) for place, layer in enumerate(kept)}
+            small[key] = {place: _small(one) for place, one in chosen.items() if one is not None}
+        elif isinstance(value, Mapping) and key.endswith("config"):
+            small[key] = _small(value)
+        else:
+            small[key] = _at_most(key, value)
+    return small
+
+
+def _is_per_layer(value: Any, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count > 2
+
+
+def _kept_layers(values: Mapping[str, Any], count: int) -> list[int]:
+    """The first layer of each kind, by what a config lists layer by layer; the last as well where that is one alone."""
+    columns = [value for value in values.values() if _is_per_layer(value, count)]
+    kinds: dict[str, int] = {}
+    for layer in range(count):
+        kinds.setdefault(repr([column[layer] for column in columns]), layer)
+    kept = sorted(kinds.values())[:_MOST_KINDS]
+    if values.get("num_kv_shared_layers"):  # the second half takes the keys of the first
+        return kept * 2
+    if len(kept) < 2 and count > 1:
+        kept.append(count - 1)
+    return kept or [0]
+
+
+def _at_most(key: str, value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and key in _MOST:
+        return min(value, _MOST[key])
+    return value
