@@ -96,36 +96,69 @@ class Answers:
 
     def only(self, questions: Questions) -> "Answers":
         """The answers to these questions."""
-        return replace(self, tasks={t: self.tasks[t].only(ids) for t, ids in questions.items() if t in self.tasks})
+        kept = {task: self.tasks[task].only(ids) for task, ids in questions.items() if task in self.tasks}
+        return replace(self, tasks=kept)
 
     def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Answers":
         """What an evaluation of these tasks with this limit has."""
-        ordered = {t: sorted(its.ids, key=canonical_place) for t, its in self.tasks.items() if t in tasks}
-        return self.only({task: set(ids[:limit]) for task, ids in ordered.items()})
+        kept = {}
+        for task, answers in self.tasks.items():
+            if task in tasks:
+                kept[task] = set(sorted(answers.ids, key=canonical_place)[:limit])
+        return self.only(kept)
 
 
 def in_common(runs: Sequence[Answers]) -> tuple[Questions, str]:
     """The questions that all of ``runs`` answered: the same ids, in tasks of the same data; and a line that says what
     they are and what else was asked, empty if nothing was."""
     shared: dict[str, set[str]] = {}
-    rest = []
-    for task in dict.fromkeys(task for run in runs for task in run.tasks):
-        asked = [{(run.settings.data.get(task), id) for id in run.tasks[task].ids} for run in runs if task in run.tasks]
-        if both := set.intersection(*asked) if len(asked) == len(runs) else set():
-            shared[task] = {id for _, id in both}
-        if others := len(set.union(*asked)) - len(both):
-            rest.append(f"{others:,} of {task}" if both else task)
-    if not rest:
+    left_out = []
+    for task in _all_tasks(runs):
+        answered = [_answered_by(run, task) for run in runs]
+        by_all = set.intersection(*answered)
+        by_some = set.union(*answered)
+        if by_all:
+            shared[task] = {id for _, id in by_all}
+        missing = len(by_some) - len(by_all)
+        if missing and by_all:
+            left_out.append(f"{missing:,} of {task}")
+        elif missing:
+            left_out.append(task)
+    if not left_out:
         return shared, ""
-    count, who = sum(map(len, shared.values())), "both" if len(runs) == 2 else "all"
-    on = f"the {counted(count, 'question')} that {who} answered" if count else "nothing"
-    return shared, f"compared on {on}; left out: {some(rest, most=8)}"
+    return shared, f"compared on {_in_words(shared, runs=len(runs))}; left out: {some(left_out, most=8)}"
+
+
+def _all_tasks(runs: Sequence[Answers]) -> list[str]:
+    """In the order in which the runs have them."""
+    found: dict[str, None] = {}
+    for run in runs:
+        found |= dict.fromkeys(run.tasks)
+    return list(found)
+
+
+def _answered_by(run: Answers, task: str) -> set[tuple[str | None, str]]:
+    """The questions of a task that a run answered: their data and their ids."""
+    if task not in run.tasks:
+        return set()
+    data = run.settings.data.get(task)
+    return {(data, id) for id in run.tasks[task].ids}
+
+
+def _in_words(shared: Questions, *, runs: int) -> str:
+    count = sum(len(ids) for ids in shared.values())
+    if not count:
+        return "nothing"
+    who = "both" if runs == 2 else "all"
+    return f"the {counted(count, 'question')} that {who} answered"
 
 
 def read_answers(evaluation: Evaluation) -> Answers:
     """The answers of an evaluation, without what is known of its run."""
-    folder, settings = evaluation.folder, evaluation.settings
-    if not (file := folder / COLUMNS).is_file():
+    folder = evaluation.folder
+    settings = evaluation.settings
+    file = folder / COLUMNS
+    if not file.is_file():
         return Answers(settings, by_task(_finished(evaluation), settings), folder)
     try:
         tasks = TypeAdapter(dict[str, TaskAnswers]).validate_json(file.read_bytes())
@@ -145,18 +178,28 @@ def _finished(evaluation: Evaluation) -> list[Prediction]:
 
 def by_task(predictions: Sequence[Prediction], settings: Settings) -> dict[str, TaskAnswers]:
     """The columns of these predictions, in the order in which the tasks were asked."""
-    ordered = sorted(predictions, key=lambda p: p.id)
-    rows = {task: [p for p in ordered if p.task == task] for task in dict.fromkeys(p.task for p in predictions)}
-    return {
-        task: TaskAnswers(
-            ids=tuple(p.id for p in found),
-            gold=() if found[0].bytes else tuple(p.gold for p in found),
-            outcomes={
-                name: tuple(METRICS[one.metric or settings.primary](p) for p in found if p.scores or not one.scored)
-                for name, one in OUTCOMES.items()
-                if one.of_texts == (found[0].bytes > 0)
-            },
-            cut=tuple(p.truncated for p in found),
-        )
-        for task, found in rows.items()
-    }
+    rows: dict[str, list[Prediction]] = {prediction.task: [] for prediction in predictions}
+    for prediction in sorted(predictions, key=lambda prediction: prediction.id):
+        rows[prediction.task].append(prediction)
+    return {task: _columns(of_task, settings) for task, of_task in rows.items()}
+
+
+def _columns(predictions: Sequence[Prediction], settings: Settings) -> TaskAnswers:
+    """Those of the predictions of one task, which are all of questions or all of texts."""
+    are_texts = predictions[0].bytes > 0
+    outcomes: dict[str, tuple[float, ...]] = {}
+    for name, outcome in OUTCOMES.items():
+        if outcome.of_texts != are_texts:
+            continue
+        number = METRICS[outcome.metric or settings.primary]
+        had = [prediction for prediction in predictions if prediction.scores or not outcome.scored]
+        outcomes[name] = tuple(number(prediction) for prediction in had)
+    gold: tuple[int, ...] = ()
+    if not are_texts:
+        gold = tuple(prediction.gold for prediction in predictions)
+    return TaskAnswers(
+        ids=tuple(prediction.id for prediction in predictions),
+        gold=gold,
+        outcomes=outcomes,
+        cut=tuple(prediction.truncated for prediction in predictions),
+    )

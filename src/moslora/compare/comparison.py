@@ -43,6 +43,12 @@ class Contrast:
     majority: dict[str, Floats]
     effects: dict[str, Effect]
 
+    def questions(self, task: str | None = None) -> int:
+        """Number of questions of a task, or of all."""
+        if task is not None:
+            return self.y[task].shape[2]
+        return sum(y.shape[2] for y in self.y.values())
+
     @cached_property
     def means(self) -> dict[str, tuple[float, float]]:
         """Task and average -> the mean outcome of both arms."""

@@ -1,8 +1,10 @@
 """A comparison as tables and in words: what can be concluded, and what cannot."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from math import inf
+from statistics import fmean
 
 from moslora.compare.comparison import Comparison, Contrast
 from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Member, family, holm, smallest_p
@@ -13,162 +15,288 @@ def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[
     """The family, if several contrasts were named; or all arms, if more than two, and the one contrast that was named.
     ``margin`` in the unit of the outcome."""
     main = comparison.main
-    if comparison.named and not main:
-        columns = "arm", "joint 95 % interval", "p (equal)", "p (different)"
-        known = [(one, one.unit.range(i) if i[0] > -inf else "", p) for one, (i, *p) in _family(comparison, margin)]
-        return [_by_arm(comparison, columns, [(one, [i, *map(probability, p)]) for one, i, p in known])]
-    effects = [(one, one.effects[MACRO]) for one in comparison.exploratory]
-    found = [(one, [one.unit.range(effect.interval), probability(effect.p)]) for one, effect in effects]
-    all_arms = [_by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), found)] if found else []
-    return [*all_arms, *([_of_contrast(main)] if main else [])]
+    if comparison.named and main is None:
+        return [_family_table(comparison, margin)]
+    found = []
+    if comparison.exploratory:
+        found.append(_exploratory_table(comparison))
+    if main is not None:
+        found.append(_of_contrast(main))
+    return found
+
+
+def _family_table(comparison: Comparison, margin: float | None) -> list[list[str]]:
+    columns = ("arm", "joint 95 % interval", "p (equal)", "p (different)")
+    rows = []
+    for contrast, (interval, equal, different) in _family(comparison, margin):
+        known = interval[0] > -inf  # not of one seed, where others have several
+        joint = contrast.unit.range(interval) if known else ""
+        rows.append((contrast, [joint, probability(equal), probability(different)]))
+    return _by_arm(comparison, columns, rows)
+
+
+def _exploratory_table(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for contrast in comparison.exploratory:
+        effect = contrast.effects[MACRO]
+        rows.append((contrast, [contrast.unit.range(effect.interval), probability(effect.p)]))
+    return _by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows)
 
 
 def _family(comparison: Comparison, margin: float | None) -> Iterator[tuple[Contrast, Member]]:
-    named, unit = comparison.named, comparison.named[0].unit
-    margin = (unit.margin if margin is None else margin) / unit.factor
-    return zip(named, family([c.effects[MACRO] for c in named], margin=margin, count=comparison.count), strict=True)
+    unit = comparison.named[0].unit
+    if margin is None:
+        margin = unit.margin
+    differences = [contrast.effects[MACRO] for contrast in comparison.named]
+    members = family(differences, margin=margin / unit.factor, count=comparison.count)
+    return zip(comparison.named, members, strict=True)
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
     """A row per task and average: both arms, their difference, and with one run each p, by Holm over the tasks."""
-    unit, tasks = contrast.unit, list(contrast.y)
-    averages = (MACRO, MICRO) if len(tasks) > 1 else ()
-    adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
-    sizes = {task: y.shape[2] for task, y in contrast.y.items()}
-    columns: dict[str, Callable[[str], str]] = {"n": lambda name: f"{sizes.get(name, sum(sizes.values())):,}"}
+    columns = ["task", "n"]
     if contrast.majority:
-        columns["majority"] = lambda name: unit.level(contrast.majority[name].mean()) if name in tasks else ""
-    columns |= {
-        contrast.before: lambda name: unit.level(contrast.means[name][0]),
-        contrast.after: lambda name: unit.level(contrast.means[name][1]),
-        "difference": lambda name: unit.change(contrast.effects[name].difference),
-        "95 % interval": lambda name: unit.range(contrast.effects[name].interval),
-    }
+        columns.append("majority")
+    columns += [contrast.before, contrast.after, "difference", "95 % interval"]
     if contrast.seeds == 1:
-        columns["p (Holm)"] = lambda name: probability(adjusted[name]) if name in tasks else ""
-    return [
-        ["task", *columns],
-        *([name, *(cell(name) for cell in columns.values())] for name in (*tasks, *averages)),
-    ]
+        columns.append("p (Holm)")
+    tasks = list(contrast.y)
+    adjusted = holm([contrast.effects[task].p for task in tasks])
+    rows = [_row_of_task(contrast, task, p) for task, p in zip(tasks, adjusted, strict=True)]
+    if len(tasks) > 1:
+        rows += [_row_of_average(contrast, name) for name in (MACRO, MICRO)]
+    return [columns, *rows]
+
+
+def _row_of_task(contrast: Contrast, task: str, adjusted: float) -> list[str]:
+    cells = [task, f"{contrast.questions(task):,}"]
+    if contrast.majority:
+        cells.append(contrast.unit.level(contrast.majority[task].mean()))
+    cells += _levels_and_difference(contrast, task)
+    if contrast.seeds == 1:
+        cells.append(probability(adjusted))
+    return cells
+
+
+def _row_of_average(contrast: Contrast, name: str) -> list[str]:
+    """Without a majority class and an adjusted p, which are of a task."""
+    cells = [name, f"{contrast.questions():,}"]
+    if contrast.majority:
+        cells.append("")
+    cells += _levels_and_difference(contrast, name)
+    if contrast.seeds == 1:
+        cells.append("")
+    return cells
+
+
+def _levels_and_difference(contrast: Contrast, name: str) -> list[str]:
+    unit = contrast.unit
+    before, after = contrast.means[name]
+    effect = contrast.effects[name]
+    return [unit.level(before), unit.level(after), unit.change(effect.difference), unit.range(effect.interval)]
 
 
 def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Contrast, list[str]]]) -> list[list[str]]:
     """A row per contrast with its last cells, below that of the arm it is against."""
-    unit, tasks, runs = found[0][0].unit, found[0][0].y, {arm.name: len(arm.runs) for arm in comparison.arms}
-    averages = {"macro": MACRO, "micro": MICRO} if len(tasks) > 1 else {task: task for task in tasks}
-    rows, before = [[columns[0], "seeds", *averages, "difference", *columns[1:]]], ""
-    for one, cells in found:
-        if one.before != before:
-            before = one.before
-            most = max((other for other, _ in found if other.before == before), key=lambda other: other.seeds)
-            levels = (unit.level(most.means[name][0]) for name in averages.values())
-            rows.append([before, str(min(runs[before], most.seeds)), *levels, *("" for _ in columns)])
-        levels = (unit.level(one.means[name][1]) for name in averages.values())
-        rows.append([one.after, str(one.seeds), *levels, unit.change(one.effects[MACRO].difference), *cells])
+    tasks = list(found[0][0].y)
+    averages = {"macro": MACRO, "micro": MICRO}
+    if len(tasks) == 1:
+        averages = {tasks[0]: tasks[0]}
+    rows = [[columns[0], "seeds", *averages, "difference", *columns[1:]]]
+    for before, contrasts in groupby(found, key=lambda pair: pair[0].before):
+        together = list(contrasts)
+        rows.append(_row_of_first(comparison, before, found, averages=averages.values(), empty=len(columns)))
+        for contrast, cells in together:
+            levels = [contrast.unit.level(contrast.means[name][1]) for name in averages.values()]
+            difference = contrast.unit.change(contrast.effects[MACRO].difference)
+            rows.append([contrast.after, str(contrast.seeds), *levels, difference, *cells])
     return rows
+
+
+def _row_of_first(
+    comparison: Comparison,
+    before: str,
+    found: Sequence[tuple[Contrast, list[str]]],
+    *,
+    averages: Iterable[str],
+    empty: int,
+) -> list[str]:
+    """The row of the arm that others are held against, in its contrast of the most seeds."""
+    own = [contrast for contrast, _ in found if contrast.before == before]
+    most = max(own, key=lambda contrast: contrast.seeds)
+    runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
+    levels = [most.unit.level(most.means[name][0]) for name in averages]
+    return [before, str(min(runs, most.seeds)), *levels, *[""] * empty]
 
 
 def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
     """The lines below the tables, the conclusions last; ``margin`` in the unit of the outcome."""
-    main, questions = comparison.main, [comparison.questions] if comparison.questions else []
+    found = []
+    if comparison.questions:
+        found.append(comparison.questions)
     if not comparison.named:
-        names = ",".join(arm.name for arm in comparison.arms[:2])
-        return [
-            *questions,
-            f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
-            " is worth an experiment of its own.",
-        ]
-    unit = comparison.named[0].unit
-    margin = unit.margin if margin is None else margin
-    if main is None:
-        return [*questions, *_about_family(comparison, margin)]
+        found.append(_not_named(comparison))
+        return found
+    if margin is None:
+        margin = comparison.named[0].unit.margin
+    if comparison.main is None:
+        found += _about_family(comparison, margin)
+    else:
+        found += _about_contrast(comparison.main, margin)
+    return found
+
+
+def _not_named(comparison: Comparison) -> str:
+    names = ",".join(arm.name for arm in comparison.arms[:2])
+    return (
+        f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
+        " is worth an experiment of its own."
+    )
+
+
+def _about_contrast(main: Contrast, margin: float) -> list[str]:
+    """What is known of the one contrast that was named, and the conclusion."""
+    unit = main.unit
     effect = main.effects[MACRO]
-    p = probability(effect.p)
-    p = f"p < {p[1:]}" if p.startswith("<") else f"p = {p}"
-    exact = "all" if main.seeds <= EXACT_FLIPS else "sampled"
-    how = "sign flips over the questions" if main.seeds == 1 else f"{exact} sign flips over {main.seeds} seeds"
-    equal = "yes" if effect.equivalent(margin / unit.factor) else "not shown"
-    smallest = f"none, as p cannot be below {smallest_p(main.seeds):g}"
-    if effect.detectable is not None:
-        size = unit.change(effect.detectable).lstrip("+")
-        smallest = f"about {size} {unit.unit} (found in 4 of 5 such comparisons)"
     found = [
-        *questions,
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval"
-        f" {unit.range(effect.interval)}, {p} ({how})",
-        *[f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})"] * (margin > 0),
-        f"smallest detectable difference: {smallest}",
+        f" {unit.range(effect.interval)}, {_p_in_words(effect.p)} ({_test_in_words(main.seeds)})"
     ]
+    if margin > 0:
+        equal = "yes" if effect.equivalent(margin / unit.factor) else "not shown"
+        found.append(f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})")
+    found.append(f"smallest detectable difference: {_smallest_in_words(main)}")
     if main.majority:
         found.append(_over_majority(main))
-    return [*found, conclusion(main, margin=margin)]
+    found.append(conclusion(main, margin=margin))
+    return found
+
+
+def _p_in_words(p: float) -> str:
+    text = probability(p)
+    if text.startswith("<"):
+        return f"p < {text[1:]}"
+    return f"p = {text}"
+
+
+def _test_in_words(seeds: int) -> str:
+    if seeds == 1:
+        return "sign flips over the questions"
+    if seeds <= EXACT_FLIPS:
+        return f"all sign flips over {seeds} seeds"
+    return f"sampled sign flips over {seeds} seeds"
+
+
+def _smallest_in_words(main: Contrast) -> str:
+    detectable = main.effects[MACRO].detectable
+    if detectable is None:
+        return f"none, as p cannot be below {smallest_p(main.seeds):g}"
+    size = main.unit.change(detectable).lstrip("+")
+    return f"about {size} {main.unit.unit} (found in 4 of 5 such comparisons)"
 
 
 def _over_majority(main: Contrast) -> str:
     """Whether the second arm is better than always giving the most frequent label."""
-    unit, over = main.unit, main.over_majority
-    share = unit.level(sum(float(labels.mean()) for labels in main.majority.values()) / len(main.majority))
+    unit = main.unit
+    over = main.over_majority
+    share = unit.level(fmean(labels.mean() for labels in main.majority.values()))
     low, high = (unit.level(end) for end in over.interval)
     by = f"{unit.factor * over.difference:+.{unit.digits}f} {unit.unit}, {low} to {high}"
     if over.interval[0] > 0:
         return f"{main.after} is above the majority class ({share} %): {by}"
-    few = ""
+    found = f"{main.after} is not shown to be above the majority class ({share} %): {by}"
     if over.difference > 0:
-        few = f"; {counted(sum(y.shape[2] for y in main.y.values()), 'question')} are too few"
-    return f"{main.after} is not shown to be above the majority class ({share} %): {by}{few}"
+        found += f"; {counted(main.questions(), 'question')} are too few"
+    return found
 
 
 def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
     """What the numbers of the table are; which arms are equal, which differ, and which remain open."""
-    named, unit = comparison.named, comparison.named[0].unit
+    named = comparison.named
+    unit = named[0].unit
     yield (
         f"{comparison.count} contrasts named beforehand, {len(named)} with runs: the intervals hold for all at once"
         f" (Bonferroni); p by Holm, of a difference of {margin:g} {unit.unit} or more (equal), and of none (different);"
         " another --outcome is a family of its own"
     )
-    if low := [one.after for one in named if one.majority and one.over_majority.interval[0] <= 0]:
+    low = [one.after for one in named if one.majority and one.over_majority.interval[0] <= 0]
+    if low:
         yield f"not shown to be above the majority class: {', '.join(low)}"
-    found: dict[str, list[str]] = defaultdict(list)
-    if alone := [one.after for one in named if one.seeds == 1 < max(other.seeds for other in named)]:
+    most_seeds = max(one.seeds for one in named)
+    alone = [one.after for one in named if one.seeds == 1 < most_seeds]
+    if alone:
         yield f"one seed, where others have several, shows nothing of methods (p = 1): {', '.join(alone)}"
-    for one, (_, equal, different) in _family(comparison, margin):
-        can = [f"each is equal to {one.before} within ±{margin:g} {unit.unit}"] * (equal <= LEVEL)
-        can += [f"each {unit.says[one.effects[MACRO].difference <= 0]} {one.before}"] * (different <= LEVEL)
-        for said in can or [f"neither a difference from {one.before} nor equality is shown"]:
-            found[said].append(one.after)
-    whom = "this base, these rows, steps and learning rates" if any(one.seeds > 1 for one in named) else "these models"
+    whom = "these models"
+    if most_seeds > 1:
+        whom = "this base, these rows, steps and learning rates"
     yield f"what is concluded holds for {whom}, and no others"
-    yield from (f"Conclusion: {said}: {', '.join(arms)}" for said, arms in found.items())
+    arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
+    for one, (_, equal, different) in _family(comparison, margin):
+        for said in _said_of_member(one, equal=equal, different=different, margin=margin):
+            arms_by_conclusion[said].append(one.after)
+    for said, arms in arms_by_conclusion.items():
+        yield f"Conclusion: {said}: {', '.join(arms)}"
+
+
+def _said_of_member(one: Contrast, *, equal: float, different: float, margin: float) -> list[str]:
+    """What can be said of a contrast with these adjusted p: equality, a difference, both, or neither."""
+    found = []
+    if equal <= LEVEL:
+        found.append(f"each is equal to {one.before} within ±{margin:g} {one.unit.unit}")
+    if different <= LEVEL:
+        found.append(f"each {_direction(one)} {one.before}")
+    if not found:
+        found.append(f"neither a difference from {one.before} nor equality is shown")
+    return found
+
+
+def _direction(one: Contrast) -> str:
+    """What the sign of the difference says of the second arm, such as ``is above``."""
+    rises, falls = one.unit.says
+    return rises if one.effects[MACRO].difference > 0 else falls
 
 
 def conclusion(main: Contrast, *, margin: float) -> str:
     """One sentence: what can be concluded, and what cannot."""
-    unit, effect = main.unit, main.effects[MACRO]
+    return f"Conclusion: {_can_be_concluded(main, margin)}; {_cannot_be_concluded(main, margin)}."
+
+
+def _can_be_concluded(main: Contrast, margin: float) -> str:
+    unit = main.unit
+    effect = main.effects[MACRO]
     within = f"±{margin:g} {unit.unit}"
     equal = effect.equivalent(margin / unit.factor)
-    is_it = f"{main.after} {unit.says[effect.difference <= 0]} {main.before}"
+    is_it = f"{main.after} {_direction(main)} {main.before}"
+    if effect.shown and equal:
+        return f"{is_it}, though by less than {margin:g} {unit.unit}"
     if effect.shown:
-        can = is_it + f", though by less than {margin:g} {unit.unit}" * equal
-    elif equal:
-        can = f"{main.after} and {main.before} are equal within {within}"
-    elif effect.p <= LEVEL:
-        can = f"{is_it} on these questions, but perhaps not on others"
-    elif margin:
-        can = f"neither a difference between {main.after} and {main.before} nor their equality within {within} is shown"
-    else:
-        can = f"no difference between {main.after} and {main.before} is shown"
+        return is_it
+    if equal:
+        return f"{main.after} and {main.before} are equal within {within}"
+    if effect.p <= LEVEL:
+        return f"{is_it} on these questions, but perhaps not on others"
+    if margin:
+        return (
+            f"neither a difference between {main.after} and {main.before} nor their equality within {within} is shown"
+        )
+    return f"no difference between {main.after} and {main.before} is shown"
+
+
+def _cannot_be_concluded(main: Contrast, margin: float) -> str:
+    unit = main.unit
+    effect = main.effects[MACRO]
     if main.seeds == 1:
-        cannot = "this is about these models: whether it is the methods or the seed takes several seeds"
-    elif effect.detectable is None:
+        return "this is about these models: whether it is the methods or the seed takes several seeds"
+    if effect.detectable is None:
         least = smallest_p(main.seeds)
-        cannot = f"{main.seeds} seeds cannot show a difference, as their p is at least {least:g}; six can"
-    elif effect.shown or equal:
-        cannot = "it holds for this base, these rows, steps and learning rates, and no others"
-    else:
-        cannot = f"a difference below {unit.level(effect.detectable)} {unit.unit} may well have been missed"
-    return f"Conclusion: {can}; {cannot}."
+        return f"{main.seeds} seeds cannot show a difference, as their p is at least {least:g}; six can"
+    if effect.shown or effect.equivalent(margin / unit.factor):
+        return "it holds for this base, these rows, steps and learning rates, and no others"
+    return f"a difference below {unit.level(effect.detectable)} {unit.unit} may well have been missed"
 
 
 def probability(p: float) -> str:
     """p with three digits after the point."""
-    return "<.001" if p < 0.0005 else f"{p:.3f}".replace("0.", ".", 1)
+    if p < 0.0005:
+        return "<.001"
+    return f"{p:.3f}".replace("0.", ".", 1)

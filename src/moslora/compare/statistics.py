@@ -16,16 +16,22 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import ndtri, stdtrit
 
-LEVEL, POWER = 0.05, 0.8
-"""The level of every test, two-sided; the power with which a detectable effect is found."""
+LEVEL = 0.05
+"""The level of every test, two-sided."""
+
+POWER = 0.8
+"""The power with which a detectable effect is found."""
 
 RESAMPLES = 10_000
 
 EXACT_FLIPS = 12
 """Differences whose every combination of signs is tried; of more, a random sample of `RESAMPLES`."""
 
-MACRO, MICRO = "macro average", "micro average"
-"""Every task has the same weight, or every question."""
+MACRO = "macro average"
+"""Every task has the same weight."""
+
+MICRO = "micro average"
+"""Every question has the same weight."""
 
 Floats = NDArray[np.float64]
 
@@ -77,17 +83,21 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     says nothing of other seeds; its interval is infinite.
     """
     several = any(one.degrees < math.inf for one in contrasts)
-    laws = [
-        stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300))
-        if one.degrees < math.inf or not several
-        else None
-        for one in contrasts
-    ]
-    missing = [1.0] * (count - len(laws))
-    equal = holm([float(max(law.cdf(-margin), law.sf(margin))) if law else 1.0 for law in laws] + missing)
-    different = holm([2 * float(min(law.cdf(0), law.sf(0))) if law else 1.0 for law in laws] + missing)
-    intervals = [law.interval(1 - LEVEL / count) if law else (-math.inf, math.inf) for law in laws]
-    return list(zip(intervals, equal, different, strict=False))
+    intervals = []
+    equal = []
+    different = []
+    for one in contrasts:
+        if several and one.degrees == math.inf:
+            intervals.append((-math.inf, math.inf))
+            equal.append(1.0)
+            different.append(1.0)
+            continue
+        law = stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300))
+        intervals.append(law.interval(1 - LEVEL / count))
+        equal.append(float(max(law.cdf(-margin), law.sf(margin))))
+        different.append(2 * float(min(law.cdf(0), law.sf(0))))
+    without_runs = [1.0] * (count - len(contrasts))
+    return list(zip(intervals, holm(equal + without_runs), holm(different + without_runs), strict=False))
 
 
 def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:
@@ -98,23 +108,32 @@ def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int =
         binary: y is 0 or 1.
         resamples: of the bootstrap over questions.
     """
-    tasks, random = list(differences.values()), np.random.default_rng(0)
+    tasks = list(differences.values())
+    seeds = len(tasks[0])
     sizes = np.array([d.shape[1] for d in tasks], float)
     weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
-    weights |= {MACRO: np.full(len(tasks), 1 / len(tasks)), MICRO: sizes / sizes.sum()}
-    joins = 1 / math.sqrt(len(tasks[0])) if binary else 0.0
-    replicates = np.stack(  # (R, k)
-        [_resampled_means(d.mean(axis=0), random, joins=joins, resamples=resamples) for d in tasks], axis=1
-    )
-    if len(tasks[0]) == 1:
-        parts = {name: [wt * d[0] / d.size for wt, d in zip(w, tasks, strict=True)] for name, w in weights.items()}
-        return {name: _over_questions(np.concatenate(parts[name]), replicates @ w) for name, w in weights.items()}
+    weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
+    weights[MICRO] = sizes / sizes.sum()
+    joins = 0.0
+    if binary:
+        joins = 1 / math.sqrt(seeds)
+    random = np.random.default_rng(0)
+    columns = [_resampled_means(d.mean(axis=0), random, joins=joins, resamples=resamples) for d in tasks]
+    replicates = np.stack(columns, axis=1)  # (R, k)
+    if seeds == 1:
+        return {name: _over_questions(_parts_of_sum(tasks, w), replicates @ w) for name, w in weights.items()}
     means = np.stack([d.mean(axis=1) for d in tasks], axis=1)  # (S, k)
     rest = np.array([_interaction(d) for d in tasks])
-    return {
-        name: _over_seeds(means @ w, questions=float((replicates @ w).var()), rest=float(w**2 @ rest))
-        for name, w in weights.items()
-    }
+    found = {}
+    for name, w in weights.items():
+        questions = float((replicates @ w).var())
+        found[name] = _over_seeds(means @ w, questions=questions, rest=float(w**2 @ rest))
+    return found
+
+
+def _parts_of_sum(tasks: Sequence[Floats], weights: Floats) -> Floats:
+    """Each question's part of D_w with one seed, w_t d_t[i] / n_t; shape ``(n,)``, over all tasks."""
+    return np.concatenate([weight * d[0] / d.size for weight, d in zip(weights, tasks, strict=True)])
 
 
 def _over_questions(parts: Floats, replicates: Floats) -> Effect:
@@ -137,10 +156,12 @@ def _over_seeds(values: Floats, *, questions: float, rest: float) -> Effect:
     The rest, what varies by seed and question together, is in both of the first two (the crossed design of Owen 2007,
     doi 10.1214/07-AOAS122); se² is never below either. ``values`` are D by seed, shape ``(S,)``, the others variances.
     """
-    count, difference = len(values), float(values.mean())
+    count = len(values)
+    difference = float(values.mean())
     seeds = float(values.var(ddof=1)) / count
     error = math.sqrt(max(seeds + questions - rest, seeds, questions))
-    half, inner = (float(stdtrit(count - 1, 1 - tail)) * error for tail in (LEVEL / 2, LEVEL))
+    half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
+    inner = float(stdtrit(count - 1, 1 - LEVEL)) * error
     return Effect(
         difference=difference,
         standard_error=error,
@@ -163,7 +184,10 @@ def _detectable(count: int, *, seeds: float, error: float) -> float | None:
         return None
     of_interval = float(stdtrit(count - 1, 1 - LEVEL / 2) + stdtrit(count - 1, POWER)) * error
     of_flips = float(ndtri(POWER ** (1 / count))) * math.sqrt(count) * seeds
-    return of_interval if 2 * smallest_p(count) <= LEVEL else max(of_interval, of_flips)
+    fewest = 2 * smallest_p(count) > LEVEL  # seeds, of those whose flips reach the level
+    if fewest:
+        return max(of_interval, of_flips)
+    return of_interval
 
 
 def smallest_p(count: int) -> float:
@@ -187,7 +211,8 @@ def sign_flip(values: Floats) -> float:
     if len(x) <= EXACT_FLIPS:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(x))))
         return float((np.abs(signs @ x) >= least).mean())
-    random, extreme = np.random.default_rng(0), 1
+    random = np.random.default_rng(0)
+    extreme = 1  # the observed one
     for rows in _parts(RESAMPLES, len(x)):
         flips = random.integers(0, 2, (rows, len(x)), dtype=np.int8).astype(float)
         extreme += int((np.abs(x.sum() - 2 * (flips @ x)) >= least).sum())
@@ -216,7 +241,8 @@ def _resampled_means(values: Floats, random: np.random.Generator, *, joins: floa
 
 def _parts(samples: int, size: int) -> Iterator[int]:
     """Samples of this size drawn at a time, to bound the memory: 2 million values."""
-    for begin in range(0, samples, most := max(1, 2**21 // size)):
+    most = max(1, 2**21 // size)
+    for begin in range(0, samples, most):
         yield min(most, samples - begin)
 
 
@@ -232,7 +258,8 @@ def _interaction(d: Floats) -> float:
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjusted p: the i-th smallest of m times m − i + 1, made monotone, at most 1."""
-    adjusted, largest = [0.0] * len(p), 0.0
+    adjusted = [0.0] * len(p)
+    largest = 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
         adjusted[i] = largest
