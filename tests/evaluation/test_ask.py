@@ -12,7 +12,8 @@ import pytest
 from cli_kit import run
 from evaluation_kit import make_examples, tokenizer
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.ask import as_example, ask, read_typed
+from moslora.evaluation.ask import ask
+from moslora.evaluation.question import as_example, read_typed
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter

@@ -14,7 +14,7 @@ from moslora.adapters import inject
 from moslora.base.shapes import meta_model
 from moslora.plan.duration import operations
 from moslora.plan.outline import outline
-from moslora.plan.report import parse_bytes
+from moslora.plan.sizes import parse_bytes
 from moslora.recipe import ModelSection, load_recipe
 from moslora.training.objective import LabelLoss
 from recipe_kit import MODELS

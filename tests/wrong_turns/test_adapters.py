@@ -23,7 +23,7 @@ def test_what_is_no_run(refused, here, a_run, command):
     for folder in ("empty", "peft"):
         (here / folder).mkdir()
     (here / "peft/adapter_config.json").write_text("{}")
-    refused(command.format("runs/none"), "runs/none", "moslora runs")
+    refused(command.format("runs/absent"), "runs/absent", "moslora runs")
     refused(command.format("peft"), "peft: ", "moslora import peft")
     refused(command.format("empty"), "empty: ", "manifest.json")
     refused(command.format("f"), "f: ")

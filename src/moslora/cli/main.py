@@ -13,14 +13,27 @@ import typer
 from typer.core import TyperGroup
 
 from moslora.cli import data, models, recipes, studies
+from moslora.cli.usage import TyperUsageError, one_line
 from moslora.console import drop_output, print_in_any_encoding
-from moslora.errors import MosloraError, Terminated, stopped
+from moslora.errors import MosloraError, Terminated, UsageError, stopped
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher, launched
 from moslora.version import __version__
 
 
 class Commands(TyperGroup):
-    """Turns Ctrl-C and a closed pipe into a message and an exit code; Typer alone exits silently."""
+    """Turns usage errors, Ctrl-C and a closed pipe into a line and an exit code."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **others: Any) -> Any:
+        try:
+            code = super().main(*arguments, **{**others, "standalone_mode": False})
+        except TyperUsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # `moslora data`
+                print(error, file=sys.stderr)
+                sys.exit(UsageError.exit_code)
+            raise UsageError(one_line(error)) from None
+        if standalone_mode:
+            sys.exit(code)
+        return code
 
     def invoke(self, ctx: Any) -> Any:
         with stopped("stopped: nothing was left half written"):

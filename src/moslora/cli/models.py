@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from moslora import choices
-from moslora.cli import completion, options
+from moslora.cli import completion, early, options
 from moslora.cli.completion import RUNS
 from moslora.cli.table import print_table
 from moslora.console import is_main_process, note, say
@@ -44,6 +44,7 @@ def train(
     if dry_run:
         _print_plan(resolved)
     out = out or RUNS / resolved.name
+    early.refuse_training(resolved, out, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
     _share(processes, then=then, restarts=max_restarts, run=out, most=most)
@@ -65,15 +66,19 @@ def plan(
 
     Without --probe, no weights, data or network are needed. Ends with 1 if it does not fit on the GPUs.
     """
+    from moslora.plan.sizes import parse_bytes
     from moslora.recipe import load_recipe
 
-    _print_plan(load_recipe(recipe, overrides or ()), processes=processes, gpu_memory=gpu_memory, probing=probe)
+    resolved = load_recipe(recipe, overrides or ())
+    if gpu_memory is not None:
+        parse_bytes(gpu_memory)
+    _print_plan(resolved, processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 
 def _limit(text: str) -> int:
     """The number, 0 for all."""
     if not re.fullmatch(r"all|[1-9]\d{0,8}", text):
-        raise typer.BadParameter(f"{text}: must be a number of questions per task, or all")
+        raise typer.BadParameter("must be a number of questions per task, or all")
     return 0 if text == "all" else int(text)
 
 
@@ -100,12 +105,14 @@ def evaluate(
     typed = _typed(protocol=protocol, format=format, source=source) | sizes
     if limit is not None:
         typed["limit"] = limit or None
-    _share(processes, then="the same command continues from the scores so far")
     from moslora.runs.run import newest_run
 
-    if target is None:
-        target = str(newest_run(RUNS, Path()).path)
-        say(f"newest run: {target}")
+    newest = str(newest_run(RUNS, Path()).path) if target is None else ""
+    target = target or newest
+    early.refuse_evaluation(target, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams, out=out)
+    _share(processes, then="the same command continues from the scores so far")
+    if newest:
+        say(f"newest run: {newest}")
     with options.importing():
         from moslora.evaluation.target import evaluate_target, open_target
 
@@ -140,14 +147,17 @@ def ask(
     The prompt is that of ARC (any number of options), or of BoolQ for yes/no. --task selects another set's prompt: a
     winogrande sentence has a _ in place of the options, a hellaswag text starts with its activity and a colon.
     """
+    recipe = early.refuse_target(target)
+    from moslora.evaluation.question import as_example, read_typed
+
+    if question is None or (not option and task != "boolq"):
+        question, option = read_typed(sys.stdin, question=question, options=option or ())
+    as_example(question, option or (), task=task, own=recipe.own_tasks if recipe else None)
     with options.importing():
         from moslora.evaluation.ask import ask as ask_target
-        from moslora.evaluation.ask import read_typed
         from moslora.evaluation.target import open_target
 
     opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust)
-    if question is None or (not option and task != "boolq"):
-        question, option = read_typed(sys.stdin, question=question, options=option or ())
     typed = _typed(protocol=protocol, format=format)
     answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)
@@ -173,10 +183,21 @@ def merge(
     print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
 
 
+def _format(text: str) -> str:
+    """The name of a format that there is."""
+    if text == "gguf":
+        raise typer.BadParameter(
+            "must be peft; llama.cpp's convert_lora_to_gguf.py makes GGUF of its folder (docs/serving.md)"
+        )
+    if text != "peft":
+        raise typer.BadParameter("must be peft")
+    return text
+
+
 @app.command()
 def export(
     run: options.Run,
-    format: Annotated[Literal["peft"], typer.Option(help="peft: a plain LoRA with the mixer folded in.")] = "peft",
+    format: Annotated[str, typer.Option(help="peft: a plain LoRA with the mixer folded in.", parser=_format)] = "peft",
     task: options.Task = None,
     out: options.Out = None,
     trust: options.Trust = False,
@@ -203,9 +224,14 @@ def import_(
     A Trainer checkpoint (pytorch_model.bin) works too. The result is compared with the source's own equations. If
     anything is not supported (docs/merging.md has a list), nothing is written.
     """
+    from moslora.convert.adapter_files import adapter_files
+    from moslora.files import refuse_used
+
+    adapter_files(source)
+    out = out or RUNS / source.resolve().name
+    refuse_used(out)
     from moslora.convert.importing import import_adapter
 
-    out = out or RUNS / source.resolve().name
     print(import_adapter(source, out=out, base=base, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}")
 
@@ -213,9 +239,15 @@ def import_(
 @app.command()
 def quickstart(out: options.Out = None) -> None:
     """Train, evaluate and merge a small real model on this machine."""
+    from moslora.files import refuse_used
+    from moslora.runs.run import Run
+
+    out = out or RUNS / "quickstart"
+    if not Run(out).exists:
+        refuse_used(out)
     from moslora.quickstart import quickstart as run_quickstart
 
-    table, lines = run_quickstart(out=out or RUNS / "quickstart")
+    table, lines = run_quickstart(out=out)
     print_table(table, below=lines)
 
 
@@ -238,6 +270,7 @@ def _share(
 
 
 def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
+    early.refuse_rows(recipe)
     from moslora.plan.report import plan as plan_run
 
     planned = plan_run(recipe, **options)
@@ -251,10 +284,13 @@ def _typed(**values: Any) -> dict[str, Any]:
 
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
-    """The adapter folder of `run`, with a note if the run is unfinished; and `out` or its default."""
+    """The adapter folder of `run`, with a note if the run is unfinished; and `out` or its default, which is free."""
+    from moslora.files import refuse_used
     from moslora.runs.run import locate_adapter, run_of, unfinished
 
     adapter = locate_adapter(run)
     if remark := unfinished(run, adapter, doing=doing):
         note(remark)
-    return adapter, out or run_of(adapter).path / (f"{name}-{task}" if task else name)
+    out = out or run_of(adapter).path / (f"{name}-{task}" if task else name)
+    refuse_used(out)
+    return adapter, out

@@ -10,13 +10,31 @@ import typer
 
 from moslora import choices
 from moslora.cli import completion
+from moslora.cli.usage import near_option
+from moslora.errors import UsageError
 
 SOURCES = "wheel (from PyPI), hub, commonsense_170k, a file of rows, or a folder in LLM-Adapters' layout."
 Source = Annotated[str, typer.Option(help=SOURCES)]
 SourceOrRecipes = Annotated[str | None, typer.Option(help=f"{SOURCES} [default: the recipe's, or wheel]")]
 TARGET = typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs)
+
+
+def _no_option(context: typer.Context, value: str | list[str] | None) -> str | list[str] | None:
+    """Refuses a mistyped option, which Typer takes for a recipe or an override where :data:`ALL_TO_THE_RECIPE`."""
+    texts = [value] if isinstance(value, str) else value or []
+    for text in texts:
+        if text.startswith("--") and not context.resilient_parsing and (near := near_option(text, context)):
+            raise UsageError(f"{text}: no such option of {context.command_path}; did you mean {near}?")
+    return value
+
+
 RecipeName = Annotated[
-    str, typer.Argument(help="A built-in recipe, a file, or a run.", autocompletion=completion.recipes_and_runs)
+    str,
+    typer.Argument(
+        help="A built-in recipe, a file, or a run.",
+        autocompletion=completion.recipes_and_runs,
+        callback=_no_option,
+    ),
 ]
 Run = Annotated[
     Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs)
@@ -52,7 +70,9 @@ Base = Annotated[bool, typer.Option("--base", help="Use the base model, without 
 ALL_TO_THE_RECIPE = {"ignore_unknown_options": True}  # which tells how a value is typed that has dashes before it
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="training.learning_rate=1e-4", help="key.sub=value …, overrides of the recipe."),
+    typer.Argument(
+        metavar="training.learning_rate=1e-4", help="key.sub=value …, overrides of the recipe.", callback=_no_option
+    ),
 ]
 
 

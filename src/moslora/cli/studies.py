@@ -10,6 +10,7 @@ import typer
 
 from moslora.cli import completion
 from moslora.cli.completion import RUNS
+from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
 from moslora.cli.table import print_described, print_table
 from moslora.errors import UsageError
@@ -50,10 +51,12 @@ def experiment(
         print_described(list_recipes("experiment"))
         return
     from moslora.experiment.file import load_experiment
-    from moslora.experiment.study import Study
 
     plan = load_experiment(file)
-    study = Study(plan, out or RUNS / plan.name, plan.chosen_arms(tuple(arms or ())), any_code, any_rate)
+    chosen = plan.chosen_arms(tuple(arms or ()))
+    from moslora.experiment.study import Study
+
+    study = Study(plan, out or RUNS / plan.name, chosen, any_code, any_rate)
     if on == "ray":
         from moslora.experiment.on_ray import on_ray
 
@@ -106,13 +109,14 @@ def compare(
     Runs whose recipes differ only in the seed are one arm; the arms are paired by seed. The last lines say what can be
     concluded, and what cannot.
     """
-    from moslora.compare.comparison import compare as compare_runs
-    from moslora.compare.conclusion import lines, tables
-
     before, comma, after = (contrast or "").partition(",")
     if contrast is not None and not (before and after):
         raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
     named = [(before, after)] if comma else []
+    refuse_paths(paths, evaluation=evaluation)
+    from moslora.compare.comparison import compare as compare_runs
+    from moslora.compare.conclusion import lines, tables
+
     found = compare_runs(
         paths, contrasts=named, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
     )
@@ -156,11 +160,15 @@ def reproduce(
     trust: Trust = False,
 ) -> None:
     """Train a run again, in RUN-again, and compare: bitwise equal, within tolerance, or different from a step on."""
-    from moslora.experiment.reproduce import reproduce as train_again
+    from moslora.runs.resuming import refuse_reproduction
     from moslora.runs.run import Run
 
     beside = Path(os.path.abspath(run))
-    print(train_again(Run(run), out=out or beside.with_name(f"{beside.name}-again"), trust_remote_code=trust))
+    out = out or beside.with_name(f"{beside.name}-again")
+    refuse_reproduction(Run(run), out)
+    from moslora.experiment.reproduce import reproduce as train_again
+
+    print(train_again(Run(run), out=out, trust_remote_code=trust))
 
 
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str], *, best: str = "") -> None:

@@ -15,7 +15,8 @@ from moslora.base.identity import packages
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
-from moslora.convert.peft_adapter import Layers, Settings, adapter_files, read_layers, read_settings
+from moslora.convert.adapter_files import adapter_files
+from moslora.convert.peft_adapter import Layers, Settings, read_layers, read_settings
 from moslora.convert.verify import log_probabilities
 from moslora.data.encode import encoding
 from moslora.errors import MosloraError, UsageError

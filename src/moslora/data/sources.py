@@ -90,6 +90,15 @@ def _own_file(task: Task, split: Split) -> Path:
     return path
 
 
+def refuse_missing(tasks: Sequence[Task], split: Split, *, source: str) -> None:
+    """Refuses rows whose file or folder is not there, and reads none. Arguments as in `load_examples`."""
+    for task in tasks:
+        if task.own and task.splits and not task.hub:
+            _own_file(task, split if split in task.splits else next(iter(task.splits)))
+    if not all(task.own for task in tasks):
+        local_path(source)
+
+
 def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
     """The training rows of ``tasks``, set after set, not shuffled; arguments as in `load_examples`.
 

@@ -13,7 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
-from moslora.base.resolve import locate, means_path, no_such_folder
+from moslora.base.resolve import locate
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import DType, Strategy
 from moslora.console import is_main_process, note
@@ -30,25 +30,22 @@ from moslora.files import locked, refuse_used
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import meeting, members, take_gpu
-from moslora.recipe import PROTOCOLS, ModelSection, PeftSection, Recipe, resolve_tasks
+from moslora.recipe import ModelSection, PeftSection, Recipe, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
-from moslora.runs.asking import read_asking
+from moslora.runs.asking import how_asked, read_asking
+from moslora.runs.named import RUNS, names_run
 from moslora.runs.run import (
     BESIDE,
     EVALUATIONS,
     SETTINGS,
     checkpoint_name,
     evaluation_name,
-    is_checkpoints,
     locate_adapter,
     run_of,
     unfinished,
 )
 from moslora.runs.trackers import KINDS, record
 from moslora.tasks import TASKS, Task
-
-RUNS = Path("runs")
-"""The folder of the runs, and of the results of models without a run."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +72,8 @@ class Target:
         own, protocol, format = self.request, typed.get("protocol"), typed.get("format")
         if self.recipe is None and not (protocol or format):
             note(f"no run says how to ask this model: protocol {own.protocol} (change it with --protocol)")
-        pairs = [(p, f) for f in (own.format, *PROTOCOLS) for p in (own.protocol, *PROTOCOLS[f]) if p in PROTOCOLS[f]]
-        fitting = [(p, f) for p, f in pairs if protocol in (None, p) and format in (None, f)]
-        if not fitting:
-            fix = f"choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
-            raise UsageError(f"--protocol {protocol} cannot read the answers of --format {format}; {fix}")
-        chosen = dict(zip(("protocol", "format"), fitting[0], strict=True))
+        chosen = how_asked(own.protocol, own.format, protocol=protocol, format=format, beams=typed.get("beams"))
         self._note_other(chosen, protocol=protocol, format=format)
-        if typed.get("beams", 1) > 1 and chosen["protocol"] != "generate":
-            raise UsageError(f"--beams {typed['beams']}: only with --protocol generate, not {chosen['protocol']}")
         return Request.model_validate({**own.model_dump(), **typed, **chosen})
 
     def _note_other(self, chosen: Mapping[str, str], *, protocol: str | None, format: str | None) -> None:
@@ -177,7 +167,7 @@ def open_target(
     """
     changes = {"dtype": dtype} if dtype else {}
     path = Path(os.path.expanduser(target))
-    if not _is_run(target):
+    if not names_run(target):
         recipe = read_asking(path)
         model = recipe.model if recipe else ModelSection(name=target)
         model = model.model_copy(update={"name": target, "trust_remote_code": trust_remote_code, **changes})
@@ -190,20 +180,6 @@ def open_target(
         note(remark)
     model = recipe.model.model_copy(update=changes)
     return Target(model, _request(recipe), recipe, run, base, strategy or recipe.training.strategy)
-
-
-def _is_run(target: str) -> bool:
-    """Whether ``target`` is a run or an adapter folder, or names one that is not there, rather than a model."""
-    path = Path(os.path.expanduser(target))
-    if os.path.isdir(path):
-        return not (path / "config.json").is_file()
-    if path.parent == RUNS or is_checkpoints(path.parent):
-        return True
-    if os.path.isdir(RUNS / path):
-        raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")
-    if means_path(target):
-        raise UsageError(f"{target}: {no_such_folder(target)}")
-    return False
 
 
 def _request(recipe: Recipe) -> Request:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from moslora.console import note, say
-from moslora.errors import MosloraError, UsageError
-from moslora.files import refuse_used, writing
+from moslora.errors import MosloraError
+from moslora.files import writing
 from moslora.processes.devices import GPU, gpus
 from moslora.recipe import Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import RECIPE
+from moslora.runs.resuming import refuse_reproduction
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
 from moslora.training.run_card import git_state, hardware, versions
@@ -34,14 +35,9 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     Raises:
         MosloraError: training failed, or the weights differ by more than :data:`TOLERANCE`.
     """
+    refuse_reproduction(run, out)
     recipe, facts = run.recipe_to_resume(), run.facts
-    if not run.finished:
-        raise UsageError(f"{run.path}: nothing to compare with; {run.how_to_finish}")
-    if Run(out).exists:
-        if Run(out).recipe_to_resume() != recipe:
-            raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")
-    else:
-        refuse_used(out)
+    if not Run(out).exists:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run.path / RECIPE, out / RECIPE)

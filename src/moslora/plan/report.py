@@ -1,16 +1,16 @@
 """The plan of a run, before it is paid for: the memory of each device, whether it fits, and the time."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 from moslora.data.steps import MICRO_BATCH_TOKENS
-from moslora.errors import UsageError, first_line
+from moslora.errors import first_line
 from moslora.plan.duration import PROBED_STEPS, at_a_share_of_peak, in_words, operations, probe
 from moslora.plan.memory import Memory, largest_budget, memory
 from moslora.plan.outline import outline
+from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe
@@ -84,14 +84,6 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens:"
     fits = not on_gpu or chosen(section, work).total <= room
     return Plan([*run.lines, heading], as_table(columns), remarks, fits)
-
-
-def parse_bytes(text: str) -> int:
-    """``80GB`` is 80 · 10⁹ bytes, ``80GiB`` 80 · 2³⁰; GB if there is no unit."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|)", text.strip(), re.IGNORECASE)
-    if not found or not (size := float(found[1])):
-        raise UsageError(f"--gpu-memory {text}: must be the memory of one GPU, such as 80GB or 79.6GiB")
-    return int(size * (2**30 if found[2].lower() == "gib" else 10**9))
 
 
 def gigabytes(size: float) -> str:

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from moslora.errors import needing
-from moslora.files import new_folder
+from moslora.errors import UsageError, needing
+from moslora.files import new_folder, refuse_used
+from moslora.runs.run import Run, is_run
 
 PAGE = "report.html"
 
@@ -19,13 +20,20 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
 
     ``evaluation`` names the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
     """
+    older = _files(out / PAGE)
+    refuse_used(out, older=older)
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such run")
+        if evaluation and is_run(path):
+            Run(path).evaluation(evaluation)
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
     from moslora.report.page import page
     from moslora.report.runs import reported_runs
 
     found = reported_runs(paths, evaluation=evaluation)
-    with new_folder(out, older=_files(out / PAGE)) as scratch:
+    with new_folder(out, older=older) as scratch:
         (scratch / PAGE).write_text(page(found, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
     return out / PAGE
 

@@ -29,7 +29,17 @@ from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, placed, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
-from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_manifest, with_own_hash, written_recipe
+from moslora.runs.manifest import (
+    FORMAT,
+    MANIFEST,
+    RECIPE,
+    TRUST,
+    WEIGHTS,
+    check_hash,
+    read_manifest,
+    with_own_hash,
+    written_recipe,
+)
 from moslora.tasks import INSTRUCTION
 from moslora.version import __version__
 
@@ -126,10 +136,7 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFol
     """Reads and checks an adapter folder; its stored recipe cannot allow the base's own Python code to run."""
     manifest = read_manifest(folder)
     for name, expected in manifest["sha256"].items():
-        if not (folder / name).is_file():
-            raise MosloraError(f"{folder / name}: missing; use another checkpoint")
-        if sha256(folder / name) != expected:
-            raise MosloraError(f"{folder / name}: altered or truncated (its sha256 differs); use another checkpoint")
+        check_hash(folder / name, expected)
     overrides = (f"{TRUST}=true",) if trust_remote_code else ()
     return AdapterFolder(folder, written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest)
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moslora.choices import DType
+from moslora.choices import DType, FormatName, Protocol
+from moslora.errors import UsageError
 from moslora.files import write_text
-from moslora.recipe import Recipe
+from moslora.recipe import PROTOCOLS, Recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.manifest import written_recipe
 
@@ -32,6 +33,33 @@ def write_asking(folder: Path, recipe: Recipe, *, dtype: DType, task: str | None
 def read_asking(folder: Path) -> Recipe | None:
     """What ``folder`` says, as a recipe, whose model is the folder itself; ``None`` if it does not say it."""
     return written_recipe(folder / ASKING, by=None) if (folder / ASKING).is_file() else None
+
+
+def how_asked(
+    own_protocol: Protocol,
+    own_format: FormatName,
+    *,
+    protocol: Protocol | None,
+    format: FormatName | None,
+    beams: int | None,
+) -> dict[str, str]:
+    """The protocol and the format in which a model is asked: those that were typed, else its own, else such as fit.
+
+    Raises:
+        UsageError: the typed protocol cannot read the typed format's answers, or generates nothing for the beams.
+    """
+    formats = (format,) if format else (own_format, *PROTOCOLS)
+    for candidate in formats:
+        readers = PROTOCOLS[candidate]
+        fitting = protocol or (own_protocol if own_protocol in readers else readers[0])
+        if fitting in readers:
+            break
+    else:
+        fix = f"choose --protocol {' or '.join(PROTOCOLS[str(format)])}"
+        raise UsageError(f"--protocol {protocol} cannot read the answers of --format {format}; {fix}")
+    if beams is not None and beams > 1 and fitting != "generate":
+        raise UsageError(f"--beams {beams}: only with --protocol generate, not {fitting}")
+    return {"protocol": fitting, "format": candidate}
 
 
 def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

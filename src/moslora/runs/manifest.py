@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError, first_line
+from moslora.files import sha256
 from moslora.recipe import Recipe, load_recipe
 from moslora.version import __version__
 
@@ -46,6 +47,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise MosloraError(f"{path}: not a manifest ({error!r}); use another checkpoint") from None
     return manifest
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Refuses a file that is not the one of which the manifest has the hash."""
+    if not path.is_file():
+        raise MosloraError(f"{path}: missing; use another checkpoint")
+    if sha256(path) != expected:
+        raise MosloraError(f"{path}: altered or truncated (its sha256 differs); use another checkpoint")
 
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:

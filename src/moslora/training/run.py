@@ -30,12 +30,13 @@ from moslora.progress import Line
 from moslora.recipe import Recipe
 from moslora.recipe.recipe import FREE
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
+from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import Run
 from moslora.runs.trackers import record, refuse_missing
 from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
-from moslora.training.state import newest_saved, refuse_other_run, restore, save_checkpoint
+from moslora.training.state import newest_saved, restore, save_checkpoint
 from moslora.training.tracking import Tracker
 
 

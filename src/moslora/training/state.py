@@ -15,30 +15,17 @@ from torch import Tensor
 
 from moslora.adapters.injection import refuse_misfits
 from moslora.console import say
-from moslora.errors import MosloraError, UsageError, some
-from moslora.files import in_use
+from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_tensors, open_adapter, save_adapter
-from moslora.runs.manifest import MANIFEST, RECIPE
+from moslora.runs.manifest import MANIFEST
+from moslora.runs.resuming import refuse_other_recipe
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.loop import Parts
 from moslora.training.optimizer import fresh_moments, trainable
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
-
-
-def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
-    """Refuses a folder with anything but this run, to be resumed."""
-    if resuming and run.exists:
-        _refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
-        if run.without_result:
-            raise UsageError(f"{run.path}: {run.how_to_finish}")
-    elif in_use(run.path):
-        raise UsageError(
-            f"{run.path}: not empty; resume that run: {run.resume_command}; or choose another folder"
-            " with name=… or --out"
-        )
 
 
 def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
@@ -53,20 +40,11 @@ def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
                 raise  # not damaged, but written by a newer version
             say(f"skipped: {error}")
             continue
-        _refuse_other_recipe(path, then=saved.recipe, now=recipe)
+        refuse_other_recipe(path, then=saved.recipe, now=recipe)
         return saved
     if found:
         raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
     return None
-
-
-def _refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
-    """Refuses to resume ``folder`` with a recipe that differs in more than its `Recipe.free` keys."""
-    if changes := now.changes(then, free=now.free):
-        raise UsageError(
-            f"{folder}: made with another recipe ({some(changes, separator='; ')}); resume with {folder / RECIPE}, or"
-            " start a new run with name=… or --out"
-        )
 
 
 def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:

@@ -1,0 +1,104 @@
+"""What is refused before torch is loaded, which takes seconds: mistyped names, paths and options.
+
+Every command calls one of these first. What they call is called again where the work is done, by users of the library
+too.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moslora.choices import FormatName, Protocol
+from moslora.console import is_main_process
+from moslora.errors import UsageError
+
+if TYPE_CHECKING:
+    from moslora.recipe import Recipe
+
+
+def refuse_model(name: str | None) -> None:
+    """Refuses a path that leads to no model."""
+    from moslora.base.resolve import local_folder
+
+    if name is not None:
+        local_folder(name)
+
+
+def refuse_rows(recipe: "Recipe") -> None:
+    """Refuses a recipe whose training rows are not there."""
+    from moslora.data.sources import refuse_missing
+
+    refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
+
+
+def refuse_training(recipe: "Recipe", out: Path, *, resuming: bool) -> None:
+    """Refuses to train into a folder in use, or with a model or rows that are not there."""
+    from moslora.base.resolve import local_folder
+    from moslora.runs.resuming import refuse_other_run
+    from moslora.runs.run import Run
+
+    if is_main_process():
+        refuse_other_run(Run(out), recipe, resuming=resuming)
+    local_folder(recipe.model.name, revision=recipe.model.revision)
+    refuse_rows(recipe)
+
+
+def refuse_target(target: str) -> "Recipe | None":
+    """Refuses a run or a model that is not there. Returns how it is asked, if it says so."""
+    from moslora.runs.asking import read_asking
+    from moslora.runs.manifest import RECIPE, check_hash, read_manifest, written_recipe
+    from moslora.runs.named import names_run
+    from moslora.runs.run import locate_adapter
+
+    path = Path(os.path.expanduser(target))
+    if not names_run(target):
+        return read_asking(path)
+    adapter = locate_adapter(path)
+    manifest = read_manifest(adapter)
+    check_hash(adapter / RECIPE, manifest["sha256"][RECIPE])
+    return written_recipe(adapter / RECIPE, by=manifest["moslora"])
+
+
+def refuse_evaluation(
+    target: str,
+    *,
+    tasks: str | None,
+    protocol: Protocol | None,
+    format: FormatName | None,
+    source: str | None,
+    beams: int | None,
+    out: Path | None,
+) -> None:
+    """Refuses a target, tasks, a source or a folder that cannot be used, and a protocol that cannot read a format."""
+    from moslora.data.sources import refuse_missing
+    from moslora.files import refuse_used
+    from moslora.recipe import resolve_tasks
+    from moslora.runs.asking import how_asked
+    from moslora.runs.run import SETTINGS
+    from moslora.tasks import TASKS
+
+    recipe = refuse_target(target)
+    own_protocol = recipe.evaluation.protocol if recipe else "rank"
+    own_format = recipe.data.format if recipe else "label"
+    how_asked(own_protocol, own_format, protocol=protocol, format=format, beams=beams)
+    own = recipe.own_tasks if recipe else {}
+    chosen = tuple(TASKS.values()) if recipe is None else recipe.questions.tasks
+    if tasks is not None:
+        chosen = resolve_tasks(tasks, own)
+    if source is None and recipe is not None:
+        source = recipe.questions.source
+    refuse_missing(chosen, "test", source=source or "wheel")
+    if out is not None and is_main_process() and not (out / SETTINGS).exists():
+        refuse_used(out)
+
+
+def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
+    """Refuses runs that are not there or not evaluated, in general or in the way that is named."""
+    from moslora.runs.run import Run, is_run
+
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        if is_run(path):
+            Run(path).evaluation(evaluation)

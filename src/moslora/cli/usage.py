@@ -1,0 +1,96 @@
+"""Typer's usage errors, each as one line: what is wrong, where, and the fix. Typer itself prints four, the fix last."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+
+TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""The base of Typer's usage errors; which package has it depends on Typer's version."""
+
+SAID = (
+    (r"(?:Value error, )?.* is not one of (?P<among>.*?)\.?", ""),
+    (r"Input should be a valid integer.*|.* is not a valid integer.*", "must be a whole number"),
+    (r"Input should be a valid number.*|.* is not a valid float.*", "must be a number"),
+    (r"Input should be greater than or equal to (?P<least>\S+)", "must be at least {least}"),
+    (r"(?:dir|Directory) (?P<path>'.*') is a file\.?", "{path} is a file; must be a folder"),
+)
+"""What Typer says of a value (pydantic's words, or click's), and our words."""
+
+
+def one_line(error: Any) -> str:
+    """The line for one of Typer's usage errors."""
+    command = error.ctx.command_path if error.ctx else "moslora"
+    match type(error).__name__:
+        case "NoSuchOption":
+            return f"{error.option_name}: no such option of {command}; {_meant(error.option_name, error.ctx)}"
+        case "MissingParameter":
+            return f"{command}: {_name(error.param)} is missing: {_described(error.param)}"
+        case "BadParameter":
+            return _of_a_value(error)
+        case "BadOptionUsage":
+            if "does not take" in error.message:
+                return f"{error.option_name}: takes no value; write it alone"
+            return f"{error.option_name}: is the last word, and its value is missing"
+    if unknown := re.match(r"No such command ['\"](.+?)['\"]", error.message):
+        close = difflib.get_close_matches(unknown[1], error.ctx.command.commands, n=1)
+        hint = f"did you mean {command} {close[0]}?" if close else f"{command} --help lists all"
+        return f"{unknown[1]}: no such command; {hint}"
+    if extra := re.match(r"Got unexpected extra argument\(?s?\)? \((.+)\)", error.message):
+        return f"{command}: unexpected argument {extra[1]}; {command} --help shows what it takes"
+    return f"{command}: {error.format_message()}"
+
+
+def near_option(typed: str, context: typer.Context | None) -> str:
+    """The option of a command that ``typed`` is closest to, without its value; empty if none is close."""
+    names = [name for parameter in context.command.params for name in parameter.opts] if context else []
+    long = [name for name in names if name.startswith("--")]
+    return next(iter(difflib.get_close_matches(typed.partition("=")[0], long, n=1)), "")
+
+
+def _meant(typed: str, context: typer.Context | None) -> str:
+    if near := near_option(typed, context):
+        return f"did you mean {near}?"
+    command = context.command_path if context else "moslora"
+    return f"{command} --help lists them"
+
+
+def _name(parameter: Any) -> str:
+    """The name of an option as it is typed, or of an argument as the usage shows it."""
+    longest = str(max(parameter.opts, key=len))
+    return longest if longest.startswith("-") else parameter.metavar or longest
+
+
+def _described(parameter: Any) -> str:
+    """The first words of a parameter's help, as a part of a sentence."""
+    text = re.split(r"[;.] |\.$", parameter.help or "described by --help")[0]
+    return text[0].lower() + text[1:]
+
+
+def _of_a_value(error: Any) -> str:
+    """A value that its option or argument does not take."""
+    parameter, said = error.param, error.message
+    value = _typed(parameter.opts, sys.argv[1:])
+    where = f"{_name(parameter)} {value}".rstrip()
+    for pattern, words in SAID:
+        if found := re.fullmatch(pattern, said):
+            if among := found.groupdict().get("among"):
+                names = re.findall(r"['\"](.+?)['\"]", among)
+                close = difflib.get_close_matches(value, names, n=1)
+                meant = f"; did you mean {close[0]}?" if close else ""
+                return f"{where}: must be one of {', '.join(names)}{meant}"
+            return f"{where}: {words.format(**found.groupdict())}"
+    return f"{where}: {said}"
+
+
+def _typed(names: Iterable[str], words: list[str]) -> str:
+    """The value that is typed behind an option of one of these names, the last one if there are several."""
+    value = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, joined = word.partition("=")
+        if name in names:
+            value = joined if equals else following
+    return value

@@ -1,0 +1,25 @@
+"""Whether a name on the command line is a run's or a model's. Importing this does not load torch."""
+
+import os
+from pathlib import Path
+
+from moslora.base.resolve import means_path, no_such_folder
+from moslora.errors import UsageError
+from moslora.runs.run import is_checkpoints
+
+RUNS = Path("runs")
+"""The folder of the runs, and of the results of models without a run."""
+
+
+def names_run(target: str) -> bool:
+    """Whether ``target`` is a run or an adapter folder, or names one that is not there, rather than a model."""
+    path = Path(os.path.expanduser(target))
+    if os.path.isdir(path):
+        return not (path / "config.json").is_file()
+    if path.parent == RUNS or is_checkpoints(path.parent):
+        return True
+    if os.path.isdir(RUNS / path):
+        raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")
+    if means_path(target):
+        raise UsageError(f"{target}: {no_such_folder(target)}")
+    return False

@@ -1,0 +1,46 @@
+"""Usage errors: one line with what is wrong, where, and the fix."""
+
+import pytest
+
+from cli_kit import run
+
+TYPED = {
+    "trian llama3-8b": ("trian", "moslora train"),
+    "xyzzy": ("xyzzy", "moslora --help"),
+    "data sho obqa": ("sho", "moslora data show"),
+    "train": ("moslora train", "recipe"),
+    "compare": ("moslora compare", "A [B …]", "runs"),
+    "merge a b": ("moslora merge", "b", "--help"),
+    "eval --tusks boolq": ("--tusks", "--tasks"),
+    "eval --xyz": ("--xyz", "moslora eval --help"),
+    "train a.yaml --proceses 2": ("--proceses", "--processes"),
+    "plan a.yaml --gpu-memry=80GB": ("--gpu-memry", "--gpu-memory"),
+    "eval --protocol ranks": ("--protocol ranks", "rank, cloze, generate", "mean rank"),
+    "eval --protocol=x": ("--protocol x", "rank, cloze, generate"),
+    "eval --limit x": ("--limit x", "number"),
+    "eval --limit": ("--limit", "missing"),
+    "eval --base=yes": ("--base", "no value"),
+    "eval --processes 0": ("--processes 0", "at least 1"),
+    "eval --processes 1.5": ("--processes 1.5", "whole number"),
+    "compare a --margin x": ("--margin x", "number"),
+    "export a --format gguf": ("--format gguf", "convert_lora_to_gguf.py", "docs/serving.md"),
+    "export a --format onnx": ("--format onnx", "peft"),
+    "runs pyproject.toml": ("pyproject.toml", "folder"),
+    "--versio": ("--versio", "--version"),
+}
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_a_usage_error_is_one_line(
+    typed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    monkeypatch.chdir(pytestconfig.rootpath)
+    code, out, err = run(capsys, *typed.split())
+    assert code == 2 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert [name for name in TYPED[typed] if name not in err] == [], err
+
+
+def test_a_group_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "data")
+    assert code == 2 and all(name in err for name in ("fetch", "show", "audit"))
