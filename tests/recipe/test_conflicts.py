@@ -44,8 +44,11 @@ IMPOSSIBLE = [
     "evaluation.protocol=generate data.format=cloze-passage",
     "evaluation.protocol=cloze",
     "evaluation.beams=4",
+    "tracking.project=mine",
 ]
 POSSIBLE = [
+    "tracking.project=mine tracking.to=[]",
+    "tracking.project=mine tracking.to=[wandb]",
     "adapter.rank_out=8",
     "adapter.rank_out=16 adapter.mixer.train=folded",
     "adapter.mixer.init=zeros",

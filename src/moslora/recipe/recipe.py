@@ -10,7 +10,7 @@ from moslora.tasks import BUILT_IN, Questions, Task
 
 from .adapter import Adapter, AdapterSection
 from .fields import Section
-from .rules import conflicts
+from .rules import conflicts, tracking_conflicts
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskName, TaskSection
 from .yaml_text import render, render_inline
@@ -104,7 +104,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         sections = self.model, self.adapter, self.data, self.training, self.evaluation
-        if found := list(conflicts(*sections, own_tasks=self.tasks)):
+        found = [*conflicts(*sections, own_tasks=self.tasks), *tracking_conflicts(self.tracking)]
+        if found:
             text = "\n".join(f"{keys.split()[0]}: {message}" for keys, message in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
         return self

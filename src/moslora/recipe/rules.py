@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
 from .adapter import Adapter, AdapterSection, PeftSection
-from .sections import DataSection, EvaluationSection, ModelSection, TrainingSection
+from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskSection
 
 PROTOCOLS = {
@@ -60,6 +60,13 @@ def conflicts(
     if data.source == "commonsense_170k":
         yield from _mixture(data, adapter)
     yield from _evaluation(data, evaluation)
+
+
+def tracking_conflicts(tracking: TrackingSection) -> Conflicts:
+    """A project alone would track nothing, silently. An empty list that is written down is meant."""
+    if "project" in tracking.model_fields_set and "to" not in tracking.model_fields_set:
+        fix = "set tracking.to as well, such as tracking.to=[wandb], or remove it"
+        yield "tracking.project tracking.to", f"nothing is tracked without a tracker; {fix}"
 
 
 def _training(training: TrainingSection, model: ModelSection) -> Conflicts:

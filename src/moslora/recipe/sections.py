@@ -190,4 +190,4 @@ class TrackingSection(Section):
     own variables say, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
 
     project: str = Field(default="moslora", min_length=1)
-    """Project of the run's record, in MLflow the experiment; TensorBoard has none."""
+    """Project of the run's record, in MLflow the experiment; TensorBoard has none. Needs `to`."""
