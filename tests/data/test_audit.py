@@ -186,4 +186,4 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], world: P
     cells = [line.split()[:3] for line in out.splitlines() if line.startswith(("boolq ", "obqa "))]
     assert cells == [["boolq", "30", "20"], ["obqa", "30", "20"]]
     code, _, err = run(capsys, "data", "audit", *options, "--format", "labels")
-    assert code == 2 and "--format" in err and "'labels'" in err
+    assert code == 2 and "--format" in err and "labels" in err

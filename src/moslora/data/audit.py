@@ -6,6 +6,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import chain
 from statistics import median_low
 
 from transformers import PreTrainedTokenizerBase
@@ -47,55 +48,80 @@ def audit_rows(
     Bare instructions of a file are a task of their own, the last. A file has no test rows; `MIXTURE` is tested on the
     hub's. Lengths are compared with ``max_length`` in tokens.
     """
-    encoder, rendered = Encoder(tokenizer, max_length=None), make_format(format, tokenizer)
+    encoder = Encoder(tokenizer, max_length=None)
+    rendered = make_format(format, tokenizer)
     training, test = read(tasks, source=source)
-    table, notes = [HEADER], differences(source, [task.name for task in tasks])
+    notes = differences(source, [task.name for task in tasks])
     for split, rows in (("training", training), ("test", test)):
-        if missing := [task for task in rows if not rows[task]]:
+        missing = [task for task in rows if not rows[task]]
+        if missing:
             notes.append(f"no {split} rows of {', '.join(missing)}")
     overlaps = count_overlaps(training, test)
-    for task, found in overlaps.items():
+    table = [HEADER]
+    for task, overlap in overlaps.items():
         lengths = [len(text.ids) for text in encoder.training_texts(training[task], rendered)]
-        cut = f"{sum(length > max_length for length in lengths) / len(lengths):.1%}" if lengths else "–"
-        measured = (median_low(lengths), max(lengths)) if lengths else ("–", "–")
-        cells = (len(lengths), len(test[task]), *measured, cut, *astuple(found))
-        table.append([task, *(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells)])
-    if leaks := sum(found.leaks for found in overlaps.values()):
+        counts = [f"{len(lengths):,}", f"{len(test[task]):,}"]
+        repeats = [f"{count:,}" for count in astuple(overlap)]
+        table.append([task, *counts, *_in_tokens(lengths, max_length=max_length), *repeats])
+    leaks = sum(overlap.leaks for overlap in overlaps.values())
+    if leaks:
         notes.append(f"{leaks:,} test questions are training rows; moslora eval also scores without them")
     return table, notes
 
 
+def _in_tokens(lengths: Sequence[int], *, max_length: int) -> list[str]:
+    """The cells of the median, of the longest, and of the share of training rows that are cut."""
+    if not lengths:
+        return ["–", "–", "–"]
+    longer = sum(length > max_length for length in lengths)
+    return [f"{median_low(lengths):,}", f"{max(lengths):,}", f"{longer / len(lengths):.1%}"]
+
+
 def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
     """Training and test rows by task, the same tasks in both; see `audit_rows`."""
-    path = local_path(source)
-
-    def there(split: Split) -> list[Task]:  # a folder may lack files, and a file has training rows alone
-        having = [task for task in tasks if split == "test" or "train" in task.splits]
-        if path and path.is_file():
-            return [task for task in having if task.own or split == "train"]
-        return [task for task in having if task.own or not path or local.find_file(path, task, split)]
-
-    trained = load_training(there("train"), source=source)
-    tested = [row for task in there("test") for row in load_examples(task, "test", source=source)]
+    trained = load_training(_with_rows(tasks, "train", source=source), source=source)
+    tested: list[Example] = []
+    for task in _with_rows(tasks, "test", source=source):
+        tested += load_examples(task, "test", source=source)
+    asked = [task.name for task in tasks]
     found = {row.task for row in (*trained, *tested)}
-    names = [name for name in (*(task.name for task in tasks), INSTRUCTION) if name in found]
+    names = [name for name in (*asked, INSTRUCTION) if name in found]
     if not names:
-        raise UsageError(f"{source}: contains no rows of {', '.join(task.name for task in tasks)}")
-    training, test = ({name: [row for row in rows if row.task == name] for name in names} for rows in (trained, tested))
-    return training, test
+        raise UsageError(f"{source}: contains no rows of {', '.join(asked)}")
+    return _by_task(trained, names), _by_task(tested, names)
+
+
+def _with_rows(tasks: Sequence[Task], split: Split, *, source: str) -> list[Task]:
+    """The tasks that have a split there: a folder may lack files, and a file has training rows alone."""
+    path = local_path(source)
+    if split == "train":
+        tasks = [task for task in tasks if "train" in task.splits]
+    if path is None or (path.is_file() and split == "train"):
+        return list(tasks)
+    if path.is_file():
+        return [task for task in tasks if task.own]
+    return [task for task in tasks if task.own or local.find_file(path, task, split)]
+
+
+def _by_task(rows: Sequence[Example], names: Sequence[str]) -> Rows:
+    found: dict[str, list[Example]] = {name: [] for name in names}
+    for row in rows:
+        found[row.task].append(row)
+    return found
 
 
 def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
     """Repeats within each task's training rows, and of its test rows in all training rows."""
-    said = {task: [content(row) for row in rows] for task, rows in training.items()}
-    trained = {row for rows in said.values() for row in rows}
+    said = {task: list(map(content, rows)) for task, rows in training.items()}
+    trained = set(chain.from_iterable(said.values()))
     questions = {row.question for row in trained}
     overlaps = {}
     for task, rows in said.items():
-        asked = [content(row) for row in test[task]]
+        asked = list(map(content, test[task]))
+        answers = Counter((row.question, row.choices) for row in set(rows))  # different ones, by what was asked
         overlaps[task] = Overlap(
-            repeats=len(rows) - len({row[:2] for row in rows}),
-            conflicts=sum(answers > 1 for answers in Counter(row[:2] for row in set(rows)).values()),
+            repeats=len(rows) - len(answers),
+            conflicts=sum(count > 1 for count in answers.values()),
             in_train=sum(row.question in questions for row in asked),
             leaks=sum(row in trained for row in asked),
         )

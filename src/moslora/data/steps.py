@@ -33,15 +33,23 @@ class StepPlan:
         self.rows = rows
         self.global_batch_size = global_batch_size
         self.seed = seed
-        by_epochs = math.inf if epochs is None else math.ceil(epochs * rows)
-        by_steps = math.inf if max_steps is None else max_steps * global_batch_size
-        self._end = int(min(by_epochs, by_steps))
+        ends = []
+        if epochs is not None:
+            ends.append(math.ceil(epochs * rows))
+        if max_steps is not None:
+            ends.append(max_steps * global_batch_size)
+        self._end = min(ends)
 
     @classmethod
     def of(cls, training: TrainingSection, *, rows: int, seed: int) -> "StepPlan":
         """The steps that a recipe's section asks for, over ``rows`` rows."""
-        batch, epochs, most = training.global_batch_size, training.epochs, training.max_steps
-        return cls(rows=rows, global_batch_size=batch, epochs=epochs, max_steps=most, seed=seed)
+        return cls(
+            rows=rows,
+            global_batch_size=training.global_batch_size,
+            epochs=training.epochs,
+            max_steps=training.max_steps,
+            seed=seed,
+        )
 
     def __len__(self) -> int:
         return math.ceil(self._end / self.global_batch_size)
@@ -52,8 +60,11 @@ class StepPlan:
             raise IndexError(step)
         begin = step * self.global_batch_size
         end = min(begin + self.global_batch_size, self._end)
-        draws = (divmod(i, self.rows) for i in range(begin, end))  # the epoch, and the place in it
-        return [_permutation(self.rows, self.seed * 1_000_003 + epoch)[place] for epoch, place in draws]
+        drawn = []
+        for draw in range(begin, end):
+            epoch, place = divmod(draw, self.rows)
+            drawn.append(_permutation(self.rows, self.seed * 1_000_003 + epoch)[place])
+        return drawn
 
 
 @lru_cache(maxsize=2)  # epochs that a step touches at most
@@ -116,23 +127,25 @@ def collate(
     """
     rows = rows or [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     texts = [row.input_ids for row in rows]
-    tokens, laid, places = lay([texts] if share else [[text] for text in texts], device)
+    families = [texts] if share else [[text] for text in texts]
+    tokens, laid, places = lay(families, device)
     numbers = {name: number for number, name in enumerate(tasks)}
-    number_of = {
-        place: numbers.get(row.task, len(numbers)) for row, path in zip(rows, places, strict=True) for place in path
-    }
-    labelled = [  # a row's first token is predicted by nothing
-        (before, label)
-        for row, path in zip(rows, places, strict=True)
-        for before, label in zip(path, row.labels[1:], strict=False)
-        if label != IGNORE_INDEX
-    ]
+    task_of_token = [len(numbers)] * len(tokens)
+    predicted_from: list[int] = []
+    labels: list[int] = []
+    for row, path in zip(rows, places, strict=True):
+        for place in path:
+            task_of_token[place] = numbers.get(row.task, len(numbers))
+        for before, label in zip(path, row.labels[1:], strict=False):  # a row's first token is predicted by nothing
+            if label != IGNORE_INDEX:
+                predicted_from.append(before)
+                labels.append(label)
     return MicroBatch(
         input_ids=send([tokens], device),
         rows=laid,
-        tasks=send([[number_of.get(place, len(numbers)) for place in range(len(tokens))]], device),
-        predicted_from=send([before for before, _ in labelled], device),
-        labels=send([label for _, label in labelled], device),
+        tasks=send([task_of_token], device),
+        predicted_from=send(predicted_from, device),
+        labels=send(labels, device),
     )
 
 

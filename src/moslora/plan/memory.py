@@ -1,5 +1,6 @@
 """Bytes that training needs on each device, from the shapes of a model on the meta device."""
 
+import math
 import re
 from bisect import bisect
 from collections import Counter
@@ -60,28 +61,56 @@ def memory(
     rank_budget: bool = False,
 ) -> Memory:
     """Memory of each of ``processes`` devices; ``shards`` of them share the decoder layers' frozen weights."""
-    dtype, own = DTYPES[section.dtype], own_parameters(model)
-    layers, outside, unpacked = _base(model, section)
-    buffers = sum(x.numel() for x in {x for layer, _ in adapted_layers(model).values() for x in layer.buffers()})
+    dtype = DTYPES[section.dtype]
+    base = _base(model, section)
+    own = own_parameters(model)
     trained = sum(weight.numel() for weight in own if weight.requires_grad)
     checkpointing = section.gradient_checkpointing
     activations, temporary = measure(model, work, dtype=dtype, checkpointing=checkpointing, on_gpu=on_gpu)
-    packs = not section.quantization and kernel(torch.device("cpu"), dtype) == PACKED
-    decoder = model.get_decoder()  # without the output layer, which training computes in pieces
-    copies = dtype.itemsize * sum(layer.weight.numel() for layer in packed_layers(decoder)) if packs else 0
     step = Memory(
-        weights=outside + sum(layers.values()) // shards,
-        packed=0 if on_gpu or shards > 1 else copies,
-        adapters=4 * (sum(weight.numel() for weight in own) + buffers),
-        gradients=4 * trained * (2 if processes > 1 else 1),
-        optimizer=8 * trained * (2 if rank_budget else 1),
+        weights=base.outside + sum(base.layers) // shards,
+        packed=0,
+        adapters=4 * (sum(weight.numel() for weight in own) + _buffers(model)),
+        gradients=4 * trained,
+        optimizer=8 * trained,
         activations=activations,
-        temporary=temporary + unpacked,
-        gathered=3 * max(layers.values()) if shards > 1 else 0,
-        overhead=CUDA_OVERHEAD + NCCL_BUFFERS * (processes > 1) if on_gpu else CPU_OVERHEAD,
+        temporary=temporary + base.unpacked,
+        gathered=0,
+        overhead=CPU_OVERHEAD,
     )
-    whole = outside + sum(layers.values()) + step.adapters + unpacked + step.overhead
-    return replace(step, loading=max(0, whole - step.total) if section.quantization else 0)
+    if on_gpu:
+        step = replace(step, overhead=CUDA_OVERHEAD)
+    elif shards == 1:
+        step = replace(step, packed=_packed_copies(model, section))
+    if processes > 1:
+        step = replace(step, gradients=2 * step.gradients)
+        if on_gpu:
+            step = replace(step, overhead=step.overhead + NCCL_BUFFERS)
+    if rank_budget:
+        step = replace(step, optimizer=2 * step.optimizer)
+    if shards > 1:
+        step = replace(step, gathered=3 * max(base.layers))
+    if section.quantization:
+        whole = base.outside + sum(base.layers) + step.adapters + base.unpacked + step.overhead
+        step = replace(step, loading=max(0, whole - step.total))
+    return step
+
+
+def _buffers(model: PreTrainedModel) -> int:
+    """Entries of the adapters' buffers, of which several layers may share one."""
+    found = set()
+    for layer, _ in adapted_layers(model).values():
+        found.update(layer.buffers())
+    return sum(buffer.numel() for buffer in found)
+
+
+def _packed_copies(model: PreTrainedModel, section: ModelSection) -> int:
+    """Bytes of the weights that a CPU keeps a second time, in the order that its products read."""
+    dtype = DTYPES[section.dtype]
+    if section.quantization or kernel(torch.device("cpu"), dtype) != PACKED:
+        return 0
+    decoder = model.get_decoder()  # without the output layer, which training computes in pieces
+    return dtype.itemsize * sum(layer.weight.numel() for layer in packed_layers(decoder))
 
 
 def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> int | None:
@@ -98,27 +127,45 @@ def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> 
     return max(longest, 64 * fitting)
 
 
-def _base(model: PreTrainedModel, section: ModelSection) -> tuple[dict[str, int], int, int]:
-    """Bytes of the base's weights: in each decoder layer; of what is not sharded, which is all outside of them, and
-    quantisation's constants, as they are no parameters; and unpacked of the largest quantised weight, as a product
-    unpacks all of it first. All linear layers but the output layer are quantised."""
-    width, output = DTYPES[section.dtype].itemsize, model.get_output_embeddings()
+@dataclass(frozen=True)
+class _Base:
+    """Bytes of the base's weights."""
+
+    layers: list[int]  # of each decoder layer
+    # What is not sharded: all outside of the layers, and quantisation's constants, as they are no parameters.
+    outside: int
+    unpacked: int  # the largest quantised weight, all of which a product unpacks first
+
+
+def _base(model: PreTrainedModel, section: ModelSection) -> _Base:
+    """The base's bytes; if it is quantised, all linear layers but the output layer are."""
     own = own_parameters(model)
-    linear = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not output}
-    layers, outside, unpacked = Counter[str](), 0, 0
+    quantized = _quantized_weights(model, section)
+    layers = Counter[str]()
+    outside = 0
+    unpacked = 0
     for name, weight in model.named_parameters():
         if weight in own:
             continue
-        size, constants = width * weight.numel(), 0
-        if section.quantization and weight in linear:
+        size = DTYPES[section.dtype].itemsize * weight.numel()
+        if weight in quantized:
             unpacked = max(unpacked, size)
             size, constants = _quantized(weight, section)
-        outside += constants
-        if layer := re.match(r".*?\.\d+\.", name):
+            outside += constants
+        layer = re.match(r".*?\.\d+\.", name)
+        if layer:
             layers[layer[0]] += size
         else:
             outside += size
-    return layers, outside, unpacked
+    return _Base(list(layers.values()), outside, unpacked)
+
+
+def _quantized_weights(model: PreTrainedModel, section: ModelSection) -> set[Tensor]:
+    if not section.quantization:
+        return set()
+    output = model.get_output_embeddings()
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return {layer.weight for layer in linear if layer is not output}
 
 
 def _quantized(weight: Tensor, section: ModelSection) -> tuple[int, int]:
@@ -130,6 +177,8 @@ def _quantized(weight: Tensor, section: ModelSection) -> tuple[int, int]:
     """
     if section.quantization == "int8":
         return weight.numel(), 4 * weight.shape[0]
-    scales = -(-weight.numel() // 64)
-    constants = scales + 4 * (-(-scales // 256) + 256 + 1) if section.double_quantization else 4 * scales
-    return -(-weight.numel() // 2), 4 * 16 + constants
+    scales = math.ceil(weight.numel() / 64)
+    constants = 4 * scales
+    if section.double_quantization:
+        constants = scales + 4 * (math.ceil(scales / 256) + 256 + 1)
+    return math.ceil(weight.numel() / 2), 4 * 16 + constants
