@@ -1,8 +1,10 @@
 """The commands as a user types them, wrong turns included: one clear line, an exit code, nothing lost."""
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from cli_kit import run
+from moslora.cli.table import print_entries
 from moslora.recipe import list_recipes
+from moslora.runs.run import Run, table_of_runs
 
 
 def test_help_loads_no_tensor_library() -> None:
@@ -146,3 +150,31 @@ def test_a_failed_start_does_not_claim_the_folder(
     assert run(capsys, "train", world / "recipe.yaml", "adapter.target_modules=[q_prj]")[0] == 2
     assert not list(Path("runs").iterdir())
     assert run(capsys, "train", world / "recipe.yaml", "training.max_steps=3")[0] == 0
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_runs_are_readable_on_a_narrow_terminal(
+    columns: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No name is folded or cut, and no line is longer than the terminal; in a pipe each run is one line."""
+    name = "a-name-of-forty-letters-with-3-numbers-12"
+    shutil.copytree(trained, tmp_path / name)
+    results = {f"rank-label-bfloat16{of}": {"macro": 0.5, "questions": 12_345, "tasks": {}} for of in ("", "-base")}
+    Run(tmp_path / name).add_facts(results=results)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    said = {}
+    for kind in (Screen, io.StringIO):
+        monkeypatch.setattr(sys, "stdout", kind())
+        print_entries(table_of_runs(tmp_path))
+        said[kind] = sys.stdout.getvalue().splitlines()
+    assert said[Screen][0] == name and max(map(len, said[Screen])) <= columns
+    assert [line.split()[-4:] for line in said[Screen] if "12,345" in line] == [
+        [f"rank-label-bfloat16{of}", "50.0", "(n", "12,345)"] for of in ("", "-base")
+    ]
+    (line,) = [line for line in said[io.StringIO] if name in line]
+    assert "21/21" in line and "rank-label-bfloat16-base 50.0 (n 12,345)" in line

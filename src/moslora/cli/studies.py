@@ -12,7 +12,7 @@ from moslora.cli import completion
 from moslora.cli.completion import RUNS
 from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
-from moslora.cli.table import print_described, print_table
+from moslora.cli.table import print_described, print_entries, print_table
 from moslora.errors import UsageError
 
 app = typer.Typer()
@@ -129,7 +129,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay
     """List the runs in a folder: adapter, steps, state and scores."""
     from moslora.runs.run import table_of_runs
 
-    print_table(table_of_runs(folder))
+    print_entries(table_of_runs(folder))
 
 
 @app.command()
