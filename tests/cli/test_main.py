@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from cli_kit import run
 from moslora.cli.table import print_entries
+from moslora.processes.launch import PART
 from moslora.recipe import list_recipes
 from moslora.runs.run import Run, table_of_runs
 
@@ -77,12 +79,15 @@ def test_train_eval_merge_export(
 ) -> None:
     """The way from a recipe to a merged model, with the defaults of every command."""
     monkeypatch.chdir(tmp_path)
-    assert run(capsys, "train", world / "recipe.yaml", "training.epochs=1")[0] == 0
+    code, out, _ = run(capsys, "train", world / "recipe.yaml", "training.epochs=1")
+    assert code == 0 and out.splitlines()[-1] == "next: moslora eval runs/small"
     code, out, _ = run(capsys, "eval")
     assert code == 0 and "newest run: runs/small" in out and "macro average" in out
+    assert out.splitlines()[-1] == "next: moslora eval runs/small --base"
     code, out, _ = run(capsys, "eval", "--base", "--tasks", "obqa", "--limit", "7")
     results = json.loads(Path("runs/small/eval/rank-label-float32-base/results.json").read_text())
     assert code == 0 and results["tasks"]["obqa"]["n"] == 7 and list(results["tasks"]) == ["obqa"]
+    assert out.splitlines()[-1] == "next: moslora compare runs/small"
     code, out, _ = run(capsys, "merge", "runs/small")
     assert code == 0 and "mean |Δ log p|" in out and Path("runs/small/merged/model.safetensors").exists()
     assert out.endswith("hf upload OWNER/small runs/small/merged --private --exclude moslora.yaml\n")
@@ -100,8 +105,20 @@ def test_train_eval_merge_export(
     assert out.endswith("hf upload OWNER/small runs/small/peft --private --exclude moslora.yaml\n")
     code, out, _ = run(capsys, "import", "runs/small/peft")
     assert code == 0 and "layers imported" in out and "written to runs/peft" in out
+    assert out.splitlines()[-1] == "next: moslora eval runs/peft"
     code, out, _ = run(capsys, "eval", "runs/peft", "--source", world / "data", "--tasks", "obqa")
     assert code == 0 and Path("runs/peft/eval/rank-label-bfloat16/results.json").exists()
+
+
+def test_the_next_command_can_be_pasted_and_is_left_out_within_another(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ("train", world / "recipe.yaml", "training.max_steps=2", "--out")
+    (line,) = [line for line in run(capsys, *command, "my run")[1].splitlines() if line.startswith("next: ")]
+    assert shlex.split(line) == ["next:", "moslora", "eval", "my run"]
+    monkeypatch.setenv(PART, "1")
+    assert "next: " not in run(capsys, *command, "other")[1]
 
 
 def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

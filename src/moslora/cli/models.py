@@ -11,6 +11,7 @@ import typer
 from moslora import choices
 from moslora.cli import completion, early, options
 from moslora.cli.completion import RUNS
+from moslora.cli.following import after_scoring, say_next
 from moslora.cli.table import print_table
 from moslora.console import is_main_process, note, say
 from moslora.errors import UsageError, stopped
@@ -52,6 +53,7 @@ def train(
         from moslora.training import train_recipe
 
     train_recipe(resolved, out=out, resuming=resume)
+    say_next("eval", str(out))
 
 
 @app.command(context_settings=options.ALL_TO_THE_RECIPE)
@@ -105,7 +107,7 @@ def evaluate(
     typed = _typed(protocol=protocol, format=format, source=source) | sizes
     if limit is not None:
         typed["limit"] = limit or None
-    from moslora.runs.run import newest_run
+    from moslora.runs.run import newest_run, run_of
 
     newest = str(newest_run(RUNS, Path()).path) if target is None else ""
     target = target or newest
@@ -121,6 +123,9 @@ def evaluate(
         results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
     if is_main_process():
         print_table(results.table(), above=[results.heading], below=[*results.remarks(), f"written to {folder}"])
+        if opened.run and out is None:
+            words = sys.argv[1:] if not newest else ["eval", newest, *sys.argv[2:]]
+            say_next(*after_scoring(folder, run_of(opened.run.path), words=words))
 
 
 @app.command()
@@ -234,6 +239,7 @@ def import_(
 
     print(import_adapter(source, out=out, base=base, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}")
+    say_next("eval", str(out))
 
 
 @app.command()

@@ -22,6 +22,9 @@ from moslora.errors import Interrupted, UsageError
 LAUNCHED_HERE = "MOSLORA_LAUNCHED"
 """Set in the processes that :func:`launch` has started: the process that did."""
 
+PART = "MOSLORA_PART"
+"""Set in the processes of a command that is a part of another, such as the quickstart: it names no next command."""
+
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C and SIGTERM."""
 

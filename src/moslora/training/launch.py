@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.processes.devices import gpus
-from moslora.processes.launch import STOPPED, cores, launch
+from moslora.processes.launch import PART, STOPPED, cores, launch
 from moslora.recipe import TrainingSection
 from moslora.runs.run import Run
 
@@ -29,7 +29,7 @@ def train_in_processes(
         processes=processes,
         then=again,
         steps_done=lambda: Run(out).steps_done,
-        environment={"OMP_NUM_THREADS": str(max(1, cores() // processes)), **(environment or {})},
+        environment={PART: "1", "OMP_NUM_THREADS": str(max(1, cores() // processes)), **(environment or {})},
     )
     if code in STOPPED:
         raise Interrupted(f"stopped: the work so far is saved, and {again}", signal_number=code - 128)

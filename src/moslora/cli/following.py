@@ -1,0 +1,41 @@
+"""The last line of a command: the one that comes next."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moslora.console import say
+from moslora.errors import UsageError
+
+if TYPE_CHECKING:
+    from moslora.runs.run import Run
+
+
+def say_next(*words: str) -> None:
+    """Prints a command to go on with, if there is one, unless this is a part of another command."""
+    from moslora.processes.launch import PART
+
+    if words and PART not in os.environ:
+        say(f"next: {shlex.join(['moslora', *words])}")
+
+
+def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
+    """The command after the evaluation of ``run`` in ``folder`` by ``words``: the comparison with its base, or first
+    the same evaluation of what was not scored yet. None after that of a checkpoint."""
+    from moslora.runs.run import SETTINGS, base_of
+
+    base = base_of(folder)
+    own = base.with_name(base.name.removesuffix("-base"))
+    if folder not in (own, base):
+        return ()
+    if not (base / SETTINGS).is_file():
+        return (*words, "--base")
+    if not (own / SETTINGS).is_file():
+        return [word for word in words if word != "--base"]
+    try:
+        alone = run.evaluation() == own
+    except UsageError:  # there are several
+        alone = False
+    return ["compare", str(run.path)] if alone else ["compare", str(run.path), "--evaluation", own.name]
