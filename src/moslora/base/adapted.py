@@ -70,7 +70,7 @@ def with_adapters(
     home = model.device
     moved = home.type == "cuda" and DRAWN_FROM_THE_BASE in str(getattr(config, "init_lora_weights", ""))
     if moved:
-        model.to("cpu")
+        model.to(torch.device("cpu"))  # type: ignore[arg-type]
     place = torch.device("meta" if model.device.type == "meta" else "cpu")
     gpus = [model.device] if model.device.type == "cuda" else []
     try:

@@ -26,7 +26,9 @@ class Dropout(nn.Module):
     @property
     def scale(self) -> float:
         """Factor of the entries that are left."""
-        return 1 / (1 - self.p) if self.training else 1.0
+        if not self.training:
+            return 1.0
+        return 1 / (1 - self.p)
 
     def draw(self, x: Tensor) -> Tensor | None:
         """The entries of ``x`` to drop: on a CPU their places, int32 where they fit; else a bool mask, false
@@ -37,12 +39,16 @@ class Dropout(nn.Module):
             return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p)
         mean = -x.numel() * math.log1p(-self.p)
         count = int(torch.poisson(torch.tensor(mean, dtype=torch.float64)))
-        narrow = x.numel() <= torch.iinfo(torch.int32).max  # they are kept, and an index of 8 bytes is made on use
-        return torch.randint(max(x.numel(), 1), (count,), dtype=torch.int32 if narrow else torch.int64)
+        dtype = torch.int64
+        if x.numel() <= torch.iinfo(torch.int32).max:
+            dtype = torch.int32  # they are kept, and an index of 8 bytes is made on use
+        return torch.randint(max(x.numel(), 1), (count,), dtype=dtype)
 
     def forward(self, x: Tensor, drawn: Tensor | None) -> Tensor:
         """``x`` after dropout, given what :meth:`draw` found."""
-        return x if drawn is None else without(x, drawn) * self.scale
+        if drawn is None:
+            return x
+        return without(x, drawn) * self.scale
 
     @staticmethod
     def kernel(device: torch.device) -> str:
@@ -52,13 +58,21 @@ class Dropout(nn.Module):
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
     """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; then x is overwritten."""
-    if plus is not None:
-        if drawn is not None and drawn.dtype == torch.bool:
-            return torch.addcmul(plus, x, drawn, out=x)
-        return without(x, drawn, in_place=True).add_(plus)
     if drawn is None:
-        return x
+        return x if plus is None else x.add_(plus)
+    by_mask = drawn.dtype == torch.bool
+    if plus is not None and by_mask:
+        return torch.addcmul(plus, x, drawn, out=x)
+    if plus is not None:
+        return _without_in_place(x, drawn).add_(plus)
+    if in_place:
+        return _without_in_place(x, drawn)
+    if by_mask:
+        return x * drawn
+    return x.reshape(-1).index_fill(0, drawn.long(), 0).view_as(x)
+
+
+def _without_in_place(x: Tensor, drawn: Tensor) -> Tensor:
     if drawn.dtype == torch.bool:
-        return x.mul_(drawn) if in_place else x * drawn
-    flat = x.view(-1) if in_place else x.reshape(-1)
-    return (flat.index_fill_ if in_place else flat.index_fill)(0, drawn.long(), 0).view_as(x)
+        return x.mul_(drawn)
+    return x.view(-1).index_fill_(0, drawn.long(), 0).view_as(x)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-PACKED, IN_FLOAT32 = "oneDNN, packed", "torch, in float32"
+PACKED = "oneDNN, packed"
+IN_FLOAT32 = "torch, in float32"
 
 CONVERTED_FROM = 32
 """Rows of x from which on a float32 copy of the weight is worth it."""
@@ -35,22 +36,35 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
     """Name of what computes a frozen linear layer."""
     if device.type != "cpu":
         return "torch"
-    if torch.backends.mkldnn.is_available() and (
-        dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    ):
-        return PACKED
-    return IN_FLOAT32 if dtype in (torch.bfloat16, torch.float16) else "torch"
+    if torch.backends.mkldnn.is_available():
+        if dtype == torch.float32:
+            return PACKED
+        if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return PACKED
+    if dtype in (torch.bfloat16, torch.float16):
+        return IN_FLOAT32
+    return "torch"
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Tensor | None = None) -> Tensor:
     """x Wᵀ + b without a gradient; ``x`` is ``(..., in_features)``, ``weight`` ``(out_features, in_features)``."""
-    by = kernel(x.device, x.dtype) if x.dtype == weight.dtype else "torch"
+    by = _kernel_of(x, weight)
     if by == PACKED:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight if packed is None else packed, bias, "none", [], "")
+        if packed is None:
+            packed = weight
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
         return y
     if by == "torch" or x.numel() < CONVERTED_FROM * x.shape[-1]:
         return F.linear(x, weight, bias)
-    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    if bias is not None:
+        bias = bias.float()
+    return F.linear(x.float(), weight.float(), bias).to(x.dtype)
+
+
+def _kernel_of(x: Tensor, weight: Tensor) -> str:
+    if x.dtype != weight.dtype:  # torch says what is wrong
+        return "torch"
+    return kernel(x.device, x.dtype)
 
 
 def pack_nothing(model: nn.Module) -> None:
@@ -79,15 +93,19 @@ class FrozenLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.weight = linear.weight
+        self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        by = kernel(x.device, x.dtype) if x.dtype == self.weight.dtype else "torch"
-        if by == "torch" or self.weight.requires_grad or getattr(self.bias, "requires_grad", False):
+        by = _kernel_of(x, self.weight)
+        learns = self.weight.requires_grad or getattr(self.bias, "requires_grad", False)
+        if by == "torch" or learns:
             return F.linear(x, self.weight, self.bias)
-        packs = self.packs and by == PACKED and not self.weight.is_inference()
-        packed = _packed(self.weight) if packs else None
+        packed = None
+        if self.packs and by == PACKED and not self.weight.is_inference():
+            packed = _packed(self.weight)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return product(x, self.weight, self.bias, packed=packed)
         y: Tensor = _Product.apply(x, self.weight, packed, self.bias)
@@ -99,11 +117,12 @@ def add_product(base: nn.Module, x: Tensor, u: Tensor, b: Tensor) -> Tensor:
 
     The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
     """
-    weight = base.weight if isinstance(base, FrozenLinear) and base.bias is None and x.device.type != "cpu" else None
-    if weight is None or not x.dtype == u.dtype == weight.dtype:  # autocast may choose another
+    if x.device.type == "cpu" or not isinstance(base, FrozenLinear) or base.bias is not None:
+        return F.linear(u, b).add_(base(x))
+    if not x.dtype == u.dtype == base.weight.dtype:  # autocast may choose another
         return F.linear(u, b).add_(base(x))
     y = u.reshape(-1, u.shape[-1]) @ b.T
-    return y.addmm_(x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
+    return y.addmm_(x.reshape(-1, x.shape[-1]), base.weight.T).view(*x.shape[:-1], -1)
 
 
 class _Product(torch.autograd.Function):
@@ -128,7 +147,8 @@ _copies = WeakTensorKeyDictionary()  # weight: (its version and place, a sample 
 
 
 def _packed(weight: Tensor) -> Tensor:
-    state, entries = (weight._version, weight.data_ptr()), weight.detach().reshape(-1)
+    state = weight._version, weight.data_ptr()
+    entries = weight.detach().reshape(-1)
     sample = entries[:: len(entries) // SAMPLED + 1]
     before, sampled, packed = _copies.get(weight, (None, None, None))
     if before != state or not sample.equal(sampled):

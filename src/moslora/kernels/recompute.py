@@ -31,11 +31,14 @@ class _Again:
     def made(self, parts: Sequence[Tensor]) -> tuple[Tensor, bool]:
         """For one of its readers, and whether that one may change it: the last, where it was made."""
         if self._made is None:
-            self._made, self._left = self._make(*parts) if self._make else parts[0], self.readers
-        made, self._left = self._made, self._left - 1
-        if not self._left:
+            self._made = self._make(*parts) if self._make else parts[0]
+            self._left = self.readers
+        made = self._made
+        self._left -= 1
+        is_last = self._left == 0
+        if is_last:
             self._made = None
-        return made, not self._left and self._make is not None
+        return made, is_last and self._make is not None
 
 
 def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
@@ -54,7 +57,9 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]
         return F.linear(without(x, drawn), a), x
     again, parts = getattr(x, "again", None) or (_Again(None), [x.detach()])
     found = _Projection.apply(x, a, drawn, again, *parts)
-    return found if x.requires_grad else (found, x)
+    if x.requires_grad:
+        return found
+    return found, x
 
 
 class _Projection(torch.autograd.Function):
@@ -62,11 +67,18 @@ class _Projection(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: _Again, *parts: Tensor) -> Any:
-        ctx.save_for_backward(a, drawn, *(parts if ctx.needs_input_grad[1] else ()))
-        ctx.again, ctx.parts = again, len(parts)
-        again.readers += ctx.needs_input_grad[1]
+        _, a_learns, *_ = ctx.needs_input_grad
+        ctx.again = again
+        ctx.parts = len(parts)
+        if a_learns:
+            again.readers += 1
+            ctx.save_for_backward(a, drawn, *parts)
+        else:
+            ctx.save_for_backward(a, drawn)
         h = F.linear(without(x, drawn), a)
-        return (h, x) if ctx.needs_input_grad[0] else h
+        if ctx.needs_input_grad[0]:
+            return h, x
+        return h
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, of_x: Tensor | None = None) -> tuple[Tensor | None, ...]:

@@ -29,18 +29,21 @@ class RotaryAttention(nn.Module):
         super().__init__()
         self.__dict__.update(plain.__dict__)
         self.without_rows = type(plain).forward
-        of_config = type(plain).__name__ == "MistralAttention"  # others have it themselves; Llama's has none, whatever
-        self.window = getattr(plain.config if of_config else plain, "sliding_window", None)  # its config says
+        says_window = plain  # Llama's has none, whatever its config says
+        if type(plain).__name__ == "MistralAttention":
+            says_window = plain.config
+        self.window = getattr(says_window, "sliding_window", None)
 
     def forward(self, hidden_states: Tensor, *, rows: Rows | None = None, **others: Any) -> Any:
         """Shape ``(1, T, hidden)``, and ``None`` for the weights."""
         own: Any = self
         if rows is None:
             return own.without_rows(self, hidden_states, **others)
-        projections = own.q_proj, own.k_proj, own.v_proj
+        projections = (own.q_proj, own.k_proj, own.v_proj)
         q, k, v = (project(hidden_states).unflatten(-1, (-1, own.head_dim)) for project in projections)
         if hasattr(self, "q_norm"):
-            q, k = own.q_norm(q), own.k_norm(k)
+            q = own.q_norm(q)
+            k = own.k_norm(k)
         q, k = Turned.apply(q, k, *others["position_embeddings"])
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out, _ = attend_in_rows(self, q, k, v, None, rows=rows, scaling=own.scaling, sliding_window=self.window)
@@ -64,11 +67,14 @@ def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tupl
     if liger.takes(q):  # in place: q and k come from the layers, their gradients from attention, for this alone
         torch.autograd.graph.increment_version((q, k))
         return torch.ops.moslora.rope(q.detach(), k.detach(), cos, sin, back)
-    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    found, (sin1, sin2) = (q * cos, k * cos), sin.chunk(2, -1)
+    cos = cos.unsqueeze(2)
+    sin1, sin2 = sin.unsqueeze(2).chunk(2, -1)
     sign = -1 if back else 1
-    for x, out in zip((q, k), found, strict=True):
-        (x1, x2), (out1, out2) = x.chunk(2, -1), out.chunk(2, -1)
-        out1.addcmul_(x2, sin1, value=-sign)
-        out2.addcmul_(x1, sin2, value=sign)
-    return found
+    turned_q = q * cos
+    turned_k = k * cos
+    for x, turned in ((q, turned_q), (k, turned_k)):
+        x1, x2 = x.chunk(2, -1)
+        turned1, turned2 = turned.chunk(2, -1)
+        turned1.addcmul_(x2, sin1, value=-sign)
+        turned2.addcmul_(x1, sin2, value=sign)
+    return turned_q, turned_k
