@@ -1,15 +1,23 @@
-"""Kills a run at random moments and damages its checkpoints: it must end as if nothing had happened, bit for bit.
+"""Kills commands at each of their writes, and a run at random moments, and damages its checkpoints: all must end as if
+nothing had happened, bit for bit.
 
     make soak                                              # this, and more random input than in the tests
     python benchmarks/soak.py --kills 200 --damages 1000 --seed 5
+    python benchmarks/soak.py --kills 0 --damages 0 --commands eval merge    # the writes of these commands alone
 
-The tests' small model is trained with a checkpoint after every second step, and scored.
+Writes: each command of `tests/commands_kit.py` is killed before each change that it makes to the disk, and within each
+file that it writes, at half of its bytes. The same command is then given again, and must go on; of a new training, the
+one that its refusal names. All files in the working folder and in the cache are compared with those of a command that
+nothing stopped. Left out is what is measured: times and memory in metrics.jsonl and run.json.
+
+Then the tests' small model is trained with a checkpoint after every second step, and scored.
 
 Kills: SIGKILL after a random time, or before a random one of the process's changes to the disk, in turns. The same run
 is then resumed, and may be killed again, until it ends.
 Damages: a file of the newest checkpoint, or of the result, is cut at a random place, or has a few bits flipped.
 
-Exits with 1 at the first run that ends otherwise, and at the first damage that is not noticed.
+Exits with 1 after the writes if a command did not go on or a byte differs, at the first run that ends otherwise, and at
+the first damage that is not noticed.
 """
 
 import argparse
@@ -23,16 +31,16 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+from commands_kit import commands
+from kill_kit import Findings, kill_everywhere, single_threaded
 from moslora.errors import MosloraError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
@@ -53,19 +61,40 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="one write in N; default: %(default)s")
+    parser.add_argument("--commands", nargs="*", metavar="NAME", help="those killed at their writes; default: all")
     parser.add_argument("--kills", type=int, default=60, metavar="N", help="default: %(default)s")
     parser.add_argument("--damages", type=int, default=300, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: another one each time")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    torch.set_num_threads(1)  # a forked process has none of its parent's other threads
+    single_threaded()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         os.environ["MOSLORA_HOME"] = str(folder / "home")
         make_world(folder)
+        kill_at_writes(folder, names=options.commands, every=options.every)
+        if not (options.kills or options.damages):
+            return
         recipe = load_recipe(folder / "recipe.yaml", ["training.checkpoint_every=2", "training.validate_every=4"])
         kill(recipe, folder, kills=options.kills, draw=random.Random(options.seed))
         damage(recipe, folder, damages=options.damages, draw=random.Random(options.seed))
+
+
+def kill_at_writes(folder: Path, *, names: Sequence[str] | None, every: int) -> None:
+    """Kills each command, or those of these ``names``, at one write in ``every``."""
+    began, known = time.monotonic(), commands(folder)
+    if unknown := {*(names or ())} - known.keys():
+        fail(f"no such command: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    findings = []
+    print(Findings.header(), flush=True)
+    for number, name in enumerate(known if names is None else names):
+        findings.append(kill_everywhere(known[name], folder / f"command-{number}", every=every))
+        print(findings[-1].line(), flush=True)
+    total = Findings.of_all(findings)
+    print(f"{total.line()}\n{time.monotonic() - began:.0f} s", flush=True)
+    if faults := [*total.stuck, *total.lost]:
+        fail("\n".join(faults))
 
 
 def kill(recipe: Recipe, folder: Path, *, kills: int, draw: random.Random) -> None:
@@ -168,7 +197,7 @@ def moment(run: Path) -> str:
         return "while it was scored"
     if (run / RESULT).exists():
         return "after its result was written"
-    if (run / f".{RESULT}.writing").exists():
+    if list(run.glob(f".{RESULT}.*.writing")):
         return "while its result was written"
     if list((run / "checkpoints").glob(".*.writing")):
         return "while a checkpoint was written"

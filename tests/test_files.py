@@ -1,10 +1,15 @@
 """Files and folders are written whole or not at all, by one process at a time; what the disk refuses is one line."""
 
 import errno
+import fcntl
+import itertools
+import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,7 +23,9 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import (
     LOCK,
     SCRATCH,
+    discard,
     disk_fault,
+    in_use,
     locked,
     new_folder,
     placed,
@@ -250,3 +257,156 @@ def test_a_link_to_a_folder_to_come_is_followed(tmp_path: Path) -> None:
     (tmp_path / "round").symlink_to(tmp_path / "round")
     with pytest.raises(UsageError, match="round: "), new_folder(tmp_path / "round"):
         pass
+
+
+def killed(act: Callable[[], object], *, at: int) -> bool:
+    """Whether ``act``, in a forked process, was killed before its ``at``-th change of a name."""
+    if process := os.fork():
+        return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    changes = itertools.count(1)
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("os.rename", "os.remove", "os.rmdir") and next(changes) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        sys.addaudithook(note)
+        act()
+    finally:
+        os._exit(0)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_whose_content_was_being_moved_in_is_empty_to_the_next_command(tmp_path: Path) -> None:
+    """A killed one's files went into place one by one; whether the rest was lost or not, they are a part."""
+    out = tmp_path / "out"
+
+    def write(text: str) -> None:
+        with new_folder(out) as scratch:
+            for name in ("a", "b", "config.json"):
+                (scratch / name).write_text(text)
+            (scratch / "adapter").mkdir()
+            (scratch / "adapter" / "c").write_text(text)
+
+    kills = 0
+    while killed(lambda: write("killed"), at=kills + 1):
+        kills += 1
+        assert not in_use(out), "so that the same command goes on"
+        refuse_used(out)
+        with locked(out):
+            assert names(out) == [LOCK], "and so does any other that writes there"
+    assert kills >= 6
+    assert names(out) == ["a", "adapter", "adapter/c", "b", "config.json"]
+    assert {path.read_text() for path in out.rglob("*") if path.is_file()} == {"killed"}
+
+
+def test_only_what_the_killed_process_moved_is_taken_back(tmp_path: Path) -> None:
+    """Not a file of that name that someone has put there since, nor one elsewhere."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "elsewhere").write_text("precious")
+    (out / "ours").touch()
+    (out / "theirs").write_text("precious")
+    inodes = {"ours": (out / "ours").stat().st_ino, "theirs": 1, "../elsewhere": (tmp_path / "elsewhere").stat().st_ino}
+    for content in (json.dumps(inodes), json.dumps(inodes)[:-1], "[]", "\xff"):  # the others list nothing
+        (out / LOCK).write_text(content)
+        assert in_use(out) == (["theirs"] if content.endswith("}") else ["ours", "theirs"])
+    (out / LOCK).write_text(json.dumps(inodes))
+    with pytest.raises(UsageError, match=r"not empty \(theirs\)"), new_folder(out):
+        pytest.fail("never begins")
+    assert names(tmp_path) == ["elsewhere", "out", "out/theirs"]
+    (out / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=LOCK), new_folder(out):
+        pytest.fail("the list would be written there")
+    assert (tmp_path / "elsewhere").read_text() == "precious"
+
+
+def test_an_old_report_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    """Its page lists its figures, by which the next report replaces them."""
+    out, old, new = tmp_path / "out", ["1.png", "2.png", "report.html"], ["2.png", "3.png", "report.html"]
+
+    def write(names: list[str], *, older: list[str]) -> None:
+        with new_folder(out, older=older) as scratch:
+            for name in names:
+                (scratch / name).write_text(str(names))
+
+    kills = 0
+    while True:
+        write(old, older=names(out))
+        if not killed(lambda: write(new, older=old), at=kills + 1):
+            break
+        kills += 1
+        older = old if (out / "report.html").exists() else []
+        assert not in_use(out, older=old)
+        assert not older or (out / "report.html").read_text() in (str(old), str(new))
+        write(new, older=older)
+        assert names(out) == new
+    assert kills >= 4
+
+
+def test_leftovers_are_in_nobodys_way_and_go_with_the_next_lock(tmp_path: Path) -> None:
+    for machine in (os.uname().nodename, "another.machine"):
+        (tmp_path / f".settings.json.{machine}.writing").mkdir()
+        (tmp_path / f".settings.json.{machine}.writing" / "settings.json").touch()
+        (tmp_path / f".run.json.{machine}.writing").mkdir()
+    (tmp_path / ".notes.writing").write_text("a file of the user's")
+    assert in_use(tmp_path) == [".notes.writing"]
+    with locked(tmp_path, shared=("run.json",)):
+        assert len(in_use(tmp_path)) == 1
+    assert names(tmp_path) == [".notes.writing", ".run.json.another.machine.writing"], "which may be writing it now"
+
+
+def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+
+    def write(text: str) -> None:
+        with placed(folder) as scratch:
+            scratch.mkdir()
+            (scratch / "a").write_text(text)
+
+    write("old")
+    kills = 0
+    while killed(lambda: write("new"), at=kills + 1):
+        kills += 1
+        with pytest.raises(RuntimeError), placed(folder):
+            assert (folder / "a").read_text() in ("old", "new")
+            raise RuntimeError
+        assert names(tmp_path) == ["folder", "folder/a"]
+        write("old")
+    assert kills >= 2 and (folder / "a").read_text() == "new"
+
+
+def test_a_discarded_folder_has_all_its_files_or_another_name(tmp_path: Path) -> None:
+    folder, kills = tmp_path / "step-2", 0
+    while True:
+        folder.mkdir(exist_ok=True)
+        for name in ("a", "b"):
+            (folder / name).touch()
+        if not killed(lambda: discard(folder), at=kills + 1):
+            break
+        kills += 1
+        assert not folder.exists() or names(folder) == ["a", "b"]
+        discard(folder)
+        assert not names(tmp_path)
+    assert kills == 4
+    discard(folder)
+
+
+def test_a_disk_without_locks_has_those_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, out = fcntl.flock, tmp_path / "out"
+
+    def flock(descriptor: int, operation: int) -> None:
+        there = out / LOCK
+        if there.exists() and os.path.samestat(os.fstat(descriptor), there.stat()):
+            raise OSError(errno.ENOSYS, "Function not implemented")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with new_folder(out) as scratch:
+        with pytest.raises(UsageError, match="another process"), locked(out):
+            pytest.fail("never begins")
+        (scratch / "a").touch()
+    assert names(out) == ["a"]

@@ -2,14 +2,15 @@
 
 import difflib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,27 @@ from filelock import FileLock, Timeout
 from moslora.errors import MosloraError, UsageError, some
 
 LOCK = ".lock"
-"""The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it."""
+"""The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it.
+
+While a new folder's content is moved into place, the file lists it, name -> inode. Whoever locks the folder next takes
+back what a killed process had moved."""
+
+LEFTOVER = ".*.writing"
+"""The names of scratch folders. A killed process leaves them."""
 
 SCRATCH = ".moslora.writing"
 """Holds the unfinished content of a new folder."""
 
-MARKS = ("config.json", "adapter_config.json", "adapter")
+_OLD = ".old"
+"""In a scratch folder, the folder that is being replaced."""
+
+MARKS = ("config.json", "adapter_config.json", "adapter", "report.html")
 """Readers identify a folder by these, so they are moved into place last."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks answers."""
 
 
 def disk_fault(error: BaseException, path: Path | str | None = None) -> MosloraError | None:
@@ -63,42 +76,88 @@ def placed(path: Path) -> Iterator[Path]:
 
     A lock must keep this machine's other processes from ``path``, such as `locked` or `once_per_machine`.
     """
-    with writing(path), _scratch(path.with_name(f".{path.name}.{os.uname().nodename}.writing")) as scratch:
+    with writing(path), _scratch(_scratch_of(path)) as scratch:
         new = scratch / path.name
         yield new
         sync_all(new)
         if path.is_dir():
-            os.replace(path, scratch / "old")
+            (scratch / _OLD).mkdir()
+            os.replace(path, scratch / _OLD / path.name)
         os.replace(new, path)
         _sync(path.parent)
 
 
+def discard(folder: Path) -> None:
+    """Removes ``folder`` under its name at once, so that nobody finds half of it; none is no error."""
+    scratch = _scratch_of(folder)
+    _remove_scratch(scratch)  # another program may have a file of it open
+    with suppress(OSError):
+        os.replace(folder, scratch)
+    _remove_scratch(scratch)
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: Collection[str] = ()) -> Iterator[None]:
     """Locks ``folder`` against other processes while the block runs; the lock ends with this process.
 
-    A missing folder is created, and removed afterwards if it stays empty. One that is locked is refused.
+    A missing folder is created, and removed afterwards if it stays empty. One that is locked is refused. What killed
+    processes left half done in it is removed first. Other processes may write the files named ``shared`` meanwhile,
+    with a lock `once_per_machine`.
     """
+    with _held(folder, shared=shared):
+        yield
+
+
+@contextmanager
+def _held(folder: Path, *, shared: Collection[str] = ()) -> Iterator[int]:
+    """As `locked`; yields the descriptor of the lock file. Its removal, at the end, is what completes a new folder."""
     place = Path(os.path.realpath(folder))  # a link may lead to a folder that does not exist yet
     made = not place.exists()
-    lock = FileLock(place / LOCK, blocking=False)
-    with writing(folder):
-        place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with writing(folder):
+            place.mkdir(parents=True, exist_ok=True)
+            if made:
+                stack.callback(_remove_if_empty, place)
+            try:
+                descriptor = stack.enter_context(_lock(place / LOCK))
+            except (BlockingIOError, Timeout):
+                raise UsageError(
+                    f"{folder}: another process is writing here; wait for it, or choose another folder with --out"
+                ) from None
         try:
-            lock.acquire()
-        except Timeout:
-            raise UsageError(
-                f"{folder}: another process is writing here; wait for it, or choose another folder with --out"
-            ) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            (place / LOCK).unlink()  # before the release: afterwards it may be another process's
-        lock.release()
-        if made:
+            with writing(folder):
+                _take_back(place, descriptor)
+                remove_leftovers(place, shared=shared)
+            yield descriptor
+        finally:
             with suppress(OSError):
-                place.rmdir()
+                (place / LOCK).unlink()  # before the release: afterwards it may be another process's
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[int]:
+    """Creates and locks ``file`` until the block ends; yields its descriptor.
+
+    Raises:
+        BlockingIOError, Timeout: another process has the lock.
+    """
+    with ExitStack() as stack:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            stack.enter_context(once_per_machine(file).acquire(blocking=False))
+        if not os.fstat(descriptor).st_nlink:  # the process that had the lock has just removed the file
+            raise BlockingIOError
+        yield descriptor
 
 
 def once_per_machine(place: Path) -> FileLock:
@@ -106,15 +165,16 @@ def once_per_machine(place: Path) -> FileLock:
 
     It lies in the system's folder for temporary files: ``place`` may be on a file system without locks.
     """
-    name = hashlib.sha256(str(place.absolute()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.path.realpath(place).encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"moslora-{os.getuid()}-{name}.lock")
 
 
 def in_use(folder: Path, *, older: Collection[str] = ()) -> list[str]:
-    """Names in ``folder`` besides ``older`` and the leftovers of a killed `new_folder`."""
+    """Names in ``folder`` besides ``older`` and what killed processes left half done."""
+    place = Path(os.path.realpath(folder))  # a part of it may not be there yet: run/new/../adapter
+    half_done = {LOCK, *_moved(place), *(path.name for path in _leftovers(place))}
     try:
-        # The real path, since a part of it may not be there yet: run/new/../adapter.
-        return sorted({*os.listdir(os.path.realpath(folder))} - {LOCK, SCRATCH, *older})
+        return sorted({*os.listdir(place)} - half_done - {*older})
     except FileNotFoundError:
         return []
 
@@ -133,29 +193,100 @@ def new_folder(out: Path, *, older: Collection[str] = ()) -> Iterator[Path]:
     mount point. It is locked, and checked again before the move, so that nothing is replaced that another program put
     there. A folder in use is refused.
     """
-    with locked(out), writing(out):
+    with _held(out) as lock, writing(out):
         refuse_used(out, older=older)
         with _scratch(out / SCRATCH) as scratch:
             yield scratch
             sync_all(scratch)
             refuse_used(out, older=older)
-            new = sorted(scratch.iterdir(), key=lambda path: path.name in MARKS)
-            for path in new:
-                os.replace(path, out / path.name)
-            for name in {*older} - {path.name for path in new}:
-                (out / name).unlink(missing_ok=True)
-            _sync(out)
+            _move_in(scratch, out, lock=lock, older=older)
+
+
+def _move_in(scratch: Path, out: Path, *, lock: int, older: Collection[str]) -> None:
+    """Moves the content of ``scratch`` into ``out``, :data:`MARKS` last, and removes the ``older`` files that it does
+    not replace. Whole or not at all: until the lock file is removed, it lists what is to be taken back."""
+    new = sorted(scratch.iterdir())
+    marks = [path for path in new if path.name in MARKS]
+    others = [path for path in new if path.name not in MARKS]
+    _write_list(lock, {path.name: path.lstat().st_ino for path in new})
+    try:
+        for path in others:
+            os.replace(path, out / path.name)
+        for name in {*older} - {path.name for path in new}:
+            (out / name).unlink(missing_ok=True)
+        for path in marks:
+            os.replace(path, out / path.name)
+        _sync(out)
+    except BaseException:
+        _take_back(out, lock)
+        raise
+
+
+def _take_back(place: Path, lock: int) -> None:
+    """Removes what was moved into ``place`` and is only a part."""
+    for name in _moved(place):
+        path = place / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    _write_list(lock, {})
+
+
+def _moved(place: Path) -> list[str]:
+    """The entries of ``place`` that its lock file lists."""
+    try:
+        listed = json.loads((place / LOCK).read_bytes())
+        here = {*os.listdir(place)} & listed.keys()
+        return sorted(name for name in here if listed[name] == (place / name).lstat().st_ino)
+    except (OSError, ValueError, AttributeError):  # no lock file, or one that lists nothing
+        return []
+
+
+def _write_list(lock: int, inodes: Mapping[str, int]) -> None:
+    if inodes or os.fstat(lock).st_size:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(inodes).encode(), 0)
+        os.fsync(lock)
+
+
+def _scratch_of(path: Path) -> Path:
+    """Of this machine: another one may be writing the same path."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.writing")
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """An empty folder, removed afterwards; leftovers of a killed process are removed first."""
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_scratch(folder)
     try:
         folder.mkdir(parents=True)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_scratch(folder)
+
+
+def _remove_scratch(folder: Path) -> None:
+    """A folder that was about to be replaced goes back to its place."""
+    for old in (folder / _OLD).glob("*"):
+        if not os.path.lexists(folder.parent / old.name):
+            os.replace(old, folder.parent / old.name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(LEFTOVER) if path.is_dir() and not path.is_symlink()]
+
+
+def remove_leftovers(folder: Path, *, shared: Collection[str] = ()) -> None:
+    """Removes the scratch folders of killed processes in ``folder``, which must be locked; of the ``shared`` files only
+    this machine's."""
+    for path in _leftovers(folder):
+        if not any(path.name.startswith(f".{name}.") for name in shared):
+            _remove_scratch(path)
+    for name in shared:
+        with once_per_machine(folder / name):
+            _remove_scratch(_scratch_of(folder / name))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,9 +26,11 @@ from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
+from moslora.files import write_text
 from moslora.plan.outline import outline
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
@@ -421,7 +423,7 @@ def test_a_damaged_result_is_made_again_from_the_last_checkpoint(
 
 def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     before = (trained / "adapter" / "adapter.safetensors").read_bytes()
-    with pytest.raises(UsageError, match=r"--resume.*name=.*--out"):
+    with pytest.raises(UsageError, match=r"finished.*name=.*--out"):
         train_recipe(recipe(), out=trained)
     with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.03, is 1\.0"):
         train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
@@ -429,6 +431,59 @@ def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="file"):
         train_recipe(recipe(), out=tmp_path / "file")
+
+
+def emptied(path: Path) -> None:
+    for file in path.glob("*.safetensors"):
+        file.write_bytes(b"")
+
+
+def removed(*names: str) -> Callable[[Path], object]:
+    return lambda run: [shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink() for name in names]
+
+
+EARLY = ("adapter", "checkpoints", "metrics.jsonl", "run.json", "contents.bin")
+
+
+@pytest.mark.parametrize(
+    ("leave", "resumes"),
+    [
+        pytest.param(removed(), False, id="finished"),
+        pytest.param(removed("checkpoints"), False, id="finished, without checkpoints"),
+        pytest.param(lambda run: emptied(run / "adapter"), True, id="a damaged result"),
+        pytest.param(removed("adapter"), True, id="finished, its result removed"),
+        pytest.param(removed("adapter", "checkpoints"), False, id="finished, all weights removed"),
+        pytest.param(removed(*EARLY), True, id="killed early"),
+        pytest.param(removed("recipe.yaml"), False, id="no recipe"),
+        pytest.param(lambda run: (run / "recipe.yaml").write_text("{"), False, id="a damaged recipe"),
+        pytest.param(lambda run: [*map(emptied, (run / "adapter", *run.glob("*/*")))], False, id="all is damaged"),
+        pytest.param(lambda run: edit(run, adapter__rank="8"), False, id="an edited recipe"),
+        pytest.param(lambda run: Run(run).add_facts(imported={}), False, id="imported"),
+        pytest.param(lambda run: removed("recipe.yaml", *EARLY)(run) and (run / "a").touch(), False, id="other files"),
+    ],
+)
+def test_what_a_new_run_is_told_to_do_about_the_one_that_is_there_works(
+    trained: Path, world: Path, tmp_path: Path, leave: Callable[[Path], object], resumes: bool
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    leave(run)
+    before = files(run)
+    with pytest.raises(UsageError, match=r"name=… or --out") as refused:
+        train_recipe(load_recipe(world / "recipe.yaml"), out=run)
+    assert files(run) == before and (f"{Run(run).resume_command}; or" in str(refused.value)) == resumes
+    if resumes:
+        train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+        assert same_bits(adapter(trained), adapter(run))
+
+
+def test_a_run_that_an_experiment_has_just_laid_begins_and_says_nothing_of_checkpoints(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, short = Run(tmp_path / "run"), recipe("training.max_steps=2")
+    write_text(run.path / "recipe.yaml", short.to_yaml())
+    run.add_facts(experiment={"state": "begun"})
+    train_recipe(short, out=run.path, resuming=True)
+    assert "no checkpoint" not in capsys.readouterr().out and run.finished
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(

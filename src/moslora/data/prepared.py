@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from moslora.data.sources import data_hash, differences, identity, local_path
 from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
-from moslora.files import once_per_machine, placed, sha256
+from moslora.files import discard, once_per_machine, placed, sha256
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
 from moslora.tasks import Task
@@ -208,4 +207,4 @@ def _write(made: TrainingData, folder: Path) -> None:
         (new / _HASH).write_text(sha256(new / _ROWS), encoding="utf-8")
     with suppress(OSError):  # another process may remove the same
         for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
-            rmtree(old, ignore_errors=True)
+            discard(old)

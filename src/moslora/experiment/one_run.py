@@ -6,7 +6,6 @@ checkpoints go, and its adapter may: the experiment needs its recipe, ``run.json
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,7 @@ from moslora.errors import Diverged
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment.file import Planned
 from moslora.experiment.provenance import provenance
-from moslora.files import write_text
+from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
@@ -77,5 +76,5 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
     except Diverged:
         note(f"{planned.name} diverged; the experiment goes on without it")
         reached = "diverged"
+    discard(run.path / CHECKPOINTS)  # first: once its state says that it is done, nobody looks into the run again
     run.add_facts(experiment={"state": reached})
-    shutil.rmtree(run.path / CHECKPOINTS, ignore_errors=True)

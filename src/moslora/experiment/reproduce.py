@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from moslora.console import note, say
 from moslora.errors import MosloraError
-from moslora.files import writing
+from moslora.files import write_text
 from moslora.processes.devices import GPU, gpus
 from moslora.recipe import Recipe
 from moslora.recipe.recipe import changed_keys
@@ -38,9 +37,7 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     refuse_reproduction(run, out)
     recipe, facts = run.recipe_to_resume(), run.facts
     if not Run(out).exists:
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run.path / RECIPE, out / RECIPE)
+        write_text(out / RECIPE, (run.path / RECIPE).read_text(encoding="utf-8"))
     threads = facts.get("hardware", {}).get("threads")
     on_cpu = bool(threads) or not gpus()
     for line in changes(facts, device="cpu" if on_cpu else GPU, recipe=recipe):

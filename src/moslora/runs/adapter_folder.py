@@ -27,19 +27,9 @@ from moslora.base.quantized import dequantize
 from moslora.base.shapes import meta_model
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
-from moslora.files import in_use, placed, sha256, write_json
+from moslora.files import in_use, once_per_machine, placed, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
-from moslora.runs.manifest import (
-    FORMAT,
-    MANIFEST,
-    RECIPE,
-    TRUST,
-    WEIGHTS,
-    check_hash,
-    read_manifest,
-    with_own_hash,
-    written_recipe,
-)
+from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_checked, with_own_hash
 from moslora.tasks import INSTRUCTION
 from moslora.version import __version__
 
@@ -129,16 +119,14 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     tasks = {"tasks": list(mixer.pop("tasks", ()))} if mixer["kind"] == "task-gate" else {}
     values = {"seed": seed, "model": section, "adapter": {**options, "mixer": mixer}, "data": tasks}
     recipe = stack_recipe([("moslora.save", values)], name=f"{folder.resolve().name}.yaml", folder=Path())
-    save_adapter(folder, model, recipe, facts={"data": tasks} if tasks else {})
+    with once_per_machine(folder):
+        save_adapter(folder, model, recipe, facts={"data": tasks} if tasks else {})
 
 
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:
     """Reads and checks an adapter folder; its stored recipe cannot allow the base's own Python code to run."""
-    manifest = read_manifest(folder)
-    for name, expected in manifest["sha256"].items():
-        check_hash(folder / name, expected)
     overrides = (f"{TRUST}=true",) if trust_remote_code else ()
-    return AdapterFolder(folder, written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest)
+    return AdapterFolder(folder, *read_checked(folder, overrides))
 
 
 def load_adapted(

@@ -49,6 +49,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_checked(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
+    """Recipe and manifest of an adapter folder all of whose files are those that were written."""
+    manifest = read_manifest(folder)
+    for name, expected in manifest["sha256"].items():
+        check_hash(folder / name, expected)
+    return written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest
+
+
 def check_hash(path: Path, expected: str) -> None:
     """Refuses a file that is not the one of which the manifest has the hash."""
     if not path.is_file():

@@ -1,11 +1,13 @@
 """Whether a run can be trained on, or trained again, in a folder. Importing this does not load torch."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from moslora.errors import UsageError, some
+from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, refuse_used
 from moslora.recipe import Recipe
-from moslora.runs.manifest import RECIPE
+from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
 from moslora.runs.run import Run
 
 
@@ -15,11 +17,40 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
         refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
         if run.without_result:
             raise UsageError(f"{run.path}: {run.how_to_finish}")
-    elif in_use(run.path):
-        raise UsageError(
-            f"{run.path}: not empty; resume that run: {run.resume_command}; or choose another folder"
-            " with name=… or --out"
-        )
+    elif found := in_use(run.path):
+        raise UsageError(f"{run.path}: {_already_there(run, found)}choose another folder with name=… or --out")
+
+
+def _already_there(run: Run, found: Sequence[str]) -> str:
+    """What a new run finds in its folder, with the command that goes on with it, if there is one."""
+    try:
+        saved = newest_intact(run, run.recipe_to_resume(), tell=lambda skipped: None)
+    except MosloraError:  # other files, or a run of which too little is intact
+        return f"not empty ({some(found)}); "
+    if run.without_result or (saved and saved[0] == run.result):
+        return "a finished run; "
+    return f"resume that run: {run.resume_command}; or "
+
+
+def newest_intact(
+    run: Run, recipe: Recipe, *, tell: Callable[[str], object]
+) -> tuple[Path, Recipe, dict[str, Any]] | None:
+    """The result of ``run``, or else its newest intact checkpoint, which must be of this recipe, with recipe and
+    manifest; ``None`` if there is none yet. That all are damaged is an error; ``tell`` is told of each."""
+    found = [*([run.result] if run.result.is_dir() else []), *reversed(run.checkpoints)]
+    for path in found:
+        try:
+            then, manifest = read_checked(path)
+        except MosloraError as error:
+            if isinstance(error, UsageError) and (path / MANIFEST).is_file():
+                raise  # not damaged, but written by a newer version
+            tell(f"skipped: {error}")
+            continue
+        refuse_other_recipe(path, then=then, now=recipe)
+        return path, then, manifest
+    if found:
+        raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
+    return None
 
 
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:

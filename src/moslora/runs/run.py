@@ -58,6 +58,11 @@ class Run:
         return os.path.isfile(self.result / MANIFEST)  # False of a folder of others, where Path.is_file raises
 
     @property
+    def begun(self) -> bool:
+        """Whether its training has begun."""
+        return "steps" in self.facts
+
+    @property
     def without_result(self) -> bool:
         """Whether training ended, and its result and checkpoints were removed since."""
         return "seconds" in self.facts and not self.adapters

@@ -21,7 +21,7 @@ from moslora.base.resolve import BUILTIN, at_hand
 from moslora.console import is_main_process, note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.files import locked, placed
+from moslora.files import locked, placed, remove_leftovers
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import meeting, take_gpu
@@ -31,12 +31,12 @@ from moslora.recipe import Recipe
 from moslora.recipe.recipe import FREE
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
 from moslora.runs.resuming import refuse_other_run
-from moslora.runs.run import Run
+from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
 from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
-from moslora.training.state import newest_saved, restore, save_checkpoint
+from moslora.training.state import delete_old_checkpoints, newest_saved, restore, save_checkpoint
 from moslora.training.tracking import Tracker
 
 
@@ -53,7 +53,8 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         MosloraError: nothing was learned, the GPU is out of memory, or the disk is full; the last checkpoint is intact.
     """
     smaller = "a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
-    with locked(out) if is_main_process() else nullcontext(), or_out_of_memory(f"out of GPU memory; use {smaller}"):
+    lock = locked(out, shared=(RUN,)) if is_main_process() else nullcontext()
+    with lock, or_out_of_memory(f"out of GPU memory; use {smaller}"):
         return _train(recipe, Run(out), resuming=resuming)
 
 
@@ -62,6 +63,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     take_gpu()
     if is_main_process():
         refuse_other_run(run, recipe, resuming=resuming)
+        remove_leftovers(run.path / CHECKPOINTS)
     rows, processes = recipe.training.global_batch_size, place()[1]
     if processes > rows:  # all other numbers divide the rows of a step, if not evenly
         raise UsageError(
@@ -88,9 +90,11 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     with meeting(facts, then=f"resume: {run.resume_command}"):
         if saved and not inputs:
             done = saved.manifest["step"]
+            if is_main_process():
+                _note_cost(run)
             say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
             return saved.path
-        if resuming and not saved:
+        if resuming and not saved and (run.begun or not run.exists):  # not of one that an experiment has just laid
             note("no checkpoint yet; starting at step 0")
         return _run(recipe, run, saved, inputs)  # a function, so that nothing of it outlives the group
 
@@ -242,13 +246,21 @@ class Training:
             moved = any(state["exp_avg"].any() for state in self.parts.optimizer.state.values())
             if not (moved and has_learned(self.parts.model)):
                 raise MosloraError(f"nothing was learned: after {steps} steps the adapter is still as it started")
+            # Those that a killed process left, before there is a result, with which the run is finished.
+            delete_old_checkpoints(self.run, step=steps, keep=self.recipe.training.keep_checkpoints)
             save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
-            if logged := [row for row in self.run.metrics if "seconds" in row]:
-                peak = max(row["peak_memory_gb"] for row in logged)
-                self.run.add_facts(seconds=logged[-1]["seconds"], peak_memory_gb=peak)
+            _note_cost(self.run)
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
+
+
+def _note_cost(run: Run) -> None:
+    """Adds a finished run's time and memory to its card, unless they are there."""
+    logged = [row for row in run.metrics if "seconds" in row]
+    if logged and "seconds" not in run.facts:
+        peak = max(row["peak_memory_gb"] for row in logged)
+        run.add_facts(seconds=logged[-1]["seconds"], peak_memory_gb=peak)
 
 
 @contextmanager

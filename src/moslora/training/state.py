@@ -6,7 +6,6 @@ A step depends only on the weights, the optimizer's moments and (seed, step): th
 uninterrupted one bit for bit.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from moslora.adapters.injection import refuse_misfits
 from moslora.console import say
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError
+from moslora.files import discard
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import AdapterFolder, load_tensors, open_adapter, save_adapter
-from moslora.runs.manifest import MANIFEST
-from moslora.runs.resuming import refuse_other_recipe
+from moslora.runs.adapter_folder import AdapterFolder, load_tensors, save_adapter
+from moslora.runs.resuming import newest_intact
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.loop import Parts
 from moslora.training.optimizer import fresh_moments, trainable
@@ -31,35 +30,31 @@ BUDGET = "rank_budget.safetensors"
 def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
     """The result of ``run``, or else its newest intact checkpoint, which must be of this recipe; ``None`` if there is
     none yet. That all are damaged is an error."""
-    found = [*([run.result] if run.result.is_dir() else []), *reversed(run.checkpoints)]
-    for path in found:
-        try:
-            saved = open_adapter(path)
-        except MosloraError as error:
-            if isinstance(error, UsageError) and (path / MANIFEST).is_file():
-                raise  # not damaged, but written by a newer version
-            say(f"skipped: {error}")
-            continue
-        refuse_other_recipe(path, then=saved.recipe, now=recipe)
-        return saved
-    if found:
-        raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
-    return None
+    found = newest_intact(run, recipe, tell=say)
+    return AdapterFolder(*found) if found else None
 
 
 def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
-    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes the oldest ones: first
-    those of later steps, which are damaged, as the run was not resumed from them."""
+    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes old ones."""
     extra = {OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
         extra[BUDGET] = parts.budget.state_dict()
     facts = {**facts, "step": step, "scaler": parts.scaler.state_dict()}
-    folder = run.path / CHECKPOINTS / f"step-{step}"
-    save_adapter(folder, parts.model, recipe, facts=facts, extra=extra)
+    save_adapter(_checkpoint(run, step), parts.model, recipe, facts=facts, extra=extra)
+    delete_old_checkpoints(run, step=step, keep=recipe.training.keep_checkpoints)
+
+
+def delete_old_checkpoints(run: Run, *, step: int, keep: int) -> None:
+    """Keeps the checkpoint of ``step``, the newest, and those before it, ``keep`` in all. The first to go are those of
+    later steps, which are damaged, as the run was not resumed from them."""
     found = run.checkpoints
-    end = found.index(folder) + 1
-    for old in (*found[end:], *found[:end])[: -recipe.training.keep_checkpoints]:
-        shutil.rmtree(old, ignore_errors=True)  # another program may have a file of it open
+    end = found.index(_checkpoint(run, step)) + 1
+    for old in (*found[end:], *found[:end])[:-keep]:
+        discard(old)
+
+
+def _checkpoint(run: Run, step: int) -> Path:
+    return run.path / CHECKPOINTS / f"step-{step}"
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:
