@@ -12,7 +12,7 @@
 #                      stopped, it goes on where it was
 #   make results       draw and tabulate an experiment: docs/results.md
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
-#   make soak          kill a run and damage its files at random, and try random input, for some minutes
+#   make soak          kill commands at each of their writes, damage files and try random input, for most of an hour
 #   make test-processors    the tests as on processors with fewer instructions, three times
 #   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
 #   make serving       build llama.cpp, and compare its answers with a run's: the table of docs/serving.md

@@ -40,7 +40,7 @@ from typing import Any, NoReturn
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from commands_kit import commands
-from kill_kit import Findings, kill_everywhere, single_threaded
+from kill_kit import Findings, kill_everywhere, ready_to_fork
 from moslora.errors import MosloraError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="default: another one each time")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    single_threaded()
+    ready_to_fork()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         os.environ["MOSLORA_HOME"] = str(folder / "home")

@@ -210,12 +210,16 @@ def _run(work: Path, act: Callable[[], object], *, kill: tuple[int, int | None] 
         os.dup2(output[1], 1)
         os.dup2(output[1], 2)
         os.close(output[1])
+        # Not the parent's, which remember what they were connected to.
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
         os.chdir(work)
         os.environ["MOSLORA_HOME"] = str(work / "home")
         before, seen = {*sys.modules}, _watch(work, kill)
         returned = act()
         code = returned if isinstance(returned, int) else 0
         sys.stdout.flush()
+        sys.stderr.flush()
         listed = [[write.event, write.path, write.half] for write in seen()]
         modules = [name for name in sys.modules if name not in before]
         os.close(1)
@@ -224,8 +228,9 @@ def _run(work: Path, act: Callable[[], object], *, kill: tuple[int, int | None] 
             json.dump([listed, modules], pipe_end)
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stderr.flush()
+    finally:  # whatever happens, nothing of the parent's is done here
+        with suppress(BaseException):
+            sys.stderr.flush()
         os._exit(code)
 
 
@@ -313,7 +318,9 @@ def _announce_native_writers() -> None:
     wrap(PreTrainedTokenizerBase, "save_pretrained", lambda self, folder, *_, **__: Path(folder) / "tokenizer.json")
 
 
-def single_threaded() -> None:
-    """Before any fork: a forked process has none of its parent's other threads."""
+def ready_to_fork() -> None:
+    """A forked process has none of its parent's other threads, and all that its parent has computed."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with suppress(Exception):  # hundreds of patterns, which every load of a model compiles; another version has no such
+        import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -403,3 +404,53 @@ def test_a_validation_loss_that_is_not_finite_counts_as_infinite(tmp_path: Path)
         rows = [{"step": 1, "validation_loss": 3.0}, {"step": 2, "validation_loss": last}]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         assert one_run.validation_loss(run) == expected
+
+
+def test_two_files_of_one_name_do_not_share_a_folder(
+    write: Write, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second would take the place of the first one's index. An edited or moved file is the same one."""
+    text = Path(write()).read_text()
+    for folder in ("repo/a", "repo/b"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "e.yaml").write_text(text.replace("outcome: log_probability", "outcome: accuracy"))
+    shutil.copytree(finished, "repo/runs/e")
+    first = study("repo/a/e.yaml", Path("repo/runs/e"))
+    first.run()
+    before = {path: path.read_bytes() for path in Path("repo").rglob("*") if path.is_file()}
+    study("repo/b/e.yaml", Path("repo/runs/e")).refuse_other_file()  # a copy
+    Path("repo/b/e.yaml").write_text(text)
+    for options in ([], ["--table"]):
+        code, _, errors = run(capsys, "experiment", "repo/b/e.yaml", "--out", "repo/runs/e", *options)
+        assert code == 2 and "repo/runs/e: has the runs of repo/a/e.yaml;" in errors and "repo/runs/b-e" in errors
+    assert run(capsys, "experiment", "repo/b/e.yaml", "--out", "repo/runs/b-e", "--table")[0] == 0
+    Path("repo/b/e.yaml").write_bytes(before[Path("repo/b/e.yaml")])
+    assert {path: path.read_bytes() for path in Path("repo").rglob("*") if path.is_file()} == before
+    Path("repo/b/e.yaml").write_text(text)
+    Path("repo/a/e.yaml").write_text(text.replace("seeds: [0, 1]", "seeds: [0]"))
+    assert study("repo/a/e.yaml", Path("repo/runs/e")).run(), "an edited file goes on"
+    os.rename("repo", "moved")
+    assert study("moved/a/e.yaml", Path("moved/runs/e")).run()
+    with pytest.raises(UsageError, match=r"moved/a/e\.yaml"):
+        study("moved/b/e.yaml", Path("moved/runs/e")).run()
+    os.rename("moved/a/e.yaml", "moved/b/e.yaml")
+    assert study("moved/b/e.yaml", Path("moved/runs/e")).run(), "which has been moved"
+    index = json.loads(Path("moved/runs/e/experiment.json").read_text())
+    assert index["file"] == "../../b/e.yaml"
+    Path("moved/runs/e/experiment.json").write_text(json.dumps({**index, "file": "the built-in experiment e"}))
+    with pytest.raises(UsageError, match="the built-in experiment e; "):
+        study("moved/b/e.yaml", Path("moved/runs/e")).run()
+
+
+@pytest.mark.slow
+def test_an_experiment_that_was_killed_at_its_first_write_knows_its_file(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does one that was stopped before its first run was done."""
+    monkeypatch.setattr(one_run, "train_in_processes", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(Interrupted):
+        study(write(), Path("runs/e")).run()
+    Path("b").mkdir()
+    Path("b/e.yaml").write_text(Path("e.yaml").read_text() + "also: [accuracy]\n")
+    with pytest.raises(UsageError, match=r"runs/e: has the runs of e\.yaml;"):
+        study("b/e.yaml", Path("runs/e")).run()

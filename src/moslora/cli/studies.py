@@ -61,6 +61,7 @@ def experiment(
         from moslora.experiment.on_ray import on_ray
 
         study = replace(study, start=on_ray)
+    study.refuse_other_file()
     complete = table or study.run()
     _print(study.tables(), study.closing())
     if not complete:

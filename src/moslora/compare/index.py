@@ -26,13 +26,14 @@ class ExperimentRun:
 @dataclass(frozen=True)
 class ExperimentIndex:
     """The content of ``experiment.json``; ``contrast`` is the comparison named beforehand: the second arm against the
-    first. ``others`` were named with it."""
+    first. ``others`` were named with it. ``file`` is the experiment's, as seen from the folder: both may be moved."""
 
     name: str
     contrast: tuple[str, str]
     outcome: Outcome
     runs: tuple[ExperimentRun, ...]
     others: tuple[tuple[str, str], ...] = ()
+    file: str = ""
 
     def write(self, folder: Path) -> None:
         write_text(folder / EXPERIMENT, TypeAdapter(ExperimentIndex).dump_json(self, indent=2).decode() + "\n")

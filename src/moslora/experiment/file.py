@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationError
@@ -119,11 +120,13 @@ class Experiment:
 
     Attributes:
         name: of its file, without the ending.
+        path: of its file.
         file: what was written.
         recipes: arm -> recipe, still without learning rate and seed.
     """
 
     name: str
+    path: Path
     file: ExperimentFile
     recipes: Mapping[str, Recipe]
 
@@ -185,7 +188,7 @@ def load_experiment(source: str) -> Experiment:
     faults += [f"{origin}: {fault}" for fault in _unlike(file, common, recipes)]
     if faults:
         raise UsageError("\n".join(faults))
-    return Experiment(re.sub(r"[^\w.-]", "-", path.stem), file, recipes)
+    return Experiment(re.sub(r"[^\w.-]", "-", path.stem), path, file, recipes)
 
 
 def _lines(error: ValidationError) -> Iterator[str]:

@@ -4,6 +4,7 @@ Each is a run folder (`moslora.experiment.one_run`); ``experiment.json`` lists t
 """
 
 import math
+import os
 import shlex
 import time
 from collections import defaultdict
@@ -14,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from moslora.compare.answers import Answers, read_answers
-from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.outcomes import OUTCOMES
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
@@ -24,6 +25,10 @@ from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, planned_run, state, validation_loss
 from moslora.experiment.provenance import changes
 from moslora.files import in_use, locked
+from moslora.recipe.builtin import is_builtin
+from moslora.recipe.layers import shown
+
+_BUILT_IN = "the built-in experiment "
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,11 @@ class Study:
             UsageError: something there was made with another recipe, other data or other code.
             MosloraError: a run failed.
         """
+        self.refuse_other_file()
         if others := self.others():
             raise UsageError("\n".join(others))
         with locked(self.out):
+            self.write_index()
             self._finish(self.experiment.search(self.arms), later=len(self.arms) * len(self.experiment.file.seeds))
             for remark in (remarks := self._remarks()).values():
                 say(remark)
@@ -108,6 +115,35 @@ class Study:
             left = [one for one in scored if self.any_rate or one.arm not in remarks or is_done(self.out, one)]
             self._finish(left, later=0)
             return len(left) == len(scored)
+
+    def refuse_other_file(self) -> None:
+        """Refuses the folder of another experiment file's runs: two files may have one name, in two folders.
+
+        A file that is not there any more was moved, and one of the same content is a copy.
+        """
+        index = read_index(self.out)
+        other = index.file if index else ""
+        if other in ("", self._file):
+            return
+        mine, there = self.experiment.path, Path(os.path.normpath(os.path.realpath(self.out) / Path(other)))
+        if not other.startswith(_BUILT_IN):
+            if not there.is_file() or there.samefile(mine) or there.read_bytes() == mine.read_bytes():
+                return
+            other = shown(there)
+        folder = f"{mine.resolve().parent.name}-{self.experiment.name}"
+        raise UsageError(
+            f"{self.out}: has the runs of {other}; choose another folder, such as --out"
+            f" {shlex.quote(str(self.out.with_name(folder)))}, or, if this file takes its place, remove"
+            f" {self.out / EXPERIMENT}"
+        )
+
+    @property
+    def _file(self) -> str:
+        """The experiment's file, as seen from the folder."""
+        path = self.experiment.path
+        if is_builtin(path, kind="experiment"):
+            return _BUILT_IN + self.experiment.name
+        return os.path.relpath(os.path.realpath(path), os.path.realpath(self.out))
 
     def curves(self) -> list[Curve]:
         """The arms' learning rates, as far as they are known."""
@@ -182,7 +218,8 @@ class Study:
             if is_done(self.out, one) and (one.arm in self.arms or not any(map(self._differs, behind))):
                 rate, diverged = one.recipe.training.learning_rate, state(planned_run(self.out, one)) == "diverged"
                 runs.append(ExperimentRun(one.arm, one.recipe.seed, rate, f"runs/{one.name}", diverged))
-        ExperimentIndex(self.experiment.name, file.named[0], file.outcome, tuple(runs), file.named[1:]).write(self.out)
+        named, others = file.named[0], file.named[1:]
+        ExperimentIndex(self.experiment.name, named, file.outcome, tuple(runs), others, self._file).write(self.out)
 
     def tables(self) -> Iterator[list[list[str]]]:
         """The curves of the learning rates, and the scores so far."""

@@ -54,6 +54,10 @@ def near_files(path: Path, *, shown_in: str) -> list[str]:
     return [printable(os.path.join(shown_in, stems[stem])) for stem in close]
 
 
+def is_builtin(path: Path, *, kind: str = "recipe") -> bool:
+    return path in _builtin(kind).values()
+
+
 def list_recipes(kind: str = "recipe") -> list[tuple[str, str]]:
     """Name and first comment line of every built-in recipe, the runnable ones first; or of every "experiment"."""
     return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _builtin(kind).items()]

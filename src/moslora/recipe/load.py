@@ -142,7 +142,8 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     """Copy a recipe, or `experiments/NAME`, into a file or folder."""
     source = find_recipe(name, kind="experiment" if str(name).startswith(EXPERIMENTS) else "recipe")
     target = destination / source.name if os.path.isdir(destination) else destination
-    if os.path.lexists(target):
+    copied = target.is_file() and not target.is_symlink() and target.read_bytes() == source.read_bytes()
+    if os.path.lexists(target) and not copied:
         raise UsageError(f"{target}: already exists; choose another destination")
     text = source.read_text(encoding="utf-8")
     if is_stored(source):
