@@ -9,14 +9,17 @@ import pytest
 import yaml
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not re-exported
 
+from cli_kit import run as cli
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
-from moslora.convert.card import how_to_upload, write_card
+from moslora.convert.card import Made, how_to_upload, write_card
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
+from moslora.evaluation import Results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe
 from moslora.recipe.tasks import TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
+from moslora.runs.origin import read_origin, remark_on
 from moslora.tasks import INSTRUCTION
 
 
@@ -59,7 +62,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
         update={"model": folder.recipe.model.model_copy(update={"name": name}), "tasks": own}
     )
     manifest = {**folder.manifest, "base": {**folder.manifest["base"], "name": name}}
-    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), kind="k", task="piqa", use="u", proof="p")
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), Made("k", "s", "u", "p", task="piqa"))
     (_, head, text) = (tmp_path / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["base_model"] == listed
     assert f"  name: {name}\n" in text and f"k of `{listed}`" in text
@@ -73,7 +76,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
         ("hub", "piqa", "`baber/piqa` on the hub"),
         ("commonsense_170k", INSTRUCTION, "`zwhe99/commonsense_170k` on the hub"),
         ("/home/me/mine.jsonl", INSTRUCTION, "`./mine.jsonl`"),
-        ("wheel", "mine", "its own source, named in the recipe below"),
+        ("wheel", "mine", "its own source, named in the recipe"),
     ],
 )
 def test_every_source_is_named_as_others_know_it(
@@ -84,9 +87,78 @@ def test_every_source_is_named_as_others_know_it(
     data = folder.recipe.data.model_copy(update={"source": source})
     recipe = folder.recipe.model_copy(update={"data": data, "tasks": own})
     manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": {task: 1234}}}
-    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), kind="k", task=None, use="u", proof="p")
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), Made("k", "s", "u", "p"))
     text = (tmp_path / "README.md").read_text()
     assert f"- {task}: 1,234 rows from {said}\n" in text and "/home/me" not in text
+
+
+@pytest.fixture(scope="module")
+def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Results]:
+    """A run that was evaluated like its base, with what came out of both."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("scored") / "run"))
+    (own, _), (plain, _) = (evaluate_target(open_target(str(run), base=base), limit=7) for base in (False, True))
+    return run, own, plain
+
+
+def shares(results: Results, task: str) -> str:
+    value, (low, high) = (results.tasks[task] if task != "macro average" else results.macro).value("accuracy")  # type: ignore[union-attr]
+    return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+@pytest.mark.parametrize("kind", ["merged", "peft"])
+def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(
+    scored: tuple[Path, Results, Results], tmp_path: Path, kind: str
+) -> None:
+    run, own, plain = scored
+    write = merge if kind == "merged" else export_peft
+    write(run / "adapter", out=tmp_path / kind)
+    card = (tmp_path / kind / "README.md").read_text()
+    text = card.partition("## Evaluation")[2]
+    for task, n in (("boolq", 7), ("arc_easy", 7), ("obqa", 7), ("macro average", 21)):
+        assert f"{task} {shares(own, task)} of {n}, the base {shares(plain, task)}" in text
+    assert ("before the merge" in text) == (kind == "merged"), "the merged weights were not what was scored"
+    assert str(run.parent) not in card and "below" not in card
+
+
+def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_target(open_target(str(run)), limit=7)
+    evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7)
+    evaluate_target(open_target(str(run), base=True), tasks="obqa", limit=3)
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    (line,) = [line for line in (tmp_path / "peft" / "README.md").read_text().splitlines() if "- Protocol" in line]
+    assert line.count("the base") == 1 and "the base" in line[line.index("boolq") : line.index("arc_easy")]
+
+
+def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "run")
+    shutil.rmtree("run/adapter")
+    shutil.rmtree("run/checkpoints/step-21")
+    code, said, _ = cli(capsys, "merge", "run/checkpoints")
+    assert code == 0 and "note: run is unfinished: merging step 20 of 21" in said
+    assert cli(capsys, "export", "run")[0] == 0
+    for name, command in (("merged", "merge"), ("peft", "export")):
+        assert "unfinished: step 20 of 21 of small\n" in Path(f"run/{name}/README.md").read_text()
+        code, _, errors = cli(capsys, command, "run")
+        assert code == 2 and f"run/{name}: not empty: it was made at step 20 of 21 of small" in errors
+    for command in (["eval", "run/merged", "--limit", "1"], ["import", "run/peft"]):
+        code, said, _ = cli(capsys, *command)
+        assert code == 0 and f"note: {command[1]} is unfinished: made at step 20 of 21 of small" in said
+    shutil.copytree(trained, "run", dirs_exist_ok=True)
+    assert cli(capsys, "merge", "run", "--out", "whole")[0] == 0
+    assert "unfinished" not in Path("whole/README.md").read_text() + cli(capsys, "eval", "whole", "--limit", "1")[1]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"run": 1}', '{"step": "x"}'])
+def test_a_damaged_origin_says_nothing(trained: Path, tmp_path: Path, damage: str) -> None:
+    export_peft(trained / "adapter", out=tmp_path / "peft")
+    file = tmp_path / "peft" / "origin.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | json.loads(damage)) if damage.endswith("}") else damage)
+    assert read_origin(tmp_path / "peft") is None and remark_on(tmp_path / "peft") == ""
 
 
 @pytest.mark.parametrize("name", ["llama3.1-8b", "a--b", "_x._y.", "modèle", "模型"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cli_kit import run as cli
 from importing_kit import (
@@ -28,6 +28,8 @@ from importing_kit import (
     without,
     write_source,
 )
+from moslora.base import shapes
+from moslora.base.resolve import BUILTIN
 from moslora.cli.completion import runs
 from moslora.compare.arms import load_arms
 from moslora.convert import importing
@@ -36,8 +38,10 @@ from moslora.convert.importing import import_adapter
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.run import locate_adapter, newest_run
+from moslora.training import train_recipe
 from reference import perturb, token_batch
 
 
@@ -182,3 +186,46 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(
     with pytest.raises(MosloraError, match=f"{importing.TOLERANCE:g}"):
         import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.fixture
+def built_in(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small model in the place of the built-in one, and an export of a run on it."""
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delitem(shapes.SHAPES, BUILTIN)
+    shutil.copytree(world / "model", tmp_path / "home" / "models" / BUILTIN)
+    train_recipe(
+        load_recipe(world / "recipe.yaml", [f"model.name={BUILTIN}", "training.max_steps=4"]), out=tmp_path / "run"
+    )
+    return export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft")
+
+
+def test_an_export_over_the_built_in_base_is_imported_over_it(built_in: Path, tmp_path: Path) -> None:
+    """Although its settings name the original on the hub, whose weights are others."""
+    import_adapter(built_in, out=tmp_path / "again", dtype="float32")
+    again, run = (open_adapter(tmp_path / name / "adapter") for name in ("again", "run"))
+    assert again.recipe.model.name == BUILTIN
+    assert close(logits(load_adapted(again)), logits(load_adapted(run)))
+
+
+def test_an_earlier_export_over_the_built_in_base_is_told_the_command(built_in: Path, tmp_path: Path) -> None:
+    (built_in / "origin.json").unlink()
+    with pytest.raises(MosloraError) as refused:
+        import_adapter(built_in, out=tmp_path / "again")
+    assert f"moslora import {built_in} --base {BUILTIN}" in str(refused.value) and "\n" not in str(refused.value)
+    import_adapter(built_in, out=tmp_path / "again", base=BUILTIN)
+
+
+def test_another_base_than_that_of_the_export_is_noted(
+    trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_peft(trained / "adapter", out=tmp_path / "peft")
+    import_adapter(tmp_path / "peft", out=tmp_path / "same")
+    assert "note" not in capsys.readouterr().out
+    other = fresh(world)
+    perturb([other.model.norm.weight])
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(world / "model").save_pretrained(tmp_path / "other")
+    import_adapter(tmp_path / "peft", out=tmp_path / "run", base=str(tmp_path / "other"))
+    assert f"not those of {tmp_path / 'other'}" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_stock_transformers_loads_it_and_the_one_file_of_ours_does_not_matter(
     out = tmp_path / "merged"
     merge(trained / "adapter", out=out)
     stock = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in out.iterdir()} == stock | {"README.md", "moslora.yaml"}
+    assert {path.name for path in out.iterdir()} == stock | {"README.md", "moslora.yaml", "origin.json"}
     config, base_config = (json.loads((f / "config.json").read_text()) for f in (out, world / "model"))
     assert config == base_config
     adapted = load_adapted(open_adapter(trained / "adapter"))
@@ -164,6 +164,7 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     shutil.copytree(trained, run, dirs_exist_ok=True)
     code, _, errors = cli(capsys, command, str(run))
     assert code == 2 and errors.startswith(f"error: {run / name}: not empty") and "--out" in errors
+    assert "step 20 of 21" in errors, "of what is there"
     shutil.rmtree(run / name)
     code, said, _ = cli(capsys, command, str(run))
     assert code == 0 and "note" not in said
@@ -195,13 +196,17 @@ def test_an_adapter_before_its_first_update_is_neither_merged_nor_exported(
 
 @pytest.mark.parametrize("write", [merge, export_peft])
 def test_the_working_folder_can_be_written_into(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
+    trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
 ) -> None:
-    """It stays the one that the shell stands in, and the card has its name."""
+    """It stays the one that the shell stands in, and its card's code runs there."""
     (here := tmp_path / "here").mkdir()
     monkeypatch.chdir(here)
     write(trained / "adapter", out=Path("."))
-    assert '"here")\n' in Path("README.md").read_text()
+    code = next(re.finditer(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL))[1]
+    if write is export_peft:
+        code = code.replace('"path/to/model"', repr(str(world / "model")))
+    exec(code, (names := {}))
+    assert isinstance(names["model"], torch.nn.Module) and names["tokenizer"]("a").input_ids
     assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]
 
 

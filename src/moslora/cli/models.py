@@ -292,11 +292,13 @@ def _typed(**values: Any) -> dict[str, Any]:
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder of `run`, with a note if the run is unfinished; and `out` or its default, which is free."""
     from moslora.files import refuse_used
+    from moslora.runs.origin import refuse_made
     from moslora.runs.run import locate_adapter, run_of, unfinished
 
     adapter = locate_adapter(run)
     if remark := unfinished(run, adapter, doing=doing):
         note(remark)
     out = out or run_of(adapter).path / (f"{name}-{task}" if task else name)
+    refuse_made(out)
     refuse_used(out)
     return adapter, out

@@ -6,17 +6,19 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import LoraPair, NotMergeable, build_mixer, fold, has_learned, named_adapters
 from moslora.base.adapted import config_of
-from moslora.base.load import name_task
+from moslora.base.load import load_tokenizer, name_task
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
-from moslora.convert.card import public_name, write_card
+from moslora.convert.card import THIS_FOLDER, Made, base_in_code, public_name, write_card
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
-from moslora.recipe import AdapterSection, PeftSection
+from moslora.recipe import AdapterSection, PeftSection, Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
 from moslora.runs.asking import write_asking
+from moslora.runs.origin import origin_of, write_origin
 
 
 def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
@@ -72,18 +74,34 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(scratch / "adapter_config.json", settings)
         write_asking(scratch, recipe, dtype=recipe.model.dtype, task=task)
+        known_as = BUILTIN if base == BUILTIN else public_name(base)
+        write_origin(scratch, origin_of(folder, base=known_as))
+        at = f', revision="{recipe.model.revision}"' if recipe.model.revision else ""
         use = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{public_name(base)}")\n'
-            f'model = PeftModel.from_pretrained(base, "{out.resolve().name}")'
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"place = {base_in_code(base)}  # of the base\n"
+            f"base = AutoModelForCausalLM.from_pretrained(place{at})\n"
+            f'model = PeftModel.from_pretrained(base, ".")  # {THIS_FOLDER}\n'
+            f"tokenizer = AutoTokenizer.from_pretrained(place{at})"
         )
         if base == BUILTIN:
             proof += (
                 " The logits are the same only on the Q4_1 quantisation of the hub's weights, in the folder that"
                 f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
             )
-        write_card(scratch, folder, kind=kind, task=task, use=use, proof=proof)
+        made = Made(kind, scored="Of the adapter over its base", use=use, proof=proof, task=task)
+        write_card(scratch, folder, made, tokenizer=_chat_tokenizer(recipe))
     return out
+
+
+def _chat_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+    """The tokenizer whose template the prompts are in; ``None`` if they are in none, or it is not at hand."""
+    if recipe.data.format != "chat":
+        return None
+    try:
+        return load_tokenizer(recipe.model)
+    except MosloraError:  # an export needs no more of its base than its shapes
+        return None
 
 
 def _as_lora(

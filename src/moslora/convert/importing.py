@@ -1,7 +1,9 @@
 """Makes a run of an adapter that another program trained, and checks that it computes the same."""
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,22 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject
-from moslora.base.identity import packages
+from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_base, load_tokenizer
+from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
+from moslora.console import note
 from moslora.convert.adapter_files import adapter_files
 from moslora.convert.peft_adapter import Layers, Settings, read_layers, read_settings
 from moslora.convert.verify import log_probabilities
 from moslora.data.encode import encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
-from moslora.recipe import Recipe
+from moslora.recipe import ModelSection, Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
 from moslora.runs.asking import read_asking
+from moslora.runs.origin import read_origin, remark_on
 from moslora.runs.run import Run
 from moslora.version import __version__
 
@@ -52,10 +57,10 @@ def import_adapter(
     config, weights = adapter_files(source)
     settings = read_settings(config)
     layers = read_layers(weights, targets=settings.target_modules)
-    if not (base or settings.base_model_name_or_path):
-        raise UsageError(f"{config}: names no base model; set --base")
+    if remark := remark_on(source):
+        note(remark)
     model = {
-        "name": base or settings.base_model_name_or_path,
+        "name": base or _base_of(source, config, settings),
         "revision": None if base else settings.revision,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
@@ -66,7 +71,9 @@ def import_adapter(
         "sha256": {path.name: sha256(path) for path in (config, weights)},
     }
     with new_folder(out) as scratch:
-        ours, plain = _load(recipe, layers, weights)
+        with _or_the_built_in(source, settings, base):
+            ours, plain = _load(recipe, layers, weights)
+        _note_another_base(source, recipe.model)
         tokenizer = load_tokenizer(recipe.model)
         without = log_probabilities(plain, tokenizer)
         for name, parts in layers.items():
@@ -91,6 +98,37 @@ def import_adapter(
         if not error <= TOLERANCE:
             raise MosloraError(f"{said}: above the tolerance of {TOLERANCE:g}; nothing was written")
     return said if effect else f"{said}; WARNING: the adapter changes nothing; was it trained?"
+
+
+def _base_of(source: Path, config: Path, settings: Settings) -> str:
+    """The base that ``source`` names. An export over the built-in base names its original on the hub, as PEFT knows no
+    other, which has other weights; beside it stands what it was."""
+    named = settings.base_model_name_or_path
+    if not named:
+        raise UsageError(f"{config}: names no base model; set --base")
+    origin = read_origin(source)
+    if named == BUILTIN_ON_THE_HUB and origin and origin.base == BUILTIN:
+        return BUILTIN
+    return named
+
+
+@contextmanager
+def _or_the_built_in(source: Path, settings: Settings, base: str | None) -> Iterator[None]:
+    """Adds the command for the built-in base to an error about its original, which an earlier export may mean."""
+    try:
+        yield
+    except MosloraError as error:
+        if base or settings.base_model_name_or_path != BUILTIN_ON_THE_HUB:
+            raise
+        command = f"moslora import {shlex.quote(str(source))} --base {BUILTIN}"
+        raise type(error)(f"{error}; if its base is the built-in one: {command}") from None
+
+
+def _note_another_base(source: Path, model: ModelSection) -> None:
+    """Where the source was exported over other weights, the import is as the source says, and not as the run was."""
+    origin = read_origin(source)
+    if origin and origin.fingerprint != fingerprint(model.name, revision=model.revision):
+        note(f"{source} was exported over {origin.base}, whose weights or config are not those of {model.name}")
 
 
 def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:

@@ -27,7 +27,7 @@ from moslora.base.load import DTYPES, load_base, load_tokenizer, name_task
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
 from moslora.choices import DType, Onto
-from moslora.convert.card import write_card
+from moslora.convert.card import THIS_FOLDER, Made, public_name, write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
 from moslora.convert.verify import Proof, compare, log_probabilities, weight_sums
 from moslora.data.encode import encoding
@@ -36,6 +36,7 @@ from moslora.files import new_folder, write_json
 from moslora.recipe import PeftSection
 from moslora.runs.adapter_folder import check_encoding, load_adapted, open_adapter
 from moslora.runs.asking import write_asking
+from moslora.runs.origin import origin_of, write_origin
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
@@ -100,14 +101,21 @@ def merge(
         proof = compare(
             merged, base=base, adapted=adapted, expected=expected, weights=weights, section=section, onto=onto
         )
-        name = out.resolve().name
-        use = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}")'
-        )
         write_asking(scratch, folder.recipe, dtype=section.dtype, task=task)
-        write_card(scratch, folder, kind="Merged weights", task=task, use=use, proof=str(proof))
+        write_origin(scratch, origin_of(folder, base=public_name(section.name)))
+        made = Made(
+            kind="Merged weights",
+            scored="Of the adapter over its base, before the merge",
+            use=(
+                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                f'folder = "."  # {THIS_FOLDER}\n'
+                "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+                "tokenizer = AutoTokenizer.from_pretrained(folder)"
+            ),
+            proof=str(proof),
+            task=task,
+        )
+        write_card(scratch, folder, made, tokenizer=tokenizer)
     return proof
 
 

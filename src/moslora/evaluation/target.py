@@ -34,6 +34,7 @@ from moslora.recipe import ModelSection, PeftSection, Recipe, resolve_tasks
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
 from moslora.runs.asking import how_asked, read_asking
 from moslora.runs.named import RUNS, names_run
+from moslora.runs.origin import remark_on
 from moslora.runs.run import (
     BESIDE,
     EVALUATIONS,
@@ -169,6 +170,8 @@ def open_target(
     path = Path(os.path.expanduser(target))
     if not names_run(target):
         recipe = read_asking(path)
+        if remark := remark_on(path):
+            note(remark)
         model = recipe.model if recipe else ModelSection(name=target)
         model = model.model_copy(update={"name": target, "trust_remote_code": trust_remote_code, **changes})
         return Target(model, _request(recipe) if recipe else Request(), recipe, strategy=strategy or "ddp")

@@ -287,11 +287,14 @@ def _missing(path: Path) -> str:
 
 
 def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
-    """A note before ``doing`` something with the newest checkpoint of an unfinished run; empty otherwise."""
-    if adapter.parent != path / CHECKPOINTS:
+    """A note before ``doing`` something with ``adapter``, the newest checkpoint of an unfinished run; empty otherwise,
+    and if ``path`` names that checkpoint itself."""
+    run, name = run_of(adapter), checkpoint_name(adapter)
+    if not name or run.finished or path.resolve() == adapter.resolve():
         return ""
-    steps = Run(path).facts.get("steps")
-    return f"{path} is unfinished: {doing} {adapter.name.replace('-', ' ')}" + (f" of {steps}" if steps else "")
+    steps = run.facts.get("steps")
+    planned = f" of {steps}" if steps else ""
+    return f"{run.path} is unfinished: {doing} {name.replace('-', ' ')}{planned}"
 
 
 def newest_run(*places: Path) -> Run:

@@ -1,0 +1,137 @@
+"""How a model is asked, for its card: the prompts of its tasks as Python text, with placeholders for a question's own.
+
+No row is shown: those of a local file may be nobody's business.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.choices import Protocol
+from moslora.prompts.formats import FORMATS, Format, make_format
+from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import AdapterFolder
+from moslora.tasks import INSTRUCTION, TASKS, Columns, Example, Task
+
+USUAL_OPTIONS = 4
+"""Number of options shown where only the rows tell it."""
+
+READ: dict[Protocol, str] = {
+    "rank": "the likeliest of `answers` after `prompt` is the model's answer",
+    "cloze": "of `answers` after `prompt` the likeliest, per character, is the model's answer",
+    "generate": "the first label in what the model writes after `prompt` is its answer",
+}
+"""Protocol -> how an answer is read."""
+
+FREE = "rows without a task"
+READ_FREE = "what the model writes after `prompt`, up to its end-of-sequence token, is its answer"
+
+PARTS = {
+    "boolq": ("<question>", "<passage>"),
+    "piqa": ("<goal>", None),
+    "siqa": ("<question>", "<situation>"),
+    "hellaswag": ("<text to go on with>", "<activity>"),
+    "winogrande": ("<sentence before the blank> _ <rest of the sentence>", None),
+}
+"""Set -> placeholders of its question and its context, where they are not the usual ones."""
+
+
+def section(folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase | None, *, task: str | None) -> str:
+    """The card's text: how the model is asked, and the prompt of each task, those that are equal once.
+
+    ``task`` is the only one that a fixed gate is for. ``tokenizer``: for its chat template; ``None`` if it is not at
+    hand.
+    """
+    recipe = folder.recipe
+    name = recipe.data.format
+    if name != "chat":
+        format = FORMATS[name]
+    elif tokenizer is not None:
+        format = make_format(name, tokenizer)
+    else:
+        return "Format `chat`: the question as a user's message in the base's own chat template."
+    blocks: dict[str, list[str]] = {}
+    for title, example in _examples(recipe, _asked(folder, task)):
+        blocks.setdefault(_block(format, example), []).append(title)
+    reading = READ[recipe.evaluation.protocol]
+    if [*blocks.values()] == [[FREE]]:
+        reading = READ_FREE
+    head = f"Format `{name}`, protocol `{recipe.evaluation.protocol}`: {reading}. {_tokens(format)}."
+    texts = [f"{', '.join(titles)}:\n\n{block}" for block, titles in blocks.items()]
+    return "\n\n".join([head, *texts])
+
+
+def _tokens(format: Format) -> str:
+    if format.name == "chat":
+        return "Its special tokens are in the text: encode it with `add_special_tokens=False`"
+    if format.joint:
+        return "Prompt and answer are encoded as one text, after BOS where the tokenizer adds one"
+    return "Prompt and answer are encoded apart, after BOS where the tokenizer adds one"
+
+
+def _asked(folder: AdapterFolder, task: str | None) -> Sequence[str]:
+    """The tasks that the adapter is for: those of its training, or if they are not recorded its recipe's."""
+    if task is not None:
+        return [task]
+    drawn = folder.manifest.get("data", {}).get("tasks") or ()
+    return [*drawn] or [entry.name for entry in folder.recipe.questions.tasks]
+
+
+def _examples(recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Example]]:
+    """(title, example) of every task, with placeholders as its texts."""
+    known = {**TASKS, **recipe.own_tasks}
+    for name in names:
+        if name == INSTRUCTION:
+            yield FREE, Example("card", INSTRUCTION, "<instruction>", ("<response>",), 0)
+        elif name in known and not known[name].is_text:
+            yield name, _example(known[name])
+
+
+def _example(task: Task) -> Example:
+    question, context = PARTS.get(task.name, ("<question>", "<context>" if task.columns.context else None))
+    return Example(
+        "card",
+        task.name,
+        question,
+        _options(task.columns),
+        0,
+        context=context,
+        wording=task.wording if task.own else None,
+    )
+
+
+def _options(columns: Columns) -> tuple[str, ...]:
+    """The options themselves where all rows have the same; otherwise placeholders."""
+    listed = columns.options
+    if isinstance(listed, tuple):
+        return tuple(f"<option {n}>" if "{{" in text else text for n, text in enumerate(listed, start=1))
+    count = listed.count(",") + 1 if listed.startswith("[") else USUAL_OPTIONS
+    return tuple(f"<option {n}>" for n in range(1, count + 1))
+
+
+def _block(format: Format, example: Example) -> str:
+    """Python text that makes exactly the prompt and the answers."""
+    options = format.options(example)
+    prompts = {option.prompt: None for option in options}
+    shown = [f"prompt = {_literal(next(iter(prompts)))}"]
+    if len(prompts) > 1:  # WinoGrande's, as cloze: the option is in the prompt
+        listed = "".join(f"    {_quoted(prompt)},\n" for prompt in prompts)
+        shown = [f"prompts = [\n{listed}]"]
+    if example.task != INSTRUCTION:
+        answers = dict.fromkeys(option.answer for option in options)
+        shown.append(f"answers = [{', '.join(map(_quoted, answers))}]")
+    text = "\n".join(shown)
+    return f"```python\n{text}\n```"
+
+
+def _literal(text: str) -> str:
+    """A line of Python for each line of the text."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) < 2:
+        return _quoted(text)
+    return "(\n" + "".join(f"    {_quoted(line)}\n" for line in lines) + ")"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

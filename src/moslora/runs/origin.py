@@ -1,0 +1,81 @@
+"""What a folder of weights was made of: ``origin.json`` beside them. Other readers of the folder ignore it.
+
+It has the run's name, the adapter's step and how many its run was to have, the adapter's hash, and the base as others
+know it, with its fingerprint. It names no path. Importing this does not load torch.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from moslora.errors import UsageError
+from moslora.files import in_use, write_json
+from moslora.runs.manifest import WEIGHTS
+from moslora.runs.run import run_of
+from moslora.version import __version__
+
+if TYPE_CHECKING:
+    from moslora.runs.adapter_folder import AdapterFolder
+
+ORIGIN = "origin.json"
+
+
+class Origin(NamedTuple):
+    """Where weights are from."""
+
+    run: str
+    step: int | None  # of the adapter; ``None`` for one that no training here has made
+    steps: int | None  # that its run was to have; ``None`` if they are not known
+    base: str  # its id on the hub, the built-in one's name, or the last part of a local path
+    fingerprint: str  # of the base
+    adapter: str  # sha256 of its weights
+
+    @property
+    def unfinished(self) -> bool:
+        return self.step is not None and self.steps is not None and self.step < self.steps
+
+    def __str__(self) -> str:
+        if self.step is None:
+            return self.run
+        planned = f" of {self.steps:,}" if self.steps else ""
+        return f"step {self.step:,}{planned} of {self.run}"
+
+
+def origin_of(adapter: "AdapterFolder", *, base: str) -> Origin:
+    """What is made of ``adapter`` comes from there; ``base`` is its base's name to others."""
+    steps = run_of(adapter.path).facts.get("steps")
+    manifest = adapter.manifest
+    weights = manifest["sha256"][WEIGHTS]
+    return Origin(adapter.recipe.name, manifest.get("step"), steps, base, manifest["base"]["fingerprint"], weights)
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    write_json(folder / ORIGIN, {**origin._asdict(), "moslora": __version__})
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """What ``folder`` says; ``None`` if it does not say it."""
+    try:
+        facts = json.loads((folder / ORIGIN).read_bytes())
+        origin = Origin(**{name: facts[name] for name in Origin._fields})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    texts = (origin.run, origin.base, origin.fingerprint, origin.adapter)
+    numbers = (origin.step, origin.steps)
+    sound = all(isinstance(text, str) for text in texts) and all(isinstance(n, int | None) for n in numbers)
+    return origin if sound else None
+
+
+def remark_on(folder: Path) -> str:
+    """A note on weights that were made before the end of their run; empty for others."""
+    origin = read_origin(folder)
+    return f"{folder} is unfinished: made at {origin}" if origin and origin.unfinished else ""
+
+
+def refuse_made(out: Path) -> None:
+    """Refuses a folder that already holds what a command has made, by what that is."""
+    origin = read_origin(out) if ORIGIN in in_use(out) else None  # of a killed command half is there
+    if origin:
+        raise UsageError(
+            f"{out}: not empty: it was made at {origin}; choose another folder with --out, or remove what is there"
+        )
