@@ -119,7 +119,7 @@ def test_work_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def five_steps(folder: Path) -> list[int]:
-    """Takes five steps, recording every second; the steps recorded."""
+    """Takes five steps, recording the first and every second; the steps recorded."""
     with Line(5, "step 0/5") as line:
         tracker = Tracker(Run(folder), line, first_step=0, total_steps=5, log_every=2)
         for step in range(1, 6):
@@ -127,17 +127,15 @@ def five_steps(folder: Path) -> list[int]:
     return [json.loads(text)["step"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_log_has_the_first_step_too_and_the_metrics_do_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert five_steps(tmp_path) == [2, 4, 5]
+def test_a_log_and_the_metrics_have_the_first_step_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert five_steps(tmp_path) == [1, 2, 4, 5]
     steps = [re.match(r"step (\d)/5  loss ", line) for line in capsys.readouterr().out.splitlines()]
     assert [step and step[1] for step in steps] == ["1", "2", "4", "5"]
 
 
 def test_a_terminal_has_one_line_for_all_steps(screen: Callable[[int], Screen], tmp_path: Path) -> None:
     shown = screen(80)
-    assert five_steps(tmp_path) == [2, 4, 5]
+    assert five_steps(tmp_path) == [1, 2, 4, 5]
     live, rest = shown.lines()
     assert "step 5/5 ━" in live and "loss 0.2" in live and not rest
 

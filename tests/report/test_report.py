@@ -13,6 +13,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cli_kit import run as cli
 from moslora.compare.answers import COLUMNS, read_answers
@@ -20,15 +23,17 @@ from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.errors import UsageError
-from moslora.evaluation import Evaluation, Prediction
+from moslora.evaluation import Evaluation, Prediction, Settings
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report
-from moslora.report.canvas import Canvas
-from moslora.report.figures import FORGOTTEN, accuracy
+from moslora.report.canvas import STYLE, Canvas
+from moslora.report.figures import FORGOTTEN, accuracy, curve, differences
+from moslora.report.page import BY_LAYER, CURVES
 from moslora.report.questions import most_changed
-from moslora.report.runs import reported_runs
+from moslora.report.runs import base_names, reported_runs
+from moslora.report.weights import by_layer, heat_maps
 from moslora.tasks import Example
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -209,6 +214,121 @@ def test_the_error_over_seeds_is_explained_where_there_is_one(evaluated: Path, t
     (run,), _, _ = reported_runs([evaluated])
     drawn = accuracy(Canvas(tmp_path, [run.arm, "not evaluated"]), [run] * seeds, averaged=True)
     assert drawn is not None and ("several seeds" in drawn) == (seeds == 2)
+
+
+def test_runs_of_unlike_metrics_stand_side_by_side(evaluated: Path, tmp_path: Path) -> None:
+    """One without validation rows, one that was killed before its first line, and one that was imported."""
+    runs = [evaluated]
+    for name in ("unvalidated", "killed", "imported"):
+        run = Path(shutil.copytree(evaluated, tmp_path / name))
+        shutil.rmtree(run / "eval")
+        runs.append(run)
+        metrics = run / "metrics.jsonl"
+        if name == "unvalidated":
+            rows = [line for line in metrics.read_text().splitlines(keepends=True) if "validation_loss" not in line]
+            metrics.write_text("".join(rows))
+        if name == "killed":
+            metrics.unlink()
+            for path in ("adapter", "checkpoints"):
+                shutil.rmtree(run / path)
+        if name == "imported":
+            metrics.unlink()
+            shutil.rmtree(run / "checkpoints")
+            (run / "run.json").write_text(json.dumps({"imported": {}}))
+    for order in (runs, runs[::-1]):
+        text = write_report(order, out=tmp_path / "page").read_text("utf-8")
+        found = Reader(text)
+        assert {run.name for run in runs} <= {*found.cells} and "Validation loss" in text
+
+
+def over_another_base(run: Path, place: Path) -> Path:
+    """The same run as if over another base."""
+    other = Path(shutil.copytree(run, place))
+    for folder in (other / "eval").iterdir():
+        settings = folder / "settings.json"
+        known = json.loads(settings.read_text("utf-8"))
+        known["settings"]["metadata"] |= {"base": "/elsewhere/second", "fingerprint": "0123456789abcdef"}
+        settings.write_text(json.dumps(known))
+    return other
+
+
+def test_each_base_is_named(evaluated: Path, tmp_path: Path) -> None:
+    """In the table of the runs, in the figure of accuracies, and in the comparisons with it."""
+    other = over_another_base(evaluated, tmp_path / "other")
+    file = write_report([evaluated, other], out=tmp_path / "page")
+    text = file.read_text("utf-8")
+    found = Reader(text)
+    right = 100 * Evaluation(next(evaluated.glob("eval/*-base"))).results.macro.accuracy
+    assert {f"{right:.1f} (model)", f"{right:.1f} (second)"} <= {*found.cells}
+    (figure,) = re.findall(r"<svg (?:(?!</svg>).)*?majority class.*?</svg>", text, flags=re.S)
+    assert "base (model)" in figure and "base (second)" in figure
+    assert "difference from base (second)" in text and "Against the base (model)" in text
+    alone = write_report([evaluated], out=tmp_path / "alone").read_text("utf-8")
+    assert "base (" not in alone and "Against the base" in alone
+
+
+def test_bases_are_told_apart_by_what_differs(evaluated: Path, tmp_path: Path) -> None:
+    one = Evaluation(next(evaluated.glob("eval/*-base"))).settings
+
+    def over(base: str, fingerprint: str, **changes: object) -> Settings:
+        metadata = {**one.metadata, "base": base, "fingerprint": fingerprint}
+        metadata |= {key: changes.pop(key) for key in ("quantization",) if key in changes}
+        return replace(one, metadata=metadata, **changes)  # type: ignore[arg-type]
+
+    first = over("meta/llama", "f1")
+    moved = over("/here/llama", "f1")
+    assert base_names([first, None, moved]) == ["base"] * 3, "one base at two places"
+    assert base_names([first, over("meta/qwen", "f2")]) == ["base (llama)", "base (qwen)"]
+    assert base_names([first, over("mine/llama", "f2")]) == ["base (meta/llama)", "base (mine/llama)"]
+    assert base_names([first, over("meta/llama", "f2")]) == ["base (llama f1)", "base (llama f2)"]
+    assert base_names([first, over("meta/llama", "f1", quantization="nf4")]) == ["base", "base (nf4)"]
+    cloze = replace(first, protocol="cloze", format="cloze")
+    assert base_names([first, cloze]) == ["base (rank, label)", "base (cloze, cloze)"]
+
+
+def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By matplotlib's own extents, also with long names, many arms, seeds and protocols; the ticks' labels apart,
+    which matplotlib also keeps where they are not drawn."""
+    (run,), _, _ = reported_runs([evaluated])
+    cut: list[str] = []
+
+    def extents(canvas: Canvas, name: str, figure: Figure) -> str:
+        """In place of `keep`, which lays a figure out twice, too."""
+        with rc_context(STYLE):
+            figure.draw_without_rendering()
+            figure.draw_without_rendering()
+        ticks = {label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+        for text in figure.findobj(Text):
+            if text.get_text() and text.get_visible() and text not in ticks:
+                place, whole = text.get_window_extent(), figure.bbox
+                inside = whole.x0 - 1 <= place.x0 and place.x1 <= whole.x1 + 1
+                if not (inside and whole.y0 - 1 <= place.y0 and place.y1 <= whole.y1 + 1):
+                    cut.append(f"{name}: {text.get_text()}")
+        return name
+
+    monkeypatch.setattr(Canvas, "keep", extents)
+    arms = [run.arm, *(f"a-method-with-a-long-name-and-{option}-{n}" for n, option in enumerate(["this"] * 6))]
+    runs = [replace(run, arm=arm, base_name=f"base (a-model-with-a-long-name-{arm[-1]})") for arm in arms for _ in "ab"]
+    canvas = Canvas(tmp_path, arms)
+    assert accuracy(canvas, runs, averaged=True) and accuracy(Canvas(tmp_path, arms[:1]), [run], averaged=True)
+    for name in CURVES:
+        assert curve(canvas, runs, name, CURVES[name])
+    contrast = compare([evaluated]).named[0]
+    several = [replace(contrast, before=arms[1], after=arm) for arm in arms]
+    assert differences(canvas, "differences", several, "each 95 % interval by itself")
+    assert by_layer(canvas, runs, *BY_LAYER[0]) and heat_maps(canvas, run)
+    assert not cut
+
+
+def test_a_cell_of_a_table_has_its_columns_name(page: Path) -> None:
+    """Which a narrow screen shows beside it, in place of the header."""
+    text = (page / "report.html").read_text("utf-8")
+    tables = re.findall("<table.*?</table>", text, flags=re.S)
+    for table in tables:
+        headers = re.findall("<th>(.*?)</th>", table)
+        for row in re.findall("<tr>(<td.*?)</tr>", table, flags=re.S):
+            assert re.findall('<td data-column="(.*?)">', row) == headers
+    assert tables
 
 
 def test_protocols_side_by_side_have_each_its_metric(evaluated: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class TrainingSection(Section):
     """Steps between measurements of the validation loss."""
 
     log_every: PositiveInt = 10
-    """Steps between lines of a log and of metrics.jsonl."""
+    """Steps between lines of a log and of metrics.jsonl. The first step and the last always have one."""
 
     def warmup(self, steps: int) -> int:
         """The warm-up steps of a run of ``steps``."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,9 @@ SERIES = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#db2777", "#65
 MARKERS, LINES = "osD^vP*X<>hp", ("-", "--", ":")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{color: f"c{n}" for n, color in enumerate(SERIES)}}
 """Each colour is a variable of the page, which has another value in the dark."""
+
+FIRST_LINE = 0.3
+"""Inches of a legend of one line."""
 
 NO_METADATA: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -80,6 +84,7 @@ class Canvas:
         """Writes ``FOLDER/NAME.png``, and returns the SVG for the page."""
         text = io.StringIO()
         with matplotlib.rc_context(STYLE):
+            figure.draw_without_rendering()  # labels are wrapped by where they stand, which the first layout finds
             figure.savefig(self.folder / f"{name}.png", dpi=160, facecolor="white")
             figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
         svg = re.sub(r"(?<=<g) id=\"[A-Za-z0-9]+_\d+\"", "", text.getvalue().partition("<svg")[2])
@@ -96,5 +101,21 @@ def in_steps(axes: Axes, title: str, label: str) -> None:
 
 
 def new_label(axes: Axes, label: str) -> str | None:
-    """The label, the first time in these axes."""
-    return None if label in axes.get_legend_handles_labels()[1] else label
+    """The label, the first time in these axes; a long one in several lines, as a figure's width is fixed."""
+    text = fill(label, 36)
+    return None if text in axes.get_legend_handles_labels()[1] else text
+
+
+def legend_above(axes: Axes) -> None:
+    """A legend above the axes, in at most four columns, and fewer where the figure is too narrow. The figure grows by
+    what the legend has beyond a first line."""
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    legend = figure.legend(loc="outside upper center", ncols=4)
+    for columns in (3, 2, 1):
+        if legend.get_window_extent().width < figure.bbox.width:
+            break
+        legend.remove()
+        legend = figure.legend(loc="outside upper center", ncols=columns)
+    beyond = legend.get_window_extent().height / figure.dpi - FIRST_LINE
+    figure.set_figheight(figure.get_figheight() + max(0.0, beyond))

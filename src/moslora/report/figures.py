@@ -1,6 +1,8 @@
 """The figures of training and of answers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from statistics import fmean
 
 import numpy as np
@@ -11,7 +13,7 @@ from moslora.compare.answers import Answers
 from moslora.compare.comparison import Contrast
 from moslora.compare.statistics import MACRO, Floats
 from moslora.evaluation import Evaluation, Score
-from moslora.report.canvas import GRID, INK, MUTED, Canvas, in_steps, new_label
+from moslora.report.canvas import GRID, INK, MARKERS, MUTED, Canvas, in_steps, legend_above, new_label
 from moslora.report.runs import ReportedRun
 
 
@@ -23,6 +25,8 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
     with canvas.figure(4.8, 2.5) as (figure, axes):
         for run in runs:
             steps, values = run.curve(metric)
+            if not values:  # as of a run without validation rows
+                continue
             (color, marker, line), label = canvas.style(run.arm), new_label(axes, run.arm)
             width = len(values) // 30 if len(values) >= 100 else 1
             if width > 1:
@@ -40,36 +44,67 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 
 
 def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> Markup | None:
-    """Per task, and if ``averaged`` on average: every arm with its interval, the base, and the majority class."""
-    tuned = [(run.arm, its) for run in runs if run.tuned and (its := _scores(run.tuned))]
-    if not tuned:
+    """Per task, and if ``averaged`` on average: every arm with its interval, its base, and the majority class."""
+    series = [*_of_bases(runs), *_of_arms(canvas, runs)]
+    if all(one.is_base for one in series):
         return None
-    series = {"base": [_scores(run.base) for run in runs if run.base][:1]}
-    series |= {arm: [scores for its, scores in tuned if its == arm] for arm in canvas.arms}
-    series = {name: scores for name, scores in series.items() if scores}
-    known = {name: score for found in series.values() for scores in found for name, score in scores.items()}
+    known = {name: score for one in series for scores in one.scores for name, score in scores.items()}
     names = _names([name for name in known if name != MACRO], averaged=averaged)
     with canvas.figure(5, _height(len(names), len(series))) as (figure, axes):
         for row, name in enumerate(names):
             level, ends = 100 * known[name][0].majority_class, [row - 0.38, row + 0.38]
             label = new_label(axes, "majority class")
             axes.plot([level] * 2, ends, color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label)
-            for (arm, scores), place in zip(series.items(), row + _places(len(series)), strict=True):
-                mean, errors, values = _mean([its[name] for its in scores if name in its])
-                (color, marker), label = (MUTED, "o") if arm == "base" else canvas.style(arm)[:2], new_label(axes, arm)
-                axes.scatter(values, [place] * len(values), s=10, color=color, alpha=0.35, linewidths=0)
-                style = {"fmt": marker, "markersize": 5, "elinewidth": 1.5}
-                style["markerfacecolor"] = "none" if arm == "base" else color
-                axes.errorbar(mean, place, xerr=errors, color=color, label=label, **style)
-        error = "; of several seeds ± one standard error" if any(len(its) > 1 for its in series.values()) else ""
-        metrics = {metric for found in series.values() for scores in found for _, metric in scores.values()}
+            for one, place in zip(series, row + _places(len(series)), strict=True):
+                mean, errors, values = _mean([scores[name] for scores in one.scores if name in scores])
+                axes.scatter(values, [place] * len(values), s=10, color=one.color, alpha=0.35, linewidths=0)
+                style = {"fmt": one.marker, "markersize": 5, "elinewidth": 1.5, "color": one.color}
+                style["markerfacecolor"] = "none" if one.is_base else one.color
+                axes.errorbar(mean, place, xerr=errors, label=new_label(axes, one.name), **style)
+        error = "; of several seeds ± one standard error" if any(len(one.scores) > 1 for one in series) else ""
+        metrics = {metric for one in series for scores in one.scores for _, metric in scores.values()}
         metric = metrics.pop().replace("_", " ") if len(metrics) == 1 else "accuracy, by the metric of each protocol"
         _rows(axes, names, f"{metric}, percent, 95 % interval{error}")
     return canvas.keep("accuracy", figure)
 
 
-def _scores(evaluation: Evaluation) -> dict[str, tuple[Score, str]]:
-    """By task, and on average: the score, and which of its metrics counts."""
+Scores = dict[str, tuple[Score, str]]
+"""By task, and on average: the score, and which of its metrics counts."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The marks of an arm, by the scores of its seeds; or of a base, which has one."""
+
+    name: str
+    scores: Sequence[Scores]
+    color: str
+    marker: str
+    is_base: bool = False
+
+
+def _of_bases(runs: Sequence[ReportedRun]) -> list[Series]:
+    """Each base once, of every task the score in the first of its runs that has it."""
+    found: dict[str, Scores] = {}
+    for run in runs:
+        if run.base:
+            found[run.base_name] = {**_scores(run.base), **found.get(run.base_name, {})}
+    markers = cycle(MARKERS)
+    return [Series(name, [scores], MUTED, next(markers), is_base=True) for name, scores in found.items() if scores]
+
+
+def _of_arms(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Series]:
+    """The arms that have scores."""
+    found = []
+    for arm in canvas.arms:
+        evaluated = [_scores(run.tuned) for run in runs if run.tuned and run.arm == arm]
+        if scores := [one for one in evaluated if one]:
+            color, marker, _ = canvas.style(arm)
+            found.append(Series(arm, scores, color, marker))
+    return found
+
+
+def _scores(evaluation: Evaluation) -> Scores:
     results = evaluation.results
     scores = {**results.tasks, MACRO: results.macro} if results.macro else {}
     return {name: (score, results.settings.primary) for name, score in scores.items()}
@@ -134,7 +169,8 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Answers]], bas
             style = dict(zip(("color", "marker"), canvas.style(arm), strict=False))
             axes.scatter(x, y, s=16, alpha=0.4, linewidths=0, **style)
             xerr, yerr = found[arm].std(axis=0, ddof=1) / len(x) ** 0.5 if len(x) > 1 else (0, 0)
-            axes.errorbar(x.mean(), y.mean(), yerr, xerr, linestyle="", markersize=6.5, label=arm, **style)
+            label = new_label(axes, arm)
+            axes.errorbar(x.mean(), y.mean(), yerr, xerr, linestyle="", markersize=6.5, label=label, **style)
         if len(found) > 1:  # far from the base and close together, they stay apart
             axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
         for line in (axes.axhline, axes.axvline):
@@ -158,7 +194,7 @@ def _height(rows: int, points: int) -> float:
 
 def _rows(axes: Axes, names: Sequence[str], label: str, *, legend: bool = True) -> None:
     """A row for each name, an average set apart, and a legend above."""
-    axes.set_xlabel(label)
+    axes.set_xlabel(label, wrap=True)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(axis="y", visible=False)
@@ -167,4 +203,4 @@ def _rows(axes: Axes, names: Sequence[str], label: str, *, legend: bool = True) 
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
     if legend:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
+        legend_above(axes)

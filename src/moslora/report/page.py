@@ -1,9 +1,11 @@
 """The page of a report, from its runs."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -42,7 +44,12 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
     arms = list(dict.fromkeys(run.arm for run in runs))
     canvas = Canvas(folder, arms)
     firsts = [next(run for run in runs if run.arm == arm) for arm in arms]
-    first, base = firsts[0], next((run.base for run in runs if run.base), None)
+    first = firsts[0]
+    bases: dict[str, Evaluation] = {}
+    for run in runs:
+        if run.base:
+            bases.setdefault(run.base_name, run.base)
+    base = next(iter(bases.values())) if len(bases) == 1 else None
     changed: list[tuple[str, list[Changed]]] = []
     if first.tuned and first.base:
         examples = texts(first.run.recipe.questions, first.tuned.settings)
@@ -51,7 +58,8 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
     asked = {str((one.settings.asked, one.settings.model)) for one in (base, *(run.tuned for run in runs)) if one}
     alike = base is not None and bool(shared) and len(asked) == 1  # else their distances from it mean nothing
     answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and alike]
-    scored = [*((run.name, run.tuned) for run in runs), ("base", base)]
+    scored = [*((run.name, run.tuned) for run in runs), *bases.items()]
+    compared = list(_comparisons(canvas, runs, paths, evaluation=evaluation))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -67,7 +75,8 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
         traded=figures.gain_and_forgetting(canvas, answers, read_answers(base)) if base and answers else None,
-        compared=list(_comparisons(canvas, base, paths, evaluation=evaluation)),
+        compared=compared,
+        above=[part for part in compared if part["against_base"]] or compared,
         maps={run.arm: figure for run in firsts if (figure := weights.heat_maps(canvas, run))},
         weights=[figure for part in BY_LAYER if (figure := weights.by_layer(canvas, firsts, *part))],
         changed=changed,
@@ -87,6 +96,16 @@ def _glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
         value = percent(results.macro.value(results.settings.primary)[0])
         return f"{value} (n {results.macro.n:,})" if counted else value
 
+    several = len({run.base_name for run in runs if run.base}) > 1
+
+    def scores(run: ReportedRun) -> tuple[str, str]:
+        if not run.tuned:
+            return "–", "–"
+        before = average(run.base.results) if run.base else "–"
+        if several and run.base:
+            before += run.base_name.removeprefix("base")
+        return before, average(run.tuned.results)
+
     rows = [["run", "method", "seed", "trained", "validation loss", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:
         card, losses = run.run.facts, run.curve("validation_loss")[1]
@@ -98,28 +117,59 @@ def _glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
             str(run.run.recipe.seed),
             f"{done:,} of {card.get('steps', 0):,} steps",
             f"{losses[-1]:.4f}" if losses else "–",
-            *(average(one.results) if one and run.tuned else "–" for one in (run.base, run.tuned)),
+            *scores(run),
             f"{seconds[-1] / 60:.1f}" if seconds else "–",
             f"{max(memory):.1f}" if memory else "–",
         ])  # fmt: skip
     return rows
 
 
+class Wanted(NamedTuple):
+    """A comparison of what is at ``places``, with the name of its figures, and that of the base that all are held
+    against, if it is one."""
+
+    figure: str
+    title: str
+    places: Sequence[Path]
+    base: str = ""
+
+
+def _wanted(runs: Sequence[ReportedRun], paths: Sequence[Path]) -> list[Wanted]:
+    """The arms against each other, if there are several, and the runs of each base against it."""
+    wanted = []
+    if len({run.arm for run in runs}) > 1:
+        wanted.append(Wanted("differences", "Against each other", paths))
+    by_base: dict[str, list[ReportedRun]] = {}
+    for run in runs:
+        if run.base:
+            by_base.setdefault(run.base_name, []).append(run)
+    for name, its in by_base.items():
+        base = its[0].base
+        assert base is not None
+        if len(by_base) == 1:
+            wanted.append(Wanted("differences-from-base", "Against the base", [base.folder, *paths], name))
+        else:
+            figure = "differences-from-" + re.sub(r"\W+", "-", name).strip("-")
+            places = [base.folder, *(run.run.path for run in its)]
+            wanted.append(Wanted(figure, f"Against the {name}", places, name))
+    return wanted
+
+
 def _comparisons(
-    canvas: Canvas, base: Evaluation | None, paths: Sequence[Path], *, evaluation: str | None
+    canvas: Canvas, runs: Sequence[ReportedRun], paths: Sequence[Path], *, evaluation: str | None
 ) -> Iterator[dict[str, Any]]:
-    """The arms against each other, if there are several, and all against the base; or the reason why there is none."""
-    wanted = [("differences", "Against each other", paths)] if len(canvas.arms) > 1 else []
-    if base:
-        wanted.append(("differences-from-base", "Against the base", [base.folder, *paths]))
-    for name, title, places in wanted:
+    """The comparisons that are :func:`_wanted`, or the reason why there is none."""
+    for name, title, places, base in _wanted(runs, paths):
+        part = {"title": title, "against_base": bool(base)}
         try:
             found = compare(places, evaluation=evaluation)
         except MosloraError as error:
             said = [f"Not compared: {line}" for line in str(error).splitlines()]
-            yield {"title": title, "figures": [], "tables": [], "lines": [], "verdicts": said}
+            yield {**part, "figures": [], "tables": [], "lines": [], "verdicts": said}
             continue
-        contrasts = found.exploratory or found.named
+        contrasts = [*(found.exploratory or found.named)]
+        if base:
+            contrasts = [replace(one, before=base) for one in contrasts]
         how = "each 95 % interval by itself" if found.named and not found.main else "95 % interval"
         firsts = dict.fromkeys(one.before for one in contrasts)
         groups = [[one for one in contrasts if one.before == first] for first in firsts]
@@ -127,7 +177,7 @@ def _comparisons(
         said, verdicts = list[str](), list[str]()
         for line in lines(found) if found.named else ():
             (verdicts if line.startswith("Conclusion: ") else said).append(line)
-        yield {"title": title, "figures": drawn, "tables": tables(found), "lines": said, "verdicts": verdicts}
+        yield {**part, "figures": drawn, "tables": tables(found), "lines": said, "verdicts": verdicts}
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:

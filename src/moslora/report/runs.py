@@ -11,7 +11,7 @@ from moslora.compare.answers import Questions, in_common, read_answers
 from moslora.compare.arms import evaluated_steps, load_arms, runs_at
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Evaluation
+from moslora.evaluation import Evaluation, Settings
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import SETTINGS, Run, base_of
@@ -21,13 +21,15 @@ from moslora.runs.run import SETTINGS, Run, base_of
 class ReportedRun:
     """One run with its evaluation and that of its base with the same settings, if they are there, on the questions that
     they share. ``name`` is its folder's, or where others have the same its path; ``arm`` the same, or that of the runs
-    that differ from it only in the seed."""
+    that differ from it only in the seed. ``base_name`` is "base", and where the runs have several bases, or asked them
+    in several ways, also what tells them apart."""
 
     run: Run
     name: str
     arm: str
     tuned: Evaluation | None = None
     base: Evaluation | None = None
+    base_name: str = "base"
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -75,7 +77,43 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> Re
     if questions:
         pairs = [[one and replace(one, only=questions) for one in (run.tuned, run.base)] for run in runs]
         runs = [replace(run, tuned=tuned, base=base) for run, (tuned, base) in zip(runs, pairs, strict=True)]
+    names_of_bases = base_names([run.base.settings if run.base else None for run in runs])
+    runs = [replace(run, base_name=name) for run, name in zip(runs, names_of_bases, strict=True)]
     return runs, questions, line
+
+
+TELLING = ("base", "quantization", "dtype", "protocol", "format", "beams")
+"""What bases are told apart by, fields of `Settings.model` and `Settings.asked`."""
+
+
+def base_names(bases: Sequence[Settings | None]) -> list[str]:
+    """A name for each of these evaluations of bases: "base", with the values in which they differ, such as "base (nf4)"
+    and "base (llama-3, cloze)"."""
+    models = _model_names([one for one in bases if one])
+    described = [{**one.model, **one.asked, "base": models[_model(one)]} if one else None for one in bases]
+    differing = [field for field in TELLING if len({known[field] for known in described if known}) > 1]
+    names = []
+    for known in described:
+        values = [known[field] for field in differing if known[field] != "None"] if known else []
+        names.append(f"base ({', '.join(values)})" if values else "base")
+    return names
+
+
+def _model(settings: Settings) -> str:
+    """What identifies the weights of a base."""
+    return str(settings.metadata.get("fingerprint") or settings.metadata.get("base"))
+
+
+def _model_names(bases: Sequence[Settings]) -> dict[str, str]:
+    """Name of every model, by :func:`_model`: the last part of its path, or all of it, or with its fingerprint, if
+    otherwise two had the same."""
+    paths = {_model(one): str(one.metadata.get("base")) for one in bases}
+    shorts = {model: Path(path).name for model, path in paths.items()}
+    marked = {model: f"{short} {model[:6]}" for model, short in shorts.items()}
+    for names in (shorts, paths):
+        if len(set(names.values())) == len(names):
+            return names
+    return marked
 
 
 def _reported(run: ReportedRun, evaluation: str | None) -> ReportedRun:

@@ -42,9 +42,10 @@ class Tracker:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def step(self, step: int, *, tokens: int, examples: int, **values: float) -> None:
-        """Shows ``values`` of update number ``step``, and of every ``log_every``-th records them: with the speed since
-        the last record, the seconds of training so far, interruptions left out, and the peak memory of this process.
-        The first is also printed, as it tells how long a run will take."""
+        """Shows ``values`` of update number ``step``, and of the first of a run, every ``log_every``-th and the last
+        records them: with the speed since the last record, the seconds of training so far, interruptions left out, and
+        the peak memory of this process. The first of this process is also printed, as it tells how long a run will
+        take."""
         if not self._active:
             return
         self._tokens += tokens
@@ -67,7 +68,7 @@ class Tracker:
         examples_s = f"{row['examples_per_second']:.1f} examples/s"
         at, peak = f"step {step}/{self._total}", f"peak {row['peak_memory_gb']:.1f} GB"
         self._line.show(step - self._first, at, loss, examples_s, *others, tokens_s, peak)
-        recorded = step % self._log_every == 0 or step == self._total
+        recorded = step % self._log_every == 0 or step in (1, self._total)
         if recorded:
             self._last, self._tokens, self._examples = now, 0, 0
             self.record(row)
