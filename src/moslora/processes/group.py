@@ -12,9 +12,10 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from typing import Any, NoReturn, TypeVar
 
@@ -22,14 +23,16 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from moslora.console import note, say
-from moslora.errors import Interrupted, MosloraError, UsageError, capped, first_line
-from moslora.processes.devices import device, gpu_module, gpus
+from moslora.errors import Interrupted, MosloraError, UsageError, capped, first_line, some
+from moslora.processes.devices import device, gpu_module, gpus, local_rank
+from moslora.processes.heartbeat import SILENCE, Heartbeat
 from moslora.processes.launch import LAUNCHED_HERE, STOPPED, launched, place
 
 Found = TypeVar("Found")
 
 TIMEOUT = timedelta(hours=3)
-"""How long a process waits for the others: while they download and encode, and later load and save."""
+"""How long a process waits for the others: while they download and encode, and later load and save. Once they have met,
+one that gives no sign of life is given up after :data:`moslora.processes.heartbeat.SILENCE`."""
 
 _met = threading.Event()
 """Set once this process has gone to meet the others: a later fault is not for the meeting."""
@@ -59,10 +62,15 @@ def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
         return
     try:
         found = _meet(facts=facts)
+        hosts = [each["host"] for each in found]
+        heartbeat = Heartbeat(rank=place()[0], size=len(hosts), lose=partial(_lose, hosts=hosts, then=then))
+        gathered(None)  # so that each has given a first sign
+        heartbeat.start()
         if len(found) > 1:
-            hosts = len({each["host"] for each in found})
-            say(f"{len(found)} processes on {hosts} machine{'s' * (hosts != 1)}, on {'GPUs' if gpus() else 'CPUs'}")
+            machines, kind = len({*hosts}), "GPUs" if gpus() else "CPUs"
+            say(f"{len(found)} processes on {machines} machine{'s' * (machines != 1)}, on {kind}")
         yield
+        heartbeat.end()
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
@@ -125,6 +133,19 @@ def end(error: Exception) -> NoReturn:
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)  # the interpreter's end would wait for the group
+
+
+def _lose(ranks: list[int], *, hosts: Sequence[str], then: str) -> NoReturn:
+    """Ends this process, whatever it waits for, as those of ``ranks`` are lost. One of those that remain says so."""
+    remaining = [rank for rank in range(len(hosts)) if rank not in ranks]
+    who, reports = some([f"rank {rank} on {hosts[rank]}" for rank in ranks]), remaining[0] == place()[0]
+    if len(ranks) == len(hosts) - 1 > 1:  # or where they leave their signs is lost, and all of them remain
+        who, reports = "any other process", local_rank() == 0
+    if reports:
+        fault = f"no sign of life from {who} for {SILENCE / 60:g} minutes: it was stopped, or its machine is gone"
+        with suppress(OSError):  # of a terminal that is gone
+            print(f"error: {fault}; {then}", file=sys.stderr, flush=True)
+    os._exit(Lost.exit_code)
 
 
 def _reports(error: Exception) -> bool:

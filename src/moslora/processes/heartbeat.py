@@ -1,0 +1,88 @@
+"""Signs of life: the processes of a group tell each other that they run, however long their work takes.
+
+One that was killed closes its connections, and the others know at once. One that was stopped, or whose machine or
+network is gone, closes none: without a sign the others would wait for it as long as for a slow one.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+BEAT = 10.0
+"""Seconds between two signs of a process."""
+
+SILENCE = 300.0
+"""Seconds without a sign after which a process is lost. A thread gives the signs, and Python may keep it waiting for as
+long as a slow disk takes for a tensor of some GB."""
+
+TICK = 1.0
+"""Seconds between two looks at the silence of the others."""
+
+LEFT = b"left"
+"""The last sign of a process that has done its part."""
+
+
+class Heartbeat:
+    """The signs of process ``rank`` of ``size``, and how long each of the others has given none.
+
+    The store is asked through a connection of its own: on another a process may wait for hours.
+
+    Args:
+        lose: called once with all ranks that are lost, in a thread of this class, to end this process.
+    """
+
+    def __init__(self, *, rank: int, size: int, lose: Callable[[list[int]], object]) -> None:
+        self.rank, self.lose = rank, lose
+        self.keys = [f"moslora/alive/{each}" for each in range(size)]
+        self.silence = dict.fromkeys((each for each in range(size) if each != rank), 0.0)
+        self._store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=SILENCE),
+        )
+        self._ended = threading.Event()
+        self._store.set(self.keys[rank], "0")
+
+    def start(self) -> None:
+        """Begins, once all processes have come so far."""
+        for work in (self._tell, self._watch):
+            threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()
+
+    def end(self) -> None:
+        """Ends; the others do not wait for signs of this process any more."""
+        self._ended.set()
+        with suppress(RuntimeError):  # a store that ended with rank 0
+            self._store.set(self.keys[self.rank], LEFT.decode())
+
+    def _tell(self) -> None:
+        """Gives signs and takes those of the others, as long as the store answers."""
+        before: list[bytes] = []
+        beats = 0
+        with suppress(RuntimeError):  # the store has ended: silence follows
+            while not self._ended.wait(BEAT):
+                beats += 1
+                self._store.set(self.keys[self.rank], str(beats))
+                signs = self._store.multi_get(self.keys)
+                for rank in self.silence:
+                    if signs[rank] == LEFT or not before or signs[rank] != before[rank]:
+                        self.silence[rank] = 0.0
+                before = signs
+
+    def _watch(self) -> None:
+        """Counts the seconds of silence; not those in which this process itself was stopped."""
+        before = time.monotonic()
+        while not self._ended.wait(TICK):
+            now = time.monotonic()
+            passed, before = min(now - before, 2 * TICK), now
+            for rank in self.silence:
+                self.silence[rank] += passed
+            if lost := [rank for rank, seconds in self.silence.items() if seconds > SILENCE]:
+                self.lose(lost)
+                return
