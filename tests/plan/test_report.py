@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, MixtralConfig, PreTrainedConfig
 
 from cli_kit import run
 from moslora.adapters import inject
 from moslora.base.shapes import meta_model
-from moslora.plan.duration import operations
+from moslora.plan.duration import GPUS, Cost, cost, on_gpus, probe
 from moslora.plan.outline import outline
 from moslora.plan.sizes import parse_bytes
 from moslora.recipe import ModelSection, load_recipe
@@ -174,10 +176,13 @@ def test_other_architectures_are_planned_or_refused(
     assert code == 0 and f"\n{said}" in out
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_operations_are_those_that_torch_counts(recomputed: bool) -> None:
+def test_operations_are_those_that_torch_counts(recomputed: bool, dora: bool) -> None:
+    """DoRA's too, with the second product with each frozen weight that dropout asks for."""
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
-    inject(model, rank=8, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
+    options = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1 if dora else 0.0}
+    inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
     if recomputed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.get_input_embeddings().requires_grad_()  # its gradient is no product
@@ -186,5 +191,47 @@ def test_operations_are_those_that_torch_counts(recomputed: bool) -> None:
     with FlopCounterMode(display=False, custom_mapping=products) as counter:
         LabelLoss(model.train())(batch)[0].backward()
     model.get_input_embeddings().requires_grad_(False)
-    found = operations(model, tokens=48, labels=40, row=6, recomputed=recomputed)
-    assert found == pytest.approx(counter.get_total_flops(), rel=0.02)
+    section = ModelSection(name="tiny", gradient_checkpointing=recomputed)
+    found = cost(model, section, tokens=48, labels=40, row=6, passes=1)
+    assert found.operations == pytest.approx(counter.get_total_flops(), rel=0.03 if dora else 0.02)
+    assert not found.unpacked
+
+
+@pytest.mark.parametrize(
+    ("dora", "recomputed", "times", "of_adapted"), [(False, False, 2, 0), (True, False, 2, 3), (False, True, 3, 0)]
+)
+def test_a_base_in_4_bits_is_unpacked_for_each_product(
+    dora: bool, recomputed: bool, times: int, of_adapted: int
+) -> None:
+    """All of its linear layers, forwards and backwards, in three passes. Adapted ones with DoRA: two more forwards, one
+    more backwards. What is computed again stops before a layer's last product."""
+    model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
+    options = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1}
+    inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
+    section = ModelSection(name="tiny", quantization="nf4", gradient_checkpointing=recomputed)
+    found = cost(model, section, tokens=48, labels=40, row=6, passes=3)
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 192
+    adapted = 64 * 64 + 64 * 32 * 2 + 2 * 64 * 192  # all but o and gate
+    last = 64 * 192 if recomputed else 0
+    assert found.unpacked == 3 * 2.5 * 4 * (times * layer + of_adapted * adapted - last)
+
+
+def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
+    """10¹⁵ operations and 10¹² bytes on an H100: by hand."""
+    h100 = GPUS["H100 SXM"]
+    assert Cost(1e15).seconds(h100, dtype="bfloat16") == pytest.approx(1e15 / (0.46 * 989e12))
+    assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx(1e15 / (0.46 * 989e12))
+    assert Cost(1e15).seconds(h100, dtype="float32") == pytest.approx(1e15 / (0.63 * 67e12))
+    assert Cost(0, 1e12).seconds(h100, dtype="bfloat16") == pytest.approx(1e12 / (0.78 * 3.35e12))
+    text = on_gpus(Cost(3600 * 24 * 0.46 * 989e12), dtype="bfloat16", memory=int(80e9))
+    assert "H100 SXM 24.0 h" in text and "an estimate" in text and "H200" not in text
+
+
+def test_a_probe_takes_no_device_that_a_training_does_not(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Mac's GPU, which accelerate takes where nobody says otherwise."""
+    monkeypatch.setattr(PartialState, "default_device", property(lambda _: torch.device("mps")))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        assert probe(recipe()) > 0
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,5 +1,6 @@
 """The plan of a run, before it is paid for: the memory of each device, whether it fits, and the time."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -7,9 +8,9 @@ from typing import Any
 
 from moslora.data.steps import MICRO_BATCH_TOKENS
 from moslora.errors import first_line
-from moslora.plan.duration import PROBED_STEPS, at_a_share_of_peak, in_words, operations, probe
+from moslora.plan.duration import PROBED_STEPS, cost, in_words, on_gpus, probe
 from moslora.plan.memory import Memory, largest_budget, memory
-from moslora.plan.outline import outline
+from moslora.plan.outline import Outline, outline
 from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
@@ -74,16 +75,25 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         took = f"{together}: {in_words(run.tokens / rate / working)}"
         remarks.append(f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps{took}")
     else:
-        row = run.tokens / len(run.plan) / training.global_batch_size
-        counts = {"tokens": run.tokens, "labels": run.tokens * run.labelled, "row": row}
-        total = operations(run.model, **counts, recomputed=section.gradient_checkpointing)
-        assumed = at_a_share_of_peak(total / working, memory=room) if on_gpu else ""
-        remarks.append(f"about {total:.1e} operations{assumed}; moslora plan RECIPE --probe measures a few steps here")
+        remarks.append(estimated(run, recipe, processes=working, room=room if on_gpu else None))
     unit = f"of {processes} GPUs" if on_gpu else "process on this CPU"
     each = f"each {unit}" if processes > 1 else "one GPU" if on_gpu else f"one {unit}"
     heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens:"
     fits = not on_gpu or chosen(section, work).total <= room
     return Plan([*run.lines, heading], as_table(columns), remarks, fits)
+
+
+def estimated(run: Outline, recipe: Recipe, *, processes: int, room: int | None) -> str:
+    """The operations of the run, and its time on GPUs that have ``room``, if it is for GPUs."""
+    tokens, on_gpu = run.tokens, room is not None
+    of_a_share = tokens / len(run.plan) / processes
+    budget = recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[on_gpu]
+    row = tokens / len(run.plan) / recipe.training.global_batch_size
+    passes = len(run.plan) * processes * math.ceil(of_a_share / budget)
+    total = cost(run.model, recipe.model, tokens=tokens, labels=tokens * run.labelled, row=row, passes=passes)
+    dtype = recipe.model.dtype
+    times = "" if room is None else on_gpus(total.of_each(processes), dtype=dtype, memory=room)
+    return f"about {total.operations:.1e} operations{times}; moslora plan RECIPE --probe measures a few steps here"
 
 
 def gigabytes(size: float) -> str:
