@@ -3,7 +3,8 @@
 A step depends only on the weights, the optimizer's moments and (seed, step): the rows come from
 :class:`moslora.data.steps.StepPlan`, the learning rate from the step, and dropout's random numbers from
 :func:`moslora.training.loop.seed_step`. So a checkpoint needs no generator states, and a resumed run equals the
-uninterrupted one bit for bit.
+uninterrupted one bit for bit on a CPU. On a GPU it equals it as far as the same step gives the same bits there twice,
+which torch does not promise: docs/reproducing.md, "The same bits".
 """
 
 from collections.abc import Mapping
