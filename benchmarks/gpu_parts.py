@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
@@ -15,11 +16,17 @@ from importlib.metadata import distributions
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from contestants import our_step, timed
+from contestants import our_parts, our_step, timed
 from gpu import ROOT
 from gpu_race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
+from moslora.adapters import named_adapters
+from moslora.data.encode import Encoded
+from moslora.kernels import liger
+from moslora.processes.group import take_gpu
+from moslora.training.loop import accumulate
 from written import kernels, reset_peak, seconds
 
 sys.path.append(str(ROOT / "tests"))
@@ -28,15 +35,106 @@ PACKAGES = ("transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel"
 FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}
 
 
-def machine(record: Record) -> None:
-    """Versions, the device, the speed of a large product, and what computes attention."""
+FEW_LAYERS = 4 if GPU else 2
+"""Decoder layers of the models whose steps are compared, in float32, too."""
+
+
+def first(record: Record) -> None:
+    """Versions, whether Liger-Kernel works, and a step of ours against one of the plain model of transformers."""
+    record(**versions())
+    take_gpu()
+    took = seconds(liger.fault)
+    record(liger={"there": liger.there(), "fault": liger.fault(), "seconds": took})
+    compare_steps(record)
+
+
+def compare_steps(record: Record) -> None:
+    """The loss of a step's rows, and the gradients of perturbed adapters, by our loop and by the plain model, to which
+    s · B · M · A x is added by hooks. Both in bfloat16, beside the plain model in float32.
+
+    Raises:
+        RuntimeError: ours is further from float32 than rounding explains.
+    """
+    rows, sizes = step_rows(0), SIZES | {"num_hidden_layers": FEW_LAYERS}
+    recipe, model = adapted("adapter.dropout=0", sizes=sizes)
+    for _, layer in named_adapters(model):
+        torch.nn.init.normal_(layer.lora_b, std=0.02)
+    found: dict[str, dict[str, Tensor]] = {}
+    times = [seconds(lambda: found.update(ours=our_gradients(model, recipe.training, rows))) for _ in range(2)]
+    record(step_seconds={"first": times[0], "second": times[1]}, loss=float(found["ours"]["loss"]))
+    for name, dtype in (("plain", torch.bfloat16), ("float32", torch.float32)):
+        found[name] = plain_gradients(model, random_model(sizes=sizes).to(dtype), rows)
+    errors = {name: distance(found[name], found["float32"]) for name in ("ours", "plain")}
+    record(to_float32=errors, ours_to_plain=distance(found["ours"], found["plain"]))
+    refuse_far(errors)
+
+
+def our_gradients(model: Any, training: Any, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    """A step of our loop without its update: the loss, and the gradient of each of the adapters' weights by name."""
+    parts = our_parts(model, training)
+    loss = accumulate(parts, rows)[0]
+    found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    parts.optimizer.zero_grad()
+    return {"loss": loss, **found}
+
+
+def plain_gradients(model: Any, plain: Any, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    """The same by transformers alone, row by row: ``plain`` gets the weights of ``model``, adapters by hooks."""
+    dtype, leaves = plain.dtype, dict[str, Tensor]()
+    weights = {name.replace(".base.", "."): weight for name, weight in model.state_dict().items()}
+    plain.load_state_dict({name: weights[name].to(dtype) for name in plain.state_dict()})
+    plain.requires_grad_(False).train()
+    for place, layer in named_adapters(model):
+        own = {f"{place}.{name}": one.detach().clone().requires_grad_() for name, one in layer.named_parameters()}
+        leaves |= {name: one for name, one in own.items() if ".base." not in name}
+        a, m, b = (own[f"{place}.{name}"] for name in ("lora_a", "mixer.weight", "lora_b"))
+
+        def add(
+            _: Any, inputs: Any, y: Tensor, a: Tensor = a, m: Tensor = m, b: Tensor = b, s: float = layer.scale
+        ) -> Any:
+            return y + s * F.linear(F.linear(F.linear(inputs[0], a.to(dtype)), m.to(dtype)), b.to(dtype))
+
+        plain.get_submodule(place).register_forward_hook(add)
+    labels, total = sum(lengths(rows)) - len(rows), torch.zeros((), device=DEVICE)
+    for row in rows:
+        ids = torch.tensor([row.input_ids], device=DEVICE)
+        loss = plain(input_ids=ids, labels=ids, use_cache=False).loss * (len(row.input_ids) - 1) / labels
+        loss.backward()
+        total += loss.detach()
+    return {"loss": total, **{name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}}
+
+
+def distance(found: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, float]:
+    """Relative distances of the losses and of the gradients, of these the median and the largest."""
+    if found.keys() != other.keys():
+        raise RuntimeError(f"not the same weights have a gradient: {found.keys() ^ other.keys()}")
+    far = {
+        name: float((found[name].double() - one.double()).norm() / one.double().norm()) for name, one in other.items()
+    }
+    loss = far.pop("loss")
+    return {"loss": loss, "gradient, median": statistics.median(far.values()), "gradient, largest": max(far.values())}
+
+
+def refuse_far(errors: Mapping[str, Mapping[str, float]]) -> None:
+    """Ours rounds in another order: its errors are other ones than the plain model's, but about as large."""
+    for what, error in errors["ours"].items():
+        if not error <= 3 * errors["plain"][what] + 1e-3:
+            raise RuntimeError(f"{what}: ours is {error:.2g} from float32, the plain model {errors['plain'][what]:.2g}")
+
+
+def versions() -> dict[str, Any]:
+    """Of Python, torch and the packages that compute, and what the device is."""
     there = {one.name.replace("-", "_"): one.version for one in distributions()}
     found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "device": "cpu"}
     if GPU:
         about = torch.cuda.get_device_properties(0)
         found |= {"device": about.name, "memory_gb": about.total_memory / 1e9, "devices": torch.cuda.device_count()}
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    record(**found, **{package: there.get(package) for package in PACKAGES}, shapes=SIZES)
+    return {**found, **{package: there.get(package) for package in PACKAGES}, "shapes": SIZES}
+
+
+def machine(record: Record) -> None:
+    """The speed of a large product, and what computes attention."""
     size = 8192 if GPU else 512
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     record(matmul_tflops=2 * size**3 / min(seconds(lambda: a @ b) for _ in range(12)) / 1e12)
@@ -193,7 +291,7 @@ def sharded(record: Record) -> None:
     dist.destroy_process_group()
 
 
-PARTS = {part.__name__: part for part in (machine, tests, memory, ours, evaluation, latency, sharded)}
+PARTS = {part.__name__: part for part in (first, machine, tests, memory, ours, evaluation, latency, sharded)}
 BEGAN = time.perf_counter()
 
 

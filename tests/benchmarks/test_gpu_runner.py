@@ -1,6 +1,7 @@
 """benchmarks/gpu.py: what is found stays, whatever becomes of the part that found it; and the race is fair."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from transformers import DataCollatorWithFlattening
 
 import gpu
+import gpu_parts
 from contestants import our_step, padded
 from moslora.adapters import inject
 from moslora.data.encode import Encoded
@@ -114,6 +116,7 @@ def test_all_parts_end_in_time_and_are_summed_up(
         assert places[0] == gpu.ROOT / "src" and (places[1] / "carried" / "__init__.py").exists()
         part, records = command[-2:]
         assert environment.get("CUDA_VISIBLE_DEVICES") == "3"
+        assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
         asked.append(until - time.monotonic())
         with open(records, "a") as file:
             found = {"rows_per_second": speeds[part]} if part in speeds else {"failed": int(part == "tests")}
@@ -128,7 +131,37 @@ def test_all_parts_end_in_time_and_are_summed_up(
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["ours_is"] == {"peft:rows": 2.0, "peft:length": 0.8}
     assert result["parts"]["tests"] == {"failed": 1, "seconds": 1.0} and "sharded" not in result["parts"]
-    assert result["wheels"] == ["carried-1.0-py3-none-any.whl"] and capsys.readouterr().out.startswith("machine: ")
+    assert result["wheels"] == ["carried-1.0-py3-none-any.whl"] and capsys.readouterr().out.startswith("first: ")
+    assert sum(limit for part, limit in gpu.LIMITS.items() if part != "sharded") == 480
+
+
+@pytest.mark.slow
+def test_a_step_is_compared_with_the_plain_model_of_transformers(tmp_path: Path) -> None:
+    """In its own process, as on a GPU: both are as far from float32 as bfloat16 rounds."""
+    records = tmp_path / "gpu.jsonl"
+    program = [sys.executable, gpu.ROOT / "benchmarks" / "gpu_parts.py", "first", records]
+    environment = os.environ | {"MOSLORA_GPU_DRY_RUN": "1", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(program, cwd=gpu.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = gpu.findings(records, "first")
+    assert found["torch"] == torch.__version__ and found["liger"]["fault"] == ""
+    for name in ("ours", "plain"):
+        errors = found["to_float32"][name]
+        assert errors["loss"] < 1e-3 and 1e-3 < errors["gradient, largest"] < 0.05
+
+
+def test_a_step_that_is_further_away_than_rounding_is_refused() -> None:
+    plain = {"loss": 1e-4, "gradient, largest": 0.01}
+    gpu_parts.refuse_far({"ours": {"loss": 2e-4, "gradient, largest": 0.02}, "plain": plain})
+    for wrong in (0.04, math.nan):
+        with pytest.raises(RuntimeError, match="gradient, largest: ours is"):
+            gpu_parts.refuse_far({"ours": {"loss": 2e-4, "gradient, largest": wrong}, "plain": plain})
+    one = {"loss": torch.ones(()), "a": torch.ones(3), "b": torch.ones(2)}
+    assert gpu_parts.distance(one | {"a": torch.tensor([1.0, 1.0, 1.3])}, one) == pytest.approx(
+        {"loss": 0, "gradient, median": 0.3 / 3**0.5 / 2, "gradient, largest": 0.3 / 3**0.5}
+    )
+    with pytest.raises(RuntimeError, match="not the same weights"):
+        gpu_parts.distance({name: one[name] for name in ("loss", "a")}, one)
 
 
 def test_the_contestants_have_one_loss() -> None:

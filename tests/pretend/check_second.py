@@ -30,11 +30,11 @@ def liger_is_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     names = ("triton", "liger_kernel")
     monkeypatch.setattr(liger, "find_spec", lambda name: name in names or found(name))
     monkeypatch.setattr("moslora.training.run_card.packages_distributions", lambda: {"liger_kernel": []})
-    liger._fault.cache_clear()
+    liger.fault.cache_clear()
     MODULE.current = 0
     accelerator.used.clear()
     yield
-    liger._fault.cache_clear()
+    liger.fault.cache_clear()
     liger._fails_elsewhere.clear()
 
 

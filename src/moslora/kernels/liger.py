@@ -35,21 +35,21 @@ def there() -> bool:
 
 def installed() -> bool:
     """Whether these kernels are used: Liger-Kernel is there, and works in this process and those of its group."""
-    return not _fails_elsewhere.is_set() and _fault() is None
+    return not _fails_elsewhere.is_set() and fault() is None
 
 
 def agree() -> None:
     """Has the processes of the group use these kernels if they work in all, and none of them otherwise: the steps of
     one run must not be computed in two ways."""
-    for rank, fault in enumerate(gathered(_fault())):
-        if fault:
+    for rank, found in enumerate(gathered(fault())):
+        if found:
             _fails_elsewhere.set()
-            note(f"Liger-Kernel does not work here, and is not used: {f'rank {rank}: ' if rank else ''}{fault}")
+            note(f"Liger-Kernel does not work here, and is not used: {f'rank {rank}: ' if rank else ''}{found}")
             return
 
 
 @cache
-def _fault() -> str | None:
+def fault() -> str | None:
     """Why these kernels cannot be used in this process; ``None`` if they can, and an empty text without Liger-Kernel.
 
     It is imported on use: that takes seconds. On a GPU each kernel is launched once, as Triton compiles it then.
