@@ -90,11 +90,11 @@ def kill_at_writes(folder: Path, *, names: Sequence[str] | None, every: int) -> 
     print(Findings.header(), flush=True)
     for number, name in enumerate(known if names is None else names):
         findings.append(kill_everywhere(known[name], folder / f"command-{number}", every=every))
-        print(findings[-1].line(), flush=True)
+        print(findings[-1].line(), *findings[-1].stuck, *findings[-1].lost, sep="\n", flush=True)
     total = Findings.of_all(findings)
     print(f"{total.line()}\n{time.monotonic() - began:.0f} s", flush=True)
-    if faults := [*total.stuck, *total.lost]:
-        fail("\n".join(faults))
+    if total.stuck or total.lost:
+        fail("a kill was not survived; the lines above say where")
 
 
 def kill(recipe: Recipe, folder: Path, *, kills: int, draw: random.Random) -> None:

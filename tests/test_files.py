@@ -143,6 +143,9 @@ def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> 
             save_file({"x": torch.ones(1_000)}, scratch / "a.safetensors")
         with pytest.raises(MosloraError, match="new: "), new_folder(tmp_path / "new") as scratch:
             (scratch / "a").write_bytes(bytes(2_000))
+        with pytest.raises(MosloraError, match="new: "), new_folder(tmp_path / "new") as scratch:
+            for number in range(60):  # small files, of which the list does not fit
+                (scratch / f"a_rather_long_name_{number}").touch()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "old"

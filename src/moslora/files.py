@@ -246,7 +246,9 @@ def _moved(place: Path) -> list[str]:
 def _write_list(lock: int, inodes: Mapping[str, int]) -> None:
     if inodes or os.fstat(lock).st_size:
         os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps(inodes).encode(), 0)
+        os.lseek(lock, 0, os.SEEK_SET)
+        with os.fdopen(lock, "wb", closefd=False) as file:  # which writes all, where os.write may write a part
+            file.write(json.dumps(inodes).encode())
         os.fsync(lock)
 
 
