@@ -136,7 +136,8 @@ def _held(folder: Path, *, shared: Collection[str] = ()) -> Iterator[int]:
 
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
-        folder.rmdir()
+        if not os.listdir(folder):
+            folder.rmdir()
 
 
 @contextmanager
