@@ -14,7 +14,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.run import Run
 from moslora.training import train_recipe
-from training_kit import adapter
+from training_kit import adapter, sign
 
 OPTIONS = ("rain", "birds", "stone")
 DECLARED = "tasks:\n  weather: {train: rows.jsonl, question: text, options: [rain, birds, stone], answer: label}\n"
@@ -39,6 +39,36 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 def scored(target: Path | str, **options: object) -> Results:
     return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]  # type: ignore[arg-type]
+
+
+def test_a_run_finds_its_rows_from_anywhere_and_an_older_one_is_resumed(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older run has them relative to the folder where it was trained."""
+    for name in ("rows.jsonl", "weather.yaml", "recipe.yaml"):
+        shutil.copy(mine / name, tmp_path / name)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    short = recipe(Path(), "training.epochs=null", "training.max_steps=3")
+    assert short.tasks["weather"].train == "rows.jsonl"
+    train_recipe(short, out=Path("runs/mine"))
+    monkeypatch.chdir(elsewhere)
+    assert run(capsys, "eval", "../runs/mine", "--limit", "2")[0] == 0
+    assert run(capsys, "eval", tmp_path / "runs" / "mine", "--tasks", "weather", "--limit", "3")[0] == 0
+    from_elsewhere = recipe(Path(".."), "training.epochs=null", "training.max_steps=3")
+    assert from_elsewhere.tasks["weather"].train == "../rows.jsonl"
+    shutil.rmtree(tmp_path / "runs" / "mine" / "adapter")
+    train_recipe(from_elsewhere, out=tmp_path / "runs" / "mine", resuming=True)
+
+    monkeypatch.chdir(tmp_path)
+    for file in Path("runs/mine").rglob("recipe.yaml"):
+        file.write_text(file.read_text().replace(str(tmp_path / "rows.jsonl"), "rows.jsonl"))
+        if (file.parent / "manifest.json").exists():
+            sign(file.parent)
+    assert Run(Path("runs/mine")).recipe.tasks["weather"].train == "rows.jsonl"
+    shutil.rmtree("runs/mine/adapter")
+    train_recipe(short, out=Path("runs/mine"), resuming=True)
+    assert Run(Path("runs/mine")).recipe.tasks["weather"].train == str(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("generate", "label"), ("cloze", "cloze")])

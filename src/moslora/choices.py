@@ -11,3 +11,6 @@ Onto = Literal["original", "dequantized"]
 Strategy = Literal["ddp", "fsdp"]
 Outcome = Literal["accuracy", "log_probability", "nats_per_byte"]
 TrackerName = Literal["wandb", "tensorboard", "trackio", "mlflow"]
+
+BUILTIN_MODEL = "smollm2-135m-instruct"
+"""The name of the model that needs no hub, whatever folder is called so."""

@@ -177,15 +177,22 @@ def test_the_newest_run_may_lie_in_the_current_folder(
     assert code == 0 and out.startswith("newest run: mine\n") and "written to mine/eval/rank-label-float32" in out
 
 
-def test_a_relative_source_is_that_of_the_folder_where_the_run_was_trained(
+def test_a_run_does_not_depend_on_the_folder_where_it_was_trained(
     recipe: MakeRecipe, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor do its base and its checkpoints; it is resumed by the recipe with relative paths."""
     monkeypatch.chdir(world)
-    train_recipe(recipe("data.source=./data", "training.max_steps=3"), out=tmp_path / "run")
+    typed = ("data.source=./data", "evaluation.source=data/../data", "model.name=model", "training.max_steps=3")
+    train_recipe(recipe(*typed), out=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    train_recipe(recipe(*typed), out=tmp_path / "run", resuming=True)
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, "eval", "run")
-    assert code == 2 and "source './data'" in err
-    assert run(capsys, "eval", "run", "--source", world / "data", "--tasks", "obqa", "--limit", "2")[0] == 0
+    for target in (["run"], ["run/checkpoints/step-3"], ["run", "--base"]):
+        assert run(capsys, "eval", *target, "--tasks", "obqa", "--limit", "2")[0] == 0
+    stored = Run(Path("run")).recipe
+    assert (stored.data.source, stored.model.name) == (str(world / "data"), str(world / "model"))
+    code, _, err = run(capsys, "train", "run", "--resume", "data.source=hub", f"model.name={world}/model")
+    assert code == 0, err
 
 
 def test_a_limit_of_the_evaluation_cuts_and_says_so(

@@ -30,6 +30,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment import one_run, provenance
 from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.study import Curve
+from moslora.runs.asking import located
 from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
@@ -318,6 +319,34 @@ def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write) -> 
         others = differs(one, made_with, evaluation={"tasks": ("boolq",)})
         assert any("questions changed" in line for line in others) == one.scored
         assert any("rows changed" in line for line in differs(one, made_with, data={"tasks": ("obqa",)}))
+
+
+def test_rows_of_ones_own_are_the_same_from_every_folder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run names them by their whole path; their content decides."""
+    own, elsewhere = tmp_path / "own.yaml", tmp_path / "elsewhere"
+    rows = [{"q": f"which {n}?", "a": n % 2} for n in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own.write_text("tasks: {mine: {train: rows.jsonl, question: q, options: [good, bad], answer: a}}\n")
+    text = FILE.format(world=world, rates="[3e-2]", search="").replace(f"{world}/recipe.yaml", "PARENTS")
+    text = text.replace("PARENTS", f"[{world}/recipe.yaml, own.yaml]") + "\n"
+    (tmp_path / "e.yaml").write_text(text.replace("evaluation: {", "data: {tasks: [mine]}\n  evaluation: {"))
+    elsewhere.mkdir()
+
+    def planned(file: str) -> Planned:
+        return load_experiment(file).planned([("lora", 3e-2)], scored=True)[0]
+
+    monkeypatch.chdir(tmp_path)
+    made_with, stored = provenance.provenance(planned("e.yaml")), located(planned("e.yaml").recipe)
+    assert stored.tasks["mine"].train == str(tmp_path / "rows.jsonl")
+    monkeypatch.chdir(elsewhere)
+    assert planned("../e.yaml").recipe.tasks["mine"].train == "../rows.jsonl"
+    assert not provenance.changes(planned("../e.yaml"), stored, made_with, any_code=False)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    provenance._rows.cache_clear()
+    changed = provenance.changes(planned("../e.yaml"), stored, made_with, any_code=False)
+    assert changed == ["the training rows changed"]
 
 
 def test_another_base_tokenizer_or_package_makes_another_run(write: Write, world: Path, tmp_path: Path) -> None:

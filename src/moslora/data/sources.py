@@ -9,6 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moslora.choices import Split
@@ -85,7 +86,7 @@ def _own_file(task: Task, split: Split) -> Path:
     if not path.is_file():
         raise UsageError(
             f"{path}: no such file; it has the {split} rows of task {task.name} (a recipe's paths are relative to the"
-            " file that declares the task, a finished run's to the folder where it was trained)"
+            " file that declares the task; those of a run of an earlier version to the folder where it was trained)"
         )
     return path
 
@@ -152,7 +153,8 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
     for task in tasks:
         if task.own:
             files = [] if task.hub else [_own_file(task, part) for part in sorted(task.splits)]
-            found += [repr(task), *([hub.commit(task.hub)] if task.hub else map(sha256, files))]
+            declared = task if task.hub else replace(task, splits=dict.fromkeys(task.splits, ""))  # wherever they lie
+            found += [repr(declared), *([hub.commit(task.hub)] if task.hub else map(sha256, files))]
             found += [DATA_WHEEL.sha256] * (task == PASSAGES)  # the hub has the same
     sets = [task for task in tasks if not task.own]
     if not sets:

@@ -131,7 +131,8 @@ class Journal:
             then = earlier.settings
             both = then.data.keys() & settings.data.keys()  # tasks that only one side knows are not a change
             old, new = ({**vars(one), "data": {task: one.data[task] for task in both}} for one in (then, settings))
-            if changed := changed_keys(old, new):
+            # Where the base lies may change; what it is has a fingerprint.
+            if changed := changed_keys(old, new, free=("metadata.base",)):
                 raise UsageError(
                     f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
                     " choose another --out or remove the folder"

@@ -48,7 +48,9 @@ class Settings:
     @property
     def model(self) -> dict[str, str]:
         """Field -> value, of the base."""
-        base = f"{self.metadata.get('base')} ({self.metadata.get('fingerprint')})"
+        # The last part of a path, as the same folder may be written in several ways.
+        name = str(self.metadata.get("base")).rstrip("/").rpartition("/")[2]
+        base = f"{name} ({self.metadata.get('fingerprint')})"
         return {"base": base, "dtype": self.dtype, "quantization": str(self.metadata.get("quantization"))}
 
 

@@ -70,7 +70,7 @@ def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, a
     What the run's version did not record yet is not known to differ. ``any_code``: other code, or other versions of the
     packages that compute, are no difference.
     """
-    free = [*PLACES, *FREE]
+    free = [*PLACES, *FREE, *planned.recipe.files]
     if planned.scored:
         free.remove("evaluation.")
     found = planned.recipe.changes(recipe, free=tuple(free))

@@ -47,7 +47,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
     merged from left to right, then the file itself, then the overrides: mappings merge, everything else replaces.
 
     An override is `key.sub=value`, the value in YAML, such as `training.learning_rate=3e-4`. ``written``: it comes from
-    a run folder, and files of its tasks are relative to where the run was trained.
+    a run folder, and files of its tasks that are relative, as in earlier versions, are so to the working folder.
 
     Raises:
         UsageError: one line for every fault in every file.

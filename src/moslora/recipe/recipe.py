@@ -83,11 +83,16 @@ class Recipe(Section):
 
     @property
     def free(self) -> tuple[str, ...]:
-        """:data:`FREE`, and the size of the micro-batches, except with a gate's balance: each takes that over its own
-        rows."""
+        """:data:`FREE`, `files`, and the size of the micro-batches, except with a gate's balance: each takes that over
+        its own rows."""
         if getattr(self.adapter.mixer, "balance", 0):
-            return FREE
-        return (*FREE, "training.micro_batch_tokens")
+            return (*FREE, *self.files)
+        return (*FREE, *self.files, "training.micro_batch_tokens")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Keys of the files of its own tasks, or of their splits on the hub."""
+        return tuple(f"tasks.{name}.{split}" for name in self.tasks for split in ("train", "test", "texts"))
 
     def values(self, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
         """The values by dotted key, but for keys that begin with one of ``but``."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moslora.choices import DType, FormatName, Protocol
+from moslora.choices import BUILTIN_MODEL, DType, FormatName, Protocol
 from moslora.errors import UsageError
 from moslora.files import write_text
 from moslora.recipe import PROTOCOLS, Recipe
@@ -24,8 +24,7 @@ def write_asking(folder: Path, recipe: Recipe, *, dtype: DType, task: str | None
     values = recipe.model_dump(mode="json", include={"data": {"source", "format"}, "evaluation": True, "tasks": True})
     values["evaluation"]["tasks"] = [task] if task else [entry.name for entry in recipe.questions.tasks]
     for section, key in local_files(values):
-        if os.path.exists(path := os.path.expanduser(section[key])):  # else the run does not find it from here either
-            section[key] = os.path.abspath(path)
+        section[key] = _absolute(section[key])
     values = {"name": recipe.name, "model": {"name": ".", "dtype": dtype}, **values}
     write_text(folder / ASKING, render(values))
 
@@ -60,6 +59,22 @@ def how_asked(
     if beams is not None and beams > 1 and fitting != "generate":
         raise UsageError(f"--beams {beams}: only with --protocol generate, not {fitting}")
     return {"protocol": fitting, "format": candidate}
+
+
+def located(recipe: Recipe) -> Recipe:
+    """``recipe`` with absolute paths of its rows, tasks and base, so that its run is the same from every folder."""
+    values = recipe.model_dump(mode="json")
+    for section, key in local_files(values):
+        section[key] = _absolute(section[key])
+    if recipe.model.name != BUILTIN_MODEL:
+        values["model"]["name"] = _absolute(recipe.model.name)
+    return Recipe.model_validate(values)
+
+
+def _absolute(path: str) -> str:
+    """The absolute path of what is there; any other text, such as a hub id, is left as it is."""
+    whole = os.path.expanduser(path)
+    return os.path.abspath(whole) if os.path.exists(whole) else path
 
 
 def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -7,6 +7,7 @@ from typing import Any
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, refuse_used
 from moslora.recipe import Recipe
+from moslora.runs.asking import located
 from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
 from moslora.runs.run import Run
 
@@ -55,7 +56,8 @@ def newest_intact(
 
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
     """Refuses to resume ``folder`` with a recipe that differs in more than its `Recipe.free` keys."""
-    if changes := now.changes(then, free=now.free):
+    # Paths are relative in runs of earlier versions, and in what is typed.
+    if changes := located(now).changes(located(then), free=now.free):
         raise UsageError(
             f"{folder}: made with another recipe ({some(changes, separator='; ')}); resume with {folder / RECIPE}, or"
             " start a new run with name=… or --out"
@@ -69,5 +71,5 @@ def refuse_reproduction(run: Run, out: Path) -> None:
         raise UsageError(f"{run.path}: nothing to compare with; {run.how_to_finish}")
     if not Run(out).exists:
         refuse_used(out)
-    elif Run(out).recipe_to_resume() != recipe:
+    elif located(Run(out).recipe_to_resume()) != located(recipe):
         raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")
