@@ -21,10 +21,12 @@ from moslora.adapters import describe_batch, named_adapters, task_names
 from moslora.base.check import exchange_modules, refuse_by_config
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import ADAPTER, locate
+from moslora.choices import DType
 from moslora.console import is_main_process, note_once
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
 from moslora.kernels.rows import send
+from moslora.processes.devices import device as own_device
 from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
 
@@ -118,10 +120,7 @@ def load_base(
     """
     name, dtype, device = section.name, section.dtype, torch.device(device)
     quantized, on_cpu = section.quantization is not None, device.type == "cpu"
-    if dtype == "bfloat16" and not on_cpu and not multiplies_bfloat16(device):
-        raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
-    if on_cpu and dtype != "float32" and not (dtype == "bfloat16" and multiplies_bfloat16(device)):
-        note_once(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
+    _judge_dtype(dtype, device if computed_here else own_device())
     bits = quantization_config(section, on_cpu=on_cpu) if quantized else None
     source = locate(name, revision=section.revision)
     code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
@@ -158,6 +157,17 @@ def load_base(
     model.requires_grad_(False).eval()
     exchange_modules(model, section, computed_here=computed_here)
     return model
+
+
+def _judge_dtype(dtype: DType, computing: torch.device) -> None:
+    """Refuses a dtype that the device which computes does not have, and notes one that is slow there."""
+    if dtype == "float32":
+        return
+    multiplied = dtype == "bfloat16" and multiplies_bfloat16(computing)
+    if computing.type == "cpu" and not multiplied:
+        note_once(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
+    elif dtype == "bfloat16" and not multiplied:
+        raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
@@ -33,7 +33,9 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
     """Shards the decoder layers of ``model``, which goes to ``device`` layer by layer; a quantised one is there."""
     if quantized_layers(model) and torch.__version__ < "2.13":  # fully_shard took only weights that may have a gradient
         raise UsageError(f"fsdp: torch {torch.__version__} cannot shard a base in 4 bits; use ddp, or torch 2.13")
-    layers = model.get_decoder().layers
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise UsageError(f"fsdp: {type(model).__name__} does not name its decoder layers as LLaMA does; use ddp")
     whole = {*model.parameters()} - {*layers.parameters()} | own_parameters(model)
     for parameter in whole:
         parameter.data = parameter.data.to(device)

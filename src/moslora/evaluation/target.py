@@ -121,10 +121,14 @@ class Target:
         """The model in evaluation mode on the GPU or else the CPU, sharded if the strategy asks for it."""
         shared, several = shards(self.strategy), members()[1] > 1
         # To be sharded it is read on the CPU, where processes share the file's pages; quantised it is on its device.
-        place = torch.device("cpu") if shared and not self.model.quantization else device()
+        on_host = shared and not self.model.quantization
+        place = torch.device("cpu") if on_host else device()
         with fitting(self.model, another="--strategy fsdp, " if several and not shared else ""):
-            adapter, dtype = self.adapter, self.model.dtype
-            model = load_adapted(adapter, device=place, dtype=dtype) if adapter else load_base(self.model, device=place)
+            if self.adapter:
+                dtype = self.model.dtype
+                model = load_adapted(self.adapter, device=place, computed_here=not on_host, dtype=dtype)
+            else:
+                model = load_base(self.model, device=place, computed_here=not on_host)
             if shared:
                 shard_base(model, device=device())
         return model

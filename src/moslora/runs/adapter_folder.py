@@ -130,12 +130,18 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFol
 
 
 def load_adapted(
-    folder: AdapterFolder, *, device: Any = "cpu", layers: Mapping[str, nn.Module] | None = None, **overrides: Any
+    folder: AdapterFolder,
+    *,
+    device: Any = "cpu",
+    computed_here: bool = True,
+    layers: Mapping[str, nn.Module] | None = None,
+    **overrides: Any,
 ) -> PreTrainedModel:
     """The base of ``folder`` with its adapters, in evaluation mode; ``overrides`` change its ``model`` section, and the
-    layers of these names have the weights of ``layers``."""
+    layers of these names have the weights of ``layers``. ``computed_here`` as for `load_base`."""
     check_base(folder)
-    base = load_base(folder.recipe.model.model_copy(update=overrides), device=device)
+    section = folder.recipe.model.model_copy(update=overrides)
+    base = load_base(section, device=device, computed_here=computed_here)
     with torch.no_grad():
         for name, layer in (layers or {}).items():
             base.get_submodule(name).get_parameter("weight").copy_(dequantize(layer))
