@@ -391,6 +391,9 @@ def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained: Path, tmp_pa
     with pytest.raises(UsageError, match=named):
         train_recipe(load_recipe(run / "recipe.yaml"), out=run, resuming=True)
     assert files(run) == before
+    shutil.copy(run / saved / "recipe.yaml", run / "recipe.yaml")  # as it is told to do
+    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+    assert same_bits(adapter(trained), adapter(run))
 
 
 def test_a_few_changes_are_named_as_a_recipe_writes_them(trained: Path, recipe: MakeRecipe) -> None:
@@ -425,7 +428,7 @@ def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path:
     before = (trained / "adapter" / "adapter.safetensors").read_bytes()
     with pytest.raises(UsageError, match=r"finished.*name=.*--out"):
         train_recipe(recipe(), out=trained)
-    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.03, is 1\.0"):
+    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.03, is 1\.0.*: moslora train .* --resume$"):
         train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
     assert (trained / "adapter" / "adapter.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("x")

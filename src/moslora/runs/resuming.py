@@ -15,7 +15,8 @@ from moslora.runs.run import Run
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
     """Refuses a folder with anything but this run, to be resumed."""
     if resuming and run.exists:
-        refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
+        as_it_was = f"to go on as before: {run.resume_command}"
+        refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe, fix=as_it_was)
         if run.without_result:
             raise UsageError(f"{run.path}: {run.how_to_finish}")
     elif found := in_use(run.path):
@@ -47,20 +48,21 @@ def newest_intact(
                 raise  # not damaged, but written by a newer version
             tell(f"skipped: {error}")
             continue
-        refuse_other_recipe(path, then=then, now=recipe)
+        as_it_was = f"to go on as before, copy {path / RECIPE} to {run.path / RECIPE}, then: {run.resume_command}"
+        refuse_other_recipe(path, then=then, now=recipe, fix=as_it_was)
         return path, then, manifest
     if found:
         raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
     return None
 
 
-def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
+def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe, fix: str) -> None:
     """Refuses to resume ``folder`` with a recipe that differs in more than its `Recipe.free` keys."""
     # Paths are relative in runs of earlier versions, and in what is typed.
     if changes := located(now).changes(located(then), free=now.free):
         raise UsageError(
-            f"{folder}: made with another recipe ({some(changes, separator='; ')}); resume with {folder / RECIPE}, or"
-            " start a new run with name=… or --out"
+            f"{folder}: made with another recipe ({some(changes, separator='; ')}); start a new run with name=… or"
+            f" --out; {fix}"
         )
 
 
