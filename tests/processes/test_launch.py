@@ -249,6 +249,6 @@ def test_processes_without_a_row_are_refused(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "9")
-    with pytest.raises(UsageError, match=r"9 processes, but training\.global_batch_size = 8 .* start 8 at most"):
+    with pytest.raises(UsageError, match=r"9 processes .* 8 rows .* training\.global_batch_size=9"):
         train_recipe(recipe(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -60,8 +60,12 @@ def train(
 def plan(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
-    processes: Annotated[int | None, typer.Option(help="One a device. [default: the GPUs here, or 1]", min=1)] = None,
-    gpu_memory: Annotated[str | None, typer.Option(help="Of each GPU, such as 80GB. [default: this machine's]")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes, one per device. [default: the GPUs here, or 1]", min=1)
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Memory of each GPU, such as 80GB. [default: this machine's]")
+    ] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Run a few steps here, to measure the time.")] = False,
 ) -> None:
     """Print what a run needs: the memory of each device, whether it fits, and the time.
@@ -92,11 +96,17 @@ def evaluate(
     format: Annotated[choices.FormatName | None, options.FORMAT] = None,
     base: options.Base = False,
     limit: Annotated[int | None, typer.Option(help="Questions per task, or all.", parser=_limit)] = None,
-    source: Annotated[str | None, typer.Option(help="Source of the questions, as in a recipe.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Source of the questions, as evaluation.source in a recipe.")
+    ] = None,
     dtype: options.DType = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Most tokens in one forward pass.", min=1)] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of a question with its answer.", min=1)] = None,
-    beams: Annotated[int | None, typer.Option(help="Beams of generate; 1 is greedy.", min=1)] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens in one forward pass.", min=1)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens in a question with its answer.", min=1)
+    ] = None,
+    beams: Annotated[int | None, typer.Option(help="Number of beams of generate; 1 is greedy.", min=1)] = None,
     out: options.Out = None,
     processes: options.Processes = None,
     strategy: options.Strategy = None,

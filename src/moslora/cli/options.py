@@ -39,7 +39,7 @@ RecipeName = Annotated[
 Run = Annotated[
     Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs)
 ]
-Task = Annotated[str | None, typer.Option(help="With a task gate: the task that the result is for.")]
+Task = Annotated[str | None, typer.Option(help="Task that the result is for; needed for an adapter with a task gate.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code of the base, if you trust its authors.")
 ]
@@ -55,13 +55,16 @@ Tasks = Annotated[str, TASKS]
 FORMAT = typer.Option(help="Prompt format.")
 Format = Annotated[choices.FormatName | None, FORMAT]
 Tokenizer = Annotated[str | None, typer.Option(help="The model whose tokenizer is used. [default: the recipe's]")]
-MaxLength = Annotated[int | None, typer.Option(help="Most tokens in a row. [default: the recipe's]", min=1)]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Maximum number of tokens in a row. [default: the recipe's]", min=1)
+]
 Processes = Annotated[int | None, typer.Option(help="Processes on this machine. [default: one per GPU]", min=1)]
 Restarts = Annotated[
     int | None, typer.Option(help="Restarts after a process was killed. [default: 3 if several run, or 0]", min=0)
 ]
 Strategy = Annotated[
-    choices.Strategy | None, typer.Option(help="A process holds: ddp, the model; fsdp, a share. [default: as trained]")
+    choices.Strategy | None,
+    typer.Option(help="ddp: each process holds the model; fsdp: each a share. [default: as trained]"),
 ]
 DType = Annotated[
     choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")

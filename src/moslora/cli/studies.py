@@ -31,9 +31,14 @@ def experiment(
         list[str] | None, typer.Argument(metavar="ARM", help="The arms to run, or all. [default: the file's first]")
     ] = None,
     out: Out = None,
-    table: Annotated[bool, typer.Option("--table", help="Print what is known so far, and run nothing.")] = False,
-    any_code: Annotated[bool, typer.Option("--any-code", help="Also count results that other code has made.")] = False,
-    any_rate: Annotated[bool, typer.Option("--any-rate", help="Also score arms at the edge of their rates.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print the results so far, and run nothing.")] = False,
+    any_code: Annotated[
+        bool, typer.Option("--any-code", help="Also count results made by another version of the code.")
+    ] = False,
+    any_rate: Annotated[
+        bool,
+        typer.Option("--any-rate", help="Also score arms whose best learning rate is the lowest or highest tried."),
+    ] = False,
     on: Annotated[
         Literal["here", "ray"],
         typer.Option(
@@ -91,18 +96,21 @@ def compare(
             "--outcome",
             "--metric",
             help="The number compared, per question: accuracy (cloze: per character), log_probability, of texts"
-            " nats_per_byte, or a log's metric. [default: of accuracy, acc_norm, acc, exact_match, score, nats_per_byte"
-            " the first that all have]",
+            " nats_per_byte, or a log's metric. [default: the first of accuracy, acc_norm, acc, exact_match, score,"
+            " nats_per_byte that all have]",
         ),
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(help="A negligible difference. [default: 0.5 points, 0.01 nats, 0.005 per byte]", min=0),
+        typer.Option(
+            help="Largest difference that is negligible. [default: 0.5 points, 0.01 nats, 0.005 per byte]", min=0
+        ),
     ] = None,
     evaluation: Evaluation = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="A difference of base, rows, steps or prompt, if meant.", metavar="FIELD")
+        list[str] | None,
+        typer.Option(help="Compare despite this difference, of base, rows, steps or prompt.", metavar="FIELD"),
     ] = None,
 ) -> None:
     """Compare runs, question by question and seed by seed.

@@ -141,7 +141,9 @@ def probe(recipe: Recipe) -> float:
     # Else accelerate would take a Mac's GPU, on which nothing here trains.
     parts, _ = prepare(Accelerator(mixed_precision="no", cpu=device().type == "cpu"), recipe)
     if len(parts.plan) <= PROBED_STEPS:
-        raise UsageError(f"--probe: runs {PROBED_STEPS + 1} steps, but this run has {len(parts.plan)}; leave it out")
+        raise UsageError(
+            f"--probe: needs a run of {PROBED_STEPS + 1} steps, and this one has {len(parts.plan)}; leave it out"
+        )
     parts.objective.train()
     steps, ends = [[parts.rows[row] for row in parts.plan[step]] for step in range(PROBED_STEPS + 1)], []
     for rows in steps:

@@ -81,7 +81,9 @@ def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
     that would have something to do; 1 if they run already."""
     if launched():
         if wanted not in (None, place()[1]):
-            raise UsageError(f"--processes {wanted}: a launcher has started {place()[1]} already; leave it out")
+            raise UsageError(
+                f"--processes {wanted}: {place()[1]} processes are running already, started by a launcher; leave it out"
+            )
         return 1
     if wanted is None and "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch`, told to start one
         return 1
@@ -127,7 +129,7 @@ def launch(
         fault = f"rank {killed} was killed by {signal.Signals(by).name}" + ", perhaps for lack of memory" * (by == 9)
         if stopped or restart == most or steps_done() == began_at:
             break
-        note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of at most {most})")
+        note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of {most})")
     raise Interrupted(f"{fault}; {then}", signal_number=by)
 
 

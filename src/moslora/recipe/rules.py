@@ -74,15 +74,21 @@ def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
         keys = "training.strategy model.quantization"
         yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
     if model.quantization != "nf4" and not model.double_quantization:
-        yield "model.double_quantization model.quantization", "only nf4 has it; remove it, or set quantization: nf4"
+        yield (
+            "model.double_quantization model.quantization",
+            "applies only to quantization: nf4; remove it, or set that",
+        )
     if training.epochs is None and training.max_steps is None:
-        yield "training.epochs training.max_steps", "the run would never end; set epochs or max_steps"
+        yield "training.epochs training.max_steps", "nothing ends the run; set epochs or max_steps"
 
 
 def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
     for field, usual in (("lora_plus_ratio", 1), ("mixer_rate_ratio", 1), ("rank_budget", None)):
         if getattr(training, field) != usual:
-            yield f"training.{field} adapter.peft.peft_type", f"is for adapters of ours, not PEFT's; remove {field}"
+            yield (
+                f"training.{field} adapter.peft.peft_type",
+                f"applies only to moslora's own adapters, not to a method of PEFT; remove {field}",
+            )
     if model.quantization == "int8":
         keys = "model.quantization adapter.peft.peft_type"
         yield keys, "several of PEFT's methods fail over 8 bits; set quantization: nf4 or null"
@@ -92,7 +98,7 @@ def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
     mixer, rank = adapter.mixer, adapter.rank
     if training.lora_plus_ratio != 1 and adapter.trains != "all":
         keys = "training.lora_plus_ratio adapter.trains"
-        yield keys, f"a ratio of the rates of B and A, and with trains: {adapter.trains} A does not learn; set it to 1"
+        yield keys, f"A has no learning rate with trains: {adapter.trains}, so there is no ratio to it; set it to 1"
     if training.rank_budget and mixer.kind != "diagonal":
         keys = "training.rank_budget adapter.mixer.kind"
         yield keys, f"rank_budget needs a diagonal mixer, not {mixer.kind}; set rank_budget: null"
@@ -125,11 +131,17 @@ def _start(adapter: AdapterSection) -> Conflicts:
     if adapter.trains == "b" and (m_at_zero or mixer.kind in ("diagonal", *GATES)):
         # M would keep its start: zero, or a gate that never learned anything.
         fix = "set adapter.mixer.kind: identity, or trains: all"
-        yield f"adapter.trains {keys}", f"with B alone M keeps its start, which here is zero or a random gate; {fix}"
+        yield (
+            f"adapter.trains {keys}",
+            f"M keeps its initial value with trains: b, and here that is zero or a random gate; {fix}",
+        )
     for field, value, usual in (("trains", "mixer", "all"), ("start", "svd", "lora")):
         if getattr(adapter, field) == value and not m_at_zero:
             fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
-            yield f"adapter.{field} {keys}", f"B is then not zero, so M must start at zero or near it; {fix}"
+            yield (
+                f"adapter.{field} {keys}",
+                f"B does not start at zero with {field}: {value}, so M must start at zero or near it; {fix}",
+            )
     square = mixer.kind in INVERTIBLE and adapter.rank_out in (None, adapter.rank)
     if adapter.start == "pissa" and not (square and (mixer.kind != "dense" or mixer.init in WELL_CONDITIONED)):
         # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,

@@ -100,7 +100,9 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | None
     if model.get_output_embeddings() is not output:
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")
     if any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters()):
-        raise UsageError("adapter: learns weights in 16 bits, where small steps are lost; set model.dtype: float32")
+        raise UsageError(
+            "adapter: its weights are learned in 16 bits, where small updates are lost; set model.dtype: float32"
+        )
     return model
 
 

@@ -68,8 +68,8 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     rows, processes = recipe.training.global_batch_size, place()[1]
     if processes > rows:  # all other numbers divide the rows of a step, if not evenly
         raise UsageError(
-            f"{processes} processes, but training.global_batch_size = {rows} rows per step: start {rows} at most, or"
-            f" set training.global_batch_size={processes}"
+            f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"
+            f" training.global_batch_size={processes}"
         )
     saved = newest_saved(run, recipe) if resuming else None
     finished = saved is not None and saved.path == run.result
@@ -144,9 +144,8 @@ class Training:
         before = manifest["processes"], manifest["micro_batch_tokens"]
         if before != (today := (parts.accelerator.num_processes, parts.micro_batch_tokens)):
             note(
-                f"{before[0]} processes with micro-batches of {before[1]} tokens before, {today[0]} with {today[1]}"
-                " now: the result may differ from that of an uninterrupted run (other random numbers in dropout, other"
-                " rounding)"
+                f"processes × tokens of a micro-batch were {before[0]} × {before[1]}, and are {today[0]} × {today[1]}:"
+                " dropout and rounding differ, so the result may differ from that of an uninterrupted run"
             )
         return int(manifest["step"])
 
