@@ -12,9 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from cli_kit import run
-from moslora.cli.table import print_entries
+from moslora.cli.table import print_entries, print_table
 from moslora.processes.launch import PART
 from moslora.recipe import list_recipes
 from moslora.runs.run import Run, table_of_runs
@@ -195,3 +196,18 @@ def test_runs_are_readable_on_a_narrow_terminal(
     ]
     (line,) = [line for line in said[io.StringIO] if name in line]
     assert "21/21" in line and "rank-label-bfloat16-base 50.0 (n 12,345)" in line
+
+
+@pytest.mark.parametrize("columns", [45, 60, 80, 120])
+def test_no_number_of_a_table_is_folded(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = ["task", "n", "majority class", "base", "lauf 1", "difference", "95 % interval", "p (Holm)"]
+    cells = ["3,270", "55.0", "75.0", "45.0", "-30.00", "-57.27 to -2.73", ".211"]
+    rows = [heads, *([name, *cells] for name in ("arc_challenge", "macro average"))]
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", Screen())
+    monkeypatch.setenv("TERM", "xterm")
+    print_table(rows)
+    lines = Text.from_ansi(sys.stdout.getvalue()).plain.splitlines()
+    words = [word for line in lines for word in line.split()]
+    assert all(words.count(word) == 2 for cell in cells for word in cell.split())
+    assert max(len(line.rstrip()) for line in lines) <= columns

@@ -96,7 +96,7 @@ def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkey
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "16")
     assert processes_to_start(None) == processes_to_start(16) == 1
-    with pytest.raises(UsageError, match="--processes 2: a launcher has started 16 already"):
+    with pytest.raises(UsageError, match=r"--processes 2: 16 .* launcher"):
         processes_to_start(2)
 
 
