@@ -127,4 +127,4 @@ def fit(
         if need(section.model_copy(update=change), one_row).total <= room:
             keys = " ".join(f"model.{key}={str(value or 'null').lower()}" for key, value in change.items())
             return f"{line}; try {keys}"
-    return f"{line}, even in 4 bits; use a GPU with more memory"
+    return f"{line}, even in 4 bits; it needs more memory"
