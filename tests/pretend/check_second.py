@@ -29,7 +29,7 @@ def liger_is_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     found = importlib.util.find_spec
     names = ("triton", "liger_kernel")
     monkeypatch.setattr(liger, "find_spec", lambda name: name in names or found(name))
-    monkeypatch.setattr("moslora.training.run_card.packages_distributions", lambda: {"liger_kernel": []})
+    monkeypatch.setattr("moslora.training.run_card.packages_distributions", lambda: {"liger_kernel": ["torch"]})
     liger.fault.cache_clear()
     MODULE.current = 0
     accelerator.used.clear()
@@ -117,15 +117,25 @@ def test_one_that_breaks_the_gpu_ends_the_process_in_a_line(monkeypatch: pytest.
         liger.agree()
 
 
+@pytest.mark.parametrize("fault", ["no compiler", ""])
 @pytest.mark.parametrize("where", [0, 1])
 def test_no_process_uses_what_fails_in_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: int, fault: str
 ) -> None:
+    """Or is not installed there."""
     faults: list[str | None] = [None, None]
-    faults[where] = "no compiler"
+    faults[where] = fault
     monkeypatch.setattr(liger, "gathered", lambda own: faults)
     assert liger.installed()
     liger.agree()
     assert not liger.installed()
     said = capsys.readouterr().out
-    assert "no compiler" in said and ("rank 1" in said) == bool(where)
+    assert (fault or "not installed") in said and ("rank 1" in said) == bool(where)
+
+
+def test_where_it_is_not_installed_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(liger, "find_spec", lambda name: None)
+    liger.agree()
+    assert not liger.installed() and not capsys.readouterr().out

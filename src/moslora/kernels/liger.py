@@ -41,10 +41,14 @@ def installed() -> bool:
 def agree() -> None:
     """Has the processes of the group use these kernels if they work in all, and none of them otherwise: the steps of
     one run must not be computed in two ways."""
-    for rank, found in enumerate(gathered(fault())):
-        if found:
+    faults = gathered(fault())
+    if all(found == "" for found in faults):
+        return
+    for rank, found in enumerate(faults):
+        if found is not None:
             _fails_elsewhere.set()
-            note(f"Liger-Kernel does not work here, and is not used: {f'rank {rank}: ' if rank else ''}{found}")
+            where = f"rank {rank}: " if rank else ""
+            note(f"Liger-Kernel does not work here, and is not used: {where}{found or 'it is not installed'}")
             return
 
 
