@@ -46,7 +46,7 @@ class Command:
     Attributes:
         prepare: makes what is in the working folder before it.
         act: gives the command there; returns its exit code.
-        advised: what the refused command names may be given instead.
+        advised: what the refused command names may be given instead; where the run was finished, nothing has to be.
     """
 
     name: str
@@ -145,7 +145,8 @@ def kill_everywhere(command: Command, folder: Path, *, every: int = 1) -> Findin
         advice = ADVICE.search(again.said) if again.status and command.advised else None
         if advice:
             again = _run(work, moslora(*shlex.split(advice[1])[1:]))
-        if again.status:
+        finished = command.advised and "a finished run;" in again.said
+        if again.status and not finished:
             stuck.append(f"{place}: {again.said.strip().splitlines()[-1:]}")
         elif different := _differing(wanted, snapshot(work)):
             lost.append(f"{place}: {', '.join(different)}")
@@ -160,9 +161,14 @@ def _differing(wanted: dict[str, bytes | None], found: dict[str, bytes | None]) 
 
 
 def snapshot(work: Path) -> dict[str, bytes | None]:
-    """Path -> content, ``None`` of a folder. Of a run's metrics and card without the times and the memory measured."""
+    """Path -> content, ``None`` of a folder. Of a run's metrics and card without the times and the memory measured.
+
+    An empty scratch folder in the cache is left out: what it held is in its place, and nobody looks for it again.
+    """
     found: dict[str, bytes | None] = {}
     for path in work.rglob("*"):
+        if path.match("home/*/.*.writing") and not any(path.iterdir()):
+            continue
         name, content = str(path.relative_to(work)), None if path.is_dir() else path.read_bytes()
         if content is not None and path.name == "metrics.jsonl":
             content = b"".join(json.dumps(_unmeasured(json.loads(line))).encode() for line in content.splitlines())

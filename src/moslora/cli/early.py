@@ -6,6 +6,7 @@ too.
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,11 +36,14 @@ def refuse_rows(recipe: "Recipe") -> None:
 def refuse_training(recipe: "Recipe", out: Path, *, resuming: bool) -> None:
     """Refuses to train into a folder in use, or with a model or rows that are not there."""
     from moslora.base.resolve import local_folder
+    from moslora.files import locked
     from moslora.runs.resuming import refuse_other_run
-    from moslora.runs.run import Run
+    from moslora.runs.run import RUN, Run
 
     if is_main_process():
-        refuse_other_run(Run(out), recipe, resuming=resuming)
+        # Locked, if it is there, so that what a killed process left in it is removed, also if the run is refused.
+        with locked(out, shared=(RUN,)) if out.is_dir() else nullcontext():
+            refuse_other_run(Run(out), recipe, resuming=resuming)
     local_folder(recipe.model.name, revision=recipe.model.revision)
     refuse_rows(recipe)
 

@@ -29,7 +29,8 @@ def _already_there(run: Run, found: Sequence[str]) -> str:
         saved = newest_intact(run, run.recipe_to_resume(), tell=lambda skipped: None)
     except MosloraError:  # other files, or a run of which too little is intact
         return f"not empty ({some(found)}); "
-    if run.without_result or (saved and saved[0] == run.result):
+    closed = "seconds" in run.facts  # which a run has at its end, or gets when it is resumed
+    if run.without_result or (closed and saved and saved[0] == run.result):
         return "a finished run; "
     return f"resume that run: {run.resume_command}; or "
 
