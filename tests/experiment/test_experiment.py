@@ -24,7 +24,7 @@ from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
-from moslora.errors import Diverged, Interrupted, UsageError
+from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.evaluation import METRICS, Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment import one_run, provenance
@@ -281,6 +281,24 @@ def test_results_of_another_recipe_do_not_count(
     assert any(line.startswith("note: ") and message in line for line in study(file).closing())
     printing = write(old="checkpoint_every: 1", new="checkpoint_every: 3, log_every: 1")
     assert not study(printing).others(), "what only prints or saves may change"
+
+
+def test_the_table_needs_neither_base_nor_rows(
+    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of runs that were made elsewhere; other recipes are told all the same."""
+    shutil.copytree(finished, "runs/e")
+    file = write()
+    code, before, errors = run(capsys, "experiment", file, "--table")
+    assert code == 0 and "4 of 4 runs are scored" in before and "note" not in before, errors
+    for name in ("fingerprint", "load_tokenizer", "identity"):
+        monkeypatch.setattr(provenance, name, Mock(side_effect=MosloraError("no hub in reach")))
+    provenance._rows.cache_clear()
+    provenance._encoding.cache_clear()
+    assert run(capsys, "experiment", file, "--table")[:2] == (0, before)
+    file = write(old="max_steps: 4", new="max_steps: 3")
+    code, said, errors = run(capsys, "experiment", file, "--table")
+    assert code == 0 and "training.max_steps was 4, is 3" in said, errors
 
 
 def test_results_of_other_code_count_only_if_asked(

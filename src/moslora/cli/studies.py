@@ -61,7 +61,7 @@ def experiment(
     chosen = plan.chosen_arms(tuple(arms or ()))
     from moslora.experiment.study import Study
 
-    study = Study(plan, out or RUNS / plan.name, chosen, any_code, any_rate)
+    study = Study(plan, out or RUNS / plan.name, chosen, any_code, any_rate, fetching=not table)
     if on == "ray":
         from moslora.experiment.on_ray import on_ray
 

@@ -39,17 +39,21 @@ def provenance(planned: Planned) -> dict[str, Any]:
     """Everything besides its recipe that a run's numbers depend on: hashes by the keys of :data:`WHAT`, of which
     ``questions`` if it is scored; and ``packages``, the versions of those that compute."""
     recipe = planned.recipe
-    quantized = recipe.model.quantization is not None
     found: dict[str, Any] = {
         "rows": _hash(_rows("train", recipe.training_tasks, recipe.data.source)),
         "base": fingerprint(recipe.model.name, revision=recipe.model.revision),
         **_encoding(recipe.model, recipe.data.format),
-        "code": code(),
-        "packages": packages(quantized=quantized, peft=isinstance(recipe.adapter, PeftSection)),
+        **_program(recipe),
     }
     if planned.scored:
         found["questions"] = _hash(_rows("test", *recipe.questions))
     return found
+
+
+def _program(recipe: Recipe) -> dict[str, Any]:
+    """What computes: needs neither the base nor the rows."""
+    quantized = recipe.model.quantization is not None
+    return {"code": code(), "packages": packages(quantized=quantized, peft=isinstance(recipe.adapter, PeftSection))}
 
 
 @cache
@@ -64,17 +68,20 @@ def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
     return identity(tasks, split, source=source)
 
 
-def changes(planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool) -> list[str]:
+def changes(
+    planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool, fetching: bool = True
+) -> list[str]:
     """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``.
 
     What the run's version did not record yet is not known to differ. ``any_code``: other code, or other versions of the
-    packages that compute, are no difference.
+    packages that compute, are no difference. Without ``fetching``, base and rows, which may be elsewhere, are not
+    looked at.
     """
     free = [*PLACES, *FREE, *planned.recipe.files]
     if planned.scored:
         free.remove("evaluation.")
     found = planned.recipe.changes(recipe, free=tuple(free))
-    here = provenance(planned)
+    here = provenance(planned) if fetching else _program(planned.recipe)
     if any_code:
         made_with = {**made_with, "code": here["code"], "packages": here["packages"]}
     for key, text in WHAT.items():

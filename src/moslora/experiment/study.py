@@ -82,6 +82,7 @@ class Study:
         arms: those that run.
         any_code: whether results of other code count.
         any_rate: whether an arm is scored whose best learning rate is the lowest or the highest tried.
+        fetching: whether base and rows are looked at, which may have to be fetched. A table alone needs neither.
         start: starts runs, one by one or on Ray (`moslora.experiment.on_ray`): a block with a function for each run,
             which returns once that run is done.
     """
@@ -91,6 +92,7 @@ class Study:
     arms: tuple[str, ...]
     any_code: bool = False
     any_rate: bool = False
+    fetching: bool = True
     start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = one_by_one
     _seconds: list[float] = field(default_factory=list)
 
@@ -192,7 +194,8 @@ class Study:
         run = planned_run(self.out, planned)
         made_with = run.facts.get("experiment")
         if made_with and run.exists:
-            return some(changes(planned, run.recipe, made_with, any_code=self.any_code), separator="; ")
+            found = changes(planned, run.recipe, made_with, any_code=self.any_code, fetching=self.fetching)
+            return some(found, separator="; ")
         return "not a run of this experiment" if in_use(run.path) and not made_with else ""
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
