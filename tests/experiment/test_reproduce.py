@@ -11,9 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from cli_kit import run as cli
 from moslora.errors import MosloraError
-from moslora.experiment.reproduce import changes, first_difference, relative_distance, verdict
+from moslora.experiment.reproduce import (
+    TOLERANCE,
+    changes,
+    first_difference,
+    relative_distance,
+    reproduce,
+    start_of,
+    verdict,
+)
+from moslora.recipe import load_recipe
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import Run
+from moslora.training import train_recipe
 from training_kit import adapter, same_bits, sign
 
 
@@ -23,10 +33,10 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def moved(run: Path, share: float) -> None:
-    """Moves all weights of a finished run by this share of their norm."""
+    """Moves all weights of a finished run on by this share of what training changed."""
     path = run / "adapter" / WEIGHTS
-    weights = load_file(path)
-    save_file({key: value * (1 + share) for key, value in weights.items()}, path)
+    weights, start = load_file(path), start_of(Run(run).recipe)
+    save_file({key: value + share * (value - start[key]) for key, value in weights.items()}, path)
     sign(path.parent)
 
 
@@ -42,15 +52,63 @@ def test_a_run_is_reproduced_bit_for_bit(run: Path, capfd: pytest.CaptureFixture
     assert code == 0 and "bitwise equal" in said
 
 
-@pytest.mark.parametrize(("share", "code"), [(1e-6, 0), (0.1, 1)])
+@pytest.mark.parametrize(("share", "code"), [(1e-3, 0), (0.1, 1)])
 def test_weights_that_differ_are_told(run: Path, tmp_path: Path, share: float, code: int) -> None:
     other = Path(shutil.copytree(run, tmp_path / "other"))
     moved(other, share)
+    start = start_of(Run(run).recipe)
     if code:
         with pytest.raises(MosloraError, match=r"differ by 0\.1 of"):
-            verdict(Run(run), Run(other))
+            verdict(Run(run), Run(other), start=start)
     else:
-        assert "not bitwise: the weights differ by 9.5e-07 of" in verdict(Run(run), Run(other))
+        assert "not bitwise: the weights differ by 0.001 of" in verdict(Run(run), Run(other), start=start)
+
+
+def test_the_start_is_that_of_the_training(world: Path, tmp_path: Path) -> None:
+    """A rate of nearly nothing leaves it where it was, also a start that is made of the base's weights."""
+    for change in ("adapter.start=lora", "adapter.start=pissa"):
+        still = ["training.max_steps=1", "training.warmup_steps=0", "training.learning_rate=1e-6"]
+        mixer = "adapter.mixer={kind: dense, init: orthogonal}"
+        recipe = load_recipe(world / "recipe.yaml", [*still, mixer, change])
+        out = tmp_path / change
+        train_recipe(recipe, out=out)
+        start = start_of(recipe)
+        ended = load_file(out / "adapter" / WEIGHTS)
+        assert start.keys() == ended.keys()
+        for key, value in ended.items():
+            torch.testing.assert_close(start[key], value, rtol=0, atol=3e-6)
+
+
+def test_shuffled_rows_are_found(world: Path, tmp_path: Path) -> None:
+    """By their hash; and by the weights, although a short training at a small rate leaves these near their start."""
+    shuffled = Path(shutil.copytree(world / "data", tmp_path / "shuffled"))
+    for file in shuffled.glob("*/train.json"):
+        rows = json.loads(file.read_text("utf-8"))
+        file.write_text(json.dumps(rows[::-1]), encoding="utf-8")
+    short = ["training.max_steps=8", "training.warmup_steps=0", "training.learning_rate=3e-4", "adapter.dropout=0"]
+    runs = {}
+    for name, source in (("then", world / "data"), ("now", shuffled)):
+        recipe = load_recipe(world / "recipe.yaml", [*short, f"data.source={source}"])
+        train_recipe(recipe, out=tmp_path / name)
+        runs[name] = Run(tmp_path / name)
+    start = start_of(recipe)
+    with pytest.raises(MosloraError, match=r"not reproduced: the training rows are not those of the run"):
+        verdict(runs["then"], runs["now"], start=start)
+    before, after = (adapter(run.path) for run in runs.values())
+    assert relative_distance(before, after, start=start) > 4 * TOLERANCE
+    nothing = {key: torch.zeros_like(value) for key, value in before.items()}
+    assert relative_distance(before, after, start=nothing) < TOLERANCE, "of ‖θ‖ it would pass"
+
+
+def test_what_trains_other_rows_is_refused_before_it_trains(run: Path) -> None:
+    facts = Run(run).facts["data"]
+    Run(run).add_facts(data={"sha256": "0" * 64})
+    with pytest.raises(MosloraError, match="not reproduced: the training rows"):
+        reproduce(Run(run), out=run.with_name("again"))
+    assert not run.with_name("again").exists()
+    Run(run).add_facts(data={"sha256": facts["sha256"], "tokens_sha256": "0" * 64})
+    with pytest.raises(MosloraError, match="not reproduced: the tokens of the training rows"):
+        reproduce(Run(run), out=run.with_name("again"))
 
 
 def test_the_first_step_that_differs_is_told_with_both_values(run: Path, tmp_path: Path) -> None:
@@ -67,13 +125,16 @@ def test_the_first_step_that_differs_is_told_with_both_values(run: Path, tmp_pat
     assert first_difference(Run(run), Run(other)) == expected
     (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
     assert "is None" in str(first_difference(Run(run), Run(other)))
+    assert first_difference(Run(other), Run(run)) is None, "an earlier version logged fewer steps"
 
 
-def test_the_distance_is_relative_to_all_weights() -> None:
-    before = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
-    after = {"a": torch.tensor([3.0, 0.3]), "b": torch.tensor([[4.4]])}
-    assert relative_distance(before, after) == pytest.approx(0.1, rel=1e-6)
-    assert relative_distance(before, {"a": before["a"]}) == float("inf")
+def test_the_distance_is_relative_to_what_training_changed() -> None:
+    start = {"a": torch.tensor([100.0, 50.0]), "b": torch.tensor([[7.0]])}
+    before = {"a": torch.tensor([103.0, 50.0]), "b": torch.tensor([[11.0]])}
+    after = {"a": torch.tensor([103.0, 50.3]), "b": torch.tensor([[11.4]])}
+    assert relative_distance(before, after, start=start) == pytest.approx(0.1, rel=1e-5)
+    assert relative_distance(before, {"a": before["a"]}, start=start) == float("inf")
+    assert relative_distance(start, after, start=start) == float("inf")
 
 
 def test_other_versions_and_hardware_are_told_beforehand(run: Path) -> None:
