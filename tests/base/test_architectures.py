@@ -1,4 +1,5 @@
-"""Families beside Llama, tiny and random: trained, scored and merged, and in the end a model of stock transformers."""
+"""All families of transformers' causal language models, tiny and random: each computes what transformers does, or is
+refused in a line. Those that are not refused are trained, scored and merged into a model of stock transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +7,21 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from evaluation_kit import tokenizer
+from families_kit import EQUAL, NOT_BUILDABLE, ROWS, adapt, make, off, outcome, stock
 from moslora.adapters import named_adapters
+from moslora.base.load import load_base
+from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
+from moslora.errors import UsageError
 from moslora.evaluation.target import evaluate_target, open_target
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.plan.duration import cost
+from moslora.plan.outline import outline
+from moslora.plan.step import Work, measure
+from moslora.recipe import ModelSection
+from moslora.runs.adapter_folder import load_adapted, open_adapter, save
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -50,3 +60,89 @@ def test_it_trains_is_scored_and_merges(recipe: MakeRecipe, tmp_path: Path, fami
         expected, found, before = (model(ids).logits for model in (adapted, merged, base))
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(before, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+def test_a_family_is_equal_or_refused(tmp_path: Path, family: str) -> None:
+    """``python tests/families_kit.py`` prints the table."""
+    found = outcome(family, tmp_path)
+    if family in NOT_BUILDABLE:
+        assert str(found) == f"not buildable {NOT_BUILDABLE[family]}"
+    elif family in EQUAL:
+        assert found.kind == "equal", found
+    else:
+        assert found.kind == "refused", found
+        assert "\n" not in found.reason
+
+
+def test_a_multimodal_model_is_planned_trained_scored_and_merged(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Adapters are in the part that reads text alone: an image encoder's would get no gradient."""
+    make("gemma3", tmp_path / "base", steep=False)
+    short = ("training.epochs=null", "training.max_steps=4", "adapter.target_modules=all-linear")
+    made = recipe(f"model.name={tmp_path / 'base'}", *short, "data.format=cloze", "evaluation.protocol=cloze")
+    planned = outline(made)
+    assert cost(planned.model, made.model, tokens=1e6, labels=1e5, row=100, passes=10).operations > 0
+    assert measure(planned.model, Work((50, 80), 0.5), dtype=torch.float32, checkpointing=False, on_gpu=True)[0] > 0
+    train_recipe(made, out=tmp_path / "run")
+    names = [name for name, _ in named_adapters(load_adapted(open_adapter(tmp_path / "run" / "adapter")))]
+    assert len(names) == 14
+    assert all(name.startswith("model.language_model.layers.") for name in names)
+    assert {name for name, _ in named_adapters(planned.model)} == {*names}
+    results, _ = evaluate_target(open_target(str(tmp_path / "run")), limit=3)
+    assert results.macro.n == 9
+    proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
+    assert 100 * proof.mean_error < proof.effect
+
+
+def test_an_adapter_of_peft_outside_the_text_is_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    make("gemma3", tmp_path, steep=False)
+    theirs = (f"model.name={tmp_path}", "extends=peft/lora", "adapter.target_modules=[q_proj]")
+    with pytest.raises(UsageError, match="reads no text"):
+        train_recipe(recipe(*theirs), out=tmp_path / "run")
+
+
+CONVOLUTIONS = ("gpt2", "gpt-sw3")
+"""Families whose layers PEFT alone adapts."""
+
+STORED_TOGETHER = ("sarvam_moe",)
+"""Families whose files have q, k and v in one tensor, unlike their modules; training refuses adapters of these."""
+
+LOST_BY_PEFT = (
+    *("afmoe", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "laguna"),
+    "solar_open",
+)
+"""Families with experts in which PEFT 0.21 takes an adapter of a plain MLP for one of the experts, and loads none."""
+
+MERGED = [family for family in EQUAL if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in CONVOLUTIONS]
+FAST = ("llama", "gemma3", "fuyu", "mixtral")
+"""One whose weights are named as its modules, two multimodal ones, one whose experts are stored one by one."""
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in FAST else pytest.mark.slow) for f in MERGED])
+def test_a_family_is_merged_and_exported(tmp_path: Path, family: str) -> None:
+    """Stock transformers, and PEFT over its base, compute what the adapters do in stock modules."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    make(family, base, steep=False)
+    model = load_base(ModelSection(name=str(base), dtype="float32"))
+    adapt(model)
+    save(model, run, base=str(base))
+    if family in STORED_TOGETHER:
+        with pytest.raises(UsageError, match="is a piece of"):
+            merge(run, out=tmp_path / "merged")
+        return
+    merge(run, out=tmp_path / "merged")
+    export_peft(run, out=tmp_path / "peft")
+
+    adapted = stock(base)
+    before = adapted(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits.detach()
+    adapt(adapted, like=model)
+    with torch.no_grad():
+        expected = adapted(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits
+        merged = stock(tmp_path / "merged")(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits
+        peft = pytest.importorskip("peft").PeftModel.from_pretrained(stock(base), tmp_path / "peft").eval()
+        exported = peft(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits
+    assert off(before, expected) > 1e-2
+    assert off(merged, expected) < 1e-4
+    if family not in LOST_BY_PEFT:
+        assert off(exported, expected) < 1e-4

@@ -36,6 +36,7 @@ def inject(
     seed: int = 0,
     state: Mapping[str, Tensor] | None = None,
     weight_of: Callable[[nn.Module], Tensor] = float_weight,
+    within: nn.Module | None = None,
 ) -> list[str]:
     """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place, freezes everything else, and
     returns their names in the model's order.
@@ -59,6 +60,7 @@ def inject(
         state: the adapters' weights from :func:`adapter_state_dict`, instead of a random start. Over a base on the meta
             device they are on the CPU: enough to fold them.
         weight_of: the float weight of a base layer, which DoRA and ``svd`` need; by default its ``weight``.
+        within: the part of ``model`` whose layers are chosen from; by default all of it.
 
     Raises:
         ValueError: an argument has the wrong type, nothing matches, the model has adapters, training could not start,
@@ -66,7 +68,7 @@ def inject(
     """
     options = _checked(locals())
     layers: dict[str, AdapterLinear] = {}  # all are built before one is put in place: a fault changes nothing
-    for name in _match(model, target_modules):
+    for name in _match(model, target_modules, model if within is None else within):
         base: Any = model.get_submodule(name)
         try:
             if (weight := next(base.parameters(), None)) is None:
@@ -109,11 +111,15 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """What an argument of `inject` must be. A misspelt word would otherwise be another method, silently."""
 
 
+NO_OPTIONS = ("model", "state", "weight_of", "within")
+"""Arguments of `inject` that do not describe the adapters."""
+
+
 def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The options among the ``arguments`` of :func:`inject`: those that describe the adapters."""
     if any(named_adapters(arguments["model"])):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
-    options = {name: value for name, value in arguments.items() if name not in ("model", "state", "weight_of")}
+    options = {name: value for name, value in arguments.items() if name not in NO_OPTIONS}
     wrong = [name for name, (fits, _) in _CHECKS.items() if isinstance(options[name], bool) or not fits(options[name])]
     if wrong:
         raise ValueError("\n".join(f"{name} = {options[name]!r}: must be {_CHECKS[name][1]}" for name in wrong))
@@ -210,12 +216,13 @@ def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
         raise ValueError(capped(sorted(faults)))
 
 
-def _match(model: nn.Module, target_modules: Collection[str] | str) -> list[str]:
-    """Names of the linear layers that ``target_modules`` selects."""
+def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.Module) -> list[str]:
+    """Names of the linear layers that ``target_modules`` selects from those ``within`` a part of ``model``."""
+    parts = {*within.modules()}
     linear = {  # name: its last component
         name: name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if hasattr(module, "in_features") and hasattr(module, "out_features")
+        if hasattr(module, "in_features") and hasattr(module, "out_features") and module in parts
     }
     if target_modules == "all-linear":
         output = getattr(model, "get_output_embeddings", lambda: None)()

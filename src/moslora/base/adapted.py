@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.adapters.injection import refuse_misfits
+from moslora.base.engine import text_part
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection, Recipe
@@ -61,7 +62,8 @@ def with_adapters(
         UsageError: as :func:`config_of`.
     """
     if not isinstance(recipe.adapter, PeftSection):
-        inject(model, **recipe.adapter_options(), seed=recipe.seed, state=state, weight_of=dequantize)
+        options = recipe.adapter_options()
+        inject(model, **options, seed=recipe.seed, state=state, weight_of=dequantize, within=text_part(model))
         return model
     config, kind = config_of(recipe.adapter), f"PEFT's {recipe.adapter.peft.peft_type}"
     quantized = quantized_layers(model)
@@ -88,6 +90,9 @@ def with_adapters(
     layers = [layer for name, (layer, _) in adapted_layers(adapted).items() if name in quantized]
     if not all("bnb" in type(layer).__module__ or hasattr(layer, "quantization_backend") for layer in layers):
         raise ValueError(f"{kind} does not know a base in 4 bits; set model.quantization: null")
+    text = text_part(model)
+    if text is not None:
+        _refuse_other_parts(adapted, text, kind)
     if state is not None:
         refuse_misfits(adapter_state(adapted), state)
         set_peft_model_state_dict(adapted, dict(state))
@@ -95,6 +100,17 @@ def with_adapters(
         adapted.to(home)
     adapted.train(model.training)
     return adapted
+
+
+def _refuse_other_parts(adapted: Any, text: nn.Module, kind: str) -> None:
+    """Refuses adapters of PEFT outside the part of a model that reads text, where nothing would train them."""
+    inside = {*text.modules()}
+    others = [name for name, (layer, _) in adapted_layers(adapted).items() if layer not in inside]
+    if others:
+        raise ValueError(
+            f"{kind}: matches {others[0]}, which reads no text; choose the layers by a regular expression, such as"
+            r" target_modules: .*language_model.*\.q_proj"
+        )
 
 
 def config_of(section: PeftSection) -> Any:

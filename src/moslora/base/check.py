@@ -200,7 +200,8 @@ def _two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
     decoder = config.get_text_config(decoder=True)
     special: set[int] = set()
     for part in (config, decoder):
-        special |= {value for key, value in part.to_dict().items() if key.endswith("_token_id") and type(value) is int}
+        ids = {key: value for key, value in part.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
+        special |= {value for value in ids.values() if isinstance(value, int)}
     count = SHARED + sum(ENDS)
     step = max(1, decoder.vocab_size // (2 * count))
     ordinary = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.kernels.attention import as_rows, use_rows
@@ -37,6 +37,14 @@ def output_weight(model: PreTrainedModel) -> Tensor:
     """The output layer's weight, shape ``(vocabulary, hidden)``."""
     weight: Tensor = model.get_output_embeddings().weight
     return weight
+
+
+def text_part(model: PreTrainedModel) -> nn.Module | None:
+    """The decoder layers of a model that has other parts as well, such as an image encoder; ``None`` if it has none."""
+    if not model.config.sub_configs:
+        return None
+    decoder: nn.Module = model.get_decoder()
+    return getattr(decoder, "layers", decoder)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

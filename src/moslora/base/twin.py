@@ -115,9 +115,9 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
         elif key in _KEY_HEADS and isinstance(value, int) and not shared_keys:
             small[key] = min(value, _MOST["num_attention_heads"])
         elif isinstance(value, int) and key.endswith(("token_id", "token_index")):
-            small[key] = value % VOCABULARY
+            small[key] = _small_token(value)
         elif isinstance(value, Sequence) and key.endswith("token_id"):
-            small[key] = [token % VOCABULARY for token in value]
+            small[key] = [_small_token(token) for token in value]
         elif _is_per_layer(value, count):
             small[key] = [_at_most(key, value[layer]) for layer in kept]
         elif key == "per_layer_config" and isinstance(value, Mapping):
@@ -128,6 +128,11 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             small[key] = _at_most(key, value)
     return small
+
+
+def _small_token(token: int) -> int:
+    """A special token, one of the last that a twin knows."""
+    return token if token < VOCABULARY else VOCABULARY - 1 - token % (VOCABULARY // 10)
 
 
 def _is_per_layer(value: Any, count: int) -> bool:

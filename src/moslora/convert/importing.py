@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, inject
+from moslora.base.engine import text_part
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
@@ -160,7 +161,7 @@ def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedMode
     """The adapter in our layers, without a base, and the base in float32, which is loaded only if the adapter fits."""
     try:
         ours = meta_model(recipe.model)
-        inject(ours, **recipe.adapter_options(), state=_our_state(layers))
+        inject(ours, **recipe.adapter_options(), state=_our_state(layers), within=text_part(ours))
         if isinstance(ours.get_output_embeddings(), AdapterLinear):
             raise ValueError("adapts the output layer, which moslora does not")
         return ours, load_base(recipe.model.model_copy(update={"dtype": "float32"}))

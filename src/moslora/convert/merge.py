@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -26,6 +26,7 @@ from moslora.base.adapted import merged_by_peft
 from moslora.base.load import DTYPES, load_base, load_tokenizer, name_task
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
+from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import DType, Onto
 from moslora.convert.card import THIS_FOLDER, Made, public_name, write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
@@ -37,6 +38,8 @@ from moslora.recipe import PeftSection
 from moslora.runs.adapter_folder import check_encoding, load_adapted, open_adapter
 from moslora.runs.asking import write_asking
 from moslora.runs.origin import origin_of, write_origin
+
+Value = TypeVar("Value")
 
 SHARD_BYTES = 10**9
 """Most bytes of one output file, unless a single tensor is larger."""
@@ -80,6 +83,8 @@ def merge(
         model = load_base(section)
         base = log_probabilities(model, tokenizer)
         quantized = quantized_layers(model) if onto == "dequantized" else {}
+        stored = stored_names(model)
+        refuse_stored_together(pairs, stored)
         del model
         if section.quantization is not None:
             model = load_adapted(folder, dtype=section.dtype, quantization=None, layers=quantized)
@@ -91,9 +96,9 @@ def merge(
         exact: dict[str, Tensor] = {}
         if isinstance(folder.recipe.adapter, PeftSection):
             exact = merged_by_peft(load_adapted(folder, dtype="float32", quantization=None, layers=quantized))
-        start = Start(files, quantized, exact)
-        _write_weights(start, pairs, scratch, dtype=DTYPES[section.dtype])
-        weights = _compare_weights(start, layers, scratch)
+        start = Start(files, by_stored_layer(quantized, stored), {stored.get(key, key): x for key, x in exact.items()})
+        _write_weights(start, by_stored_layer(pairs, stored), scratch, dtype=DTYPES[section.dtype])
+        weights = _compare_weights(start, by_stored_layer(layers, stored), scratch)
         del quantized, exact, start  # before another model is loaded
         _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
         written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
@@ -132,6 +137,11 @@ class Start(NamedTuple):
             return self.exact[key]
         layer = self.quantized.get(key.removesuffix(".weight"))
         return sources[key].get_tensor(key) if layer is None else dequantize(layer)
+
+
+def by_stored_layer(layers: Mapping[str, Value], stored: Mapping[str, str]) -> dict[str, Value]:
+    """``layers`` by the names that their weights have in the files."""
+    return {stored.get(f"{name}.weight", name).removesuffix(".weight"): value for name, value in layers.items()}
 
 
 def _write_weights(start: Start, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> None:

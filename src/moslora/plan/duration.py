@@ -86,12 +86,14 @@ def cost(
     token attends to half its row, at 4 operations per entry of the queries, twice that backwards. The output layer runs
     where there is a label. A 4-bit weight is unpacked for each product, once a pass.
     """
-    config, output = model.config, model.get_output_embeddings().weight
-    frozen = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not output)
+    config = model.config.get_text_config(decoder=True)
+    output = model.get_output_embeddings().weight
+    decoder: nn.Module = model.get_decoder()
+    frozen = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, nn.Linear) and m.weight is not output)
     scaled = [layer for _, layer in named_adapters(model) if layer.magnitude is not None]
     of_layers = [[m for m in layer.modules() if isinstance(m, nn.Linear)] for layer in decoder_layers(model)]
     rescaled = {layer.base for layer in scaled}  # whose product is needed to rescale it
-    last = sum(linears[-1].weight.numel() for linears in of_layers if linears[-1] not in rescaled)
+    last = sum(linears[-1].weight.numel() for linears in of_layers if linears and linears[-1] not in rescaled)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dropped = sum(_entries(layer) for layer in scaled if layer.dropout.p)
     norms = sum(_entries(layer) * layer.lora_b.shape[1] for layer in scaled)

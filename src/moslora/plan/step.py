@@ -66,7 +66,8 @@ def measure(
         RuntimeError: its code asks for the data.
         UsageError: it cannot be trained here.
     """
-    if any(hasattr(model.config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+    config = model.config.get_text_config(decoder=True)
+    if any(hasattr(config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise NotImplementedError("routes its tokens to experts")
     part = work.of(MICRO_BATCH_TOKENS[on_gpu])
     few, counts = _one_layer_of_each_kind(model, dtype)

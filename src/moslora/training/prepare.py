@@ -12,10 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from moslora.adapters import task_names
-from moslora.base.adapted import config_of, own_parameters, with_adapters
+from moslora.base.adapted import adapted_layers, config_of, own_parameters, with_adapters
 from moslora.base.identity import fingerprint
 from moslora.base.load import fitting, load_base, load_tokenizer
 from moslora.base.sharded import shard_base, shards
+from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import Strategy
 from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
@@ -88,15 +89,18 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | None
 
     Raises:
         MosloraError: ``start`` does not fit.
-        UsageError: no layer matches, or the output layer does, whose weight scoring reads; or 16-bit weights learn.
+        UsageError: no layer matches, or the output layer does, whose weight scoring reads, or layers that are one
+            tensor in the files; or 16-bit weights learn.
     """
     output = model.get_output_embeddings()
+    stored = stored_names(model)
     try:
         model = with_adapters(model, recipe, state=start.weights() if start else None)
     except ValueError as error:
         if start:
             raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
         raise UsageError(f"adapter: {error}") from None
+    refuse_stored_together(adapted_layers(model), stored)
     if model.get_output_embeddings() is not output:
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")
     if any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters()):

@@ -1,0 +1,37 @@
+"""The names that a model's weights have in its files, where transformers renames them as it loads them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from moslora.errors import UsageError
+
+
+def stored_names(model: PreTrainedModel) -> dict[str, str]:
+    """The name in the files of each weight that has another one there, as in multimodal models.
+
+    A weight that lies there in several pieces, as the experts of a layer do, is left out.
+    """
+    names = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim > 2:  # experts of a layer, and an image encoder's convolutions
+            continue
+        stored = revert_weight_conversion(model, {name: torch.empty(weight.shape, device="meta")})
+        if len(stored) == 1:
+            names[name] = next(iter(stored))
+    return {name: stored for name, stored in names.items() if stored != name}
+
+
+def refuse_stored_together(layers: Iterable[str], stored: Mapping[str, str]) -> None:
+    """Refuses adapters of ``layers`` whose weights are a piece of one in the files, into which nothing is merged."""
+    keys = {name: stored.get(f"{name}.weight", f"{name}.weight") for name in layers}
+    counts = Counter(keys.values())
+    for name, key in keys.items():
+        if counts[key] > 1:
+            raise UsageError(
+                f"adapter.target_modules: {name} is a piece of {key} in the model's files, into which moslora cannot"
+                " merge; leave such layers out"
+            )
