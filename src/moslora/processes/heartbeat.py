@@ -48,16 +48,19 @@ class Heartbeat:
             timeout=timedelta(seconds=SILENCE),
         )
         self._ended = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._tell, self._watch)]
         self._store.set(self.keys[rank], "0")
 
     def start(self) -> None:
         """Begins, once all processes have come so far."""
-        for work in (self._tell, self._watch):
-            threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         """Ends; the others do not wait for signs of this process any more."""
         self._ended.set()
+        for thread in self._threads:  # or a sign on its way might be the last
+            thread.join(timeout=5 * TICK)
         with suppress(RuntimeError):  # a store that ended with rank 0
             self._store.set(self.keys[self.rank], LEFT.decode())
 
