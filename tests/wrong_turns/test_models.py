@@ -61,8 +61,11 @@ def test_tensors_that_are_missing_are_named_once(here, world, a_model):
 
 
 def test_a_damaged_tokenizer_and_a_quantised_model(refused, a_model):
-    (a_model / "tokenizer.json").write_text("{}")
+    tokenizer = a_model / "tokenizer.json"
+    whole = tokenizer.read_text()
+    tokenizer.write_text("{}")
     refused(EVAL, "model.name = model", "added_tokens", code=1)
+    tokenizer.write_text(whole)
     edit_json(a_model / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     refused(EVAL, "model.name = model", "model.quantization")
 

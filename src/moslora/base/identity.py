@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError, safe_open
+
 from moslora.base.resolve import weight_files
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
@@ -40,6 +42,8 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
         UsageError: there is no such model, or it has no safetensors weights.
     """
     files = weight_files(name, revision=revision)
+    for path in files:
+        _refuse_damaged(path)
     folder = files[0].parent
     parts = {
         "weights": [_remembered_hash(path) for path in files],
@@ -49,6 +53,15 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
         parts["code"] = [sha256(path) for path in sorted(folder.glob("*.py"))]
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Refuses a weight file that is missing or cut short, which its header tells."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise MosloraError(f"{path}: cannot be read ({first_line(error)}); download the model again") from None
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -227,8 +227,8 @@ def evaluate_target(
     _check(target, chosen, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
-    tokenizer = target.tokenizer()
     identity, out = target.identity(), out or target.folder(request)
+    tokenizer = target.tokenizer()
     if run and _in_run(out, run) and "".join(BESIDE.findall(out.name)) != target.suffix:
         ending = f"a name that ends in {target.suffix}" if target.suffix else "a name without this ending"
         raise UsageError(f"--out {out}: in eval/ of a run this name is for other weights; choose {ending}")

@@ -41,7 +41,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
         written_as = manifest["format"]
         if written_as != FORMAT:
-            fix = "upgrade moslora" if written_as > FORMAT else f"use moslora {manifest['moslora']}, or train again"
+            fix = "upgrade moslora" if written_as > FORMAT else "train again, or use the version that wrote it"
             raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; {fix}")
         _ = manifest["base"]["fingerprint"], manifest["sha256"][WEIGHTS], manifest["sha256"][RECIPE]
     except (ValueError, KeyError, TypeError) as error:
