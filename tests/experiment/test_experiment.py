@@ -489,6 +489,18 @@ def test_two_files_of_one_name_do_not_share_a_folder(
         study("moved/b/e.yaml", Path("moved/runs/e")).run()
 
 
+def test_a_run_that_was_killed_after_its_result_was_saved_is_closed(write: Write, finished: Path) -> None:
+    """Before its card had its time, which nothing else of it tells."""
+    shutil.copytree(finished, "e")
+    run, before = Run(Path("e/runs/lora-0.03-0")), Run(finished / "runs/lora-0.03-0").facts
+    facts = {key: fact for key, fact in before.items() if key not in ("seconds", "peak_memory_gb")}
+    facts["experiment"] = {**facts["experiment"], "state": "begun"}
+    (run.path / "run.json").write_text(json.dumps(facts))
+    (run.path / ".lock").touch()
+    study(write(), Path("e")).run()
+    assert run.facts == before and not (run.path / ".lock").exists()
+
+
 @pytest.mark.slow
 def test_an_experiment_that_was_killed_at_its_first_write_knows_its_file(
     write: Write, monkeypatch: pytest.MonkeyPatch

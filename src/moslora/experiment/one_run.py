@@ -23,6 +23,7 @@ from moslora.runs.asking import located
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
+from moslora.training.run import close
 
 State = Literal["begun", "trained", "scored", "diverged"]
 """``diverged``: training ended with a loss that was not finite, which is a result, too."""
@@ -67,7 +68,9 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
     trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
     reached: State = "scored" if planned.scored else "trained"
     try:
-        if not run.finished:
+        if run.finished:
+            close(run)
+        else:
             again = [str(run.path), "--resume", *["model.trust_remote_code=true"] * trust]
             processes = processes or worker_processes(planned.recipe.training)
             train_in_processes(again, out=run.path, processes=processes)

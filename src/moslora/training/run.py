@@ -255,6 +255,12 @@ class Training:
         return result
 
 
+def close(run: Run) -> None:
+    """Does what a process that was killed after it had saved the result has left to do."""
+    with locked(run.path, shared=(RUN,)):
+        _note_cost(run)
+
+
 def _note_cost(run: Run) -> None:
     """Adds a finished run's time and memory to its card, unless they are there."""
     logged = [row for row in run.metrics if "seconds" in row]
