@@ -28,7 +28,7 @@ PRIVATE = {
 }
 """Name -> where it is, and what would replace it."""
 
-PUBLIC = {"_asdict", "_exit", "_fields", "_replace"}
+PUBLIC = {"_exit", "_replace"}
 """Of os and of named tuples: documented."""
 
 

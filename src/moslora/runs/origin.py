@@ -5,8 +5,9 @@ know it, with its fingerprint. It names no path. Importing this does not load to
 """
 
 import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from moslora.errors import UsageError
 from moslora.files import in_use, write_json
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 ORIGIN = "origin.json"
 
 
-class Origin(NamedTuple):
+@dataclass(frozen=True)
+class Origin:
     """Where weights are from."""
 
     run: str
@@ -50,14 +52,14 @@ def origin_of(adapter: "AdapterFolder", *, base: str) -> Origin:
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
-    write_json(folder / ORIGIN, {**origin._asdict(), "moslora": __version__})
+    write_json(folder / ORIGIN, {**asdict(origin), "moslora": __version__})
 
 
 def read_origin(folder: Path) -> Origin | None:
     """What ``folder`` says; ``None`` if it does not say it."""
     try:
         facts = json.loads((folder / ORIGIN).read_bytes())
-        origin = Origin(**{name: facts[name] for name in Origin._fields})
+        origin = Origin(**{field.name: facts[field.name] for field in fields(Origin)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     texts = (origin.run, origin.base, origin.fingerprint, origin.adapter)
