@@ -278,3 +278,49 @@ def test_other_rows_at_another_place_are_another_arm(runs: Path) -> None:
     (runs / "mixed-1/run.json").write_text('{"steps": 50, "trained_rows": 9, "data": {"sha256": "x"}}')
     with pytest.raises(UsageError, match="one arm"):
         load_arms([runs])
+
+
+def test_other_rows_are_another_arm_also_under_other_seeds(runs: Path) -> None:
+    """Each seed chooses among the rows, so that of two seeds only the hash of all rows says whether they are others."""
+
+    def trained_on(name: str, seed: int, source: str) -> None:
+        data = {"sha256": f"{source}, chosen by {seed}", "source_sha256": source}
+        Run(runs / f"{name}-{seed}").add_facts(data=data)
+
+    for name in ("lora", "mixed"):
+        for seed in (1, 2):
+            trained_on(name, seed, "a")
+    assert [(arm.name, [*arm.runs]) for arm in load_arms([runs])] == [("lora", [1, 2]), ("mixed", [1, 2])]
+    trained_on("lora", 2, "b")
+    assert [[*arm.runs] for arm in load_arms([runs])] == [[1], [2], [1, 2]]
+
+
+def test_the_scales_of_a_base_in_four_bits_make_another_base() -> None:
+    quantized = (
+        replace(drawn(1), settings=replace(SETTINGS, metadata={**SETTINGS.metadata, **how}))
+        for how in (
+            {"quantization": "nf4", "double_quantization": True},
+            {"quantization": "nf4", "double_quantization": False},
+        )
+    )
+    with pytest.raises(UsageError, match=r"^quantization: nf4 in one-1, nf4, its scales not quantised in other-1; if"):
+        refuse_mixed([arm(name, run) for name, run in zip(("one", "other"), quantized, strict=True)])
+
+
+def test_the_same_base_in_a_folder_of_another_name_is_the_same() -> None:
+    moved = other(metadata={**SETTINGS.metadata, "base": "/elsewhere/snapshots/1f2e"})
+    refuse_mixed([arm("one", drawn(1)), arm("other", moved)])
+    with pytest.raises(UsageError, match=r"^base: 1f2e \(f00d\) in one-1, small \(beef\) in other-1"):
+        refuse_mixed([arm("one", moved), arm("other", other(metadata={**SETTINGS.metadata, "fingerprint": "beef"}))])
+
+
+def test_runs_of_other_rows_are_refused_also_under_other_seeds() -> None:
+    one, other = (
+        replace(drawn(seed), facts={**drawn(seed).facts, "data": {"sha256": str(seed), "source_sha256": source}})
+        for seed, source in ((1, "all of one"), (2, "all of another"))
+    )
+    refuse_mixed([arm("one", one), arm("other", replace(other, facts={**other.facts, "data": one.facts["data"]}))])
+    with pytest.raises(
+        UsageError, match=r"^rows: all of o in one-1, all of a in other-2; if that is meant, add --allow"
+    ):
+        refuse_mixed([arm("one", one), arm("other", other)])

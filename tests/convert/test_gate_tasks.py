@@ -50,7 +50,9 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Pat
 def test_only_rows_that_a_step_draws_count() -> None:
     rows = [Encoded(f"{task}/train/{n}", task, [1], [1], False) for task in ("piqa", "boolq") for n in range(3)]
     rows.append(Encoded("instruction/train/6", INSTRUCTION, [1], [1], False))
-    data = TrainingData(RowTable.of(rows), RowTable.of([]), contents=b"", sha256="", notes=[], encoding={})
+    data = TrainingData(
+        RowTable.of(rows), RowTable.of([]), contents=b"", sha256="", source_sha256="", notes=[], encoding={}
+    )
     short = StepPlan(rows=7, global_batch_size=1, epochs=None, max_steps=1, seed=0)
     assert data.facts(short, steps=1)["tasks"] == {rows[short[0][0]].task: 1}
     twice = StepPlan(rows=7, global_batch_size=4, epochs=2, max_steps=None, seed=0)

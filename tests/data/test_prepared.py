@@ -16,7 +16,7 @@ from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.overlap import digest
 from moslora.data.prepared import RowTable, RunRows, TrainingData
 from moslora.data.select import select
-from moslora.data.sources import data_hash
+from moslora.data.sources import data_hash, load_training
 from moslora.data.steps import collate, label_count
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import Recipe
@@ -53,7 +53,8 @@ OTHERS = ("data.max_length=40", "data.format=llm-adapters", "data.loss_on=all")
 def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: list[None], change: str) -> None:
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
-    trained, aside, _ = select(own.data, own.training_tasks, seed=own.seed)
+    rows = load_training(own.training_tasks, source=own.data.source)
+    trained, aside, _ = select(own.data, rows, seed=own.seed)
     encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
     fresh, validation = (
         encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)
@@ -67,7 +68,7 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
         one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.rows, fresh))
         assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
         assert one.tasks.equal(other.tasks) and one.predicted_from.equal(other.predicted_from)
-        assert found.sha256 == data_hash(trained)
+        assert found.sha256 == data_hash(trained) and found.source_sha256 == data_hash(rows)
         assert found.contents == b"".join(map(digest, trained))
         assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)
         assert found.rows.label_count() == label_count(fresh)

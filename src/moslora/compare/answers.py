@@ -94,6 +94,12 @@ class Answers:
     arm: str = ""
     seed: int | None = None
 
+    @property
+    def source_hash(self) -> str | None:
+        """Of all rows among which its seed chose; ``None`` if it was not trained, or an earlier version trained it."""
+        found: str | None = self.facts.get("data", {}).get("source_sha256")
+        return found
+
     def only(self, questions: Questions) -> "Answers":
         """The answers to these questions."""
         kept = {task: self.tasks[task].only(ids) for task, ids in questions.items() if task in self.tasks}

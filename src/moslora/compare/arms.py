@@ -24,7 +24,7 @@ from moslora.tasks import BUILT_IN
 
 ROWS = ("data.source", "tasks.")
 """Beginnings of the keys that say where the rows of a training lie. They make another arm only if other rows lie there,
-which a run's card says with the rows' hash."""
+which a run's card says with a hash of all of them."""
 
 NOT_THE_ARM = ("name", "seed", "model.name", "model.revision", *ROWS)
 """Beginnings of the keys that make no other arm, beside those that change no step (`Recipe.free`). The base is told by
@@ -135,13 +135,25 @@ def _arm_of(recipe: Recipe, *, base: str | None) -> str:
 
 
 def _apart_by_rows(found: Sequence[Answers]) -> list[Answers]:
-    """``found``, with the runs of an arm apart by the places of their rows if under one seed, which chooses among them,
+    """``found``, with the runs of an arm apart if their rows are from other sources. Where that was not recorded, of
+    earlier versions, they are apart by the places of their rows if under one seed, which chooses among them,
     other rows were trained."""
-    rows: dict[tuple[str, int | None], set[str | None]] = {}
+    sources: dict[str, set[str]] = {}
+    trained: dict[tuple[str, int | None], set[str | None]] = {}
     for one in found:
-        rows.setdefault((one.arm, one.seed), set()).add(one.facts.get("data", {}).get("sha256"))
-    unlike = {arm for (arm, _), hashes in rows.items() if len(hashes) > 1}
-    return [replace(one, arm=one.arm + _places_of_rows(one)) if one.arm in unlike else one for one in found]
+        trained.setdefault((one.arm, one.seed), set()).add(one.facts.get("data", {}).get("sha256"))
+        if one.source_hash:
+            sources.setdefault(one.arm, set()).add(one.source_hash)
+    by_source = {arm for arm, hashes in sources.items() if len(hashes) > 1}
+    by_place = {arm for (arm, _), hashes in trained.items() if len(hashes) > 1} - by_source
+    apart = []
+    for one in found:
+        if one.arm in by_source:
+            one = replace(one, arm=f"{one.arm} {one.source_hash}")
+        elif one.arm in by_place:
+            one = replace(one, arm=one.arm + _places_of_rows(one))
+        apart.append(one)
+    return apart
 
 
 def _places_of_rows(one: Answers) -> str:

@@ -211,9 +211,13 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     uncut = not _may_be_cut([run for arm in arms for run in arm.runs.values()])
     faults: dict[str, str] = {}
     seen: dict[str, tuple[str, Path]] = {}
+    bases: dict[str, str] = {}  # fingerprint -> as the first run calls it: the same base may lie in several folders
     for run in (run for arm in arms for run in arm.runs.values()):
         data = {f"questions of {task}": str(run.settings.data.get(task))[:8] for task in run.tasks}
         asked, made = {**run.settings.asked, **data}, _made(run)
+        fingerprint = run.settings.metadata.get("fingerprint")
+        if fingerprint:
+            made["base"] = bases.setdefault(fingerprint, made["base"])
         if uncut:
             asked.pop(MAX_LENGTH, None)
         for field, value in {**asked, **made}.items():
@@ -278,11 +282,13 @@ def _unlike(name: str, places: Mapping[str, Path]) -> str:
 
 
 def _made(run: Answers) -> dict[str, str]:
-    """Field -> value, of base, rows and steps; the rows are compared under each seed, which chooses them."""
+    """Field -> value, of base, rows and steps: all rows of the source, and those that a seed has chosen among them."""
     fields = dict(run.settings.model)
     if run.recipe:
         fields |= {f"data.{key}": str(value) for key, value in run.recipe["data"].items() if key != "source"}
         fields["training.global_batch_size"] = str(run.recipe["training"].get("global_batch_size"))
         fields |= {key: str(run.facts.get(key)) for key in ("trained_rows", "steps")}
         fields[f"rows.{run.seed}"] = str(run.facts.get("data", {}).get("sha256"))[:8]
+        if run.source_hash:
+            fields["rows"] = run.source_hash[:8]
     return fields

@@ -18,7 +18,7 @@ from moslora.console import note
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples, encoding
 from moslora.data.overlap import digest
 from moslora.data.select import select
-from moslora.data.sources import data_hash, differences, identity, local_path
+from moslora.data.sources import data_hash, differences, identity, load_training, local_path
 from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
@@ -98,6 +98,7 @@ class TrainingData:
     validation: RowTable  # set aside
     contents: bytes  # the `digest` of each training row, end to end
     sha256: str  # of the training rows' examples
+    source_sha256: str  # of all rows of the source, before the seed chose among them: the same under every seed
     encoding: dict[str, str]  # hashes of the tokenizer and the chat template, see `moslora.data.encode.encoding`
     notes: list[str]  # what a user should know of them
 
@@ -110,7 +111,13 @@ class TrainingData:
         """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
         drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
-        return {"sha256": self.sha256, "tokens_sha256": self.tokens_sha256, "tasks": tasks, "notes": self.notes}
+        return {
+            "sha256": self.sha256,
+            "source_sha256": self.source_sha256,
+            "tokens_sha256": self.tokens_sha256,
+            "tasks": tasks,
+            "notes": self.notes,
+        }
 
     def remarks(self) -> list[str]:
         rows, truncated = self.rows, self.rows.batch["truncated"].true_count
@@ -155,7 +162,8 @@ class RunRows:
 
     def _make(self) -> TrainingData:
         data, format = self.data, make_format(self.data.format, self.encoder.tokenizer)
-        trained, aside, left_out = select(data, self.tasks, seed=self.seed)
+        rows = load_training(self.tasks, source=data.source)
+        trained, aside, left_out = select(data, rows, seed=self.seed)
         training, validation = (
             RowTable.of(encode_examples(examples, format, self.encoder, loss_on=data.loss_on))
             for examples in (trained, aside)
@@ -168,6 +176,7 @@ class RunRows:
             validation=validation,
             contents=b"".join(map(digest, trained)),
             sha256=data_hash(trained),
+            source_sha256=data_hash(rows),
             encoding=encoding(self.encoder.tokenizer, data.format),
             notes=notes,
         )
@@ -197,7 +206,12 @@ def _read(folder: Path) -> TrainingData | None:
 
 
 def _write(made: TrainingData, folder: Path) -> None:
-    facts = {"sha256": made.sha256, "encoding": made.encoding, "notes": made.notes}
+    facts = {
+        "sha256": made.sha256,
+        "source_sha256": made.source_sha256,
+        "encoding": made.encoding,
+        "notes": made.notes,
+    }
     known = {"facts": json.dumps(facts), "contents": made.contents}
     with placed(folder) as new:
         new.mkdir()

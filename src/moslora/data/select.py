@@ -3,15 +3,14 @@
 import random
 from collections.abc import Mapping, Sequence
 
-from moslora.data.sources import load_training
 from moslora.errors import UsageError
 from moslora.recipe import DataSection
-from moslora.tasks import Example, Task
+from moslora.tasks import Example
 
 
-def select(data: DataSection, tasks: Sequence[Task], *, seed: int) -> tuple[list[Example], list[Example], list[str]]:
-    """The training and validation rows of ``tasks`` that ``data`` describes, and what was left out, in words."""
-    chosen = cap(load_training(tasks, source=data.source), rows=data.rows, seed=seed)
+def select(data: DataSection, rows: Sequence[Example], *, seed: int) -> tuple[list[Example], list[Example], list[str]]:
+    """The training and validation rows among all ``rows`` that ``data`` describes, and what was left out, in words."""
+    chosen = cap(rows, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)
     return training, validation, _left_out(repeats)
