@@ -51,7 +51,10 @@ class Settings:
         # The last part of a path, as the same folder may be written in several ways.
         name = str(self.metadata.get("base")).rstrip("/").rpartition("/")[2]
         base = f"{name} ({self.metadata.get('fingerprint')})"
-        return {"base": base, "dtype": self.dtype, "quantization": str(self.metadata.get("quantization"))}
+        quantization = str(self.metadata.get("quantization"))
+        if self.metadata.get("double_quantization") is False:
+            quantization += ", its scales not quantised"
+        return {"base": base, "dtype": self.dtype, "quantization": quantization}
 
 
 @dataclass(frozen=True)
