@@ -39,6 +39,13 @@ def test_max_steps_and_fractions_of_an_epoch() -> None:
         plan()[8]
 
 
+@pytest.mark.parametrize(("epochs", "rows", "steps"), [(1.1, 1_600, 110), (0.55, 1_600, 55), (1e-3, 32_000, 2)])
+def test_a_fraction_of_an_epoch_is_the_decimal_that_was_written(epochs: float, rows: int, steps: int) -> None:
+    """1.1 · 1,600 in binary is a little above 1,760: one row more, alone in a step of its own."""
+    found = plan(epochs=epochs, rows=rows, global_batch_size=16)
+    assert len(found) == steps and len(found[steps - 1]) == 16
+
+
 def test_draws_are_uniform_over_long_and_short_rows() -> None:
     """Rows 0–49 short, 50–99 long: a step's share of long rows has the mean and variance of drawing blindly."""
     drawn = StepPlan(rows=100, global_batch_size=10, epochs=200, max_steps=None, seed=0)

@@ -129,6 +129,20 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         evaluate(model, tokenizer(), changed, Request(**RANK), out=tmp_path, metadata={"model": "a"})
 
 
+def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path: Path) -> None:
+    """The hash of a task's questions says what they are; ``metadata.source``, which cards name, is of all tasks."""
+
+    def ask(*tasks: str, source: str) -> int:
+        asked = {task: make_examples(task, 5) for task in tasks}
+        evaluate(make_model(), tokenizer(), asked, Request(**RANK), out=tmp_path, metadata={"source": source})
+        return len(Evaluation(tmp_path).predictions)
+
+    assert ask("piqa", source="rows") == 5
+    assert ask("piqa", "boolq", source="/elsewhere/rows") == 10
+    with pytest.raises(UsageError, match=r"metadata.source was /elsewhere/rows, is hub\)"):
+        ask("obqa", source="hub")
+
+
 def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path: Path) -> None:
     model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
     results = evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)

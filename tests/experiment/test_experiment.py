@@ -1,5 +1,6 @@
 """Experiments of the small world: end to end, stopped and resumed, results that match or do not."""
 
+import inspect
 import json
 import math
 import os
@@ -24,16 +25,19 @@ from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
+from moslora.data.steps import StepPlan
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.evaluation import METRICS, Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment import one_run, provenance
 from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.study import Curve
+from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.asking import located
 from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
+from moslora.training.optimizer import rate_factor
 
 Write = Callable[..., str]
 
@@ -440,6 +444,12 @@ def test_code_is_told_from_comments() -> None:
     assert provenance.without_comments(one) == provenance.without_comments(other)
     assert provenance.without_comments(one) != provenance.without_comments(one.replace("0.1", "0.2"))
     assert provenance.code() == provenance.code() and len(provenance.code()) == 16
+
+
+def test_the_code_that_makes_numbers_of_a_recipe_counts() -> None:
+    """As the steps of a warm-up, and which questions are asked by default."""
+    for method in (TrainingSection.warmup, Recipe.adapter_options, StepPlan.of, rate_factor):
+        assert Path(inspect.getfile(method)).parent.name in provenance.COUNTED
 
 
 def test_a_validation_loss_that_is_not_finite_counts_as_infinite(tmp_path: Path) -> None:

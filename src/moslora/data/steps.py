@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 import torch
@@ -35,7 +36,7 @@ class StepPlan:
         self.seed = seed
         ends = []
         if epochs is not None:
-            ends.append(math.ceil(epochs * rows))
+            ends.append(math.ceil(Fraction(str(epochs)) * rows))  # 1.1 is a little more in binary
         if max_steps is not None:
             ends.append(max_steps * global_batch_size)
         self._end = min(ends)

@@ -131,8 +131,12 @@ class Journal:
             then = earlier.settings
             both = then.data.keys() & settings.data.keys()  # tasks that only one side knows are not a change
             old, new = ({**vars(one), "data": {task: one.data[task] for task in both}} for one in (then, settings))
-            # Where the base lies may change; what it is has a fingerprint.
-            if changed := changed_keys(old, new, free=("metadata.base",)):
+            # Where the base lies may change, as it has a fingerprint; and where the questions lie, as they have hashes,
+            # unless some of the folder are of tasks that lie elsewhere.
+            free = ["metadata.base"]
+            if then.data.keys() <= settings.data.keys():
+                free.append("metadata.source")
+            if changed := changed_keys(old, new, free=tuple(free)):
                 raise UsageError(
                     f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
                     " choose another --out or remove the folder"

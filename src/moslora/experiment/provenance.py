@@ -18,7 +18,7 @@ from moslora.recipe.recipe import FREE, changed_keys
 from moslora.tasks import Task
 from moslora.version import PACKAGE
 
-COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "tasks", "training")
+COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "recipe", "tasks", "training")
 """The rooms of the package whose code makes the numbers."""
 
 PLACES = ("name", "model.name", "model.revision", "data.source", "evaluation.source")
