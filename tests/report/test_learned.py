@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from importing_kit import OFFICIAL, official_model, write_source
 from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
+from moslora.convert.importing import import_adapter
+from moslora.report.canvas import Canvas
 from moslora.report.learned import LearnedLayer, learned_layers
+from moslora.report.runs import ReportedRun
+from moslora.report.weights import by_layer, heat_maps
 from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -49,6 +55,22 @@ def test_layers_are_those_of_the_model(recipe: MakeRecipe, tmp_path: Path, metho
             assert found[name].distance > 0
         else:
             assert found[name].mixer is None and found[name].distance is None
+
+
+def test_the_start_of_an_imported_mixer_is_not_known(world: Path, tmp_path: Path) -> None:
+    """Our seed would draw another one, and the distance from that says nothing of what was learned."""
+    _, state = official_model(world)
+    source = write_source(tmp_path / "source", OFFICIAL, state)
+    import_adapter(source, out=tmp_path / "run", base=str(world / "model"), dtype="float32")
+    layers = learned_layers(open_adapter(tmp_path / "run" / "adapter"))
+    assert len(layers) == 6
+    for layer in layers:
+        mixer = state[f"base_model.model.{layer.name}.lora_AB.weight"].double().numpy()
+        assert np.array_equal(layer.mixer, mixer) and layer.start is None and layer.distance is None
+    run = ReportedRun(Run(tmp_path / "run"), "run", "run")
+    canvas = Canvas(tmp_path, ["run"])
+    assert heat_maps(canvas, run) is not None
+    assert by_layer(canvas, [run], "distance", "distance", "") is None
 
 
 def test_a_gate_has_no_single_matrix(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -194,10 +194,11 @@ def eval_command(run: Answers, asked: Answers) -> str:
         target += "" if run.recipe else " --base"
     # A task that only the other run knows is declared by its recipe.
     tasks = dict.fromkeys(task if task in known else shlex.quote(str(other.path / RECIPE)) for task in asked.tasks)
-    asked_by = {key: getattr(run.settings, key) for key in ("protocol", "format", "dtype", "beams")}
+    # Another limit in tokens would be refused in the same folder.
+    asked_by = {key: getattr(run.settings, key) for key in ("protocol", "format", "dtype", "beams", "max_length")}
     asked_by["source"] = run.settings.metadata.get("source")
-    asked_by["max-length"] = run.settings.max_length  # another one would be refused in the same folder
-    how = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in asked_by.items() if value is not None)
+    options = {f"--{key.replace('_', '-')}": value for key, value in asked_by.items() if value is not None}
+    how = " ".join(f"{option} {shlex.quote(str(value))}" for option, value in options.items())
     limit = max(len(answers.ids) for answers in asked.tasks.values())
     return f"moslora eval {target} {how} --tasks {','.join(tasks)} --limit {limit}"
 

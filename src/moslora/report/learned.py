@@ -11,7 +11,7 @@ from torch import Tensor
 from moslora.adapters import MIXERS, build_mixer, fold, named_adapters
 from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
-from moslora.recipe import PeftSection
+from moslora.recipe import AdapterSection, PeftSection, Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base
 
 
@@ -21,7 +21,7 @@ class LearnedLayer:
 
     name: str  # of the layer in the model
     mixer: Floats | None  # M, shape ``(rank_out, rank_in)``; ``None`` where M has no weights
-    start: Floats | None  # M as the seed drew it, of the same shape
+    start: Floats | None  # M as the seed drew it, of the same shape; ``None`` also where it was trained elsewhere
     spectrum: Floats  # singular values of ΔW, falling; before a magnitude (DoRA)
 
     @property
@@ -37,7 +37,8 @@ class LearnedLayer:
 
     @property
     def distance(self) -> float | None:
-        """‖M − M₀‖ / ‖M₀‖ (Frobenius), or ‖M − M₀‖ for an M that starts near zero; ``None`` without weights."""
+        """‖M − M₀‖ / ‖M₀‖ (Frobenius), or ‖M − M₀‖ for an M that starts near zero; ``None`` without weights,
+        or if the start is not known."""
         if self.mixer is None or self.start is None:
             return None
         moved, before = float(np.linalg.norm(self.mixer - self.start)), float(np.linalg.norm(self.start))
@@ -64,13 +65,20 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
     for name, layer in named_adapters(load_without_base(folder)):
         learned = start = None
         if any(True for _ in layer.mixer.parameters()):
-            options = folder.recipe.adapter_options()["mixer"]
-            drawn = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
-            drawn.reset_parameters(generator_of(folder.recipe.seed, name, "mixer"))
-            learned, start = (mixer.matrix().detach().double().numpy() for mixer in (layer.mixer, drawn))
+            learned = layer.mixer.matrix().detach().double().numpy()
+            if "imported" not in folder.manifest:  # those were drawn by another program
+                start = _drawn(folder.recipe, section, name)
         pair = fold(layer)
         layers.append(LearnedLayer(name, learned, start, pair.scale * spectrum(pair.a, pair.b)))
     return layers
+
+
+def _drawn(recipe: Recipe, section: AdapterSection, name: str) -> Floats:
+    """M of the layer ``name`` as the recipe's seed draws it."""
+    options = recipe.adapter_options()["mixer"]
+    drawn = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
+    drawn.reset_parameters(generator_of(recipe.seed, name, "mixer"))
+    return np.asarray(drawn.matrix().detach().double().numpy(), dtype=np.float64)
 
 
 def spectrum(a: Tensor, b: Tensor) -> Floats:

@@ -11,16 +11,21 @@ from moslora.report.runs import ReportedRun
 
 
 def heat_maps(canvas: Canvas, run: ReportedRun) -> Markup | None:
-    """M of up to six layers, of each kind from first to last, and below it M − M₀; ``None`` if no layer has one."""
-    known = [(one, one.mixer, one.start) for one in run.layers if one.mixer is not None and one.start is not None]
+    """M of up to six layers, of each kind from first to last, and below it M − M₀ where the start is known; ``None`` if
+    no layer has an M."""
+    known = [(one, one.mixer) for one in run.layers if one.mixer is not None]
     if not known:
         return None
     known.sort(key=lambda one: one[0].kind)
     chosen = np.linspace(0, len(known) - 1, min(6, len(known))).astype(int)
-    layers, mixers, starts = zip(*(known[n] for n in chosen), strict=True)
-    maps = [mixers, [mixer - start for mixer, start in zip(mixers, starts, strict=True)]]
-    with canvas.figure(1.5 * len(layers) + 0.6, 3.4, rows=2, columns=len(layers)) as (figure, axes):
-        for places, row, label in zip(axes, maps, ("M", "M − M₀"), strict=True):
+    layers, mixers = zip(*(known[n] for n in chosen), strict=True)
+    maps = {"M": mixers}
+    if all(layer.start is not None for layer in layers):
+        maps["M − M₀"] = tuple(mixer - layer.start for layer, mixer in zip(layers, mixers, strict=True))
+    height = 1.7 * len(maps)
+    with canvas.figure(1.5 * len(layers) + 0.6, height, rows=len(maps), columns=len(layers)) as (figure, axes):
+        grid = np.array(axes, dtype=object).reshape(len(maps), len(layers))
+        for places, (label, row) in zip(grid, maps.items(), strict=True):
             limit = max(float(np.abs(matrix).max()) for matrix in row) or 1.0
             for place, layer, matrix in zip(places, layers, row, strict=True):
                 image = place.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="none")
