@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokenizers import normalizers
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluate
-from moslora.evaluation.batches import BLOCK_SIZE
+from moslora.evaluation.batches import BLOCK_SIZE, canonical_place
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.rank import Rank
@@ -127,6 +128,34 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     changed = {"piqa": make_examples("piqa", 6)}
     with pytest.raises(UsageError, match=r"data\.piqa was"):
         evaluate(model, tokenizer(), changed, Request(**RANK), out=tmp_path, metadata={"model": "a"})
+
+
+def answered_before_a_kill(folder: Path, ids: Sequence[str]) -> None:
+    """Leaves the answers to these questions alone in a finished evaluation's folder."""
+    file = folder / "predictions.jsonl"
+    lines = [line for line in file.read_text().splitlines(keepends=True) if json.loads(line)["id"] in ids]
+    file.write_text("".join(lines))
+    (folder / "results.json").unlink()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_alone(
+    tmp_path: Path, first: bool
+) -> None:
+    """Several processes begin with the longest questions: what they have answered before a kill is no random sample,
+    and stays out of the averages until the rest is there."""
+    questions = {"piqa": make_examples("piqa", 40)}
+    model = make_model()
+    evaluate(model, tokenizer(), questions, Request(**RANK), out=tmp_path)
+    ordered = sorted((example.id for example in questions["piqa"]), key=canonical_place)
+    answered_before_a_kill(tmp_path, ordered[:20] if first else ordered[20:])
+    found = evaluate(model, tokenizer(), questions, Request(**RANK, limit=5), out=tmp_path)
+    assert found.tasks["piqa"].n == 5
+    left = Evaluation(tmp_path)
+    assert {task: score.n for task, score in left.results.tasks.items()} == ({"piqa": 20} if first else {})
+    assert left.unfinished == ({} if first else {"piqa": (25, 40)})
+    evaluate(model, tokenizer(), questions, Request(**RANK), out=tmp_path)
+    assert Evaluation(tmp_path).results.tasks["piqa"].n == 40 and not Evaluation(tmp_path).unfinished
 
 
 def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from moslora.console import say
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
-from moslora.evaluation.batches import Block, batch_budget, blocks
+from moslora.evaluation.batches import Block, batch_budget, blocks, canonical_place
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
@@ -85,7 +85,8 @@ def evaluate(
     task_blocks = [(scorers[task], block) for task, of_task in plan.items() for block in of_task]
     journal = Journal(out if members()[0] == 0 else None, settings)
     journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
-    asked = {task: sum(len(block.wanted) for block in of_task) for task, of_task in plan.items()}
+    wanted = {task: [example for block in of_task for example in block.wanted] for task, of_task in plan.items()}
+    asked = {task: _asked(journal, questions[task], of_task) for task, of_task in wanted.items()}
     journal.record({task: TaskRecord(leaks=(leaks or {}).get(task), asked=asked[task]) for task in questions})
     _score(task_blocks, journal)
     if request.protocol != "generate":  # which has no margins, and neither have texts
@@ -160,6 +161,21 @@ def _refuse_unusable(plan: Mapping[str, Sequence[Block]], scorers: Mapping[str, 
                 faults.append(str(error))
     if faults:
         raise UsageError(capped(list(dict.fromkeys(faults))))
+
+
+def _asked(journal: Journal, questions: Sequence[Example], wanted: Sequence[Example]) -> int:
+    """The number of a task's questions that count as asked: those that are ``wanted`` now.
+
+    Where a larger evaluation was interrupted, and what it has answered is not the beginning of the canonical order, its
+    number stays: several processes begin with the longest questions, which are no random sample.
+    """
+    before = journal.head.tasks.get(questions[0].task, TaskRecord()).asked
+    if before is None or before <= len(wanted):
+        return len(wanted)
+    there = {example.id for example in wanted}
+    there |= {example.id for example in questions if example.id in journal.predictions}
+    ordered = sorted((example.id for example in questions), key=canonical_place)
+    return len(wanted) if there == {*ordered[: len(there)]} else before
 
 
 def _score(task_blocks: Sequence[tuple[Scorer[Any, Any], Block]], journal: Journal) -> None:
