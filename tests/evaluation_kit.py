@@ -71,9 +71,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_model(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def make_model(dtype: torch.dtype = torch.float32, *, context: int = 512) -> LlamaForCausalLM:
     """The tests' random LLaMA over this tokenizer, in evaluation mode."""
-    return tiny_llama(dtype=dtype, vocab_size=len(tokenizer())).eval()
+    return tiny_llama(dtype=dtype, vocab_size=len(tokenizer()), context=context).eval()
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ def tiny_llama(
     hidden_size: int = 48,
     intermediate_size: int = 80,
     tied: bool = False,
+    context: int = 512,
 ) -> LlamaForCausalLM:
     """A random LLaMA with grouped-query attention, large enough weights to make outputs differ."""
     torch.manual_seed(seed)
@@ -33,7 +34,7 @@ def tiny_llama(
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         initializer_range=0.1,
         bos_token_id=1,
         eos_token_id=2,

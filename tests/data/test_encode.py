@@ -13,7 +13,7 @@ from data_kit import TOKENIZERS, hub_examples, llama3, sample, smollm2
 from evaluation_kit import make_examples
 from evaluation_kit import tokenizer as small_tokenizer
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
-from moslora.data.show import show_example
+from moslora.data.show import show_rows
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS, Option, make_format
 from moslora.prompts.instructions import instruction, labels
@@ -255,11 +255,11 @@ def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
 
 
 def test_show_prints_text_tokens_mask_and_options() -> None:
-    settings = {"split": "train", "format": "label", "source": "wheel", "loss_on": "response"}
     encoder = Encoder(smollm2(), max_length=20)
-    shown = show_example(TASKS["arc_easy"], encoder, row=0, **settings)
+    settings = {"source": "wheel", "whole": False, "split": "train", "format": "label", "loss_on": "response"}
+    (shown,) = show_rows([TASKS["arc_easy"]], encoder, row=0, **settings)
     assert shown.startswith("arc_easy/train/0   format label, 20 tokens, the start of the prompt cut, loss on 7 of")
     assert "loss  ' correct'" in shown and "-  '\\n'" in shown
     assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
     with pytest.raises(UsageError, match="--row 5000"):
-        show_example(TASKS["arc_easy"], encoder, row=5000, **settings)
+        list(show_rows([TASKS["arc_easy"]], encoder, row=5000, **settings))

@@ -74,7 +74,7 @@ def test_a_long_text_loses_its_end(tokens: PreTrainedTokenizerFast) -> None:
     nats, size = nats_and_bytes(make_model(), tokens, kept)
     (cut,) = [p for p in results.predictions if p.truncated]
     assert text.startswith(kept) and cut.bytes == size and -cut.scores[0] == pytest.approx(nats, abs=1e-5)
-    assert results.texts["mine"].truncated == 1 and "1 texts are longer" in results.remarks()[0]
+    assert results.texts["mine"].truncated == 1 and "1 text without the end" in results.remarks()[0]
 
 
 def test_neither_limit_nor_protocol_moves_a_text() -> None:

@@ -65,9 +65,10 @@ def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_a
     )
     assert code == other == 2 and silent == "", silent
     *lines, advice = told.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["error"] * 3, told
+    assert [line.partition(":")[0] for line in lines] == ["error"] * 4, told
     assert all(f"rank 1 on {HOST}: " in line and "on rank 0" in line for line in lines), told
     assert "the first step is 0, but 4 on" in told and "the hash of the training rows is" in told
+    assert "the hash of their tokens is" in told
     assert 'accelerate is "0.0", but' in told and "run folder" in advice
     assert not (tmp_path / "node1" / "run").exists()
 

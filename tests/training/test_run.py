@@ -42,7 +42,7 @@ def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
     manifest = open_adapter(trained / "adapter").manifest
     assert manifest["step"] == 21 and manifest["trained_rows"] == 84 and len(manifest["data"]["sha256"]) == 64
     logged = [row for row in steps_logged(trained) if "loss" in row]
-    assert [row["step"] for row in logged] == [*range(2, 21, 2), 21]
+    assert [row["step"] for row in logged] == [1, *range(2, 21, 2), 21]
     assert logged[-1]["loss"] < logged[0]["loss"] - 2
     validations = [row for row in steps_logged(trained) if "validation_loss" in row]
     assert [row["step"] for row in validations] == [5, 10, 15, 20, 21]

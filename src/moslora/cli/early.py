@@ -104,5 +104,8 @@ def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
+    if any(path.is_file() for path in paths):  # a log, which is compared with logs alone
+        return
+    for path in paths:
         if is_run(path):
             Run(path).evaluation(evaluation)

@@ -63,8 +63,9 @@ def experiment(
 
     study = Study(plan, out or RUNS / plan.name, chosen, any_code, any_rate, fetching=not table)
     if on == "ray":
-        from moslora.experiment.on_ray import on_ray
+        from moslora.experiment.on_ray import on_ray, refuse_missing_ray
 
+        refuse_missing_ray()
         study = replace(study, start=on_ray)
     study.refuse_other_file()
     complete = table or study.run()

@@ -10,7 +10,6 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.engine import context_length, output_weight
 from moslora.base.identity import packages
-from moslora.base.quantized import quantized_layers
 from moslora.base.sharded import in_step
 from moslora.console import say
 from moslora.data.encode import Encoder, encoding
@@ -101,7 +100,7 @@ def _settings(
     scorer: Scorer[Any, Any], request: Request, questions: Mapping[str, Sequence[Example]], metadata: Mapping[str, Any]
 ) -> Settings:
     model: Any = scorer.model
-    quantized = bool(quantized_layers(model))
+    quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
     return Settings(
         protocol=request.protocol,
         format=request.format,

@@ -19,6 +19,12 @@ from moslora.experiment.one_run import run_one
 from moslora.training.launch import worker_processes
 
 
+def refuse_missing_ray() -> None:
+    """Tells how to install Ray, if it is not there, before anything is written."""
+    with needing("ray", "--on ray"):
+        import ray  # noqa: F401
+
+
 @contextmanager
 def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
     """Starts ``runs``, as many at once as there is room for, and yields what waits for each.
@@ -46,8 +52,9 @@ def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], 
 @contextmanager
 def _cluster() -> Iterator[Any]:
     """Ray, connected to the cluster at RAY_ADDRESS, or to one of its own on this machine."""
-    with needing("ray", "--on ray"):
-        import ray
+    refuse_missing_ray()
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about that
     terminate = signal.getsignal(signal.SIGTERM)

@@ -145,11 +145,11 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     copied = target.is_file() and not target.is_symlink() and target.read_bytes() == source.read_bytes()
     if os.path.lexists(target) and not copied:
         raise UsageError(f"{target}: already exists; choose another destination")
-    text = source.read_text(encoding="utf-8")
+    content = source.read_bytes()
     if is_stored(source):
-        text = _untrusting(text)
+        content = _untrusting(content.decode("utf-8", errors="replace")).encode()
     with placed(target) as new:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(content)
     return target
 
 
