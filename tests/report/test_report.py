@@ -142,6 +142,11 @@ def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated:
     texts = write_report([run], out=tmp_path / "page").read_text("utf-8")
     assert (tmp_path / "page" / "gain-and-forgetting.png").exists() and "nats per byte" in texts
     assert "nats per byte" not in write_report([evaluated], out=tmp_path / "without").read_text("utf-8")
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    for file in moved.glob("eval/*/settings.json"):
+        file.write_text(file.read_text("utf-8").replace('/model"', '/elsewhere"'))
+    write_report([run, moved], out=tmp_path / "of-one-base")
+    assert (tmp_path / "of-one-base" / "gain-and-forgetting.png").exists(), "the same base under another name"
     other = Path(shutil.copytree(run, tmp_path / "other"))
     for file in other.glob("eval/*/settings.json"):
         file.write_text(file.read_text("utf-8").replace('"float32"', '"float64"'))

@@ -19,7 +19,7 @@ from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.canvas import SERIES, Canvas
 from moslora.report.questions import Changed, most_changed, texts
-from moslora.report.runs import Reported, ReportedRun
+from moslora.report.runs import Reported, ReportedRun, base_model
 
 CURVES = {
     "loss": "Training loss",
@@ -55,7 +55,8 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
         examples = texts(first.run.recipe.questions, first.tuned.settings)
         both = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
         changed = list(zip(("gained", "lost"), both, strict=True)) if any(both) else []
-    asked = {str((one.settings.asked, one.settings.model)) for one in (base, *(run.tuned for run in runs)) if one}
+    evaluations = [one for one in (base, *(run.tuned for run in runs)) if one]
+    asked = {str((one.settings.asked, {**one.settings.model, "base": base_model(one.settings)})) for one in evaluations}
     alike = base is not None and bool(shared) and len(asked) == 1  # else their distances from it mean nothing
     answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and alike]
     scored = [*((run.name, run.tuned) for run in runs), *bases.items()]

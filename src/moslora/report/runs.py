@@ -90,7 +90,7 @@ def base_names(bases: Sequence[Settings | None]) -> list[str]:
     """A name for each of these evaluations of bases: "base", with the values in which they differ, such as "base (nf4)"
     and "base (llama-3, cloze)"."""
     models = _model_names([one for one in bases if one])
-    described = [{**one.model, **one.asked, "base": models[_model(one)]} if one else None for one in bases]
+    described = [{**one.model, **one.asked, "base": models[base_model(one)]} if one else None for one in bases]
     differing = [field for field in TELLING if len({known[field] for known in described if known}) > 1]
     names = []
     for known in described:
@@ -99,15 +99,15 @@ def base_names(bases: Sequence[Settings | None]) -> list[str]:
     return names
 
 
-def _model(settings: Settings) -> str:
+def base_model(settings: Settings) -> str:
     """What identifies the weights of a base."""
     return str(settings.metadata.get("fingerprint") or settings.metadata.get("base"))
 
 
 def _model_names(bases: Sequence[Settings]) -> dict[str, str]:
-    """Name of every model, by :func:`_model`: the last part of its path, or all of it, or with its fingerprint, if
+    """Name of every model, by :func:`base_model`: the last part of its path, or all of it, or with its fingerprint, if
     otherwise two had the same."""
-    paths = {_model(one): str(one.metadata.get("base")) for one in bases}
+    paths = {base_model(one): str(one.metadata.get("base")) for one in bases}
     shorts = {model: Path(path).name for model, path in paths.items()}
     marked = {model: f"{short} {model[:6]}" for model, short in shorts.items()}
     for names in (shorts, paths):
