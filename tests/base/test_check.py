@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from moslora.base import check
 from moslora.base.check import refuse_by_config
 from moslora.base.load import load_base
 from moslora.base.shapes import SHAPES, meta_model
-from moslora.base.twin import small_twin
+from moslora.base.twin import small_twin, spread_weights
 from moslora.errors import UsageError
+from moslora.kernels import linear as linear_kernel
 from moslora.kernels.linear import packed_layers
 from moslora.recipe import ModelSection
 
@@ -116,6 +119,45 @@ def test_rounding_is_told_from_a_change_by_the_twin(
     monkeypatch.setattr(check, "_equal", set())
     load_base(section)
     assert check._equal
+    scaled(1.001)
+    with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
+        load_base(section)
+
+
+def test_products_in_tf32_are_told_from_a_change_by_the_twin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaled: Callable[[float], None]
+) -> None:
+    """As on a GPU in an image that sets TORCH_ALLOW_TF32_CUBLAS_OVERRIDE; the twin is computed on the CPU."""
+    shapes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
+    config = AutoConfig.for_model("llama", num_key_value_heads=4, vocab_size=300, **shapes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    spread_weights(model)
+    model.save_pretrained(tmp_path)
+    linear = functional.linear
+    on_gpu = [True]
+
+    def rounded(x: Tensor) -> Tensor:
+        return ((x.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def in_tf32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if on_gpu[0]:
+            return linear(rounded(x), rounded(weight), bias)
+        return linear(x, weight, bias)
+
+    def twin_on_cpu(*arguments: Any, **options: Any) -> Any:
+        on_gpu[0] = False
+        return small_twin(*arguments, **options)
+
+    monkeypatch.setattr(functional, "linear", in_tf32)
+    monkeypatch.setattr(linear_kernel, "kernel", lambda device, dtype: "torch")
+    monkeypatch.setattr(check, "small_twin", twin_on_cpu)
+    monkeypatch.setattr(check, "_equal", set())
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    section = ModelSection(name=str(tmp_path), dtype="float32")
+    load_base(section)
+    assert check._equal, "the twin decided"
+    on_gpu[0] = True
     scaled(1.001)
     with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
         load_base(section)
