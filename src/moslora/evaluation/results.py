@@ -148,10 +148,10 @@ class Results:
             lines.append(f"{counted(texts_cut, 'text')} without the end, {longest}")
         if self.without_leaks and (line := self.without_leaks.line(self.settings.primary)):
             lines.append(line)
-        if self.macro and (close := self.macro.close_calls):
+        if self.macro and self.macro.close_calls:
+            close = counted(self.macro.close_calls, "answer")
             lines.append(
-                f"{close} answers are closer than the noise of the arithmetic ({self.macro.drift:.2g});"
-                " --dtype float32 decides them"
+                f"{close} closer than the noise of the arithmetic ({self.macro.drift:.2g}); --dtype float32 decides"
             )
         return lines
 
