@@ -1,5 +1,6 @@
 """Arms: found on disk, grouped, paired; and what is not compared."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -269,6 +270,11 @@ def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs: Path) -
     assert len(load_arms([runs])) == 2
     rewritten(runs / "mixed-2", "training.micro_batch_tokens=1000")
     assert len(load_arms([runs])) == 3
+    rewritten(runs / "mixed-2", "training.micro_batch_tokens=null")
+    assert len(load_arms([runs])) == 2
+    card = runs / "mixed-2" / "run.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"processes": 2}))
+    assert len(load_arms([runs])) == 3, "each process has passes of its own"
 
 
 def test_other_rows_at_another_place_are_another_arm(runs: Path) -> None:

@@ -3,9 +3,10 @@
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -121,16 +122,19 @@ def _answered(folder: Path, *, run: Path | None = None) -> Answers:
     recipe, facts = made.recipe, made.facts
     if (steps := evaluated_steps(evaluation, of_run=bool(run))) is not None:
         facts |= {"steps": steps}
-    arm = _arm_of(recipe, base=evaluation.settings.metadata.get("fingerprint"))
+    arm = _arm_of(recipe, facts, base=evaluation.settings.metadata.get("fingerprint"))
     values = recipe.model_dump(mode="json")
     return replace(answers, recipe=values, facts=facts, name=made.path.name, arm=arm, seed=recipe.seed)
 
 
-def _arm_of(recipe: Recipe, *, base: str | None) -> str:
-    """What makes the arm of a run: every value of its recipe that changes a step, but for the seed, and its ``base``,
-    a fingerprint if it is known."""
+def _arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
+    """What makes the arm of a run: every value of its recipe that changes a step, but for the seed; its ``base``, a
+    fingerprint if it is known; and with a gate's balance, which each pass takes over its own rows, what cut the passes.
+    """
     values = recipe.values(but=(*recipe.free, *NOT_THE_ARM))
     values["base"] = base or [recipe.model.name, recipe.model.revision]
+    if getattr(recipe.adapter.mixer, "balance", 0):
+        values["passes"] = [facts.get("processes"), facts.get("micro_batch_tokens")]
     return json.dumps(values, sort_keys=True)
 
 

@@ -14,7 +14,7 @@ from moslora.data.encode import encoding
 from moslora.data.sources import identity
 from moslora.experiment.file import Planned
 from moslora.recipe import ModelSection, PeftSection, Recipe
-from moslora.recipe.recipe import FREE, changed_keys
+from moslora.recipe.recipe import changed_keys
 from moslora.tasks import Task
 from moslora.version import PACKAGE
 
@@ -77,7 +77,7 @@ def changes(
     packages that compute, are no difference. Without ``fetching``, base and rows, which may be elsewhere, are not
     looked at.
     """
-    free = [*PLACES, *FREE, *planned.recipe.files]
+    free = [*PLACES, *planned.recipe.free]
     if planned.scored:
         free.remove("evaluation.")
     found = planned.recipe.changes(recipe, free=tuple(free))
