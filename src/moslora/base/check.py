@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
-from moslora.base.engine import final_hidden, output_weight, use_own_modules
+from moslora.base.engine import final_hidden, leave_cudnn_attention, output_weight, use_own_modules
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import small_twin
 from moslora.console import note_once
@@ -117,6 +117,7 @@ def exchange_modules(model: PreTrainedModel, section: ModelSection, *, computed_
     """
     name = section.name
     refuse_bias(model, name)
+    leave_cudnn_attention()
     expected = None
     if computed_here and computes_quickly(model):
         with telling(name, f"{type(model).__name__} does not compute text by itself"):

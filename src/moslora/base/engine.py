@@ -17,9 +17,14 @@ from moslora.kernels.rows import Rows, send
 
 def use_own_modules(model: PreTrainedModel) -> None:
     """Exchanges norms, MLPs, attention and linear layers for ours; the weights and their names stay."""
-    # cuDNN's attention plans anew for each shape, for up to half a second, and rows have many lengths.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    leave_cudnn_attention()
     exchange(model, own_norm, own_mlp, own_attention, own_linear)
+
+
+def leave_cudnn_attention() -> None:
+    """Has torch take another attention: cuDNN's plans anew for each shape, for up to half a second, and rows have many
+    lengths."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> Tensor:

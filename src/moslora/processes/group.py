@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from moslora.console import note, say
-from moslora.errors import Interrupted, MosloraError, UsageError, capped, first_line, some
+from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line, some
 from moslora.processes.devices import device, gpu_module, gpus, local_rank
 from moslora.processes.heartbeat import SILENCE, Heartbeat
 from moslora.processes.launch import LAUNCHED_HERE, STOPPED, launched, place
@@ -209,8 +209,9 @@ def _check_gpus() -> None:
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or place()[1])
     if here > gpus() > 0:
         raise UsageError(
-            f"{here} processes on this machine, but {gpus()} GPU{'s' * (gpus() != 1)}; start {gpus()}"
-            " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node)"
+            f"{here} processes on this machine, but {counted(gpus(), 'GPU')} that this one sees; start {gpus()}"
+            " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and have each see all of the"
+            " machine's (SLURM: --gpus-per-node, not --gpus-per-task)"
         )
     if here < gpus():
         note(f"GPUs in use: {here} of {gpus()}; start {gpus()} processes to use all")

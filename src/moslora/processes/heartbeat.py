@@ -47,6 +47,7 @@ class Heartbeat:
             wait_for_workers=False,
             timeout=timedelta(seconds=SILENCE),
         )
+        self._left: set[int] = set()  # ranks that have done their part, whose silence means nothing
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._tell, self._watch)]
         self._store.set(self.keys[rank], "0")
@@ -74,7 +75,9 @@ class Heartbeat:
                 self._store.set(self.keys[self.rank], str(beats))
                 signs = self._store.multi_get(self.keys)
                 for rank in self.silence:
-                    if signs[rank] == LEFT or not before or signs[rank] != before[rank]:
+                    if signs[rank] == LEFT:
+                        self._left.add(rank)
+                    if not before or signs[rank] != before[rank]:
                         self.silence[rank] = 0.0
                 before = signs
 
@@ -83,9 +86,11 @@ class Heartbeat:
         before = time.monotonic()
         while not self._ended.wait(TICK):
             now = time.monotonic()
-            passed, before = min(now - before, 2 * TICK), now
-            for rank in self.silence:
+            passed = min(now - before, 2 * TICK)
+            before = now
+            for rank in self.silence.keys() - self._left:
                 self.silence[rank] += passed
-            if lost := [rank for rank, seconds in self.silence.items() if seconds > SILENCE]:
+            lost = [rank for rank, seconds in self.silence.items() if seconds > SILENCE and rank not in self._left]
+            if lost:
                 self.lose(lost)
                 return
