@@ -13,6 +13,7 @@ import moslora
 PRIVATE = {
     "_attn_implementation": (PretrainedConfig, "keep beside the model which attention was set"),
     "_cdata": (torch.UntypedStorage, "a number of its own on each storage that is made"),
+    "_int_mm": (torch, "int8 on a CPU by unpacked weights alone"),
     "_is_mkldnn_bf16_supported": (torch.ops.mkldnn, "try a product of bfloat16 once"),
     "_is_stateful": (LlamaForCausalLM, "a list of the architectures that are tested"),
     "_linear_pointwise": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),

@@ -37,6 +37,7 @@ from moslora.recipe import load_recipe
 def test_the_dtype_is_the_one_that_the_hardware_multiplies(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, bfloat16: bool, units: dict[str, bool], limit: str | None, dtype: str
 ) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)

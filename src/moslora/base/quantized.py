@@ -1,10 +1,12 @@
 """Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers. bitsandbytes is optional."""
 
 import logging
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moslora.console import note_once
@@ -60,9 +62,27 @@ class _Frozen8bit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return super().forward(x)
+            return self.product(x)
         y: Tensor = _Product8bit.apply(x, self)
         return y
+
+    def product(self, x: Tensor) -> Tensor:
+        """bitsandbytes' own, or with the unpacked weight where this processor's products of 8 bits are wrong."""
+        if x.device.type != "cpu" or multiplies_int8():
+            y: Tensor = super().forward(x)
+            return y
+        bias = self.bias
+        if isinstance(bias, Tensor):
+            bias = bias.to(x.dtype)
+        return F.linear(x, dequantize(self).to(x.dtype), bias)
+
+
+@cache
+def multiplies_int8() -> bool:
+    """Whether this processor's products of int8 are exact: without AVX-512 VNNI oneDNN's sums of two may overflow 16
+    bits, and then stay at the largest number."""
+    codes = torch.full((32, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(codes, codes.T) == 64 * 127**2).all())
 
 
 class _Product8bit(torch.autograd.Function):
@@ -71,7 +91,7 @@ class _Product8bit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
         ctx.layer = layer
-        y: Tensor = super(_Frozen8bit, layer).forward(x)  # type: ignore[misc]
+        y: Tensor = layer.product(x)  # type: ignore[operator]
         return y
 
     @staticmethod

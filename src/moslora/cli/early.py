@@ -101,11 +101,9 @@ def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
     """Refuses runs that are not there or not evaluated, in general or in the way that is named."""
     from moslora.runs.run import Run, is_run
 
+    has_logs = any(path.is_file() for path in paths)  # which are compared with logs alone
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-    if any(path.is_file() for path in paths):  # a log, which is compared with logs alone
-        return
-    for path in paths:
-        if is_run(path):
+        if is_run(path) and not has_logs:
             Run(path).evaluation(evaluation)
