@@ -71,9 +71,8 @@ class _Frozen8bit(nn.Module):
         if x.device.type != "cpu" or multiplies_int8():
             y: Tensor = super().forward(x)
             return y
-        bias = self.bias
-        if isinstance(bias, Tensor):
-            bias = bias.to(x.dtype)
+        layer: Any = self
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
         return F.linear(x, dequantize(self).to(x.dtype), bias)
 
 
