@@ -23,7 +23,7 @@ SAID = (
 
 def one_line(error: Any) -> str:
     """The line for one of Typer's usage errors."""
-    command = error.ctx.command_path if error.ctx else "moslora"
+    command = _command(error.ctx)
     match type(error).__name__:
         case "NoSuchOption":
             return f"{error.option_name}: no such option of {command}; {_meant(error.option_name, error.ctx)}"
@@ -35,33 +35,57 @@ def one_line(error: Any) -> str:
             if "does not take" in error.message:
                 return f"{error.option_name}: takes no value; write it alone"
             return f"{error.option_name}: is the last word, and its value is missing"
-    if unknown := re.match(r"No such command ['\"](.+?)['\"]", error.message):
-        close = difflib.get_close_matches(unknown[1], error.ctx.command.commands, n=1)
-        hint = f"did you mean {command} {close[0]}?" if close else f"{command} --help lists all"
-        return f"{unknown[1]}: no such command; {hint}"
-    if extra := re.match(r"Got unexpected extra argument\(?s?\)? \((.+)\)", error.message):
+    unknown = re.match(r"No such command ['\"](.+?)['\"]", error.message)
+    if unknown:
+        return _no_command(unknown[1], error.ctx)
+    extra = re.match(r"Got unexpected extra argument\(?s?\)? \((.+)\)", error.message)
+    if extra:
         return f"{command}: unexpected argument {extra[1]}; {command} --help shows what it takes"
     return f"{command}: {error.format_message()}"
 
 
 def near_option(typed: str, context: typer.Context | None) -> str:
     """The option of a command that ``typed`` is closest to, without its value; empty if none is close."""
-    names = [name for parameter in context.command.params for name in parameter.opts] if context else []
+    names: list[str] = []
+    if context:
+        for parameter in context.command.params:
+            names += parameter.opts
     long = [name for name in names if name.startswith("--")]
-    return next(iter(difflib.get_close_matches(typed.partition("=")[0], long, n=1)), "")
+    return _nearest(typed.partition("=")[0], long)
+
+
+def _nearest(typed: str, names: Iterable[str]) -> str:
+    """The name that ``typed`` is closest to; empty if none is close."""
+    close = difflib.get_close_matches(typed, list(names), n=1)
+    return close[0] if close else ""
+
+
+def _command(context: typer.Context | None) -> str:
+    """The command as it was typed, without its options."""
+    return context.command_path if context else "moslora"
+
+
+def _no_command(typed: str, context: Any) -> str:
+    command = _command(context)
+    near = _nearest(typed, context.command.commands)
+    if near:
+        return f"{typed}: no such command; did you mean {command} {near}?"
+    return f"{typed}: no such command; {command} --help lists all"
 
 
 def _meant(typed: str, context: typer.Context | None) -> str:
-    if near := near_option(typed, context):
+    near = near_option(typed, context)
+    if near:
         return f"did you mean {near}?"
-    command = context.command_path if context else "moslora"
-    return f"{command} --help lists them"
+    return f"{_command(context)} --help lists them"
 
 
 def _name(parameter: Any) -> str:
     """The name of an option as it is typed, or of an argument as the usage shows it."""
     longest = str(max(parameter.opts, key=len))
-    return longest if longest.startswith("-") else parameter.metavar or longest
+    if longest.startswith("-"):
+        return longest
+    return parameter.metavar or longest
 
 
 def _described(parameter: Any) -> str:
@@ -72,18 +96,27 @@ def _described(parameter: Any) -> str:
 
 def _of_a_value(error: Any) -> str:
     """A value that its option or argument does not take."""
-    parameter, said = error.param, error.message
-    value = _typed(parameter.opts, sys.argv[1:])
-    where = f"{_name(parameter)} {value}".rstrip()
+    value = _typed(error.param.opts, sys.argv[1:])
+    where = f"{_name(error.param)} {value}".rstrip()
     for pattern, words in SAID:
-        if found := re.fullmatch(pattern, said):
-            if among := found.groupdict().get("among"):
-                names = re.findall(r"['\"](.+?)['\"]", among)
-                close = difflib.get_close_matches(value, names, n=1)
-                meant = f"; did you mean {close[0]}?" if close else ""
-                return f"{where}: must be one of {', '.join(names)}{meant}"
-            return f"{where}: {words.format(**found.groupdict())}"
-    return f"{where}: {said}"
+        found = re.fullmatch(pattern, error.message)
+        if not found:
+            continue
+        parts = found.groupdict()
+        if "among" in parts:
+            return f"{where}: {_one_of(parts['among'], value)}"
+        return f"{where}: {words.format(**parts)}"
+    return f"{where}: {error.message}"
+
+
+def _one_of(quoted: str, value: str) -> str:
+    """What a value must be, of names in quotes."""
+    names = re.findall(r"['\"](.+?)['\"]", quoted)
+    said = f"must be one of {', '.join(names)}"
+    near = _nearest(value, names)
+    if near:
+        said += f"; did you mean {near}?"
+    return said
 
 
 def _typed(names: Iterable[str], words: list[str]) -> str:

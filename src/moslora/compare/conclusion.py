@@ -103,8 +103,7 @@ def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Co
     if len(tasks) == 1:
         averages = {tasks[0]: tasks[0]}
     rows = [[columns[0], "seeds", *averages, "difference", *columns[1:]]]
-    for before, contrasts in groupby(found, key=lambda pair: pair[0].before):
-        together = list(contrasts)
+    for before, together in groupby(found, key=lambda pair: pair[0].before):
         rows.append(_row_of_first(comparison, before, found, averages=averages.values(), empty=len(columns)))
         for contrast, cells in together:
             levels = [contrast.unit.level(contrast.means[name][1]) for name in averages.values()]
