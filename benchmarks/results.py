@@ -24,8 +24,9 @@ from markupsafe import Markup
 from diagrams import INK
 from moslora.compare.answers import Answers, in_common, read_answers
 from moslora.compare.arms import Arm, load_arms
-from moslora.compare.comparison import Contrast, compare_arms, compare_planned
+from moslora.compare.comparison import compare_arms, compare_planned
 from moslora.compare.conclusion import lines
+from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.outcomes import OUTCOMES
 from moslora.compare.statistics import LEVEL, MACRO, Member, family

@@ -10,7 +10,8 @@ import pytest
 from compare_kit import SETTINGS, SIZES, base, drawn
 from moslora.compare.answers import Answers
 from moslora.compare.arms import Arm, load_arms, pair, values
-from moslora.compare.comparison import compare_arms, refuse_mixed
+from moslora.compare.comparable import refuse_mixed
+from moslora.compare.comparison import compare_arms
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal, TaskRecord
 from moslora.evaluation.predictions import Prediction

@@ -13,7 +13,7 @@ from cli_kit import run
 from compare_kit import SETTINGS, base, drawn, write_run
 from moslora.compare.answers import Answers, TaskAnswers
 from moslora.compare.arms import Arm
-from moslora.compare.comparison import Comparison, compare, compare_arms
+from moslora.compare.comparison import Comparison, compare_arms, compare_paths
 from moslora.compare.conclusion import lines, probability, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.statistics import MACRO
@@ -80,7 +80,7 @@ def said(comparison: Comparison) -> str:
 
 
 def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> None:
-    found = compare([experiment])
+    found = compare_paths([experiment])
     assert found.main is not None and found.outcome == "log_probability" and found.main.seeds == 6
     mean = {
         arm: np.mean(
@@ -97,10 +97,10 @@ def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> Non
     assert [row[0] for row in every] == ["arm (exploratory)", *GAINS]
     assert [row[0] for row in contrast] == ["task", *WIDE, "macro average", "micro average"]
     assert said(found).startswith("Conclusion: learned is above init-only; it holds for this base")
-    null = compare([experiment], contrasts=[("lora", "init-only")], outcome="accuracy")
+    null = compare_paths([experiment], contrasts=[("lora", "init-only")], outcome="accuracy")
     assert "neither a difference between init-only and lora nor their equality" in said(null)
     with pytest.raises(UsageError, match="no arm lorra; must be two among lora, init-only, learned"):
-        compare([experiment], contrasts=[("lorra", "learned")])
+        compare_paths([experiment], contrasts=[("lorra", "learned")])
 
 
 def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +118,7 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     index = read_index(experiment)
     assert index is not None
     replace(index, contrast=("lora", "init-only"), others=(("lora", "learned"), ("lora", "none"))).write(experiment)
-    found = compare([experiment])
+    found = compare_paths([experiment])
     assert found.main is None and found.count == 3 and not found.exploratory
     ((head, lora, *rest),) = tables(found)
     assert head[1:5] == ["seeds", "macro", "micro", "difference"] and lora[:2] == ["lora", "6"] and not any(lora[4:])
@@ -136,16 +136,16 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     assert code == 0 and "Conclusion: each is equal to lora within ±0.06 nats: init-only\n" in out
     few = replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),))
     replace(few, runs=tuple(one for one in few.runs if one.arm != "learned" or one.seed == 2)).write(experiment)
-    ((_, common, learned, lora),), said = tables(found := compare([experiment])), lines(found)
+    ((_, common, learned, lora),), said = tables(found := compare_paths([experiment])), lines(found)
     assert (common[:2], lora[:2]) == (["init-only", "6"], ["lora", "6"]), "the most pairs"
     assert common[2] == f"{found.named[1].means[MACRO][0]:.3f}" != f"{found.named[0].means[MACRO][0]:.3f}"
     assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "1.000"]
     assert "shown: learned" in said[-2] + said[-1] and all(line.startswith("Conclusion: ") for line in said[-2:]), said
     assert said[-3].startswith("what is concluded holds for this base"), said
     replace(few, others=(("init-only", "none"),), contrast=("init-only", "lora")).write(experiment)
-    assert not compare([experiment]).exploratory, "of a family nothing is drawn that was not named"
+    assert not compare_paths([experiment]).exploratory, "of a family nothing is drawn that was not named"
     few.write(experiment)
-    lost = compare([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
+    lost = compare_paths([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
     assert "Conclusion: each is BELOW learned: lora, init-only" in lines(lost) and "2 contrasts" in lines(lost)[0]
 
 
@@ -155,7 +155,7 @@ def test_arms_whose_names_end_in_numbers_stay_apart(experiment: Path) -> None:
     names = dict(zip(GAINS, ("rank-8", "rank-16", "rank-32"), strict=True))
     runs = [replace(one, arm=names[one.arm]) for one in index.runs]
     replace(index, contrast=("rank-16", "rank-32"), runs=tuple(runs)).write(experiment)
-    assert [arm.name for arm in compare([experiment]).arms] == [*names.values()]
+    assert [arm.name for arm in compare_paths([experiment]).arms] == [*names.values()]
 
 
 def test_one_run_against_its_base_says_nothing_of_methods() -> None:
@@ -207,7 +207,7 @@ def test_only_questions_of_both_are_compared_and_the_others_are_named(capsys: py
 
 
 def test_of_several_arms_with_one_task_the_table_has_it_once(experiment: Path) -> None:
-    every, contrast = tables(compare([experiment], tasks="obqa"))
+    every, contrast = tables(compare_paths([experiment], tasks="obqa"))
     assert every[0][2:5] == ["obqa", "difference", "95 % interval"] and len(contrast) == 2
 
 

@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 from cli_kit import run
 from evaluation_kit import WORDS, make_model, tokenizer
 from moslora.compare.arms import load_arms
-from moslora.compare.comparison import Comparison, compare
+from moslora.compare.comparison import Comparison, compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
@@ -115,7 +115,7 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(tmp_path: Pa
     with torch.no_grad():
         perturb(model.parameters(), seed=3)
     sides.append(by_lm_eval(tmp_path / "after", model))
-    by_metric = {metric: compare(sides, outcome=metric).main for metric in (None, "log_probability")}
+    by_metric = {metric: compare_paths(sides, outcome=metric).main for metric in (None, "log_probability")}
     right_of = {
         "arc_easy": lambda doc: "ABCD".index(doc["answerKey"]),
         "copa": lambda doc: doc["label"],
@@ -147,13 +147,13 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(tmp_path: Pa
 def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> None:
     contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
     one, other = right(0, 0.5, 90), right(1, 0.7, 90)
-    found = compare([table_of(tmp_path / "one.csv", one), table_of(tmp_path / "other.csv", other)])
+    found = compare_paths([table_of(tmp_path / "one.csv", one), table_of(tmp_path / "other.csv", other)])
     counts = [[sum((a, b) == (x, y) for a, b in zip(one, other, strict=True)) for y in (1, 0)] for x in (1, 0)]
     effect = found.main.effects["questions"]
     assert effect.p == pytest.approx(contingency.mcnemar(counts, exact=True).pvalue)
     assert "+" + f"{100 * (np.mean(other) - np.mean(one)):.2f} points" in "\n".join(lines(found))
     draws = np.random.default_rng(0).normal([[2], [3]], 1, (2, 11)).round(3)
-    found = compare([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", draws, strict=True)])
+    found = compare_paths([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", draws, strict=True)])
     d, effect = draws[1] - draws[0], found.main.effects["questions"]
     assert effect.p == pytest.approx(
         stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
@@ -161,7 +161,7 @@ def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> No
     of_scipy = stats.bootstrap((d,), np.mean, method="percentile", rng=0).confidence_interval
     assert effect.interval == pytest.approx(tuple(of_scipy), abs=0.05) and not found.main.unit.binary
     shares = [table_of(tmp_path / f"{name}.csv", np.abs(y) / 9) for name, y in zip("cd", draws, strict=True)]
-    assert (compare(shares).main.unit.unit, compare(shares).main.unit.binary) == ("points", False)
+    assert (compare_paths(shares).main.unit.unit, compare_paths(shares).main.unit.binary) == ("points", False)
     assert "score" in lines(found)[0] and "nor their equality" not in lines(found, margin=9)[-1]
 
 
@@ -179,7 +179,7 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkey
         assert [(sorted(arm.runs), arm.trained) for arm in arms] == [([1, 2, 10], True)] * 2, paths
         assert [arm.name.split("/")[0] for arm in arms] == ["lora", "mixed"]
         assert all([*one.tasks] == ["arc_easy", "piqa"] for arm in arms for one in arm.runs.values())
-    found = compare([Path("in")])
+    found = compare_paths([Path("in")])
     expected = [np.mean([right(seed, share) for seed in (1, 2, 10)]) for share in (0.4, 0.7)]
     assert found.main.seeds == 3 and found.main.means[MACRO] == pytest.approx(expected)
     assert [arm.name for arm in load_arms([Path("lora-seed1"), Path("lora-seed2")])] == ["lora-seed1", "lora-seed2"]
@@ -229,7 +229,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
         for side in "ab":
             for task, changes in logs.items():
                 written(tmp_path / side, task, y, **changes)
-        return compare([tmp_path / side for side in "ab"], outcome=outcome)
+        return compare_paths([tmp_path / side for side in "ab"], outcome=outcome)
 
     assert metric(arc={}).outcome == "acc"
     both = {"metrics": ["acc", "acc_norm"], "acc_norm": lambda row: 1 - y[row]}
@@ -247,7 +247,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must be one of f, g"):
         metric(boolq=strange, arc=strange)
     unknown = [table_of(tmp_path / f"{name}.csv", [4, 9, score, 7]) for name, score in (("x", 5), ("y", 6))]
-    found = compare(unknown)
+    found = compare_paths(unknown)
     assert "equal" not in "".join(lines(found)), "which difference does not matter is not known"
     assert "no difference between y and x is shown" in lines(found)[-1]
     assert "equal within ±9 score: yes" in "".join(lines(found, margin=9))
@@ -263,9 +263,9 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path)
         written(tmp_path / side, "gsm8k", []).write_text("".join(texts), encoding="utf-8")
     sides = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(UsageError, match=r"--metric .*exact_match,strict-match, exact_match,flexible-extract"):
-        compare(sides)
+        compare_paths(sides)
     for name, scores in y.items():
-        assert compare(sides, outcome=f"exact_match,{name}").main.means["gsm8k"] == (np.mean(scores),) * 2
+        assert compare_paths(sides, outcome=f"exact_match,{name}").main.means["gsm8k"] == (np.mean(scores),) * 2
 
 
 def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> Non
         logs = [written(tmp_path / name / side, "arc", y, **changes) for side in "ab"]
         (one, other) = (arm.runs[None].tasks["arc"] for arm in load_arms(logs))
         assert ("log_probability" in one.outcomes, bool(other.gold)) == (known, known), name
-        assert ("majority" in tables(compare(logs))[0][0]) == known, name
+        assert ("majority" in tables(compare_paths(logs))[0][0]) == known, name
 
 
 def test_other_questions_and_prompts_are_refused_with_what_differs(
@@ -305,10 +305,10 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(
         assert code == 2 and f"{name}_hash" in error and "2 questions (arc 3, arc 7)" in error
         code, _, error = run(capsys, "compare", one, other(name), "--allow", f"{name}_hash")
         assert code == (0 if name == "prompt" else 2)
-    longer = compare([one, written(tmp_path / "b", "arc", [*y, 1, 1, 0])])
+    longer = compare_paths([one, written(tmp_path / "b", "arc", [*y, 1, 1, 0])])
     assert lines(longer)[0] == "compared on the 12 questions that both answered; left out: 3 of arc"
     with pytest.raises(UsageError, match=r"no question in common.* same questions$"):
-        compare([one, written(tmp_path / "c", "piqa", y)])
+        compare_paths([one, written(tmp_path / "c", "piqa", y)])
 
 
 def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
         for t, i, s in (("y", 2, 1), ("x", 1, True), ("x", 2, 1.0), ("y", 1, False))
     ]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = compare([tmp_path / "a.csv", tmp_path / "b.jsonl"]).main
+    found = compare_paths([tmp_path / "a.csv", tmp_path / "b.jsonl"]).main
     assert {task: values[:, 0].tolist() for task, values in found.y.items()} == {
         "x": [[1, 0], [1, 1]],
         "y": [[1, 0], [0, 1]],
@@ -346,17 +346,17 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, n
     suffix = "jsonl" if text.startswith(("{", "[")) else "csv"
     (bad := tmp_path / f"bad.{suffix}").write_text(text)
     with pytest.raises(UsageError, match=named) as fault:
-        compare([bad, table_of(tmp_path / "good.csv", [1, 0, 1])])
+        compare_paths([bad, table_of(tmp_path / "good.csv", [1, 0, 1])])
     assert "\n" not in str(fault.value)
 
 
 def test_logs_are_compared_with_logs(tmp_path: Path, trained: Path) -> None:
     log = written(tmp_path / "a", "arc", right(0, 0.5))
     with pytest.raises(UsageError, match=f"{trained}: no log"):
-        compare([log, trained])
+        compare_paths([log, trained])
     with pytest.raises(UsageError, match=r"none\.csv: no log"):
-        compare([log, tmp_path / "none.csv"])
+        compare_paths([log, tmp_path / "none.csv"])
     later = log.with_name(log.name.replace("2026-01", "2026-02"))
     later.write_bytes(log.read_bytes())
     with pytest.raises(UsageError, match=f"{later.name}: row 1: question 0 of arc again"):
-        compare([tmp_path / "a", log])
+        compare_paths([tmp_path / "a", log])

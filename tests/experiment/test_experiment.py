@@ -22,7 +22,7 @@ from cli_kit import run
 from experiment_kit import FILE, results, study, train
 from moslora.base.identity import fingerprint
 from moslora.compare.arms import load_arms
-from moslora.compare.comparison import compare
+from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
 from moslora.data.steps import StepPlan
@@ -420,7 +420,7 @@ def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write
     file = write()
 
     def told() -> tuple[object, ...]:
-        found = compare([Path("runs/e")])
+        found = compare_paths([Path("runs/e")])
         return list(study(file).tables()), tables(found), lines(found)
 
     before = told()

@@ -19,7 +19,7 @@ from matplotlib.text import Text
 
 from cli_kit import run as cli
 from moslora.compare.answers import COLUMNS, read_answers
-from moslora.compare.comparison import compare
+from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.errors import UsageError
@@ -112,7 +112,7 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
         ElementTree.fromstring(picture.replace("<svg", '<svg xmlns:xlink="x"', 1))
     assert len(pictures) == len(list((evaluated / "report").glob("*.png"))) > 9
     assert "#2563eb" not in "".join(pictures)  # a colour that the page could not change in the dark
-    comparison = compare([evaluated])
+    comparison = compare_paths([evaluated])
     for row in (*tables(comparison)[0][1:], lines(comparison)):
         for cell in row:
             assert cell in found.cells, cell
@@ -318,7 +318,7 @@ def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monke
     assert accuracy(canvas, runs, averaged=True) and accuracy(Canvas(tmp_path, arms[:1]), [run], averaged=True)
     for name in CURVES:
         assert curve(canvas, runs, name, CURVES[name])
-    contrast = compare([evaluated]).named[0]
+    contrast = compare_paths([evaluated]).named[0]
     several = [replace(contrast, before=arms[1], after=arm) for arm in arms]
     assert differences(canvas, "differences", several, "each 95 % interval by itself")
     assert by_layer(canvas, runs, *BY_LAYER[0]) and heat_maps(canvas, run)

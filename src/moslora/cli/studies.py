@@ -124,10 +124,10 @@ def compare(
         raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
     named = [(before, after)] if comma else []
     refuse_paths(paths, evaluation=evaluation)
-    from moslora.compare.comparison import compare as compare_runs
+    from moslora.compare.comparison import compare_paths
     from moslora.compare.conclusion import lines, tables
 
-    found = compare_runs(
+    found = compare_paths(
         paths, contrasts=named, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
     )
     lower = (found.named or found.exploratory)[0].unit.of_texts  # is better there

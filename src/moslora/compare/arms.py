@@ -52,6 +52,14 @@ class Arm:
         return Arm(self.name, {seed: change(run) for seed, run in self.runs.items()})
 
 
+def all_runs(arms: Sequence[Arm]) -> list[Answers]:
+    """The runs of all arms, arm by arm."""
+    found: list[Answers] = []
+    for arm in arms:
+        found += arm.runs.values()
+    return found
+
+
 def load_arms(paths: Sequence[Path], *, evaluation: str | None = None) -> list[Arm]:
     """The arms in ``paths``, in their order.
 

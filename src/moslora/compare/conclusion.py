@@ -3,17 +3,23 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from math import inf
+from math import isfinite
 from statistics import fmean
 
-from moslora.compare.comparison import Comparison, Contrast
+from moslora.compare.comparison import Comparison
+from moslora.compare.contrast import Contrast
 from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Member, family, holm, smallest_p
 from moslora.errors import counted
 
 
 def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[list[str]]]:
-    """The family, if several contrasts were named; or all arms, if more than two, and the one contrast that was named.
-    ``margin`` in the unit of the outcome."""
+    """The table of the family, if several contrasts were named. Otherwise that of all arms, if there are more than
+    two, and that of the one contrast that was named.
+
+    Args:
+        comparison: of at least two arms.
+        margin: the largest difference that does not matter, in the unit of the outcome; ``None`` for the outcome's own.
+    """
     main = comparison.main
     if comparison.named and main is None:
         return [_family_table(comparison, margin)]
@@ -28,10 +34,11 @@ def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[
 def _family_table(comparison: Comparison, margin: float | None) -> list[list[str]]:
     columns = ("arm", "joint 95 % interval", "p (equal)", "p (different)")
     rows = []
-    for contrast, (interval, equal, different) in _family(comparison, margin):
-        known = interval[0] > -inf  # not of one seed, where others have several
-        joint = contrast.unit.range(interval) if known else ""
-        rows.append((contrast, [joint, probability(equal), probability(different)]))
+    for contrast, member in _family(comparison, margin):
+        joint = ""
+        if isfinite(member.interval[0]):  # not that of one seed, where others have several
+            joint = contrast.unit.range(member.interval)
+        rows.append((contrast, [joint, probability(member.equal), probability(member.different)]))
     return _by_arm(comparison, columns, rows)
 
 
@@ -44,6 +51,7 @@ def _exploratory_table(comparison: Comparison) -> list[list[str]]:
 
 
 def _family(comparison: Comparison, margin: float | None) -> Iterator[tuple[Contrast, Member]]:
+    """The named contrasts, and what holds of each jointly with the others."""
     unit = comparison.named[0].unit
     if margin is None:
         margin = unit.margin
@@ -53,7 +61,7 @@ def _family(comparison: Comparison, margin: float | None) -> Iterator[tuple[Cont
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
-    """A row per task and average: both arms, their difference, and with one run each p, by Holm over the tasks."""
+    """A row per task and average: both arms, their difference, and if each has one run, p by Holm over the tasks."""
     columns = ["task", "n"]
     if contrast.majority:
         columns.append("majority")
@@ -79,7 +87,7 @@ def _row_of_task(contrast: Contrast, task: str, adjusted: float) -> list[str]:
 
 
 def _row_of_average(contrast: Contrast, name: str) -> list[str]:
-    """Without a majority class and an adjusted p, which are of a task."""
+    """A row without a majority class and an adjusted p, which only a task has."""
     cells = [name, f"{contrast.questions():,}"]
     if contrast.majority:
         cells.append("")
@@ -97,7 +105,13 @@ def _levels_and_difference(contrast: Contrast, name: str) -> list[str]:
 
 
 def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Contrast, list[str]]]) -> list[list[str]]:
-    """A row per contrast with its last cells, below that of the arm it is against."""
+    """A row per contrast, below that of the arm that it is held against.
+
+    Args:
+        comparison: of these contrasts.
+        columns: the title of the first column, and those of the last ones.
+        found: contrasts, each with its cells in the last columns.
+    """
     tasks = list(found[0][0].y)
     averages = {"macro": MACRO, "micro": MICRO}
     if len(tasks) == 1:
@@ -129,7 +143,7 @@ def _row_of_first(
 
 
 def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
-    """The lines below the tables, the conclusions last; ``margin`` in the unit of the outcome."""
+    """The lines below the tables, the conclusions last; ``margin`` as in `tables`."""
     found = []
     if comparison.questions:
         found.append(comparison.questions)
@@ -154,7 +168,7 @@ def _not_named(comparison: Comparison) -> str:
 
 
 def _about_contrast(main: Contrast, margin: float) -> list[str]:
-    """What is known of the one contrast that was named, and the conclusion."""
+    """The lines about the one contrast that was named, with the conclusion."""
     unit = main.unit
     effect = main.effects[MACRO]
     found = [
@@ -225,24 +239,24 @@ def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
     alone = [one.after for one in named if one.seeds == 1 < most_seeds]
     if alone:
         yield f"one seed, where others have several, shows nothing of methods (p = 1): {', '.join(alone)}"
-    whom = "these models"
+    scope = "these models"
     if most_seeds > 1:
-        whom = "this base, these rows, steps and learning rates"
-    yield f"what is concluded holds for {whom}, and no others"
+        scope = "this base, these rows, steps and learning rates"
+    yield f"what is concluded holds for {scope}, and no others"
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
-    for one, (_, equal, different) in _family(comparison, margin):
-        for said in _said_of_member(one, equal=equal, different=different, margin=margin):
-            arms_by_conclusion[said].append(one.after)
-    for said, arms in arms_by_conclusion.items():
-        yield f"Conclusion: {said}: {', '.join(arms)}"
+    for one, member in _family(comparison, margin):
+        for concluded in _concluded_of_member(one, member, margin=margin):
+            arms_by_conclusion[concluded].append(one.after)
+    for concluded, arms in arms_by_conclusion.items():
+        yield f"Conclusion: {concluded}: {', '.join(arms)}"
 
 
-def _said_of_member(one: Contrast, *, equal: float, different: float, margin: float) -> list[str]:
-    """What can be said of a contrast with these adjusted p: equality, a difference, both, or neither."""
+def _concluded_of_member(one: Contrast, member: Member, *, margin: float) -> list[str]:
+    """What can be concluded of a contrast of a family: equality, a difference, both, or neither."""
     found = []
-    if equal <= LEVEL:
+    if member.equal <= LEVEL:
         found.append(f"each is equal to {one.before} within ±{margin:g} {one.unit.unit}")
-    if different <= LEVEL:
+    if member.different <= LEVEL:
         found.append(f"each {_direction(one)} {one.before}")
     if not found:
         found.append(f"neither a difference from {one.before} nor equality is shown")
@@ -252,7 +266,9 @@ def _said_of_member(one: Contrast, *, equal: float, different: float, margin: fl
 def _direction(one: Contrast) -> str:
     """What the sign of the difference says of the second arm, such as ``is above``."""
     rises, falls = one.unit.says
-    return rises if one.effects[MACRO].difference > 0 else falls
+    if one.effects[MACRO].difference > 0:
+        return rises
+    return falls
 
 
 def conclusion(main: Contrast, *, margin: float) -> str:

@@ -3,13 +3,14 @@
     d_t[s, i] = y_B − y_A      y the outcome of question i of task t under seed s
     D_w = Σ_t w_t · mean_{s,i} d_t[s, i]      one task; macro: w_t = 1/k; micro: w_t = n_t / n
 
-A question is a cluster: its answers under several seeds are resampled together. Numpy and scipy only.
+The answers to a question under several seeds are resampled together. Numpy and scipy only.
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ POWER = 0.8
 RESAMPLES = 10_000
 
 EXACT_FLIPS = 12
-"""Differences whose every combination of signs is tried; of more, a random sample of `RESAMPLES`."""
+"""Maximum number of differences of which every combination of signs is tried; beyond it, a random sample of
+`RESAMPLES`."""
 
 MACRO = "macro average"
 """Every task has the same weight."""
@@ -46,7 +48,8 @@ class Effect:
         interval: of level 1 − `LEVEL`.
         inner: of level 1 − 2 · `LEVEL`. Inside ± m, it rejects both differences beyond m: the two one-sided tests.
         p: of the exact or sampled sign-flip test over seeds, or with one seed over questions.
-        detectable: the true difference found in `POWER` of such comparisons; ``None`` if no data could reach `LEVEL`.
+        detectable: the true difference that is found in `POWER` of such comparisons; ``None`` if no data could reach
+            `LEVEL`.
         degrees: ν of Student's t: S − 1; with one seed infinite, as the questions are many.
     """
 
@@ -60,16 +63,26 @@ class Effect:
 
     @property
     def shown(self) -> bool:
-        """A difference, by the test and by the interval."""
+        """Whether there is a difference, by the test and by the interval."""
         return self.p <= LEVEL and not self.interval[0] <= 0 <= self.interval[1]
 
     def equivalent(self, margin: float) -> bool:
-        """No difference as large as ``margin``, by two one-sided tests of `LEVEL`."""
+        """Whether any difference is smaller than ``margin``, by two one-sided tests of `LEVEL`."""
         return -margin < self.inner[0] and self.inner[1] < margin
 
 
-Member = tuple[tuple[float, float], float, float]
-"""Of a contrast in a family: the simultaneous interval, p of equality, p of a difference."""
+class Member(NamedTuple):
+    """What holds of a contrast, jointly with all others of its family.
+
+    Attributes:
+        interval: the simultaneous one.
+        equal: p of a difference of the margin or more, adjusted; small if the arms are equal.
+        different: p of no difference, adjusted; small if the arms differ.
+    """
+
+    interval: tuple[float, float]
+    equal: float
+    different: float
 
 
 def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Member]:
@@ -79,15 +92,15 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     - Holm's p of a difference of the ``margin`` m or more, P(T ≥ (m − |D|) / se), of two one-sided tests.
     - Holm's p of no difference, 2 P(T ≥ |D| / se); sign flips over S seeds could not go below 2k / 2^S.
 
-    ``contrasts`` are those with runs; p of the others is 1. So it is of one seed where others have several, as that
-    says nothing of other seeds; its interval is infinite.
+    ``contrasts`` are those with runs; p of the others is 1. So is p of a contrast of one seed where others have
+    several, as one seed says nothing of other seeds; its interval is infinite.
     """
-    several = any(one.degrees < math.inf for one in contrasts)
+    several_seeds = any(one.degrees < math.inf for one in contrasts)
     intervals = []
     equal = []
     different = []
     for one in contrasts:
-        if several and one.degrees == math.inf:
+        if several_seeds and one.degrees == math.inf:
             intervals.append((-math.inf, math.inf))
             equal.append(1.0)
             different.append(1.0)
@@ -97,7 +110,10 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
         equal.append(float(max(law.cdf(-margin), law.sf(margin))))
         different.append(2 * float(min(law.cdf(0), law.sf(0))))
     without_runs = [1.0] * (count - len(contrasts))
-    return list(zip(intervals, holm(equal + without_runs), holm(different + without_runs), strict=False))
+    adjusted_equal = holm(equal + without_runs)
+    adjusted_different = holm(different + without_runs)
+    with_runs = zip(intervals, adjusted_equal, adjusted_different, strict=False)  # ends with the intervals
+    return [Member(*numbers) for numbers in with_runs]
 
 
 def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:
@@ -114,20 +130,20 @@ def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int =
     weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
     weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
     weights[MICRO] = sizes / sizes.sum()
-    joins = 0.0
+    pseudo = 0.0
     if binary:
-        joins = 1 / math.sqrt(seeds)
+        pseudo = 1 / math.sqrt(seeds)
     random = np.random.default_rng(0)
-    columns = [_resampled_means(d.mean(axis=0), random, joins=joins, resamples=resamples) for d in tasks]
+    columns = [_resampled_means(d.mean(axis=0), random, pseudo=pseudo, resamples=resamples) for d in tasks]
     replicates = np.stack(columns, axis=1)  # (R, k)
     if seeds == 1:
         return {name: _over_questions(_parts_of_sum(tasks, w), replicates @ w) for name, w in weights.items()}
     means = np.stack([d.mean(axis=1) for d in tasks], axis=1)  # (S, k)
-    rest = np.array([_interaction(d) for d in tasks])
+    interactions = np.array([_interaction(d) for d in tasks])
     found = {}
     for name, w in weights.items():
         questions = float((replicates @ w).var())
-        found[name] = _over_seeds(means @ w, questions=questions, rest=float(w**2 @ rest))
+        found[name] = _over_seeds(means @ w, questions=questions, interaction=float(w**2 @ interactions))
     return found
 
 
@@ -137,8 +153,9 @@ def _parts_of_sum(tasks: Sequence[Floats], weights: Floats) -> Floats:
 
 
 def _over_questions(parts: Floats, replicates: Floats) -> Effect:
-    """With one seed: percentiles of the bootstrap. ``parts`` are of the questions, and sum to D."""
-    low, inner_low, inner_high, high = np.quantile(replicates, [LEVEL / 2, LEVEL, 1 - LEVEL, 1 - LEVEL / 2]).tolist()
+    """With one seed: percentiles of the bootstrap. ``parts`` are those of each question, and sum to D."""
+    levels = [LEVEL / 2, LEVEL, 1 - LEVEL, 1 - LEVEL / 2]
+    low, inner_low, inner_high, high = np.quantile(replicates, levels).tolist()
     error = float(replicates.std())
     return Effect(
         difference=float(parts.sum()),
@@ -150,16 +167,17 @@ def _over_questions(parts: Floats, replicates: Floats) -> Effect:
     )
 
 
-def _over_seeds(values: Floats, *, questions: float, rest: float) -> Effect:
-    """With S seeds: se² = se²_seeds + se²_questions − se²_rest, Student's t with S − 1 degrees.
+def _over_seeds(values: Floats, *, questions: float, interaction: float) -> Effect:
+    """With S seeds: se² = se²_seeds + se²_questions − se²_interaction, Student's t with S − 1 degrees.
 
-    The rest, what varies by seed and question together, is in both of the first two (the crossed design of Owen 2007,
-    doi 10.1214/07-AOAS122); se² is never below either. ``values`` are D by seed, shape ``(S,)``, the others variances.
+    The interaction, what varies by seed and question together, is in both of the first two (the crossed design of
+    Owen 2007, doi 10.1214/07-AOAS122); se² is never below either. ``values`` are D by seed, shape ``(S,)``; the others
+    are variances.
     """
     count = len(values)
     difference = float(values.mean())
     seeds = float(values.var(ddof=1)) / count
-    error = math.sqrt(max(seeds + questions - rest, seeds, questions))
+    error = math.sqrt(max(seeds + questions - interaction, seeds, questions))
     half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
     inner = float(stdtrit(count - 1, 1 - LEVEL)) * error
     return Effect(
@@ -176,16 +194,16 @@ def _over_seeds(values: Floats, *, questions: float, rest: float) -> Effect:
 def _detectable(count: int, *, seeds: float, error: float) -> float | None:
     """The true difference that both the sign flips over ``count`` seeds and the interval find in `POWER` of cases.
 
-    For the interval, (t_{1−α/2} + t_{power}) · se, Student's t of ``count`` − 1 degrees. The fewest seeds whose flips
-    reach α do so only if all have the same sign: Φ(δ/σ)^S = power, σ = √S · se_seeds. With more, the flips are close
-    to Student's t.
+    For the interval, (t_{1−α/2} + t_{power}) · se, Student's t of ``count`` − 1 degrees. With the smallest number of
+    seeds whose flips can reach α, they do so only if all have the same sign: Φ(δ/σ)^S = power, σ = √S · se_seeds. With
+    more, the flips are close to Student's t.
     """
     if smallest_p(count) > LEVEL:
         return None
     of_interval = float(stdtrit(count - 1, 1 - LEVEL / 2) + stdtrit(count - 1, POWER)) * error
     of_flips = float(ndtri(POWER ** (1 / count))) * math.sqrt(count) * seeds
-    fewest = 2 * smallest_p(count) > LEVEL  # seeds, of those whose flips reach the level
-    if fewest:
+    fewest_seeds = smallest_p(count - 1) > LEVEL  # one less could not reach the level
+    if fewest_seeds:
         return max(of_interval, of_flips)
     return of_interval
 
@@ -196,16 +214,17 @@ def smallest_p(count: int) -> float:
 
 
 def sign_flip(values: Floats) -> float:
-    """Share of sign combinations with |Σ ± x| ≥ |Σ x|: p of the hypothesis that x and −x are equally likely.
+    """Share of the sign combinations with |Σ ± x| ≥ |Σ x|: p of the hypothesis that x and −x are equally likely.
 
     Exact for up to `EXACT_FLIPS` values that are not 0, and for more if all have the same size: McNemar's exact test.
-    Otherwise from a fixed random sample of flips, in which the observed one is counted, so that p is never too small.
+    Otherwise from a fixed random sample of flips, in which the observed one counts, so that p is never too small.
     """
     x = values[values != 0]
     if not len(x):
         return 1.0
     size = np.abs(x)
-    if len(x) > EXACT_FLIPS and size.max() <= size.min() * (1 + 1e-9):
+    same_size = size.max() <= size.min() * (1 + 1e-9)
+    if len(x) > EXACT_FLIPS and same_size:
         return float(stats.binomtest(int((x > 0).sum()), len(x)).pvalue)
     least = abs(x.sum()) * (1 - 1e-9)  # the same sum in another order is as extreme
     if len(x) <= EXACT_FLIPS:
@@ -219,28 +238,31 @@ def sign_flip(values: Floats) -> float:
     return extreme / (RESAMPLES + 1)
 
 
-def _resampled_means(values: Floats, random: np.random.Generator, *, joins: float, resamples: int) -> Floats:
+def _resampled_means(values: Floats, random: np.random.Generator, *, pseudo: float, resamples: int) -> Floats:
     """Bootstrap over questions: means of n drawn from n with replacement, shape ``(resamples,)``.
 
     Args:
         values: of the questions, shape ``(n,)``.
         random: draws them.
-        joins: this number and its negative join the values, without moving the centre; 0 for none. Otherwise a few
-            questions that both answer alike would give an interval of length 0. With one seed it is 1: one more
-            question of each kind in McNemar's table (after Bonett and Price 2012). Over S seeds such a question's mean
-            is about 1/√S.
+        pseudo: this number and its negative are added as two questions, without moving the centre; 0 for none. Without
+            them a few questions that both arms answer alike would give an interval of length 0. With one seed it is 1:
+            one more question of each kind in McNemar's table (after Bonett and Price 2012). Over S seeds such a
+            question's mean is about 1/√S.
         resamples: R.
     """
     centre = values.mean()
-    if joins:
-        values = np.append(values, (joins, -joins))
+    if pseudo:
+        values = np.append(values, (pseudo, -pseudo))
     n = len(values)
-    drawn = (random.integers(0, n, (rows, n), dtype=np.int32) for rows in _parts(resamples, n))
-    return np.concatenate([values[some].mean(axis=1) for some in drawn]) + centre - values.mean()
+    means = []
+    for rows in _parts(resamples, n):
+        drawn = random.integers(0, n, (rows, n), dtype=np.int32)
+        means.append(values[drawn].mean(axis=1))
+    return np.concatenate(means) + centre - values.mean()
 
 
 def _parts(samples: int, size: int) -> Iterator[int]:
-    """Samples of this size drawn at a time, to bound the memory: 2 million values."""
+    """Numbers of samples of this size to draw at a time, which bounds the memory: 2 million values."""
     most = max(1, 2**21 // size)
     for begin in range(0, samples, most):
         yield min(most, samples - begin)
@@ -259,8 +281,9 @@ def _interaction(d: Floats) -> float:
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjusted p: the i-th smallest of m times m − i + 1, made monotone, at most 1."""
     adjusted = [0.0] * len(p)
+    ascending = sorted(range(len(p)), key=p.__getitem__)
     largest = 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+    for smaller, i in enumerate(ascending):
+        largest = max(largest, min(1.0, (len(p) - smaller) * p[i]))
         adjusted[i] = largest
     return adjusted

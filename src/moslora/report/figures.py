@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from moslora.compare.answers import Answers
-from moslora.compare.comparison import Contrast
+from moslora.compare.contrast import Contrast
 from moslora.compare.statistics import MACRO, Floats
 from moslora.evaluation import Evaluation, Score
 from moslora.report.canvas import GRID, INK, MARKERS, MUTED, Canvas, in_steps, legend_above, new_label

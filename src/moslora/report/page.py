@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from moslora.compare.answers import read_answers
-from moslora.compare.comparison import compare
+from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
 from moslora.evaluation import Evaluation, Results
@@ -163,7 +163,7 @@ def _comparisons(
     for name, title, places, base in _wanted(runs, paths):
         part = {"title": title, "against_base": bool(base)}
         try:
-            found = compare(places, evaluation=evaluation)
+            found = compare_paths(places, evaluation=evaluation)
         except MosloraError as error:
             said = [f"Not compared: {line}" for line in str(error).splitlines()]
             yield {**part, "figures": [], "tables": [], "lines": [], "verdicts": said}

@@ -1,0 +1,145 @@
+"""May these runs be compared? How they were asked, and their bases, rows and steps, must be alike."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moslora.compare.answers import HASHES, PROMPT, Answers
+from moslora.compare.arms import Arm, all_runs
+from moslora.console import note
+from moslora.errors import UsageError, capped, some
+
+MAX_LENGTH = "max_length"
+"""The field of the settings with the limit in tokens, by default the model's context."""
+
+
+def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
+    """Refuses runs that were asked differently, or that differ in base, rows or steps: one line for each field, with
+    both values. Fields of base, rows and steps may be ``allowed`` to differ."""
+    runs = all_runs(arms)
+    limit_matters = _may_be_cut(runs)
+    base_names: dict[str, str] = {}
+    first: dict[str, tuple[str, Path]] = {}  # field -> its value in the first run that has it, and that run
+    faults: dict[str, str] = {}
+    may_be_allowed: dict[str, None] = {}
+    for run in runs:
+        asked = _how_asked(run)
+        if not limit_matters:
+            asked.pop(MAX_LENGTH, None)
+        made = _how_made(run, base_names)
+        may_be_allowed |= dict.fromkeys(made)
+        for field, value in {**asked, **made}.items():
+            first_value, first_path = first.setdefault(field, (value, run.path))
+            if value == first_value or field in allowed:
+                continue
+            fix = f"if that is meant, add --allow {field}"
+            if field in asked:
+                fix = _how_to_ask_alike(field)
+            faults.setdefault(field, f"{field}: {first_value} in {first_path}, {value} in {run.path}; {fix}")
+    unknown = [field for field in allowed if field not in may_be_allowed]
+    if unknown:
+        faults["--allow"] = f"--allow {', '.join(unknown)}: must be one of {', '.join(may_be_allowed)}"
+    if faults:
+        raise UsageError(capped(list(faults.values())))
+
+
+def _may_be_cut(runs: Sequence[Answers]) -> bool:
+    """Whether a question or a text of these runs was cut, or nobody knows."""
+    for run in runs:
+        for answers in run.tasks.values():
+            unknown = len(answers.cut) < len(answers.ids)
+            if unknown or any(answers.cut):
+                return True
+    return False
+
+
+def _how_asked(run: Answers) -> dict[str, str]:
+    """Field -> value, of protocol, template and questions."""
+    fields = dict(run.settings.asked)
+    for task in run.tasks:
+        fields[f"questions of {task}"] = str(run.settings.data.get(task))[:8]
+    return fields
+
+
+def _how_made(run: Answers, base_names: dict[str, str]) -> dict[str, str]:
+    """Field -> value, of base, rows and steps: all rows of the source, and those that a seed has chosen among them.
+
+    Args:
+        run: a run, or a base.
+        base_names: fingerprint -> the base as the first run names it, as the same base may lie in several folders;
+            completed here.
+    """
+    fields = dict(run.settings.model)
+    fingerprint = run.settings.metadata.get("fingerprint")
+    if fingerprint:
+        fields["base"] = base_names.setdefault(fingerprint, fields["base"])
+    if run.recipe is None:
+        return fields
+    for key, value in run.recipe["data"].items():
+        if key != "source":
+            fields[f"data.{key}"] = str(value)
+    fields["training.global_batch_size"] = str(run.recipe["training"].get("global_batch_size"))
+    fields["trained_rows"] = str(run.facts.get("trained_rows"))
+    fields["steps"] = str(run.facts.get("steps"))
+    fields[f"rows.{run.seed}"] = str(run.facts.get("data", {}).get("sha256"))[:8]
+    if run.source_hash:
+        fields["rows"] = run.source_hash[:8]
+    return fields
+
+
+def _how_to_ask_alike(field: str) -> str:
+    if field == MAX_LENGTH:
+        return "questions were cut there, so evaluate both with the same --max-length"
+    if field.startswith("questions"):
+        return "evaluate both in the same way, or choose other --tasks"
+    return "evaluate both in the same way"
+
+
+def refuse_other_prompts(runs: Sequence[Answers], *, allowed: Sequence[str]) -> None:
+    """Refuses logs of the same ids of which a hash says that something else was asked: the first, as other data have
+    other prompts."""
+    first = runs[0]
+    for name in HASHES:
+        if name in allowed:
+            continue
+        for run in runs:
+            unlike = _with_another_hash(name, run, first)
+            if not unlike:
+                continue
+            fix = "log both with the same data"
+            if name == PROMPT:
+                fix = f"if that is meant, add --allow {name}"
+            raise UsageError(
+                f"{name}: not the same for {len(unlike):,} questions ({some(unlike)}) in {first.path} and"
+                f" {run.path}; {fix}"
+            )
+
+
+def _with_another_hash(name: str, run: Answers, other: Answers) -> list[str]:
+    """The questions, as ``TASK ID``, of which both runs have this hash, and not the same."""
+    found = []
+    for task, answers in run.tasks.items():
+        mine = answers.hashes.get(name, ())
+        its = other.tasks[task].hashes.get(name, ())
+        for id, one, another in zip(answers.ids, mine, its, strict=False):
+            if one != another:
+                found.append(f"{task} {id}")
+    return found
+
+
+def note_versions(runs: Sequence[Answers]) -> None:
+    """Says which versions, tokenizer and chat template are not those of all runs that have recorded them."""
+    first: dict[str, dict[str, Path]] = {}  # package or part -> version or hash -> the first run that has it
+    for run in runs:
+        for name, version in run.settings.made_with.items():
+            first.setdefault(name, {}).setdefault(version, run.path)
+    for name, places in first.items():
+        if len(places) > 1:
+            note(f"{_unlike(name.replace('_', ' '), places)}; scores may differ for that reason")
+
+
+def _unlike(name: str, places: Mapping[str, Path]) -> str:
+    """What differs and where, in words; a hash says nothing to a reader."""
+    if all(re.fullmatch("[0-9a-f]{16,}", value) for value in places):
+        return f"another {name} in " + some([str(path) for path in places.values()], separator=" than in ", most=2)
+    return f"{name} was " + some([f"{value} in {path}" for value, path in places.items()])

@@ -1,0 +1,93 @@
+"""One arm against another: its outcomes question by question, and the effects on every task and average."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from moslora.compare.arms import Arm, pair, values
+from moslora.compare.outcomes import Measure
+from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One arm against another, run by run and question by question.
+
+    Attributes:
+        seeds: pairs of runs, S; 1 for one run against one.
+        y: task -> the outcome of both arms, shape ``(2, S, n)``.
+        majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
+            or no accuracy is compared.
+        effects: task and average -> ``after`` minus ``before``.
+    """
+
+    before: str
+    after: str
+    unit: Measure
+    seeds: int
+    y: dict[str, Floats]
+    majority: dict[str, Floats]
+    effects: dict[str, Effect]
+
+    def questions(self, task: str | None = None) -> int:
+        """Number of questions of a task, or of all."""
+        if task is not None:
+            return self.y[task].shape[2]
+        return sum(y.shape[2] for y in self.y.values())
+
+    @cached_property
+    def means(self) -> dict[str, tuple[float, float]]:
+        """Task and average -> the mean outcome of both arms."""
+        means = {task: y.mean(axis=(1, 2)) for task, y in self.y.items()}
+        sizes = [y.shape[2] for y in self.y.values()]
+        means[MACRO] = np.mean(list(means.values()), axis=0)
+        means[MICRO] = np.average([means[task] for task in self.y], axis=0, weights=sizes)
+        return {name: (float(before), float(after)) for name, (before, after) in means.items()}
+
+    @cached_property
+    def over_majority(self) -> Effect:
+        """``after`` minus the majority class, macro, where accuracies are compared."""
+        differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
+        return effects(differences, binary=True)[MACRO]
+
+
+def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Measure) -> Contrast:
+    """``after`` against ``before``, whose runs have answered the same questions.
+
+    Args:
+        before: the arm that the other is held against.
+        after: the other.
+        outcome: a name that the answers of every task have.
+        unit: how the outcome is written.
+    """
+    pairs = pair(before, after)
+    y_before = values([one for one, _ in pairs], outcome)
+    y_after = values([other for _, other in pairs], outcome)
+    majority = {}
+    if unit.binary and outcome.startswith("acc"):
+        first_run, _ = pairs[0]
+        majority = _majority({task: answers.gold for task, answers in first_run.tasks.items()})
+    differences = {task: y_after[task] - y_before[task] for task in y_before}
+    return Contrast(
+        before=before.name,
+        after=after.name,
+        unit=unit,
+        seeds=len(pairs),
+        y={task: np.stack([y_before[task], y_after[task]]) for task in y_before},
+        majority=majority,
+        effects=effects(differences, binary=unit.binary),
+    )
+
+
+def _majority(gold: dict[str, tuple[int, ...]]) -> dict[str, Floats]:
+    """Task -> 1 where the right option is at the task's most frequent position, else 0; empty if a task has no
+    labels."""
+    found = {}
+    for task, labels in gold.items():
+        if not labels:
+            return {}
+        most_frequent, _ = Counter(labels).most_common(1)[0]
+        found[task] = np.equal(labels, most_frequent).astype(float)
+    return found
