@@ -43,7 +43,7 @@ test-processors: $(VENV)/installed-dev
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(MAKE) test
 
 # What loads, trains, scores and merges; the rest does not depend on the packages' versions.
-CORE := tests/adapters tests/base tests/kernels tests/convert tests/evaluation tests/training tests/test_private_names.py
+CORE := tests/adapters tests/base tests/kernels tests/convert tests/evaluation tests/training tests/repository/test_private_names.py
 
 test-lowest test-newest: test-%: .venv-%/installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2 --dist worksteal $(CORE)
@@ -117,7 +117,7 @@ serving: .venv-serving/installed
 # Another seed each time, which is printed; what is found becomes a test.
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
-	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest --hypothesis-show-statistics tests/test_properties.py
+	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest --hypothesis-show-statistics tests/end_to_end/test_properties.py
 
 latency: $(VENV)/installed
 	$(BIN)/python benchmarks/latency.py

@@ -29,7 +29,7 @@ from moslora.processes.group import take_gpu
 from moslora.training.loop import accumulate
 from written import kernels, reset_peak, seconds
 
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "kits"))
 
 PACKAGES = ("transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "triton", "flash_attn")
 FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}
@@ -197,7 +197,7 @@ def tests(record: Record, *files: str) -> None:
     import pytest
 
     workers = min(4, os.cpu_count() or 1)
-    files = files or tuple(str(ROOT / "tests" / name) for name in ("test_gpu.py", "kernels/test_liger.py"))
+    files = files or tuple(str(ROOT / "tests" / name) for name in ("end_to_end/test_gpu.py", "kernels/test_liger.py"))
     options = ["-q", "-m", "gpu", f"-n{workers}", "-p", "no:cacheprovider"]
     code = pytest.main([*options, *files], plugins=[Results(record)])
     sys.exit(0 if code == pytest.ExitCode.TESTS_FAILED else int(code))  # what failed is written down

@@ -213,7 +213,7 @@ def loading() -> Iterator[list[str]]:
 
 def merging() -> Iterator[list[str]]:
     """A merge with its proof against PEFT's, which has none."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "kits"))
     from evaluation_kit import tokenizer
 
     yield ["", "peak, MB", "seconds of the processor"]

@@ -5,10 +5,10 @@
     python benchmarks/roofline.py --host         # measures the host's time of a step and of a wait on this CPU
     python benchmarks/roofline.py --cpu          # the same estimate for a step on this CPU, beside its measured time
 
-The real step runs on the pretend accelerator of `tests/pretend` with tensors that hold no data: LLaMA-3-8B's shapes, 16
-rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are our loop with two methods
-and Liger-Kernel, or with torch alone, and PEFT's LoRA as the Trainer of transformers computes it by default: all rows
-at once, padded on the right.
+The real step runs on the pretend accelerator of `tests/kits/pretend_kit.py` with tensors that hold no data:
+LLaMA-3-8B's shapes, 16 rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are
+our loop with two methods and Liger-Kernel, or with torch alone, and PEFT's LoRA as the Trainer of transformers
+computes it by default: all rows at once, padded on the right.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from operations import DEVICES, OUTPUT, REST, UPDATE, Achieved, Device, Ledger, 
 from written import machine, markdown, publish, spread
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "kits"))
 LLAMA = SHAPES["Meta-Llama-3-8B"]
 CPU = torch.device("cpu")
 
@@ -109,15 +109,15 @@ def made(contestant: str, rows: Sequence[Encoded], *, on: torch.device, sizes: M
 
 def pretended(contestant: str, sizes: Mapping[str, Any]) -> Ledger:
     """What the second step of a contestant does on a device that holds no data."""
-    from pretend import accelerator
+    import pretend_kit
 
-    accelerator.held_on = torch.device("meta")
+    pretend_kit.held_on = torch.device("meta")
     liger.installed = lambda: not contestant.endswith(":torch")  # which has no need of it
     rows = step_rows(STEP, sizes["vocab_size"])
-    model, steps = made(contestant, rows, on=accelerator.DEVICE, sizes=sizes)
+    model, steps = made(contestant, rows, on=pretend_kit.DEVICE, sizes=sizes)
     steps(1)
     seen = Ledger(model)
-    with accelerator.watch(seen):
+    with pretend_kit.watch(seen):
         steps(1)
     return seen
 

@@ -5,10 +5,10 @@ nothing had happened, bit for bit.
     python benchmarks/soak.py --kills 200 --damages 1000 --seed 5
     python benchmarks/soak.py --kills 0 --damages 0 --commands eval merge    # the writes of these commands alone
 
-Writes: each command of `tests/commands_kit.py` is killed before each change that it makes to the disk, and within each
-file that it writes, at half of its bytes. The same command is then given again, and must go on; of a new training, the
-one that its refusal names. All files in the working folder and in the cache are compared with those of a command that
-nothing stopped. Left out is what is measured: times and memory in metrics.jsonl and run.json.
+Writes: each command of `tests/kits/commands_kit.py` is killed before each change that it makes to the disk, and within
+each file that it writes, at half of its bytes. The same command is then given again, and must go on; of a new
+training, the one that its refusal names. All files in the working folder and in the cache are compared with those of a
+command that nothing stopped. Left out is what is measured: times and memory in metrics.jsonl and run.json.
 
 Then the tests' small model is trained with a checkpoint after every second step, and scored.
 
@@ -37,7 +37,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "kits"))
 
 from commands_kit import commands
 from kill_kit import Findings, kill_everywhere, ready_to_fork

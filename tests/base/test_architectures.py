@@ -64,7 +64,7 @@ def test_it_trains_is_scored_and_merges(recipe: MakeRecipe, tmp_path: Path, fami
 
 @pytest.mark.parametrize("family", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 def test_a_family_is_equal_or_refused(tmp_path: Path, family: str) -> None:
-    """``python tests/families_kit.py`` prints the table."""
+    """``python tests/kits/families_kit.py`` prints the table."""
     found = outcome(family, tmp_path)
     if family in NOT_BUILDABLE:
         assert str(found) == f"not buildable {NOT_BUILDABLE[family]}"

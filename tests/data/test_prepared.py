@@ -21,6 +21,7 @@ from moslora.data.steps import collate, label_count
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
+from training_kit import importing_tests
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -137,13 +138,12 @@ def test_damaged_rows_are_made_again(
 @pytest.mark.slow
 def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Path) -> None:
     script = (
-        "import sys, data.test_prepared as t; from moslora.recipe import load_recipe; made = t.RunRows._make\n"
+        "import sys, tests.data.test_prepared as t; from moslora.recipe import load_recipe; made = t.RunRows._make\n"
         "def say(rows): print('made', flush=True); import time; time.sleep(1); return made(rows)\n"
         "t.RunRows._make = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
     )
     command = [sys.executable, "-c", script, str(world / "recipe.yaml")]
-    here = Path(__file__).parents[1]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=here) for _ in range(2)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=importing_tests()) for _ in range(2)]
     said = [process.communicate(timeout=240)[0].split() for process in both]
     assert sorted(map(len, said)) == [1, 2] and said[0][-1] == said[1][-1] == prepare(recipe()).sha256
 

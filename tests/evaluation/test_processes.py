@@ -118,9 +118,8 @@ def test_every_protocol_over_tied_and_untied_embeddings(tmp_path: Path) -> None:
     one = [scored(tied=tied, protocol=protocol) for tied, protocol in CASES]
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
         "import torch.distributed as dist\n"
-        "from evaluation.test_processes import CASES, scored\n"
+        "from tests.evaluation.test_processes import CASES, scored\n"
         "dist.init_process_group('gloo')\n"
         "for number, (tied, protocol) in enumerate(CASES):\n"
         "    text = scored(tied=tied, protocol=protocol, share=True)\n"

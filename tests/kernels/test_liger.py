@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels.test_rotary import parts
 from moslora.kernels import liger
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.recompute import project
 from moslora.kernels.rotary import Turned
+from tests.kernels.test_rotary import parts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RUNS = liger.installed() and (DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretend.accelerator import ANOTHER, DEVICE, MODULE, by_triton, watch
+from pretend_kit import ANOTHER, DEVICE, MODULE, by_triton, watch
 from reference import tiny_llama, token_batch
 
 Use = Callable[[Tensor, Tensor], object]

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-import test_own_tasks
 from evaluation_kit import make_examples
 from moslora.base.load import load_tokenizer, name_task
 from moslora.convert.export import export_peft
@@ -18,7 +17,8 @@ from moslora.evaluation.ask import ask
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.run import make_scorer
 from moslora.evaluation.target import evaluate_target, open_target
-from pretend.accelerator import on_cpu, watch
+from pretend_kit import on_cpu, watch
+from tests.end_to_end import test_own_tasks
 
 mine = test_own_tasks.mine  # a run on a task of one's own and on BoolQ, made on the device here
 FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}

@@ -10,7 +10,7 @@ from moslora.data.encode import Encoded
 from moslora.data.steps import collate
 from moslora.kernels import liger
 from moslora.training.objective import LabelLoss
-from pretend.accelerator import DEVICE, Seen, watch
+from pretend_kit import DEVICE, Seen, watch
 from reference import tiny_llama
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]

@@ -13,7 +13,7 @@ from moslora.adapters import MIXERS, adapter_state_dict
 from moslora.recipe import load_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import prepare
-from pretend.accelerator import Seen, on_cpu, watch
+from pretend_kit import Seen, on_cpu, watch
 from recipe_kit import METHODS
 
 SMALL = {

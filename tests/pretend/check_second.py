@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import pretend_kit
 from moslora.errors import MosloraError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.kernels import liger
 from moslora.processes.group import take_gpu
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
-from pretend import accelerator
-from pretend.accelerator import ANOTHER, DEVICE, MODULE, by_triton, watch
+from pretend_kit import ANOTHER, DEVICE, MODULE, by_triton, watch
 
 Make = Callable[..., Recipe]
 SHORT = ("training.epochs=null", "training.max_steps=3", "training.log_every=1", "training.validate_every=3")
@@ -32,7 +32,7 @@ def liger_is_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("moslora.training.run_card.packages_distributions", lambda: {"liger_kernel": ["torch"]})
     liger.fault.cache_clear()
     MODULE.current = 0
-    accelerator.used.clear()
+    pretend_kit.used.clear()
     yield
     liger.fault.cache_clear()
     liger._fails_elsewhere.clear()
@@ -47,12 +47,12 @@ def test_a_run_and_its_evaluation_are_on_it_alone(recipe: Make, tmp_path: Path) 
     chosen = recipe(*SHORT, "model.dtype=bfloat16")
     with watch() as seen:
         train_recipe(chosen, out=tmp_path / "run")
-    assert MODULE.current == DEVICE.index and ANOTHER not in accelerator.used
+    assert MODULE.current == DEVICE.index and ANOTHER not in pretend_kit.used
     kernels = ("swiglu", "swiglu_backward", "rope")
     assert all(seen.operations[f"moslora.{name}.default"] > 3 for name in kernels), seen.operations
     MODULE.current = 0
     evaluate_target(open_target(str(tmp_path / "run")), limit=4)
-    assert MODULE.current == DEVICE.index and accelerator.used == {DEVICE}
+    assert MODULE.current == DEVICE.index and pretend_kit.used == {DEVICE}
 
 
 def test_kernels_are_tried_on_it_and_waited_for() -> None:
@@ -62,7 +62,7 @@ def test_kernels_are_tried_on_it_and_waited_for() -> None:
     names = {"moslora.swiglu.default": 1, "moslora.swiglu_backward.default": 1, "moslora.rope.default": 2}
     assert {name: seen.operations[name] for name in names} == names
     assert any(place.startswith("synchronize") for place in seen.waits)
-    assert accelerator.used == {DEVICE}
+    assert pretend_kit.used == {DEVICE}
 
 
 def test_they_are_launched_where_their_tensors_are() -> None:

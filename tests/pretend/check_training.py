@@ -20,7 +20,7 @@ from moslora.training import loop, prepare, train_recipe
 from moslora.training.loop import accumulate
 from moslora.training.objective import _ChunkedLoss
 from moslora.training.optimizer import trainable, update
-from pretend.accelerator import DEVICE, NAME, OnDevice, on_cpu, watch
+from pretend_kit import DEVICE, NAME, OnDevice, on_cpu, watch
 from training_kit import steps_logged
 
 Make = Callable[..., Recipe]

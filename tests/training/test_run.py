@@ -163,10 +163,9 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
     assert [method for method, found in whole.items() if "penalty" in found] == ["diagonal, with penalty"]
     script = tmp_path / "shared.py"
     script.write_text(
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}]\n"
         "from moslora.recipe import load_recipe\n"
         "from safetensors.torch import save_file\n"
-        "from training.test_run import METHODS, gradients\n"
+        "from tests.training.test_run import METHODS, gradients\n"
         "from training_kit import same_bits\n"
         "import torch.distributed as dist\n"
         "def found(*overrides):\n"

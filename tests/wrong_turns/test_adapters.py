@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from changes_kit import edit_json, replace, truncate
 from importing_kit import REFUSED, setting, weight
 from moslora.convert.importing import import_adapter
 from moslora.runs.run import table_of_runs
 from training_kit import sign
-from wrong_turns.changes import edit_json, replace, truncate
 
 
 @pytest.mark.parametrize("command", ["train {} --resume", "eval {}", "merge {}", "export {}"])

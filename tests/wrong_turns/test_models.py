@@ -8,9 +8,9 @@ import huggingface_hub
 import pytest
 import torch
 
+from changes_kit import edit_json, edit_tensors, truncate
 from cli_kit import run
 from training_kit import moslora
-from wrong_turns.changes import edit_json, edit_tensors, truncate
 
 TRAIN = "train {world}/recipe.yaml --out run model.name=model"
 EVAL = "eval model --tasks obqa --source {world}/data --out e"

@@ -4,8 +4,8 @@ from unittest.mock import Mock
 
 import pytest
 
+from changes_kit import edit_json, replace
 from training_kit import sign
-from wrong_turns.changes import edit_json, replace
 
 TYPED = (
     ("trian llama3-8b", "trian", "train"),

@@ -1,7 +1,7 @@
 """A pretend accelerator: a device beside the CPU, of any build of torch, on which the whole program runs.
 
 Importing this module registers the device, which cannot be undone: only the checks in this folder do, in processes of
-their own (`tests/test_pretend.py` starts them). A tensor of it holds one on the CPU, which computes.
+their own (`tests/pretend/test_pretend.py` starts them). A tensor of it holds one on the CPU, which computes.
 
 It sees: tensors of two devices in one operation, kernels that only a CPU has, every wait of the host for the device
 and where it is caused, how many operations are launched, and a launch by Triton while another device is the current

@@ -19,7 +19,7 @@ from moslora.recipe.mixers import (
     TokenGateOptions,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 MODELS = [
     *("llama3-70b-nf4", "llama3-8b", "llama3-8b-nf4", "llama3.1-8b", "llama3.2-1b", "llama3.2-3b"),

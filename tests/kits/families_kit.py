@@ -1,6 +1,6 @@
 """Every family of transformers' causal language models, tiny: built from its default config, with random weights.
 
-``python tests/families_kit.py`` prints what becomes of each: equal, refused, not buildable, or neither.
+``python tests/kits/families_kit.py`` prints what becomes of each: equal, refused, not buildable, or neither.
 """
 
 import os

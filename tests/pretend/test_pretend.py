@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent / "pretend"
+FOLDER = Path(__file__).parent
 HALVES = (["methods"], ["device", "layers", "training", "evaluation"])
 """Of the checks, each about as long."""
 

@@ -27,15 +27,15 @@ from typing import Any
 import pytest
 import typer.main
 
-import test_docs
 from moslora.base.load import DTYPES
 from moslora.cli import app, main
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import PROTOCOLS, list_recipes, load_recipe, resolve_tasks
 from moslora.tasks import TASKS
 from moslora.training import train_recipe
+from tests.docs import test_docs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [page for folder in (".", "docs", "recipes", "data", ".github") for page in sorted(ROOT.glob(f"{folder}/*.md"))]
 ELSEWHERE = {
     "docs/coming-from.md": test_docs.test_an_adapter_and_rows_of_others_come_in_as_the_page_says,

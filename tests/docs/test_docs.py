@@ -24,7 +24,7 @@ from moslora.prompts.formats import FORMATS
 from moslora.recipe import load_recipe, trace_recipe
 from reference import perturb
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_library_page_trains_with_the_trainer_of_transformers(

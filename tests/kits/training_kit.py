@@ -67,10 +67,17 @@ def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
     )
 
 
+def importing_tests() -> dict[str, str]:
+    """The environment of a child that imports modules of the tests."""
+    kits = Path(__file__).parent
+    paths = [str(kits.parents[1]), str(kits), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 def in_two_processes(*program: object) -> str:
     """Runs ``program``, a script or "-m" and a module, with its arguments, over gloo; what it wrote to its output."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, program)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = importing_tests() | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout

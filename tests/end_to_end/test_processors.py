@@ -3,7 +3,6 @@
 `make test-processors` runs the whole suite so. As a program, ``RECIPE OUT``, this trains, scores and merges once.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from moslora.evaluation import Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import load_recipe
 from moslora.training import train_recipe
-from training_kit import adapter
+from training_kit import adapter, importing_tests
 
 DTYPES = {"float32": 1e-4, "bfloat16": 0.02}
 """How far weights and mean log-probabilities may be apart after six steps."""
@@ -52,7 +51,7 @@ def test_it_trains_scores_and_merges_and_gives_the_same(
 ) -> None:
     command = [sys.executable, __file__, world / "recipe.yaml", tmp_path]
     fewer = {"ONEDNN_MAX_CPU_ISA": onednn} | ({"ATEN_CPU_CAPABILITY": aten} if aten else {})
-    subprocess.run(command, env=os.environ | fewer, capture_output=True, check=True, timeout=240)
+    subprocess.run(command, env=importing_tests() | fewer, capture_output=True, check=True, timeout=240)
     for dtype, apart in DTYPES.items():
         runs = here / dtype, tmp_path / dtype
         one, other = map(adapter, runs)
