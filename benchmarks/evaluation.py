@@ -8,7 +8,7 @@ Each measurement is a process of its own, and the contestants take turns. Questi
 each set's validation split, in bfloat16, model loaded beforehand.
 
     cloze:ours         this program             cloze:16, cloze:32     lm-eval's hf model in batches of that many
-    rank:ours          labels ranked            rank:official          LLM-Adapters' script: 4 beams, 32 tokens, alone
+    choice:ours        labels compared          choice:official        LLM-Adapters' script: 4 beams, 32 tokens, alone
     generate:ours      greedy, in batches       generate:alone         the same, one by one
 """
 
@@ -37,7 +37,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 SECTION = ModelSection(name=BUILTIN)
 GROUPS = {
     "cloze": (["cloze:ours", "cloze:16", "cloze:32"], COMMONSENSE, 32),
-    "rank": (["rank:ours", "rank:official"], ("obqa", "piqa"), 8),
+    "choice": (["choice:ours", "choice:official"], ("obqa", "piqa"), 8),
     "generate": (["generate:ours", "generate:alone"], ("obqa", "piqa"), 32),
 }
 """Protocol -> contestants, sets, and questions of each set."""

@@ -32,7 +32,7 @@ from written import kernels, reset_peak, seconds
 sys.path.append(str(ROOT / "tests" / "kits"))
 
 PACKAGES = ("transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "triton", "flash_attn")
-FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}
+FORMATS = {"choice": "label", "cloze": "cloze", "generate": "label"}
 
 
 FEW_LAYERS = 4 if GPU else 2
@@ -234,7 +234,7 @@ def evaluation(record: Record, model: Any = None) -> None:
     from moslora.evaluation import Request, evaluate
 
     model, found = (model or adapted()[1]).eval(), dict[str, float]()
-    count = {"rank": 256, "cloze": 256, "generate": 64} if GPU else dict.fromkeys(FORMATS, 4)
+    count = {"choice": 256, "cloze": 256, "generate": 64} if GPU else dict.fromkeys(FORMATS, 4)
     for protocol, format in FORMATS.items():
         questions = {task: make_examples(task, count[protocol]) for task in ("arc_easy", "siqa")}
         request = Request.model_validate({"protocol": protocol, "format": format})

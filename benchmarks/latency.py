@@ -4,7 +4,7 @@
     python benchmarks/latency.py --base recipe.yaml --tokens 4 --repetitions 2 --print-only
 
 One model in one process. In every round each contestant's layers are put into it in turn, so that whatever slows the
-machine slows all. An answer is a question scored by protocol ``rank``, one forward pass; writing is greedy, from the
+machine slows all. An answer is a question scored by protocol ``choice``, one forward pass; writing is greedy, from the
 same question on. The adapters' B is moved from zero, and the numbers that come out do not matter.
 
 Parts are computed all at once by the mixers of `moslora.adapters`, and one after the other in a loop: every expert on
@@ -182,7 +182,7 @@ def measure(
 ) -> dict[str, Times]:
     """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up;
     ``after_round`` gets the times so far."""
-    request = Request(protocol="rank", format="label")
+    request = Request(protocol="choice", format="label")
     prompt = tokenizer(FORMATS["label"].generation_prompt(QUESTION), return_tensors="pt").input_ids.to(model.device)
     settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
     generate: Any = model.generate  # from GenerationMixin, which PreTrainedModel does not declare
@@ -269,7 +269,7 @@ def main() -> int:
     length = len(tokenizer(FORMATS["label"].generation_prompt(QUESTION)).input_ids)
     text = (
         f"{table(found)}\n\n`{given.base}`, rank {adapter.rank}, {recipe.model.dtype}, batch of one: median"
-        f" (quartiles) of {given.repetitions} rounds. An answer: {length} tokens, scored by protocol `rank`. Writing:"
+        f" (quartiles) of {given.repetitions} rounds. An answer: {length} tokens, scored by protocol `choice`. Writing:"
         f" {given.tokens} tokens, greedy, reading the question included. {machine()}."
     )
     publish(text, given.docs, TABLE, print_only=given.print_only)

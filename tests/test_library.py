@@ -104,7 +104,7 @@ def test_the_commands_take_a_saved_folder(world: Path, tmp_path: Path, capsys: p
     assert run(capsys, "export", folder)[0] == 0
     assert run(capsys, "ask", folder, "--question", "why", "--option", "a", "--option", "b")[0] == 0
     code, out, _ = run(capsys, "eval", folder, "--source", world / "data", "--tasks", "obqa", "--limit", "2")
-    assert code == 0 and (folder / "eval" / "rank-label-float32" / "results.json").is_file(), out
+    assert code == 0 and (folder / "eval" / "choice-label-float32" / "results.json").is_file(), out
     with pytest.raises(UsageError, match="not empty") as refused:
         moslora.save(model, folder)
     assert "--" not in str(refused.value)

@@ -18,7 +18,7 @@ from moslora.base.load import load_base
 from moslora.cli.table import print_table
 from moslora.console import say
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.rank import Rank
+from moslora.evaluation.choice import Choice
 from moslora.progress import Line
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection
@@ -146,7 +146,7 @@ def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
     """A clock on which a character of a prompt takes a second: the estimate after each block is the time it does take,
     although one task has the longer questions."""
     asked = {task: make_examples(task, 200) for task in ("boolq", "hellaswag")}
-    now, ends, score = [0.0], [], Rank.score
+    now, ends, score = [0.0], [], Choice.score
 
     def timed(scorer, examples, *, alone=False):
         if not alone:
@@ -157,8 +157,8 @@ def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
         return score(scorer, examples, alone=alone)
 
     monkeypatch.setattr("moslora.evaluation.run.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(Rank, "score", timed)
-    evaluate(make_model(), tokenizer(), asked, Request(protocol="rank", format="label"))
+    monkeypatch.setattr(Choice, "score", timed)
+    evaluate(make_model(), tokenizer(), asked, Request(protocol="choice", format="label"))
     estimates = re.findall(r"about (\S+) min left", capsys.readouterr().out)
     assert estimates == [f"{(ends[-1] - end) / 60:.1f}" for end in ends[:-1]] and len(ends) == 8
     by_questions = ends[0] / 64 * (400 - 64)

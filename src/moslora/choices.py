@@ -3,7 +3,7 @@
 from typing import Literal
 
 DType = Literal["bfloat16", "float16", "float32"]
-Protocol = Literal["rank", "cloze", "generate"]
+Protocol = Literal["choice", "cloze", "generate"]
 FormatName = Literal["label", "llm-adapters", "cloze", "cloze-passage", "chat"]
 LossOn = Literal["response", "all"]
 Split = Literal["train", "test", "dev"]
@@ -11,6 +11,9 @@ Onto = Literal["original", "dequantized"]
 Strategy = Literal["ddp", "fsdp"]
 Outcome = Literal["accuracy", "log_probability", "nats_per_byte"]
 TrackerName = Literal["wandb", "tensorboard", "trackio", "mlflow"]
+
+FORMER_NAMES = {"rank": "choice"}
+"""What a value was called before it had its name."""
 
 BUILTIN_MODEL = "smollm2-135m-instruct"
 """The name of the model that needs no hub, whatever folder is called so."""

@@ -255,14 +255,14 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, world: P
         target = open_target(str(run), base=base)
         assert len(quantized_layers(target.load())) == 14
         results, out = evaluate_target(target, tasks=("obqa",))
-        assert out.name == f"rank-label-{kind}-float32" + ("-base" if base else "")
+        assert out.name == f"choice-label-{kind}-float32" + ("-base" if base else "")
         assert results.settings.metadata["quantization"] == kind and f"float32 on {kind}" in results.heading
         scores[base] = [p.scores for p in results.predictions]
     assert scores[True] != scores[False]
     in_bfloat16 = open_target(str(run), dtype="bfloat16")
     model = in_bfloat16.load()
     assert output_weight(model).dtype == torch.bfloat16 and len(quantized_layers(model)) == 14
-    assert evaluate_target(in_bfloat16, tasks=("obqa",), limit=3)[1].name == f"rank-label-{kind}-bfloat16"
+    assert evaluate_target(in_bfloat16, tasks=("obqa",), limit=3)[1].name == f"choice-label-{kind}-bfloat16"
 
 
 @pytest.mark.parametrize("onto", get_args(Onto))

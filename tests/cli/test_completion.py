@@ -31,7 +31,7 @@ LINES = {
     "moslora eval --tasks ": [*COMMONSENSE, "passages"],
     "moslora eval --tasks arc_easy,obqa,arc": ["arc_easy,obqa,arc_challenge"],
     "moslora data show w": ["winogrande"],
-    "moslora eval --protocol ": ["rank", "cloze", "generate"],
+    "moslora eval --protocol ": ["choice", "cloze", "generate"],
     "moslora eval --format ": [*FORMATS, "chat"],
     "moslora merge --onto d": ["dequantized"],
 }

@@ -27,8 +27,8 @@ eval ./none
 eval empty
 eval runs/caps --tasks obqaa
 eval runs/caps --tasks none.yaml
-eval runs/caps --protocol ranks
-eval runs/caps --format cloze --protocol rank
+eval runs/caps --protocol rank
+eval runs/caps --format cloze --protocol choice
 eval runs/caps --beams 4
 eval runs/caps --limit x
 eval runs/caps --source nowhere

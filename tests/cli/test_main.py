@@ -86,7 +86,7 @@ def test_train_eval_merge_export(
     assert code == 0 and "newest run: runs/small" in out and "macro average" in out
     assert out.splitlines()[-1] == "next: moslora eval runs/small --base"
     code, out, _ = run(capsys, "eval", "--base", "--tasks", "obqa", "--limit", "7")
-    results = json.loads(Path("runs/small/eval/rank-label-float32-base/results.json").read_text())
+    results = json.loads(Path("runs/small/eval/choice-label-float32-base/results.json").read_text())
     assert code == 0 and results["tasks"]["obqa"]["n"] == 7 and list(results["tasks"]) == ["obqa"]
     assert out.splitlines()[-1] == "next: moslora compare runs/small"
     code, out, _ = run(capsys, "merge", "runs/small")
@@ -98,8 +98,8 @@ def test_train_eval_merge_export(
     )
     assert code == 0
     (folder,) = Path("runs").glob("eval-merged-*")
-    merged = json.loads((folder / "rank-label-float32" / "results.json").read_text())
-    tuned = json.loads(Path("runs/small/eval/rank-label-float32/results.json").read_text())
+    merged = json.loads((folder / "choice-label-float32" / "results.json").read_text())
+    tuned = json.loads(Path("runs/small/eval/choice-label-float32/results.json").read_text())
     assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
     code, out, _ = run(capsys, "export", "runs/small")
     assert code == 0 and Path("runs/small/peft/adapter_config.json").exists()
@@ -108,7 +108,7 @@ def test_train_eval_merge_export(
     assert code == 0 and "layers imported" in out and "written to runs/peft" in out
     assert out.splitlines()[-1] == "next: moslora eval runs/peft"
     code, out, _ = run(capsys, "eval", "runs/peft", "--source", world / "data", "--tasks", "obqa")
-    assert code == 0 and Path("runs/peft/eval/rank-label-bfloat16/results.json").exists()
+    assert code == 0 and Path("runs/peft/eval/choice-label-bfloat16/results.json").exists()
 
 
 def test_the_next_command_can_be_pasted_and_is_left_out_within_another(
@@ -185,7 +185,7 @@ def test_runs_are_readable_on_a_narrow_terminal(
     """No name is folded or cut, and no line is longer than the terminal; in a pipe each run is one line."""
     name = "a-name-of-forty-letters-with-3-numbers-12"
     shutil.copytree(trained, tmp_path / name)
-    results = {f"rank-label-bfloat16{of}": {"macro": 0.5, "questions": 12_345, "tasks": {}} for of in ("", "-base")}
+    results = {f"choice-label-bfloat16{of}": {"macro": 0.5, "questions": 12_345, "tasks": {}} for of in ("", "-base")}
     Run(tmp_path / name).add_facts(results=results)
     monkeypatch.setenv("COLUMNS", str(columns))
     said = {}
@@ -195,10 +195,10 @@ def test_runs_are_readable_on_a_narrow_terminal(
         said[kind] = sys.stdout.getvalue().splitlines()
     assert said[Screen][0] == name and max(map(len, said[Screen])) <= columns
     assert [line.split()[-4:] for line in said[Screen] if "12,345" in line] == [
-        [f"rank-label-bfloat16{of}", "50.0", "(n", "12,345)"] for of in ("", "-base")
+        [f"choice-label-bfloat16{of}", "50.0", "(n", "12,345)"] for of in ("", "-base")
     ]
     (line,) = [line for line in said[io.StringIO] if name in line]
-    assert "21/21" in line and "rank-label-bfloat16-base 50.0 (n 12,345)" in line
+    assert "21/21" in line and "choice-label-bfloat16-base 50.0 (n 12,345)" in line
 
 
 @pytest.mark.parametrize("columns", [45, 60, 80, 120])

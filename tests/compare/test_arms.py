@@ -88,15 +88,15 @@ def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
     with pytest.raises(UsageError, match=r"lora-1: has the recipe and the seed of .*copy"):
         load_arms([runs])
     shutil.rmtree(runs / "copy")
-    evaluated(runs / "lora-1", "rank-label-float32")
-    with pytest.raises(UsageError, match="--evaluation, among cloze-cloze-float32, rank-label-float32"):
+    evaluated(runs / "lora-1", "choice-label-float32")
+    with pytest.raises(UsageError, match="--evaluation, among cloze-cloze-float32, choice-label-float32"):
         load_arms([runs])
     evaluated(runs / "lora-1", "cloze-cloze-bfloat16", right=1)
     own = load_arms([runs / "lora-1", runs / "mixed-1"])[0].runs[1]
     assert sum(own.tasks["obqa"].outcomes["accuracy"]) == 1, "as its recipe evaluates"
     assert len(load_arms([runs], evaluation="cloze-cloze-float32")) == 2
-    with pytest.raises(UsageError, match=r"lora-2: no evaluation rank-label-float32.* as cloze-cloze-float32"):
-        load_arms([runs], evaluation="rank-label-float32")
+    with pytest.raises(UsageError, match=r"lora-2: no evaluation choice-label-float32.* as cloze-cloze-float32"):
+        load_arms([runs], evaluation="choice-label-float32")
 
 
 def test_arms_are_paired_by_seed() -> None:
@@ -128,7 +128,7 @@ def other(**settings: object) -> Answers:
 @pytest.mark.parametrize(
     ("run", "line"),
     [
-        (other(protocol="rank"), "protocol: cloze in one-1, rank in other-1; evaluate both in the same way"),
+        (other(protocol="choice"), "protocol: cloze in one-1, choice in other-1; evaluate both in the same way"),
         (other(format="label"), "format: cloze in one-1, label in other-1; evaluate both in the same way"),
         (
             other(data={"obqa": "0123"}),
@@ -173,7 +173,7 @@ def test_what_is_meant_to_differ_is_allowed() -> None:
     with pytest.raises(UsageError, match="--allow stepz: must be one of base, dtype"):
         refuse_mixed([arm("one", drawn(1)), arm("other", longer)], allowed=["stepz", "steps"])
     with pytest.raises(UsageError, match="--allow protocol: must be one of base"):
-        refuse_mixed([arm("one", drawn(1)), arm("other", other(protocol="rank"))], allowed=["protocol"])
+        refuse_mixed([arm("one", drawn(1)), arm("other", other(protocol="choice"))], allowed=["protocol"])
     refuse_mixed([arm("base", base()), arm("one", drawn(1), drawn(2))])
 
 

@@ -69,7 +69,7 @@ def adapted(trained: Path, recipe: Recipe, drawn: tuple[str, ...]) -> AdapterFol
 def test_the_prompts_of_every_set_in_every_format(
     trained: Path, tokenizer: PreTrainedTokenizerBase, name: FormatName
 ) -> None:
-    protocol = "cloze" if "cloze" in name else "rank"
+    protocol = "cloze" if "cloze" in name else "choice"
     recipe = open_adapter(trained / "adapter").recipe.model_copy(
         update={"data": DataSection(format=name), "evaluation": EvaluationSection(protocol=protocol)}
     )

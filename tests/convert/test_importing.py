@@ -72,7 +72,7 @@ def test_an_official_checkpoint_computes_what_its_layers_do(world: Path, tmp_pat
     assert close(logits(load_adapted(folder, dtype="float32")), expected)
     assert not close(logits(fresh(world)), expected)
     recipe = folder.recipe
-    assert (recipe.name, recipe.data.format, recipe.evaluation.protocol) == (source.name, "llm-adapters", "rank")
+    assert (recipe.name, recipe.data.format, recipe.evaluation.protocol) == (source.name, "llm-adapters", "choice")
     assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (RANK, ALPHA, 0.05)
     assert recipe.adapter.mixer.kind == "dense" and set(recipe.adapter.target_modules) == set(TARGETS)
 
@@ -108,7 +108,7 @@ def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) ->
         assert "Imported from MoSLoRA's format: `adapter_config.json`" in (run / folder / "README.md").read_text()
     target = open_target(str(run))
     results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"))
-    assert results.tasks["obqa"].n == 20 and where == run / "eval" / "rank-llm-adapters-float32"
+    assert results.tasks["obqa"].n == 20 and where == run / "eval" / "choice-llm-adapters-float32"
     evaluate_target(open_target(str(run), base=True), tasks=("obqa",), source=str(world / "data"))
     assert [arm.name for arm in load_arms([run])] == ["base", "run"]
     import_adapter(run / "peft", out=tmp_path / "again")

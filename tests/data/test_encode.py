@@ -80,7 +80,7 @@ def test_a_tokenizer_that_begins_every_text_with_a_space(parts: dict[str, object
 @pytest.mark.parametrize("task", COMMONSENSE)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_one_token_decides_between_labels(name: str, task: str) -> None:
-    """The answers of a question agree but for their last token, one token each: what `rank` compares."""
+    """The answers of a question agree but for their last token, one token each: what `choice` compares."""
     encoder = Encoder(TOKENIZERS[name](), max_length=None)
     for example in questions(task)[:50]:
         pairs = [(option.prompt, option.answer) for option in FORMATS["label"].options(example)]

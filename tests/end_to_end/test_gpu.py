@@ -116,7 +116,7 @@ def test_train_stop_resume_evaluate_merge_export(
     record_property("resumed_to_the_same_bits", same_bits(adapter(run), adapter(again)))
     assert close(adapter(run), adapter(again)) < 0.02  # a fused attention's backward pass may add in any order
 
-    for protocol in ("rank", "cloze", "generate"):
+    for protocol in ("choice", "cloze", "generate"):
         results, _ = evaluate_target(open_target(str(run)), protocol=protocol, limit=LIMIT, out=tmp_path / protocol)
         assert len(results.predictions) == 3 * LIMIT
     proof = merge(run / "adapter", out=tmp_path / "merged")

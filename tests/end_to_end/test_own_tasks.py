@@ -71,7 +71,7 @@ def test_a_run_finds_its_rows_from_anywhere_and_an_older_one_is_resumed(
     assert Run(Path("runs/mine")).recipe.tasks["weather"].train == str(tmp_path / "rows.jsonl")
 
 
-@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("generate", "label"), ("cloze", "cloze")])
+@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("generate", "label"), ("cloze", "cloze")])
 def test_every_protocol_scores_it(mine: Path, tmp_path: Path, protocol: str, format: str) -> None:
     results = scored(mine / "run", protocol=protocol, format=format, out=tmp_path / "e")
     assert list(results.tasks) == ["weather", "boolq"]
@@ -185,7 +185,7 @@ def test_rows_are_shown_as_the_recipe_trains_on_them(
     assert code == 0 and f"weather/train/0{heading}" in shown and f"other/train/0{heading}" in shown
     assert "options (protocol cloze; * is right)" in shown
     code, shown, _ = run(capsys, "data", "show", tmp_path / "own.yaml", "--format", "label", "--max-length", "99")
-    assert code == 0 and "format label, " in shown and "protocol rank or generate" in shown and " cut" not in shown
+    assert code == 0 and "format label, " in shown and "protocol choice or generate" in shown and " cut" not in shown
     code, shown, _ = run(capsys, "data", "show", "boolq", "--source", world / "data", "--model", world / "model")
     assert code == 0 and "boolq/train/0   format label, " in shown
     code, shown, _ = run(capsys, "data", "audit", "--tasks", tmp_path / "own.yaml")

@@ -28,7 +28,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("rank", "llm-adapters"), ("cloze", "cloze")])
+@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("choice", "llm-adapters"), ("cloze", "cloze")])
 @pytest.mark.parametrize("task", SHAPES)
 def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, protocol: str, format: str) -> None:
     example = make_examples(task, 3)[2]
@@ -48,7 +48,7 @@ def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, proto
         assert found[option].probability == pytest.approx(probability, abs=1e-12)
         assert found[option].log_probability == score
     assert sum(answer.probability for answer in answers.options) == pytest.approx(1)
-    if protocol == "rank":  # the scores are log-probabilities of the labels already
+    if protocol == "choice":  # the scores are log-probabilities of the labels already
         assert [math.exp(score) for score in expected.scores] == pytest.approx(probabilities)
 
 
@@ -58,7 +58,9 @@ def test_an_adapter_a_base_and_a_model_answer_each_for_itself(trained: Path, wor
     base = ask(open_target(str(trained), base=True), **asked)
     model = ask(open_target(str(world / "model"), dtype="float32"), **asked, format="label")
     assert tuned.prediction.scores != base.prediction.scores == model.prediction.scores
-    assert {(a.protocol, a.format, a.prediction.task) for a in (tuned, base, model)} == {("rank", "label", "arc_easy")}
+    assert {(a.protocol, a.format, a.prediction.task) for a in (tuned, base, model)} == {
+        ("choice", "label", "arc_easy")
+    }
 
 
 def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: P
         example = replace(make_examples("obqa", 1)[0], task=task)
         found = ask(target, question=example.question, options=example.choices, task=task).prediction.scores
         model = load_adapted(open_adapter(tmp_path / "run" / "adapter"))
-        request = Request(protocol="rank", format="label")
+        request = Request(protocol="choice", format="label")
         (expected,) = evaluate(model, tokenizer(), {task: [example]}, request).predictions
         assert found == expected.scores
         scores.append(found)
@@ -80,7 +82,7 @@ def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: P
 def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained: Path) -> None:
     target = open_target(str(trained))
     generates = replace(target, request=target.request.model_copy(update={"protocol": "generate"}))
-    assert ask(generates, question="a", options=("b", "c")).protocol == "rank"
+    assert ask(generates, question="a", options=("b", "c")).protocol == "choice"
     cloze = {"format": "cloze-passage", "protocol": "cloze"}
     passages = replace(target, request=target.request.model_copy(update=cloze))
     assert ask(passages, question="a", options=("yes", "no")).format == "cloze"
@@ -109,7 +111,7 @@ WRONG = {
     "not boolq's": ([*ASKED, "--task", "boolq"], "", "task boolq"),
     "no gap": ([*ASKED, "--task", "winogrande"], "", "one _"),
     "no activity": ([*ASKED, "--task", "hellaswag"], "", "task hellaswag"),
-    "protocol and format": ([*ASKED, "--protocol", "rank", "--format", "cloze"], "", "--protocol cloze"),
+    "protocol and format": ([*ASKED, "--protocol", "choice", "--format", "cloze"], "", "--protocol cloze"),
 }
 
 
@@ -131,7 +133,7 @@ def test_flags_and_typed_lines_give_the_same(
     assert code == 0
     head, *lines = out.splitlines()
     assert head == (
-        "protocol rank, format label, asked as arc_easy; probability: softmax of the log-probability of the"
+        "protocol choice, format label, asked as arc_easy; probability: softmax of the log-probability of the"
         " option's label"
     )
     assert len(lines) == 2 and {line.split("  ")[-1] for line in lines} == {"a red fox", "[two] birds"}

@@ -9,7 +9,7 @@ import torch
 
 from evaluation_kit import make_examples
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
-from moslora.evaluation.rank import Rank
+from moslora.evaluation.choice import Choice
 
 
 def test_order_depends_on_ids_alone() -> None:
@@ -38,10 +38,12 @@ def test_exact_arithmetic_computes_only_what_is_wanted() -> None:
 def test_batches_hold_similar_lengths_and_every_question_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest come first, and every output is that of its own question."""
     lengths, batches = random.Random(0).choices(range(5, 90), k=101), []
-    scorer = object.__new__(Rank)
-    monkeypatch.setattr(Rank, "length", lambda _, question: lengths[question])
-    monkeypatch.setattr(Rank, "model", SimpleNamespace(device=torch.device("cpu")), raising=False)
-    monkeypatch.setattr(Rank, "compute", lambda _, batch: batches.append(batch) or (lambda: [-each for each in batch]))
+    scorer = object.__new__(Choice)
+    monkeypatch.setattr(Choice, "length", lambda _, question: lengths[question])
+    monkeypatch.setattr(Choice, "model", SimpleNamespace(device=torch.device("cpu")), raising=False)
+    monkeypatch.setattr(
+        Choice, "compute", lambda _, batch: batches.append(batch) or (lambda: [-each for each in batch])
+    )
     for tokens in (500, 1):
         batches.clear()
         assert scorer.in_batches(range(101), tokens=tokens) == [-question for question in range(101)]

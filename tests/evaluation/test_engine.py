@@ -16,7 +16,7 @@ from moslora.base.load import name_task
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, cloze, evaluate
-from moslora.evaluation.rank import Rank
+from moslora.evaluation.choice import Choice
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
 from moslora.prompts.formats import FORMATS
@@ -55,7 +55,7 @@ def model_of(name: str, mixer: dict[str, object] | None = None) -> PreTrainedMod
     ("name", "mixer"),
     [("llama", None), ("mistral", None), ("qwen3", None), ("llama", TOKEN_GATE), ("llama", TASK_GATE)],
 )
-@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("rank", "llm-adapters"), ("cloze", "cloze")])
+@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("choice", "llm-adapters"), ("cloze", "cloze")])
 def test_scores_are_those_of_a_plain_loop(
     name: str, mixer: dict[str, object] | None, protocol: Any, format: Any
 ) -> None:
@@ -75,7 +75,7 @@ def test_scores_are_those_of_a_plain_loop(
             scores.append(log_probability(plain, text.ids[: text.answer_start], text.ids[text.answer_start :]))
             longest = max(longest, len(text.ids) - text.answer_start)
         expected = torch.tensor(scores, dtype=torch.float64)
-        if protocol == "rank":
+        if protocol == "choice":
             expected = expected.log_softmax(0)
         given = torch.tensor(prediction.scores, dtype=torch.float64)
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-5 * longest)
@@ -83,7 +83,7 @@ def test_scores_are_those_of_a_plain_loop(
         assert prediction.characters == tuple(option.characters for option in options if protocol == "cloze")
 
 
-@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("cloze", "cloze-passage")])
+@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("cloze", "cloze-passage")])
 @pytest.mark.parametrize("batch_tokens", [1, 500, 5_000])
 def test_float32_predictions_do_not_depend_on_batch_tokens_or_order_and_have_no_drift(
     protocol: Any, format: Any, batch_tokens: int
@@ -118,7 +118,7 @@ def test_texts_written_in_batches_are_those_written_one_by_one(name: str) -> Non
 
 
 def test_rank_reads_what_the_labels_share() -> None:
-    scorer = Rank(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], batch_tokens=400)
+    scorer = Choice(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], batch_tokens=400)
     question = scorer.encode(make_examples("arc_challenge", 1)[0])
     assert tokenizer().decode(question.input_ids).endswith("### Response:\nthe correct answer is answer")
     assert tokenizer().convert_ids_to_tokens(question.option_tokens) == ["1", "2", "3", "4", "5"]

@@ -221,7 +221,7 @@ def test_a_context_without_room_for_a_text_is_refused_in_a_line() -> None:
     assert len(evaluate(learned_positions(34), *asked).predictions) == 2
 
 
-@pytest.mark.parametrize("protocol", ["rank", "generate", "cloze"])
+@pytest.mark.parametrize("protocol", ["choice", "generate", "cloze"])
 def test_a_limit_beyond_the_models_context_is_refused(protocol: Any) -> None:
     request = Request(protocol=protocol, format="cloze" if protocol == "cloze" else "label", max_length=4_000)
     with pytest.raises(UsageError, match=r"evaluation\.max_length = 4000: .* 120 tokens"):

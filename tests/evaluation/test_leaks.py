@@ -78,7 +78,7 @@ def test_results_with_and_without_leaks(
 
     # A limit restricts the questions, a base has its run's rows, and the printed line says where a number is from.
     assert run(capsys, "eval", out, "--base", "--tasks", "obqa", "--limit", "15")[0] == 0
-    limited = Evaluation(out / "eval" / "rank-label-float32-base").results.without_leaks
+    limited = Evaluation(out / "eval" / "choice-label-float32-base").results.without_leaks
     assert limited is not None and set(limited.leaks) == {"obqa"}
     asked = [p.id for p in evaluate_target(open_target(str(out), base=True), tasks=("obqa",), limit=15)[0].predictions]
     assert limited.leaks["obqa"] == len(LEAKED & set(asked)) == 1

@@ -20,9 +20,9 @@ from training_kit import in_two_processes, moslora
 LOSES_ONE = """
 import os, signal
 from moslora import cli
-from moslora.evaluation.rank import Rank
+from moslora.evaluation.choice import Choice
 if os.environ["RANK"] == "1":
-    Rank.score = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    Choice.score = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 cli.main()
 """
 
@@ -95,7 +95,7 @@ def test_two_processes_with_a_share_each_score_like_one(trained: Path, tmp_path:
     assert sorted(one) == sorted(two) and len(one) == 60
 
 
-CASES = [(tied, asked) for tied in (False, True) for asked in ("rank", "cloze", "generate")]
+CASES = [(tied, asked) for tied in (False, True) for asked in ("choice", "cloze", "generate")]
 
 
 def scored(*, tied: bool, protocol: str, share: bool = False) -> str:

@@ -18,12 +18,12 @@ from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluate
 from moslora.evaluation.batches import BLOCK_SIZE, canonical_place
+from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.leaks import Leaks
-from moslora.evaluation.rank import Rank
 from moslora.tasks import Example, Numbered
 
-RANK: dict[str, Any] = {"protocol": "rank", "format": "label"}
+CHOICE: dict[str, Any] = {"protocol": "choice", "format": "label"}
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
 
 
@@ -31,7 +31,7 @@ def scores_by_id(results: Results) -> dict[str, tuple[float, ...]]:
     return {prediction.id: prediction.scores for prediction in results.predictions}
 
 
-@pytest.mark.parametrize("settings", [RANK, CLOZE], ids=["rank", "cloze"])
+@pytest.mark.parametrize("settings", [CHOICE, CLOZE], ids=["choice", "cloze"])
 def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> None:
     """Bit for bit, whatever the limit, the order and the other tasks."""
     model = make_model(torch.bfloat16)
@@ -51,9 +51,9 @@ def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(
 ) -> None:
     """The largest change of a margin, by the scores of every one of them alone."""
     model, examples = make_model(torch.bfloat16), {"piqa": make_examples("piqa", 320)}
-    found, score = [], Rank.score
-    monkeypatch.setattr(Rank, "score", lambda self, e, **k: found.append(score(self, e, **k)) or found[-1])
-    results = evaluate(model, tokenizer(), examples, Request(limit=limit, **RANK))
+    found, score = [], Choice.score
+    monkeypatch.setattr(Choice, "score", lambda self, e, **k: found.append(score(self, e, **k)) or found[-1])
+    results = evaluate(model, tokenizer(), examples, Request(limit=limit, **CHOICE))
     batched = {p.id: p.scores for p in results.predictions}
     changes = [[a - b for a, b in zip(p.scores, batched[p.id], strict=True)] for p in found[-1]]
     assert len(changes) == alone and results.macro.drift == max(max(each) - min(each) for each in changes)
@@ -65,10 +65,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
 ) -> None:
     model = make_model(dtype)
     examples = {"piqa": make_examples("piqa", BLOCK_SIZE + 60), "boolq": make_examples("boolq", 30)}
-    straight = evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path / "straight")
+    straight = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path / "straight")
 
     out = tmp_path / "killed"
-    evaluate(model, tokenizer(), examples, Request(**RANK), out=out)
+    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=out)
     (out / "results.json").unlink()
     assert not Evaluation(out).finished
     lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
@@ -76,9 +76,9 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     (out / "predictions.jsonl").write_bytes(b"".join(lines[: BLOCK_SIZE + 10]) + lines[BLOCK_SIZE + 10][:25])
 
     scored = []
-    score = Rank.score
-    monkeypatch.setattr(Rank, "score", lambda self, e, **k: scored.append(len(e)) or score(self, e, **k))
-    resumed = evaluate(model, tokenizer(), examples, Request(**RANK), out=out)
+    score = Choice.score
+    monkeypatch.setattr(Choice, "score", lambda self, e, **k: scored.append(len(e)) or score(self, e, **k))
+    resumed = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=out)
     assert scored == [60, 30, 4, 4], "the first block is not computed again"
     assert resumed.predictions == straight.predictions
     assert (out / "results.json").read_bytes() == (tmp_path / "straight/results.json").read_bytes()
@@ -98,13 +98,13 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
 
     def into(name: str, *tasks: str, limit: int | None = None) -> bytes:
         asked = {task: examples[task] for task in tasks}
-        evaluate(model, tokenizer(), asked, Request(limit=limit, **RANK), out=tmp_path / name, leaks=leaks)
+        evaluate(model, tokenizer(), asked, Request(limit=limit, **CHOICE), out=tmp_path / name, leaks=leaks)
         return (tmp_path / name / "results.json").read_bytes()
 
     whole = into("whole", *examples)
     assert into("whole", "obqa", limit=2) == whole
     assert into("whole", "boolq") == whole
-    evaluate(model, tokenizer(), {"boolq": examples["boolq"]}, Request(**RANK), out=tmp_path / "whole")
+    evaluate(model, tokenizer(), {"boolq": examples["boolq"]}, Request(**CHOICE), out=tmp_path / "whole")
     assert (tmp_path / "whole/results.json").read_bytes() == whole, "leaks that are unknown now were known before"
     assert json.loads(whole)["without_leaks"]["leaks"] == {task: 14 for task in examples}
     into("pieces", "piqa", "boolq", limit=30)
@@ -121,13 +121,15 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     model = make_model()
     examples = {"piqa": make_examples("piqa", 5)}
-    evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path, metadata={"model": "a"})
+    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
     with pytest.raises(UsageError, match=r"batch_tokens was 2048, is 16; metadata.model was a, is b") as caught:
-        evaluate(model, tokenizer(), examples, Request(batch_tokens=16, **RANK), out=tmp_path, metadata={"model": "b"})
+        evaluate(
+            model, tokenizer(), examples, Request(batch_tokens=16, **CHOICE), out=tmp_path, metadata={"model": "b"}
+        )
     assert "another --out or remove the folder" in str(caught.value)
     changed = {"piqa": make_examples("piqa", 6)}
     with pytest.raises(UsageError, match=r"data\.piqa was"):
-        evaluate(model, tokenizer(), changed, Request(**RANK), out=tmp_path, metadata={"model": "a"})
+        evaluate(model, tokenizer(), changed, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
 
 
 def answered_before_a_kill(folder: Path, ids: Sequence[str]) -> None:
@@ -146,15 +148,15 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
     and stays out of the averages until the rest is there."""
     questions = {"piqa": make_examples("piqa", 40)}
     model = make_model()
-    evaluate(model, tokenizer(), questions, Request(**RANK), out=tmp_path)
+    evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
     ordered = sorted((example.id for example in questions["piqa"]), key=canonical_place)
     answered_before_a_kill(tmp_path, ordered[:20] if first else ordered[20:])
-    found = evaluate(model, tokenizer(), questions, Request(**RANK, limit=5), out=tmp_path)
+    found = evaluate(model, tokenizer(), questions, Request(**CHOICE, limit=5), out=tmp_path)
     assert found.tasks["piqa"].n == 5
     left = Evaluation(tmp_path)
     assert {task: score.n for task, score in left.results.tasks.items()} == ({"piqa": 20} if first else {})
     assert left.unfinished == ({} if first else {"piqa": (25, 40)})
-    evaluate(model, tokenizer(), questions, Request(**RANK), out=tmp_path)
+    evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
     assert Evaluation(tmp_path).results.tasks["piqa"].n == 40 and not Evaluation(tmp_path).unfinished
 
 
@@ -163,7 +165,7 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
 
     def ask(*tasks: str, source: str) -> int:
         asked = {task: make_examples(task, 5) for task in tasks}
-        evaluate(make_model(), tokenizer(), asked, Request(**RANK), out=tmp_path, metadata={"source": source})
+        evaluate(make_model(), tokenizer(), asked, Request(**CHOICE), out=tmp_path, metadata={"source": source})
         return len(Evaluation(tmp_path).predictions)
 
     assert ask("piqa", source="rows") == 5
@@ -174,7 +176,7 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
 
 def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path: Path) -> None:
     model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
-    results = evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+    results = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
     head = json.loads((tmp_path / "settings.json").read_text())
     made_with = head["settings"]["made_with"]
     for key in ("moslora", "torch", "transformers"):
@@ -184,7 +186,7 @@ def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_p
             (tmp_path / "settings.json").write_text(json.dumps(other))
             before = {path: path.read_bytes() for path in tmp_path.iterdir()}
             with pytest.raises(UsageError, match=rf"{key} was {said}, is {re.escape(version(key))}"):
-                evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+                evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
             assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     old = json.loads((tmp_path / "results.json").read_text())
     del old["settings"]["made_with"]
@@ -199,24 +201,24 @@ def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Pat
     one, other = copy.deepcopy(tokenizer()), copy.deepcopy(tokenizer())
     one.chat_template = "{{ messages[0].content }} so "
     other.chat_template = "{{ messages[0].content }} thus "
-    for name, request in (("chat", chat), ("label", RANK)):
+    for name, request in (("chat", chat), ("label", CHOICE)):
         evaluate(model, one, examples, Request(**request), out=tmp_path / name)
     with pytest.raises(UsageError, match=r"chat_template was \w+, is \w+"):
         evaluate(model, other, examples, Request(**chat), out=tmp_path / "chat")
-    evaluate(model, other, examples, Request(**RANK), out=tmp_path / "label")
+    evaluate(model, other, examples, Request(**CHOICE), out=tmp_path / "label")
     other.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(UsageError, match=r"tokenizer was \w+, is \w+"):
-        evaluate(model, other, examples, Request(**RANK), out=tmp_path / "label")
+        evaluate(model, other, examples, Request(**CHOICE), out=tmp_path / "label")
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
-    evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
     file = tmp_path / "predictions.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([lines[0], "{}\n", *lines[2:]]))
     with pytest.raises(MosloraError, match=r"predictions\.jsonl:2: not a prediction"):
-        evaluate(model, tokenizer(), examples, Request(**RANK), out=tmp_path)
+        evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
     file.write_text("".join([*lines, lines[0]]))
     with pytest.raises(MosloraError, match=r"predictions\.jsonl:6: "):
         _ = Evaluation(tmp_path).predictions
@@ -226,15 +228,15 @@ def test_dropout_left_on_is_refused() -> None:
     model = make_model()
     model.model.layers[1].mlp.train()
     with pytest.raises(MosloraError, match=r"model\.layers\.1\.mlp.*model\.eval\(\)"):
-        evaluate(model, tokenizer(), all_tasks(1), Request(**RANK))
+        evaluate(model, tokenizer(), all_tasks(1), Request(**CHOICE))
 
 
 def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Rank, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(
         UsageError, match=r"task siqa, format cloze, 3 options: .* use evaluation.protocol=cloze"
     ) as caught:
-        evaluate(make_model(), tokenizer(), all_tasks(2), Request(protocol="rank", format="cloze"))
+        evaluate(make_model(), tokenizer(), all_tasks(2), Request(protocol="choice", format="cloze"))
     assert len(str(caught.value).splitlines()) == 7, "all but boolq, whose options are one token each"
 
 
@@ -257,9 +259,9 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(
         request = Request(protocol=protocol, format="cloze" if protocol == "cloze" else format, limit=None)
         results = evaluate(make_model(), tokenizer(), {"mine": rows[-2:]}, request)
         assert results.tasks["mine"].n == 2
-    monkeypatch.setattr(Rank, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(UsageError, match=r"task mine, format .*, 10 options: .* use evaluation.protocol=generate"):
-        evaluate(make_model(), tokenizer(), asked, Request(protocol="rank", format=format))
+        evaluate(make_model(), tokenizer(), asked, Request(protocol="choice", format=format))
 
 
 def test_a_late_option_that_fills_the_context_is_refused_before_anything_is_scored(
@@ -273,9 +275,9 @@ def test_a_late_option_that_fills_the_context_is_refused_before_anything_is_scor
 
 
 def test_a_task_without_questions_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Rank, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(UsageError, match="siqa, obqa: no question"):
-        evaluate(make_model(), tokenizer(), {**all_tasks(1), "obqa": [], "siqa": []}, Request(**RANK))
+        evaluate(make_model(), tokenizer(), {**all_tasks(1), "obqa": [], "siqa": []}, Request(**CHOICE))
 
 
 def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,10 +46,10 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
     assert f"note: {copy} is unfinished: scoring step 21 of 21\n" in run(capsys, "eval", copy, *options)[1]
     for named in ([newest], [copy, "--base"]):
         assert "is unfinished" not in run(capsys, "eval", *named, *options)[1]
-    said = "note: no run says how to ask this model: protocol rank"
+    said = "note: no run says how to ask this model: protocol choice"
     options = (*options, "--source", world / "data", "--out")
     assert said in run(capsys, "eval", world / "model", *options, tmp_path / "one")[1]
-    assert said not in run(capsys, "eval", world / "model", "--protocol", "rank", *options, tmp_path / "two")[1]
+    assert said not in run(capsys, "eval", world / "model", "--protocol", "choice", *options, tmp_path / "two")[1]
     asked = ("ask", world / "model", "--question", "why", "--option", "a", "--option", "b")
     assert run(capsys, *asked)[1].startswith(said)
     code, out, _ = run(capsys, *asked, "--protocol", "cloze")
@@ -97,7 +97,7 @@ def test_scores_of_a_checkpoint_are_its_own_whatever_the_path(
     (other / "adapter").symlink_to(copy / "checkpoints" / "step-15")
     monkeypatch.chdir(tmp_path / inside)
     assert run(capsys, "eval", typed, "--tasks", "obqa", "--limit", "2")[0] == 0
-    assert scored(copy) == {"rank-label-float32-step-15": weights(copy / "checkpoints" / "step-15")}
+    assert scored(copy) == {"choice-label-float32-step-15": weights(copy / "checkpoints" / "step-15")}
     assert not (other / "eval").exists()
 
 
@@ -109,7 +109,7 @@ def test_a_folder_of_checkpoints_means_the_newest_from_inside_and_by_a_link(
     for inside, typed in ((copy / "checkpoints", "."), (tmp_path, "folder"), (copy, "checkpoints")):
         monkeypatch.chdir(inside)
         assert run(capsys, "eval", typed, "--tasks", "obqa", "--limit", "2")[0] == 0
-        assert list(scored(copy)) == ["rank-label-float32-step-21"]
+        assert list(scored(copy)) == ["choice-label-float32-step-21"]
 
 
 def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(
@@ -134,7 +134,7 @@ def test_another_format_than_the_models_own_is_noted(
     asked = ("--question", "why", "--option", "a", "--option", "b")
     assert said in run(capsys, "ask", copy, "--protocol", "cloze", *asked)[1]
     assert "read by protocol cloze" in run(capsys, "eval", copy, "--format", "cloze-passage", *options)[1]
-    for typed in ([], ["--protocol", "rank"], ["--protocol", "cloze", "--format", "cloze"]):
+    for typed in ([], ["--protocol", "choice"], ["--protocol", "cloze", "--format", "cloze"]):
         assert "this model" not in run(capsys, "eval", copy, *typed, *options)[1]
 
 
@@ -174,7 +174,7 @@ def test_the_newest_run_may_lie_in_the_current_folder(
     shutil.copytree(trained, tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(capsys, "eval", "--tasks", "obqa", "--limit", "2")
-    assert code == 0 and out.startswith("newest run: mine\n") and "written to mine/eval/rank-label-float32" in out
+    assert code == 0 and out.startswith("newest run: mine\n") and "written to mine/eval/choice-label-float32" in out
 
 
 def test_a_run_does_not_depend_on_the_folder_where_it_was_trained(
@@ -207,7 +207,7 @@ def test_a_typed_limit_replaces_the_recipes(trained: Path, tmp_path: Path, capsy
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "1", "--max-length", "24")
     assert code == 0 and "1 question without the start, longer than evaluation.max_length = 24 tokens" in out
-    assert Evaluation(copy / "eval" / "rank-label-float32").settings.max_length == 24
+    assert Evaluation(copy / "eval" / "choice-label-float32").settings.max_length == 24
 
 
 def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(
@@ -222,7 +222,7 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     results, _ = evaluate_target(limited, limit=None)
     assert {score.n for score in results.tasks.values()} == {20}
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
-    folder = copy / "eval" / "rank-label-float32"
+    folder = copy / "eval" / "choice-label-float32"
     assert code == 0 and "macro average" not in out and Evaluation(folder).results.macro.n == 60
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "all")
     assert code == 0 and len(Evaluation(folder).predictions) == 60

@@ -21,7 +21,7 @@ from pretend_kit import on_cpu, watch
 from tests.end_to_end import test_own_tasks
 
 mine = test_own_tasks.mine  # a run on a task of one's own and on BoolQ, made on the device here
-FORMATS = {"rank": "label", "cloze": "cloze", "generate": "label"}
+FORMATS = {"choice": "label", "cloze": "cloze", "generate": "label"}
 
 
 def scored(target: Path, out: Path, protocol: Any = "cloze", **options: Any) -> list[Prediction]:
@@ -64,7 +64,7 @@ def test_its_conversions_are_scored_as_it_is(mine: Path, world: Path, tmp_path: 
     same(scored(back, tmp_path / "c", **of), expected)
 
 
-@pytest.mark.parametrize(("protocol", "most"), [("rank", 140), ("cloze", 170)])
+@pytest.mark.parametrize(("protocol", "most"), [("choice", 140), ("cloze", 170)])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: Any, most: int, batches: int) -> None:
     target = open_target(str(mine / "run"))

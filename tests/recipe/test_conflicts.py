@@ -103,7 +103,9 @@ def test_combinations_are_reported_beside_wrong_fields_unless_they_share_one(wri
 
 
 def test_conflict_blames_the_file_nearest_to_the_user(write):
-    path = write(base="model: {name: x}\nevaluation: {protocol: rank}", top="extends: base.yaml\ndata: {format: cloze}")
+    path = write(
+        base="model: {name: x}\nevaluation: {protocol: choice}", top="extends: base.yaml\ndata: {format: cloze}"
+    )
     (line,) = faults(path)
     assert line.startswith("top.yaml: data.format = 'cloze': ")
     (line,) = faults(path, "evaluation.protocol=generate")

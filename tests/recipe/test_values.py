@@ -50,6 +50,10 @@ def test_floats_as_people_write_them(write, text, value):
         ("data.tasks=[]", "data.tasks = []: "),
         ("data.tasks=[boolq, hellaswagg]", "data.tasks = ['boolq', 'hellaswagg']: unknown task 'hellaswagg'"),
         ("adapter.target_modules=(q_proj", "adapter.target_modules = '(q_proj': "),
+        (
+            "evaluation.protocol=rank",
+            "evaluation.protocol = 'rank': must be 'choice', 'cloze' or 'generate'; did you mean choice?",
+        ),
         ("evaluation.source=commonsense_170k", "evaluation.source = 'commonsense_170k': "),
     ],
 )

@@ -288,7 +288,7 @@ def test_bases_are_told_apart_by_what_differs(evaluated: Path, tmp_path: Path) -
     assert base_names([first, over("meta/llama", "f2")]) == ["base (llama f1)", "base (llama f2)"]
     assert base_names([first, over("meta/llama", "f1", quantization="nf4")]) == ["base", "base (nf4)"]
     cloze = replace(first, protocol="cloze", format="cloze")
-    assert base_names([first, cloze]) == ["base (rank, label)", "base (cloze, cloze)"]
+    assert base_names([first, cloze]) == ["base (choice, label)", "base (cloze, cloze)"]
 
 
 def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,14 +337,14 @@ def test_a_cell_of_a_table_has_its_columns_name(page: Path) -> None:
 
 
 def test_protocols_side_by_side_have_each_its_metric(evaluated: Path, tmp_path: Path) -> None:
-    (rank,), _, _ = reported_runs([evaluated])
-    its, metric = rank.tuned.results, "accuracy_per_character"
+    (choice,), _, _ = reported_runs([evaluated])
+    its, metric = choice.tuned.results, "accuracy_per_character"
     scores = {task: replace(score, accuracy_per_character=0.3) for task, score in its.tasks.items()}
-    settings = replace(rank.tuned.settings, protocol="cloze", primary=metric)
+    settings = replace(choice.tuned.settings, protocol="cloze", primary=metric)
     macro = replace(its.macro, accuracy_per_character=0.3)
     cloze = SimpleNamespace(settings=settings, results=replace(its, settings=settings, tasks=scores, macro=macro))
-    runs = [replace(rank, name="cloze", arm="cloze", tuned=cloze, base=None), rank]
-    drawn = accuracy(Canvas(tmp_path, ["cloze", rank.arm]), runs, averaged=True)
+    runs = [replace(choice, name="cloze", arm="cloze", tuned=cloze, base=None), choice]
+    drawn = accuracy(Canvas(tmp_path, ["cloze", choice.arm]), runs, averaged=True)
     assert drawn is not None and "by the metric of each protocol" in drawn
 
 

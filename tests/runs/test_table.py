@@ -11,22 +11,22 @@ import importing_kit
 from cli_kit import run
 from moslora.convert.importing import import_adapter
 from moslora.evaluation import Evaluation
-from moslora.evaluation.rank import Rank
+from moslora.evaluation.choice import Choice
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.runs.run import table_of_runs
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, target: str, *, after: int, **asked: Any) -> None:
     """An evaluation that ends after so many blocks, as by Ctrl-C."""
-    score, blocks = Rank.score, iter(range(after))
+    score, blocks = Choice.score, iter(range(after))
 
-    def until(self: Rank, examples: Any, **options: Any) -> Any:
+    def until(self: Choice, examples: Any, **options: Any) -> Any:
         if next(blocks, None) is None:
             raise KeyboardInterrupt
         return score(self, examples, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Rank, "score", until)
+        patch.setattr(Choice, "score", until)
         evaluate_target(open_target(target), **asked)
 
 
@@ -34,10 +34,10 @@ def test_an_interrupted_evaluation_is_marked_and_in_no_average(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where another task was finished since."""
-    monkeypatch.setattr(Rank, "cpu_block", 8)
+    monkeypatch.setattr(Choice, "cpu_block", 8)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "runs/one")
-    where = Path("runs/one/eval/rank-label-float32")
+    where = Path("runs/one/eval/choice-label-float32")
 
     def scores() -> str:
         return table_of_runs(Path("runs"))[1][-1]
@@ -47,9 +47,9 @@ def test_an_interrupted_evaluation_is_marked_and_in_no_average(
     assert "unfinished" not in before
     interrupted(monkeypatch, "runs/one", after=3 + 3 + 2, tasks="boolq,arc_easy,obqa", limit=None)
     done = len(Evaluation(where).predictions)
-    assert done == 20 + 20 + 16 and scores() == f"rank-label-float32 unfinished ({done} of 60 questions)"
+    assert done == 20 + 20 + 16 and scores() == f"choice-label-float32 unfinished ({done} of 60 questions)"
     evaluate_target(open_target("runs/one"), tasks="boolq", limit=3)
-    assert scores() == f"rank-label-float32 unfinished ({done - 17} of 43 questions)"
+    assert scores() == f"choice-label-float32 unfinished ({done - 17} of 43 questions)"
     results, (partial,) = Evaluation(where).results, Evaluation(where).unfinished
     assert partial not in results.tasks and results.macro.n == sum(s.n for s in results.tasks.values())
     assert "macro" not in scores() and f"{100 * results.macro.accuracy:.1f}" not in scores()
@@ -67,14 +67,14 @@ def test_an_evaluation_that_never_ended_is_listed(
     shutil.copytree(trained, "runs/one")
     interrupted(monkeypatch, "runs/one", after=1, limit=None)
     (row,) = table_of_runs(Path("runs"))[1:]
-    assert row[-1] == "rank-label-float32 unfinished (20 of 60 questions)"
-    settings = Path("runs/one/eval/rank-label-float32/settings.json")
+    assert row[-1] == "choice-label-float32 unfinished (20 of 60 questions)"
+    settings = Path("runs/one/eval/choice-label-float32/settings.json")
     head = json.loads(settings.read_text())
     for record in head["tasks"].values():
         del record["asked"]  # as earlier versions wrote it
     settings.write_text(json.dumps(head))
     (row,) = table_of_runs(Path("runs"))[1:]
-    assert row[-1] == "rank-label-float32 unfinished (20 questions)"
+    assert row[-1] == "choice-label-float32 unfinished (20 questions)"
     assert not Evaluation(settings.parent).unfinished
 
 
@@ -98,7 +98,7 @@ def test_every_run_is_listed_with_its_state_and_scores(
     listed = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(listed) == ["begun", "cut", "done", "e/runs/lora-0.03-0", "imported", "strange"]
     assert (listed["done"]["steps"], listed["done"]["state"]) == ("21/21", "finished")
-    assert listed["done"]["scores"] == f"rank-label-float32 {100 * accuracy:.1f} (n 12)"
+    assert listed["done"]["scores"] == f"choice-label-float32 {100 * accuracy:.1f} (n 12)"
     assert listed["done"]["adapter"] == "mixer dense, rank 4, s = 8/4" and listed["done"]["base"] == "model"
     assert (listed["cut"]["steps"], listed["cut"]["state"]) == ("20/21", "unfinished")
     assert (listed["begun"]["steps"], listed["begun"]["state"]) == ("–", "not begun")
@@ -114,10 +114,10 @@ def test_every_run_is_listed_with_its_state_and_scores(
     base, _ = evaluate_target(open_target("runs/done", base=True), tasks="obqa", limit=4)
     shown, its, remark = table_of_runs(Path("runs/done"))[1][-1].split("; ")
     assert shown == listed["done"]["scores"] and "different questions" in remark
-    assert its == f"rank-label-float32-base {100 * base.macro.accuracy:.1f} (n 4)"
+    assert its == f"choice-label-float32-base {100 * base.macro.accuracy:.1f} (n 4)"
     evaluate_target(open_target("runs/done", base=True), limit=4)
     assert "different" not in table_of_runs(Path("runs/done"))[1][-1]
     card = json.loads(Path("runs/done/run.json").read_text())
-    del card["results"]["rank-label-float32"]["asked"]  # written by an earlier version
+    del card["results"]["choice-label-float32"]["asked"]  # written by an earlier version
     Path("runs/done/run.json").write_text(json.dumps(card))
     assert "different" not in table_of_runs(Path("runs/done"))[1][-1]

@@ -93,9 +93,9 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(
     first, second, third, last = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
     assert first["id"] == second["id"] == third["id"] == last["id"] == Run(run).facts["wandb_id"]
     assert first["steps"] == [1, 2, 3, 4, 5, 6] and second["steps"] == [5, 6]
-    results = Evaluation(run / "eval" / "rank-label-float32").results
-    assert third["summary"]["eval/rank-label-float32/boolq"] == results.tasks["boolq"].accuracy
-    assert third["summary"]["eval/rank-label-float32/macro"] == results.macro.accuracy
+    results = Evaluation(run / "eval" / "choice-label-float32").results
+    assert third["summary"]["eval/choice-label-float32/boolq"] == results.tasks["boolq"].accuracy
+    assert third["summary"]["eval/choice-label-float32/macro"] == results.macro.accuracy
 
     drawn, rows = points(run), Run(run).metrics
     assert rows[-1]["step"] == 6 and any("validation_loss" in row for row in rows)
@@ -104,9 +104,9 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(
         for metric in metrics:
             logged = {row["step"]: pytest.approx(row[metric]) for row in rows if metric in row}
             assert drawn.pop(f"{group}/{metric.removeprefix('validation_')}") == logged, metric
-    assert drawn["eval/rank-label-float32/boolq"] == {6: pytest.approx(results.tasks["boolq"].accuracy)}
-    assert drawn["eval/rank-label-float32-base/macro"].keys() == {0}
-    assert all(tag.startswith("eval/rank-label-float32") for tag in drawn)
+    assert drawn["eval/choice-label-float32/boolq"] == {6: pytest.approx(results.tasks["boolq"].accuracy)}
+    assert drawn["eval/choice-label-float32-base/macro"].keys() == {0}
+    assert all(tag.startswith("eval/choice-label-float32") for tag in drawn)
 
 
 @needs_both
@@ -122,8 +122,8 @@ def test_scores_stay_where_a_tracker_fails(
     monkeypatch.setattr(wandb, "init", unreachable)
     code, said, errors = cli(capsys, "eval", run, "--limit", 2)
     assert code == 0 and "no route to host" in said, errors
-    assert Run(run).facts["results"]["rank-label-float32"]["questions"] == 6
-    assert "eval/rank-label-float32/macro" in points(run)  # in the other one
+    assert Run(run).facts["results"]["choice-label-float32"]["questions"] == 6
+    assert "eval/choice-label-float32/macro" in points(run)  # in the other one
     with pytest.raises(MosloraError, match="wandb does not start"):
         train_recipe(recipe(BOTH), out=tmp_path / "another")
 

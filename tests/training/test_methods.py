@@ -275,7 +275,7 @@ def test_rows_of_a_mixed_batch_go_each_by_their_own_task(finished: Callable[[str
     assert (swapped - mixed).abs().amax((1, 2)).min() > 1e-3
 
 
-@pytest.mark.parametrize(("protocol", "format"), [("rank", "label"), ("cloze", "cloze")])
+@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("cloze", "cloze")])
 def test_a_question_is_scored_by_its_own_task(finished: Callable[[str], Done], protocol: str, format: str) -> None:
     """Spoiling the embedding of one task changes the scores of its questions and of no others."""
     folder = open_adapter(finished("methods/moelora").out / "adapter")

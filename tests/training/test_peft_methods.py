@@ -72,7 +72,7 @@ def trained_miss(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_protocol_and_ask_read_it(trained_miss: Path) -> None:
-    for protocol, format in (("rank", "label"), ("cloze", "cloze"), ("generate", "label")):
+    for protocol, format in (("choice", "label"), ("cloze", "cloze"), ("generate", "label")):
         target = open_target(str(trained_miss))
         results, _ = evaluate_target(target, tasks="obqa", limit=4, protocol=protocol, format=format)
         assert results.tasks["obqa"].n == 4

@@ -87,8 +87,11 @@ def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys
         assert cli(capsys, "eval", run, "--limit", 9, *options)[0] == 0
     card = Run(run).facts
     assert {key: value for key, value in card.items() if key != "results"} == before
-    assert list(card["results"]) == ["rank-label-float32", "rank-label-float32-base"]
-    results, summary = Evaluation(run / "eval" / "rank-label-float32").results, card["results"]["rank-label-float32"]
+    assert list(card["results"]) == ["choice-label-float32", "choice-label-float32-base"]
+    results, summary = (
+        Evaluation(run / "eval" / "choice-label-float32").results,
+        card["results"]["choice-label-float32"],
+    )
     assert summary["questions"] == 27 and summary["macro"] == results.macro.accuracy
     assert summary["tasks"]["boolq"] == results.tasks["boolq"].accuracy
 

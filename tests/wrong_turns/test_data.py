@@ -25,7 +25,7 @@ def test_a_file_of_rows(refused, here):
     bare = [{"instruction": "A planet?", "input": "", "output": name, "answer": "x"} for name in ("Mars", "Io")]
     file.write_text("".join(json.dumps(row) + "\n" for row in bare))
     cloze = "data.format=cloze evaluation.protocol=cloze data.validation_rows=1"
-    refused(f"{TRAIN} {cloze}", "cloze", "data.format=label evaluation.protocol=rank")
+    refused(f"{TRAIN} {cloze}", "cloze", "data.format=label evaluation.protocol=choice")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from moslora.training import train_recipe
 
 TRAIN = "train {world}/recipe.yaml --out run"
 ASK = "ask {run} --question why --option a --option b"
-SCORES = "runs/one/eval/rank-label-float32"
+SCORES = "runs/one/eval/choice-label-float32"
 
 
 def test_an_output_folder_that_cannot_be_used(refused, here, a_run):
@@ -64,9 +64,9 @@ def test_a_lock_without_a_process_is_not_in_the_way(here, world, capsys):
     [
         (TRAIN, "training.loop.accumulate", ["training.micro_batch_tokens", "model.gradient_checkpointing=true"]),
         (TRAIN, "training.prepare.load_base", ["model.quantization=nf4", "training.strategy=fsdp"]),
-        ("eval {run} --limit 2 --out e", "evaluation.rank.Rank.score", ["2,048", "--batch-tokens"]),
+        ("eval {run} --limit 2 --out e", "evaluation.choice.Choice.score", ["2,048", "--batch-tokens"]),
         (ASK, "evaluation.target.load_adapted", ["model.quantization=nf4", "CUDA_VISIBLE_DEVICES=''"]),
-        (ASK, "evaluation.rank.Rank.score", ["CUDA_VISIBLE_DEVICES=''"]),
+        (ASK, "evaluation.choice.Choice.score", ["CUDA_VISIBLE_DEVICES=''"]),
     ],
 )
 def test_out_of_gpu_memory(refused, monkeypatch, command, target, names):

@@ -83,7 +83,7 @@ def refuse_evaluation(
     from moslora.tasks import TASKS
 
     recipe = refuse_target(target)
-    own_protocol = recipe.evaluation.protocol if recipe else "rank"
+    own_protocol = recipe.evaluation.protocol if recipe else "choice"
     own_format = recipe.data.format if recipe else "label"
     how_asked(own_protocol, own_format, protocol=protocol, format=format, beams=beams)
     own = recipe.own_tasks if recipe else {}

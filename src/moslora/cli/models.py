@@ -150,7 +150,7 @@ def ask(
             autocompletion=completion.tasks,
         ),
     ] = None,
-    protocol: Annotated[Literal["rank", "cloze"] | None, typer.Option(help="[default: the run's]")] = None,
+    protocol: Annotated[Literal["choice", "cloze"] | None, typer.Option(help="[default: the run's]")] = None,
     format: Annotated[choices.FormatName | None, typer.Option(help="[default: the run's]")] = None,
     base: options.Base = False,
     dtype: options.DType = None,

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from moslora.choices import FORMER_NAMES
+
 TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """The base of Typer's usage errors; which package has it depends on Typer's version."""
 
@@ -113,8 +115,8 @@ def _one_of(quoted: str, value: str) -> str:
     """What a value must be, of names in quotes."""
     names = re.findall(r"['\"](.+?)['\"]", quoted)
     said = f"must be one of {', '.join(names)}"
-    near = _nearest(value, names)
-    if near:
+    near = FORMER_NAMES.get(value) or _nearest(value, names)
+    if near in names:
         said += f"; did you mean {near}?"
     return said
 

@@ -18,7 +18,7 @@ USUAL_OPTIONS = 4
 """Number of options shown where only the rows tell it."""
 
 READ: dict[Protocol, str] = {
-    "rank": "the likeliest of `answers` after `prompt` is the model's answer",
+    "choice": "the likeliest of `answers` after `prompt` is the model's answer",
     "cloze": "of `answers` after `prompt` the likeliest, per character, is the model's answer",
     "generate": "the first label in what the model writes after `prompt` is its answer",
 }

@@ -2,7 +2,8 @@
 
     probability_j = exp(s_j) / Σ_i exp(s_i)
 
-s is the deciding score: the log-probability of an option's label (``rank``), or of its text, per character (``cloze``).
+s is the deciding score: the log-probability of an option's label (``choice``), or of its text, per character
+(``cloze``).
 So the most likely option is the one that ``moslora eval`` would count as the answer.
 """
 
@@ -52,7 +53,7 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     if target.adapter:
         target.adapter.refuse_untrained(example.task)
     request = target.asked(typed)
-    protocol = "rank" if request.protocol == "generate" else request.protocol  # a text has no probabilities
+    protocol = "choice" if request.protocol == "generate" else request.protocol  # a text has no probabilities
     format = "cloze" if request.format == "cloze-passage" else request.format  # BoolQ's passage is missing here
     request = request.model_copy(update={"protocol": protocol, "format": format})
     tokenizer = target.tokenizer()

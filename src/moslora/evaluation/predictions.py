@@ -22,7 +22,7 @@ class Prediction:
     task: str
     gold: int  # position of the right option
     prediction: int | None  # that of the best score, the first of equals; generate: of the option named in the text
-    # log-probability of each option in nats: among the options (rank), or of its tokens, summed (cloze, texts)
+    # log-probability of each option in nats: among the options (choice), or of its tokens, summed (cloze, texts)
     scores: tuple[float, ...] = ()
     characters: tuple[int, ...] = ()  # of each option, by which cloze divides the scores
     text: str | None = None  # generate's text

@@ -16,12 +16,12 @@ from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
 from moslora.evaluation.batches import Block, batch_budget, blocks, canonical_place
+from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.rank import Rank
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.scorer import Request, Scorer
 from moslora.evaluation.texts import Texts
@@ -134,8 +134,8 @@ def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
     encoder = Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
     parts = model, encoder, make_format(request.format, tokenizer), request.batch_tokens or batch_budget(model.device)
     match request.protocol:
-        case "rank":
-            return Rank(*parts)
+        case "choice":
+            return Choice(*parts)
         case "cloze":
             return Cloze(*parts)
         case "generate":

@@ -63,7 +63,7 @@ class Scorer(ABC, Generic[Question, Found]):
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
         """Those of one task's questions that are encoded before anything is scored: if they can be, all can. The first
-        of each number of options, whose labels decide about ``rank``; `Cloze` adds those that may not fit."""
+        of each number of options, whose labels decide about ``choice``; `Cloze` adds those that may not fit."""
         first: dict[int, Example] = {}
         for example in examples:
             first.setdefault(len(example.choices), example)

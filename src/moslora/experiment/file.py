@@ -247,7 +247,7 @@ def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe])
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):
         if OUTCOMES[outcome].scored and common.evaluation.protocol == "generate":
-            yield f"outcome: {outcome} does not exist under protocol generate; choose accuracy, or protocol rank"
+            yield f"outcome: {outcome} does not exist under protocol generate; choose accuracy, or protocol choice"
         if (texts := OUTCOMES[outcome].of_texts) not in {task.is_text for task in common.questions.tasks}:
             kind = "texts, such as passages" if texts else "questions, such as obqa"
             yield f"outcome: {outcome} is of {kind}, and none are asked; add some to evaluation.tasks"

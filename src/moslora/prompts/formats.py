@@ -107,7 +107,7 @@ class ClozeFormat(Format):
         if task == INSTRUCTION:
             raise UsageError(
                 f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
-                " use data.format=label evaluation.protocol=rank, or add the key 'task' to the row"
+                " use data.format=label evaluation.protocol=choice, or add the key 'task' to the row"
             )
         if task == "winogrande":
             # Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by

@@ -10,6 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from moslora.choices import FORMER_NAMES
+
 from .adapter import OURS, PEFTS
 from .builtin import printable
 from .layers import KeyPath, Layer, depth, lay, origin_of
@@ -108,7 +110,12 @@ def _message(errors: list[ErrorDetails]) -> str:
             close = difflib.get_close_matches(_MIXERS_ELSEWHERE.get(tag, tag), tags.split("'"), n=1)
             return "; ".join([f"must be one of {tags}", *(f"did you mean {meant}?" for meant in close)])
     texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
-    return " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
+    said = " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
+    if first["type"] == "literal_error":
+        now = FORMER_NAMES.get(str(first["input"]))
+        if f"'{now}'" in said:
+            said += f"; did you mean {now}?"
+    return said
 
 
 def _unknown(location: tuple[str | int, ...]) -> str:

@@ -9,13 +9,13 @@ from .sections import DataSection, EvaluationSection, ModelSection, TrackingSect
 from .tasks import TaskSection
 
 PROTOCOLS = {
-    "label": ("rank", "generate"),
-    "llm-adapters": ("rank", "generate"),
+    "label": ("choice", "generate"),
+    "llm-adapters": ("choice", "generate"),
     "cloze": ("cloze",),
     "cloze-passage": ("cloze",),
-    "chat": ("rank", "generate"),
+    "chat": ("choice", "generate"),
 }
-"""Data format -> the protocols that can read its answers: a label is ranked or generated, text is scored."""
+"""Data format -> the protocols that can read its answers: a label is chosen or generated, text is scored."""
 
 GATES = ("token-gate", "gate-inside", "task-gate")
 """Mixers that are not one matrix."""

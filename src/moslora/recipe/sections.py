@@ -161,8 +161,8 @@ class EvaluationSection(Section):
     tasks: TaskNames | None = None
     """Tasks of the questions, as in `data.tasks`; null for those of the training rows."""
 
-    protocol: Protocol = "rank"
-    """`rank`: the likeliest label, one forward pass per question. `cloze`: the likeliest option text, plain and per
+    protocol: Protocol = "choice"
+    """`choice`: the likeliest label, one forward pass per question. `cloze`: the likeliest option text, plain and per
     character. `generate`: LLM-Adapters' procedure, which generates an answer and searches it for a label."""
 
     limit: PositiveInt | None = None

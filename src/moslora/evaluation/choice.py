@@ -30,8 +30,8 @@ class Question:
     truncated: bool
 
 
-class Rank(Scorer[Question, Scores]):
-    """The protocol ``rank``."""
+class Choice(Scorer[Question, Scores]):
+    """The protocol ``choice``."""
 
     def encode(self, example: Example) -> Question:
         options = self.format.options(example)
@@ -45,8 +45,8 @@ class Rank(Scorer[Question, Scores]):
             if "generate" in PROTOCOLS[self.format.name]:
                 fix = "evaluation.protocol=generate, or --protocol cloze"
             raise MosloraError(
-                f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol rank needs options that"
-                " differ in their last token only, but behind what they share this tokenizer reads"
+                f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
+                " that differ in their last token only, but behind what they share this tokenizer reads"
                 f" {some(ends, most=5)}; use {fix}"
             )
         return Question(ids[0][:common], tokens, truncated=texts[0].truncated)
