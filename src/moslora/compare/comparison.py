@@ -200,7 +200,10 @@ def _outcome(runs: Sequence[Answers], chosen: str | None) -> tuple[str, Measure]
     tables: list[TaskAnswers] = []
     for run in runs:
         tables += run.tasks.values()
-    shared = [name for name in tables[0].outcomes if all(table.outcomes.get(name) for table in tables)]
+    shared = []
+    for name in tables[0].outcomes:
+        if all(table.outcomes.get(name) for table in tables):
+            shared.append(name)
     name = chosen or _natural(shared)
     if name not in shared:
         known = "none is known"

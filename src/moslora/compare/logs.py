@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from pydantic_core import from_json
 
@@ -29,9 +29,14 @@ such as s1-32B and simplescaling__s1 have none: lm-eval writes the / of a name a
 NUMBER = re.compile(r"(?<![^/])(?!(?:19|20)\d\d(?![^/]))(\d+)(?![^/])")
 """A number that is a whole part of a path, as in lora/3, but no year."""
 
+BOOLEANS = {"True": 1, "False": 0}
+"""Scores as Python writes them into a table."""
+
+MUST_HAVE = "must have id and score, or be lm-eval's"
+
 
 class Sample(NamedTuple):
-    """A line of a log; ``gold`` is the position of the right option, -1 if it is not known."""
+    """A row of a log; ``gold`` is the position of the right option, -1 if it is not known."""
 
     id: str
     scores: Mapping[str, float]
@@ -39,99 +44,207 @@ class Sample(NamedTuple):
     gold: int = -1
 
 
+Samples = dict[str, Sample]
+"""Id -> sample."""
+
+
 def log_files(path: Path) -> list[Path]:
     """The log at ``path``, or all of lm-eval's below it."""
-    return [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
+    if path.is_file():
+        return [path]
+    return sorted(path.rglob("samples_*.jsonl"))
 
 
 def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
     """The evaluations in these logs, in their order. Those of an arm differ only in the seed in their path."""
-    places: dict[Path, dict[Path, None]] = {}
-    for path in paths:
-        if not (found := log_files(path)):
-            raise UsageError(f"{path}: no log of another program, and logs are compared with logs alone")
-        alone = path.is_dir() and len({file.parent for file in found}) == 1
-        for file in found:
-            place = path if alone else file.parent if SAMPLES.fullmatch(file.name) else file
-            places.setdefault(place, {})[file] = None
-    labels = {place: str(place.with_suffix("") if place.is_file() else place) for place in places}
-    named = any(SEED.search(label) for label in labels.values())
-    split = {place: _without_seed(label, SEED if named else NUMBER) for place, label in labels.items()}
-    parts = [arm.split("/") for arm, _ in split.values()]
-    for place, files in places.items():
+    evaluations = _files_by_evaluation(paths)
+    arms, seeds = _arms_and_seeds(evaluations)
+    parts_of_all = set.intersection(*[set(arm.split("/")) for arm in arms.values()])
+    for place, files in evaluations.items():
+        own_parts = [part for part in arms[place].split("/") if part not in parts_of_all]
         tasks = {task: _columns(by_filter) for task, by_filter in _read(files).items()}
-        arm, seed = split[place]
-        name = "/".join(part for part in arm.split("/") if not all(part in others for others in parts))
-        yield Answers(Log(), tasks, place, name=name, arm=arm, seed=seed)
+        yield Answers(Log(), tasks, place, name="/".join(own_parts), arm=arms[place], seed=seeds[place])
+
+
+def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    """The path of each evaluation, and its files. A table is an evaluation; so is a folder of lm-eval's files, under
+    the path that was given if there is no other below it."""
+    evaluations: dict[Path, dict[Path, None]] = {}
+    for path in paths:
+        files = log_files(path)
+        if not files:
+            raise UsageError(f"{path}: no log of another program, and logs are compared with logs alone")
+        folders = {file.parent for file in files}
+        for file in files:
+            place = file
+            if path.is_dir() and len(folders) == 1:
+                place = path
+            elif SAMPLES.fullmatch(file.name):
+                place = file.parent
+            evaluations.setdefault(place, {})[file] = None
+    return {place: list(files) for place, files in evaluations.items()}
+
+
+def _arms_and_seeds(places: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, int | None]]:
+    """The path of each evaluation without its seed, and the seed. Numbers are seeds only if no path says ``seed``."""
+    labels = {}
+    for place in places:
+        labels[place] = str(place)
+        if place.is_file():
+            labels[place] = str(place.with_suffix(""))
+    pattern = NUMBER
+    if any(SEED.search(label) for label in labels.values()):
+        pattern = SEED
+    arms = {}
+    seeds = {}
+    for place, label in labels.items():
+        arms[place], seeds[place] = _without_seed(label, pattern)
+    return arms, seeds
 
 
 def _without_seed(label: str, pattern: re.Pattern[str]) -> tuple[str, int | None]:
     """A path without its seed, and the seed: the last that ``pattern`` finds, ``None`` if there is none. Wherever the
     path has the same seed again it goes, too; other numbers stay."""
-    found = [int(match[match.lastindex or 0]) for match in pattern.finditer(label)]
-    if not found:
+    seed = None
+    for match in pattern.finditer(label):
+        seed = _number(match)
+    if seed is None:
         return label, None
-    seed = found[-1]
-    return pattern.sub(lambda match: "" if int(match[match.lastindex or 0]) == seed else match[0], label), seed
+
+    def removed(match: re.Match[str]) -> str:
+        if _number(match) == seed:
+            return ""
+        return match[0]
+
+    return pattern.sub(removed, label), seed
 
 
-def _read(files: Iterable[Path]) -> dict[str, dict[str, dict[str, Sample]]]:
-    """Task -> filter -> id -> sample."""
-    found: dict[str, dict[str, dict[str, Sample]]] = {}
+def _number(match: re.Match[str]) -> int:
+    """The number in the group of the pattern that matched."""
+    return int(match[match.lastindex or 0])
+
+
+def _read(files: Iterable[Path]) -> dict[str, dict[str, Samples]]:
+    """Task -> filter -> samples."""
+    tasks: dict[str, dict[str, Samples]] = {}
     for file in files:
-        named, number = SAMPLES.fullmatch(file.name), 0
-        with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
-            rows = csv.DictReader(text) if file.suffix == ".csv" else filter(str.strip, text)
-            try:
-                for number, line in enumerate(rows, 1):
-                    row: Any = from_json(line) if isinstance(line, str) else line
-                    sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
-                    task = str(row.get("task") or (named[1] if named else "questions"))
-                    samples = found.setdefault(task, {}).setdefault(str(row.get("filter")), {})
-                    if samples.setdefault(sample.id, sample) is not sample:
-                        once = "an evaluation has each once, so choose the files of one"
-                        raise UsageError(f"{file}: row {number}: question {sample.id} of {task} again; {once}")
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
-                what = f"no column {error}" if isinstance(error, KeyError) else first_line(error)
-                raise UsageError(f"{file}: row {number}: {what}; must have id and score, or be lm-eval's") from None
-            except csv.Error as error:  # such as a cell of more than 131,072 characters
-                raise UsageError(f"{file}: row {number + 1}: {error}; leave all but id, score and task out") from None
-        if not number:
-            raise UsageError(f"{file}: no questions")
-    return found
+        _read_file(file, tasks)
+    return tasks
+
+
+def _read_file(file: Path, tasks: dict[str, dict[str, Samples]]) -> None:
+    """Adds a file's samples to those of ``tasks``."""
+    task_of_file = "questions"
+    named = SAMPLES.fullmatch(file.name)
+    if named:
+        task_of_file = named[1]
+    read = 0
+    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
+        try:
+            for row in _rows(text, is_csv=file.suffix == ".csv"):
+                sample = _sample(row)
+                task = str(row.get("task") or task_of_file)
+                samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
+                if sample.id in samples:
+                    raise UsageError(
+                        f"{file}: row {read + 1}: question {sample.id} of {task} again; an evaluation has each once, so"
+                        " choose the files of one"
+                    )
+                samples[sample.id] = sample
+                read += 1
+        except KeyError as error:
+            raise UsageError(f"{file}: row {read + 1}: no column {error}; {MUST_HAVE}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"{file}: row {read + 1}: {first_line(error)}; {MUST_HAVE}") from None
+        except csv.Error as error:  # such as a cell of more than 131,072 characters
+            raise UsageError(f"{file}: row {read + 1}: {error}; leave all but id, score and task out") from None
+    if not read:
+        raise UsageError(f"{file}: no questions")
+
+
+def _rows(text: TextIO, *, is_csv: bool) -> Iterator[Any]:
+    """The rows of a table, or the values of JSON Lines without the empty lines."""
+    if is_csv:
+        yield from csv.DictReader(text)
+        return
+    for line in text:
+        if line.strip():
+            yield from_json(line)
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    if "doc_id" in row:
+        return _of_lm_eval(row)
+    return _of_table(row)
 
 
 def _of_table(row: Mapping[str, Any]) -> Sample:
-    return Sample(str(row["id"]), {"score": float({"True": 1, "False": 0}.get(row["score"], row["score"]))}, {})
+    score = row["score"]
+    score = BOOLEANS.get(score, score)
+    return Sample(str(row["id"]), {"score": float(score)}, {})
 
 
 def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     """Every metric that is a number; and where the log has log-likelihoods l of options, log softmax(l) of the right
     one. Which is right says its index or its text; if lm-eval's ``acc`` says otherwise, it is not known."""
-    scores = {name: float(row[name]) for name in row["metrics"] if isinstance(row[name], int | float)}
-    id, hashes, options = str(row["doc_id"]), {name: row[name] for name in HASHES}, row["filtered_resps"]
-    if len(options) < 2 or "acc_mutual_info" in scores or not all(isinstance(o, list) and len(o) == 2 for o in options):
-        return Sample(id, scores, hashes)
-    likelihoods, target = [float(likelihood) for likelihood, _ in options], str(row["target"]).strip()
-    texts = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
-    gold = int(target) if target.isdecimal() else texts.index(target) if texts.count(target) == 1 else -1
-    right = likelihoods.index(best := max(likelihoods)) == gold
-    if not 0 <= gold < len(likelihoods) or scores.get("acc", right) != right:
-        return Sample(id, scores, hashes)
+    scores = {}
+    for metric in row["metrics"]:
+        value = row[metric]
+        if isinstance(value, int | float):
+            scores[metric] = float(value)
+    sample = Sample(str(row["doc_id"]), scores, {name: row[name] for name in HASHES})
+    if not _has_options(row, scores):
+        return sample
+    likelihoods = [float(likelihood) for likelihood, _ in row["filtered_resps"]]
+    gold = _right_option(row)
+    if not 0 <= gold < len(likelihoods):
+        return sample
+    best = max(likelihoods)
+    is_right = likelihoods.index(best) == gold
+    if "acc" in scores and scores["acc"] != is_right:
+        return sample
     log_sum = best + math.log(sum(math.exp(likelihood - best) for likelihood in likelihoods))
-    return Sample(id, {**scores, "log_probability": likelihoods[gold] - log_sum}, hashes, gold)
+    scores["log_probability"] = likelihoods[gold] - log_sum
+    return sample._replace(gold=gold)
 
 
-def _columns(by_filter: Mapping[str, Mapping[str, Sample]]) -> TaskAnswers:
+def _has_options(row: Mapping[str, Any], scores: Mapping[str, float]) -> bool:
+    """Whether the row has a log-likelihood for each option, and for nothing else: ``acc_mutual_info`` takes as many
+    again, without the question."""
+    responses = row["filtered_resps"]
+    if len(responses) < 2 or "acc_mutual_info" in scores:
+        return False
+    return all(isinstance(response, list) and len(response) == 2 for response in responses)
+
+
+def _right_option(row: Mapping[str, Any]) -> int:
+    """Position of the right option, by its index or its text; -1 if several options, or none, have this text."""
+    target = str(row["target"]).strip()
+    options = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
+    if target.isdecimal():
+        return int(target)
+    if options.count(target) == 1:
+        return options.index(target)
+    return -1
+
+
+def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
     """A column for each metric that all questions have; of several filters, as in lm-eval's results: metric,filter."""
     first = next(iter(by_filter.values()))
     ids = sorted(first)
-    outcomes = {
-        name + f",{key}" * (len(by_filter) > 1): tuple(samples[id].scores[name] for id in ids)
-        for key, samples in by_filter.items()
-        for name in next(iter(samples.values())).scores
-        if all(id in samples and name in samples[id].scores for id in ids)
-    }
-    hashes = {name: tuple(first[id].hashes[name] for id in ids) for name in next(iter(first.values())).hashes}
+    outcomes = {}
+    for name_of_filter, samples in by_filter.items():
+        for metric in next(iter(samples.values())).scores:
+            if not all(id in samples and metric in samples[id].scores for id in ids):
+                continue
+            outcome = metric
+            if len(by_filter) > 1:
+                outcome = f"{metric},{name_of_filter}"
+            outcomes[outcome] = tuple(samples[id].scores[metric] for id in ids)
+    hashes = {}
+    for name in first[ids[0]].hashes:
+        hashes[name] = tuple(first[id].hashes[name] for id in ids)
     gold = tuple(first[id].gold for id in ids)
-    return TaskAnswers(tuple(ids), () if -1 in gold else gold, outcomes, hashes)
+    if -1 in gold:
+        gold = ()
+    return TaskAnswers(tuple(ids), gold, outcomes, hashes)
