@@ -1,0 +1,192 @@
+"""What another value of each recipe field means: for a resumption, for the arms of a comparison, for the processes that
+train together, and for an experiment."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moslora.compare.answers import Answers, Log
+from moslora.compare.arms import _arm_of
+from moslora.compare.comparison import _made
+from moslora.experiment.file import ExperimentFile, Planned, _unlike
+from moslora.experiment.provenance import changes
+from moslora.recipe import Recipe
+from moslora.recipe.recipe import FREE, flat
+
+TABLE = """
+name                               resume   -     -        group   shared   -
+seed                               resume   -     remade   group   shared   -
+model.name                         resume   -     -        -       shared   -
+model.revision                     resume   -     -        group   shared   -
+model.dtype                        resume   arm   remade   group   shared   -
+model.quantization                 resume   arm   remade   group   shared   -
+model.double_quantization          resume   arm   remade   group   shared   -
+model.gradient_checkpointing       -        -     -        -       shared   -
+model.trust_remote_code            -        -     -        -       shared   -
+adapter.rank                       resume   arm   remade   group   -        -
+adapter.rank_out                   resume   arm   remade   group   -        -
+adapter.alpha                      resume   arm   remade   group   -        -
+adapter.scaling                    resume   arm   remade   group   -        -
+adapter.dropout                    resume   arm   remade   group   -        -
+adapter.target_modules             resume   arm   remade   group   -        -
+adapter.start                      resume   arm   remade   group   -        -
+adapter.trains                     resume   arm   remade   group   -        -
+adapter.dora                       resume   arm   remade   group   -        -
+adapter.mixer.kind                 resume   arm   remade   group   -        -
+adapter.mixer.experts              resume   arm   remade   group   -        -
+adapter.mixer.top_k                resume   arm   remade   group   -        -
+adapter.mixer.orthogonality        resume   arm   remade   group   -        -
+adapter.mixer.balance              resume   arm   remade   group   -        -
+adapter.peft.peft_type             resume   arm   remade   group   -        -
+adapter.peft.r                     resume   arm   remade   group   -        -
+data.source                        -        -     -        -       shared   -
+data.tasks                         resume   arm   remade   group   shared   paired
+data.format                        resume   arm   remade   group   shared   paired
+data.max_length                    resume   arm   remade   group   shared   paired
+data.rows                          resume   arm   remade   group   shared   paired
+data.rows.mine                     resume   arm   remade   group   shared   paired
+data.validation_rows               resume   arm   remade   group   shared   paired
+data.loss_on                       resume   arm   remade   group   shared   paired
+training.epochs                    resume   arm   remade   group   shared   -
+training.max_steps                 resume   arm   remade   group   shared   -
+training.global_batch_size         resume   arm   remade   group   shared   paired
+training.micro_batch_tokens        -        -     -        group   shared   -
+training.strategy                  -        -     -        group   -        -
+training.learning_rate             resume   arm   remade   group   shared   -
+training.lora_plus_ratio           resume   arm   remade   group   -        -
+training.mixer_rate_ratio          resume   arm   remade   group   -        -
+training.schedule                  resume   arm   remade   group   -        -
+training.warmup_steps              resume   arm   remade   group   -        -
+training.weight_decay              resume   arm   remade   group   -        -
+training.max_grad_norm             resume   arm   remade   group   -        -
+training.betas                     resume   arm   remade   group   -        -
+training.eps                       resume   arm   remade   group   -        -
+training.rank_budget               resume   arm   remade   group   -        -
+training.rank_budget.target_rank   resume   arm   remade   group   -        -
+training.rank_budget.warmup_share  resume   arm   remade   group   -        -
+training.rank_budget.final_share   resume   arm   remade   group   -        -
+training.checkpoint_every          -        -     -        -       -        -
+training.keep_checkpoints          -        -     -        -       -        -
+training.validate_every            -        -     -        -       -        -
+training.log_every                 -        -     -        -       -        -
+evaluation.tasks                   -        -     scored   -       shared   -
+evaluation.protocol                -        -     scored   -       shared   -
+evaluation.limit                   -        -     scored   -       shared   -
+evaluation.batch_tokens            -        -     scored   -       shared   -
+evaluation.beams                   -        -     scored   -       shared   -
+evaluation.max_length              -        -     scored   -       shared   -
+evaluation.source                  -        -     -        -       shared   -
+tracking.to                        -        -     -        -       shared   -
+tracking.project                   -        -     -        -       shared   -
+tasks.mine.train                   -        -     -        group   -        -
+tasks.mine.test                    -        -     -        group   -        -
+tasks.mine.texts                   -        -     -        group   -        -
+tasks.mine.held_out                resume   -     remade   group   -        -
+tasks.mine.hub                     resume   -     remade   group   -        -
+tasks.mine.hub.path                resume   -     remade   group   -        -
+tasks.mine.hub.config              resume   -     remade   group   -        -
+tasks.mine.hub.revision            resume   -     remade   group   -        -
+tasks.mine.question                resume   -     remade   group   -        -
+tasks.mine.options                 resume   -     remade   group   -        -
+tasks.mine.answer                  resume   -     remade   group   -        -
+tasks.mine.context                 resume   -     remade   group   -        -
+tasks.mine.instruction             resume   -     remade   group   -        -
+tasks.mine.label                   resume   -     remade   group   -        -
+tasks.mine.cloze                   resume   -     remade   group   -        -
+"""
+"""For each key, who refuses another value, or tells runs apart by it: a run that is resumed; an arm of a comparison; an
+experiment whose run was made with another one (``scored``: only where the run was scored); the group of processes; the
+arms of one experiment, which share it; two arms that are paired, whose steps have the same rows."""
+
+DECISIONS = {line.split()[0]: line.split()[1:] for line in TABLE.strip().splitlines()}
+
+MODEL = {"name": "x", "quantization": "nf4"}
+HUB = {"train": "train", "hub": {"path": "a/b"}}
+RECIPES = [
+    Recipe.model_validate({"name": "recipe", "model": MODEL, **sections})
+    for sections in (
+        {
+            "data": {"tasks": ["mine"], "rows": {"mine": 5}},
+            "tasks": {"mine": HUB},
+            "training": {"rank_budget": {"target_rank": 2}},
+            "adapter": {"mixer": {"kind": "diagonal"}},
+        },
+        {"adapter": {"mixer": {"kind": "token-gate"}}, "tasks": {"mine": {"train": "a.jsonl"}}},
+        {"adapter": {"peft": {"peft_type": "MISS", "r": 8}}},
+    )
+]
+"""Recipes that have all the keys between them."""
+
+
+def keys(recipe: Recipe) -> set[str]:
+    return {*flat(recipe.model_dump(mode="json"))}
+
+
+def other(recipe: Any, key: str) -> Any:
+    """``recipe`` with another value at ``key``."""
+    first, _, rest = key.partition(".")
+    if isinstance(recipe, Mapping):
+        inner = recipe[first]
+        return {**recipe, first: other(inner, rest) if rest else inner + 1}
+    inner = getattr(recipe, first)
+    return recipe.model_copy(update={first: other(inner, rest) if rest else another(inner)})
+
+
+def another(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return f"{value}-2"
+        case tuple():
+            return value[1:] or ("another",)
+        case None:
+            return 7
+    raise AssertionError(value)
+
+
+def shared_by_arms(before: Recipe, after: Recipe) -> bool:
+    file = ExperimentFile.model_validate(
+        {"recipe": {}, "arms": {"a": {}}, "learning_rates": {"a": [1.0]}, "seeds": [1], "outcome": "accuracy"}
+    )
+    return any("which all arms share" in line for line in _unlike(file, before, {"a": after}))
+
+
+def made(recipe: Recipe) -> dict[str, str]:
+    return _made(Answers(Log(), {}, Path(), recipe=recipe.model_dump(mode="json")))
+
+
+def test_every_key_of_every_recipe_is_in_the_table() -> None:
+    assert set.union(*map(keys, RECIPES)) <= DECISIONS.keys()
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("key", DECISIONS)
+def test_another_value_is_decided_upon_as_the_table_says(key: str) -> None:
+    resume, arm, remade, group, shared, paired = DECISIONS[key]
+    before = next(recipe for recipe in RECIPES if key in keys(recipe))
+    after = other(before, key)
+    assert bool(after.changes(before, free=after.free)) == (resume == "resume")
+    assert (_arm_of(before, {}, base="f") != _arm_of(after, {}, base="f")) == (arm == "arm")
+    for scored in (False, True):
+        found = changes(Planned("arm", after, scored), before, {}, any_code=True, fetching=False)
+        assert bool(found) == (remade == "remade" or (scored and remade == "scored"))
+    of_the_group = before.values(but=(*FREE, "model.name")) | {"training.strategy": ""}
+    assert (key in of_the_group) == (group == "group")
+    assert shared_by_arms(before, after) == (shared == "shared")
+    assert (made(before) != made(after)) == (paired == "paired")
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_under_a_balance_the_micro_batch_counts() -> None:
+    """Each pass takes it over its own rows."""
+    gated = next(recipe for recipe in RECIPES if "adapter.mixer.balance" in keys(recipe))
+    before = other(gated, "adapter.mixer.balance")
+    after = other(before, "training.micro_batch_tokens")
+    assert after.changes(before, free=after.free)
+    assert _arm_of(before, {}, base="f") != _arm_of(after, {}, base="f")
+    assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)
