@@ -7,6 +7,8 @@ import json
 import os
 import sys
 
+from moslora.ranks import is_main_process
+
 SPELT_OUT = {
     "Δ": "Delta ",
     "√": "sqrt",
@@ -52,11 +54,6 @@ def print_in_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not closed, nor another program's
             stream.reconfigure(errors="spell-out")
-
-
-def is_main_process() -> bool:
-    """Whether this is the one process that prints."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:

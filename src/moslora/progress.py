@@ -8,7 +8,7 @@ from itertools import accumulate
 from rich import get_console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
-from moslora.console import is_main_process
+from moslora.ranks import is_main_process
 
 
 class Line(Progress):

@@ -11,7 +11,7 @@ from moslora.kernels import rows as rows_module
 from moslora.kernels.attention import GROUPED, PADDED, UNPADDED, as_rows, attend_in_rows, use_rows
 from moslora.kernels.exchange import exchange
 from moslora.kernels.rotary import RotaryAttention, own_attention
-from moslora.kernels.rows import Rows, lay
+from moslora.kernels.rows import Rows, concatenate
 
 LENGTHS = (7, 6, 12, 1, 7)  # the first two are one group, with padding
 SHAPES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -131,7 +131,9 @@ def test_the_gradient_written_out_is_that_of_finite_differences(
 
 
 def test_what_texts_begin_with_is_laid_once() -> None:
-    tokens, rows, places = lay([[[7, 8, 1, 2, 3], [7, 8], [7, 8, 4]], [[9, 9]], [[5], [6]]], torch.device("cpu"))
+    tokens, rows, places = concatenate(
+        [[[7, 8, 1, 2, 3], [7, 8], [7, 8, 4]], [[9, 9]], [[5], [6]]], torch.device("cpu")
+    )
     assert rows.lengths == (2, 2, 1, 1, 1, 3) and rows.continues == (None, None, None, None, 0, 0)
     assert tokens == [7, 8, 9, 9, 5, 6, 4, 1, 2, 3]
     assert places == [[0, 1, 7, 8, 9], [0, 1], [0, 1, 6], [2, 3], [4], [5]]

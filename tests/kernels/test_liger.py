@@ -14,9 +14,9 @@ from moslora.kernels.rotary import Turned
 from tests.kernels.test_rotary import parts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RUNS = liger.installed() and (DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+CAN_RUN = liger.installed() and (DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 REASON = "no Liger-Kernel, or neither a GPU nor TRITON_INTERPRET=1"
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not RUNS, reason=REASON)]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CAN_RUN, reason=REASON)]
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2**-10}
 if DEVICE.type == "cuda":
     ROUNDING[torch.bfloat16] = 2**-7  # which the interpreter takes for integers

@@ -30,7 +30,7 @@ from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.cloze import log_probabilities
-from moslora.kernels.rows import lay
+from moslora.kernels.rows import concatenate
 from moslora.recipe import ModelSection
 from moslora.training.objective import LabelLoss
 
@@ -170,7 +170,7 @@ def compared(folder: Path) -> Iterator[tuple[str, float]]:
     ours, theirs = load_base(section), stock(folder)
     with torch.no_grad():
         expected = torch.cat([theirs(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS])
-        tokens, rows, paths = lay([ROWS[:2], ROWS[2:]], torch.device("cpu"))
+        tokens, rows, paths = concatenate([ROWS[:2], ROWS[2:]], torch.device("cpu"))
         hidden = final_hidden(ours, tokens, rows)
         places = [place for path in paths for place in path]
         yield "logits", off(hidden[places] @ output_weight(ours).T, expected)

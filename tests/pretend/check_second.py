@@ -125,7 +125,7 @@ def test_no_process_uses_what_fails_in_one(
     """Or is not installed there."""
     faults: list[str | None] = [None, None]
     faults[where] = fault
-    monkeypatch.setattr(liger, "gathered", lambda own: faults)
+    monkeypatch.setattr(liger, "all_gather", lambda own: faults)
     assert liger.installed()
     liger.agree()
     assert not liger.installed()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moslora.processes.group import Shared, compare
+from moslora.processes.group import Shared, refuse_faults, refuse_other_facts
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -86,13 +86,15 @@ def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(w
 
 def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:
     with pytest.raises(Shared) as refusal:
-        compare(found)
+        refuse_faults(found)
+        refuse_other_facts(found)
     return str(refusal.value).splitlines(), refusal.value.exit_code
 
 
 def test_what_differs_from_rank_0_is_named() -> None:
     found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {"step": 8, "base": "b"}} for rank in range(4)]
-    compare(found)
+    refuse_faults(found)
+    refuse_other_facts(found)
     found[2] = {"host": "h1", "facts": {"step": 0, "base": "b"}}
     lines, code = refused(found)
     assert lines[0] == "rank 2 on h1: step is 0, but 8 on rank 0" and len(lines) == code == 2

@@ -16,13 +16,13 @@ WORK = """
 import os, signal, sys, time
 from moslora.processes import heartbeat
 heartbeat.BEAT, heartbeat.SILENCE, heartbeat.TICK = 0.3, float(sys.argv[1]), 0.1
-from moslora.processes.group import end, gathered, meeting
+from moslora.processes.group import end, all_gather, process_group
 
 rank = int(os.environ["RANK"])
 try:
-    with meeting({}, then="resume: it"):
+    with process_group({}, then="resume: it"):
         for turn in range(2):
-            gathered(turn)
+            all_gather(turn)
         print("met", flush=True)
         exec(sys.argv[2])
     print("done", flush=True)
@@ -63,7 +63,7 @@ def finish(them: list[subprocess.Popen[str]]) -> None:
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_stopped_process_ends_the_others_and_one_of_them_says_so(processes: int, stopped: int) -> None:
     """Rank 0 has the store: when it is stopped the others have no sign of anybody."""
-    them = started("while True: gathered(rank)", processes=processes)
+    them = started("while True: all_gather(rank)", processes=processes)
     try:
         them[stopped].send_signal(signal.SIGSTOP)
         began = time.monotonic()
@@ -83,7 +83,7 @@ def test_a_stopped_process_ends_the_others_and_one_of_them_says_so(processes: in
 @pytest.mark.slow
 def test_long_work_of_one_and_an_early_end_of_another_are_no_loss() -> None:
     """Rank 0 works while rank 1 waits for it, longer than a silence may last, and again after rank 1 has gone."""
-    work = f"time.sleep({2 * SILENCE} * (rank == 0)); gathered(rank); time.sleep({2 * SILENCE} * (rank == 0))"
+    work = f"time.sleep({2 * SILENCE} * (rank == 0)); all_gather(rank); time.sleep({2 * SILENCE} * (rank == 0))"
     them = started(work, processes=2)
     try:
         found = [process.communicate(timeout=90) for process in them]
@@ -96,8 +96,8 @@ def test_long_work_of_one_and_an_early_end_of_another_are_no_loss() -> None:
 @pytest.mark.slow
 def test_all_of_them_stopped_and_continued_are_no_loss(tmp_path: Path) -> None:
     """As a batch system suspends a job: nobody counts the time in which it did not run itself."""
-    work = f"while not os.path.exists({str(tmp_path / 'go')!r}): gathered(rank); time.sleep(0.05)"
-    them = started(work.replace(": gathered", ":\n    gathered").replace("; time", "\n    time"), processes=2)
+    work = f"while not os.path.exists({str(tmp_path / 'go')!r}): all_gather(rank); time.sleep(0.05)"
+    them = started(work.replace(": all_gather", ":\n    all_gather").replace("; time", "\n    time"), processes=2)
     try:
         for number, pause in ((signal.SIGSTOP, 2 * SILENCE), (signal.SIGCONT, SILENCE)):
             for process in them:
@@ -110,7 +110,7 @@ def test_all_of_them_stopped_and_continued_are_no_loss(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_at_once() -> None:
-    them = started("while True: gathered(rank)", processes=2)
+    them = started("while True: all_gather(rank)", processes=2)
     try:
         began = time.monotonic()
         them[1].kill()

@@ -49,17 +49,17 @@ import os
 import torch
 from accelerate import Accelerator
 from moslora.adapters import named_adapters, start
-from moslora.processes.group import gathered, meeting
+from moslora.processes.group import all_gather, process_group
 from moslora.recipe import load_recipe
 from moslora.training.prepare import prepare
 
 triplets = start.largest_triplets
 start.largest_triplets = lambda *given: tuple(x * (1 + int(os.environ["RANK"])) for x in triplets(*given))
-with meeting({}, then=""):
+with process_group({}, then=""):
     import sys
     parts, _ = prepare(Accelerator(cpu=True), load_recipe(sys.argv[1], sys.argv[2:]))
     sums = [[float(w.detach().sum()) for w in (l.lora_a, l.lora_b)] for _, l in named_adapters(parts.model)]
-    assert gathered(sums)[0] == gathered(sums)[1]
+    assert all_gather(sums)[0] == all_gather(sums)[1]
     if os.environ["RANK"] == "0":
         print("the same", len(sums))
     del parts

@@ -22,7 +22,7 @@ from moslora.console import note_once
 from moslora.errors import UsageError, first_line
 from moslora.kernels.attention import exchangeable
 from moslora.kernels.linear import IN_FLOAT32, keeping_nothing_packed, kernel, product
-from moslora.kernels.rows import lay
+from moslora.kernels.rows import concatenate
 from moslora.recipe import ModelSection
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_softcapping", "logit_softcap")
@@ -99,7 +99,7 @@ def plain_logits(model: PreTrainedModel) -> Tensor:
 def engine_logits(model: PreTrainedModel) -> Tensor:
     """The same as training and scoring compute them; ``model`` has our modules."""
     weight, before = output_weight(model), model.config._attn_implementation
-    tokens, rows, paths = lay([_two_rows(model.config)], model.device)
+    tokens, rows, paths = concatenate([_two_rows(model.config)], model.device)
     with keeping_nothing_packed(model):
         hidden = final_hidden(model, tokens, rows)
     if before is not None:

@@ -22,12 +22,13 @@ from moslora.base.check import exchange_modules, refuse_by_config
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import ADAPTER, locate
 from moslora.choices import DType
-from moslora.console import is_main_process, note_once
+from moslora.console import note_once
 from moslora.errors import MosloraError, UsageError, first_line, some
 from moslora.files import disk_fault
 from moslora.kernels.rows import send
 from moslora.processes.devices import device as own_device
 from moslora.processes.devices import multiplies_bfloat16
+from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

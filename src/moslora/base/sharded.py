@@ -21,12 +21,12 @@ from moslora.base.quantized import quantized_layers
 from moslora.choices import Strategy
 from moslora.errors import UsageError
 from moslora.kernels.linear import pack_nothing
-from moslora.processes.group import members
+from moslora.processes.group import group_size
 
 
 def shards(strategy: Strategy) -> bool:
     """Whether the base is sharded: not where there is one process."""
-    return strategy == "fsdp" and members()[1] > 1
+    return strategy == "fsdp" and group_size() > 1
 
 
 def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
@@ -39,7 +39,7 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
     whole = {*model.parameters()} - {*layers.parameters()} | own_parameters(model)
     for parameter in whole:
         parameter.data = parameter.data.to(device)
-    mesh = init_device_mesh(device.type, (members()[1],))
+    mesh = init_device_mesh(device.type, (group_size(),))
     # The decoder has no weights left, but as their root it gathers a layer while the one before it computes.
     for module in (*layers, model.get_decoder()):
         fully_shard(module, mesh=mesh, ignored_params=whole)
@@ -47,7 +47,7 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
 
 
 @contextmanager
-def in_step(model: PreTrainedModel) -> Iterator[None]:
+def join_uneven_passes(model: PreTrainedModel) -> Iterator[None]:
     """Lets each process make as many passes of a sharded ``model`` as it has, although each pass takes all processes.
 
     Processes that finish early run empty passes until all are done. Does nothing for a whole model.

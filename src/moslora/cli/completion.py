@@ -3,10 +3,7 @@
 Typer offers those that begin with what is typed; where none does, the shell offers files.
 """
 
-from pathlib import Path
-
-RUNS = Path("runs")
-"""The default folder of runs; each run has a folder named after its recipe."""
+from moslora.runs import RUNS
 
 
 def recipes_and_runs() -> list[tuple[str, str]]:

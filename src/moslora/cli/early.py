@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moslora.choices import FormatName, Protocol
-from moslora.console import is_main_process
 from moslora.errors import UsageError
+from moslora.ranks import is_main_process
 
 if TYPE_CHECKING:
     from moslora.recipe import Recipe

@@ -16,7 +16,8 @@ from moslora.cli import data, models, recipes, studies
 from moslora.cli.usage import TyperUsageError, one_line
 from moslora.console import drop_output, print_in_any_encoding
 from moslora.errors import MosloraError, Terminated, UsageError, stopped
-from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher, launched
+from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher
+from moslora.ranks import launched
 from moslora.version import __version__
 
 

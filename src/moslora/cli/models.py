@@ -1,6 +1,5 @@
 """The commands ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``export``, ``import`` and ``quickstart``."""
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -10,11 +9,12 @@ import typer
 
 from moslora import choices
 from moslora.cli import completion, early, options
-from moslora.cli.completion import RUNS
 from moslora.cli.following import after_scoring, say_next
 from moslora.cli.table import print_table
-from moslora.console import is_main_process, note, say
+from moslora.console import note, say
 from moslora.errors import UsageError, stopped
+from moslora.ranks import is_main_process, launched
+from moslora.runs import RUNS
 
 if TYPE_CHECKING:
     from moslora.recipe import Recipe
@@ -272,11 +272,11 @@ def _share(
 ) -> None:
     """Runs this command in processes of its own and ends with their exit code, unless this is one, or it needs none.
     Without a number from the user there are at most ``most``."""
-    from moslora.processes.launch import LAUNCHED_HERE, launch, launched, processes_to_start
+    from moslora.processes.launch import launch, launched_here, processes_to_start
     from moslora.runs.run import Run as TrainedRun
 
     count, command = processes_to_start(processes, most=most), [sys.executable, "-m", "moslora", *sys.argv[1:]]
-    if restarts and launched() and LAUNCHED_HERE not in os.environ:
+    if restarts and launched() and not launched_here():
         raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
     if count > 1 or (restarts and not launched()):
         code = launch(

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from moslora.cli import completion
-from moslora.cli.completion import RUNS
 from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
 from moslora.cli.table import print_described, print_entries, print_table
 from moslora.errors import UsageError
+from moslora.runs import RUNS
 
 app = typer.Typer()
 

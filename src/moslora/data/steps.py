@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.kernels.rows import Rows, lay, send
+from moslora.kernels.rows import Rows, concatenate, send
 from moslora.recipe import TrainingSection
 
 MICRO_BATCH_TOKENS = {False: 2_048, True: 8_192}
@@ -129,7 +129,7 @@ def collate(
     rows = rows or [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     texts = [row.input_ids for row in rows]
     families = [texts] if share else [[text] for text in texts]
-    tokens, laid, places = lay(families, device)
+    tokens, laid, places = concatenate(families, device)
     numbers = {name: number for number, name in enumerate(tasks)}
     task_of_token = [len(numbers)] * len(tokens)
     predicted_from: list[int] = []

@@ -16,7 +16,7 @@ from moslora.base.engine import final_hidden, output_weight
 from moslora.errors import MosloraError, some
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
-from moslora.kernels.rows import common_prefix, lay, send
+from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.recipe import PROTOCOLS
 from moslora.tasks import Example
 
@@ -56,7 +56,7 @@ class Choice(Scorer[Question, Scores]):
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[Scores]]:
         weight = output_weight(self.model)  # (V, H)
-        tokens, rows, places = lay([[q.input_ids for q in questions]], weight.device)
+        tokens, rows, places = concatenate([[q.input_ids for q in questions]], weight.device)
         hidden = final_hidden(self.model, tokens, rows)  # (T, H)
         labels = sorted({token for q in questions for token in q.option_tokens})
         last = hidden.index_select(0, send([path[-1] for path in places], weight.device))

@@ -18,7 +18,7 @@ from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
-from moslora.kernels.rows import common_prefix, lay, send
+from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.kernels.vocabulary import pieces, sizes
 from moslora.tasks import Example
 
@@ -60,7 +60,7 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
         return shared + sum(len(text.ids) - 1 - shared for text in question)
 
     def compute(self, questions: Sequence[Sequence[EncodedText]]) -> Callable[[], list[list[Scored]]]:
-        tokens, rows, paths = lay([[text.ids[:-1] for text in q] for q in questions], self.model.device)
+        tokens, rows, paths = concatenate([[text.ids[:-1] for text in q] for q in questions], self.model.device)
         texts = [text for q in questions for text in q]
         places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]
         targets = [token for text in texts for token in text.ids[text.answer_start :]]

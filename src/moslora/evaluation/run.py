@@ -10,7 +10,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.engine import context_length, output_weight
 from moslora.base.identity import packages
-from moslora.base.sharded import in_step
+from moslora.base.sharded import join_uneven_passes
 from moslora.console import say
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash
@@ -26,7 +26,7 @@ from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.scorer import Request, Scorer
 from moslora.evaluation.texts import Texts
 from moslora.processes.devices import keep_freed_memory
-from moslora.processes.group import gathered, members
+from moslora.processes.group import all_gather, group_size, rank_in_group
 from moslora.progress import Line
 from moslora.prompts.formats import make_format
 from moslora.tasks import Example
@@ -82,8 +82,8 @@ def evaluate(
     }
     _refuse_unusable(plan, scorers)
     task_blocks = [(scorers[task], block) for task, of_task in plan.items() for block in of_task]
-    journal = Journal(out if members()[0] == 0 else None, settings)
-    journal.head, journal.predictions = gathered((journal.head, journal.predictions))[0]
+    journal = Journal(out if rank_in_group() == 0 else None, settings)
+    journal.head, journal.predictions = all_gather((journal.head, journal.predictions))[0]
     wanted = {task: [example for block in of_task for example in block.wanted] for task, of_task in plan.items()}
     asked = {task: _asked(journal, questions[task], of_task) for task, of_task in wanted.items()}
     journal.record({task: TaskRecord(leaks=(leaks or {}).get(task), asked=asked[task]) for task in questions})
@@ -180,7 +180,8 @@ def _asked(journal: Journal, questions: Sequence[Example], wanted: Sequence[Exam
 def _score(task_blocks: Sequence[tuple[Scorer[Any, Any], Block]], journal: Journal) -> None:
     """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would: also one begun
     before a kill, since its shapes belong to its results."""
-    rank, processes = members()
+    rank = rank_in_group()
+    processes = group_size()
     missing = {example.id for _, block in task_blocks for example in block.wanted} - journal.predictions.keys()
     asked = [(scorer, block) for scorer, block in task_blocks if missing & {example.id for example in block.wanted}]
     unfinished = [(sum(map(scorer.work, block.computed)), scorer, block) for scorer, block in asked]
@@ -190,11 +191,11 @@ def _score(task_blocks: Sequence[tuple[Scorer[Any, Any], Block]], journal: Journ
     with Line(total, f"0/{of}") as line:
         for first in range(0, len(unfinished), processes):
             together, own = unfinished[first : first + processes], list[Prediction]()
-            with in_step(together[0][1].model):
+            with join_uneven_passes(together[0][1].model):
                 for _, scorer, block in together[rank : rank + 1]:
                     own = [prediction for prediction in scorer.score(block.computed) if prediction.id in missing]
                     journal.append(own)  # before the others are waited for, of which one may be lost
-            for other, predictions in enumerate(gathered(own)):
+            for other, predictions in enumerate(all_gather(own)):
                 if other != rank:
                     journal.append(predictions)
             worked += sum(work for work, *_ in together)
@@ -213,9 +214,10 @@ def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journ
     change of option j's deciding score, no margin of the question changed by more than max_j d_j − min_j d_j: a
     best option whose margin is larger stays the best. The tasks are shared out among the processes.
     """
-    rank, processes = members()
+    rank = rank_in_group()
+    processes = group_size()
     own = dict.fromkeys(list(plan)[rank::processes], 0.0)
-    with in_step(scorer.model), Line(len(own), f"close calls 0/{len(own)}") as line:
+    with join_uneven_passes(scorer.model), Line(len(own), f"close calls 0/{len(own)}") as line:
         for number, task in enumerate(own, start=1):
             count = min(max(sum(len(block.wanted) for block in plan[task]) // 32, DRIFT_SAMPLE[0]), DRIFT_SAMPLE[1])
             for alone in scorer.score(plan[task][0].wanted[:count], alone=True):
@@ -223,4 +225,4 @@ def _drifts(plan: Mapping[str, Sequence[Block]], scorer: Scorer[Any, Any], journ
                 changes = [a - b for a, b in zip(alone.deciding_scores, batched, strict=True)]
                 own[task] = max(own[task], max(changes) - min(changes))
             line.show(number, f"close calls {number}/{len(own)}")
-    return {task: drift for each in gathered(own) for task, drift in each.items()}
+    return {task: drift for each in all_gather(own) for task, drift in each.items()}

@@ -16,7 +16,7 @@ from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memo
 from moslora.base.resolve import locate
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import DType, Strategy
-from moslora.console import is_main_process, note
+from moslora.console import note
 from moslora.data.encode import encoding
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError, first_line
@@ -29,11 +29,13 @@ from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
 from moslora.kernels import liger
 from moslora.processes.devices import device
-from moslora.processes.group import meeting, members, take_gpu
+from moslora.processes.group import group_size, process_group, take_gpu
+from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection, PeftSection, Recipe, resolve_tasks
+from moslora.runs import RUNS
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
 from moslora.runs.asking import how_asked, read_asking
-from moslora.runs.named import RUNS, names_run
+from moslora.runs.named import names_run
 from moslora.runs.origin import remark_on
 from moslora.runs.run import (
     BESIDE,
@@ -119,7 +121,8 @@ class Target:
 
     def load(self) -> PreTrainedModel:
         """The model in evaluation mode on the GPU or else the CPU, sharded if the strategy asks for it."""
-        shared, several = shards(self.strategy), members()[1] > 1
+        shared = shards(self.strategy)
+        several = group_size() > 1
         # To be sharded it is read on the CPU, where processes share the file's pages; quantised it is on its device.
         on_host = shared and not self.model.quantization
         place = torch.device("cpu") if on_host else device()
@@ -245,7 +248,7 @@ def evaluate_target(
     tokens = request.batch_tokens or batch_budget(device())
     with (
         locked(out) if is_main_process() else nullcontext(),
-        meeting(facts, then="the same command continues from the scores so far"),
+        process_group(facts, then="the same command continues from the scores so far"),
         or_out_of_memory(f"out of GPU memory with batches of {tokens:,} tokens; use a smaller --batch-tokens"),
     ):
         liger.agree()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from moslora.console import note
 from moslora.errors import MosloraError, first_line
 from moslora.processes.devices import as_current, device, gpus, wait_for
-from moslora.processes.group import gathered
+from moslora.processes.group import all_gather
 
 CHANGED = "(Tensor(a!), Tensor(b!))"
 torch.library.define("moslora::swiglu", "(Tensor gate, Tensor up) -> Tensor")
@@ -41,7 +41,7 @@ def installed() -> bool:
 def agree() -> None:
     """Has the processes of the group use these kernels if they work in all, and none of them otherwise: the steps of
     one run must not be computed in two ways."""
-    faults = gathered(fault())
+    faults = all_gather(fault())
     if all(found == "" for found in faults):
         return
     for rank, found in enumerate(faults):

@@ -192,7 +192,9 @@ class Group:
         return self._masks[window]
 
 
-def lay(families: Sequence[Sequence[Sequence[int]]], device: torch.device) -> tuple[list[int], Rows, list[list[int]]]:
+def concatenate(
+    families: Sequence[Sequence[Sequence[int]]], device: torch.device
+) -> tuple[list[int], Rows, list[list[int]]]:
     """The tokens of texts laid end to end; their rows; and where the tokens of each text lie, family by family.
 
     What all texts of a family begin with is a row of its own, which they continue.

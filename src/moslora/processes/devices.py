@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from moslora.ranks import local_rank
+
 GPU = "cuda"
 """The kind of device that is used beside the CPU; AMD's GPUs have this name too."""
 
@@ -32,11 +34,6 @@ def gpus() -> int:
     """GPUs of this machine that may be used."""
     usable = gpu_module().is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     return int(gpu_module().device_count()) if usable else 0
-
-
-def local_rank() -> int:
-    """This process's number among those of this machine, and that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def device() -> torch.device:

@@ -1,7 +1,7 @@
-"""The processes of one command: they compare what they found, work as a group, and end together.
+"""The processes of one command: they form torch's process group, must agree, and end together.
 
-Each brings what it found, or its fault, to the meeting, so that nobody waits for one that has failed. Rank 0 reports
-what all know; a later fault is reported by the rank that has it.
+Each process comes with the facts it found, or with its fault, so that nobody waits for one that has failed. Rank 0
+reports a fault that all know; after the group was formed, the rank that has a fault reports it.
 """
 
 import gc
@@ -24,18 +24,25 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from moslora.console import note, say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line, some
-from moslora.processes.devices import device, gpu_module, gpus, local_rank
+from moslora.processes.devices import device, gpu_module, gpus
 from moslora.processes.heartbeat import SILENCE, Heartbeat
-from moslora.processes.launch import LAUNCHED_HERE, STOPPED, launched, place
+from moslora.processes.launch import STOPPED, launched_here
+from moslora.ranks import launched, local_rank, local_world_size, master_address, rank
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=3)
-"""How long a process waits for the others: while they download and encode, and later load and save. Once they have met,
-one that gives no sign of life is given up after :data:`moslora.processes.heartbeat.SILENCE`."""
+"""Time that a process waits for the others while they download and encode, and later load and save. Once the group is
+formed, a process without a sign of life is given up after :data:`moslora.processes.heartbeat.SILENCE`."""
 
-_met = threading.Event()
-"""Set once this process has gone to meet the others: a later fault is not for the meeting."""
+_joined = threading.Event()
+"""Set once this process has joined the others; a later fault is not told through the forming of the group."""
+
+_REPORTER = "moslora/reports"
+"""Key in the group's store that counts the processes with a fault: the first one reports."""
+
+_REPORTED = "moslora/reported"
+"""Key in the group's store that is set once a fault is printed."""
 
 
 class Lost(MosloraError):
@@ -47,28 +54,30 @@ class Shared(UsageError):
 
 
 @contextmanager
-def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
-    """The group of all processes, once each has come with the same ``facts``; nothing for a process by itself.
+def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
+    """The process group of the command, formed once all processes have come with the same ``facts``.
 
-    Whatever uses the group must have been let go of when the block ends. ``facts`` are JSON values by what they are
-    called; ``then`` says how to go on if a process is lost. :func:`take_gpu` comes before.
+    A process without a launcher is by itself, and nothing is formed. Whatever uses the group must be released when the
+    block ends. :func:`take_gpu` comes before.
+
+    Args:
+        facts: JSON values by their names in messages.
+        then: how to go on if a process is lost, for the message.
 
     Raises:
-        Shared: they found different things, or some had a fault before.
+        Shared: the processes found different facts, or some had a fault before.
         Lost: another process ended.
     """
     if not launched():
         yield
         return
     try:
-        found = _meet(facts=facts)
+        found = _form_group(facts=facts)
         hosts = [each["host"] for each in found]
-        heartbeat = Heartbeat(rank=place()[0], size=len(hosts), lose=partial(_lose, hosts=hosts, then=then))
-        gathered(None)  # so that each has given a first sign
+        heartbeat = Heartbeat(rank=rank(), size=len(hosts), lose=partial(_end_without, hosts=hosts, then=then))
+        all_gather(None)  # a barrier: each process has given its first sign
         heartbeat.start()
-        if len(found) > 1:
-            machines, kind = len({*hosts}), "GPUs" if gpus() else "CPUs"
-            say(f"{len(found)} processes on {machines} machine{'s' * (machines != 1)}, on {kind}")
+        _say_size(hosts)
         yield
         heartbeat.end()
     except RuntimeError as error:
@@ -79,6 +88,14 @@ def meeting(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     # destroy it with Python's lock in hand, for which the group's own thread may be waiting.
     gc.collect()
     dist.destroy_process_group()
+
+
+def _say_size(hosts: Sequence[str]) -> None:
+    """Prints how many processes work on how many machines."""
+    if len(hosts) == 1:
+        return
+    kind = "GPUs" if gpus() else "CPUs"
+    say(f"{len(hosts)} processes on {counted(len(set(hosts)), 'machine')}, on {kind}")
 
 
 def take_gpu() -> None:
@@ -93,12 +110,21 @@ def take_gpu() -> None:
         gpu_module().set_device(device())
 
 
-def members() -> tuple[int, int]:
-    """This process's rank in the group, and the size of the group; ``(0, 1)`` without one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def rank_in_group() -> int:
+    """This process's rank in the group; 0 without one."""
+    if not dist.is_initialized():
+        return 0
+    return dist.get_rank()
 
 
-def gathered(value: Found) -> list[Found]:
+def group_size() -> int:
+    """Number of processes in the group; 1 without one."""
+    if not dist.is_initialized():
+        return 1
+    return dist.get_world_size()
+
+
+def all_gather(value: Value) -> list[Value]:
     """The ``value`` of every process, by rank."""
     if not dist.is_initialized():
         return [value]
@@ -108,105 +134,141 @@ def gathered(value: Found) -> list[Found]:
 
 
 def end(error: Exception) -> NoReturn:
-    """Ends this process after a fault, which one of all reports, with its rank and host."""
-    text = str(error) if isinstance(error, MosloraError) else "".join(traceback.format_exception(error))
+    """Ends this process after a fault, which one of all processes reports, with its rank and host."""
+    if isinstance(error, MosloraError):
+        text = str(error)
+    else:
+        text = "".join(traceback.format_exception(error))
     code = getattr(error, "exit_code", 1)
-    if not _met.is_set() and not isinstance(error, Interrupted):
+    if not _joined.is_set() and not isinstance(error, Interrupted):
         try:
-            _meet(fault=text, exit_code=code)
+            _form_group(fault=text, exit_code=code)
         except Shared as shared:
             end(shared)
-        except (MosloraError, RuntimeError, KeyboardInterrupt):  # no meeting
+        except (MosloraError, RuntimeError, KeyboardInterrupt):  # no group: this process reports its own fault
             pass
     for number in (signal.SIGINT, signal.SIGTERM):  # the launcher may be stopping this process for the same fault
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, RuntimeError):  # a closed terminal; a store that ended with rank 0
         if _reports(error):
-            who = _who(place()[0], socket.gethostname())
-            label = "" if code in STOPPED else "error: "
-            print("\n".join(f"{label}{who}{line}" for line in text.splitlines()), file=sys.stderr, flush=True)
-            if dist.is_initialized():
-                _get_default_store().set("moslora/reported", "")
+            _report(text, exit_code=code)
         elif dist.is_initialized() and not isinstance(error, Interrupted):
             # A launcher would stop the one that reports, if this process ended first, or not know that one was killed.
-            _get_default_store().wait(["moslora/reported"], timedelta(seconds=20))
+            _get_default_store().wait([_REPORTED], timedelta(seconds=20))
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)  # the interpreter's end would wait for the group
 
 
-def _lose(ranks: list[int], *, hosts: Sequence[str], then: str) -> NoReturn:
-    """Ends this process, whatever it waits for, as those of ``ranks`` are lost. One of those that remain says so."""
-    remaining = [rank for rank in range(len(hosts)) if rank not in ranks]
-    who, reports = some([f"rank {rank} on {hosts[rank]}" for rank in ranks]), remaining[0] == place()[0]
-    if len(ranks) == len(hosts) - 1 > 1:  # or where they leave their signs is lost, and all of them remain
-        who, reports = "any other process", local_rank() == 0
+def _reports(error: Exception) -> bool:
+    """Whether this process reports a fault: rank 0 if all know it, otherwise the first process to claim it."""
+    if isinstance(error, (Interrupted, Lost, Shared)) and rank() != 0:
+        return False
+    if isinstance(error, Lost) and launched_here():  # the launcher reports it
+        return False
+    return not dist.is_initialized() or _get_default_store().add(_REPORTER, 1) == 1
+
+
+def _report(text: str, *, exit_code: int) -> None:
+    """Prints a fault, each line with this process's rank and host, and tells the others that it is printed."""
+    label = "" if exit_code in STOPPED else "error: "
+    prefix = label + _process_prefix(rank(), socket.gethostname())
+    print("\n".join(prefix + line for line in text.splitlines()), file=sys.stderr, flush=True)
+    if dist.is_initialized():
+        _get_default_store().set(_REPORTED, "")
+
+
+def _end_without(lost: list[int], *, hosts: Sequence[str], then: str) -> NoReturn:
+    """Ends this process, whatever it waits for, as the ranks ``lost`` gave no sign. One that remains reports it."""
+    remaining = [number for number in range(len(hosts)) if number not in lost]
+    names = some([f"rank {number} on {hosts[number]}" for number in lost])
+    reports = remaining[0] == rank()
+    if len(lost) == len(hosts) - 1 > 1:  # or the store of the signs is lost: then every process finds itself alone
+        names = "any other process"
+        reports = local_rank() == 0
     if reports:
-        fault = f"no sign of life from {who} for {SILENCE / 60:g} minutes: it was stopped, or its machine is gone"
+        fault = f"no sign of life from {names} for {SILENCE / 60:g} minutes: it was stopped, or its machine is gone"
         with suppress(OSError):  # of a terminal that is gone
             print(f"error: {fault}; {then}", file=sys.stderr, flush=True)
     os._exit(Lost.exit_code)
 
 
-def _reports(error: Exception) -> bool:
-    """Whether this process reports a fault: rank 0 what all know, otherwise the first to claim it."""
-    if isinstance(error, (Interrupted, Lost, Shared)) and place()[0]:
-        return False
-    if isinstance(error, Lost) and LAUNCHED_HERE in os.environ:  # the launcher does
-        return False
-    return not dist.is_initialized() or _get_default_store().add("moslora/reports", 1) == 1
-
-
-def _meet(**found: Any) -> list[dict[str, Any]]:
-    """Forms the group, once all have come. Returns what each has found, by rank: all the same, and none a fault."""
-    _met.set()
+def _form_group(**found: Any) -> list[dict[str, Any]]:
+    """Forms the group of all processes. Returns what each has found, by rank: the same facts, and no fault."""
+    _joined.set()
     try:
-        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)  # torch would ask for it for three hours
+        host, _ = master_address()
+        socket.getaddrinfo(host, None)  # torch would ask for it for three hours
+        backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
         with ThreadPool(1) as pool:  # torch's waiting does not end at a signal
-            backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
             pool.apply(dist.init_process_group, (backend,), {"timeout": TIMEOUT})
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        kind = Lost if int(os.environ.get("LOCAL_RANK", 0)) else MosloraError  # one of each machine reports it
+        kind = Lost if local_rank() else MosloraError  # one process of each machine reports it
         raise kind(
             f"the processes cannot meet at MASTER_ADDR:MASTER_PORT ({first_line(error)}); choose the machine of rank 0"
             " and a free port there"
         ) from None
-    compare(all_found := gathered({"host": socket.gethostname(), **found}))
-    return all_found
+    everything = all_gather({"host": socket.gethostname(), **found})
+    refuse_faults(everything)
+    refuse_other_facts(everything)
+    return everything
 
 
-def compare(found: list[dict[str, Any]]) -> None:
-    """Refuses faults, each once, or else facts that are not the same as on rank 0, by a `Shared`.
+def refuse_faults(found: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses to go on where a process had a fault. Every fault is listed once, with the first rank that has it.
 
-    ``found`` has, by rank, ``host`` and either ``facts`` or ``fault`` and ``exit_code``.
+    Args:
+        found: by rank, ``host`` and either ``facts`` or ``fault`` and ``exit_code``.
+
+    Raises:
+        Shared: there is a fault; its exit code is the first one's.
     """
-    faults: dict[str, str] = {}
-    for rank, each in enumerate(found):
-        if "fault" in each:
-            faults.setdefault(each["fault"], _who(rank, each["host"]))
-    if faults:
-        shared = Shared("\n".join(f"{who}{line}" for text, who in faults.items() for line in text.splitlines()))
-        shared.exit_code = next(each["exit_code"] for each in found if "fault" in each)
-        raise shared
-    usual = found[0]["facts"]
-    differ = [
-        f"{_who(rank, each['host'])}{name} is {json.dumps(value)}, but {json.dumps(usual.get(name))} on rank 0"
-        for rank, each in enumerate(found)
-        for name in usual | each["facts"]
-        if (value := each["facts"].get(name)) != usual.get(name)
-    ]
-    advice = "all processes need the same recipe, rows, base, packages and run folder (a shared one, or a copy on each)"
-    if differ:
-        raise Shared(f"{capped(differ)}\n{advice}")
+    faulty = [number for number, each in enumerate(found) if "fault" in each]
+    if not faulty:
+        return
+    prefixes: dict[str, str] = {}
+    for number in faulty:
+        prefixes.setdefault(found[number]["fault"], _process_prefix(number, found[number]["host"]))
+    lines: list[str] = []
+    for fault, prefix in prefixes.items():
+        lines += [prefix + line for line in fault.splitlines()]
+    shared = Shared("\n".join(lines))
+    shared.exit_code = found[faulty[0]]["exit_code"]
+    raise shared
 
 
-def _who(rank: int, host: str) -> str:
-    return f"rank {rank} on {host}: " if rank else ""
+def refuse_other_facts(found: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses ``facts`` that are not those of rank 0. Arguments as in `refuse_faults`.
+
+    Raises:
+        Shared: names each differing fact with its rank.
+    """
+    expected = found[0]["facts"]
+    differences = []
+    for number, each in enumerate(found):
+        prefix = _process_prefix(number, each["host"])
+        for name in expected | each["facts"]:
+            value = each["facts"].get(name)
+            if value != expected.get(name):
+                on_rank_0 = json.dumps(expected.get(name))
+                differences.append(f"{prefix}{name} is {json.dumps(value)}, but {on_rank_0} on rank 0")
+    if differences:
+        raise Shared(
+            f"{capped(differences)}\nall processes need the same recipe, rows, base, packages and run folder (a shared"
+            " one, or a copy on each)"
+        )
+
+
+def _process_prefix(number: int, host: str) -> str:
+    """How a line of a process begins; empty for rank 0."""
+    if number == 0:
+        return ""
+    return f"rank {number} on {host}: "
 
 
 def _check_gpus() -> None:
     """Refuses more processes on this machine than it has GPUs: two on one would run out of memory, or hang."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or place()[1])
+    here = local_world_size()
     if here > gpus() > 0:
         raise UsageError(
             f"{here} processes on this machine, but {counted(gpus(), 'GPU')} that this one sees; start {gpus()}"

@@ -4,7 +4,6 @@ One that was killed closes its connections, and the others know at once. One tha
 network is gone, closes none: without a sign the others would wait for it as long as for a slow one.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from contextlib import suppress
 from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from moslora.ranks import master_address
 
 BEAT = 10.0
 """Seconds between two signs of a process."""
@@ -41,8 +42,7 @@ class Heartbeat:
         self.keys = [f"moslora/alive/{each}" for each in range(size)]
         self.silence = dict.fromkeys((each for each in range(size) if each != rank), 0.0)
         self._store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
+            *master_address(),
             is_master=False,
             wait_for_workers=False,
             timeout=timedelta(seconds=SILENCE),

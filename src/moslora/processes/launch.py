@@ -1,8 +1,4 @@
-"""Who this process is among those of its command, and how to start them. Importing this does not load torch.
-
-torch's environment variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, …) say it, whoever set them: torchrun,
-`accelerate launch`, :func:`adopt_slurm`, or :func:`launch` here.
-"""
+"""Starting the processes of one command on this machine. Importing this does not load torch."""
 
 import ctypes
 import logging
@@ -13,14 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from rich import get_console
 
 from moslora.console import note
-from moslora.errors import Interrupted, UsageError
+from moslora.errors import Interrupted, UsageError, counted
+from moslora.ranks import launched, world_size
 
 LAUNCHED_HERE = "MOSLORA_LAUNCHED"
-"""Set in the processes that :func:`launch` has started: the process that did."""
+"""Set in the processes that :func:`launch` has started: the id of the process that started them."""
 
 PART = "MOSLORA_PART"
 """Set in the processes of a command that is a part of another, such as the quickstart: it names no next command."""
@@ -28,15 +26,13 @@ PART = "MOSLORA_PART"
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C and SIGTERM."""
 
-
-def launched() -> bool:
-    """Whether a launcher has started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+RESTARTS = 3
+"""Restarts after a kill, unless others are asked for."""
 
 
-def place() -> tuple[int, int]:
-    """This process's rank, and the number of processes; ``(0, 1)`` without a launcher."""
-    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if launched() else (0, 1)
+def launched_here() -> bool:
+    """Whether :func:`launch` has started this process."""
+    return LAUNCHED_HERE in os.environ
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -47,14 +43,15 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return
     first = re.match(r"([^\[,]+)\[?(\d*)", environment["SLURM_STEP_NODELIST"])  # node[03-07,12], or node3,node4
-    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])  # 8(x2),4
-    here = [tasks for tasks, nodes in counts for _ in range(int(nodes or 1))]
-    assert first and here
+    tasks_of_nodes: list[str] = []
+    for tasks, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"]):  # 8(x2),4
+        tasks_of_nodes += [tasks] * int(nodes or 1)
+    assert first and tasks_of_nodes
     found = {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": here[int(environment.get("SLURM_NODEID", 0))],
+        "LOCAL_WORLD_SIZE": tasks_of_nodes[int(environment.get("SLURM_NODEID", 0))],
         "MASTER_ADDR": first[1] + first[2],
         "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 10_000),
     }
@@ -64,25 +61,30 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
 def end_with_launcher() -> None:
     """On Linux, ends this process when the one that launched it is killed: whoever repeats its work must not find this
     one in the folder."""
-    if LAUNCHED_HERE in os.environ and sys.platform == "linux":
+    if launched_here() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: at the parent's end
         if os.getppid() != int(os.environ[LAUNCHED_HERE]):  # it has gone already
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def cores() -> int:
-    """The cores that a command may use: as many as OMP_NUM_THREADS says, or all of this machine."""
-    said = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 is for threads within threads
-    return max(1, int(said[1])) if said else os.cpu_count() or 1
+    """Number of cores that a command may use: OMP_NUM_THREADS, or all of this machine."""
+    threads = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 is for threads within threads
+    if threads:
+        return max(1, int(threads[1]))
+    return os.cpu_count() or 1
 
 
 def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
-    """How many processes should run this command here: as many as wanted, or one per GPU, but not more than ``most``
-    that would have something to do; 1 if they run already."""
+    """Number of processes to start here: as many as wanted, or one per GPU; 1 if they run already.
+
+    ``most`` is the number that would have something to do.
+    """
     if launched():
-        if wanted not in (None, place()[1]):
+        if wanted not in (None, world_size()):
             raise UsageError(
-                f"--processes {wanted}: {place()[1]} processes are running already, started by a launcher; leave it out"
+                f"--processes {wanted}: {world_size()} processes are running already, started by a launcher; leave it"
+                " out"
             )
         return 1
     if wanted is None and "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch`, told to start one
@@ -90,11 +92,11 @@ def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
     from moslora.processes.devices import gpus
 
     if wanted and 0 < gpus() < wanted:
-        raise UsageError(f"--processes {wanted}: this machine has {gpus()} GPU{'s' * (gpus() != 1)}")
+        raise UsageError(f"--processes {wanted}: this machine has {counted(gpus(), 'GPU')}")
     if wanted:
         return wanted
     if most and gpus() > most:
-        note(f"uses {most} of {gpus()} GPUs: a step has {most} row{'s' * (most != 1)}, training.global_batch_size")
+        note(f"uses {most} of {gpus()} GPUs: a step has {counted(most, 'row')}, training.global_batch_size")
         return most
     return max(1, gpus())
 
@@ -108,29 +110,51 @@ def launch(
     steps_done: Callable[[], int] = lambda: 0,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs ``command``, one of moslora, in several ``processes`` of this machine until all have ended.
+    """Runs ``command``, one of moslora, in several processes of this machine until all have ended.
 
     Signals are passed on, and the processes have all the time they need to save. If one fails, the others, which would
     wait for it forever, are stopped. If one was killed after a new checkpoint, all start again with --resume; never
-    after an error that one reported, nor after a signal to this process. They do so at most ``restarts`` times, by
-    default three. ``then`` says how to go on if one is killed; ``steps_done`` returns the number of steps saved.
+    after an error that one reported, nor after a signal to this process.
 
-    Returns the exit code of the first that failed, which has said why, or zero. `Interrupted`: one was ended by a
-    signal that it did not handle.
+    Args:
+        processes: how many.
+        then: how to go on if one is killed, for the message.
+        restarts: maximum number of restarts; by default :data:`RESTARTS`.
+        steps_done: returns the number of steps saved.
+        environment: variables of the processes, beside this one's.
+
+    Returns:
+        The exit code of the first that failed, which has said why, or zero.
+
+    Raises:
+        Interrupted: a process was ended by a signal that it did not handle.
     """
-    most = 3 if restarts is None else restarts
-    for restart in range(most + 1):
+    if restarts is None:
+        restarts = RESTARTS
+    for restart in range(restarts + 1):
         began_at = steps_done()
-        codes, stopped = _run([*command, *["--resume"] * (restart > 0)], processes, environment or {})
-        reported = [code for code in codes if code and code > 0]
-        if reported or not any(codes):
-            return next(iter(reported), 0)
-        killed, by = next((rank, -code) for rank, code in enumerate(codes) if code and code < 0)
-        fault = f"rank {killed} was killed by {signal.Signals(by).name}" + ", perhaps for lack of memory" * (by == 9)
-        if stopped or restart == most or steps_done() == began_at:
+        started = list(command)
+        if restart > 0:
+            started.append("--resume")
+        codes, signalled = _run(started, processes, environment or {})
+        failed = [code for code in codes if code]
+        reported = [code for code in failed if code > 0]
+        if reported:
+            return reported[0]
+        if not failed:
+            return 0
+        signal_number = -failed[0]
+        fault = f"rank {codes.index(failed[0])} was killed by {signal.Signals(signal_number).name}"
+        if signal_number == signal.SIGKILL:
+            fault += ", perhaps for lack of memory"
+        if signalled or restart == restarts or steps_done() == began_at:
             break
-        note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of {most})")
-    raise Interrupted(f"{fault}; {then}", signal_number=by)
+        note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of {restarts})")
+    raise Interrupted(f"{fault}; {then}", signal_number=signal_number)
+
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Signals for which torch's context sets handlers."""
 
 
 def _run(command: Sequence[str], processes: int, environment: Mapping[str, str]) -> tuple[list[int | None], bool]:
@@ -140,19 +164,9 @@ def _run(command: Sequence[str], processes: int, environment: Mapping[str, str])
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives on if the main process is killed
-    shared = {
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
-        LAUNCHED_HERE: str(os.getpid()),
-        **environment,
-    }
+    shared = {**_shared_environment(processes, port=store.port), **environment}
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # those that the context handles
-    before = {number: signal.getsignal(number) for number in handled}
+    handlers = {number: signal.getsignal(number) for number in _HANDLED}
     context = SubprocessContext(
         "moslora",
         command[0],
@@ -160,28 +174,49 @@ def _run(command: Sequence[str], processes: int, environment: Mapping[str, str])
         envs={rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)},
         logs_specs=DefaultLogsSpecs(os.devnull),
     )
-    stopped = False
     try:
         context.start()
-        workers = [context.subprocess_handlers[rank].proc for rank in range(processes)]
-        while True:
-            try:
-                codes = [worker.poll() for worker in workers]
-                if None not in codes or any(code not in (None, 0, *STOPPED) for code in codes):
-                    return codes, stopped
-                time.sleep(0.05)
-            except SignalException as received:
-                stopped = True
-                with suppress(OSError):  # of a terminal that is gone
-                    os.write(2, b"\nstopping, once all have saved (Ctrl-C again to stop at once) ...\n")
-                for worker in workers:
-                    with suppress(ProcessLookupError):
-                        os.killpg(worker.pid, received.sigval)
+        return _wait([context.subprocess_handlers[rank].proc for rank in range(processes)])
     except SignalException as received:
         raise Interrupted("stopped before all had started", signal_number=received.sigval) from None
     finally:
         context.close(death_sig=signal.SIGKILL)
         with suppress(OSError):
             get_console().show_cursor()  # which one that was killed may have hidden
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _shared_environment(processes: int, *, port: int) -> dict[str, str]:
+    """Variables that are the same in all processes."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        LAUNCHED_HERE: str(os.getpid()),
+    }
+
+
+def _wait(workers: Sequence[Any]) -> tuple[list[int | None], bool]:
+    """Waits until all ``workers`` have ended, or one has failed; passes signals on. Returns as `_run`."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    signalled = False
+    while True:
+        try:
+            codes = [worker.poll() for worker in workers]
+            failed = [code for code in codes if code not in (None, 0, *STOPPED)]
+            if failed or None not in codes:
+                return codes, signalled
+            time.sleep(0.05)
+        except SignalException as received:
+            signalled = True
+            with suppress(OSError):  # of a terminal that is gone
+                os.write(2, b"\nstopping, once all have saved (Ctrl-C again to stop at once) ...\n")
+            for worker in workers:
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.pid, received.sigval)

@@ -14,7 +14,7 @@ from moslora.choices import FORMER_NAMES
 
 from .adapter import OURS, PEFTS
 from .builtin import printable
-from .layers import KeyPath, Layer, depth, lay, origin_of
+from .layers import KeyPath, Layer, combine_layers, depth, origin_of
 from .recipe import Recipe
 
 _WORDS = {
@@ -35,7 +35,7 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
     `main` is the recipe's own file, named for values that no file sets. If the layers are not `complete`, a missing
     value may be in a file that cannot be read.
     """
-    values = lay(layers)
+    values = combine_layers(layers)
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] != "conflict":
@@ -87,7 +87,7 @@ def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
 
 
 def _line(layers: Sequence[Layer], path: KeyPath, message: str, main: str) -> str:
-    origin, value = origin_of(layers, path), lay(layers)
+    origin, value = origin_of(layers, path), combine_layers(layers)
     try:
         for key in path:
             value = value[int(key)] if isinstance(value, list) else value[key]

@@ -21,7 +21,7 @@ class Layer(NamedTuple):
     values: dict[str, Any]  # as in a recipe file
 
 
-def lay(layers: Iterable[Layer]) -> dict[str, Any]:
+def combine_layers(layers: Iterable[Layer]) -> dict[str, Any]:
     """Merge the layers, later ones over earlier ones: mappings merge key by key, everything else replaces.
 
     A mapping with another `kind` or `peft_type` replaces the whole mapping, since the keys of one kind mean nothing to
@@ -57,7 +57,7 @@ def depth(values: Any, path: KeyPath) -> int:
 
 def origin_of(layers: Sequence[Layer], path: KeyPath) -> str:
     """Origin of the value at `path`, or of as much of that path as exists: the last layer that sets it."""
-    exists = depth(lay(layers), path)
+    exists = depth(combine_layers(layers), path)
     return next(layer.origin for layer in reversed(layers) if depth(layer.values, path) >= exists)
 
 

@@ -16,7 +16,7 @@ from moslora.tasks import BUILT_IN, GROUP, Task, split_names, unknown_names
 from .adapter import AdapterSection
 from .builtin import EXPERIMENTS, find_recipe, near_files
 from .faults import fault_lines
-from .layers import Layer, depth, extended, is_stored, lay, origin_of, read_layers, shown, without_trust
+from .layers import Layer, combine_layers, depth, extended, is_stored, origin_of, read_layers, shown, without_trust
 from .recipe import Recipe, flat
 from .yaml_text import parse, render, render_inline
 
@@ -105,7 +105,7 @@ def rows_named(names: str) -> Rows:
     if file is None:
         return Rows(_checked([beneath], [], main=""), resolve_tasks(names))
     recipe, layers = _resolve(file, ["model.trust_remote_code=false"], beneath=[beneath])
-    has_source = depth(lay(layers), ("data", "source")) == 2
+    has_source = depth(combine_layers(layers), ("data", "source")) == 2
     if every == (file,) and has_source and not recipe.own_tasks:
         return Rows(recipe, recipe.training_tasks, recipe.data.source)
     return Rows(recipe, resolve_tasks(names))
@@ -129,7 +129,7 @@ def trace_recipe(
     """Every value of a recipe, in declared order: its dotted key, itself in YAML on one line, and where it is from: a
     file, "override" or "default". The model may be missing."""
     recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL], written=written)
-    given = lay(layers)
+    given = combine_layers(layers)
     rows = []
     for key, value in flat(recipe.model_dump(mode="json")).items():
         path = tuple(key.split("."))
@@ -194,7 +194,7 @@ def _drop_gone(layers: Sequence[Layer]) -> None:
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:
     """The recipe that the layers make, or its faults beside those of reading them."""
     try:
-        recipe = Recipe.model_validate(lay(layers))
+        recipe = Recipe.model_validate(combine_layers(layers))
     except ValidationError as error:
         faults += fault_lines(error, layers, main=main, complete=not faults)
     if faults:
@@ -226,4 +226,4 @@ def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Layer]:
         for key in reversed(match[1].split(".")):
             value = {key: value}
         layers.append(Layer("override", value))
-    return extended(Layer("override", lay(layers)), faults, folder=Path()) if layers else []
+    return extended(Layer("override", combine_layers(layers)), faults, folder=Path()) if layers else []

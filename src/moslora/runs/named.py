@@ -5,10 +5,8 @@ from pathlib import Path
 
 from moslora.base.resolve import means_path, no_such_folder
 from moslora.errors import UsageError
+from moslora.runs import RUNS
 from moslora.runs.run import is_checkpoints
-
-RUNS = Path("runs")
-"""The folder of the runs, and of the results of models without a run."""
 
 
 def names_run(target: str) -> bool:

@@ -18,15 +18,15 @@ from moslora.adapters import has_learned
 from moslora.base.identity import fingerprint
 from moslora.base.load import or_out_of_memory
 from moslora.base.resolve import BUILTIN, at_hand
-from moslora.console import is_main_process, note, say
+from moslora.console import note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import locked, placed, remove_leftovers
 from moslora.kernels import liger
 from moslora.processes.devices import device
-from moslora.processes.group import meeting, take_gpu
-from moslora.processes.launch import launched, place
+from moslora.processes.group import process_group, take_gpu
 from moslora.progress import Line
+from moslora.ranks import is_main_process, launched, world_size
 from moslora.recipe import Recipe
 from moslora.recipe.recipe import FREE
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
@@ -65,7 +65,8 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     if is_main_process():
         refuse_other_run(run, recipe, resuming=resuming)
         remove_leftovers(run.path / CHECKPOINTS)
-    rows, processes = recipe.training.global_batch_size, place()[1]
+    rows = recipe.training.global_batch_size
+    processes = world_size()
     if processes > rows:  # all other numbers divide the rows of a step, if not evenly
         raise UsageError(
             f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"
@@ -88,7 +89,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
         facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
         facts["the fingerprint of the base"] = inputs.base
     facts |= packages(recipe)
-    with meeting(facts, then=f"resume: {run.resume_command}"):
+    with process_group(facts, then=f"resume: {run.resume_command}"):
         if saved and not inputs:
             done = saved.manifest["step"]
             if is_main_process():
