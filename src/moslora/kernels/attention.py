@@ -35,9 +35,11 @@ SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 def exchangeable(kind: type[PreTrainedModel] | PreTrainedModel, config: PretrainedConfig) -> bool:
     """Whether a model, or those of a class, mix tokens in nothing but an attention that can be exchanged."""
-    layers = {*(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())}
+    layer_types = getattr(config.get_text_config(decoder=True), "layer_types", None)
+    if layer_types and not set(layer_types) <= {"full_attention", "sliding_attention"}:
+        return False
     interchanges = kind._supports_attention_backend and kind._supports_sdpa
-    return interchanges and not kind._is_stateful and not layers - {"full_attention", "sliding_attention"}
+    return interchanges and not kind._is_stateful
 
 
 def use_rows(model: PreTrainedModel) -> None:
@@ -59,7 +61,9 @@ def kernel(device: torch.device, dtype: torch.dtype, size: int) -> str:
     if device.type == "cpu":
         return GROUPED
     fits = dtype.itemsize == 2 and size % 8 == 0 and size <= 256
-    return UNPADDED if fits and has_flash_attention(device) else PADDED
+    if fits and has_flash_attention(device):
+        return UNPADDED
+    return PADDED
 
 
 def attend_in_rows(
@@ -96,7 +100,8 @@ def attend_in_rows(
     ways = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
     attend = ways[kernel(query.device, query.dtype, query.shape[-1])]
     q, k, v = (x.squeeze(0) for x in (query, key, value))  # the gradient of query[0] would be a copy
-    return attend(q, k, v, rows, scaling, sliding_window)[None], None
+    out = attend(q, k, v, rows, scaling, sliding_window)
+    return out[None], None
 
 
 AttentionInterface.register(ROWS, attend_in_rows)
@@ -109,25 +114,36 @@ def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: fl
     The last query of a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
     """
     q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # (T, heads, size)
-    if rows.laid_paths is not None:  # where rows share a key, its gradients are added up in float32
-        wide = torch.promote_types(k.dtype, torch.float32) if torch.is_grad_enabled() else k.dtype
+    if rows.laid_paths is not None:
+        wide = k.dtype
+        if torch.is_grad_enabled():  # where rows share a key, its gradients are added up in float32
+            wide = torch.promote_types(k.dtype, torch.float32)
         k, v = (x.to(wide).index_select(0, rows.laid_paths).to(x.dtype) for x in (k, v))
-    if not SHARES_KEYS:
+    options: dict[str, Any] = {"scale": scaling}
+    if SHARES_KEYS:
+        options["enable_gqa"] = True
+    else:
         k, v = (_repeated(x, len(query)) for x in (k, v))
-    longest = max(rows.lengths), max(map(len, rows.paths))
-    seen = (-1 if window is None else window - 1, 0)  # tokens before and after
-    options: dict[str, Any] = {"scale": scaling, "window_size": seen, **({"enable_gqa": True} if SHARES_KEYS else {})}
-    return varlen_attn(q, k, v, rows.ends[0], rows.ends[1], *longest, **options)  # type: ignore[return-value]
+    seen_before = -1  # all
+    if window is not None:
+        seen_before = window - 1
+    options["window_size"] = (seen_before, 0)
+    row_ends, path_ends = rows.ends
+    longest_row = max(rows.lengths)
+    longest_path = max(len(path) for path in rows.paths)
+    return varlen_attn(q, k, v, row_ends, path_ends, longest_row, longest_path, **options)  # type: ignore[return-value]
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
     """Torch's fused attention over padded batches: on a GPU, where a causal mask of its own is free."""
-    size, found = query.shape[-1], []
-    entries = [_entries(x, 1) for x in (query, key, value)]
+    heads, _, size = query.shape
+    query_entries, key_entries, value_entries = (_entries(x, 1) for x in (query, key, value))
+    found = []
     for group in rows.groups():
-        batch = (group.batch(entries[0]), *map(group.with_past, entries[1:]))  # (n · length, heads · size)
+        # (n · length, heads · size)
+        batch = (group.batch(query_entries), group.with_past(key_entries), group.with_past(value_entries))
         q, k, v = (x.view(group.shape[0], -1, x.shape[1] // size, size) for x in batch)
-        q, k, v = (_repeated(x, len(query)).transpose(1, 2) for x in (q, k, v))  # only flash attention shares keys
+        q, k, v = (_repeated(x, heads).transpose(1, 2) for x in (q, k, v))  # only flash attention shares keys
         if group.past or (window is not None and window < group.longest):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.seen(window).unsqueeze(1), scale=scaling)
         elif q.is_meta:  # stands for a GPU; torch itself would write the formula out
@@ -135,12 +151,15 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         found.append(group.back(out.transpose(1, 2).flatten(2).flatten(0, 1)))
-    return torch.cat(found).unflatten(1, (len(query), size))
+    return torch.cat(found).unflatten(1, (heads, size))
 
 
 def _repeated(keys: Tensor, heads: int) -> Tensor:
     """``(…, key heads, size)`` with each key as often as there are heads that it serves."""
-    return keys if keys.shape[-2] == heads else keys.repeat_interleave(heads // keys.shape[-2], -2)
+    key_heads = keys.shape[-2]
+    if key_heads == heads:
+        return keys
+    return keys.repeat_interleave(heads // key_heads, -2)
 
 
 class _Grouped(torch.autograd.Function):
@@ -155,36 +174,44 @@ class _Grouped(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None
     ) -> Tensor:
-        keys, size = len(key), query.shape[-1]
+        heads, _, size = query.shape
+        keys = len(key)
         q, k, v = (_entries(x, keys) for x in (query * scaling, key, value))
-        out, groups, weights = torch.empty_like(q), rows.groups(keys), []
+        out = torch.empty_like(q)
+        groups = rows.groups(keys)
+        weights = []
         for group in groups:
-            wide = (group.shape[0] * keys, -1, size)
-            scores = group.batch(q).view(wide) @ group.with_past(k).view(wide).transpose(1, 2)
-            masked = scores.view(*group.shape, len(query) // keys, -1) + group.mask(window)
+            by_key = (group.shape[0] * keys, -1, size)  # the heads that share a key one below another
+            scores = group.batch(q).view(by_key) @ group.with_past(k).view(by_key).transpose(1, 2)
+            masked = scores.view(*group.shape, heads // keys, -1) + group.mask(window)
             weight = masked.softmax(-1).to(scores.dtype).view_as(scores)
-            group.back((weight @ group.with_past(v).view(wide)).view(-1, q.shape[1]), out)
+            group.back((weight @ group.with_past(v).view(by_key)).view(-1, q.shape[1]), out)
             weights.append(weight)
         ctx.save_for_backward(q, k, v, *weights)
-        ctx.groups, ctx.scaling, ctx.keys = groups, scaling, keys
-        return out.view(-1, len(query), size)
+        ctx.groups = groups
+        ctx.scaling = scaling
+        ctx.keys = keys
+        return out.view(-1, heads, size)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *weights = ctx.saved_tensors
         size = k.shape[1]
         d_out = gradient.reshape(q.shape)
-        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        d_q = torch.empty_like(q)
+        d_k = torch.empty_like(k)
+        d_v = torch.empty_like(v)
         for group, weight in zip(ctx.groups, weights, strict=True):
-            wide = (len(weight), -1, size)
-            g = group.batch(d_out, zero_padding=True).view(wide)
+            by_key = (len(weight), -1, size)
+            g = group.batch(d_out, zero_padding=True).view(by_key)
             group.back_with_past((weight.transpose(1, 2) @ g).view(-1, size), d_v)
-            d_weight = g @ group.with_past(v).view(wide).transpose(1, 2)
+            d_weight = g @ group.with_past(v).view(by_key).transpose(1, 2)
             d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)
-            group.back((d_scores @ group.with_past(k).view(wide)).view(-1, q.shape[1]), d_q)
-            group.back_with_past((d_scores.transpose(1, 2) @ group.batch(q).view(wide)).view(-1, size), d_k)
-        found = (x.view(len(x) // ctx.keys, -1, size).transpose(0, 1) for x in (d_q.mul_(ctx.scaling), d_k, d_v))
-        return *found, None, None, None
+            group.back((d_scores @ group.with_past(k).view(by_key)).view(-1, q.shape[1]), d_q)
+            group.back_with_past((d_scores.transpose(1, 2) @ group.batch(q).view(by_key)).view(-1, size), d_k)
+        d_q.mul_(ctx.scaling)
+        as_heads = (x.view(len(x) // ctx.keys, -1, size).transpose(0, 1) for x in (d_q, d_k, d_v))
+        return *as_heads, None, None, None
 
 
 def _entries(heads: Tensor, keys: int) -> Tensor:

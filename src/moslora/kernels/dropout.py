@@ -53,23 +53,30 @@ class Dropout(nn.Module):
     @staticmethod
     def kernel(device: torch.device) -> str:
         """How the entries are drawn."""
-        return "by places" if device.type == "cpu" else "by mask"
+        if device.type == "cpu":
+            return "by places"
+        return "by mask"
 
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
     """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; then x is overwritten."""
-    if drawn is None:
-        return x if plus is None else x.add_(plus)
-    by_mask = drawn.dtype == torch.bool
-    if plus is not None and by_mask:
-        return torch.addcmul(plus, x, drawn, out=x)
     if plus is not None:
-        return _without_in_place(x, drawn).add_(plus)
+        return _without_and_plus(x, drawn, plus)
+    if drawn is None:
+        return x
     if in_place:
         return _without_in_place(x, drawn)
-    if by_mask:
+    if drawn.dtype == torch.bool:
         return x * drawn
     return x.reshape(-1).index_fill(0, drawn.long(), 0).view_as(x)
+
+
+def _without_and_plus(x: Tensor, drawn: Tensor | None, plus: Tensor) -> Tensor:
+    if drawn is None:
+        return x.add_(plus)
+    if drawn.dtype == torch.bool:
+        return torch.addcmul(plus, x, drawn, out=x)
+    return _without_in_place(x, drawn).add_(plus)
 
 
 def _without_in_place(x: Tensor, drawn: Tensor) -> Tensor:

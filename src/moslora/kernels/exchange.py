@@ -12,11 +12,14 @@ def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | 
     """Replaces every module for which one of ``replacements`` has another; ``None`` keeps it."""
     for name, module in list(model.named_modules()):
         for replacement in replacements:
-            if (own := replacement(module)) is not None:
+            own = replacement(module)
+            if own is not None:
                 model.set_submodule(name, own)
 
 
 def is_plain(module: nn.Module, part: str) -> bool:
     """Whether a module is such a ``part`` of one of the models in :data:`PLAIN`."""
     kind = type(module)
-    return kind.__module__.startswith("transformers.models.") and kind.__name__ in [model + part for model in PLAIN]
+    if not kind.__module__.startswith("transformers.models."):
+        return False
+    return kind.__name__ in [model + part for model in PLAIN]

@@ -30,7 +30,7 @@ _fails_elsewhere = threading.Event()
 
 def there() -> bool:
     """Whether Liger-Kernel and Triton are installed, whether they work or not."""
-    return all(map(find_spec, ("triton", "liger_kernel")))
+    return find_spec("triton") is not None and find_spec("liger_kernel") is not None
 
 
 def installed() -> bool:
@@ -47,8 +47,10 @@ def agree() -> None:
     for rank, found in enumerate(faults):
         if found is not None:
             _fails_elsewhere.set()
-            where = f"rank {rank}: " if rank else ""
-            note(f"Liger-Kernel does not work here, and is not used: {where}{found or 'it is not installed'}")
+            why = found or "it is not installed"
+            if rank:
+                why = f"rank {rank}: {why}"
+            note(f"Liger-Kernel does not work here, and is not used: {why}")
             return
 
 
@@ -83,17 +85,21 @@ def _try(device: torch.device) -> None:
     """
     gate, up, q, k = torch.linspace(-2, 2, 4 * 32, device=device).view(4, 1, 2, 1, 16)
     ones = torch.ones_like(gate)
-    cos, sin = 0.6 * ones[:, :, 0], 0.8 * ones[:, :, 0]
+    cos = 0.6 * ones[:, :, 0]
+    sin = 0.8 * ones[:, :, 0]
     with torch.enable_grad():
-        leaves = [x.clone().requires_grad_() for x in (gate, up)]
-        product = F.silu(leaves[0]) * leaves[1]
+        gate_leaf, up_leaf = (x.clone().requires_grad_() for x in (gate, up))
+        product = F.silu(gate_leaf) * up_leaf
+    d_gate, d_up = torch.autograd.grad(product, (gate_leaf, up_leaf), ones)
     first, second = q.chunk(2, dim=-1)
-    turned = torch.cat([0.6 * first - 0.8 * second, 0.6 * second + 0.8 * first], dim=-1)
-    expected = [product.detach(), *torch.autograd.grad(product, leaves, ones), turned, k.clone()]
+    turned_q = torch.cat([0.6 * first - 0.8 * second, 0.6 * second + 0.8 * first], dim=-1)
+    expected = [product.detach(), d_gate, d_up, turned_q, k.clone()]
 
     found = [torch.ops.moslora.swiglu(gate, up), *torch.ops.moslora.swiglu_backward(gate, up, ones)]
     q, k = torch.ops.moslora.rope(q, k, cos, sin, False)
-    found += [q.clone(), torch.ops.moslora.rope(q, k, cos, sin, True)[1]]
+    found.append(q.clone())
+    _, turned_back_k = torch.ops.moslora.rope(q, k, cos, sin, True)
+    found.append(turned_back_k)
     wait_for(device)
     if not all(one.allclose(other, atol=1e-4) for one, other in zip(found, expected, strict=True)):
         raise ValueError("it does not compute what the formulas give")
@@ -130,18 +136,22 @@ def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> Any:
     """The gradients of g and u, in their places."""
     if gate.is_meta:
         return gate, up
-    parts = (x.contiguous() for x in (gate, up, gradient))
+    gate, up, gradient = (x.contiguous() for x in (gate, up, gradient))
     with as_current(gate.device):
-        return import_module("liger_kernel.ops.swiglu").swiglu_backward(*parts)
+        return import_module("liger_kernel.ops.swiglu").swiglu_backward(gate, up, gradient)
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
     """q and k, ``(1, T, heads, size)``, turned by their angles or back, in their places."""
-    if not q.is_meta:
-        turn = getattr(import_module("liger_kernel.ops.rope"), "rope_backward" if back else "rope_forward")
-        with as_current(q.device):
-            q, k = (x.transpose(1, 2) for x in turn(q.transpose(1, 2), k.transpose(1, 2), cos, sin)[:2])
-    return q, k
+    if q.is_meta:
+        return q, k
+    ops = import_module("liger_kernel.ops.rope")
+    turn = ops.rope_forward
+    if back:
+        turn = ops.rope_backward
+    with as_current(q.device):
+        turned_q, turned_k, *_ = turn(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+    return turned_q.transpose(1, 2), turned_k.transpose(1, 2)
 
 
 for _operation in (swiglu, swiglu_backward, rope):

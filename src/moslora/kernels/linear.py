@@ -29,7 +29,9 @@ SAMPLED = 64
 
 def own_linear(module: nn.Module) -> nn.Module | None:
     """Ours for a plain linear layer, not for a subclass."""
-    return FrozenLinear(module) if type(module) is nn.Linear else None
+    if type(module) is nn.Linear:
+        return FrozenLinear(module)
+    return None
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
@@ -143,11 +145,13 @@ def packed_layers(model: nn.Module) -> list[nn.Linear]:
     return [module for module in model.modules() if isinstance(module, FrozenLinear)]
 
 
-_copies = WeakTensorKeyDictionary()  # weight: (its version and place, a sample of its entries, the packed copy)
+_copies = WeakTensorKeyDictionary()
+"""Weight -> its version and place, a sample of its entries, and the packed copy."""
 
 
 def _packed(weight: Tensor) -> Tensor:
-    state = weight._version, weight.data_ptr()
+    """The packed copy of ``weight``, made anew once the weight has changed."""
+    state = (weight._version, weight.data_ptr())
     entries = weight.detach().reshape(-1)
     sample = entries[:: len(entries) // SAMPLED + 1]
     before, sampled, packed = _copies.get(weight, (None, None, None))

@@ -28,10 +28,13 @@ class GatedMLP(nn.Module):
 
     def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
+        self.gate_proj = gate_proj
+        self.up_proj = up_proj
+        self.down_proj = down_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate: Tensor = self.gate_proj(x)
+        up: Tensor = self.up_proj(x)
         activated: list[Tensor] = []  # silu(g), between the two that need it in the backward pass
 
         def again(gate: Tensor, up: Tensor) -> Tensor:
@@ -40,7 +43,8 @@ class GatedMLP(nn.Module):
             activated[:] = [F.silu(gate)]
             return activated[0] * up
 
-        out: Tensor = self.down_proj(made_of(_SwiGLU.apply(gate, up, activated), again, gate, up))
+        y = made_of(_SwiGLU.apply(gate, up, activated), again, gate, up)
+        out: Tensor = self.down_proj(y)
         return out
 
 
@@ -58,12 +62,21 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         if liger.takes(gate):  # in their places: all that reads y has had its backward pass
             torch.autograd.graph.increment_version((gate, up))
-            return *torch.ops.moslora.swiglu_backward(gate.detach(), up.detach(), gradient), None
-        silu = ctx.activated.pop() if ctx.activated else F.silu(gate)
+            d_gate, d_up = torch.ops.moslora.swiglu_backward(gate.detach(), up.detach(), gradient)
+            return d_gate, d_up, None
+        if ctx.activated:
+            silu = ctx.activated.pop()
+        else:
+            silu = F.silu(gate)
         d_gate = gradient * up  # of silu(g); in place that of g
         torch.ops.aten.silu_backward(d_gate, gate, grad_input=d_gate)
-        return d_gate, silu.mul_(gradient), None
+        d_up = silu.mul_(gradient)
+        return d_gate, d_up, None
 
 
 def _gated(gate: Tensor, up: Tensor) -> Tensor:
-    return torch.ops.moslora.swiglu(gate, up) if liger.takes(gate) else F.silu(gate).mul_(up)
+    """silu(g) ∘ u, without what a gradient needs."""
+    if liger.takes(gate):
+        y: Tensor = torch.ops.moslora.swiglu(gate, up)
+        return y
+    return F.silu(gate).mul_(up)

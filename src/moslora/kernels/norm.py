@@ -17,12 +17,16 @@ from moslora.kernels.recompute import made_of
 
 def own_norm(module: Any) -> nn.Module | None:
     """Ours for a norm of plain formula."""
-    return RMSNorm(module.weight, module.variance_epsilon) if is_plain(module, "RMSNorm") else None
+    if is_plain(module, "RMSNorm"):
+        return RMSNorm(module.weight, module.variance_epsilon)
+    return None
 
 
 def kernel(device: torch.device) -> str:
     """Name of what computes a frozen norm. On the meta device torch's keeps more than the fused one of a GPU."""
-    return "in place" if device.type in ("cpu", "meta") else "torch, fused"
+    if device.type in ("cpu", "meta"):
+        return "in place"
+    return "torch, fused"
 
 
 class RMSNorm(nn.Module):

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from moslora.kernels.dropout import without
 
 
-class _Again:
-    """A tensor that the backward pass computes by ``make(*parts)``, or its only part, once for all that read it.
+class Again:
+    """How the backward pass gets an activation x: by ``make(*parts)``, once for all adapters that read x; without
+    ``make`` x is its only part, and is kept.
 
-    It does not hold the parts: gradient checkpointing frees saved tensors only, and would keep an attribute.
+    The autograd functions save the parts, and this does not hold them: gradient checkpointing frees saved tensors only.
     """
 
     def __init__(self, make: Callable[..., Tensor] | None) -> None:
@@ -29,9 +30,12 @@ class _Again:
         self._left = 0
 
     def made(self, parts: Sequence[Tensor]) -> tuple[Tensor, bool]:
-        """For one of its readers, and whether that one may change it: the last, where it was made."""
+        """x for one of its readers, and whether that one may change it: the last, where it was made."""
         if self._made is None:
-            self._made = self._make(*parts) if self._make else parts[0]
+            if self._make is None:
+                self._made = parts[0]
+            else:
+                self._made = self._make(*parts)
             self._left = self.readers
         made = self._made
         self._left -= 1
@@ -42,23 +46,28 @@ class _Again:
 
 
 def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-    """``x``, which ``make(*parts)`` computes again, exactly, from parts that are kept anyway. No one may change it."""
+    """``x``, which ``make(*parts)`` computes again, exactly, from parts that are kept anyway. No one may change it.
+
+    That is noted on x itself, as its attribute ``again``: the model's own code hands x on from a norm to its readers,
+    and hands on nothing else; and the note lives as long as x does. A weak dictionary of tensors would take microseconds each time.
+    Only :func:`project` reads it.
+    """
     if torch.is_grad_enabled():
-        x.again = _Again(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
+        x.again = Again(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
     return x
 
 
 def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-    """h of shape ``(..., r)``, and x for its other products: their gradient, which comes here, costs no sum of its own.
+    """h of shape ``(..., r)``, and x for the base layer, so that both gradients of x are summed here, once.
 
     ``a`` is A, ``(r, in_features)``, in the dtype of ``x (..., in_features)``; ``drawn`` is of :meth:`Dropout.draw`.
     """
     if not torch.is_grad_enabled():
         return F.linear(without(x, drawn), a), x
-    again, parts = getattr(x, "again", None) or (_Again(None), [x.detach()])
+    again, parts = getattr(x, "again", None) or (Again(None), [x.detach()])
     found = _Projection.apply(x, a, drawn, again, *parts)
     if x.requires_grad:
-        return found
+        return found  # h and x
     return found, x
 
 
@@ -66,8 +75,8 @@ class _Projection(torch.autograd.Function):
     """With G the gradient of h, and G' of x in other products: dA = Gᵀ (x without), dx = (G A) without + G'."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: _Again, *parts: Tensor) -> Any:
-        _, a_learns, *_ = ctx.needs_input_grad
+    def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: Again, *parts: Tensor) -> Any:
+        x_learns, a_learns, *_ = ctx.needs_input_grad
         ctx.again = again
         ctx.parts = len(parts)
         if a_learns:
@@ -76,19 +85,20 @@ class _Projection(torch.autograd.Function):
         else:
             ctx.save_for_backward(a, drawn)
         h = F.linear(without(x, drawn), a)
-        if ctx.needs_input_grad[0]:
+        if x_learns:
             return h, x
         return h
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, of_x: Tensor | None = None) -> tuple[Tensor | None, ...]:
         a, drawn, *parts = ctx.saved_tensors
+        x_learns, a_learns, *_ = ctx.needs_input_grad
         gradient = gradient.to(a.dtype)  # under autocast it has another dtype
         d_x = d_a = None
-        if ctx.needs_input_grad[1]:
+        if a_learns:
             x, in_place = ctx.again.made(parts)
             d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
             del x  # freed before dx is made
-        if ctx.needs_input_grad[0]:
+        if x_learns:
             d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
         return d_x, d_a, *[None] * (2 + ctx.parts)

@@ -19,7 +19,9 @@ from moslora.kernels.rows import Rows
 
 def own_attention(module: Any) -> nn.Module | None:
     """Ours for an attention of plain formula."""
-    return RotaryAttention(module) if is_plain(module, "Attention") else None
+    if is_plain(module, "Attention"):
+        return RotaryAttention(module)
+    return None
 
 
 class RotaryAttention(nn.Module):
@@ -44,7 +46,8 @@ class RotaryAttention(nn.Module):
         if hasattr(self, "q_norm"):
             q = own.q_norm(q)
             k = own.k_norm(k)
-        q, k = Turned.apply(q, k, *others["position_embeddings"])
+        cos, sin = others["position_embeddings"]
+        q, k = Turned.apply(q, k, cos, sin)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out, _ = attend_in_rows(self, q, k, v, None, rows=rows, scaling=own.scaling, sliding_window=self.window)
         return own.o_proj(out.flatten(2)), None
@@ -60,7 +63,9 @@ class Turned(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_q: Tensor, d_k: Tensor) -> tuple[Tensor | None, ...]:
-        return *_turn(d_q, d_k, *ctx.saved_tensors, back=True), None, None
+        cos, sin = ctx.saved_tensors
+        d_q, d_k = _turn(d_q, d_k, cos, sin, back=True)
+        return d_q, d_k, None, None
 
 
 def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
@@ -69,7 +74,9 @@ def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tupl
         return torch.ops.moslora.rope(q.detach(), k.detach(), cos, sin, back)
     cos = cos.unsqueeze(2)
     sin1, sin2 = sin.unsqueeze(2).chunk(2, -1)
-    sign = -1 if back else 1
+    sign = 1
+    if back:
+        sign = -1
     turned_q = q * cos
     turned_k = k * cos
     for x, turned in ((q, turned_q), (k, turned_k)):

@@ -4,22 +4,24 @@ Replaces the padded batch on every device: linear layers, norms and output layer
 several rows begin with. Only attention (`moslora.kernels.attention`) looks at rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 SCORES = 2**16
-"""Most scores of a group and head on a CPU, unless a single row has more: what follows finds them in the cache."""
+"""Maximum number of attention scores of a group and head on a CPU, unless a single row has more: what follows finds
+them in the cache."""
 
 PADDING = 2**13
-"""Most of them that are padding: computing more takes longer than another group."""
+"""Maximum number of padded scores in a group on a CPU; beyond it a new group starts, which takes less time."""
 
-MULTIPLE, FILLED_FROM = 2**4, 2**9
+MULTIPLE = 2**4
+FILLED_FROM = 2**9
 """On a CPU a sequence of at least 512 tokens is filled up to a multiple of 16: oneDNN cuts a product of odd size into
 odd pieces, which takes up to half as long again, and a twentieth more on average."""
 
@@ -41,45 +43,55 @@ class Rows:
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
         """Begin and end of each row."""
-        ends = list(accumulate(self.lengths))
-        return list(zip([0, *ends[:-1]], ends, strict=True))
+        return list(pairwise(_ends(self.lengths)))
 
     @cached_property
     def pasts(self) -> list[list[int]]:
         """The tokens that each row continues."""
         pasts: list[list[int]] = []
         for before in self.continues or [None] * len(self.lengths):
-            pasts.append([] if before is None else [*pasts[before], *range(*self.bounds[before])])
+            if before is None:
+                pasts.append([])
+            else:
+                begin, end = self.bounds[before]
+                pasts.append([*pasts[before], *range(begin, end)])
         return pasts
 
     @cached_property
     def paths(self) -> list[list[int]]:
         """The tokens that each row continues, and its own."""
-        return [[*past, *range(*bounds)] for past, bounds in zip(self.pasts, self.bounds, strict=True)]
+        return [[*past, *range(begin, end)] for past, (begin, end) in zip(self.pasts, self.bounds, strict=True)]
 
     @cached_property
     def positions(self) -> Tensor:
         """Each token's place in its path, int64 of shape ``(1, T)``."""
-        places = [len(past) + at for past, length in zip(self.pasts, self.lengths, strict=True) for at in range(length)]
+        places: list[int] = []
+        for past, length in zip(self.pasts, self.lengths, strict=True):
+            places += range(len(past), len(past) + length)
         return send([places], self.device)
 
     @property
     def real(self) -> Tensor | None:
         """Which tokens belong to a text, bool of shape ``(1, T)``; ``None`` for all."""
+        if not self.filler:
+            return None
         count = sum(self.lengths)
-        return send(torch.arange(count)[None] < count - self.filler, self.device) if self.filler else None
+        return send(torch.arange(count)[None] < count - self.filler, self.device)
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
         """Where each row ends, and each path, if they lay end to end; behind a 0. Int32 of shape ``(rows + 1,)``."""
-        counts = self.lengths, map(len, self.paths)
-        own, path = send(torch.tensor([[0, *accumulate(x)] for x in counts], dtype=torch.int32), self.device)
+        of_rows = _ends(self.lengths)
+        of_paths = _ends(len(path) for path in self.paths)
+        own, path = send(torch.tensor([of_rows, of_paths], dtype=torch.int32), self.device)
         return own, path
 
     @cached_property
     def laid_paths(self) -> Tensor | None:
         """The tokens of all paths end to end, int64; ``None`` where these are the rows themselves."""
-        return send(list(chain.from_iterable(self.paths)), self.device) if any(self.pasts) else None
+        if not any(self.pasts):
+            return None
+        return send(list(chain.from_iterable(self.paths)), self.device)
 
     def groups(self, keys: int = 1) -> list["Group"]:
         """All rows in groups of neighbours, for so many key heads.
@@ -88,11 +100,12 @@ class Rows:
         rather have few groups.
         """
         if keys not in self._groups:
-            self._groups[keys] = [Group(self, *bounds, keys) for bounds in self._cuts]
+            self._groups[keys] = [Group(self, first, end, keys) for first, end in self._cuts]
         return self._groups[keys]
 
     @cached_property
     def _cuts(self) -> list[tuple[int, int]]:
+        """First row of each group, and the first behind it."""
         firsts = [0]
         for row in range(1, len(self.lengths)):
             if not self._belong_together(firsts[-1], row + 1):
@@ -110,7 +123,13 @@ class Rows:
     def _scores(self, first: int, end: int) -> int:
         """Scores of a head for these rows as one group."""
         longest = max(self.lengths[first:end])
-        return (end - first) * longest * (longest + max(map(len, self.pasts[first:end])))
+        longest_past = max(len(past) for past in self.pasts[first:end])
+        return (end - first) * longest * (longest + longest_past)
+
+
+def _ends(lengths: Iterable[int]) -> list[int]:
+    """Where each of these ends, if they lie end to end; behind a 0."""
+    return list(accumulate(lengths, initial=0))
 
 
 class Group:
@@ -121,28 +140,40 @@ class Group:
     """
 
     def __init__(self, rows: Rows, first: int, end: int, keys: int) -> None:
-        lengths, pasts = rows.lengths[first:end], rows.pasts[first:end]
-        self.longest, self.past = max(lengths), max(map(len, pasts))
-        self.shape = (len(lengths), keys, self.longest)  # of a batch
-        self._own = slice(rows.bounds[first][0] * keys, rows.bounds[end - 1][1] * keys)
-        past_lengths = [[len(past)] for past in pasts]
-        self._past_lengths = torch.tensor(past_lengths if min(past_lengths) < max(past_lengths) else past_lengths[:1])
+        lengths = rows.lengths[first:end]
+        pasts = rows.pasts[first:end]
+        begins = [begin for begin, _ in rows.bounds[first:end]]
+        _, group_end = rows.bounds[end - 1]
+        self.longest = max(lengths)  # L
+        self.past = max(len(past) for past in pasts)  # P
+        self.shape = (len(lengths), keys, self.longest)  # of a batch, (n, K, L)
+        self._own = slice(begins[0] * keys, group_end * keys)
         self._one_past = self.past > 0 and all(past == pasts[0] for past in pasts)
+        past_lengths = [len(past) for past in pasts]
+        if min(past_lengths) == self.past:  # all are equal, and one row of a mask serves all
+            past_lengths = past_lengths[:1]
+        self._past_lengths = torch.tensor(past_lengths).unsqueeze(1)  # (n or 1, 1)
         self._seen: dict[int | None, Tensor] = {}
         self._masks: dict[int | None, Tensor] = {}
-        begins = torch.tensor([[begin] for begin, _ in rows.bounds[first:end]])
-        places, heads = torch.arange(self.longest), torch.arange(keys).unsqueeze(1)
+
+        places = torch.arange(self.longest)
         real = places < torch.tensor(lengths).unsqueeze(1)  # (n, L)
-        tokens = begins + places * real  # padding stands for its row's first token
-        before = torch.tensor([past + [0] * (self.past - len(past)) for past in pasts], dtype=torch.long)
-        there, before = (index.unsqueeze(1) * keys + heads for index in (tokens, before))  # (n, K, L), (n, K, P)
-        back = torch.arange(real.numel() * keys).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
-        back = torch.cat([row[:length] for row, length in zip(back, lengths, strict=True)])  # (tokens, K)
+        tokens = torch.tensor(begins).unsqueeze(1) + places * real  # padding stands for its row's first token
+        padded_pasts = [past + [0] * (self.past - len(past)) for past in pasts]
+        past_tokens = torch.tensor(padded_pasts, dtype=torch.long)  # (n, P)
+        # Entries of all key heads of these tokens, (n, K, L) and (n, K, P).
+        heads = torch.arange(keys).unsqueeze(1)
+        there = tokens.unsqueeze(1) * keys + heads
+        before = past_tokens.unsqueeze(1) * keys + heads
+        in_batch = torch.arange(real.numel() * keys).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
+        back = torch.cat([row[:length] for row, length in zip(in_batch, lengths, strict=True)])  # (tokens, K)
         self._real = real[:, None, :, None]
         self._there = send(there.flatten(), rows.device)
-        self._before = send((before[:1] if self._one_past else before).flatten(), rows.device)
         self._all = send(torch.cat([before, there], 2).flatten(), rows.device)
         self._back = send(back.flatten(), rows.device)
+        if self._one_past:
+            before = before[:1]
+        self._before = send(before.flatten(), rows.device)
 
     def batch(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
         """The group's part of the entries ``x``, ``(n · K · L, size)``.
@@ -163,15 +194,20 @@ class Group:
 
     def back(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
         """The group's entries of a batch, in the rows' order; in their places of all entries ``out``, where given."""
-        return torch.index_select(batch, 0, self._back, out=None if out is None else out[self._own])
+        if out is None:
+            return batch.index_select(0, self._back)
+        return torch.index_select(batch, 0, self._back, out=out[self._own])
 
     def back_with_past(self, batch: Tensor, out: Tensor) -> None:
         """The same for a batch with pasts, which are added to ``out``."""
-        past, own = batch.view(*self.shape[:2], -1, batch.shape[1]).split((self.past, self.longest), 2)
+        rows, keys, _ = self.shape
+        past, own = batch.view(rows, keys, -1, batch.shape[1]).split((self.past, self.longest), 2)
         self.back(own.reshape(-1, batch.shape[1]), out)
-        if self.past:
-            rows = 1 if self._one_past else self.shape[0]
-            out.index_add_(0, self._before, past.sum_to_size(rows, *past.shape[1:]).flatten(0, 2))
+        if not self.past:
+            return
+        if self._one_past:
+            past = past.sum_to_size(1, *past.shape[1:])
+        out.index_add_(0, self._before, past.flatten(0, 2))
 
     def seen(self, window: int | None) -> Tensor:
         """Which keys each query sees, bool of shape ``(n, L, P + L)``; ``(1, L, P + L)`` if the same in all."""
@@ -181,7 +217,9 @@ class Group:
             places = torch.where(own, columns - self.past + self._past_lengths, columns)  # of the keys, (n, P + L)
             distance = (self._past_lengths + torch.arange(self.longest)).unsqueeze(2) - places.unsqueeze(1)
             seen = (own | (columns < self._past_lengths)).unsqueeze(1) & (distance >= 0)
-            self._seen[window] = send(seen if window is None else seen & (distance < window), self._there.device)
+            if window is not None:
+                seen &= distance < window
+            self._seen[window] = send(seen, self._there.device)
         return self._seen[window]
 
     def mask(self, window: int | None) -> Tensor:
@@ -192,6 +230,13 @@ class Group:
         return self._masks[window]
 
 
+class _Piece(NamedTuple):
+    """A row before it is laid."""
+
+    tokens: Sequence[int]
+    before: int | None  # the row that it continues
+
+
 def concatenate(
     families: Sequence[Sequence[Sequence[int]]], device: torch.device
 ) -> tuple[list[int], Rows, list[list[int]]]:
@@ -199,27 +244,45 @@ def concatenate(
 
     What all texts of a family begin with is a row of its own, which they continue.
     """
-    pieces: list[tuple[Sequence[int], int | None]] = []  # rows: their tokens, and the row before
-    rests: list[tuple[Sequence[int], int | None]] = []
+    pieces: list[_Piece] = []
+    rests: list[_Piece] = []  # of each text what is not common to its family
     for texts in families:
-        begin = common_prefix(texts) if len(texts) > 1 else 0
-        rests += [(text[begin:], len(pieces) if begin else None) for text in texts]
+        begin = 0
+        if len(texts) > 1:
+            begin = common_prefix(texts)
+        before = None
         if begin:
-            pieces.append((texts[0][:begin], None))
+            before = len(pieces)
+            pieces.append(_Piece(texts[0][:begin], None))
+        rests += [_Piece(text[begin:], before) for text in texts]
     row_of: dict[int, int] = {}
     # Those that continue nothing come first, as given; then the others, so that neighbours are of similar length.
-    for text in sorted(range(len(rests)), key=lambda i: 0 if rests[i][1] is None else 1 + len(rests[i][0])):
-        rest, before = rests[text]
-        if rest:
-            pieces.append((rest, before))
-        row_of[text] = len(pieces) - 1 if rest or before is None else before
-    tokens, continues = [token for piece, _ in pieces for token in piece], tuple(before for _, before in pieces)
-    lengths = [len(piece) for piece, _ in pieces]
+    for text in sorted(range(len(rests)), key=lambda i: _length_of_continuation(rests[i])):
+        rest = rests[text]
+        if rest.tokens:
+            pieces.append(rest)
+        if rest.tokens or rest.before is None:
+            row_of[text] = len(pieces) - 1
+        else:
+            row_of[text] = rest.before
+    tokens = list(chain.from_iterable(piece.tokens for piece in pieces))
+    lengths = [len(piece.tokens) for piece in pieces]
+    continues = tuple(piece.before for piece in pieces)
     paths = Rows(tuple(lengths), device, continues).paths
-    filler = -len(tokens) % MULTIPLE if device.type == "cpu" and len(tokens) >= FILLED_FROM else 0
+    filler = 0
+    if device.type == "cpu" and len(tokens) >= FILLED_FROM:
+        filler = -len(tokens) % MULTIPLE
     tokens += tokens[-1:] * filler
     lengths[-1] += filler
-    return tokens, Rows(tuple(lengths), device, continues, filler), [paths[row_of[i]] for i in range(len(rests))]
+    rows = Rows(tuple(lengths), device, continues, filler)
+    return tokens, rows, [paths[row_of[i]] for i in range(len(rests))]
+
+
+def _length_of_continuation(piece: _Piece) -> int:
+    """0 for a row that continues nothing."""
+    if piece.before is None:
+        return 0
+    return 1 + len(piece.tokens)
 
 
 def common_prefix(texts: Sequence[Sequence[int]]) -> int:
@@ -234,6 +297,10 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
 
 def send(values: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
     """``values``, as int64 where they are no tensor, on ``device``, which nothing waits for."""
-    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
-    from_host = device.type not in ("cpu", "meta")
-    return (tensor.pin_memory() if from_host else tensor).to(device, non_blocking=True)
+    if isinstance(values, Tensor):
+        tensor = values
+    else:
+        tensor = torch.tensor(values, dtype=torch.long)
+    if device.type not in ("cpu", "meta"):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

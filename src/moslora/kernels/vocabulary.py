@@ -41,8 +41,9 @@ class Piece:
         is nearly certain, p rounds to 1. ``labels`` is int64 of shape ``(n, 1)``."""
         place = (labels - self.begin).clamp(0, self.p.shape[1] - 1)
         p = self.p.gather(1, place).to(self.rest.dtype)
-        less = torch.where(labels == self.likeliest, -self.rest, p - 1)
-        _put(self.p, _places(self.p) + place, torch.where(labels == place + self.begin, less, p).to(self.p.dtype))
+        p_minus_one = torch.where(labels == self.likeliest, -self.rest, p - 1)
+        is_here = labels == place + self.begin
+        _put(self.p, _places(self.p) + place, torch.where(is_here, p_minus_one, p).to(self.p.dtype))
         return self.p
 
 
@@ -61,7 +62,8 @@ def sizes(positions: int, vocabulary: int, device: torch.device) -> tuple[int, i
     were left over would keep it busy about as long."""
     if device.type == "cpu":
         return PIECE_ON_CPU
-    return ceil(positions / max(1, ceil(positions * vocabulary / LOGITS_AT_ONCE))), vocabulary
+    times = max(1, ceil(positions * vocabulary / LOGITS_AT_ONCE))
+    return ceil(positions / times), vocabulary
 
 
 def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
@@ -76,8 +78,9 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         weight: W, shape ``(V, hidden)``; z = h Wᵀ.
     """
     wide = torch.promote_types(states.dtype, torch.float32)
+    _, tokens = sizes(len(states), len(weight), weight.device)
     begin = 0
-    for part in weight.split(sizes(len(states), len(weight), weight.device)[1]):
+    for part in weight.split(tokens):
         logits = product(states, part)
         if logits.device.type != "cpu":
             logits = logits.to(wide)
@@ -85,16 +88,20 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         # Numbers that are not negative are in the order of their bits, which a CPU compares in half the time; and the
         # largest of each block first, in half of that.
         as_bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[p.dtype.itemsize]
-        blocks = p.view(as_bits).view(len(p), -1, gcd(p.shape[1], 64))
-        block = blocks.amax(2).max(1, keepdim=True)[1] + _places(blocks[..., 0])
-        bits, at = blocks.flatten(0, 1).index_select(0, block.squeeze(1)).max(1, keepdim=True)
-        at += block * blocks.shape[2]
-        largest, top = bits.view(p.dtype), logits.take(at).to(wide)
+        blocks = p.view(as_bits).view(len(p), -1, gcd(p.shape[1], 64))  # (n, blocks, entries)
+        _, best_block = blocks.amax(2).max(1, keepdim=True)  # (n, 1)
+        best_block = best_block + _places(blocks[..., 0])  # among the blocks of all positions
+        bits, at = blocks.flatten(0, 1).index_select(0, best_block.squeeze(1)).max(1, keepdim=True)
+        at += best_block * blocks.shape[2]  # the likeliest token's place among all entries of p
+        largest = bits.view(p.dtype)
+        top = logits.take(at).to(wide)
+        others = p.view(-1).index_fill_(0, at.squeeze(1), 0).view_as(blocks)
         # In two steps, which takes a CPU a fifth of the time.
-        rest = p.view(-1).index_fill_(0, at.squeeze(1), 0).view_as(blocks).sum(2).sum(1, keepdim=True).to(wide)
+        rest = others.sum(2).sum(1, keepdim=True).to(wide)
         _put(p, at, largest)
         log_p = torch.where(largest > 0.5, torch.log1p(-rest), largest.to(wide).log())
-        yield Piece(part, p, rest, top - log_p, top, at - _places(p) + begin, begin)
+        likeliest = at - _places(p) + begin
+        yield Piece(part, p, rest, log_sum=top - log_p, top=top, likeliest=likeliest, begin=begin)
         begin += len(part)
 
 
@@ -107,11 +114,14 @@ def label_loss(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
     each rounded to its own size; in float16, where those below 6e-8 are zero, expm1(log p), which is as exact as that.
     """
     labels = labels[:, None]
-    log_p = product(states, weight).to(torch.promote_types(states.dtype, torch.float32)).log_softmax(1)
+    logits = product(states, weight)
+    log_p = logits.to(torch.promote_types(states.dtype, torch.float32)).log_softmax(1)
     of_labels = log_p.gather(1, labels)
     if gradient is not None:
         p = torch.exp(log_p, out=torch.empty_like(log_p, dtype=states.dtype))
-        in_half = p.dtype == torch.float16
-        less = of_labels.expm1().to(p.dtype) if in_half else -p.scatter_(1, labels, 0).sum(1, keepdim=True)
-        torch.mm(p.scatter_(1, labels, less), weight, out=gradient)
+        if p.dtype == torch.float16:
+            p_minus_one = of_labels.expm1().to(p.dtype)
+        else:
+            p_minus_one = -p.scatter_(1, labels, 0).sum(1, keepdim=True)
+        torch.mm(p.scatter_(1, labels, p_minus_one), weight, out=gradient)
     return -of_labels.sum()
