@@ -48,9 +48,9 @@ class Again:
 def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     """``x``, which ``make(*parts)`` computes again, exactly, from parts that are kept anyway. No one may change it.
 
-    That is noted on x itself, as its attribute ``again``: the model's own code hands x on from a norm to its readers,
-    and hands on nothing else; and the note lives as long as x does. A weak dictionary of tensors would take microseconds each time.
-    Only :func:`project` reads it.
+    That is noted on x itself, as its attribute ``again``, which only :func:`project` reads: the model's own code hands
+    x on from a norm to its readers, and nothing else; and the note lives as long as x does. A weak dictionary of
+    tensors would take microseconds each time.
     """
     if torch.is_grad_enabled():
         x.again = Again(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
