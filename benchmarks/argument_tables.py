@@ -12,11 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from moslora.adapters import AdapterLinear, Mixer, NotMergeable, build_mixer
 from written import markdown
 
-RANK, PARTS = 12, 3
-"""Of the pictures; the table of halves and thirds has the same rank, which divides by 2 and by 3."""
+RANK = 12
+"""Rank of the pictures and of the table of halves and thirds: it divides by 2 and by 3."""
 
-D, TABLE_RANK, TOKENS = 4096, 16, 2048
-"""Of the table: LLaMA-3-8B's q_proj, the recipes' rank, and a pass of some rows."""
+PARTS = 3
+"""Experts and blocks of the pictures."""
+
+D = 4096
+"""Features in and out of the table's layer: LLaMA-3-8B's q_proj."""
+
+TABLE_RANK = 16
+"""Rank of the table's layer, as in the recipes."""
+
+TOKENS = 2048
+"""Tokens of the pass whose operations are counted."""
 
 
 def drawn(kind: str, *, rank: int = RANK, in_features: int = 24, **options: Any) -> Mixer:
@@ -51,7 +60,8 @@ def factor_a(kind: str, **options: Any) -> Tensor:
 
 def matrices() -> dict[str, list[Tensor]]:
     """By picture: what it shows."""
-    one, other = token(1), token(5)
+    one = token(1)
+    other = token(5)
     dense = drawn("token-gate", experts=PARTS)
     sparse = drawn("token-gate", experts=PARTS, top_k=2)
     inside = drawn("gate-inside", experts=PARTS)
@@ -109,19 +119,22 @@ def systems_table() -> str:
     plain = layer_of(drawn("identity", rank=TABLE_RANK, in_features=D))
     for name, options in SYSTEMS.items():
         mixer = drawn(rank=TABLE_RANK, in_features=D, **options)
-        at, elsewhere = (matrix_at(mixer, token(seed, D)) for seed in (1, 5))
+        at = matrix_at(mixer, token(1, D))
+        elsewhere = matrix_at(mixer, token(5, D))
         experts = getattr(mixer, "experts", getattr(mixer, "blocks", TABLE_RANK))  # each strand, where none are named
         used = int((at != 0).unflatten(1, (experts, -1)).any(-1).any(0).sum())
         layer = layer_of(mixer)
-        count, rank = operations(layer), merged_rank(layer)
+        count = operations(layer)
+        rank = merged_rank(layer)
+        first = name == "LoRA"
         rows.append(
             [
                 name,
                 "no" if at.equal(elsewhere) else "yes",
                 f"{'dense' if used == experts else 'sparse'}, {used} of {experts}",
                 f"{int(at.count_nonzero())} of {at.numel()}",
-                against(parameters(layer), parameters(plain), first=len(rows) == 1),
-                against(count, operations(plain), first=len(rows) == 1),
+                against(parameters(layer), parameters(plain), first=first),
+                against(count, operations(plain), first=first),
                 "nothing" if rank is None else f"all, as LoRA of rank {rank}",
                 f"{count:,}" if rank is None else "0",
             ]
@@ -135,7 +148,9 @@ def parameters(layer: AdapterLinear) -> int:
 
 def against(value: int, of_lora: int, *, first: bool) -> str:
     """The number itself in LoRA's row, its difference from LoRA's in the others."""
-    return f"{value:,}" if first else f"{value - of_lora:+,}".replace("-", "−")
+    if first:
+        return f"{value:,}"
+    return f"{value - of_lora:+,}".replace("-", "−")
 
 
 def halves_and_thirds_table() -> str:
@@ -143,8 +158,10 @@ def halves_and_thirds_table() -> str:
     rows = [["", "entries of M that are not 0", "parameters", "merges as LoRA of rank", "trains as LoRA of rank"]]
     for count in (2, 3):
         mixer = drawn("butterfly", rank=RANK, in_features=D, blocks=count)
-        m, layer = mixer.matrix(), layer_of(mixer)
-        rank, rate = int(torch.linalg.matrix_rank(m)), torch.linalg.matrix_norm(m, 2)
+        m = mixer.matrix()
+        layer = layer_of(mixer)
+        rank = int(torch.linalg.matrix_rank(m))
+        rate = torch.linalg.matrix_norm(m, 2)
         rows.append(
             [
                 f"r/{count}, `blocks: {count}`",

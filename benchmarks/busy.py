@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import chain, cycle, product
 from pathlib import Path
 from subprocess import PIPE
 
@@ -44,7 +44,8 @@ def work(steps: int = 8) -> None:
     print("ready", flush=True)
     turns = cycle(range(steps))
     for line in sys.stdin:
-        began, tokens = time.perf_counter(), 0
+        began = time.perf_counter()
+        tokens = 0
         while time.perf_counter() - began < float(line):
             number = next(turns)
             drawn = encoded[STEP * number : STEP * (number + 1)]
@@ -58,9 +59,11 @@ class Worker:
 
     def __init__(self, contestant: str) -> None:
         theirs = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-        own = dict([contestant.split("=")]) if "=" in contestant else {}
+        if "=" in contestant:
+            key, _, value = contestant.partition("=")
+            theirs[key] = value
         command = [sys.executable, __file__, "work", contestant]
-        self._process = subprocess.Popen(command, env=theirs | own, stdin=PIPE, stdout=PIPE, text=True)
+        self._process = subprocess.Popen(command, env=theirs, stdin=PIPE, stdout=PIPE, text=True)
         assert self._said() == "ready"
 
     def begin(self, seconds: float) -> None:
@@ -101,18 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     most = max(SITUATIONS[situation][0] for situation in options.situations)
     workers = {who: [Worker(who) for _ in range(most)] for who in options.contestants}
-    found: dict[tuple[str, str], list[float]] = {(who, at): [] for who in workers for at in options.situations}
+    found: dict[tuple[str, str], list[float]] = {pair: [] for pair in product(workers, options.situations)}
     for number in range(options.repetitions):
         for at in options.situations:
             training, jobs = SITUATIONS[at]
-            for who in list(workers)[:: 1 if number % 2 else -1]:
+            for who in sorted(workers, reverse=number % 2 == 0):
                 rate = turn(workers[who][:training], jobs=jobs, seconds=options.seconds)
                 print(json.dumps({"who": who, "at": at, "tokens_per_second": round(rate)}), flush=True)
                 found[who, at].append(rate)
-    for worker in (worker for pair in workers.values() for worker in pair):
+    for worker in chain.from_iterable(workers.values()):
         worker.end()
     table = [["OpenMP", *options.situations]]
-    table += [[f"`{who}`", *(spread(found[who, at], digits=0) for at in options.situations)] for who in workers]
+    for who in workers:
+        rates = [spread(found[who, at], digits=0) for at in options.situations]
+        table.append([f"`{who}`", *rates])
     medians = {key: statistics.median(rates) for key, rates in found.items()}
     if "default" in workers:
         first = next(iter(workers))

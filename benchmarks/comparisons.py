@@ -45,16 +45,25 @@ path = cache(train)
 @cache
 def comparisons() -> dict[str, Comparison]:
     """Mixers against LoRA from Â = M · A, unless the label says otherwise."""
-    a, wide = draw_a(), draw_a(RANK + 2)
-    q, p, kaiming = draw_orthogonal(), draw_signed_permutation(), draw_kaiming()
+    a = draw_a()
+    wide = draw_a(RANK + 2)
+    q = draw_orthogonal()
+    p = draw_signed_permutation()
+    kaiming = draw_kaiming()
     double = tuple(2 * m for m in q)
     rows = tuple(m[:RANK] for m in draw_orthogonal(RANK + 2))
     half = tuple(m[:, : RANK // 2] @ k[: RANK // 2] for m, k in zip(q, draw_orthogonal(seed=5), strict=True))
     eyes = identities()
 
-    plain, turned, scaled = (dense(a, m, learned=False) for m in (eyes, q, double))
-    learned, from_eyes, from_kaiming = (dense(a, m, learned=True) for m in (q, eyes, kaiming))
-    lora_a, lora_turned, lora_scaled, lora_kaiming = map(folded, (plain, turned, scaled, from_kaiming))
+    turned = dense(a, q, learned=False)
+    scaled = dense(a, double, learned=False)
+    learned = dense(a, q, learned=True)
+    from_eyes = dense(a, eyes, learned=True)
+    from_kaiming = dense(a, kaiming, learned=True)
+    lora_a = folded(dense(a, eyes, learned=False))
+    lora_turned = folded(turned)
+    lora_scaled = folded(scaled)
+    lora_kaiming = folded(from_kaiming)
 
     def against_lora(label: str, start: Start) -> Comparison:
         return Comparison(label, start, folded(start))
@@ -98,7 +107,11 @@ def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
     equal halves is that of one half over √2.
     """
     scale = 2**-0.5 if normalize else 1.0
-    rate = 2 * scale * (scale if rule.kind == "sgd" else 1) * (2**-0.5 if rule.kind == "muon" else 1)
+    rate = 2 * scale
+    if rule.kind == "sgd":
+        rate *= scale
+    elif rule.kind == "muon":
+        rate *= 2**-0.5
     return replace(
         rule,
         lr=rule.lr * rate,
@@ -113,28 +126,30 @@ def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
 def butterfly_distances(rule: Rule, *, normalize: bool) -> tuple[Tensor, Tensor]:
     """The butterfly against LoRA of half its rank: under the twin's rule, and under its own; ``(STEPS,)`` each."""
     start = butterfly(normalize=normalize)
-    mixed, twin = train(start, rule), half_rank(start, normalize=normalize)
-    other, same = (train(twin, choice) for choice in (twin_rule(rule, normalize=normalize), rule))
-    return distance(mixed, other), distance(mixed, same)
+    twin = half_rank(start, normalize=normalize)
+    mixed = train(start, rule)
+    under_twin_rule = train(twin, twin_rule(rule, normalize=normalize))
+    under_own_rule = train(twin, rule)
+    return distance(mixed, under_twin_rule), distance(mixed, under_own_rule)
 
 
 def smallest_growth(trajectory: Trajectory, start: Start) -> Tensor:
     """eig_min(M Mᵀ − M₀ M₀ᵀ) after each step, the smaller of the layers'; shape ``(steps,)``."""
     first = [mixer.matrix().detach() for mixer in start.mixers]
-    growth = [
-        torch.stack([layer.m @ layer.m.T - m @ m.T for layer, m in zip(layers, first, strict=True)])
-        for layers in trajectory.layers
-    ]
+    growth = []
+    for layers in trajectory.layers:
+        of_step = [layer.m @ layer.m.T - m @ m.T for layer, m in zip(layers, first, strict=True)]
+        growth.append(torch.stack(of_step))
     return torch.linalg.eigvalsh(torch.stack(growth)).amin((1, 2))
 
 
 def drift(trajectory: Trajectory, start: Start) -> Tensor:
     """‖(BᵀB − M Mᵀ) − (its start)‖ after each step, Frobenius over both layers; shape ``(steps,)``."""
     first = [mixer.matrix().detach() for mixer in start.mixers]
-    changes = [
-        torch.stack([s.b.T @ s.b - s.m @ s.m.T + m @ m.T for s, m in zip(layers, first, strict=True)])
-        for layers in trajectory.layers
-    ]
+    changes = []
+    for layers in trajectory.layers:
+        of_step = [s.b.T @ s.b - s.m @ s.m.T + m @ m.T for s, m in zip(layers, first, strict=True)]
+        changes.append(torch.stack(of_step))
     return torch.stack(changes).flatten(1).norm(dim=1)
 
 
@@ -151,10 +166,10 @@ def start_matters(rule: Rule, *, draws: int, after: tuple[int, ...]) -> dict[int
     differences = []
     for seed in range(draws):
         a = draw_a(seed=100 + 2 * seed)
-        turned, plain = draw_orthogonal(seed=101 + 2 * seed), identities()
-        paths = [train(dense(a, m, learned=True), rule).deltas for m in (turned, plain)]
-        losses = [[loss(deltas[step - 1]) for step in after] for deltas in paths]
-        differences.append([one - other for one, other in zip(*losses, strict=True)])
+        from_orthogonal = train(dense(a, draw_orthogonal(seed=101 + 2 * seed), learned=True), rule).deltas
+        from_identity = train(dense(a, identities(), learned=True), rule).deltas
+        differences.append([loss(from_orthogonal[step - 1]) - loss(from_identity[step - 1]) for step in after])
     values = torch.tensor(differences, dtype=torch.float64)
-    mean, error = values.mean(0).tolist(), (values.std(0) / draws**0.5).tolist()
-    return dict(zip(after, zip(mean, error, strict=True), strict=True))
+    means = values.mean(0).tolist()
+    errors = (values.std(0) / draws**0.5).tolist()
+    return {step: (mean, error) for step, mean, error in zip(after, means, errors, strict=True)}

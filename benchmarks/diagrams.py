@@ -7,6 +7,7 @@ medium brightness, to be read on a white page and on a dark one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -16,11 +17,13 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
 from torch import Tensor
 
-A, M, B = "#2E7CC4", "#C2539B", "#16916F"
-"""Of A, M and B, in every picture."""
-
-GATE, NEGATIVE, INK = "#B97A08", "#7B8794", "#75808B"
-"""Of gates, of the entries of M below zero, and of x, y and all text."""
+# Colours, the same in every picture.
+A = "#2E7CC4"
+M = "#C2539B"
+B = "#16916F"
+GATE = "#B97A08"
+NEGATIVE = "#7B8794"  # entries of M below zero
+INK = "#75808B"  # x, y and all text
 
 STYLE = {
     "font.size": 10,
@@ -29,11 +32,22 @@ STYLE = {
     "svg.hashsalt": "moslora",  # the same bytes from the same numbers
 }
 
-X, A_LEFT, A_RIGHT, B_LEFT, B_RIGHT, Y = 0.3, 1.05, 1.8, 3.3, 4.05, 4.8
-"""Where a flow's columns are, in inches from its left."""
+# Columns of a flow, in inches from its left.
+X = 0.3
+A_LEFT = 1.05
+A_RIGHT = 1.8
+B_LEFT = 3.3
+B_RIGHT = 4.05
+Y = 4.8
 
-TALL, SHORT, BAR = 2.2, 1.7, 0.16
-"""Height of x and y, height of A's and B's blocks together, width of the bars x and y."""
+TALL = 2.2
+"""Height of x and y."""
+
+SHORT = 1.7
+"""Height of A's blocks together, and of B's."""
+
+BAR = 0.16
+"""Width of the bars x and y."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,9 @@ def box(axes: Axes, left: float, low: float, width: float, height: float, colour
     shape = FancyBboxPatch((left, low), width, height, boxstyle=rounded, facecolor=colour, edgecolor="none")
     shape.set_zorder(2.5)  # over lines, under text
     axes.add_patch(shape)
-    x, y, lift = left + width / 2, low + height / 2, 0.09 if small else 0.0
+    x = left + width / 2
+    y = low + height / 2
+    lift = 0.09 if small else 0.0
     axes.text(x, y + lift, text, color="white", ha="center", va="center", weight="bold", size=11)
     axes.text(x, y - lift, small, color="white", ha="center", va="center", size=8)
 
@@ -93,24 +109,33 @@ def fan(axes: Axes, bar: tuple[float, float, float], edge: tuple[float, float, f
     axes.add_collection(PolyCollection([corners], facecolor=colour, alpha=0.2, edgecolor="none"))
 
 
+class Strand(NamedTuple):
+    """The line of one entry of M; ``size`` is its share of the largest."""
+
+    size: float
+    start: tuple[float, float]
+    end: tuple[float, float]
+    colour: str
+
+
 def strands(axes: Axes, m: Tensor, *, parts: tuple[int, int], middle: float) -> None:
     """One line for each entry of M that is not zero, thicker and darker the larger it is."""
-    starts, ends = nodes(parts[0], m.shape[1], middle), nodes(parts[1], m.shape[0], middle)
+    starts = nodes(parts[0], m.shape[1], middle)
+    ends = nodes(parts[1], m.shape[0], middle)
     largest = m.abs().max().item()
-    entries = [
-        (abs(value) / largest, (A_RIGHT, starts[i]), (B_LEFT, ends[j]), M if value > 0 else NEGATIVE)
-        for j, row in enumerate(m.tolist())
-        for i, value in enumerate(row)
-        if value
-    ]
-    entries.sort(key=lambda entry: entry[0])
-    crowd = 1.0 if len(entries) <= 3 * len(ends) else 0.7
+    drawn = []
+    for j, i in m.nonzero().tolist():
+        value = m[j, i].item()
+        colour = M if value > 0 else NEGATIVE
+        drawn.append(Strand(abs(value) / largest, (A_RIGHT, starts[i]), (B_LEFT, ends[j]), colour))
+    drawn.sort(key=lambda strand: strand.size)  # the largest on top
+    crowd = 1.0 if len(drawn) <= 3 * len(ends) else 0.7
     axes.add_collection(
         LineCollection(
-            [[start, end] for _, start, end, _ in entries],
-            colors=[colour for *_, colour in entries],
-            linewidths=[crowd * (0.4 + 1.5 * size) for size, *_ in entries],
-            alpha=[crowd * (0.3 + 0.7 * size) for size, *_ in entries],
+            [[strand.start, strand.end] for strand in drawn],
+            colors=[strand.colour for strand in drawn],
+            linewidths=[crowd * (0.4 + 1.5 * strand.size) for strand in drawn],
+            alpha=[crowd * (0.3 + 0.7 * strand.size) for strand in drawn],
         )
     )
 
@@ -126,7 +151,8 @@ def flow(
     between: str = "M",
 ) -> None:
     """x → A → M → B → y at the left edge, around the height ``middle``."""
-    low, high = middle - TALL / 2, middle + TALL / 2
+    low = middle - TALL / 2
+    high = middle + TALL / 2
     for place, name, size in zip((X, Y), "xy", sizes, strict=True):
         axes.add_patch(Rectangle((place - BAR / 2, low), BAR, TALL, facecolor=INK, edgecolor="none"))
         axes.text(place, high + 0.24, name, ha="center", va="bottom", weight="bold", size=11)
@@ -147,21 +173,23 @@ def picture(
     """A matrix as squares whose area is the entry's distance from zero, over a faint grid."""
     rows, columns = m.shape
     cell = size / max(rows, columns)
-    width, top = cell * columns, low + size / 2 + cell * rows / 2
+    width = cell * columns
+    top = low + size / 2 + cell * rows / 2
     bottom = top - cell * rows
     lines = [[(left + i * cell, bottom), (left + i * cell, top)] for i in range(columns + 1)]
     lines += [[(left, top - j * cell), (left + width, top - j * cell)] for j in range(rows + 1)]
     axes.add_collection(LineCollection(lines, colors=INK, linewidths=0.4, alpha=0.35))
     largest = m.abs().max().item()
     squares: dict[str, list[Path]] = {colour: [], NEGATIVE: []}
-    for j, row in enumerate(m.tolist()):
-        for i, value in enumerate(row):
-            if value:
-                half = 0.46 * cell * (abs(value) / largest) ** 0.5
-                x, y = left + (i + 0.5) * cell, top - (j + 0.5) * cell
-                corners = [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
-                corners = [(round(x, 3), round(y, 3)) for x, y in corners]
-                squares[colour if value > 0 else NEGATIVE].append(Path([*corners, corners[0]], closed=True))
+    for j, i in m.nonzero().tolist():
+        value = m[j, i].item()
+        half = 0.46 * cell * (abs(value) / largest) ** 0.5
+        x = left + (i + 0.5) * cell
+        y = top - (j + 0.5) * cell
+        corners = [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
+        corners = [(round(x, 3), round(y, 3)) for x, y in corners]
+        square = Path([*corners, corners[0]], closed=True)
+        squares[colour if value > 0 else NEGATIVE].append(square)
     for fill, paths in squares.items():
         if paths:  # one for all squares of a colour: a smaller file
             axes.add_patch(PathPatch(Path.make_compound_path(*paths), facecolor=fill, edgecolor="none"))
@@ -171,7 +199,9 @@ def picture(
 
 def below(axes: Axes, text: str, colour: str, *, to: float, width: float, middle: float) -> None:
     """A box under a flow that begins at the left edge, with a line from x."""
-    low, height, bottom = middle - TALL / 2 - 0.6, 0.34, middle - TALL / 2
+    bottom = middle - TALL / 2
+    low = bottom - 0.6
+    height = 0.34
     box(axes, to - width / 2, low, width, height, colour, text, "")
     axes.plot([X, X, to - width / 2], [bottom, low + height / 2, low + height / 2], color=colour, linewidth=1.3)
 

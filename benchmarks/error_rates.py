@@ -15,8 +15,10 @@ each text that needs no threshold, as nats per byte.
 """
 
 import argparse
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -25,7 +27,12 @@ from moslora.compare.statistics import LEVEL, MACRO, MICRO, Floats, effects, fam
 from written import machine, markdown, write_between
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
-TASKS, QUESTIONS, TEXTS, RESAMPLES = 8, 64, 100, 1000
+TASKS = 8
+QUESTIONS = 64
+"""Of a task."""
+
+TEXTS = 100
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -52,18 +59,22 @@ class World:
         """Of each other arm, task -> d, shape ``(S, n)``."""
         shape = (self.seeds, TEXTS if self.margin else TASKS * QUESTIONS)
         difficulty = random.normal(0.3, 1.5, shape[1])
-        first, *others = [
-            difficulty
-            + effect
-            + self.seed * random.standard_normal((self.seeds, 1))
-            + self.taste * random.standard_normal(shape[1])
-            + random.standard_normal(shape)
-            for effect in (0.0, *self.effects)
-        ]
+        sums = []
+        for effect in (0.0, *self.effects):
+            luck = self.seed * random.standard_normal((self.seeds, 1))
+            taste = self.taste * random.standard_normal(shape[1])
+            noise = random.standard_normal(shape)
+            sums.append(difficulty + effect + luck + taste + noise)
+        first, *others = sums
         if self.margin:
             return [{"texts": other - first} for other in others]
-        right = [(other > 0).astype(float) - (first > 0) for other in others]
-        return [{str(task): part for task, part in enumerate(np.split(d, TASKS, axis=1))} for d in right]
+        return [by_task((other > 0).astype(float) - (first > 0)) for other in others]
+
+
+def by_task(differences: Floats) -> dict[str, Floats]:
+    """Task -> its questions' share of the columns."""
+    parts = np.split(differences, TASKS, axis=1)
+    return {str(task): part for task, part in enumerate(parts)}
 
 
 EQUAL = (
@@ -79,18 +90,27 @@ PLANTED = (
     World("8 seeds, tastes", seeds=8, seed=0.1, taste=0.5, effects=(0.3,)),
 )
 
-EQUAL_ARMS, MARGIN_APART, THREE_DIFFER = (0.0,) * 11, (1.0,) * 11, (2.0,) * 3 + (0.0,) * 8
-"""The other arms of a family: their effects in margins."""
+# The other arms of a family: their effects in margins, or in a unit that is as visible.
+EQUAL_ARMS = (0.0,) * 11
+MARGIN_APART = (1.0,) * 11
+THREE_DIFFER = (2.0,) * 3 + (0.0,) * 8
+
+
+def families(world: World, *kinds: tuple[float, ...], unit: float) -> list[World]:
+    """``world`` with the effects of each kind, in units, under 4 and under 6 seeds."""
+    found = []
+    for kind in kinds:
+        effects = tuple(unit * effect for effect in kind)
+        found += [replace(world, effects=effects, seeds=seeds) for seeds in (4, 6)]
+    return found
+
 
 FAMILIES = [
-    World(title, seeds, seed, taste, tuple(unit * effect for effect in effects), margin)
-    for title, seed, taste, unit, margin, kinds in (
-        ("nats, luck alone", 5.0, 0.0, 50.0, 50.0, [EQUAL_ARMS, MARGIN_APART]),
-        ("nats, tastes", 0.1, 0.5, 0.5, 0.5, [EQUAL_ARMS, MARGIN_APART, THREE_DIFFER]),
-        ("accuracy, tastes", 0.1, 0.5, 0.25, None, [EQUAL_ARMS, THREE_DIFFER]),
-    )
-    for effects in kinds
-    for seeds in (4, 6)
+    *families(World("nats, luck alone", 4, seed=5.0, margin=50.0), EQUAL_ARMS, MARGIN_APART, unit=50.0),
+    *families(
+        World("nats, tastes", 4, seed=0.1, taste=0.5, margin=0.5), EQUAL_ARMS, MARGIN_APART, THREE_DIFFER, unit=0.5
+    ),
+    *families(World("accuracy, tastes", 4, seed=0.1, taste=0.5), EQUAL_ARMS, THREE_DIFFER, unit=0.25),
 ]
 
 
@@ -156,9 +176,14 @@ def study_family(world: World, random: np.random.Generator) -> SaidOfFamily:
         false_difference=bool(different[true == 0].any()),
         missed=bool(((true < low) | (high < true)).any()),
         false_equality=bool(equal[true > 0].any()),
-        differing=float(different[true > 0].mean()) if true.any() else np.nan,
-        equal=float(equal[true == 0].mean()) if not true.all() else np.nan,
+        differing=share_of(different[true > 0]),
+        equal=share_of(equal[true == 0]),
     )
+
+
+def share_of(found: Any) -> float:
+    """The share that is true; not a number where there are none."""
+    return float(found.mean()) if found.size else np.nan
 
 
 def rate(count: int, studies: int) -> str:
@@ -173,21 +198,23 @@ def family_row(world: World, studies: int) -> list[str]:
         [*world.title.encode(), world.seeds, *(int(100 * effect) for effect in world.effects)]
     )
     said = [study_family(world, random) for _ in range(studies)]
-    sizes = {effect: world.effects.count(effect) for effect in sorted({*world.effects})}
 
     def any_of(name: str, known: bool) -> str:
-        return rate(sum(getattr(one, name) for one in said), studies) if known else "–"
+        if not known:
+            return "–"
+        return rate(sum(getattr(one, name) for one in said), studies)
 
     def share(name: str, known: bool) -> str:
-        return f"{100 * np.mean([getattr(one, name) for one in said]):.0f}" if known else "–"
+        if not known:
+            return "–"
+        return f"{100 * np.mean([getattr(one, name) for one in said]):.0f}"
 
-    some_equal, some_differ = 0.0 in sizes, any(sizes)
+    some_equal = 0.0 in world.effects
+    some_differ = any(world.effects)
     cells = [
         world.title,
         str(world.seeds),
-        "all equal"
-        if not some_differ
-        else ", ".join(f"{count} by {effect:g}" for effect, count in sizes.items() if effect),
+        effects_in_words(world),
         f"{world.margin:g}" if world.margin else "–",
         any_of("false_difference", some_equal),
         any_of("missed", bool(world.margin) or not some_differ),
@@ -199,6 +226,13 @@ def family_row(world: World, studies: int) -> list[str]:
     return cells
 
 
+def effects_in_words(world: World) -> str:
+    counts = Counter(effect for effect in sorted(world.effects) if effect)
+    if not counts:
+        return "all equal"
+    return ", ".join(f"{count} by {effect:g}" for effect, count in counts.items())
+
+
 def row(world: World, studies: int) -> list[str]:
     """A line of the first table."""
     random = np.random.default_rng([*world.title.encode(), int(100 * world.effects[0])])
@@ -207,7 +241,9 @@ def row(world: World, studies: int) -> list[str]:
     def of(name: str) -> str:
         return rate(sum(getattr(one, name) for one in said), studies)
 
-    effect = 100 * np.mean([one.difference for one in said]) if any(world.effects) else 0.0
+    effect = 0.0
+    if any(world.effects):
+        effect = 100 * float(np.mean([one.difference for one in said]))
     detectable = 100 * np.mean([one.detectable for one in said])
     cells = [world.title, f"{effect:.1f}", f"{detectable:.1f}", of("shown"), of("by_flips"), of("by_interval")]
     cells.append(of("of_a_task") if world.seeds == 1 else "–")

@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ def scored_by(who: str, questions: dict[str, list[Example]]) -> dict[str, Any]:
     protocol, _, how = who.partition(":")
     if how.isdigit():
         return {"seconds": by_lm_eval(questions, batch_size=int(how))}
-    model, tokenizer = load_base(SECTION), load_tokenizer(SECTION)
+    model = load_base(SECTION)
+    tokenizer = load_tokenizer(SECTION)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]
     if how == "official":
-        rows = [row for some in questions.values() for row in some]
+        rows = list(chain.from_iterable(questions.values()))
         return {"seconds": seconds(lambda: [official(model, tokenizer, row) for row in rows])}
     format = "cloze" if protocol == "cloze" else "label"
     budget = batch_budget(torch.device(device))
@@ -84,7 +86,9 @@ def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float
 
     model: Any = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype=torch.bfloat16)
     harness = HFLM(pretrained=model, tokenizer=load_tokenizer(SECTION), batch_size=batch_size)
-    options = [option for rows in questions.values() for row in rows for option in FORMATS["cloze"].options(row)]
+    options = []
+    for row in chain.from_iterable(questions.values()):
+        options += FORMATS["cloze"].options(row)
     requests = [
         Instance("loglikelihood", doc={}, arguments=(option.prompt, option.answer), idx=number)
         for number, option in enumerate(options)

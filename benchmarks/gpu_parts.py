@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
@@ -55,7 +55,8 @@ def compare_steps(record: Record) -> None:
     Raises:
         RuntimeError: ours is further from float32 than rounding explains.
     """
-    rows, sizes = step_rows(0), SIZES | {"num_hidden_layers": FEW_LAYERS}
+    rows = step_rows(0)
+    sizes = SIZES | {"num_hidden_layers": FEW_LAYERS}
     recipe, model = adapted("adapter.dropout=0", sizes=sizes)
     for _, layer in named_adapters(model):
         torch.nn.init.normal_(layer.lora_b, std=0.02)
@@ -80,28 +81,37 @@ def our_gradients(model: Any, training: Any, rows: Sequence[Encoded]) -> dict[st
 
 def plain_gradients(model: Any, plain: Any, rows: Sequence[Encoded]) -> dict[str, Tensor]:
     """The same by transformers alone, row by row: ``plain`` gets the weights of ``model``, adapters by hooks."""
-    dtype, leaves = plain.dtype, dict[str, Tensor]()
+    dtype = plain.dtype
+    leaves: dict[str, Tensor] = {}
     weights = {name.replace(".base.", "."): weight for name, weight in model.state_dict().items()}
     plain.load_state_dict({name: weights[name].to(dtype) for name in plain.state_dict()})
     plain.requires_grad_(False).train()
     for place, layer in named_adapters(model):
         own = {f"{place}.{name}": one.detach().clone().requires_grad_() for name, one in layer.named_parameters()}
         leaves |= {name: one for name, one in own.items() if ".base." not in name}
-        a, m, b = (own[f"{place}.{name}"] for name in ("lora_a", "mixer.weight", "lora_b"))
-
-        def add(
-            _: Any, inputs: Any, y: Tensor, a: Tensor = a, m: Tensor = m, b: Tensor = b, s: float = layer.scale
-        ) -> Any:
-            return y + s * F.linear(F.linear(F.linear(inputs[0], a.to(dtype)), m.to(dtype)), b.to(dtype))
-
-        plain.get_submodule(place).register_forward_hook(add)
-    labels, total = sum(lengths(rows)) - len(rows), torch.zeros((), device=DEVICE)
+        adapter = adding(
+            own[f"{place}.lora_a"], own[f"{place}.mixer.weight"], own[f"{place}.lora_b"], scale=layer.scale, dtype=dtype
+        )
+        plain.get_submodule(place).register_forward_hook(adapter)
+    labels = sum(lengths(rows)) - len(rows)
+    total = torch.zeros((), device=DEVICE)
     for row in rows:
         ids = torch.tensor([row.input_ids], device=DEVICE)
         loss = plain(input_ids=ids, labels=ids, use_cache=False).loss * (len(row.input_ids) - 1) / labels
         loss.backward()
         total += loss.detach()
     return {"loss": total, **{name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}}
+
+
+def adding(a: Tensor, m: Tensor, b: Tensor, *, scale: float, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """A hook that adds s · B · M · A x to what a layer returns."""
+
+    def add(_: Any, inputs: Any, y: Tensor) -> Tensor:
+        hidden = F.linear(inputs[0], a.to(dtype))
+        mixed = F.linear(hidden, m.to(dtype))
+        return y + scale * F.linear(mixed, b.to(dtype))
+
+    return add
 
 
 def distance(found: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, float]:
@@ -128,8 +138,13 @@ def versions() -> dict[str, Any]:
     found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "device": "cpu"}
     if GPU:
         about = torch.cuda.get_device_properties(0)
-        found |= {"device": about.name, "memory_gb": about.total_memory / 1e9, "devices": torch.cuda.device_count()}
-        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        found |= {
+            "device": about.name,
+            "memory_gb": about.total_memory / 1e9,
+            "devices": torch.cuda.device_count(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
     return {**found, **{package: there.get(package) for package in PACKAGES}, "shapes": SIZES}
 
 
@@ -150,13 +165,21 @@ def attention(dtype: str, seen: str) -> dict[str, Any]:
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    heads, keys = SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
-    length, size = max(lengths(step_rows(0))), SIZES["hidden_size"] // heads
+    heads = SIZES["num_attention_heads"]
+    key_heads = SIZES["num_key_value_heads"]
+    length = max(lengths(step_rows(0)))
+    size = SIZES["hidden_size"] // heads
     options: dict[str, Any] = {"is_causal": True, "enable_gqa": True}
     if seen == "mask":  # whose kernels do not share keys among heads
-        keys, options = heads, {"attn_mask": torch.ones(1, 1, length, length, device=DEVICE, dtype=torch.bool).tril()}
-    of = {"device": DEVICE, "dtype": getattr(torch, dtype), "requires_grad": True}
-    query, key, value = (torch.randn(16, number, length, size, **of) for number in (heads, keys, keys))
+        key_heads = heads
+        options = {"attn_mask": torch.ones(1, 1, length, length, device=DEVICE, dtype=torch.bool).tril()}
+
+    def random_heads(count: int) -> Tensor:
+        return torch.randn(16, count, length, size, device=DEVICE, dtype=getattr(torch, dtype), requires_grad=True)
+
+    query = random_heads(heads)
+    key = random_heads(key_heads)
+    value = random_heads(key_heads)
 
     def run() -> None:
         F.scaled_dot_product_attention(query, key, value, **options).sum().backward()
@@ -165,7 +188,9 @@ def attention(dtype: str, seen: str) -> dict[str, Any]:
     for name in ("torch", "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
         try:
             with nullcontext() if name == "torch" else sdpa_kernel(getattr(SDPBackend, name)):
-                found[name] = [1e3 * time for time in (seconds(run), min(seconds(run) for _ in range(5)))]
+                first_call = seconds(run)
+                later_call = min(seconds(run) for _ in range(5))
+                found[name] = [1e3 * first_call, 1e3 * later_call]
         except RuntimeError:
             found[name] = None
     longest = Counter[str]()
@@ -179,7 +204,8 @@ class Results:
     """A plugin of pytest: each test is written down as it ends, with the counts so far."""
 
     def __init__(self, record: Record) -> None:
-        self.record, self.counts = record, {"passed": 0, "failed": 0, "skipped": 0}
+        self.record = record
+        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
         self.running: dict[str, dict[str, Any]] = defaultdict(lambda: {"outcome": "passed", "seconds": 0.0})
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -210,7 +236,8 @@ def memory(record: Record) -> None:
 
     rows = max((step_rows(number) for number in range(8)), key=lambda rows: sum(lengths(rows)))
     work = Work(tuple(sorted(lengths(rows))), labelled=1)
-    meta, (recipe, model) = adapted(on=torch.device("meta"))[1], adapted()
+    _, meta = adapted(on=torch.device("meta"))
+    recipe, model = adapted()
     step = our_step(model, recipe.training)
     for name in ("plain", "checkpointing"):
         section = recipe.model.model_copy(update={"gradient_checkpointing": name == "checkpointing"})
@@ -221,7 +248,11 @@ def memory(record: Record) -> None:
         for _ in range(2):
             step(rows)
         plan = planned(meta, section, work, on_gpu=GPU)
-        found = {"planned": plan.total, "planned_parts": asdict(plan), "allocated": torch.cuda.max_memory_allocated()}
+        found: dict[str, Any] = {
+            "planned": plan.total,
+            "planned_parts": asdict(plan),
+            "allocated": torch.cuda.max_memory_allocated(),
+        }
         if GPU:
             free, total = torch.cuda.mem_get_info()  # with the context, which torch does not count
             found |= {"reserved": torch.cuda.max_memory_reserved(), "device": total - free}
@@ -233,8 +264,13 @@ def evaluation(record: Record, model: Any = None) -> None:
     from evaluation_kit import make_examples, tokenizer
     from moslora.evaluation import Request, evaluate
 
-    model, found = (model or adapted()[1]).eval(), dict[str, float]()
-    count = {"choice": 256, "cloze": 256, "generate": 64} if GPU else dict.fromkeys(FORMATS, 4)
+    if model is None:
+        _, model = adapted()
+    model.eval()
+    found: dict[str, float] = {}
+    count = dict.fromkeys(FORMATS, 4)
+    if GPU:
+        count = {"choice": 256, "cloze": 256, "generate": 64}
     for protocol, format in FORMATS.items():
         questions = {task: make_examples(task, count[protocol]) for task in ("arc_easy", "siqa")}
         request = Request.model_validate({"protocol": protocol, "format": format})
@@ -254,10 +290,12 @@ def latency(record: Record) -> None:
     def after_round(found: dict[str, Times]) -> None:
         record(rounds=len(found["base"].answer), **medians(found))
 
-    model, adapter = random_model(), load_recipe("llama3-8b").adapter
+    model = random_model()
+    adapter = load_recipe("llama3-8b").adapter
     assert isinstance(adapter, AdapterSection)
     use_own_modules(model)
-    tokens, repetitions = (8, 5) if GPU else (2, 1)
+    tokens = 8 if GPU else 2
+    repetitions = 5 if GPU else 1
     measure(model, tokenizer(), adapter, tokens=tokens, repetitions=repetitions, after_round=after_round)
 
 
@@ -274,7 +312,9 @@ def sharded(record: Record) -> None:
         places = [os.environ | shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(processes)]
         started = [subprocess.Popen([sys.executable, *sys.argv], env=place) for place in places]
         sys.exit(max(process.wait() for process in started))
-    steps, losses = [step_rows(number) for number in range(7 if GPU else 3)], {}
+    count = 7 if GPU else 3
+    steps = [step_rows(number) for number in range(count)]
+    losses = {}
     for strategy in ("ddp", "fsdp"):
         recipe, model = adapted("adapter.dropout=0")
         step = our_step(model, recipe.training, strategy=strategy)

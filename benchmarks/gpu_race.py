@@ -22,17 +22,31 @@ from moslora.base.engine import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.recipe import load_recipe
-from operations import DEVICES, PARTS, Achieved, Ledger, Watched, estimate
+from operations import DEVICES, PARTS, Achieved, Device, Ledger, Watched, estimate
 from written import kernels, reset_peak, wait
 
 GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if GPU else torch.device("cpu")
-ROWS, STEPS, EVERY = (16, 30, 10) if GPU else (16, 2, 2)
-"""Rows of a step; steps that are timed; after how many of them the rates so far are written down."""
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "vocab_size": 1024,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ROWS = 16
+"""Rows of a step."""
 
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1024}
-TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"] if GPU else TINY
+if GPU:
+    DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"]
+    STEPS = 30  # that are timed
+    EVERY = 10  # steps after which the rates so far are written down
+else:
+    DEVICE = torch.device("cpu")
+    SIZES = TINY
+    STEPS = 2
+    EVERY = 2
 
 Record = Callable[..., None]  # writes down what a part has found, by name
 
@@ -50,7 +64,8 @@ def random_model(on: torch.device = DEVICE, sizes: Mapping[str, Any] = SIZES) ->
 
 def adapted(*overrides: str, on: torch.device = DEVICE, sizes: Mapping[str, Any] = SIZES) -> tuple[Any, Any]:
     """The recipe ``llama3-8b``, and a random model with its adapters."""
-    recipe, model = load_recipe("llama3-8b", overrides), random_model(on, sizes)
+    recipe = load_recipe("llama3-8b", overrides)
+    model = random_model(on, sizes)
     use_own_modules(model)
     inject(model, **recipe.adapter_options())
     return recipe, model
@@ -58,7 +73,8 @@ def adapted(*overrides: str, on: torch.device = DEVICE, sizes: Mapping[str, Any]
 
 def step_rows(step: int, vocabulary: int = SIZES["vocab_size"]) -> list[Encoded]:
     """About 110 random tokens each, as long as the eight sets' rows are."""
-    draw, rows = random.Random(step), []
+    draw = random.Random(step)
+    rows = []
     for row in range(ROWS):
         length = min(256, max(50, round(draw.lognormvariate(4.65, 0.35))))
         tokens = [draw.randrange(3, vocabulary) for _ in range(length)]
@@ -74,7 +90,10 @@ class Stopwatch:
     """Counts steps of so many ``tokens``, which come twice."""
 
     def __init__(self, record: Record, tokens: Sequence[int]) -> None:
-        self.record, self.tokens, self.began, self.steps = record, tokens, 0.0, -len(tokens)
+        self.record = record
+        self.tokens = tokens
+        self.began = 0.0
+        self.steps = -len(tokens)  # negative until each has come once
 
     def step_ended(self) -> None:
         self.steps += 1
@@ -85,36 +104,53 @@ class Stopwatch:
             reset_peak()
             self.began = time.perf_counter()
             return
-        took, tokens = time.perf_counter() - self.began, sum(self.tokens[: self.steps])
-        rates = {"rows_per_second": ROWS * self.steps / took, "tokens_per_second": tokens / took}
-        rates |= {"step_seconds": took / self.steps, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-        self.record(timed_steps=self.steps, **rates)
+        took = time.perf_counter() - self.began
+        tokens = sum(self.tokens[: self.steps])
+        self.record(
+            timed_steps=self.steps,
+            rows_per_second=ROWS * self.steps / took,
+            tokens_per_second=tokens / took,
+            step_seconds=took / self.steps,
+            peak_gb=torch.cuda.max_memory_allocated() / 1e9,
+        )
 
     def one_more(self, step: Callable[[], object], model: Any = None) -> None:
         """What the device did in a step: less than it took where the host is too slow. For a ``model`` whose operations
         torch sees, by part, beside the ESTIMATE of `operations.py`; the device's name decides for which device."""
-        parts = Counter[str]()
-        with nullcontext() if model is None else Watched(Ledger(model)) as seen:
-            times = [took for _, took in kernels(step, parts)]
+        seconds_of_parts = Counter[str]()
+        watching = nullcontext() if model is None else Watched(Ledger(model))
+        with watching as seen:
+            times = [took for _, took in kernels(step, seconds_of_parts)]
         self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
         if seen is None:
             return
-        if not any(parts.values()):
+        if not any(seconds_of_parts.values()):
             raise RuntimeError("torch's profiler has recorded no part of the step")
-        name = torch.cuda.get_device_name() if GPU else ""
-        device = next((one for key, one in DEVICES.items() if key.split()[-1] in name), DEVICES["H100"])
-        found = estimate(seen.ledger, device, Achieved(), tokens=1)["parts"]
-        took = {part: {"ms": parts[part] * 1e3, "launches": found[part]["launches"]} for part in PARTS}
-        self.record(
-            parts={part: {**one, "estimate_ms": found[part]["ms"]} for part, one in took.items()},
-            share_of_kernels_in_parts=sum(parts.values()) / sum(times),
-        )
+        estimated = estimate(seen.ledger, this_device(), Achieved(), tokens=1)["parts"]
+        parts = {}
+        for part in PARTS:
+            parts[part] = {
+                "ms": seconds_of_parts[part] * 1e3,
+                "launches": estimated[part]["launches"],
+                "estimate_ms": estimated[part]["ms"],
+            }
+        self.record(parts=parts, share_of_kernels_in_parts=sum(seconds_of_parts.values()) / sum(times))
+
+
+def this_device() -> Device:
+    """The peaks of this GPU; those of an H100 for one that is not listed, and for a CPU."""
+    name = torch.cuda.get_device_name() if GPU else ""
+    for known, device in DEVICES.items():
+        if known.split()[-1] in name:
+            return device
+    return DEVICES["H100"]
 
 
 def ours(record: Record) -> None:
     recipe, model = adapted()
     steps = [step_rows(number) for number in range(STEPS)]
-    step, watch = our_step(model, recipe.training), Stopwatch(record, [sum(lengths(rows)) for rows in steps])
+    step = our_step(model, recipe.training)
+    watch = Stopwatch(record, [sum(lengths(rows)) for rows in steps])
     for rows in steps * 2:
         step(rows)
         watch.step_ended()
@@ -125,13 +161,16 @@ def peft(record: Record, how: str) -> None:
     """By "rows", "length", "packed", "liger" or "compile", as in gpu.py."""
     from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
-    if how == "liger" and not (GPU and importlib.util.find_spec("liger_kernel")):
-        return record(skipped="liger-kernel is not there" if GPU else "liger-kernel has no kernels for a CPU")
+    if how == "liger" and not GPU:
+        return record(skipped="liger-kernel has no kernels for a CPU")
+    if how == "liger" and not importlib.util.find_spec("liger_kernel"):
+        return record(skipped="liger-kernel is not there")
     recipe = load_recipe("llama3-8b")
     model = with_lora(random_model(), recipe.adapter)
     if how == "compile":  # one by one: all are alike, so that the first is compiled for all
+        backend = "inductor" if GPU else "eager"
         for layer in model.get_base_model().model.layers:
-            layer.compile(dynamic=True, backend="inductor" if GPU else "eager")
+            layer.compile(dynamic=True, backend=backend)
     rows = [row for number in range(STEPS) for row in step_rows(number)]
     if how not in ("rows", "packed"):
         rows.sort(key=lambda row: len(row.input_ids))
@@ -149,9 +188,14 @@ def peft(record: Record, how: str) -> None:
         # By default the host waits for the device in every step.
         settings |= {"logging_steps": 10 * STEPS, "logging_nan_inf_filter": False}
         arguments = TrainingArguments(output_dir=folder, accelerator_config={"non_blocking": True}, **settings)
-        data = [{"input_ids": row.input_ids, "labels": row.labels} for rows in steps for row in rows]
-        collate: Any = DataCollatorWithFlattening() if how == "packed" else padded
+        data = []
+        for rows in steps:
+            data += [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        collate: Any = padded
+        if how == "packed":
+            collate = DataCollatorWithFlattening()
         trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
         trainer.train()
         arguments.max_steps = 1
-        watch.one_more(trainer.train, model if how in ("rows", "length", "packed") else None)
+        torch_sees_all = how in ("rows", "length", "packed")
+        watch.one_more(trainer.train, model if torch_sees_all else None)

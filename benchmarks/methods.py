@@ -44,7 +44,9 @@ def kept(method: Method, work: Path, settings: Settings) -> dict[str, Any] | Non
     if not file.is_file():
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found if found["made_with"] == made_with(file.parent, settings) else None
+    if found["made_with"] != made_with(file.parent, settings):
+        return None
+    return found
 
 
 def made_with(folder: Path, settings: Settings) -> dict[str, Any]:
@@ -60,13 +62,16 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
         RuntimeError: a process failed; its log is named.
     """
     print(f"{method.recipe} ...", flush=True)
-    began, folder = time.monotonic(), folder_of(method, work)
+    began = time.monotonic()
+    folder = folder_of(method, work)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe_text(method.recipe, settings, steps=settings.steps), encoding="utf-8")
     # LoRA twice: the difference between its two runs is the noise.
-    runs = ["run", "repeated"] if method.recipe == "lora" else ["run"]
+    runs = ["run"]
+    if method.recipe == "lora":
+        runs.append("repeated")
     for run in runs:
         _process(["-m", "moslora", "train", str(recipe), "--out", str(folder / run)], folder / f"{run}.log")
     peaks = [_peak_memory(folder / run) for run in runs]
@@ -74,9 +79,10 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     _process(examine, folder / "examine.log")
     found = json.loads((folder / "examined.json").read_text(encoding="utf-8")) | {"peak_memory_gb": peaks}
     printed = re.search(r"([\d,]+) trainable parameters", (folder / "run.log").read_text(encoding="utf-8"))
-    trained = int(printed[1].replace(",", "")) if printed else None
-    if trained != found["parameters"]["counted"]:
-        raise RuntimeError(f"{method.recipe}: the run says {trained} trainable parameters, not {found['parameters']}")
+    counted = found["parameters"]["counted"]
+    if not printed or int(printed[1].replace(",", "")) != counted:
+        said = printed and printed[1]
+        raise RuntimeError(f"{method.recipe}: the run says {said} trainable parameters, not {counted:,}")
     found["made_with"] = made_with(folder, settings)
     write_json(folder / KEPT, found)
     print(f"{method.recipe}: {time.monotonic() - began:.0f} s", flush=True)
@@ -157,9 +163,12 @@ def main() -> int:
     # A file is relative to here, not to the folder of the recipes that extend it.
     base = str(Path(given.base).resolve()) if Path(given.base).is_file() else given.base
     settings = Settings(base=base, steps=given.steps, pairs=given.pairs, rows=given.rows, questions=given.questions)
-    results, faults = {}, 0
+    results = {}
+    faults = 0
     for method in METHODS:
-        found = None if given.again and method.recipe in given.methods else kept(method, given.work, settings)
+        found = None
+        if not (given.again and method.recipe in given.methods):
+            found = kept(method, given.work, settings)
         if found is None and method.recipe in ("lora", *given.methods):
             try:
                 found = measure(method, given.work, settings)

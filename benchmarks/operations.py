@@ -27,7 +27,11 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from written import PART
 
-PRODUCTS, OUTPUT, SUMS, UPDATE, REST = "frozen products", "output layer, loss", "sums", "clip, optimizer", "rest"
+PRODUCTS = "frozen products"
+OUTPUT = "output layer, loss"
+SUMS = "sums"
+UPDATE = "clip, optimizer"
+REST = "rest"
 IDLE = "idle, waiting"
 PARTS = {
     PRODUCTS: None,
@@ -77,36 +81,58 @@ class Ledger:
         self.waits = 0
         self.device = next(model.parameters()).device.type
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
-        frozen = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad]
-        self._weights = {_storage(weight): PRODUCTS for weight in frozen} | {_storage(output.weight): OUTPUT}
+        self._weights: dict[int, str] = {}  # storage of a frozen weight: part
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                self._weights[_storage(module.weight)] = PRODUCTS
+        self._weights[_storage(output.weight)] = OUTPUT
         self._made_in: dict[int, str] = {}  # number of a node of autograd's graph: part
 
     def note(self, function: Any, args: Any, found: Any, *, launches: bool, waits: bool) -> None:
         """Takes down an operation, or the name of a kernel, with what it reads and returns."""
-        name, node = operation(function), torch._C._current_autograd_node()
-        read, written = tensors(args), tensors(found)
+        name = operation(function)
+        node = torch._C._current_autograd_node()
+        read = tensors(args)
+        written = tensors(found)
         part = self.part(function, read)
         if node is None:  # its gradient, whose node was the last to be made, belongs to the same part
             self._made_in.setdefault(torch._C._autograd._get_sequence_nr() - 1, part)
         self.waits += waits
         if launches:
-            phase = "backward" if node else "update" if part == UPDATE else "forward"
-            dtype = read[0].dtype if read else torch.float32
             self.done.append(
-                Operation(phase, part, name, flops(function, args, found), moved(name, read, written), dtype)
+                Operation(
+                    phase=_phase(part, within_backward=node is not None),
+                    part=part,
+                    name=name,
+                    flops=flops(function, args, found),
+                    bytes=moved(name, read, written),
+                    dtype=read[0].dtype if read else torch.float32,
+                )
             )
 
     def part(self, function: Any, read: Sequence[Tensor]) -> str:
         if operation(function).rstrip("_") in MULTIPLY:
             for x in read:
-                if x.is_mkldnn or _storage(x) in self._weights:  # a packed copy is of a layer
-                    return PRODUCTS if x.is_mkldnn else self._weights[_storage(x)]
-        if part := _part_of(str(function)) or _part_of_place():
+                if x.is_mkldnn:  # a packed copy of a layer's weight
+                    return PRODUCTS
+                if _storage(x) in self._weights:
+                    return self._weights[_storage(x)]
+        part = _part_of(str(function)) or _part_of_place()
+        if part:
             return part
         node = torch._C._current_autograd_node()
-        made = self._made_in.get(node._sequence_nr(), REST) if node else REST
-        # What autograd adds up where a tensor was used more than once.
-        return SUMS if node and operation(function) in ("add", "add_") and made != "RoPE" else made
+        if node is None:
+            return REST
+        made_in = self._made_in.get(node._sequence_nr(), REST)
+        if operation(function) in ("add", "add_") and made_in != "RoPE":
+            return SUMS  # what autograd adds up where a tensor was used more than once
+        return made_in
+
+
+def _phase(part: str, *, within_backward: bool) -> str:
+    if within_backward:
+        return "backward"
+    return "update" if part == UPDATE else "forward"
 
 
 class Watched(TorchDispatchMode):
@@ -114,17 +140,21 @@ class Watched(TorchDispatchMode):
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
-        self.ledger, self.device = ledger, ledger.device
+        self.ledger = ledger
+        self.device = ledger.device
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        of = args, kwargs or {}
-        with record_function(f"{PART}{self.ledger.part(function, tensors(of))}"):
-            found = function(*args, **(kwargs or {}))
-        name, read = operation(function), {x.device.type for x in tensors(of)}
-        made = {x.device.type for x in tensors(found)}
-        launches = not function.is_view and name not in NOTHING and self.device in read | made
-        to_host = self.device != "cpu" and self.device in read and "cpu" in made
-        self.ledger.note(function, of, found, launches=launches, waits=to_host or name == "_local_scalar_dense")
+        keywords = kwargs or {}
+        arguments = (args, keywords)
+        with record_function(f"{PART}{self.ledger.part(function, tensors(arguments))}"):
+            found = function(*args, **keywords)
+        name = operation(function)
+        devices_read = {x.device.type for x in tensors(arguments)}
+        devices_written = {x.device.type for x in tensors(found)}
+        launches = not function.is_view and name not in NOTHING and self.device in devices_read | devices_written
+        to_host = self.device != "cpu" and self.device in devices_read and "cpu" in devices_written
+        waits = to_host or name == "_local_scalar_dense"
+        self.ledger.note(function, arguments, found, launches=launches, waits=waits)
         return found
 
 
@@ -140,17 +170,23 @@ def _storage(x: Tensor) -> int:
 
 @cache
 def _part_of(place: str) -> str | None:
-    return next((part for part, places in PARTS.items() if places and re.search(places, place)), None)
+    for part, places in PARTS.items():
+        if places and re.search(places, place):
+            return part
+    return None
 
 
 def _part_of_place() -> str | None:
     """That of the innermost place in the code, within the node of autograd's graph in the backward pass."""
-    frame: Any = sys._getframe(1)
-    while frame := frame.f_back:
-        if frame.f_code.co_qualname in ("_engine_run_backward", "BackwardCFunction.apply"):
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        function = frame.f_code.co_qualname
+        if function in ("_engine_run_backward", "BackwardCFunction.apply"):
             return None
-        if part := _part_of(f"{frame.f_code.co_filename}:{frame.f_code.co_qualname}"):
+        part = _part_of(f"{frame.f_code.co_filename}:{function}")
+        if part:
             return part
+        frame = frame.f_back
     return None
 
 
@@ -161,35 +197,48 @@ def tensors(value: Any) -> list[Tensor]:
 
 def flops(function: Any, args: Any, found: Any) -> float:
     """2 · m · n · k of a product, and of attention's products half, as every row is causal; nothing of all else."""
-    name, read = str(function), tensors(args)
+    name = str(function)
+    read = tensors(args)
     if name == "scaled_dot_product_attention":
         return sdpa_flop_count(*(x.shape for x in read[:3])) / 2
     if name == "backward of scaled_dot_product_attention":
         return sdpa_backward_flop_count(read[-1].shape, *(x.shape for x in read[:3])) / 2
     if name.startswith("torch_attn."):  # of rows end to end, as if they were of one length
         rows = next(len(x) - 1 for x in read if x.dtype == torch.int32)
-        return (10 if "backward" in name else 4) * read[0].numel() * len(read[0]) / rows / 2
+        products = 10 if "backward" in name else 4
+        return products * read[0].numel() * len(read[0]) / rows / 2
     if operation(function) == "_linear_pointwise":
         return 2.0 * read[0].numel() * found.shape[-1]
-    counted = flop_registry.get(getattr(torch.ops.aten, operation(function).rstrip("_"), None))
-    return counted(*args[0], **args[1], out_val=found) / (2 if "attention" in name else 1) if counted else 0.0
+    count = flop_registry.get(getattr(torch.ops.aten, operation(function).rstrip("_"), None))
+    if count is None:
+        return 0.0
+    positional, keywords = args
+    counted: float = count(*positional, **keywords, out_val=found)
+    return counted / 2 if "attention" in name else counted
 
 
 def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float:
     """Bytes of the inputs, each read once, and of the outputs, but as the three lists say."""
-    inputs, outputs = [size(x) for x in read], [size(x) for x in written]
+    inputs = [size(x) for x in read]
+    outputs = [size(x) for x in written]
     if name in CHOSEN:
         return 2.0 * sum(outputs)
     if name in PLACED:
         return 3.0 * max(inputs[1:])
-    return float(sum(inputs) + (0 if name in WRITTEN else sum(outputs)))
+    if name in WRITTEN:
+        return float(sum(inputs))
+    return float(sum(inputs) + sum(outputs))
 
 
 def size(x: Tensor) -> int:
     """Its bytes in memory, where an expanded dimension has one entry."""
     if x.is_mkldnn:
         return x.numel() * x.itemsize
-    return x.itemsize * torch.Size(n if stride else 1 for n, stride in zip(x.shape, x.stride(), strict=True)).numel()
+    entries = 1
+    for length, stride in zip(x.shape, x.stride(), strict=True):
+        if stride:
+            entries *= length
+    return x.itemsize * entries
 
 
 @dataclass(frozen=True)
@@ -236,7 +285,8 @@ def estimate(
         found = {"launches": 1, "GB": one.bytes / 1e9, "TFLOP": one.flops / 1e12, "ms": achieved.seconds(one, on) * 1e3}
         parts[one.part] = {key: value + found[key] for key, value in parts[one.part].items()}
     step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
-    device, host_ms = step["ms"], host * achieved.host_time * 1e3
+    device = step["ms"]
+    host_ms = host * achieved.host_time * 1e3
     parts[IDLE]["ms"] = max(0.0, host_ms - device) + seen.waits * wait * achieved.host_time * 1e3
     step["ms"] += parts[IDLE]["ms"]
     return {

