@@ -89,7 +89,7 @@ def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
         load_arms([runs])
     shutil.rmtree(runs / "copy")
     evaluated(runs / "lora-1", "choice-label-float32")
-    with pytest.raises(UsageError, match="--evaluation, among cloze-cloze-float32, choice-label-float32"):
+    with pytest.raises(UsageError, match="--evaluation, among choice-label-float32, cloze-cloze-float32"):
         load_arms([runs])
     evaluated(runs / "lora-1", "cloze-cloze-bfloat16", right=1)
     own = load_arms([runs / "lora-1", runs / "mixed-1"])[0].runs[1]
