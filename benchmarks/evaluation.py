@@ -29,7 +29,7 @@ from moslora.base.resolve import BUILTIN
 from moslora.data.sources import load_examples
 from moslora.evaluation import Request
 from moslora.evaluation.batches import batch_budget
-from moslora.evaluation.run import make_scorer
+from moslora.evaluation.scorers import make_scorer
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE, TASKS, Example
 from written import in_process, machine, markdown, publish, seconds, spread

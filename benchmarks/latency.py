@@ -33,8 +33,8 @@ from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.evaluation import Request
-from moslora.evaluation.run import make_scorer
 from moslora.evaluation.scorer import Scorer
+from moslora.evaluation.scorers import make_scorer
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example

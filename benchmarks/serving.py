@@ -39,7 +39,7 @@ from moslora.evaluation import Request
 from moslora.evaluation.batches import canonical_place
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.run import make_scorer
+from moslora.evaluation.scorers import make_scorer
 from moslora.files import new_folder, sha256
 from moslora.kernels.rows import common_prefix
 from moslora.runs.adapter_folder import load_adapted, open_adapter

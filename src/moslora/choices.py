@@ -3,7 +3,6 @@
 from typing import Literal
 
 DType = Literal["bfloat16", "float16", "float32"]
-Protocol = Literal["choice", "cloze", "generate"]
 FormatName = Literal["label", "llm-adapters", "cloze", "cloze-passage", "chat"]
 LossOn = Literal["response", "all"]
 Split = Literal["train", "test", "dev"]

@@ -30,7 +30,8 @@ import typer.main
 from moslora.base.load import DTYPES
 from moslora.cli import app, main
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import PROTOCOLS, list_recipes, load_recipe, resolve_tasks
+from moslora.prompts.protocols import PROTOCOLS
+from moslora.recipe import list_recipes, load_recipe, resolve_tasks
 from moslora.tasks import TASKS
 from moslora.training import train_recipe
 from tests.docs import test_docs
@@ -104,7 +105,7 @@ def check(words: list[str]) -> None:
         resolve_tasks(given["tasks"])
     assert given.get("task") in (None, *TASKS) or given["task"].endswith(".yaml"), words
     assert given.get("format") in (None, "peft", "chat", *FORMATS), words
-    assert given.get("protocol") is None or any(given["protocol"] in names for names in PROTOCOLS.values()), words
+    assert given.get("protocol") is None or given["protocol"] in PROTOCOLS, words
     assert given.get("dtype") is None or given["dtype"] in DTYPES, words
 
 

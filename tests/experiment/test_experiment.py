@@ -33,7 +33,7 @@ from moslora.experiment import one_run, provenance
 from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.study import Curve
 from moslora.recipe import Recipe, TrainingSection
-from moslora.runs.asking import located
+from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
@@ -360,7 +360,7 @@ def test_rows_of_ones_own_are_the_same_from_every_folder(
         return load_experiment(file).planned([("lora", 3e-2)], scored=True)[0]
 
     monkeypatch.chdir(tmp_path)
-    made_with, stored = provenance.provenance(planned("e.yaml")), located(planned("e.yaml").recipe)
+    made_with, stored = provenance.provenance(planned("e.yaml")), with_absolute_paths(planned("e.yaml").recipe)
     assert stored.tasks["mine"].train == str(tmp_path / "rows.jsonl")
     monkeypatch.chdir(elsewhere)
     assert planned("../e.yaml").recipe.tasks["mine"].train == "../rows.jsonl"

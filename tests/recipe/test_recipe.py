@@ -13,7 +13,8 @@ from moslora.adapters import build_mixer
 from moslora.adapters.mixers import MIXERS
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import PROTOCOLS, ModelSection, Recipe, TrainingSection, load_recipe
+from moslora.prompts.protocols import PROTOCOLS
+from moslora.recipe import ModelSection, Recipe, TrainingSection, load_recipe
 from moslora.recipe.adapter import AdapterSection
 from moslora.recipe.sections import DataSection, TrackingSection
 from moslora.recipe.yaml_text import parse
@@ -68,7 +69,7 @@ def test_to_yaml_writes_everything_in_declared_order():
 
 def test_names_agree_with_those_who_read_the_recipe():
     formats = get_args(DataSection.model_fields["format"].annotation)
-    assert set(formats) == {*FORMATS, "chat"} == set(PROTOCOLS)
+    assert set(formats) == {*FORMATS, "chat"} == {name for protocol in PROTOCOLS.values() for name in protocol.formats}
     kinds = get_args(AdapterSection.model_fields["mixer"].annotation)
     assert {kind.model_fields["kind"].default for kind in kinds} == set(MIXERS)
     for mixer, _ in METHODS.values():

@@ -10,8 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moslora.choices import FormatName, Protocol
+from moslora.choices import FormatName
 from moslora.errors import UsageError
+from moslora.prompts.protocols import Asked, ProtocolName, choose, refuse_beams
 from moslora.ranks import is_main_process
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def refuse_training(recipe: "Recipe", out: Path, *, resuming: bool) -> None:
 
 def refuse_target(target: str) -> "Recipe | None":
     """Refuses a run or a model that is not there. Returns how it is asked, if it says so."""
-    from moslora.runs.asking import read_asking
+    from moslora.runs.evaluation_defaults import read_evaluation_defaults
     from moslora.runs.manifest import RECIPE, check_hash, read_manifest, written_recipe
     from moslora.runs.named import names_run
     from moslora.runs.run import locate_adapter
 
     path = Path(os.path.expanduser(target))
     if not names_run(target):
-        return read_asking(path)
+        return read_evaluation_defaults(path)
     adapter = locate_adapter(path)
     manifest = read_manifest(adapter)
     check_hash(adapter / RECIPE, manifest["sha256"][RECIPE])
@@ -68,7 +69,7 @@ def refuse_evaluation(
     target: str,
     *,
     tasks: str | None,
-    protocol: Protocol | None,
+    protocol: ProtocolName | None,
     format: FormatName | None,
     source: str | None,
     beams: int | None,
@@ -78,14 +79,15 @@ def refuse_evaluation(
     from moslora.data.sources import refuse_missing
     from moslora.files import refuse_used
     from moslora.recipe import resolve_tasks
-    from moslora.runs.asking import how_asked
     from moslora.runs.run import SETTINGS
     from moslora.tasks import TASKS
 
     recipe = refuse_target(target)
-    own_protocol = recipe.evaluation.protocol if recipe else "choice"
-    own_format = recipe.data.format if recipe else "label"
-    how_asked(own_protocol, own_format, protocol=protocol, format=format, beams=beams)
+    asked = Asked()
+    if recipe:
+        asked = Asked(recipe.evaluation.protocol, recipe.data.format)
+    chosen = choose(asked, protocol=protocol, format=format)
+    refuse_beams(beams, chosen.protocol)
     own = recipe.own_tasks if recipe else {}
     chosen = tuple(TASKS.values()) if recipe is None else recipe.questions.tasks
     if tasks is not None:

@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -13,6 +13,7 @@ from moslora.cli.following import after_scoring, say_next
 from moslora.cli.table import print_table
 from moslora.console import note, say
 from moslora.errors import UsageError, stopped
+from moslora.prompts.protocols import ProtocolName, ScoringProtocolName
 from moslora.ranks import is_main_process, launched
 from moslora.runs import RUNS
 
@@ -92,7 +93,7 @@ def _limit(text: str) -> int:
 def evaluate(
     target: Annotated[str | None, options.TARGET] = None,
     tasks: Annotated[str | None, options.TASKS] = None,
-    protocol: Annotated[choices.Protocol | None, typer.Option(help="How an answer is read from the model.")] = None,
+    protocol: Annotated[ProtocolName | None, typer.Option(help="How an answer is read from the model.")] = None,
     format: Annotated[choices.FormatName | None, options.FORMAT] = None,
     base: options.Base = False,
     limit: Annotated[int | None, typer.Option(help="Questions per task, or all.", parser=_limit)] = None,
@@ -150,7 +151,7 @@ def ask(
             autocompletion=completion.tasks,
         ),
     ] = None,
-    protocol: Annotated[Literal["choice", "cloze"] | None, typer.Option(help="[default: the run's]")] = None,
+    protocol: Annotated[ScoringProtocolName | None, typer.Option(help="[default: the run's]")] = None,
     format: Annotated[choices.FormatName | None, typer.Option(help="[default: the run's]")] = None,
     base: options.Base = False,
     dtype: options.DType = None,

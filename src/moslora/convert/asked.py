@@ -8,21 +8,14 @@ from collections.abc import Iterator, Sequence
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.choices import Protocol
 from moslora.prompts.formats import FORMATS, Format, make_format
+from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.tasks import INSTRUCTION, TASKS, Columns, Example, Task
 
 USUAL_OPTIONS = 4
 """Number of options shown where only the rows tell it."""
-
-READ: dict[Protocol, str] = {
-    "choice": "the likeliest of `answers` after `prompt` is the model's answer",
-    "cloze": "of `answers` after `prompt` the likeliest, per character, is the model's answer",
-    "generate": "the first label in what the model writes after `prompt` is its answer",
-}
-"""Protocol -> how an answer is read."""
 
 FREE = "rows without a task"
 READ_FREE = "what the model writes after `prompt`, up to its end-of-sequence token, is its answer"
@@ -54,7 +47,7 @@ def section(folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase | None, *,
     blocks: dict[str, list[str]] = {}
     for title, example in _examples(recipe, _asked(folder, task)):
         blocks.setdefault(_block(format, example), []).append(title)
-    reading = READ[recipe.evaluation.protocol]
+    reading = PROTOCOLS[recipe.evaluation.protocol].card
     if [*blocks.values()] == [[FREE]]:
         reading = READ_FREE
     head = f"Format `{name}`, protocol `{recipe.evaluation.protocol}`: {reading}. {_tokens(format)}."

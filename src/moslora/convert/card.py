@@ -14,8 +14,9 @@ from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
 from moslora.convert import asked, scores
 from moslora.recipe import PeftSection, load_recipe
 from moslora.recipe.yaml_text import render
+from moslora.runs.absolute_paths import local_files
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.asking import ASKING, local_files
+from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
 from moslora.runs.manifest import RECIPE
 from moslora.runs.origin import origin_of
 
@@ -87,8 +88,9 @@ def how_to_upload(out: Path, adapter: Path) -> str:
     """The command that uploads ``out``, made from ``adapter``, and what to change first if it names a local base."""
     recipe = load_recipe(adapter / RECIPE, written=True)
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
-    private = any(local_files(recipe.model_dump()))  # which name the folders of this machine
-    command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private" + f" --exclude {ASKING}" * private
+    command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
+    if any(local_files(recipe.model_dump())):  # which name the folders of this machine
+        command += f" --exclude {EVALUATION_DEFAULTS}"
     config = out / "adapter_config.json"
     if config.exists() and _is_local(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]):
         return f"to upload it, change base_model_name_or_path in {config} to the base's hub id, then: {command}"

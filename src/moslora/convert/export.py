@@ -17,7 +17,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.recipe import AdapterSection, PeftSection, Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
-from moslora.runs.asking import write_asking
+from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
 
 
@@ -73,7 +73,7 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
             proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
         save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(scratch / "adapter_config.json", settings)
-        write_asking(scratch, recipe, dtype=recipe.model.dtype, task=task)
+        write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
         known_as = BUILTIN if base == BUILTIN else public_name(base)
         write_origin(scratch, origin_of(folder, base=known_as))
         at = f', revision="{recipe.model.revision}"' if recipe.model.revision else ""

@@ -28,7 +28,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
 from moslora.recipe import ModelSection, Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
-from moslora.runs.asking import read_asking
+from moslora.runs.evaluation_defaults import read_evaluation_defaults
 from moslora.runs.origin import read_origin, remark_on
 from moslora.runs.run import Run
 from moslora.version import __version__
@@ -134,7 +134,7 @@ def _note_another_base(source: Path, model: ModelSection) -> None:
 
 def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
     """The recipe that rebuilds the adapter of ``layers``, asked as ``source`` says, if it is an export of a run."""
-    asking = read_asking(source)
+    asking = read_evaluation_defaults(source)
     asked = asking.model_dump(include={"data", "evaluation", "tasks"}) if asking else {}
     targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
     if any("." in target for target in settings.target_modules):  # ours are last components or a pattern

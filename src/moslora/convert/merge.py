@@ -36,7 +36,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.recipe import PeftSection
 from moslora.runs.adapter_folder import check_encoding, load_adapted, open_adapter
-from moslora.runs.asking import write_asking
+from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
 
 Value = TypeVar("Value")
@@ -106,7 +106,7 @@ def merge(
         proof = compare(
             merged, base=base, adapted=adapted, expected=expected, weights=weights, section=section, onto=onto
         )
-        write_asking(scratch, folder.recipe, dtype=section.dtype, task=task)
+        write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
         write_origin(scratch, origin_of(folder, base=public_name(section.name)))
         made = Made(
             kind="Merged weights",

@@ -7,7 +7,7 @@ from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples, load_training
 from moslora.errors import UsageError
 from moslora.prompts.formats import make_format
-from moslora.recipe import PROTOCOLS
+from moslora.prompts.protocols import joined_names, readers
 from moslora.tasks import Example, Task
 
 
@@ -68,7 +68,7 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
         lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {encoder.tokenizer.decode([id])!r}")
     if len(example.choices) < 2:  # a free row
         return "\n".join(lines)
-    lines += ["", f"options (protocol {' or '.join(PROTOCOLS[format])}; * is right)"]
+    lines += ["", f"options (protocol {joined_names(readers(format))}; * is right)"]
     for index, choice in enumerate(renderer.options(example)):
         star = "*" if index == example.gold else " "
         lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")

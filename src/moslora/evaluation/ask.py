@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from moslora.base.load import or_out_of_memory
+from moslora.choices import FormatName
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.question import as_example
-from moslora.evaluation.run import make_scorer
+from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import Target
+from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
 
 
 class Answer(NamedTuple):
@@ -46,6 +48,13 @@ class Answered:
         )
 
 
+def _scoring(protocol: Protocol, format: FormatName) -> Protocol:
+    """``protocol``, or if it gives the options no probabilities the usual one that does."""
+    if protocol.scores_options:
+        return protocol
+    return next(reader for reader in readers(format) if reader.scores_options)
+
+
 def ask(target: Target, *, question: str, options: Sequence[str], task: str | None = None, **typed: Any) -> Answered:
     """Scores the options of one question (see :func:`as_example`) with the settings of ``target``, changed by ``typed``
     fields of its request: protocol and format."""
@@ -53,7 +62,7 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     if target.adapter:
         target.adapter.refuse_untrained(example.task)
     request = target.asked(typed)
-    protocol = "choice" if request.protocol == "generate" else request.protocol  # a text has no probabilities
+    protocol = _scoring(PROTOCOLS[request.protocol], request.format).name
     format = "cloze" if request.format == "cloze-passage" else request.format  # BoolQ's passage is missing here
     request = request.model_copy(update={"protocol": protocol, "format": format})
     tokenizer = target.tokenizer()

@@ -9,6 +9,7 @@ which is what comparing the labels' full log-probabilities comes to, because the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,7 +18,7 @@ from moslora.errors import MosloraError, some
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.kernels.rows import common_prefix, concatenate, send
-from moslora.recipe import PROTOCOLS
+from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
 from moslora.tasks import Example
 
 Scores = tuple[float, ...]
@@ -33,6 +34,8 @@ class Question:
 class Choice(Scorer[Question, Scores]):
     """The protocol ``choice``."""
 
+    protocol: ClassVar[Protocol] = PROTOCOLS["choice"]
+
     def encode(self, example: Example) -> Question:
         options = self.format.options(example)
         texts = self.encoder.encode_all([(o.prompt, o.answer) for o in options], joint=self.format.joint, eos=False)
@@ -41,15 +44,20 @@ class Choice(Scorer[Question, Scores]):
         tokens = [row[common] for row in ids if len(row) == common + 1]
         if common == 0 or len(set(tokens)) < len(ids):
             ends = [str(self.encoder.tokenizer.convert_ids_to_tokens(row[common:])) for row in ids]
-            fix = "evaluation.protocol=cloze"
-            if "generate" in PROTOCOLS[self.format.name]:
-                fix = "evaluation.protocol=generate, or --protocol cloze"
             raise MosloraError(
                 f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
                 " that differ in their last token only, but behind what they share this tokenizer reads"
-                f" {some(ends, most=5)}; use {fix}"
+                f" {some(ends, most=5)}; use {self._other_protocols()}"
             )
         return Question(ids[0][:common], tokens, truncated=texts[0].truncated)
+
+    def _other_protocols(self) -> str:
+        """Another protocol of the same format, and ``cloze``, which every question has."""
+        others = [other for other in readers(self.format.name) if other is not self.protocol]
+        fix = f"evaluation.protocol={others[0].name}"
+        if PROTOCOLS["cloze"] not in others:
+            fix += ", or --protocol cloze"
+        return fix
 
     def length(self, question: Question) -> int:
         return len(question.input_ids)

@@ -20,6 +20,7 @@ from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.kernels.vocabulary import pieces, sizes
+from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.tasks import Example
 
 Scored = tuple[float, bool]
@@ -29,7 +30,7 @@ Scored = tuple[float, bool]
 class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
     """The protocol ``cloze``; a question has one text per option."""
 
-    primary: ClassVar[str] = "accuracy_per_character"
+    protocol: ClassVar[Protocol] = PROTOCOLS["cloze"]
 
     def encode(self, example: Example) -> list[EncodedText]:
         pairs = [(option.prompt, option.answer) for option in self.format.options(example)]

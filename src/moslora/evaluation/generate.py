@@ -23,9 +23,10 @@ from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.prompts.instructions import answer_pattern, labels
+from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.tasks import Example
 
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = PROTOCOLS["generate"].room
 FEWEST_PROMPT_TOKENS = 2
 """BOS, and one token of the question."""
 
@@ -52,8 +53,7 @@ Question = tuple[Example, EncodedText]
 class Generate(Scorer[Question, str]):
     """The protocol ``generate``. ``beams`` = 1 is greedy."""
 
-    beams: int = 1
-
+    protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
     cpu_block: ClassVar[int] = 32  # a block takes long, and a limit should cost little more than what it asks for
 
     @property

@@ -19,8 +19,8 @@ from moslora.choices import DType
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.cloze import Scored
-from moslora.evaluation.run import make_scorer
 from moslora.evaluation.scorer import Request
+from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import open_target
 
 

@@ -8,27 +8,23 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.base.engine import context_length, output_weight
+from moslora.base.engine import output_weight
 from moslora.base.identity import packages
 from moslora.base.sharded import join_uneven_passes
 from moslora.console import say
-from moslora.data.encode import Encoder, encoding
+from moslora.data.encode import encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
-from moslora.evaluation.batches import Block, batch_budget, blocks, canonical_place
-from moslora.evaluation.choice import Choice
-from moslora.evaluation.cloze import Cloze
-from moslora.evaluation.generate import Generate
+from moslora.evaluation.batches import Block, blocks, canonical_place
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import Leaks
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
 from moslora.evaluation.scorer import Request, Scorer
+from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.texts import Texts
-from moslora.processes.devices import keep_freed_memory
 from moslora.processes.group import all_gather, group_size, rank_in_group
 from moslora.progress import Line
-from moslora.prompts.formats import make_format
 from moslora.tasks import Example
 from moslora.version import __version__
 
@@ -88,7 +84,7 @@ def evaluate(
     asked = {task: _asked(journal, questions[task], of_task) for task, of_task in wanted.items()}
     journal.record({task: TaskRecord(leaks=(leaks or {}).get(task), asked=asked[task]) for task in questions})
     _score(task_blocks, journal)
-    if request.protocol != "generate":  # which has no margins, and neither have texts
+    if scorer.protocol.scores_options:  # else there are no margins, and texts have none
         plan = {task: its for task, its in plan.items() if scorers[task] is scorer}
         journal.record({task: TaskRecord(drift=drift) for task, drift in _drifts(plan, scorer, journal).items()})
     journal.finish()
@@ -104,11 +100,11 @@ def _settings(
     return Settings(
         protocol=request.protocol,
         format=request.format,
-        primary=scorer.primary,
+        primary=scorer.protocol.primary,
         dtype=str(output_weight(scorer.model).dtype).removeprefix("torch."),
         batch_tokens=scorer.batch_tokens,
         block_size=scorer.block_size,
-        beams=request.beams if request.protocol == "generate" else None,
+        beams=request.beams if scorer.protocol.writes else None,
         writing=scorer.writing,
         max_length=scorer.encoder.max_length,
         data={task: data_hash(rows) for task, rows in questions.items()},
@@ -119,27 +115,6 @@ def _settings(
             **encoding(scorer.encoder.tokenizer, request.format),
         },
     )
-
-
-def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any, Any]:
-    """The protocol that ``request`` names; its limit and source are not read here."""
-    keep_freed_memory()
-    context = context_length(model)
-    if request.max_length and context and request.max_length > context:
-        raise UsageError(
-            f"evaluation.max_length = {request.max_length}: the model's context has {context:,} tokens; set at most"
-            " this, or null"
-        )
-    # In a recipe `data.max_length` is of the training rows alone.
-    encoder = Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
-    parts = model, encoder, make_format(request.format, tokenizer), request.batch_tokens or batch_budget(model.device)
-    match request.protocol:
-        case "choice":
-            return Choice(*parts)
-        case "cloze":
-            return Cloze(*parts)
-        case "generate":
-            return Generate(*parts, beams=request.beams)
 
 
 def refuse_empty(questions: Mapping[str, Sequence[Example]]) -> None:

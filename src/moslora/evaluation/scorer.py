@@ -17,6 +17,7 @@ from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU
 from moslora.evaluation.predictions import Prediction
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
+from moslora.prompts.protocols import DEFAULT_FORMAT, Protocol
 from moslora.recipe import EvaluationSection
 from moslora.tasks import Example
 
@@ -27,7 +28,7 @@ Found = TypeVar("Found")
 class Request(EvaluationSection):
     """A recipe's section `evaluation`, with the prompt format and the source of the questions."""
 
-    format: FormatName = "label"
+    format: FormatName = DEFAULT_FORMAT
     source: str = "wheel"
 
 
@@ -35,13 +36,15 @@ class Request(EvaluationSection):
 class Scorer(ABC, Generic[Question, Found]):
     """A protocol with its model."""
 
+    protocol: ClassVar[Protocol]
+
     model: PreTrainedModel  # a causal language model on its device
     encoder: Encoder  # of its tokenizer
     format: Format  # of the prompts
     batch_tokens: int  # most tokens of a batch
+    beams: int = 1  # of the search for a written text; 1 is greedy
 
     cpu_block: ClassVar[int] = BLOCK_SIZE  # questions computed together on a CPU
-    primary: ClassVar[str] = "accuracy"  # the metric that counts, a key of `moslora.evaluation.predictions.METRICS`
 
     @property
     def block_size(self) -> int:

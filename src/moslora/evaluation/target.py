@@ -30,11 +30,12 @@ from moslora.files import locked, refuse_used
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import group_size, process_group, take_gpu
+from moslora.prompts.protocols import Asked, choose, refuse_beams
 from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection, PeftSection, Recipe, resolve_tasks
 from moslora.runs import RUNS
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
-from moslora.runs.asking import how_asked, read_asking
+from moslora.runs.evaluation_defaults import read_evaluation_defaults
 from moslora.runs.named import names_run
 from moslora.runs.origin import remark_on
 from moslora.runs.run import (
@@ -72,27 +73,30 @@ class Target:
 
     def asked(self, typed: Mapping[str, Any]) -> Request:
         """Its request with the ``typed`` fields. If only one of protocol and format is typed, the other fits it."""
-        own, protocol, format = self.request, typed.get("protocol"), typed.get("format")
+        own = self.request
+        protocol = typed.get("protocol")
+        format = typed.get("format")
         if self.recipe is None and not (protocol or format):
             note(f"no run says how to ask this model: protocol {own.protocol} (change it with --protocol)")
-        chosen = how_asked(own.protocol, own.format, protocol=protocol, format=format, beams=typed.get("beams"))
+        chosen = choose(Asked(own.protocol, own.format), protocol=protocol, format=format)
+        refuse_beams(typed.get("beams"), chosen.protocol)
         self._note_other(chosen, protocol=protocol, format=format)
-        return Request.model_validate({**own.model_dump(), **typed, **chosen})
+        return Request.model_validate({**own.model_dump(), **typed, **chosen._asdict()})
 
-    def _note_other(self, chosen: Mapping[str, str], *, protocol: str | None, format: str | None) -> None:
+    def _note_other(self, chosen: Asked, *, protocol: str | None, format: str | None) -> None:
         """Says what was chosen instead of the recipe's own, and not typed: another format is another question."""
         own = self.request
         if self.recipe is None:
             return
-        if chosen["format"] not in (format, own.format):
+        if chosen.format not in (format, own.format):
             note(
                 f"protocol {protocol} does not read format {own.format}, in which this model was trained; asked in"
-                f" format {chosen['format']}"
+                f" format {chosen.format}"
             )
-        if chosen["protocol"] not in (protocol, own.protocol):
+        if chosen.protocol not in (protocol, own.protocol):
             note(
                 f"format {format} is not read by protocol {own.protocol}, this model's own; read by protocol"
-                f" {chosen['protocol']}"
+                f" {chosen.protocol}"
             )
 
     def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
@@ -176,7 +180,7 @@ def open_target(
     changes = {"dtype": dtype} if dtype else {}
     path = Path(os.path.expanduser(target))
     if not names_run(target):
-        recipe = read_asking(path)
+        recipe = read_evaluation_defaults(path)
         if remark := remark_on(path):
             note(remark)
         model = recipe.model if recipe else ModelSection(name=target)

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationEr
 from moslora.choices import Outcome
 from moslora.compare.outcomes import OUTCOMES
 from moslora.errors import UsageError
+from moslora.prompts.protocols import PROTOCOLS, joined_names, readers
 from moslora.recipe import Recipe, find_recipe, stack_recipe
 from moslora.recipe.fields import Section
 from moslora.recipe.layers import shown
@@ -246,8 +247,11 @@ def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe])
     if file.searched and not common.data.validation_rows:
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):
-        if OUTCOMES[outcome].scored and common.evaluation.protocol == "generate":
-            yield f"outcome: {outcome} does not exist under protocol generate; choose accuracy, or protocol choice"
+        protocol = PROTOCOLS[common.evaluation.protocol]
+        if OUTCOMES[outcome].scored and not protocol.scores_options:
+            scoring = joined_names(reader for reader in readers(common.data.format) if reader.scores_options)
+            fix = f"choose accuracy, or protocol {scoring}"
+            yield f"outcome: {outcome} does not exist under protocol {protocol.name}; {fix}"
         if (texts := OUTCOMES[outcome].of_texts) not in {task.is_text for task in common.questions.tasks}:
             kind = "texts, such as passages" if texts else "questions, such as obqa"
             yield f"outcome: {outcome} is of {kind}, and none are asked; add some to evaluation.tasks"

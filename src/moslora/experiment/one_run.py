@@ -19,7 +19,7 @@ from moslora.experiment.file import Planned
 from moslora.experiment.provenance import provenance
 from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory
-from moslora.runs.asking import located
+from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
@@ -64,7 +64,7 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
     run = planned_run(out, planned)
     if not run.exists:
         run.add_facts(experiment={**provenance(planned), "state": "begun"})
-        write_text(run.path / RECIPE, located(planned.recipe).to_yaml())
+        write_text(run.path / RECIPE, with_absolute_paths(planned.recipe).to_yaml())
     trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
     reached: State = "scored" if planned.scored else "trained"
     try:

@@ -32,7 +32,7 @@ class Option:
 class Format(ABC):
     """How an example becomes text."""
 
-    name: str  # key in `FORMATS`
+    name: FormatName  # key in `FORMATS`, or "chat"
     # Encode ``prompt + answer`` as one string, to reproduce the token boundary between them; otherwise they are encoded
     # separately, and the prompt is a token prefix
     joint: bool = False
@@ -58,7 +58,7 @@ class Format(ABC):
 class LabelFormat(Format):
     """The answer is "the correct answer is {label}"; the prompts are templates with ``{instruction}``."""
 
-    name: str
+    name: FormatName
     train_prompt: str
     eval_prompt: str
     joint: bool = False
@@ -81,7 +81,7 @@ class LabelFormat(Format):
 class ClozeFormat(Format):
     """The answer is the option's text."""
 
-    name: str
+    name: FormatName
     passage: bool = False  # whether BoolQ's prompt begins with its passage
 
     def options(self, example: Example) -> tuple[Option, ...]:
@@ -153,7 +153,7 @@ class ChatFormat(Format):
     """The instruction as a user's message in the tokenizer's chat template, answered by the option's label."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    name: str = "chat"
+    name: FormatName = "chat"
 
     def options(self, example: Example) -> tuple[Option, ...]:
         prompt = self.generation_prompt(example)
@@ -183,7 +183,7 @@ _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings
 _ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 _CLEAN_PROMPT = "{instruction}\n\n### Response:\n"
 
-FORMATS: Mapping[str, Format] = {
+FORMATS: Mapping[FormatName, Format] = {
     format.name: format
     for format in (
         LabelFormat("label", train_prompt=_CLEAN_PROMPT, eval_prompt=_CLEAN_PROMPT),

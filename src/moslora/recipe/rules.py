@@ -2,20 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
+from moslora.prompts.protocols import PROTOCOLS, joined_names, readers, writers
 from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
 from .adapter import Adapter, AdapterSection, PeftSection
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskSection
-
-PROTOCOLS = {
-    "label": ("choice", "generate"),
-    "llm-adapters": ("choice", "generate"),
-    "cloze": ("cloze",),
-    "cloze-passage": ("cloze",),
-    "chat": ("choice", "generate"),
-}
-"""Data format -> the protocols that can read its answers: a label is chosen or generated, text is scored."""
 
 GATES = ("token-gate", "gate-inside", "task-gate")
 """Mixers that are not one matrix."""
@@ -169,10 +161,12 @@ def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:
 
 
 def _evaluation(data: DataSection, evaluation: EvaluationSection) -> Conflicts:
-    protocol, readers = evaluation.protocol, PROTOCOLS[data.format]
-    if protocol not in readers:
-        fix = f"set evaluation.protocol: {' or '.join(readers)}, or change data.format"
-        yield "evaluation.protocol data.format", f"{protocol} cannot read the answers of format {data.format}; {fix}"
-    if evaluation.beams > 1 and protocol != "generate":
+    protocol = PROTOCOLS[evaluation.protocol]
+    if not protocol.reads(data.format):
+        keys = "evaluation.protocol data.format"
+        fix = f"set evaluation.protocol: {joined_names(readers(data.format))}, or change data.format"
+        yield keys, f"{protocol.name} cannot read the answers of format {data.format}; {fix}"
+    if evaluation.beams > 1 and not protocol.writes:
         keys = "evaluation.beams evaluation.protocol"
-        yield keys, f"protocol {protocol} generates nothing; set beams: 1, or protocol: generate"
+        fix = f"set beams: 1, or protocol: {joined_names(writers())}"
+        yield keys, f"protocol {protocol.name} generates nothing; {fix}"

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
-from moslora.choices import DType, FormatName, LossOn, Protocol, Strategy, TrackerName
+from moslora.choices import DType, FormatName, LossOn, Strategy, TrackerName
+from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.tasks import COMMONSENSE
 
 from .fields import Section, Share, Shares, TaskNames, source_among
@@ -161,9 +162,10 @@ class EvaluationSection(Section):
     tasks: TaskNames | None = None
     """Tasks of the questions, as in `data.tasks`; null for those of the training rows."""
 
-    protocol: Protocol = "choice"
-    """`choice`: the likeliest label, one forward pass per question. `cloze`: the likeliest option text, plain and per
-    character. `generate`: LLM-Adapters' procedure, which generates an answer and searches it for a label."""
+    protocol: ProtocolName = Field(
+        default=DEFAULT_PROTOCOL,
+        description=" ".join(f"`{protocol.name}`: {protocol.description}." for protocol in PROTOCOLS.values()),
+    )
 
     limit: PositiveInt | None = None
     """Maximum number of questions per task; null for all."""

@@ -7,7 +7,7 @@ from typing import Any
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, refuse_used
 from moslora.recipe import Recipe
-from moslora.runs.asking import located
+from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
 from moslora.runs.run import Run
 
@@ -60,7 +60,7 @@ def newest_intact(
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe, fix: str) -> None:
     """Refuses to resume ``folder`` with a recipe that differs in more than its `Recipe.free` keys."""
     # Paths are relative in runs of earlier versions, and in what is typed.
-    if changes := located(now).changes(located(then), free=now.free):
+    if changes := with_absolute_paths(now).changes(with_absolute_paths(then), free=now.free):
         raise UsageError(
             f"{folder}: made with another recipe ({some(changes, separator='; ')}); start a new run with name=… or"
             f" --out; {fix}"
@@ -74,5 +74,5 @@ def refuse_reproduction(run: Run, out: Path) -> None:
         raise UsageError(f"{run.path}: nothing to compare with; {run.how_to_finish}")
     if not Run(out).exists:
         refuse_used(out)
-    elif located(Run(out).recipe_to_resume()) != located(recipe):
+    elif with_absolute_paths(Run(out).recipe_to_resume()) != with_absolute_paths(recipe):
         raise UsageError(f"{out}: holds a run of another recipe; choose another folder with --out, or remove it")

@@ -29,8 +29,8 @@ from moslora.progress import Line
 from moslora.ranks import is_main_process, launched, world_size
 from moslora.recipe import Recipe
 from moslora.recipe.recipe import FREE
+from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
-from moslora.runs.asking import located
 from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
@@ -98,7 +98,8 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
             return saved.path
         if resuming and not saved and (run.begun or not run.exists):  # not of one that an experiment has just laid
             note("no checkpoint yet; starting at step 0")
-        return _run(located(recipe), run, saved, inputs)  # a function, so that nothing of it outlives the group
+        # A function, so that nothing of it outlives the group.
+        return _run(with_absolute_paths(recipe), run, saved, inputs)
 
 
 def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:

@@ -1,0 +1,43 @@
+"""The protocols with what computes them: here a scorer is attached to its protocol, and nowhere else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.base.engine import context_length
+from moslora.data.encode import Encoder
+from moslora.errors import UsageError
+from moslora.evaluation.batches import batch_budget
+from moslora.evaluation.choice import Choice
+from moslora.evaluation.cloze import Cloze
+from moslora.evaluation.generate import Generate
+from moslora.evaluation.scorer import Request, Scorer
+from moslora.processes.devices import keep_freed_memory
+from moslora.prompts.formats import make_format
+from moslora.prompts.protocols import ProtocolName
+
+SCORERS: Mapping[ProtocolName, type[Scorer[Any, Any]]] = {
+    scorer.protocol.name: scorer for scorer in (Choice, Cloze, Generate)
+}
+
+
+def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any, Any]:
+    """The scorer of the protocol that ``request`` names; its limit and source are not read here."""
+    keep_freed_memory()
+    context = context_length(model)
+    if request.max_length and context and request.max_length > context:
+        raise UsageError(
+            f"evaluation.max_length = {request.max_length}: the model's context has {context:,} tokens; set at most"
+            " this, or null"
+        )
+    # In a recipe `data.max_length` is of the training rows alone.
+    encoder = Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
+    return SCORERS[request.protocol](
+        model,
+        encoder,
+        make_format(request.format, tokenizer),
+        batch_tokens=request.batch_tokens or batch_budget(model.device),
+        beams=request.beams,
+    )

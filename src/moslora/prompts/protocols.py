@@ -1,0 +1,121 @@
+"""The protocols: how a question's answer is read from a model. Importing this loads no torch.
+
+A protocol is one object here; `moslora.evaluation.scorers` has the class that computes it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from moslora.choices import FormatName
+from moslora.errors import UsageError
+
+ProtocolName = Literal["choice", "cloze", "generate"]
+ScoringProtocolName = Literal["choice", "cloze"]
+"""Those with `Protocol.scores_options`."""
+
+DEFAULT_PROTOCOL: ProtocolName = "choice"
+DEFAULT_FORMAT: FormatName = "label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a question's answer is read from a model."""
+
+    name: ProtocolName  # as in recipes and on the command line
+    description: str  # in a line, for the reference of recipes
+    card: str  # the same for the card of a model, which shows a `prompt` and its `answers`
+    formats: tuple[FormatName, ...]  # those it reads, the usual one first
+    primary: str = "accuracy"  # the metric that counts, a key of `moslora.evaluation.predictions.METRICS`
+    scores_options: bool = True  # every option has a log-probability, so a question has a margin
+    room: int = 0  # tokens of ``evaluation.max_length`` kept for the text that the model writes
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes a text, which may be searched for with several beams."""
+        return self.room > 0
+
+    def reads(self, format: FormatName) -> bool:
+        return format in self.formats
+
+
+LABEL_FORMATS: tuple[FormatName, ...] = ("label", "llm-adapters", "chat")
+"""The formats whose answer is the label of an option; those of the others are the options' texts."""
+
+PROTOCOLS: Mapping[ProtocolName, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="choice",
+            description="the likeliest label, one forward pass per question",
+            card="the likeliest of `answers` after `prompt` is the model's answer",
+            formats=LABEL_FORMATS,
+        ),
+        Protocol(
+            name="cloze",
+            description="the likeliest option text, plain and per character",
+            card="of `answers` after `prompt` the likeliest, per character, is the model's answer",
+            formats=("cloze", "cloze-passage"),
+            primary="accuracy_per_character",
+        ),
+        Protocol(
+            name="generate",
+            description="LLM-Adapters' procedure, which generates an answer and searches it for a label",
+            card="the first label in what the model writes after `prompt` is its answer",
+            formats=LABEL_FORMATS,
+            scores_options=False,
+            room=32,
+        ),
+    )
+}
+
+
+def readers(format: FormatName) -> list[Protocol]:
+    """The protocols that read a format, the usual one first."""
+    return [protocol for protocol in PROTOCOLS.values() if protocol.reads(format)]
+
+
+def joined_names(protocols: Iterable[Protocol]) -> str:
+    """Their names for a message: "choice or generate"."""
+    return " or ".join(protocol.name for protocol in protocols)
+
+
+def writers() -> list[Protocol]:
+    """The protocols in which the model writes a text."""
+    return [protocol for protocol in PROTOCOLS.values() if protocol.writes]
+
+
+class Asked(NamedTuple):
+    """The protocol and the format in which a model is asked."""
+
+    protocol: ProtocolName = DEFAULT_PROTOCOL
+    format: FormatName = DEFAULT_FORMAT
+
+
+def choose(own: Asked, *, protocol: ProtocolName | None, format: FormatName | None) -> Asked:
+    """The protocol and the format that were typed; what was not is the model's ``own`` if the two go together, else
+    the usual one.
+
+    Raises:
+        UsageError: the typed protocol does not read the typed format.
+    """
+    if protocol is None:
+        wanted = format or own.format
+        if PROTOCOLS[own.protocol].reads(wanted):
+            return Asked(own.protocol, wanted)
+        return Asked(readers(wanted)[0].name, wanted)
+    chosen = PROTOCOLS[protocol]
+    if format is None:
+        if chosen.reads(own.format):
+            return Asked(protocol, own.format)
+        return Asked(protocol, chosen.formats[0])
+    if not chosen.reads(format):
+        fix = f"choose --protocol {joined_names(readers(format))}"
+        raise UsageError(f"--protocol {protocol} cannot read the answers of --format {format}; {fix}")
+    return Asked(protocol, format)
+
+
+def refuse_beams(beams: int | None, protocol: ProtocolName) -> None:
+    """Refuses several beams where nothing is written."""
+    if beams is not None and beams > 1 and not PROTOCOLS[protocol].writes:
+        raise UsageError(f"--beams {beams}: only with --protocol {joined_names(writers())}, not {protocol}")

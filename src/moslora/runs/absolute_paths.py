@@ -1,0 +1,39 @@
+"""The files of this machine that a recipe names, by absolute paths, so that a run is the same from every folder."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from moslora.choices import BUILTIN_MODEL
+from moslora.recipe import Recipe
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """``recipe`` with absolute paths of its rows, tasks and base."""
+    values = recipe.model_dump(mode="json")
+    for section, key in local_files(values):
+        section[key] = absolute_path(section[key])
+    if recipe.model.name != BUILTIN_MODEL:
+        values["model"]["name"] = absolute_path(recipe.model.name)
+    return Recipe.model_validate(values)
+
+
+def absolute_path(path: str) -> str:
+    """The absolute path of what exists; any other text, such as a hub id, is unchanged."""
+    expanded = os.path.expanduser(path)
+    if not os.path.exists(expanded):
+        return path
+    return os.path.abspath(expanded)
+
+
+def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Section and key of every file or folder of this machine that a recipe's values name, except the base."""
+    for section in (values["data"], values["evaluation"]):
+        if set("./") & set(section["source"] or ""):  # the keywords for a source contain neither
+            yield section, "source"
+    for task in values["tasks"].values():
+        if task["hub"] is not None:
+            continue
+        for split in ("train", "test", "texts"):
+            if task[split]:
+                yield task, split

@@ -1,0 +1,38 @@
+"""How weights are evaluated unless told otherwise: ``moslora.yaml`` in their folder, a part of their run's recipe.
+
+It has the section ``evaluation``, the prompt format, and the tasks with their sources. Files are named by absolute
+paths, so that they are found from anywhere. Other readers of the folder ignore it.
+"""
+
+from pathlib import Path
+
+from moslora.choices import DType
+from moslora.files import write_text
+from moslora.recipe import Recipe
+from moslora.recipe.yaml_text import render
+from moslora.runs.absolute_paths import absolute_path, local_files
+from moslora.runs.manifest import written_recipe
+
+EVALUATION_DEFAULTS = "moslora.yaml"
+
+
+def write_evaluation_defaults(folder: Path, recipe: Recipe, *, dtype: DType, task: str | None) -> None:
+    """Writes how the run of ``recipe`` is evaluated; of weights whose gate is fixed at ``task``, on that alone."""
+    values = recipe.model_dump(mode="json", include={"data": {"source", "format"}, "evaluation": True, "tasks": True})
+    if task:
+        tasks = [task]
+    else:
+        tasks = [entry.name for entry in recipe.questions.tasks]
+    values["evaluation"]["tasks"] = tasks
+    for section, key in local_files(values):
+        section[key] = absolute_path(section[key])
+    values = {"name": recipe.name, "model": {"name": ".", "dtype": dtype}, **values}
+    write_text(folder / EVALUATION_DEFAULTS, render(values))
+
+
+def read_evaluation_defaults(folder: Path) -> Recipe | None:
+    """What ``folder`` says, as a recipe, whose model is the folder itself; ``None`` if it does not say it."""
+    file = folder / EVALUATION_DEFAULTS
+    if not file.is_file():
+        return None
+    return written_recipe(file, by=None)
