@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moslora.experiment.file import load_experiment
-from moslora.recipe import list_recipes
+from moslora.recipe import Changes, list_recipes
 from recipe_kit import METHODS, ROOT
 
 
@@ -46,7 +46,7 @@ def test_the_ablations_controls_differ_in_one_thing_each() -> None:
 
     def from_learned(arm: str) -> list[str]:
         then, now = (experiment.recipes[name] for name in ("learned-kaiming", arm))
-        return now.changes(then)
+        return now.differences(then, *Changes)
 
     assert from_learned("init-only") == ["adapter.mixer.train was learned, is folded"]
     assert from_learned("fixed") == ["adapter.mixer.train was learned, is frozen"]

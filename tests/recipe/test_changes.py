@@ -1,19 +1,19 @@
 """What another value of each recipe field means: for a resumption, for the arms of a comparison, for the processes that
 train together, and for an experiment."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from moslora.compare.answers import Answers, Log
-from moslora.compare.arms import _arm_of
-from moslora.compare.comparison import _made
+from moslora.compare.arms import OF_AN_ARM
 from moslora.experiment.file import ExperimentFile, Planned, _unlike
 from moslora.experiment.provenance import changes
-from moslora.recipe import Recipe
-from moslora.recipe.recipe import FREE, flat
+from moslora.recipe import KEPT, Changes, Recipe
+from moslora.recipe.changes import mark_of, models_in
+from moslora.recipe.recipe import fields_that_change, flat
+from moslora.training.run import agreed_by_processes
 
 TABLE = """
 name                               resume   -     -        group   shared   -
@@ -80,9 +80,9 @@ evaluation.max_length              -        -     scored   -       shared   -
 evaluation.source                  -        -     -        -       shared   -
 tracking.to                        -        -     -        -       shared   -
 tracking.project                   -        -     -        -       shared   -
-tasks.mine.train                   -        -     -        group   -        -
-tasks.mine.test                    -        -     -        group   -        -
-tasks.mine.texts                   -        -     -        group   -        -
+tasks.mine.train                   -        -     -        -       -        -
+tasks.mine.test                    -        -     -        -       -        -
+tasks.mine.texts                   -        -     -        -       -        -
 tasks.mine.held_out                resume   -     remade   group   -        -
 tasks.mine.hub                     resume   -     remade   group   -        -
 tasks.mine.hub.path                resume   -     remade   group   -        -
@@ -156,8 +156,19 @@ def shared_by_arms(before: Recipe, after: Recipe) -> bool:
     return any("which all arms share" in line for line in _unlike(file, before, {"a": after}))
 
 
-def made(recipe: Recipe) -> dict[str, str]:
-    return _made(Answers(Log(), {}, Path(), recipe=recipe.model_dump(mode="json")))
+def unmarked(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """The fields that do not say what they change, and in which no section does."""
+    for name, field in model.model_fields.items():
+        if mark_of(field) is None:
+            sections = [*models_in(field.annotation)]
+            if not sections:
+                yield f"{path}{name}"
+            for section in sections:
+                yield from unmarked(section, f"{path}{name}.")
+
+
+def test_every_field_says_what_another_value_changes() -> None:
+    assert [*unmarked(Recipe)] == []
 
 
 def test_every_key_of_every_recipe_is_in_the_table() -> None:
@@ -170,15 +181,16 @@ def test_another_value_is_decided_upon_as_the_table_says(key: str) -> None:
     resume, arm, remade, group, shared, paired = DECISIONS[key]
     before = next(recipe for recipe in RECIPES if key in keys(recipe))
     after = other(before, key)
-    assert bool(after.changes(before, free=after.free)) == (resume == "resume")
-    assert (_arm_of(before, {}, base="f") != _arm_of(after, {}, base="f")) == (arm == "arm")
+    assert bool(after.differences(before, *KEPT)) == (resume == "resume")
+    assert (before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)) == (arm == "arm")
     for scored in (False, True):
         found = changes(Planned("arm", after, scored), before, {}, any_code=True, fetching=False)
         assert bool(found) == (remade == "remade" or (scored and remade == "scored"))
-    of_the_group = before.values(but=(*FREE, "model.name")) | {"training.strategy": ""}
+    of_the_group = agreed_by_processes(before)
     assert (key in of_the_group) == (group == "group")
     assert shared_by_arms(before, after) == (shared == "shared")
-    assert (made(before) != made(after)) == (paired == "paired")
+    paired_by = (key, key.removesuffix(".mine"))
+    assert any(field in paired_by for field in fields_that_change(Changes.ROWS)) == (paired == "paired")
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
@@ -187,6 +199,6 @@ def test_under_a_balance_the_micro_batch_counts() -> None:
     gated = next(recipe for recipe in RECIPES if "adapter.mixer.balance" in keys(recipe))
     before = other(gated, "adapter.mixer.balance")
     after = other(before, "training.micro_batch_tokens")
-    assert after.changes(before, free=after.free)
-    assert _arm_of(before, {}, base="f") != _arm_of(after, {}, base="f")
+    assert after.differences(before, *KEPT)
+    assert before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)
     assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)

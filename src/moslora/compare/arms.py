@@ -17,24 +17,24 @@ from moslora.compare.statistics import Floats
 from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.evaluation import Evaluation
-from moslora.recipe import Recipe
+from moslora.recipe import Changes, Recipe
+from moslora.recipe.changes import changes_at
 from moslora.recipe.recipe import flat
 from moslora.runs.manifest import RECIPE, WEIGHTS, read_manifest
 from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, Run, base_of, is_run
 from moslora.tasks import BUILT_IN
 
-ROWS = ("data.source", "tasks.")
-"""Beginnings of the keys that say where the rows of a training lie. They make another arm only if other rows lie there,
-which a run's card says with a hash of all of them."""
+OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
+"""What the values of a recipe change that make another arm. The base is told by its fingerprint."""
 
-NOT_THE_ARM = ("name", "seed", "model.name", "model.revision", *ROWS)
-"""Beginnings of the keys that make no other arm, beside those that change no step (`Recipe.free`). The base is told by
-its fingerprint."""
+OF_THE_ROWS = (Changes.PLACE, Changes.READING)
+"""Where rows are and how they are read makes another arm only if the rows are others, which a run's card says with a
+hash of all of them."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of the same steps but for the seed (`Recipe.free` has what changes no step).
+    """Runs of the same steps but for the seed (:data:`OF_AN_ARM`).
 
     Attributes:
         name: of the runs, or of the folder that holds them.
@@ -139,9 +139,9 @@ def _arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> st
     """What makes the arm of a run: every value of its recipe that changes a step, but for the seed; its ``base``, a
     fingerprint if it is known; and with a gate's balance, which each pass takes over its own rows, what cut the passes.
     """
-    values = recipe.values(but=(*recipe.free, *NOT_THE_ARM))
+    values = recipe.values(*OF_AN_ARM)
     values["base"] = base or [recipe.model.name, recipe.model.revision]
-    if getattr(recipe.adapter.mixer, "balance", 0):
+    if recipe.adapter.balanced:
         values["passes"] = [facts.get("processes"), facts.get("micro_batch_tokens")]
     return json.dumps(values, sort_keys=True)
 
@@ -170,7 +170,8 @@ def _apart_by_rows(found: Sequence[Answers]) -> list[Answers]:
 
 def _places_of_rows(one: Answers) -> str:
     values = flat(one.recipe or {})
-    return json.dumps({key: value for key, value in values.items() if key.startswith(ROWS)}, sort_keys=True)
+    places = {key: value for key, value in values.items() if changes_at(Recipe, key) in OF_THE_ROWS}
+    return json.dumps(places, sort_keys=True)
 
 
 def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:

@@ -8,6 +8,8 @@ from moslora.compare.answers import HASHES, PROMPT, Answers
 from moslora.compare.arms import Arm, all_runs
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
+from moslora.recipe import Changes
+from moslora.recipe.recipe import fields_that_change
 
 MAX_LENGTH = "max_length"
 """The field of the settings with the limit in tokens, by default the model's context."""
@@ -75,10 +77,9 @@ def _how_made(run: Answers, base_names: dict[str, str]) -> dict[str, str]:
         fields["base"] = base_names.setdefault(fingerprint, fields["base"])
     if run.recipe is None:
         return fields
-    for key, value in run.recipe["data"].items():
-        if key != "source":
-            fields[f"data.{key}"] = str(value)
-    fields["training.global_batch_size"] = str(run.recipe["training"].get("global_batch_size"))
+    for key in fields_that_change(Changes.ROWS):
+        section, _, name = key.partition(".")
+        fields[key] = str(run.recipe[section].get(name))
     fields["trained_rows"] = str(run.facts.get("trained_rows"))
     fields["steps"] = str(run.facts.get("steps"))
     fields[f"rows.{run.seed}"] = str(run.facts.get("data", {}).get("sha256"))[:8]

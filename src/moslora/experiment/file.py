@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,14 +16,10 @@ from moslora.compare.outcomes import OUTCOMES
 from moslora.errors import UsageError
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers
 from moslora.recipe import Recipe, find_recipe, stack_recipe
+from moslora.recipe.changes import shared_keys
 from moslora.recipe.fields import Section
 from moslora.recipe.layers import shown
 from moslora.recipe.yaml_text import parse
-
-SHARED = ("name", "seed", "model", "data", "evaluation", "tracking")
-SHARED_TRAINING = ("learning_rate", "epochs", "max_steps", "global_batch_size", "micro_batch_tokens")
-"""Keys that all arms share, so that each seed gives them the same rows in the same order, and the same dropout.
-Learning rates, seeds and names are the experiment's own."""
 
 OTHERS, LIST = "others", ""
 """Keys of the learning rates of all arms that have none of their own: in a mapping, and of a list alone."""
@@ -234,9 +231,7 @@ def _faults(file: ExperimentFile) -> Iterator[str]:
 def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
     """Reasons why the arms' recipes cannot be compared."""
     for arm, recipe in recipes.items():
-        changed = [key for key in SHARED if getattr(recipe, key) != getattr(common, key)]
-        mine, shared = recipe.training, common.training
-        changed += [f"training.{key}" for key in SHARED_TRAINING if getattr(mine, key) != getattr(shared, key)]
+        changed = [key for key in shared_keys(Recipe) if attrgetter(key)(recipe) != attrgetter(key)(common)]
         if changed:
             yield f"arms.{arm}: changes {', '.join(changed)}, which all arms share; set it for all, outside the arms"
     written: dict[str, str] = {}

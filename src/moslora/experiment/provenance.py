@@ -13,7 +13,7 @@ from moslora.choices import FormatName, Split
 from moslora.data.encode import encoding
 from moslora.data.sources import identity
 from moslora.experiment.file import Planned
-from moslora.recipe import ModelSection, PeftSection, Recipe
+from moslora.recipe import Changes, ModelSection, PeftSection, Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.tasks import Task
 from moslora.version import PACKAGE
@@ -21,8 +21,8 @@ from moslora.version import PACKAGE
 COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "recipe", "tasks", "training")
 """The rooms of the package whose code makes the numbers."""
 
-PLACES = ("name", "model.name", "model.revision", "data.source", "evaluation.source")
-"""Keys of a recipe that say where something lies; what lies there is in the hash of the data."""
+REMADE = (Changes.DRAW, Changes.TRAINED, Changes.ROWS, Changes.READING)
+"""What the values of a recipe change with which a run is made again. What lies at a place is in the hashes."""
 
 WHAT = {
     "rows": "the training rows changed",
@@ -77,10 +77,10 @@ def changes(
     packages that compute, are no difference. Without ``fetching``, base and rows, which may be elsewhere, are not
     looked at.
     """
-    free = [*PLACES, *planned.recipe.free]
+    counted = REMADE
     if planned.scored:
-        free.remove("evaluation.")
-    found = planned.recipe.changes(recipe, free=tuple(free))
+        counted = (*REMADE, Changes.ASKED)
+    found = planned.recipe.differences(recipe, *counted)
     here = provenance(planned) if fetching else _program(planned.recipe)
     if any_code:
         made_with = {**made_with, "code": here["code"], "packages": here["packages"]}

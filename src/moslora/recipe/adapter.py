@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PositiveFloat, Tag
 
+from .changes import Changes
 from .fields import Modules, Section, Share, Size
 from .mixers import DenseOptions, MixerOptions
 
@@ -13,38 +14,38 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 class AdapterSection(Section):
     """The adapter on each chosen linear layer, ΔW = s · B · M · A."""
 
-    rank: Size = 16
+    rank: Annotated[Size, Changes.TRAINED] = 16
     """Rows of A."""
 
-    rank_out: Size | None = None
+    rank_out: Annotated[Size | None, Changes.TRAINED] = None
     """Columns of B, for a rectangular dense mixer; null for `rank`."""
 
-    alpha: PositiveFloat = 32.0
+    alpha: Annotated[PositiveFloat, Changes.TRAINED] = 32.0
     """Sets the adapter's scale s; see `scaling`."""
 
-    scaling: Literal["lora", "rslora"] = "lora"
+    scaling: Annotated[Literal["lora", "rslora"], Changes.TRAINED] = "lora"
     """`lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
 
-    dropout: Share = 0.05
+    dropout: Annotated[Share, Changes.TRAINED] = 0.05
     """Share of the adapter's inputs that dropout sets to zero in training."""
 
-    target_modules: Modules = TARGETS
+    target_modules: Annotated[Modules, Changes.TRAINED] = TARGETS
     """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted
     name, or `all-linear` for all but the output layer."""
 
-    start: Literal["lora", "pissa", "svd"] = "lora"
+    start: Annotated[Literal["lora", "pissa", "svd"], Changes.TRAINED] = "lora"
     """`lora`: A at random, ΔW = 0. `pissa`: the principal part of the base, which is removed from it (arXiv
     2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and A = ΣVᵀ of the
     base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near zero."""
 
-    trains: Literal["all", "b", "mixer"] = "all"
+    trains: Annotated[Literal["all", "b", "mixer"], Changes.TRAINED] = "all"
     """Weights that learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303). `mixer`:
     M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero."""
 
-    dora: bool = False
+    dora: Annotated[bool, Changes.TRAINED] = False
     """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
 
-    mixer: MixerOptions = Field(default=DenseOptions(), discriminator="kind")
+    mixer: Annotated[MixerOptions, Changes.TRAINED] = Field(default=DenseOptions(), discriminator="kind")
     """M, the only part that differs between methods."""
 
     equation: ClassVar[str] = "ΔW = s · B · M · A"
@@ -62,6 +63,11 @@ class AdapterSection(Section):
     def gated_by_task(self) -> bool:
         return self.mixer.kind == "task-gate"
 
+    @property
+    def balanced(self) -> bool:
+        """Whether a gate's load has a penalty, which each micro-batch takes over its own rows."""
+        return self.mixer.kind == "token-gate" and self.mixer.balance > 0
+
 
 class PeftMethod(Section):
     """A method of PEFT, with the fields of its config class there. They are checked before training, not here."""
@@ -75,15 +81,16 @@ class PeftMethod(Section):
 class PeftSection(Section):
     """A method of PEFT in place of A, M and B: `recipes/peft/`, docs/peft.md. Needs peft."""
 
-    target_modules: Modules = TARGETS
+    target_modules: Annotated[Modules, Changes.TRAINED] = TARGETS
     """Layers to adapt, named as for an adapter of ours."""
 
-    peft: PeftMethod
+    peft: Annotated[PeftMethod, Changes.TRAINED]
     """The method. A recipe that sets it drops what those below it say of an adapter of ours, but for `target_modules`;
     one that sets `adapter.mixer` drops it."""
 
     equation: ClassVar[str] = "a method of another library"
     gated_by_task: ClassVar[bool] = False
+    balanced: ClassVar[bool] = False
     mixer: ClassVar[None] = None
 
     def summary(self) -> str:

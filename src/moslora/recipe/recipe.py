@@ -1,7 +1,7 @@
 """The recipe as a whole: its sections and the rules between them; differences between two recipes; the schema."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -9,46 +9,32 @@ from pydantic_core import PydanticCustomError
 from moslora.tasks import BUILT_IN, Questions, Task
 
 from .adapter import Adapter, AdapterSection
+from .changes import Changes, Shared, changes_at, marked_fields
 from .fields import Section
 from .rules import conflicts, tracking_conflicts
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskName, TaskSection
 from .yaml_text import render, render_inline
 
-FREE = (
-    "data.source",
-    "evaluation.",
-    "tracking.",
-    "model.gradient_checkpointing",
-    "model.trust_remote_code",
-    "training.strategy",
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.validate_every",
-)
-"""Beginnings of the keys that change no step of a training: output, memory, and the source of the rows (the rows are
-compared themselves). They may change when a run is resumed, and make no other arm of a comparison."""
-
 
 class Recipe(Section):
     """One run: its base model, adapter, data, training and evaluation."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")
+    name: Annotated[str, Changes.RUN, Shared] = Field(pattern=r"^\w[\w.-]*$")
     """Name of the run and of its folder; by default the name of the recipe file."""
 
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: Annotated[int, Changes.DRAW, Shared] = Field(default=0, ge=0, lt=2**32)
     """Seeds the adapter's initialisation, the choice and order of the rows, and dropout."""
 
-    model: ModelSection
+    model: Annotated[ModelSection, Shared]
 
     adapter: Adapter = AdapterSection()
     """The adapter on each chosen layer: ΔW = s · B · M · A, or a method of PEFT."""
 
-    data: DataSection = DataSection()
+    data: Annotated[DataSection, Shared] = DataSection()
     training: TrainingSection = TrainingSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    tracking: TrackingSection = TrackingSection()
+    evaluation: Annotated[EvaluationSection, Shared] = EvaluationSection()
+    tracking: Annotated[TrackingSection, Shared] = TrackingSection()
 
     tasks: dict[TaskName, TaskSection] = Field(default={})
     """Tasks of your own, by name: multiple-choice questions, or texts, beside the built-in sets."""
@@ -81,26 +67,27 @@ class Recipe(Section):
             options["mixer"]["tasks"] = self.data.tasks
         return options
 
-    @property
-    def free(self) -> tuple[str, ...]:
-        """:data:`FREE`, `files`, and the size of the micro-batches, except with a gate's balance: each takes that over
-        its own rows."""
-        if getattr(self.adapter.mixer, "balance", 0):
-            return (*FREE, *self.files)
-        return (*FREE, *self.files, "training.micro_batch_tokens")
+    def changed_by(self, key: str) -> Changes:
+        """What another value at a dotted key changes in this recipe.
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Keys of the files of its own tasks, or of their splits on the hub."""
-        return tuple(f"tasks.{name}.{split}" for name in self.tasks for split in ("train", "test", "texts"))
+        The size of the micro-batches changes what is trained only with a gate's balance: each takes that over its own
+        rows.
+        """
+        if key == "training.micro_batch_tokens" and self.adapter.balanced:
+            return Changes.TRAINED
+        return changes_at(type(self), key)
 
-    def values(self, *, but: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The values by dotted key, but for keys that begin with one of ``but``."""
-        return {key: value for key, value in flat(self.model_dump(mode="json")).items() if not key.startswith(but)}
+    def values(self, *changing: Changes) -> dict[str, Any]:
+        """By dotted key the values that change one of ``changing``."""
+        every = flat(self.model_dump(mode="json"))
+        return {key: value for key, value in every.items() if self.changed_by(key) in changing}
 
-    def changes(self, since: "Recipe", *, free: tuple[str, ...] = ()) -> list[str]:
-        """`key was …, is …` for every dotted key with another value, but for keys that begin with one of ``free``."""
-        return changed_keys(since.model_dump(mode="json"), self.model_dump(mode="json"), free=free)
+    def differences(self, since: "Recipe", *changing: Changes) -> list[str]:
+        """`key was …, is …` for every dotted key with another value that changes one of ``changing``."""
+        before = flat(since.model_dump(mode="json"))
+        after = flat(self.model_dump(mode="json"))
+        keys = [key for key in dict.fromkeys((*after, *before)) if self.changed_by(key) in changing]
+        return changed_keys({key: before.get(key) for key in keys}, {key: after.get(key) for key in keys})
 
     def to_yaml(self) -> str:
         """The recipe with every field, in declared order. `load_recipe` reads it back equal."""
@@ -116,21 +103,32 @@ class Recipe(Section):
         return self
 
 
-def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> list[str]:
-    """`key was …, is …` for every dotted key whose value differs, but for keys that begin with one of ``free``."""
-    before, after = flat(then), flat(now)
-    return [
-        f"{key} was {render_inline(before.get(key))}, is {render_inline(after.get(key))}"
-        for key in dict.fromkeys((*after, *before))
-        if not key.startswith(free) and before.get(key) != after.get(key)
-    ]
+def fields_that_change(*changing: Changes) -> list[str]:
+    """The dotted keys of the fields that change one of ``changing``, with `*` for the name of a task."""
+    return [key for key, mark in marked_fields(Recipe) if mark in changing]
+
+
+def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key was …, is …` for every dotted key whose value differs."""
+    before = flat(then)
+    after = flat(now)
+    found = []
+    for key in dict.fromkeys((*after, *before)):
+        was = before.get(key)
+        value = after.get(key)
+        if was != value:
+            found.append(f"{key} was {render_inline(was)}, is {render_inline(value)}")
+    return found
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
     return found
 
 

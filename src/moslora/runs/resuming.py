@@ -6,7 +6,7 @@ from typing import Any
 
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, refuse_used
-from moslora.recipe import Recipe
+from moslora.recipe import KEPT, Recipe
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
 from moslora.runs.run import Run
@@ -58,11 +58,12 @@ def newest_intact(
 
 
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe, fix: str) -> None:
-    """Refuses to resume ``folder`` with a recipe that differs in more than its `Recipe.free` keys."""
+    """Refuses to resume ``folder`` with a recipe that differs in what a resumed run keeps."""
     # Paths are relative in runs of earlier versions, and in what is typed.
-    if changes := with_absolute_paths(now).changes(with_absolute_paths(then), free=now.free):
+    differences = with_absolute_paths(now).differences(with_absolute_paths(then), *KEPT)
+    if differences:
         raise UsageError(
-            f"{folder}: made with another recipe ({some(changes, separator='; ')}); start a new run with name=… or"
+            f"{folder}: made with another recipe ({some(differences, separator='; ')}); start a new run with name=… or"
             f" --out; {fix}"
         )
 

@@ -27,8 +27,7 @@ from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.progress import Line
 from moslora.ranks import is_main_process, launched, world_size
-from moslora.recipe import Recipe
-from moslora.recipe.recipe import FREE
+from moslora.recipe import KEPT, Recipe
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
 from moslora.runs.resuming import refuse_other_run
@@ -80,10 +79,9 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     if not finished and device().type == "cpu" and name != BUILTIN and not at_hand(name, revision=revision):
         note(f"no GPU here, so {name} trains on the CPU; moslora plan RECIPE --gpu-memory 80GB says what a GPU needs")
     inputs = None if finished else gather_inputs(recipe)
-    facts = recipe.values(but=(*FREE, "model.name"))  # whose path may differ
+    facts = agreed_by_processes(recipe)
     facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
     facts["the kind of device"] = device().type
-    facts["training.strategy"] = recipe.training.strategy  # may change between runs, but not between processes
     if inputs:
         facts["the hash of the training rows"] = inputs.data.sha256[:12]
         facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
@@ -100,6 +98,16 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
             note("no checkpoint yet; starting at step 0")
         # A function, so that nothing of it outlives the group.
         return _run(with_absolute_paths(recipe), run, saved, inputs)
+
+
+def agreed_by_processes(recipe: Recipe) -> dict[str, Any]:
+    """The values of ``recipe`` that must be the same on every process, by dotted key."""
+    values = recipe.values(*KEPT)
+    del values["model.name"]  # a path, which may differ between machines
+    # These may change between runs, but not between processes.
+    values["training.strategy"] = recipe.training.strategy
+    values["training.micro_batch_tokens"] = recipe.training.micro_batch_tokens
+    return values
 
 
 def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
