@@ -146,8 +146,8 @@ def work(who: str, setting: str, steps: int) -> dict[str, Any]:
 
 def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, Any]:
     """Training by the contestant of that name, in steps of so many rows."""
+    from moslora.mixer_options import IdentityOptions
     from moslora.recipe import load_recipe
-    from moslora.recipe.mixers import IdentityOptions
 
     if who == "ours":
         return ours(encoded, recipe, size=size)

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from moslora.errors import UsageError
-from moslora.recipe import load_recipe
-from moslora.recipe.mixers import (
+from moslora.mixer_options import (
     ButterflyOptions,
     DenseOptions,
     DiagonalOptions,
@@ -18,6 +17,7 @@ from moslora.recipe.mixers import (
     TaskGateOptions,
     TokenGateOptions,
 )
+from moslora.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

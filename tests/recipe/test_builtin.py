@@ -4,8 +4,8 @@ import tomllib
 
 import pytest
 
+from moslora.mixer_options import DenseOptions
 from moslora.recipe import find_recipe, list_recipes, load_recipe
-from moslora.recipe.mixers import DenseOptions
 from moslora.tasks import COMMONSENSE
 from recipe_kit import METHODS, MODELS, PEFT, RECIPES, ROOT, TASK_FILES
 

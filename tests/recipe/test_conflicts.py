@@ -1,15 +1,17 @@
 """Combinations that cannot work."""
 
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
 from moslora.adapters.mixers import MIXERS
+from moslora.mixer_options import AT_ZERO, INVERTIBLE, WELL_CONDITIONED, DenseOptions, MixerOptions
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.recipe.adapter import AdapterSection
-from moslora.recipe.mixers import DenseOptions
-from moslora.recipe.rules import AT_ZERO, GATES, INVERTIBLE, WELL_CONDITIONED
 from recipe_kit import faults
 
+GATES = tuple(options.model_fields["kind"].default for options in get_args(MixerOptions) if options.routes)
 MIXER, PISSA, MIX = "adapter.mixer.kind=", "adapter.start=pissa", "data.source=commonsense_170k"
 BUDGET = 'training.rank_budget={"target_rank":4}'
 IMPOSSIBLE = [

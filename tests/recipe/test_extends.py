@@ -2,8 +2,8 @@
 
 import pytest
 
+from moslora.mixer_options import ButterflyOptions, DenseOptions
 from moslora.recipe import find_recipe, load_recipe
-from moslora.recipe.mixers import ButterflyOptions, DenseOptions
 from recipe_kit import RECIPES, faults
 
 

@@ -10,9 +10,8 @@ from pydantic import BaseModel
 from moslora.adapters import build_mixer, inject
 from moslora.adapters.mixers import MIXERS
 from moslora.adapters.start import MAX_CONDITION
+from moslora.mixer_options import AT_ZERO, INVERTIBLE, WELL_CONDITIONED, MixerOptions
 from moslora.recipe.adapter import AdapterSection
-from moslora.recipe.mixers import MixerOptions
-from moslora.recipe.rules import AT_ZERO, GATES, INVERTIBLE, WELL_CONDITIONED
 
 SECTIONS: dict[str, type[BaseModel]] = {
     section.model_fields["kind"].default: section for section in get_args(MixerOptions)
@@ -53,8 +52,9 @@ def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_the
 
 
 def test_gates_are_the_mixers_that_route() -> None:
-    assert {*GATES} == {kind for kind, mixer in MIXERS.items() if mixer.routes}
-    assert all("experts" in defaults(kind) for kind in GATES)
+    gates = {kind for kind, options in SECTIONS.items() if options.routes}
+    assert gates == {kind for kind, mixer in MIXERS.items() if mixer.routes}
+    assert all("experts" in defaults(kind) for kind in gates)
 
 
 @pytest.mark.parametrize("options", STARTS, ids=str)

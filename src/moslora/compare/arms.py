@@ -141,7 +141,7 @@ def _arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> st
     """
     values = recipe.values(*OF_AN_ARM)
     values["base"] = base or [recipe.model.name, recipe.model.revision]
-    if recipe.adapter.balanced:
+    if recipe.adapter.is_balanced:
         values["passes"] = [facts.get("processes"), facts.get("micro_batch_tokens")]
     return json.dumps(values, sort_keys=True)
 

@@ -4,9 +4,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, PositiveFloat, Tag
 
+from moslora.mixer_options import DenseOptions, MixerOptions
+from moslora.strict import Size
+
 from .changes import Changes
-from .fields import Modules, Section, Share, Size
-from .mixers import DenseOptions, MixerOptions
+from .fields import Modules, Section, Share
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 
@@ -64,9 +66,9 @@ class AdapterSection(Section):
         return self.mixer.kind == "task-gate"
 
     @property
-    def balanced(self) -> bool:
-        """Whether a gate's load has a penalty, which each micro-batch takes over its own rows."""
-        return self.mixer.kind == "token-gate" and self.mixer.balance > 0
+    def is_balanced(self) -> bool:
+        """Whether each micro-batch has a penalty over its own rows."""
+        return self.mixer.is_balanced
 
 
 class PeftMethod(Section):
@@ -90,7 +92,7 @@ class PeftSection(Section):
 
     equation: ClassVar[str] = "a method of another library"
     gated_by_task: ClassVar[bool] = False
-    balanced: ClassVar[bool] = False
+    is_balanced: ClassVar[bool] = False
     mixer: ClassVar[None] = None
 
     def summary(self) -> str:

@@ -3,17 +3,14 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
+from moslora.strict import StrictModel
 from moslora.tasks import split_names
 
 
-class Section(BaseModel):
-    """Strict and frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+class Section(StrictModel):
+    """A section of a recipe."""
 
 
 def _names(value: Any) -> Any:
@@ -42,9 +39,6 @@ def source_among(*keywords: str) -> BeforeValidator:
 
     return BeforeValidator(check)
 
-
-Size = Annotated[int, Field(gt=0, le=65_536)]
-"""A dimension. No layer of LLaMA is wider than 53,248."""
 
 # YAML has only lists: `Strict(False)` accepts a list for a tuple. Its items stay strict.
 Share = Annotated[float, Field(ge=0, lt=1)]

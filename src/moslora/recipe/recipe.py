@@ -73,7 +73,7 @@ class Recipe(Section):
         The size of the micro-batches changes what is trained only with a gate's balance: each takes that over its own
         rows.
         """
-        if key == "training.micro_batch_tokens" and self.adapter.balanced:
+        if key == "training.micro_batch_tokens" and self.adapter.is_balanced:
             return Changes.TRAINED
         return changes_at(type(self), key)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from moslora.mixer_options import INVERTIBLE, WELL_CONDITIONED
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers, writers
 from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
@@ -9,17 +10,6 @@ from .adapter import Adapter, AdapterSection, PeftSection
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskSection
 
-GATES = ("token-gate", "gate-inside", "task-gate")
-"""Mixers that are not one matrix."""
-
-INVERTIBLE = ("identity", "hadamard", "kronecker", "dense")
-"""Mixers that are invertible at the start."""
-
-WELL_CONDITIONED = ("orthogonal", "identity")
-"""Starts of a dense mixer whose inverse is no larger than the mixer."""
-
-AT_ZERO = ("zeros", "near-zero")
-"""Starts of a dense mixer from which ΔW is zero, or as good as zero, whatever B is."""
 
 Conflicts = Iterator[tuple[str, str]]
 """The dotted keys of the fields that do not go together, the best one to change first; what is wrong, and the fix."""
@@ -87,55 +77,43 @@ def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
 
 
 def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
-    mixer, rank = adapter.mixer, adapter.rank
+    mixer = adapter.mixer
     if training.lora_plus_ratio != 1 and adapter.trains != "all":
         keys = "training.lora_plus_ratio adapter.trains"
         yield keys, f"A has no learning rate with trains: {adapter.trains}, so there is no ratio to it; set it to 1"
     if training.rank_budget and mixer.kind != "diagonal":
         keys = "training.rank_budget adapter.mixer.kind"
         yield keys, f"rank_budget needs a diagonal mixer, not {mixer.kind}; set rank_budget: null"
-    elif training.rank_budget and training.rank_budget.target_rank > rank:
-        yield "training.rank_budget.target_rank adapter.rank", f"target_rank must be at most adapter.rank = {rank}"
-    if adapter.rank_out not in (None, rank) and (mixer.kind != "dense" or mixer.train == "folded"):
-        field, what = ("train", "folded") if mixer.kind == "dense" else ("kind", mixer.kind)
-        keys = f"adapter.rank_out adapter.rank adapter.mixer.{field}"
-        yield keys, f"{what} mixers are square; remove rank_out, or set it to rank = {rank}"
-    for field in ("blocks", "experts"):
-        if rank % (count := getattr(mixer, field, 1)):
-            yield f"adapter.mixer.{field} adapter.rank", f"rank = {rank} is not divisible by {field} = {count}"
-    if mixer.kind == "token-gate" and mixer.top_k is not None and not 2 <= mixer.top_k < mixer.experts:
-        # With top_k = 1 the renormalised weight is always 1, and the router gets no gradient.
-        keys = "adapter.mixer.top_k adapter.mixer.experts"
-        yield keys, f"top_k must be at least 2 and less than experts = {mixer.experts}, or null for all experts"
-    if mixer.kind == "dense" and mixer.init in AT_ZERO and mixer.train != "learned":
-        # Frozen, B·0·A stays zero, and A and B get no gradient. Folded, A would start at zero and B at random: LoRA
-        # with its factors exchanged, which is not a control for any mixer.
-        keys = "adapter.mixer.init adapter.mixer.train"
-        yield keys, f"a {mixer.train} mixer of zeros learns nothing; set another init, or train: learned"
-    if adapter.dora and mixer.kind in GATES:
+    elif training.rank_budget and training.rank_budget.target_rank > adapter.rank:
+        keys = "training.rank_budget.target_rank adapter.rank"
+        yield keys, f"target_rank must be at most adapter.rank = {adapter.rank}"
+    for keys, message in mixer.conflicts(rank=adapter.rank, rank_out=adapter.rank_out):
+        yield " ".join(f"adapter.{key}" for key in keys.split()), message
+    if adapter.dora and mixer.routes:
         keys = "adapter.dora adapter.mixer.kind"
         yield keys, f"DoRA needs one ΔW, and {mixer.kind} has one per token or task; set dora: false"
 
 
 def _start(adapter: AdapterSection) -> Conflicts:
-    mixer, keys = adapter.mixer, "adapter.mixer.kind adapter.mixer.init"
-    m_at_zero = mixer.kind == "dense" and mixer.init in AT_ZERO
-    if adapter.trains == "b" and (m_at_zero or mixer.kind in ("diagonal", *GATES)):
+    mixer = adapter.mixer
+    keys = "adapter.mixer.kind adapter.mixer.init"
+    if adapter.trains == "b" and (mixer.starts_at_zero or mixer.routes):
         # M would keep its start: zero, or a gate that never learned anything.
         fix = "set adapter.mixer.kind: identity, or trains: all"
         yield (
             f"adapter.trains {keys}",
             f"M keeps its initial value with trains: b, and here that is zero or a random gate; {fix}",
         )
+    dense_at_zero = mixer.kind == "dense" and mixer.starts_at_zero
     for field, value, usual in (("trains", "mixer", "all"), ("start", "svd", "lora")):
-        if getattr(adapter, field) == value and not m_at_zero:
+        if getattr(adapter, field) == value and not dense_at_zero:
             fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
             yield (
                 f"adapter.{field} {keys}",
                 f"B does not start at zero with {field}: {value}, so M must start at zero or near it; {fix}",
             )
-    square = mixer.kind in INVERTIBLE and adapter.rank_out in (None, adapter.rank)
-    if adapter.start == "pissa" and not (square and (mixer.kind != "dense" or mixer.init in WELL_CONDITIONED)):
+    square = adapter.rank_out in (None, adapter.rank)
+    if adapter.start == "pissa" and not (square and mixer.starts_well_conditioned):
         # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,
         # which in bfloat16 is no longer the part removed from the base.
         fix = f"{', '.join(INVERTIBLE)} (dense with init: {' or '.join(WELL_CONDITIONED)}), or start: lora"

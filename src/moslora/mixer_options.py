@@ -1,0 +1,225 @@
+"""The options of the mixers, each with its range, and what does not go together.
+
+A recipe and the constructors of `moslora.adapters.mixers` both take them from here. `kind` names the class there.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from moslora.strict import Size, StrictModel
+
+Conflicts = Iterator[tuple[str, str]]
+"""The keys of an adapter that do not go together, the best one to change first; what is wrong, and the fix."""
+
+Blocks = Annotated[int, Field(ge=2, description="Number k of blocks; it divides the rank.")]
+Experts = Annotated[int, Field(ge=2, description="Number k of experts of rank / k each.")]
+DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
+DenseTraining = Literal["learned", "frozen", "folded"]
+
+WELL_CONDITIONED: tuple[DenseInit, ...] = ("orthogonal", "identity")
+"""Starts of a dense mixer whose inverse is no larger than the mixer."""
+
+AT_ZERO: tuple[DenseInit, ...] = ("zeros", "near-zero")
+"""Starts of a dense mixer from which ΔW is zero, or as good as zero, whatever B is."""
+
+
+class Options(StrictModel):
+    """The options of one mixer, and what is known of M by them alone."""
+
+    kind: str
+    routes: ClassVar[bool] = False  # whether M depends on the token or the task
+    is_invertible: ClassVar[bool] = False  # whether M has an inverse at the start, with these options or with others
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether M starts at zero or near it; then B does not."""
+        return False
+
+    @property
+    def starts_well_conditioned(self) -> bool:
+        """Whether M starts with an inverse that is no larger than M."""
+        return self.is_invertible
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether a penalty is taken over the rows of each forward pass by itself."""
+        return False
+
+    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
+        """Options that do not go together, or not with the adapter's ranks."""
+        if rank_out not in (None, rank):
+            yield "rank_out rank mixer.kind", _must_be_square(self.kind, rank)
+
+
+class BlockOptions(Options):
+    """The options of a mixer of equal blocks."""
+
+    blocks: Blocks = 2
+
+    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
+        yield from super().conflicts(rank=rank, rank_out=rank_out)
+        if rank % self.blocks:
+            yield "mixer.blocks rank", f"rank = {rank} is not divisible by blocks = {self.blocks}"
+
+
+class GateOptions(Options):
+    """The options of a gate on equal experts."""
+
+    routes: ClassVar[bool] = True
+
+    experts: Experts = 4
+
+    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
+        yield from super().conflicts(rank=rank, rank_out=rank_out)
+        if rank % self.experts:
+            yield "mixer.experts rank", f"rank = {rank} is not divisible by experts = {self.experts}"
+
+
+class IdentityOptions(Options):
+    """M = I: plain LoRA (arXiv 2106.09685)."""
+
+    kind: Literal["identity"] = "identity"
+    is_invertible: ClassVar[bool] = True
+
+
+class ButterflyOptions(BlockOptions):
+    """M = 1_{k×k} ⊗ I_{r/k}, fixed: two-subspace mixing for k = 2 (arXiv 2406.11909). ΔW has rank r/k."""
+
+    kind: Literal["butterfly"] = "butterfly"
+
+    normalize: bool = False
+    """Divide M by k, which makes it an orthogonal projector."""
+
+
+class HadamardOptions(BlockOptions):
+    """M = H_k/√k ⊗ I_{r/k}, fixed, k a power of two: a butterfly with signs, orthogonal, so that ΔW keeps its rank."""
+
+    kind: Literal["hadamard"] = "hadamard"
+    is_invertible: ClassVar[bool] = True
+
+    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
+        if self.blocks.bit_count() == 1:
+            yield from super().conflicts(rank=rank, rank_out=rank_out)
+        else:
+            yield "mixer.blocks", "there is no Hadamard matrix of this order; choose a power of two, such as 2 or 4"
+
+
+class KroneckerOptions(BlockOptions):
+    """M = G ⊗ I_{r/k} with a learned G (k × k): the butterfly's pattern with learned weights."""
+
+    kind: Literal["kronecker"] = "kronecker"
+    is_invertible: ClassVar[bool] = True
+
+    blocks: Blocks = 4
+
+
+class DenseOptions(Options):
+    """A dense M (rank_out × rank): MoSLoRA (arXiv 2406.11909); with a zero start, FLoRA (2405.14739) and LoRA-XS
+    (2405.17604)."""
+
+    kind: Literal["dense"] = "dense"
+    is_invertible: ClassVar[bool] = True
+
+    init: DenseInit = "kaiming"
+    """Start of M. B starts at zero, except with `zeros` and `near-zero`, N(0, 1e-5²): then B is random."""
+
+    train: DenseTraining = "learned"
+    """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, so that M = I."""
+
+    @property
+    def starts_at_zero(self) -> bool:
+        return self.init in AT_ZERO
+
+    @property
+    def starts_well_conditioned(self) -> bool:
+        return self.init in WELL_CONDITIONED
+
+    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
+        if self.train == "folded" and rank_out not in (None, rank):
+            yield "rank_out rank mixer.train", _must_be_square(self.train, rank)
+        if self.starts_at_zero and self.train != "learned":
+            # Frozen, B·0·A stays zero, and A and B get no gradient. Folded, A would start at zero and B at random:
+            # LoRA with its factors exchanged, which is not a control for any mixer.
+            fix = "set another init, or train: learned"
+            yield "mixer.init mixer.train", f"a {self.train} mixer of zeros learns nothing; {fix}"
+
+
+class DiagonalOptions(Options):
+    """M = diag(e), learned: AdaLoRA (arXiv 2303.10512). `training.rank_budget` drops entries."""
+
+    kind: Literal["diagonal"] = "diagonal"
+
+    orthogonality: NonNegativeFloat = 0.1
+    """Weight of the penalty that pulls A's rows and B's columns towards orthonormality."""
+
+    @property
+    def starts_at_zero(self) -> bool:
+        return True
+
+
+class InputSplitOptions(BlockOptions):
+    """Experts that each read one slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]. k also divides the input features."""
+
+    kind: Literal["input-split"] = "input-split"
+
+
+class TokenGateOptions(GateOptions):
+    """LoRA experts with a gate for each token: LoRAMoE (arXiv 2312.09979); top-k: MoLA (2402.08562). Not mergeable."""
+
+    kind: Literal["token-gate"] = "token-gate"
+
+    top_k: PositiveInt | None = None
+    """Experts per token; null for all, weighted by the gate."""
+
+    balance: NonNegativeFloat = 0.0
+    """Weight of the penalty on an uneven load."""
+
+    @property
+    def is_balanced(self) -> bool:
+        return self.balance > 0
+
+    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
+        yield from super().conflicts(rank=rank, rank_out=rank_out)
+        if self.top_k is not None and not 2 <= self.top_k < self.experts:
+            # With top_k = 1 the renormalised weight is always 1, and the router gets no gradient.
+            bounds = f"top_k must be at least 2 and less than experts = {self.experts}"
+            yield "mixer.top_k mixer.experts", f"{bounds}, or null for all experts"
+
+
+class GateInsideOptions(GateOptions):
+    """One gate on the experts of A and one on those of B (arXiv 2406.11909, section 3). Not mergeable."""
+
+    kind: Literal["gate-inside"] = "gate-inside"
+
+
+class TaskGateOptions(GateOptions):
+    """LoRA experts weighted by the row's task: MOELoRA (arXiv 2310.18339). Mergeable for a named task."""
+
+    kind: Literal["task-gate"] = "task-gate"
+
+    embedding_size: Size = 64
+    """Size of the learned task embedding, the gate's input."""
+
+
+MixerOptions = (
+    IdentityOptions
+    | ButterflyOptions
+    | HadamardOptions
+    | KroneckerOptions
+    | DenseOptions
+    | DiagonalOptions
+    | InputSplitOptions
+    | TokenGateOptions
+    | GateInsideOptions
+    | TaskGateOptions
+)
+"""Any mixer's options, selected by `kind`."""
+
+INVERTIBLE = tuple(options.model_fields["kind"].default for options in get_args(MixerOptions) if options.is_invertible)
+"""Kinds that are invertible at the start."""
+
+
+def _must_be_square(what: str, rank: int) -> str:
+    return f"{what} mixers are square; remove rank_out, or set it to rank = {rank}"
