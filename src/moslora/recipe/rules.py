@@ -10,7 +10,6 @@ from .adapter import Adapter, AdapterSection, PeftSection
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskSection
 
-
 Conflicts = Iterator[tuple[str, str]]
 """The dotted keys of the fields that do not go together, the best one to change first; what is wrong, and the fix."""
 
