@@ -60,11 +60,11 @@ test-lowest test-newest: test-%: .venv-%/installed
 	@touch $@
 
 proof: $(VENV)/installed-plots
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/proof.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/argument.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.article.proof
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.article.argument
 
 results: $(VENV)/installed-plots
-	$(BIN)/python benchmarks/results.py
+	$(BIN)/python -m benchmarks.article.results
 
 setup: $(VENV)/installed-dev
 
@@ -90,14 +90,14 @@ dist: .venv-dist/installed
 	@touch $@
 
 methods: $(VENV)/installed
-	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python -m benchmarks.article.methods
 
 # In an environment of its own: the peers bring their own requirements.
 bench: .venv-bench/installed
-	.venv-bench/bin/python benchmarks/training.py
-	.venv-bench/bin/python benchmarks/evaluation.py
-	.venv-bench/bin/python benchmarks/growth.py
-	.venv-bench/bin/python benchmarks/busy.py
+	.venv-bench/bin/python -m benchmarks.speed.training
+	.venv-bench/bin/python -m benchmarks.speed.evaluation
+	.venv-bench/bin/python -m benchmarks.speed.growth
+	.venv-bench/bin/python -m benchmarks.speed.busy
 
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
@@ -106,7 +106,7 @@ bench: .venv-bench/installed
 
 # With what llama.cpp's converters and Python's way to its library need. It takes a C++ compiler.
 serving: .venv-serving/installed
-	.venv-serving/bin/python benchmarks/serving.py
+	.venv-serving/bin/python -m benchmarks.checks.serving
 
 .venv-serving/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-serving
@@ -116,11 +116,11 @@ serving: .venv-serving/installed
 
 # Another seed each time, which is printed; what is found becomes a test.
 soak: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checks.soak
 	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest --hypothesis-show-statistics tests/end_to_end/test_properties.py
 
 latency: $(VENV)/installed
-	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python -m benchmarks.speed.latency
 
 # Stamps: dependencies are installed again only when pyproject.toml has changed.
 $(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg

@@ -1,7 +1,7 @@
 """Draws docs/terminal.svg: the README's three commands on the small model, each in a terminal of its own.
 
     pip install pyte
-    python benchmarks/terminal.py
+    python -m benchmarks.terminal
 
 Training is drawn in the middle, with its live line; the others at their end.
 """
@@ -21,7 +21,8 @@ import pyte
 from rich.console import Console
 from rich.text import Text
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import DOCS, ROOT
+
 COLUMNS, LINES = 104, 60
 COMMANDS = {
     "moslora train recipes/smollm2-135m.yaml": "step 40/",
@@ -76,7 +77,7 @@ def main() -> None:
             for line in screen_of(command, until, Path(folder)):
                 console.print(line, overflow="crop", no_wrap=True)
             console.print()
-    console.save_svg(str(ROOT / "docs" / "terminal.svg"), title="moslora")
+    console.save_svg(str(DOCS / "terminal.svg"), title="moslora")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import latency
-from argument_tables import SYSTEMS, TABLES, drawn, matrices, token
+from benchmarks.article.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
+from benchmarks.article.trajectories import ROUNDING, Start, distance, draw_a, folded, train
+from benchmarks.article.update_rules import ADAM, SGD, Rule
+from benchmarks.speed import latency
+from benchmarks.speed.latency import IN_PARTS, contestants, put
 from evaluation_kit import make_model, tokenizer
-from latency import IN_PARTS, contestants, put
 from moslora.adapters import Families, named_adapters
 from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.recipe import AdapterSection
-from trajectories import ROUNDING, Start, distance, draw_a, folded, train
-from update_rules import ADAM, SGD, Rule
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "argument.md").read_text(encoding="utf-8")
@@ -131,9 +131,9 @@ def test_every_picture_is_made_and_shown() -> None:
     shown = re.findall(r"!\[[^\]]+\]\(argument/([\w-]+)\.svg\)", PAGE)
     assert sorted(shown) == sorted(file.stem for file in (ROOT / "docs" / "argument").iterdir())
     assert set(shown) - set(matrices()) == {"heads"}
-    source = (ROOT / "benchmarks" / "argument.py").read_text(encoding="utf-8")
+    source = (ROOT / "benchmarks" / "article" / "argument.py").read_text(encoding="utf-8")
     assert all(f'"{name}": ' in source for name in shown)
-    assert "benchmarks/argument.py" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "benchmarks.article.argument" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 @torch.inference_mode()

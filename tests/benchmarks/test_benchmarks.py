@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-import methods
-from examine import METHODS, Settings, parameters, recipe_text
+from benchmarks.article import methods
+from benchmarks.article.method_checks import METHODS, Settings, parameters, recipe_text
+from benchmarks.checks.serving import compared
+from benchmarks.tables import spread, write_between
+from benchmarks.timing import alternate
 from moslora.adapters import MIXERS, describe_batch, inject
 from moslora.errors import UsageError
 from moslora.evaluation.predictions import Prediction, argmax
 from moslora.recipe import list_recipes, load_recipe
-from serving import compared
-from written import alternate, spread, write_between
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from error_rates import EQUAL, FAMILIES, PLANTED, World, study, study_family
+from benchmarks.checks.error_rates import EQUAL, FAMILIES, PLANTED, World, study, study_family
 
 STUDIES = 30
 

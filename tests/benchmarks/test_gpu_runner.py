@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: what is found stays, whatever becomes of the part that found it; and the race is fair."""
+"""benchmarks/gpu/runner.py: what is found stays, whatever becomes of the part that found it; and the race is fair."""
 
 import json
 import math
@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import DataCollatorWithFlattening
 
-import gpu
-import gpu_parts
-from contestants import our_step, padded
+from benchmarks.gpu import parts as gpu_parts
+from benchmarks.gpu import runner as gpu
+from benchmarks.speed.contestants import our_step, padded
 from moslora.adapters import inject
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
@@ -89,7 +89,8 @@ def test_each_test_is_written_down_as_it_ends(tmp_path: Path) -> None:
     records = tmp_path / "gpu.jsonl"
     program = [
         sys.executable,
-        gpu.ROOT / "benchmarks" / "gpu_parts.py",
+        "-m",
+        "benchmarks.gpu.parts",
         "tests",
         records,
         tmp_path / "test_recorded.py",
@@ -139,7 +140,7 @@ def test_all_parts_end_in_time_and_are_summed_up(
 def test_a_step_is_compared_with_the_plain_model_of_transformers(tmp_path: Path) -> None:
     """In its own process, as on a GPU: both are as far from float32 as bfloat16 rounds."""
     records = tmp_path / "gpu.jsonl"
-    program = [sys.executable, gpu.ROOT / "benchmarks" / "gpu_parts.py", "first", records]
+    program = [sys.executable, "-m", "benchmarks.gpu.parts", "first", records]
     environment = os.environ | {"MOSLORA_GPU_DRY_RUN": "1", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(program, cwd=gpu.ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr

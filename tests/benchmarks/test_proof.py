@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from comparisons import (
+from benchmarks.article.comparisons import (
     butterfly,
     butterfly_distances,
     comparisons,
@@ -22,8 +22,8 @@ from comparisons import (
     start_matters,
     twin_rule,
 )
-from proof import largest_table, measure, twins_table
-from trajectories import (
+from benchmarks.article.proof import largest_table, measure, twins_table
+from benchmarks.article.trajectories import (
     RANK,
     ROUNDING,
     SCALE,
@@ -40,7 +40,7 @@ from trajectories import (
     loss,
     train,
 )
-from update_rules import (
+from benchmarks.article.update_rules import (
     ADAM,
     ADAMW,
     CLIP_VALUE,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import results
+from benchmarks.article import results
 from compare_kit import base, drawn, write_run
 from moslora.compare.answers import COLUMNS, Answers, TaskAnswers
 from moslora.compare.index import ExperimentIndex, ExperimentRun

@@ -1,4 +1,4 @@
-"""benchmarks/roofline.py and operations.py: what a step launches, multiplies and moves, counted by hand."""
+"""benchmarks/gpu/roofline.py and operations.py: what a step launches, multiplies and moves, counted by hand."""
 
 import json
 import re
@@ -16,10 +16,22 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 from torch.profiler import ProfilerActivity
 
+from benchmarks.gpu.operations import (
+    IDLE,
+    OUTPUT,
+    PRODUCTS,
+    REST,
+    SUMS,
+    Achieved,
+    Device,
+    Ledger,
+    Operation,
+    Watched,
+    estimate,
+)
+from benchmarks.timing import kernels
 from moslora.adapters import inject
 from moslora.plan.duration import SHARE_OF_PEAK
-from operations import IDLE, OUTPUT, PRODUCTS, REST, SUMS, Achieved, Device, Ledger, Operation, Watched, estimate
-from written import kernels
 
 ROOT = Path(__file__).parents[2]
 T, IN, OUT, RANK, VOCABULARY = 5, 8, 12, 2, 7
@@ -195,7 +207,9 @@ def test_a_layer_of_llama_3_8b_without_data(tmp_path: Path) -> None:
     """In a process of its own, as the pretend device stays where it is. The first layer's input has no gradient."""
     out = tmp_path / "found"
     options = ["--layers", "1", "--contestants", "moslora", "peft", "--devices", "H100", "--out", str(out)]
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "roofline.py", *options], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu.roofline", *options], cwd=ROOT, check=True, capture_output=True
+    )
     found = json.loads(out.with_suffix(".json").read_text())
     square, narrow, wide = 4096 * 4096, 4096 * 1024, 4096 * 14336
     forward, backward = 2 * square + 2 * narrow + 3 * wide, square + 3 * wide

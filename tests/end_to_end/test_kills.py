@@ -6,16 +6,27 @@ from pathlib import Path
 
 import pytest
 
-SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the paths of open files in /proc")
 def test_commands_killed_at_some_of_their_writes_go_on_to_the_same_bytes() -> None:
     """`make soak` kills them at every write. In a process of its own, which has no threads: it forks."""
-    command = [sys.executable, SOAK, "--every", "25", "--kills", "0", "--damages", "0", "--commands"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.checks.soak",
+        "--every",
+        "25",
+        "--kills",
+        "0",
+        "--damages",
+        "0",
+        "--commands",
+    ]
     command += ["train", "train --resume, after a stop", "eval", "merge", "export", "import", "recipes copy"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-3000:]
     (total,) = (line.split() for line in ran.stdout.splitlines() if line.startswith("all"))
     assert int(total[2]) >= 15 and total[3:] == ["0", "0"], ran.stdout

@@ -12,7 +12,7 @@ current one until somebody sets another. What is sent to the device's name witho
 does not ask this backend which is current.
 
 With ``held_on`` set to the meta device, its tensors have no data, and models of any size run: see
-`benchmarks/roofline.py`. Every number that the host asks for is then 1.
+`benchmarks/gpu/roofline.py`. Every number that the host asks for is then 1.
 """
 
 import os

@@ -1,8 +1,8 @@
 """What llama.cpp answers, with what a run was turned into, against the run itself.
 
     make serving                                                 # in an environment of its own; builds llama.cpp once
-    .venv-serving/bin/python benchmarks/serving.py --run runs/NAME            # a run of yours, not a short training
-    .venv-serving/bin/python benchmarks/serving.py --library FOLDER           # with libllama and libggml as they are
+    .venv-serving/bin/python -m benchmarks.checks.serving --run runs/NAME      # a run of yours, not a short training
+    .venv-serving/bin/python -m benchmarks.checks.serving --library FOLDER     # with libllama and libggml as they are
 
 The reference is the base with its adapter in float32. Both are asked the same questions by the protocol ``cloze``:
 every option's text behind its question, by the log-probabilities of its tokens, which are ours. Whether llama.cpp's
@@ -29,6 +29,8 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 
+from benchmarks import DOCS, ROOT
+from benchmarks.tables import machine, markdown, publish
 from moslora.base.load import load_tokenizer
 from moslora.base.resolve import locate
 from moslora.compare.statistics import MACRO, effects
@@ -44,9 +46,7 @@ from moslora.files import new_folder, sha256
 from moslora.kernels.rows import common_prefix
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.tasks import COMMONSENSE, TASKS, Example
-from written import machine, markdown, publish
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = "llama_cpp_python"
 VERSION = "0.3.35"
 SHA256 = "1139dbb54509074b70893fab8554e3b079aa9f4d312058ce4018ef0019e3de12"
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--library", type=Path, help="the folder of libllama and libggml; without it, they are built")
     parser.add_argument("--limit", type=int, default=8, help="questions of each set (%(default)s)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / "serving", help="for the files")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "serving.md", help="where the table is written")
+    parser.add_argument("--docs", type=Path, default=DOCS / "serving.md", help="where the table is written")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args(arguments)
     llama = unpacked()

@@ -2,11 +2,12 @@
 and their options. Against PEFT under the Trainer, and lm-eval.
 
     make bench                                                        # everything, in an environment of its own
-    python benchmarks/growth.py                                       # this part alone: docs/speed.png
-    python benchmarks/growth.py point '{"who": "ours", "rows": 8}'    # one measurement, as JSON
+    python -m benchmarks.speed.growth                                       # this part alone: docs/speed.png
+    python -m benchmarks.speed.growth point '{"who": "ours", "rows": 8}'    # one measurement, as JSON
 
 One thing grows, the others stay at 16 rows of 100 random tokens and rank 16, in the setting ``paper`` of
-`benchmarks/training.py`; and at 32 questions of HellaSwag with 4 options, protocol cloze. Each point is a process.
+`benchmarks/speed/training.py`; and at 32 questions of HellaSwag with 4 options, protocol cloze. Each
+point is a process.
 """
 
 import argparse
@@ -17,14 +18,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import evaluation
-import training
-from written import in_process, machine
+from benchmarks import DOCS
+from benchmarks.speed import evaluation, training
+from benchmarks.tables import machine
+from benchmarks.timing import in_process
 
-PICTURE = Path(__file__).parents[1] / "docs" / "speed.png"
+PICTURE = DOCS / "speed.png"
 STEPS = 3
 
 TRAINING = {"rows": (4, 16, 32), "length": (50, 100, 200), "rank": (4, 16, 64)}
@@ -69,7 +70,7 @@ def measure() -> dict[str, dict[str, dict[int, dict[str, float]]]]:
         for axis, values in axes.items():
             found[axis] = {who: {} for who in contestants}
             for value, who in itertools.product(values, contestants):
-                one = in_process(__file__, "point", json.dumps({"who": who, axis: value}))
+                one = in_process("benchmarks.speed.growth", "point", json.dumps({"who": who, axis: value}))
                 found[axis][who][value] = one
                 print(f"{axis} {value:4} {who:14} " + "  ".join(f"{k} {v:.2f}" for k, v in one.items()), flush=True)
     return found

@@ -1,7 +1,5 @@
 """The figures and tables of docs/proof.md, computed and written in place: ``make proof``."""
 
-from pathlib import Path
-
 import matplotlib
 import torch
 
@@ -10,9 +8,18 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from comparisons import butterfly_distances, comparisons, drift, path, smallest_growth, start_matters, twin_rule
-from trajectories import ROUNDING, STEPS
-from update_rules import (
+from benchmarks import DOCS
+from benchmarks.article.comparisons import (
+    butterfly_distances,
+    comparisons,
+    drift,
+    path,
+    smallest_growth,
+    start_matters,
+    twin_rule,
+)
+from benchmarks.article.trajectories import ROUNDING, STEPS
+from benchmarks.article.update_rules import (
     ADAM,
     ADAMW,
     CLIP_NORM,
@@ -25,9 +32,8 @@ from update_rules import (
     SGD,
     TORCH_MUON,
 )
-from written import markdown, write_between
+from benchmarks.tables import markdown, write_between
 
-DOCS = Path(__file__).parents[1] / "docs"
 FLOOR = 1e-17
 """Where a distance of exactly zero is drawn."""
 

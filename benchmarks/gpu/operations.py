@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from written import PART
+from benchmarks.timing import PART
 
 PRODUCTS = "frozen products"
 OUTPUT = "output layer, loss"

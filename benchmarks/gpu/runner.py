@@ -14,14 +14,14 @@ LLaMA-3-8B's shapes and random weights; a step is 16 rows of random tokens, as l
     tests         the tests marked ``gpu``
     memory        the peak of training steps against the one that `moslora plan` computes
     ours          training by this program: 30 steps, timed when they come again; this and the first three of PEFT's
-                  also by part of a step, beside the ESTIMATE of benchmarks/operations.py
+                  also by part of a step, beside the ESTIMATE of benchmarks/gpu/operations.py
     peft:rows     the same by PEFT's LoRA under the Trainer of transformers: 16 rows at once, padded on the right
     peft:length   … with rows of similar length in a step
     peft:packed   … with the rows of a step end to end
     peft:liger    as peft:length, with the kernels of liger-kernel
     peft:compile  as peft:length, with decoder layers by torch.compile
     evaluation    questions per second by protocol
-    latency       an answer and writing with every kind of adapter: benchmarks/latency.py
+    latency       an answer and writing with every kind of adapter: benchmarks/speed/latency.py
     sharded       training with the base whole on each GPU and with a share on each, and the protocols with shares
 
 Into the folder OUT, or the current one:
@@ -46,7 +46,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import ROOT
+
 LIMITS = {
     "first": 60,
     "machine": 60,
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MOSLORA_GPU_DRY_RUN": "1"}
         for part in chosen:
             until += LIMITS[part] * (3 if options.dry_run else 1)
-            command = [sys.executable, str(ROOT / "benchmarks" / "gpu_parts.py"), part, str(records)]
+            command = [sys.executable, "-m", "benchmarks.gpu.parts", part, str(records)]
             first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # the Trainer would use all
             devices = {} if part == "sharded" else {"CUDA_VISIBLE_DEVICES": first}
             ended = run_part(command, until=until, log=log, environment=environment | devices)

@@ -1,9 +1,9 @@
 """The memory that `moslora plan` computes against that of real steps on this CPU, on the quickstart's model.
 
-    python benchmarks/memory.py steps      # the first table of docs/plan.md
-    python benchmarks/memory.py loading    # the last one, while a base is loaded: 4 GB on disk
-    python benchmarks/memory.py merging    # the one of docs/merging.md: 15 GB on disk
-    python benchmarks/memory.py work '{"rows": [64]}'    # one case, as JSON; with torchrun in several processes
+    python -m benchmarks.checks.memory steps      # the first table of docs/plan.md
+    python -m benchmarks.checks.memory loading    # the last one, while a base is loaded: 4 GB on disk
+    python -m benchmarks.checks.memory merging    # the one of docs/merging.md: 15 GB on disk
+    python -m benchmarks.checks.memory work '{"rows": [64]}'    # one case, as JSON; with torchrun in several processes
 
 Each case is a process of its own (or two, over gloo): two training steps of one micro-batch each, with random tokens. A
 thread reads the process's anonymous memory (RssAnon) every two milliseconds. Measured is the peak
@@ -31,6 +31,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks import DOCS, ROOT
+from benchmarks.tables import machine, markdown, write_between
 from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import quantization_config
@@ -47,7 +49,6 @@ from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import adapt
-from written import machine, markdown, write_between
 
 STEPS, LABELS = 2, 8
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
@@ -168,8 +169,9 @@ def measured(command: str, case: dict[str, Any], environment: dict[str, str]) ->
     """:func:`work` or :func:`load` in a process of its own, or in two."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if "processes" in case else []
     ran = subprocess.run(
-        [sys.executable, *launch, __file__, command, json.dumps(case)],
+        [sys.executable, *launch, "-m", "benchmarks.checks.memory", command, json.dumps(case)],
         env=os.environ | environment | {"ACCELERATE_USE_CPU": "true"},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -213,7 +215,7 @@ def loading() -> Iterator[list[str]]:
 
 def merging() -> Iterator[list[str]]:
     """A merge with its proof against PEFT's, which has none."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests" / "kits"))
+    sys.path.append(str(ROOT / "tests" / "kits"))
     from evaluation_kit import tokenizer
 
     yield ["", "peak, MB", "seconds of the processor"]
@@ -252,8 +254,8 @@ def main() -> None:
         for row in rows():
             table.append(row)
             print(*row, sep="  ", flush=True)
-        text = f"{machine()} (`benchmarks/memory.py {options.command}`):\n\n{markdown(table)}"
-        write_between(Path(__file__).parents[1] / "docs" / page, f"{options.command} table", text)
+        text = f"{machine()} (`python -m benchmarks.checks.memory {options.command}`):\n\n{markdown(table)}"
+        write_between(DOCS / page, f"{options.command} table", text)
     else:
         result = {"work": work, "load": load, "merge": merging_case}[options.command](options.case)
         if os.environ.get("RANK", "0") == "0":

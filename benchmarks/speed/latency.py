@@ -1,7 +1,7 @@
 """What an adapter costs when the model is used: the time of one answer, and the tokens that it writes a second.
 
-    python benchmarks/latency.py
-    python benchmarks/latency.py --base recipe.yaml --tokens 4 --repetitions 2 --print-only
+    python -m benchmarks.speed.latency
+    python -m benchmarks.speed.latency --base recipe.yaml --tokens 4 --repetitions 2 --print-only
 
 One model in one process. In every round each contestant's layers are put into it in turn, so that whatever slows the
 machine slows all. An answer is a question scored by protocol ``choice``, one forward pass; writing is greedy, from the
@@ -27,7 +27,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from argument_tables import SYSTEMS
+from benchmarks import DOCS
+from benchmarks.article.argument_tables import SYSTEMS
+from benchmarks.tables import machine, markdown, publish, spread
+from benchmarks.timing import seconds
 from moslora.adapters import AdapterLinear, inject, named_adapters
 from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
@@ -38,9 +41,7 @@ from moslora.evaluation.scorers import make_scorer
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
-from written import machine, markdown, publish, seconds, spread
 
-ROOT = Path(__file__).parents[1]
 TABLE = "latency table"
 
 IN_PARTS = ("two-subspace mixing", "LoRA experts, dense gate", "LoRA experts, top-2 gate", "gates inside")
@@ -257,7 +258,7 @@ def main() -> int:
     parser.add_argument("--base", default="smollm2-135m", help="recipe with the model (%(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="written each time (%(default)s)")
     parser.add_argument("--repetitions", type=int, default=7, help="timed rounds (%(default)s)")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "argument.md", help="where the table is written")
+    parser.add_argument("--docs", type=Path, default=DOCS / "argument.md", help="where the table is written")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
     recipe = load_recipe(given.base)

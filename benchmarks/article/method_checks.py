@@ -1,6 +1,6 @@
 """Examines one method's finished run: counted, timed, resumed, evaluated, merged and exported.
 
-A process of its own, started by methods.py: ``python benchmarks/examine.py METHOD FOLDER SETTINGS``.
+A process of its own, started by methods.py: ``python -m benchmarks.article.method_checks METHOD FOLDER SETTINGS``.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from benchmarks.timing import alternate
 from moslora.adapters import named_adapters
 from moslora.base.shapes import meta_model
 from moslora.convert.export import export_peft
@@ -25,7 +26,6 @@ from moslora.recipe import AdapterSection, Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import adapt, prepare
-from written import alternate
 
 
 @dataclass(frozen=True)

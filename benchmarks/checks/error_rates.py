@@ -1,7 +1,7 @@
 """How often `moslora compare` finds a difference where there is none, and where there is one.
 
-    python benchmarks/error_rates.py                  # 7 minutes of one core; writes the tables of docs/evaluation.md
-    python benchmarks/error_rates.py --studies 200    # a quick look
+    python -m benchmarks.checks.error_rates                  # 7 minutes of one core; tables of docs/evaluation.md
+    python -m benchmarks.checks.error_rates --studies 200    # a quick look
 
 Arms answer 8 tasks of 64 questions. An answer is right if
 
@@ -17,16 +17,16 @@ each text that needs no threshold, as nats per byte.
 import argparse
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from benchmarks import DOCS
+from benchmarks.tables import machine, markdown, write_between
 from moslora.compare.statistics import LEVEL, MACRO, MICRO, Floats, effects, family, holm
-from written import machine, markdown, write_between
 
-PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
+PAGE = DOCS / "evaluation.md"
 TASKS = 8
 QUESTIONS = 64
 """Of a task."""

@@ -2,8 +2,8 @@
 nothing had happened, bit for bit.
 
     make soak                                              # this, and more random input than in the tests
-    python benchmarks/soak.py --kills 200 --damages 1000 --seed 5
-    python benchmarks/soak.py --kills 0 --damages 0 --commands eval merge    # the writes of these commands alone
+    python -m benchmarks.checks.soak --kills 200 --damages 1000 --seed 5
+    python -m benchmarks.checks.soak --kills 0 --damages 0 --commands eval merge    # the writes of these commands alone
 
 Writes: each command of `tests/kits/commands_kit.py` is killed before each change that it makes to the disk, and within
 each file that it writes, at half of its bytes. The same command is then given again, and must go on; of a new
@@ -37,7 +37,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "kits"))
+from benchmarks import ROOT
+
+sys.path.append(str(ROOT / "tests" / "kits"))
 
 from commands_kit import commands
 from kill_kit import Findings, kill_everywhere, ready_to_fork

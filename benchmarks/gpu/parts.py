@@ -1,4 +1,4 @@
-"""The parts of gpu.py, each in a process of its own: python benchmarks/gpu_parts.py PART RECORDS"""
+"""The parts of gpu.py, each in a process of its own: python -m benchmarks.gpu.parts PART RECORDS"""
 
 import json
 import os
@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contestants import our_parts, our_step, timed
-from gpu import ROOT
-from gpu_race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
+from benchmarks import ROOT
+from benchmarks.gpu.race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
+from benchmarks.speed.contestants import our_parts, our_step, timed
+from benchmarks.timing import kernels, reset_peak, seconds
 from moslora.adapters import named_adapters
 from moslora.data.encode import Encoded
 from moslora.kernels import liger
 from moslora.processes.group import take_gpu
 from moslora.training.loop import accumulate
-from written import kernels, reset_peak, seconds
 
 sys.path.append(str(ROOT / "tests" / "kits"))
 
@@ -282,8 +282,8 @@ def evaluation(record: Record, model: Any = None) -> None:
 
 def latency(record: Record) -> None:
     """One question at a time, over one random model; written down after every round."""
+    from benchmarks.speed.latency import Times, measure, medians
     from evaluation_kit import tokenizer
-    from latency import Times, measure, medians
     from moslora.base.engine import use_own_modules
     from moslora.recipe import AdapterSection, load_recipe
 
@@ -310,7 +310,8 @@ def sharded(record: Record) -> None:
             return record(skipped="one GPU")
         shared = {"WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{get_free_port()}"}
         places = [os.environ | shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(processes)]
-        started = [subprocess.Popen([sys.executable, *sys.argv], env=place) for place in places]
+        again = [sys.executable, "-m", "benchmarks.gpu.parts", *sys.argv[1:]]
+        started = [subprocess.Popen(again, env=place, cwd=ROOT) for place in places]
         sys.exit(max(process.wait() for process in started))
     count = 7 if GPU else 3
     steps = [step_rows(number) for number in range(count)]

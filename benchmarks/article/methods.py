@@ -1,7 +1,7 @@
 """Every method recipe on one real model: trained, resumed, reloaded, evaluated, merged and exported.
 
-    python benchmarks/methods.py    # all of them
-    python benchmarks/methods.py --methods lora moslora --print-only
+    python -m benchmarks.article.methods    # all of them
+    python -m benchmarks.article.methods --methods lora moslora --print-only
 
 A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
 the second, examine.py, does the rest, and times the method's training step and LoRA's in turns, on the same rows.
@@ -21,13 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from examine import METHODS, Method, Settings, recipe_text
+from benchmarks import DOCS, ROOT
+from benchmarks.article.method_checks import METHODS, Method, Settings, recipe_text
+from benchmarks.tables import machine, markdown, publish, spread
 from moslora.experiment.provenance import code
 from moslora.files import write_json
 from moslora.recipe import load_recipe
-from written import machine, markdown, publish, spread
 
-ROOT = Path(__file__).parents[1]
 TABLE = "methods table"
 
 KEPT = "measured.json"
@@ -75,7 +75,7 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     for run in runs:
         _process(["-m", "moslora", "train", str(recipe), "--out", str(folder / run)], folder / f"{run}.log")
     peaks = [_peak_memory(folder / run) for run in runs]
-    examine = [str(Path(__file__).with_name("examine.py")), method.recipe, str(folder), json.dumps(asdict(settings))]
+    examine = ["-m", "benchmarks.article.method_checks", method.recipe, str(folder), json.dumps(asdict(settings))]
     _process(examine, folder / "examine.log")
     found = json.loads((folder / "examined.json").read_text(encoding="utf-8")) | {"peak_memory_gb": peaks}
     printed = re.search(r"([\d,]+) trainable parameters", (folder / "run.log").read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def _peak_memory(run: Path) -> float:
 
 def _process(arguments: Sequence[str], log: Path) -> None:
     with log.open("w", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-3:])
         raise RuntimeError(f"exit code {code}, see {log}:\n{tail}")
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "benchmarks" / "methods", help="the results' folder"
     )
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "methods.md", help="where the table is written")
+    parser.add_argument("--docs", type=Path, default=DOCS / "methods.md", help="where the table is written")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
     # A file is relative to here, not to the folder of the recipes that extend it.

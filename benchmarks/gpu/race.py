@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from contestants import our_step, padded, trainer_settings, with_lora
+from benchmarks.gpu.operations import DEVICES, PARTS, Achieved, Device, Ledger, Watched, estimate
+from benchmarks.speed.contestants import our_step, padded, trainer_settings, with_lora
+from benchmarks.timing import kernels, reset_peak, wait
 from moslora.adapters import inject
 from moslora.base.engine import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.recipe import load_recipe
-from operations import DEVICES, PARTS, Achieved, Device, Ledger, Watched, estimate
-from written import kernels, reset_peak, wait
 
 GPU = torch.cuda.is_available()
 TINY = {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.tables import markdown
 from moslora.adapters import AdapterLinear, Mixer, NotMergeable, build_mixer
-from written import markdown
 
 RANK = 12
 """Rank of the pictures and of the table of halves and thirds: it divides by 2 and by 3."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from written import seconds
+from benchmarks.timing import seconds
 
 
 def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp") -> Any:

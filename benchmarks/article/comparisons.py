@@ -6,8 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from moslora.adapters.mixers.fixed import ButterflyMixer
-from trajectories import (
+from benchmarks.article.trajectories import (
     RANK,
     Start,
     Trajectory,
@@ -21,7 +20,8 @@ from trajectories import (
     loss,
     train,
 )
-from update_rules import Rule
+from benchmarks.article.update_rules import Rule
+from moslora.adapters.mixers.fixed import ButterflyMixer
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The figures and tables of docs/results.md, from the folder of an experiment whose first arm is LoRA.
 
-    python benchmarks/results.py                                # docs/experiments/article
-    python benchmarks/results.py runs/mine --print-only
+    python -m benchmarks.article.results                                # docs/experiments/article
+    python -m benchmarks.article.results runs/mine --print-only
 
 Forgetting needs texts among the questions, and with gain the base's answers, in one of the runs:
 ``moslora eval FOLDER/runs/RUN --base``. Costs are those of docs/methods.md, which `make methods` measures.
@@ -21,7 +21,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diagrams import INK
+from benchmarks import DOCS
+from benchmarks.article.diagrams import INK
+from benchmarks.tables import markdown, publish
 from moslora.compare.answers import Answers, in_common, read_answers
 from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparison import compare_arms, compare_planned
@@ -37,9 +39,6 @@ from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
 from moslora.report.figures import FORGOTTEN, gain_and_forgetting
 from moslora.runs.run import SETTINGS, Run, base_of, is_run
-from written import markdown, publish
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 COMPARED = ("log_probability", "accuracy", FORGOTTEN)
 """The forest's columns; arms are in the order of the first."""

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.article.update_rules import Rule
 from moslora.adapters import AdapterLinear, Mixer
 from moslora.adapters.mixers.fixed import IdentityMixer
 from moslora.adapters.mixers.learned import DenseMixer
-from update_rules import Rule
 
 WIDTHS = (20, 16, 12)
 RANK = 4

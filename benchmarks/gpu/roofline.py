@@ -1,9 +1,9 @@
-"""An ESTIMATE of a training step on a GPU, made without one; `benchmarks/operations.py` says how.
+"""An ESTIMATE of a training step on a GPU, made without one; `benchmarks/gpu/operations.py` says how.
 
-    python benchmarks/roofline.py                # writes the tables of docs/speed.md
-    python benchmarks/roofline.py --out FILE     # FILE.txt, with the launches of a decoder layer, and FILE.json
-    python benchmarks/roofline.py --host         # measures the host's time of a step and of a wait on this CPU
-    python benchmarks/roofline.py --cpu          # the same estimate for a step on this CPU, beside its measured time
+    python -m benchmarks.gpu.roofline                # writes the tables of docs/speed.md
+    python -m benchmarks.gpu.roofline --out FILE     # FILE.txt, with the launches of a decoder layer, and FILE.json
+    python -m benchmarks.gpu.roofline --host         # measures the host's time of a step and of a wait on this CPU
+    python -m benchmarks.gpu.roofline --cpu          # the estimate for a step on this CPU, beside its measured time
 
 The real step runs on the pretend accelerator of `tests/kits/pretend_kit.py` with tensors that hold no data:
 LLaMA-3-8B's shapes, 16 rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are
@@ -27,18 +27,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from contestants import our_parts, padded, with_lora
-from gpu_race import adapted, lengths, random_model, step_rows
+from benchmarks import DOCS, ROOT
+from benchmarks.gpu.operations import DEVICES, OUTPUT, REST, UPDATE, Achieved, Device, Ledger, Watched, estimate
+from benchmarks.gpu.race import adapted, lengths, random_model, step_rows
+from benchmarks.speed.contestants import our_parts, padded, with_lora
+from benchmarks.tables import machine, markdown, publish, spread
 from moslora.base.resolve import BUILTIN
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.kernels import liger
 from moslora.recipe import load_recipe
-from operations import DEVICES, OUTPUT, REST, UPDATE, Achieved, Device, Ledger, Watched, estimate
-from written import machine, markdown, publish, spread
 
-ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "kits"))
 LLAMA = SHAPES["Meta-Llama-3-8B"]
 CPU = torch.device("cpu")
@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         of = partial(estimate, seen, achieved=achieved, tokens=tokens, host=host_time, wait=wait)
         results[name] = {device: of(DEVICES[device]) for device in options.devices}
     if not options.out:
-        return publish(tables(results), ROOT / "docs" / "speed.md", "roofline table", print_only=False)
+        return publish(tables(results), DOCS / "speed.md", "roofline table", print_only=False)
     text = tables(results)
     print(text)
     lines = []

@@ -1,7 +1,6 @@
 """The pictures and tables of docs/argument.md, from the mixers of `moslora.adapters` themselves: ``make proof``."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from argument_tables import PARTS, RANK, TABLES, matrices
-from diagrams import (
+from benchmarks import DOCS
+from benchmarks.article.argument_tables import PARTS, RANK, TABLES, matrices
+from benchmarks.article.diagrams import (
     A_LEFT,
     A_RIGHT,
     B_LEFT,
@@ -34,9 +34,7 @@ from diagrams import (
     heights,
     picture,
 )
-from written import write_between
-
-DOCS = Path(__file__).parents[1] / "docs"
+from benchmarks.tables import write_between
 
 
 class Shown(NamedTuple):

@@ -1,17 +1,17 @@
-"""Shared by the benchmarks: paired times, and tables that are written into a document."""
+"""Wall time of calls, in turns or in processes of their own, and a device's time by kernel."""
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from benchmarks import ROOT
 
 PART = "part: "
 """What the names of parts begin with that `operations.Watched` gives to torch's profiler."""
@@ -51,71 +51,19 @@ def alternate(
     return times
 
 
-def in_process(*command: str) -> dict[str, Any]:
-    """What a Python program with these arguments prints last, JSON: a process of its own for each measurement.
+def in_process(module: str, *arguments: str) -> dict[str, Any]:
+    """What ``python -m module arguments`` prints last, JSON: a process of its own for each measurement.
 
     Raises:
         RuntimeError: it failed; the end of what it said.
     """
     quiet = os.environ | {"TQDM_DISABLE": "1"}
-    ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=quiet)
+    command = [sys.executable, "-m", module, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet, cwd=ROOT)
     if ran.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])}: {ran.stderr[-2000:]}")
+        raise RuntimeError(f"{module} {' '.join(arguments)}: {ran.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return found
-
-
-def spread(values: Sequence[float], *, digits: int = 2) -> str:
-    """Median and quartiles."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    low, median, high = (f"{x:.{digits}f}" for x in statistics.quantiles(values, n=4, method="inclusive"))
-    return f"{median} ({low}–{high})"
-
-
-def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """A table, header first; ``numbers`` are aligned on the right, in all columns but the first."""
-    columns = len(rows[0])
-    rule = "|" + "---|" * columns
-    if numbers:
-        rule = "| --- |" + " --: |" * (columns - 1)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def write_between(path: Path, name: str, text: str) -> None:
-    """Puts ``text`` between the comments ``<!-- name -->`` and ``<!-- /name -->`` of a document.
-
-    Raises:
-        ValueError: they are not there, once each and in this order.
-    """
-    begin = f"<!-- {name} -->"
-    end = f"<!-- /{name} -->"
-    document = path.read_text(encoding="utf-8")
-    head, found, rest = document.partition(begin)
-    _, found_end, tail = rest.partition(end)
-    if not (found and found_end) or begin in rest or end in tail:
-        raise ValueError(f"{path}: must contain {begin} and {end} once each, in this order")
-    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
-
-
-def publish(text: str, page: Path, name: str, *, print_only: bool) -> None:
-    """Prints ``text``, and unless told otherwise puts it between the comments of that name."""
-    print(text)
-    if not print_only:
-        write_between(page, name, text)
-        print(f"written to {page}")
-
-
-def machine() -> str:
-    """The device and the version of torch, in one line."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        from moslora.training.run_card import processor  # not at the top: a timed process loads no more than it needs
-
-        device = f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    return f"{device}; torch {torch.__version__}"
 
 
 def wait() -> None:

@@ -1,7 +1,7 @@
 """Training on a machine that others use: how OpenMP's threads wait for each other decides its speed.
 
-    python benchmarks/busy.py                             # a table of docs/speed.md
-    python benchmarks/busy.py work GOMP_SPINCOUNT=10000    # one worker: a line of seconds in, tokens per second out
+    python -m benchmarks.speed.busy                             # a table of docs/speed.md
+    python -m benchmarks.speed.busy work GOMP_SPINCOUNT=10000    # one worker: seconds in, tokens per second out
 
 Every contestant has two processes with the environment that it is named by, in which the model is loaded once. They
 take turns of some seconds: one process alone; beside other jobs, each of which keeps a core busy; and both at once,
@@ -20,14 +20,14 @@ import sys
 import time
 from collections.abc import Sequence
 from itertools import chain, cycle, product
-from pathlib import Path
 from subprocess import PIPE
 
-from contestants import our_step
-from training import STEP, rows
-from written import machine, markdown, publish, spread
+from benchmarks import DOCS, ROOT
+from benchmarks.speed.contestants import our_step
+from benchmarks.speed.training import STEP, rows
+from benchmarks.tables import machine, markdown, publish, spread
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+PAGE = DOCS / "speed.md"
 CONTESTANTS = ("GOMP_SPINCOUNT=10000", "default", "OMP_WAIT_POLICY=PASSIVE")
 SITUATIONS = {"alone": (1, 0), "beside a job": (1, 1), "beside two": (1, 2), "two trainings, together": (2, 0)}
 """Name -> processes that train, and other jobs."""
@@ -62,8 +62,8 @@ class Worker:
         if "=" in contestant:
             key, _, value = contestant.partition("=")
             theirs[key] = value
-        command = [sys.executable, __file__, "work", contestant]
-        self._process = subprocess.Popen(command, env=theirs, stdin=PIPE, stdout=PIPE, text=True)
+        command = [sys.executable, "-m", "benchmarks.speed.busy", "work", contestant]
+        self._process = subprocess.Popen(command, env=theirs, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT)
         assert self._said() == "ready"
 
     def begin(self, seconds: float) -> None:

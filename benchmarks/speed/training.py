@@ -1,8 +1,8 @@
 """Training against PEFT with the Trainer of transformers, on the quickstart's model and real rows.
 
     make bench                                        # everything, in an environment of its own
-    python benchmarks/training.py --repetitions 3     # this part alone
-    python benchmarks/training.py work ours paper 8   # one measurement, as JSON
+    python -m benchmarks.speed.training --repetitions 3     # this part alone
+    python -m benchmarks.speed.training work ours paper 8   # one measurement, as JSON
 
 Each measurement is a process of its own; the contestants take turns, so that whatever slows the machine slows all. A
 step is 16 rows of about 100 tokens (seven of the eight sets in LLM-Adapters' template, at most 256 tokens), rank 16 on
@@ -24,17 +24,18 @@ import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from contestants import our_step, timed, trainer_settings, with_lora
-from floor import floor
+from benchmarks import DOCS
+from benchmarks.speed.contestants import our_step, timed, trainer_settings, with_lora
+from benchmarks.speed.products import floor
+from benchmarks.tables import machine, markdown, publish, spread
+from benchmarks.timing import in_process
 from moslora.choices import LossOn
-from written import in_process, machine, markdown, publish, spread
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+PAGE = DOCS / "speed.md"
 STEP = 16
 SETTINGS: dict[str, tuple[LossOn, float]] = {"paper": ("all", 0.05), "response": ("response", 0.0)}
 CONTESTANTS = ("ours", "lora", "peft:4:random", "peft:4:group_by_length", "peft:8:group_by_length")
@@ -160,7 +161,7 @@ def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STE
 
 
 def measure(who: str, setting: str, steps: int) -> dict[str, Any]:
-    found = in_process(__file__, "work", who, setting, str(steps))
+    found = in_process("benchmarks.speed.training", "work", who, setting, str(steps))
     print(
         f"{setting:9} {who:28} {STEP / statistics.median(found['seconds']):6.2f} rows/s  {found['gb']:.2f} GB",
         flush=True,

@@ -1,8 +1,8 @@
 """Evaluation against lm-eval, LLM-Adapters' procedure and one question at a time, on the quickstart's model.
 
     make bench                                          # everything, in an environment of its own
-    python benchmarks/evaluation.py --repetitions 3     # this part alone
-    python benchmarks/evaluation.py work cloze:ours 32  # one measurement, as JSON
+    python -m benchmarks.speed.evaluation --repetitions 3     # this part alone
+    python -m benchmarks.speed.evaluation work cloze:ours 32  # one measurement, as JSON
 
 Each measurement is a process of its own, and the contestants take turns. Questions are the same for all: the first of
 each set's validation split, in bfloat16, model loaded beforehand.
@@ -18,12 +18,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from floor import floor
+from benchmarks import DOCS
+from benchmarks.speed.products import floor
+from benchmarks.tables import machine, markdown, publish, spread
+from benchmarks.timing import in_process, seconds
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN
 from moslora.data.sources import load_examples
@@ -32,9 +34,8 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.scorers import make_scorer
 from moslora.recipe import ModelSection
 from moslora.tasks import COMMONSENSE, TASKS, Example
-from written import in_process, machine, markdown, publish, seconds, spread
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+PAGE = DOCS / "speed.md"
 SECTION = ModelSection(name=BUILTIN)
 GROUPS = {
     "cloze": (["cloze:ours", "cloze:16", "cloze:32"], COMMONSENSE, 32),
@@ -106,7 +107,7 @@ def official(model: Any, tokenizer: Any, row: Example) -> str:
 
 
 def measure(who: str, count: int) -> dict[str, Any]:
-    found = in_process(__file__, "work", who, str(count))
+    found = in_process("benchmarks.speed.evaluation", "work", who, str(count))
     print(f"{who:16} {found['seconds']:7.1f} s", flush=True)
     return found
 

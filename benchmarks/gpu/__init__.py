@@ -1,0 +1,1 @@
+"""All that needs a GPU, or estimates one."""

@@ -1,0 +1,61 @@
+"""Tables of measurements, and the documents that they are written into."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+def spread(values: Sequence[float], *, digits: int = 2) -> str:
+    """Median and quartiles."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    low, median, high = (f"{x:.{digits}f}" for x in statistics.quantiles(values, n=4, method="inclusive"))
+    return f"{median} ({low}–{high})"
+
+
+def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """A table, header first; ``numbers`` are aligned on the right, in all columns but the first."""
+    columns = len(rows[0])
+    rule = "|" + "---|" * columns
+    if numbers:
+        rule = "| --- |" + " --: |" * (columns - 1)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Puts ``text`` between the comments ``<!-- name -->`` and ``<!-- /name -->`` of a document.
+
+    Raises:
+        ValueError: they are not there, once each and in this order.
+    """
+    begin = f"<!-- {name} -->"
+    end = f"<!-- /{name} -->"
+    document = path.read_text(encoding="utf-8")
+    head, found, rest = document.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not (found and found_end) or begin in rest or end in tail:
+        raise ValueError(f"{path}: must contain {begin} and {end} once each, in this order")
+    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
+
+
+def publish(text: str, page: Path, name: str, *, print_only: bool) -> None:
+    """Prints ``text``, and unless told otherwise puts it between the comments of that name."""
+    print(text)
+    if not print_only:
+        write_between(page, name, text)
+        print(f"written to {page}")
+
+
+def machine() -> str:
+    """The device and the version of torch, in one line."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        from moslora.training.run_card import processor  # not at the top: a timed process loads no more than it needs
+
+        device = f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{device}; torch {torch.__version__}"
