@@ -12,7 +12,7 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
     """What our loop trains with, without rows. ``training`` is the recipe's section."""
     from accelerate import Accelerator
 
-    from moslora.data.steps import MICRO_BATCH_TOKENS
+    from moslora.data.steps import default_micro_batch_tokens
     from moslora.processes.devices import gpus, keep_freed_memory
     from moslora.training.loop import Parts
     from moslora.training.objective import LabelLoss
@@ -29,7 +29,7 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
         scaler=torch.amp.GradScaler(enabled=False),
         rows=[],
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
-        micro_batch_tokens=MICRO_BATCH_TOKENS[accelerator.device.type != "cpu"],
+        micro_batch_tokens=default_micro_batch_tokens(on_gpu=accelerator.device.type != "cpu"),
     )
 
 

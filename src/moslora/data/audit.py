@@ -34,10 +34,10 @@ test in train: test rows whose question is a training row's. leaks: those with t
 class Overlap:
     """Repeated rows of one task; n equal rows are n − 1 repeats."""
 
-    repeats: int  # training rows that repeat a question with its choices
-    conflicts: int  # questions with their choices that have more than one answer in training
-    in_train: int  # test rows whose question is in a training row, of whatever task
-    leaks: int  # … with the same choices and answer
+    repeats: int  # training rows that repeat an earlier row's question and choices
+    conflicts: int  # questions with their choices that have several answers among the training rows
+    in_train: int  # test rows whose question a training row of any task has
+    leaks: int  # test rows whose question, choices and answer a training row has
 
 
 def audit_rows(
@@ -112,13 +112,15 @@ def _by_task(rows: Sequence[Example], names: Sequence[str]) -> Rows:
 
 def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
     """Repeats within each task's training rows, and of its test rows in all training rows."""
-    said = {task: list(map(content, rows)) for task, rows in training.items()}
-    trained = set(chain.from_iterable(said.values()))
+    contents_of = {}
+    for task, examples in training.items():
+        contents_of[task] = [content(example) for example in examples]
+    trained = set(chain.from_iterable(contents_of.values()))
     questions = {row.question for row in trained}
     overlaps = {}
-    for task, rows in said.items():
-        asked = list(map(content, test[task]))
-        answers = Counter((row.question, row.choices) for row in set(rows))  # different ones, by what was asked
+    for task, rows in contents_of.items():
+        asked = [content(example) for example in test[task]]
+        answers = Counter((row.question, row.choices) for row in set(rows))  # number of different answers
         overlaps[task] = Overlap(
             repeats=len(rows) - len(answers),
             conflicts=sum(count > 1 for count in answers.values()),

@@ -8,6 +8,7 @@ a tokenizer without it (:data:`BOUNDARIES`), is encoded as one string and split 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,9 +19,12 @@ from moslora.tasks import Example
 
 _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory
 
+TokenPair = tuple[list[int], list[int]]
+"""Token ids of a prompt, and of its answer."""
+
 BOUNDARIES = (("### Response:\n", "the correct answer is"), ("Question: why?\nAnswer:", " because"))
-"""Where prompts of the formats ``label`` and ``cloze`` end. Llama 2's tokenizer begins every text with a space, so that
-an answer by itself has one too many."""
+"""Where prompts of the formats ``label`` and ``cloze`` end and answers begin, by example. A tokenizer such as Llama 2's
+begins every text with a space, so that an answer by itself has one too many."""
 
 IGNORE_INDEX = -100
 """Label of a position without loss (PyTorch's default ``ignore_index``)."""
@@ -28,13 +32,12 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Token ids of one prompt with its answer."""
+    """Token ids of one prompt with its answer, or of a text without a prompt."""
 
     ids: list[int]  # BOS if the tokenizer adds one, prompt, answer, EOS if asked for
     answer_start: int  # position of the first answer token
-    truncated: bool  # whether the prompt was cut, or the end of a text by itself
-    # of a text by itself: in UTF-8, those of its answer, which begins behind the characters of the first token
-    bytes: int = 0
+    truncated: bool  # whether the start of the prompt, or the end of a text, was cut
+    bytes: int = 0  # of a text without a prompt: the UTF-8 length of what follows its first token
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,12 @@ class Encoder:
 
     Args:
         tokenizer: a fast tokenizer. BOS is prepended if the tokenizer itself does so.
-        max_length: most tokens of a text, special ones included. A longer text loses the start of its prompt (after
-            BOS), because the end holds the question and the answer.
+        max_length: maximum number of tokens of a text, special ones included. A longer text loses the start of its
+            prompt (after BOS), because the end holds the question and the answer.
         key: the recipe's key of the limit, for messages.
+
+    Raises:
+        UsageError: the tokenizer is not a fast one.
     """
 
     def __init__(
@@ -67,11 +73,13 @@ class Encoder:
         self.max_length = max_length
         self._key = key
         bos = tokenizer.bos_token_id
-        self._bos = [bos] if bos is not None and tokenizer("a").input_ids[0] == bos else []
-        self._joint = self._apart(BOUNDARIES) != self._split_by_offsets(BOUNDARIES)
+        self._bos: list[int] = []
+        if bos is not None and tokenizer("a").input_ids[0] == bos:
+            self._bos = [bos]
+        self._joint = self._encode_apart(BOUNDARIES) != self._encode_joint(BOUNDARIES)
 
     def identity(self) -> str:
-        """A hash of what decides a text's tokens, beside the length limit."""
+        """A hash of everything that decides a text's tokens, except the length limit."""
         parts = (self.tokenizer.backend_tokenizer.to_str(), self._bos, self.tokenizer.eos_token_id)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -84,49 +92,80 @@ class Encoder:
     ) -> list[EncodedText]:
         """Encodes (prompt, answer) pairs in batches, which the tokenizer runs in parallel; an answer may be empty.
 
-        ``joint`` encodes each pair as one string, whose answer starts at the first token that reaches into it. ``eos``
-        appends the end-of-sequence token, so that a model learns to stop. ``room`` tokens of the limit stay free.
+        Args:
+            texts: the pairs.
+            joint: each pair is encoded as one string, and its answer starts at the first token that reaches into it.
+            eos: the end-of-sequence token is appended, so that a model learns to stop.
+            room: tokens of the limit that stay free.
+
+        Raises:
+            UsageError: an answer alone is longer than the limit, or the tokenizer has no end-of-sequence token.
         """
-        pairs = self._split_by_offsets(texts) if joint or self._joint else self._apart(texts)
-        end = [self.tokenizer.eos_token_id] if eos else []
-        if end == [None]:
-            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
-        needed = [len(self._bos) + len(answer) + len(end) for _, answer in pairs]
-        if over := [length for length in needed if self.max_length is not None and length > self.max_length]:
-            raise UsageError(
-                f"{self._key}={self.max_length}: {len(over)} of {len(needed)} answers alone are longer, and answers are"
-                f" not cut; the longest needs {self._key}={max(over)}"
-            )
+        if joint or self._joint:
+            pairs = self._encode_joint(texts)
+        else:
+            pairs = self._encode_apart(texts)
+        end: list[int] = []
+        if eos:
+            end = [self._eos()]
+        self._refuse_long_answers([len(self._bos) + len(answer) + len(end) for _, answer in pairs])
         return [self._assemble(prompt, answer + end, room=room) for prompt, answer in pairs]
 
-    def encode_text(self, text: str) -> EncodedText:
-        """A text by itself, as the answer to its first token, or to BOS; without its end if it is too long.
+    def _eos(self) -> int:
+        eos: int | None = self.tokenizer.eos_token_id
+        if eos is None:
+            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
+        return eos
 
-        A character of several tokens counts with the first of them, so that ``bytes`` may be up to 3 off at either end;
-        it is 0 if no character begins behind the context.
+    def _refuse_long_answers(self, lengths: Sequence[int]) -> None:
+        """Refuses answers of more tokens than the limit; ``lengths`` are theirs, special tokens included."""
+        if self.max_length is None:
+            return
+        longer = [length for length in lengths if length > self.max_length]
+        if longer:
+            raise UsageError(
+                f"{self._key}={self.max_length}: {len(longer)} of {len(lengths)} answers alone are longer, and answers"
+                f" are not cut; the longest needs {self._key}={max(longer)}"
+            )
+
+    def encode_text(self, text: str) -> EncodedText:
+        """A text without a prompt: its first token, or BOS, is the context, and the rest is the answer.
+
+        A text over the limit loses its end. A character of several tokens counts with the first of them, so ``bytes``
+        may be up to 3 off at either end; it is 0 if no character begins behind the context.
         """
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = [*self._bos, *found["input_ids"]]
-        ends = [*(0 for _ in self._bos), *(end for _, end in found["offset_mapping"])]
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = self._bos + encoded["input_ids"]
+        ends = [0] * len(self._bos) + [end for _, end in encoded["offset_mapping"]]  # in the text, of each token
         kept = ids[: self.max_length]
-        counted = text[ends[0] : len(text) if kept == ids else ends[len(kept) - 1]] if ends else ""
-        return EncodedText(kept, 1, truncated=len(kept) < len(ids), bytes=len(counted.encode()))
+        truncated = len(kept) < len(ids)
+        if not ids:
+            return EncodedText(kept, 1, truncated=False)
+        answer_end = len(text)
+        if truncated:
+            answer_end = ends[len(kept) - 1]
+        answer = text[ends[0] : answer_end]
+        return EncodedText(kept, 1, truncated=truncated, bytes=len(answer.encode()))
 
     def training_texts(self, examples: Sequence[Example], format: Format) -> list[EncodedText]:
         """Each example's prompt with its right option, and EOS."""
         options = [format.train(example) for example in examples]
         return self.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
 
-    def _apart(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        # Options of one question share their prompt, and many rows an answer: each text once.
-        distinct = list(dict.fromkeys(text for pair in texts for text in pair))
+    def _encode_apart(self, texts: Sequence[tuple[str, str]]) -> list[TokenPair]:
+        """Encodes prompts and answers separately.
+
+        Options of one question share their prompt, and many rows share an answer, so each text is encoded once.
+        """
+        distinct = list(dict.fromkeys(chain.from_iterable(texts)))
         ids: list[list[int]] = []
         for begin in range(0, len(distinct), _CHUNK):
             ids += self.tokenizer(distinct[begin : begin + _CHUNK], add_special_tokens=False)["input_ids"]
-        of = dict(zip(distinct, ids, strict=True))
-        return [(of[prompt], of[answer]) for prompt, answer in texts]
+        ids_of = dict(zip(distinct, ids, strict=True))
+        return [(ids_of[prompt], ids_of[answer]) for prompt, answer in texts]
 
-    def _split_by_offsets(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    def _encode_joint(self, texts: Sequence[tuple[str, str]]) -> list[TokenPair]:
+        """Encodes each prompt with its answer as one string, and splits the tokens by their character offsets."""
         pairs = []
         for begin in range(0, len(texts), _CHUNK):
             chunk = texts[begin : begin + _CHUNK]
@@ -134,13 +173,15 @@ class Encoder:
             encoded = self.tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
             ids_and_offsets = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
             for (prompt, _), (ids, offsets) in zip(chunk, ids_and_offsets, strict=True):
-                start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+                start = _first_token_behind(len(prompt), offsets)
                 pairs.append((ids[:start], ids[start:]))
         return pairs
 
     def _assemble(self, prompt: list[int], answer: list[int], *, room: int) -> EncodedText:
-        # A chat template has BOS in its text.
-        kept = prompt = prompt[len(self._bos) :] if prompt[:1] == self._bos else prompt
+        """BOS, as much of the end of the prompt as fits, and the answer."""
+        if prompt[:1] == self._bos:  # a chat template has BOS in its text
+            prompt = prompt[len(self._bos) :]
+        kept = prompt
         if self.max_length is not None:
             left = self.max_length - len(self._bos) - len(answer) - room
             kept = prompt[max(0, len(prompt) - left) :]
@@ -148,24 +189,34 @@ class Encoder:
         return EncodedText([*self._bos, *kept, *answer], start, truncated=len(kept) < len(prompt))
 
 
+def _first_token_behind(characters: int, offsets: Sequence[tuple[int, int]]) -> int:
+    """Position of the first token that reaches behind so many characters; the number of tokens if none does."""
+    for i, (_, end) in enumerate(offsets):
+        if end > characters:
+            return i
+    return len(offsets)
+
+
 def encoding(tokenizer: PreTrainedTokenizerBase, format: FormatName) -> dict[str, str]:
     """Hashes of what decides a question's tokens, besides the format's name: ``tokenizer`` and, where the format has
     one, ``chat_template``."""
-    found = {"tokenizer": Encoder(tokenizer, max_length=None).identity()}
+    hashes = {"tokenizer": Encoder(tokenizer, max_length=None).identity()}
     template = make_format(format, tokenizer).identity()
     if template:
-        found["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
-    return found
+        hashes["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
+    return hashes
 
 
 def encode_examples(examples: Sequence[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
-    """Training rows: the right option, then EOS, which has a label too.
+    """Training rows: prompt, right option and EOS, which has a label too.
 
     ``loss_on="response"`` masks the prompt; "all" trains on every token, as LLM-Adapters does.
     """
     rows = []
     for example, text in zip(examples, encoder.training_texts(examples, format), strict=True):
-        masked = text.answer_start if loss_on == "response" else 0
+        masked = 0
+        if loss_on == "response":
+            masked = text.answer_start
         labels = [IGNORE_INDEX] * masked + text.ids[masked:]
         rows.append(Encoded(example.id, example.task, text.ids, labels, text.truncated))
     return rows

@@ -23,18 +23,21 @@ MIXTURE_ROWS = 170_420
 def load(task: Task, split: Split) -> list[Example]:
     """One split of one set; HellaSwag raw, WinoGrande's training set ``xl``."""
     assert task.hub
-    name, expected = task.splits[split], task.rows.get(split)
-    return _load(task.hub, name, lambda row, number: task.example(row, f"{task.name}/{split}/{number}"), expected)
+
+    def read(row: dict[str, Any], number: int) -> Example:
+        return task.example(row, f"{task.name}/{split}/{number}")
+
+    return _load(task.hub, task.splits[split], read, expected=task.rows.get(split))
 
 
 def load_mixture() -> list[Example]:
     """LLM-Adapters' training mixture ``commonsense_170k``, rows in its own order."""
-    return _load(MIXTURE, "train", partial(example_from_row, split="train"), MIXTURE_ROWS)
+    return _load(MIXTURE, "train", partial(example_from_row, split="train"), expected=MIXTURE_ROWS)
 
 
 @cache
 def commit(hub: Hub) -> str:
-    """The commit at which ``hub`` is, or offline was last."""
+    """The commit that ``hub`` names now, or offline the one that it named last."""
     revision = hub.revision or "main"
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
@@ -56,8 +59,10 @@ def _reaching(hub: Hub) -> Iterator[None]:
         ) from error
 
 
-def _load(hub: Hub, split: str, read: Callable[[dict[str, Any], int], Example], expected: int | None) -> list[Example]:
-    """The rows of a split of the hub's by ``read``, which gets a row and its number."""
+def _load(
+    hub: Hub, split: str, read: Callable[[dict[str, Any], int], Example], *, expected: int | None
+) -> list[Example]:
+    """The rows of a split, made by ``read`` of a row and its number; ``expected`` is how many, if known."""
     revision = commit(hub)
     with _reaching(hub):
         import datasets  # seconds to import, and only this source needs it; reads whether the hub was reached

@@ -9,6 +9,7 @@ its output could contradict.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,79 +22,107 @@ from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Task
 
 _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
-"""How an instruction ends that lists its options' names."""
+"""End of an instruction that lists the names of its options."""
 
 
 def find_file(folder: Path, task: Task, split: Split) -> Path | None:
     """The set's file of a split, ``.json`` or ``.jsonl``."""
-    found = (folder / f"{task.folder}/{split}{suffix}" for suffix in (".json", ".jsonl"))
-    return next((path for path in found if path.is_file()), None)
+    for suffix in (".json", ".jsonl"):
+        path = folder / f"{task.folder}/{split}{suffix}"
+        if path.is_file():
+            return path
+    return None
 
 
 def load(source: Path, task: Task, split: Split) -> list[Example]:
     """One split of one set: its file in a folder, or its rows in a mixed file, which has no splits."""
     if source.is_dir():
-        if path := find_file(source, task, split):
-            return read_file(path, split, task=task.name)
-        name = f"{task.folder}/{split}"
-        raise UsageError(f"{source}: no {name}.json or .jsonl in this folder (the layout of LLM-Adapters' dataset/)")
-    if examples := [example for example in read_file(source, split) if example.task == task.name]:
-        return examples
-    raise UsageError(
-        f"{source}: no rows of {task.name}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a"
-        f' key such as "task": "{task.name}"'
-    )
+        path = find_file(source, task, split)
+        if path is None:
+            file = f"{task.folder}/{split}.json or .jsonl"
+            raise UsageError(f"{source}: no {file} in this folder (the layout of LLM-Adapters' dataset/)")
+        return read_file(path, split, task=task.name)
+    examples = [example for example in read_file(source, split) if example.task == task.name]
+    if not examples:
+        raise UsageError(
+            f"{source}: no rows of {task.name}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a"
+            f' key such as "task": "{task.name}"'
+        )
+    return examples
 
 
 def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Example]:
-    """All rows of a file in LLM-Adapters' format; ``task`` names the set that it is of."""
+    """All rows of a file in LLM-Adapters' format; ``task`` names the set that all belong to, if known."""
     return read_rows(path, partial(example_from_row, split=split, task=task))
 
 
 def read_texts(path: Path, task: Task) -> list[Example]:
-    """The texts of a file, each once: ``text`` of its rows, or of plain text its paragraphs."""
+    """The texts of a file, each once: column ``text`` of its rows, or the paragraphs of plain text."""
 
     def read(row: dict[str, Any], number: int) -> Example:
         if "text" not in row:
             raise ValueError(f"no column text; the row has {', '.join(row)}")
         return task.text(row["text"])
 
-    found = read_rows(path, read, plain=not has_rows(path))
-    return list({example.id: example for example in found}.values())
+    texts = {example.id: example for example in read_rows(path, read, plain=not has_rows(path))}
+    return list(texts.values())
 
 
 def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: str | None = None) -> Example:
     """A row of LLM-Adapters as an example that renders back to exactly this row.
 
-    ``split`` and ``number``, the row's position, go into the id; ``task`` names the set of the row's file, if known. A
-    `ValueError` says what is wrong with the row.
+    Args:
+        row: its columns.
+        number: the row's position, for the id.
+        split: for the id.
+        task: the set of the row's file, if known.
+
+    Raises:
+        ValueError: says what is wrong with the row.
     """
-    said = _texts(row)
-    (said.instruction + said.output + said.answer).encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
-    if not (said.instruction.strip() and said.output.strip()):
+    texts = _texts(row)
+    # A lone surrogate raises UnicodeEncodeError, which is a ValueError.
+    (texts.instruction + texts.output + texts.answer).encode()
+    if not (texts.instruction.strip() and texts.output.strip()):
         raise ValueError("instruction or output is empty; remove the row")
     if row.get("input"):
         raise ValueError('"input" must be empty; move its text into the instruction')
-    named = row.get("task") or task
-    if named is not None and named not in (known := (task,) if task else COMMONSENSE):
-        raise ValueError(f"task {named!r}: must be {'' if task else 'one of '}{', '.join(known)} in this file")
-
-    matches = [e for name in ([named] if named else COMMONSENSE) if (e := _of_task(said, name, split, number))]
+    named = _named_task(row, task)
+    candidates: Sequence[str] = COMMONSENSE
+    if named is not None:
+        candidates = [named]
+    matches = []
+    for name in candidates:
+        example = _of_task(texts, name, split, number)
+        if example is not None:
+            matches.append(example)
     if len(matches) == 1:
         return matches[0]
-    if said.names_answer and said.contradicts_itself:
-        raise ValueError(f"the output contradicts the answer {said.answer!r}")
+    if texts.names_answer and texts.contradicts_itself:
+        raise ValueError(f"the output contradicts the answer {texts.answer!r}")
     if named is not None:
         raise ValueError(f"instruction or output does not follow the template of {named}")
-    return _bare(said, split, number)
+    return _bare(texts, split, number)
+
+
+def _named_task(row: dict[str, Any], of_file: str | None) -> str | None:
+    """The set that a row names, or else that of its file."""
+    named = row.get("task") or of_file
+    if of_file is not None:
+        if named != of_file:
+            raise ValueError(f"task {named!r}: must be {of_file} in this file")
+        return named
+    if named is not None and named not in COMMONSENSE:
+        raise ValueError(f"task {named!r}: must be one of {', '.join(COMMONSENSE)} in this file")
+    return named
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """The texts of a row, which may name its answer apart from its output.
+    """The texts of a row.
 
-    Only where it does can the two contradict each other. Otherwise the output is whatever the model is to write, and
-    ``answer`` is what it says behind LLM-Adapters' lead, if it has that.
+    A row may name its answer beside its output, and then the two may contradict each other. In any other row
+    ``answer`` is the output without LLM-Adapters' lead, "the correct answer is".
     """
 
     instruction: str
@@ -119,21 +148,24 @@ def _texts(row: dict[str, Any]) -> _Texts:
             return _spoken({"prompt": row["prompt"], "completion": row["completion"]})
         case {"prompt": _} if "instruction" not in row:
             raise ValueError("completion: missing; a row has prompt and completion")
-    if missing := [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]:
+    missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
+    if missing:
         kinds = "instruction, input, output, answer; or prompt, completion; or messages"
         raise ValueError(f"{', '.join(missing)}: missing or not text; a row has {kinds}")
     return _Texts(row["instruction"], row["output"], row["answer"])
 
 
 def _spoken(texts: dict[str, Any]) -> _Texts:
-    """The two ``texts`` by name, what is asked and what is answered."""
-    if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
+    """A row of two ``texts``, what is asked and what is answered, by their names in messages."""
+    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
+    if wrong:
         raise ValueError(f"{', '.join(wrong)}: missing or not text")
     asked, answered = texts.values()
     return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
 
 
 def _of_task(row: _Texts, task: str, split: Split, number: int) -> Example | None:
+    """The row as a question of ``task``; ``None`` if it does not follow the task's template."""
     parsed = parse_instruction(row.instruction, task)
     if parsed is None:
         return None
@@ -142,18 +174,23 @@ def _of_task(row: _Texts, task: str, split: Split, number: int) -> Example | Non
     for gold in range(len(choices)):
         example = Example(id, task, question, choices, gold, context=context)
         rendered = llm_adapters_row(example)
-        if rendered["answer"] == row.answer:
-            # A template's question with another output (a reasoned answer, say) is a bare instruction.
-            return example if rendered["output"] == row.output else None
+        if rendered["answer"] != row.answer:
+            continue
+        if rendered["output"] != row.output:  # a reasoned answer, say: the row is a bare instruction
+            return None
+        return example
     if row.names_answer:
         raise ValueError(f"answer {row.answer!r} is not among the options of the instruction")
     return None
 
 
 def _bare(row: _Texts, split: Split, number: int) -> Example:
+    """The row as a bare instruction with its response, or with one response per option that it lists."""
     id = f"{INSTRUCTION}/{split}/{number}"
+    names: list[str] = []
     listed = _ANSWER_FORMAT.search(row.instruction)
-    names = listed[1].split("/") if listed else []
+    if listed:
+        names = listed[1].split("/")
     if names and row.names_answer and row.answer not in names:
         raise ValueError(f"answer {row.answer!r} is not among the options {'/'.join(names)}")
     if row.answer in names and row.output == RESPONSE_LEAD + row.answer:

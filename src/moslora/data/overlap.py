@@ -13,7 +13,8 @@ from moslora.prompts.instructions import full_question, labels, parse_instructio
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 DIGEST = 8
-"""Bytes. A question shares them with another row by chance once in 5 billion evaluations of the eight sets."""
+"""Bytes of a row's digest. By chance, one evaluation of the eight sets in 5 billion has a question with another row's
+digest."""
 
 _WORD = re.compile(r"\w+")
 
@@ -33,8 +34,10 @@ def content(example: Example) -> Content:
     """The content of ``example``; an instruction row is parsed where possible."""
     example = read_back(example)
     choices = [normal(choice) for choice in example.choices]
-    listed = () if example.task == INSTRUCTION else tuple(sorted(choices))
-    return Content(normal(full_question(example)), listed, choices[example.gold])
+    options: tuple[str, ...] = ()
+    if example.task != INSTRUCTION:
+        options = tuple(sorted(choices))
+    return Content(normal(full_question(example)), options, choices[example.gold])
 
 
 def digest(example: Example) -> bytes:
@@ -51,13 +54,16 @@ def read_back(example: Example) -> Example:
     if example.task != INSTRUCTION:
         return example
     for task in COMMONSENSE:
-        if (parsed := parse_instruction(example.question, task)) is None:
+        parsed = parse_instruction(example.question, task)
+        if parsed is None:
             continue
         context, question, choices = parsed
         found = replace(example, task=task, question=question, choices=choices, gold=0, context=context)
         named = normal(example.choices[example.gold]).rpartition(" ")[2]
         names = labels(found)
-        return replace(found, gold=names.index(named)) if named in names else example
+        if named not in names:
+            return example
+        return replace(found, gold=names.index(named))
     return example
 
 

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import moslora.data
+import moslora.prompts
+import moslora.tasks
 from moslora.console import note
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples, encoding
 from moslora.data.overlap import digest
@@ -26,12 +29,15 @@ from moslora.files import discard, once_per_machine, placed, sha256
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
 from moslora.tasks import Task
-from moslora.version import PACKAGE
+
+_ROOMS = (moslora.tasks, moslora.data, moslora.prompts)
+"""Packages whose code decides what the prepared rows are."""
 
 _KEPT = 16
-"""Sets of rows in the cache; the oldest makes way."""
+"""Maximum number of sets of rows in the cache; the oldest are removed."""
 
-_ROWS, _HASH = "rows.arrow", "rows.sha256"
+_ROWS = "rows.arrow"
+_HASH = "rows.sha256"
 
 SCHEMA = pa.schema(
     {
@@ -45,17 +51,20 @@ SCHEMA = pa.schema(
 
 
 class RowTable(Sequence[Encoded]):
-    """Encoded rows in an Arrow batch of `SCHEMA`, which may lie on disk: a row is built when a step draws it."""
+    """Encoded rows in an Arrow batch of `SCHEMA`, which may be on disk: a row is built when a step draws it."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.batch = batch
         self.tasks: list[str] = batch["task"].to_pylist()
         ids = batch["input_ids"]
         # Not to_numpy(), which imports pandas.
-        self._tokens, self._offsets, self._masked = map(np.from_dlpack, (ids.values, ids.offsets, batch["masked"]))
+        self._tokens = np.from_dlpack(ids.values)
+        self._offsets = np.from_dlpack(ids.offsets)
+        self._masked = np.from_dlpack(batch["masked"])
 
     @classmethod
     def of(cls, rows: Iterable[Encoded]) -> "RowTable":
+        """A table of ``rows`` in memory."""
         cells = [{**vars(row), "masked": row.labels.count(IGNORE_INDEX)} for row in rows]
         return cls(pa.RecordBatch.from_pylist(cells, schema=SCHEMA))
 
@@ -68,22 +77,28 @@ class RowTable(Sequence[Encoded]):
             return [self[i] for i in row]
         ids = self._tokens[self._offsets[row] : self._offsets[row + 1]].tolist()
         masked = int(self._masked[row])
-        id, truncated = (self.batch[column][row].as_py() for column in ("id", "truncated"))
-        return Encoded(id, self.tasks[row], ids, [IGNORE_INDEX] * masked + ids[masked:], truncated)
+        return Encoded(
+            id=self.batch["id"][row].as_py(),
+            task=self.tasks[row],
+            input_ids=ids,
+            labels=[IGNORE_INDEX] * masked + ids[masked:],
+            truncated=self.batch["truncated"][row].as_py(),
+        )
 
     def lengths(self) -> list[int]:
         """Tokens of each row."""
-        return list(map(int, np.diff(self._offsets)))
+        lengths: list[int] = np.diff(self._offsets).tolist()
+        return lengths
 
     def token_count(self) -> int:
         return len(self._tokens)
 
     def label_count(self) -> int:
-        """As `moslora.data.steps.label_count`."""
+        """Tokens that the loss counts, as `moslora.data.steps.label_count`."""
         return int((np.diff(self._offsets) - np.maximum(self._masked, 1)).sum())
 
     def sha256(self) -> str:
-        """Of every row's length, tokens and positions without loss."""
+        """Hash of every row's length, tokens and number of positions without loss."""
         digest = hashlib.sha256()
         for column in (self._offsets, self._tokens, self._masked):
             digest.update(np.ascontiguousarray(column).data)
@@ -92,24 +107,26 @@ class RowTable(Sequence[Encoded]):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The encoded rows of a run, and what is known of them."""
+    """The encoded rows of a run, and facts about them."""
 
     rows: RowTable  # trained on
     validation: RowTable  # set aside
-    contents: bytes  # the `digest` of each training row, end to end
+    contents: bytes  # the `digest` of each training row, concatenated
     sha256: str  # of the training rows' examples
     source_sha256: str  # of all rows of the source, before the seed chose among them: the same under every seed
     encoding: dict[str, str]  # hashes of the tokenizer and the chat template, see `moslora.data.encode.encoding`
-    notes: list[str]  # what a user should know of them
+    notes: list[str]  # for the user
 
     @cached_property
     def tokens_sha256(self) -> str:
-        """Of what a step computes with, which another tokenizer or chat template changes."""
+        """Hash of the training rows' tokens and masks, which another tokenizer or chat template changes."""
         return self.rows.sha256()
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
-        """For the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
-        drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
+        """Facts for the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
+        drawn: Counter[str] = Counter()
+        for step in range(steps):
+            drawn.update(self.rows.tasks[row] for row in plan[step])
         tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
         return {
             "sha256": self.sha256,
@@ -120,11 +137,13 @@ class TrainingData:
         }
 
     def remarks(self) -> list[str]:
-        rows, truncated = self.rows, self.rows.batch["truncated"].true_count
+        """Lines for the user: how many rows and tokens, how many were cut, and the notes."""
+        rows = self.rows
         lines = [
             f"{len(rows):,} training rows of {rows.token_count() / len(rows):.1f} tokens on average, of which"
             f" {rows.label_count() / len(rows):.1f} labelled; {len(self.validation)} validation rows"
         ]
+        truncated = rows.batch["truncated"].true_count
         if truncated:
             share = truncated / len(rows)
             lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
@@ -133,7 +152,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class RunRows:
-    """The rows of a run, not loaded yet: those of ``tasks`` that ``data`` describes (`moslora.data.select`)."""
+    """The rows of a run before they are loaded: those of ``tasks`` that ``data`` chooses (`moslora.data.select`)."""
 
     data: DataSection
     tasks: Sequence[Task]
@@ -143,10 +162,12 @@ class RunRows:
     def prepare(self) -> TrainingData:
         """The rows, from the cache if they are there. If it cannot be written, they are made for this process alone."""
         folder = self._folder()
-        if found := _read(folder):
+        found = _read(folder)
+        if found is not None:
             return found
         with once_per_machine(folder):
-            if found := _read(folder):  # made by the process that had the lock
+            found = _read(folder)  # made by the process that had the lock
+            if found is not None:
                 return found
             made = self._make()
             try:
@@ -157,24 +178,29 @@ class RunRows:
 
     def at_hand(self) -> TrainingData | None:
         """The rows, if they are in the cache or all their sources are files of this machine."""
-        local = all(not task.hub if task.own else local_path(self.data.source) for task in self.tasks)
-        return self.prepare() if local else _read(self._folder())
+        if all(self._is_local(task) for task in self.tasks):
+            return self.prepare()
+        return _read(self._folder())
+
+    def _is_local(self, task: Task) -> bool:
+        if task.own:
+            return not task.hub
+        return local_path(self.data.source) is not None
 
     def _make(self) -> TrainingData:
-        data, format = self.data, make_format(self.data.format, self.encoder.tokenizer)
+        data = self.data
+        format = make_format(data.format, self.encoder.tokenizer)
         rows = load_training(self.tasks, source=data.source)
         trained, aside, left_out = select(data, rows, seed=self.seed)
-        training, validation = (
-            RowTable.of(encode_examples(examples, format, self.encoder, loss_on=data.loss_on))
-            for examples in (trained, aside)
-        )
+        training = encode_examples(trained, format, self.encoder, loss_on=data.loss_on)
+        validation = encode_examples(aside, format, self.encoder, loss_on=data.loss_on)
         notes = [*differences(data.source, data.tasks), *left_out]
         if ASKS_FOR_THE_DATE in format.identity():
             notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
         return TrainingData(
-            rows=training,
-            validation=validation,
-            contents=b"".join(map(digest, trained)),
+            rows=RowTable.of(training),
+            validation=RowTable.of(validation),
+            contents=b"".join(digest(example) for example in trained),
             sha256=data_hash(trained),
             source_sha256=data_hash(rows),
             encoding=encoding(self.encoder.tokenizer, data.format),
@@ -182,14 +208,26 @@ class RunRows:
         )
 
     def _folder(self) -> Path:
-        """Named by all that the rows depend on: recipe, source, tokenizer, chat template and code."""
-        made_by = encoding(self.encoder.tokenizer, self.data.format)
-        parts: list[Any] = [self.data.model_dump(mode="json"), self.seed, made_by]
-        parts += [[task.name for task in self.tasks], identity(self.tasks, "train", source=self.data.source)]
-        parts += [version(package) for package in ("pyarrow", "tokenizers")]
-        code = [path for room in ("tasks", "data", "prompts") for path in sorted(PACKAGE.glob(f"{room}/*.py"))]
-        parts += [sha256(path) for path in code]  # in place of a number that somebody has to raise
-        return home() / "rows" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        """The rows' folder in the cache, named by a hash of everything that they depend on."""
+        depends_on = {
+            "data": self.data.model_dump(mode="json"),
+            "seed": self.seed,
+            "encoding": encoding(self.encoder.tokenizer, self.data.format),
+            "tasks": [task.name for task in self.tasks],
+            "source": identity(self.tasks, "train", source=self.data.source),
+            "packages": [version(package) for package in ("pyarrow", "tokenizers")],
+            "code": _code(),
+        }
+        return home() / "rows" / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
+
+
+def _code() -> list[str]:
+    """Hashes of the code that makes the rows, instead of a version number that somebody has to raise."""
+    hashes = []
+    for room in _ROOMS:
+        (folder,) = room.__path__
+        hashes += [sha256(path) for path in sorted(Path(folder).glob("*.py"))]
+    return hashes
 
 
 def _read(folder: Path) -> TrainingData | None:
@@ -198,27 +236,30 @@ def _read(folder: Path) -> TrainingData | None:
         if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
             return None
         file = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS)))
-        rows, validation = (RowTable(file.get_batch(number)) for number in range(2))
-        known = file.schema.metadata
-        return TrainingData(rows, validation, known[b"contents"], **json.loads(known[b"facts"]))
+        rows = RowTable(file.get_batch(0))
+        validation = RowTable(file.get_batch(1))
+        metadata = file.schema.metadata
+        return TrainingData(rows, validation, metadata[b"contents"], **json.loads(metadata[b"facts"]))
     except (OSError, UnicodeDecodeError):
         return None
 
 
 def _write(made: TrainingData, folder: Path) -> None:
+    """Writes the rows into ``folder``, and removes the oldest sets of rows beside it."""
     facts = {
         "sha256": made.sha256,
         "source_sha256": made.source_sha256,
         "encoding": made.encoding,
         "notes": made.notes,
     }
-    known = {"facts": json.dumps(facts), "contents": made.contents}
+    metadata = {"facts": json.dumps(facts), "contents": made.contents}
     with placed(folder) as new:
         new.mkdir()
-        with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(known)) as file:
+        with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(metadata)) as file:
             file.write_batch(made.rows.batch)
             file.write_batch(made.validation.batch)
         (new / _HASH).write_text(sha256(new / _ROWS), encoding="utf-8")
     with suppress(OSError):  # another process may remove the same
-        for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        oldest_first = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in oldest_first[:-_KEPT]:
             discard(old)

@@ -15,35 +15,40 @@ from typing import Any
 from moslora.errors import UsageError, capped, first_line
 from moslora.tasks import Example
 
-Placed = tuple[str, Any]
-"""Where a row is, such as ``:7`` for a line or ``: row 7``; and the row, or the `ValueError` that says why it cannot be
-read."""
+Located = tuple[str, Any]
+"""A row's location for messages, such as ``:7`` for a line or ``: row 7``; and the row, or the `ValueError` that says
+why it cannot be read."""
 
 _SEPARATORS = (";", "\t", "|")
-"""What some programs write between the cells of a CSV file in place of a comma."""
+"""Separators that some programs write between the cells of a CSV file instead of commas."""
 
 
 def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False) -> list[Example]:
-    """The rows of a file by ``read``, which gets a row and its number, from 0.
+    """The examples that ``read`` makes of a file's rows.
 
-    The name's ending says how the file is read: ``.jsonl`` has an object a line, ``.csv`` a header and a row a line,
-    ``.parquet`` a table, any other one JSON array of objects. One that is ``plain`` text has a ``text`` in each
-    paragraph, between empty lines.
+    The name's ending says how the file is read: ``.jsonl`` has an object per line, ``.csv`` a header and a row per
+    line, ``.parquet`` a table, and any other file one JSON array of objects.
+
+    Args:
+        read: gets a row and its number, from 0; a `ValueError` says what is wrong with the row.
+        plain: the file is text without rows; each paragraph, between empty lines, is a row with a ``text``.
 
     Raises:
-        UsageError: the faults, by line in JSONL and CSV and by the row's number, from 1, in the others; the same fault
-            once.
+        UsageError: the faults of rows, each once, with the first row's line in JSONL and CSV, or else its number from
+            1; or the file has no rows.
     """
     examples: list[Example] = []
     faults: dict[str, list[str]] = {}
-    reader = _paragraphs if plain else _READERS.get(path.suffix.lower(), _array)
-    for number, (place, row) in enumerate(reader(path)):
+    reader = _READERS.get(path.suffix.lower(), _array)
+    if plain:
+        reader = _paragraphs
+    for number, (location, row) in enumerate(reader(path)):
         try:
             examples.append(read(_columns(row), number))
         except (ValueError, RecursionError) as fault:
-            faults.setdefault(str(fault), []).append(place)
+            faults.setdefault(str(fault), []).append(location)
     if faults:
-        raise UsageError(capped([_told(path, fault, places) for fault, places in faults.items()]))
+        raise UsageError(capped([_fault_line(path, fault, locations) for fault, locations in faults.items()]))
     if not examples:
         raise UsageError(f"{path}: contains no rows")
     return examples
@@ -62,10 +67,11 @@ def _columns(row: Any) -> dict[str, Any]:
     return row
 
 
-def _told(path: Path, fault: str, places: list[str]) -> str:
-    first, *more = places
-    line = f"{path}{first}: {fault}"
-    return f"{line} (and {len(more)} more rows)" if more else line
+def _fault_line(path: Path, fault: str, locations: list[str]) -> str:
+    line = f"{path}{locations[0]}: {fault}"
+    if len(locations) > 1:
+        line += f" (and {len(locations) - 1} more rows)"
+    return line
 
 
 def _text_of(path: Path) -> str:
@@ -81,14 +87,16 @@ def _as_utf8(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
-def _paragraphs(path: Path) -> Iterator[Placed]:
+def _paragraphs(path: Path) -> Iterator[Located]:
     text = _text_of(path).strip()
-    paragraphs = re.split(r"\n\s*\n", text) if text else []
+    if not text:
+        return
+    paragraphs = re.split(r"\n\s*\n", text)
     for number, paragraph in enumerate(paragraphs, start=1):
         yield f": paragraph {number}", {"text": paragraph}
 
 
-def _array(path: Path) -> Iterator[Placed]:
+def _array(path: Path) -> Iterator[Located]:
     text = _text_of(path)
     try:
         rows = json.loads(text)
@@ -101,7 +109,7 @@ def _array(path: Path) -> Iterator[Placed]:
         yield f": row {number}", row
 
 
-def _lines(path: Path) -> Iterator[Placed]:
+def _lines(path: Path) -> Iterator[Located]:
     # splitlines() also breaks at characters that JSON strings may contain unescaped.
     for number, line in enumerate(_text_of(path).split("\n"), start=1):
         if line.strip():
@@ -117,20 +125,20 @@ def _parsed(line: str) -> Any:
         return ValueError(str(error))
 
 
-def _cells(path: Path) -> Iterator[Placed]:
-    """By Python's reader, which guesses no types. The place is the line where a row begins."""
+def _cells(path: Path) -> Iterator[Located]:
+    """Rows by Python's reader, which guesses no types. Their location is the line where they begin."""
     with _as_utf8(path), path.open(encoding="utf-8-sig", newline="") as text, _cells_of_any_length():
         lines = csv.reader(text, strict=True)
         header: list[str] = []
         begins = 1
         try:
             for cells in lines:
-                place = f":{begins}"
+                location = f":{begins}"
                 begins = lines.line_num + 1
                 if not cells:  # an empty line
                     continue
                 if header:
-                    yield place, _row(header, cells)
+                    yield location, _row(header, cells)
                 else:
                     header = _header(path, cells)
         except csv.Error as error:  # after which it is not known where a row begins
@@ -139,7 +147,7 @@ def _cells(path: Path) -> Iterator[Placed]:
 
 @contextmanager
 def _cells_of_any_length() -> Iterator[None]:
-    """Python's limit of 131,072 characters is for the whole process."""
+    """Lifts Python's limit of 131,072 characters per cell within the block; it holds for the whole process."""
     usual = csv.field_size_limit(2**31 - 1)
     try:
         yield
@@ -148,24 +156,30 @@ def _cells_of_any_length() -> Iterator[None]:
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
+    """The names of the columns; refuses a name that several have, and other separators than commas."""
     names = [name.strip() for name in cells]
-    if len(names) == 1 and (found := [mark for mark in _SEPARATORS if mark in names[0]]):
-        raise UsageError(f"{path}: its cells are separated by {found[0]!r}; save it with commas")
-    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+    separators = [mark for mark in _SEPARATORS if mark in names[0]]
+    if len(names) == 1 and separators:
+        raise UsageError(f"{path}: its cells are separated by {separators[0]!r}; save it with commas")
+    named = [name for name in names if name]
+    twice = [name for name in dict.fromkeys(named) if named.count(name) > 1]
+    if twice:
         raise UsageError(f"{path}: several columns are called {', '.join(twice)}; rename them in the first line")
     return names
 
 
 def _row(header: list[str], cells: list[str]) -> Any:
-    """A column without a name, as of pandas' index, is left out."""
+    """The cells by the columns' names, or a fault. A column without a name, such as pandas' index, is left out."""
     if len(cells) != len(header):
-        fix = 'a text with a comma needs quotes: "a, b"'
-        return ValueError(f"has {len(cells)} cells, and the first line names {len(header)} columns; {fix}")
+        return ValueError(
+            f"has {len(cells)} cells, and the first line names {len(header)} columns; a text with a comma needs quotes:"
+            ' "a, b"'
+        )
     return {name: cell for name, cell in zip(header, cells, strict=True) if name}
 
 
-def _parquet(path: Path) -> Iterator[Placed]:
-    """Some rows at a time, by the reader that ``datasets`` uses, too, after it has left a lock in the cache."""
+def _parquet(path: Path) -> Iterator[Located]:
+    """Rows in batches. By pyarrow, as ``datasets``, which uses the same reader, would leave a lock in the cache."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -180,5 +194,5 @@ def _parquet(path: Path) -> Iterator[Placed]:
         raise UsageError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {".jsonl": _lines, ".csv": _cells, ".parquet": _parquet}
-"""Ending -> reader; the others are JSON."""
+_READERS: dict[str, Callable[[Path], Iterator[Located]]] = {".jsonl": _lines, ".csv": _cells, ".parquet": _parquet}
+"""Ending -> reader; files with other endings are JSON."""

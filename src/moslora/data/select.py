@@ -9,7 +9,7 @@ from moslora.tasks import Example
 
 
 def select(data: DataSection, rows: Sequence[Example], *, seed: int) -> tuple[list[Example], list[Example], list[str]]:
-    """The training and validation rows among all ``rows`` that ``data`` describes, and what was left out, in words."""
+    """The training and validation rows that ``data`` chooses among all ``rows``, and notes on what is left out."""
     chosen = cap(rows, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)
@@ -35,7 +35,11 @@ def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, se
     for task in {example.task for example in examples}:
         positions = [position for position, example in enumerate(examples) if example.task == task]
         random.Random(f"{seed}/{task}").shuffle(positions)
-        kept.update(positions[: rows if isinstance(rows, int) else rows.get(task)])
+        if isinstance(rows, int):
+            limit: int | None = rows
+        else:
+            limit = rows.get(task)
+        kept.update(positions[:limit])
     return [example for position, example in enumerate(examples) if position in kept]
 
 
@@ -48,11 +52,11 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
     chosen = set(random.Random(f"{seed}/validation").sample(range(len(examples)), validation_rows))
     validation = [example for position, example in enumerate(examples) if position in chosen]
 
-    def said(row: Example) -> tuple[object, ...]:
+    def fields(row: Example) -> tuple[object, ...]:
         return row.task, row.context, row.question, row.choices, row.gold
 
-    repeated = set(map(said, validation))
-    training = [example for example in examples if said(example) not in repeated]
+    repeated = {fields(example) for example in validation}
+    training = [example for example in examples if fields(example) not in repeated]
     if not training:
         raise UsageError("data.validation_rows: all other rows repeat those set aside; use fewer")
     return training, validation

@@ -1,6 +1,6 @@
 """One example as text, as tokens with the label mask, and its options: the output of ``moslora data show``."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from moslora.choices import FormatName, LossOn, Split
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
@@ -22,39 +22,46 @@ def show_rows(
     format: FormatName,
     loss_on: LossOn,
 ) -> Iterator[str]:
-    """A row of each task as plain text; of a ``whole`` source, each task of its training rows, free ones included.
+    """Row number ``row`` of each task as plain text.
 
-    ``split``: by default the training rows, or of a task without any its test rows.
+    Args:
+        whole: the tasks are those of the source's training rows, bare instructions included, not only ``tasks``.
+        split: by default "train", or "test" for a task without training rows.
+
+    Raises:
+        UsageError: a task has fewer rows.
     """
+    examples_of: dict[tuple[str, Split], list[Example]] = {}
     if whole and split in (None, "train"):
-        found = _by_task(load_training(tasks, source=source), split="train")
+        for example in load_training(tasks, source=source):
+            examples_of.setdefault((example.task, "train"), []).append(example)
     else:
-        found = {}
         for task in tasks:
-            there = split or ("train" if "train" in task.splits else "test")
-            found[task.name, there] = load_examples(task, there, source=source)
-    for (task_name, there), examples in found.items():
+            shown = split or _first_split(task)
+            examples_of[task.name, shown] = load_examples(task, shown, source=source)
+    for (task_name, shown), examples in examples_of.items():
         if row >= len(examples):
-            raise UsageError(f"--row {row}: must be 0 to {len(examples) - 1} for {task_name}, {there}")
+            raise UsageError(f"--row {row}: must be 0 to {len(examples) - 1} for {task_name}, {shown}")
         yield show_example(examples[row], encoder, format=format, loss_on=loss_on)
 
 
-def _by_task(examples: Iterable[Example], *, split: Split) -> dict[tuple[str, Split], list[Example]]:
-    found: dict[tuple[str, Split], list[Example]] = {}
-    for example in examples:
-        found.setdefault((example.task, split), []).append(example)
-    return found
+def _first_split(task: Task) -> Split:
+    if "train" in task.splits:
+        return "train"
+    return "test"
 
 
 def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss_on: LossOn) -> str:
-    """One row as plain text."""
+    """One row as plain text: its prompt and answer, a line per token, and the options if it has any."""
     renderer = make_format(format, encoder.tokenizer)
     option = renderer.train(example)
     (encoded,) = encode_examples([example], renderer, encoder, loss_on=loss_on)
     with_loss = sum(label != IGNORE_INDEX for label in encoded.labels)
-    cut = ", the start of the prompt cut" if encoded.truncated else ""
+    length = f"{len(encoded.input_ids)} tokens"
+    if encoded.truncated:
+        length += ", the start of the prompt cut"
     lines = [
-        f"{example.id}   format {format}, {len(encoded.input_ids)} tokens{cut}, loss on {with_loss} of them",
+        f"{example.id}   format {format}, {length}, loss on {with_loss} of them",
         "",
         "prompt (training)",
         *(f"  | {line}" for line in option.prompt.split("\n")),
@@ -64,12 +71,16 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
         "position      id  label  token",
     ]
     for position, (id, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
-        mark = "-" if label == IGNORE_INDEX else "loss"
+        mark = "loss"
+        if label == IGNORE_INDEX:
+            mark = "-"
         lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {encoder.tokenizer.decode([id])!r}")
-    if len(example.choices) < 2:  # a free row
+    if len(example.choices) < 2:  # a bare instruction
         return "\n".join(lines)
     lines += ["", f"options (protocol {joined_names(readers(format))}; * is right)"]
     for index, choice in enumerate(renderer.options(example)):
-        star = "*" if index == example.gold else " "
+        star = " "
+        if index == example.gold:
+            star = "*"
         lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")
     return "\n".join(lines)

@@ -29,56 +29,75 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
     """One split of one set: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
 
     ``source`` of the eight sets: "wheel", "hub", `MIXTURE`, tested on the hub's rows, or a path (`moslora.data.local`).
+
+    Raises:
+        UsageError: no such split or source, or a row is malformed.
+        MosloraError: a download failed.
     """
-    if split not in (known := splits(task, source=source)):
+    known = splits(task, source=source)
+    if split not in known:
         raise UsageError(f"source {source}: no split {split!r} of {task.name}; must be one of {', '.join(known)}")
     if task == PASSAGES:
-        return _passages("hub" if source in ("hub", MIXTURE) else "wheel")
+        return _passages(on_hub=source in ("hub", MIXTURE))
     if task.own:
         return _own_rows(task, split)
-    if path := local_path(source):
+    path = local_path(source)
+    if path is not None:
         return local.load(path, task, split)
-    return wheel.load(task, split) if source == "wheel" else hub.load(task, split)
+    if source == "wheel":
+        return wheel.load(task, split)
+    return hub.load(task, split)
 
 
 def splits(task: Task, *, source: str) -> tuple[Split, ...]:
     """The splits that can be loaded. The training rows of `MIXTURE` are not split by set."""
+    if task.own and "train" in task.splits:
+        return ("train", "test")
     if task.own:
-        return ("train", "test") if "train" in task.splits else ("test",)
+        return ("test",)
     return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
 
 
-def _passages(source: str) -> list[Example]:
-    """Without the titles that the wheel puts before them, so that both sources have the same texts."""
-    trained, asked = (
-        [(row.context or "").partition(" -- ")[2] if source == "wheel" else row.context or "" for row in rows]
-        for rows in (load_examples(TASKS["boolq"], split, source=source) for split in ("train", "test"))
-    )
-    texts, known = {normal(text): text for text in asked}, set(map(normal, trained))
-    return [PASSAGES.text(text) for words, text in texts.items() if words not in known]
+def _passages(*, on_hub: bool) -> list[Example]:
+    """The passages of BoolQ's test rows that no training row has, each once; the same from the hub and the wheel."""
+    trained = {normal(text) for text in _boolq_passages("train", on_hub=on_hub)}
+    tested = {normal(text): text for text in _boolq_passages("test", on_hub=on_hub)}
+    return [PASSAGES.text(text) for words, text in tested.items() if words not in trained]
+
+
+def _boolq_passages(split: Split, *, on_hub: bool) -> list[str]:
+    """The passage of each row, without the title that the wheel puts before it."""
+    if on_hub:
+        return [row.context or "" for row in load_examples(TASKS["boolq"], split, source="hub")]
+    titled = [row.context or "" for row in load_examples(TASKS["boolq"], split, source="wheel")]
+    return [passage.partition(" -- ")[2] for passage in titled]
 
 
 def _own_rows(task: Task, split: Split) -> list[Example]:
     """The rows of a user's task. Without a test split, a share of the training rows is tested on and not trained on."""
-    file: Split = split if "test" in task.splits else "train"
-    if task.hub:
-        rows = hub.load(task, file)
-    else:
-        path = _own_file(task, file)
-        if task.is_text:
-            return local.read_texts(path, task)
-        rows = read_rows(path, lambda row, number: task.example(row, f"{task.name}/{file}/{number}"))
     if "test" in task.splits:
-        return rows
-    asked = [content(row)[:2] for row in rows]
-    order = sorted(set(asked), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
-    tested = set(order[: math.ceil(task.held_out * len(order))])
-    found = [row for row, question in zip(rows, asked, strict=True) if (question in tested) == (split == "test")]
+        return _read_own(task, split)
+    rows = _read_own(task, "train")
+    questions = [content(row)[:2] for row in rows]
+    shuffled = sorted(set(questions), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
+    held_out = set(shuffled[: math.ceil(task.held_out * len(shuffled))])
+    tested = [question in held_out for question in questions]
+    found = [row for row, is_tested in zip(rows, tested, strict=True) if is_tested == (split == "test")]
     if not found:
         raise UsageError(
             f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row of {len(rows)}; name a test file"
         )
     return found
+
+
+def _read_own(task: Task, split: Split) -> list[Example]:
+    """The rows of a split that a user's task names, from the hub or a file."""
+    if task.hub:
+        return hub.load(task, split)
+    path = _own_file(task, split)
+    if task.is_text:
+        return local.read_texts(path, task)
+    return read_rows(path, lambda row, number: task.example(row, f"{task.name}/{split}/{number}"))
 
 
 def _own_file(task: Task, split: Split) -> Path:
@@ -94,8 +113,12 @@ def _own_file(task: Task, split: Split) -> Path:
 def refuse_missing(tasks: Sequence[Task], split: Split, *, source: str) -> None:
     """Refuses rows whose file or folder is not there, and reads none. Arguments as in `load_examples`."""
     for task in tasks:
-        if task.own and task.splits and not task.hub:
-            _own_file(task, split if split in task.splits else next(iter(task.splits)))
+        if not task.own or task.hub or not task.splits:
+            continue
+        if split in task.splits:
+            _own_file(task, split)
+        else:
+            _own_file(task, next(iter(task.splits)))
     if not all(task.own for task in tasks):
         local_path(source)
 
@@ -106,20 +129,39 @@ def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
     `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
     """
     sets = [task for task in tasks if not task.own]
-    if sets and source == MIXTURE:
-        examples = hub.load_mixture()
-    elif sets and (path := local_path(source)) and path.is_file():
-        wanted, whole = {*(task.name for task in sets), INSTRUCTION}, local.read_file(path, "train")
-        examples = [example for example in whole if example.task in wanted]
-        if not examples:
-            raise UsageError(f"{path}: no rows of {', '.join(task.name for task in sets)}")
-    else:
-        examples = [e for task in sets for e in load_examples(task, "train", source=source)]
-    return examples + [e for task in tasks if task.own for e in load_examples(task, "train", source=source)]
+    examples: list[Example] = []
+    if sets:
+        examples += _load_sets(sets, source=source)
+    for task in tasks:
+        if task.own:
+            examples += load_examples(task, "train", source=source)
+    return examples
+
+
+def _load_sets(sets: Sequence[Task], *, source: str) -> list[Example]:
+    """The training rows of some of the eight sets."""
+    if source == MIXTURE:
+        return hub.load_mixture()
+    path = local_path(source)
+    if path is not None and path.is_file():
+        return _rows_of_mixed_file(path, sets)
+    examples: list[Example] = []
+    for task in sets:
+        examples += load_examples(task, "train", source=source)
+    return examples
+
+
+def _rows_of_mixed_file(path: Path, sets: Sequence[Task]) -> list[Example]:
+    """The rows of ``sets`` in a file, and its bare instructions."""
+    names = [task.name for task in sets]
+    examples = [example for example in local.read_file(path, "train") if example.task in (*names, INSTRUCTION)]
+    if not examples:
+        raise UsageError(f"{path}: no rows of {', '.join(names)}")
+    return examples
 
 
 def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """Loads every split of a source into the cache: the name and the rows of each set."""
+    """Loads every split of a source into the cache. Yields the name of each set, and its number of rows by split."""
     if source == MIXTURE:
         yield MIXTURE, {"train": len(load_training(tasks, source=source))}
     for task in tasks:
@@ -128,12 +170,18 @@ def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dic
 
 
 def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
-    """The number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
+    """Number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
     sets = [task for task in tasks if not task.own]
     if not sets or local_path(source):
         return dict(Counter(example.task for example in load_training(tasks, source=source)))
-    counts = {MIXTURE: hub.MIXTURE_ROWS} if source == MIXTURE else {task.name: task.rows["train"] for task in sets}
-    return counts | {task.name: len(_own_rows(task, "train")) for task in tasks if task.own}
+    if source == MIXTURE:
+        counts = {MIXTURE: hub.MIXTURE_ROWS}
+    else:
+        counts = {task.name: task.rows["train"] for task in sets}
+    for task in tasks:
+        if task.own:
+            counts[task.name] = len(_own_rows(task, "train"))
+    return counts
 
 
 def local_path(source: str) -> Path | None:
@@ -147,22 +195,46 @@ def local_path(source: str) -> Path | None:
 
 
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
-    """Parts that change whenever the rows do: hashes of local files and of the wheel, commits of the hub that are not
+    """Texts that change whenever the rows do: hashes of local files and of the wheel, commits of the hub that are not
     pinned here, and own tasks' declarations."""
-    found = []
+    parts = []
     for task in tasks:
         if task.own:
-            files = [] if task.hub else [_own_file(task, part) for part in sorted(task.splits)]
-            declared = task if task.hub else replace(task, splits=dict.fromkeys(task.splits, ""))  # wherever they lie
-            found += [repr(declared), *([hub.commit(task.hub)] if task.hub else map(sha256, files))]
-            found += [DATA_WHEEL.sha256] * (task == PASSAGES)  # the hub has the same
+            parts += _identity_of_own(task)
+        if task == PASSAGES:
+            parts.append(DATA_WHEEL.sha256)  # the hub has the same
     sets = [task for task in tasks if not task.own]
-    if not sets:
-        return found
-    if path := local_path(source):
-        named = [path] if path.is_file() else [local.find_file(path, task, split) for task in sets]
-        return [*found, *(sha256(file) if file else "" for file in named)]
-    return [*found, source, hub.commit(hub.MIXTURE) if source == MIXTURE else DATA_WHEEL.sha256]
+    if sets:
+        parts += _identity_of_sets(sets, split, source=source)
+    return parts
+
+
+def _identity_of_own(task: Task) -> list[str]:
+    """The declaration of a user's task, and the commit or the hashes of its rows."""
+    if task.hub:
+        return [repr(task), hub.commit(task.hub)]
+    files = [_own_file(task, split) for split in sorted(task.splits)]
+    anywhere = replace(task, splits=dict.fromkeys(task.splits, ""))  # where the files are does not count
+    return [repr(anywhere), *(sha256(file) for file in files)]
+
+
+def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> list[str]:
+    """The hash of each file of some of the eight sets, empty where there is none; or the source and its version."""
+    path = local_path(source)
+    if path is None and source == MIXTURE:
+        return [source, hub.commit(hub.MIXTURE)]
+    if path is None:
+        return [source, DATA_WHEEL.sha256]
+    if path.is_file():
+        return [sha256(path)]
+    hashes = []
+    for task in sets:
+        file = local.find_file(path, task, split)
+        if file is None:
+            hashes.append("")
+        else:
+            hashes.append(sha256(file))
+    return hashes
 
 
 def differences(source: str, tasks: Sequence[str]) -> list[str]:
@@ -178,7 +250,7 @@ def differences(source: str, tasks: Sequence[str]) -> list[str]:
 
 
 def data_hash(examples: Iterable[Example]) -> str:
-    """sha256 of the examples, ids and order included: what a run records as its data."""
+    """sha256 of the examples, with their ids and order, which a run records as its data."""
     digest = hashlib.sha256()
     for example in examples:
         fields = {name: value for name, value in vars(example).items() if name != "wording" or value}

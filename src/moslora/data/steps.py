@@ -13,17 +13,21 @@ from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.kernels.rows import Rows, concatenate, send
 from moslora.recipe import TrainingSection
 
-MICRO_BATCH_TOKENS = {False: 2_048, True: 8_192}
-"""Tokens of a micro-batch at most where the recipe does not say, by whether a GPU computes it: a CPU has little to gain
-beyond, and a GPU is kept busy by them."""
+
+def default_micro_batch_tokens(*, on_gpu: bool) -> int:
+    """Maximum tokens of a micro-batch where the recipe sets none: they keep a GPU busy, and a CPU gains little from
+    more."""
+    if on_gpu:
+        return 8_192
+    return 2_048
 
 
 class StepPlan:
     """The rows of each optimizer step: a uniform random draw, whatever their lengths.
 
-    The epochs are permutations laid end to end and cut into steps of ``global_batch_size`` rows, so that only
-    the very last step may be smaller. A step is a pure function of the seed and its number: to resume is to
-    go on counting, and every process computes the same plan.
+    The epochs are permutations, concatenated and cut into steps of ``global_batch_size`` rows, so that only the very
+    last step may be smaller. A step is a pure function of the seed and its number: resuming continues the count, and
+    every process computes the same plan.
 
     ``epochs`` may be fractional; ``max_steps`` is an upper bound.
     """
@@ -63,8 +67,8 @@ class StepPlan:
         end = min(begin + self.global_batch_size, self._end)
         drawn = []
         for draw in range(begin, end):
-            epoch, place = divmod(draw, self.rows)
-            drawn.append(_permutation(self.rows, self.seed * 1_000_003 + epoch)[place])
+            epoch, position = divmod(draw, self.rows)
+            drawn.append(_permutation(self.rows, self.seed * 1_000_003 + epoch)[position])
         return drawn
 
 
@@ -76,8 +80,8 @@ def _permutation(rows: int, seed: int) -> list[int]:
 def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
     """Cuts one step into micro-batches of at most ``tokens`` tokens, rows of similar length together.
 
-    Which rows share a step is not decided here. A row longer than that is a micro-batch by itself. Returns positions
-    into ``lengths``, the tokens of each row.
+    ``lengths`` are the tokens of each row, and a micro-batch is a list of positions in it. A row longer than ``tokens``
+    is a micro-batch by itself.
     """
     batches: list[list[int]] = []
     room = 0
@@ -93,57 +97,75 @@ def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
 def passes(rows: Sequence[Encoded], *, process: int, processes: int, tokens: int) -> list[list[Encoded]]:
     """The micro-batches of one process, which has every ``processes``-th row.
 
-    All have equally many, as they wait for each other in every pass; one whose rows are used up has empty ones.
+    All processes have the same number, as they wait for each other in every pass: a process whose rows are used up has
+    empty ones.
     """
-    shares = [rows[first::processes] for first in range(processes)]
-    cuts = [cut([len(row.input_ids) for row in share], tokens=tokens) for share in shares]
-    mine = [[shares[process][i] for i in batch] for batch in cuts[process]]
-    return mine + [[] for _ in range(max(map(len, cuts)) - len(mine))]
+    lengths = [len(row.input_ids) for row in rows]
+    cuts = [cut(lengths[first::processes], tokens=tokens) for first in range(processes)]
+    share = rows[process::processes]
+    batches: list[list[Encoded]] = []
+    for positions in cuts[process]:
+        batches.append([share[i] for i in positions])
+    most = max(len(of_process) for of_process in cuts)
+    while len(batches) < most:
+        batches.append([])
+    return batches
 
 
 def largest_pass(lengths: Sequence[int], *, processes: int, tokens: int) -> int:
-    """Tokens of the largest micro-batch that any of the processes makes of a step of rows of these ``lengths``."""
-    shares = [lengths[first::processes] for first in range(processes)]
-    return max(sum(share[row] for row in batch) for share in shares for batch in cut(share, tokens=tokens))
+    """Tokens of the largest micro-batch that any of the processes makes of a step with rows of these ``lengths``."""
+    largest = 0
+    for first in range(processes):
+        share = lengths[first::processes]
+        for positions in cut(share, tokens=tokens):
+            largest = max(largest, sum(share[i] for i in positions))
+    return largest
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows laid end to end, T tokens together, on their device. No row is padded. The tensors are int64."""
+    """Concatenated rows, T tokens together, on their device. No row is padded. The tensors are int64."""
 
     input_ids: Tensor  # (1, T)
     rows: Rows  # which tokens belong together
     tasks: Tensor  # number of each token's task, (1, T)
-    predicted_from: Tensor  # places of the N tokens after which a labelled one comes, (N,)
-    labels: Tensor  # those labelled tokens, (N,)
+    predicted_from: Tensor  # positions of the N tokens that a labelled token follows, (N,)
+    labels: Tensor  # the labelled tokens, (N,)
 
 
 def collate(
     rows: Sequence[Encoded], *, device: torch.device, tasks: Sequence[str] = (), share: bool = False
 ) -> MicroBatch:
-    """A micro-batch of ``rows``. Where its labels are is decided here, on the host: no device is asked for it later.
+    """A micro-batch of ``rows``; no rows become one token without a label.
 
-    No rows are one token without a label. ``tasks`` have a number of their own each, all others the next number.
-    ``share``: what all rows begin with is laid once; see `moslora.adapters.shares_beginnings`.
+    The positions of the labels are found here, on the host, so that no device is asked for them later.
+
+    Args:
+        device: of the tensors.
+        tasks: each has its position as number, and all other tasks the next one.
+        share: tokens that all rows begin with are computed once; see `moslora.adapters.shares_beginnings`.
     """
-    rows = rows or [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
+    if not rows:
+        rows = [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     texts = [row.input_ids for row in rows]
-    families = [texts] if share else [[text] for text in texts]
-    tokens, laid, places = concatenate(families, device)
+    families = [[text] for text in texts]
+    if share:
+        families = [texts]
+    tokens, concatenated, paths = concatenate(families, device)
     numbers = {name: number for number, name in enumerate(tasks)}
     task_of_token = [len(numbers)] * len(tokens)
     predicted_from: list[int] = []
     labels: list[int] = []
-    for row, path in zip(rows, places, strict=True):
-        for place in path:
-            task_of_token[place] = numbers.get(row.task, len(numbers))
+    for row, path in zip(rows, paths, strict=True):
+        for position in path:
+            task_of_token[position] = numbers.get(row.task, len(numbers))
         for before, label in zip(path, row.labels[1:], strict=False):  # a row's first token is predicted by nothing
             if label != IGNORE_INDEX:
                 predicted_from.append(before)
                 labels.append(label)
     return MicroBatch(
         input_ids=send([tokens], device),
-        rows=laid,
+        rows=concatenated,
         tasks=send([task_of_token], device),
         predicted_from=send(predicted_from, device),
         labels=send(labels, device),
@@ -151,5 +173,8 @@ def collate(
 
 
 def label_count(rows: Sequence[Encoded]) -> int:
-    """Tokens the loss counts. A row's first token is predicted by nothing, so its label never counts."""
-    return sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
+    """Tokens that the loss counts. A row's first token is predicted by nothing, so its label never counts."""
+    count = 0
+    for row in rows:
+        count += sum(label != IGNORE_INDEX for label in row.labels[1:])
+    return count

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from moslora.data.steps import MICRO_BATCH_TOKENS
+from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import first_line
 from moslora.plan.duration import PROBED_STEPS, cost, in_words, on_gpus, probe
 from moslora.plan.memory import Memory, largest_budget, memory
@@ -52,7 +52,7 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     rate = probe(recipe) if probing else None  # first, because it makes the rows
     run, section, training = outline(recipe), recipe.model, recipe.training
     step = run.share_of_a_step(processes)
-    work = step.of(training.micro_batch_tokens or MICRO_BATCH_TOKENS[on_gpu])
+    work = step.of(training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu))
     budget = training.rank_budget is not None
     need = partial(memory, run.model, on_gpu=on_gpu, processes=processes, rank_budget=budget)
     try:
@@ -87,7 +87,7 @@ def estimated(run: Outline, recipe: Recipe, *, processes: int, room: int | None)
     """The operations of the run, and its time on GPUs that have ``room``, if it is for GPUs."""
     tokens, on_gpu = run.tokens, room is not None
     of_a_share = tokens / len(run.plan) / processes
-    budget = recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[on_gpu]
+    budget = recipe.training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu)
     row = tokens / len(run.plan) / recipe.training.global_batch_size
     passes = len(run.plan) * processes * math.ceil(of_a_share / budget)
     total = cost(run.model, recipe.model, tokens=tokens, labels=tokens * run.labelled, row=row, passes=passes)

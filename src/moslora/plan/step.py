@@ -24,7 +24,7 @@ from moslora.adapters import Families
 from moslora.base.adapted import own_parameters
 from moslora.base.load import recompute_layers
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import MICRO_BATCH_TOKENS, collate
+from moslora.data.steps import collate, default_micro_batch_tokens
 from moslora.kernels.linear import pack_nothing
 from moslora.training.objective import LabelLoss
 
@@ -69,7 +69,7 @@ def measure(
     config = model.config.get_text_config(decoder=True)
     if any(hasattr(config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise NotImplementedError("routes its tokens to experts")
-    part = work.of(MICRO_BATCH_TOKENS[on_gpu])
+    part = work.of(default_micro_batch_tokens(on_gpu=on_gpu))
     few, counts = _one_layer_of_each_kind(model, dtype)
     with _Live() as live, Families(model).folded(dtype):
         factors = live.bytes  # of all layers, as they are made at once

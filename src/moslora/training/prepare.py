@@ -20,7 +20,7 @@ from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import Strategy
 from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
-from moslora.data.steps import MICRO_BATCH_TOKENS, StepPlan
+from moslora.data.steps import StepPlan, default_micro_batch_tokens
 from moslora.errors import MosloraError, UsageError
 from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import PeftSection, Recipe
@@ -69,6 +69,7 @@ def prepare(
         model = adapt(model, recipe, start=start)
         objective = distribute(LabelLoss(model), accelerator, recipe.training.strategy)
     budget = recipe.training.rank_budget
+    on_gpu = accelerator.device.type != "cpu"
     parts = Parts(
         accelerator=accelerator,
         model=model,
@@ -78,7 +79,7 @@ def prepare(
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
         rows=inputs.data.rows,
         plan=inputs.plan,
-        micro_batch_tokens=recipe.training.micro_batch_tokens or MICRO_BATCH_TOKENS[accelerator.device.type != "cpu"],
+        micro_batch_tokens=recipe.training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu),
         budget=RankBudget(model, budget, total=len(inputs.plan)) if budget else None,
     )
     return parts, inputs.data
