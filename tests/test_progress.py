@@ -194,7 +194,7 @@ def test_the_row_that_decides_is_bold_on_a_terminal(
 def test_the_bar_of_the_first_model_is_the_only_one(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("moslora.base.load._BARS", iter(range(9)))
+    monkeypatch.setattr("moslora.base.failures._BARS", iter(range(9)))
     section = ModelSection(name=str(world / "model"), dtype="float32")
     monkeypatch.setattr(sys, "stderr", shown := Screen())
     load_base(section)

@@ -24,8 +24,9 @@ from cli_kit import run
 from evaluation_kit import tokenizer
 from moslora.adapters import AdapterLinear, adapter_state_dict, fold, inject, named_adapters
 from moslora.base.engine import output_weight
+from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
-from moslora.base.load import fitting, load_base
+from moslora.base.load import load_base
 from moslora.base.quantized import dequantize, multiplies_int8, quantized_layers
 from moslora.base.sharded import shard_base
 from moslora.choices import Onto

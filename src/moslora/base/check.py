@@ -2,10 +2,10 @@
 
     h Wᵀ = logits,   h the decoder's last hidden states over rows that lie end to end, W the output layer's weight
 
-First by the config, for what some models are known to do to their logits. Then by numbers, for what nobody thought of:
-two rows of unequal length with a common beginning, through transformers' modules before they are exchanged, and through
-the engine afterwards. Where the model itself cannot be computed at little cost, or where rounding may be what differs,
-its small twin in float32 decides.
+The config is checked first, for what some models are known to do to their logits. Then numbers are compared, for what
+nobody thought of: two rows of unequal length with a common beginning, through transformers' modules before they are
+exchanged, and through the engine afterwards. Where computing the model itself costs much, or rounding may be the
+difference, its small twin in float32 decides.
 """
 
 from collections.abc import Iterator
@@ -34,14 +34,20 @@ FACTORS = (
 )
 """Keys of a config by which the logits are multiplied or divided, unless they are 1 or null."""
 
-TOLERANCE, TOLERANCE_IN_16_BITS = 1e-5, 2e-2
-"""Largest ‖z' − z‖ / ‖z‖ of all logits, z as transformers computes them."""
+TOLERANCE = 1e-5
+"""Largest ‖z' − z‖ / ‖z‖ of all logits in float32, where z is computed by transformers and z' by the engine."""
+
+TOLERANCE_IN_16_BITS = 2e-2
+"""The same in bfloat16 and float16."""
 
 FAR = 10
-"""So many times the tolerance is not rounding."""
+"""An error of so many times the tolerance is not rounding."""
 
-SHARED, ENDS = 4, (3, 6)
-"""Tokens that both rows begin with, and those of their ends."""
+SHARED = 4
+"""Number of tokens that both rows begin with."""
+
+ENDS = (3, 6)
+"""Number of tokens that follow in each of the two rows."""
 
 
 def refuse_by_config(config: PretrainedConfig, name: str) -> None:
@@ -60,7 +66,8 @@ def refuse_by_config(config: PretrainedConfig, name: str) -> None:
                     f"model.name = {name}: its config.json has {key} = {value:g}, which changes its logits in a way"
                     " that moslora does not support; choose another model"
                 )
-    known, computed = getattr(decoder, "unpadded_vocab_size", None), getattr(decoder, "vocab_size", None)
+    known = getattr(decoder, "unpadded_vocab_size", None)
+    computed = getattr(decoder, "vocab_size", None)
     if known and computed and known < computed:
         raise UsageError(
             f"model.name = {name}: its config.json has unpadded_vocab_size = {known}, below vocab_size = {computed};"
@@ -97,8 +104,9 @@ def plain_logits(model: PreTrainedModel) -> Tensor:
 
 @torch.no_grad()
 def engine_logits(model: PreTrainedModel) -> Tensor:
-    """The same as training and scoring compute them; ``model`` has our modules."""
-    weight, before = output_weight(model), model.config._attn_implementation
+    """The logits of the two rows as training and scoring compute them; ``model`` has our modules."""
+    weight = output_weight(model)
+    before = model.config._attn_implementation
     tokens, rows, paths = concatenate([_two_rows(model.config)], model.device)
     with keeping_nothing_packed(model):
         hidden = final_hidden(model, tokens, rows)
@@ -126,7 +134,9 @@ def exchange_modules(model: PreTrainedModel, section: ModelSection, *, computed_
     model.eval()  # ours are made in training mode
     if expected is not None:
         error = _error(model, expected, name)
-        tolerance = TOLERANCE if expected.dtype.itemsize > 2 else TOLERANCE_IN_16_BITS
+        tolerance = TOLERANCE
+        if expected.dtype.itemsize <= 2:
+            tolerance = TOLERANCE_IN_16_BITS
         if error <= tolerance:
             return
         if _may_round_factors(expected.device):
@@ -136,11 +146,16 @@ def exchange_modules(model: PreTrainedModel, section: ModelSection, *, computed_
     refuse_by_twin(model.config, name, trust_remote_code=section.trust_remote_code)
 
 
-_equal: set[str] = set()  # the configs whose twins were compared
+_equal: set[str] = set()
+"""Configs whose twins were compared, and agreed."""
 
 
 def refuse_by_twin(config: PretrainedConfig, name: str, *, trust_remote_code: bool = False) -> None:
-    """The same for the small twin of the model of ``config``, once per process."""
+    """Compares the logits of the small twin of the model of ``config``, once per process.
+
+    Raises:
+        UsageError: they differ; names the architecture and the error.
+    """
     key = f"{type(config)} {config.to_json_string()}"
     if key in _equal:
         return
@@ -192,8 +207,11 @@ def telling(name: str, fault: str) -> Iterator[None]:
 
 
 def _may_round_factors(device: torch.device) -> bool:
-    """Whether products of float32 may be of factors in TF32, with 10 bits. Images of NVIDIA switch that on by
-    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which torch shows; cuBLAS's own NVIDIA_TF32_OVERRIDE shows nowhere."""
+    """Whether float32 factors may be rounded to TF32, with a mantissa of 10 bits, when they are multiplied.
+
+    NVIDIA's images switch that on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which torch tells. cuBLAS's own
+    NVIDIA_TF32_OVERRIDE is told nowhere, so any GPU may.
+    """
     return device.type != "cpu" or torch.get_float32_matmul_precision() != "highest"
 
 
@@ -205,7 +223,7 @@ def _other_logits(model: PreTrainedModel, name: str, error: float) -> UsageError
 
 
 def _two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
-    """Tokens from all over the vocabulary, none of them special."""
+    """The short and the long row: tokens from all over the vocabulary, none of them special."""
     decoder = config.get_text_config(decoder=True)
     special: set[int] = set()
     for part in (config, decoder):
@@ -214,5 +232,7 @@ def _two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
     count = SHARED + sum(ENDS)
     step = max(1, decoder.vocab_size // (2 * count))
     ordinary = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]
-    begin, end = ordinary[:SHARED], ordinary[SHARED : SHARED + ENDS[0]]
-    return begin + end, begin + ordinary[SHARED + ENDS[0] :]
+    begin = ordinary[:SHARED]
+    short_end = ordinary[SHARED : SHARED + ENDS[0]]
+    long_end = ordinary[SHARED + ENDS[0] :]
+    return begin + short_end, begin + long_end

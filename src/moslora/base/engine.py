@@ -22,8 +22,7 @@ def use_own_modules(model: PreTrainedModel) -> None:
 
 
 def leave_cudnn_attention() -> None:
-    """Has torch take another attention: cuDNN's plans anew for each shape, for up to half a second, and rows have many
-    lengths."""
+    """Turns cuDNN's attention off: it plans for each new shape, for up to half a second, and rows have many lengths."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -56,4 +55,6 @@ def context_length(model: PreTrainedModel) -> int | None:
     """The model's longest input in tokens; ``None`` if its config does not say."""
     config = model.config.get_text_config(decoder=True)
     length = getattr(config, "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
+    if isinstance(length, int) and length > 0:
+        return length
+    return None

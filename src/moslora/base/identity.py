@@ -23,8 +23,11 @@ from moslora.files import once_per_machine, sha256, write_json
 HASHED_WHOLE = 2 * 10**9
 """Bytes of a weight file up to which all of them are hashed: about two seconds, once."""
 
-STRIDE, SAMPLE = 16 * 2**20, 64 * 2**10
-"""Of a larger file ``SAMPLE`` bytes are hashed of every ``STRIDE``, beside its header and its last ``SAMPLE`` bytes."""
+STRIDE = 16 * 2**20
+"""Bytes from one sample of a larger file to the next; its header and its last :data:`SAMPLE` bytes are hashed too."""
+
+SAMPLE = 64 * 2**10
+"""Bytes of a sample."""
 
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 """Keys of a config that change no number here: who wrote it, and how others load it."""
@@ -32,10 +35,10 @@ NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype",
 
 @functools.cache
 def fingerprint(name: str, *, revision: str | None = None) -> str:
-    """A short hash of the model's weights and config: another one computes something else. Kept for this process.
+    """A short hash of the model's weights and config; a model with another hash computes something else.
 
-    Of the weight files all bytes are hashed, of those above :data:`HASHED_WHOLE` a sample; of ``config.json`` all keys
-    but :data:`NOT_COMPUTED`; and the model's own Python code, if its config names any.
+    Hashed are the weight files, of those above :data:`HASHED_WHOLE` a sample; ``config.json`` without the keys of
+    :data:`NOT_COMPUTED`; and the model's own Python code, if its config names any. Kept for this process.
 
     Raises:
         MosloraError: a file cannot be read.
@@ -78,12 +81,14 @@ def _without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     for key, value in config.items():
         if key in keys:
             continue
-        kept[key] = _without(value, keys) if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            value = _without(value, keys)
+        kept[key] = value
     return kept
 
 
 def _remembered_hash(path: Path) -> str:
-    """`weight_hash` of a file, which the cache keeps for as long as the file is not written to."""
+    """`weight_hash` of a file, kept in the cache until the file is written to."""
     file = path.resolve()  # of the hub's cache: the blob, not its name in a snapshot
     found = file.stat()
     written = {"size": found.st_size, "modified_ns": found.st_mtime_ns, "changed_ns": found.st_ctime_ns}

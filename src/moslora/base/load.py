@@ -1,38 +1,29 @@
-"""Loads the base model and its tokenizer, and reads from a model what training and scoring need."""
+"""Loads the base model and its tokenizer."""
 
-import itertools
-import logging
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils.logging import set_tqdm_hook
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from moslora.adapters import describe_batch, named_adapters, task_names
 from moslora.base.check import exchange_modules, refuse_by_config
+from moslora.base.failures import loading
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import ADAPTER, locate
 from moslora.choices import DType
 from moslora.console import note_once
-from moslora.errors import MosloraError, UsageError, first_line, some
-from moslora.files import disk_fault
+from moslora.errors import MosloraError, UsageError, some
 from moslora.kernels.rows import send
 from moslora.processes.devices import device as own_device
 from moslora.processes.devices import multiplies_bfloat16
-from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_BARS = itertools.count()
+"""torch's dtype of each that a recipe may name."""
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -45,115 +36,29 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-@contextmanager
-def loading(name: str, what: str) -> Iterator[None]:
-    """Turns any error of the libraries while ``what`` of model ``name`` is loaded into one line.
-
-    A GPU out of memory is left to :func:`fitting`.
-    """
-    # transformers prints a table of missing and mismatched tensors, which are refused in one line here. An error while
-    # it quantises is in that table alone.
-    table: list[str] = []
-    logger = logging.getLogger("transformers.modeling_utils")
-
-    def keep(record: logging.LogRecord) -> bool:
-        table.extend([record.getMessage()] * ("LOAD REPORT" in record.getMessage()))
-        return not table
-
-    logger.addFilter(keep)
-    # The bar of the first model only, and only on a terminal (``None``): some commands load one several times.
-    silent = not is_main_process()
-    before = set_tqdm_hook(lambda bar, args, options: bar(*args, **options, disable=silent or next(_BARS) > 0 or None))
-    try:
-        yield
-    except (MosloraError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if "OutOfMemoryError" in "".join(table):
-            raise torch.OutOfMemoryError from None
-        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-            raise UsageError(
-                f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors,"
-                " add --trust-remote-code (for train: model.trust_remote_code=true; data: --model names another one)"
-            ) from None
-        reason = first_line(error).rstrip(".")
-        if found := re.search(r"^(?:\w+\.)*\w+(?:Error|Exception): .+", "".join(table), re.MULTILINE):
-            reason = found[0]
-        elif not isinstance(error, (OSError, ValueError, SafetensorError)):  # whose text alone says little
-            reason = f"{type(error).__name__}: {reason}"
-        place = name if Path(name).is_dir() else constants.HF_HUB_CACHE
-        raise disk_fault(error, place) or MosloraError(
-            f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
-        ) from None
-    finally:
-        set_tqdm_hook(before)
-        logger.removeFilter(keep)
-
-
-@contextmanager
-def or_out_of_memory(line: str) -> Iterator[None]:
-    """Turns running out of GPU memory into an error with this ``line``."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise MosloraError(line) from None
-
-
-def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManager[None]:
-    """For loading the model of ``section``; ``another`` way out is named beside the usual ones."""
-    bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
-    return or_out_of_memory(
-        f"{section.name} in {section.precision} does not fit into the GPU's memory; use {bits}{another}a smaller"
-        " model, or the CPU: CUDA_VISIBLE_DEVICES=''"
-    )
-
-
 def load_base(
     section: ModelSection, *, device: torch.device | str = "cpu", computed_here: bool = True
 ) -> PreTrainedModel:
     """The causal language model that ``section`` describes on ``device``, frozen and in evaluation mode.
 
     The output layer and the embeddings, tied or not, are never quantised. ``computed_here`` is false where the model
-    will be shared out over other devices before anything is computed.
+    will be sharded over other devices before anything is computed.
 
     Raises:
-        UsageError: its logits are not what training and scoring compute.
+        UsageError: its logits are not what training and scoring compute, or the device does not have its dtype.
+        MosloraError: it cannot be loaded, or its weights do not fit its config.
     """
-    name, dtype, device = section.name, section.dtype, torch.device(device)
-    quantized, on_cpu = section.quantization is not None, device.type == "cpu"
-    _judge_dtype(dtype, device if computed_here else own_device())
-    bits = quantization_config(section, on_cpu=on_cpu) if quantized else None
-    source = locate(name, revision=section.revision)
-    code = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    with loading(name, "model"):
-        config = AutoConfig.from_pretrained(source, **code)
-        if getattr(config, "quantization_config", None) is not None:
-            raise UsageError(
-                f"model.name = {name}: its weights are already quantised; use the original, and set model.quantization"
-            )
-        if find_adapter_config_file(source, revision=section.revision) is not None:
-            raise UsageError(f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose one without")
-        refuse_by_config(config, name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=DTYPES[dtype],  # transformers 5 otherwise takes the checkpoint's
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that all are named below
-            quantization_config=bits,
-            # Straight to the GPU, not through the host's memory. bitsandbytes would take the first, for the CPU too.
-            device_map={"": device} if quantized or not on_cpu else None,
-            **code,
-        )
-    model: PreTrainedModel
-    model, info = loaded
-    _refuse_unfit(name, info)
-    if quantized:
-        fix_layers(model, name, on_cpu=on_cpu)
+    device = torch.device(device)
+    if computed_here:
+        _judge_dtype(section.dtype, device)
+    else:
+        _judge_dtype(section.dtype, own_device())
+    model = _read_model(section, device)
+    if section.quantization:
+        fix_layers(model, section.name, on_cpu=device.type == "cpu")
     if section.gradient_checkpointing:
         recompute_layers(model)
-    if not quantized:
+    if not section.quantization:
         model.to(device)  # type: ignore[arg-type]
     model.requires_grad_(False).eval()
     exchange_modules(model, section, computed_here=computed_here)
@@ -171,8 +76,50 @@ def _judge_dtype(dtype: DType, computing: torch.device) -> None:
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
 
 
+def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
+    """transformers' model, whose config and weights are checked; quantised, or on a GPU, it is on ``device``."""
+    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    on_cpu = device.type == "cpu"
+    placed: dict[str, Any] = {}
+    if section.quantization:
+        placed["quantization_config"] = quantization_config(section, on_cpu=on_cpu)
+    if section.quantization or not on_cpu:
+        # Straight to the GPU, not through the host's memory. bitsandbytes would take the first, for the CPU too.
+        placed["device_map"] = {"": device}
+    source = locate(section.name, revision=section.revision)
+    with loading(section.name, "model"):
+        config = AutoConfig.from_pretrained(source, **options)
+        _refuse_config(config, source, section)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=DTYPES[section.dtype],  # transformers 5 otherwise takes the checkpoint's
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that all are named below
+            **placed,
+            **options,
+        )
+    model: PreTrainedModel
+    model, info = loaded
+    _refuse_unfit(section.name, info)
+    return model
+
+
+def _refuse_config(config: PretrainedConfig, source: str, section: ModelSection) -> None:
+    """Refuses quantised weights, an adapter beside the weights, and what `refuse_by_config` refuses."""
+    name = section.name
+    if getattr(config, "quantization_config", None) is not None:
+        raise UsageError(
+            f"model.name = {name}: its weights are already quantised; use the original, and set model.quantization"
+        )
+    if find_adapter_config_file(source, revision=section.revision) is not None:
+        raise UsageError(f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose one without")
+    refuse_by_config(config, name)
+
+
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Turns gradient checkpointing on, not in the reentrant form, which sees frozen inputs and drops our gradients."""
+    """Turns gradient checkpointing on; not its reentrant form, which sees frozen inputs and drops our gradients."""
     old = model.gradient_checkpointing_enable  # transformers 5.24 warns of this name, which is 5.17's only one
     getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
 

@@ -24,8 +24,10 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
     with needing(BITSANDBYTES, f"model.quantization = {section.quantization}"):
         import bitsandbytes  # noqa: F401
     if on_cpu:
-        casts = "; in evaluation it also rounds the inputs of these layers to 8 bits" * (section.quantization == "int8")
-        note_once(f"{section.quantization} on a CPU: bitsandbytes unpacks a weight for each use, which is slow{casts}")
+        remark = f"{section.quantization} on a CPU: bitsandbytes unpacks a weight for each use, which is slow"
+        if section.quantization == "int8":
+            remark += "; in evaluation it also rounds the inputs of these layers to 8 bits"
+        note_once(remark)
     if section.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -72,14 +74,16 @@ class _Frozen8bit(nn.Module):
             y: Tensor = super().forward(x)
             return y
         layer: Any = self
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        bias = layer.bias
+        if bias is not None:
+            bias = bias.to(x.dtype)
         return F.linear(x, dequantize(self).to(x.dtype), bias)
 
 
 @cache
 def multiplies_int8() -> bool:
-    """Whether this processor's products of int8 are exact: without AVX-512 VNNI oneDNN's sums of two may overflow 16
-    bits, and then stay at the largest number."""
+    """Whether this processor's int8 products are exact. Without AVX-512 VNNI oneDNN adds two of them in 16 bits, which
+    may overflow, and then saturate."""
     codes = torch.full((32, 64), 127, dtype=torch.int8)
     return bool((torch._int_mm(codes, codes.T) == 64 * 127**2).all())
 
@@ -101,11 +105,12 @@ class _Product8bit(torch.autograd.Function):
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of ``model`` whose weights bitsandbytes stores as codes, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if any(hasattr(getattr(module, "weight", None), mark) for mark in ("quant_state", "SCB"))
-    }
+    layers = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(weight, "quant_state") or hasattr(weight, "SCB"):  # in 4 or in 8 bits
+            layers[name] = module
+    return layers
 
 
 @torch.no_grad()
@@ -128,6 +133,8 @@ def dequantize(base: nn.Module) -> Tensor:
 
 def _codes_and_unit(base: Any) -> tuple[Tensor, Tensor]:
     """A layer's weight in 8 bits: codes, and what they are multiplied by, float32 of shape ``(out_features, 1)``."""
-    # The first forward pass moves the scales from the weight to the layer's state.
-    scales: Tensor = base.state.SCB if base.weight.SCB is None else base.weight.SCB
+    scales: Tensor | None = base.weight.SCB
+    if scales is None:  # the first forward pass moves them to the layer's state
+        scales = base.state.SCB
+    assert scales is not None
     return base.weight.data, (scales.float() / 127).unsqueeze(1)

@@ -28,8 +28,11 @@ BUILTIN = BUILTIN_MODEL
 BUILTIN_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Its original; the built-in weights are the Q4_1 quantisation."""
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""A model's weights in one file, or the file that names its shards; transformers looks for them in this order."""
+WHOLE = "model.safetensors"
+"""A model's weights in one file; transformers looks for it first."""
+
+INDEX = "model.safetensors.index.json"
+"""Names the files of weights that are sharded."""
 
 ADAPTER = "adapter_config.json"
 """PEFT's description of an adapter."""
@@ -39,23 +42,29 @@ def locate(name: str, *, revision: str | None = None) -> str:
     """A path or a hub id that transformers can open for ``name``; the hub is asked for one small file first."""
     if name == BUILTIN:
         return str(_builtin_folder())
-    if folder := local_folder(name, revision=revision):
-        return str(folder)
-    _ask_hub(name, revision)
-    return name
+    folder = local_folder(name, revision=revision)
+    if folder is None:
+        _ask_hub(name, revision)
+        return name
+    return str(folder)
 
 
 def local_folder(name: str, *, revision: str | None = None) -> Path | None:
-    """The folder of a local model; ``None`` for the built-in one and for an id of the hub. A path to anything else is
-    refused."""
+    """The folder of a local model; ``None`` for the built-in model and for an id of the hub.
+
+    Raises:
+        UsageError: a path to anything else.
+    """
     if name == BUILTIN:
         return None
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         _refuse_adapter(path)
         if not (path / "config.json").is_file():
+            fix = "a run is made one by moslora merge"
             models = sorted(str(file.parent) for file in path.glob("*/config.json"))
-            fix = f"did you mean {', '.join(models[:3])}?" if models else "a run is made one by moslora merge"
+            if models:
+                fix = f"did you mean {', '.join(models[:3])}?"
             raise UsageError(f"{path}: not a Hugging Face model folder (no config.json); {fix}")
         return path
     if os.path.isfile(path) or means_path(name, revision=revision):
@@ -64,7 +73,7 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """transformers would load an adapter that lies beside a model, but nothing else here would know of it."""
+    """Refuses a folder with an adapter of PEFT: transformers would load it, but nothing else here would know of it."""
     if not (folder / ADAPTER).is_file():
         return
     if not (folder / "config.json").is_file():
@@ -77,12 +86,15 @@ def _refuse_adapter(folder: Path) -> None:
 
 def at_hand(name: str, *, revision: str | None = None) -> Path | None:
     """The folder of a model, or of what the hub's cache has of it, without the network; ``None`` if there is none."""
-    folder = home() / "models" / BUILTIN if name == BUILTIN else Path(os.path.expanduser(name))
+    folder = Path(os.path.expanduser(name))
+    if name == BUILTIN:
+        folder = home() / "models" / BUILTIN
     if (folder / "config.json").is_file():
         return folder
     with suppress(errors.HFValidationError):  # not an id of the hub
         config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-        return Path(config).parent if isinstance(config, str) else None
+        if isinstance(config, str):
+            return Path(config).parent
     return None
 
 
@@ -92,8 +104,11 @@ def written_as_path(name: str) -> bool:
 
 
 def means_path(name: str, *, revision: str | None = None) -> bool:
-    """Whether a model's name that is no folder here is a mistyped path rather than a hub id: one that no hub id can be,
-    or one in a folder that is here, unless the hub's cache has the model."""
+    """Whether a model's name that is no folder here is a mistyped path rather than a hub id.
+
+    It is one if no hub id can have its form, or if its first part is a folder here and the hub's cache does not have
+    the model.
+    """
     if written_as_path(name) or name.strip("/").count("/") > 1:
         return True
     folder = os.path.dirname(name.rstrip("/"))
@@ -101,10 +116,12 @@ def means_path(name: str, *, revision: str | None = None) -> bool:
 
 
 def no_such_folder(name: str) -> str:
-    """What is said of a name that `means_path`."""
+    """The message, without the name, about a name that `means_path`."""
     path = Path(os.path.expanduser(name))
+    fix = "choose the folder of a model, or an id of the hub"
     close = near_folders(path)
-    fix = f"did you mean {', '.join(close)}?" if close else "choose the folder of a model, or an id of the hub"
+    if close:
+        fix = f"did you mean {', '.join(close)}?"
     if not written_as_path(name) and os.path.isdir(path.parent):
         fix += f" (an id of the hub is not looked up where a folder {path.parent}/ is here)"
     return f"no such folder; {fix}"
@@ -117,7 +134,9 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
     """
     located = locate(name, revision=revision)
     local = Path(located).is_dir()
-    folder = Path(located) if local else _download(located, revision, (WHOLE, "*.json", "*.py"))
+    folder = Path(located)
+    if not local:
+        folder = _download(located, revision, (WHOLE, "*.json", "*.py"))
     if (folder / WHOLE).is_file():
         return (folder / WHOLE,)
     index = folder / INDEX
@@ -146,6 +165,8 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached
 def _ask_hub(name: str, revision: str | None) -> None:
+    """Downloads the model's config from the hub, if the cache does not have it; refuses a name that the hub does not
+    know, or does not give."""
     unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     prefer_cache_if_unreachable()
     page = f"https://huggingface.co/{name}"
@@ -158,9 +179,11 @@ def _ask_hub(name: str, revision: str | None) -> None:
             f" fine-grained token needs read access to public gated repositories), {offline}"
         ) from None
     except (*unknown, errors.HFValidationError):
-        at = f", model.revision = {revision}" if revision else ""
+        named = f"model.name = {name}"
+        if revision:
+            named += f", model.revision = {revision}"
         raise UsageError(
-            f"model.name = {name}{at}: neither a local folder nor a transformers model at {page}; check the name and"
+            f"{named}: neither a local folder nor a transformers model at {page}; check the name and"
             " the revision (a private model needs `hf auth login`)"
         ) from None
     except Exception as error:  # of the disk, the network, or the hub's libraries

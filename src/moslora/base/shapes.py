@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moslora.base.check import refuse_by_config, refuse_by_twin
 from moslora.base.engine import use_own_modules
-from moslora.base.load import loading
+from moslora.base.failures import loading
 from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
@@ -28,8 +28,8 @@ _SHAPES = {  # as in each model's config.json on the hub
     BUILTIN: ("llama", 576, 1536, 30, 9, 3, 49152, True),
 }
 SHAPES: dict[str, dict[str, Any]] = {name: dict(zip(_KEYS, shape, strict=True)) for name, shape in _SHAPES.items()}
-"""Config values by the last part of the hub id. What they leave out is the same as in transformers' default config of
-that type, or changes no shape."""
+"""Config values by the last part of the hub id. Values that are left out are transformers' defaults for that type, or
+change no shape."""
 
 
 def meta_model(section: ModelSection) -> PreTrainedModel:
@@ -41,7 +41,8 @@ def meta_model(section: ModelSection) -> PreTrainedModel:
     Raises:
         UsageError: its logits are not what training and scoring compute.
     """
-    name, code = section.name, {"trust_remote_code": section.trust_remote_code}
+    name = section.name
+    code = {"trust_remote_code": section.trust_remote_code}
     short = name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base")
     short = short.replace("Llama-3.1-", "Meta-Llama-3-").replace("Meta-Meta-", "Meta-")
     if short in SHAPES and not os.path.isdir(os.path.expanduser(name)):

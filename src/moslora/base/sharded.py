@@ -1,7 +1,7 @@
-"""A base shared out over n processes: each keeps 1/n of every decoder layer's frozen weights (torch's ``fully_shard``).
+"""A base sharded over n processes: each keeps 1/n of every decoder layer's frozen weights (torch's ``fully_shard``).
 
-A process has a layer whole only while it computes it. What a pass needs from its beginning to its end is whole
-everywhere: the embeddings, the final norm and the output layer; and so are the adapters.
+A process has a whole layer only while it computes it. Whole everywhere are the adapters, and what a pass needs from its
+beginning to its end: the embeddings, the final norm and the output layer.
 """
 
 from collections.abc import Iterator
@@ -25,12 +25,16 @@ from moslora.processes.group import group_size
 
 
 def shards(strategy: Strategy) -> bool:
-    """Whether the base is sharded: not where there is one process."""
+    """Whether the base is sharded; never in one process."""
     return strategy == "fsdp" and group_size() > 1
 
 
 def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
-    """Shards the decoder layers of ``model``, which goes to ``device`` layer by layer; a quantised one is there."""
+    """Shards the decoder layers of ``model``, and moves it to ``device`` layer by layer; a quantised one is there.
+
+    Raises:
+        UsageError: torch or the model's architecture does not allow it.
+    """
     if quantized_layers(model) and torch.__version__ < "2.13":  # fully_shard took only weights that may have a gradient
         raise UsageError(f"fsdp: torch {torch.__version__} cannot shard a base in 4 bits; use ddp, or torch 2.13")
     layers = getattr(model.get_decoder(), "layers", None)
@@ -48,9 +52,10 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
 
 @contextmanager
 def join_uneven_passes(model: PreTrainedModel) -> Iterator[None]:
-    """Lets each process make as many passes of a sharded ``model`` as it has, although each pass takes all processes.
+    """Lets processes make different numbers of passes of a sharded ``model``, although each pass takes all processes.
 
-    Processes that finish early run empty passes until all are done. Does nothing for a whole model.
+    As torch's ``Join``: processes that finish early run empty passes until all are done. Does nothing for a model that
+    is not sharded.
     """
     decoder: Any = model.get_decoder()
     if not isinstance(model.get_decoder(), FSDPModule):

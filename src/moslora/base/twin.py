@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 VOCABULARY = 200
-"""Most tokens that a twin knows."""
+"""Maximum number of tokens that a twin knows."""
 
 _LAYERS = (
     *("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
@@ -53,11 +53,11 @@ _MOST = {
     "rotary_dim": 8,
     "sliding_window": 5,
 }
-"""The largest value of a key of a config. What is not here stays: the size of a head (positions turn it), ranks, caps,
-factors."""
+"""Largest value of a config's key in a twin. Others stay, such as the size of a head (rotary positions depend on it),
+ranks, caps and factors."""
 
 _MOST_KINDS = 6
-"""Most kinds of layers that a twin has one of each of."""
+"""Maximum number of kinds of layers, of each of which a twin has one."""
 
 
 def small_config(config: PretrainedConfig, **others: Any) -> PretrainedConfig:
@@ -87,9 +87,12 @@ def small_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> 
 def spread_weights(model: nn.Module) -> None:
     """Moves random weights to where differences show: no bias is 0, no norm 1, and logits reach what would cap them."""
     for weight in model.parameters():
-        if weight.is_floating_point():
-            spread = 0.1 * torch.randn_like(weight) if weight.ndim < 2 else 4 * weight
-            weight.add_(spread)
+        if not weight.is_floating_point():
+            continue
+        if weight.ndim < 2:
+            weight.add_(0.1 * torch.randn_like(weight))
+        else:
+            weight.add_(4 * weight)
     output = model.get_output_embeddings()  # type: ignore[operator]
     if isinstance(getattr(output, "weight", None), nn.Parameter):
         output.weight.mul_(20)
@@ -99,7 +102,8 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config, or of one inside it, made small."""
     count = next((values[key] for key in _LAYERS if isinstance(values.get(key), int)), 0)
     kept = _kept_layers(values, count)
-    heads, size = values.get("num_attention_heads"), values.get("head_dim")
+    heads = values.get("num_attention_heads")
+    size = values.get("head_dim")
     shared_keys = heads not in [values.get(key) for key in _KEY_HEADS]
     width: int | None = None  # of what is cut into heads, as in some models all of the width is
     if isinstance(heads, int) and isinstance(size, int) and values.get("hidden_size") == heads * size:
@@ -121,8 +125,7 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
         elif _is_per_layer(value, count):
             small[key] = [_at_most(key, value[layer]) for layer in kept]
         elif key == "per_layer_config" and isinstance(value, Mapping):
-            chosen = {place: value.get(layer, value.get(str(layer))) for place, layer in enumerate(kept)}
-            small[key] = {place: _small(one) for place, one in chosen.items() if one is not None}
+            small[key] = _small_layer_configs(value, kept)
         elif isinstance(value, Mapping) and key.endswith("config"):
             small[key] = _small(value)
         else:
@@ -130,9 +133,21 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
     return small
 
 
+def _small_layer_configs(configs: Mapping[Any, Any], kept: Sequence[int]) -> dict[int, Any]:
+    """The configs of the ``kept`` layers, made small and numbered anew. Their keys are numbers, or texts of these."""
+    small = {}
+    for position, layer in enumerate(kept):
+        config = configs.get(layer, configs.get(str(layer)))
+        if config is not None:
+            small[position] = _small(config)
+    return small
+
+
 def _small_token(token: int) -> int:
-    """A special token, one of the last that a twin knows."""
-    return token if token < VOCABULARY else VOCABULARY - 1 - token % (VOCABULARY // 10)
+    """A special token: itself if a twin knows it, or else one of the last that it knows."""
+    if token < VOCABULARY:
+        return token
+    return VOCABULARY - 1 - token % (VOCABULARY // 10)
 
 
 def _is_per_layer(value: Any, count: int) -> bool:
@@ -140,7 +155,7 @@ def _is_per_layer(value: Any, count: int) -> bool:
 
 
 def _kept_layers(values: Mapping[str, Any], count: int) -> list[int]:
-    """The first layer of each kind, by what a config lists layer by layer; the last as well where that is one alone."""
+    """The first layer of each kind, by what a config lists layer by layer; also the last if all are of one kind."""
     columns = [value for value in values.values() if _is_per_layer(value, count)]
     kinds: dict[str, int] = {}
     for layer in range(count):

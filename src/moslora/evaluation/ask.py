@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moslora.base.load import or_out_of_memory
+from moslora.base.failures import or_out_of_memory
 from moslora.choices import FormatName
 from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.question import as_example

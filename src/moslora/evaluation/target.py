@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.failures import fitting, or_out_of_memory
 from moslora.base.identity import fingerprint, packages
-from moslora.base.load import fitting, load_base, load_tokenizer, or_out_of_memory
+from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import locate
 from moslora.base.sharded import shard_base, shards
 from moslora.choices import DType, Strategy

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import task_names
 from moslora.base.adapted import adapted_layers, config_of, own_parameters, with_adapters
+from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
-from moslora.base.load import fitting, load_base, load_tokenizer
+from moslora.base.load import load_base, load_tokenizer
 from moslora.base.sharded import shard_base, shards
 from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import Strategy

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from moslora.adapters import has_learned
+from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import fingerprint
-from moslora.base.load import or_out_of_memory
 from moslora.base.resolve import BUILTIN, at_hand
 from moslora.console import note, say
 from moslora.data.prepared import TrainingData

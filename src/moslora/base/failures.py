@@ -1,0 +1,125 @@
+"""What goes wrong while a model is loaded, as one line: the libraries' errors, and running out of GPU memory."""
+
+import itertools
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers.utils.logging import set_tqdm_hook
+
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.files import disk_fault
+from moslora.ranks import is_main_process
+from moslora.recipe import ModelSection
+
+_BARS = itertools.count()
+"""Number of progress bars that this process would have had."""
+
+
+@contextmanager
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turns any error of the libraries while ``what`` of model ``name`` is loaded into one line.
+
+    A GPU out of memory is left to :func:`fitting`.
+    """
+    with _load_report() as report, _first_bar_only():
+        try:
+            yield
+        except (MosloraError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise _explained(error, "".join(report), name=name, what=what) from None
+
+
+@contextmanager
+def _load_report() -> Iterator[list[str]]:
+    """Collects transformers' table of missing and mismatched tensors, instead of printing it.
+
+    Such tensors are refused in one line here. An error while transformers quantises is in the table alone.
+    """
+    report: list[str] = []
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "LOAD REPORT" in message:
+            report.append(message)
+        return not report
+
+    logger.addFilter(keep)
+    try:
+        yield report
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextmanager
+def _first_bar_only() -> Iterator[None]:
+    """Shows the progress bar of the first model only, and only on a terminal: some commands load one several times."""
+    silent = not is_main_process()
+
+    def make_bar(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        disable = None  # tqdm shows a bar on a terminal only
+        if silent or next(_BARS) > 0:
+            disable = True
+        return bar(*args, **options, disable=disable)
+
+    before = set_tqdm_hook(make_bar)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
+
+
+def _explained(error: Exception, report: str, *, name: str, what: str) -> Exception:
+    """What is raised instead of a library's ``error``; ``report`` is transformers' table."""
+    if "OutOfMemoryError" in report:
+        return torch.OutOfMemoryError()
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return UsageError(
+            f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors, add"
+            " --trust-remote-code (for train: model.trust_remote_code=true; data: --model names another one)"
+        )
+    folder = constants.HF_HUB_CACHE
+    if Path(name).is_dir():
+        folder = name
+    return disk_fault(error, folder) or MosloraError(
+        f"model.name = {name}: its {what} cannot be loaded: {_reason(error, report)}; fix it, or choose another model"
+    )
+
+
+def _reason(error: Exception, report: str) -> str:
+    """The reason of a library's error: what the report quotes, or else its first line."""
+    quoted = re.search(r"^(?:\w+\.)*\w+(?:Error|Exception): .+", report, re.MULTILINE)
+    if quoted:
+        return quoted[0]
+    reason = first_line(error).rstrip(".")
+    if isinstance(error, (OSError, ValueError, SafetensorError)):
+        return reason
+    return f"{type(error).__name__}: {reason}"  # the text alone says little
+
+
+@contextmanager
+def or_out_of_memory(line: str) -> Iterator[None]:
+    """Turns running out of GPU memory into an error with this ``line``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MosloraError(line) from None
+
+
+def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManager[None]:
+    """Turns running out of GPU memory while the model of ``section`` is loaded into an error that names ways out.
+
+    ``another`` one is named beside the usual ones.
+    """
+    ways_out = f"{another}a smaller model, or the CPU: CUDA_VISIBLE_DEVICES=''"
+    if section.quantization != "nf4":
+        ways_out = f"a recipe with model.quantization=nf4 (4 bits), {ways_out}"
+    return or_out_of_memory(f"{section.name} in {section.precision} does not fit into the GPU's memory; use {ways_out}")
