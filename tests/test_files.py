@@ -28,8 +28,8 @@ from moslora.files import (
     in_use,
     locked,
     new_folder,
-    placed,
     refuse_used,
+    replacing,
     write_text,
     writing,
 )
@@ -129,7 +129,7 @@ def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path
 
 def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "old")
-    with placed(tmp_path / "folder") as scratch:
+    with replacing(tmp_path / "folder") as scratch:
         scratch.mkdir()
         (scratch / "old").touch()
     before = sorted(tmp_path.rglob("*"))
@@ -138,7 +138,7 @@ def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> 
     try:
         with pytest.raises(MosloraError, match="file: "):
             write_text(tmp_path / "file", "new" * 1_000)
-        with pytest.raises(MosloraError, match="folder: "), placed(tmp_path / "folder") as scratch:
+        with pytest.raises(MosloraError, match="folder: "), replacing(tmp_path / "folder") as scratch:
             scratch.mkdir()
             save_file({"x": torch.ones(1_000)}, scratch / "a.safetensors")
         with pytest.raises(MosloraError, match="new: "), new_folder(tmp_path / "new") as scratch:
@@ -155,14 +155,14 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     for left in ("folder/half", "old/half"):  # by a process that was killed
         (tmp_path / f".folder.{os.uname().nodename}.writing" / left).mkdir(parents=True)
     folder = tmp_path / "folder"
-    with placed(folder) as scratch:
+    with replacing(folder) as scratch:
         scratch.mkdir()
         (scratch / "a").touch()
-    with pytest.raises(RuntimeError), placed(folder) as scratch:
+    with pytest.raises(RuntimeError), replacing(folder) as scratch:
         scratch.mkdir()
         raise RuntimeError
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "a"]
-    with placed(folder) as scratch:
+    with replacing(folder) as scratch:
         scratch.mkdir()
         (scratch / "b").touch()
         assert [path.name for path in folder.iterdir()] == ["a"]
@@ -193,7 +193,7 @@ def test_files_are_as_open_to_others_as_the_umask_says(tmp_path: Path, umask: in
     """Files of every writer; safetensors' own are private."""
     before = os.umask(umask)
     try:
-        for write in (new_folder, placed):
+        for write in (new_folder, replacing):
             with write(tmp_path / write.__name__) as scratch:
                 (scratch / "sub").mkdir(parents=True)
                 save_file({"x": torch.ones(1)}, scratch / "sub" / "a.safetensors")
@@ -366,7 +366,7 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
 
     def write(text: str) -> None:
-        with placed(folder) as scratch:
+        with replacing(folder) as scratch:
             scratch.mkdir()
             (scratch / "a").write_text(text)
 
@@ -374,7 +374,7 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     kills = 0
     while killed(lambda: write("new"), at=kills + 1):
         kills += 1
-        with pytest.raises(RuntimeError), placed(folder):
+        with pytest.raises(RuntimeError), replacing(folder):
             assert (folder / "a").read_text() in ("old", "new")
             raise RuntimeError
         assert names(tmp_path) == ["folder", "folder/a"]

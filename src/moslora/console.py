@@ -37,19 +37,22 @@ SPELT_OUT = {
     "µ": "u",
     "’": "'",
 }
-"""The signs that commands print, for a terminal or file whose encoding lacks them."""
+"""Spellings of the signs that commands print, for a terminal or file whose encoding lacks them."""
 
 
 def _spell_out(error: UnicodeError) -> tuple[str, int]:
     """A codec's error handler: a sign's name, or its escape in JSON, which also keeps a printed schema valid."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end]
-    return "".join(SPELT_OUT.get(sign) or json.dumps(sign)[1:-1] for sign in lacking), error.end
+    spelt = ""
+    for sign in error.object[error.start : error.end]:
+        escape = json.dumps(sign)[1:-1]
+        spelt += SPELT_OUT.get(sign, escape)
+    return spelt, error.end
 
 
 def print_in_any_encoding() -> None:
-    """From here on, signs that the output's encoding lacks are spelt out, where Python would raise an error."""
+    """Spells out signs that the output's encoding lacks, from now on, where Python would raise an error."""
     codecs.register_error("spell-out", _spell_out)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not closed, nor another program's
@@ -73,6 +76,7 @@ def note(line: str) -> None:
 
 @functools.cache
 def note_once(line: str) -> None:
+    """Prints a warning, once per process."""
     note(line)
 
 

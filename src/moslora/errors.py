@@ -1,4 +1,4 @@
-"""The ways in which a command may end badly without a traceback.
+"""Errors with a message for the user, with which a command ends without a traceback.
 
 A message is one clear line: what is wrong, where, and the fix. Several faults found together are several lines of
 one error, so that a user fixes them in one go.
@@ -42,13 +42,15 @@ class Terminated(KeyboardInterrupt):
 
 
 SHOWN_FAULTS = 20
-"""Most lines of one error."""
+"""Maximum number of faults that one error lists."""
 
 
 def some(items: Sequence[str], *, separator: str = ", ", most: int = 3) -> str:
-    """The first few items, and how many more there are: a large model has thousands of tensors."""
-    more = [f"… and {len(items) - most} more"] if len(items) > most else []
-    return separator.join([*items[:most], *more])
+    """The first ``most`` items, and how many more there are: a large model has thousands of tensors."""
+    shown = list(items[:most])
+    if len(items) > most:
+        shown.append(f"… and {len(items) - most} more")
+    return separator.join(shown)
 
 
 def capped(faults: Sequence[str]) -> str:
@@ -58,23 +60,30 @@ def capped(faults: Sequence[str]) -> str:
 
 def counted(number: int, noun: str) -> str:
     """``1 row``, ``1,234 rows``."""
-    ending = "" if number == 1 else "s"
-    return f"{number:,} {noun}{ending}"
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}s"
 
 
 def first_line(error: BaseException) -> str:
     """First line of a library's error, with the next one if it ends in a colon; the error's type if it is empty."""
-    first, *others = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":") and len(lines) > 1:
+        return f"{lines[0]} {lines[1].strip()}"
+    return lines[0]
 
 
 @contextmanager
 def needing(package: str, what: str) -> Iterator[None]:
-    """Tells how to install the optional ``package`` if the block, which imports it for ``what``, cannot."""
+    """Says how to install the optional ``package`` if the block, which imports it for ``what``, fails to."""
     try:
         yield
     except ImportError as error:
-        fault = "is not installed" if error.name == package else f"cannot be imported ({first_line(error)})"
+        fault = f"cannot be imported ({first_line(error)})"
+        if error.name == package:
+            fault = "is not installed"
         command = f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
         raise UsageError(f"{what}: {package} {fault}; {command}") from None
 
@@ -85,5 +94,7 @@ def stopped(message: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        raise Interrupted(message, signal_number=number) from None
+        signal_number = signal.SIGINT
+        if isinstance(stop, Terminated):
+            signal_number = signal.SIGTERM
+        raise Interrupted(message, signal_number=signal_number) from None

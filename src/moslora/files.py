@@ -21,25 +21,26 @@ from moslora.errors import MosloraError, UsageError, some
 LOCK = ".lock"
 """The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it.
 
-While a new folder's content is moved into place, the file lists it, name -> inode. Whoever locks the folder next takes
-back what a killed process had moved."""
+While the content of a new folder is moved in, the file lists it, name -> inode. The next process that locks the folder
+removes what a killed process had moved."""
 
 LEFTOVER = ".*.writing"
 """The names of scratch folders. A killed process leaves them."""
 
 SCRATCH = ".moslora.writing"
-"""Holds the unfinished content of a new folder."""
+"""Scratch folder with the unfinished content of a new folder."""
 
 _OLD = ".old"
 """In a scratch folder, the folder that is being replaced."""
 
 MARKS = ("config.json", "adapter_config.json", "adapter", "report.html")
-"""Readers identify a folder by these, so they are moved into place last."""
+"""Names by which readers identify a folder, so they are moved in last."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk."""
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system without locks answers."""
+"""Error numbers of a file system without locks."""
 
 
 def disk_fault(error: BaseException, path: Path | str | None = None) -> MosloraError | None:
@@ -47,16 +48,20 @@ def disk_fault(error: BaseException, path: Path | str | None = None) -> MosloraE
 
     The system's error may be the cause of ``error``, or only quoted in it, as libraries written in Rust do.
     """
+    number = getattr(error, "errno", None)
     quoted = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(quoted[1]) if quoted else getattr(error, "errno", None)
+    if quoted:
+        number = int(quoted[1])
     named = getattr(error, "filename", None)  # network errors have none
-    place = named or path or "the output"
+    file = named or path or "the output"
     if number in FULL:
         again = "give the same command again (train: with --resume)"
-        return MosloraError(f"{place}: {os.strerror(number)}; free some space there, then {again}")
+        return MosloraError(f"{file}: {os.strerror(number)}; free some space there, then {again}")
     if number is not None and (named or number == errno.EIO):
-        return UsageError(f"{place}: {os.strerror(number)}; choose another path")
-    return disk_fault(error.__cause__, path) if error.__cause__ else None
+        return UsageError(f"{file}: {os.strerror(number)}; choose another path")
+    if error.__cause__:
+        return disk_fault(error.__cause__, path)
+    return None
 
 
 @contextmanager
@@ -64,15 +69,18 @@ def writing(path: Path) -> Iterator[None]:
     """Turns a disk error inside the block into one line."""
     try:
         yield
+    except MosloraError:
+        raise
     except Exception as error:
-        if isinstance(error, MosloraError) or (fault := disk_fault(error, path)) is None:
+        fault = disk_fault(error, path)
+        if fault is None:
             raise
         raise fault from None
 
 
 @contextmanager
-def placed(path: Path) -> Iterator[Path]:
-    """A scratch path, on the same disk, whose file or folder replaces ``path`` when the block succeeds.
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch path on the same disk, whose file or folder replaces ``path`` atomically when the block succeeds.
 
     A lock must keep this machine's other processes from ``path``, such as `locked` or `once_per_machine`.
     """
@@ -88,7 +96,7 @@ def placed(path: Path) -> Iterator[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Removes ``folder`` under its name at once, so that nobody finds half of it; none is no error."""
+    """Removes ``folder`` atomically, so that nobody finds half of it; a missing folder is no error."""
     scratch = _scratch_of(folder)
     _remove_scratch(scratch)  # another program may have a file of it open
     with suppress(OSError):
@@ -100,9 +108,11 @@ def discard(folder: Path) -> None:
 def locked(folder: Path, *, shared: Collection[str] = ()) -> Iterator[None]:
     """Locks ``folder`` against other processes while the block runs; the lock ends with this process.
 
-    A missing folder is created, and removed afterwards if it stays empty. One that is locked is refused. What killed
-    processes left half done in it is removed first. Other processes may write the files named ``shared`` meanwhile,
-    with a lock `once_per_machine`.
+    A missing folder is created, and removed afterwards if it stays empty. What killed processes left half done in it is
+    removed first. Other processes may write the files named ``shared`` meanwhile, with a lock `once_per_machine`.
+
+    Raises:
+        UsageError: another process has the lock.
     """
     with _held(folder, shared=shared):
         yield
@@ -111,27 +121,27 @@ def locked(folder: Path, *, shared: Collection[str] = ()) -> Iterator[None]:
 @contextmanager
 def _held(folder: Path, *, shared: Collection[str] = ()) -> Iterator[int]:
     """As `locked`; yields the descriptor of the lock file. Its removal, at the end, is what completes a new folder."""
-    place = Path(os.path.realpath(folder))  # a link may lead to a folder that does not exist yet
-    made = not place.exists()
+    real = Path(os.path.realpath(folder))  # a link may lead to a folder that does not exist yet
+    made = not real.exists()
     with ExitStack() as stack:
         with writing(folder):
-            place.mkdir(parents=True, exist_ok=True)
+            real.mkdir(parents=True, exist_ok=True)
             if made:
-                stack.callback(_remove_if_empty, place)
+                stack.callback(_remove_if_empty, real)
             try:
-                descriptor = stack.enter_context(_lock(place / LOCK))
+                descriptor = stack.enter_context(_lock(real / LOCK))
             except (BlockingIOError, Timeout):
                 raise UsageError(
                     f"{folder}: another process is writing here; wait for it, or choose another folder with --out"
                 ) from None
         try:
             with writing(folder):
-                _take_back(place, descriptor)
-                remove_leftovers(place, shared=shared)
+                _take_back(real, descriptor)
+                remove_leftovers(real, shared=shared)
             yield descriptor
         finally:
             with suppress(OSError):
-                (place / LOCK).unlink()  # before the release: afterwards it may be another process's
+                (real / LOCK).unlink()  # before the release: afterwards it may be another process's
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -161,28 +171,29 @@ def _lock(file: Path) -> Iterator[int]:
         yield descriptor
 
 
-def once_per_machine(place: Path) -> FileLock:
-    """A lock among this machine's processes for making ``place``, to be waited for: the next one finds it made.
+def once_per_machine(path: Path) -> FileLock:
+    """A lock among this machine's processes for making ``path``: one makes it, and the others wait and find it made.
 
-    It lies in the system's folder for temporary files: ``place`` may be on a file system without locks.
+    The lock file is in the system's folder for temporary files: ``path`` may be on a file system without locks.
     """
-    name = hashlib.sha256(os.path.realpath(place).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"moslora-{os.getuid()}-{name}.lock")
 
 
 def in_use(folder: Path, *, older: Collection[str] = ()) -> list[str]:
-    """Names in ``folder`` besides ``older`` and what killed processes left half done."""
-    place = Path(os.path.realpath(folder))  # a part of it may not be there yet: run/new/../adapter
-    half_done = {LOCK, *_moved(place), *(path.name for path in _leftovers(place))}
+    """Names in ``folder``, except ``older`` and what killed processes left half done."""
+    real = Path(os.path.realpath(folder))  # a part of it may not be there yet: run/new/../adapter
+    half_done = {LOCK, *_moved(real), *(path.name for path in _leftovers(real))}
     try:
-        return sorted({*os.listdir(place)} - half_done - {*older})
+        return sorted({*os.listdir(real)} - half_done - {*older})
     except FileNotFoundError:
         return []
 
 
 def refuse_used(out: Path, *, older: Collection[str] = ()) -> None:
     """Raises a `UsageError` if the output folder holds anything but files named ``older``."""
-    if found := in_use(out, older=older):
+    found = in_use(out, older=older)
+    if found:
         raise UsageError(f"{out}: not empty ({some(found)}); choose another folder with --out, or remove what is there")
 
 
@@ -190,9 +201,12 @@ def refuse_used(out: Path, *, older: Collection[str] = ()) -> None:
 def new_folder(out: Path, *, older: Collection[str] = ()) -> Iterator[Path]:
     """A scratch folder whose content is moved into ``out`` when the block succeeds, :data:`MARKS` last.
 
-    ``out`` may exist if it is empty but for files named ``older``, which go, and stays the same folder: it may be a
+    ``out`` may exist if it has only files named ``older``, which are removed. It stays the same folder, as it may be a
     mount point. It is locked, and checked again before the move, so that nothing is replaced that another program put
-    there. A folder in use is refused.
+    there.
+
+    Raises:
+        UsageError: the folder is in use.
     """
     with _held(out) as lock, writing(out):
         refuse_used(out, older=older)
@@ -205,7 +219,10 @@ def new_folder(out: Path, *, older: Collection[str] = ()) -> Iterator[Path]:
 
 def _move_in(scratch: Path, out: Path, *, lock: int, older: Collection[str]) -> None:
     """Moves the content of ``scratch`` into ``out``, :data:`MARKS` last, and removes the ``older`` files that it does
-    not replace. Whole or not at all: until the lock file is removed, it lists what is to be taken back."""
+    not replace.
+
+    All of it or nothing: until the lock file is removed, it lists what the next process must remove.
+    """
     new = sorted(scratch.iterdir())
     marks = [path for path in new if path.name in MARKS]
     others = [path for path in new if path.name not in MARKS]
@@ -223,10 +240,10 @@ def _move_in(scratch: Path, out: Path, *, lock: int, older: Collection[str]) -> 
         raise
 
 
-def _take_back(place: Path, lock: int) -> None:
-    """Removes what was moved into ``place`` and is only a part."""
-    for name in _moved(place):
-        path = place / name
+def _take_back(folder: Path, lock: int) -> None:
+    """Removes the content that was moved into ``folder``, if it is only a part."""
+    for name in _moved(folder):
+        path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -234,17 +251,18 @@ def _take_back(place: Path, lock: int) -> None:
     _write_list(lock, {})
 
 
-def _moved(place: Path) -> list[str]:
-    """The entries of ``place`` that its lock file lists."""
+def _moved(folder: Path) -> list[str]:
+    """The entries of ``folder`` that its lock file lists."""
     try:
-        listed = json.loads((place / LOCK).read_bytes())
-        here = {*os.listdir(place)} & listed.keys()
-        return sorted(name for name in here if listed[name] == (place / name).lstat().st_ino)
+        inodes = json.loads((folder / LOCK).read_bytes())
+        here = {*os.listdir(folder)} & inodes.keys()
+        return sorted(name for name in here if inodes[name] == (folder / name).lstat().st_ino)
     except (OSError, ValueError, AttributeError):  # no lock file, or one that lists nothing
         return []
 
 
 def _write_list(lock: int, inodes: Mapping[str, int]) -> None:
+    """Writes what is being moved into the lock file, or empties it."""
     if inodes or os.fstat(lock).st_size:
         os.ftruncate(lock, 0)
         os.lseek(lock, 0, os.SEEK_SET)
@@ -254,7 +272,7 @@ def _write_list(lock: int, inodes: Mapping[str, int]) -> None:
 
 
 def _scratch_of(path: Path) -> Path:
-    """Of this machine: another one may be writing the same path."""
+    """The scratch path for ``path``, with this machine's name: another machine may be writing the same path."""
     return path.with_name(f".{path.name}.{os.uname().nodename}.writing")
 
 
@@ -270,7 +288,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _remove_scratch(folder: Path) -> None:
-    """A folder that was about to be replaced goes back to its place."""
+    """Removes a scratch folder; a folder in it that was about to be replaced is moved back."""
     for old in (folder / _OLD).glob("*"):
         if not os.path.lexists(folder.parent / old.name):
             os.replace(old, folder.parent / old.name)
@@ -282,8 +300,8 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path, *, shared: Collection[str] = ()) -> None:
-    """Removes the scratch folders of killed processes in ``folder``, which must be locked; of the ``shared`` files only
-    this machine's."""
+    """Removes the scratch folders of killed processes in ``folder``, which must be locked; of files named ``shared``
+    only this machine's."""
     for path in _leftovers(folder):
         if not any(path.name.startswith(f".{name}.") for name in shared):
             _remove_scratch(path)
@@ -294,17 +312,18 @@ def remove_leftovers(folder: Path, *, shared: Collection[str] = ()) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: a reader finds the old text or the new one, never a part."""
-    with placed(path) as scratch:
+    with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_all(folder: Path) -> None:
     """Flushes everything in ``folder`` to the disk, and gives its files the folder's permissions, which follow the
-    umask: safetensors' own are private."""
+    umask; safetensors makes files private."""
     mode = folder.stat().st_mode & 0o666
     for path in (*folder.rglob("*"), folder):
         if path.is_file():
@@ -323,6 +342,7 @@ def _sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

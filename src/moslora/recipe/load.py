@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from moslora.errors import UsageError
-from moslora.files import placed
+from moslora.files import replacing
 from moslora.tasks import BUILT_IN, GROUP, Task, split_names, unknown_names
 
 from .adapter import AdapterSection
@@ -148,7 +148,7 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     content = source.read_bytes()
     if is_stored(source):
         content = _untrusting(content.decode("utf-8", errors="replace")).encode()
-    with placed(target) as new:
+    with replacing(target) as new:
         new.write_bytes(content)
     return target
 

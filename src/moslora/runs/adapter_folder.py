@@ -27,7 +27,7 @@ from moslora.base.quantized import dequantize
 from moslora.base.shapes import meta_model
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
-from moslora.files import in_use, once_per_machine, placed, sha256, write_json
+from moslora.files import in_use, once_per_machine, replacing, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_checked, with_own_hash
 from moslora.tasks import INSTRUCTION
@@ -76,7 +76,7 @@ def save_adapter(
     state = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
     files = {WEIGHTS: state, **(extra or {})}
     base, revision = recipe.model.name, recipe.model.revision
-    with placed(folder) as scratch:
+    with replacing(folder) as scratch:
         scratch.mkdir()
         for name, tensors in files.items():
             save_file(dict(tensors), scratch / name)

@@ -21,7 +21,7 @@ from moslora.base.resolve import BUILTIN, at_hand
 from moslora.console import note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.files import locked, placed, remove_leftovers
+from moslora.files import locked, remove_leftovers, replacing
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
@@ -188,7 +188,7 @@ class Training:
                 "kernels": kernels(model, device),
             }
             self.run.begin(recipe, card)
-            with placed(self.run.contents) as contents:
+            with replacing(self.run.contents) as contents:
                 contents.write_bytes(self.data.contents)
         lines = describe(model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
