@@ -13,10 +13,11 @@ from compare_kit import SETTINGS
 from moslora import quickstart as module
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
-from moslora.evaluation import Prediction
-from moslora.evaluation.results import Results, TaskRecord, summarise
+from moslora.evaluation.results import Results, summarise
 from moslora.quickstart import fast_dtype, quickstart
 from moslora.recipe import load_recipe
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import TaskRecord
 
 
 @pytest.mark.parametrize(

@@ -24,20 +24,20 @@ from markupsafe import Markup
 from benchmarks import DOCS
 from benchmarks.article.diagrams import INK
 from benchmarks.tables import markdown, publish
-from moslora.compare.answers import Answers, in_common, read_answers
 from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparison import compare_arms, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.outcomes import OUTCOMES
+from moslora.compare.runs import ComparedRun, in_common, read_complete
 from moslora.compare.statistics import LEVEL, MACRO, Member, family
-from moslora.evaluation import Evaluation
-from moslora.evaluation.predictions import mean_and_error
+from moslora.evaluation.intervals import mean_and_error
 from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
 from moslora.report.figures import FORGOTTEN, gain_and_forgetting
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import OUTCOMES
 from moslora.runs.run import SETTINGS, Run, base_of, is_run
 
 COMPARED = ("log_probability", "accuracy", FORGOTTEN)
@@ -55,7 +55,7 @@ class Found:
     index: ExperimentIndex
     runs: dict[str, list[Run]]
     arms: list[Arm]
-    base: Answers | None
+    base: Evaluation | None
     left_out: str
 
     @property
@@ -94,20 +94,21 @@ def load(folder: Path) -> Found:
         if not one.diverged and is_run(folder / one.folder):
             runs[one.arm].append(Run(folder / one.folder))
     beside = [base_of(run.evaluation()) for its in runs.values() for run in its]
-    base = next((read_answers(Evaluation(path)) for path in beside if (path / SETTINGS).is_file()), None)
+    base = next((read_complete(path) for path in beside if (path / SETTINGS).is_file()), None)
     arms.sort(key=lambda arm: arm.name != index.contrast[0])  # the one that the others are against comes first
     if arms[0].name != index.contrast[0]:
         raise SystemExit(f"{folder}: no scored run of {index.contrast[0]}, which the others are against")
-    every = [run for arm in arms for run in arm.runs.values()]
+    every = [run.evaluation for arm in arms for run in arm.runs.values()]
     shared, left_out = in_common(every)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     return Found(index, runs, arms, base and base.only(in_common([*every, base])[0]), left_out)
 
 
-def with_texts(run: Answers) -> Answers:
+def with_texts(run: ComparedRun) -> ComparedRun:
     """With the texts that it was asked besides the experiment's questions."""
-    every = read_answers(Evaluation(Run(run.path).evaluation())).tasks
-    return replace(run, tasks={**run.tasks} | {t: its for t, its in every.items() if its.outcomes.get(FORGOTTEN)})
+    every = read_complete(Run(run.path).evaluation()).in_order.tasks
+    texts = {task: its for task, its in every.items() if its.outcomes.get(FORGOTTEN)}
+    return replace(run, evaluation=replace(run.evaluation, tasks={**run.tasks, **texts}))
 
 
 def forest(canvas: Canvas, found: Found) -> Markup:
@@ -148,7 +149,7 @@ def standalone(svg: Markup) -> str:
     return text.replace(f"stroke: {SHOWN['grid']}; stroke-width: 0.8", f"stroke: {SHOWN['grid']}; stroke-opacity: 0.3")
 
 
-def level(runs: Sequence[Answers], outcome: str) -> str:
+def level(runs: Sequence[ComparedRun | Evaluation], outcome: str) -> str:
     """The mean over seeds of the macro average, and its standard error; "–" if the runs do not have it."""
     columns = [[its.outcomes.get(outcome) for its in run.tasks.values()] for run in runs]
     means = [fmean(map(fmean, had)) for column in columns if (had := [values for values in column if values])]
@@ -179,7 +180,7 @@ def arms_table(found: Found) -> str:
     costs_of = "trained parameters", "step time / LoRA's", "peak memory / LoRA's"
     rows = [["", "learning rate", *(OUTCOMES[outcome].title for outcome in COMPARED), *costs_of]]
     first = next(iter(found.arms[0].runs.values()))
-    if found.base and not in_common([first, found.base])[1]:  # otherwise its means would be of other questions
+    if found.base and not in_common([first.evaluation, found.base])[1]:
         rows.append(["base", "", *(level([found.base], outcome) for outcome in COMPARED), "0", "", ""])
     known = costs()
     for arm in found.arms:
@@ -203,7 +204,7 @@ def figures(found: Found) -> Mapping[str, Markup | None]:
     with tempfile.TemporaryDirectory() as folder:
         canvas = Canvas(Path(folder), found.names)
         asked = {task: its.ids for task, its in found.base.tasks.items()} if found.base else {}
-        runs = [(arm.name, run.only(asked)) for arm in found.arms for run in arm.runs.values()]
+        runs = [(arm.name, run.evaluation.only(asked)) for arm in found.arms for run in arm.runs.values()]
         traded = gain_and_forgetting(canvas, runs, found.base) if found.base else None
         return {"forest": forest(canvas, found), "gain-and-forgetting": traded}
 

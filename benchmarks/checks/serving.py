@@ -40,11 +40,11 @@ from moslora.download.wheels import home
 from moslora.evaluation import Request
 from moslora.evaluation.batches import canonical_place
 from moslora.evaluation.cloze import Cloze
-from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorers import make_scorer
 from moslora.files import new_folder, sha256
 from moslora.kernels.rows import common_prefix
 from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.predictions import Prediction
 from moslora.tasks import COMMONSENSE, TASKS, Example
 
 PACKAGE = "llama_cpp_python"

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 from moslora.choices import DType
-from moslora.compare.answers import Answers, by_task
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
 from moslora.compare.conclusion import lines, tables
+from moslora.compare.runs import ComparedRun
 from moslora.console import say
 from moslora.convert.merge import merge
 from moslora.errors import UsageError, stopped
@@ -16,6 +16,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import load_recipe
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes, worker_processes
 
@@ -46,8 +47,8 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
     for name in ("base", "tuned"):
         say(f"scoring the {name} model ...")
         results, folder = evaluate_target(open_target(str(out), base=name == "base"))
-        answers = Answers(results.settings, by_task(results.predictions, results.settings), folder)
-        arms.append(Arm(name, {None: answers}))
+        evaluation = Evaluation.of(folder, results.settings, results.predictions).in_order
+        arms.append(Arm(name, {None: ComparedRun(evaluation, folder)}))
     if not in_use(out / "merged"):  # ignores the lock file of a killed merge
         say(f"merging into {out / 'merged'} ...")
         say(str(merge(run.result, out=out / "merged")))

@@ -15,8 +15,8 @@ from benchmarks.tables import spread, write_between
 from benchmarks.timing import alternate
 from moslora.adapters import MIXERS, describe_batch, inject
 from moslora.errors import UsageError
-from moslora.evaluation.predictions import Prediction, argmax
 from moslora.recipe import list_recipes, load_recipe
+from moslora.runs.predictions import Prediction, argmax
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")

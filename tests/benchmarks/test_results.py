@@ -14,22 +14,24 @@ import pytest
 from scipy import stats
 
 from benchmarks.article import results
-from compare_kit import base, drawn, write_run
-from moslora.compare.answers import COLUMNS, Answers, TaskAnswers
+from compare_kit import base, drawn, with_tasks, write_run
 from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.compare.runs import ComparedRun
 from moslora.report.figures import change
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import COLUMNS
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 SEEDS = (0, 1, 2, 3)
 TEXTS = "passages"  # which are none of the experiment's own questions
 
 
-def with_texts(answers: Answers, nats: float) -> Answers:
+def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
     """With twenty texts, of which every byte costs the model ``nats``, some more and some less."""
     ids = tuple(f"{TEXTS}/test/{number:02}" for number in range(20))
     column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())
-    texts = TaskAnswers(ids, (), {"accuracy": (), "log_probability": (), "nats_per_byte": column})
-    return replace(answers, tasks={**answers.tasks, TEXTS: texts})
+    texts = TaskAnswers(ids, (), {"nats_per_byte": column})
+    return with_tasks(answers, {**answers.tasks, TEXTS: texts})
 
 
 def write_experiment(folder: Path, *, methods: Sequence[str] = METHODS, seeds: Sequence[int] = SEEDS) -> None:

@@ -1,6 +1,7 @@
 """Answers: what is kept of the predictions, and what of a damaged file is said."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,17 @@ import pytest
 from scipy.special import log_softmax
 
 from compare_kit import SETTINGS, base, drawn, write_run
-from moslora.compare.answers import COLUMNS, by_task, read_answers
 from moslora.compare.arms import load_arms
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
+from moslora.compare.runs import read_complete
 from moslora.errors import MosloraError
-from moslora.evaluation import Evaluation, Prediction
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import COLUMNS, Evaluation
+from moslora.runs.predictions import Prediction
+
+
+def answers(predictions: Sequence[Prediction]) -> Mapping[str, TaskAnswers]:
+    return Evaluation.of(Path(), SETTINGS, predictions).in_order.tasks
 
 
 def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
@@ -23,18 +30,19 @@ def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
         Prediction(id, "obqa", gold=0, prediction=int(np.argmax(s)), scores=s, characters=c)
         for id, s, c in zip(("obqa/test/7", "obqa/test/3"), scores, characters, strict=True)
     ]
-    tasks = by_task([*predictions, replace(predictions[0], id="boolq/test/1", task="boolq")], SETTINGS)
+    predictions.append(replace(predictions[0], id="boolq/test/1", task="boolq"))
+    tasks = answers(predictions)
     assert list(tasks) == ["obqa", "boolq"], "in the order in which they were asked"
     kept = tasks["obqa"]
     expected = [log_softmax(np.divide(s, c))[0] for s, c in zip(scores, characters, strict=True)]
     assert kept.ids == ("obqa/test/3", "obqa/test/7") and kept.outcomes["accuracy"] == (1, 1) and kept.gold == (0, 0)
     assert kept.outcomes["log_probability"] == pytest.approx(expected[::-1], abs=1e-6)
     text = Prediction("mine/a", "mine", gold=0, prediction=0, scores=(-300.5,), bytes=400)
-    kept = by_task([text], SETTINGS)["mine"]
+    kept = answers([text])["mine"]
     assert kept.outcomes == {"nats_per_byte": (300.5 / 400,)} and kept.gold == ()
     generated = replace(predictions[0], scores=(), characters=(), prediction=None)
-    kept = by_task([generated], replace(SETTINGS, protocol="generate", primary="accuracy"))["obqa"]
-    assert kept.outcomes == {"accuracy": (0,), "log_probability": ()}
+    kept = answers([generated])["obqa"]
+    assert kept.outcomes == {"accuracy": (0,)}
 
 
 def test_columns_are_read_and_a_base_is_not_trained(tmp_path: Path) -> None:
@@ -48,7 +56,7 @@ def test_columns_are_read_and_a_base_is_not_trained(tmp_path: Path) -> None:
     for text in (whole[:-50], "[]", whole.replace('"gold": [', '"gold": [7, ', 1)):
         (folder / COLUMNS).write_text(text, encoding="utf-8")
         with pytest.raises(MosloraError, match=COLUMNS) as fault:
-            read_answers(Evaluation(folder))
+            read_complete(folder)
         assert "\n" not in str(fault.value)
 
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from compare_kit import SETTINGS, SIZES, base, drawn
-from moslora.compare.answers import Answers
+from compare_kit import SETTINGS, SIZES, asked_as, base, drawn, with_tasks
 from moslora.compare.arms import Arm, load_arms, pair, values
 from moslora.compare.comparable import refuse_mixed
 from moslora.compare.comparison import compare_arms
+from moslora.compare.runs import ComparedRun
 from moslora.errors import UsageError
-from moslora.evaluation.journal import Journal, TaskRecord
-from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.results import Settings
+from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
+from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
+from moslora.runs.settings import Settings, TaskRecord
 
 
-def arm(name: str, *runs: Answers) -> Arm:
+def arm(name: str, *runs: ComparedRun) -> Arm:
     return Arm(name, {run.seed: replace(run, path=Path(f"{name}-{run.seed}")) for run in runs})
 
 
@@ -116,13 +116,13 @@ def test_values_are_a_row_per_seed() -> None:
     with pytest.raises(UsageError, match="obqa: a comparison needs at least two questions"):
         values([drawn(0, sizes={"obqa": 1})], "accuracy")
     generated = replace(drawn(0).tasks["obqa"], outcomes={"accuracy": (1,) * SIZES["obqa"], "log_probability": ()})
-    arms = [arm(name, replace(drawn(0), tasks={"obqa": generated})) for name in ("one", "other")]
+    arms = [arm(name, with_tasks(drawn(0), {"obqa": generated})) for name in ("one", "other")]
     with pytest.raises(UsageError, match="log_probability: must be one of accuracy"):
         compare_arms(arms, outcome="log_probability")
 
 
-def other(**settings: object) -> Answers:
-    return replace(drawn(1), settings=replace(SETTINGS, **settings))  # type: ignore[arg-type]
+def other(**settings: object) -> ComparedRun:
+    return asked_as(drawn(1), **settings)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def other(**settings: object) -> Answers:
         (replace(drawn(1), facts={**drawn(1).facts, "data": {"sha256": "no"}}), "rows.1: rows of  in one-1, no in"),
     ],
 )
-def test_unlike_runs_are_refused_with_the_field_and_both_values(run: Answers, line: str) -> None:
+def test_unlike_runs_are_refused_with_the_field_and_both_values(run: ComparedRun, line: str) -> None:
     with pytest.raises(UsageError) as fault:
         refuse_mixed([arm("one", drawn(1)), arm("base", base()), arm("other", run)])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
@@ -306,7 +306,7 @@ def test_other_rows_are_another_arm_also_under_other_seeds(runs: Path) -> None:
 
 def test_the_scales_of_a_base_in_four_bits_make_another_base() -> None:
     quantized = (
-        replace(drawn(1), settings=replace(SETTINGS, metadata={**SETTINGS.metadata, **how}))
+        asked_as(drawn(1), metadata={**SETTINGS.metadata, **how})
         for how in (
             {"quantization": "nf4", "double_quantization": True},
             {"quantization": "nf4", "double_quantization": False},

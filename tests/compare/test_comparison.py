@@ -10,14 +10,16 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import SETTINGS, base, drawn, write_run
-from moslora.compare.answers import Answers, TaskAnswers
+from compare_kit import SETTINGS, base, drawn, with_tasks, write_run
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths
 from moslora.compare.conclusion import lines, probability, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
+from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import Evaluation
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
@@ -35,20 +37,20 @@ def experiment(tmp_path: Path) -> Path:
     return folder
 
 
-def arms(**runs: Mapping[int | None, Answers] | Answers) -> list[Arm]:
-    return [Arm(name, {one.seed: one} if isinstance(one, Answers) else {**one}) for name, one in runs.items()]
+def arms(**runs: Mapping[int | None, ComparedRun] | ComparedRun) -> list[Arm]:
+    return [Arm(name, {one.seed: one} if isinstance(one, ComparedRun) else {**one}) for name, one in runs.items()]
 
 
-def seeds(count: int, **changes: float) -> dict[int | None, Answers]:
+def seeds(count: int, **changes: float) -> dict[int | None, ComparedRun]:
     return {seed: drawn(seed, sizes=WIDE, **changes) for seed in range(count)}
 
 
-def with_texts(answers: Answers, *, more: float) -> Answers:
+def with_texts(answers: ComparedRun, *, more: float) -> ComparedRun:
     """An evaluation that has texts as well, with ``more`` nats per byte than those of another; noise by the seed."""
     hard, draw = np.random.default_rng(0).uniform(0.6, 1.2, 300), np.random.default_rng(answers.seed or 0)
     rates = hard + more + 0.01 * draw.standard_normal(300)
     texts = TaskAnswers(tuple(f"mine/{n:04}" for n in range(300)), (), {"nats_per_byte": tuple(rates.tolist())})
-    return replace(answers, tasks={**answers.tasks, "mine": texts})
+    return with_tasks(answers, {**answers.tasks, "mine": texts})
 
 
 def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(
@@ -67,7 +69,7 @@ def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(
     assert "a predicts these texts better than b" in said(back)
     same = compare_arms(arms(a=before, b=with_texts(other, more=0)), outcome="nats_per_byte")
     assert "equal within ±0.005 nats per byte" in said(same)
-    only = [replace(answers, tasks={"mine": answers.tasks["mine"]}) for answers in (before, after)]
+    only = [with_tasks(answers, {"mine": answers.tasks["mine"]}) for answers in (before, after)]
     assert compare_arms(arms(a=only[0], b=only[1])).outcome == "nats_per_byte"
     with pytest.raises(UsageError, match=r"nats_per_byte: must be one of log_probability, accuracy|accuracy, log_prob"):
         compare_arms(arms(a=one, b=other), outcome="nats_per_byte")
@@ -223,12 +225,15 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
     one = drawn(0, sizes={"obqa": 9})
     of = {"a": (1,) * 4 + (0,) * 5, "b": (0,) * 4 + (1,) * 5}
 
-    def runs(name: str) -> dict[int | None, Answers]:
+    def runs(name: str) -> dict[int | None, ComparedRun]:
         answers = one.tasks["obqa"]
         return {
-            seed: Answers(
-                one.settings,
-                {"obqa": type(answers)(answers.ids, answers.gold, {"accuracy": of[name]})},
+            seed: ComparedRun(
+                Evaluation(
+                    one.path,
+                    one.settings,
+                    {"obqa": type(answers)(answers.ids, answers.gold, {"accuracy": of[name]})},
+                ),
                 one.path,
                 {**drawn(seed).recipe, "name": name},
                 {**one.facts, "data": {"sha256": str(seed)}},
@@ -249,11 +254,11 @@ def test_a_model_at_the_majority_class_is_flagged() -> None:
     assert f"b is not shown to be above the majority class ({sum(shares) / len(shares):.1f} %): " in flat
 
 
-def few(right: int, n: int = 6) -> Answers:
+def few(right: int, n: int = 6) -> ComparedRun:
     """``right`` of n questions are answered rightly; half of them have the label 0."""
     ids = tuple(f"obqa/test/{row}" for row in range(n))
     outcomes = {"accuracy": tuple(float(row < right) for row in range(n))}
-    return replace(drawn(0), tasks={"obqa": TaskAnswers(ids, tuple(row % 2 for row in range(n)), outcomes)})
+    return with_tasks(drawn(0), {"obqa": TaskAnswers(ids, tuple(row % 2 for row in range(n)), outcomes)})
 
 
 def test_few_questions_that_show_nothing_are_counted() -> None:
@@ -264,14 +269,14 @@ def test_few_questions_that_show_nothing_are_counted() -> None:
     assert "too few" not in told and "b is not shown to be above the majority class (50.0 %): -33.3 points" in told
 
 
-def limited(max_length: int, *, cut: int | None) -> Answers:
+def limited(max_length: int, *, cut: int | None) -> ComparedRun:
     """A run with this limit, by which the first ``cut`` questions of each task were cut; ``None``: not known."""
     one = drawn(0, settings=replace(SETTINGS, max_length=max_length))
     known = {
         task: replace(its, cut=() if cut is None else tuple(n < cut for n in range(len(its.ids))))
         for task, its in one.tasks.items()
     }
-    return replace(one, tasks=known)
+    return with_tasks(one, known)
 
 
 def test_a_limit_that_cut_nothing_does_not_matter() -> None:
@@ -285,7 +290,7 @@ def test_a_limit_that_cut_nothing_does_not_matter() -> None:
     some = {"tasks": "siqa,obqa"}
     long = limited(8_192, cut=0)
     boolq = replace(long.tasks["boolq"], cut=tuple(n < 1 for n in range(len(long.tasks["boolq"].ids))))
-    cut = replace(long, tasks={**long.tasks, "boolq": boolq})
+    cut = with_tasks(long, {**long.tasks, "boolq": boolq})
     assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), **some).main is not None, "boolq is not compared"
 
 

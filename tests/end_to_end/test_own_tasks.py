@@ -9,7 +9,7 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import WORDS
-from moslora.evaluation import Evaluation, Results
+from moslora.evaluation import Results, read_results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.run import Run
@@ -77,7 +77,7 @@ def test_every_protocol_scores_it(mine: Path, tmp_path: Path, protocol: str, for
     assert list(results.tasks) == ["weather", "boolq"]
     assert {p.id.partition("/")[0] for p in results.predictions} == {"weather", "boolq"}
     assert results.without_leaks and results.without_leaks.leaks == {"weather": 0, "boolq": 0}
-    assert Evaluation(tmp_path / "e").results.tasks["weather"].n == 4
+    assert read_results(tmp_path / "e").tasks["weather"].n == 4
 
 
 def test_the_merged_model_is_asked_as_the_run_from_anywhere(
@@ -122,7 +122,7 @@ def test_texts_are_asked_beside_questions_and_compared(
     for base in ((), ("--base",)):
         code, said, errors = run(capsys, "eval", "run", "--tasks", "boolq,t.yaml", "--limit", "all", *base)
         assert code == 0 and "nats per byte" in said and "macro" not in said, errors
-    results = Evaluation(Run(Path("run")).evaluation()).results
+    results = read_results(Run(Path("run")).evaluation())
     assert list(results.tasks) == ["boolq"] and results.texts["manual"].n == 9
     assert results.without_leaks and list(results.without_leaks.leaks) == ["boolq"]
     code, said, _ = run(capsys, "compare", "run", "--outcome", "nats_per_byte")

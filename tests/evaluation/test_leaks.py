@@ -10,12 +10,13 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import make_examples
-from moslora.evaluation import Evaluation, Prediction
-from moslora.evaluation.leaks import Leaks
-from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
+from moslora.evaluation import read_results
+from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import Leaks, Settings, TaskRecord
 from moslora.training import train_recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -74,11 +75,11 @@ def test_results_with_and_without_leaks(
         assert found.tasks[task].accuracy == pytest.approx(accuracy(rows))
         assert results.tasks[task].accuracy == pytest.approx(accuracy(by_task[task]))
     assert found.macro.accuracy == pytest.approx(sum(map(accuracy, kept.values())) / 3)
-    assert Evaluation(folder).results == results
+    assert read_results(folder) == results
 
     # A limit restricts the questions, a base has its run's rows, and the printed line says where a number is from.
     assert run(capsys, "eval", out, "--base", "--tasks", "obqa", "--limit", "15")[0] == 0
-    limited = Evaluation(out / "eval" / "choice-label-float32-base").results.without_leaks
+    limited = read_results(out / "eval" / "choice-label-float32-base").without_leaks
     assert limited is not None and set(limited.leaks) == {"obqa"}
     asked = [p.id for p in evaluate_target(open_target(str(out), base=True), tasks=("obqa",), limit=15)[0].predictions]
     assert limited.leaks["obqa"] == len(LEAKED & set(asked)) == 1
@@ -104,7 +105,7 @@ def test_leaks_are_known_by_the_run_alone(recipe: MakeRecipe, planted: Path, wor
     for damaged in (record.read_bytes()[:-3], b""):
         record.write_bytes(damaged)
         results, folder = evaluate_target(open_target(str(out)), tasks=("obqa",), out=tmp_path / f"{len(damaged)}")
-        assert results.without_leaks is None and not told(results) and Evaluation(folder).results == results
+        assert results.without_leaks is None and not told(results) and read_results(folder) == results
         assert json.loads((folder / "results.json").read_text())["without_leaks"] is None
 
 

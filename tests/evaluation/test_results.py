@@ -12,9 +12,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 import compare_kit
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Evaluation, Prediction
-from moslora.evaluation.predictions import average, score_task
-from moslora.evaluation.results import TaskRecord, summarise
+from moslora.evaluation import read_results
+from moslora.evaluation.results import summarise
+from moslora.evaluation.scores import average, score_task
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import TaskRecord
 from moslora.tasks import Example
 
 SETTINGS = replace(compare_kit.SETTINGS, batch_tokens=32, metadata={})
@@ -155,7 +158,7 @@ def test_intervals_are_those_of_few_questions() -> None:
     mean, distances = p.mean(), (np.sqrt(((p - low) ** 2).sum()) / 3, np.sqrt(((high - p) ** 2).sum()) / 3)
     assert results.macro.interval == pytest.approx((mean - distances[0], mean + distances[1]))
     # 4 of 4: n / (n + z²) is the lower end
-    right = score_task([labelled(row, gold=0, chosen=0) for row in range(4)], drift=None)
+    right = score_task(TaskAnswers.of([labelled(row, gold=0, chosen=0) for row in range(4)]), drift=None)
     assert right.interval == pytest.approx((4 / (4 + 1.959964**2), 1)) and right.standard_error == 0
     assert average([right, right], [0.5, 0.5]).interval[0] == pytest.approx(1 - (1 - right.interval[0]) / 2**0.5)
 
@@ -178,10 +181,10 @@ def test_below_the_majority_class_is_tested(most: int, others: int, alarm: bool)
 
 def test_results_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no results here"):
-        _ = Evaluation(tmp_path).results
+        _ = read_results(tmp_path)
     settings = {name: None for name in ("protocol", "format", "primary", "dtype", "batch_tokens", "block_size")}
     settings |= {"beams": None, "max_length": None, "data": {}, "metadata": {}}
     for text in ('{"tasks": {}}', json.dumps({"settings": settings, "tasks": []}), "[" * 100_000):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(MosloraError, match="not the results of an evaluation"):
-            _ = Evaluation(tmp_path).results
+            _ = read_results(tmp_path)

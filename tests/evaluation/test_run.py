@@ -16,11 +16,13 @@ from tokenizers import normalizers
 
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Evaluation, Prediction, Request, Results, evaluate
+from moslora.evaluation import Request, Results, evaluate, read_results
 from moslora.evaluation.batches import BLOCK_SIZE, canonical_place
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
-from moslora.evaluation.leaks import Leaks
+from moslora.runs.evaluation import read_evaluation, read_predictions
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import Leaks
 from moslora.tasks import Example, Numbered
 
 CHOICE: dict[str, Any] = {"protocol": "choice", "format": "label"}
@@ -70,7 +72,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     out = tmp_path / "killed"
     evaluate(model, tokenizer(), examples, Request(**CHOICE), out=out)
     (out / "results.json").unlink()
-    assert not Evaluation(out).finished
+    assert not read_evaluation(out).finished
     lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     # In the middle of the second block, and in the middle of a line.
     (out / "predictions.jsonl").write_bytes(b"".join(lines[: BLOCK_SIZE + 10]) + lines[BLOCK_SIZE + 10][:25])
@@ -82,7 +84,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     assert scored == [60, 30, 4, 4], "the first block is not computed again"
     assert resumed.predictions == straight.predictions
     assert (out / "results.json").read_bytes() == (tmp_path / "straight/results.json").read_bytes()
-    assert Evaluation(out).predictions == Evaluation(tmp_path / "straight").predictions
+    assert read_predictions(out) == read_predictions(tmp_path / "straight")
 
 
 def rounded(results: bytes) -> Any:
@@ -153,11 +155,11 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
     answered_before_a_kill(tmp_path, ordered[:20] if first else ordered[20:])
     found = evaluate(model, tokenizer(), questions, Request(**CHOICE, limit=5), out=tmp_path)
     assert found.tasks["piqa"].n == 5
-    left = Evaluation(tmp_path)
-    assert {task: score.n for task, score in left.results.tasks.items()} == ({"piqa": 20} if first else {})
+    left = read_evaluation(tmp_path)
+    assert {task: score.n for task, score in read_results(tmp_path).tasks.items()} == ({"piqa": 20} if first else {})
     assert left.unfinished == ({} if first else {"piqa": (25, 40)})
     evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
-    assert Evaluation(tmp_path).results.tasks["piqa"].n == 40 and not Evaluation(tmp_path).unfinished
+    assert read_results(tmp_path).tasks["piqa"].n == 40 and not read_evaluation(tmp_path).unfinished
 
 
 def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
     def ask(*tasks: str, source: str) -> int:
         asked = {task: make_examples(task, 5) for task in tasks}
         evaluate(make_model(), tokenizer(), asked, Request(**CHOICE), out=tmp_path, metadata={"source": source})
-        return len(Evaluation(tmp_path).predictions)
+        return len(read_predictions(tmp_path))
 
     assert ask("piqa", source="rows") == 5
     assert ask("piqa", "boolq", source="/elsewhere/rows") == 10
@@ -191,7 +193,7 @@ def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_p
     old = json.loads((tmp_path / "results.json").read_text())
     del old["settings"]["made_with"]
     (tmp_path / "results.json").write_text(json.dumps(old))
-    assert Evaluation(tmp_path).results.tasks == results.tasks
+    assert read_results(tmp_path).tasks == results.tasks
 
 
 def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
     file.write_text("".join([*lines, lines[0]]))
     with pytest.raises(MosloraError, match=r"predictions\.jsonl:6: "):
-        _ = Evaluation(tmp_path).predictions
+        _ = read_predictions(tmp_path)
 
 
 def test_dropout_left_on_is_refused() -> None:
@@ -287,9 +289,9 @@ def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.C
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("  hellaswag: 64/90 questions, about 0.0 min left") and "70/90" in second
     assert last == "  siqa: 90/90 questions"
-    read = Evaluation(tmp_path)
-    assert read.finished and read.results == results and read.settings == results.settings
-    assert tuple(read.predictions) == results.predictions
+    read = read_evaluation(tmp_path)
+    assert read.finished and read_results(tmp_path) == results and read.settings == results.settings
+    assert tuple(read_predictions(tmp_path)) == results.predictions
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["settings"]["dtype"], written["settings"]["primary"]) == ("float32", "accuracy_per_character")
     assert written["settings"]["metadata"] == made["metadata"] and written["settings"]["data"].keys() == examples.keys()

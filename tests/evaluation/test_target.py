@@ -9,8 +9,9 @@ import pytest
 
 from cli_kit import run
 from moslora.convert.merge import merge
-from moslora.evaluation import Evaluation
+from moslora.evaluation import read_results
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
 from moslora.training import train_recipe
@@ -59,7 +60,7 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
 def scored(copy: Path) -> dict[str, set[str]]:
     """The evaluations of a run by name, each with the weights that were scored."""
     folders = (copy / "eval").iterdir()
-    return {path.name: {Evaluation(path).settings.metadata["adapter"]} for path in folders}
+    return {path.name: {read_evaluation(path).settings.metadata["adapter"]} for path in folders}
 
 
 def weights(adapter: Path) -> set[str]:
@@ -207,7 +208,7 @@ def test_a_typed_limit_replaces_the_recipes(trained: Path, tmp_path: Path, capsy
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "1", "--max-length", "24")
     assert code == 0 and "1 question without the start, longer than evaluation.max_length = 24 tokens" in out
-    assert Evaluation(copy / "eval" / "choice-label-float32").settings.max_length == 24
+    assert read_evaluation(copy / "eval" / "choice-label-float32").settings.max_length == 24
 
 
 def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(
@@ -223,9 +224,9 @@ def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result
     assert {score.n for score in results.tasks.values()} == {20}
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
     folder = copy / "eval" / "choice-label-float32"
-    assert code == 0 and "macro average" not in out and Evaluation(folder).results.macro.n == 60
+    assert code == 0 and "macro average" not in out and read_results(folder).macro.n == 60
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "all")
-    assert code == 0 and len(Evaluation(folder).predictions) == 60
+    assert code == 0 and len(read_predictions(folder)) == 60
     assert run(capsys, "export", copy)[0] == 0
     (line,) = [line for line in (copy / "peft" / "README.md").read_text().splitlines() if "Protocol" in line]
     scores = re.findall(r"(\w[\w ]*) [\d.]+ \([\d.]+ to [\d.]+\) of (\d+)", line)

@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 
 from cli_kit import run
 from experiment_kit import FILE, results, study, train
@@ -27,13 +28,13 @@ from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
 from moslora.data.steps import StepPlan
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
-from moslora.evaluation import METRICS, Evaluation
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.experiment import one_run, provenance
 from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.study import Curve
 from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.absolute_paths import with_absolute_paths
+from moslora.runs.evaluation import read_predictions
 from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
@@ -97,7 +98,7 @@ def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureF
         kept_answers = answers[line.arm][line.seed]
         assert kept_answers.recipe is not None and kept_answers.recipe["seed"] == line.seed
         (scores,) = (out / line.folder / "eval").iterdir()
-        right = {p.id: METRICS["log_probability"](p) for p in Evaluation(scores).predictions}
+        right = {p.id: log_softmax(p.deciding_scores)[p.gold] for p in read_predictions(scores)}
         kept = {
             i: x for t in kept_answers.tasks.values() for i, x in zip(t.ids, t.outcomes["log_probability"], strict=True)
         }
@@ -407,9 +408,9 @@ def test_an_experiment_trains_on_some_sets_and_asks_others(write: Write, capsys:
     Path(file).write_text(Path(file).read_text().replace("outcome: log_probability", "outcome: nats_per_byte"))
     code, said, errors = run(capsys, "experiment", file)
     assert code == 0, errors
-    scores = [Evaluation(one.evaluation()) for one in map(Run, sorted(Path("runs/e/runs").glob("lora-*")))]
-    rates = [np.mean([METRICS["nats_per_byte"](p) for p in one.predictions if p.bytes]) for one in scores]
-    assert all({p.task for p in one.predictions} == {"obqa", "mine"} for one in scores)
+    scores = [read_predictions(one.evaluation()) for one in map(Run, sorted(Path("runs/e/runs").glob("lora-*")))]
+    rates = [np.mean([-p.scores[0] / p.bytes for p in one if p.bytes]) for one in scores]
+    assert all({p.task for p in one} == {"obqa", "mine"} for one in scores)
     assert "nats per byte" in said and f"{np.mean(rates):.4f} ± {np.std(rates, ddof=1) / 2**0.5:.4f}" in said
     code, said, errors = run(capsys, "compare", "runs/e")
     assert code == 0 and "nats per byte" in said and "obqa" not in said, errors

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from moslora.compare.answers import COLUMNS, Answers, TaskAnswers
-from moslora.evaluation.results import Settings
+from moslora.compare.runs import ComparedRun
 from moslora.recipe import load_recipe
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import COLUMNS, Evaluation
+from moslora.runs.settings import Settings
 
 SETTINGS = Settings(
     protocol="cloze",
@@ -40,7 +42,7 @@ def recipe(seed: int, **adapter: Any) -> dict[str, Any]:
 
 def drawn(
     seed: int, *, gain: float = 0.0, sizes: Mapping[str, int] = SIZES, settings: Settings = SETTINGS, **adapter: Any
-) -> Answers:
+) -> ComparedRun:
     """A run: questions as hard as in every other one, answers by its seed and adapter, right ones more by ``gain``."""
     hard, draw = np.random.default_rng(0), np.random.default_rng([seed, *str(adapter).encode()])
     tasks = {}
@@ -55,16 +57,27 @@ def drawn(
             {"accuracy": tuple(right.astype(float).tolist()), "log_probability": tuple(log_probability.tolist())},
         )
     facts = {"steps": 50, "trained_rows": 100, "data": {"sha256": f"rows of {seed}"}}
-    return Answers(settings, tasks, Path(f"run-{seed}"), recipe(seed, **adapter), facts, seed=seed)
+    path = Path(f"run-{seed}")
+    return ComparedRun(Evaluation(path, settings, tasks), path, recipe(seed, **adapter), facts, seed=seed)
 
 
-def base(**changes: Any) -> Answers:
+def with_tasks(run: ComparedRun, tasks: Mapping[str, TaskAnswers]) -> ComparedRun:
+    """The run with these answers instead of its own."""
+    return replace(run, evaluation=replace(run.evaluation, tasks=tasks))
+
+
+def asked_as(run: ComparedRun, **settings: Any) -> ComparedRun:
+    """The run as if it had been asked with these settings."""
+    return replace(run, evaluation=replace(run.evaluation, settings=replace(run.settings, **settings)))
+
+
+def base(**changes: Any) -> ComparedRun:
     """The model before training."""
     untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
     return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={}, seed=None)
 
 
-def write_run(folder: Path, answers: Answers, *changes: str) -> None:
+def write_run(folder: Path, answers: ComparedRun, *changes: str) -> None:
     """Writes the files of a run that are committed: its recipe, ``run.json`` and an evaluation's columns."""
     evaluation = folder / "eval" / "cloze-cloze-float32"
     evaluation.mkdir(parents=True)

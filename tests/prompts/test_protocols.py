@@ -1,12 +1,13 @@
 """The protocols as objects: their names, their scorers, and which of them fits a model and what was typed."""
 
+from dataclasses import fields
 from typing import get_args
 
 import pytest
 
 from moslora.errors import UsageError
-from moslora.evaluation.predictions import METRICS
 from moslora.evaluation.scorers import SCORERS
+from moslora.evaluation.scores import Score
 from moslora.prompts.protocols import PROTOCOLS, Asked, ProtocolName, ScoringProtocolName, choose
 
 
@@ -16,7 +17,7 @@ def test_names_and_scorers_are_those_of_the_objects() -> None:
     assert get_args(ScoringProtocolName) == scoring
     for name, scorer in SCORERS.items():
         assert scorer.protocol is PROTOCOLS[name]
-        assert scorer.protocol.primary in METRICS
+        assert scorer.protocol.primary in {field.name for field in fields(Score)}
 
 
 @pytest.mark.parametrize(

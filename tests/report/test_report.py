@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 from xml.etree import ElementTree
 
@@ -18,12 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from cli_kit import run as cli
-from moslora.compare.answers import COLUMNS, read_answers
+from compare_kit import SETTINGS
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.compare.runs import read_complete
 from moslora.errors import UsageError
-from moslora.evaluation import Evaluation, Prediction, Settings
+from moslora.evaluation import read_results
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
@@ -34,6 +34,9 @@ from moslora.report.page import BY_LAYER, CURVES
 from moslora.report.questions import most_changed
 from moslora.report.runs import base_names, reported_runs
 from moslora.report.weights import by_layer, heat_maps
+from moslora.runs.evaluation import COLUMNS, Evaluation, read_evaluation
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import Settings
 from moslora.tasks import Example
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -136,7 +139,7 @@ def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path:
 def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     for folder in run.glob("eval/*"):
-        columns = {task: asdict(its) for task, its in read_answers(Evaluation(folder)).tasks.items()}
+        columns = {task: asdict(its) for task, its in read_complete(folder).tasks.items()}
         columns["obqa"]["outcomes"][FORGOTTEN] = [1.0 + folder.name.endswith("-base")] * len(columns["obqa"]["ids"])
         (folder / COLUMNS).write_text(json.dumps(columns))
     texts = write_report([run], out=tmp_path / "page").read_text("utf-8")
@@ -162,7 +165,7 @@ def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_pa
     if asked == "another task":
         shutil.rmtree(next(run.glob("eval/*32")))
         evaluate_target(open_target(str(run)), tasks="boolq", limit=12)
-    tuned = Evaluation(next(run.glob("eval/*32"))).results
+    tuned = read_results(next(run.glob("eval/*32")))
     (shown,), questions, line = reported_runs([run])
     page = Reader(write_report([run], out=tmp_path / "page").read_text("utf-8"))
     scores = [f"{100 * tuned.tasks['obqa'].accuracy:.1f}" if questions else f"{100 * tuned.macro.accuracy:.1f} (n 12)"]
@@ -170,7 +173,7 @@ def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_pa
     at = page.cells.index("21 of 21 steps")
     assert page.cells[at + 2 : at + 4] == scores[::-1] and line in page.cells
     assert line.endswith("left out: boolq, arc_easy" if questions else "left out: boolq, obqa")
-    assert shown.tuned is not None and list(shown.tuned.results.tasks) == (["obqa"] if questions else ["boolq"])
+    assert shown.tuned_results is not None and list(shown.tuned_results.tasks) == (["obqa"] if questions else ["boolq"])
 
 
 def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Path, tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ def test_each_base_is_named(evaluated: Path, tmp_path: Path) -> None:
     file = write_report([evaluated, other], out=tmp_path / "page")
     text = file.read_text("utf-8")
     found = Reader(text)
-    right = 100 * Evaluation(next(evaluated.glob("eval/*-base"))).results.macro.accuracy
+    right = 100 * read_results(next(evaluated.glob("eval/*-base"))).macro.accuracy
     assert {f"{right:.1f} (model)", f"{right:.1f} (second)"} <= {*found.cells}
     (figure,) = re.findall(r"<svg (?:(?!</svg>).)*?majority class.*?</svg>", text, flags=re.S)
     assert "base (model)" in figure and "base (second)" in figure
@@ -273,7 +276,7 @@ def test_each_base_is_named(evaluated: Path, tmp_path: Path) -> None:
 
 
 def test_bases_are_told_apart_by_what_differs(evaluated: Path, tmp_path: Path) -> None:
-    one = Evaluation(next(evaluated.glob("eval/*-base"))).settings
+    one = read_evaluation(next(evaluated.glob("eval/*-base"))).settings
 
     def over(base: str, fingerprint: str, **changes: object) -> Settings:
         metadata = {**one.metadata, "base": base, "fingerprint": fingerprint}
@@ -338,11 +341,12 @@ def test_a_cell_of_a_table_has_its_columns_name(page: Path) -> None:
 
 def test_protocols_side_by_side_have_each_its_metric(evaluated: Path, tmp_path: Path) -> None:
     (choice,), _, _ = reported_runs([evaluated])
-    its, metric = choice.tuned.results, "accuracy_per_character"
-    scores = {task: replace(score, accuracy_per_character=0.3) for task, score in its.tasks.items()}
-    settings = replace(choice.tuned.settings, protocol="cloze", primary=metric)
-    macro = replace(its.macro, accuracy_per_character=0.3)
-    cloze = SimpleNamespace(settings=settings, results=replace(its, settings=settings, tasks=scores, macro=macro))
+    settings = replace(choice.tuned.settings, protocol="cloze", primary="accuracy_per_character")
+    tasks = {
+        task: replace(answers, characters=tuple((3,) * len(scores) for scores in answers.scores))
+        for task, answers in choice.tuned.tasks.items()
+    }
+    cloze = replace(choice.tuned, settings=settings, tasks=tasks)
     runs = [replace(choice, name="cloze", arm="cloze", tuned=cloze, base=None), choice]
     drawn = accuracy(Canvas(tmp_path, ["cloze", choice.arm]), runs, averaged=True)
     assert drawn is not None and "by the metric of each protocol" in drawn
@@ -410,13 +414,14 @@ def test_the_questions_that_changed_most() -> None:
     examples = {p.id: Example(p.id, "t", "why?", choices, p.gold) for p in before}
     examples["d"] = Example("d", "t", "other rows", choices, 0)
     examples["e"] = Example("e", "t", "other rows", (*choices, "more"), 0)
-    gained, lost = most_changed(before, after, examples, most=5)
+    one, other = (Evaluation.of(Path(), SETTINGS, predictions) for predictions in (before, after))
+    gained, lost = most_changed(one, other, examples, most=5)
     assert [question.id for question in gained] == ["a", "c"] and [question.id for question in lost] == ["b"]
     assert gained[0].change == pytest.approx(np.log(np.exp(2) / (np.exp(2) + 1)) - np.log(0.5))
     assert gained[0].question == "why?" and gained[0].options[0].text == "this" and gained[0].options[0].right
     assert gained[0].options[0].after == pytest.approx(np.exp(2) / (np.exp(2) + 1))
-    assert [question.id for question in most_changed(before, after, examples, most=1)[0]] == ["a"]
-    generated = [Prediction(p.id, "t", p.gold, 0, text="answer1") for p in before]
+    assert [question.id for question in most_changed(one, other, examples, most=1)[0]] == ["a"]
+    generated = Evaluation.of(Path(), SETTINGS, [Prediction(p.id, "t", p.gold, 0, text="answer1") for p in before])
     assert most_changed(generated, generated, examples, most=5) == ([], [])
 
 

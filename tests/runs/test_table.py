@@ -10,9 +10,10 @@ import pytest
 import importing_kit
 from cli_kit import run
 from moslora.convert.importing import import_adapter
-from moslora.evaluation import Evaluation
+from moslora.evaluation import read_results
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.target import evaluate_target, open_target
+from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.run import table_of_runs
 
 
@@ -46,18 +47,18 @@ def test_an_interrupted_evaluation_is_marked_and_in_no_average(
     before = scores()
     assert "unfinished" not in before
     interrupted(monkeypatch, "runs/one", after=3 + 3 + 2, tasks="boolq,arc_easy,obqa", limit=None)
-    done = len(Evaluation(where).predictions)
+    done = len(read_predictions(where))
     assert done == 20 + 20 + 16 and scores() == f"choice-label-float32 unfinished ({done} of 60 questions)"
     evaluate_target(open_target("runs/one"), tasks="boolq", limit=3)
     assert scores() == f"choice-label-float32 unfinished ({done - 17} of 43 questions)"
-    results, (partial,) = Evaluation(where).results, Evaluation(where).unfinished
+    results, (partial,) = read_results(where), read_evaluation(where).unfinished
     assert partial not in results.tasks and results.macro.n == sum(s.n for s in results.tasks.values())
     assert "macro" not in scores() and f"{100 * results.macro.accuracy:.1f}" not in scores()
     shutil.copytree("runs/one", "runs/two")
     capsys.readouterr()
     assert f"interrupted, and left out: {partial} (16 of 20)" in "".join(map(str, run(capsys, "compare", "runs")))
     evaluate_target(open_target("runs/one"), limit=None)
-    assert Evaluation(where).results.macro.n == 60 and "(n 60)" in scores().split(";")[0]
+    assert read_results(where).macro.n == 60 and "(n 60)" in scores().split(";")[0]
 
 
 def test_an_evaluation_that_never_ended_is_listed(
@@ -75,7 +76,7 @@ def test_an_evaluation_that_never_ended_is_listed(
     settings.write_text(json.dumps(head))
     (row,) = table_of_runs(Path("runs"))[1:]
     assert row[-1] == "choice-label-float32 unfinished (20 questions)"
-    assert not Evaluation(settings.parent).unfinished
+    assert not read_evaluation(settings.parent).unfinished
 
 
 def test_every_run_is_listed_with_its_state_and_scores(
@@ -92,7 +93,7 @@ def test_every_run_is_listed_with_its_state_and_scores(
     importing_kit.altered_source(tmp_path / "source", world, lambda config, state: None)
     import_adapter(tmp_path / "source", out=Path("runs/imported"))
     _, folder = evaluate_target(open_target("runs/done"), limit=4)
-    accuracy = Evaluation(folder).results.macro.accuracy
+    accuracy = read_results(folder).macro.accuracy
 
     header, *rows = table_of_runs(Path("runs"))
     listed = {row[0]: dict(zip(header, row, strict=True)) for row in rows}

@@ -14,7 +14,7 @@ from accelerate.utils import LoggerType
 
 from cli_kit import run as cli
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Evaluation
+from moslora.evaluation import read_results
 from moslora.progress import Line
 from moslora.runs.run import Run
 from moslora.training import train_recipe
@@ -93,7 +93,7 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(
     first, second, third, last = (records(path) for path in sorted((run / "wandb").glob("offline-run-*")))
     assert first["id"] == second["id"] == third["id"] == last["id"] == Run(run).facts["wandb_id"]
     assert first["steps"] == [1, 2, 3, 4, 5, 6] and second["steps"] == [5, 6]
-    results = Evaluation(run / "eval" / "choice-label-float32").results
+    results = read_results(run / "eval" / "choice-label-float32")
     assert third["summary"]["eval/choice-label-float32/boolq"] == results.tasks["boolq"].accuracy
     assert third["summary"]["eval/choice-label-float32/macro"] == results.macro.accuracy
 

@@ -16,7 +16,7 @@ from cli_kit import run as cli
 from moslora.base.identity import fingerprint
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
-from moslora.evaluation import Evaluation
+from moslora.evaluation import read_results
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
@@ -89,7 +89,7 @@ def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys
     assert {key: value for key, value in card.items() if key != "results"} == before
     assert list(card["results"]) == ["choice-label-float32", "choice-label-float32-base"]
     results, summary = (
-        Evaluation(run / "eval" / "choice-label-float32").results,
+        read_results(run / "eval" / "choice-label-float32"),
         card["results"]["choice-label-float32"],
     )
     assert summary["questions"] == 27 and summary["macro"] == results.macro.accuracy

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from moslora.compare.answers import Answers, read_answers
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.logs import log_files, read_logs
+from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.statistics import Floats
 from moslora.console import note
 from moslora.errors import UsageError, some
-from moslora.evaluation import Evaluation
 from moslora.recipe import Changes, Recipe
 from moslora.recipe.changes import changes_at
 from moslora.recipe.recipe import flat
 from moslora.runs.manifest import RECIPE, WEIGHTS, read_manifest
-from moslora.runs.run import CHECKPOINTS, EVALUATIONS, SETTINGS, Run, base_of, is_run
+from moslora.runs.run import CHECKPOINTS, SETTINGS, Run, base_of, is_run
+from moslora.runs.settings import Settings
 from moslora.tasks import BUILT_IN
 
 OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
@@ -42,19 +42,19 @@ class Arm:
     """
 
     name: str
-    runs: dict[int | None, Answers]
+    runs: dict[int | None, ComparedRun]
 
     @property
     def trained(self) -> bool:
         return None not in self.runs
 
-    def each(self, change: Callable[[Answers], Answers]) -> "Arm":
+    def each(self, change: Callable[[ComparedRun], ComparedRun]) -> "Arm":
         return Arm(self.name, {seed: change(run) for seed, run in self.runs.items()})
 
 
-def all_runs(arms: Sequence[Arm]) -> list[Answers]:
+def all_runs(arms: Sequence[Arm]) -> list[ComparedRun]:
     """The runs of all arms, arm by arm."""
-    found: list[Answers] = []
+    found: list[ComparedRun] = []
     for arm in arms:
         found += arm.runs.values()
     return found
@@ -96,7 +96,7 @@ def runs_at(path: Path, index: ExperimentIndex | None = None) -> dict[Path, str 
     return dict.fromkeys([path] if is_run(path) else sorted(filter(is_run, path.glob("*"))))
 
 
-def _find(path: Path, evaluation: str | None) -> Iterator[Answers]:
+def _find(path: Path, evaluation: str | None) -> Iterator[ComparedRun]:
     """The evaluations at one path."""
     if (path / SETTINGS).is_file():
         yield _answered(path)
@@ -119,20 +119,23 @@ def _find(path: Path, evaluation: str | None) -> Iterator[Answers]:
             yield replace(one, name=arm, arm=f"{path}: {arm}") if arm else one
 
 
-def _answered(folder: Path, *, run: Path | None = None) -> Answers:
+def _answered(folder: Path, *, run: Path | None = None) -> ComparedRun:
     """An evaluation's folder, which stands for a ``run`` if that is given."""
-    evaluation, made = Evaluation(folder), Run(folder.parent.parent)
-    answers = replace(read_answers(evaluation), path=run or folder, name=folder.name, arm=str(folder))
-    if folder.parent.name != EVALUATIONS or not made.exists:
-        return answers
-    if evaluation.settings.metadata.get("adapter") is None:
-        return replace(answers, name="base")
-    recipe, facts = made.recipe, made.facts
-    if (steps := evaluated_steps(evaluation, of_run=bool(run))) is not None:
-        facts |= {"steps": steps}
+    evaluation = read_complete(folder).in_order
+    found = ComparedRun(evaluation, path=run or folder, name=folder.name, arm=str(folder))
+    made = evaluation.run
+    if made is None:
+        return found
+    if evaluation.of_base:
+        return replace(found, name="base")
+    recipe = made.recipe
+    facts = made.facts
+    steps = evaluated_steps(folder, evaluation.settings, of_run=run is not None)
+    if steps is not None:
+        facts["steps"] = steps
     arm = _arm_of(recipe, facts, base=evaluation.settings.metadata.get("fingerprint"))
     values = recipe.model_dump(mode="json")
-    return replace(answers, recipe=values, facts=facts, name=made.path.name, arm=arm, seed=recipe.seed)
+    return replace(found, recipe=values, facts=facts, name=made.path.name, arm=arm, seed=recipe.seed)
 
 
 def _arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
@@ -146,7 +149,7 @@ def _arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> st
     return json.dumps(values, sort_keys=True)
 
 
-def _apart_by_rows(found: Sequence[Answers]) -> list[Answers]:
+def _apart_by_rows(found: Sequence[ComparedRun]) -> list[ComparedRun]:
     """``found``, with the runs of an arm apart if their rows are from other sources. Where that was not recorded, of
     earlier versions, they are apart by the places of their rows if under one seed, which chooses among them,
     other rows were trained."""
@@ -168,20 +171,20 @@ def _apart_by_rows(found: Sequence[Answers]) -> list[Answers]:
     return apart
 
 
-def _places_of_rows(one: Answers) -> str:
+def _places_of_rows(one: ComparedRun) -> str:
     values = flat(one.recipe or {})
     places = {key: value for key, value in values.items() if changes_at(Recipe, key) in OF_THE_ROWS}
     return json.dumps(places, sort_keys=True)
 
 
-def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
-    """Steps of the adapter that was evaluated; ``None`` if its run keeps none.
+def evaluated_steps(folder: Path, settings: Settings, *, of_run: bool) -> int | None:
+    """Steps of the adapter that was evaluated in ``folder``; ``None`` if its run keeps none.
 
     Raises:
         UsageError: the run has other adapters, or, where the evaluation stands for the run (``of_run``), its result is
             another one.
     """
-    folder, weights = evaluation.folder, evaluation.settings.metadata.get("adapter")
+    weights = settings.metadata.get("adapter")
     run = Run(folder.parent.parent)
     places = run.adapters
     for place in places[:1] if of_run and run.finished else places:
@@ -197,7 +200,7 @@ def evaluated_steps(evaluation: Evaluation, *, of_run: bool) -> int | None:
     return None
 
 
-def eval_command(run: Answers, asked: Answers) -> str:
+def eval_command(run: ComparedRun, asked: ComparedRun) -> str:
     """The command that asks the model of ``run`` the questions of ``asked``, in the way in which it was asked."""
     mine, other = (Run(one.path if is_run(one.path) else one.path.parent.parent) for one in (run, asked))
     target, known = shlex.quote(str(run.settings.metadata.get("base"))), tuple(BUILT_IN)
@@ -216,10 +219,10 @@ def eval_command(run: Answers, asked: Answers) -> str:
     return f"moslora eval {target} {how} --tasks {','.join(tasks)} --limit {limit}"
 
 
-def _named(groups: Sequence[Sequence[Answers]]) -> list[Arm]:
+def _named(groups: Sequence[Sequence[ComparedRun]]) -> list[Arm]:
     """Arms, named by what their runs' names have in common, or by the folder around them, or by path."""
 
-    def common(group: Sequence[Answers]) -> str:
+    def common(group: Sequence[ComparedRun]) -> str:
         if len({one.name for one in group}) == 1:  # as an experiment's arms, whose names may end in a number
             return group[0].name
         names = {re.sub(r"[-_.=]*(seed|s)?[-_.=]*\d+$", "", one.name) for one in group}
@@ -236,7 +239,7 @@ def _named(groups: Sequence[Sequence[Answers]]) -> list[Arm]:
     return arms
 
 
-def pair(before: Arm, after: Arm) -> list[tuple[Answers, Answers]]:
+def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed."""
     if len(before.runs) == len(after.runs) == 1 or not (before.trained and after.trained):
         ones, others = list(before.runs.values()), list(after.runs.values())
@@ -248,7 +251,7 @@ def pair(before: Arm, after: Arm) -> list[tuple[Answers, Answers]]:
     return [(before.runs[seed], after.runs[seed]) for seed in seeds]
 
 
-def values(runs: Sequence[Answers], outcome: str) -> dict[str, Floats]:
+def values(runs: Sequence[ComparedRun], outcome: str) -> dict[str, Floats]:
     """Task -> the outcome of every question under every seed, shape ``(S, n)``."""
     found = {task: np.array([run.tasks[task].outcomes[outcome] for run in runs], float) for task in runs[0].tasks}
     for task, array in found.items():

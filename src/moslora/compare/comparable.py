@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moslora.compare.answers import HASHES, PROMPT, Answers
 from moslora.compare.arms import Arm, all_runs
+from moslora.compare.runs import HASHES, PROMPT, ComparedRun
 from moslora.console import note
 from moslora.errors import UsageError, capped, some
 from moslora.recipe import Changes
@@ -45,7 +45,7 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
         raise UsageError(capped(list(faults.values())))
 
 
-def _may_be_cut(runs: Sequence[Answers]) -> bool:
+def _may_be_cut(runs: Sequence[ComparedRun]) -> bool:
     """Whether a question or a text of these runs was cut, or nobody knows."""
     for run in runs:
         for answers in run.tasks.values():
@@ -55,7 +55,7 @@ def _may_be_cut(runs: Sequence[Answers]) -> bool:
     return False
 
 
-def _how_asked(run: Answers) -> dict[str, str]:
+def _how_asked(run: ComparedRun) -> dict[str, str]:
     """Field -> value, of protocol, template and questions."""
     fields = dict(run.settings.asked)
     for task in run.tasks:
@@ -63,7 +63,7 @@ def _how_asked(run: Answers) -> dict[str, str]:
     return fields
 
 
-def _how_made(run: Answers, base_names: dict[str, str]) -> dict[str, str]:
+def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:
     """Field -> value, of base, rows and steps: all rows of the source, and those that a seed has chosen among them.
 
     Args:
@@ -72,6 +72,8 @@ def _how_made(run: Answers, base_names: dict[str, str]) -> dict[str, str]:
             completed here.
     """
     fields = dict(run.settings.model)
+    if not run.settings.known:
+        fields[PROMPT] = "of each question"
     fingerprint = run.settings.metadata.get("fingerprint")
     if fingerprint:
         fields["base"] = base_names.setdefault(fingerprint, fields["base"])
@@ -96,7 +98,7 @@ def _how_to_ask_alike(field: str) -> str:
     return "evaluate both in the same way"
 
 
-def refuse_other_prompts(runs: Sequence[Answers], *, allowed: Sequence[str]) -> None:
+def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str]) -> None:
     """Refuses logs of the same ids of which a hash says that something else was asked: the first, as other data have
     other prompts."""
     first = runs[0]
@@ -116,7 +118,7 @@ def refuse_other_prompts(runs: Sequence[Answers], *, allowed: Sequence[str]) -> 
             )
 
 
-def _with_another_hash(name: str, run: Answers, other: Answers) -> list[str]:
+def _with_another_hash(name: str, run: ComparedRun, other: ComparedRun) -> list[str]:
     """The questions, as ``TASK ID``, of which both runs have this hash, and not the same."""
     found = []
     for task, answers in run.tasks.items():
@@ -128,7 +130,7 @@ def _with_another_hash(name: str, run: Answers, other: Answers) -> list[str]:
     return found
 
 
-def note_versions(runs: Sequence[Answers]) -> None:
+def note_versions(runs: Sequence[ComparedRun]) -> None:
     """Says which versions, tokenizer and chat template are not those of all runs that have recorded them."""
     first: dict[str, dict[str, Path]] = {}  # package or part -> version or hash -> the first run that has it
     for run in runs:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.answers import Answers, Log, TaskAnswers, in_common
 from moslora.compare.arms import Arm, all_runs, eval_command, load_arms
 from moslora.compare.comparable import note_versions, refuse_mixed, refuse_other_prompts
 from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.outcomes import DEFAULTS, OUTCOMES, Measure, measure
+from moslora.compare.runs import ComparedRun, in_common
 from moslora.console import note
 from moslora.errors import UsageError, some
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Measure, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
 
@@ -172,30 +173,31 @@ def _restricted(arms: Sequence[Arm], tasks: Sequence[str]) -> list[Arm]:
 def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
     """The arms with the questions that all of their runs answered, and a line on the others."""
     runs = all_runs(arms)
-    questions, line = in_common(runs)
+    questions, line = in_common([run.evaluation for run in runs])
     if not questions:
         raise UsageError(_nothing_in_common(runs))
     return [arm.each(lambda run: run.only(questions)) for arm in arms], line
 
 
-def _nothing_in_common(runs: Sequence[Answers]) -> str:
+def _nothing_in_common(runs: Sequence[ComparedRun]) -> str:
     """The first run that shares no question with all before it, and how to ask it those of the first run."""
     with_tasks = [run for run in runs if run.tasks]
     without = [run for run in runs if not run.tasks]
     runs = with_tasks + without  # one without any is asked those of the others
+    evaluations = [run.evaluation for run in runs]
     count = 2
-    while in_common(runs[:count])[0]:
+    while in_common(evaluations[:count])[0]:
         count += 1
     first = runs[0]
     other = runs[count - 1]
     fix = "evaluate both on the same questions"
-    if not isinstance(first.settings, Log):
-        questions, _ = in_common(runs[: count - 1])
+    if first.settings.known:
+        questions, _ = in_common(evaluations[: count - 1])
         fix += f": {eval_command(other, first.only(questions))}"
     return f"{first.path} and {other.path}: no question in common; {fix}"
 
 
-def _outcome(runs: Sequence[Answers], chosen: str | None) -> tuple[str, Measure]:
+def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Measure]:
     """The ``chosen`` outcome, or the first of `DEFAULTS` that all runs have of all tasks, or the only one they have."""
     tables: list[TaskAnswers] = []
     for run in runs:

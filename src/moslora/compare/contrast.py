@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 
 from moslora.compare.arms import Arm, pair, values
-from moslora.compare.outcomes import Measure
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
+from moslora.runs.outcomes import Measure
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple, TextIO
 
 from pydantic_core import from_json
 
-from moslora.compare.answers import HASHES, Answers, Log, TaskAnswers
+from moslora.compare.runs import HASHES, ComparedRun
 from moslora.errors import UsageError, first_line
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.settings import NOT_KNOWN
 
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
 
@@ -55,7 +58,7 @@ def log_files(path: Path) -> list[Path]:
     return sorted(path.rglob("samples_*.jsonl"))
 
 
-def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
+def read_logs(paths: Sequence[Path]) -> Iterator[ComparedRun]:
     """The evaluations in these logs, in their order. Those of an arm differ only in the seed in their path."""
     evaluations = _files_by_evaluation(paths)
     arms, seeds = _arms_and_seeds(evaluations)
@@ -63,7 +66,8 @@ def read_logs(paths: Sequence[Path]) -> Iterator[Answers]:
     for place, files in evaluations.items():
         own_parts = [part for part in arms[place].split("/") if part not in parts_of_all]
         tasks = {task: _columns(by_filter) for task, by_filter in _read(files).items()}
-        yield Answers(Log(), tasks, place, name="/".join(own_parts), arm=arms[place], seed=seeds[place])
+        evaluation = Evaluation(place, NOT_KNOWN, tasks)
+        yield ComparedRun(evaluation, place, name="/".join(own_parts), arm=arms[place], seed=seeds[place])
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:

@@ -3,21 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["METRICS", "Evaluation", "Prediction", "Request", "Results", "Score", "Settings", "evaluate"]
+__all__ = ["Request", "Results", "Score", "evaluate", "read_results"]
 
 if TYPE_CHECKING:
-    from moslora.evaluation.journal import Evaluation
-    from moslora.evaluation.predictions import METRICS, Prediction, Score
-    from moslora.evaluation.results import Results, Settings
+    from moslora.evaluation.results import Results, read_results
     from moslora.evaluation.run import evaluate
     from moslora.evaluation.scorer import Request
+    from moslora.evaluation.scores import Score
 else:
     _PLACES = {
-        "journal": ("Evaluation",),
-        "predictions": ("METRICS", "Prediction", "Score"),
-        "results": ("Results", "Settings"),
+        "results": ("Results", "read_results"),
         "run": ("evaluate",),
         "scorer": ("Request",),
+        "scores": ("Score",),
     }
 
     def __getattr__(name: str) -> Any:

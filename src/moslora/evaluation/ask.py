@@ -15,11 +15,11 @@ import torch
 
 from moslora.base.failures import or_out_of_memory
 from moslora.choices import FormatName
-from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.question import as_example
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import Target
 from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
+from moslora.runs.predictions import Prediction
 
 
 class Answer(NamedTuple):

@@ -15,10 +15,10 @@ import torch
 
 from moslora.base.engine import final_hidden, output_weight
 from moslora.errors import MosloraError, some
-from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
+from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
 Scores = tuple[float, ...]

@@ -16,11 +16,11 @@ from torch import Tensor
 from moslora.base.engine import final_hidden, output_weight
 from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
-from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.kernels.vocabulary import pieces, sizes
 from moslora.prompts.protocols import PROTOCOLS, Protocol
+from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
 Scored = tuple[float, bool]

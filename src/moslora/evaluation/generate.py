@@ -20,10 +20,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
-from moslora.evaluation.predictions import Prediction
 from moslora.evaluation.scorer import Scorer
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
+from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
 MAX_NEW_TOKENS = PROTOCOLS["generate"].room

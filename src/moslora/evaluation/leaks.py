@@ -5,18 +5,13 @@ from dataclasses import dataclass
 
 from moslora.console import note
 from moslora.data.overlap import DIGEST, digest
-from moslora.evaluation.predictions import NONE, Prediction, Score, macro, percent, percent_range, score_task
+from moslora.evaluation.display import NONE, percent, percent_range
+from moslora.evaluation.scores import Score, macro, score_task
 from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.answers import TaskAnswers
 from moslora.runs.run import run_of
+from moslora.runs.settings import Leaks
 from moslora.tasks import Example
-
-
-@dataclass(frozen=True)
-class Leaks:
-    """Questions whose choices and right answer are also a training row."""
-
-    compared_with: str  # the training rows, in words
-    ids: tuple[str, ...]  # of the questions, whether asked or not
 
 
 @dataclass(frozen=True)
@@ -43,18 +38,21 @@ class WithoutLeaks:
 
 
 def without_leaks(
-    predictions: Mapping[str, Sequence[Prediction]], *, leaks: Mapping[str, Leaks], drifts: Mapping[str, float | None]
+    tasks: Mapping[str, TaskAnswers], *, leaks: Mapping[str, Leaks], drifts: Mapping[str, float | None]
 ) -> WithoutLeaks:
-    """The numbers of ``predictions`` without the leaks; all arguments by task."""
-    gone = {task: set(found.ids) for task, found in leaks.items()}
-    kept = {task: [p for p in rows if p.id not in gone[task]] for task, rows in predictions.items()}
-    tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in kept.items() if rows}
-    return WithoutLeaks(
-        compared_with=" and ".join(dict.fromkeys(found.compared_with for found in leaks.values())),
-        leaks={task: len(rows) - len(kept[task]) for task, rows in predictions.items()},
-        tasks=tasks,
-        macro=macro(list(tasks.values())) if len(tasks) == len(predictions) else None,
-    )
+    """The numbers of the answers that are not to leaks; all arguments by task."""
+    counts: dict[str, int] = {}
+    scores: dict[str, Score] = {}
+    for task, answers in tasks.items():
+        kept = answers.only(set(answers.ids).difference(leaks[task].ids))
+        counts[task] = len(answers.ids) - len(kept.ids)
+        if kept.ids:
+            scores[task] = score_task(kept, drift=drifts[task])
+    average = None
+    if len(scores) == len(tasks):
+        average = macro(list(scores.values()))
+    compared_with = dict.fromkeys(found.compared_with for found in leaks.values())
+    return WithoutLeaks(" and ".join(compared_with), counts, scores, average)
 
 
 def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:

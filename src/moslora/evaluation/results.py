@@ -1,15 +1,22 @@
 """From predictions to numbers, all computed from the journal."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from moslora.errors import counted
-from moslora.evaluation.leaks import Leaks, WithoutLeaks, without_leaks
-from moslora.evaluation.predictions import NONE, Prediction, Score, average, macro, percent, percent_range, score_task
+from pydantic import TypeAdapter, ValidationError
+
+from moslora.errors import MosloraError, UsageError, counted, first_line
+from moslora.evaluation.display import NONE, percent, percent_range
+from moslora.evaluation.leaks import WithoutLeaks, without_leaks
+from moslora.evaluation.scores import Score, macro, micro, score_task
 from moslora.evaluation.texts import TextScore, score_texts
+from moslora.runs.answers import TaskAnswers, by_task
+from moslora.runs.predictions import Prediction
+from moslora.runs.run import RESULTS
+from moslora.runs.settings import Settings, TaskRecord
 
 NEARLY_ALL = 0.95
 """Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
@@ -22,51 +29,6 @@ FEWEST = 10
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that a prediction depends on besides its question: predictions with equal settings may be mixed."""
-
-    protocol: str
-    format: str
-    primary: str  # the metric that counts, a key of `METRICS`
-    dtype: str  # of the model's computation
-    batch_tokens: int
-    block_size: int
-    beams: int | None  # of generate; ``None`` otherwise
-    max_length: int | None  # longest sequence in tokens; ``None`` if the model states no context length
-    data: Mapping[str, str]  # task -> sha256 of all its questions
-    metadata: Mapping[str, Any]  # from the caller: what identifies the model
-    # of generate, the arguments of transformers' `GenerationConfig`; ``None`` otherwise, and in old files
-    writing: Mapping[str, Any] | None = None
-    # versions of packages, hashes of the tokenizer and the chat template; empty in old files
-    made_with: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def asked(self) -> dict[str, str]:
-        """Field -> value, of protocol and template."""
-        return {name: str(getattr(self, name)) for name in ("protocol", "format", "beams", "writing", "max_length")}
-
-    @property
-    def model(self) -> dict[str, str]:
-        """Field -> value, of the base."""
-        # The last part of a path, as the same folder may be written in several ways.
-        name = str(self.metadata.get("base")).rstrip("/").rpartition("/")[2]
-        base = f"{name} ({self.metadata.get('fingerprint')})"
-        quantization = str(self.metadata.get("quantization"))
-        if self.metadata.get("double_quantization") is False:
-            quantization += ", its scales not quantised"
-        return {"base": base, "dtype": self.dtype, "quantization": quantization}
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """Facts about a task besides its predictions."""
-
-    drift: float | None = None  # see `Score`; ``None`` for generate and before it is measured
-    leaks: Leaks | None = None  # of this task; ``None`` if the training rows are unknown
-    asked: int | None = None  # number of questions that the last evaluation asked; ``None`` in old files
-
-
-@dataclass(frozen=True)
 class Results:
     """One evaluation, or in ``results.json`` all evaluations of a folder."""
 
@@ -75,9 +37,9 @@ class Results:
     macro: Score | None  # every one of ``tasks`` has the same weight; ``None`` if there are none
     micro: Score | None  # every question has the same weight
     without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
-    texts: Mapping[str, TextScore] = dataclasses.field(default_factory=dict)  # sets of texts
+    texts: Mapping[str, TextScore] = field(default_factory=dict)  # sets of texts
     # behind the numbers; not in ``results.json``
-    predictions: tuple[Prediction, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def collapse(self) -> list[str]:
@@ -184,21 +146,48 @@ class Results:
         return json.dumps(fields, default=plain, indent=2, ensure_ascii=False) + "\n"
 
 
+def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
+    """All numbers of the answers to these ``tasks``; ``records`` by task, in whose order the tasks are."""
+    scores: dict[str, Score] = {}
+    texts: dict[str, TextScore] = {}
+    for task, record in records.items():
+        answers = tasks.get(task)
+        if answers is None or not answers.ids:
+            continue
+        if answers.are_texts:
+            texts[task] = score_texts(answers)
+        else:
+            scores[task] = score_task(answers, drift=record.drift)
+    results = Results(settings, scores, macro=None, micro=None, texts=texts)
+    if not scores:
+        return results
+    leaks = {}
+    for task in scores:
+        known = records[task].leaks
+        if known is not None:
+            leaks[task] = known
+    without = None
+    if len(leaks) == len(scores):
+        questions = {task: tasks[task] for task in scores}
+        drifts = {task: records[task].drift for task in scores}
+        without = without_leaks(questions, leaks=leaks, drifts=drifts)
+    averaged = list(scores.values())
+    return replace(results, macro=macro(averaged), micro=micro(averaged), without_leaks=without)
+
+
 def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
-    """All numbers of ``predictions``; ``records`` by task, in whose order the tasks are."""
-    found = {task: [p for p in predictions if p.task == task] for task in records}
-    texts = {task: score_texts(rows) for task, rows in found.items() if rows and rows[0].bytes}
-    by_task = {task: rows for task, rows in found.items() if rows and not rows[0].bytes}
-    drifts = {task: records[task].drift for task in by_task}
-    tasks = {task: score_task(rows, drift=drifts[task]) for task, rows in by_task.items()}
-    scores = list(tasks.values())
-    leaks = {task: known for task in by_task if (known := records[task].leaks)}
-    return Results(
-        settings=settings,
-        tasks=tasks,
-        macro=macro(scores) if scores else None,
-        micro=average(scores, [score.n / sum(score.n for score in scores) for score in scores]) if scores else None,
-        without_leaks=without_leaks(by_task, leaks=leaks, drifts=drifts) if len(leaks) == len(tasks) > 0 else None,
-        texts=texts,
-        predictions=tuple(predictions),
-    )
+    """All numbers of ``predictions``, with these behind them; ``records`` by task, in whose order the tasks are."""
+    results = results_of(settings, by_task(predictions), records)
+    return replace(results, predictions=tuple(predictions))
+
+
+def read_results(folder: Path) -> Results:
+    """The content of ``results.json``, without the predictions."""
+    file = folder / RESULTS
+    if not file.is_file():
+        raise UsageError(f"{file}: no results here; `moslora eval` writes them")
+    try:
+        return TypeAdapter(Results).validate_json(file.read_bytes())
+    except ValidationError as error:
+        fault = first_line(error)
+        raise MosloraError(f"{file}: not the results of an evaluation ({fault}); evaluate again") from None

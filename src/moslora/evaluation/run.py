@@ -17,14 +17,14 @@ from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
 from moslora.evaluation.batches import Block, blocks, canonical_place
 from moslora.evaluation.journal import Journal
-from moslora.evaluation.leaks import Leaks
-from moslora.evaluation.predictions import Prediction
-from moslora.evaluation.results import Results, Settings, TaskRecord, summarise
+from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.scorer import Request, Scorer
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.texts import Texts
 from moslora.processes.group import all_gather, group_size, rank_in_group
 from moslora.progress import Line
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import Leaks, Settings, TaskRecord
 from moslora.tasks import Example
 from moslora.version import __version__
 

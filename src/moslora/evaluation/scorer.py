@@ -14,11 +14,11 @@ from moslora.base.load import name_task
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
 from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU
-from moslora.evaluation.predictions import Prediction
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
 from moslora.prompts.protocols import DEFAULT_FORMAT, Protocol
 from moslora.recipe import EvaluationSection
+from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
 Question = TypeVar("Question")

@@ -22,9 +22,8 @@ from moslora.data.encode import encoding
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError, first_line
 from moslora.evaluation.batches import batch_budget
-from moslora.evaluation.journal import Evaluation
 from moslora.evaluation.leaks import find_leaks
-from moslora.evaluation.results import Results
+from moslora.evaluation.results import Results, read_results
 from moslora.evaluation.run import evaluate, refuse_empty
 from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
@@ -295,7 +294,7 @@ def _in_run(out: Path, run: AdapterFolder) -> bool:
 
 def _tell_run(run: AdapterFolder, out: Path, *, base: bool) -> None:
     """Adds the scores in ``out`` to the run's card, and to the records that its training began in trackers."""
-    own, summary = run_of(run.path), Evaluation(out).results.summary()
+    own, summary = run_of(run.path), read_results(out).summary()
     own.add_facts(results={out.name: summary})
     averages = {name: score for name, score in summary.items() if name in ("macro", "majority_class")}
     scores = averages | summary["tasks"] | summary.get("nats_per_byte", {})

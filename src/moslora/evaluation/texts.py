@@ -15,7 +15,10 @@ from scipy.special import stdtrit  # not scipy.stats, which takes a tenth of a c
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.cloze import Cloze, Scored
-from moslora.evaluation.predictions import METRICS, Prediction, mean_and_error
+from moslora.evaluation.intervals import mean_and_error
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.outcomes import nats_per_byte
+from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
 
@@ -52,9 +55,12 @@ class TextScore:
     truncated: int  # texts that lost their end
 
 
-def score_texts(predictions: Sequence[Prediction]) -> TextScore:
-    """The numbers of one set of texts from its predictions (at least one)."""
-    n, (mean, error) = len(predictions), mean_and_error([METRICS["nats_per_byte"](p) for p in predictions])
-    half = error and float(stdtrit(n - 1, 0.975)) * error
-    interval = None if half is None else (mean - half, mean + half)
-    return TextScore(n, mean, error, interval, sum(p.truncated for p in predictions))
+def score_texts(measured: TaskAnswers) -> TextScore:
+    """The numbers of one set of texts (at least one)."""
+    n = len(measured.ids)
+    mean, error = mean_and_error(nats_per_byte(measured))
+    interval = None
+    if error is not None:
+        half = float(stdtrit(n - 1, 0.975)) * error
+        interval = (mean - half, mean + half)
+    return TextScore(n, mean, error, interval, sum(measured.cut))

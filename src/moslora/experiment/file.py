@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationError
 
 from moslora.choices import Outcome
-from moslora.compare.outcomes import OUTCOMES
 from moslora.errors import UsageError
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers
 from moslora.recipe import Recipe, find_recipe, stack_recipe
@@ -20,6 +19,7 @@ from moslora.recipe.changes import shared_keys
 from moslora.recipe.fields import Section
 from moslora.recipe.layers import shown
 from moslora.recipe.yaml_text import parse
+from moslora.runs.outcomes import OUTCOMES
 
 OTHERS, LIST = "others", ""
 """Keys of the learning rates of all arms that have none of their own: in a mapping, and of a list alone."""

@@ -18,7 +18,7 @@ from moslora.recipe.recipe import changed_keys
 from moslora.tasks import Task
 from moslora.version import PACKAGE
 
-COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "recipe", "tasks", "training")
+COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "recipe", "runs", "tasks", "training")
 """The rooms of the package whose code makes the numbers."""
 
 REMADE = (Changes.DRAW, Changes.TRAINED, Changes.ROWS, Changes.READING)

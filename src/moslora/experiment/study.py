@@ -14,19 +14,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
-from moslora.compare.answers import Answers, read_answers
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
-from moslora.compare.outcomes import OUTCOMES
+from moslora.compare.runs import read_complete, restricted_to
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
-from moslora.evaluation import Evaluation
-from moslora.evaluation.predictions import mean_and_error
+from moslora.evaluation.intervals import mean_and_error
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, planned_run, state, validation_loss
 from moslora.experiment.provenance import changes
 from moslora.files import in_use, locked
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import OUTCOMES
 
 _BUILT_IN = "the built-in experiment "
 
@@ -256,13 +256,13 @@ class Study:
         for curve in found:
             rate = "not chosen" if curve.best is None else f"{curve.best:g}"
             done = [run for arm, run in scored if arm == curve.arm and state(run) == "scored"]
-            runs = [read_answers(Evaluation(run.evaluation())).restricted_to(*planned) for run in done]
+            runs = [restricted_to(read_complete(run.evaluation()), *planned) for run in done]
             seeds = f"{len(runs)}/{len(file.seeds)}"
             rows.append([curve.arm, rate, seeds, *(_mean_over_seeds(runs, outcome) for outcome in order)])
         return rows
 
 
-def _mean_over_seeds(runs: Sequence[Answers], outcome: str) -> str:
+def _mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds."""
     factor, digits = OUTCOMES[outcome].factor, OUTCOMES[outcome].fine
     columns = [[its.outcomes[outcome] for its in run.tasks.values() if outcome in its.outcomes] for run in runs]

@@ -26,7 +26,7 @@ class Protocol:
     description: str  # in a line, for the reference of recipes
     card: str  # the same for the card of a model, which shows a `prompt` and its `answers`
     formats: tuple[FormatName, ...]  # those it reads, the usual one first
-    primary: str = "accuracy"  # the metric that counts, a key of `moslora.evaluation.predictions.METRICS`
+    primary: str = "accuracy"  # the metric that counts, an accuracy of `moslora.evaluation.scores.Score`
     scores_options: bool = True  # every option has a log-probability, so a question has a margin
     room: int = 0  # tokens of ``evaluation.max_length`` kept for the text that the model writes
 

@@ -9,12 +9,12 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from moslora.compare.answers import Answers
 from moslora.compare.contrast import Contrast
 from moslora.compare.statistics import MACRO, Floats
-from moslora.evaluation import Evaluation, Score
+from moslora.evaluation import Results, Score
 from moslora.report.canvas import GRID, INK, MARKERS, MUTED, Canvas, in_steps, legend_above, new_label
 from moslora.report.runs import ReportedRun
+from moslora.runs.evaluation import Evaluation
 
 
 def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) -> Markup | None:
@@ -87,8 +87,8 @@ def _of_bases(runs: Sequence[ReportedRun]) -> list[Series]:
     """Each base once, of every task the score in the first of its runs that has it."""
     found: dict[str, Scores] = {}
     for run in runs:
-        if run.base:
-            found[run.base_name] = {**_scores(run.base), **found.get(run.base_name, {})}
+        if run.base_results:
+            found[run.base_name] = {**_scores(run.base_results), **found.get(run.base_name, {})}
     markers = cycle(MARKERS)
     return [Series(name, [scores], MUTED, next(markers), is_base=True) for name, scores in found.items() if scores]
 
@@ -97,15 +97,14 @@ def _of_arms(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Series]:
     """The arms that have scores."""
     found = []
     for arm in canvas.arms:
-        evaluated = [_scores(run.tuned) for run in runs if run.tuned and run.arm == arm]
+        evaluated = [_scores(run.tuned_results) for run in runs if run.tuned_results and run.arm == arm]
         if scores := [one for one in evaluated if one]:
             color, marker, _ = canvas.style(arm)
             found.append(Series(arm, scores, color, marker))
     return found
 
 
-def _scores(evaluation: Evaluation) -> Scores:
-    results = evaluation.results
+def _scores(results: Results) -> Scores:
     scores = {**results.tasks, MACRO: results.macro} if results.macro else {}
     return {name: (score, results.settings.primary) for name, score in scores.items()}
 
@@ -148,14 +147,14 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], how: s
 FORGOTTEN = "nats_per_byte"  # an outcome of texts
 
 
-def change(outcome: str, tuned: Answers, base: Answers) -> float:
+def change(outcome: str, tuned: Evaluation, base: Evaluation) -> float:
     """Macro average of the ``outcome`` over the tasks that have it, minus the base's; NaN if none has."""
     both = [(its.outcomes.get(outcome), base.tasks[task].outcomes.get(outcome)) for task, its in tuned.tasks.items()]
     means = [fmean(after) - fmean(before) for after, before in both if after and before]
     return fmean(means) if means else np.nan
 
 
-def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Answers]], base: Answers) -> Markup | None:
+def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> Markup | None:
     """How much better than the base each run answers, over how much worse it predicts texts, and the arms' means with
     their standard errors; ``None`` without texts. ``runs``: arm and answers, to the questions of ``base``."""
     both = [(arm, (change(FORGOTTEN, run, base), change("log_probability", run, base))) for arm, run in runs]

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from moslora.compare.answers import read_answers
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.errors import MosloraError
-from moslora.evaluation import Evaluation, Results
-from moslora.evaluation.predictions import percent
+from moslora.evaluation import Results
+from moslora.evaluation.display import percent
 from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.canvas import SERIES, Canvas
@@ -45,21 +44,22 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
     canvas = Canvas(folder, arms)
     firsts = [next(run for run in runs if run.arm == arm) for arm in arms]
     first = firsts[0]
-    bases: dict[str, Evaluation] = {}
+    bases: dict[str, ReportedRun] = {}  # the name of a base -> the first run that has it
     for run in runs:
         if run.base:
-            bases.setdefault(run.base_name, run.base)
-    base = next(iter(bases.values())) if len(bases) == 1 else None
+            bases.setdefault(run.base_name, run)
+    base = next(iter(bases.values())).base if len(bases) == 1 else None
     changed: list[tuple[str, list[Changed]]] = []
     if first.tuned and first.base:
         examples = texts(first.run.recipe.questions, first.tuned.settings)
-        both = most_changed(first.base.predictions, first.tuned.predictions, examples, most=QUESTIONS)
+        both = most_changed(first.base, first.tuned, examples, most=QUESTIONS)
         changed = list(zip(("gained", "lost"), both, strict=True)) if any(both) else []
     evaluations = [one for one in (base, *(run.tuned for run in runs)) if one]
     asked = {str((one.settings.asked, {**one.settings.model, "base": base_model(one.settings)})) for one in evaluations}
     alike = base is not None and bool(shared) and len(asked) == 1  # else their distances from it mean nothing
-    answers = [(run.arm, read_answers(run.tuned)) for run in runs if run.tuned and alike]
-    scored = [*((run.name, run.tuned) for run in runs), *bases.items()]
+    answers = [(run.arm, run.tuned) for run in runs if run.tuned and alike]
+    scored = [(run.name, run.tuned_results) for run in runs]
+    scored += [(name, run.base_results) for name, run in bases.items()]
     compared = list(_comparisons(canvas, runs, paths, evaluation=evaluation))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -71,11 +71,11 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
         glance=_glance(runs, counted=not shared),
         remarks=[
             *filter(None, [line]),
-            *(f"{n}: {text}" for n, one in scored if one for text in one.results.remarks()),
+            *(f"{n}: {text}" for n, one in scored if one for text in one.remarks()),
         ],
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),
-        traded=figures.gain_and_forgetting(canvas, answers, read_answers(base)) if base and answers else None,
+        traded=figures.gain_and_forgetting(canvas, answers, base) if base and answers else None,
         compared=compared,
         above=[part for part in compared if part["against_base"]] or compared,
         maps={run.arm: figure for run in firsts if (figure := weights.heat_maps(canvas, run))},
@@ -100,12 +100,12 @@ def _glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
     several = len({run.base_name for run in runs if run.base}) > 1
 
     def scores(run: ReportedRun) -> tuple[str, str]:
-        if not run.tuned:
+        if not run.tuned_results:
             return "–", "–"
-        before = average(run.base.results) if run.base else "–"
+        before = average(run.base_results) if run.base_results else "–"
         if several and run.base:
             before += run.base_name.removeprefix("base")
-        return before, average(run.tuned.results)
+        return before, average(run.tuned_results)
 
     rows = [["run", "method", "seed", "trained", "validation loss", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:

@@ -1,13 +1,15 @@
 """The questions that a model answers unlike its base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from scipy.special import softmax
 
 from moslora.data.sources import data_hash, load_examples
 from moslora.errors import MosloraError
-from moslora.evaluation import METRICS, Prediction, Settings
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import log_probability
+from moslora.runs.settings import Settings
 from moslora.tasks import Example, Questions
 
 
@@ -31,34 +33,61 @@ class Changed(NamedTuple):
     options: list[Option]
 
 
+class Answered(NamedTuple):
+    """A model's answer to one question: what decides about the options, which it chose, and the log-probability of the
+    right one."""
+
+    id: str
+    gold: int
+    scores: tuple[float, ...]
+    chosen: int | None
+    log_probability: float
+
+
 def most_changed(
-    before: Sequence[Prediction], after: Sequence[Prediction], examples: Mapping[str, Example], *, most: int
+    before: Evaluation, after: Evaluation, examples: Mapping[str, Example], *, most: int
 ) -> tuple[list[Changed], list[Changed]]:
     """The questions that gained most and those that lost most, at most ``most`` of each.
 
     Left out are questions that only one of the two answered, generated answers, which have no probabilities, and
     questions that ``examples`` does not have as they were asked.
     """
-    known, log_probability = {p.id: p for p in before}, METRICS["log_probability"]
+    known = _answered(before)
     changes = []
-    for p in after:
-        example = examples.get(p.id)
-        if p.id in known and example and (example.gold, len(example.choices)) == (p.gold, len(p.scores)):
-            changes.append((log_probability(p) - log_probability(known[p.id]), known[p.id], p, example))
-    changes.sort(key=lambda change: -change[0])
-    gained = [_changed(*change) for change in changes[:most] if change[0] > 0]
-    lost = [_changed(*change) for change in changes[::-1][:most] if change[0] < 0]
+    for id, answer in _answered(after).items():
+        example = examples.get(id)
+        if id in known and example and (example.gold, len(example.choices)) == (answer.gold, len(answer.scores)):
+            changes.append(_changed(known[id], answer, example))
+    changes.sort(key=lambda change: -change.change)
+    gained = [change for change in changes[:most] if change.change > 0]
+    lost = [change for change in changes[::-1][:most] if change.change < 0]
     return gained, lost
 
 
-def _changed(change: float, before: Prediction, after: Prediction, example: Example) -> Changed:
-    context = f"{example.context} " if example.context and example.task != "boolq" else ""
-    ones, others = (softmax(p.deciding_scores).tolist() for p in (before, after))
-    options = [
-        Option(text, n == after.gold, ones[n], others[n], before.chosen == n, after.chosen == n)
-        for n, text in enumerate(example.choices)
-    ]
-    return Changed(after.id, f"{context}{example.question}", change, options)
+def _answered(evaluation: Evaluation) -> dict[str, Answered]:
+    """Id -> answer, of the questions that have scores."""
+    found = {}
+    for answers in evaluation.tasks.values():
+        if answers.are_texts or not answers.scores:
+            continue
+        columns = (answers.ids, answers.gold, answers.deciding_scores, answers.chosen, log_probability(answers))
+        for row in zip(*columns, strict=True):
+            answer = Answered(*row)
+            found[answer.id] = answer
+    return found
+
+
+def _changed(before: Answered, after: Answered, example: Example) -> Changed:
+    question = example.question
+    if example.context and example.task != "boolq":
+        question = f"{example.context} {question}"
+    then = softmax(before.scores).tolist()
+    now = softmax(after.scores).tolist()
+    options = []
+    for place, text in enumerate(example.choices):
+        chosen = (before.chosen == place, after.chosen == place)
+        options.append(Option(text, place == after.gold, then[place], now[place], *chosen))
+    return Changed(after.id, question, after.log_probability - before.log_probability, options)
 
 
 def texts(questions: Questions, asked: Settings) -> dict[str, Example]:

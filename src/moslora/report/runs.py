@@ -7,14 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moslora.compare.answers import Questions, in_common, read_answers
 from moslora.compare.arms import evaluated_steps, load_arms, runs_at
+from moslora.compare.runs import in_common, read_complete
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Evaluation, Settings
+from moslora.evaluation.results import Results, results_of
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.run import SETTINGS, Run, base_of
+from moslora.runs.evaluation import Evaluation, Questions
+from moslora.runs.run import RESULTS, SETTINGS, Run, base_of
+from moslora.runs.settings import Settings, read_head
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,14 @@ class ReportedRun:
     def metrics(self) -> list[dict[str, Any]]:
         return self.run.metrics  # which reads the file each time
 
+    @cached_property
+    def tuned_results(self) -> Results | None:
+        return _results(self.tuned)
+
+    @cached_property
+    def base_results(self) -> Results | None:
+        return _results(self.base)
+
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
         points = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
@@ -49,6 +59,12 @@ class ReportedRun:
         except MosloraError as fault:
             note(str(fault))
             return []
+
+
+def _results(evaluation: Evaluation | None) -> Results | None:
+    if evaluation is None:
+        return None
+    return results_of(evaluation.settings, evaluation.tasks, evaluation.records)
 
 
 Reported = tuple[list[ReportedRun], Questions, str]
@@ -73,9 +89,9 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> Re
         _reported(ReportedRun(Run(path), names[path], arm or grouped.get(path, names[path])), evaluation)
         for path, arm in found.items()
     ]
-    questions, line = in_common([read_answers(one) for run in runs for one in (run.tuned, run.base) if one])
+    questions, line = in_common([one for run in runs for one in (run.tuned, run.base) if one])
     if questions:
-        pairs = [[one and replace(one, only=questions) for one in (run.tuned, run.base)] for run in runs]
+        pairs = [[one and one.only(questions) for one in (run.tuned, run.base)] for run in runs]
         runs = [replace(run, tuned=tuned, base=base) for run, (tuned, base) in zip(runs, pairs, strict=True)]
     names_of_bases = base_names([run.base.settings if run.base else None for run in runs])
     runs = [replace(run, base_name=name) for run, name in zip(runs, names_of_bases, strict=True)]
@@ -120,14 +136,19 @@ def _reported(run: ReportedRun, evaluation: str | None) -> ReportedRun:
     """With its evaluations."""
     try:
         folder = run.run.evaluation(evaluation)
-        tuned, base = Evaluation(folder), Evaluation(base_of(folder))
-        evaluated_steps(tuned, of_run=True)  # refuses the scores of older weights
+        evaluated_steps(folder, read_head(folder).settings, of_run=True)  # refuses the scores of older weights
     except UsageError as fault:
         if evaluation:
             raise
         note(str(fault))
         return run
-    for begun in (tuned, base):
-        if not begun.finished and (begun.folder / SETTINGS).is_file():
-            note(f"{begun.folder}: interrupted, and left out; moslora eval continues it")
-    return replace(run, tuned=tuned if tuned.finished else None, base=base if base.finished else None)
+    return replace(run, tuned=_finished(folder), base=_finished(base_of(folder)))
+
+
+def _finished(folder: Path) -> Evaluation | None:
+    """The evaluation in ``folder`` if it is finished."""
+    if (folder / RESULTS).is_file():
+        return read_complete(folder)
+    if (folder / SETTINGS).is_file():
+        note(f"{folder}: interrupted, and left out; moslora eval continues it")
+    return None

@@ -1,0 +1,125 @@
+"""The runs of a comparison, and the questions that all of them answered."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from moslora.console import note_once
+from moslora.errors import counted, some
+from moslora.evaluation.batches import canonical_place
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import Evaluation, Questions, read_evaluation
+from moslora.runs.settings import Settings
+
+PROMPT = "prompt_hash"
+HASHES = ("doc_hash", "target_hash", PROMPT)
+"""Of a question in a log. Prompts may differ if that is meant, as with a chat template."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One evaluation, and what is known of its run.
+
+    Attributes:
+        evaluation: with the questions of every task in the order of their ids.
+        path: of the run, or of the evaluation's folder or log, as the user named it.
+        recipe: how it was trained, every field; ``None`` for a model that is no run's, and for a base.
+        facts: of its ``run.json``; empty where ``recipe`` is ``None``.
+        name: of the run.
+        arm: the same for all runs that differ only in the seed.
+        seed: ``None`` if it has none, as a base.
+    """
+
+    evaluation: Evaluation
+    path: Path
+    recipe: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    arm: str = ""
+    seed: int | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return self.evaluation.settings
+
+    @property
+    def tasks(self) -> Mapping[str, TaskAnswers]:
+        return self.evaluation.tasks
+
+    @property
+    def source_hash(self) -> str | None:
+        """Of all rows among which its seed chose; ``None`` if it was not trained, or an earlier version trained it."""
+        found: str | None = self.facts.get("data", {}).get("source_sha256")
+        return found
+
+    def only(self, questions: Questions) -> "ComparedRun":
+        """With the answers to these questions."""
+        return replace(self, evaluation=self.evaluation.only(questions))
+
+    def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "ComparedRun":
+        """With what an evaluation of these tasks with this limit has."""
+        return replace(self, evaluation=restricted_to(self.evaluation, tasks, limit))
+
+
+def restricted_to(evaluation: Evaluation, tasks: Collection[str], limit: int | None = None) -> Evaluation:
+    """What an evaluation of these tasks with this limit has."""
+    kept = {}
+    for task, answers in evaluation.tasks.items():
+        if task in tasks:
+            kept[task] = set(sorted(answers.ids, key=canonical_place)[:limit])
+    return evaluation.only(kept)
+
+
+def read_complete(folder: Path) -> Evaluation:
+    """The evaluation in ``folder`` without the tasks of which it was interrupted, which are noted."""
+    found = read_evaluation(folder)
+    if found.unfinished:
+        tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in found.unfinished.items()]
+        note_once(f"{folder}: interrupted, and left out: {some(tasks)}; moslora eval continues it")
+    return found.complete
+
+
+def in_common(runs: Sequence[Evaluation]) -> tuple[Questions, str]:
+    """The questions that all of ``runs`` answered: the same ids, in tasks of the same data; and a line that says what
+    they are and what else was asked, empty if nothing was."""
+    shared: dict[str, set[str]] = {}
+    left_out = []
+    for task in _all_tasks(runs):
+        answered = [_answered_by(run, task) for run in runs]
+        by_all = set.intersection(*answered)
+        by_some = set.union(*answered)
+        if by_all:
+            shared[task] = {id for _, id in by_all}
+        missing = len(by_some) - len(by_all)
+        if missing and by_all:
+            left_out.append(f"{missing:,} of {task}")
+        elif missing:
+            left_out.append(task)
+    if not left_out:
+        return shared, ""
+    return shared, f"compared on {_in_words(shared, runs=len(runs))}; left out: {some(left_out, most=8)}"
+
+
+def _all_tasks(runs: Sequence[Evaluation]) -> list[str]:
+    """In the order in which the runs have them."""
+    found: dict[str, None] = {}
+    for run in runs:
+        found |= dict.fromkeys(run.tasks)
+    return list(found)
+
+
+def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
+    """The questions of a task that a run answered: their data and their ids."""
+    if task not in run.tasks:
+        return set()
+    data = run.settings.data.get(task)
+    return {(data, id) for id in run.tasks[task].ids}
+
+
+def _in_words(shared: Questions, *, runs: int) -> str:
+    count = sum(len(ids) for ids in shared.values())
+    if not count:
+        return "nothing"
+    who = "both" if runs == 2 else "all"
+    return f"the {counted(count, 'question')} that {who} answered"

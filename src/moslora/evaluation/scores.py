@@ -1,0 +1,139 @@
+"""The numbers of one task, and their averages over several."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import special  # not scipy.stats, which takes a tenth of a command's start
+
+from moslora.evaluation.intervals import mean_and_error, wilson
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.outcomes import accuracy, log_probability, right
+from moslora.runs.predictions import margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The numbers of one task, or of an average over tasks. Shares are between 0 and 1."""
+
+    n: int
+    accuracy: float
+    standard_error: float | None = None  # of ``accuracy``: sample standard deviation / √n; ``None`` below two questions
+    majority_class: float  # accuracy of always giving the most frequent label of these questions
+    truncated: int  # questions whose prompt lost its beginning
+    accuracy_per_character: float | None = None  # with its standard error, cloze only
+    standard_error_per_character: float | None = None
+    log_probability: float | None = None  # mean of the right option's among the options, nats; not for generate
+    parse_rate: float | None = None  # share of generated texts in which an answer was found; generate only
+    # Largest change of a margin between a question alone and in its batch, over a sample of the task (an average holds
+    # the largest of its tasks), in units of a deciding score; not for generate
+    drift: float | None = None
+    close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate
+    same_answer: float | None = None  # share of the most frequent answer, by its position; not of an average
+    below_majority: float | None = None  # p of the test of this name; not of an average
+    interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s; ``None`` in old files
+    interval_per_character: tuple[float, float] | None = None  # the same, cloze only
+
+    def value(self, metric: str) -> tuple[float, tuple[float, float] | None]:
+        """An accuracy with its interval."""
+        return getattr(self, metric), getattr(self, metric.replace("accuracy", "interval"))
+
+
+def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
+    """The numbers of one task from its answers (at least one) and its drift."""
+    n = len(answers.ids)
+    mean, error = mean_and_error(accuracy(answers))
+    found: dict[str, Any] = {}
+    if answers.characters:
+        per_character, its_error = mean_and_error(right(answers))
+        found["accuracy_per_character"] = per_character
+        found["standard_error_per_character"] = its_error
+        found["interval_per_character"] = wilson(round(per_character * n), n)
+    if answers.scores:
+        found["log_probability"], _ = mean_and_error(log_probability(answers))
+    else:
+        found["parse_rate"] = sum(bool(label) for label in answers.labels) / n
+    if drift is not None:
+        found["close_calls"] = sum(margin(scores) < drift for scores in answers.deciding_scores)
+    return Score(
+        n=n,
+        accuracy=mean,
+        standard_error=error,
+        interval=wilson(round(mean * n), n),
+        majority_class=max(Counter(answers.gold).values()) / n,
+        truncated=sum(answers.cut),
+        drift=drift,
+        same_answer=max(Counter(answers.chosen).values()) / n,
+        below_majority=below_majority(answers),
+        **found,
+    )
+
+
+def below_majority(answers: TaskAnswers) -> float:
+    """p of the hypothesis that always giving one label is no better: k · P(Bin(b + c, ½) ≤ b), at most 1. The second
+    factor is I_½(c, b + 1), the regularised incomplete beta function.
+
+    McNemar's exact test, one-sided, against the most frequent label: b questions that only the model has right, c that
+    only the label has. The label was chosen by these questions, so p is Bonferroni's for all k labels.
+    """
+    counts = Counter(answers.gold)
+    label = counts.most_common(1)[0][0]
+    pairs = list(zip(answers.chosen, answers.gold, strict=True))
+    b = sum(chosen == gold != label for chosen, gold in pairs)
+    c = sum(chosen != gold == label for chosen, gold in pairs)
+    return min(1.0, len(counts) * float(special.betainc(c, b + 1, 0.5)))
+
+
+def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
+    """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added.
+
+    The interval is x − √(Σ w² (x_t − l_t)²) to x + √(Σ w² (u_t − x_t)²) for the tasks' intervals [l_t, u_t] (Zou and
+    Donner 2008, doi 10.1002/sim.3095): Wilson's for one task, and never of length 0.
+    """
+
+    def mean(values: Sequence[float]) -> float:
+        return math.fsum(w * x for w, x in zip(weights, values, strict=True))
+
+    def error(values: Sequence[float]) -> float:
+        return math.sqrt(math.fsum((w * x) * (w * x) for w, x in zip(weights, values, strict=True)))
+
+    def interval(metric: str) -> tuple[float, float] | None:
+        below = []
+        above = []
+        values = []
+        for score in scores:
+            value, ends = score.value(metric)
+            if ends is None:
+                return None
+            values.append(value)
+            below.append(value - ends[0])
+            above.append(value - ends[1])
+        center = mean(values)
+        return center - error(below), center + error(above)
+
+    ways: dict[Callable[[Sequence[float]], float], tuple[str, ...]] = {
+        mean: ("accuracy", "majority_class", "accuracy_per_character", "log_probability", "parse_rate"),
+        error: ("standard_error", "standard_error_per_character"),
+        sum: ("n", "truncated", "close_calls"),
+        max: ("drift",),
+    }
+    combined: dict[str, Any] = {}  # without what a task does not have
+    for combine, names in ways.items():
+        for name in names:
+            values = [getattr(score, name) for score in scores]
+            if None not in values:
+                combined[name] = combine(values)
+    return Score(interval=interval("accuracy"), interval_per_character=interval("accuracy_per_character"), **combined)
+
+
+def macro(scores: Sequence[Score]) -> Score:
+    """Every task the same weight."""
+    return average(scores, [1 / len(scores)] * len(scores))
+
+
+def micro(scores: Sequence[Score]) -> Score:
+    """Every question the same weight."""
+    questions = sum(score.n for score in scores)
+    return average(scores, [score.n / questions for score in scores])

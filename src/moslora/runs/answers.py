@@ -1,0 +1,125 @@
+"""The answers to the questions of one task, as one table of columns."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from moslora.runs.predictions import Prediction, argmax, deciding
+
+
+@dataclass(frozen=True)
+class TaskAnswers:
+    """Answers to the questions of one task, column by column. A column that is not known, or that this kind of task
+    does not have, is empty; all others have a value for each id.
+
+    Attributes:
+        ids: of the questions, or of the texts.
+        gold: position of the right option; empty for texts, and if a log does not tell.
+        outcomes: the numbers that can be compared (`moslora.runs.outcomes`), or those that a log has.
+        hashes: of the question, of the answer and of the prompt, if a log has them.
+        cut: whether the question, or the text, was longer than the limit.
+        scores: log-probability of each option in nats.
+        characters: of each option, by which ``cloze`` divides its score.
+        predicted: position of the option with the best score, or that a generated text names, if it names one.
+        texts: generated texts.
+        labels: the label found in each generated text, or "".
+        bytes: of a text that is measured: the bytes in UTF-8 that its score is of.
+    """
+
+    ids: tuple[str, ...]
+    gold: tuple[int, ...] = ()
+    outcomes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cut: tuple[bool, ...] = ()
+    scores: tuple[tuple[float, ...], ...] = ()
+    characters: tuple[tuple[int, ...], ...] = ()
+    predicted: tuple[int | None, ...] = ()
+    texts: tuple[str | None, ...] = ()
+    labels: tuple[str | None, ...] = ()
+    bytes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for column in self._columns():
+            if column and len(column) != len(self.ids):
+                raise ValueError("columns of different lengths")
+
+    def _columns(self) -> list[tuple[Any, ...]]:
+        single = (self.gold, self.cut, self.scores, self.characters, self.predicted)
+        of_texts = (self.texts, self.labels, self.bytes)
+        return [*single, *of_texts, *self.outcomes.values(), *self.hashes.values()]
+
+    @classmethod
+    def of(cls, predictions: Sequence[Prediction]) -> "TaskAnswers":
+        """The columns of the predictions of one task, at least one, in their order."""
+        first = predictions[0]
+        columns: dict[str, Any] = {
+            "ids": tuple(each.id for each in predictions),
+            "cut": tuple(each.truncated for each in predictions),
+            "predicted": tuple(each.prediction for each in predictions),
+        }
+        if first.bytes:
+            columns["bytes"] = tuple(each.bytes for each in predictions)
+        else:
+            columns["gold"] = tuple(each.gold for each in predictions)
+        if first.scores:
+            columns["scores"] = tuple(each.scores for each in predictions)
+        else:
+            columns["texts"] = tuple(each.text for each in predictions)
+            columns["labels"] = tuple(each.answer for each in predictions)
+        if first.characters:
+            columns["characters"] = tuple(each.characters for each in predictions)
+        return cls(**columns)
+
+    @property
+    def are_texts(self) -> bool:
+        """Whether these are measures of texts, and no answers to questions."""
+        return bool(self.bytes)
+
+    @cached_property
+    def deciding_scores(self) -> tuple[tuple[float, ...], ...]:
+        """The scores that decide: per character if there are ``characters``."""
+        if not self.characters:
+            return self.scores
+        rows = zip(self.scores, self.characters, strict=True)
+        return tuple(deciding(scores, characters) for scores, characters in rows)
+
+    @cached_property
+    def chosen(self) -> tuple[int | None, ...]:
+        """The position that counts, by the primary metric; ``None`` for a generated text without an answer."""
+        if not self.scores:
+            return self.predicted
+        return tuple(argmax(scores) for scores in self.deciding_scores)
+
+    def only(self, ids: Collection[str]) -> "TaskAnswers":
+        """The answers to these questions, in the order in which they are here."""
+        return self.at([place for place, id in enumerate(self.ids) if id in ids])
+
+    def in_order(self) -> "TaskAnswers":
+        """The same answers in the order of the ids."""
+        return self.at(sorted(range(len(self.ids)), key=self.ids.__getitem__))
+
+    def at(self, places: Sequence[int]) -> "TaskAnswers":
+        """The answers at these positions, in this order."""
+
+        def those(column: tuple[Any, ...]) -> tuple[Any, ...]:
+            if not column:
+                return ()
+            return tuple(column[place] for place in places)
+
+        changed: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, tuple):
+                changed[each.name] = those(value)
+            else:
+                changed[each.name] = {name: those(column) for name, column in value.items()}
+        return TaskAnswers(**changed)
+
+
+def by_task(predictions: Sequence[Prediction]) -> dict[str, TaskAnswers]:
+    """The columns of these predictions, in the order in which the tasks were asked."""
+    rows: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        rows.setdefault(prediction.task, []).append(prediction)
+    return {task: TaskAnswers.of(of_task) for task, of_task in rows.items()}

@@ -1,0 +1,138 @@
+"""An evaluation: how it was asked, and what was answered. Importing this does not load torch.
+
+``settings.json``      what the predictions depend on, and a record per task (`moslora.runs.settings`)
+``predictions.jsonl``  one line per question (`moslora.runs.predictions`)
+``results.json``       the numbers of the finished tasks, which is there once it is done
+
+`moslora.evaluation.journal` writes the first two, and the third at the end.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from moslora.errors import MosloraError, UsageError, first_line
+from moslora.runs.answers import TaskAnswers, by_task
+from moslora.runs.outcomes import with_outcomes
+from moslora.runs.predictions import Prediction
+from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, Run
+from moslora.runs.settings import Head, Settings, TaskRecord, read_head
+
+Questions = Mapping[str, Collection[str]]
+"""Task -> the ids of some of its questions."""
+
+COLUMNS = "columns.json"
+"""The columns of `TaskAnswers` by task, in an evaluation of which no more was kept."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of one model, or some of its questions.
+
+    Attributes:
+        folder: where it lies, or the log of another program.
+        settings: how it was asked.
+        tasks: task -> answers, in the order in which the tasks were asked.
+        records: task -> what else is known of it.
+        finished: whether it came to its end at least once.
+        unfinished: tasks of which it was interrupted since: the number of questions answered, and asked.
+    """
+
+    folder: Path
+    settings: Settings
+    tasks: Mapping[str, TaskAnswers]
+    records: Mapping[str, TaskRecord] = field(default_factory=dict)
+    finished: bool = True
+    unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, settings: Settings, predictions: Sequence[Prediction]) -> "Evaluation":
+        """The evaluation that made these predictions."""
+        tasks = {task: with_outcomes(answers) for task, answers in by_task(predictions).items()}
+        return cls(folder, settings, tasks)
+
+    @property
+    def run(self) -> Run | None:
+        """The run that it is of; ``None`` of a model without a run, and of a log."""
+        run = Run(self.folder.parent.parent)
+        if self.folder.parent.name == EVALUATIONS and run.exists:
+            return run
+        return None
+
+    @property
+    def of_base(self) -> bool:
+        """Whether it is of a model without an adapter."""
+        return self.settings.metadata.get("adapter") is None
+
+    @property
+    def complete(self) -> "Evaluation":
+        """Without the tasks of which it was interrupted."""
+        kept = {task: answers for task, answers in self.tasks.items() if task not in self.unfinished}
+        return replace(self, tasks=kept)
+
+    @property
+    def in_order(self) -> "Evaluation":
+        """With the questions of every task in the order of their ids, as runs are compared."""
+        return replace(self, tasks={task: answers.in_order() for task, answers in self.tasks.items()})
+
+    def only(self, questions: Questions) -> "Evaluation":
+        """The answers to these questions."""
+        kept = {task: self.tasks[task].only(ids) for task, ids in questions.items() if task in self.tasks}
+        return replace(self, tasks=kept)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """The evaluation in ``folder``, with every outcome that its answers give. Each file is read once.
+
+    Raises:
+        UsageError: there are no predictions.
+        MosloraError: a file is damaged.
+    """
+    head = read_head(folder)
+    finished = (folder / RESULTS).is_file()
+    if (folder / COLUMNS).is_file():
+        return Evaluation(folder, head.settings, _read_columns(folder / COLUMNS), head.tasks, finished)
+    predictions = read_predictions(folder)
+    found = Evaluation.of(folder, head.settings, predictions)
+    partial = unfinished_tasks(head, predictions)
+    return replace(found, records=head.tasks, finished=finished, unfinished=partial)
+
+
+def read_predictions(folder: Path) -> list[Prediction]:
+    """The predictions in ``folder``, in the order in which they were written."""
+    file = folder / PREDICTIONS
+    if not file.is_file():
+        raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
+    predictions: dict[str, Prediction] = {}
+    # Bytes that are not UTF-8 are replaced, so that the message can name their line.
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            prediction = Prediction.from_json(line)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            hint = "remove the folder and evaluate again"
+            raise MosloraError(f"{file}:{number}: not a prediction ({error!r}); {hint}") from None
+        if prediction.id in predictions:
+            raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
+        predictions[prediction.id] = prediction
+    return list(predictions.values())
+
+
+def _read_columns(file: Path) -> dict[str, TaskAnswers]:
+    try:
+        return TypeAdapter(dict[str, TaskAnswers]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise MosloraError(f"{file}: not the answers of a run ({first_line(error)}); evaluate again") from None
+
+
+def unfinished_tasks(head: Head, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
+    """The tasks with fewer ``predictions`` than the last evaluation asked for: both numbers."""
+    answered = Counter(prediction.task for prediction in predictions)
+    found = {}
+    for task, record in head.tasks.items():
+        if record.asked is not None and answered[task] < record.asked:
+            found[task] = (answered[task], record.asked)
+    return found

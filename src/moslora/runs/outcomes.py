@@ -1,0 +1,150 @@
+"""The numbers of a question that can be compared. A new one is an entry here, and a name in `moslora.choices`."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moslora.runs.answers import TaskAnswers
+
+Column = tuple[float, ...]
+"""A number of each question, or text, of a task."""
+
+
+def accuracy(answers: TaskAnswers) -> Column:
+    """1 if the option with the best score is the right one (cloze: lm-eval's ``acc``), or the one that a generated text
+    names."""
+    pairs = zip(answers.predicted, answers.gold, strict=True)
+    return tuple(float(predicted == gold) for predicted, gold in pairs)
+
+
+def right(answers: TaskAnswers) -> Column:
+    """1 if the answer is right by the protocol's main metric: cloze divides every score by its option's characters
+    (lm-eval's ``acc_norm``)."""
+    pairs = zip(answers.chosen, answers.gold, strict=True)
+    return tuple(float(chosen == gold) for chosen, gold in pairs)
+
+
+def log_probability(answers: TaskAnswers) -> Column:
+    """s[gold] − log Σ exp(s) in nats, s the deciding scores (cloze: per character): the right option's log-probability
+    among the options."""
+    numbers = []
+    for scores, gold in zip(answers.deciding_scores, answers.gold, strict=True):
+        best = max(scores)
+        total = sum(math.exp(score - best) for score in scores)
+        numbers.append(scores[gold] - best - math.log(total))
+    return tuple(numbers)
+
+
+def nats_per_byte(answers: TaskAnswers) -> Column:
+    """−log p of a text / its bytes in UTF-8."""
+    pairs = zip(answers.scores, answers.bytes, strict=True)
+    return tuple(-scores[0] / count for scores, count in pairs)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How an outcome is written: times ``factor``, with so many ``digits`` (in a mean over seeds ``fine``); a
+    difference below ``margin`` of this ``unit`` does not matter; 0 if nobody knows which.
+
+    Attributes:
+        of: its number of each question, from the answers of a task; ``None`` of a log's, which has the numbers.
+        of_texts: texts have it, and questions do not; lower is better.
+        binary: it is 0 or 1.
+        scored: it is read from the options' scores, which ``generate`` does not have.
+        says: what a rise and a fall say of one arm against another.
+    """
+
+    title: str
+    unit: str
+    factor: float
+    digits: int
+    fine: int
+    margin: float
+    of: Callable[[TaskAnswers], Column] | None = None
+    of_texts: bool = False
+    binary: bool = False
+    scored: bool = False
+    says: tuple[str, str] = ("is above", "is BELOW")
+
+    def level(self, value: float) -> str:
+        return f"{self.factor * value:.{self.digits}f}"
+
+    def change(self, value: float) -> str:
+        """A difference, with one more digit: +0.31."""
+        return f"{self.factor * value:+.{self.digits + 1}f}"
+
+    def range(self, interval: tuple[float, float]) -> str:
+        return f"{self.change(interval[0])} to {self.change(interval[1])}"
+
+
+OUTCOMES: Mapping[str, Measure] = {
+    "log_probability": Measure(
+        title="log p of the right option",
+        unit="nats",
+        factor=1,
+        digits=3,
+        fine=4,
+        margin=0.01,  # nats: one percent of the right option's probability
+        of=log_probability,
+        scored=True,
+    ),
+    "accuracy": Measure(
+        title="accuracy, %",
+        unit="points",
+        factor=100,
+        digits=1,
+        fine=1,
+        margin=0.5,
+        of=right,
+        binary=True,
+    ),
+    "nats_per_byte": Measure(
+        title="nats per byte",
+        unit="nats per byte",
+        factor=1,
+        digits=4,
+        fine=4,
+        margin=0.005,  # nats: 2 percent of the perplexity of a token of four bytes
+        of=nats_per_byte,
+        of_texts=True,
+        says=("predicts these texts WORSE than", "predicts these texts better than"),
+    ),
+}
+
+
+def with_outcomes(answers: TaskAnswers) -> TaskAnswers:
+    """These answers with every outcome that they give, beside those that they had."""
+    found: dict[str, Column] = {}
+    for name, outcome in OUTCOMES.items():
+        if name in answers.outcomes:
+            found[name] = answers.outcomes[name]
+        elif outcome.of is not None and _has(answers, outcome):
+            found[name] = outcome.of(answers)
+    return replace(answers, outcomes={**found, **answers.outcomes})
+
+
+def _has(answers: TaskAnswers, outcome: Measure) -> bool:
+    """Whether these answers have the columns that an outcome is read from."""
+    if outcome.of_texts:
+        return answers.are_texts
+    if not answers.gold:
+        return False
+    if outcome.scored:
+        return bool(answers.scores)
+    return bool(answers.chosen)
+
+
+DEFAULTS = ("accuracy", "acc_norm", "acc", "exact_match", "score", "nats_per_byte")
+"""The first of these that all have is compared by default."""
+
+
+def measure(outcome: str, values: NDArray[np.float64]) -> Measure:
+    """How an outcome with these values is written: a log's in points if they are shares."""
+    if outcome in OUTCOMES:
+        return OUTCOMES[outcome]
+    if values.min() < 0 or values.max() > 1:
+        return Measure(outcome, outcome, 1, 3, 4, 0)
+    return Measure(f"{outcome}, %", "points", 100, 1, 1, 0.5, binary=bool(np.isin(values, (0, 1)).all()))

@@ -1,0 +1,97 @@
+"""How an evaluation was asked, and what is known of each task: the content of ``settings.json``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from moslora.errors import MosloraError
+from moslora.runs.run import SETTINGS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a prediction depends on besides its question: predictions with equal settings may be mixed."""
+
+    protocol: str  # empty if nothing is known, as of another program's log
+    format: str
+    primary: str  # the metric that counts: accuracy, or accuracy_per_character
+    dtype: str  # of the model's computation
+    batch_tokens: int
+    block_size: int
+    beams: int | None  # of generate; ``None`` otherwise
+    max_length: int | None  # longest sequence in tokens; ``None`` if the model states no context length
+    data: Mapping[str, str]  # task -> sha256 of all its questions
+    metadata: Mapping[str, Any]  # from the caller: what identifies the model
+    # of generate, the arguments of transformers' `GenerationConfig`; ``None`` otherwise, and in old files
+    writing: Mapping[str, Any] | None = None
+    # versions of packages, hashes of the tokenizer and the chat template; empty in old files
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known how the questions were asked."""
+        return bool(self.protocol)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Field -> value, of protocol and template; empty if they are not known."""
+        if not self.known:
+            return {}
+        return {name: str(getattr(self, name)) for name in ("protocol", "format", "beams", "writing", "max_length")}
+
+    @property
+    def model(self) -> dict[str, str]:
+        """Field -> value, of the base; empty if it is not known."""
+        if not self.known:
+            return {}
+        # The last part of a path, as the same folder may be written in several ways.
+        name = str(self.metadata.get("base")).rstrip("/").rpartition("/")[2]
+        base = f"{name} ({self.metadata.get('fingerprint')})"
+        quantization = str(self.metadata.get("quantization"))
+        if self.metadata.get("double_quantization") is False:
+            quantization += ", its scales not quantised"
+        return {"base": base, "dtype": self.dtype, "quantization": quantization}
+
+
+NOT_KNOWN = Settings("", "", "", "", 0, 0, None, None, {}, {})
+"""The settings of another program, whose questions may have hashes instead."""
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Questions of a task whose choices and right answer are also a training row."""
+
+    compared_with: str  # the training rows, in words
+    ids: tuple[str, ...]  # of the questions, whether asked or not
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """Facts about a task besides its predictions."""
+
+    # Largest change of a margin between a question alone and in its batch, over a sample of the task, in units of a
+    # deciding score; ``None`` for generate, and before it is measured
+    drift: float | None = None
+    leaks: Leaks | None = None  # ``None`` if the training rows are unknown
+    asked: int | None = None  # number of questions that the last evaluation asked; ``None`` in old files
+
+
+@dataclass(frozen=True)
+class Head:
+    """The content of ``settings.json``, which is written before the first prediction."""
+
+    settings: Settings
+    tasks: Mapping[str, TaskRecord]
+
+
+def read_head(folder: Path) -> Head:
+    """The head of the evaluation in ``folder``."""
+    file = folder / SETTINGS
+    try:
+        return TypeAdapter(Head).validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        hint = "choose another --out or remove the folder"
+        raise MosloraError(f"{file}: not an evaluation's settings; {hint}") from None
