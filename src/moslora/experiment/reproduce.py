@@ -16,7 +16,7 @@ from moslora.errors import MosloraError
 from moslora.files import write_text
 from moslora.processes.devices import GPU, gpus
 from moslora.recipe import Recipe
-from moslora.recipe.recipe import changed_keys, flat
+from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import RECIPE
 from moslora.runs.resuming import refuse_reproduction
@@ -77,12 +77,11 @@ def start_of(recipe: Recipe) -> dict[str, Tensor]:
 
 def changes(facts: Mapping[str, Any], *, device: str, recipe: Recipe) -> list[str]:
     """A line for each way in which code, versions or hardware are not those that ``facts``, a run's card, names."""
-    now = flat({"versions": versions(recipe), "git": git_state(), "hardware": hardware(torch.device(device))})
-    then = flat({part: facts.get(part) for part in ("versions", "git", "hardware")})
-    for recorded in (then, now):
-        recorded.pop("hardware.threads", None)  # which are set to what they were
-    lines = changed_keys(then, now)
-    if then.get("git.dirty"):
+    now = {"versions": versions(recipe), "git": git_state(), "hardware": hardware(torch.device(device))}
+    then = {part: facts.get(part) for part in now}
+    lines = changed_keys(then, now, free=["hardware.threads"])  # which are set to what they were
+    git = facts.get("git")
+    if git and git.get("dirty"):
         lines.append("the code had changes that were not committed")
     return lines
 

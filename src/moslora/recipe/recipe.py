@@ -1,6 +1,6 @@
 """The recipe as a whole: its sections and the rules between them; differences between two recipes; the schema."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -108,15 +108,15 @@ def fields_that_change(*changing: Changes) -> list[str]:
     return [key for key, mark in marked_fields(Recipe) if mark in changing]
 
 
-def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key was …, is …` for every dotted key whose value differs."""
+def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
+    """`key was …, is …` for every dotted key whose value differs, but for the ``free`` ones."""
     before = flat(then)
     after = flat(now)
     found = []
     for key in dict.fromkeys((*after, *before)):
         was = before.get(key)
         value = after.get(key)
-        if was != value:
+        if was != value and key not in free:
             found.append(f"{key} was {render_inline(was)}, is {render_inline(value)}")
     return found
 
