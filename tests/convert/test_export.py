@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cli_kit import run as cli
-from moslora.base.load import load_base, name_task
+from moslora.adapters import describe_task
+from moslora.base.load import load_base
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
@@ -130,7 +131,7 @@ def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(
         for command, name in (("merge", "merged"), ("export", "peft")):
             assert cli(capsys, command, run, "--task", task)[0] == 0
             assert f"its gate fixed at task `{task}`)" in (run / f"{name}-{task}" / "README.md").read_text()
-        name_task(ours, task)
+        describe_task(ours, task)
         seen.append(ours(ids).logits)
         theirs = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), run / f"peft-{task}").eval()
         for model in (theirs, AutoModelForCausalLM.from_pretrained(run / f"merged-{task}", dtype=torch.float32).eval()):

@@ -11,8 +11,7 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Confi
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
-from moslora.adapters import inject
-from moslora.base.load import name_task
+from moslora.adapters import describe_task, inject
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, cloze, evaluate
@@ -68,7 +67,7 @@ def test_scores_are_those_of_a_plain_loop(
     encoder, form = Encoder(tokenizer(), max_length=CONFIGS[name].max_position_embeddings), FORMATS[format]
     by_id = {example.id: example for rows in examples.values() for example in rows}
     for prediction in results.predictions:
-        name_task(plain, prediction.task)
+        describe_task(plain, prediction.task)
         scores, longest, options = [], 0, form.options(by_id[prediction.id])
         for option in options:
             text = encoder.encode(option.prompt, option.answer, joint=form.joint, eos=False)

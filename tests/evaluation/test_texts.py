@@ -9,8 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evaluation_kit import make_examples, make_model, tokenizer
-from moslora.adapters import inject, named_adapters
-from moslora.base.load import name_task
+from moslora.adapters import describe_task, inject, named_adapters
 from moslora.errors import UsageError
 from moslora.evaluation import Request, Results, evaluate
 from moslora.tasks import Example, Plain, Task
@@ -120,7 +119,7 @@ def test_a_task_gate_is_the_mean_of_its_tasks() -> None:
 
     of_task = []
     for task in mixer["tasks"]:
-        name_task(model, task)
+        describe_task(model, task)
         of_task.append(matrices())
     measured(model.eval())  # which names them
     torch.testing.assert_close(matrices(), torch.stack(of_task).mean(0))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from evaluation_kit import make_examples
-from moslora.base.load import load_tokenizer, name_task
+from moslora.adapters import describe_task
+from moslora.base.load import load_tokenizer
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
 from moslora.convert.merge import merge
@@ -73,7 +74,7 @@ def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: A
     assert scorer.block_size == 4 * 64
     longest = max(scorer.length(scorer.encode(example)) for example in examples)
     scorer = replace(scorer, batch_tokens=-(-64 // batches) * longest)
-    name_task(model, "arc_easy")
+    describe_task(model, "arc_easy")
     with torch.inference_mode(), watch() as seen:
         assert len(scorer.score(examples)) == 64
     print(f"{protocol}: {seen.operations.total()} operations, waits: {dict(seen.waits)}")

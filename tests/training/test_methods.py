@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from evaluation_kit import log_probability, make_examples, make_model, tokenizer
-from moslora.adapters import adapter_state_dict, describe_batch, inject, task_names
-from moslora.base.load import load_base, name_task
+from moslora.adapters import adapter_state_dict, describe_batch, describe_task, inject, task_names
+from moslora.base.load import load_base
 from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
@@ -180,7 +180,7 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
     scores = {p["id"]: p["scores"] for p in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())}
     assert len(scores) == 6
     for task in ("boolq", "arc_easy", "obqa"):
-        name_task(model, task)
+        describe_task(model, task)
         for example in load_examples(TASKS[task], "test", source=target.request.source):
             if example.id in scores:
                 pairs = [(option.prompt, option.answer) for option in form.options(example)]

@@ -6,6 +6,7 @@ from moslora.adapters.injection import (
     adapter_penalty,
     adapter_state_dict,
     describe_batch,
+    describe_task,
     has_learned,
     inject,
     named_adapters,
@@ -18,5 +19,13 @@ from moslora.adapters.mixers import MIXERS, build_mixer
 from moslora.adapters.mixers.base import Mixer, NotMergeable
 
 __all__ = ["MIXERS", "AdapterLinear", "Families", "LoraPair", "Magnitude", "Mixer", "NotMergeable"]
-__all__ += ["adapter_penalty", "adapter_state_dict", "build_mixer", "describe_batch", "fold", "has_learned"]
+__all__ += [
+    "adapter_penalty",
+    "adapter_state_dict",
+    "build_mixer",
+    "describe_batch",
+    "describe_task",
+    "fold",
+    "has_learned",
+]
 __all__ += ["inject", "named_adapters", "shares_beginnings", "task_names"]

@@ -16,6 +16,7 @@ from moslora.adapters.mixers.gates import Gate, TaskGateMixer
 from moslora.adapters.start import Start, begin, float_weight, leave_residual, remember_start
 from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
+from moslora.kernels.rows import send
 
 Scaling = Literal["lora", "rslora"]
 
@@ -186,6 +187,25 @@ def shares_beginnings(model: nn.Module, *, training: bool) -> bool:
 def task_names(model: nn.Module) -> tuple[str, ...]:
     """The tasks that the gates of ``model`` route by, in the order of their numbers; none without such gates."""
     return next((module.task_names for module in model.modules() if isinstance(module, TaskGateMixer)), ())
+
+
+def describe_task(model: nn.Module, task: str | None) -> None:
+    """Describes the task of all rows of the next forward passes to the gates that route by it.
+
+    A task that is not among :func:`task_names` has the gate of rows without a task. ``None`` is the mean of all tasks'
+    gates, without that one, which hardly any training has.
+    """
+    device = next((layer.lora_a.device for _, layer in named_adapters(model)), None)
+    if device is None:
+        return
+    names = task_names(model)
+    if task in names:
+        tasks = send([names.index(task)], device)
+    elif task is None and names:
+        tasks = send(torch.tensor([[1 / len(names)] * len(names) + [0.0]]), device)
+    else:
+        tasks = send([len(names)], device)
+    describe_batch(model, tasks=tasks)
 
 
 def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from moslora.adapters import describe_batch, named_adapters, task_names
 from moslora.base.check import exchange_modules, refuse_by_config
 from moslora.base.failures import loading
 from moslora.base.quantized import fix_layers, quantization_config
@@ -17,7 +15,6 @@ from moslora.base.resolve import ADAPTER, locate
 from moslora.choices import DType
 from moslora.console import note_once
 from moslora.errors import MosloraError, UsageError, some
-from moslora.kernels.rows import send
 from moslora.processes.devices import device as own_device
 from moslora.processes.devices import multiplies_bfloat16
 from moslora.recipe import ModelSection
@@ -137,13 +134,3 @@ def _refuse_unfit(name: str, info: Mapping[str, Any]) -> None:
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
             " download the model again, or choose another"
         )
-
-
-def name_task(model: PreTrainedModel, task: str | None) -> None:
-    """Sets the task of the next forward passes, for mixers that route by it; ``None`` for the mean of all gates."""
-    names = task_names(model)
-    tasks: Tensor | list[int] = [names.index(task) if task in names else len(names)]
-    if task is None and names:  # not that of the rows without a task, which hardly any training has
-        tasks = torch.tensor([[1 / len(names)] * len(names) + [0.0]])
-    place = next((layer.lora_a.device for _, layer in named_adapters(model)), model.device)
-    describe_batch(model, tasks=send(tasks, place))

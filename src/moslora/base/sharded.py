@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
+from moslora.adapters import describe_task
 from moslora.base.adapted import own_parameters
-from moslora.base.load import name_task
 from moslora.base.quantized import quantized_layers
 from moslora.choices import Strategy
 from moslora.errors import UsageError
@@ -70,7 +70,7 @@ def join_uneven_passes(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-    name_task(model, "")
+    describe_task(model, "")
     with torch.inference_mode():
         while _announce(model, 0).item():
             decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)

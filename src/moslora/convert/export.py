@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import LoraPair, NotMergeable, build_mixer, fold, has_learned, named_adapters
+from moslora.adapters import LoraPair, NotMergeable, build_mixer, describe_task, fold, has_learned, named_adapters
 from moslora.base.adapted import config_of
-from moslora.base.load import load_tokenizer, name_task
+from moslora.base.load import load_tokenizer
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.convert.card import THIS_FOLDER, Made, base_in_code, public_name, write_card
 from moslora.errors import MosloraError, UsageError
@@ -42,7 +42,7 @@ def lora_pairs(folder: AdapterFolder, model: PreTrainedModel, *, task: str | Non
     if not has_learned(model):
         raise MosloraError(f"{folder.path}: still as it started, with ΔW = 0 in every layer; choose a later checkpoint")
     if task is not None:
-        name_task(model, task)
+        describe_task(model, task)
     return {name: fold(layer) for name, layer in named_adapters(model)}
 
 

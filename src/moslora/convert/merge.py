@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import AdapterLinear, LoraPair, named_adapters
+from moslora.adapters import AdapterLinear, LoraPair, describe_task, named_adapters
 from moslora.base.adapted import merged_by_peft
-from moslora.base.load import DTYPES, load_base, load_tokenizer, name_task
+from moslora.base.load import DTYPES, load_base, load_tokenizer
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
 from moslora.base.stored import refuse_stored_together, stored_names
@@ -89,7 +89,7 @@ def merge(
         if section.quantization is not None:
             model = load_adapted(folder, dtype=section.dtype, quantization=None, layers=quantized)
             if task is not None:
-                name_task(model, task)
+                describe_task(model, task)
             expected = log_probabilities(model, tokenizer)
             del model
         files = weight_files(section.name, revision=section.revision)

@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from moslora.adapters import Families
-from moslora.base.load import name_task
+from moslora.adapters import Families, describe_task
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
 from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU
@@ -92,7 +91,7 @@ class Scorer(ABC, Generic[Question, Found]):
     @torch.inference_mode()
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself."""
-        name_task(self.model, None if examples[0].is_text else examples[0].task)
+        describe_task(self.model, None if examples[0].is_text else examples[0].task)
         questions = [self.encode(example) for example in examples]
         with self._families.folded(self.model.dtype):
             found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
