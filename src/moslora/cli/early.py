@@ -83,11 +83,11 @@ def refuse_evaluation(
     from moslora.tasks import TASKS
 
     recipe = refuse_target(target)
-    asked = Asked()
+    default = Asked()
     if recipe:
-        asked = Asked(recipe.evaluation.protocol, recipe.data.format)
-    chosen = choose(asked, protocol=protocol, format=format)
-    refuse_beams(beams, chosen.protocol)
+        default = Asked(recipe.evaluation.protocol, recipe.data.format)
+    asked = choose(default, protocol=protocol, format=format)
+    refuse_beams(beams, asked.protocol)
     own = recipe.own_tasks if recipe else {}
     chosen = tuple(TASKS.values()) if recipe is None else recipe.questions.tasks
     if tasks is not None:

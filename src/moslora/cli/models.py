@@ -164,9 +164,9 @@ def ask(
     winogrande sentence has a _ in place of the options, a hellaswag text starts with its activity and a colon.
     """
     recipe = early.refuse_target(target)
-    from moslora.evaluation.question import as_example, read_typed
+    from moslora.evaluation.question import as_example, needs_options, read_typed
 
-    if question is None or (not option and task != "boolq"):
+    if question is None or (not option and needs_options(task)):
         question, option = read_typed(sys.stdin, question=question, options=option or ())
     as_example(question, option or (), task=task, own=recipe.own_tasks if recipe else None)
     with options.importing():

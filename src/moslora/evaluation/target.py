@@ -278,7 +278,7 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
         raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
     if not run:
         locate(target.model.name, revision=target.model.revision)
-    for line in differences(source, [name for name in sets if name == "hellaswag"]):
+    for line in differences(source, sets, split="test"):
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
     asked = [task.name for task in tasks if not task.is_text]  # of texts it is the mean of all tasks' gates

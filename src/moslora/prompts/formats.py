@@ -1,7 +1,6 @@
 """The prompt formats: objects that turn an example into prompt and answer."""
 
 import dataclasses
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from moslora.choices import FormatName
 from moslora.errors import UsageError
-from moslora.prompts.instructions import full_question, instruction, labels, response, wording
-from moslora.tasks import INSTRUCTION, Example
+from moslora.prompts.instructions import instruction, labels, response, wording
+from moslora.tasks import INSTRUCTION, ClozeText, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,9 +23,7 @@ class Option:
     prompt: str  # the model's input
     answer: str  # the text to train on or score, with any leading space: ``prompt + answer`` is the whole text
     label: str  # name of the option, from `labels`
-    # Divisor of the per-character score: the length of lm-eval's choice string (``ConfigurableTask.process_results``,
-    # ``acc_norm``)
-    characters: int
+    characters: int  # divisor of the per-character score, see `ClozeText`
 
 
 class Format(ABC):
@@ -69,9 +66,10 @@ class LabelFormat(Format):
 
     def options(self, example: Example) -> tuple[Option, ...]:
         prompt = self.generation_prompt(example)
-        return tuple(
-            Option(prompt, response(example, index), label, len(label)) for index, label in enumerate(labels(example))
-        )
+        options = []
+        for index, label in enumerate(labels(example)):
+            options.append(Option(prompt, response(example, index), label, len(label)))
+        return tuple(options)
 
     def generation_prompt(self, example: Example) -> str:
         return self.eval_prompt.format(instruction=instruction(example))
@@ -86,13 +84,14 @@ class ClozeFormat(Format):
 
     def options(self, example: Example) -> tuple[Option, ...]:
         options = []
-        for (prompt, answer, characters), label in zip(self._rendered(example), labels(example), strict=True):
-            if not answer.strip() or not characters:
+        for text, label in zip(self._texts(example), labels(example), strict=True):
+            if not text.answer.strip() or not text.characters:
                 raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
             # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`: a tokenizer joins a space to
             # the next word, so a prompt that ends in a space is not a token prefix.
-            trimmed = prompt.rstrip()
-            options.append(Option(trimmed, prompt[len(trimmed) :] + answer, label, characters))
+            prompt = text.prompt.rstrip()
+            moved = text.prompt[len(prompt) :]
+            options.append(Option(prompt, moved + text.answer, label, text.characters))
         return tuple(options)
 
     def generation_prompt(self, example: Example) -> str:
@@ -101,40 +100,20 @@ class ClozeFormat(Format):
             " or data.format=label or llm-adapters"
         )
 
-    def _rendered(self, example: Example) -> list[tuple[str, str, int]]:
-        """(prompt, answer, characters) of each option."""
-        task, choices = example.task, example.choices
-        if task == INSTRUCTION:
+    def _texts(self, example: Example) -> list[ClozeText]:
+        """The options in the wording of their task, with a passage if the format shows it."""
+        if example.task == INSTRUCTION:
             raise UsageError(
                 f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
                 " use data.format=label evaluation.protocol=choice, or add the key 'task' to the row"
             )
-        if task == "winogrande":
-            # Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by
-            # its choice string, which here is the prompt; so does this, to give the same acc_norm.
-            before, _, after = example.question.partition("_")
-            return [(before + choice, f" {after.strip()}", len(before + choice)) for choice in choices]
-        if task == "hellaswag" and "ctx_a" in example.meta:  # the wheel's text is already clean
-            prompt = _without_tags(f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}")
-            choices = tuple(map(_without_tags, choices))
-        else:
-            prompt = wording(example).cloze
-            prompt = prompt if example.context else re.sub(r"\{context\}\s*", "", prompt)
-            asked = example.question if "{context}" in prompt else full_question(example)
-            texts = {"{context}": example.context or "", "{question}": asked}
-            prompt = re.sub(r"\{context\}|\{question\}", lambda found: texts[found[0]], prompt)
-        if task == "boolq":
-            choices = ("yes", "no")  # lm-eval's order is no, yes; ours is true, false
-            if self.passage and example.context is None:
-                raise UsageError(f"{example.id}: format {self.name} needs BoolQ's passage, and this source has none")
-            prompt = f"{example.context}\n{prompt}" if self.passage else prompt
-        return [(prompt, f" {choice}", len(choice)) for choice in choices]
-
-
-def _without_tags(text: str) -> str:
-    """lm-eval's ``hellaswag.utils.preprocess``: removes WikiHow's tags; "[title]" becomes a full stop."""
-    text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+        words = wording(example)
+        texts = words.cloze_texts(example)
+        if not (self.passage and words.has_passage):
+            return texts
+        if example.context is None:
+            raise UsageError(f"{example.id}: format {self.name} needs BoolQ's passage, and this source has none")
+        return [text._replace(prompt=f"{example.context}\n{text.prompt}") for text in texts]
 
 
 TODAY = date(2024, 7, 26)
@@ -171,7 +150,9 @@ class ChatFormat(Format):
                 " format label"
             )
         template = str(self.tokenizer.get_chat_template())
-        return _CLOCK + template if ASKS_FOR_THE_DATE in template else template
+        if ASKS_FOR_THE_DATE in template:
+            return _CLOCK + template
+        return template
 
     def generation_prompt(self, example: Example) -> str:
         message = {"role": "user", "content": instruction(example)}
@@ -208,4 +189,6 @@ FORMATS: Mapping[FormatName, Format] = {
 
 def make_format(name: FormatName, tokenizer: "PreTrainedTokenizerBase") -> Format:
     """The format of that name; ``chat`` is the tokenizer's own."""
-    return ChatFormat(tokenizer) if name == "chat" else FORMATS[name]
+    if name == "chat":
+        return ChatFormat(tokenizer)
+    return FORMATS[name]

@@ -20,7 +20,7 @@ def full_question(example: Example) -> str:
     """The question with its context where its task joins them (of the eight sets, SIQA and HellaSwag)."""
     if example.task == INSTRUCTION or example.context is None:
         return example.question
-    return wording(example).shown.format(context=example.context, question=example.question)
+    return wording(example).full_question(example)
 
 
 def instruction(example: Example) -> str:
@@ -37,13 +37,17 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
     as the question, which renders to the same text in every format.
     """
     worded = TASKS[task].wording
-    if isinstance(worded, Plain) or not (parsed := worded.parse(text)):
+    if isinstance(worded, Plain):
         return None
-    question, choices = parsed
-    if task != "hellaswag":
-        return None, question, choices
-    activity, found, context = question.partition(": ")
-    return (activity, context, choices) if found else None
+    parsed = worded.parse(text)
+    if parsed is None:
+        return None
+    asked, choices = parsed
+    parts = worded.split_context(asked)
+    if parts is None:
+        return None
+    context, question = parts
+    return context, question, choices
 
 
 def labels(example: Example) -> tuple[str, ...]:
@@ -73,5 +77,8 @@ def llm_adapters_row(example: Example) -> dict[str, str]:
 def answer_pattern(example: Example) -> re.Pattern[str]:
     """LLM-Adapters' regular expression for a generated answer; the first match counts (``extract_answer``)."""
     words = wording(example)
-    names = words.labels(words.most or len(example.choices))
-    return re.compile("|".join(names if words.most else reversed(names)))  # answer10 before answer1
+    if words.most:
+        names = words.labels(words.most)
+    else:
+        names = words.labels(len(example.choices))[::-1]  # answer10 before answer1
+    return re.compile("|".join(names))

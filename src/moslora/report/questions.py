@@ -7,6 +7,7 @@ from scipy.special import softmax
 
 from moslora.data.sources import data_hash, load_examples
 from moslora.errors import MosloraError
+from moslora.prompts.instructions import wording
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_probability
 from moslora.runs.settings import Settings
@@ -79,7 +80,7 @@ def _answered(evaluation: Evaluation) -> dict[str, Answered]:
 
 def _changed(before: Answered, after: Answered, example: Example) -> Changed:
     question = example.question
-    if example.context and example.task != "boolq":
+    if example.context and not wording(example).has_passage:
         question = f"{example.context} {question}"
     then = softmax(before.scores).tolist()
     now = softmax(after.scores).tolist()

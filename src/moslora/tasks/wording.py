@@ -3,11 +3,73 @@
 Text is used unchanged, with double and trailing spaces; the tests compare whole files by hash.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from .task import Example
+
+
+class ClozeText(NamedTuple):
+    """An option of a question as lm-eval scores it."""
+
+    prompt: str
+    answer: str  # the text whose log-probability counts
+    # Divisor of the per-character score: the length of lm-eval's choice string (``ConfigurableTask.process_results``,
+    # ``acc_norm``)
+    characters: int
+
+
+class Worded:
+    """What the wordings of questions share."""
+
+    has_passage: ClassVar[bool] = False  # the context is a passage, which instructions leave out
+    shown: str
+    cloze: str
+
+    def full_question(self, example: "Example") -> str:
+        """The question with its context where the task joins them (of the eight sets, SIQA and HellaSwag)."""
+        if example.context is None:
+            return example.question
+        return self.shown.format(context=example.context, question=example.question)
+
+    def split_context(self, text: str) -> tuple[str | None, str] | None:
+        """Context and question of a `full_question`; ``None`` if it is none.
+
+        Where nothing tells the two apart the whole text is the question, which renders to the same text.
+        """
+        return None, text
+
+    def read_typed(self, text: str) -> tuple[str | None, str]:
+        """Context and question of a text that a user typed; a `ValueError` says what is wrong with it."""
+        return None, text
+
+    def cloze_prompt(self, example: "Example") -> str:
+        """The template ``cloze`` with the example's texts; without ``{context}`` where there is none."""
+        template = self.cloze
+        if not example.context:
+            template = re.sub(r"\{context\}\s*", "", template)
+        question = example.question
+        if "{context}" not in template:
+            question = self.full_question(example)
+        texts = {"{context}": example.context or "", "{question}": question}
+        parts = re.split(r"(\{context\}|\{question\})", template)
+        return "".join(texts.get(part, part) for part in parts)
+
+    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+        """Prompt and answer of every option."""
+        return continued(self.cloze_prompt(example), example.choices)
+
+
+def continued(prompt: str, choices: Sequence[str]) -> list[ClozeText]:
+    """Options that continue one prompt after a space."""
+    return [ClozeText(prompt, f" {choice}", len(choice)) for choice in choices]
 
 
 @dataclass(frozen=True)
-class Numbered:
+class Numbered(Worded):
     """``{head}{question}`` + one ``{Stem}{i}: {choice}`` per option + ``Answer format: {stem}1/{stem}2…``."""
 
     head: str  # opening words
@@ -24,7 +86,8 @@ class Numbered:
         return tuple(f"{self.stem}{i}" for i in range(1, count + 1))
 
     def _markers(self, count: int) -> list[str]:
-        first, *others = (f"{label.capitalize()}: " for label in self.labels(count))
+        """The text before each option."""
+        first, *others = [f"{label.capitalize()}: " for label in self.labels(count)]
         return ["\n\n" + first, *(self.between + other for other in others)]
 
     def _ending(self, count: int) -> str:
@@ -32,15 +95,18 @@ class Numbered:
 
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         count = len(choices)
-        options = (text for option in zip(self._markers(count), choices, strict=True) for text in option)
-        return f"{self.head}{question}{''.join(options)}{self._ending(count)}"
+        text = self.head + question
+        for marker, choice in zip(self._markers(count), choices, strict=True):
+            text += marker + choice
+        return text + self._ending(count)
 
     def parse(self, text: str) -> tuple[str, tuple[str, ...]] | None:
         """The question and choices that `render` turns into exactly ``text``, or None."""
         _, _, named = text.rpartition("Answer format: ")
         count = named.count("/") + 1
+        most = self.most or count
         ending = self._ending(count)
-        if not 2 <= count <= (self.most or count) or not (text.startswith(self.head) and text.endswith(ending)):
+        if not 2 <= count <= most or not (text.startswith(self.head) and text.endswith(ending)):
             return None
         rest = text.removeprefix(self.head).removesuffix(ending)
         pieces = []
@@ -49,16 +115,59 @@ class Numbered:
             if not found:
                 return None
             pieces.append(piece)
-        return pieces[0], (*pieces[1:], rest)
+        question, *choices = pieces
+        return question, (*choices, rest)
 
 
 @dataclass(frozen=True)
-class Plain:
-    """A text by itself: nothing is asked about it, its own probability is measured."""
+class Blank(Numbered):
+    """WinoGrande: the question is a sentence with a _, where the option goes."""
+
+    def read_typed(self, text: str) -> tuple[str | None, str]:
+        if text.count("_") != 1:
+            raise ValueError("the sentence must contain one _, where the options go")
+        return None, text
+
+    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+        """Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by its
+        choice string, which here is the prompt; so does this, to give the same acc_norm."""
+        before, _, after = example.question.partition("_")
+        answer = f" {after.strip()}"
+        return [ClozeText(before + choice, answer, len(before + choice)) for choice in example.choices]
 
 
 @dataclass(frozen=True)
-class TrueFalse:
+class Ending(Numbered):
+    """HellaSwag: the context is an activity, the question a text to go on with, the options its endings."""
+
+    def split_context(self, text: str) -> tuple[str | None, str] | None:
+        activity, found, question = text.partition(": ")
+        if not found:
+            return None
+        return activity, question
+
+    def read_typed(self, text: str) -> tuple[str | None, str]:
+        parts = self.split_context(text)
+        if parts is None:
+            raise ValueError("must begin with an activity and a colon, as in 'Baking: She takes'")
+        return parts
+
+    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+        """The hub's text has WikiHow's tags, which lm-eval removes; the wheel's is without them."""
+        if "ctx_a" not in example.meta:
+            return super().cloze_texts(example)
+        prompt = f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}"
+        return continued(_without_tags(prompt), [_without_tags(choice) for choice in example.choices])
+
+
+def _without_tags(text: str) -> str:
+    """lm-eval's ``hellaswag.utils.preprocess``: removes WikiHow's tags; "[title]" becomes a full stop."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+@dataclass(frozen=True)
+class TrueFalse(Worded):
     """BoolQ: ``{head}{question}?`` + ``Answer format: true/false``, without options and passage."""
 
     head: str
@@ -67,8 +176,13 @@ class TrueFalse:
     shown: str = "{question}"
     cloze: str = "Question: {question}?\nAnswer:"
 
+    has_passage: ClassVar[bool] = True
+
     def labels(self, count: int) -> tuple[str, ...]:
         return ("true", "false")
+
+    def read_typed(self, text: str) -> tuple[str | None, str]:
+        return None, text.rstrip("? ")
 
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         return f"{self.head}{question}{self.ending}"
@@ -77,3 +191,11 @@ class TrueFalse:
         if not (text.startswith(self.head) and text.endswith(self.ending)):
             return None
         return text.removeprefix(self.head).removesuffix(self.ending), self.labels(2)
+
+    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+        return continued(self.cloze_prompt(example), ("yes", "no"))  # lm-eval's order is no, yes; ours is true, false
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A text by itself: nothing is asked about it, its own probability is measured."""
