@@ -14,9 +14,7 @@ def launched() -> bool:
 
 def rank() -> int:
     """Number of this process among all of its command; 0 without a launcher."""
-    if not launched():
-        return 0
-    return int(os.environ["RANK"])
+    return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
