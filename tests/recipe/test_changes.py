@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from moslora.compare.arms import OF_AN_ARM
+from moslora.compare.arm_of import OF_AN_ARM
 from moslora.experiment.file import ExperimentFile, Planned, _unlike
 from moslora.experiment.provenance import changes
 from moslora.recipe import KEPT, Changes, Recipe

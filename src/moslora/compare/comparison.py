@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.arms import Arm, all_runs, eval_command, load_arms
+from moslora.compare.arms import Arm, all_runs, load_arms
 from moslora.compare.comparable import note_versions, refuse_mixed, refuse_other_prompts
 from moslora.compare.contrast import Contrast, contrast_of
+from moslora.compare.eval_command import eval_command
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.runs import ComparedRun, in_common
 from moslora.console import note

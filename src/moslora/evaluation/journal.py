@@ -7,8 +7,9 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from moslora.errors import UsageError, some
 from moslora.evaluation.results import summarise
@@ -40,25 +41,11 @@ class Journal:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if (folder / SETTINGS).exists():
-            earlier = read_head(folder)
-            then = earlier.settings
-            both = then.data.keys() & settings.data.keys()  # tasks that only one side knows are not a change
-            old, new = ({**vars(one), "data": {task: one.data[task] for task in both}} for one in (then, settings))
-            # Where the base lies may change, as it has a fingerprint; and where the questions lie, as they have hashes,
-            # unless some of the folder are of tasks that lie elsewhere.
-            free = ["metadata.base"]
-            if then.data.keys() <= settings.data.keys():
-                free.append("metadata.source")
-            if changed := changed_keys(old, new, free=tuple(free)):
-                raise UsageError(
-                    f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
-                    " choose another --out or remove the folder"
-                )
-            self.head = Head(dataclasses.replace(settings, data={**then.data, **settings.data}), earlier.tasks)
-        if (predictions := folder / PREDICTIONS).exists():
-            content = predictions.read_bytes()
-            os.truncate(predictions, content.rfind(b"\n") + 1)  # a killed process may have left part of a line
-            self.predictions = {p.id: p for p in read_predictions(folder)}
+            self.head = _continued(folder, settings)
+        file = folder / PREDICTIONS
+        if file.exists():
+            _drop_partial_line(file)
+            self.predictions = {prediction.id: prediction for prediction in read_predictions(folder)}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
         """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. Of the
@@ -67,7 +54,9 @@ class Journal:
         for task, now in tasks.items():
             then = known.get(task, now)
             drifts = [record.drift for record in (then, now) if record.drift is not None]
-            asked = then.asked if now.asked is None else now.asked
+            asked = now.asked
+            if asked is None:
+                asked = then.asked
             known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks, asked)
         self.head = Head(self.head.settings, known)
         if self.folder is not None:
@@ -75,13 +64,14 @@ class Journal:
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Adds predictions of questions that had none, and syncs them to disk."""
-        assert not {p.id for p in predictions} & self.predictions.keys(), "a question was answered twice"
-        self.predictions.update((p.id, p) for p in predictions)
+        for prediction in predictions:
+            assert prediction.id not in self.predictions, "a question was answered twice"
+            self.predictions[prediction.id] = prediction
         if self.folder is None or not predictions:
             return
         path = self.folder / PREDICTIONS
         with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write("".join(p.to_json() + "\n" for p in predictions))
+            file.write("".join(prediction.to_json() + "\n" for prediction in predictions))
             file.flush()
             os.fsync(file.fileno())
 
@@ -94,3 +84,38 @@ class Journal:
         records = {task: record for task, record in self.head.tasks.items() if task not in partial}
         found = [prediction for prediction in self.predictions.values() if prediction.task in records]
         write_text(self.folder / RESULTS, summarise(self.head.settings, found, records).to_json())
+
+
+def _continued(folder: Path, settings: Settings) -> Head:
+    """The head of the evaluation in ``folder``, which goes on with these settings.
+
+    Tasks that only one side knows are no change. Where the base lies may change, as it has a fingerprint; and where the
+    questions lie, as they have hashes, unless some of the folder are of tasks that lie elsewhere.
+    """
+    earlier = read_head(folder)
+    then = earlier.settings
+    tasks = then.data.keys() & settings.data.keys()
+    free = ["base"]
+    if then.data.keys() <= settings.data.keys():
+        free.append("source")
+    changed = changed_keys(_must_agree(then, tasks, free=free), _must_agree(settings, tasks, free=free))
+    if changed:
+        raise UsageError(
+            f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
+            " choose another --out or remove the folder"
+        )
+    data = {**then.data, **settings.data}
+    return Head(dataclasses.replace(settings, data=data), earlier.tasks)
+
+
+def _must_agree(settings: Settings, tasks: Collection[str], *, free: Sequence[str]) -> dict[str, Any]:
+    """The values on which predictions depend: the data of these tasks alone, and all metadata that is not ``free``."""
+    data = {task: settings.data[task] for task in tasks}
+    metadata = {key: value for key, value in settings.metadata.items() if key not in free}
+    return {**vars(settings), "data": data, "metadata": metadata}
+
+
+def _drop_partial_line(file: Path) -> None:
+    """Cuts off what a killed process has left of a line."""
+    content = file.read_bytes()
+    os.truncate(file, content.rfind(b"\n") + 1)

@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moslora.compare.arms import evaluated_steps, load_arms, runs_at
+from moslora.compare.arms import load_arms
+from moslora.compare.find import evaluated_steps, runs_at
 from moslora.compare.runs import in_common, read_complete
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
