@@ -1,6 +1,7 @@
 """The duration of a run: from its products and a share of a device's peak, or from the rate of a few real steps."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,11 +11,12 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, named_adapters
 from moslora.choices import DType
+from moslora.data.encode import Encoded
 from moslora.errors import UsageError
 from moslora.plan.step import decoder_layers
 from moslora.processes.devices import device
 from moslora.recipe import ModelSection, Recipe
-from moslora.training.loop import accumulate
+from moslora.training.loop import Parts, accumulate
 from moslora.training.optimizer import update
 from moslora.training.prepare import prepare
 
@@ -26,23 +28,29 @@ SHARE_OF_PEAK = 0.46
 LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No GPU has measured it."""
 
 SHARE_OF_FLOAT32_PEAK = 0.63
-"""The same in float32, by the same rules: products at 66 % of the peak take 1.18 s of an H100, all else, which moves
-twice the bytes, 0.07."""
+"""The same share in float32, by the same estimate: of a step on an H100, products take 1.18 s at 66 % of the peak, and
+everything else 0.07 s, as it moves twice the bytes."""
 
 SHARE_OF_BANDWIDTH = 0.78
 """Share of a GPU's bandwidth that unpacking reaches, an assumption of the same estimate."""
 
 UNPACKED = 2.5
-"""Bytes that move for a number of an NF4 weight each time that it is unpacked: half a byte in, two out."""
+"""Bytes moved per entry of an NF4 weight each time that it is unpacked: half a byte is read, two are written."""
 
 
 class Gpu(NamedTuple):
-    """What NVIDIA publishes: memory in GB, 10¹² operations a second of products that are not sparse, GB a second."""
+    """What NVIDIA publishes of a GPU."""
 
-    memory: float
-    half: float  # bfloat16 and float16, with sums in float32
-    single: float  # float32, not TF32, which torch does not use unless it is told to
-    bandwidth: float
+    memory: float  # GB
+    half: float  # 10¹² operations a second in dense products of bfloat16 or float16, with sums in float32
+    single: float  # the same in float32, not TF32, which torch does not use unless it is told to
+    bandwidth: float  # GB a second
+
+    def peak(self, dtype: DType) -> float:
+        """10¹² operations a second in dense products of this dtype."""
+        if dtype == "float32":
+            return self.single
+        return self.half
 
 
 GPUS = {
@@ -58,99 +66,172 @@ GPUS = {
 }
 
 
+def share_of_peak(dtype: DType) -> float:
+    """Share of a GPU's peak that training in this dtype reaches, an assumption."""
+    if dtype == "float32":
+        return SHARE_OF_FLOAT32_PEAK
+    return SHARE_OF_PEAK
+
+
 @dataclass(frozen=True)
 class Cost:
-    """What a run has the devices do: operations of its products, and bytes that unpacking 4-bit weights moves."""
+    """The work of a run: operations of its products, and bytes that are moved to unpack 4-bit weights."""
 
     operations: float
     unpacked: float = 0.0
 
     def of_each(self, processes: int) -> "Cost":
-        """The share of each of so many processes."""
+        """The work of one of ``processes`` that share it equally."""
         return Cost(self.operations / processes, self.unpacked / processes)
 
     def seconds(self, gpu: Gpu, *, dtype: DType) -> float:
-        """An ESTIMATE of the time of all of it on one such GPU."""
-        peak, share = (gpu.single, SHARE_OF_FLOAT32_PEAK) if dtype == "float32" else (gpu.half, SHARE_OF_PEAK)
-        return self.operations / (peak * 1e12 * share) + self.unpacked / (gpu.bandwidth * 1e9 * SHARE_OF_BANDWIDTH)
+        """An ESTIMATE of its time on one such GPU."""
+        products = self.operations / (gpu.peak(dtype) * 1e12 * share_of_peak(dtype))
+        unpacking = self.unpacked / (gpu.bandwidth * 1e9 * SHARE_OF_BANDWIDTH)
+        return products + unpacking
 
 
 def cost(
     model: PreTrainedModel, section: ModelSection, *, tokens: float, labels: float, row: float, passes: float
 ) -> Cost:
-    """Of a run of ``tokens``, in rows of ``row`` tokens, and ``labels``, in so many ``passes`` (of one process each).
+    """The work of a run of ``tokens``, in rows of ``row`` tokens, and ``labels``.
 
-    A frozen weight costs 2 operations per token and entry forwards and 2 for the gradient of its input, a trained one 2
-    more for its own gradient. DoRA multiplies by the frozen weight once more where dropout acts, and in each pass
-    by the rows of A. Checkpointing computes each layer again, up to its last product, if DoRA does not need that one. A
-    token attends to half its row, at 4 operations per entry of the queries, twice that backwards. The output layer runs
-    where there is a label. A 4-bit weight is unpacked for each product, once a pass.
+    The products of a pass, in operations per token:
+
+    - A frozen weight costs 2 per entry forwards, and 2 for the gradient of its input. A trained one costs 2 more for
+      its own gradient.
+    - DoRA multiplies by the frozen weight once more where dropout acts, and once in each pass by the rows of A.
+    - A token attends to half of its row, at 4 per entry of the queries, and twice that backwards.
+    - Checkpointing computes each layer again up to its last product, and that too where DoRA needs it.
+    - The output layer runs only where there is a label.
+
+    A 4-bit weight is unpacked for each product, once a pass.
+
+    Args:
+        passes: forward and backward passes of all processes together.
     """
-    config = model.config.get_text_config(decoder=True)
-    output = model.get_output_embeddings().weight
-    decoder: nn.Module = model.get_decoder()
-    frozen = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, nn.Linear) and m.weight is not output)
-    scaled = [layer for _, layer in named_adapters(model) if layer.magnitude is not None]
-    of_layers = [[m for m in layer.modules() if isinstance(m, nn.Linear)] for layer in decoder_layers(model)]
-    rescaled = {layer.base for layer in scaled}  # whose product is needed to rescale it
-    last = sum(linears[-1].weight.numel() for linears in of_layers if linears and linears[-1] not in rescaled)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    dropped = sum(_entries(layer) for layer in scaled if layer.dropout.p)
-    norms = sum(_entries(layer) * layer.lora_b.shape[1] for layer in scaled)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = config.num_hidden_layers * config.num_attention_heads * head * row / 2
+    sizes = _Sizes.of(model)
+    attention = _attention_entries(model, row)
+    checkpointing = section.gradient_checkpointing
 
-    forward = 2 * (frozen + dropped + trained) + 4 * attention
-    backward = 2 * (frozen + dropped) + 4 * trained + 8 * attention
-    again = 2 * (frozen - last + dropped + trained) + 4 * attention if section.gradient_checkpointing else 0
-    times_forward = 1 + section.gradient_checkpointing
-    products = tokens * (forward + backward + again) + 2 * passes * norms * times_forward
+    forward = 2 * (sizes.frozen + sizes.dropped + sizes.trained) + 4 * attention
+    backward = 2 * (sizes.frozen + sizes.dropped) + 4 * sizes.trained + 8 * attention
+    recomputed = 0.0
+    forward_passes = 1
+    if checkpointing:
+        recomputed = forward - 2 * sizes.last
+        forward_passes = 2
+    output = model.get_output_embeddings().weight.numel()
+    norms = 2 * passes * sizes.norms * forward_passes
+    operations = tokens * (forward + backward + recomputed) + norms + 4 * labels * output
     if section.quantization != "nf4":
-        return Cost(products + 4 * labels * output.numel())
-    of_norms = sum(map(_entries, scaled))
-    unpackings = (
-        times_forward * (frozen + dropped + of_norms) + frozen + dropped - last * section.gradient_checkpointing
-    )
-    return Cost(products + 4 * labels * output.numel(), passes * unpackings * UNPACKED)
+        return Cost(operations)
+
+    unpacked = forward_passes * (sizes.frozen + sizes.dropped + sizes.scaled) + sizes.frozen + sizes.dropped
+    if checkpointing:
+        unpacked -= sizes.last
+    return Cost(operations, passes * unpacked * UNPACKED)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Entries of a model's weights, by what a pass does with them."""
+
+    frozen: int  # of all linear layers but the output layer
+    trained: int
+    last: int  # of the last linear layer in each decoder layer, unless DoRA needs its product
+    scaled: int  # of the frozen weights that DoRA rescales
+    dropped: int  # of those, where dropout acts on the adapter's input
+    norms: int  # of those, times the rank: their products with the rows of A
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "_Sizes":
+        scaled = [layer for _, layer in named_adapters(model) if layer.magnitude is not None]
+        rescaled_bases = {layer.base for layer in scaled}
+        last = 0
+        for decoder_layer in decoder_layers(model):
+            linear = _linear_layers(decoder_layer)
+            if linear and linear[-1] not in rescaled_bases:
+                last += linear[-1].weight.numel()
+        output = model.get_output_embeddings().weight
+        weights = [layer.weight for layer in _linear_layers(model.get_decoder())]
+        return cls(
+            frozen=sum(weight.numel() for weight in weights if weight is not output),
+            trained=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+            last=last,
+            scaled=sum(_entries(layer) for layer in scaled),
+            dropped=sum(_entries(layer) for layer in scaled if layer.dropout.p),
+            norms=sum(_entries(layer) * layer.lora_b.shape[1] for layer in scaled),
+        )
+
+
+def _linear_layers(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
 
 
 def _entries(layer: AdapterLinear) -> int:
     return layer.in_features * layer.out_features
 
 
+def _attention_entries(model: PreTrainedModel, row: float) -> float:
+    """Entries of the queries in all layers, times the mean number of tokens that a token attends to."""
+    config = model.config.get_text_config(decoder=True)
+    head = getattr(config, "head_dim", None)
+    if not head:
+        head = config.hidden_size // config.num_attention_heads
+    return float(config.num_hidden_layers * config.num_attention_heads * head * row / 2)
+
+
 def on_gpus(total: Cost, *, dtype: DType, memory: int) -> str:
-    """The time of ``total`` on each GPU that has about so many bytes of ``memory``: estimates, and what they assume."""
-    times = [
-        f"{name} {in_words(total.seconds(gpu, dtype=dtype))}"
-        for name, gpu in GPUS.items()
-        if abs(gpu.memory * 1e9 / memory - 1) < 0.1
-    ]
+    """The time of ``total`` on each GPU with about ``memory`` bytes, an estimate, and what it assumes."""
+    times = []
+    for name, gpu in GPUS.items():
+        about_this_size = abs(gpu.memory * 1e9 / memory - 1) < 0.1
+        if about_this_size:
+            times.append(f"{name} {in_words(total.seconds(gpu, dtype=dtype))}")
     if not times:
         return ""
-    share = SHARE_OF_FLOAT32_PEAK if dtype == "float32" else SHARE_OF_PEAK
-    assumed = f"at {share:.0%} of the peak of {dtype}"
+    assumed = f"at {share_of_peak(dtype):.0%} of the peak of {dtype}"
     if total.unpacked:
         assumed += f", and unpacking at {SHARE_OF_BANDWIDTH:.0%} of the bandwidth"
     return f"; {assumed}, an estimate: {', '.join(times)}"
 
 
 def in_words(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"
+    """In hours, or in minutes below an hour and a half."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:,.1f} h"
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min"
 
 
 def probe(recipe: Recipe) -> float:
     """Tokens a second of :data:`PROBED_STEPS` steps of ``recipe``, run here in one process; nothing is kept."""
-    # Else accelerate would take a Mac's GPU, on which nothing here trains.
-    parts, _ = prepare(Accelerator(mixed_precision="no", cpu=device().type == "cpu"), recipe)
+    on_cpu = device().type == "cpu"  # otherwise accelerate would take a Mac's GPU, on which nothing here trains
+    parts, _ = prepare(Accelerator(mixed_precision="no", cpu=on_cpu), recipe)
     if len(parts.plan) <= PROBED_STEPS:
         raise UsageError(
             f"--probe: needs a run of {PROBED_STEPS + 1} steps, and this one has {len(parts.plan)}; leave it out"
         )
+    steps = []
+    for step in range(PROBED_STEPS + 1):
+        steps.append([parts.rows[row] for row in parts.plan[step]])
+    not_timed, *timed = steps
+    max_norm = recipe.training.max_grad_norm
     parts.objective.train()
-    steps, ends = [[parts.rows[row] for row in parts.plan[step]] for step in range(PROBED_STEPS + 1)], []
-    for rows in steps:
-        accumulate(parts, rows).tolist()  # waits for the device
-        update(parts.optimizer, parts.scaler, max_norm=recipe.training.max_grad_norm)
-        parts.optimizer.zero_grad()
-        ends.append(time.perf_counter())
-    return sum(len(row.input_ids) for rows in steps[1:] for row in rows) / (ends[-1] - ends[0])
+    _run_step(parts, not_timed, max_norm=max_norm)
+    began = time.perf_counter()
+    for rows in timed:
+        _run_step(parts, rows, max_norm=max_norm)
+    seconds = time.perf_counter() - began
+    tokens = 0
+    for rows in timed:
+        tokens += sum(len(row.input_ids) for row in rows)
+    return tokens / seconds
+
+
+def _run_step(parts: Parts, rows: Sequence[Encoded], *, max_norm: float) -> None:
+    """One optimizer step over these rows; returns when the device is done with its passes."""
+    accumulate(parts, rows).tolist()  # waits for the device
+    update(parts.optimizer, parts.scaler, max_norm=max_norm)
+    parts.optimizer.zero_grad()

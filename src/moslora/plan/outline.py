@@ -1,5 +1,6 @@
 """A run in a few lines, without weights or network, and without data where none is at hand."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,10 @@ TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage
 """Mean tokens of a row over the eight sets with LLaMA-3's tokenizer, for an estimate."""
 
 LABELLED = 0.25
-"""Share of the tokens that are taken as labelled where the loss is on the answers and no row is at hand."""
+"""Assumed share of tokens with a label where the loss is on the answers and no row is at hand."""
+
+SEARCHED_STEPS = 4_096
+"""Steps of a run that are searched for its largest micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -40,57 +44,82 @@ class Outline:
     lines: list[str]  # the run in words
 
     def share_of_a_step(self, processes: int) -> Work:
-        """The largest share of a step (of the first 4,096) that one of ``processes`` has, as one micro-batch, with the
-        longest row of all; without rows at hand, all are of ``max_length``."""
+        """The largest share of a step that one of ``processes`` has, as one micro-batch, with the longest row of all.
+
+        The first :data:`SEARCHED_STEPS` steps count. Without rows at hand, every row has ``max_length`` tokens.
+        """
         if self.data is None:
-            rows = -(-self.plan.global_batch_size // processes)
+            rows = math.ceil(self.plan.global_batch_size / processes)
             return Work((self.max_length,) * rows, self.labelled)
         lengths = self.data.rows.lengths()
-        steps = [self.plan[step] for step in range(min(len(self.plan), 4_096))]
-        shares = [sorted(lengths[row] for row in step[rank::processes]) for step in steps for rank in range(processes)]
-        longest = max(share[-1] for share in shares if share)
-        return Work((*max(shares, key=sum)[:-1], longest), self.labelled)
+        shares = []
+        for step in range(min(len(self.plan), SEARCHED_STEPS)):
+            drawn = self.plan[step]
+            for rank in range(processes):
+                rows_of_rank = drawn[rank::processes]
+                if rows_of_rank:
+                    shares.append(sorted(lengths[row] for row in rows_of_rank))
+        longest = max(share[-1] for share in shares)
+        others = max(shares, key=sum)[:-1]
+        return Work((*others, longest), self.labelled)
 
 
 def outline(recipe: Recipe) -> Outline:
     """The run, counted on the meta device and from the rows at hand, or else from the task table."""
-    training, section, tasks = recipe.training, recipe.data, recipe.training_tasks
+    training = recipe.training
+    section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)
     data = _at_hand(recipe)
-    rows = len(data.rows) if data else _row_count(section, tasks)
+    if data:
+        rows = len(data.rows)
+        tokens_of_rows = data.rows.token_count()
+        tokens_per_row = tokens_of_rows / rows
+        labelled = data.rows.label_count() / tokens_of_rows
+    else:
+        rows = _row_count(section, recipe.training_tasks)
+        tokens_per_row = min(TOKENS_PER_ROW[section.format], section.max_length)
+        labelled = 1.0 if section.loss_on == "all" else LABELLED
     plan = StepPlan.of(training, rows=rows, seed=recipe.seed)
     if training.rank_budget:
         RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
-    mean = data.rows.token_count() / rows if data else min(TOKENS_PER_ROW[section.format], section.max_length)
-    tokens = round(len(plan) * training.global_batch_size * mean)
+    tokens = round(len(plan) * training.global_batch_size * tokens_per_row)
     lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)
     if data:
-        labelled = data.rows.label_count() / data.rows.token_count()
-        return Outline(model, plan, data, section.max_length, labelled, tokens, [*lines, *data.remarks()])
-    lines += [
-        f"{rows:,} training rows ({', '.join(section.tasks)}; source {section.source}) in format {section.format};"
-        f" {section.validation_rows} validation rows",
-        f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
-    ]
-    labelled = 1 if section.loss_on == "all" else LABELLED
-    return Outline(model, plan, None, section.max_length, labelled, tokens, lines)
+        lines += data.remarks()
+    else:
+        lines += _expected(section, rows=rows, tokens=tokens)
+    return Outline(model, plan, data, section.max_length, labelled, tokens, lines)
 
 
 def _at_hand(recipe: Recipe) -> TrainingData | None:
-    """The rows, if the tokenizer is in the cache, and they are there too or in files of this machine."""
-    model, data = recipe.model, recipe.data
+    """The rows, encoded by an earlier command or in files of this machine; ``None`` also without a cached tokenizer."""
+    model = recipe.model
     folder = at_hand(model.name, revision=model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     tokenizer = load_tokenizer(model.model_copy(update={"name": str(folder), "revision": None}))
-    encoder = Encoder(tokenizer, max_length=data.max_length)
-    return RunRows(data, recipe.training_tasks, encoder, recipe.seed).at_hand()
+    encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
+    return RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).at_hand()
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
     """Training rows by the task table."""
-    counts = row_counts(tasks, source=data.source)
-    caps = data.rows if isinstance(data.rows, dict) else dict.fromkeys(counts, data.rows)
-    total = sum(min(count, caps.get(task) or count) for task, count in counts.items())
+    total = 0
+    for task, count in row_counts(tasks, source=data.source).items():
+        limit = data.rows
+        if isinstance(limit, dict):
+            limit = limit.get(task)
+        total += min(count, limit or count)
     refuse_all_set_aside(total, validation_rows=data.validation_rows)
     return total - data.validation_rows
+
+
+def _expected(data: DataSection, *, rows: int, tokens: int) -> list[str]:
+    """The lines on rows that are not at hand."""
+    tasks = ", ".join(data.tasks)
+    rounded = float(f"{tokens:.2g}")
+    return [
+        f"{rows:,} training rows ({tasks}; source {data.source}) in format {data.format};"
+        f" {data.validation_rows} validation rows",
+        f"about {rounded:,.0f} tokens (an estimate: nothing was downloaded to count them)",
+    ]

@@ -1,7 +1,7 @@
 """The plan of a run, before it is paid for: the memory of each device, whether it fits, and the time."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -16,13 +16,16 @@ from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe
 
-SMALLER: tuple[dict[str, Any], ...] = (
-    {"gradient_checkpointing": True},
-    {"quantization": "nf4"},
-    {"quantization": "nf4", "gradient_checkpointing": True},
-    {"quantization": None},  # while loading, where it is to be sharded
-)
-"""Changes of a recipe's model that save memory, the cheapest first."""
+SMALLER: Mapping[str, dict[str, Any]] = {
+    "model.gradient_checkpointing=true": {"gradient_checkpointing": True},
+    "model.quantization=nf4": {"quantization": "nf4"},
+    "model.quantization=nf4 model.gradient_checkpointing=true": {
+        "quantization": "nf4",
+        "gradient_checkpointing": True,
+    },
+    "model.quantization=null": {"quantization": None},  # while loading, where it is to be sharded
+}
+"""Overrides that save memory, the cheapest first, and what they change in the recipe's model section."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,26 @@ class Plan:
     fits: bool = True  # false on a GPU alone: without one here or named, another machine may be meant
 
 
+@dataclass(frozen=True)
+class Devices:
+    """What a run is planned for: a process on each of several GPUs, or one or more on this machine's CPU."""
+
+    on_gpu: bool
+    processes: int
+    room: int  # bytes that each process may use
+
+    @property
+    def title(self) -> str:
+        """Whose memory ``room`` is."""
+        if self.on_gpu and self.processes > 1:
+            return f"each of {self.processes} GPUs"
+        if self.on_gpu:
+            return "one GPU"
+        if self.processes > 1:
+            return "each process on this CPU"
+        return "one process on this CPU"
+
+
 def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None = None, probing: bool = False) -> Plan:
     """Memory and time of ``recipe``.
 
@@ -43,88 +66,153 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
     """
-    on_gpu = gpu_memory is not None or gpus() > 0
-    size = total_memory(device()) if gpu_memory is None else parse_bytes(gpu_memory)
-    if processes is None:
-        devices = gpus() if gpu_memory is None else 1
-        processes = max(1, min(devices, recipe.training.global_batch_size))
-    room = size if on_gpu else size // processes
-    rate = probe(recipe) if probing else None  # first, because it makes the rows
-    run, section, training = outline(recipe), recipe.model, recipe.training
-    step = run.share_of_a_step(processes)
-    work = step.of(training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu))
-    budget = training.rank_budget is not None
-    need = partial(memory, run.model, on_gpu=on_gpu, processes=processes, rank_budget=budget)
+    devices = _devices(recipe, processes, gpu_memory)
+    rate = None
+    if probing:
+        rate = probe(recipe)  # first, because it makes the rows
+    run = outline(recipe)
+    whole_step = run.share_of_a_step(devices.processes)
+    micro_batch = whole_step.of(_budget(recipe, devices))
+    need = partial(
+        memory,
+        run.model,
+        on_gpu=devices.on_gpu,
+        processes=devices.processes,
+        rank_budget=recipe.training.rank_budget is not None,
+    )
+    shards = {"ddp": 1, "fsdp": devices.processes}
     try:
-        ddp, fsdp = (need(section, work, shards=shards) for shards in (1, processes))
+        needed = {strategy: need(recipe.model, micro_batch, shards=count) for strategy, count in shards.items()}
     except (NotImplementedError, RuntimeError) as error:
         reason = f"{type(run.model).__name__} {first_line(error)}"
         return Plan(run.lines, table=[], remarks=[f"memory and time are not known: {reason}"])
-    columns = {"GB": ddp} if processes == 1 else {"ddp, GB": ddp, "fsdp, GB": fsdp}
-    chosen = partial(need, shards=processes if training.strategy == "fsdp" else 1)
-    remarks = [fit(section, chosen, work=work, step=step, room=room)]
-    if processes > 1:
-        helps = training.strategy == "ddp" and section.quantization != "int8" and fsdp.total <= room
-        strategy = f"these lines are for training.strategy={training.strategy}"
-        remarks.append(strategy + "; with training.strategy=fsdp it fits" * helps)
-    if idle := max(0, processes - training.global_batch_size):
-        remarks.append(f"{idle} of {processes} processes have nothing to do: raise training.global_batch_size")
-    working = processes - idle
-    if rate:
-        together = f"; {working} processes, if each is as fast" * (working > 1)
-        took = f"{together}: {in_words(run.tokens / rate / working)}"
-        remarks.append(f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps{took}")
+    strategy = recipe.training.strategy
+    need_of_chosen = partial(need, shards=shards[strategy])
+    remarks = [fit(recipe.model, need_of_chosen, micro_batch=micro_batch, whole_step=whole_step, room=devices.room)]
+    if devices.processes > 1:
+        remarks.append(_about_strategy(recipe, sharded_fits=needed["fsdp"].total <= devices.room))
+    remarks += _about_time(run, recipe, devices, rate)
+    heading = (
+        f"memory of {devices.title} ({gigabytes(devices.room)} GB), with micro-batches of up to"
+        f" {micro_batch.tokens:,} tokens:"
+    )
+    if devices.processes > 1:
+        columns = {f"{name}, GB": of_device for name, of_device in needed.items()}
     else:
-        remarks.append(estimated(run, recipe, processes=working, room=room if on_gpu else None))
-    unit = f"of {processes} GPUs" if on_gpu else "process on this CPU"
-    each = f"each {unit}" if processes > 1 else "one GPU" if on_gpu else f"one {unit}"
-    heading = f"memory of {each} ({gigabytes(room)} GB), with micro-batches of up to {work.tokens:,} tokens:"
-    fits = not on_gpu or chosen(section, work).total <= room
+        columns = {"GB": needed[strategy]}
+    fits = not devices.on_gpu or needed[strategy].total <= devices.room
     return Plan([*run.lines, heading], as_table(columns), remarks, fits)
 
 
-def estimated(run: Outline, recipe: Recipe, *, processes: int, room: int | None) -> str:
-    """The operations of the run, and its time on GPUs that have ``room``, if it is for GPUs."""
-    tokens, on_gpu = run.tokens, room is not None
-    of_a_share = tokens / len(run.plan) / processes
-    budget = recipe.training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu)
-    row = tokens / len(run.plan) / recipe.training.global_batch_size
-    passes = len(run.plan) * processes * math.ceil(of_a_share / budget)
-    total = cost(run.model, recipe.model, tokens=tokens, labels=tokens * run.labelled, row=row, passes=passes)
-    dtype = recipe.model.dtype
-    times = "" if room is None else on_gpus(total.of_each(processes), dtype=dtype, memory=room)
-    return f"about {total.operations:.1e} operations{times}; moslora plan RECIPE --probe measures a few steps here"
+def _devices(recipe: Recipe, processes: int | None, gpu_memory: str | None) -> Devices:
+    """The devices that were named, or else this machine's."""
+    on_gpu = True
+    if gpu_memory is not None:
+        count = 1
+        size = parse_bytes(gpu_memory)
+    else:
+        count = gpus()
+        on_gpu = count > 0
+        size = total_memory(device())
+    if processes is None:
+        processes = max(1, min(count, recipe.training.global_batch_size))
+    if on_gpu:
+        return Devices(on_gpu, processes, room=size)
+    return Devices(on_gpu, processes, room=size // processes)
+
+
+def _budget(recipe: Recipe, devices: Devices) -> int:
+    """Maximum number of tokens in a micro-batch."""
+    return recipe.training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
+
+
+def _about_strategy(recipe: Recipe, *, sharded_fits: bool) -> str:
+    """Which strategy the remark on memory is for, and whether the other one would help."""
+    strategy = recipe.training.strategy
+    line = f"these lines are for training.strategy={strategy}"
+    may_be_sharded = recipe.model.quantization != "int8"
+    if strategy == "ddp" and may_be_sharded and sharded_fits:
+        line += "; with training.strategy=fsdp it fits"
+    return line
+
+
+def _about_time(run: Outline, recipe: Recipe, devices: Devices, rate: float | None) -> list[str]:
+    """The time of the run: by the ``rate`` in tokens a second that one process was measured to have, or estimated."""
+    lines = []
+    working = min(devices.processes, recipe.training.global_batch_size)
+    idle = devices.processes - working
+    if idle:
+        lines.append(f"{idle} of {devices.processes} processes have nothing to do: raise training.global_batch_size")
+    if rate is None:
+        lines.append(estimated(run, recipe, devices, working=working))
+        return lines
+    measured = f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps"
+    if working > 1:
+        measured += f"; {working} processes, if each is as fast"
+    lines.append(f"{measured}: {in_words(run.tokens / rate / working)}")
+    return lines
+
+
+def estimated(run: Outline, recipe: Recipe, devices: Devices, *, working: int) -> str:
+    """The operations of the run, shared by the ``working`` processes, and on GPUs of this size its time."""
+    steps = len(run.plan)
+    tokens_per_step = run.tokens / steps
+    passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe, devices))
+    total = cost(
+        run.model,
+        recipe.model,
+        tokens=run.tokens,
+        labels=run.tokens * run.labelled,
+        row=tokens_per_step / recipe.training.global_batch_size,
+        passes=steps * working * passes_per_step,
+    )
+    line = f"about {total.operations:.1e} operations"
+    if devices.on_gpu:
+        line += on_gpus(total.of_each(working), dtype=recipe.model.dtype, memory=devices.room)
+    return f"{line}; moslora plan RECIPE --probe measures a few steps here"
 
 
 def gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.2f}" if size < 1e10 else f"{size / 1e9:,.1f}"
+    """With two digits after the point below 10 GB, otherwise with one."""
+    if size < 1e10:
+        return f"{size / 1e9:,.2f}"
+    return f"{size / 1e9:,.1f}"
 
 
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:
     """A row for each part of the memory that is not zero everywhere, and their sum."""
-    names = [*(field.name for field in fields(Memory)), "total"]
-    parts = {name: [getattr(column, name) for column in columns.values()] for name in names}
-    return [["", *columns], *([name, *map(gigabytes, sizes)] for name, sizes in parts.items() if any(sizes))]
+    rows = [["", *columns]]
+    for name in [*(field.name for field in fields(Memory)), "total"]:
+        sizes = [getattr(column, name) for column in columns.values()]
+        if any(sizes):
+            rows.append([name, *(gigabytes(size) for size in sizes)])
+    return rows
 
 
 def fit(
-    section: ModelSection, need: Callable[[ModelSection, Work], Memory], *, work: Work, step: Work, room: int
+    section: ModelSection,
+    need: Callable[[ModelSection, Work], Memory],
+    *,
+    micro_batch: Work,
+    whole_step: Work,
+    room: int,
 ) -> str:
-    """Whether it fits, the largest budget that does, and otherwise what would help."""
-    excess = need(section, work).total - room
-    largest = largest_budget(step, room=room, need=partial(need, section))
-    if excess <= 0 and largest == step.tokens:
+    """Whether ``micro_batch`` fits into ``room`` bytes, the largest that does, and otherwise what would help."""
+    excess = need(section, micro_batch).total - room
+    largest = largest_budget(whole_step, room=room, need=partial(need, section))
+    if excess <= 0 and largest == whole_step.tokens:
         return f"fits, even a whole step in one pass: at most {largest:,} tokens in each process"
     if excess <= 0:
         return f"fits; the largest training.micro_batch_tokens that does is {largest:,}"
     line = f"does not fit: {gigabytes(excess)} GB too much"
     if largest is not None:
         return f"{line}; the largest training.micro_batch_tokens that fits is {largest:,}"
-    one_row = work.of(0)
-    loading = need(section, one_row).loading
-    line += " while each device quantises the whole base, before it is sharded" if loading else ", even with one row"
-    for change in SMALLER:
+    one_row = micro_batch.of(0)
+    if need(section, one_row).loading:
+        line += " while each device quantises the whole base, before it is sharded"
+    else:
+        line += ", even with one row"
+    for overrides, change in SMALLER.items():
         if need(section.model_copy(update=change), one_row).total <= room:
-            keys = " ".join(f"model.{key}={str(value or 'null').lower()}" for key, value in change.items())
-            return f"{line}; try {keys}"
+            return f"{line}; try {overrides}"
     return f"{line}, even in 4 bits; it needs more memory"

@@ -6,7 +6,8 @@ which every kernel is this CPU's. docs/plan.md has a worked example of what is f
 
 import weakref
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -31,10 +32,10 @@ from moslora.training.objective import LabelLoss
 
 @dataclass(frozen=True)
 class Work:
-    """The largest micro-batch of a process: ascending ``lengths`` of its rows, and the share of tokens with a label."""
+    """The largest micro-batch of a process."""
 
-    lengths: tuple[int, ...]
-    labelled: float
+    lengths: tuple[int, ...]  # tokens of each row, ascending
+    labelled: float  # share of the tokens that have a label
 
     @property
     def tokens(self) -> int:
@@ -47,7 +48,7 @@ class Work:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers; empty where the model's code calls them otherwise, so that none of them is taken for many."""
+    """The decoder layers; empty where the model's code names them otherwise, so that the whole model is measured."""
     layers: nn.ModuleList = getattr(model.get_decoder(), "layers", nn.ModuleList())
     return layers
 
@@ -58,8 +59,8 @@ def measure(
 ) -> tuple[int, int]:
     """The bytes that a pass over ``work`` keeps until the backward pass, and the most that it needs beside them.
 
-    More than the default micro-batch is taken as a multiple of one of that size. ``model`` is on the meta device, and
-    stays as it is; ``dtype`` is the one of the base and the computation.
+    Work beyond the default micro-batch is measured at that size and scaled up. ``model`` is on the meta device, and is
+    not changed; ``dtype`` is that of the base and of the computation.
 
     Raises:
         NotImplementedError: the model routes tokens to experts.
@@ -72,46 +73,82 @@ def measure(
     part = work.of(default_micro_batch_tokens(on_gpu=on_gpu))
     few, counts = _one_layer_of_each_kind(model, dtype)
     with _Live() as live, Families(model).folded(dtype):
-        factors = live.bytes  # of all layers, as they are made at once
-    fake = nullcontext() if on_gpu else FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
-        few.to_empty(device="meta" if on_gpu else "cpu")
-    with fake, _Live() as live, Families(few).folded(dtype):
+        factors = live.bytes  # of all layers, as they are folded at once
+    if on_gpu:
+        place = "meta"
+        kernels: AbstractContextManager[Any] = nullcontext()
+    else:
+        place = "cpu"
+        kernels = FakeTensorMode(allow_non_fake_inputs=True)
+    with kernels:
+        few.to_empty(device=place)
+    with kernels, _Live() as live, Families(few).folded(dtype):
         if checkpointing:
             recompute_layers(few)
         few.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
-        for weight in few.parameters():
-            weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
-        labels = [round(part.labelled * n) for n in part.lengths]
-        masked = [[IGNORE_INDEX] * (n - count) + [0] * count for n, count in zip(part.lengths, labels, strict=True)]
-        rows = [Encoded("", "", [0] * len(row), row, truncated=False) for row in masked]
-        objective, batch = LabelLoss(few).train(), collate(rows, device=few.device)
+        _allocate_gradients(few)
+        objective = LabelLoss(few).train()
+        batch = collate(_rows(part), device=few.device)
         with torch.no_grad():
             objective(replace(batch, labels=batch.labels[:0]))  # finds the places of rows, which all layers share
-        before, sizes = live.bytes, Counter[nn.Module]()
-        for layer in counts:
-            layer.register_forward_pre_hook(lambda layer, _: sizes.update({layer: -live.bytes}))
-            layer.register_forward_hook(lambda layer, _, __: sizes.update({layer: live.bytes}))
+        before = live.bytes
+        of_layer = _bytes_that_forward_keeps(counts, live)
         live.peak = before
         loss, penalty = objective(batch)
         kept = live.bytes - before
-        others = sum((count - 1) * sizes[layer] for layer, count in counts.items())
+        of_other_layers = sum((count - 1) * of_layer[layer] for layer, count in counts.items())
         (loss + penalty).backward()
     temporary = live.peak - before - kept
-    return factors + (kept + others) * work.tokens // part.tokens, temporary * work.tokens // part.tokens
+    activations = (kept + of_other_layers) * work.tokens // part.tokens
+    return factors + activations, temporary * work.tokens // part.tokens
 
 
 def _one_layer_of_each_kind(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[nn.Module, int]]:
     """A copy with the base in ``dtype`` and one of all decoder layers that are alike, and how many it stands for."""
     layers = decoder_layers(model)
-    counts, kinds = Counter(map(repr, layers)), {repr(layer): layer for layer in layers}
+    kinds = {repr(layer): layer for layer in layers}
+    counts = Counter(repr(layer) for layer in layers)
     copies: dict[int, Any] = {}
-    one_of_each = copies[id(layers)] = deepcopy(nn.ModuleList(kinds.values()), copies)
+    one_of_each = deepcopy(nn.ModuleList(kinds.values()), copies)
+    copies[id(layers)] = one_of_each  # so that the model's copy has these in place of all layers
     few = deepcopy(model, copies)
     pack_nothing(few)
     for weight in {*few.parameters()} - own_parameters(few):
         weight.data = weight.data.to(dtype)
-    return few, dict(zip(one_of_each, (counts[kind] for kind in kinds), strict=True))
+    return few, {layer: counts[kind] for layer, kind in zip(one_of_each, kinds, strict=True)}
+
+
+def _allocate_gradients(model: nn.Module) -> None:
+    """As before every step but the first, in which backwards would make them."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+
+
+def _rows(work: Work) -> list[Encoded]:
+    """Rows of these lengths, the last tokens of which have labels."""
+    rows = []
+    for length in work.lengths:
+        labelled = round(work.labelled * length)
+        labels = [IGNORE_INDEX] * (length - labelled) + [0] * labelled
+        rows.append(Encoded("", "", [0] * length, labels, truncated=False))
+    return rows
+
+
+def _bytes_that_forward_keeps(layers: Iterable[nn.Module], live: "_Live") -> Mapping[nn.Module, int]:
+    """Layer -> the bytes that its forward pass leaves alive, known once it has run."""
+    kept = Counter[nn.Module]()
+
+    def begin(layer: nn.Module, _: Any) -> None:
+        kept[layer] -= live.bytes
+
+    def end(layer: nn.Module, _: Any, __: Any) -> None:
+        kept[layer] += live.bytes
+
+    for layer in layers:
+        layer.register_forward_pre_hook(begin)
+        layer.register_forward_hook(end)
+    return kept
 
 
 class _Live(TorchDispatchMode):
@@ -119,15 +156,18 @@ class _Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.bytes = 0
+        self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function == torch.ops.aten.poisson.default:  # how many entries a CPU drops; here as many as on average
             return args[0]
-        made = function(*args, **(kwargs or {}))
-        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in known:
+        kwargs = kwargs or {}
+        made = function(*args, **kwargs)
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(made):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
                 known.add(storage._cdata)
                 weakref.finalize(storage, self._count, -storage.nbytes())
                 self._count(storage.nbytes())
@@ -136,3 +176,7 @@ class _Live(TorchDispatchMode):
     def _count(self, size: int) -> None:
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
