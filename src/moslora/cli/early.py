@@ -5,8 +5,7 @@ too.
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from moslora.ranks import is_main_process
 
 if TYPE_CHECKING:
     from moslora.recipe import Recipe
+    from moslora.tasks import Task
 
 
 def refuse_model(name: str | None) -> None:
@@ -41,10 +41,11 @@ def refuse_training(recipe: "Recipe", out: Path, *, resuming: bool) -> None:
     from moslora.runs.resuming import refuse_other_run
     from moslora.runs.run import RUN, Run
 
-    if is_main_process():
-        # Locked, if it is there, so that what a killed process left in it is removed, also if the run is refused.
-        with locked(out, shared=(RUN,)) if out.is_dir() else nullcontext():
+    if is_main_process() and out.is_dir():
+        with locked(out, shared=(RUN,)):  # which removes what a killed process left, even if the run is refused
             refuse_other_run(Run(out), recipe, resuming=resuming)
+    elif is_main_process():
+        refuse_other_run(Run(out), recipe, resuming=resuming)
     local_folder(recipe.model.name, revision=recipe.model.revision)
     refuse_rows(recipe)
 
@@ -73,28 +74,34 @@ def refuse_evaluation(
     format: FormatName | None,
     source: str | None,
     beams: int | None,
-    out: Path | None,
 ) -> None:
-    """Refuses a target, tasks, a source or a folder that cannot be used, and a protocol that cannot read a format."""
+    """Refuses a target, tasks or a source that cannot be used, and a protocol that cannot read a format."""
     from moslora.data.sources import refuse_missing
-    from moslora.files import refuse_used
     from moslora.recipe import resolve_tasks
-    from moslora.runs.run import SETTINGS
     from moslora.tasks import TASKS
 
-    recipe = refuse_target(target)
     default = Asked()
-    if recipe:
+    own_tasks: Mapping[str, Task] = {}
+    own_source = "wheel"
+    chosen = tuple(TASKS.values())
+    recipe = refuse_target(target)
+    if recipe is not None:
         default = Asked(recipe.evaluation.protocol, recipe.data.format)
+        own_tasks = recipe.own_tasks
+        own_source = recipe.questions.source
+        chosen = recipe.questions.tasks
     asked = choose(default, protocol=protocol, format=format)
     refuse_beams(beams, asked.protocol)
-    own = recipe.own_tasks if recipe else {}
-    chosen = tuple(TASKS.values()) if recipe is None else recipe.questions.tasks
     if tasks is not None:
-        chosen = resolve_tasks(tasks, own)
-    if source is None and recipe is not None:
-        source = recipe.questions.source
-    refuse_missing(chosen, "test", source=source or "wheel")
+        chosen = resolve_tasks(tasks, own_tasks)
+    refuse_missing(chosen, "test", source=source or own_source)
+
+
+def refuse_scores_folder(out: Path | None) -> None:
+    """Refuses a folder for an evaluation that holds anything else."""
+    from moslora.files import refuse_used
+    from moslora.runs.run import SETTINGS
+
     if out is not None and is_main_process() and not (out / SETTINGS).exists():
         refuse_used(out)
 

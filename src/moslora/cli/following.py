@@ -22,8 +22,8 @@ def say_next(*words: str) -> None:
 
 
 def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
-    """The command after the evaluation of ``run`` in ``folder`` by ``words``: the comparison with its base, or first
-    the same evaluation of what was not scored yet. None after that of a checkpoint."""
+    """The command after ``words``, which evaluated ``run`` in ``folder``: the comparison with its base, or first the
+    same evaluation of the base or of the run, if that is missing. Empty after the evaluation of a checkpoint."""
     from moslora.runs.run import SETTINGS, base_of
 
     base = base_of(folder)
@@ -34,8 +34,11 @@ def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence
         return (*words, "--base")
     if not (own / SETTINGS).is_file():
         return [word for word in words if word != "--base"]
+    compare = ["compare", str(run.path)]
     try:
-        alone = run.evaluation() == own
+        found_unnamed = run.evaluation() == own
     except UsageError:  # there are several
-        alone = False
-    return ["compare", str(run.path)] if alone else ["compare", str(run.path), "--evaluation", own.name]
+        found_unnamed = False
+    if not found_unnamed:
+        compare += ["--evaluation", own.name]
+    return compare

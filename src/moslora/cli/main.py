@@ -94,6 +94,25 @@ def main() -> None:
     print_in_any_encoding()
     end_with_launcher()
     adopt_slurm()
+    _set_defaults_of_libraries()
+    atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with stopped("stopped"):  # before a command starts
+            app(prog_name="moslora")  # also for `python -m moslora`
+    except Exception as error:
+        fault = _fault(error)
+        _end_other_processes(fault or error)
+        if fault is None:
+            raise  # a bug: show the traceback
+        _print_fault(fault)
+        sys.exit(fault.exit_code)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _set_defaults_of_libraries() -> None:
+    """Sets what torch and datasets read from the environment when they are loaded, unless the user has set it."""
     if launched():  # torch warns of a lost process with a stack of C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its old name; steps of many sizes leave gaps in a GPU's memory
@@ -102,25 +121,31 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads wait in a loop for milliseconds, on cores others need
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # turns; some 100 µs
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms
-    atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        with stopped("stopped"):  # before a command starts
-            app(prog_name="moslora")  # also for `python -m moslora`
-    except Exception as error:
-        from moslora.files import disk_fault
 
-        fault = error if isinstance(error, MosloraError) else disk_fault(error)
-        # Where the others would wait for this process.
-        if launched() and sys.argv[1] in ("train", "eval") and "--dry-run" not in sys.argv:
-            from moslora.processes.group import end
 
-            end(fault or error)
-        if fault is None:
-            raise  # a bug: show the traceback
-        with suppress(OSError):  # of a terminal that is gone
-            for line in str(fault).splitlines():
-                print(line if fault.exit_code in STOPPED else f"error: {line}", file=sys.stderr)
-        sys.exit(fault.exit_code)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _fault(error: Exception) -> MosloraError | None:
+    """The error as one for the user; ``None`` for a bug."""
+    from moslora.files import disk_fault
+
+    if isinstance(error, MosloraError):
+        return error
+    return disk_fault(error)
+
+
+def _end_other_processes(error: Exception) -> None:
+    """Ends the other processes of a training or an evaluation, which would wait for this one."""
+    if not launched() or "--dry-run" in sys.argv:
+        return
+    if sys.argv[1] in ("train", "eval"):
+        from moslora.processes.group import end
+
+        end(error)
+
+
+def _print_fault(fault: MosloraError) -> None:
+    beginning = "error: "
+    if fault.exit_code in STOPPED:
+        beginning = ""
+    with suppress(OSError):  # of a terminal that is gone
+        for line in str(fault).splitlines():
+            print(f"{beginning}{line}", file=sys.stderr)

@@ -35,17 +35,19 @@ def train(
 ) -> None:
     """Train an adapter from a recipe, on all GPUs of this machine."""
     run = Path(recipe)
-    if resume and (run.is_dir() or (run.parent == RUNS and not run.exists())):
+    names_a_run = run.is_dir() or (run.parent == RUNS and not run.exists())
+    if resume and names_a_run:
         from moslora.runs.run import Run as TrainedRun
 
-        resolved, out = TrainedRun(run).recipe_to_resume(overrides or ()), out or run
+        resolved = TrainedRun(run).recipe_to_resume(overrides or ())
+        out = out or run
     else:
         from moslora.recipe import load_recipe
 
         resolved = load_recipe(recipe, overrides or ())
+        out = out or RUNS / resolved.name
     if dry_run:
         _print_plan(resolved)
-    out = out or RUNS / resolved.name
     early.refuse_training(resolved, out, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
@@ -83,10 +85,12 @@ def plan(
 
 
 def _limit(text: str) -> int:
-    """The number, 0 for all."""
-    if not re.fullmatch(r"all|[1-9]\d{0,8}", text):
+    """The number of questions per task; 0 for all."""
+    if text == "all":
+        return 0
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
         raise typer.BadParameter("must be a number of questions per task, or all")
-    return 0 if text == "all" else int(text)
+    return int(text)
 
 
 @app.command("eval")
@@ -114,18 +118,28 @@ def evaluate(
     trust: options.Trust = False,
 ) -> None:
     """Score a model, by default the newest run's, on the commonsense sets, on all GPUs of this machine."""
-    sizes = _typed(batch_tokens=batch_tokens, max_length=max_length, beams=beams)
-    typed = _typed(protocol=protocol, format=format, source=source) | sizes
+    typed = _typed(
+        protocol=protocol,
+        format=format,
+        source=source,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+        beams=beams,
+    )
     if limit is not None:
         typed["limit"] = limit or None
     from moslora.runs.run import newest_run, run_of
 
-    newest = str(newest_run(RUNS, Path()).path) if target is None else ""
-    target = target or newest
-    early.refuse_evaluation(target, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams, out=out)
+    words = sys.argv[1:]
+    is_newest = target is None
+    if target is None:
+        target = str(newest_run(RUNS, Path()).path)
+        words = ["eval", target, *sys.argv[2:]]
+    early.refuse_evaluation(target, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams)
+    early.refuse_scores_folder(out)
     _share(processes, then="the same command continues from the scores so far")
-    if newest:
-        say(f"newest run: {newest}")
+    if is_newest:
+        say(f"newest run: {target}")
     with options.importing():
         from moslora.evaluation.target import evaluate_target, open_target
 
@@ -135,7 +149,6 @@ def evaluate(
     if is_main_process():
         print_table(results.table(), above=[results.heading], below=[*results.remarks(), f"written to {folder}"])
         if opened.run and out is None:
-            words = sys.argv[1:] if not newest else ["eval", newest, *sys.argv[2:]]
             say_next(*after_scoring(folder, run_of(opened.run.path), words=words))
 
 
@@ -168,7 +181,10 @@ def ask(
 
     if question is None or (not option and needs_options(task)):
         question, option = read_typed(sys.stdin, question=question, options=option or ())
-    as_example(question, option or (), task=task, own=recipe.own_tasks if recipe else None)
+    own_tasks = None
+    if recipe:
+        own_tasks = recipe.own_tasks
+    as_example(question, option or (), task=task, own=own_tasks)
     with options.importing():
         from moslora.evaluation.ask import ask as ask_target
         from moslora.evaluation.target import open_target
@@ -271,17 +287,28 @@ def quickstart(out: options.Out = None) -> None:
 def _share(
     processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS, most: int | None = None
 ) -> None:
-    """Runs this command in processes of its own and ends with their exit code, unless this is one, or it needs none.
-    Without a number from the user there are at most ``most``."""
+    """Runs this command in other processes and ends with their exit code, unless this is one of them or one is enough.
+
+    Args:
+        processes: typed by the user; ``None`` for one per GPU, up to ``most``.
+        then: what the user can do after an interruption.
+        restarts: how often a killed process is started again.
+        run: the folder whose checkpoints tell whether a restart made progress.
+    """
     from moslora.processes.launch import launch, launched_here, processes_to_start
     from moslora.runs.run import Run as TrainedRun
 
-    count, command = processes_to_start(processes, most=most), [sys.executable, "-m", "moslora", *sys.argv[1:]]
+    count = processes_to_start(processes, most=most)
     if restarts and launched() and not launched_here():
         raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
-    if count > 1 or (restarts and not launched()):
+    watched = restarts and not launched()  # by a process that restarts this one
+    if count > 1 or watched:
         code = launch(
-            command, processes=count, then=then, restarts=restarts, steps_done=lambda: TrainedRun(run).steps_done
+            [sys.executable, "-m", "moslora", *sys.argv[1:]],
+            processes=count,
+            then=then,
+            restarts=restarts,
+            steps_done=lambda: TrainedRun(run).steps_done,
         )
         raise typer.Exit(code)
 
@@ -292,24 +319,30 @@ def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
 
     planned = plan_run(recipe, **options)
     print_table(planned.table, above=planned.heading, below=planned.remarks)
-    raise typer.Exit(0 if planned.fits else 1)
+    if planned.fits:
+        raise typer.Exit
+    raise typer.Exit(1)
 
 
 def _typed(**values: Any) -> dict[str, Any]:
-    """The options that were given."""
+    """The options that were typed; the others are decided where the work is done."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
-    """The adapter folder of `run`, with a note if the run is unfinished; and `out` or its default, which is free."""
+    """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
     from moslora.files import refuse_used
     from moslora.runs.origin import refuse_made
     from moslora.runs.run import locate_adapter, run_of, unfinished
 
     adapter = locate_adapter(run)
-    if remark := unfinished(run, adapter, doing=doing):
+    remark = unfinished(run, adapter, doing=doing)
+    if remark:
         note(remark)
-    out = out or run_of(adapter).path / (f"{name}-{task}" if task else name)
+    if out is None and task:
+        out = run_of(adapter).path / f"{name}-{task}"
+    elif out is None:
+        out = run_of(adapter).path / name
     refuse_made(out)
     refuse_used(out)
     return adapter, out

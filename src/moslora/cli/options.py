@@ -21,9 +21,16 @@ TARGET = typer.Argument(help="A run, an adapter folder, a model folder or a hub 
 
 def _no_option(context: typer.Context, value: str | list[str] | None) -> str | list[str] | None:
     """Refuses a mistyped option, which Typer takes for a recipe or an override where :data:`ALL_TO_THE_RECIPE`."""
-    texts = [value] if isinstance(value, str) else value or []
+    if context.resilient_parsing:  # for completion
+        return value
+    texts = value or []
+    if isinstance(value, str):
+        texts = [value]
     for text in texts:
-        if text.startswith("--") and not context.resilient_parsing and (near := near_option(text, context)):
+        if not text.startswith("--"):
+            continue
+        near = near_option(text, context)
+        if near:
             raise UsageError(f"{text}: no such option of {context.command_path}; did you mean {near}?")
     return value
 
@@ -70,7 +77,8 @@ DType = Annotated[
     choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")
 ]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model, without the adapter.")]
-ALL_TO_THE_RECIPE = {"ignore_unknown_options": True}  # which tells how a value is typed that has dashes before it
+ALL_TO_THE_RECIPE = {"ignore_unknown_options": True}
+"""For commands with overrides: a word with dashes before it is taken for one, and the recipe says how to type it."""
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -81,7 +89,7 @@ Overrides = Annotated[
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For torch and transformers: nothing is garbage yet, and looking for it takes a seventh of a command's start."""
+    """A block that imports torch and transformers without Python's search for garbage, a seventh of that time."""
     gc.disable()
     try:
         yield

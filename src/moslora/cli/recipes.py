@@ -36,10 +36,13 @@ def show_recipe(name: RecipeName, overrides: Overrides = None) -> None:
     """Print every value of a recipe and the file it comes from."""
     from moslora.recipe import trace_recipe
 
-    rows = trace_recipe(file := _recipe_file(name), overrides or (), written=file != name)
-    keys, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    file = _recipe_file(name)
+    rows = trace_recipe(file, overrides or (), written=file != name)
+    width_of_keys = max(len(key) for key, _, _ in rows)
+    longest_value = max(len(value) for _, value, _ in rows)
+    width_of_values = min(longest_value, 36)
     for key, value, origin in rows:
-        print(f"{key:{keys}}  {value:{min(values, 36)}}  {origin}")
+        print(f"{key:{width_of_keys}}  {value:{width_of_values}}  {origin}")
 
 
 @app.command("schema")
@@ -53,6 +56,8 @@ def schema() -> None:
 
 
 def _recipe_file(name: str) -> str:
-    """The recipe file of a run, or `name` itself. os.path accepts any text, unlike `Path.is_file`."""
+    """The recipe file of a run, or `name` itself."""
     inside = os.path.join(name, "recipe.yaml")
-    return inside if os.path.isfile(inside) else name
+    if os.path.isfile(inside):  # of any text, where Path.is_file may raise
+        return inside
+    return name

@@ -68,7 +68,9 @@ def experiment(
         refuse_missing_ray()
         study = replace(study, start=on_ray)
     study.refuse_other_file()
-    complete = table or study.run()
+    complete = True
+    if not table:
+        complete = study.run()
     _print(study.tables(), study.closing())
     if not complete:
         raise typer.Exit(1)
@@ -119,19 +121,24 @@ def compare(
     Runs whose recipes differ only in the seed are one arm; the arms are paired by seed. The last lines say what can be
     concluded, and what cannot.
     """
-    before, comma, after = (contrast or "").partition(",")
-    if contrast is not None and not (before and after):
-        raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
-    named = [(before, after)] if comma else []
+    contrasts = []
+    if contrast is not None:
+        before, _, after = contrast.partition(",")
+        if not (before and after):
+            raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
+        contrasts.append((before, after))
     refuse_paths(paths, evaluation=evaluation)
     from moslora.compare.comparison import compare_paths
     from moslora.compare.conclusion import lines, tables
 
     found = compare_paths(
-        paths, contrasts=named, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
+        paths, contrasts=contrasts, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
     )
-    lower = (found.named or found.exploratory)[0].unit.of_texts  # is better there
-    _print(tables(found, margin=margin), lines(found, margin=margin), best="" if lower else "macro")
+    best = "macro"
+    compared = found.named or found.exploratory
+    if compared[0].unit.of_texts:  # of which the lowest is best
+        best = ""
+    _print(tables(found, margin=margin), lines(found, margin=margin), best=best)
 
 
 @app.command()
@@ -159,8 +166,11 @@ def report(
     """
     from moslora.report import write_report
 
-    out = out or (runs[0] if len(runs) == 1 else Path()) / "report"
-    print(f"written to {write_report(runs, out=out, evaluation=evaluation)}")
+    beside = Path()
+    if len(runs) == 1:
+        beside = runs[0]
+    page = write_report(runs, out=out or beside / "report", evaluation=evaluation)
+    print(f"written to {page}")
 
 
 @app.command()
