@@ -25,38 +25,60 @@ RECIPE = "smollm2-135m"
 
 @stopped("stopped: the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
-    """Runs all steps, or those that are left, in the folder ``out``. Returns the table (header first), and the lines
-    below it: the conclusion, and what to try next."""
+    """Runs all steps in the folder ``out``, or those that are left there.
+
+    Returns:
+        The table, header first, and the lines below it: the conclusion, and what to try next.
+    """
     began = time.monotonic()
     run = Run(out)
+    _train(run)
+    base = _scored(out, "base")
+    tuned = _scored(out, "tuned")
+    merged = out / "merged"
+    if not in_use(merged):  # ignores the lock file of a killed merge
+        say(f"merging into {merged} ...")
+        say(str(merge(run.result, out=merged)))
+    minutes = (time.monotonic() - began) / 60
+    say(f"done in {minutes:.1f} minutes")
+    found = compare_arms([base, tuned])
+    table = tables(found)[-1]
+    return table, [*lines(found), *_try_next(out)]
+
+
+def _train(run: Run) -> None:
+    """Trains the run, or continues it; says so first, and how long it takes."""
     if run.exists:
-        if (name := run.recipe_to_resume().name) != load_recipe(RECIPE).name:
-            raise UsageError(f"{out}: holds a run of recipe {name}; choose another folder with --out")
-        say(f"continuing {out} (remove that folder to start again)")
-        training = [str(out), "--resume"]
+        recipe = run.recipe_to_resume()
+        if recipe.name != load_recipe(RECIPE).name:
+            raise UsageError(f"{run.path}: holds a run of recipe {recipe.name}; choose another folder with --out")
+        say(f"continuing {run.path} (remove that folder to start again)")
+        words = [str(run.path), "--resume"]
     else:
-        refuse_used(out)
+        refuse_used(run.path)
+        recipe = load_recipe(RECIPE)
         dtype = fast_dtype()
-        if not gpus():  # on an AMD EPYC; in float32 a step takes as long there with AVX2 alone
-            say(f"about {4 if dtype == 'bfloat16' else 9} minutes on two cores, in {dtype}")
-        training = [RECIPE, f"model.dtype={dtype}"]
+        if not gpus():
+            # On an AMD EPYC; in float32 a step takes as long there with AVX2 alone.
+            minutes = 4 if dtype == "bfloat16" else 9
+            say(f"about {minutes} minutes on two cores, in {dtype}")
+        words = [RECIPE, f"model.dtype={dtype}"]
     if not run.result.exists():
-        section = (run.recipe_to_resume() if run.exists else load_recipe(RECIPE)).training
-        train_in_processes(training, out=out, processes=worker_processes(section))
-    arms = []
-    for name in ("base", "tuned"):
-        say(f"scoring the {name} model ...")
-        results, folder = evaluate_target(open_target(str(out), base=name == "base"))
-        evaluation = Evaluation.of(folder, results.settings, results.predictions).in_order
-        arms.append(Arm(name, {None: ComparedRun(evaluation, folder)}))
-    if not in_use(out / "merged"):  # ignores the lock file of a killed merge
-        say(f"merging into {out / 'merged'} ...")
-        say(str(merge(run.result, out=out / "merged")))
-    say(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
-    found = compare_arms(arms)
+        train_in_processes(words, out=run.path, processes=worker_processes(recipe.training))
+
+
+def _scored(out: Path, name: str) -> Arm:
+    """The answers of the run in ``out``, called ``tuned``, or those of its ``base``, as an arm of this name."""
+    say(f"scoring the {name} model ...")
+    target = open_target(str(out), base=name == "base")
+    results, folder = evaluate_target(target)
+    evaluation = Evaluation.of(folder, results.settings, results.predictions).in_order
+    return Arm(name, {None: ComparedRun(evaluation, folder)})
+
+
+def _try_next(out: Path) -> list[str]:
     quoted = shlex.quote(str(out))
-    return tables(found)[-1], [
-        *lines(found),
+    return [
         "try next:",
         f"  moslora ask {quoted}    # ask your own question",
         f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options",
@@ -69,4 +91,6 @@ def fast_dtype() -> DType:
     """The fastest dtype that trains well here: bfloat16 only if the hardware multiplies it."""
     if multiplies_bfloat16(device()):
         return "bfloat16"
-    return "float16" if gpus() else "float32"
+    if gpus():
+        return "float16"
+    return "float32"
