@@ -72,10 +72,12 @@ def test_it_ends_with_what_can_be_concluded(
     """The base answers 30 of 80 questions rightly, the tuned model ``right``."""
 
     def results(target: bool) -> tuple[Results, Path]:
-        predictions = [
-            Prediction(f"obqa/test/{n}", "obqa", gold=0, prediction=int(n >= (30 if target else right)), scores=s)
-            for n, s in enumerate([(0.0, 0.0)] * 80)
-        ]
+        rightly = 30 if target else right
+        predictions = []
+        for place in range(80):
+            chosen = int(place >= rightly)
+            scores = (-0.5, -0.7) if chosen == 0 else (-0.7, -0.5)
+            predictions.append(Prediction(f"obqa/test/{place}", "obqa", gold=0, prediction=chosen, scores=scores))
         records = {"obqa": TaskRecord()}
         return summarise(replace(SETTINGS, primary="accuracy"), predictions, records), tmp_path / str(target)
 
