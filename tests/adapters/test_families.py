@@ -49,11 +49,11 @@ def gradients(model: nn.Module, ids: Tensor, *, at_once: bool, checkpointing: bo
 
     if at_once:
         with Families(model).folded(torch.float64):
-            assert all(layer.factors for _, layer in named_adapters(model))
+            assert all(layer in layer.context.factors for _, layer in named_adapters(model))
             logits = run()
     else:
         logits = run()
-    assert not any(layer.factors for _, layer in named_adapters(model))
+    assert not any(layer.context.factors for _, layer in named_adapters(model))
     learned = [p for p in model.parameters() if p.requires_grad]
     assert learned and all(p.grad is not None and p.grad.any() for p in learned)
     return [logits, *(p.grad for p in learned)]

@@ -78,7 +78,9 @@ def allocated(model: PreTrainedModel) -> tuple[int, int]:
     def step(*, backward: bool) -> Any:
         with Families(model).folded(model.dtype):
             loss, _ = objective(batch)
-            return (loss.backward() if backward else loss), [layer.factors for _, layer in named_adapters(model)]
+            return (loss.backward() if backward else loss), [
+                layer.context.factors.get(layer) for _, layer in named_adapters(model)
+            ]
 
     step(backward=True)  # packs weights, and makes gradients
     _, kept = given_out(lambda: step(backward=False))

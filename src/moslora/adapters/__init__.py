@@ -1,8 +1,10 @@
 """Low-rank adapters with a mixer, for any model of torch."""
 
+from moslora.adapters.context import Context
 from moslora.adapters.families import Families
 from moslora.adapters.folding import LoraPair, fold
 from moslora.adapters.injection import (
+    adapter_options,
     adapter_penalty,
     adapter_state_dict,
     describe_batch,
@@ -18,8 +20,9 @@ from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS, build_mixer
 from moslora.adapters.mixers.base import Mixer, NotMergeable
 
-__all__ = ["MIXERS", "AdapterLinear", "Families", "LoraPair", "Magnitude", "Mixer", "NotMergeable"]
+__all__ = ["MIXERS", "AdapterLinear", "Context", "Families", "LoraPair", "Magnitude", "Mixer", "NotMergeable"]
 __all__ += [
+    "adapter_options",
     "adapter_penalty",
     "adapter_state_dict",
     "build_mixer",

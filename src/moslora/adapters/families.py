@@ -6,7 +6,7 @@ the gradients of all are there at the end of the backward pass, and several proc
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moslora.adapters.context import Context
 from moslora.adapters.injection import named_adapters
 from moslora.adapters.linear import AdapterLinear, Factors
 
-FAMILIES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same x, where they are parts of one module."""
 
 
@@ -29,51 +30,73 @@ class Family(nn.ModuleList):
         a, b = zip(*(layer.scaled_factors() for layer in self), strict=True)
         return torch.cat(a).to(dtype), *(factor.to(dtype) for factor in b)
 
+    def weights(self) -> dict[str, Tensor]:
+        """What the factors are made of, by name: A, B, and the parameters and buffers of the mixers."""
+        tensors = (*self.named_parameters(), *self.named_buffers())
+        return {name: tensor for name, tensor in tensors if ".lora_" in name or ".mixer." in name}
+
 
 class Families:
     """The adapters of ``model``, whose layers and weights stay the same objects."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = dict(named_adapters(model))
-        found = defaultdict[tuple[Hashable, ...], list[AdapterLinear]](list)
+        found = defaultdict[Hashable, list[AdapterLinear]](list)
         for name, layer in self._layers.items():
             parent, _, last = name.rpartition(".")
-            names = next((names for names in FAMILIES if last in names), last)
-            found[parent, names, _kind(layer)].append(layer)
-        alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
-        for (*_, kind), layers in found.items():
+            found[parent, _read_together(last), _kind(layer)].append(layer)
+        self._alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
+        for layers in found.values():
             family = Family(layers)
-            tensors = (*family.named_parameters(), *family.named_buffers())
-            weights = {name: one for name, one in tensors if ".lora_" in name or ".mixer." in name}
-            alike[kind, tuple(layer.lora_b.shape for layer in layers)].append((family, weights))
-        self._alike = list(alike.values())
+            shapes_of_b = tuple(layer.lora_b.shape for layer in layers)
+            self._alike[_kind(layers[0]), shapes_of_b].append((family, family.weights()))
 
     @contextmanager
     def folded(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within the block, of passes between two updates and at most one backwards, the layers have factors that are
-        made at its beginning, for x in ``dtype``. But for dropout, results are those of each layer by itself."""
+        """Folds the factors on entry, for x in ``dtype``. But for dropout, results are those of each layer by itself.
+
+        Inside, the weights must not change, and at most one backward pass runs.
+        """
         try:
-            for families in self._alike:
+            for families in self._alike.values():
                 _fold(families, dtype)
             yield
         finally:
             for layer in self._layers.values():
-                layer.factors = None
+                layer.context.factors.pop(layer, None)
 
 
-def _fold(families: list[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype) -> None:
-    """Gives factors to families that differ in their weights alone."""
-    (first, names), *_ = families
-    stacked = {name: torch.stack([weights[name] for _, weights in families]) for name in names}
-    made = torch.func.vmap(partial(torch.func.functional_call, first), (0, None))(stacked, (dtype,))
-    for (family, _), *each in zip(families, *(part.unbind() for part in made), strict=True):
-        factors = Factors(*each)
-        for place, layer in enumerate(family):
-            layer.factors = factors, place
+def _fold(alike: Sequence[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype) -> None:
+    """Gives factors to families, each with its weights, that differ in these alone."""
+    first_family, first_weights = alike[0]
+    stacked = {}
+    for name in first_weights:
+        stacked[name] = torch.stack([weights[name] for _, weights in alike])
+    fold_one = partial(torch.func.functional_call, first_family)
+    made = torch.func.vmap(fold_one, in_dims=(0, None))(stacked, (dtype,))
+    of_each_family = zip(*(factor.unbind() for factor in made), strict=True)
+    for (family, _), (a, *b) in zip(alike, of_each_family, strict=True):
+        factors = Factors(a, *b)
+        layers: Any = family
+        for place, layer in enumerate(layers):
+            layer.context.factors[layer] = (factors, place)
+
+
+def _read_together(name: str) -> Hashable:
+    """The names of the layers that read what the layer ``name`` reads; of most its own alone."""
+    for names in READ_TOGETHER:
+        if name in names:
+            return names
+    return name
 
 
 def _kind(layer: AdapterLinear) -> Hashable:
     """All that decides how a layer drops entries of x and folds A, but for the weights."""
-    mixer, a = layer.mixer, layer.lora_a
-    known = [(name, value) for name, value in vars(mixer).items() if name[0] != "_" and not torch.is_tensor(value)]
-    return type(mixer), str(known), layer.folds, layer.scale, layer.dropout.p, a.shape, a.device
+    mixer = layer.mixer
+    options = [(name, value) for name, value in vars(mixer).items() if _is_option(name, value)]
+    a = layer.lora_a
+    return type(mixer), str(options), layer.folds, layer.scale, layer.dropout.p, a.shape, a.device
+
+
+def _is_option(name: str, value: Any) -> bool:
+    return not (name.startswith("_") or torch.is_tensor(value) or isinstance(value, Context))

@@ -34,7 +34,10 @@ class LoraPair(NamedTuple):
 
     def of_rows(self, rows: slice) -> "LoraPair":
         """The pair of these rows of W."""
-        return self._replace(b=self.b[rows], magnitude=None if self.magnitude is None else self.magnitude[rows])
+        pair = self._replace(b=self.b[rows])
+        if self.magnitude is None:
+            return pair
+        return pair._replace(magnitude=self.magnitude[rows])
 
 
 @torch.no_grad()
@@ -46,8 +49,11 @@ def fold(layer: AdapterLinear) -> LoraPair:
     """
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
     if layer.start_a is not None and layer.start_b is not None:
-        a, b = torch.cat([a, layer.start_a]), torch.cat([b, -layer.start_b], dim=1)
-    magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
+        a = torch.cat([a, layer.start_a])
+        b = torch.cat([b, -layer.start_b], dim=1)
+    magnitude = None
+    if layer.magnitude is not None:
+        magnitude = layer.magnitude.weight.detach().clone()
     return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)
 
 

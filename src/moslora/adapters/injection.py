@@ -2,23 +2,22 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moslora.adapters.context import Context
 from moslora.adapters.folding import fold_into_a
 from moslora.adapters.linear import AdapterLinear, Trains
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import build_mixer
 from moslora.adapters.mixers.gates import Gate, TaskGateMixer
+from moslora.adapters.options import AdapterOptions, Scaling
 from moslora.adapters.start import Start, begin, float_weight, leave_residual, remember_start
 from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.rows import send
-
-Scaling = Literal["lora", "rslora"]
 
 
 def inject(
@@ -67,65 +66,50 @@ def inject(
         ValueError: an argument has the wrong type, nothing matches, the model has adapters, training could not start,
             ``state`` does not fit, or options contradict each other. The model is as it was.
     """
-    options = _checked(locals())
+    if any(named_adapters(model)):
+        raise ValueError("the model has adapters already; inject into a freshly loaded one")
+    options = AdapterOptions(
+        rank=rank,
+        alpha=alpha,
+        mixer=mixer,
+        target_modules=target_modules,
+        dropout=dropout,
+        rank_out=rank_out,
+        scaling=scaling,
+        start=start,
+        trains=trains,
+        dora=dora,
+        seed=seed,
+    )
+    options.check()
+    part = model
+    if within is not None:
+        part = within
     layers: dict[str, AdapterLinear] = {}  # all are built before one is put in place: a fault changes nothing
-    for name in _match(model, target_modules, model if within is None else within):
-        base: Any = model.get_submodule(name)
+    for name in _match(model, target_modules, part):
         try:
-            if (weight := next(base.parameters(), None)) is None:
-                raise ValueError(f"{type(base).__name__} has no weight (quantised by GPTQ or AWQ?); use the original")
-            with torch.device("meta" if state is None and weight.is_meta else "cpu"):
-                layer = layers[name] = AdapterLinear(
-                    base,
-                    mixer=build_mixer(rank=rank, rank_out=rank_out, in_features=base.in_features, **mixer),
-                    scale=float(alpha) / (rank if scaling == "lora" else rank**0.5),
-                    dropout=dropout,
-                    trains=trains,
-                    magnitude=Magnitude(base.out_features) if dora else None,
-                )
-            _give_start(layer, start, drawn=state is None, seed=seed, name=name, weight_of=weight_of)
+            layers[name] = _new_layer(model.get_submodule(name), options, drawn=state is None)
+            _give_start(layers[name], name, options, drawn=state is None, weight_of=weight_of)
         except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
             raise ValueError(f"{name}: {error}") from error
     if state is not None:
         _restore(_state(layers), state)
     model.requires_grad_(False)
+    context = Context()
+    context.options = options.plain()
     for name, layer in layers.items():
         if not next(layer.base.parameters()).is_meta:
             _settle(layer, weight_of)
+        layer.share(context)
         model.set_submodule(name, layer.train(layer.base.training))
-    model.adapter_options = options  # type: ignore[assignment]  # which `moslora.save` needs
     return list(layers)
 
 
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rank": (lambda value: isinstance(value, Integral) and int(value) > 0, "a whole number above 0"),
-    "rank_out": (lambda value: value is None or _CHECKS["rank"][0](value), "a whole number above 0, or None"),
-    "alpha": (lambda value: isinstance(value, Real) and float(value) > 0, "a number above 0"),
-    "dropout": (lambda value: isinstance(value, Real) and 0 <= float(value) < 1, "a number from 0 to below 1"),
-    "mixer": (lambda value: isinstance(value, Mapping) and "kind" in value, "a mapping such as {'kind': 'dense'}"),
-    "target_modules": (lambda value: isinstance(value, Collection), "a list of names, or a regular expression"),
-    "scaling": (lambda value: value in get_args(Scaling), f"one of {', '.join(get_args(Scaling))}"),
-    "start": (lambda value: value in get_args(Start), f"one of {', '.join(get_args(Start))}"),
-    "trains": (lambda value: value in get_args(Trains), f"one of {', '.join(get_args(Trains))}"),
-    "seed": (lambda value: isinstance(value, Integral), "a whole number"),
-}
-"""What an argument of `inject` must be. A misspelt word would otherwise be another method, silently."""
-
-
-NO_OPTIONS = ("model", "state", "weight_of", "within")
-"""Arguments of `inject` that do not describe the adapters."""
-
-
-def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The options among the ``arguments`` of :func:`inject`: those that describe the adapters."""
-    if any(named_adapters(arguments["model"])):
-        raise ValueError("the model has adapters already; inject into a freshly loaded one")
-    options = {name: value for name, value in arguments.items() if name not in NO_OPTIONS}
-    wrong = [name for name, (fits, _) in _CHECKS.items() if isinstance(options[name], bool) or not fits(options[name])]
-    if wrong:
-        raise ValueError("\n".join(f"{name} = {options[name]!r}: must be {_CHECKS[name][1]}" for name in wrong))
-    plain = {key: one.item() for key, one in options.items() if isinstance(one, Real) and hasattr(one, "item")}
-    return {**options, **plain, "mixer": dict(options["mixer"])}
+def adapter_options(model: nn.Module) -> dict[str, Any]:
+    """The arguments of :func:`inject` that describe the adapters of ``model``; empty if it has none of `inject`."""
+    for _, layer in named_adapters(model):
+        return dict(layer.context.options)
+    return {}
 
 
 def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
@@ -136,10 +120,18 @@ def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
 
 
 def has_learned(model: nn.Module) -> bool:
-    """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW; or there is
-    none."""
+    """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW. True for a
+    model without adapters."""
     layers = [layer for _, layer in named_adapters(model)]
-    return not layers or any((layer.lora_b if layer.mixer.routes else layer.delta_weight()).any() for layer in layers)
+    if not layers:
+        return True
+    return any(_has_left_its_start(layer) for layer in layers)
+
+
+def _has_left_its_start(layer: AdapterLinear) -> bool:
+    if layer.mixer.routes:
+        return bool(layer.lora_b.any())
+    return bool(layer.delta_weight().any())
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -155,11 +147,13 @@ def adapter_penalty(model: nn.Module) -> Tensor | None:
     """
     penalties = [layer.mixer.penalty(layer.lora_a, layer.lora_b) for _, layer in named_adapters(model)]
     some = [penalty for penalty in penalties if penalty is not None]
-    return torch.stack(some).sum() / len(penalties) if some else None
+    if not some:
+        return None
+    return torch.stack(some).sum() / len(penalties)
 
 
 def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Tensor | None = None) -> None:
-    """Describes the next forward passes to the gates, if there are any.
+    """Describes the next forward passes to the adapters: to the gates, if there are any.
 
     Args:
         model: with adapters.
@@ -167,9 +161,9 @@ def describe_batch(model: nn.Module, *, tokens: Tensor | None = None, tasks: Ten
         tasks: task numbers, int64, per row ``(batch,)``, per token ``(batch, length)``, or one for all ``(1,)``; or for
             all a weight of each task's gate, float, ``(1, tasks + 1)``.
     """
-    for module in model.modules():
-        if isinstance(module, Gate):
-            module.describe(tokens=tokens, tasks=tasks)
+    contexts = {layer.context for _, layer in named_adapters(model)}
+    for context in contexts:
+        context.describe(tokens=tokens, tasks=tasks)
 
 
 def shares_beginnings(model: nn.Module, *, training: bool) -> bool:
@@ -178,15 +172,20 @@ def shares_beginnings(model: nn.Module, *, training: bool) -> bool:
     Not under dropout, which draws for each row; nor with a gate, which may route by the row's task, and whose balance
     counts the tokens of all rows.
     """
-    return not any(
-        isinstance(module, Gate) or (training and isinstance(module, Dropout | nn.Dropout) and module.p > 0)
-        for module in model.modules()
-    )
+    for module in model.modules():
+        if isinstance(module, Gate):
+            return False
+        if training and isinstance(module, Dropout | nn.Dropout) and module.p > 0:
+            return False
+    return True
 
 
 def task_names(model: nn.Module) -> tuple[str, ...]:
     """The tasks that the gates of ``model`` route by, in the order of their numbers; none without such gates."""
-    return next((module.task_names for module in model.modules() if isinstance(module, TaskGateMixer)), ())
+    for module in model.modules():
+        if isinstance(module, TaskGateMixer):
+            return module.task_names
+    return ()
 
 
 def describe_task(model: nn.Module, task: str | None) -> None:
@@ -209,12 +208,11 @@ def describe_task(model: nn.Module, task: str | None) -> None:
 
 
 def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
-    return {
-        key: value
-        for name, layer in layers.items()
-        for key, value in layer.state_dict(prefix=f"{name}.").items()
-        if not key.startswith(f"{name}.base.")
-    }
+    state: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        weights = layer.state_dict(prefix=f"{name}.")
+        state |= {key: value for key, value in weights.items() if not key.startswith(f"{name}.base.")}
+    return state
 
 
 def _restore(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -227,11 +225,11 @@ def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
     """Refuses a ``state`` with other keys or shapes than ``own``, of which all are listed."""
     faults = [f"{key}: missing" for key in own.keys() - state.keys()]
     faults += [f"{key}: unexpected, not an adapter weight of this model" for key in state.keys() - own.keys()]
-    faults += [
-        f"{key}: shape {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if state[key].shape != own[key].shape
-    ]
+    for key in own.keys() & state.keys():
+        found = tuple(state[key].shape)
+        expected = tuple(own[key].shape)
+        if found != expected:
+            faults.append(f"{key}: shape {found}, the model has {expected}")
     if faults:
         raise ValueError(capped(sorted(faults)))
 
@@ -239,33 +237,68 @@ def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
 def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.Module) -> list[str]:
     """Names of the linear layers that ``target_modules`` selects from those ``within`` a part of ``model``."""
     parts = {*within.modules()}
-    linear = {  # name: its last component
-        name: name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if hasattr(module, "in_features") and hasattr(module, "out_features") and module in parts
-    }
+    last_of: dict[str, str] = {}  # the name of each linear layer -> its last component
+    for name, module in model.named_modules():
+        if module in parts and hasattr(module, "in_features") and hasattr(module, "out_features"):
+            last_of[name] = name.rpartition(".")[2]
+    unmatched: list[str] = []
     if target_modules == "all-linear":
         output = getattr(model, "get_output_embeddings", lambda: None)()
-        matched, unmatched = [name for name in linear if model.get_submodule(name) is not output], []
+        matched = [name for name in last_of if model.get_submodule(name) is not output]
     elif isinstance(target_modules, str):
-        matched = [name for name in linear if re.fullmatch(target_modules, name)]
-        as_text = f"the regular expression {target_modules} as a whole (names are a list, such as [q_proj, v_proj])"
-        unmatched = [] if matched else [as_text]
+        matched = [name for name in last_of if re.fullmatch(target_modules, name)]
+        if not matched:
+            hint = "(names are a list, such as [q_proj, v_proj])"
+            unmatched = [f"the regular expression {target_modules} as a whole {hint}"]
     else:
-        matched = [name for name, last in linear.items() if last in target_modules]
-        unmatched = [str(target) for target in target_modules if target not in linear.values()]
+        matched = [name for name, last in last_of.items() if last in target_modules]
+        unmatched = [str(target) for target in target_modules if target not in last_of.values()]
     if unmatched or not matched:
-        there = ", ".join(sorted({*linear.values()})) or "none"
+        there = ", ".join(sorted({*last_of.values()})) or "none"
         raise ValueError(f"no linear layer matches {', '.join(unmatched) or 'an empty list'}; this model has {there}")
-    chosen = {model.get_submodule(name): name for name in matched}
-    for name, module in model.named_modules(remove_duplicate=False):  # the adapter would be in one place only
-        if chosen.get(module, name) != name:
-            raise ValueError(f"{chosen[module]} and {name} are one shared module; choose layers that are not shared")
+    _refuse_shared(model, matched)
     return matched
 
 
+def _refuse_shared(model: nn.Module, matched: Collection[str]) -> None:
+    """Refuses modules that the model has in two places: the adapter would be in one only."""
+    chosen = {model.get_submodule(name): name for name in matched}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if chosen.get(module, name) != name:
+            raise ValueError(f"{chosen[module]} and {name} are one shared module; choose layers that are not shared")
+
+
+def _new_layer(base: Any, options: AdapterOptions, *, drawn: bool) -> AdapterLinear:
+    """An adapter over ``base``, whose weights are to be drawn or loaded, on the CPU. Over a base on the meta device
+    those to be drawn stay there, too."""
+    weight = next(base.parameters(), None)
+    if weight is None:
+        raise ValueError(f"{type(base).__name__} has no weight (quantised by GPTQ or AWQ?); use the original")
+    device = "cpu"
+    if drawn and weight.is_meta:
+        device = "meta"
+    with torch.device(device):
+        mixer = build_mixer(rank=options.rank, rank_out=options.rank_out, in_features=base.in_features, **options.mixer)
+        magnitude = None
+        if options.dora:
+            magnitude = Magnitude(base.out_features)
+        return AdapterLinear(
+            base,
+            mixer=mixer,
+            scale=options.scale,
+            dropout=options.dropout,
+            trains=options.trains,
+            magnitude=magnitude,
+        )
+
+
 def _give_start(
-    layer: AdapterLinear, start: Start, *, drawn: bool, seed: int, name: str, weight_of: Callable[[nn.Module], Tensor]
+    layer: AdapterLinear,
+    name: str,
+    options: AdapterOptions,
+    *,
+    drawn: bool,
+    weight_of: Callable[[nn.Module], Tensor],
 ) -> None:
     """Measures the base's rows for DoRA, draws A, B and M if they are not to be loaded, and folds M into A."""
     on_meta = next(layer.base.parameters()).is_meta
@@ -273,16 +306,17 @@ def _give_start(
         layer.magnitude.measure(weight_of(layer.base))
         layer.magnitude.reset_parameters()
     if drawn and not on_meta:
-        begin(layer, start, seed=seed, name=name, weight_of=weight_of)
+        begin(layer, options.start, seed=options.seed, name=name, weight_of=weight_of)
     if layer.mixer.folds_at_init:
         fold_into_a(layer)
-    if start == "pissa":
+    if options.start == "pissa":
         remember_start(layer)
 
 
 def _settle(layer: AdapterLinear, weight_of: Callable[[nn.Module], Tensor]) -> None:
     """Moves the adapter to its base's device; a part of the base that it started with leaves the base."""
-    base, layer.base = layer.base, nn.Identity()  # which stays where it is
+    base = layer.base
+    layer.base = nn.Identity()  # the base stays where it is
     layer.to(next(base.parameters()).device)
     layer.base = base
     if layer.start_a is not None:

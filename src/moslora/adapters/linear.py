@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora.adapters.context import Context
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers.base import Mixer, kaiming
 from moslora.kernels.dropout import Dropout
@@ -31,9 +32,12 @@ class Factors:
         first that is called computes it for all."""
         if self._of is None or self._of() is not x or place not in self._left:
             drawn = dropout.draw(x)
-            h, behind = project(x, self.a, drawn)
-            parts = h.split(h.shape[-1] // len(self.b), -1) if len(self.b) > 1 else (h,)
-            self._of, self._left = weakref.ref(x), {at: (part, behind, drawn) for at, part in enumerate(parts)}
+            h, x_for_base = project(x, self.a, drawn)
+            parts: tuple[Tensor, ...] = (h,)
+            if len(self.b) > 1:
+                parts = h.split(h.shape[-1] // len(self.b), -1)
+            self._of = weakref.ref(x)
+            self._left = {at: (part, x_for_base, drawn) for at, part in enumerate(parts)}
         return self._left.pop(place)
 
 
@@ -45,6 +49,7 @@ class AdapterLinear(nn.Module):
     The base (``nn.Linear``, a 4-bit linear, …) is called, never subclassed: one adapter class fits any base. The
     factors stay in float32 and are cast to the dtype of ``x`` for the product; the activations are never cast up.
     In training `moslora.adapters.families` does that for all layers at once, and those that read one x drop the same.
+    What the forward pass needs beside x is in ``context``, which :func:`moslora.adapters.inject` shares among layers.
 
     Shapes: ``lora_a mixer.shape_of_a(in_features)``, usually ``(mixer.rank_in, in_features)``;
     ``lora_b (out_features, mixer.rank_out)``.
@@ -84,23 +89,34 @@ class AdapterLinear(nn.Module):
         self.scale = scale
         self.base = base.requires_grad_(False)
         self.dropout = Dropout(dropout)
-        shapes = mixer.shape_of_a(self.in_features), (self.out_features, mixer.rank_out)
-        a, b = (torch.empty(shape, dtype=torch.float32) for shape in shapes)
+        a = torch.empty(mixer.shape_of_a(self.in_features), dtype=torch.float32)
+        b = torch.empty(self.out_features, mixer.rank_out, dtype=torch.float32)
         self.lora_a = nn.Parameter(a, requires_grad=trains == "all")
-        self.mixer = mixer.requires_grad_(False) if trains == "b" else mixer
+        self.mixer = mixer
+        if trains == "b":
+            mixer.requires_grad_(False)
         self.lora_b = nn.Parameter(b, requires_grad=trains != "mixer")
         self.folds = not mixer.routes and trains != "mixer"
         self.magnitude = magnitude
-        self.factors: tuple[Factors, int] | None = None  # of a pass, with its place there: `moslora.adapters.families`
+        self.context = mixer.context
         self.register_buffer("start_a", None)
         self.register_buffer("start_b", None)
+
+    def share(self, context: Context) -> None:
+        """Takes ``context`` for this layer and its mixer."""
+        self.context = context
+        self.mixer.context = context
 
     def reset_parameters(
         self, generator: torch.Generator | None = None, mixer_generator: torch.Generator | None = None
     ) -> None:
         """Draws the start. M has its own generator, so that A and B do not depend on the mixer's kind."""
-        nn.init.zeros_(self.lora_b)
-        for factor in (self.lora_a, self.lora_b) if self.mixer.zero_at_init else (self.lora_a,):
+        drawn = [self.lora_a]
+        if self.mixer.zero_at_init:
+            drawn.append(self.lora_b)
+        else:
+            nn.init.zeros_(self.lora_b)
+        for factor in drawn:
             if self.mixer.factor_std is None:
                 kaiming(factor, generator)
             else:
@@ -109,19 +125,30 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        factors, place = self.factors or (None, 0)
-        if factors is None or factors.a.dtype != x.dtype:
-            factors, place = Factors(*(factor.to(x.dtype) for factor in self.scaled_factors())), 0
-        u, x_behind, drawn = factors.project(x, place, self.dropout)
+        factors, place = self._factors(x.dtype)
+        u, x_for_base, drawn = factors.project(x, place, self.dropout)
         if not self.folds:
             u = self.mixer(u, x)
         if self.magnitude is None:
-            return add_product(self.base, x_behind, u, factors.b[place])
-        return self._rescaled(self.base(x_behind), F.linear(u, factors.b[place]), x_behind, drawn)
+            return add_product(self.base, x_for_base, u, factors.b[place])
+        return self._rescaled(self.base(x_for_base), F.linear(u, factors.b[place]), x_for_base, drawn)
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Factors, int]:
+        """The factors in ``dtype``, and the place of this layer's among them."""
+        made = self.context.factors.get(self)
+        if made is not None:
+            factors, _ = made
+            if factors.a.dtype == dtype:
+                return made
+        a, b = self.scaled_factors()
+        return Factors(a.to(dtype), b.to(dtype)), 0
 
     def scaled_factors(self) -> tuple[Tensor, Tensor]:
         """(s · M · A, B), in float32; without M where it is not folded. s includes dropout's 1 / (1 − p)."""
-        a, b = self.mixer.fold(self.lora_a, self.lora_b) if self.folds else (self.lora_a, self.lora_b)
+        a: Tensor = self.lora_a
+        b: Tensor = self.lora_b
+        if self.folds:
+            a, b = self.mixer.fold(a, b)
         return a * (self.scale * self.dropout.scale), b
 
     def _rescaled(self, y: Tensor, delta: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
@@ -131,12 +158,17 @@ class AdapterLinear(nn.Module):
             a, b = self.mixer.fold(self.lora_a, self.lora_b)
             base_of_a = self._without_bias(self.base(a.to(y.dtype)))
         gain = self.magnitude(a=a, b=b, base_of_a=base_of_a, scale=self.scale)
-        plain = self._without_bias(y if drawn is None else self.base(self.dropout(x, drawn)))
+        plain = y
+        if drawn is not None:
+            plain = self.base(self.dropout(x, drawn))
+        plain = self._without_bias(plain)
         return y + (gain - 1).to(y.dtype) * plain + gain.to(y.dtype) * delta
 
     def _without_bias(self, y: Tensor) -> Tensor:
         bias = getattr(self.base, "bias", None)
-        return y if bias is None else y - bias
+        if bias is None:
+            return y
+        return y - bias
 
     def delta_weight(self) -> Tensor:
         """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32).

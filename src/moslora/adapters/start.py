@@ -17,9 +17,11 @@ MAX_CONDITION = 10
 LARGE = 1024
 """The smaller side of a weight up to which all its singular values are computed."""
 
-OVERSAMPLING, ITERATIONS = 64, 16
-"""More columns than wanted, and steps, of the subspace iteration: trained weights have spectra that fall slowly, which
-needs both."""
+OVERSAMPLING = 64
+"""Columns of the subspace iteration beyond those wanted: the spectra of trained weights fall slowly."""
+
+ITERATIONS = 16
+"""Steps of the subspace iteration, for the same reason."""
 
 
 def begin(
@@ -34,9 +36,14 @@ def begin(
     mixer = layer.mixer
     if start == "svd" and not mixer.zero_at_init:
         raise ValueError("neither B nor M starts at zero, so training would not start at the base")
-    part, weights = ("M", [*mixer.parameters()]) if mixer.zero_at_init else ("B", [layer.lora_b])
-    if not any(weight.requires_grad for weight in weights):
-        raise ValueError(f"{part} starts at zero and does not learn, so no gradient could arrive anywhere")
+    if mixer.zero_at_init:
+        at_zero = "M"
+        learns = any(weight.requires_grad for weight in mixer.parameters())
+    else:
+        at_zero = "B"
+        learns = layer.lora_b.requires_grad
+    if not learns:
+        raise ValueError(f"{at_zero} starts at zero and does not learn, so no gradient could arrive anywhere")
     layer.reset_parameters(generator_of(seed, name, "factors"), generator_of(seed, name, "mixer"))
     if start == "svd":
         _take_singular_vectors(layer, weight_of(layer.base))
@@ -51,7 +58,8 @@ def _take_singular_vectors(layer: AdapterLinear, weight: Tensor) -> None:
 
     ``weight`` is W, shape ``(out_features, in_features)``. ``layer`` is drawn; M keeps its values.
     """
-    rank_in, rank_out = layer.mixer.rank_in, layer.mixer.rank_out
+    rank_in = layer.mixer.rank_in
+    rank_out = layer.mixer.rank_out
     u, s, v = largest_triplets(weight.float(), max(rank_in, rank_out))
     layer.lora_a.copy_((s[:, None] * v)[:rank_in])
     layer.lora_b.copy_(u[:, :rank_out])
@@ -82,9 +90,9 @@ def _take_principal_part(layer: AdapterLinear) -> None:
 def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``rank`` largest singular values of a float32 weight W ``(out, in)``, with their vectors.
 
-    A large W, whose full decomposition takes half a minute on a CPU, is met by subspace iteration (Halko et al., arXiv
-    0909.4061, algorithm 4.4) with :data:`OVERSAMPLING` more columns than wanted, which leaves ‖W − U S V‖ within 1e-5
-    of the best there is, and draws the same numbers whatever was drawn before.
+    A large W, whose full decomposition takes half a minute on a CPU, is decomposed by subspace iteration (Halko et al.,
+    arXiv 0909.4061, algorithm 4.4) with :data:`OVERSAMPLING` more columns than wanted, which leaves ‖W − U S V‖ within
+    1e-5 of the best there is, and draws the same numbers whatever was drawn before.
 
     Returns:
         U ``(out, rank)``, S ``(rank,)`` falling, V ``(rank, in)``.
@@ -94,7 +102,10 @@ def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]
     if min(weight.shape) <= LARGE:
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
     else:
-        with torch.random.fork_rng([] if weight.is_cpu else [weight.device], device_type=weight.device.type):
+        own_generators = []  # of the weight's device, beside the CPU's
+        if not weight.is_cpu:
+            own_generators.append(weight.device)
+        with torch.random.fork_rng(own_generators, device_type=weight.device.type):
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(weight, q=min(rank + OVERSAMPLING, *weight.shape), niter=ITERATIONS)
         v = v.T

@@ -98,7 +98,7 @@ def memory(
 
 def _buffers(model: PreTrainedModel) -> int:
     """Entries of the adapters' buffers, of which several layers may share one."""
-    found = set()
+    found: set[Tensor] = set()
     for layer, _ in adapted_layers(model).values():
         found.update(layer.buffers())
     return sum(buffer.numel() for buffer in found)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from moslora.adapters import AdapterLinear
+from moslora.adapters import AdapterLinear, adapter_options
 from moslora.base.adapted import adapter_state, with_adapters
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base
@@ -101,7 +101,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     Raises:
         UsageError: an option or a base that no recipe can have; or ``folder`` holds more, such as what was merged.
     """
-    folder, config, options = Path(folder), model.config, dict(getattr(model, "adapter_options", {}))
+    folder, config, options = Path(folder), model.config, adapter_options(model)
     section: dict[str, Any] = {"name": base or config.name_or_path}
     if not (options and section["name"]) or isinstance(model.get_output_embeddings(), AdapterLinear):
         needs = "the adapters of moslora.inject, none on its output layer, and the name of its base (base=…)"

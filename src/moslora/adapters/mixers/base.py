@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora.adapters.context import Context
+
 
 class NotMergeable(ValueError):
     """There is no single matrix M: it depends on the input, or on a task that was not named."""
@@ -26,7 +28,9 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self, *, rank: int) -> None:
         super().__init__()
-        self.rank_in = self.rank_out = rank  # columns of M, rows of lora_a; rows of M, columns of lora_b
+        self.rank_in = rank  # columns of M, rows of lora_a
+        self.rank_out = rank  # rows of M, columns of lora_b
+        self.context = Context()  # until the mixer is part of a model's adapter
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         """u = h Mᵀ in the dtype of ``h``, where M depends on x or learns alone; otherwise it is folded.

@@ -60,7 +60,9 @@ class ButterflyMixer(Mixer):
         super().__init__(rank=rank)
         refuse_uneven(rank, blocks)
         self.blocks = blocks
-        self.gain = 1 / blocks if normalize else 1.0
+        self.gain = 1.0
+        if normalize:
+            self.gain = 1 / blocks
 
     def matrix(self) -> Tensor:
         ones = torch.ones(self.blocks, self.blocks, dtype=torch.float64)  # 1/3 is another number in float32

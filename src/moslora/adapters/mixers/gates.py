@@ -18,20 +18,14 @@ from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_un
 
 
 class Gate(Mixer):
-    """The base of all gates: k experts of rank r/k, and ``tokens`` and ``tasks`` of the next batch."""
+    """The base of all gates: k experts of rank r/k. ``context`` describes the batch."""
 
     routes = True
-    tokens: Tensor | None = None
-    tasks: Tensor | None = None
 
     def __init__(self, *, rank: int, experts: int = 4) -> None:
         super().__init__(rank=rank)
         refuse_uneven(rank, experts, "experts")
         self.experts = experts
-
-    def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
-        """As :func:`moslora.adapters.describe_batch` says."""
-        self.tokens, self.tasks = tokens, tasks
 
     def _blocks(self, h: Tensor) -> Tensor:
         """``(..., r)`` to ``(..., k, r/k)``."""
@@ -63,24 +57,15 @@ class TokenGateMixer(Gate):
         self.top_k = top_k
         self.balance = balance
         self.weight = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
-        self._penalty: Tensor | None = None
-        self._awaits_batch = False
-
-    def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
-        super().describe(tokens=tokens, tasks=tasks)
-        self._penalty, self._awaits_batch = None, True
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        gates = p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
+        p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
+        gates = p
         if self.top_k is not None:  # zeros but for the largest, which sum to one
             values, places = p.topk(self.top_k, dim=-1)
             gates = torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))
         if self.training and self.balance:
-            penalty = self.balance * self._imbalance(p, gates)
-            # Gradient checkpointing comes here again and must repeat every operation. Keeping that penalty too would
-            # count it twice, and its graph would keep alive what the checkpoint is there to free.
-            if self._awaits_batch:
-                self._penalty, self._awaits_batch = penalty, False
+            self.context.keep_penalty(self, self.balance * self._imbalance(p, gates))
         return (self._blocks(h) * gates.to(h.dtype).unsqueeze(-1)).flatten(-2)
 
     def matrix(self) -> Tensor:
@@ -89,7 +74,7 @@ class TokenGateMixer(Gate):
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
         if not (self.training and self.balance):
             return None
-        penalty, self._penalty = self._penalty, None
+        penalty = self.context.take_penalty(self)
         if penalty is None:
             raise RuntimeError("no penalty: call describe_batch before each pass, and adapter_penalty once after it")
         if torch.is_grad_enabled() and not penalty.requires_grad:
@@ -110,9 +95,9 @@ class TokenGateMixer(Gate):
     def _mean(self, of_tokens: Tensor) -> Tensor:
         """From ``(..., k)`` to ``(k,)``. Filled, not indexed, which would wait for the device to count the tokens."""
         rows = of_tokens.reshape(-1, self.experts)
-        if self.tokens is None:
+        if self.context.tokens is None:
             return rows.mean(0)
-        tokens = self.tokens.reshape(-1)
+        tokens = self.context.tokens.reshape(-1)
         return rows.masked_fill(~tokens[:, None], 0).sum(0) / tokens.sum()
 
 
@@ -165,7 +150,7 @@ class TaskGateMixer(Gate):
         self.weight = nn.Parameter(torch.empty(experts, embedding_size, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        gates = self._gates().to(h.dtype)  # (batch or 1, k), or (batch, length, k)
+        gates = self._gates().to(h.dtype)
         while gates.dim() < h.dim():
             gates = gates.unsqueeze(-2)
         return (self._blocks(h) * gates.unsqueeze(-1)).flatten(-2)
@@ -182,10 +167,14 @@ class TaskGateMixer(Gate):
         kaiming(self.weight, generator)
 
     def _gates(self) -> Tensor:
-        if self.tasks is None:
+        """``(batch or 1, k)``, or ``(batch, length, k)``."""
+        tasks = self.context.tasks
+        if tasks is None:
             raise NotMergeable("a task gate: M depends on the task, and none was named")
-        gates = F.linear(self.embedding, self.weight).softmax(-1)  # (tasks + 1, k)
-        return self.tasks @ gates if self.tasks.is_floating_point() else F.embedding(self.tasks, gates)
+        of_tasks = F.linear(self.embedding, self.weight).softmax(-1)  # (tasks + 1, k)
+        if tasks.is_floating_point():  # a weight of each task
+            return tasks @ of_tasks
+        return F.embedding(tasks, of_tasks)
 
 
 def _softmax(logits: Tensor) -> Tensor:
