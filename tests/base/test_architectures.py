@@ -13,7 +13,7 @@ from evaluation_kit import tokenizer
 from families_kit import EQUAL, NOT_BUILDABLE, ROWS, adapt, make, off, outcome, stock
 from moslora.adapters import named_adapters
 from moslora.base.load import load_base
-from moslora.convert.export import export_peft
+from moslora.convert.export import LOST_BY_PEFT, export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.evaluation.target import evaluate_target, open_target
@@ -108,19 +108,13 @@ CONVOLUTIONS = ("gpt2", "gpt-sw3")
 STORED_TOGETHER = ("sarvam_moe",)
 """Families whose files have q, k and v in one tensor, unlike their modules; training refuses adapters of these."""
 
-LOST_BY_PEFT = (
-    *("afmoe", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "laguna"),
-    "solar_open",
-)
-"""Families with experts in which PEFT 0.21 takes an adapter of a plain MLP for one of the experts, and loads none."""
-
 MERGED = [family for family in EQUAL if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in CONVOLUTIONS]
 FAST = ("llama", "gemma3", "fuyu", "mixtral")
 """One whose weights are named as its modules, two multimodal ones, one whose experts are stored one by one."""
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in FAST else pytest.mark.slow) for f in MERGED])
-def test_a_family_is_merged_and_exported(tmp_path: Path, family: str) -> None:
+def test_a_family_is_merged_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str) -> None:
     """Stock transformers, and PEFT over its base, compute what the adapters do in stock modules."""
     base, run = tmp_path / "base", tmp_path / "run"
     make(family, base, steep=False)
@@ -133,6 +127,7 @@ def test_a_family_is_merged_and_exported(tmp_path: Path, family: str) -> None:
         return
     merge(run, out=tmp_path / "merged")
     export_peft(run, out=tmp_path / "peft")
+    assert ("loads none" in "".join(capsys.readouterr())) == (family in LOST_BY_PEFT)
 
     adapted = stock(base)
     before = adapted(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits.detach()

@@ -12,15 +12,9 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.base.adapted import (
-    UNFIT,
-    adapter_state,
-    config_of,
-    merged_by_peft,
-    own_parameters,
-    with_adapters,
-)
+from moslora.base.adapted import adapter_state, own_parameters, with_adapters
 from moslora.base.engine import use_own_modules
+from moslora.base.peft_methods import UNFIT, config_of, merged_by_peft
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, load_recipe
 from moslora.training.objective import LabelLoss

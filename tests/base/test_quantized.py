@@ -33,7 +33,7 @@ from moslora.choices import Onto
 from moslora.convert import export
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.convert.verify import PROMPTS
+from moslora.convert.proof import PROMPTS
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.target import evaluate_target, open_target
 from moslora.quickstart import quickstart

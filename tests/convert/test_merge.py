@@ -19,7 +19,7 @@ from moslora.convert import export
 from moslora.convert import merge as merging
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.convert.verify import weight_sums
+from moslora.convert.proof import weight_sums
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import Recipe

@@ -211,7 +211,7 @@ def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(
     train_recipe(recipe, out=tmp_path / "run")
     merge(tmp_path / "run" / "adapter", out=tmp_path / "merged", onto="dequantized", dtype="float32")
     folder = open_adapter(tmp_path / "run" / "adapter")
-    pairs = lora_pairs(folder, load_adapted(folder), task=None)
+    pairs = lora_pairs(load_adapted(folder), str(folder.path))
     section = recipe.model.model_copy(update={"dtype": "float32"})
     packed = {
         name: dequantize(layer).cpu() for name, layer in quantized_layers(load_base(section, device=DEVICE)).items()

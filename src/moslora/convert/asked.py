@@ -5,13 +5,13 @@ No row is shown: those of a local file may be nobody's business.
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.prompts.formats import FORMATS, Format, make_format
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import AdapterFolder
 from moslora.tasks import INSTRUCTION, TASKS, Columns, Example, Task
 
 USUAL_OPTIONS = 4
@@ -21,13 +21,11 @@ FREE = "rows without a task"
 READ_FREE = "what the model writes after `prompt`, up to its end-of-sequence token, is its answer"
 
 
-def section(folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase | None, *, task: str | None) -> str:
-    """The card's text: how the model is asked, and the prompt of each task, those that are equal once.
+def section(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, tasks: Sequence[str]) -> str:
+    """The card's text: how the model is asked, and the prompt of each of ``tasks``, those that are equal once.
 
-    ``task`` is the only one that a fixed gate is for. ``tokenizer``: for its chat template; ``None`` if it is not at
-    hand.
+    ``tokenizer``: for its chat template; ``None`` if it is not at hand.
     """
-    recipe = folder.recipe
     name = recipe.data.format
     if name != "chat":
         format = FORMATS[name]
@@ -36,7 +34,7 @@ def section(folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase | None, *,
     else:
         return "Format `chat`: the question as a user's message in the base's own chat template."
     blocks: dict[str, list[str]] = {}
-    for title, example in _examples(recipe, _asked(folder, task)):
+    for title, example in _examples(recipe, tasks):
         blocks.setdefault(_block(format, example), []).append(title)
     reading = PROTOCOLS[recipe.evaluation.protocol].card
     if [*blocks.values()] == [[FREE]]:
@@ -54,14 +52,6 @@ def _tokens(format: Format) -> str:
     return "Prompt and answer are encoded apart, after BOS where the tokenizer adds one"
 
 
-def _asked(folder: AdapterFolder, task: str | None) -> Sequence[str]:
-    """The tasks that the adapter is for: those of its training, or if they are not recorded its recipe's."""
-    if task is not None:
-        return [task]
-    drawn = folder.manifest.get("data", {}).get("tasks") or ()
-    return [*drawn] or [entry.name for entry in folder.recipe.questions.tasks]
-
-
 def _examples(recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Example]]:
     """(title, example) of every task, with placeholders as its texts."""
     known = {**TASKS, **recipe.own_tasks}
@@ -76,24 +66,26 @@ def _example(task: Task) -> Example:
     question, context = task.placeholders
     if task.columns.context is None:
         context = None
-    return Example(
-        "card",
-        task.name,
-        question,
-        _options(task.columns),
-        0,
-        context=context,
-        wording=task.wording if task.own else None,
-    )
+    example = Example("card", task.name, question, _options(task.columns), 0, context=context)
+    if task.own:
+        return replace(example, wording=task.wording)
+    return example
 
 
 def _options(columns: Columns) -> tuple[str, ...]:
     """The options themselves where all rows have the same; otherwise placeholders."""
     listed = columns.options
+    options = []
     if isinstance(listed, tuple):
-        return tuple(f"<option {n}>" if "{{" in text else text for n, text in enumerate(listed, start=1))
-    count = listed.count(",") + 1 if listed.startswith("[") else USUAL_OPTIONS
-    return tuple(f"<option {n}>" for n in range(1, count + 1))
+        for number, text in enumerate(listed, start=1):
+            if "{{" in text:
+                text = f"<option {number}>"
+            options.append(text)
+        return tuple(options)
+    count = USUAL_OPTIONS
+    if listed.startswith("["):
+        count = listed.count(",") + 1
+    return tuple(f"<option {number}>" for number in range(1, count + 1))
 
 
 def _block(format: Format, example: Example) -> str:
@@ -106,7 +98,8 @@ def _block(format: Format, example: Example) -> str:
         shown = [f"prompts = [\n{listed}]"]
     if example.task != INSTRUCTION:
         answers = dict.fromkeys(option.answer for option in options)
-        shown.append(f"answers = [{', '.join(map(_quoted, answers))}]")
+        quoted = ", ".join(_quoted(answer) for answer in answers)
+        shown.append(f"answers = [{quoted}]")
     text = "\n".join(shown)
     return f"```python\n{text}\n```"
 
@@ -116,7 +109,8 @@ def _literal(text: str) -> str:
     lines = text.splitlines(keepends=True)
     if len(lines) < 2:
         return _quoted(text)
-    return "(\n" + "".join(f"    {_quoted(line)}\n" for line in lines) + ")"
+    quoted = "".join(f"    {_quoted(line)}\n" for line in lines)
+    return f"(\n{quoted})"
 
 
 def _quoted(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
 from moslora.convert import asked, scores
-from moslora.recipe import PeftSection, load_recipe
+from moslora.recipe import Recipe, load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.absolute_paths import local_files
 from moslora.runs.adapter_folder import AdapterFolder
@@ -39,25 +40,22 @@ def write_card(
 ) -> None:
     """Writes ``out/README.md``. ``tokenizer``: for the prompt, where the format is the tokenizer's own."""
     recipe = folder.recipe
-    name, revision = recipe.model.name, recipe.model.revision
-    data = ModelCardData(
-        base_model=None if _is_local(name) else public_name(name),
-        library_name="peft" if (out / "adapter_config.json").exists() else "transformers",
-        tags=["moslora", *([] if isinstance(recipe.adapter, PeftSection) else ["lora"])],
-    )
-    at = f" at revision `{revision}`" if revision else ""
-    if name == BUILTIN:
+    base = public_name(recipe.model.name)
+    at = ""
+    if recipe.model.name == BUILTIN:
         at = " (its Q4_1 quantisation, dequantised)"
+    elif recipe.model.revision:
+        at = f" at revision `{recipe.model.revision}`"
     method = recipe.adapter.summary()
     if made.task:
         method += f"; its gate fixed at task `{made.task}`"
     card = f"""---
-{data}
+{_metadata(out, recipe)}
 ---
 # {recipe.name}
 
-{made.kind} of `{public_name(name)}`{at}, fine-tuned with {recipe.adapter.equation} ({method}).
-No licence is set here: the terms of `{public_name(name)}` apply to what is made of it.
+{made.kind} of `{base}`{at}, fine-tuned with {recipe.adapter.equation} ({method}).
+No licence is set here: the terms of `{base}` apply to what is made of it.
 
 ```python
 {made.use}
@@ -65,7 +63,7 @@ No licence is set here: the terms of `{public_name(name)}` apply to what is made
 
 ## Prompt
 
-{asked.section(folder, tokenizer, task=made.task)}
+{asked.section(recipe, tokenizer, tasks=tasks_of(folder, made.task))}
 
 With moslora, `moslora ask` and `moslora eval` ask so by themselves.
 
@@ -84,54 +82,93 @@ With moslora, `moslora ask` and `moslora eval` ask so by themselves.
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
+def _metadata(out: Path, recipe: Recipe) -> ModelCardData:
+    """What the hub reads of a card."""
+    base = None
+    if not _is_local(recipe.model.name):
+        base = public_name(recipe.model.name)
+    library = "transformers"
+    if (out / "adapter_config.json").exists():
+        library = "peft"
+    tags = ["moslora"]
+    if not recipe.adapter.needs_peft:
+        tags.append("lora")
+    return ModelCardData(base_model=base, library_name=library, tags=tags)
+
+
+def tasks_of(folder: AdapterFolder, task: str | None) -> Sequence[str]:
+    """The tasks that the adapter is for: those of its training, or if they are not recorded its recipe's; ``task``
+    alone where a gate was fixed at it."""
+    if task is not None:
+        return [task]
+    drawn = folder.manifest.get("data", {}).get("tasks")
+    if drawn:
+        return list(drawn)
+    return [entry.name for entry in folder.recipe.questions.tasks]
+
+
 def how_to_upload(out: Path, adapter: Path) -> str:
     """The command that uploads ``out``, made from ``adapter``, and what to change first if it names a local base."""
     recipe = load_recipe(adapter / RECIPE, written=True)
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
-    if any(local_files(recipe.model_dump())):  # which name the folders of this machine
+    if any(local_files(recipe.model_dump())):  # then it names the folders of this machine
         command += f" --exclude {EVALUATION_DEFAULTS}"
     config = out / "adapter_config.json"
-    if config.exists() and _is_local(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]):
-        return f"to upload it, change base_model_name_or_path in {config} to the base's hub id, then: {command}"
+    if config.exists():
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if _is_local(base):
+            return f"to upload it, change base_model_name_or_path in {config} to the base's hub id, then: {command}"
     return f"to upload it: {command}"
 
 
 def public_name(base: str) -> str:
     """A base's hub id; of a local folder only the last part of its path."""
-    return BUILTIN_ON_THE_HUB if base == BUILTIN else scores.last_part(base) if _is_local(base) else base
+    if base == BUILTIN:
+        return BUILTIN_ON_THE_HUB
+    if _is_local(base):
+        return scores.last_part(base)
+    return base
 
 
 def base_in_code(base: str) -> str:
     """The argument of ``from_pretrained`` for a base: its hub id, or a place to put its path into."""
-    return f'"path/to/{scores.last_part(base)[2:]}"' if _is_local(base) else f'"{public_name(base)}"'
+    if _is_local(base):
+        name = scores.last_part(base).removeprefix("./")
+        return f'"path/to/{name}"'
+    return f'"{public_name(base)}"'
 
 
 def _is_local(base: str) -> bool:
+    """Whether a base is named by a path of this machine."""
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
 
 
 def _training(folder: AdapterFolder) -> str:
     """How the adapter was trained: facts, and the recipe without local paths."""
-    manifest, recipe = folder.manifest, folder.recipe
-    if imported := manifest.get("imported"):
+    manifest = folder.manifest
+    recipe = folder.recipe
+    if "imported" in manifest:
+        imported = manifest["imported"]
         files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["sha256"].items())
         return f"Imported from {imported['format']}'s format: {files}. How and on what it was trained is not recorded."
     if "trained_rows" not in manifest:
         return "Trained by a program of its own (`moslora.save`), which recorded no more."
+    facts = []
+    origin = origin_of(folder, base="")
+    if origin.unfinished:
+        facts.append(f"unfinished: {origin}")
     drawn = manifest["data"]["tasks"]  # up to this step
-    facts = [
+    facts.append(
         f"{manifest['step']:,} steps by moslora {manifest['moslora']}: {sum(drawn.values()):,} rows, repeats included,"
-        f" of {manifest['trained_rows']:,} (sha256 `{manifest['data']['sha256']}`)",
-        *(f"{task}: {n:,} rows from {scores.origin(task, recipe.data.source)}" for task, n in drawn.items()),
-        *manifest["data"]["notes"],
-    ]
-    made_of = origin_of(folder, base="")
-    if made_of.unfinished:
-        facts.insert(0, f"unfinished: {made_of}")
+        f" of {manifest['trained_rows']:,} (sha256 `{manifest['data']['sha256']}`)"
+    )
+    facts += [f"{task}: {n:,} rows from {scores.origin(task, recipe.data.source)}" for task, n in drawn.items()]
+    facts += manifest["data"]["notes"]
     values = recipe.model_dump(mode="json")
     if _is_local(recipe.model.name):
         values["model"]["name"] = scores.last_part(recipe.model.name)
     for section, key in local_files(values):
         section[key] = scores.last_part(section[key])
-    return "".join(f"- {fact}\n" for fact in facts) + f"\n```yaml\n{render(values).rstrip()}\n```"
+    listed = "".join(f"- {fact}\n" for fact in facts)
+    return f"{listed}\n```yaml\n{render(values).rstrip()}\n```"

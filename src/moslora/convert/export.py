@@ -1,49 +1,72 @@
 """Adapters as plain LoRA pairs, and written in PEFT's format."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import LoraPair, NotMergeable, build_mixer, describe_task, fold, has_learned, named_adapters
-from moslora.base.adapted import config_of
 from moslora.base.load import load_tokenizer
+from moslora.base.peft_methods import config_of
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.console import note
 from moslora.convert.card import THIS_FOLDER, Made, base_in_code, public_name, write_card
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, some
 from moslora.files import new_folder, write_json
-from moslora.recipe import AdapterSection, PeftSection, Recipe
+from moslora.recipe import ModelSection, PeftSection, Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
+
+LOST_BY_PEFT = (
+    *("afmoe", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "laguna"),
+    "solar_open",
+)
+"""Families with experts in which PEFT 0.21 takes an adapter of a plain MLP for one of the experts, and loads none."""
+
+OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+"""The layers of an expert, and of a plain MLP, by the last component of their names."""
 
 
 def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
     """Refuses an adapter without a single ΔW. A task gate has one for each ``task`` that it was trained on."""
     section = folder.recipe.adapter
-    gated = section.gated_by_task
-    if task is None and isinstance(section, AdapterSection):
-        try:
-            build_mixer(rank=section.rank, in_features=1, **folder.recipe.adapter_options()["mixer"]).matrix()
-        except NotMergeable as error:
-            fix = "name one with --task" if gated else "evaluate the adapter folder itself"
-            raise UsageError(f"{folder.path}: has no single weight: it has {error}; {fix}") from None
-    elif task is not None and not gated:
-        raise UsageError(f"{folder.path}: --task {task}: its adapter does not depend on the task; omit --task")
-    elif task is not None:
-        folder.refuse_untrained(task)
-
-
-def lora_pairs(folder: AdapterFolder, model: PreTrainedModel, *, task: str | None) -> dict[str, LoraPair]:
-    """The folded adapters of ``folder`` by layer. ``model`` has them, and computes for ``task`` from now on."""
-    if not has_learned(model):
-        raise MosloraError(f"{folder.path}: still as it started, with ΔW = 0 in every layer; choose a later checkpoint")
     if task is not None:
-        describe_task(model, task)
-    return {name: fold(layer) for name, layer in named_adapters(model)}
+        if not section.gated_by_task:
+            raise UsageError(f"{folder.path}: --task {task}: its adapter does not depend on the task; omit --task")
+        folder.refuse_untrained(task)
+        return
+    if section.mixer is None:  # PEFT's
+        return
+    options = folder.recipe.adapter_options()
+    try:
+        build_mixer(rank=options["rank"], in_features=1, **options["mixer"]).matrix()
+    except NotMergeable as error:
+        fix = "evaluate the adapter folder itself"
+        if section.gated_by_task:
+            fix = "name one with --task"
+        raise UsageError(f"{folder.path}: has no single weight: it has {error}; {fix}") from None
+
+
+def lora_pairs(model: PreTrainedModel, name: str) -> dict[str, LoraPair]:
+    """The folded adapters of ``model`` by layer; ``name`` is what an error calls them."""
+    if not has_learned(model):
+        raise MosloraError(f"{name}: still as it started, with ΔW = 0 in every layer; choose a later checkpoint")
+    return {layer_name: fold(layer) for layer_name, layer in named_adapters(model)}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An adapter in PEFT's format, and what its card says of it."""
+
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    kind: str  # opens the first sentence
+    proof: str
 
 
 def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remote_code: bool = False) -> Path:
@@ -56,42 +79,55 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     refuse_unfoldable(folder, task)
-    recipe, base = folder.recipe, folder.recipe.model.name
-    place = {
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": BUILTIN_ON_THE_HUB if base == BUILTIN else base,
-        "revision": recipe.model.revision,
-    }
+    recipe = folder.recipe
     with new_folder(out) as scratch:
         if isinstance(recipe.adapter, PeftSection):
-            tensors, config = folder.weights(), config_of(recipe.adapter).to_dict() | place | {"inference_mode": True}
-            settings = {key: sorted(x) if isinstance(x, set) else x for key, x in config.items()}
-            kind, proof = "An adapter", "The weights are those of the run, as PEFT saves them."
+            exported = _as_peft_saves_it(folder, recipe.adapter)
         else:
-            tensors, settings = _as_lora(folder, recipe.adapter, place, task=task)
-            kind = "A LoRA adapter"
-            proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
-        save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(scratch / "adapter_config.json", settings)
+            exported = _as_lora(folder, dropout=recipe.adapter.dropout, task=task)
+        save_file(exported.tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_json(scratch / "adapter_config.json", exported.settings)
         write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
-        known_as = BUILTIN if base == BUILTIN else public_name(base)
-        write_origin(scratch, origin_of(folder, base=known_as))
-        at = f', revision="{recipe.model.revision}"' if recipe.model.revision else ""
-        use = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"place = {base_in_code(base)}  # of the base\n"
-            f"base = AutoModelForCausalLM.from_pretrained(place{at})\n"
-            f'model = PeftModel.from_pretrained(base, ".")  # {THIS_FOLDER}\n'
-            f"tokenizer = AutoTokenizer.from_pretrained(place{at})"
+        write_origin(scratch, origin_of(folder, base=_known_as(recipe.model.name)))
+        made = Made(
+            exported.kind,
+            scored="Of the adapter over its base",
+            use=_use(recipe.model),
+            proof=exported.proof + _remark_on_the_base(recipe.model),
+            task=task,
         )
-        if base == BUILTIN:
-            proof += (
-                " The logits are the same only on the Q4_1 quantisation of the hub's weights, in the folder that"
-                f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
-            )
-        made = Made(kind, scored="Of the adapter over its base", use=use, proof=proof, task=task)
         write_card(scratch, folder, made, tokenizer=_chat_tokenizer(recipe))
     return out
+
+
+def _known_as(base: str) -> str:
+    """The name of a base to others who have moslora."""
+    if base == BUILTIN:
+        return BUILTIN
+    return public_name(base)
+
+
+def _use(base: ModelSection) -> str:
+    """How the export is used, for its card."""
+    at = ""
+    if base.revision:
+        at = f', revision="{base.revision}"'
+    return f"""from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+place = {base_in_code(base.name)}  # of the base
+base = AutoModelForCausalLM.from_pretrained(place{at})
+model = PeftModel.from_pretrained(base, ".")  # {THIS_FOLDER}
+tokenizer = AutoTokenizer.from_pretrained(place{at})"""
+
+
+def _remark_on_the_base(base: ModelSection) -> str:
+    if base.name != BUILTIN:
+        return ""
+    return (
+        " The logits are the same only on the Q4_1 quantisation of the hub's weights, in the folder that"
+        f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
+    )
 
 
 def _chat_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
@@ -104,31 +140,69 @@ def _chat_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _as_lora(
-    folder: AdapterFolder, section: AdapterSection, place: dict[str, Any], *, task: str | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and settings of an adapter of ours as PEFT's LoRA."""
+def _place(base: ModelSection) -> dict[str, Any]:
+    """The settings that say what an adapter belongs to."""
+    name = base.name
+    if name == BUILTIN:
+        name = BUILTIN_ON_THE_HUB
+    return {"task_type": "CAUSAL_LM", "base_model_name_or_path": name, "revision": base.revision}
+
+
+def _as_peft_saves_it(folder: AdapterFolder, section: PeftSection) -> Exported:
+    """An adapter of one of PEFT's methods."""
+    config = {**config_of(section).to_dict(), **_place(folder.recipe.model), "inference_mode": True}
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, set):
+            value = sorted(value)
+        settings[key] = value
+    proof = "The weights are those of the run, as PEFT saves them."
+    return Exported(folder.weights(), settings, kind="An adapter", proof=proof)
+
+
+def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> Exported:
+    """An adapter of ours, as PEFT's LoRA."""
     model = load_without_base(folder)
-    pairs = lora_pairs(folder, model, task=task)
-    tensors = {}
+    if task is not None:
+        describe_task(model, task)
+    pairs = lora_pairs(model, str(folder.path))
+    lost = _lost_by_peft(model)
+    if lost:
+        note(f"PEFT takes the adapters of {some(lost)} for those of experts, and loads none; merge instead")
+    tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():
-        parts = {"A.weight": pair.a, "B.weight": pair.b, "magnitude_vector": pair.magnitude}
-        for part, value in parts.items():
-            if value is not None:
-                tensors[f"base_model.model.{name}.lora_{part}"] = value.contiguous()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
+        if pair.magnitude is not None:
+            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude.contiguous()
     rank = len(pair.a)  # of the last layer, as of all
-    components = {name.rpartition(".")[2] for name in pairs}
-    same = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
-    return tensors, {
+    settings = {
         "peft_type": "LORA",
-        **place,
+        **_place(folder.recipe.model),
         "r": rank,
         "lora_alpha": pair.scale * rank,
         "use_dora": pair.magnitude is not None,
-        "lora_dropout": section.dropout,
+        "lora_dropout": dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        # The whole names where other layers share a component.
-        "target_modules": sorted(components if len(same) == len(pairs) else pairs),
+        "target_modules": _target_modules(model, list(pairs)),
     }
+    proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
+    return Exported(tensors, settings, kind="A LoRA adapter", proof=proof)
+
+
+def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
+    """The last components of the adapted layers' names; the whole names where other layers share a component."""
+    components = {name.rpartition(".")[2] for name in adapted}
+    same = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
+    if len(same) == len(adapted):
+        return sorted(components)
+    return sorted(adapted)
+
+
+def _lost_by_peft(model: PreTrainedModel) -> list[str]:
+    """The adapted layers for which PEFT loads nothing."""
+    if model.config.model_type not in LOST_BY_PEFT:
+        return []
+    return [name for name, _ in named_adapters(model) if name.rpartition(".")[2] in OF_EXPERTS]

@@ -22,7 +22,7 @@ from moslora.choices import DType
 from moslora.console import note
 from moslora.convert.adapter_files import adapter_files
 from moslora.convert.peft_adapter import Layers, Settings, read_layers, read_settings
-from moslora.convert.verify import log_probabilities
+from moslora.convert.proof import log_probabilities
 from moslora.data.encode import encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
@@ -58,7 +58,8 @@ def import_adapter(
     config, weights = adapter_files(source)
     settings = read_settings(config)
     layers = read_layers(weights, targets=settings.target_modules)
-    if remark := remark_on(source):
+    remark = remark_on(source)
+    if remark:
         note(remark)
     model = {
         "name": base or _base_of(source, config, settings),
@@ -76,29 +77,41 @@ def import_adapter(
             ours, plain = _load(recipe, layers, weights)
         _note_another_base(source, recipe.model)
         tokenizer = load_tokenizer(recipe.model)
-        without = log_probabilities(plain, tokenizer)
+        of_base = log_probabilities(plain, tokenizer)
         for name, parts in layers.items():
             plain.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
-        expected = log_probabilities(plain, tokenizer)
+        of_source = log_probabilities(plain, tokenizer)
         del plain
-        run = Run(scratch)
-        run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
-        facts = {
-            "imported": imported,
-            "encoding": encoding(tokenizer, recipe.data.format),
-            "packages": packages(quantized=False, peft=False),
-        }
-        save_adapter(run.result, ours, recipe, facts=facts)
-        folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
-        found = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
-        error, effect = (float((one - expected).abs().max() / expected.abs().max()) for one in (found, without))
+        result = _write_run(scratch, ours, recipe, imported, encoding(tokenizer, recipe.data.format))
+        folder = open_adapter(result, trust_remote_code=trust_remote_code)
+        of_run = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
+        error = _distance(of_run, of_source)
+        effect = _distance(of_base, of_source)
         said = (
             f"{len(layers)} layers imported; log p differs from the source's equations in float32 by {error:.2g} of the"
             f" largest, the adapter itself moves it by {effect:.2g}"
         )
         if not error <= TOLERANCE:
             raise MosloraError(f"{said}: above the tolerance of {TOLERANCE:g}; nothing was written")
-    return said if effect else f"{said}; WARNING: the adapter changes nothing; was it trained?"
+    if not effect:
+        return f"{said}; WARNING: the adapter changes nothing; was it trained?"
+    return said
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """max |Δ log p| / max |log p|."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _write_run(
+    out: Path, model: PreTrainedModel, recipe: Recipe, imported: Mapping[str, Any], encoded_by: Mapping[str, str]
+) -> Path:
+    """Writes a run with the adapters of ``model`` as its result, whose folder is returned."""
+    run = Run(out)
+    run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
+    facts = {"imported": imported, "encoding": encoded_by, "packages": packages(quantized=False, peft=False)}
+    save_adapter(run.result, model, recipe, facts=facts)
+    return run.result
 
 
 def _base_of(source: Path, config: Path, settings: Settings) -> str:
@@ -134,27 +147,25 @@ def _note_another_base(source: Path, model: ModelSection) -> None:
 
 def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
     """The recipe that rebuilds the adapter of ``layers``, asked as ``source`` says, if it is an export of a run."""
-    asking = read_evaluation_defaults(source)
-    asked = asking.model_dump(include={"data", "evaluation", "tasks"}) if asking else {}
+    asked: dict[str, Any] = {}
+    if settings.official:
+        asked = {"data": {"format": "llm-adapters"}}
+    defaults = read_evaluation_defaults(source)
+    if defaults is not None:
+        asked |= defaults.model_dump(include={"data", "evaluation", "tasks"})
     targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
     if any("." in target for target in settings.target_modules):  # ours are last components or a pattern
-        targets = "|".join(map(re.escape, layers))
-    return Recipe.model_validate(
-        {
-            "data": {"format": "llm-adapters"} if settings.official else {},
-            **asked,
-            "name": re.sub(r"[^\w.-]", "-", source.name).lstrip(".-") or "imported",
-            "model": model,
-            "adapter": {
-                "rank": settings.r,
-                "alpha": settings.lora_alpha,
-                "scaling": "rslora" if settings.use_rslora else "lora",
-                "dropout": settings.lora_dropout,
-                "target_modules": targets,
-                "mixer": {"kind": "dense" if settings.lora_use_mixer else "identity"},
-            },
-        }
-    )
+        targets = "|".join(re.escape(layer) for layer in layers)
+    adapter = {
+        "rank": settings.r,
+        "alpha": settings.lora_alpha,
+        "scaling": "rslora" if settings.use_rslora else "lora",
+        "dropout": settings.lora_dropout,
+        "target_modules": targets,
+        "mixer": {"kind": "dense" if settings.lora_use_mixer else "identity"},
+    }
+    name = re.sub(r"[^\w.-]", "-", source.name).lstrip(".-") or "imported"
+    return Recipe.model_validate({**asked, "name": name, "model": model, "adapter": adapter})
 
 
 def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -171,7 +182,10 @@ def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedMode
 
 def _our_state(layers: Layers) -> dict[str, Tensor]:
     """The weights under our names."""
-    return {f"{name}.{OURS[part]}": value for name, parts in layers.items() for part, value in parts.items()}
+    state: dict[str, Tensor] = {}
+    for name, parts in layers.items():
+        state |= {f"{name}.{OURS[part]}": value for part, value in parts.items()}
+    return state
 
 
 def _add(
@@ -180,5 +194,6 @@ def _add(
     """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to a layer's output."""
     x = inputs[0]
     for part in OURS:
-        x = F.linear(x, parts[part]) if part in parts else x
+        if part in parts:
+            x = F.linear(x, parts[part])
     return output + scale * x

@@ -11,6 +11,8 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,10 +21,11 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import AdapterLinear, LoraPair, describe_task, named_adapters
-from moslora.base.adapted import merged_by_peft
+from moslora.base.adapted import adapters_of
 from moslora.base.load import DTYPES, load_base, load_tokenizer
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
@@ -30,22 +33,29 @@ from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import DType, Onto
 from moslora.convert.card import THIS_FOLDER, Made, public_name, write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
-from moslora.convert.verify import Proof, compare, log_probabilities, weight_sums
+from moslora.convert.proof import LogProbabilities, Proof, log_probabilities, prove, weight_sums
 from moslora.data.encode import encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
-from moslora.recipe import PeftSection
-from moslora.runs.adapter_folder import check_encoding, load_adapted, open_adapter
+from moslora.recipe import ModelSection
+from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
 
 Value = TypeVar("Value")
 
 SHARD_BYTES = 10**9
-"""Most bytes of one output file, unless a single tensor is larger."""
+"""Maximum size of one output file, unless a single tensor is larger."""
 
 ROWS = 256
 """Rows of a weight that are merged at a time."""
+
+USE = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # {THIS_FOLDER}
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
+"""How a merged model is used, for its card."""
 
 
 def merge(
@@ -66,62 +76,113 @@ def merge(
         MosloraError: the merged model differs by more than rounding explains; nothing is written.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
-    section = folder.recipe.model.model_copy(update={"dtype": dtype} if dtype else {})
+    section = folder.recipe.model
+    if dtype is not None:
+        section = section.model_copy(update={"dtype": dtype})
     if onto == "dequantized" and section.quantization is None:
         raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised; use --onto original")
     refuse_unfoldable(folder, task)
     with new_folder(out) as scratch:
         tokenizer = load_tokenizer(section)
         check_encoding(folder, encoding(tokenizer, folder.recipe.data.format))
-        model = load_adapted(folder, dtype=section.dtype)
-        pairs = lora_pairs(folder, model, task=task)
-        adapted = expected = log_probabilities(model, tokenizer)
+        merging = Merging(folder, section, onto, task, tokenizer)
+        proof = merging.write_model(scratch)
+        write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
+        write_origin(scratch, origin_of(folder, base=public_name(section.name)))
+        scored = "Of the adapter over its base, before the merge"
+        made = Made("Merged weights", scored=scored, use=USE, proof=str(proof), task=task)
+        write_card(scratch, folder, made, tokenizer=tokenizer)
+    return proof
+
+
+class Adapters(NamedTuple):
+    """The adapters of a model, which is no longer in memory."""
+
+    log_p: Tensor  # of the adapter model, as `log_probabilities`
+    layers: dict[str, AdapterLinear]  # without their bases
+    pairs: dict[str, LoraPair]  # of the same layers
+
+
+class Base(NamedTuple):
+    """A base, which is no longer in memory."""
+
+    log_p: Tensor
+    quantized: dict[str, nn.Module]  # its layers, where the adapter is merged onto them
+    stored: Mapping[str, str]  # the name of a weight in the model -> its name in the files
+
+
+@dataclass(frozen=True)
+class Merging:
+    """One merge, of whose models one is in memory at a time."""
+
+    folder: AdapterFolder
+    section: ModelSection  # the base in the dtype of the result
+    onto: Onto
+    task: str | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def write_model(self, out: Path) -> Proof:
+        """Writes weights, tokenizer and config to ``out``, and compares them with the adapter model."""
+        adapters = self._adapters()
+        base = self._base()
+        refuse_stored_together(adapters.pairs, base.stored)
+        expected = adapters.log_p
+        if self.section.quantization is not None:
+            expected = self._log_p(self._load(self.section.dtype, quantization=None, layers=base.quantized))
+        weights = self._write_weights(out, adapters, base)
+        base_log_p = base.log_p
+        del base  # with its layers, before another model is loaded
+        found = LogProbabilities(base_log_p, adapters.log_p, expected, merged=self._log_p_of_merged(out))
+        return prove(
+            found,
+            weights,
+            dtype=self.section.dtype,
+            quantization=self.section.quantization,
+            onto=self.onto,
+        )
+
+    def _load(self, dtype: DType, **overrides: Any) -> PreTrainedModel:
+        """The adapter model, for the task; ``overrides`` as for `load_adapted`."""
+        model = load_adapted(self.folder, dtype=dtype, **overrides)
+        if self.task is not None:
+            describe_task(model, self.task)
+        return model
+
+    def _log_p(self, model: PreTrainedModel) -> Tensor:
+        return log_probabilities(model, self.tokenizer)
+
+    def _adapters(self) -> Adapters:
+        model = self._load(self.section.dtype)
+        pairs = lora_pairs(model, str(self.folder.path))
+        log_p = self._log_p(model)
         layers = dict(named_adapters(model))
         for layer in layers.values():
             layer.base = nn.Identity()  # the layers stay, the model does not
-        del model
-        model = load_base(section)
-        base = log_probabilities(model, tokenizer)
-        quantized = quantized_layers(model) if onto == "dequantized" else {}
-        stored = stored_names(model)
-        refuse_stored_together(pairs, stored)
-        del model
-        if section.quantization is not None:
-            model = load_adapted(folder, dtype=section.dtype, quantization=None, layers=quantized)
-            if task is not None:
-                describe_task(model, task)
-            expected = log_probabilities(model, tokenizer)
-            del model
-        files = weight_files(section.name, revision=section.revision)
-        exact: dict[str, Tensor] = {}
-        if isinstance(folder.recipe.adapter, PeftSection):
-            exact = merged_by_peft(load_adapted(folder, dtype="float32", quantization=None, layers=quantized))
-        start = Start(files, by_stored_layer(quantized, stored), {stored.get(key, key): x for key, x in exact.items()})
-        _write_weights(start, by_stored_layer(pairs, stored), scratch, dtype=DTYPES[section.dtype])
-        weights = _compare_weights(start, by_stored_layer(layers, stored), scratch)
-        del quantized, exact, start  # before another model is loaded
-        _write_settings(files[0].parent, scratch, tokenizer, dtype=section.dtype)
-        written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
-        merged = log_probabilities(load_base(written), tokenizer)
-        proof = compare(
-            merged, base=base, adapted=adapted, expected=expected, weights=weights, section=section, onto=onto
-        )
-        write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
-        write_origin(scratch, origin_of(folder, base=public_name(section.name)))
-        made = Made(
-            kind="Merged weights",
-            scored="Of the adapter over its base, before the merge",
-            use=(
-                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                f'folder = "."  # {THIS_FOLDER}\n'
-                "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-                "tokenizer = AutoTokenizer.from_pretrained(folder)"
-            ),
-            proof=str(proof),
-            task=task,
-        )
-        write_card(scratch, folder, made, tokenizer=tokenizer)
-    return proof
+        return Adapters(log_p, layers, pairs)
+
+    def _base(self) -> Base:
+        model = load_base(self.section)
+        log_p = self._log_p(model)
+        quantized: dict[str, nn.Module] = {}
+        if self.onto == "dequantized":
+            quantized = quantized_layers(model)
+        return Base(log_p, quantized, stored_names(model))
+
+    def _write_weights(self, out: Path, adapters: Adapters, base: Base) -> dict[str, Tensor]:
+        """Writes all but a card to ``out``; the `weight_sums` of each adapted layer there."""
+        files = weight_files(self.section.name, revision=self.section.revision)
+        load = partial(self._load, "float32", quantization=None, layers=base.quantized)
+        merged_apart = adapters_of(self.folder.recipe).merged(load)
+        exact = {base.stored.get(key, key): weight for key, weight in merged_apart.items()}
+        start = Start(files, by_stored_layer(base.quantized, base.stored), exact)
+        pairs = by_stored_layer(adapters.pairs, base.stored)
+        _write_weights(start, pairs, out, dtype=DTYPES[self.section.dtype])
+        _write_settings(files[0].parent, out, self.tokenizer, dtype=self.section.dtype)
+        return _compare_weights(start, by_stored_layer(adapters.layers, base.stored), out)
+
+    def _log_p_of_merged(self, out: Path) -> Tensor:
+        written = self.section.model_copy(update={"name": str(out), "revision": None, "quantization": None})
+        return self._log_p(load_base(written))
 
 
 class Start(NamedTuple):
@@ -136,7 +197,10 @@ class Start(NamedTuple):
         if key in self.exact:
             return self.exact[key]
         layer = self.quantized.get(key.removesuffix(".weight"))
-        return sources[key].get_tensor(key) if layer is None else dequantize(layer)
+        if layer is not None:
+            return dequantize(layer)
+        weight: Tensor = sources[key].get_tensor(key)
+        return weight
 
 
 def by_stored_layer(layers: Mapping[str, Value], stored: Mapping[str, str]) -> dict[str, Value]:
@@ -147,7 +211,9 @@ def by_stored_layer(layers: Mapping[str, Value], stored: Mapping[str, str]) -> d
 def _write_weights(start: Start, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> None:
     """Writes the base's tensors with the ΔW of every layer in ``pairs``, at most :data:`SHARD_BYTES` in memory."""
     with _opened(start.files) as sources:
-        if missing := {*(f"{name}.weight" for name in (*pairs, *start.quantized)), *start.exact} - sources.keys():
+        needed = {f"{name}.weight" for name in (*pairs, *start.quantized)} | start.exact.keys()
+        missing = needed - sources.keys()
+        if missing:
             raise MosloraError(f"{start.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
         shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_BYTES)
@@ -155,7 +221,8 @@ def _write_weights(start: Start, pairs: Mapping[str, LoraPair], out: Path, *, dt
             shard = {}
             for key in keys:
                 tensor = start.tensor(key, sources)
-                if pair := pairs.get(key.removesuffix(".weight")):
+                pair = pairs.get(key.removesuffix(".weight"))
+                if pair is not None:
                     tensor = _adapted(tensor, pair, dtype=dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
             save_file(shard, out / name, metadata={"format": "pt"})
@@ -177,20 +244,25 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 @torch.no_grad()
 def _compare_weights(start: Start, layers: Mapping[str, AdapterLinear], out: Path) -> dict[str, Tensor]:
     """`weight_sums` of each adapted layer in ``out``, by the ΔW it computes with, not its pair, and of ``exact``."""
+    found: dict[str, Tensor] = {}
     with _opened(start.files) as base, _opened(out.glob("*.safetensors")) as merged:
-        found = {key: weight_sums(merged[key].get_tensor(key), exact=x, plain=x) for key, x in start.exact.items()}
+        for key, exact in start.exact.items():
+            found[key] = weight_sums(merged[key].get_tensor(key), exact=exact, plain=exact)
         for name, layer in layers.items():
             key = f"{name}.weight"
             plain = start.tensor(key, base)
-            written, delta = merged[key].get_tensor(key), layer.delta_weight()
-            found[name] = torch.zeros(3, dtype=torch.float64)
+            written = merged[key].get_tensor(key)
+            delta = layer.delta_weight()
+            sums = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
                 rows = slice(begin, begin + ROWS)
                 weight = plain[rows].float()
                 adapted = weight + delta[rows]
                 if layer.magnitude is not None:
-                    adapted *= (layer.magnitude.weight[rows] / adapted.norm(dim=1)).nan_to_num(0, 0)[:, None]
-                found[name] += weight_sums(written[rows], exact=adapted, plain=weight)
+                    gain = layer.magnitude.weight[rows] / adapted.norm(dim=1)
+                    adapted *= gain.nan_to_num(0, 0)[:, None]
+                sums += weight_sums(written[rows], exact=adapted, plain=weight)
+            found[name] = sums
     return found
 
 
@@ -204,14 +276,19 @@ def _adapted(weight: Tensor, pair: LoraPair, *, dtype: torch.dtype) -> Tensor:
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    """``tensor`` in ``dtype``, where it has floating-point numbers."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(dtype)
 
 
 def _write_settings(base: Path, out: Path, tokenizer: PreTrainedTokenizerBase, *, dtype: DType) -> None:
     """Writes the tokenizer, the base's code, and its configuration with the new dtype."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # older versions of transformers wrote the path on their own disk
-    config |= dict.fromkeys(("dtype", "torch_dtype") if "torch_dtype" in config else ("dtype",), dtype)  # its old name
+    config["dtype"] = dtype
+    if "torch_dtype" in config:  # its old name
+        config["torch_dtype"] = dtype
     write_json(out / "config.json", config)
     for path in base.iterdir():
         if path.name == "generation_config.json" or path.suffix == ".py":

@@ -24,6 +24,7 @@ from moslora.recipe.builtin import printable
 from moslora.runs.adapter_folder import load_tensors
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>AB|A|B)(\.default)?\.weight")
+"""The name of a LoRA weight."""
 
 _HARMLESS = {
     *("auto_mapping", "eva_config", "inference_mode", "megatron_core", "merge_weights"),
@@ -59,7 +60,9 @@ class Settings(BaseModel):
     @property
     def scale(self) -> float:
         """s."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+        if self.use_rslora:
+            return self.lora_alpha / math.sqrt(self.r)
+        return self.lora_alpha / self.r
 
 
 Layers = Mapping[str, Mapping[str, Tensor]]
@@ -74,20 +77,22 @@ def read_settings(path: Path) -> Settings:
             raise ValueError("not a mapping of settings")
     except (OSError, ValueError) as error:
         raise MosloraError(f"{path}: cannot be read ({first_line(error)})") from None
-    faults = []
-    if (kind := values.get("peft_type", "LORA")) != "LORA":
+    kind = values.get("peft_type", "LORA")
+    if kind != "LORA":
         raise UsageError(f"{path}: peft_type = {shortened(kind)}: only LORA can be imported")
+    faults: list[tuple[str, str]] = []  # key, and what is wrong with it
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         faults = [(str(fault["loc"][0]), fault["msg"]) for fault in error.errors()]
+    understood = {*Settings.model_fields, *_HARMLESS}
     for key, value in values.items():
-        if value and key not in {*Settings.model_fields, *_HARMLESS} and value not in _OFF.get(key, ()):
+        if value and key not in understood and value not in _OFF.get(key, ()):
             faults.append((key, "not supported (docs/merging.md)"))
     if faults:
-        lines = [
-            f"{path}: {printable(key)} = {shortened(values.get(key))}: {said}" for key, said in dict.fromkeys(faults)
-        ]
+        lines = []
+        for key, said in dict.fromkeys(faults):
+            lines.append(f"{path}: {printable(key)} = {shortened(values.get(key))}: {said}")
         raise UsageError(capped(lines))
     return settings
 
@@ -106,15 +111,23 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
 
 def read_layers(path: Path, *, targets: list[str]) -> Layers:
     """The weights by layer and part, where ``targets`` are the ends of their names; any other weight is refused."""
-    tensors = load_tensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    if path.suffix == ".safetensors":
+        tensors = load_tensors(path)
+    else:
+        tensors = _load_pickle(path)
     layers: dict[str, dict[str, Tensor]] = {}
-    faults = [] if tensors else ["contains no LoRA weights; import a checkpoint of the Trainer"]
+    faults = []
+    if not tensors:
+        faults.append("contains no LoRA weights; import a checkpoint of the Trainer")
     for key, value in tensors.items():
-        if match := _KEY.fullmatch(key):
-            layers.setdefault(match["layer"], {})[match["part"]] = value.float()
-        else:
+        match = _KEY.fullmatch(key)
+        if match is None:
             faults.append(f"{key}: unexpected; not a LoRA weight that moslora knows")
-    if surplus := [name for name in layers if not f".{name}".endswith(tuple(f".{target}" for target in targets))]:
+        else:
+            layers.setdefault(match["layer"], {})[match["part"]] = value.float()
+    ends = tuple(f".{target}" for target in targets)
+    surplus = [name for name in layers if not f".{name}".endswith(ends)]
+    if surplus:
         faults.append(f"weights on {some(surplus)}, which target_modules in {CONFIG} does not list")
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in faults]))

@@ -38,11 +38,15 @@ class Scored(NamedTuple):
         """Whether both were asked the same questions of a task, in the same way."""
         if name not in other.tasks or self.tasks[name]["n"] != other.tasks[name]["n"]:
             return False
-        ways = ("protocol", "format", "dtype", "max_length", "beams")
-        if any(self.settings.get(way) != other.settings.get(way) for way in ways):
-            return False
-        names = [task for task in self.tasks if task != MACRO] if name == MACRO else [name]
-        return all(self.settings["data"].get(task) == other.settings["data"].get(task) for task in names)
+        for way in ("protocol", "format", "dtype", "max_length", "beams"):
+            if self.settings.get(way) != other.settings.get(way):
+                return False
+        names = [name]
+        if name == MACRO:
+            names = [task for task in self.tasks if task != MACRO]
+        own_data = self.settings["data"]
+        other_data = other.settings["data"]
+        return all(own_data.get(task) == other_data.get(task) for task in names)
 
 
 def section(folder: AdapterFolder, scored: str, *, task: str | None) -> str:
@@ -50,40 +54,49 @@ def section(folder: AdapterFolder, scored: str, *, task: str | None) -> str:
 
     ``scored`` says what was measured; of ``task`` alone, if it is given.
     """
-    adapter, base = folder.manifest["sha256"][WEIGHTS], folder.manifest["base"]["fingerprint"]
+    adapter = folder.manifest["sha256"][WEIGHTS]
+    base = folder.manifest["base"]["fingerprint"]
     lines = []
     for path in sorted(run_of(folder.path).path.glob(f"{EVALUATIONS}/*/results.json")):
-        own = _read(path, task)
-        if own is None or own.model != (adapter, base):
+        own = _read(path, task, model=(adapter, base))
+        if own is None:
             continue
-        beside = base_of(path.parent) / path.name
-        plain = _read(beside, task) if beside.is_file() else None
-        if plain is not None and plain.model != (None, base):
-            plain = None
+        plain = None
+        of_base = base_of(path.parent) / path.name
+        if of_base.is_file():
+            plain = _read(of_base, task, model=(None, base))
         lines.append(_line(own, plain))
     if not lines:
         return "Not evaluated yet (`moslora eval`)."
-    return f"{scored}, in percent, with 95 % intervals:\n\n" + "\n".join(lines)
+    listed = "\n".join(lines)
+    return f"{scored}, in percent, with 95 % intervals:\n\n{listed}"
 
 
-def _read(path: Path, only: str | None) -> Scored | None:
-    """An evaluation; ``None`` if it has no task that is shown."""
+def _read(path: Path, only: str | None, *, model: tuple[str | None, str]) -> Scored | None:
+    """An evaluation; ``None`` if it has no task that is shown, or is of another model."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         tasks = {task: score for task, score in results["tasks"].items() if only in (None, task)}
         if len(tasks) > 1:
             tasks[MACRO] = results["macro"]
-        leaks = (results.get("without_leaks") or {}).get("leaks", {})
-        found = Scored(results["settings"], tasks, leaks)
-        _ = found.model, found.settings["data"], *(score["n"] for score in tasks.values())
-        return found if tasks else None
+        without_leaks = results.get("without_leaks") or {}
+        found = Scored(results["settings"], tasks, leaks=without_leaks.get("leaks", {}))
+        _ = found.settings["data"]  # what is read later is there
+        for score in tasks.values():
+            _ = score["n"]
+        if found.model != model or not tasks:
+            return None
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
 
 
 def _line(own: Scored, plain: Scored | None) -> str:
-    settings, facts = own.settings, own.settings["metadata"]
-    over = f" on the {facts['quantization']} base" if facts.get("quantization") else ""
+    settings = own.settings
+    facts = settings["metadata"]
+    over = ""
+    if facts.get("quantization"):
+        over = f" on the {facts['quantization']} base"
     metric = settings["primary"]
     origins = dict.fromkeys(origin(task, facts["source"]) for task in own.tasks if task != MACRO)
     return (
@@ -104,9 +117,12 @@ def _said(own: Scored, plain: Scored | None, metric: str) -> Iterator[str]:
 
 
 def _value(score: Score, metric: str) -> str:
+    share = f"{100 * score[metric]:.1f}"
     ends = score.get(metric.replace("accuracy", "interval"))  # none in old files
-    interval = f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else ""
-    return f"{100 * score[metric]:.1f}{interval}"
+    if not ends:
+        return share
+    low, high = ends
+    return f"{share} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def origin(task: str, source: str) -> str:

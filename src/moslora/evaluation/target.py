@@ -32,7 +32,7 @@ from moslora.processes.devices import device
 from moslora.processes.group import group_size, process_group, take_gpu
 from moslora.prompts.protocols import Asked, choose, refuse_beams
 from moslora.ranks import is_main_process
-from moslora.recipe import ModelSection, PeftSection, Recipe, resolve_tasks
+from moslora.recipe import ModelSection, Recipe, resolve_tasks
 from moslora.runs import RUNS
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
@@ -143,7 +143,7 @@ class Target:
     @property
     def by_peft(self) -> bool:
         """Whether its adapter is one of PEFT's."""
-        return self.adapter is not None and isinstance(self.adapter.recipe.adapter, PeftSection)
+        return self.adapter is not None and self.adapter.recipe.adapter.needs_peft
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer, which must be the one that the run was trained with."""

@@ -13,7 +13,7 @@ from moslora.choices import FormatName, Split
 from moslora.data.encode import encoding
 from moslora.data.sources import identity
 from moslora.experiment.file import Planned
-from moslora.recipe import Changes, ModelSection, PeftSection, Recipe
+from moslora.recipe import Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.tasks import Task
 from moslora.version import PACKAGE
@@ -53,7 +53,7 @@ def provenance(planned: Planned) -> dict[str, Any]:
 def _program(recipe: Recipe) -> dict[str, Any]:
     """What computes: needs neither the base nor the rows."""
     quantized = recipe.model.quantization is not None
-    return {"code": code(), "packages": packages(quantized=quantized, peft=isinstance(recipe.adapter, PeftSection))}
+    return {"code": code(), "packages": packages(quantized=quantized, peft=recipe.adapter.needs_peft)}
 
 
 @cache

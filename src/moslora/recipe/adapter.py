@@ -51,6 +51,7 @@ class AdapterSection(Section):
     """M, the only part that differs between methods."""
 
     equation: ClassVar[str] = "ΔW = s · B · M · A"
+    needs_peft: ClassVar[bool] = False
 
     def summary(self) -> str:
         """The method in a few words."""
@@ -91,6 +92,7 @@ class PeftSection(Section):
     one that sets `adapter.mixer` drops it."""
 
     equation: ClassVar[str] = "a method of another library"
+    needs_peft: ClassVar[bool] = True
     gated_by_task: ClassVar[bool] = False
     is_balanced: ClassVar[bool] = False
     mixer: ClassVar[None] = None

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moslora.adapters import MIXERS, build_mixer, fold, named_adapters
+from moslora.adapters import MIXERS, Mixer, build_mixer, fold, named_adapters
 from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
-from moslora.recipe import AdapterSection, PeftSection, Recipe
+from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base
+
+NEAR_ZERO = 0.01
+"""Largest ‖M₀‖ of an M that starts at zero or near it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class LearnedLayer:
     def depth(self) -> int:
         """The first number in the name, or 0."""
         found = re.search(r"\.(\d+)\.", self.name)
-        return int(found[1]) if found else 0
+        if found is None:
+            return 0
+        return int(found[1])
 
     @property
     def distance(self) -> float | None:
@@ -41,8 +46,11 @@ class LearnedLayer:
         or if the start is not known."""
         if self.mixer is None or self.start is None:
             return None
-        moved, before = float(np.linalg.norm(self.mixer - self.start)), float(np.linalg.norm(self.start))
-        return moved / before if before > 0.01 else moved
+        moved = float(np.linalg.norm(self.mixer - self.start))
+        before = float(np.linalg.norm(self.start))
+        if before > NEAR_ZERO:
+            return moved / before
+        return moved
 
     @cached_property
     def effective_rank(self) -> float:
@@ -58,27 +66,33 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
 
     Empty for a method of PEFT, and for a mixer that depends on the token or the task: it has no single M and no ΔW.
     """
-    section = folder.recipe.adapter
-    if isinstance(section, PeftSection) or MIXERS[section.mixer.kind].routes:
+    mixer = folder.recipe.adapter.mixer
+    if mixer is None or MIXERS[mixer.kind].routes:
         return []
     layers = []
     for name, layer in named_adapters(load_without_base(folder)):
-        learned = start = None
+        learned = None
+        start = None
         if any(True for _ in layer.mixer.parameters()):
-            learned = layer.mixer.matrix().detach().double().numpy()
+            learned = _matrix(layer.mixer)
             if "imported" not in folder.manifest:  # those were drawn by another program
-                start = _drawn(folder.recipe, section, name)
+                start = _drawn(folder.recipe, name)
         pair = fold(layer)
         layers.append(LearnedLayer(name, learned, start, pair.scale * spectrum(pair.a, pair.b)))
     return layers
 
 
-def _drawn(recipe: Recipe, section: AdapterSection, name: str) -> Floats:
+def _matrix(mixer: Mixer) -> Floats:
+    """M."""
+    return np.asarray(mixer.matrix().detach().double().numpy(), dtype=np.float64)
+
+
+def _drawn(recipe: Recipe, name: str) -> Floats:
     """M of the layer ``name`` as the recipe's seed draws it."""
-    options = recipe.adapter_options()["mixer"]
-    drawn = build_mixer(rank=section.rank, rank_out=section.rank_out, **options)
+    options = recipe.adapter_options()
+    drawn = build_mixer(rank=options["rank"], rank_out=options["rank_out"], **options["mixer"])
     drawn.reset_parameters(generator_of(recipe.seed, name, "mixer"))
-    return np.asarray(drawn.matrix().detach().double().numpy(), dtype=np.float64)
+    return _matrix(drawn)
 
 
 def spectrum(a: Tensor, b: Tensor) -> Floats:

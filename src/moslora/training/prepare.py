@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from moslora.adapters import task_names
-from moslora.base.adapted import adapted_layers, config_of, own_parameters, with_adapters
+from moslora.base.adapted import adapted_layers, adapters_of, own_parameters, with_adapters
 from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
@@ -24,7 +24,7 @@ from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import StepPlan, default_micro_batch_tokens
 from moslora.errors import MosloraError, UsageError
 from moslora.processes.devices import keep_freed_memory
-from moslora.recipe import PeftSection, Recipe
+from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, check_base
 from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
@@ -44,8 +44,7 @@ class Inputs:
 
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
-    if isinstance(recipe.adapter, PeftSection):
-        config_of(recipe.adapter)  # says what is wrong before anything is downloaded
+    adapters_of(recipe).check()  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()

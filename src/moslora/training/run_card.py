@@ -22,7 +22,7 @@ from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import gpu_module, gpus, total_memory
-from moslora.recipe import Adapter, ModelSection, PeftSection, Recipe, TrainingSection
+from moslora.recipe import Adapter, ModelSection, Recipe, TrainingSection
 from moslora.version import PACKAGE, __version__
 
 
@@ -52,7 +52,7 @@ def describe(
 def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute, or would: Liger-Kernel is tried later, in all processes together."""
     quantized = recipe.model.quantization is not None
-    found = identity.packages(quantized=quantized, peft=isinstance(recipe.adapter, PeftSection))
+    found = identity.packages(quantized=quantized, peft=recipe.adapter.needs_peft)
     if gpus() and liger.there():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly
         found[name] = version(name)

@@ -1,7 +1,8 @@
-"""Compares a merged model with its adapter model: weight by weight, and by log-probabilities on a few short texts."""
+"""The proof of a merge: merged model against adapter model, by weights, and by log-probabilities of a few texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from moslora.choices import DType, Onto
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.kernels.linear import pack_nothing
-from moslora.recipe import ModelSection
 
 PROMPTS = (
     "Question: Which force pulls a dropped stone to the ground?\nAnswer: gravity",
@@ -43,6 +43,15 @@ def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return torch.cat(found)
 
 
+class LogProbabilities(NamedTuple):
+    """The `log_probabilities` of the four models of a merge."""
+
+    base: Tensor
+    adapted: Tensor  # of the adapter model
+    expected: Tensor  # of the adapter on the weights that it is merged into: ``adapted``, unless the base is quantised
+    merged: Tensor
+
+
 def weight_sums(written: Tensor, *, exact: Tensor, plain: Tensor) -> Tensor:
     """Σ|W' − R|, Σ|ΔW| and Σ|W| over a layer's weight, or some rows of it: float64, ``(3,)``.
 
@@ -67,54 +76,63 @@ class Proof:
 
     def __str__(self) -> str:
         """The numbers, and in the last line the verdict."""
-        models, rounding, warning = f"merged against adapter model in {self.dtype}", "", ""
-        if self.quantization is not None:
+        if self.quantization is None:
+            models = f"merged against adapter model in {self.dtype}"
+            by_rounding = ""
+        else:
             models = f"merged onto {self.onto} weights, against the adapter model on {self.quantization}, {self.dtype}"
-            rounding = f" (by the merge's rounding {self.rounding:.2g})"
-        if not self.rounding < self.effect:
-            warning = "; WARNING: rounding does no less: keep the adapter, or merge with --dtype float32"
-        elif not self.mean_error < self.effect:
-            warning = "; WARNING: quantisation does no less: measure both values of --onto, or keep the adapter"
+            by_rounding = f" (by the merge's rounding {self.rounding:.2g})"
         share = self.rounding / max(self.effect, 1e-12)
-        numbers = f"{models}: mean |Δ log p| {self.mean_error:.2g}{rounding}; the adapter moves it by {self.effect:.2g}"
         return (
-            f"{numbers} nats\nas close as rounding to {self.dtype} allows: the adapted weights are W + ΔW rounded once,"
-            f" which moves log p by {share:.2g} of what the adapter does{warning}"
+            f"{models}: mean |Δ log p| {self.mean_error:.2g}{by_rounding}; the adapter moves it by {self.effect:.2g}"
+            f" nats\nas close as rounding to {self.dtype} allows: the adapted weights are W + ΔW rounded once,"
+            f" which moves log p by {share:.2g} of what the adapter does{self._warning()}"
         )
 
+    def _warning(self) -> str:
+        if not self.rounding < self.effect:
+            return "; WARNING: rounding does no less: keep the adapter, or merge with --dtype float32"
+        if not self.mean_error < self.effect:
+            return "; WARNING: quantisation does no less: measure both values of --onto, or keep the adapter"
+        return ""
 
-def compare(
-    merged: Tensor,
-    *,
-    base: Tensor,
-    adapted: Tensor,
-    expected: Tensor,
+
+def prove(
+    found: LogProbabilities,
     weights: Mapping[str, Tensor],
-    section: ModelSection,
+    *,
+    dtype: DType,
+    quantization: str | None,
     onto: Onto,
 ) -> Proof:
-    """Measures what the merge changed, and what the adapter had changed, in the `log_probabilities` of four models.
+    """Measures what a merge changed, and what the adapter had changed.
 
-    ``expected`` is the adapter on the weights that it is merged into: ``adapted``, unless the base is quantised.
-    ``weights`` has the :func:`weight_sums` of each adapted layer.
+    ``weights`` has the :func:`weight_sums` of each adapted layer; the others are as in :class:`Proof`.
 
     Raises:
         MosloraError: a layer's weight, or the mean |Δ log p|, is farther off than rounding explains.
     """
-    error, most = float((expected - merged).abs().mean()), TOLERANCE[section.dtype]
-    # Beside a ΔW that is next to nothing the rounding of float32, 6e-8 of W, is large.
-    shares = {name: float(off / (delta + 1e-3 * size)) for name, (off, delta, size) in weights.items()}
-    faults = [] if error <= most else [f"mean |Δ log p| {error:.2g} is above the tolerance of {most:g}"]
-    if wrong := {name: share for name, share in shares.items() if not share <= MISSED}:  # also what is not a number
-        layer = max(wrong, key=lambda name: wrong[name])
-        faults.insert(0, f"{layer} misses {wrong[layer]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
+    faults = []
+    wrong: dict[str, float] = {}
+    for name, (missed, delta, size) in weights.items():
+        # Beside a ΔW that is next to nothing the rounding of float32, 6e-8 of W, is large.
+        share = float(missed / (delta + 1e-3 * size))
+        if not share <= MISSED:  # also what is not a number
+            wrong[name] = share
+    if wrong:
+        worst = max(wrong, key=lambda name: wrong[name])
+        faults.append(f"{worst} misses {wrong[worst]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
+    rounding = float((found.expected - found.merged).abs().mean())
+    most = TOLERANCE[dtype]
+    if not rounding <= most:
+        faults.append(f"mean |Δ log p| {rounding:.2g} is above the tolerance of {most:g}")
     if faults:
-        raise MosloraError(f"worse than rounding to {section.dtype} explains: {'; '.join(faults)}; nothing was written")
+        raise MosloraError(f"worse than rounding to {dtype} explains: {'; '.join(faults)}; nothing was written")
     return Proof(
-        mean_error=float((adapted - merged).abs().mean()),
-        rounding=error,
-        effect=float((adapted - base).abs().mean()),
-        dtype=section.dtype,
-        quantization=section.quantization,
+        mean_error=float((found.adapted - found.merged).abs().mean()),
+        rounding=rounding,
+        effect=float((found.adapted - found.base).abs().mean()),
+        dtype=dtype,
+        quantization=quantization,
         onto=onto,
     )

@@ -1,0 +1,273 @@
+"""Methods of PEFT as adapters of a recipe. PEFT is optional, and imported here alone."""
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, get_args, get_type_hints
+
+import torch
+from pydantic import ConfigDict, ValidationError, create_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moslora.adapters.injection import refuse_misfits
+from moslora.base.engine import text_part
+from moslora.base.quantized import quantized_layers
+from moslora.errors import MosloraError, UsageError, capped, first_line, needing
+from moslora.recipe import PeftSection
+
+UNFIT = {
+    **dict.fromkeys(("ADALORA", "ADAMSS"), "has to be told of every step"),
+    **dict.fromkeys(("ADAPTION_PROMPT", "SHADOW"), "replaces more than the layers that take tokens one by one"),
+    **dict.fromkeys(("POLY", "XLORA"), "looks at the whole batch"),
+    "GLORA": "takes no layer but torch's own, and the base's are exchanged for faster ones",
+    "PVERA": "draws noise for each token, and what rows begin with in common is computed once",
+}
+"""Methods that cannot be trained here, and why; beside those that add tokens to the prompt."""
+
+UNFIT_FIELDS = {
+    **{f"init_lora_weights={start}": "needs a pass over data first" for start in ("corda", "eva", "lora_ga")},
+    **dict.fromkeys(("kasa_config", "monteclora_config"), "adds a term to the loss, which is not PEFT's here"),
+    "alora_invocation_tokens": "looks at the tokens of each row, which its layers are not shown here",
+    **dict.fromkeys(("megatron_config", "megatron_core"), "imports code by its name"),
+    **dict.fromkeys(("bias", "modules_to_save", "target_parameters", "trainable_token_indices"), "is not merged"),
+    "bias=none": "",  # fits
+    "arrow_config": "needs other adapters",
+    "layer_replication": "makes another model of the base",
+}
+"""Fields, or values of them, that cannot be used here, and why."""
+
+
+DRAWN_FROM_THE_BASE = "_niter_"
+"""In the name of a start that splits the base's weights with random numbers of their device. It is drawn on the CPU, so
+that the base is split in the same way wherever the run is opened again."""
+
+
+PLACEHOLDER = re.compile(r"(\w+)\[number of \w+\]")
+"""How PEFT's types name a string that ends in a number."""
+
+
+class PeftAdapters:
+    """The adapters of one of PEFT's methods, in a ``PeftModel`` around the base; see `moslora.base.adapted`."""
+
+    def __init__(self, section: PeftSection, *, seed: int) -> None:
+        self._section = section
+        self._seed = seed
+        self._kind = f"PEFT's {section.peft.peft_type}"
+
+    def check(self) -> None:
+        """As :func:`config_of`."""
+        config_of(self._section)
+
+    def put_into(self, model: PreTrainedModel, *, state: Mapping[str, Tensor] | None) -> PreTrainedModel:
+        config = config_of(self._section)
+        quantized = quantized_layers(model)
+        home = model.device
+        start = str(getattr(config, "init_lora_weights", ""))
+        moved = home.type == "cuda" and DRAWN_FROM_THE_BASE in start
+        if moved:
+            model.to(torch.device("cpu"))  # type: ignore[arg-type]
+        adapted = self._drawn(model, config)
+        self._refuse_missed(adapted, config.target_modules)
+        for name, (layer, _) in self.layers(adapted).items():
+            knows_4_bits = "bnb" in type(layer).__module__ or hasattr(layer, "quantization_backend")
+            if name in quantized and not knows_4_bits:
+                raise ValueError(f"{self._kind} does not know a base in 4 bits; set model.quantization: null")
+        text = text_part(model)
+        if text is not None:
+            self._refuse_other_parts(adapted, text)
+        if state is not None:
+            from peft import set_peft_model_state_dict
+
+            refuse_misfits(self.state(adapted), state)
+            set_peft_model_state_dict(adapted, dict(state))
+        if moved:
+            adapted.to(home)
+        adapted.train(model.training)
+        return adapted
+
+    @staticmethod
+    def layers(model: Any) -> dict[str, tuple[Any, Any]]:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        modules = model.get_base_model().named_modules()
+        return {name: (layer, layer.get_base_layer()) for name, layer in modules if isinstance(layer, BaseTunerLayer)}
+
+    @staticmethod
+    def state(model: Any) -> dict[str, Tensor]:
+        """Named as PEFT saves them; a tensor that several layers share is there once, by the shortest name."""
+        from peft import get_peft_model_state_dict
+
+        state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+        by_place: dict[Any, str] = {}
+        for key in sorted(state, key=len)[::-1]:  # so that the shortest name stays
+            by_place[state[key].data_ptr(), state[key].shape] = key
+        return {key: state[key] for key in by_place.values()}
+
+    def merged(self, load: Callable[[], PreTrainedModel]) -> dict[str, Tensor]:
+        """As :func:`merged_by_peft`."""
+        return merged_by_peft(load())
+
+    def _drawn(self, model: PreTrainedModel, config: Any) -> Any:
+        """PEFT's model around ``model``. Its weights are drawn on the CPU, whatever device has the base."""
+        from peft import get_peft_model
+
+        is_planned = model.device.type == "meta"
+        device = "meta" if is_planned else "cpu"
+        gpus = []
+        if model.device.type == "cuda":
+            gpus.append(model.device)
+        try:
+            # The warnings are of what is done here.
+            with torch.device(device), torch.random.fork_rng(gpus), warnings.catch_warnings(action="ignore"):
+                torch.manual_seed(self._seed)  # also for what a method draws once and does not save
+                return get_peft_model(model, config)
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            said = first_line(error)
+            if is_planned and isinstance(error, RuntimeError):
+                said = "looks at the base's weights, and cannot be planned without"
+            raise ValueError(f"{self._kind}: {said}") from None
+
+    def _refuse_missed(self, adapted: Any, targets: Any) -> None:
+        """Refuses names in ``target_modules`` that no layer ends with."""
+        if not isinstance(targets, list | set):
+            return
+        names = "".join(f".{name}\n" for name in adapted.targeted_module_names)
+        missed = sorted(target for target in targets if f".{target}\n" not in names)
+        if missed:
+            raise ValueError(f"{self._kind}: no layer matches {', '.join(missed)}")
+
+    def _refuse_other_parts(self, adapted: Any, text: nn.Module) -> None:
+        """Refuses adapters outside the part of a model that reads text, where nothing would train them."""
+        inside = {*text.modules()}
+        others = [name for name, (layer, _) in self.layers(adapted).items() if layer not in inside]
+        if others:
+            raise ValueError(
+                f"{self._kind}: matches {others[0]}, which reads no text; choose the layers by a regular expression,"
+                r" such as target_modules: .*language_model.*\.q_proj"
+            )
+
+
+def config_of(section: PeftSection) -> Any:
+    """The config of PEFT's class for ``section``, with its target modules.
+
+    Raises:
+        UsageError: PEFT is missing; the method does not fit, or fields, one line each.
+    """
+    cls = _config_class(section.peft.peft_type)
+    given = section.peft.model_dump(exclude={"peft_type"})
+    faults = [*_unfit_fields(given), *_wrong_fields(cls, given)]
+    if faults:
+        raise UsageError(capped(faults))
+    targets: Any = section.target_modules
+    if not isinstance(targets, str):
+        targets = list(targets)
+    try:
+        return cls(**{"target_modules": targets, **given, "task_type": "CAUSAL_LM"})
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(f"adapter.peft: {cls.__name__}: {first_line(error)}") from None
+
+
+def _config_class(kind: str) -> Any:
+    """PEFT's class of configs for the method ``kind``, which must be one that can be trained here."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of optional kernels
+    with needing("peft", "adapter.peft"):
+        from peft.config import PromptLearningConfig
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    known: dict[str, Any] = {str(name.value): cls for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    fitting = {}
+    for name, cls in known.items():
+        if name not in UNFIT and not issubclass(cls, PromptLearningConfig):
+            fitting[name] = cls
+    if kind in fitting:
+        return fitting[kind]
+    if kind in UNFIT:
+        why = UNFIT[kind]
+    elif kind in known:
+        why = "adds tokens to the prompt"
+    else:
+        why = "unknown method"
+    raise UsageError(f"adapter.peft.peft_type = {kind}: {why}; must be one of {', '.join(sorted(fitting))}")
+
+
+def _unfit_fields(given: Mapping[str, Any]) -> list[str]:
+    """A line for each field that PEFT has, and that cannot be used here."""
+    faults = []
+    for key, value in given.items():
+        why = UNFIT_FIELDS.get(f"{key}={value}", UNFIT_FIELDS.get(key))
+        if value and why:
+            faults.append(f"adapter.peft.{key} = {value}: {why}")
+    return faults
+
+
+def _wrong_fields(cls: Any, given: Mapping[str, Any]) -> list[str]:
+    """A line for each field that PEFT's class does not have, or has of another type."""
+    from peft.config import PeftConfig
+
+    types = {}
+    for key, hint in get_type_hints(cls).items():
+        if key not in PeftConfig.__dataclass_fields__:  # task_type, inference_mode and the like
+            types[key] = hint
+    fields: Any = {key: (hint, None) for key, hint in types.items()}
+    typed = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    declared = {key: _as_declared(value, types[key]) for key, value in given.items() if key in types}
+    try:
+        typed.model_validate_json(json.dumps({**given, **declared}))
+    except ValidationError as error:
+        said_of = {str(fault["loc"][0]): fault["msg"] for fault in error.errors()}
+    else:
+        return []
+    faults = []
+    for key, said in said_of.items():
+        why = said.replace("Input should", "must").replace("Extra inputs are not permitted", "no such field")
+        faults.append(f"adapter.peft.{key} = {given[key]}: {why}; {cls.__name__} has {', '.join(types)}")
+    return faults
+
+
+def _as_declared(value: Any, hint: Any) -> Any:
+    """``value``, or where the type ``hint`` names its pattern, that name: pissa_niter_4 is a pissa_niter_[number of
+    iters]."""
+    for part in get_args(hint):
+        if isinstance(part, str):
+            found = PLACEHOLDER.fullmatch(part)
+            if found and re.fullmatch(re.escape(found[1]) + r"\d+", str(value)):
+                return part
+        else:
+            named = _as_declared(value, part)
+            if named != value:
+                return named
+    return value
+
+
+@torch.no_grad()
+def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
+    """The weights of the adapted layers with PEFT's adapters merged in, by their names; changes ``adapted`` (float32).
+
+    Raises:
+        MosloraError: PEFT cannot merge, or a merged layer maps random inputs to other outputs than the adapted one.
+    """
+    kind = adapted.peft_type.value
+    layers = PeftAdapters.layers(adapted)
+    generator = torch.Generator().manual_seed(0)
+    proofs = {}
+    for name, (layer, base) in layers.items():
+        if isinstance(base, nn.Embedding):
+            x = torch.arange(len(base.weight))
+        else:
+            width = getattr(layer, "in_features", None) or base.weight.shape[-1]  # GPT-2's weights are transposed
+            x = torch.randn(4, width, generator=generator)
+        proofs[name] = (x, layer(x))
+    try:
+        model: nn.Module = adapted.merge_and_unload(safe_merge=True)  # in place some change a copy of weights with gaps
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise UsageError(f"PEFT does not merge {kind}: {first_line(error)}; evaluate the adapter itself") from None
+    weights: dict[str, Tensor] = {}
+    for name, (x, expected) in proofs.items():
+        merged = model.get_submodule(name)
+        off = float((merged(x) - expected).norm() / expected.norm().clamp(min=1e-30))
+        if not off <= 1e-5:  # more than float32 rounds, or not a number
+            raise MosloraError(f"PEFT's merge of {kind} is wrong: {name} is off by {off:.1g}; nothing was written")
+        weights |= {f"{name}.{key}": value for key, value in merged.state_dict().items()}
+    return weights
