@@ -156,7 +156,7 @@ def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
             ends.append(now[0])
         return score(scorer, examples, alone=alone)
 
-    monkeypatch.setattr("moslora.evaluation.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("moslora.evaluation.scoring.time.monotonic", lambda: now[0])
     monkeypatch.setattr(Choice, "score", timed)
     evaluate(make_model(), tokenizer(), asked, Request(protocol="choice", format="label"))
     estimates = re.findall(r"about (\S+) min left", capsys.readouterr().out)

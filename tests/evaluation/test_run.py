@@ -16,8 +16,8 @@ from tokenizers import normalizers
 
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Request, Results, evaluate, read_results
-from moslora.evaluation.batches import BLOCK_SIZE, canonical_place
+from moslora.evaluation import ModelFacts, Request, Results, evaluate, read_results
+from moslora.evaluation.batches import BLOCK_SIZE, order_key
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.runs.evaluation import read_evaluation, read_predictions
@@ -100,7 +100,14 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
 
     def into(name: str, *tasks: str, limit: int | None = None) -> bytes:
         asked = {task: examples[task] for task in tasks}
-        evaluate(model, tokenizer(), asked, Request(limit=limit, **CHOICE), out=tmp_path / name, leaks=leaks)
+        evaluate(
+            model,
+            tokenizer(),
+            asked,
+            Request(limit=limit, **CHOICE),
+            out=tmp_path / name,
+            facts=ModelFacts(leaks=leaks),
+        )
         return (tmp_path / name / "results.json").read_bytes()
 
     whole = into("whole", *examples)
@@ -123,15 +130,22 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     model = make_model()
     examples = {"piqa": make_examples("piqa", 5)}
-    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
+    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path, facts=ModelFacts(metadata={"model": "a"}))
     with pytest.raises(UsageError, match=r"batch_tokens was 2048, is 16; metadata.model was a, is b") as caught:
         evaluate(
-            model, tokenizer(), examples, Request(batch_tokens=16, **CHOICE), out=tmp_path, metadata={"model": "b"}
+            model,
+            tokenizer(),
+            examples,
+            Request(batch_tokens=16, **CHOICE),
+            out=tmp_path,
+            facts=ModelFacts(metadata={"model": "b"}),
         )
     assert "another --out or remove the folder" in str(caught.value)
     changed = {"piqa": make_examples("piqa", 6)}
     with pytest.raises(UsageError, match=r"data\.piqa was"):
-        evaluate(model, tokenizer(), changed, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
+        evaluate(
+            model, tokenizer(), changed, Request(**CHOICE), out=tmp_path, facts=ModelFacts(metadata={"model": "a"})
+        )
 
 
 def answered_before_a_kill(folder: Path, ids: Sequence[str]) -> None:
@@ -151,7 +165,7 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
     questions = {"piqa": make_examples("piqa", 40)}
     model = make_model()
     evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
-    ordered = sorted((example.id for example in questions["piqa"]), key=canonical_place)
+    ordered = sorted((example.id for example in questions["piqa"]), key=order_key)
     answered_before_a_kill(tmp_path, ordered[:20] if first else ordered[20:])
     found = evaluate(model, tokenizer(), questions, Request(**CHOICE, limit=5), out=tmp_path)
     assert found.tasks["piqa"].n == 5
@@ -167,7 +181,14 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
 
     def ask(*tasks: str, source: str) -> int:
         asked = {task: make_examples(task, 5) for task in tasks}
-        evaluate(make_model(), tokenizer(), asked, Request(**CHOICE), out=tmp_path, metadata={"source": source})
+        evaluate(
+            make_model(),
+            tokenizer(),
+            asked,
+            Request(**CHOICE),
+            out=tmp_path,
+            facts=ModelFacts(metadata={"source": source}),
+        )
         return len(read_predictions(tmp_path))
 
     assert ask("piqa", source="rows") == 5
@@ -284,8 +305,8 @@ def test_a_task_without_questions_is_refused_in_a_line(monkeypatch: pytest.Monke
 
 def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples = {"hellaswag": make_examples("hellaswag", 150), "siqa": make_examples("siqa", 20)}
-    made = {"out": tmp_path, "metadata": {"model": "tiny", "step": 3}}
-    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), **made)
+    facts = ModelFacts(metadata={"model": "tiny", "step": 3})
+    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path, facts=facts)
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("  hellaswag: 64/90 questions, about 0.0 min left") and "70/90" in second
     assert last == "  siqa: 90/90 questions"
@@ -294,7 +315,7 @@ def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.C
     assert tuple(read_predictions(tmp_path)) == results.predictions
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["settings"]["dtype"], written["settings"]["primary"]) == ("float32", "accuracy_per_character")
-    assert written["settings"]["metadata"] == made["metadata"] and written["settings"]["data"].keys() == examples.keys()
+    assert written["settings"]["metadata"] == facts.metadata and written["settings"]["data"].keys() == examples.keys()
     assert {task: score["n"] for task, score in written["tasks"].items()} == {"hellaswag": 70, "siqa": 20}
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "predictions.jsonl", "results.json"}
     assert "parse_rate" not in written["macro"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from moslora.console import note_once
 from moslora.errors import counted, some
-from moslora.evaluation.batches import canonical_place
+from moslora.evaluation.batches import order_key
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation, Questions, read_evaluation
 from moslora.runs.settings import Settings
@@ -67,7 +67,7 @@ def restricted_to(evaluation: Evaluation, tasks: Collection[str], limit: int | N
     kept = {}
     for task, answers in evaluation.tasks.items():
         if task in tasks:
-            kept[task] = set(sorted(answers.ids, key=canonical_place)[:limit])
+            kept[task] = set(sorted(answers.ids, key=order_key)[:limit])
     return evaluation.only(kept)
 
 

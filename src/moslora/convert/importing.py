@@ -23,7 +23,7 @@ from moslora.console import note
 from moslora.convert.adapter_files import adapter_files
 from moslora.convert.peft_adapter import Layers, Settings, read_layers, read_settings
 from moslora.convert.proof import log_probabilities
-from moslora.data.encode import encoding
+from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
 from moslora.recipe import ModelSection, Recipe
@@ -82,7 +82,9 @@ def import_adapter(
             plain.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
         of_source = log_probabilities(plain, tokenizer)
         del plain
-        result = _write_run(scratch, ours, recipe, imported, encoding(tokenizer, recipe.data.format))
+        result = _write_run(
+            scratch, ours, recipe, imported, encoding(Encoder(tokenizer, max_length=None), recipe.data.format)
+        )
         folder = open_adapter(result, trust_remote_code=trust_remote_code)
         of_run = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         error = _distance(of_run, of_source)

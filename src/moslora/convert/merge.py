@@ -34,7 +34,7 @@ from moslora.choices import DType, Onto
 from moslora.convert.card import THIS_FOLDER, Made, public_name, write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
 from moslora.convert.proof import LogProbabilities, Proof, log_probabilities, prove, weight_sums
-from moslora.data.encode import encoding
+from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.recipe import ModelSection
@@ -84,7 +84,7 @@ def merge(
     refuse_unfoldable(folder, task)
     with new_folder(out) as scratch:
         tokenizer = load_tokenizer(section)
-        check_encoding(folder, encoding(tokenizer, folder.recipe.data.format))
+        check_encoding(folder, encoding(Encoder(tokenizer, max_length=None), folder.recipe.data.format))
         merging = Merging(folder, section, onto, task, tokenizer)
         proof = merging.write_model(scratch)
         write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)

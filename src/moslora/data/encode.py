@@ -8,6 +8,7 @@ a tokenizer without it (:data:`BOUNDARIES`), is encoded as one string and split 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
@@ -78,6 +79,7 @@ class Encoder:
             self._bos = [bos]
         self._joint = self._encode_apart(BOUNDARIES) != self._encode_joint(BOUNDARIES)
 
+    @cached_property
     def identity(self) -> str:
         """A hash of everything that decides a text's tokens, except the length limit."""
         parts = (self.tokenizer.backend_tokenizer.to_str(), self._bos, self.tokenizer.eos_token_id)
@@ -197,11 +199,11 @@ def _first_token_behind(characters: int, offsets: Sequence[tuple[int, int]]) -> 
     return len(offsets)
 
 
-def encoding(tokenizer: PreTrainedTokenizerBase, format: FormatName) -> dict[str, str]:
+def encoding(encoder: Encoder, format: FormatName) -> dict[str, str]:
     """Hashes of what decides a question's tokens, besides the format's name: ``tokenizer`` and, where the format has
     one, ``chat_template``."""
-    hashes = {"tokenizer": Encoder(tokenizer, max_length=None).identity()}
-    template = make_format(format, tokenizer).identity()
+    hashes = {"tokenizer": encoder.identity}
+    template = make_format(format, encoder.tokenizer).identity()
     if template:
         hashes["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
     return hashes

@@ -203,7 +203,7 @@ class RunRows:
             contents=b"".join(digest(example) for example in trained),
             sha256=data_hash(trained),
             source_sha256=data_hash(rows),
-            encoding=encoding(self.encoder.tokenizer, data.format),
+            encoding=encoding(self.encoder, data.format),
             notes=notes,
         )
 
@@ -212,7 +212,7 @@ class RunRows:
         depends_on = {
             "data": self.data.model_dump(mode="json"),
             "seed": self.seed,
-            "encoding": encoding(self.encoder.tokenizer, self.data.format),
+            "encoding": encoding(self.encoder, self.data.format),
             "tasks": [task.name for task in self.tasks],
             "source": identity(self.tasks, "train", source=self.data.source),
             "packages": [version(package) for package in ("pyarrow", "tokenizers")],

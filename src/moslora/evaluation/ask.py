@@ -1,4 +1,4 @@
-"""A user's question, scored as `moslora.evaluation.run` scores those of the sets.
+"""A user's question, scored as `moslora.evaluation.evaluator` scores those of the sets.
 
     probability_j = exp(s_j) / Σ_i exp(s_i)
 

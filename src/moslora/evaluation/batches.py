@@ -17,37 +17,46 @@ import torch
 from moslora.tasks import Example
 
 BLOCK_SIZE = 64
-"""Questions computed together: large enough to sort by length, small enough that a limit wastes little."""
+"""Questions of a block on a CPU: enough to sort by length, few enough that a limit wastes little."""
 
 BLOCKS_ON_GPU = 4
-"""As many are one on a GPU: a batch of its budget holds more questions than 64."""
+"""Blocks that are merged into one on a GPU, where a batch holds more than 64 questions."""
 
 
 def batch_budget(device: torch.device) -> int:
-    """Default for the most tokens of a batch: more gain nothing on a CPU, fewer leave a GPU idle."""
-    return 2_048 if device.type == "cpu" else 16_384
+    """Default for the maximum number of tokens in a batch: more gain nothing on a CPU, fewer leave a GPU idle."""
+    if device.type == "cpu":
+        return 2_048
+    return 16_384
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a task."""
+    """Questions of one task that are computed together."""
 
-    computed: tuple[Example, ...]  # goes through the model
-    wanted: tuple[Example, ...]  # its beginning, which counts
+    computed: tuple[Example, ...]  # the questions that go through the model
+    wanted: tuple[Example, ...]  # the first of them, which count
 
 
-def canonical_place(id: str) -> bytes:
-    """A question's place in a fixed order in which every beginning is a random sample: the hash of its id."""
+def order_key(id: str) -> bytes:
+    """Sort key of a question: the hash of its id, so that the first questions are always a random sample."""
     return hashlib.sha256(id.encode()).digest()
 
 
 def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:
-    """Cuts a task, all its questions in any order, into blocks of ``size``. Up to ``limit`` are wanted, the first in
-    canonical order. ``exact``: shapes do not matter, as in float32, so the last block is computed only as far as it
-    is wanted."""
-    ordered = sorted(examples, key=lambda example: canonical_place(example.id))
-    wanted = len(ordered[:limit])
-    for start in range(0, wanted, size):
+    """Cuts a task into blocks.
+
+    Args:
+        examples: all questions of the task, in any order.
+        limit: number of questions that are wanted, the first in the order of `order_key`; ``None`` for all.
+        exact: shapes do not change results, as in float32, so of the last block only the wanted questions are computed.
+        size: questions of a block.
+    """
+    ordered = sorted(examples, key=lambda example: order_key(example.id))
+    wanted_count = len(ordered[:limit])
+    for start in range(0, wanted_count, size):
         block = tuple(ordered[start : start + size])
-        kept = block[: wanted - start]
-        yield Block(computed=kept if exact else block, wanted=kept)
+        wanted = block[: wanted_count - start]
+        if exact:
+            block = wanted
+        yield Block(computed=block, wanted=wanted)

@@ -16,15 +16,15 @@ from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import locate
 from moslora.base.sharded import shard_base, shards
-from moslora.choices import DType, Strategy
+from moslora.choices import DType, FormatName, Strategy
 from moslora.console import note
-from moslora.data.encode import encoding
+from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError, first_line
 from moslora.evaluation.batches import batch_budget
+from moslora.evaluation.evaluator import ModelFacts, evaluate, refuse_empty
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results, read_results
-from moslora.evaluation.run import evaluate, refuse_empty
 from moslora.evaluation.scorer import Request
 from moslora.files import locked, refuse_used
 from moslora.kernels import liger
@@ -147,10 +147,15 @@ class Target:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer, which must be the one that the run was trained with."""
-        tokenizer = load_tokenizer(self.model)
-        if self.run:
-            check_encoding(self.run, encoding(tokenizer, self.run.recipe.data.format))
+        tokenizer, _ = self.tokenizer_and_encoding(self.request.format)
         return tokenizer
+
+    def tokenizer_and_encoding(self, format: FormatName) -> tuple[PreTrainedTokenizerBase, dict[str, str]]:
+        """The tokenizer, and the hashes of what decides the tokens of a question in ``format``."""
+        encoder = Encoder(load_tokenizer(self.model), max_length=None)
+        if self.run:
+            check_encoding(self.run, encoding(encoder, self.run.recipe.data.format))
+        return encoder.tokenizer, encoding(encoder, format)
 
     def identity(self) -> dict[str, Any]:
         """Facts that identify the model and the arithmetic of its device."""
@@ -235,7 +240,7 @@ def evaluate_target(
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
     identity, out = target.identity(), out or target.folder(request)
-    tokenizer = target.tokenizer()
+    tokenizer, its_encoding = target.tokenizer_and_encoding(request.format)
     if run and _in_run(out, run) and "".join(BESIDE.findall(out.name)) != target.suffix:
         ending = f"a name that ends in {target.suffix}" if target.suffix else "a name without this ending"
         raise UsageError(f"--out {out}: in eval/ of a run this name is for other weights; choose {ending}")
@@ -246,7 +251,7 @@ def evaluate_target(
         **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
         **request.model_dump(exclude={"source"}),
         "strategy": target.strategy,
-        **encoding(tokenizer, request.format),
+        **its_encoding,
         **packages(quantized=target.model.quantization is not None, peft=target.by_peft),
     }
     tokens = request.batch_tokens or batch_budget(device())
@@ -262,8 +267,11 @@ def evaluate_target(
             questions,
             request,
             out=out,
-            metadata={**identity, "source": request.source},
-            leaks=find_leaks(run, questions) if run else None,
+            facts=ModelFacts(
+                metadata={**identity, "source": request.source},
+                leaks=find_leaks(run, questions) if run else {},
+                encoding=its_encoding,
+            ),
         )
         if run and is_main_process() and _in_run(out, run):
             _tell_run(run, out, base=target.base)

@@ -10,7 +10,7 @@ from typing import Any
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_tokenizer
 from moslora.choices import FormatName, Split
-from moslora.data.encode import encoding
+from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import identity
 from moslora.experiment.file import Planned
 from moslora.recipe import Changes, ModelSection, Recipe
@@ -59,7 +59,7 @@ def _program(recipe: Recipe) -> dict[str, Any]:
 @cache
 def _encoding(model: ModelSection, format: FormatName) -> dict[str, str]:
     """Hashes of tokenizer and chat template, computed once per process."""
-    return encoding(load_tokenizer(model), format)
+    return encoding(Encoder(load_tokenizer(model), max_length=None), format)
 
 
 @cache

@@ -1,0 +1,196 @@
+"""One evaluation from questions to results: cut into blocks, score what is missing, keep, summarise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.base.engine import output_weight
+from moslora.base.identity import packages
+from moslora.data.encode import encoding
+from moslora.data.sources import data_hash
+from moslora.errors import MosloraError, UsageError, capped
+from moslora.evaluation.batches import blocks, order_key
+from moslora.evaluation.journal import Journal
+from moslora.evaluation.results import Results, summarise
+from moslora.evaluation.scorer import Request, Scorer
+from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
+from moslora.evaluation.texts import Texts
+from moslora.processes.group import all_gather, rank_in_group
+from moslora.runs.settings import Leaks, Settings, TaskRecord
+from moslora.tasks import Example
+from moslora.version import __version__
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known about a model that is evaluated.
+
+    Attributes:
+        metadata: tells it from others; JSON values. A folder made under other metadata is refused.
+        leaks: questions that its training gave away, by task; a task that is missing is unknown.
+        encoding: `moslora.data.encode.encoding` of its tokenizer and the format; ``None``: it is computed.
+    """
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    leaks: Mapping[str, Leaks] = field(default_factory=dict)
+    encoding: Mapping[str, str] | None = None
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Mapping[str, Sequence[Example]],
+    request: Request,
+    *,
+    out: Path | None = None,
+    facts: ModelFacts | None = None,
+) -> Results:
+    """Scores ``model``, whole or sharded, on multiple-choice questions and texts, shared out among the processes. All
+    return the same results.
+
+    Args:
+        questions: task -> all its questions, in any order, also under a limit: in low precision they decide which
+            share a batch (`moslora.evaluation.batches`).
+        request: how they are asked; its source is not read here.
+        out: results folder, where an earlier evaluation of the same settings is continued; ``None`` for none.
+        facts: what is known about the model; ``None`` for nothing.
+
+    Returns:
+        The results of the questions asked; those in ``out`` are of earlier evaluations as well.
+
+    Raises:
+        UsageError: questions that the protocol cannot score, or a folder of other settings.
+        MosloraError: a module in training mode.
+    """
+    facts = facts or ModelFacts()
+    _refuse_training_mode(model)
+    refuse_empty(questions)
+    scorer = make_scorer(model, tokenizer, request)
+    settings = _settings(scorer, request, questions, facts)
+    tasks = _cut(scorer, questions, limit=request.limit, exact=_is_exact(model, settings.dtype))
+    _refuse_unusable(tasks)
+    journal = _open_journal(out, settings)
+    records = {}
+    for task in tasks:
+        records[task.name] = TaskRecord(leaks=facts.leaks.get(task.name), asked=_asked(task, journal))
+    journal.record(records)
+    score_missing(tasks, journal)
+    if scorer.protocol.scores_options:  # only then is there a margin, and a text has none
+        drifts = measure_drifts([task for task in tasks if not task.is_of_texts], journal)
+        journal.record({name: TaskRecord(drift=drift) for name, drift in drifts.items()})
+    journal.finish()
+    answers = []
+    for task in tasks:
+        answers += [journal.predictions[example.id] for example in task.wanted]
+    return summarise(settings, answers, journal.head.tasks)
+
+
+def _refuse_training_mode(model: PreTrainedModel) -> None:
+    training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise MosloraError(
+            f"{len(training)} modules are in training mode, first {training[0]}: dropout would add noise to the scores;"
+            " call model.eval() first"
+        )
+
+
+def refuse_empty(questions: Mapping[str, Sequence[Example]]) -> None:
+    """Refuses tasks of which the source has no question."""
+    empty = [task for task, rows in questions.items() if not rows]
+    if empty:
+        raise UsageError(f"{', '.join(empty)}: no question to ask, the source's split is empty; choose other --tasks")
+
+
+def _settings(
+    scorer: Scorer[Any, Any], request: Request, questions: Mapping[str, Sequence[Example]], facts: ModelFacts
+) -> Settings:
+    model: Any = scorer.model
+    quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
+    beams = None
+    if scorer.protocol.writes:
+        beams = request.beams
+    made_with = {"moslora": __version__}  # no hash of the code, which would change with every commit
+    made_with |= packages(quantized=quantized, peft=hasattr(model, "peft_config"))
+    made_with |= facts.encoding or encoding(scorer.encoder, request.format)
+    return Settings(
+        protocol=request.protocol,
+        format=request.format,
+        primary=scorer.protocol.primary,
+        dtype=str(output_weight(model).dtype).removeprefix("torch."),
+        batch_tokens=scorer.batch_tokens,
+        block_size=scorer.block_size,
+        beams=beams,
+        writing=scorer.writing,
+        max_length=scorer.encoder.max_length,
+        data={task: data_hash(rows) for task, rows in questions.items()},
+        metadata=facts.metadata,
+        made_with=made_with,
+    )
+
+
+def _is_exact(model: PreTrainedModel, dtype: str) -> bool:
+    """Whether the scores of a question are the same whatever else is in its batch."""
+    if getattr(model, "is_loaded_in_8bit", False):  # LLM.int8() takes columns with an outlier out of a whole batch
+        return False
+    return dtype in ("float32", "float64")
+
+
+def _cut(
+    scorer: Scorer[Any, Any], questions: Mapping[str, Sequence[Example]], *, limit: int | None, exact: bool
+) -> list[ScoredTask]:
+    """Each task with its blocks and its scorer, which for texts is `Texts`, whatever the protocol."""
+    of_texts = Texts(scorer.model, scorer.encoder, scorer.format, scorer.batch_tokens)
+    tasks = []
+    for name, rows in questions.items():
+        its_scorer = scorer
+        if rows[0].is_text:
+            its_scorer = of_texts
+        cut = blocks(rows, limit=limit, exact=exact, size=its_scorer.block_size)
+        tasks.append(ScoredTask(name, rows, its_scorer, tuple(cut)))
+    return tasks
+
+
+def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
+    """Tries those questions that decide about all others, so that what cannot be scored stops now, not in an hour."""
+    faults: dict[str, None] = {}
+    for task in tasks:
+        for example in task.scorer.to_try(task.computed):
+            try:
+                task.scorer.encode(example)
+            except MosloraError as error:
+                faults[str(error)] = None
+    if faults:
+        raise UsageError(capped(list(faults)))
+
+
+def _open_journal(folder: Path | None, settings: Settings) -> Journal:
+    """The journal in ``folder``, which the first process writes; the others keep what it has read in memory."""
+    if rank_in_group() > 0:
+        folder = None
+    journal = Journal(folder, settings)
+    head, predictions = all_gather((journal.head, journal.predictions))[0]
+    journal.head = head
+    journal.predictions = predictions
+    return journal
+
+
+def _asked(task: ScoredTask, journal: Journal) -> int:
+    """The number of a task's questions that count as asked: those that are wanted now.
+
+    Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
+    number stays: several processes begin with the longest questions, which are no random sample.
+    """
+    wanted = {example.id for example in task.wanted}
+    before = journal.head.tasks.get(task.name, TaskRecord()).asked
+    if before is None or before <= len(wanted):
+        return len(wanted)
+    ordered = sorted([example.id for example in task.questions], key=order_key)
+    answered = wanted | (journal.predictions.keys() & set(ordered))
+    if answered == set(ordered[: len(answered)]):
+        return len(wanted)
+    return before
