@@ -83,11 +83,11 @@ def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float
     from transformers import AutoModelForCausalLM
 
     from moslora.base.resolve import locate
-    from moslora.prompts.formats import FORMATS
+    from moslora.prompts.formats import FORMATS, Option
 
     model: Any = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype=torch.bfloat16)
     harness = HFLM(pretrained=model, tokenizer=load_tokenizer(SECTION), batch_size=batch_size)
-    options = []
+    options: list[Option] = []
     for row in chain.from_iterable(questions.values()):
         options += FORMATS["cloze"].options(row)
     requests = [
