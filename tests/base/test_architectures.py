@@ -1,6 +1,7 @@
 """All families of transformers' causal language models, tiny and random: each computes what transformers does, or is
 refused in a line. Those that are not refused are trained, scored and merged into a model of stock transformers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from evaluation_kit import tokenizer
 from families_kit import EQUAL, NOT_BUILDABLE, ROWS, adapt, make, off, outcome, stock
 from moslora.adapters import named_adapters
+from moslora.base.adapted import with_adapters
 from moslora.base.load import load_base
 from moslora.convert.export import LOST_BY_PEFT, export_peft
 from moslora.convert.merge import merge
@@ -92,6 +94,19 @@ def test_a_multimodal_model_is_planned_trained_scored_and_merged(recipe: MakeRec
     assert results.macro.n == 9
     proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
     assert 100 * proof.mean_error < proof.effect
+
+
+@pytest.mark.parametrize(("family", "router"), [("hunyuan_v1_moe", "wg"), ("phimoe", "router")])
+def test_a_router_that_cannot_be_adapted_is_named(recipe: MakeRecipe, tmp_path: Path, family: str, router: str) -> None:
+    """Its weight is read, or more comes back than a tensor."""
+    make(family, tmp_path, steep=False)
+    made = recipe(f"model.name={tmp_path}", "adapter.target_modules=all-linear")
+    with pytest.raises(UsageError, match=rf"call its {router}, which") as caught:
+        with_adapters(load_base(made.model), made)
+    assert "\n" not in str(caught.value)
+    others = re.search(r"\[(.+)\]", str(caught.value))[1].split(", ")
+    model = with_adapters(load_base(made.model), recipe(f"model.name={tmp_path}", f"adapter.target_modules={others}"))
+    assert model(input_ids=torch.tensor([ROWS[0]])).logits.isfinite().all()
 
 
 def test_an_adapter_of_peft_outside_the_text_is_refused(recipe: MakeRecipe, tmp_path: Path) -> None:

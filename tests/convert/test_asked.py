@@ -41,7 +41,7 @@ def shown(
     folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase, task: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What the Python text of each task makes."""
-    text = asked.section(folder.recipe, tokenizer, tasks=tasks_of(folder, task))
+    text = asked.section(folder.recipe, tokenizer, tasks=tasks_of(folder.manifest, folder.recipe, task))
     found: dict[str, dict[str, Any]] = {}
     for titles, code in re.findall(r"^([^\n]+):\n\n```python\n(.*?)```", text, re.DOTALL | re.MULTILINE):
         names: dict[str, Any] = {}
@@ -113,4 +113,4 @@ def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(trained: Path, token
     assert {*shown(folder, tokenizer)} == {"boolq", "arc_easy", "obqa"}
     assert {*shown(folder, tokenizer, "obqa")} == {"obqa"}
     chat = folder.recipe.model_copy(update={"data": DataSection(format="chat")})
-    assert "chat template" in asked.section(chat, None, tasks=tasks_of(folder, None))
+    assert "chat template" in asked.section(chat, None, tasks=tasks_of(folder.manifest, chat, None))

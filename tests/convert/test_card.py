@@ -19,7 +19,7 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.recipe import Recipe
 from moslora.recipe.tasks import TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
-from moslora.runs.origin import read_origin, remark_on
+from moslora.runs.origin import origin_of, read_origin, remark_on
 from moslora.tasks import INSTRUCTION
 
 
@@ -62,7 +62,11 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
         update={"model": folder.recipe.model.model_copy(update={"name": name}), "tasks": own}
     )
     manifest = {**folder.manifest, "base": {**folder.manifest["base"], "name": name}}
-    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), Made("k", "s", "u", "p", task="piqa"))
+    write_card(
+        tmp_path,
+        AdapterFolder(folder.path, recipe, manifest),
+        Made("k", "s", "u", "p", origin_of(folder, base=""), task="piqa"),
+    )
     (_, head, text) = (tmp_path / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["base_model"] == listed
     assert f"  name: {name}\n" in text and f"k of `{listed}`" in text
@@ -87,7 +91,9 @@ def test_every_source_is_named_as_others_know_it(
     data = folder.recipe.data.model_copy(update={"source": source})
     recipe = folder.recipe.model_copy(update={"data": data, "tasks": own})
     manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": {task: 1234}}}
-    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), Made("k", "s", "u", "p"))
+    write_card(
+        tmp_path, AdapterFolder(folder.path, recipe, manifest), Made("k", "s", "u", "p", origin_of(folder, base=""))
+    )
     text = (tmp_path / "README.md").read_text()
     assert f"- {task}: 1,234 rows from {said}\n" in text and "/home/me" not in text
 

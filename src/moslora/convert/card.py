@@ -4,9 +4,10 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -19,7 +20,8 @@ from moslora.runs.absolute_paths import local_files
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
 from moslora.runs.manifest import RECIPE
-from moslora.runs.origin import origin_of
+from moslora.runs.origin import Origin
+from moslora.runs.run import run_of
 
 THIS_FOLDER = "this folder, or its id on the hub"
 
@@ -32,6 +34,7 @@ class Made:
     scored: str  # what its scores were measured on
     use: str  # Python
     proof: str  # what was measured of the folder itself
+    origin: Origin  # what it was made of
     task: str | None = None  # whose mixer a task gate was fixed at
 
 
@@ -63,17 +66,17 @@ No licence is set here: the terms of `{base}` apply to what is made of it.
 
 ## Prompt
 
-{asked.section(recipe, tokenizer, tasks=tasks_of(folder, made.task))}
+{asked.section(recipe, tokenizer, tasks=tasks_of(folder.manifest, recipe, made.task))}
 
 With moslora, `moslora ask` and `moslora eval` ask so by themselves.
 
 ## Training
 
-{_training(folder)}
+{_training(folder.manifest, recipe, made.origin)}
 
 ## Evaluation
 
-{scores.section(folder, made.scored, task=made.task)}
+{scores.section(run_of(folder.path), folder.manifest, made.scored, task=made.task)}
 
 ## Check of this folder
 
@@ -96,15 +99,15 @@ def _metadata(out: Path, recipe: Recipe) -> ModelCardData:
     return ModelCardData(base_model=base, library_name=library, tags=tags)
 
 
-def tasks_of(folder: AdapterFolder, task: str | None) -> Sequence[str]:
+def tasks_of(manifest: Mapping[str, Any], recipe: Recipe, task: str | None) -> Sequence[str]:
     """The tasks that the adapter is for: those of its training, or if they are not recorded its recipe's; ``task``
     alone where a gate was fixed at it."""
     if task is not None:
         return [task]
-    drawn = folder.manifest.get("data", {}).get("tasks")
+    drawn = manifest.get("data", {}).get("tasks")
     if drawn:
         return list(drawn)
-    return [entry.name for entry in folder.recipe.questions.tasks]
+    return [entry.name for entry in recipe.questions.tasks]
 
 
 def how_to_upload(out: Path, adapter: Path) -> str:
@@ -144,10 +147,8 @@ def _is_local(base: str) -> bool:
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
 
 
-def _training(folder: AdapterFolder) -> str:
+def _training(manifest: Mapping[str, Any], recipe: Recipe, origin: Origin) -> str:
     """How the adapter was trained: facts, and the recipe without local paths."""
-    manifest = folder.manifest
-    recipe = folder.recipe
     if "imported" in manifest:
         imported = manifest["imported"]
         files = ", ".join(f"`{name}` (sha256 `{digest}`)" for name, digest in imported["sha256"].items())
@@ -155,7 +156,6 @@ def _training(folder: AdapterFolder) -> str:
     if "trained_rows" not in manifest:
         return "Trained by a program of its own (`moslora.save`), which recorded no more."
     facts = []
-    origin = origin_of(folder, base="")
     if origin.unfinished:
         facts.append(f"unfinished: {origin}")
     drawn = manifest["data"]["tasks"]  # up to this step

@@ -88,12 +88,14 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         save_file(exported.tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(scratch / "adapter_config.json", exported.settings)
         write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
-        write_origin(scratch, origin_of(folder, base=_known_as(recipe.model.name)))
+        origin = origin_of(folder, base=_known_as(recipe.model.name))
+        write_origin(scratch, origin)
         made = Made(
             exported.kind,
             scored="Of the adapter over its base",
             use=_use(recipe.model),
             proof=exported.proof + _remark_on_the_base(recipe.model),
+            origin=origin,
             task=task,
         )
         write_card(scratch, folder, made, tokenizer=_chat_tokenizer(recipe))

@@ -88,9 +88,16 @@ def merge(
         merging = Merging(folder, section, onto, task, tokenizer)
         proof = merging.write_model(scratch)
         write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
-        write_origin(scratch, origin_of(folder, base=public_name(section.name)))
-        scored = "Of the adapter over its base, before the merge"
-        made = Made("Merged weights", scored=scored, use=USE, proof=str(proof), task=task)
+        origin = origin_of(folder, base=public_name(section.name))
+        write_origin(scratch, origin)
+        made = Made(
+            "Merged weights",
+            scored="Of the adapter over its base, before the merge",
+            use=USE,
+            proof=str(proof),
+            origin=origin,
+            task=task,
+        )
         write_card(scratch, folder, made, tokenizer=tokenizer)
     return proof
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +10,8 @@ from moslora.data.hub import MIXTURE as MIXED
 from moslora.data.sources import MIXTURE
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import MosloraError
-from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.run import EVALUATIONS, base_of, run_of
+from moslora.runs.run import EVALUATIONS, Run, base_of
 from moslora.tasks import INSTRUCTION, TASKS
 
 MACRO = "macro average"
@@ -49,15 +48,16 @@ class Scored(NamedTuple):
         return all(own_data.get(task) == other_data.get(task) for task in names)
 
 
-def section(folder: AdapterFolder, scored: str, *, task: str | None) -> str:
-    """The card's text: the results of this adapter, not of the run's other checkpoints, and beside them its base's.
+def section(run: Run, manifest: Mapping[str, Any], scored: str, *, task: str | None) -> str:
+    """The card's text: the results of the adapter with this ``manifest``, not of its ``run``'s other checkpoints, and
+    beside them its base's.
 
     ``scored`` says what was measured; of ``task`` alone, if it is given.
     """
-    adapter = folder.manifest["sha256"][WEIGHTS]
-    base = folder.manifest["base"]["fingerprint"]
+    adapter = manifest["sha256"][WEIGHTS]
+    base = manifest["base"]["fingerprint"]
     lines = []
-    for path in sorted(run_of(folder.path).path.glob(f"{EVALUATIONS}/*/results.json")):
+    for path in sorted(run.path.glob(f"{EVALUATIONS}/*/results.json")):
         own = _read(path, task, model=(adapter, base))
         if own is None:
             continue

@@ -27,7 +27,9 @@ from moslora.processes.devices import has_flash_attention
 
 ROWS = "moslora-rows"
 
-GROUPED, UNPADDED, PADDED = "in groups of rows", "torch, flash, unpadded", "torch, fused, padded"
+GROUPED = "in groups of rows"
+UNPADDED = "torch, flash, unpadded"
+PADDED = "torch, fused, padded"
 
 SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether torch's function says that heads may share keys: from 2.12 on."""

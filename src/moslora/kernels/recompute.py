@@ -64,7 +64,10 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]
     """
     if not torch.is_grad_enabled():
         return F.linear(without(x, drawn), a), x
-    again, parts = getattr(x, "again", None) or (Again(None), [x.detach()])
+    noted = getattr(x, "again", None)
+    if noted is None:
+        noted = (Again(None), [x.detach()])
+    again, parts = noted
     found = _Projection.apply(x, a, drawn, again, *parts)
     if x.requires_grad:
         return found  # h and x
