@@ -39,6 +39,7 @@ from moslora.runs.run import Run
 from moslora.training import loop
 from moslora.training.launch import train_in_processes
 from moslora.training.optimizer import rate_factor
+from moslora.version import source_files
 
 Write = Callable[..., str]
 
@@ -450,7 +451,7 @@ def test_code_is_told_from_comments() -> None:
 def test_the_code_that_makes_numbers_of_a_recipe_counts() -> None:
     """As the steps of a warm-up, and which questions are asked by default."""
     for method in (TrainingSection.warmup, Recipe.adapter_options, StepPlan.of, rate_factor):
-        assert Path(inspect.getfile(method)).parent.name in provenance.COUNTED
+        assert Path(inspect.getfile(method)) in source_files(provenance.CODE)
 
 
 def test_a_validation_loss_that_is_not_finite_counts_as_infinite(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from moslora.files import discard, once_per_machine, replacing, sha256
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
 from moslora.tasks import Task
+from moslora.version import source_files
 
-_ROOMS = (moslora.tasks, moslora.data, moslora.prompts)
+CODE = (moslora.tasks, moslora.data, moslora.prompts)
 """Packages whose code decides what the prepared rows are."""
 
 _KEPT = 16
@@ -216,18 +217,9 @@ class RunRows:
             "tasks": [task.name for task in self.tasks],
             "source": identity(self.tasks, "train", source=self.data.source),
             "packages": [version(package) for package in ("pyarrow", "tokenizers")],
-            "code": _code(),
+            "code": [sha256(path) for path in source_files(CODE)],  # no version number that somebody has to raise
         }
         return home() / "rows" / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
-
-
-def _code() -> list[str]:
-    """Hashes of the code that makes the rows, instead of a version number that somebody has to raise."""
-    hashes = []
-    for room in _ROOMS:
-        (folder,) = room.__path__
-        hashes += [sha256(path) for path in sorted(Path(folder).glob("*.py"))]
-    return hashes
 
 
 def _read(folder: Path) -> TrainingData | None:

@@ -7,6 +7,17 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import moslora.adapters
+import moslora.base
+import moslora.data
+import moslora.evaluation
+import moslora.kernels
+import moslora.mixer_options
+import moslora.prompts
+import moslora.recipe
+import moslora.runs
+import moslora.tasks
+import moslora.training
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_tokenizer
 from moslora.choices import FormatName, Split
@@ -16,10 +27,22 @@ from moslora.experiment.file import Planned
 from moslora.recipe import Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.tasks import Task
-from moslora.version import PACKAGE
+from moslora.version import PACKAGE, source_files
 
-COUNTED = ("adapters", "base", "data", "evaluation", "kernels", "prompts", "recipe", "runs", "tasks", "training")
-"""The rooms of the package whose code makes the numbers."""
+CODE = (
+    moslora.adapters,
+    moslora.base,
+    moslora.data,
+    moslora.evaluation,
+    moslora.kernels,
+    moslora.mixer_options,
+    moslora.prompts,
+    moslora.recipe,
+    moslora.runs,
+    moslora.tasks,
+    moslora.training,
+)
+"""Packages and modules whose code makes the numbers."""
 
 REMADE = (Changes.DRAW, Changes.TRAINED, Changes.ROWS, Changes.READING)
 """What the values of a recipe change with which a run is made again. What lies at a place is in the hashes."""
@@ -93,15 +116,13 @@ def changes(
 
 @cache
 def code() -> str:
-    """Hash of the code in :data:`COUNTED` without comments and docstrings.
+    """Hash of the code in :data:`CODE` without comments and docstrings.
 
     A commit would change with every document, and the version of the package with no change at all.
     """
-    parts = {
-        path.relative_to(PACKAGE).as_posix(): without_comments(path.read_text(encoding="utf-8"))
-        for room in COUNTED
-        for path in PACKAGE.glob(f"{room}/**/*.py")
-    }
+    parts = {}
+    for path in source_files(CODE):
+        parts[path.relative_to(PACKAGE).as_posix()] = without_comments(path.read_text(encoding="utf-8"))
     return _hash(parts)
 
 
