@@ -17,5 +17,9 @@ else:
         """Imports a public name when it is first used: ``moslora --help`` must not wait for torch."""
         if name not in __all__:
             raise AttributeError(f"module 'moslora' has no attribute {name!r}")
-        elsewhere = {"load": "moslora.evaluation.target", "save": "moslora.runs.adapter_folder"}
-        return getattr(import_module(elsewhere.get(name, "moslora.adapters")), name)
+        module = "moslora.adapters"
+        if name == "load":
+            module = "moslora.evaluation.target"
+        if name == "save":
+            module = "moslora.runs.adapter_folder"
+        return getattr(import_module(module), name)

@@ -1,6 +1,6 @@
 """A model is checked when it is loaded: what the engine computes must be the model's own logits.
 
-    h Wᵀ = logits,   h the decoder's last hidden states over rows that lie end to end, W the output layer's weight
+    h Wᵀ = logits,   h the decoder's last hidden states over concatenated rows, W the output layer's weight
 
 The config is checked first, for what some models are known to do to their logits. Then numbers are compared, for what
 nobody thought of: two rows of unequal length with a common beginning, through transformers' modules before they are
@@ -128,7 +128,7 @@ def exchange_modules(model: PreTrainedModel, section: ModelSection, *, computed_
     leave_cudnn_attention()
     expected = None
     if computed_here and computes_quickly(model):
-        with telling(name, f"{type(model).__name__} does not compute text by itself"):
+        with _refusing(name, f"{type(model).__name__} does not compute text by itself"):
             expected = plain_logits(model)
     use_own_modules(model)
     model.eval()  # ours are made in training mode
@@ -185,7 +185,7 @@ def refuse_bias(model: PreTrainedModel, name: str) -> None:
 
 def _error(model: PreTrainedModel, expected: Tensor, name: str) -> float:
     """‖z' − z‖ / ‖z‖; infinite where the engine computes other tokens."""
-    with telling(name, f"{type(model).__name__} does not compute rows that lie end to end"):
+    with _refusing(name, f"{type(model).__name__} does not compute rows that lie end to end"):
         found = engine_logits(model)
     if found.shape != expected.shape:
         return torch.inf
@@ -193,8 +193,11 @@ def _error(model: PreTrainedModel, expected: Tensor, name: str) -> float:
 
 
 @contextmanager
-def telling(name: str, fault: str) -> Iterator[None]:
-    """Turns whatever a model's code raises into one line that names its ``fault``."""
+def _refusing(name: str, fault: str) -> Iterator[None]:
+    """Turns any error of a model's code into a refusal of the model, one line that names its ``fault``.
+
+    A GPU out of memory is left to `moslora.base.failures.fitting`.
+    """
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The base model as training and scoring compute it: with our modules, over rows that lie end to end."""
+"""The base model as training and scoring compute it: with our modules, over concatenated rows without padding."""
 
 from collections.abc import Sequence
 

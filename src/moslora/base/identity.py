@@ -1,7 +1,7 @@
-"""What identifies a base: the bytes of its weights, and the config that says how they compute.
+"""The identity of a base: the bytes of its weights, and the config that says how they compute.
 
-Evaluations, checkpoints, experiments and imports all ask here, so that they agree on what is the same model. Where a
-model lies, and the precision that it is loaded in, are no part of it.
+Evaluations, checkpoints, experiments and imports all use it, so that they agree on what is the same model. A model's
+path and the precision that it is loaded in are no part of it.
 """
 
 import functools

@@ -11,9 +11,9 @@ from moslora.errors import UsageError
 
 
 def stored_names(model: PreTrainedModel) -> dict[str, str]:
-    """The name in the files of each weight that has another one there, as in multimodal models.
+    """Name of a weight -> its name in the files, for weights whose names differ, as in multimodal models.
 
-    A weight that lies there in several pieces, as the experts of a layer do, is left out.
+    A weight that the files have in several pieces, such as the experts of a layer, is left out.
     """
     names = {}
     for name, weight in model.named_parameters():
@@ -26,7 +26,13 @@ def stored_names(model: PreTrainedModel) -> dict[str, str]:
 
 
 def refuse_stored_together(layers: Iterable[str], stored: Mapping[str, str]) -> None:
-    """Refuses adapters of ``layers`` whose weights are a piece of one in the files, into which nothing is merged."""
+    """Refuses adapters of ``layers`` whose weights are pieces of one weight in the files: those cannot be merged.
+
+    ``stored`` is from `stored_names`.
+
+    Raises:
+        UsageError: names the first such layer.
+    """
     keys = {name: stored.get(f"{name}.weight", f"{name}.weight") for name in layers}
     counts = Counter(keys.values())
     for name, key in keys.items():

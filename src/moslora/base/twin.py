@@ -72,7 +72,7 @@ def small_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> 
     """The twin of the model of ``config``: in float32 on the CPU, in evaluation mode. Draws no number of the caller's.
 
     Raises:
-        Exception: whatever the model's code raises where its sizes do not fit each other.
+        Exception: of any type, from the model's code, where its sizes do not fit each other.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)

