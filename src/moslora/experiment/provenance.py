@@ -100,7 +100,7 @@ def changes(
     packages that compute, are no difference. Without ``fetching``, base and rows, which may be elsewhere, are not
     looked at.
     """
-    counted = REMADE
+    counted: tuple[Changes, ...] = REMADE
     if planned.scored:
         counted = (*REMADE, Changes.ASKED)
     found = planned.recipe.differences(recipe, *counted)
