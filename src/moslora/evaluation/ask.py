@@ -40,12 +40,16 @@ class Answered:
     format: str
 
     def __str__(self) -> str:
-        score = "log-probability of the option's " + ("text, per character" if self.prediction.characters else "label")
-        cut = "; the question is longer than max_length, so its beginning was cut" if self.prediction.truncated else ""
-        return (
+        score = "log-probability of the option's label"
+        if self.prediction.characters:
+            score = "log-probability of the option's text, per character"
+        said = (
             f"protocol {self.protocol}, format {self.format}, asked as {self.prediction.task};"
-            f" probability: softmax of the {score}{cut}"
+            f" probability: softmax of the {score}"
         )
+        if self.prediction.truncated:
+            said += "; the question is longer than max_length, so its beginning was cut"
+        return said
 
 
 def _scoring(protocol: Protocol, format: FormatName) -> Protocol:
@@ -63,7 +67,9 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
         target.adapter.refuse_untrained(example.task)
     request = target.asked(typed)
     protocol = _scoring(PROTOCOLS[request.protocol], request.format).name
-    format = "cloze" if request.format == "cloze-passage" else request.format  # BoolQ's passage is missing here
+    format = request.format
+    if format == "cloze-passage":  # the passage is missing here
+        format = "cloze"
     request = request.model_copy(update={"protocol": protocol, "format": format})
     tokenizer = target.tokenizer()
     scorer = make_scorer(target.load(), tokenizer, request)
@@ -71,6 +77,6 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
         (prediction,) = scorer.score([example])
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
-    answers = map(Answer, names, probabilities, prediction.scores)
-    best_first = sorted(answers, key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
-    return Answered(tuple(best_first), prediction, protocol, format)
+    answers = [Answer(*parts) for parts in zip(names, probabilities, prediction.scores, strict=True)]
+    answers.sort(key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
+    return Answered(tuple(answers), prediction, protocol, format)

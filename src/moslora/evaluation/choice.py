@@ -38,7 +38,8 @@ class Choice(Scorer[Question, Scores]):
 
     def encode(self, example: Example) -> Question:
         options = self.format.options(example)
-        texts = self.encoder.encode_all([(o.prompt, o.answer) for o in options], joint=self.format.joint, eos=False)
+        pairs = [(option.prompt, option.answer) for option in options]
+        texts = self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
         ids = [text.ids for text in texts]
         common = common_prefix(ids)
         tokens = [row[common] for row in ids if len(row) == common + 1]
@@ -64,16 +65,25 @@ class Choice(Scorer[Question, Scores]):
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[Scores]]:
         weight = output_weight(self.model)  # (V, H)
-        tokens, rows, places = concatenate([[q.input_ids for q in questions]], weight.device)
+        inputs = [question.input_ids for question in questions]
+        tokens, rows, places = concatenate([inputs], weight.device)
         hidden = final_hidden(self.model, tokens, rows)  # (T, H)
-        labels = sorted({token for q in questions for token in q.option_tokens})
+        of_all: set[int] = set()
+        for question in questions:
+            of_all.update(question.option_tokens)
+        labels = sorted(of_all)
         last = hidden.index_select(0, send([path[-1] for path in places], weight.device))
         options = weight.index_select(0, send(labels, weight.device))
         logits = (last.float() @ options.float().T).to("cpu", non_blocking=True)  # (questions, labels)
-        return lambda: [
-            tuple(torch.log_softmax(row[[labels.index(token) for token in q.option_tokens]], dim=0).tolist())
-            for q, row in zip(questions, logits.double(), strict=True)
-        ]
+
+        def read() -> list[Scores]:
+            scores = []
+            for question, row in zip(questions, logits.double(), strict=True):
+                columns = [labels.index(token) for token in question.option_tokens]
+                scores.append(tuple(torch.log_softmax(row[columns], dim=0).tolist()))
+            return scores
+
+        return read
 
     def read(self, example: Example, question: Question, found: Scores) -> Prediction:
         return Prediction.of(example, found, truncated=question.truncated)

@@ -36,44 +36,46 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
         pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
         texts = self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
         if any(text.answer_start == 0 for text in texts):
+            longest = max(len(text.ids) for text in texts)
             raise MosloraError(
-                f"{example.id}: an option of {max(len(text.ids) for text in texts)} tokens leaves no room for the"
-                " prompt; use a larger evaluation.max_length"
+                f"{example.id}: an option of {longest} tokens leaves no room for the prompt; use a larger"
+                " evaluation.max_length"
             )
         return texts
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
-        longest = self.encoder.max_length
-        if longest is None:
-            return super().to_try(examples)
-        # An answer is an option's text, or a part of the question. It has a token per byte at most, beside BOS and a
-        # space that some tokenizers add.
-        large = [
-            example
-            for example in examples
-            if max(len(text.encode()) for text in (example.question, *example.choices)) + 2 >= longest
-        ]
-        return [*super().to_try(examples), *large]
+        first = super().to_try(examples)
+        limit = self.encoder.max_length
+        if limit is None:
+            return first
+        return first + [example for example in examples if _most_tokens(example) >= limit]
 
     def length(self, question: Sequence[EncodedText]) -> int:
         """Tokens read: the options' common beginning once, and no last token, which is only predicted."""
-        shared = common_prefix([text.ids[:-1] for text in question])
+        shared = common_prefix(_input_ids(question))
         return shared + sum(len(text.ids) - 1 - shared for text in question)
 
     def compute(self, questions: Sequence[Sequence[EncodedText]]) -> Callable[[], list[list[Scored]]]:
-        tokens, rows, paths = concatenate([[text.ids[:-1] for text in q] for q in questions], self.model.device)
-        texts = [text for q in questions for text in q]
-        places = [place for text, path in zip(texts, paths, strict=True) for place in path[text.answer_start - 1 :]]
-        targets = [token for text in texts for token in text.ids[text.answer_start :]]
+        texts = list(itertools.chain.from_iterable(questions))
+        inputs = [_input_ids(question) for question in questions]
+        tokens, rows, paths = concatenate(inputs, self.model.device)
+        places: list[int] = []
+        targets: list[int] = []
+        for text, path in zip(texts, paths, strict=True):
+            places += path[text.answer_start - 1 :]
+            targets += text.ids[text.answer_start :]
         hidden = final_hidden(self.model, tokens, rows)  # (T, H)
-        found = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,), (P,)
-        values, hits = (x.to("cpu", non_blocking=True) for x in found)
+        values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,), (P,)
+        values = values.to("cpu", non_blocking=True)
+        hits = hits.to("cpu", non_blocking=True)
         counts = [len(text.ids) - text.answer_start for text in texts]
 
         def read() -> list[list[Scored]]:
-            answers = zip(values.double().split(counts), hits.split(counts), strict=True)
-            scores = ((float(value.sum()), bool(hit.all())) for value, hit in answers)
-            return [list(itertools.islice(scores, len(q))) for q in questions]
+            scores: list[Scored] = []
+            for value, hit in zip(values.double().split(counts), hits.split(counts), strict=True):
+                scores.append((float(value.sum()), bool(hit.all())))
+            of_texts = iter(scores)
+            return [list(itertools.islice(of_texts, len(question))) for question in questions]
 
         return read
 
@@ -81,6 +83,18 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
         characters = tuple(option.characters for option in self.format.options(example))
         truncated = any(text.truncated for text in question)
         return Prediction.of(example, [value for value, _ in found], characters=characters, truncated=truncated)
+
+
+def _most_tokens(example: Example) -> int:
+    """Upper bound of the tokens of an answer, which is an option's text or a part of the question: one per byte, beside
+    BOS and a space that some tokenizers add."""
+    longest = max(len(text.encode()) for text in (example.question, *example.choices))
+    return longest + 2
+
+
+def _input_ids(question: Sequence[EncodedText]) -> list[list[int]]:
+    """The tokens that the model reads of each option: no last one, which is only predicted."""
+    return [text.ids[:-1] for text in question]
 
 
 def log_probabilities(
@@ -101,12 +115,29 @@ def log_probabilities(
     """
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
-    sums, likeliest = [], []
-    for part in states.split(sizes(len(states), len(weight), weight.device)[0]):
-        found = [(piece.log_sum, piece.top, piece.likeliest) for piece in pieces(part, weight)]
-        log_sums, tops, tokens = (torch.cat(column, 1) for column in zip(*found, strict=True))  # (part, pieces)
-        sums.append(log_sums.logsumexp(1).float())
-        likeliest.append(tokens.gather(1, tops.argmax(1, keepdim=True))[:, 0])
-    of, wanted = send([distinct[place] for place in places], hidden.device), send(targets, hidden.device)
-    chosen = torch.linalg.vecdot(states.index_select(0, of).float(), weight.index_select(0, wanted).float())
-    return chosen - torch.cat(sums).index_select(0, of), torch.cat(likeliest).index_select(0, of) == wanted
+    positions, _ = sizes(len(states), len(weight), weight.device)
+    log_sums = []
+    likeliest = []
+    for part in states.split(positions):
+        log_sum, token = _over_vocabulary(part, weight)
+        log_sums.append(log_sum)
+        likeliest.append(token)
+    rows = send([distinct[place] for place in places], hidden.device)  # (P,), of states
+    wanted = send(targets, hidden.device)
+    logits = torch.linalg.vecdot(states.index_select(0, rows).float(), weight.index_select(0, wanted).float())
+    values = logits - torch.cat(log_sums).index_select(0, rows)
+    return values, torch.cat(likeliest).index_select(0, rows) == wanted
+
+
+def _over_vocabulary(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ exp z, float32 of shape ``(n,)``, and the likeliest token, int64 of that shape; z = states · Wᵀ."""
+    log_sums = []
+    tops = []
+    tokens = []
+    for piece in pieces(states, weight):
+        log_sums.append(piece.log_sum)
+        tops.append(piece.top)
+        tokens.append(piece.likeliest)
+    log_sum = torch.cat(log_sums, 1).logsumexp(1).float()
+    best = torch.cat(tops, 1).argmax(1, keepdim=True)
+    return log_sum, torch.cat(tokens, 1).gather(1, best)[:, 0]

@@ -75,33 +75,63 @@ class Generate(Scorer[Question, str]):
         return self.beams * (len(question[1].ids) + MAX_NEW_TOKENS)
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
-        answer, names, truncated = find_answer(found, example), labels(example), question[1].truncated
-        named = names.index(answer) if answer in names else None
-        return Prediction(example.id, example.task, example.gold, named, text=found, answer=answer, truncated=truncated)
+        _, prompt = question
+        answer = find_answer(found, example)
+        names = labels(example)
+        named = None
+        if answer in names:
+            named = names.index(answer)
+        return Prediction(
+            example.id, example.task, example.gold, named, text=found, answer=answer, truncated=prompt.truncated
+        )
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
         """The texts after the prompts."""
         tokenizer = self.encoder.tokenizer
-        examples, prompts = [example for example, _ in questions], [prompt.ids for _, prompt in questions]
-        longest = max(map(len, prompts))
-        ids_to_pad_with = tokenizer.pad_token_id, tokenizer.eos_token_id, 0  # masked, so any valid id will do
-        padding = next(int(id) for id in ids_to_pad_with if id is not None)
-        input_ids = torch.tensor([[padding] * (longest - len(ids)) + ids for ids in prompts])  # (B, T)
-        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
+        padding = padding_id(tokenizer)
+        input_ids, mask = padded([prompt.ids for _, prompt in questions], padding)  # (B, T)
+        length = input_ids.shape[1]
+        stopping = []
+        if self.beams == 1:
+            stopping.append(Decided(tokenizer, [example for example, _ in questions], length))
         config = GenerationConfig(**self.writing, pad_token_id=padding, eos_token_id=tokenizer.eos_token_id)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
         # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
         # each row.
-        together = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+        together = self.model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         with together, unset_generation(self.model):
             output = generate(
                 input_ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
                 generation_config=config,
-                stopping_criteria=[Decided(tokenizer, examples, longest)] if self.beams == 1 else [],
+                stopping_criteria=stopping,
             )  # (B, T + new)
-        texts = list(tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
+        texts = list(tokenizer.batch_decode(output[:, length:], skip_special_tokens=True))
         return lambda: texts
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token to pad with. It is masked, so any valid one will do."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def padded(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """The prompts padded on the left to one length, and the mask with 1 on their tokens; int64 of shape ``(B, T)``."""
+    length = max(len(ids) for ids in prompts)
+    rows = []
+    masks = []
+    for ids in prompts:
+        missing = length - len(ids)
+        rows.append([padding] * missing + ids)
+        masks.append([0] * missing + [1] * len(ids))
+    return torch.tensor(rows), torch.tensor(masks)
+
+
+def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (states[0].contiguous(),)
 
 
 @contextmanager
@@ -127,18 +157,25 @@ class Decided(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **others: Any) -> Tensor:
         """Which rows of ``input_ids``, shape ``(B, T + new)``, have ended: bool of shape ``(B,)``."""
         texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
-        return torch.tensor(list(map(_is_decided, texts, self.examples)), device=input_ids.device)
+        ended = [_is_decided(text, example) for text, example in zip(texts, self.examples, strict=True)]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def find_answer(text: str, example: Example) -> str:
     """The first label in a continuation, "" if there is none. A second response header ends the response."""
-    hit = answer_pattern(example).search(text.split(RESPONSE_HEADER)[0])
-    return hit.group() if hit else ""
+    response, *_ = text.split(RESPONSE_HEADER)
+    hit = answer_pattern(example).search(response)
+    if hit is None:
+        return ""
+    return hit.group()
 
 
 def _is_decided(text: str, example: Example) -> bool:
     """Whether more text leaves the answer as it is: "answer1" at the end may become "answer10"."""
+    if RESPONSE_HEADER in text:
+        return True
     answer = find_answer(text, example)
+    if not answer:
+        return False
     rest = text[text.find(answer) :]
-    begun = any(label != answer and label.startswith(rest) for label in labels(example))
-    return RESPONSE_HEADER in text or (answer != "" and not begun)
+    return not any(label != answer and label.startswith(rest) for label in labels(example))

@@ -6,7 +6,6 @@ takes lm-eval's own options; ``run``, ``base``, ``dtype`` and ``batch_tokens`` a
 beginning of a question's options is read once, and nothing is padded.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +52,9 @@ class HarnessModel(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else int(bos)
+        if bos is None:
+            return self.eot_token_id
+        return int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **others: Any) -> list[int]:
         ids: list[int] = self.tokenizer(string, add_special_tokens=add_special_tokens is not False)["input_ids"]
@@ -62,21 +63,26 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[Scored]:
-        by_context: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}  # context -> the requests that have it
         for i, (_, context, _) in enumerate(requests):
-            by_context.setdefault(tuple(context), []).append(i)
-        questions = [[self._text(*requests[i][1:]) for i in group] for group in by_context.values()]
+            groups.setdefault(tuple(context), []).append(i)
+        questions = []
+        for group in groups.values():
+            questions.append([self._text(*requests[i][1:]) for i in group])
         with torch.inference_mode():
             scores = self.scorer.in_batches(questions, tokens=self.scorer.batch_tokens)
-        order = [i for group in by_context.values() for i in group]
-        found = dict(zip(order, itertools.chain.from_iterable(scores), strict=True))
+        found: dict[int, Scored] = {}
+        for group, of_group in zip(groups.values(), scores, strict=True):
+            found.update(zip(group, of_group, strict=True))
         return [found[i] for i in range(len(requests))]
 
     def _text(self, context: list[int], answer: list[int]) -> EncodedText:
         """As lm-eval cuts it: the end of the text that fits, its last token aside."""
         length = self.scorer.encoder.max_length
         ids = [*context, *answer]
-        kept = ids if length is None else ids[-(length + 1) :]
+        kept = ids
+        if length is not None:
+            kept = ids[-(length + 1) :]
         if len(kept) <= len(answer):
             raise UsageError(f"lm-eval: an answer of {len(answer)} tokens exceeds the model's context of {length}")
         return EncodedText(kept, len(kept) - len(answer), truncated=len(kept) < len(ids))

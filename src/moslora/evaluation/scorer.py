@@ -40,7 +40,7 @@ class Scorer(ABC, Generic[Question, Found]):
     model: PreTrainedModel  # a causal language model on its device
     encoder: Encoder  # of its tokenizer
     format: Format  # of the prompts
-    batch_tokens: int  # most tokens of a batch
+    batch_tokens: int  # maximum number of tokens in a batch
     beams: int = 1  # of the search for a written text; 1 is greedy
 
     cpu_block: ClassVar[int] = BLOCK_SIZE  # questions computed together on a CPU
@@ -48,7 +48,9 @@ class Scorer(ABC, Generic[Question, Found]):
     @property
     def block_size(self) -> int:
         """Questions computed together on the model's device."""
-        return self.cpu_block * (1 if self.model.device.type == "cpu" else BLOCKS_ON_GPU)
+        if self.model.device.type == "cpu":
+            return self.cpu_block
+        return self.cpu_block * BLOCKS_ON_GPU
 
     @property
     def writing(self) -> dict[str, Any] | None:
@@ -78,7 +80,8 @@ class Scorer(ABC, Generic[Question, Found]):
     def work(self, example: Example) -> int:
         """Characters that the model reads, which tell about how long a question takes."""
         options = self.format.options(example)
-        return len("".join({option.prompt for option in options} | {option.answer for option in options}))
+        texts = {option.prompt for option in options} | {option.answer for option in options}
+        return sum(len(text) for text in texts)
 
     @abstractmethod
     def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Found]]:
@@ -91,10 +94,16 @@ class Scorer(ABC, Generic[Question, Found]):
     @torch.inference_mode()
     def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
         """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself."""
-        describe_task(self.model, None if examples[0].is_text else examples[0].task)
+        task = None  # of texts
+        if not examples[0].is_text:
+            task = examples[0].task
+        describe_task(self.model, task)
         questions = [self.encode(example) for example in examples]
+        tokens = self.batch_tokens
+        if alone:
+            tokens = 1
         with self._families.folded(self.model.dtype):
-            found = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
+            found = self.in_batches(questions, tokens=tokens)
         return [self.read(*each) for each in zip(examples, questions, found, strict=True)]
 
     def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[Found]:
@@ -106,10 +115,14 @@ class Scorer(ABC, Generic[Question, Found]):
         lengths = [self.length(question) for question in questions]
         order = sorted(range(len(questions)), key=lambda i: -lengths[i])  # stable: equal lengths keep their order
         started = []
-        while order:
-            count = max(1, tokens // lengths[order[0]])
-            batch, order = order[:count], order[count:]
+        first = 0
+        while first < len(order):
+            count = max(1, tokens // lengths[order[first]])
+            batch = order[first : first + count]
             started.append((batch, self.compute([questions[i] for i in batch])))
+            first += count
         wait_for(self.model.device)
-        found = {i: output for batch, read in started for i, output in zip(batch, read(), strict=True)}
+        found: dict[int, Found] = {}
+        for batch, read in started:
+            found.update(zip(batch, read(), strict=True))
         return [found[i] for i in range(len(questions))]

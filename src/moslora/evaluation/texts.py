@@ -29,7 +29,8 @@ class Texts(Cloze):
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
             why = "nothing of this text is predicted, behind one token or character as context; remove it"
-            why += f", or raise evaluation.max_length = {self.encoder.max_length}" * text.truncated
+            if text.truncated:
+                why += f", or raise evaluation.max_length = {self.encoder.max_length}"
             raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}")
         return [text]
 
@@ -40,7 +41,8 @@ class Texts(Cloze):
         return len(example.choices[0])
 
     def read(self, example: Example, question: Sequence[EncodedText], found: list[Scored]) -> Prediction:
-        (text,), ((score, _),) = question, found
+        text = question[0]
+        score, _ = found[0]
         return replace(Prediction.of(example, [score], truncated=text.truncated), bytes=text.bytes)
 
 
