@@ -28,11 +28,12 @@ from moslora.evaluation.target import evaluate_target, open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report
+from moslora.report.bases import base_names
 from moslora.report.canvas import STYLE, Canvas
 from moslora.report.figures import FORGOTTEN, accuracy, curve, differences
 from moslora.report.page import BY_LAYER, CURVES
 from moslora.report.questions import most_changed
-from moslora.report.runs import base_names, reported_runs
+from moslora.report.runs import reported_runs
 from moslora.report.weights import by_layer, heat_maps
 from moslora.runs.evaluation import COLUMNS, Evaluation, read_evaluation
 from moslora.runs.predictions import Prediction

@@ -56,8 +56,22 @@ def compare_paths(
     tasks: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
-    """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrasts and outcome."""
+    """`compare_loaded` for the arms that `load_arms` finds."""
     arms = load_arms(paths, evaluation=evaluation)
+    return compare_loaded(arms, paths, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
+
+
+def compare_loaded(
+    arms: Sequence[Arm],
+    paths: Sequence[Path],
+    *,
+    contrasts: Sequence[tuple[str, str]] = (),
+    outcome: str | None = None,
+    tasks: str | None = None,
+    allowed: Sequence[str] = (),
+) -> Comparison:
+    """`compare_arms` for the arms that were loaded from ``paths``, by default with an experiment's own contrasts and
+    outcome."""
     index = None
     if len(paths) == 1:
         index = read_index(paths[0])

@@ -6,6 +6,7 @@
 import html
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from moslora.errors import UsageError, needing
@@ -29,12 +30,15 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
             Run(path).evaluation(evaluation)
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
+    from moslora.compare.runs import read_complete
     from moslora.report.page import page
     from moslora.report.runs import reported_runs
 
-    found = reported_runs(paths, evaluation=evaluation)
+    read = cache(read_complete)  # so that each evaluation is read once
+    found = reported_runs(paths, evaluation=evaluation, read=read)
     with new_folder(out, older=older) as scratch:
-        (scratch / PAGE).write_text(page(found, paths, folder=scratch, evaluation=evaluation), encoding="utf-8")
+        text = page(found, paths, folder=scratch, evaluation=evaluation, read=read)
+        (scratch / PAGE).write_text(text, encoding="utf-8")
     return out / PAGE
 
 

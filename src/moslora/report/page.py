@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from moslora.compare.comparison import compare_paths
+from moslora.compare.arms import load_arms
+from moslora.compare.comparison import compare_loaded
 from moslora.compare.conclusion import lines, tables
+from moslora.compare.find import Read
 from moslora.errors import MosloraError
 from moslora.evaluation import Results
 from moslora.evaluation.display import percent
 from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
+from moslora.report.bases import base_model
 from moslora.report.canvas import SERIES, Canvas
 from moslora.report.questions import Changed, most_changed, texts
-from moslora.report.runs import Reported, ReportedRun, base_model
+from moslora.report.runs import Reported, ReportedRun
 
 CURVES = {
     "loss": "Training loss",
@@ -37,8 +40,9 @@ QUESTIONS = 8
 """Questions that gained most, and as many that lost most."""
 
 
-def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: str | None) -> str:
-    """The text of the page about the runs ``found`` at ``paths``; the PNGs are written into ``folder``."""
+def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: str | None, read: Read) -> str:
+    """The text of the page about the runs ``found`` at ``paths``; the PNGs are written into ``folder``. ``read`` reads
+    an evaluation."""
     runs, shared, line = found
     arms = list(dict.fromkeys(run.arm for run in runs))
     canvas = Canvas(folder, arms)
@@ -60,7 +64,7 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
     answers = [(run.arm, run.tuned) for run in runs if run.tuned and alike]
     scored = [(run.name, run.tuned_results) for run in runs]
     scored += [(name, run.base_results) for name, run in bases.items()]
-    compared = list(_comparisons(canvas, runs, paths, evaluation=evaluation))
+    compared = list(_comparisons(canvas, runs, paths, evaluation=evaluation, read=read))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -157,13 +161,14 @@ def _wanted(runs: Sequence[ReportedRun], paths: Sequence[Path]) -> list[Wanted]:
 
 
 def _comparisons(
-    canvas: Canvas, runs: Sequence[ReportedRun], paths: Sequence[Path], *, evaluation: str | None
+    canvas: Canvas, runs: Sequence[ReportedRun], paths: Sequence[Path], *, evaluation: str | None, read: Read
 ) -> Iterator[dict[str, Any]]:
     """The comparisons that are :func:`_wanted`, or the reason why there is none."""
     for name, title, places, base in _wanted(runs, paths):
         part = {"title": title, "against_base": bool(base)}
         try:
-            found = compare_paths(places, evaluation=evaluation)
+            arms = load_arms(places, evaluation=evaluation, read=read)
+            found = compare_loaded(arms, places)
         except MosloraError as error:
             said = [f"Not compared: {line}" for line in str(error).splitlines()]
             yield {**part, "figures": [], "tables": [], "lines": [], "verdicts": said}

@@ -23,8 +23,11 @@ def accuracy(answers: TaskAnswers) -> Column:
 def right(answers: TaskAnswers) -> Column:
     """1 if the answer is right by the protocol's main metric: cloze divides every score by its option's characters
     (lm-eval's ``acc_norm``)."""
-    pairs = zip(answers.chosen, answers.gold, strict=True)
-    return tuple(float(chosen == gold) for chosen, gold in pairs)
+    positions = answers.chosen
+    if answers.predicted and not answers.characters:
+        positions = answers.predicted
+    pairs = zip(positions, answers.gold, strict=True)
+    return tuple(float(position == gold) for position, gold in pairs)
 
 
 def log_probability(answers: TaskAnswers) -> Column:

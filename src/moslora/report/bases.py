@@ -1,0 +1,50 @@
+"""What the bases of several runs are called: "base", or what tells them apart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moslora.runs.settings import Settings
+
+TELLING = ("base", "quantization", "dtype", "protocol", "format", "beams")
+"""What bases are told apart by, fields of `Settings.model` and `Settings.asked`."""
+
+
+def base_names(bases: Sequence[Settings | None]) -> list[str]:
+    """A name for each of these evaluations of bases: "base", with the values in which they differ, such as "base (nf4)"
+    and "base (llama-3, cloze)"."""
+    models = _model_names([settings for settings in bases if settings is not None])
+    described = [_described(settings, models) for settings in bases]
+    differing = []
+    for field in TELLING:
+        values = {known[field] for known in described if known}
+        if len(values) > 1:
+            differing.append(field)
+    names = []
+    for known in described:
+        told = [known.get(field, "None") for field in differing]
+        told = [value for value in told if value != "None"]
+        names.append(f"base ({', '.join(told)})" if told else "base")
+    return names
+
+
+def _described(settings: Settings | None, models: dict[str, str]) -> dict[str, str]:
+    """Field -> value, of all that bases are told apart by; empty if there is no base."""
+    if settings is None:
+        return {}
+    return {**settings.model, **settings.asked, "base": models[base_model(settings)]}
+
+
+def base_model(settings: Settings) -> str:
+    """What identifies the weights of a base."""
+    return str(settings.metadata.get("fingerprint") or settings.metadata.get("base"))
+
+
+def _model_names(bases: Sequence[Settings]) -> dict[str, str]:
+    """Name of every model, by :func:`base_model`: the last part of its path, or all of it, or with its fingerprint, if
+    otherwise two had the same."""
+    paths = {base_model(settings): str(settings.metadata.get("base")) for settings in bases}
+    shorts = {model: Path(path).name for model, path in paths.items()}
+    for names in (shorts, paths):
+        if len(set(names.values())) == len(names):
+            return names
+    return {model: f"{short} {model[:6]}" for model, short in shorts.items()}
