@@ -21,7 +21,8 @@ from moslora.base.shapes import meta_model
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.recipe import AdapterSection, Recipe, load_recipe
 from moslora.training import train_recipe
 from moslora.training.loop import train

@@ -44,7 +44,8 @@ sys.path.append(str(ROOT / "tests" / "kits"))
 from commands_kit import commands
 from kill_kit import Findings, kill_everywhere, ready_to_fork
 from moslora.errors import MosloraError
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import MANIFEST, WEIGHTS

@@ -12,7 +12,8 @@ from moslora.compare.runs import ComparedRun
 from moslora.console import say
 from moslora.convert.merge import merge
 from moslora.errors import UsageError, stopped
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import load_recipe

@@ -18,7 +18,8 @@ from moslora.base.load import load_base
 from moslora.convert.export import LOST_BY_PEFT, export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.plan.duration import cost
 from moslora.plan.outline import outline
 from moslora.plan.step import Work, measure

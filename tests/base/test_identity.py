@@ -17,7 +17,8 @@ from moslora.base.identity import fingerprint, packages, weight_hash
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.files import sha256
 from moslora.runs import adapter_folder
 from moslora.runs.manifest import read_manifest

@@ -35,7 +35,8 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.convert.proof import PROMPTS
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.quickstart import quickstart
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter

@@ -15,7 +15,8 @@ from moslora.convert.card import Made, how_to_upload, write_card
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.evaluation import Results
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
 from moslora.recipe.tasks import TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter

@@ -15,7 +15,8 @@ from moslora.data.prepared import RowTable, TrainingData
 from moslora.data.steps import StepPlan
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import INSTRUCTION

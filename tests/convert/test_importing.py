@@ -37,7 +37,8 @@ from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.run import locate_adapter, newest_run

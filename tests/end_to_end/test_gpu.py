@@ -24,7 +24,8 @@ from moslora.base.load import load_base
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.convert.export import export_peft, lora_pairs
 from moslora.convert.merge import merge
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.kernels.attention import attend_in_rows, kernel
 from moslora.kernels.rows import Rows
 from moslora.recipe import ModelSection, Recipe, load_recipe

@@ -10,7 +10,8 @@ import pytest
 from cli_kit import run
 from evaluation_kit import WORDS
 from moslora.evaluation import Results, read_results
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.run import Run
 from moslora.training import train_recipe

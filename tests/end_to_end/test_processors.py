@@ -12,7 +12,8 @@ import torch
 
 from moslora.convert.merge import merge
 from moslora.evaluation import read_results
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
 from moslora.training import train_recipe
 from training_kit import adapter, importing_tests

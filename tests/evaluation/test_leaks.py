@@ -11,8 +11,9 @@ import pytest
 from cli_kit import run
 from evaluation_kit import make_examples
 from moslora.evaluation import read_results
+from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.results import Results, summarise
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.target import open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
 from moslora.runs.predictions import Prediction

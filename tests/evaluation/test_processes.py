@@ -12,7 +12,8 @@ from evaluation_kit import make_examples, tokenizer
 from moslora.adapters import inject
 from moslora.base.sharded import shard_base
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.processes.devices import device
 from reference import perturb, tiny_llama
 from training_kit import in_two_processes, moslora

@@ -10,7 +10,8 @@ import pytest
 from cli_kit import run
 from moslora.convert.merge import merge
 from moslora.evaluation import read_results
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run

@@ -28,7 +28,8 @@ from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import read_index
 from moslora.data.steps import StepPlan
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.experiment import one_run, provenance
 from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.study import Curve

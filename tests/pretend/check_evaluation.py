@@ -15,8 +15,9 @@ from moslora.convert.importing import import_adapter
 from moslora.convert.merge import merge
 from moslora.evaluation import Request
 from moslora.evaluation.ask import ask
+from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.scorers import make_scorer
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.target import open_target
 from moslora.runs.predictions import Prediction
 from pretend_kit import on_cpu, watch
 from tests.end_to_end import test_own_tasks

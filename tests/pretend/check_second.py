@@ -12,7 +12,8 @@ from torch import Tensor
 
 import pretend_kit
 from moslora.errors import MosloraError
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.kernels import liger
 from moslora.processes.group import take_gpu
 from moslora.recipe import Recipe

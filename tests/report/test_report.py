@@ -24,7 +24,8 @@ from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.runs import read_complete
 from moslora.errors import UsageError
 from moslora.evaluation import read_results
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report

@@ -12,7 +12,8 @@ from cli_kit import run
 from moslora.convert.importing import import_adapter
 from moslora.evaluation import read_results
 from moslora.evaluation.choice import Choice
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.run import table_of_runs
 

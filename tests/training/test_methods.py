@@ -19,7 +19,8 @@ from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
 from moslora.data.steps import StepPlan, collate
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import Recipe, list_recipes, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter

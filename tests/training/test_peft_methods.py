@@ -14,7 +14,8 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.ask import ask
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.plan.report import plan
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter

@@ -128,7 +128,7 @@ def evaluate(
     )
     if limit is not None:
         typed["limit"] = limit or None
-    from moslora.runs.run import newest_run, run_of
+    from moslora.runs.run import newest_run
 
     words = sys.argv[1:]
     is_newest = target is None
@@ -141,7 +141,8 @@ def evaluate(
     if is_newest:
         say(f"newest run: {target}")
     with options.importing():
-        from moslora.evaluation.target import evaluate_target, open_target
+        from moslora.evaluation.evaluate_target import evaluate_target
+        from moslora.evaluation.target import open_target
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
@@ -149,7 +150,7 @@ def evaluate(
     if is_main_process():
         print_table(results.table(), above=[results.heading], below=[*results.remarks(), f"written to {folder}"])
         if opened.run and out is None:
-            say_next(*after_scoring(folder, run_of(opened.run.path), words=words))
+            say_next(*after_scoring(folder, opened.run, words=words))
 
 
 @app.command()

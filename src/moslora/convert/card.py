@@ -21,7 +21,6 @@ from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
 from moslora.runs.manifest import RECIPE
 from moslora.runs.origin import Origin
-from moslora.runs.run import run_of
 
 THIS_FOLDER = "this folder, or its id on the hub"
 
@@ -76,7 +75,7 @@ With moslora, `moslora ask` and `moslora eval` ask so by themselves.
 
 ## Evaluation
 
-{scores.section(run_of(folder.path), folder.manifest, made.scored, task=made.task)}
+{scores.section(folder.run, folder.manifest, made.scored, task=made.task)}
 
 ## Check of this folder
 

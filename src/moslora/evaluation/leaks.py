@@ -9,7 +9,6 @@ from moslora.evaluation.display import NONE, percent, percent_range
 from moslora.evaluation.scores import Score, macro, score_task
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.run import run_of
 from moslora.runs.settings import Leaks
 from moslora.tasks import Example
 
@@ -55,16 +54,16 @@ def without_leaks(
     return WithoutLeaks(" and ".join(compared_with), counts, scores, average)
 
 
-def find_leaks(run: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
+def find_leaks(folder: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
     """The leaks among all test ``questions``, by task; empty if the run has no record of its training rows. Texts are
     no questions, and have none."""
-    file = run_of(run.path).contents
+    file = folder.run.contents
     contents = file.read_bytes() if file.is_file() else b""
-    if len(contents) != DIGEST * run.manifest.get("trained_rows", -1):
+    if len(contents) != DIGEST * folder.manifest.get("trained_rows", -1):
         note("not known whether test questions were in the training rows: this adapter has no record of them")
         return {}
     asked = {task: rows for task, rows in questions.items() if not rows[0].is_text}
     trained = {contents[start : start + DIGEST] for start in range(0, len(contents), DIGEST)}
     found = {task: sorted(row.id for row in rows if digest(row) in trained) for task, rows in asked.items()}
-    compared_with = f"the {run.manifest['trained_rows']:,} rows this run was trained on"
+    compared_with = f"the {folder.manifest['trained_rows']:,} rows this run was trained on"
     return {task: Leaks(compared_with, tuple(ids)) for task, ids in found.items()}

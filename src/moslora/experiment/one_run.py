@@ -14,7 +14,8 @@ from typing import Literal
 
 from moslora.console import note
 from moslora.errors import Diverged
-from moslora.evaluation.target import evaluate_target, open_target
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
 from moslora.experiment.file import Planned
 from moslora.experiment.provenance import provenance
 from moslora.files import discard, write_text

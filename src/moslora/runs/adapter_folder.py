@@ -30,6 +30,7 @@ from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, once_per_machine, replacing, sha256, write_json
 from moslora.recipe import Recipe, stack_recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_checked, with_own_hash
+from moslora.runs.run import Run, run_of
 from moslora.tasks import INSTRUCTION
 from moslora.version import __version__
 
@@ -41,6 +42,11 @@ class AdapterFolder:
     path: Path
     recipe: Recipe
     manifest: dict[str, Any]
+
+    @property
+    def run(self) -> Run:
+        """The run that it is of; the folder itself if it was copied elsewhere."""
+        return run_of(self.path)
 
     def weights(self) -> dict[str, Tensor]:
         """A, M and B of every adapter, by parameter name."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from moslora.errors import UsageError
 from moslora.files import in_use, write_json
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.run import run_of
 from moslora.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Origin:
 
 def origin_of(adapter: "AdapterFolder", *, base: str) -> Origin:
     """What is made of ``adapter`` comes from there; ``base`` is its base's name to others."""
-    steps = run_of(adapter.path).facts.get("steps")
+    steps = adapter.run.facts.get("steps")
     manifest = adapter.manifest
     weights = manifest["sha256"][WEIGHTS]
     return Origin(adapter.recipe.name, manifest.get("step"), steps, base, manifest["base"]["fingerprint"], weights)

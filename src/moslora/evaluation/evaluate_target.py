@@ -1,0 +1,111 @@
+"""``moslora eval``: questions are read, a target is scored on them, and its run is told."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from moslora.base.failures import or_out_of_memory
+from moslora.base.identity import packages
+from moslora.base.resolve import locate
+from moslora.console import note
+from moslora.data.sources import data_hash, differences, load_examples
+from moslora.errors import UsageError
+from moslora.evaluation.batches import batch_budget
+from moslora.evaluation.evaluator import ModelFacts, evaluate, refuse_empty
+from moslora.evaluation.in_run import is_in_run, refuse_name_of_other_weights, tell_run
+from moslora.evaluation.leaks import find_leaks
+from moslora.evaluation.results import Results
+from moslora.evaluation.scorer import Request
+from moslora.evaluation.target import Target
+from moslora.files import locked, refuse_used
+from moslora.kernels import liger
+from moslora.processes.devices import device
+from moslora.processes.group import process_group, take_gpu
+from moslora.ranks import is_main_process
+from moslora.runs.run import SETTINGS
+from moslora.tasks import Task
+
+
+def evaluate_target(
+    target: Target, *, tasks: str | Sequence[str] | None = None, out: Path | None = None, **typed: Any
+) -> tuple[Results, Path]:
+    """Scores ``target`` with its own settings, changed by ``typed`` fields of `Request`; ``tasks`` as in
+    `resolve_tasks`. Returns the results and their folder.
+
+    Raises:
+        UsageError: the protocol cannot read the format's answers, or the folder holds something else.
+        MosloraError: the GPU is out of memory.
+    """
+    take_gpu()
+    request = target.asked(typed)
+    chosen = target.tasks(tasks)
+    _check(target, chosen, source=request.source)
+    questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
+    refuse_empty(questions)
+    identity = target.identity()
+    if out is None:
+        out = target.results_folder(request)
+    tokenizer, its_encoding = target.tokenizer_and_encoding(request.format)
+    refuse_name_of_other_weights(out, target)
+    if is_main_process() and not (out / SETTINGS).exists():
+        refuse_used(out)
+    must_agree = {
+        **{key: value for key, value in identity.items() if key != "base"},  # whose path may differ
+        **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
+        **_of_the_computation(target, request),
+        **its_encoding,
+    }
+    leaks = {}
+    if target.trained is not None:
+        leaks = find_leaks(target.trained, questions)
+    facts = ModelFacts(metadata={**identity, "source": request.source}, leaks=leaks, encoding=its_encoding)
+    tokens = request.batch_tokens or batch_budget(device())
+    with (
+        locked(out) if is_main_process() else nullcontext(),
+        process_group(must_agree, then="the same command continues from the scores so far"),
+        or_out_of_memory(f"out of GPU memory with batches of {tokens:,} tokens; use a smaller --batch-tokens"),
+    ):
+        liger.agree()
+        # The model is not kept: it uses the group, which ends with this block.
+        results = evaluate(target.load(), tokenizer, questions, request, out=out, facts=facts)
+        if target.trained is not None and is_main_process() and is_in_run(out, target.trained.run):
+            tell_run(target.trained, out, base=target.base)
+    return results, out
+
+
+def _of_the_computation(target: Target, request: Request) -> Mapping[str, Any]:
+    """What must be the same in all processes: the request, the strategy, and the versions of what computes."""
+    return {
+        **request.model_dump(exclude={"source"}),
+        "strategy": target.strategy,
+        **packages(quantized=target.model.quantization is not None, peft=target.by_peft),
+    }
+
+
+def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
+    """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
+    that need a remark."""
+    sets = [task.name for task in tasks if not task.own]
+    trained_on = target.recipe.data.source if target.recipe else None
+    if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
+        raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
+    if target.trained is None:
+        locate(target.model.name, revision=target.model.revision)
+    for line in differences(source, sets, split="test"):
+        note(line)
+    _note_untrained_tasks(target, tasks)
+
+
+def _note_untrained_tasks(target: Target, tasks: Sequence[Task]) -> None:
+    """Says which tasks the gate of the adapter was never trained on. Of texts it is the mean of all tasks' gates."""
+    if target.adapter is None:
+        return
+    trained = target.adapter.trained_tasks()
+    if trained is None:
+        return
+    others = [task.name for task in tasks if not task.is_text and task.name not in trained]
+    if others:
+        unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
+        note(f"{unknown}: those scores use a random embedding")

@@ -1,0 +1,48 @@
+"""An evaluation in the folder of a run: its name says which weights were scored, and the run is told the scores."""
+
+from pathlib import Path
+
+from moslora.console import note
+from moslora.errors import UsageError, first_line
+from moslora.evaluation.results import read_results
+from moslora.evaluation.target import Target
+from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.run import BESIDE, EVALUATIONS, Run
+from moslora.runs.trackers import KINDS, record
+
+
+def is_in_run(folder: Path, run: Run) -> bool:
+    """Whether ``folder`` is one of the run's ``eval/``, however both are written."""
+    return folder.resolve().parent == (run.path / EVALUATIONS).resolve()
+
+
+def refuse_name_of_other_weights(folder: Path, target: Target) -> None:
+    """Refuses a name that in the run's ``eval/`` is that of the base, or of another checkpoint."""
+    if target.run is None or not is_in_run(folder, target.run):
+        return
+    suffix = "".join(BESIDE.findall(folder.name))
+    if suffix == target.suffix:
+        return
+    ending = "a name without this ending"
+    if target.suffix:
+        ending = f"a name that ends in {target.suffix}"
+    raise UsageError(f"--out {folder}: in eval/ of a run this name is for other weights; choose {ending}")
+
+
+def tell_run(trained: AdapterFolder, folder: Path, *, base: bool) -> None:
+    """Adds the scores in ``folder``, of an adapter or of its ``base``, to the run's card, and to the records that its
+    training began in trackers."""
+    run = trained.run
+    summary = read_results(folder).summary()
+    run.add_facts(results={folder.name: summary})
+    scores = {name: summary[name] for name in ("macro", "majority_class") if name in summary}
+    scores |= summary["tasks"] | summary.get("nats_per_byte", {})
+    scores = {f"eval/{folder.name}/{name}": score for name, score in scores.items()}
+    for name in trained.recipe.tracking.to:
+        try:
+            if f"{name}_id" in run.facts:
+                with record(name, trained.recipe, run) as (tracker, _):
+                    step = 0 if base else trained.manifest["step"]
+                    KINDS[name].score(tracker, scores, step)
+        except Exception as error:  # of whatever kind: the scores are on the disk
+            note(f"the scores are not in {name}: {first_line(error)}")
