@@ -217,14 +217,12 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.parts, _ = prepare(accelerator, recipe)
-        self.settings = recipe.training
         self.done = 0
 
     def step(self) -> None:
         """Runs the next step: a run that is told to stop after it."""
         self.done = train(
             self.parts,
-            self.settings,
             first_step=self.done,
             report=lambda step, **values: None,
             checkpoint=lambda step: None,

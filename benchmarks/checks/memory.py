@@ -118,6 +118,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
     inject(model, **recipe.adapter.model_dump())
     parts = Parts(
         accelerator=accelerator,
+        settings=recipe.training,
         model=model,
         objective=accelerator.prepare_model(LabelLoss(model)),
         optimizer=build_optimizer(model, recipe.training),

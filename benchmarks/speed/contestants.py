@@ -23,6 +23,7 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
     accelerator = Accelerator(mixed_precision="no", cpu=not gpus())
     return Parts(
         accelerator=accelerator,
+        settings=training,
         model=model,
         objective=distribute(LabelLoss(model), accelerator, strategy).train(),
         optimizer=build_optimizer(model, training),

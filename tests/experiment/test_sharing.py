@@ -52,7 +52,6 @@ class Watched:
             self.rows.append([parts.rows[row].id for row in parts.plan[step]])
         train(
             parts,
-            recipe.training,
             first_step=0,
             report=lambda step, **values: None,
             checkpoint=lambda step: None,

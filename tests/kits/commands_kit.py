@@ -57,7 +57,7 @@ def commands(world: Path) -> dict[str, Command]:
     def stopped() -> None:
         """After the first step."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("moslora.training.run.stop_requests", lambda: nullcontext([signal.SIGTERM]))
+            patch.setattr("moslora.training.train.stop_requests", lambda: nullcontext([signal.SIGTERM]))
             with suppress(Interrupted):
                 trained()
         assert [path.name for path in Run(Path("runs/one")).checkpoints] == ["step-1"]

@@ -68,7 +68,7 @@ def test_a_rehearsal_changes_no_bit(recipe: Make, tmp_path: Path, monkeypatch: p
     accumulate = loop.accumulate
     monkeypatch.setattr(loop, "accumulate", lambda *given: (steps.append(given), accumulate(*given))[1])
     found = run(chosen, again)
-    monkeypatch.setattr("moslora.training.run.rehearse", lambda parts, first_step: None)
+    monkeypatch.setattr("moslora.training.train.rehearse", lambda parts, first_step: None)
     assert run(chosen, plain) == found and len(steps) == 5 + 4
     files = [path.relative_to(again) for path in again.rglob("*.safetensors")]
     assert len(files) == 5 + 2 * (kind == "budget")

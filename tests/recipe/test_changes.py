@@ -13,7 +13,7 @@ from moslora.experiment.provenance import changes
 from moslora.recipe import KEPT, Changes, Recipe
 from moslora.recipe.changes import mark_of, models_in
 from moslora.recipe.recipe import fields_that_change, flat
-from moslora.training.run import agreed_by_processes
+from moslora.training.train import agreed_by_processes
 
 TABLE = """
 name                               resume   -     -        group   shared   -
@@ -186,7 +186,7 @@ def test_another_value_is_decided_upon_as_the_table_says(key: str) -> None:
     for scored in (False, True):
         found = changes(Planned("arm", after, scored), before, {}, any_code=True, fetching=False)
         assert bool(found) == (remade == "remade" or (scored and remade == "scored"))
-    of_the_group = agreed_by_processes(before)
+    of_the_group = agreed_by_processes(before, None)
     assert (key in of_the_group) == (group == "group")
     assert shared_by_arms(before, after) == (shared == "shared")
     paired_by = (key, key.removesuffix(".mine"))

@@ -25,7 +25,7 @@ from moslora.prompts.formats import FORMATS
 from moslora.recipe import Recipe, list_recipes, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.tasks import COMMONSENSE, TASKS
-from moslora.training import run as run_module
+from moslora.training import train as train_module
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from moslora.training.prepare import adapt
@@ -87,14 +87,14 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             folder = tmp_path_factory.mktemp("method")
             recipe = recipe_of(method, world, folder, "training.keep_checkpoints=99")
             said: list[Tensor] = []
-            save = run_module.save_adapter
+            save = train_module.save_adapter
 
             def listening(path: Path, model: nn.Module, *arguments: object, **options: object) -> None:
                 said.append(logits_of(model))
                 save(path, model, *arguments, **options)  # type: ignore[arg-type]
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(run_module, "save_adapter", listening)
+                patch.setattr(train_module, "save_adapter", listening)
                 train_recipe(recipe, out=folder / "run")
             found[method] = Done(folder / "run", recipe, said[0])
         return found[method]

@@ -523,7 +523,7 @@ def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(
         save_checkpoint(folder, *arguments, step=step, **options)
         there[step] = [int(path.name.removeprefix("step-")) for path in folder.checkpoints]
 
-    monkeypatch.setattr("moslora.training.run.save_checkpoint", saved)
+    monkeypatch.setattr("moslora.training.train.save_checkpoint", saved)
     train_recipe(recipe("training.keep_checkpoints=2", "training.checkpoint_every=1"), out=run, resuming=True)
     assert there == {17: [16, 17], 18: [17, 18], 19: [18, 19], 20: [19, 20], 21: [20, 21]}
 
@@ -591,7 +591,7 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(
     chosen, plain, again = recipe(*change), tmp_path / "plain", tmp_path / "rehearsed"
     train_recipe(chosen, out=plain)
     monkeypatch.setattr(loop, "accumulate", spy)
-    monkeypatch.setattr("moslora.training.run.train", rehearsed)
+    monkeypatch.setattr("moslora.training.train.train", rehearsed)
     train_recipe(chosen, out=again)
     assert len(passes) == 22 and passes[0][0] == max(passes[1:])[0] > min(passes[1:])[0]
     files = [path.relative_to(plain) for path in plain.rglob("*.safetensors")]

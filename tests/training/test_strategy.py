@@ -19,8 +19,8 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor, Shard
 from moslora import cli
 from moslora.base.load import load_base
-from moslora.training import run
-prepare = run.prepare
+from moslora.training import train
+prepare = train.prepare
 
 def checked(accelerator, recipe, *others, **options):
     accelerator.state._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # which refuses sharded weights
@@ -39,7 +39,7 @@ def checked(accelerator, recipe, *others, **options):
     print("checked", flush=True)
     return parts, data
 
-run.prepare = checked
+train.prepare = checked
 cli.main()
 """
 

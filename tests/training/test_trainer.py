@@ -75,6 +75,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
     accelerator, ours = Accelerator(cpu=True), Losses()
     parts = Parts(
         accelerator=accelerator,
+        settings=settings,
         model=base,
         objective=LabelLoss(base),
         optimizer=build_optimizer(base, settings),
@@ -85,7 +86,6 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
     )
     train(
         parts,
-        settings,
         first_step=0,
         report=ours.step,
         checkpoint=lambda step: None,

@@ -93,7 +93,7 @@ def test_after_a_full_disk_the_last_checkpoint_is_sound_and_the_run_goes_on_to_t
     refused, here, trained, disk_full, monkeypatch
 ):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    disk_full("moslora.training.run.save_checkpoint", size=9_000, call=2)
+    disk_full("moslora.training.train.save_checkpoint", size=9_000, call=2)
     refused(TRAIN, "run/checkpoints/step-8", "--resume", code=1, leaves=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir("run/checkpoints") == ["step-4"]

@@ -24,7 +24,7 @@ from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
-from moslora.training.run import close
+from moslora.training.train import close
 
 State = Literal["begun", "trained", "scored", "diverged"]
 """``diverged``: training ended with a loss that was not finite, which is a result, too."""

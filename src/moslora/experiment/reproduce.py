@@ -77,7 +77,11 @@ def start_of(recipe: Recipe) -> dict[str, Tensor]:
 
 def changes(facts: Mapping[str, Any], *, device: str, recipe: Recipe) -> list[str]:
     """A line for each way in which code, versions or hardware are not those that ``facts``, a run's card, names."""
-    now = {"versions": versions(recipe), "git": git_state(), "hardware": hardware(torch.device(device))}
+    now = {
+        "versions": versions(recipe.model, recipe.adapter),
+        "git": git_state(),
+        "hardware": hardware(torch.device(device)),
+    }
     then = {part: facts.get(part) for part in now}
     lines = changed_keys(then, now, free=["hardware.threads"])  # which are set to what they were
     git = facts.get("git")

@@ -46,7 +46,8 @@ class RankBudget:
 
     def __init__(self, model: nn.Module, section: RankBudgetSection, *, total: int) -> None:
         self.layers = list(named_adapters(model))
-        warmup, final = round(section.warmup_share * total), max(1, round(section.final_share * total))
+        warmup = round(section.warmup_share * total)
+        final = max(1, round(section.final_share * total))
         if warmup + final >= total:
             raise UsageError(
                 f"training.rank_budget: warm-up ({warmup} steps) and final phase ({final} steps, at least 1) must be"
@@ -59,9 +60,10 @@ class RankBudget:
         for name, layer in self.layers:
             e = layer.mixer.get_parameter("weight")
             self._parameters |= {f"{name}.lora_a": layer.lora_a, f"{name}.lora_b": layer.lora_b, f"{name}.e": e}
-        self._averages = {
-            f"{name}:{kind}": torch.zeros_like(p) for name, p in self._parameters.items() for kind in ("mean", "spread")
-        }
+        self._averages: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            self._averages[f"{name}:mean"] = torch.zeros_like(parameter)
+            self._averages[f"{name}:spread"] = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def update(self, step: int, *, skipped: bool = False) -> dict[str, float]:
@@ -90,8 +92,12 @@ class RankBudget:
     def scores(self) -> Tensor:
         """S of every triplet, layer after layer, shape ``(first,)``."""
         s = {name: self._averages[f"{name}:mean"] * self._averages[f"{name}:spread"] for name in self._parameters}
-        parts = [s[f"{name}.e"] + s[f"{name}.lora_a"].mean(1) + s[f"{name}.lora_b"].mean(0) for name, _ in self.layers]
-        return torch.cat(parts)
+        of_layers = []
+        for name, _ in self.layers:
+            of_rows = s[f"{name}.lora_a"].mean(1)
+            of_columns = s[f"{name}.lora_b"].mean(0)
+            of_layers.append(s[f"{name}.e"] + of_rows + of_columns)
+        return torch.cat(of_layers)
 
     def _keep(self, count: int) -> None:
         """Zeroes all but the ``count`` most important entries. The order of equal ones is that of the layers: exactly

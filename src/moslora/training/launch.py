@@ -34,10 +34,15 @@ def train_in_processes(
     if code in STOPPED:
         raise Interrupted(f"stopped: the work so far is saved, and {again}", signal_number=code - 128)
     if code:
-        fault = next((kind for kind in (UsageError, Diverged) if code == kind.exit_code), MosloraError)
-        raise fault(f"training ended with exit code {code}; the lines above say why")
+        said = f"training ended with exit code {code}; the lines above say why"
+        for kind in (UsageError, Diverged):
+            if code == kind.exit_code:
+                raise kind(said)
+        raise MosloraError(said)
 
 
 def worker_processes(training: TrainingSection) -> int:
     """One on a GPU, otherwise one for each of :func:`cores`, but at most four, and no more than a step has rows."""
-    return 1 if gpus() else min(4, cores(), training.global_batch_size)
+    if gpus():
+        return 1
+    return min(4, cores(), training.global_batch_size)

@@ -1,9 +1,9 @@
-"""The training algorithm. Folders, data and checkpoints are in ``run.py``."""
+"""The training algorithm. Folders, data and checkpoints are in ``train.py``."""
 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +29,7 @@ class Parts:
     """Everything one run trains with; the same on every process."""
 
     accelerator: Accelerator
+    settings: TrainingSection
     model: PreTrainedModel
     objective: nn.Module  # the loss of the model, as the processes compute it together
     optimizer: torch.optim.Optimizer
@@ -50,18 +51,21 @@ class Parts:
 
     def passes(self, rows: Sequence[Encoded]) -> list[list[Encoded]]:
         """This process's share of ``rows``, by micro-batch."""
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return passes(rows, process=process, processes=processes, tokens=self.micro_batch_tokens)
+        return passes(
+            rows,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            tokens=self.micro_batch_tokens,
+        )
 
     def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
-        """``rows`` on this process's device, laid for a pass in training or without dropout."""
+        """``rows`` on this process's device, for a pass in training or without dropout."""
         share = shares_beginnings(self.model, training=training)
         return collate(rows, device=self.accelerator.device, tasks=self.tasks, share=share)
 
 
 def train(
     parts: Parts,
-    settings: TrainingSection,
     *,
     first_step: int,
     report: Callable[..., None],
@@ -83,34 +87,45 @@ def train(
     Raises:
         Diverged: a loss or gradient is not finite.
     """
-    optimizer, scaler, total = parts.optimizer, parts.scaler, len(parts.plan)
-    warmup, skipped, first = settings.warmup(total), 0, None
+    settings = parts.settings
+    optimizer = parts.optimizer
+    total = len(parts.plan)
+    warmup = settings.warmup(total)
+    overflows_in_a_row = 0
+    next_batch = None  # this process's first micro-batch of the step
     parts.objective.train()
     for step in range(first_step, total):
-        drawn, done = parts.drawn(step), step + 1
+        rows = parts.drawn(step)
         seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
-        set_rate(optimizer, rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total))
+        factor = rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total)
+        set_rate(optimizer, factor)
 
-        losses = accumulate(parts, drawn, first)
-        gradient_norm = update(optimizer, scaler, max_norm=settings.max_grad_norm)
-        # One small reduction a step: the losses of all processes, and whether anyone wants to stop.
-        shared = torch.cat([losses, losses.new_full((1,), stop_requested())])
-        numbers = torch.cat([parts.accelerator.reduce(shared, reduction="sum"), gradient_norm.to(shared)[None]])
-        # The next step's first pass is laid before the host waits, once a step, for what is the same everywhere.
-        first = parts.micro_batch(parts.passes(parts.drawn(done))[0], training=True) if done < total else None
-        loss, penalty, stop, norm = numbers.tolist()
-        finite = math.isfinite(loss + penalty + norm)
-        skipped = 0 if finite else skipped + 1
-        if not finite and (not scaler.is_enabled() or skipped >= SKIPS_IN_A_ROW):
-            raise _not_finite(step, loss=loss + penalty, norm=norm, drawn=drawn)
+        losses = accumulate(parts, rows, next_batch)
+        norm = update(optimizer, parts.scaler, max_norm=settings.max_grad_norm)
+        numbers = _reduced(parts.accelerator, losses, norm, stop=stop_requested())
+        done = step + 1
+        next_batch = None
+        if done < total:
+            # It is made before the host waits, once a step, for the numbers.
+            next_batch = parts.micro_batch(parts.passes(parts.drawn(done))[0], training=True)
+        loss, penalty, stop, gradient_norm = numbers.tolist()
 
-        extras = parts.budget.update(done, skipped=not finite) if parts.budget else {}
+        is_finite = math.isfinite(loss + penalty + gradient_norm)
+        if is_finite:
+            overflows_in_a_row = 0
+        else:
+            overflows_in_a_row += 1
+            if not parts.scaler.is_enabled() or overflows_in_a_row == SKIPS_IN_A_ROW:
+                raise _not_finite(step, loss=loss + penalty, norm=gradient_norm, rows=rows)
+
+        values = {"loss": loss, "grad_norm": gradient_norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+        if parts.budget is not None:
+            values |= parts.budget.update(done, skipped=not is_finite)
+        if penalty:
+            values["penalty"] = penalty
         optimizer.zero_grad()
 
-        if penalty:
-            extras["penalty"] = penalty
-        values = {"loss": loss, "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"], **extras}
-        report(done, tokens=sum(len(row.input_ids) for row in drawn), examples=len(drawn), **values)
+        report(done, tokens=sum(len(row.input_ids) for row in rows), examples=len(rows), **values)
         if done % settings.validate_every == 0 or done == total:
             validate(done)
         if stop or done % settings.checkpoint_every == 0 or done == total:
@@ -120,21 +135,31 @@ def train(
     return total
 
 
+def _reduced(accelerator: Accelerator, losses: Tensor, norm: Tensor, *, stop: bool) -> Tensor:
+    """The loss, the penalty and the wishes to stop of all processes, and the gradient's norm, ``(4,)``, still on the
+    device. They are reduced once a step, together; the norm is the same everywhere."""
+    own = torch.cat([losses, losses.new_full((1,), stop)])
+    everyones = accelerator.reduce(own, reduction="sum")
+    return torch.cat([everyones, norm.to(own)[None]])
+
+
 def rehearse(parts: Parts, *, first_step: int) -> None:
     """Computes the step with the largest pass of any process, from ``first_step`` on, and throws its gradient away:
     what does not fit into a GPU's memory says so now, not in hours.
 
     The optimizer's moments are there by then, as in any step but the first; they stay, and training changes by no bit.
     """
-    lengths, processes = [len(row.input_ids) for row in parts.rows], parts.accelerator.num_processes
+    lengths = [len(row.input_ids) for row in parts.rows]
+    processes = parts.accelerator.num_processes
 
-    def largest(step: int) -> int:
+    def size_of_largest_pass(step: int) -> int:
         drawn = [lengths[row] for row in parts.plan[step]]
         return largest_pass(drawn, processes=processes, tokens=parts.micro_batch_tokens)
 
+    step = max(range(first_step, len(parts.plan)), key=size_of_largest_pass)
     make_moments(parts.optimizer)
     parts.objective.train()
-    accumulate(parts, parts.drawn(max(range(first_step, len(parts.plan)), key=largest)))
+    accumulate(parts, parts.drawn(step))
     parts.optimizer.zero_grad()
 
 
@@ -156,7 +181,7 @@ def seed_step(seed: int, *, step: int, process: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def accumulate(parts: Parts, drawn: Sequence[Encoded], first: MicroBatch | None = None) -> Tensor:
+def accumulate(parts: Parts, rows: Sequence[Encoded], first: MicroBatch | None = None) -> Tensor:
     """Adds the gradient of one step, and returns this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows. It does not depend on the number
@@ -164,22 +189,28 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], first: MicroBatch | None 
     gate's balance is not linear in the rows, so each micro-batch has its own.
 
     Args:
-        drawn: the rows of the whole step, the same on every process.
-        first: this process's first micro-batch of them, if it is laid already.
+        rows: of the whole step, the same on every process.
+        first: this process's first micro-batch of them, if it was made already.
 
     Returns:
         Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
     """
-    accelerator, batches = parts.accelerator, parts.passes(drawn)
-    labels, total = label_count(drawn), sum(len(row.input_ids) for row in drawn)
+    accelerator = parts.accelerator
+    passes = parts.passes(rows)
+    labels = label_count(rows)
+    tokens = sum(len(row.input_ids) for row in rows)
     share = torch.zeros(2, device=accelerator.device)
     # DDP averages the gradients over the processes; here they are summed.
     gradient = parts.scaler.scale(torch.full_like(share, accelerator.num_processes))
-    for n, rows in enumerate(batches, start=1):
-        batch = first if first and n == 1 else parts.micro_batch(rows, training=True)
-        weight = sum(len(row.input_ids) for row in rows) / total
-        communicate = nullcontext() if n == len(batches) else accelerator.no_sync(parts.objective)
-        with communicate, parts.families.folded(parts.model.dtype):
+    for number, of_pass in enumerate(passes, start=1):
+        batch = first
+        if batch is None or number > 1:
+            batch = parts.micro_batch(of_pass, training=True)
+        weight = sum(len(row.input_ids) for row in of_pass) / tokens
+        communicating: AbstractContextManager[None] = nullcontext()
+        if number < len(passes):
+            communicating = accelerator.no_sync(parts.objective)
+        with communicating, parts.families.folded(parts.model.dtype):
             loss, penalty = parts.objective(batch)
             losses = torch.stack([loss / labels, penalty * weight])
             losses.backward(gradient)
@@ -188,8 +219,8 @@ def accumulate(parts: Parts, drawn: Sequence[Encoded], first: MicroBatch | None 
     return share
 
 
-def _not_finite(step: int, *, loss: float, norm: float, drawn: Sequence[Encoded]) -> Diverged:
-    ids = ", ".join(row.id for row in drawn)
+def _not_finite(step: int, *, loss: float, norm: float, rows: Sequence[Encoded]) -> Diverged:
+    ids = ", ".join(row.id for row in rows)
     return Diverged(
         f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite, so the run stops. Rows of this step:"
         f" {ids}. Try a lower training.learning_rate or model.dtype=bfloat16"

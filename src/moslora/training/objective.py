@@ -52,10 +52,15 @@ class _ChunkedLoss(torch.autograd.Function):
         """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
         ctx.gradient = torch.empty_like(hidden)
         positions, _ = sizes(len(hidden), len(weight), weight.device)
-        compute = _by_pieces if weight.device.type == "cpu" else label_loss
-        wanted = ctx.needs_input_grad[0]
-        parts = zip(*(x.split(positions) for x in (hidden, labels, ctx.gradient)), strict=True)
-        losses = [compute(states, weight, some, out if wanted else None) for states, some, out in parts]
+        compute = label_loss
+        if weight.device.type == "cpu":
+            compute = _by_pieces
+        losses = []
+        chunks = zip(hidden.split(positions), labels.split(positions), ctx.gradient.split(positions), strict=True)
+        for states, of_chunk, gradient in chunks:
+            if not ctx.needs_input_grad[0]:
+                gradient = None
+            losses.append(compute(states, weight, of_chunk, gradient))
         return sum(losses[1:], start=losses[0])
 
     @staticmethod
@@ -71,7 +76,8 @@ def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
     """
     _, tokens = sizes(len(states), len(weight), weight.device)
     wanted = weight.index_select(0, labels)
-    sums, means = [], []  # of each piece: log Σ exp z, and the mean of W under p
+    sums = []  # of each piece: log Σ exp z
+    means = []  # of each piece: the mean of W under p
     for piece in pieces(states, weight):
         sums.append(piece.log_sum)
         if gradient is not None:

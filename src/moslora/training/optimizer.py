@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +20,39 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
     its rank under gradient flow. Neither do magnitudes, which are lengths of rows.
     """
     layers = [layer for _, layer in named_adapters(model)]
-    mixers, magnitudes = (
-        [p for module in model.modules() if isinstance(module, kind) for p in module.parameters()]
-        for kind in (Mixer, Magnitude)
-    )
-    rate, decay = training.learning_rate, training.weight_decay
-    parts: list[tuple[list[nn.Parameter], float, float]] = [
-        ([layer.lora_a for layer in layers], rate, decay),
-        ([layer.lora_b for layer in layers], rate * training.lora_plus_ratio, decay),
-        (mixers, rate * training.mixer_rate_ratio, 0.0),
-        (magnitudes, rate, 0.0),
-    ]
-    ours = {p for group, _, _ in parts for p in group}
-    parts.append(([p for p in model.parameters() if p not in ours], rate, decay))  # of a method of PEFT
+    factors_a = [layer.lora_a for layer in layers]
+    factors_b = [layer.lora_b for layer in layers]
+    mixers = _parameters_of(Mixer, model)
+    magnitudes = _parameters_of(Magnitude, model)
+    ours = {*factors_a, *factors_b, *mixers, *magnitudes}
+    of_peft = [parameter for parameter in model.parameters() if parameter not in ours]
+
+    rate = training.learning_rate
+    decay = training.weight_decay
     groups = [
-        {"params": learned, "lr": rate, "initial_lr": rate, "weight_decay": decay}
-        for parameters, rate, decay in parts
-        if (learned := [p for p in parameters if p.requires_grad])
+        _group(factors_a, rate=rate, decay=decay),
+        _group(factors_b, rate=rate * training.lora_plus_ratio, decay=decay),
+        _group(mixers, rate=rate * training.mixer_rate_ratio, decay=0.0),
+        _group(magnitudes, rate=rate, decay=0.0),
+        _group(of_peft, rate=rate, decay=decay),
     ]
-    return torch.optim.AdamW(groups, betas=training.betas, eps=training.eps, fused=True)
+    learned = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(learned, betas=training.betas, eps=training.eps, fused=True)
+
+
+def _parameters_of(kind: type[nn.Module], model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of all modules of a kind, in the model's order."""
+    found: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, kind):
+            found += module.parameters()
+    return found
+
+
+def _group(parameters: Iterable[nn.Parameter], *, rate: float, decay: float) -> dict[str, Any]:
+    """A group of the optimizer, of those ``parameters`` that learn."""
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    return {"params": learned, "lr": rate, "initial_lr": rate, "weight_decay": decay}
 
 
 def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:
@@ -66,7 +80,8 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float) -> Tensor:
-    """AdamW's update by the clipped gradient, which the device leaves out if the norm, returned, is not finite."""
+    """Clips the gradient, updates, and returns the gradient's norm, on the device. A norm that is not finite skips the
+    update."""
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trainable(optimizer), max_norm)
     optimizer.found_inf = (norm.float() * 0).nan_to_num(nan=1.0)  # type: ignore[attr-defined]  # a scaler sets its own

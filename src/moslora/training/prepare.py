@@ -57,21 +57,32 @@ def prepare(
     """Loads and builds everything; the adapters take the weights of ``start``, if given."""
     keep_freed_memory()
     set_seed(recipe.seed)
-    inputs = inputs or gather_inputs(recipe)
+    if inputs is None:
+        inputs = gather_inputs(recipe)
+    strategy = recipe.training.strategy
     # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
-    shared = shards(recipe.training.strategy) and not recipe.model.quantization
-    sharding = "" if recipe.training.strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
+    shared = shards(strategy) and not recipe.model.quantization
+    device = accelerator.device
+    if shared:
+        device = torch.device("cpu")
+    smaller = "training.strategy=fsdp on several GPUs, "
+    if strategy == "fsdp":
+        smaller = ""
     if start:
         check_base(start)
-    with fitting(recipe.model, another=sharding):
-        device = torch.device("cpu") if shared else accelerator.device
+    with fitting(recipe.model, another=smaller):
         model = load_base(recipe.model, device=device, computed_here=not shared)
         model = adapt(model, recipe, start=start)
-        objective = distribute(LabelLoss(model), accelerator, recipe.training.strategy)
-    budget = recipe.training.rank_budget
-    on_gpu = accelerator.device.type != "cpu"
+        objective = distribute(LabelLoss(model), accelerator, strategy)
+    budget = None
+    if recipe.training.rank_budget is not None:
+        budget = RankBudget(model, recipe.training.rank_budget, total=len(inputs.plan))
+    tokens = recipe.training.micro_batch_tokens
+    if tokens is None:
+        tokens = default_micro_batch_tokens(on_gpu=accelerator.device.type != "cpu")
     parts = Parts(
         accelerator=accelerator,
+        settings=recipe.training,
         model=model,
         tasks=task_names(model),
         objective=objective,
@@ -79,8 +90,8 @@ def prepare(
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
         rows=inputs.data.rows,
         plan=inputs.plan,
-        micro_batch_tokens=recipe.training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu),
-        budget=RankBudget(model, budget, total=len(inputs.plan)) if budget else None,
+        micro_batch_tokens=tokens,
+        budget=budget,
     )
     return parts, inputs.data
 
@@ -95,8 +106,11 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | None
     """
     output = model.get_output_embeddings()
     stored = stored_names(model)
+    weights = None
+    if start:
+        weights = start.weights()
     try:
-        model = with_adapters(model, recipe, state=start.weights() if start else None)
+        model = with_adapters(model, recipe, state=weights)
     except ValueError as error:
         if start:
             raise MosloraError(f"{start.path}: does not fit this run: {error}") from None

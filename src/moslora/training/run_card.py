@@ -22,7 +22,7 @@ from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import gpu_module, gpus, total_memory
-from moslora.recipe import Adapter, ModelSection, Recipe, TrainingSection
+from moslora.recipe import Adapter, ModelSection, TrainingSection
 from moslora.version import PACKAGE, __version__
 
 
@@ -31,48 +31,67 @@ def describe(
 ) -> list[str]:
     """The lines that a run prints at its start."""
     # A packed 4-bit weight has fewer entries than parameters.
-    linear = {m.weight: m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)}
+    entries = {m.weight: m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)}
+    total = sum(entries.get(p, p.numel()) for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(linear.get(p, p.numel()) for p in model.parameters())
-    learned = any(p.requires_grad for _, layer in named_adapters(model) for p in layer.mixer.parameters())
-    warmup, ratios = training.warmup(len(plan)), {"B": training.lora_plus_ratio}
-    ratios |= {"M": training.mixer_rate_ratio} if learned else {}
-    rates = [f"learning rate {training.learning_rate:g}", *(f"{x} × {n:g}" for x, n in ratios.items() if n != 1)]
-    end = "max_steps" if len(plan) == training.max_steps else "epochs"
-    rises = [f"note: training.warmup_steps = {warmup:,} of {len(plan):,} steps: the learning rate only rises"]
-    return [
+    steps = len(plan)
+    warmup = training.warmup(steps)
+    end = "epochs"
+    if steps == training.max_steps:
+        end = "max_steps"
+    lines = [
         f"{base.name} in {base.precision}, {len(adapted_layers(model))} layers adapted: {adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
-        f"{len(plan):,} steps of {training.global_batch_size} rows (by training.{end}), {', '.join(rates)},"
+        f"{steps:,} steps of {training.global_batch_size} rows (by training.{end}), {_rates(model, training)},"
         f" {training.schedule} after {warmup} warm-up steps",
-        *(rises if warmup >= len(plan) else []),
     ]
+    if warmup >= steps:
+        lines.append(f"note: training.warmup_steps = {warmup:,} of {steps:,} steps: the learning rate only rises")
+    return lines
 
 
-def packages(recipe: Recipe) -> dict[str, str]:
+def _rates(model: PreTrainedModel, training: TrainingSection) -> str:
+    """The learning rate of A, and those of B and M over it where they are others."""
+    rates = [f"learning rate {training.learning_rate:g}"]
+    if training.lora_plus_ratio != 1:
+        rates.append(f"B × {training.lora_plus_ratio:g}")
+    if training.mixer_rate_ratio != 1 and _learns_mixers(model):
+        rates.append(f"M × {training.mixer_rate_ratio:g}")
+    return ", ".join(rates)
+
+
+def _learns_mixers(model: PreTrainedModel) -> bool:
+    for _, layer in named_adapters(model):
+        if any(parameter.requires_grad for parameter in layer.mixer.parameters()):
+            return True
+    return False
+
+
+def packages(base: ModelSection, adapter: Adapter) -> dict[str, str]:
     """The versions of the packages that compute, or would: Liger-Kernel is tried later, in all processes together."""
-    quantized = recipe.model.quantization is not None
-    found = identity.packages(quantized=quantized, peft=recipe.adapter.needs_peft)
+    quantized = base.quantization is not None
+    found = identity.packages(quantized=quantized, peft=adapter.needs_peft)
     if gpus() and liger.there():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly
         found[name] = version(name)
     return {"moslora": __version__, **found}
 
 
-def versions(recipe: Recipe) -> dict[str, str]:
+def versions(base: ModelSection, adapter: Adapter) -> dict[str, str]:
     """The version of Python, and those of `packages`."""
-    return {"python": platform.python_version(), **packages(recipe)}
+    return {"python": platform.python_version(), **packages(base, adapter)}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device of one process; memory in GB."""
-    on_gpu = device.type != "cpu"
-    return {
-        "device": gpu_module().get_device_name(device) if on_gpu else processor(),
-        "memory_gb": round(total_memory(device) / 1e9, 1),
-        **({"cuda": torch.version.cuda} if on_gpu else {"threads": torch.get_num_threads()}),
-        "system": platform.platform(),
-    }
+    found: dict[str, Any] = {"device": processor(), "memory_gb": round(total_memory(device) / 1e9, 1)}
+    if device.type == "cpu":
+        found["threads"] = torch.get_num_threads()
+    else:
+        found["device"] = gpu_module().get_device_name(device)
+        found["cuda"] = torch.version.cuda
+    found["system"] = platform.platform()
+    return found
 
 
 def processor() -> str:
@@ -81,7 +100,9 @@ def processor() -> str:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
         found = None
-    return found[1] if found else platform.machine()
+    if found is None:
+        return platform.machine()
+    return found[1]
 
 
 def git_state() -> dict[str, Any] | None:
@@ -100,29 +121,72 @@ def git_state() -> dict[str, Any] | None:
 
 def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:
     """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
-    modules = list(model.modules())
-    kinds = {type(module) for module in modules}
-    named = [getattr(module, name, None) for module in modules for name in ("head_dim", "head_size")]
-    heads = {size for size in named if isinstance(size, int)}
-    by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
-    dropping = any(isinstance(module, Dropout) and module.p for module in modules)
     return {
-        "attention": ", ".join(sorted({attention.kernel(device, model.dtype, size) for size in heads})) or None,
+        "attention": _attention_kernels(model, device),
         "frozen layers": linear.kernel(device, model.dtype),
-        "norm": norm.kernel(device) if norm.RMSNorm in kinds else "transformers'",
-        "RoPE": ("Liger" if by_liger else "in three passes") if RotaryAttention in kinds else "transformers'",
-        "MLP": "activation computed again" + ", Liger" * by_liger if GatedMLP in kinds else "transformers'",
-        "dropout": Dropout.kernel(device) if dropping else None,
-        "common beginning of rows": "once" if shares_beginnings(model, training=True) else "in each row",
+        **_module_kernels(model, device),
+        "dropout": _dropout_kernel(model, device),
+        "common beginning of rows": _beginnings(model),
     }
+
+
+def _attention_kernels(model: PreTrainedModel, device: torch.device) -> str | None:
+    """The kernels for the sizes of the model's heads."""
+    sizes = set()
+    for module in model.modules():
+        for name in ("head_dim", "head_size"):
+            size = getattr(module, name, None)
+            if isinstance(size, int):
+                sizes.add(size)
+    found = {attention.kernel(device, model.dtype, size) for size in sizes}
+    if not found:
+        return None
+    return ", ".join(sorted(found))
+
+
+def _module_kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str]:
+    """How the modules compute that replace transformers' own."""
+    kinds = {type(module) for module in model.modules()}
+    by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
+    found = {"norm": "transformers'", "RoPE": "transformers'", "MLP": "transformers'"}
+    if norm.RMSNorm in kinds:
+        found["norm"] = norm.kernel(device)
+    if RotaryAttention in kinds:
+        found["RoPE"] = "Liger" if by_liger else "in three passes"
+    if GatedMLP in kinds:
+        found["MLP"] = "activation computed again"
+        if by_liger:
+            found["MLP"] += ", Liger"
+    return found
+
+
+def _dropout_kernel(model: PreTrainedModel, device: torch.device) -> str | None:
+    for module in model.modules():
+        if isinstance(module, Dropout) and module.p:
+            return Dropout.kernel(device)
+    return None
+
+
+def _beginnings(model: PreTrainedModel) -> str:
+    """How often what several rows begin with is computed."""
+    if shares_beginnings(model, training=True):
+        return "once"
+    return "in each row"
 
 
 def strategy(objective: nn.Module) -> dict[str, Any]:
     """The strategy, and the share of the frozen weights in this process, both read from the model."""
     frozen = [parameter for parameter in objective.parameters() if not parameter.requires_grad]
-    here = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in frozen)
-    kind = "fsdp" if any(isinstance(p, DTensor) for p in frozen) else "ddp"
-    return {
-        "strategy": kind if isinstance(objective, DistributedDataParallel) else None,
-        "frozen_share": round(here / sum(p.numel() for p in frozen), 4),
-    }
+    here = 0
+    kind = "ddp"
+    for parameter in frozen:
+        own = parameter
+        if isinstance(parameter, DTensor):
+            kind = "fsdp"
+            own = parameter.to_local()
+        here += own.numel()
+    strategy = None
+    if isinstance(objective, DistributedDataParallel):
+        strategy = kind
+    total = sum(parameter.numel() for parameter in frozen)
+    return {"strategy": strategy, "frozen_share": round(here / total, 4)}

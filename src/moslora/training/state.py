@@ -32,7 +32,9 @@ def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
     """The result of ``run``, or else its newest intact checkpoint, which must be of this recipe; ``None`` if there is
     none yet. That all are damaged is an error."""
     found = newest_intact(run, recipe, tell=say)
-    return AdapterFolder(*found) if found else None
+    if found is None:
+        return None
+    return AdapterFolder(*found)
 
 
 def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
@@ -50,7 +52,8 @@ def delete_old_checkpoints(run: Run, *, step: int, keep: int) -> None:
     later steps, which are damaged, as the run was not resumed from them."""
     found = run.checkpoints
     end = found.index(_checkpoint(run, step)) + 1
-    for old in (*found[end:], *found[:end])[:-keep]:
+    first_to_go = [*found[end:], *found[:end]]
+    for old in first_to_go[:-keep]:
         discard(old)
 
 
@@ -87,8 +90,11 @@ def _moments(parts: Parts) -> dict[str, Tensor]:
     zeros, so that every file is complete.
     """
     names = {parameter: name for name, parameter in parts.model.named_parameters()}
-    return {
-        f"{names[parameter]}:{moment}": value.detach().cpu().contiguous()
-        for parameter in trainable(parts.optimizer)
-        for moment, value in (parts.optimizer.state.get(parameter) or fresh_moments(parameter)).items()
-    }
+    found = {}
+    for parameter in trainable(parts.optimizer):
+        moments = parts.optimizer.state.get(parameter)
+        if not moments:
+            moments = fresh_moments(parameter)
+        for moment, value in moments.items():
+            found[f"{names[parameter]}:{moment}"] = value.detach().cpu().contiguous()
+    return found

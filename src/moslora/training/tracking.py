@@ -29,17 +29,22 @@ class Tracker:
     def __init__(
         self, run: Run, line: Line, *, first_step: int, total_steps: int, log_every: int = 1, records: Records = ()
     ) -> None:
-        self._active, self._line, self._log_every = is_main_process(), line, log_every
+        self._active = is_main_process()
+        self._line = line
+        self._log_every = log_every
         self._path = run.path / METRICS
-        self._first, self._total = first_step, total_steps
-        self._began = self._last = time.perf_counter()
-        self._tokens = self._examples = 0
+        self._first = first_step
+        self._total = total_steps
+        self._began = time.perf_counter()
+        self._last_record = self._began
+        self._tokens = 0  # since the last record
+        self._examples = 0
         self._records = list(records)
-        self._before = 0.0
+        self._seconds_before = 0.0  # of the processes before this one
         if self._active and self._path.exists():
             # What a killed run logged after its last checkpoint is dropped: those steps are repeated.
             kept = [row for row in run.metrics if row["step"] <= first_step]
-            self._before = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
+            self._seconds_before = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def step(self, step: int, *, tokens: int, examples: int, **values: float) -> None:
@@ -52,40 +57,41 @@ class Tracker:
         self._tokens += tokens
         self._examples += examples
         now = time.perf_counter()
-        seconds = now - self._last
-        left = (now - self._began) / (step - self._first) * (self._total - step)
+        seconds = now - self._last_record
         row = {
             "step": step,
             **values,
             "tokens_per_second": self._tokens / seconds,
             "examples_per_second": self._examples / seconds,
-            "seconds": round(self._before + now - self._began, 3),
+            "seconds": round(self._seconds_before + now - self._began, 3),
             "peak_memory_gb": peak_memory_gb(),
         }
-        loss, *others = (
-            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items()
-        )
+        loss, *others = [_in_words(name, value) for name, value in values.items()]
         tokens_s = f"{row['tokens_per_second']:.0f} tokens/s"
         examples_s = f"{row['examples_per_second']:.1f} examples/s"
-        at, peak = f"step {step}/{self._total}", f"peak {row['peak_memory_gb']:.1f} GB"
-        self._line.show(step - self._first, at, loss, examples_s, *others, tokens_s, peak)
+        at = f"step {step}/{self._total}"
+        peak = f"peak {row['peak_memory_gb']:.1f} GB"
+        done_here = step - self._first
+        self._line.show(done_here, at, loss, examples_s, *others, tokens_s, peak)
         recorded = step % self._log_every == 0 or step in (1, self._total)
         if recorded:
-            self._last, self._tokens, self._examples = now, 0, 0
+            self._last_record = now
+            self._tokens = 0
+            self._examples = 0
             self.record(row)
-        if self._line.disable and (recorded or step == self._first + 1):
+        if self._line.disable and (recorded or done_here == 1):
+            left = (now - self._began) / done_here * (self._total - step)
             say("  ".join([at, loss, *others, tokens_s, examples_s, peak, f"{left / 60:.1f} min left"]))
 
     def record(self, row: dict[str, Any]) -> None:
         """Writes one line of ``metrics.jsonl``, and into the trackers, and shows nothing."""
         if not self._active:
             return
-        # A step that the float16 scaler skips has an infinite norm, which JSON cannot hold.
-        row = {key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in row.items()}
+        logged = {key: _for_json(value) for key, value in row.items()}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        step = row.pop("step")
-        values = {GROUPED.get(key, f"train/{key}"): value for key, value in row.items() if value is not None}
+            file.write(json.dumps(logged) + "\n")
+        step = logged.pop("step")
+        values = {GROUPED.get(key, f"train/{key}"): value for key, value in logged.items() if value is not None}
         for tracker, next_step in [*self._records]:
             try:
                 if step >= next_step:  # a killed run logged the steps before
@@ -95,9 +101,24 @@ class Tracker:
                 self._records.remove((tracker, next_step))
 
 
+def _in_words(name: str, value: float) -> str:
+    if isinstance(value, int):
+        return f"{name} {value:,}"
+    return f"{name} {value:.4g}"
+
+
+def _for_json(value: Any) -> Any:
+    """``None`` for a number that JSON cannot hold, such as the norm of a step that the float16 scaler skips."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def peak_memory_gb() -> float:
     """Peak memory so far in GB: the GPU's if there is one, otherwise this process's."""
     if gpus():
         return float(gpu_module().max_memory_allocated()) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    unit = 1024  # ru_maxrss: KiB on Linux
+    if sys.platform == "darwin":
+        unit = 1  # bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

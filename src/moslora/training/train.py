@@ -1,13 +1,11 @@
 """One training: from a recipe to a run folder (`moslora.runs.run`)."""
 
-import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.progress import Line
-from moslora.ranks import is_main_process, launched, world_size
+from moslora.ranks import is_main_process, world_size
 from moslora.recipe import KEPT, Recipe
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
@@ -37,6 +35,7 @@ from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
 from moslora.training.state import delete_old_checkpoints, newest_saved, restore, save_checkpoint
+from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
 
 
@@ -53,7 +52,9 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
         MosloraError: nothing was learned, the GPU is out of memory, or the disk is full; the last checkpoint is intact.
     """
     smaller = "a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
-    lock = locked(out, shared=(RUN,)) if is_main_process() else nullcontext()
+    lock: AbstractContextManager[Any] = nullcontext()
+    if is_main_process():
+        lock = locked(out, shared=(RUN,))
     with lock, or_out_of_memory(f"out of GPU memory; use {smaller}"):
         return _train(recipe, Run(out), resuming=resuming)
 
@@ -64,53 +65,69 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     if is_main_process():
         refuse_other_run(run, recipe, resuming=resuming)
         remove_leftovers(run.path / CHECKPOINTS)
-    rows = recipe.training.global_batch_size
+    _refuse_too_many_processes(rows=recipe.training.global_batch_size)
+    saved = None
+    if resuming:
+        saved = newest_saved(run, recipe)
+    if saved is not None and saved.path == run.result:
+        return _already_finished(recipe, run, saved)
+    if is_main_process():
+        refuse_missing(recipe)
+    _note_missing_gpu(recipe.model.name, revision=recipe.model.revision)
+    inputs = gather_inputs(recipe)
+    facts = agreed_by_processes(recipe, saved)
+    facts["the hash of the training rows"] = inputs.data.sha256[:12]
+    facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
+    facts["the fingerprint of the base"] = inputs.base
+    with process_group(facts, then=f"resume: {run.resume_command}"):
+        laid_by_experiment = run.exists and not run.begun
+        if resuming and saved is None and not laid_by_experiment:
+            note("no checkpoint yet; starting at step 0")
+        # A function, so that nothing of it outlives the group.
+        return _train_in_group(with_absolute_paths(recipe), run, saved, inputs)
+
+
+def _already_finished(recipe: Recipe, run: Run, saved: AdapterFolder) -> Path:
+    """Says that the run is finished, once all processes agree that it is, and returns the result ``saved``."""
+    with process_group(agreed_by_processes(recipe, saved), then=f"resume: {run.resume_command}"):
+        done = saved.manifest["step"]
+        if is_main_process():
+            _note_cost(run)
+        say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
+        return saved.path
+
+
+def _refuse_too_many_processes(*, rows: int) -> None:
+    """Refuses more processes than a step has rows. All other numbers divide them, if not evenly."""
     processes = world_size()
-    if processes > rows:  # all other numbers divide the rows of a step, if not evenly
+    if processes > rows:
         raise UsageError(
             f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"
             f" training.global_batch_size={processes}"
         )
-    saved = newest_saved(run, recipe) if resuming else None
-    finished = saved is not None and saved.path == run.result
-    if is_main_process() and not finished:
-        refuse_missing(recipe)
-    name, revision = recipe.model.name, recipe.model.revision
-    if not finished and device().type == "cpu" and name != BUILTIN and not at_hand(name, revision=revision):
-        note(f"no GPU here, so {name} trains on the CPU; moslora plan RECIPE --gpu-memory 80GB says what a GPU needs")
-    inputs = None if finished else gather_inputs(recipe)
-    facts = agreed_by_processes(recipe)
-    facts["the first step"] = saved.manifest.get("step", 0) if saved else 0
+
+
+def _note_missing_gpu(base: str, *, revision: str | None) -> None:
+    """Says that a base which has to be downloaded will train on the CPU."""
+    if device().type == "cpu" and base != BUILTIN and not at_hand(base, revision=revision):
+        note(f"no GPU here, so {base} trains on the CPU; moslora plan RECIPE --gpu-memory 80GB says what a GPU needs")
+
+
+def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str, Any]:
+    """What must be the same on every process, before each has looked at base and rows."""
+    facts = recipe.values(*KEPT)
+    del facts["model.name"]  # a path, which may differ between machines
+    # These two may change between runs, but not between processes.
+    facts["training.strategy"] = recipe.training.strategy
+    facts["training.micro_batch_tokens"] = recipe.training.micro_batch_tokens
+    facts["the first step"] = 0
+    if saved is not None:
+        facts["the first step"] = saved.manifest.get("step", 0)
     facts["the kind of device"] = device().type
-    if inputs:
-        facts["the hash of the training rows"] = inputs.data.sha256[:12]
-        facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
-        facts["the fingerprint of the base"] = inputs.base
-    facts |= packages(recipe)
-    with process_group(facts, then=f"resume: {run.resume_command}"):
-        if saved and not inputs:
-            done = saved.manifest["step"]
-            if is_main_process():
-                _note_cost(run)
-            say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
-            return saved.path
-        if resuming and not saved and (run.begun or not run.exists):  # not of one that an experiment has just laid
-            note("no checkpoint yet; starting at step 0")
-        # A function, so that nothing of it outlives the group.
-        return _run(with_absolute_paths(recipe), run, saved, inputs)
+    return facts | packages(recipe.model, recipe.adapter)
 
 
-def agreed_by_processes(recipe: Recipe) -> dict[str, Any]:
-    """The values of ``recipe`` that must be the same on every process, by dotted key."""
-    values = recipe.values(*KEPT)
-    del values["model.name"]  # a path, which may differ between machines
-    # These may change between runs, but not between processes.
-    values["training.strategy"] = recipe.training.strategy
-    values["training.micro_batch_tokens"] = recipe.training.micro_batch_tokens
-    return values
-
-
-def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs | None) -> Path:
+def _train_in_group(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs) -> Path:
     accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")  # dtypes and the scaler are ours
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
@@ -118,8 +135,11 @@ def _run(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs |
             " training.strategy=fsdp shards the base"
         )
     liger.agree()
-    training = Training(run, recipe, *prepare(accelerator, recipe, saved, inputs=inputs))
-    first_step = training.resume(saved) if saved else 0
+    parts, data = prepare(accelerator, recipe, saved, inputs=inputs)
+    training = Training(run, recipe, parts, data)
+    first_step = 0
+    if saved is not None:
+        first_step = training.resume(saved)
     training.begin()
     training.train(first_step)
     return training.finish()
@@ -134,12 +154,17 @@ class Training:
     parts: Parts
     data: TrainingData
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes and prints."""
+        return bool(self.parts.accelerator.is_main_process)
+
     def facts(self, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest after ``steps`` updates, and for the card."""
         return {
             "data": self.data.facts(self.parts.plan, steps=steps),
             "encoding": self.data.encoding,
-            "packages": packages(self.recipe),
+            "packages": packages(self.recipe.model, self.recipe.adapter),
             "trained_rows": len(self.data.rows),
             "processes": self.parts.accelerator.num_processes,
             "micro_batch_tokens": self.parts.micro_batch_tokens,
@@ -148,21 +173,23 @@ class Training:
     def resume(self, saved: AdapterFolder) -> int:
         """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done."""
         restore(saved, self.parts)
-        manifest, parts = saved.manifest, self.parts
+        manifest = saved.manifest
         self._refuse_other_rows(manifest)
-        say(f"resuming after step {manifest['step']} of {len(parts.plan)}")
-        before = manifest["processes"], manifest["micro_batch_tokens"]
-        if before != (today := (parts.accelerator.num_processes, parts.micro_batch_tokens)):
+        say(f"resuming after step {manifest['step']} of {len(self.parts.plan)}")
+        before = f"{manifest['processes']} × {manifest['micro_batch_tokens']}"
+        today = f"{self.parts.accelerator.num_processes} × {self.parts.micro_batch_tokens}"
+        if before != today:
             note(
-                f"processes × tokens of a micro-batch were {before[0]} × {before[1]}, and are {today[0]} × {today[1]}:"
-                " dropout and rounding differ, so the result may differ from that of an uninterrupted run"
+                f"processes × tokens of a micro-batch were {before}, and are {today}: dropout and rounding differ, so"
+                " the result may differ from that of an uninterrupted run"
             )
         return int(manifest["step"])
 
     def _refuse_other_rows(self, manifest: Mapping[str, Any]) -> None:
         """Refuses rows, or a tokenizer of them, that are not those of the checkpoint with this ``manifest``."""
         fix = "restore them, or start a new run with name=… or --out"
-        then, now = manifest["data"], self.data
+        then = manifest["data"]
+        now = self.data
         if then["sha256"] != now.sha256:
             hashes = f"sha256 was {then['sha256'][:12]}…, is {now.sha256[:12]}…"
             raise UsageError(f"{self.run.path}: the training rows have changed ({hashes}); {fix}")
@@ -172,54 +199,73 @@ class Training:
 
     def begin(self) -> None:
         """Writes the recipe and ``run.json``, and prints what the run is."""
-        recipe, parts, total = self.recipe, self.parts, len(self.parts.plan)
-        model, device = parts.model, parts.accelerator.device
-        if parts.accelerator.is_main_process:
-            card = {
-                "recipe": recipe.model_dump(mode="json"),
-                "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
-                **self.facts(steps=total),
-                "steps": total,
-                **strategy(parts.objective),
-                "trainable_parameters": model.num_parameters(only_trainable=True),
-                "versions": versions(recipe),
-                "git": git_state(),
-                "hardware": hardware(device),
-                "kernels": kernels(model, device),
-            }
-            self.run.begin(recipe, card)
+        recipe = self.recipe
+        parts = self.parts
+        if self.writes:
+            self.run.begin(recipe, self._card())
             with replacing(self.run.contents) as contents:
                 contents.write_bytes(self.data.contents)
-        lines = describe(model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
+        lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         for line in (*lines, *self.data.remarks()):
             say(line)
 
+    def _card(self) -> dict[str, Any]:
+        """The content of ``run.json``."""
+        recipe = self.recipe
+        model = self.parts.model
+        device = self.parts.accelerator.device
+        steps = len(self.parts.plan)
+        return {
+            "recipe": recipe.model_dump(mode="json"),
+            "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
+            **self.facts(steps=steps),
+            "steps": steps,
+            **strategy(self.parts.objective),
+            "trainable_parameters": model.num_parameters(only_trainable=True),
+            "versions": versions(recipe.model, recipe.adapter),
+            "git": git_state(),
+            "hardware": hardware(device),
+            "kernels": kernels(model, device),
+        }
+
     def train(self, first_step: int) -> None:
         """Runs the steps from ``first_step`` on; ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
-        recipe, total = self.recipe, len(self.parts.plan)
-        trackers = dict.fromkeys(recipe.tracking.to) if self.parts.accelerator.is_main_process else ()
+        total = len(self.parts.plan)
         with ExitStack() as stack:
-            records = [stack.enter_context(record(name, recipe, self.run, step=first_step + 1)) for name in trackers]
+            records = []
+            if self.writes:
+                for name in dict.fromkeys(self.recipe.tracking.to):
+                    of_name = record(name, self.recipe, self.run, step=first_step + 1)
+                    records.append(stack.enter_context(of_name))
             signals = stack.enter_context(stop_requests())
             if first_step < total:
                 self.prepare_steps(first_step)
-            with Line(total - first_step, f"step {first_step}/{total}") as line:
-                steps = {"first_step": first_step, "total_steps": total, "log_every": recipe.training.log_every}
-                tracker = Tracker(self.run, line, **steps, records=records)
-                done = train(
-                    self.parts,
-                    recipe.training,
-                    first_step=first_step,
-                    report=tracker.step,
-                    checkpoint=self.checkpoint,
-                    validate=partial(self.validate, tracker),
-                    stop_requested=lambda: bool(signals),
-                )
-        if done < total:
-            raise Interrupted(
-                f"stopped after step {done} of {total}; all is saved. Resume with: {self.run.resume_command}",
-                signal_number=signals[0] if signals else signal.SIGTERM,  # none here: another process got it
+            line = stack.enter_context(Line(total - first_step, f"step {first_step}/{total}"))
+            tracker = Tracker(
+                self.run,
+                line,
+                first_step=first_step,
+                total_steps=total,
+                log_every=self.recipe.training.log_every,
+                records=records,
             )
+            done = train(
+                self.parts,
+                first_step=first_step,
+                report=tracker.step,
+                checkpoint=self.checkpoint,
+                validate=partial(self.validate, tracker),
+                stop_requested=lambda: bool(signals),
+            )
+        if done == total:
+            return
+        number = signal.SIGTERM  # of another process
+        if signals:
+            number = signals[0]
+        raise Interrupted(
+            f"stopped after step {done} of {total}; all is saved. Resume with: {self.run.resume_command}",
+            signal_number=number,
+        )
 
     def prepare_steps(self, first_step: int) -> None:
         """What comes before the first step of this process, and changes nothing of the training itself."""
@@ -230,39 +276,47 @@ class Training:
 
     def checkpoint(self, step: int) -> None:
         """Saves the state after ``step`` updates."""
-        if self.parts.accelerator.is_main_process:
+        if self.writes:
             save_checkpoint(self.run, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
         self.parts.accelerator.wait_for_everyone()
 
     @torch.no_grad()
     def validate(self, tracker: Tracker, step: int) -> None:
         """Records the mean loss per label token of the validation rows, without dropout, if there are any."""
-        rows, parts, accelerator = self.data.validation, self.parts, self.parts.accelerator
+        rows = self.data.validation
+        parts = self.parts
+        accelerator = parts.accelerator
         if not rows:
             return
         objective = accelerator.unwrap_model(parts.objective).eval()
         total = torch.zeros((), device=accelerator.device)
         for batch in parts.passes(rows):
-            total += objective(parts.micro_batch(batch, training=False))[0]
+            loss, _ = objective(parts.micro_batch(batch, training=False))
+            total += loss
         objective.train()
-        loss = float(accelerator.reduce(total, reduction="sum")) / rows.label_count()
-        tracker.record({"step": step, "validation_loss": loss})
-        say(f"step {step}/{len(parts.plan)}  validation_loss {loss:.4f}")
+        mean = float(accelerator.reduce(total, reduction="sum")) / rows.label_count()
+        tracker.record({"step": step, "validation_loss": mean})
+        say(f"step {step}/{len(parts.plan)}  validation_loss {mean:.4f}")
 
     def finish(self) -> Path:
         """Saves the result, if anything was learned."""
-        result, steps = self.run.result, len(self.parts.plan)
-        if self.parts.accelerator.is_main_process:
-            moved = any(state["exp_avg"].any() for state in self.parts.optimizer.state.values())
-            if not (moved and has_learned(self.parts.model)):
-                raise MosloraError(f"nothing was learned: after {steps} steps the adapter is still as it started")
-            # Those that a killed process left, before there is a result, with which the run is finished.
-            delete_old_checkpoints(self.run, step=steps, keep=self.recipe.training.keep_checkpoints)
-            save_adapter(result, self.parts.model, self.recipe, facts={**self.facts(steps=steps), "step": steps})
+        result = self.run.result
+        if self.writes:
+            self._save_result()
             _note_cost(self.run)
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
+
+    def _save_result(self) -> None:
+        steps = len(self.parts.plan)
+        moved = any(state["exp_avg"].any() for state in self.parts.optimizer.state.values())
+        if not (moved and has_learned(self.parts.model)):
+            raise MosloraError(f"nothing was learned: after {steps} steps the adapter is still as it started")
+        # Those that a killed process left, before there is a result, with which the run is finished.
+        delete_old_checkpoints(self.run, step=steps, keep=self.recipe.training.keep_checkpoints)
+        facts = {**self.facts(steps=steps), "step": steps}
+        save_adapter(self.run.result, self.parts.model, self.recipe, facts=facts)
 
 
 def close(run: Run) -> None:
@@ -277,26 +331,3 @@ def _note_cost(run: Run) -> None:
     if logged and "seconds" not in run.facts:
         peak = max(row["peak_memory_gb"] for row in logged)
         run.add_facts(seconds=logged[-1]["seconds"], peak_memory_gb=peak)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINTs and SIGTERMs, which end a run between two steps; a second Ctrl-C stops at once."""
-    signals: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if signals and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        # One process of several may be stopped because another has failed; it does not promise what it cannot do.
-        signals.append(number)
-        if len(signals) == 1 and not launched():
-            # Not print: the handler may interrupt a print, and buffered streams are not reentrant.
-            with suppress(OSError):  # of a terminal that is gone
-                os.write(2, b"\nstopping after this step, then saving (Ctrl-C again to stop at once) ...\n")
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
