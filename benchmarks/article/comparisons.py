@@ -21,7 +21,7 @@ from benchmarks.article.trajectories import (
     train,
 )
 from benchmarks.article.update_rules import Rule
-from moslora.adapters.mixers.fixed import ButterflyMixer
+from moslora.adapters import build_mixer
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def identities() -> tuple[Tensor, ...]:
 def butterfly(*, normalize: bool) -> Start:
     """Two-subspace mixing of rank 2 · RANK; normalised, M is halved."""
     a = draw_a(2 * RANK)
-    return Start(a, tuple(ButterflyMixer(rank=len(factor), normalize=normalize) for factor in a))
+    return Start(a, tuple(build_mixer(kind="butterfly", rank=len(factor), normalize=normalize) for factor in a))
 
 
 def half_rank(start: Start, *, normalize: bool) -> Start:

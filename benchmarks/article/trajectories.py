@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.article.update_rules import Rule
-from moslora.adapters import AdapterLinear, Mixer
-from moslora.adapters.mixers.fixed import IdentityMixer
-from moslora.adapters.mixers.learned import DenseMixer
+from moslora.adapters import AdapterLinear, Mixer, build_mixer
 
 WIDTHS = (20, 16, 12)
 RANK = 4
@@ -108,7 +106,7 @@ def dense(a: tuple[Tensor, ...], ms: tuple[Tensor, ...], *, learned: bool) -> St
     """The package's dense mixer with the given values, learned or fixed."""
     mixers = []
     for m in ms:
-        mixer = DenseMixer(rank=m.shape[1], rank_out=m.shape[0]).double()
+        mixer = build_mixer(kind="dense", rank=m.shape[1], rank_out=m.shape[0]).double()
         mixer.weight.data.copy_(m)
         mixer.weight.requires_grad_(learned)
         mixers.append(mixer)
@@ -116,7 +114,7 @@ def dense(a: tuple[Tensor, ...], ms: tuple[Tensor, ...], *, learned: bool) -> St
 
 
 def lora(a: tuple[Tensor, ...]) -> Start:
-    return Start(a, tuple(IdentityMixer(rank=len(factor)) for factor in a))
+    return Start(a, tuple(build_mixer(kind="identity", rank=len(factor)) for factor in a))
 
 
 @torch.no_grad()

@@ -3,10 +3,11 @@
 A recipe and the constructors of `moslora.adapters.mixers` both take them from here. `kind` names the class there.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, get_args
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
 
 from moslora.strict import Size, StrictModel
 
@@ -219,6 +220,34 @@ MixerOptions = (
 
 INVERTIBLE = tuple(options.model_fields["kind"].default for options in get_args(MixerOptions) if options.is_invertible)
 """Kinds that are invertible at the start."""
+
+
+def checked_options(kind: type[Options], values: Mapping[str, Any], *, rank: int, rank_out: int | None) -> Options:
+    """The options of one kind that ``values`` are, in an adapter of these ranks.
+
+    Raises:
+        ValueError: a line for each fault: `key = value: what is wrong; how to fix it`.
+    """
+    try:
+        options = kind(**values)
+    except ValidationError as error:
+        raise ValueError("\n".join(_line(fault, kind) for fault in error.errors(include_url=False))) from None
+    shown = {"rank": rank, "rank_out": rank_out, **options.model_dump()}
+    faults = []
+    for keys, message in options.conflicts(rank=rank, rank_out=rank_out):
+        key = keys.split()[0].removeprefix("mixer.")
+        faults.append(f"{key} = {shown[key]!r}: {message}")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return options
+
+
+def _line(fault: ErrorDetails, kind: type[Options]) -> str:
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        known = [name for name in kind.model_fields if name != "kind"]
+        return f"{key} = {fault['input']!r}: not an option of this mixer; it has {', '.join(known) or 'none'}"
+    return f"{key} = {fault['input']!r}: {fault['msg'].replace('Input should', 'must')}"
 
 
 def _must_be_square(what: str, rank: int) -> str:

@@ -212,7 +212,7 @@ def test_top_k_leaves_k_gates_that_sum_to_one(top_k: int) -> None:
 @pytest.mark.parametrize("top_k", [0, 1, 4, 5])
 def test_a_choice_that_is_none_is_refused(top_k: int) -> None:
     """The scaled weight of one expert alone is 1 whatever the router says: its gradient would be zero."""
-    with pytest.raises(ValueError, match=f"top_k = {top_k} of 4 experts"):
+    with pytest.raises(ValueError, match=f"top_k = {top_k}: "):
         build_mixer(kind="token-gate", rank=8, in_features=8, experts=4, top_k=top_k)
 
 

@@ -16,8 +16,7 @@ from benchmarks.article.update_rules import ADAM, SGD, Rule
 from benchmarks.speed import latency
 from benchmarks.speed.latency import IN_PARTS, contestants, put
 from evaluation_kit import make_model, tokenizer
-from moslora.adapters import Families, named_adapters
-from moslora.adapters.mixers.fixed import ButterflyMixer
+from moslora.adapters import Families, build_mixer, named_adapters
 from moslora.recipe import AdapterSection
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +118,8 @@ def test_the_tables_are_what_the_command_computes(name: str) -> None:
 
 @pytest.mark.parametrize("rule", [SGD, ADAM], ids=lambda rule: rule.name)
 def test_three_subspaces_train_as_lora_of_a_third_of_the_rank_at_three_times_the_rate(rule: Rule) -> None:
-    start = Start(draw_a(12), (ButterflyMixer(rank=12, blocks=3), ButterflyMixer(rank=12, blocks=3)))
+    mixers = (build_mixer(kind="butterfly", rank=12, blocks=3), build_mixer(kind="butterfly", rank=12, blocks=3))
+    start = Start(draw_a(12), mixers)
     twin = folded(start)
     assert [len(factor) for factor in twin.a] == [4, 4]
     mixed = train(start, rule)

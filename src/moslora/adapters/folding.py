@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.mixers.fixed import IdentityMixer
+from moslora.mixer_options import IdentityOptions
 
 
 class LoraPair(NamedTuple):
@@ -61,4 +62,4 @@ def fold(layer: AdapterLinear) -> LoraPair:
 def fold_into_a(layer: AdapterLinear) -> None:
     """A ← M · A and M ← I, in place, for a square M: the same function, but a different path of training."""
     layer.lora_a.copy_(layer.mixer.matrix().to(layer.lora_a) @ layer.lora_a)
-    layer.mixer = IdentityMixer(rank=layer.mixer.rank_in)
+    layer.mixer = IdentityMixer(IdentityOptions(), rank=layer.mixer.rank_in)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters.context import Context
+from moslora.mixer_options import Options
 
 
 class NotMergeable(ValueError):
@@ -19,15 +20,20 @@ class NotMergeable(ValueError):
 
 class Mixer(nn.Module, ABC):
     """A linear map M between an adapter's two factors. A subclass defines ``matrix``, and ``forward`` if it routes.
-    Its constructor takes ``rank``, options, and ``in_features`` of the layer if it reads the layer's input."""
 
-    zero_at_init = False  # whether M starts at zero or near it; then lora_b does not (and the other way round)
+    Its constructor takes its options, checked by `build_mixer`, and ``rank``; also ``rank_out`` if it may be
+    rectangular, ``in_features`` of the layer if it reads the layer's input, and ``tasks`` if it routes by the task.
+    """
+
+    options_type: type[Options]
+    zero_at_init: bool  # whether M starts at zero or near it; then lora_b does not (and the other way round)
     folds_at_init = False  # whether M is multiplied into lora_a right after the draw and then removed
     routes = False  # whether M depends on the input or the task
     factor_std: float | None = None  # of the normal draw of A (and of B if zero_at_init), not LoRA's U(±1/√columns)
 
-    def __init__(self, *, rank: int) -> None:
+    def __init__(self, options: Options, *, rank: int) -> None:
         super().__init__()
+        self.zero_at_init = options.starts_at_zero
         self.rank_in = rank  # columns of M, rows of lora_a
         self.rank_out = rank  # rows of M, columns of lora_b
         self.context = Context()  # until the mixer is part of a model's adapter
@@ -64,12 +70,6 @@ class Mixer(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"rank_in={self.rank_in}, rank_out={self.rank_out}"
-
-
-def refuse_uneven(rank: int, blocks: int, what: str = "blocks") -> None:
-    """Refuses fewer than two blocks, or a number of blocks that does not divide the rank."""
-    if blocks < 2 or rank % blocks:
-        raise ValueError(f"rank {rank} cannot be split into {blocks} equal {what} (two or more)")
 
 
 def kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:

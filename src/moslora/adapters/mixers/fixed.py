@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from moslora.adapters.mixers.base import Mixer, refuse_uneven
+from moslora.adapters.mixers.base import Mixer
+from moslora.mixer_options import ButterflyOptions, HadamardOptions, IdentityOptions, InputSplitOptions, Options
 
 
 class IdentityMixer(Mixer):
@@ -11,6 +12,8 @@ class IdentityMixer(Mixer):
 
     A mixture of LoRA experts without its gate is the same: with A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ = B A.
     """
+
+    options_type: type[Options] = IdentityOptions
 
     def matrix(self) -> Tensor:
         return torch.eye(self.rank_in)
@@ -24,15 +27,13 @@ class InputSplitMixer(IdentityMixer):
 
     x = [x¹ … xᵏ], and ΔW = s · [B₁A₁ | … | BₖAₖ] with Aᵢ of shape (r/k, in/k) and Bᵢ of shape (out, r/k): splitting d
     instead of r. A has in · r/k numbers, a k-th of LoRA's. With one B for all slices it would be exactly LoRA.
-
-    Args:
-        blocks: k, the number of slices, which divides r.
     """
 
-    def __init__(self, *, rank: int, blocks: int = 2) -> None:
-        super().__init__(rank=rank)
-        refuse_uneven(rank, blocks)
-        self.blocks = blocks
+    options_type = InputSplitOptions
+
+    def __init__(self, options: InputSplitOptions, *, rank: int) -> None:
+        super().__init__(options, rank=rank)
+        self.blocks = options.blocks
 
     def shape_of_a(self, in_features: int) -> tuple[int, int]:
         if in_features % self.blocks:
@@ -49,20 +50,18 @@ class ButterflyMixer(Mixer):
 
     With A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ] the product is (B₁ + … + Bₖ)(A₁ + … + Aₖ), so the update has
     rank r/k, and training equals that of LoRA of rank r/k at k times the learning rate (same s).
-    Source: arXiv 2406.11909, section 3, "butterfly factor".
-
-    Args:
-        blocks: k, the number of subspaces, which divides r.
-        normalize: M / k, an orthogonal projector: 1/√k on each side.
+    Source: arXiv 2406.11909, section 3, "butterfly factor". Normalised it is M / k, an orthogonal projector: 1/√k on
+    each side.
     """
 
-    def __init__(self, *, rank: int, blocks: int = 2, normalize: bool = False) -> None:
-        super().__init__(rank=rank)
-        refuse_uneven(rank, blocks)
-        self.blocks = blocks
+    options_type = ButterflyOptions
+
+    def __init__(self, options: ButterflyOptions, *, rank: int) -> None:
+        super().__init__(options, rank=rank)
+        self.blocks = options.blocks
         self.gain = 1.0
-        if normalize:
-            self.gain = 1 / blocks
+        if options.normalize:
+            self.gain = 1 / options.blocks
 
     def matrix(self) -> Tensor:
         ones = torch.ones(self.blocks, self.blocks, dtype=torch.float64)  # 1/3 is another number in float32
@@ -77,26 +76,22 @@ class ButterflyMixer(Mixer):
 class HadamardMixer(Mixer):
     """M = Hₖ/√k ⊗ I, [[I, I], [I, −I]]/√2 for k = 2: a butterfly that mixes and keeps the rank.
 
-    M is orthogonal, so under plain gradient descent this is LoRA started from M · A, and under Adam it is not.
-
-    Args:
-        blocks: k, a power of two that divides r: the order of Sylvester's matrix Hₖ.
+    Hₖ is Sylvester's matrix of order k. M is orthogonal, so under plain gradient descent this is LoRA started from
+    M · A, and under Adam it is not.
     """
 
+    options_type = HadamardOptions
     signs: Tensor
 
-    def __init__(self, *, rank: int, blocks: int = 2) -> None:
-        super().__init__(rank=rank)
-        if blocks & (blocks - 1):
-            raise ValueError(f"blocks = {blocks} of a Hadamard matrix must be a power of two")
-        refuse_uneven(rank, blocks)
-        self.blocks = blocks
+    def __init__(self, options: HadamardOptions, *, rank: int) -> None:
+        super().__init__(options, rank=rank)
+        self.blocks = options.blocks
         signs = torch.ones(1, 1)
-        while len(signs) < blocks:
+        while len(signs) < self.blocks:
             signs = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), signs)
         # Only the signs, exact in every dtype; 1/√k is multiplied in the dtype of the product.
         self.register_buffer("signs", signs, persistent=False)
-        self.gain = blocks**-0.5
+        self.gain = self.blocks**-0.5
 
     def matrix(self) -> Tensor:
         eye = torch.eye(self.rank_in // self.blocks, dtype=self.signs.dtype, device=self.signs.device)

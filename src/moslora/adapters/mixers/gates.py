@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming
+from moslora.mixer_options import GateInsideOptions, GateOptions, TaskGateOptions, TokenGateOptions
 
 
 class Gate(Mixer):
@@ -22,10 +23,9 @@ class Gate(Mixer):
 
     routes = True
 
-    def __init__(self, *, rank: int, experts: int = 4) -> None:
-        super().__init__(rank=rank)
-        refuse_uneven(rank, experts, "experts")
-        self.experts = experts
+    def __init__(self, options: GateOptions, *, rank: int) -> None:
+        super().__init__(options, rank=rank)
+        self.experts = options.experts
 
     def _blocks(self, h: Tensor) -> Tensor:
         """``(..., r)`` to ``(..., k, r/k)``."""
@@ -41,22 +41,15 @@ class TokenGateMixer(Gate):
     task types), and β · k · Σᵢ fᵢ Pᵢ with ``top_k`` (Switch, arXiv 2101.03961, section 2.2).
 
     Shape: the router ``weight`` R is ``(experts, in_features)``.
-
-    Args:
-        top_k: experts per token, at least two: a single one always has weight 1, so its router would learn nothing from
-            the loss. ``None`` for all.
-        balance: β; 0 for no penalty.
     """
 
-    def __init__(
-        self, *, rank: int, in_features: int, experts: int = 4, top_k: int | None = None, balance: float = 0.0
-    ) -> None:
-        super().__init__(rank=rank, experts=experts)
-        if top_k is not None and not 2 <= top_k < experts:
-            raise ValueError(f"top_k = {top_k} of {experts} experts: must be at least 2 and fewer than the experts")
-        self.top_k = top_k
-        self.balance = balance
-        self.weight = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
+    options_type = TokenGateOptions
+
+    def __init__(self, options: TokenGateOptions, *, rank: int, in_features: int) -> None:
+        super().__init__(options, rank=rank)
+        self.top_k = options.top_k
+        self.balance = options.balance  # β
+        self.weight = nn.Parameter(torch.empty(self.experts, in_features, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
@@ -110,10 +103,12 @@ class GateInsideMixer(Gate):
     Shape: ``router_a`` and ``router_b`` are ``(experts, in_features)``.
     """
 
-    def __init__(self, *, rank: int, in_features: int, experts: int = 4) -> None:
-        super().__init__(rank=rank, experts=experts)
-        self.router_a = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
-        self.router_b = nn.Parameter(torch.empty(experts, in_features, dtype=torch.float32))
+    options_type = GateInsideOptions
+
+    def __init__(self, options: GateInsideOptions, *, rank: int, in_features: int) -> None:
+        super().__init__(options, rank=rank)
+        self.router_a = nn.Parameter(torch.empty(self.experts, in_features, dtype=torch.float32))
+        self.router_b = nn.Parameter(torch.empty(self.experts, in_features, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         routers = torch.cat([self.router_a, self.router_b]).to(x.dtype)
@@ -138,16 +133,17 @@ class TaskGateMixer(Gate):
 
     Args:
         tasks: their names; task i has number i; all other rows share the number after the last.
-        embedding_size: of e_task.
     """
 
+    options_type = TaskGateOptions
     factor_std = 0.01
 
-    def __init__(self, *, rank: int, experts: int = 4, tasks: Sequence[str] = (), embedding_size: int = 64) -> None:
-        super().__init__(rank=rank, experts=experts)
+    def __init__(self, options: TaskGateOptions, *, rank: int, tasks: Sequence[str]) -> None:
+        super().__init__(options, rank=rank)
+        size = options.embedding_size
         self.task_names = tuple(tasks)
-        self.embedding = nn.Parameter(torch.empty(len(tasks) + 1, embedding_size, dtype=torch.float32))
-        self.weight = nn.Parameter(torch.empty(experts, embedding_size, dtype=torch.float32))
+        self.embedding = nn.Parameter(torch.empty(len(tasks) + 1, size, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.empty(self.experts, size, dtype=torch.float32))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         gates = self._gates().to(h.dtype)

@@ -1,15 +1,13 @@
 """Mixers that are one learned matrix, the same for every input."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.mixers.base import Mixer, kaiming, refuse_uneven
+from moslora.adapters.mixers.base import Mixer, kaiming
+from moslora.mixer_options import DenseInit, DenseOptions, DiagonalOptions, KroneckerOptions
 
-DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
-DenseTraining = Literal["learned", "frozen", "folded"]
 DRAWS: dict[DenseInit, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "kaiming": kaiming,
     "orthogonal": lambda m, generator: nn.init.orthogonal_(m, generator=generator),
@@ -30,28 +28,25 @@ class DenseMixer(Mixer):
     ``orthogonal`` and ``identity`` 1; ``xavier`` about 1; ``normal`` N(0, 1) rank_out; ``zeros`` 0; ``near-zero``
     N(0, 1e-5²) rank_out · 1e-10.
 
+    A ``frozen`` M keeps its first value; a ``folded`` one is multiplied into ``lora_a``, which continues as LoRA: two
+    controls that show what learning adds.
+
     Args:
         rank: rank_in.
         rank_out: rows of M; ``None`` for a square one.
-        init: how M starts.
-        train: ``learned`` trains M; ``frozen`` keeps its first value; ``folded`` multiplies it into
-            ``lora_a`` and continues as LoRA. The last two are controls that show what learning adds.
     """
 
-    def __init__(
-        self, *, rank: int, rank_out: int | None = None, init: DenseInit = "kaiming", train: DenseTraining = "learned"
-    ) -> None:
-        super().__init__(rank=rank)
-        if init not in DRAWS or train not in get_args(DenseTraining):
-            known = f"one of {', '.join(DRAWS)}, and one of {', '.join(get_args(DenseTraining))}"
-            raise ValueError(f"init = {init!r}, train = {train!r}: must be {known}")
-        self.rank_out = rank_out or rank
-        self.zero_at_init = init in ("zeros", "near-zero")
-        self.init = init
-        self.folds_at_init = train == "folded"
+    options_type = DenseOptions
+
+    def __init__(self, options: DenseOptions, *, rank: int, rank_out: int | None) -> None:
+        super().__init__(options, rank=rank)
+        if rank_out is not None:
+            self.rank_out = rank_out
+        self.init = options.init
+        self.folds_at_init = options.train == "folded"
         # In float32: bfloat16 would lose a step of 3e-4 on an entry near 1, where its spacing is 7.8e-3.
         empty = torch.empty(self.rank_out, self.rank_in, dtype=torch.float32)
-        self.weight = nn.Parameter(empty, requires_grad=train == "learned")
+        self.weight = nn.Parameter(empty, requires_grad=options.train == "learned")
 
     def matrix(self) -> Tensor:
         return self.weight
@@ -74,12 +69,12 @@ class DiagonalMixer(Mixer):
     ``orthogonality`` is γ; 0 for none.
     """
 
-    zero_at_init = True
+    options_type = DiagonalOptions
     factor_std = 0.02
 
-    def __init__(self, *, rank: int, orthogonality: float = 0.1) -> None:
-        super().__init__(rank=rank)
-        self.orthogonality = orthogonality
+    def __init__(self, options: DiagonalOptions, *, rank: int) -> None:
+        super().__init__(options, rank=rank)
+        self.orthogonality = options.orthogonality
         self.weight = nn.Parameter(torch.empty(rank, dtype=torch.float32))
 
     def matrix(self) -> Tensor:
@@ -103,11 +98,12 @@ class KroneckerMixer(Mixer):
     is k, which divides r.
     """
 
-    def __init__(self, *, rank: int, blocks: int = 4) -> None:
-        super().__init__(rank=rank)
-        refuse_uneven(rank, blocks)
-        self.blocks = blocks
-        self.weight = nn.Parameter(torch.empty(blocks, blocks, dtype=torch.float32))
+    options_type = KroneckerOptions
+
+    def __init__(self, options: KroneckerOptions, *, rank: int) -> None:
+        super().__init__(options, rank=rank)
+        self.blocks = options.blocks
+        self.weight = nn.Parameter(torch.empty(self.blocks, self.blocks, dtype=torch.float32))
 
     def matrix(self) -> Tensor:
         eye = self.weight.new_ones(self.rank_in // self.blocks).diag()
